@@ -1,0 +1,141 @@
+"""Checkpoint: whatever the user names as a model, opened: its tensors, its shape, its tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bitsmith import hub
+from bitsmith.arch.config import ModelConfig
+from bitsmith.containers.base import Source
+from bitsmith.errors import BitsmithError, FileError, UnsupportedError
+
+if TYPE_CHECKING:
+    from bitsmith.tokenizer import Tokenizer
+
+REFERENCE = "reference"
+_CONFIG_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened model.
+
+    name: a short name for output files and reports
+    naming: whose tensor names the source uses: Hugging Face's or GGUF's
+    hf_config: config.json as it stands; empty for GGUF
+    folder: where tokenizer files lie; None for GGUF
+    shape: the decoder's configuration, or the error that says why there is none
+    """
+
+    name: str
+    source: Source
+    naming: Literal["hf", "gguf"]
+    hf_config: Mapping[str, Any]
+    folder: Path | None
+    shape: ModelConfig | BitsmithError
+
+    @property
+    def config(self) -> ModelConfig:
+        """The decoder's configuration. Raises where the architecture is unknown or its config is damaged."""
+        if isinstance(self.shape, BitsmithError):
+            raise self.shape
+        return self.shape
+
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises FileError or UnsupportedError."""
+        from bitsmith.tokenizer import Tokenizer
+
+        if self.naming == "gguf":
+            return Tokenizer.from_gguf(self.source.metadata)
+        assert self.folder is not None
+        return Tokenizer.from_folder(self.folder)
+
+
+def open_checkpoint(model: str | Path, *, revision: str | None = None) -> Checkpoint:
+    """Open "reference", a Hugging Face folder, a .safetensors or .gguf file, or a hub id.
+
+    Headers are read and validated; weights are not. Raises FileError or UnsupportedError.
+    """
+    if str(model) == REFERENCE and not Path(model).exists():
+        return _open_folder(Path(str(files("bitsmith") / "reference")), REFERENCE)
+    path = Path(model).expanduser()
+    if not path.exists():
+        if not hub.looks_like_id(str(model)):
+            raise FileError(
+                f"{model}: no such file or folder; a model is a Hugging Face folder, a .safetensors or .gguf file, "
+                'a hub id (owner/name or owner/name:file.gguf), or "reference".'
+            )
+        path = hub.download(str(model), revision)
+        return _open_file(path) if path.is_file() else _open_folder(path, str(model).split("/")[-1])
+    return _open_file(path) if path.is_file() else _open_folder(path, path.resolve().name)
+
+
+def _open_file(path: Path) -> Checkpoint:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic == b"GGUF" or path.suffix.lower() == ".gguf":
+        return _open_gguf(path)
+    return _open_folder(path.parent, path.stem, path)
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    from bitsmith.arch.gguf_config import config_from_gguf
+    from bitsmith.containers.gguf.reader import GgufSource
+
+    source = GgufSource(path)
+    try:
+        shape: ModelConfig | BitsmithError = config_from_gguf(source.metadata, source)
+    except BitsmithError as error:
+        shape = error
+    return Checkpoint(path.stem, source, "gguf", {}, None, shape)
+
+
+def _open_folder(folder: Path, name: str, weights: Path | None = None) -> Checkpoint:
+    """Open a Hugging Face folder; `weights` names one file of it, where the user named the file."""
+    from bitsmith.arch.hf_config import config_from_hf
+    from bitsmith.containers.safetensors import SafetensorsSource
+
+    if weights is None and not any(folder.glob("*.safetensors*")):
+        ggufs = sorted(folder.glob("*.gguf"))
+        if ggufs:
+            raise FileError(f"{folder}: a folder of GGUF files; name one of them, for instance {ggufs[0]}.")
+    source = SafetensorsSource(weights or folder)
+    config: Mapping[str, Any] = {}
+    shape: ModelConfig | BitsmithError
+    try:
+        config = read_json(folder / "config.json")
+        shape = config_from_hf(config)
+    except BitsmithError as error:
+        shape = error
+    return Checkpoint(name, source, "hf", config, folder, shape)
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """A JSON object from a file of at most 16 MB. Raises FileError."""
+    try:
+        if path.stat().st_size > _CONFIG_BYTES:
+            raise FileError(f"{path}: {path.stat().st_size:,} bytes, more than a configuration can have.")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileError(f"{path}: missing; a model folder needs it.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileError(f"{path}: not readable as JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise FileError(f"{path}: expected a JSON object, found {type(value).__name__}.")
+    return value
+
+
+def require_float(checkpoint: Checkpoint, *, requantize: bool) -> None:
+    """Raise UnsupportedError where the source is quantized already and the user did not accept that."""
+    floats = {"f32", "f16", "bf16", "f64"}
+    quantized = [info for info in checkpoint.source.tensors.values() if info.layout not in floats and info.rows > 1]
+    if quantized and not requantize:
+        raise UnsupportedError(
+            f"{checkpoint.source.path}: already quantized ({quantized[0].name} is {quantized[0].layout}); quantizing "
+            "again adds loss to loss. Start from the original, or give --requantize to accept it."
+        )

@@ -1,0 +1,264 @@
+"""Writing files that either exist whole under their final name or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from bitsmith.containers.layout import FileLayout, Region
+from bitsmith.errors import FileError, UsageError
+from bitsmith.progress import Progress, Report, silent
+
+_READ_BACK_BYTES = 8 << 20
+_SPARE_BYTES = 1 << 20  # left free on the disk beside the files themselves
+
+
+class OutputFiles:
+    """The files of one output, written under temporary names and renamed together at the end.
+
+    `target` is a file (its shards lie beside it) or, with `as_folder`, a folder that holds every file.
+    Use as a context manager: leaving it without `commit` removes all that was written.
+    """
+
+    def __init__(
+        self,
+        target: Path,
+        layouts: Sequence[FileLayout],
+        *,
+        extras: Mapping[str, bytes] | None = None,
+        as_folder: bool = False,
+        force: bool = False,
+    ) -> None:
+        """Create the temporary files with their provisional headers.
+
+        extras: small files written whole, by name; only with `as_folder`
+        Raises UsageError where the target exists and `force` is not given, FileError where it cannot be written.
+        """
+        self.target = target
+        self.layouts = tuple(layouts)
+        self.extras = dict(extras or {})
+        self.as_folder = as_folder
+        self._force = force
+        self._handles: dict[str, int] = {}
+        self._cursor: dict[tuple[str, str], int] = {}
+        self._hashes: dict[tuple[str, str], hashlib._Hash] = {}
+        self._where: dict[tuple[str, str], tuple[str, Region]] = {
+            (region.tensor, region.part): (layout.filename, region)
+            for layout in self.layouts
+            for region in layout.regions
+        }
+        self._committed = False
+        self._check_target()
+        self._work = target.parent / f".{target.name}.{os.getpid()}.partial"
+        try:
+            self._remove_stale()
+            self._check_space()
+            self._create()
+        except OSError as error:
+            self.abort()
+            raise self._cannot_write(error) from error
+
+    # -- writing
+
+    def write(self, tensor: str, part: str, data: memoryview) -> None:
+        """Append bytes to one part of one tensor. Raises FileError when the disk refuses them."""
+        filename, region = self._where[tensor, part]
+        key = (tensor, part)
+        cursor = self._cursor.get(key, 0)
+        if cursor + len(data) > region.nbytes:
+            raise ValueError(f"{tensor}.{part}: {cursor + len(data)} bytes for a region of {region.nbytes}")
+        try:
+            _write_all(self._handles[filename], data, region.offset + cursor)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        self._hashes.setdefault(key, hashlib.sha256()).update(data)
+        self._cursor[key] = cursor + len(data)
+
+    def commit(self, final: Sequence[FileLayout], report: Report = silent) -> None:
+        """Put the final headers in place, flush to disk, read all back, rename.
+
+        final: the same layouts with their final headers, equal in every offset
+        Raises FileError where what is on the disk is not what was meant.
+        """
+        for (tensor, part), (_, region) in self._where.items():
+            if self._cursor.get((tensor, part), 0) != region.nbytes:
+                raise ValueError(f"{tensor}.{part} was not written whole")
+        try:
+            for meant, layout in zip(self.layouts, final, strict=True):
+                if (len(meant.header), meant.regions, meant.size) != (len(layout.header), layout.regions, layout.size):
+                    raise ValueError(f"{layout.filename}: the final header moved the tensors")
+                handle = self._handles[layout.filename]
+                _write_all(handle, memoryview(layout.header), 0)
+                os.fsync(handle)
+            self._read_back(final, report)
+            self._rename()
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        self._committed = True
+
+    def abort(self) -> None:
+        """Close and remove everything that does not have its final name yet."""
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles = {}
+        if self._committed or not hasattr(self, "_work"):
+            return
+        if self._work.is_dir():
+            shutil.rmtree(self._work, ignore_errors=True)
+        for layout in self.layouts:
+            self._temporary(layout.filename).unlink(missing_ok=True)
+
+    def __enter__(self) -> OutputFiles:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+    # -- names
+
+    def final_paths(self) -> list[Path]:
+        """Where the files lie once committed."""
+        folder = self.target if self.as_folder else self.target.parent
+        return [folder / name for name in [layout.filename for layout in self.layouts] + list(self.extras)]
+
+    def _temporary(self, filename: str) -> Path:
+        if self.as_folder:
+            return self._work / filename
+        return self.target.parent / f".{filename}.{os.getpid()}.partial"
+
+    # -- before
+
+    def _check_target(self) -> None:
+        parent = self.target.parent
+        if not parent.is_dir():
+            raise FileError(f"{self.target}: the folder {parent} does not exist; make it first or choose another --out.")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise FileError(f"{self.target}: the folder {parent} is not writable; choose another --out.")
+        wants, found = ("a folder", "a file") if self.as_folder else ("a file", "a folder")
+        if self.target.exists() and self.target.is_dir() != self.as_folder:
+            raise UsageError(f"{self.target}: the output is {wants}, but {found} of that name exists.")
+        taken = [path for path in ([self.target] if self.as_folder else self.final_paths()) if path.exists()]
+        if taken and not self._force:
+            raise UsageError(f"{taken[0]} exists already; give --force to replace it, or another --out.")
+
+    def _check_space(self) -> None:
+        needed = sum(layout.size for layout in self.layouts) + sum(len(data) for data in self.extras.values())
+        free = shutil.disk_usage(self.target.parent).free
+        if needed + _SPARE_BYTES > free:
+            raise FileError(
+                f"{self.target}: the output takes {needed:,} bytes, but the disk has {free:,} free; "
+                "free some space or choose an --out on another disk."
+            )
+
+    def _remove_stale(self) -> None:
+        """Remove what a killed run left of the same outputs."""
+        names = {self.target.name, *(layout.filename for layout in self.layouts)}
+        pattern = re.compile(r"\.(" + "|".join(map(re.escape, sorted(names))) + r")\.(\d+)\.partial")
+        for path in self.target.parent.iterdir():
+            match = pattern.fullmatch(path.name)
+            if match and not _is_running(int(match[2])):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _create(self) -> None:
+        if self.as_folder:
+            self._work.mkdir()
+        for layout in self.layouts:
+            handle = os.open(self._temporary(layout.filename), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            self._handles[layout.filename] = handle
+            os.truncate(handle, layout.size)
+            _write_all(handle, memoryview(layout.header), 0)
+        for name, data in self.extras.items():
+            path = self._temporary(name)
+            path.write_bytes(data)
+            _sync(path)
+
+    # -- after
+
+    def _read_back(self, final: Sequence[FileLayout], report: Report) -> None:
+        total = sum(layout.size for layout in final)
+        done = 0
+        for layout in final:
+            handle = self._handles[layout.filename]
+            if hasattr(os, "posix_fadvise"):  # from the disk, not from the cache
+                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            if os.pread(handle, len(layout.header), 0) != layout.header or os.fstat(handle).st_size != layout.size:
+                raise FileError(f"{layout.filename}: the header read back differs from the one written; check the disk.")
+            for region in layout.regions:
+                found = _hash_region(handle, region)
+                if found != self.sha256(region.tensor, region.part):
+                    raise FileError(
+                        f"{layout.filename}: tensor {region.tensor} read back with hash {found}, "
+                        f"{self.sha256(region.tensor, region.part)} was written; check the disk."
+                    )
+                done += region.nbytes
+                report(Progress("verify", done, total, "B", region.tensor))
+        report(Progress("verify", total, total, "B"))
+
+    def sha256(self, tensor: str, part: str) -> str:
+        """Hash of the bytes written to one part of one tensor, in hexadecimal."""
+        return self._hashes.setdefault((tensor, part), hashlib.sha256()).hexdigest()
+
+    def _rename(self) -> None:
+        parent = self.target.parent
+        if not self.as_folder:
+            for layout in reversed(self.layouts):  # the first shard last: a loader starts from it
+                os.replace(self._temporary(layout.filename), parent / layout.filename)
+        else:
+            _sync(self._work)
+            old = parent / f".{self.target.name}.{os.getpid()}.old"
+            if self.target.exists():
+                os.rename(self.target, old)
+            os.rename(self._work, self.target)
+            if old.exists():
+                shutil.rmtree(old)
+        _sync(parent)
+
+    def _cannot_write(self, error: OSError) -> FileError:
+        return FileError(
+            f"{self.target}: cannot be written ({error.strerror or error}); nothing was left behind. "
+            "Check space and permissions, or choose another --out."
+        )
+
+
+def _write_all(handle: int, data: memoryview, offset: int) -> None:
+    data = data.cast("B")
+    while data:
+        written = os.pwrite(handle, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _hash_region(handle: int, region: Region) -> str:
+    digest = hashlib.sha256()
+    offset, left = region.offset, region.nbytes
+    while left:
+        data = os.pread(handle, min(left, _READ_BACK_BYTES), offset)
+        if not data:
+            break
+        digest.update(data)
+        offset, left = offset + len(data), left - len(data)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,87 @@
+"""Models of the Hugging Face hub: only safetensors, configuration and tokenizer files are ever asked for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from bitsmith.errors import FileError, UsageError
+
+_PATTERNS = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "additional_chat_templates/*",
+]
+_NOT = ["consolidated*", "original/*", "*/*.safetensors"]  # the same weights again, in other people's layouts
+
+_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<file>[\w./-]+\.gguf))?")
+
+
+def looks_like_id(model: str) -> bool:
+    """Whether `model` has the form "owner/name" or "owner/name:file.gguf"."""
+    return _ID.fullmatch(model) is not None
+
+
+def download(model: str, revision: str | None = None) -> Path:
+    """Fetch a model, or find it in the cache; returns its folder, or the GGUF file asked for.
+
+    model: "owner/name" or "owner/name:file.gguf" (of a split file any one name; all its parts are fetched)
+    Raises FileError where the hub has no such model, refuses it, or cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    match = _ID.fullmatch(model)
+    if match is None:
+        raise UsageError(f"{model!r} is no hub id; expected owner/name or owner/name:file.gguf.")
+    repo, file = match["repo"], match["file"]
+    try:
+        if file is None:
+            return Path(snapshot_download(repo, revision=revision, allow_patterns=_PATTERNS, ignore_patterns=_NOT))
+        first = Path(hf_hub_download(repo, file, revision=revision))
+        for part in _split_names(file):
+            hf_hub_download(repo, part, revision=revision)
+        return first
+    except GatedRepoError as error:
+        raise FileError(
+            f"{repo} is gated: accept its terms on its hub page, then log in (`hf auth login`) or set HF_TOKEN."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise FileError(
+            f"{repo}: the hub has no such model, or it is private; check the name, and log in for a private one."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise FileError(f"{repo} has no revision {revision!r}; check --revision.") from error
+    except LocalEntryNotFoundError as error:
+        raise FileError(
+            f"{repo} cannot be fetched (no network, or offline mode) and is not in the cache; "
+            "connect once, or give a local folder."
+        ) from error
+    except EntryNotFoundError as error:
+        raise FileError(f"{repo} has no file {file!r}; check the name after the colon.") from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise FileError(f"{repo} cannot be fetched from the hub: {error}") from error
+
+
+def _split_names(file: str) -> list[str]:
+    """All names of the split set that `file` belongs to; empty where it is a single file."""
+    match = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", file)
+    if match is None:
+        return []
+    return [f"{match[1]}-{n:05d}-of-{match[2]}.gguf" for n in range(1, int(match[2]) + 1)]
