@@ -1,0 +1,135 @@
+"""Divergence: how far a model's predictions lie from a reference model's, token by token."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from bitsmith.evaluate.moments import Estimate, Moments, exponential, square_root
+from bitsmith.evaluate.perplexity import (
+    Perplexity,
+    PerplexityMeter,
+    require_finite,
+    row_chunks,
+    shifted_logits,
+    token_losses,
+)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A model against its reference, over the scored tokens; the statistics llama-perplexity prints.
+
+    kld: mean Kullback-Leibler divergence KL(reference || model), nats per token
+    kld_median, kld_99, kld_999, kld_max, kld_min: its quantiles (50 %, 99 %, 99.9 %) and extremes
+    top1: share of tokens where both models find the same token most probable
+    delta_p: mean of p - p_reference of the token that came
+    delta_p_rms: root of the mean square of the same
+    reference: the reference model's own perplexity
+    log_ratio: mean of ln(perplexity / reference perplexity)
+    ratio: its exponential
+    vocab: number of tokens, from id 0, that the distributions were compared on
+    """
+
+    kld: Estimate
+    kld_median: float
+    kld_99: float
+    kld_999: float
+    kld_max: float
+    kld_min: float
+    top1: Estimate
+    delta_p: Estimate
+    delta_p_rms: Estimate
+    reference: Perplexity
+    log_ratio: Estimate
+    ratio: Estimate
+    vocab: int
+
+
+@dataclass(frozen=True)
+class TokenDivergence:
+    """Per-token values: kld, losses and reference losses float64 [rows] in nats, same_top bool [rows]."""
+
+    kld: np.ndarray
+    losses: np.ndarray
+    reference_losses: np.ndarray
+    same_top: np.ndarray
+
+
+def compare(logits: np.ndarray, reference: np.ndarray, targets: np.ndarray) -> TokenDivergence:
+    """KL(reference || model), both losses, and whether the most probable tokens agree, for each row.
+
+    logits, reference: [rows, vocab] float32; everything after is float64
+    targets: [rows] int, the token that came
+
+    Where the vocabularies differ in width (padding), KLD and the most probable token are taken over the common
+    tokens, both distributions normalised over them; losses are always over each model's own vocabulary.
+
+    Raises TensorError where a value is not finite.
+    """
+    common = min(logits.shape[1], reference.shape[1])
+    rows = len(targets)
+    kld, losses, reference_losses = (np.empty(rows, dtype=np.float64) for _ in range(3))
+    for part in row_chunks(reference):
+        each = np.arange(len(targets[part]))
+        ours, ours_log_sum = shifted_logits(logits[part, :common])
+        theirs, theirs_log_sum = shifted_logits(reference[part, :common])
+        losses[part] = ours_log_sum - ours[each, targets[part]]
+        reference_losses[part] = theirs_log_sum - theirs[each, targets[part]]
+        np.subtract(theirs, ours, out=ours)
+        np.exp(theirs, out=theirs)
+        mean_difference = np.einsum("rv,rv->r", theirs, ours) / np.exp(theirs_log_sum)
+        kld[part] = mean_difference - theirs_log_sum + ours_log_sum
+    require_finite(kld)
+    if logits.shape[1] > common:
+        losses = token_losses(logits, targets)
+    if reference.shape[1] > common:
+        reference_losses = token_losses(reference, targets)
+    same_top = logits[:, :common].argmax(axis=1) == reference[:, :common].argmax(axis=1)
+    return TokenDivergence(kld, losses, reference_losses, same_top)
+
+
+class DivergenceMeter:
+    """Takes tokens as they come. Keeps one float32 per token, for the quantiles."""
+
+    def __init__(self, vocab: int) -> None:
+        self._vocab = vocab
+        self._reference = PerplexityMeter()
+        self._kld, self._log_ratio, self._delta_p, self._delta_p_squared = (Moments() for _ in range(4))
+        self._same_top = 0
+        self._klds: list[np.ndarray] = []
+
+    def add(self, tokens: TokenDivergence) -> None:
+        """Take in some tokens."""
+        self._reference.add(tokens.reference_losses)
+        self._kld.add(tokens.kld)
+        self._log_ratio.add(tokens.losses - tokens.reference_losses)
+        delta_p = np.exp(-tokens.losses) - np.exp(-tokens.reference_losses)
+        self._delta_p.add(delta_p)
+        self._delta_p_squared.add(np.square(delta_p))
+        self._same_top += int(np.count_nonzero(tokens.same_top))
+        self._klds.append(tokens.kld.astype(np.float32))
+
+    def result(self) -> Divergence:
+        """The state so far; standard errors are taken over tokens. At least two tokens must have been added."""
+        klds = np.concatenate(self._klds)
+        low, median, high, higher, top = np.quantile(klds, [0.0, 0.5, 0.99, 0.999, 1.0]).tolist()
+        agreement = self._same_top / klds.size
+        log_ratio = self._log_ratio.estimate()
+        return Divergence(
+            kld=self._kld.estimate(),
+            kld_median=median,
+            kld_99=high,
+            kld_999=higher,
+            kld_max=top,
+            kld_min=low,
+            top1=Estimate(agreement, math.sqrt(agreement * (1.0 - agreement) / (klds.size - 1))),
+            delta_p=self._delta_p.estimate(),
+            delta_p_rms=square_root(self._delta_p_squared.estimate()),
+            reference=self._reference.result(),
+            log_ratio=log_ratio,
+            ratio=exponential(log_ratio),
+            vocab=self._vocab,
+        )

@@ -1,0 +1,212 @@
+"""The evaluation: a model over a text, window by window, alone or against a reference model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from bitsmith.errors import UsageError
+from bitsmith.evaluate.divergence import Divergence, DivergenceMeter, compare
+from bitsmith.evaluate.moments import Estimate
+from bitsmith.evaluate.perplexity import PerplexityMeter, token_losses
+from bitsmith.evaluate.windows import Windows, check_context, cut_windows, read_text
+from bitsmith.grid import Array
+from bitsmith.progress import Progress, Report, silent
+from bitsmith.texts import EVALUATION_TEXT_NAME, evaluation_text
+
+DEFAULT_CONTEXT = 512
+BATCH_LOGITS = 1 << 23  # logits asked of a model at a time: 32 MB of float32, more only where one window needs it
+BATCH_WINDOWS = 16
+
+
+class Encoder(Protocol):
+    """What the evaluation needs of a tokenizer.
+
+    adds_bos: whether `encode` with add_special puts the start token `bos` before the text
+    """
+
+    @property
+    def adds_bos(self) -> bool: ...
+    @property
+    def bos(self) -> int | None: ...
+    def encode(self, text: str, *, add_special: bool) -> Sequence[int]: ...
+
+
+class Shape(Protocol):
+    """What the evaluation needs of a model's configuration: positions and tokens it knows."""
+
+    @property
+    def context(self) -> int: ...
+    @property
+    def vocab(self) -> int: ...
+
+
+class Scorer(Protocol):
+    """A model that can be evaluated."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def config(self) -> Shape: ...
+    @property
+    def tokenizer(self) -> Encoder: ...
+    def logits(self, tokens: np.ndarray, *, first: int = 0) -> Array:
+        """Logits of positions first .. n - 1: int64 [batch, n] -> float32 [batch, n - first, vocab]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, on what.
+
+    model, against: names of the files; against is None where there was no reference
+    text: name of the text; text_sha256 is taken over its UTF-8 bytes
+    context: tokens in a window
+    windows: windows scored
+    tokens: predictions scored, context / 2 - 1 a window
+    loss: mean negative log likelihood, nats per token
+    perplexity: exp(loss)
+    divergence: from the reference; None where there was none
+    """
+
+    model: str
+    against: str | None
+    text: str
+    text_sha256: str
+    context: int
+    windows: int
+    tokens: int
+    loss: Estimate
+    perplexity: Estimate
+    divergence: Divergence | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dictionaries of numbers and strings, ready for JSON; an Estimate is {"value": ..., "error": ...}."""
+        return asdict(self)
+
+
+def evaluate(
+    model: Scorer,
+    *,
+    against: Scorer | None = None,
+    text: str | PathLike[str] | None = None,
+    context: int = DEFAULT_CONTEXT,
+    max_windows: int | None = None,
+    report: Report = silent,
+) -> Evaluation:
+    """Measure `model` over a text, as llama-perplexity does, and its divergence from `against`.
+
+    The text is cut into windows of `context` tokens that do not overlap; the second half of each is scored.
+
+    against: the reference model, usually the original; it must give the same token ids for the text
+    text: a file of UTF-8 text; None takes the built-in text, see `bitsmith.texts`
+    max_windows: score the first so many windows only
+    report: called after each batch with the windows done
+
+    Raises UsageError (context, tokenizers that differ), FileError (the text), TensorError (logits not finite).
+    """
+    for each in (model, against):
+        if each is not None:
+            check_context(context, each.config.context, each.name)
+    if max_windows is not None and max_windows < 1:
+        raise UsageError(f"the number of windows must be 1 or more; found {max_windows}.")
+    name, content = _content(text)
+    windows = _windows(model, content, context, name)
+    if against is not None:
+        _require_same_tokens(model, against, windows, content, name)
+    if max_windows is not None:
+        windows = Windows(windows.tokens[:max_windows])
+    meter, divergence = _measure(model, against, windows, report)
+    own = meter.result()
+    return Evaluation(
+        model=model.name,
+        against=None if against is None else against.name,
+        text=name,
+        text_sha256=hashlib.sha256(content.encode()).hexdigest(),
+        context=context,
+        windows=len(windows),
+        tokens=own.tokens,
+        loss=own.loss,
+        perplexity=own.perplexity,
+        divergence=None if divergence is None else divergence.result(),
+    )
+
+
+def _content(text: str | PathLike[str] | None) -> tuple[str, str]:
+    """The text's name and the text."""
+    if text is None:
+        return EVALUATION_TEXT_NAME, evaluation_text()
+    path = Path(text)
+    return path.name, read_text(path)
+
+
+def _windows(model: Scorer, content: str, context: int, name: str) -> Windows:
+    tokenizer = model.tokenizer
+    ids = np.asarray(tokenizer.encode(content, add_special=True), dtype=np.int64)
+    if ids.size and (ids.min() < 0 or ids.max() >= model.config.vocab):
+        raise UsageError(
+            f"{model.name}: its tokenizer gives token {int(ids.max())} for {name}, but the model has "
+            f"{model.config.vocab} tokens; the tokenizer and the weights do not belong together."
+        )
+    return cut_windows(ids, context, start_token=tokenizer.bos if tokenizer.adds_bos else None, name=name)
+
+
+def _require_same_tokens(model: Scorer, against: Scorer, windows: Windows, content: str, name: str) -> None:
+    """Raise UsageError unless both models see the same tokens. Vocabularies may differ in width (padding)."""
+    theirs = _windows(against, content, windows.context, name)
+    if np.array_equal(windows.tokens, theirs.tokens):
+        return
+    both = f"{model.name} and {against.name} cannot be compared: their tokenizers read {name} differently"
+    vocab = f"(vocabularies of {model.config.vocab} and {against.config.vocab})"
+    bos = [each.tokenizer.bos if each.tokenizer.adds_bos else None for each in (model, against)]
+    if bos[0] != bos[1]:
+        what = " and ".join("no start token" if each is None else f"start token {each}" for each in bos)
+        found = f"they add {what}"
+    else:
+        length = min(windows.tokens.size, theirs.tokens.size)
+        ours_flat, theirs_flat = windows.tokens.reshape(-1), theirs.tokens.reshape(-1)
+        differing = np.flatnonzero(ours_flat[:length] != theirs_flat[:length])
+        at = int(differing[0]) if differing.size else None
+        found = (
+            f"one gives {windows.tokens.size} tokens in whole windows, the other {theirs.tokens.size}"
+            if at is None
+            else f"token {at} is {int(ours_flat[at])} in the first and {int(theirs_flat[at])} in the second"
+        )
+    raise UsageError(f"{both} {vocab}: {found}. Give --against the model that this file was made from.")
+
+
+def _measure(
+    model: Scorer, against: Scorer | None, windows: Windows, report: Report
+) -> tuple[PerplexityMeter, DivergenceMeter | None]:
+    meter = PerplexityMeter()
+    vocab = model.config.vocab if against is None else min(model.config.vocab, against.config.vocab)
+    divergence = None if against is None else DivergenceMeter(vocab)
+    batch = max(1, min(BATCH_WINDOWS, BATCH_LOGITS // (windows.context // 2 * vocab)))
+    report(Progress("evaluate", 0, len(windows), "windows"))
+    for start in range(0, len(windows), batch):
+        tokens = windows.tokens[start : start + batch]
+        targets = windows.targets[start : start + batch].reshape(-1)
+        logits = _scored_logits(model, tokens, windows.first)
+        if against is None or divergence is None:
+            meter.add(token_losses(logits, targets))
+        else:
+            compared = compare(logits, _scored_logits(against, tokens, windows.first), targets)
+            meter.add(compared.losses)
+            divergence.add(compared)
+        report(Progress("evaluate", min(start + batch, len(windows)), len(windows), "windows"))
+    return meter, divergence
+
+
+def _scored_logits(model: Scorer, tokens: np.ndarray, first: int) -> np.ndarray:
+    """Logits of the scored positions, float32 [windows * (context - first - 1), vocab].
+
+    The window's last token is not needed as input: nothing after it is predicted.
+    """
+    logits = np.asarray(model.logits(tokens[:, :-1], first=first), dtype=np.float32)
+    return logits.reshape(-1, logits.shape[-1])

@@ -1,0 +1,61 @@
+"""Streaming mean and standard error, accumulated in float64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured number and its standard error, in the same unit."""
+
+    value: float
+    error: float
+
+
+class Moments:
+    """Count, mean and sum of squared deviations of a stream of numbers; batches are merged without cancellation.
+
+    Source: Chan, Golub, LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = 0.0
+        self._squares = 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        """Take in `values`, any shape; converted to float64."""
+        values = np.asarray(values, dtype=np.float64)
+        if values.size == 0:
+            return
+        mean = float(values.mean())
+        squares = float(np.square(values - mean).sum())
+        total = self.count + values.size
+        shift = mean - self.mean
+        self._squares += squares + shift * shift * self.count * values.size / total
+        self.mean += shift * values.size / total
+        self.count = total
+
+    def estimate(self) -> Estimate:
+        """The mean, and its standard error sqrt(sum of squared deviations / n / (n - 1)); NaN below two values."""
+        if self.count < 2:
+            return Estimate(self.mean if self.count else math.nan, math.nan)
+        return Estimate(self.mean, math.sqrt(self._squares / self.count / (self.count - 1)))
+
+
+def exponential(estimate: Estimate) -> Estimate:
+    """exp of an estimate, its error by the delta method: d exp(x) = exp(x) dx."""
+    value = math.exp(estimate.value)
+    return Estimate(value, value * estimate.error)
+
+
+def square_root(estimate: Estimate) -> Estimate:
+    """Square root of an estimate >= 0, its error by the delta method; no error where the value is zero."""
+    if estimate.value <= 0.0:
+        return Estimate(0.0, 0.0)
+    value = math.sqrt(estimate.value)
+    return Estimate(value, 0.5 * estimate.error / value)

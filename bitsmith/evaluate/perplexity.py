@@ -1,0 +1,87 @@
+"""Perplexity: the exponential of the mean negative log likelihood of the text's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from bitsmith.errors import TensorError
+from bitsmith.evaluate.moments import Estimate, Moments, exponential
+
+CHUNK_VALUES = 1 << 17  # logits worked on at a time: one megabyte of float64, so that the passes stay in cache
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """What a model made of a text.
+
+    tokens: predictions scored
+    loss: mean negative log likelihood, nats per token
+    perplexity: exp(loss), its error by the delta method
+    """
+
+    tokens: int
+    loss: Estimate
+    perplexity: Estimate
+
+
+class PerplexityMeter:
+    """Takes losses as they come; memory does not grow."""
+
+    def __init__(self) -> None:
+        self._losses = Moments()
+
+    def add(self, losses: np.ndarray) -> None:
+        """Take in the losses of some tokens, float64 [tokens], nats."""
+        self._losses.add(losses)
+
+    def result(self) -> Perplexity:
+        """The state so far. Standard errors are taken over tokens, as llama-perplexity does."""
+        loss = self._losses.estimate()
+        return Perplexity(self._losses.count, loss, exponential(loss))
+
+
+def token_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Negative log likelihood of each target in nats: float64 [rows].
+
+    logits: [rows, vocab] float32; the softmax is computed in float64
+    targets: [rows] int, the token that came
+
+    Raises TensorError where a loss is not finite (NaN or Inf in the logits).
+    """
+    losses = np.empty(len(targets), dtype=np.float64)
+    for rows in row_chunks(logits):
+        part = logits[rows]
+        shifted, log_sum = shifted_logits(part)
+        losses[rows] = log_sum - shifted[np.arange(len(part)), targets[rows]]
+    require_finite(losses)
+    return losses
+
+
+def row_chunks(logits: np.ndarray) -> Iterator[slice]:
+    """Slices of rows of `logits` [rows, vocab] that hold about CHUNK_VALUES values each."""
+    step = max(1, CHUNK_VALUES // max(1, logits.shape[1]))
+    return (slice(start, start + step) for start in range(0, logits.shape[0], step))
+
+
+def shifted_logits(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits less their maximum, float64 [rows, vocab], and the log of the sum of their exponentials [rows].
+
+    The first minus the second is the log-softmax.
+    """
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    return shifted, np.log(np.exp(shifted).sum(axis=1))
+
+
+def require_finite(values: np.ndarray) -> None:
+    """Raise TensorError if any of `values` is NaN or Inf: the logits they were made from are then unusable."""
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise TensorError(
+            f"the model's logits must be finite, but {bad.size} of {values.size} predictions give NaN or Inf "
+            f"(the first is row {bad[0]}); the file's weights are damaged or overflow: "
+            "check them with `bitsmith inspect --verify`."
+        )

@@ -1,0 +1,96 @@
+"""Windows: a text's tokens cut as llama-perplexity cuts them; the second half of each window is scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bitsmith.errors import FileError, UsageError
+
+MIN_CONTEXT = 8
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows that do not overlap; tokens left over at the end of the text are dropped.
+
+    tokens: [windows, context] int64, what the model is given; each window starts with the start token where the
+        tokenizer adds one
+    """
+
+    tokens: np.ndarray
+
+    @property
+    def context(self) -> int:
+        """Tokens in a window."""
+        return int(self.tokens.shape[1])
+
+    @property
+    def first(self) -> int:
+        """The first scored position: logits at first .. context - 2 predict tokens first + 1 .. context - 1."""
+        return self.context // 2
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The tokens to predict: [windows, context - first - 1] int64."""
+        return self.tokens[:, self.first + 1 :]
+
+    def __len__(self) -> int:
+        return int(self.tokens.shape[0])
+
+
+def check_context(context: int, limit: int, name: str) -> None:
+    """Raise UsageError unless `context` is even, at least 8, and at most `limit`, the positions model `name` knows."""
+    if context < MIN_CONTEXT or context % 2:
+        raise UsageError(
+            f"the context must be an even number of tokens, {MIN_CONTEXT} or more (the second half of each window "
+            f"is scored); found {context}. Give --context 512, or another even number."
+        )
+    if context > limit:
+        raise UsageError(
+            f"{name}: a context of {context} tokens was asked for, but the model was made for {limit}; "
+            f"give --context {limit - limit % 2} or less."
+        )
+
+
+def read_text(path: Path) -> str:
+    """The file's text: UTF-8, line ends left as they are.
+
+    Raises FileError where the file cannot be read, is empty, or is not UTF-8 (with the byte's position).
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise FileError(f"{path}: the evaluation text cannot be read ({error.strerror}); check --text.") from error
+    if not data.strip():
+        raise FileError(f"{path}: the evaluation text is empty; give a file of UTF-8 text with --text.")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FileError(
+            f"{path}: the evaluation text must be UTF-8, but byte 0x{data[error.start]:02x} at position {error.start} "
+            f"is not ({error.reason}); convert the file to UTF-8."
+        ) from error
+
+
+def cut_windows(ids: np.ndarray, context: int, *, start_token: int | None, name: str) -> Windows:
+    """Cut token ids [tokens] into windows of `context`.
+
+    start_token: where the tokenizer adds a start token, its id: it then replaces each window's first token, so
+        that tokens and positions stay where they are. None where it adds none.
+    name: the text's name, for errors
+
+    Raises FileError where the text is shorter than one window.
+    """
+    count = len(ids) // context
+    if count == 0:
+        raise FileError(
+            f"{name}: the text has {len(ids)} tokens, but one window needs {context}; "
+            "give a longer text with --text, or a smaller --context."
+        )
+    tokens = np.array(ids[: count * context], dtype=np.int64).reshape(count, context)
+    if start_token is not None:
+        tokens[:, 0] = start_token
+    return Windows(tokens)
