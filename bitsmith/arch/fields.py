@@ -1,0 +1,75 @@
+"""Reading the values of a configuration: each checked for its type and range, errors naming file and field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bitsmith.errors import FileError
+
+_LARGEST = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Fields:
+    """A mapping read from a file.
+
+    values: name -> value, as JSON or GGUF give them
+    origin: the file, for errors
+    prefix: put before every name ("llama." for GGUF keys)
+    """
+
+    values: Mapping[str, Any]
+    origin: str
+    prefix: str = ""
+
+    def has(self, name: str) -> bool:
+        """Whether the field is there and not null."""
+        return self.values.get(self.prefix + name) is not None
+
+    def fail(self, name: str, expected: str, found: object) -> FileError:
+        """The error of a field that holds something else than expected."""
+        shown = repr(found)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        return FileError(f"{self.origin}: {self.prefix}{name}: expected {expected}, found {shown}.")
+
+    def integer(self, name: str, default: int | None = None, *, minimum: int = 1, maximum: int = _LARGEST) -> int:
+        """An integer in minimum..maximum; `default` where the field is missing or null, FileError without one."""
+        value = self._get(name, default)
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not minimum <= value <= maximum:
+            raise self.fail(name, f"an integer in {minimum}..{maximum}", value)
+        return int(value)
+
+    def number(self, name: str, default: float | None = None, *, positive: bool = True) -> float:
+        """A finite number, greater than zero if `positive`; otherwise as `integer`."""
+        value = self._get(name, default)
+        sound = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
+        if not sound or (positive and value <= 0):
+            raise self.fail(name, "a number greater than 0" if positive else "a finite number", value)
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self._get(name, default)
+        if not isinstance(value, bool):
+            raise self.fail(name, "true or false", value)
+        return value
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """A string."""
+        value = self._get(name, default)
+        if not isinstance(value, str):
+            raise self.fail(name, "a string", value)
+        return value
+
+    def _get(self, name: str, default: Any) -> Any:
+        value = self.values.get(self.prefix + name)
+        if value is None:
+            value = default
+        if value is None:
+            raise FileError(f"{self.origin}: {self.prefix}{name} is missing; the model's shape is unknown without it.")
+        return value

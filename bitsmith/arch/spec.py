@@ -1,0 +1,121 @@
+"""Architectures as data: one row a model family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bitsmith.errors import UnsupportedError
+
+_ATTENTION = ("attn_q", "attn_k", "attn_v")
+_ALL_LINEARS = (*_ATTENTION, "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+
+
+@dataclass(frozen=True)
+class ArchSpec:
+    """What sets one family of decoder-only transformers apart from the others.
+
+    name: key of ARCHITECTURES and `ModelConfig.arch`
+    hf_classes: class names in config.json's "architectures"
+    model_type: config.json's "model_type"
+    gguf: GGUF's general.architecture
+    permuted: GGUF holds the rows of q and k so that rotary pairs are neighbours (rope interleaved)
+    qk_norm: RMSNorm over each head of q and k
+    always_qkv_bias: q, k and v carry a bias whatever the config says
+    gguf_biases: linears whose bias llama.cpp's loader for this family reads
+    context, kv_heads, head_dim, window: transformers' defaults for fields that config.json leaves out; None
+        where the default is derived (kv_heads = heads, head_dim = hidden / heads) or there is none (window)
+    windowed: "always" where every layer slides if a window is given, "by_layer" where the config chooses the
+        layers, "never" where the family has no window
+    """
+
+    name: str
+    hf_classes: tuple[str, ...]
+    model_type: str
+    gguf: str
+    permuted: bool = False
+    qk_norm: bool = False
+    always_qkv_bias: bool = False
+    gguf_biases: tuple[str, ...] = _ATTENTION
+    context: int = 2048
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    window: int | None = None
+    windowed: str = "never"
+
+
+ARCHITECTURES: dict[str, ArchSpec] = {
+    spec.name: spec
+    for spec in (
+        ArchSpec(
+            "llama",
+            ("LlamaForCausalLM", "LLaMAForCausalLM"),
+            model_type="llama",
+            gguf="llama",
+            permuted=True,
+            gguf_biases=_ALL_LINEARS,
+        ),
+        ArchSpec(
+            "mistral",
+            ("MistralForCausalLM",),
+            model_type="mistral",
+            gguf="llama",
+            permuted=True,
+            gguf_biases=_ALL_LINEARS,
+            context=131072,
+            kv_heads=8,
+            window=4096,
+            windowed="always",
+        ),
+        ArchSpec(
+            "qwen2",
+            ("Qwen2ForCausalLM",),
+            model_type="qwen2",
+            gguf="qwen2",
+            always_qkv_bias=True,
+            context=32768,
+            kv_heads=32,
+            window=4096,
+            windowed="by_layer",
+        ),
+        ArchSpec(
+            "qwen3",
+            ("Qwen3ForCausalLM",),
+            model_type="qwen3",
+            gguf="qwen3",
+            qk_norm=True,
+            context=32768,
+            kv_heads=32,
+            head_dim=128,
+            window=4096,
+            windowed="by_layer",
+        ),
+    )
+}
+
+
+def spec_of_hf(classes: Sequence[str], model_type: str | None, origin: str) -> ArchSpec:
+    """The family of a Hugging Face config, by its class names or, where it gives none, its model_type.
+
+    origin: the file, for the error. Raises UnsupportedError, listing what is known.
+    """
+    for spec in ARCHITECTURES.values():
+        if any(name in spec.hf_classes for name in classes) or (not classes and model_type == spec.model_type):
+            return spec
+    found = ", ".join(classes) or f"model_type {model_type!r}"
+    known = ", ".join(name for spec in ARCHITECTURES.values() for name in spec.hf_classes[:1])
+    raise UnsupportedError(
+        f"{origin}: unknown architecture {found}; known are {known}. Only --to native/... quantizes other models."
+    )
+
+
+def spec_of_gguf(architecture: str, origin: str) -> ArchSpec:
+    """The family of a GGUF file, by general.architecture ("llama" covers Mistral too).
+
+    origin: the file, for the error. Raises UnsupportedError, listing what is known.
+    """
+    for spec in ARCHITECTURES.values():
+        if spec.gguf == architecture:
+            return spec
+    known = ", ".join(dict.fromkeys(spec.gguf for spec in ARCHITECTURES.values()))
+    raise UnsupportedError(f"{origin}: unknown general.architecture {architecture!r}; known are {known}.")
