@@ -138,7 +138,9 @@ class OutputFiles:
     def _check_target(self) -> None:
         parent = self.target.parent
         if not parent.is_dir():
-            raise FileError(f"{self.target}: the folder {parent} does not exist; make it first or choose another --out.")
+            raise FileError(
+                f"{self.target}: the folder {parent} does not exist; make it first, or choose another --out."
+            )
         if not os.access(parent, os.W_OK | os.X_OK):
             raise FileError(f"{self.target}: the folder {parent} is not writable; choose another --out.")
         wants, found = ("a folder", "a file") if self.as_folder else ("a file", "a folder")
@@ -189,7 +191,9 @@ class OutputFiles:
             if hasattr(os, "posix_fadvise"):  # from the disk, not from the cache
                 os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
             if os.pread(handle, len(layout.header), 0) != layout.header or os.fstat(handle).st_size != layout.size:
-                raise FileError(f"{layout.filename}: the header read back differs from the one written; check the disk.")
+                raise FileError(
+                    f"{layout.filename}: the header read back differs from the one written; check the disk."
+                )
             for region in layout.regions:
                 found = _hash_region(handle, region)
                 if found != self.sha256(region.tensor, region.part):

@@ -1,0 +1,117 @@
+"""The library's functions, with the words of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitsmith.checkpoint import open_checkpoint
+from bitsmith.errors import UsageError
+from bitsmith.progress import Report, silent
+from bitsmith.quantization import Quantized
+from bitsmith.quantization import quantize as _quantize
+
+if TYPE_CHECKING:
+    from bitsmith.evaluation import Evaluation
+    from bitsmith.inspection import Inspection
+    from bitsmith.model.language_model import LanguageModel
+
+
+def quantize(
+    model: str | Path,
+    *,
+    to: str,
+    out: str | Path | None = None,
+    method: str = "nearest",
+    pure: bool = False,
+    rules: Sequence[str] = (),
+    threads: int | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    report: Report = silent,
+) -> Quantized:
+    """Quantize a model into a file; see `bitsmith quantize --help` for the words.
+
+    `bitsmith.quantization.quantize` takes further options. Raises BitsmithError.
+    """
+    return _quantize(
+        model,
+        to=to,
+        out=out,
+        method=method,
+        pure=pure,
+        rules=rules,
+        threads=threads,
+        dry_run=dry_run,
+        force=force,
+        report=report,
+    )
+
+
+def load(
+    model: str | Path, *, threads: int | None = None, revision: str | None = None, report: Report = silent
+) -> LanguageModel:
+    """Load a model for running: `.generate(prompt)`, `.stream(prompt)`, `.logits(tokens)`.
+
+    threads: for arithmetic; None leaves torch's choice. Raises BitsmithError.
+    """
+    _check_threads(threads)
+    checkpoint = open_checkpoint(model, revision=revision)
+    _require_torch()
+    from bitsmith.model.language_model import load_language_model
+
+    return load_language_model(checkpoint, threads=threads, report=report)
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    against: str | Path | None = None,
+    text: str | Path | None = None,
+    context: int = 512,
+    max_windows: int | None = None,
+    threads: int | None = None,
+    revision: str | None = None,
+    report: Report = silent,
+) -> Evaluation:
+    """Perplexity of a model on a text, and its divergence from the model `against`.
+
+    text: a UTF-8 file; None takes the built-in text. context: tokens in a window. Raises BitsmithError.
+    """
+    from bitsmith.evaluation import evaluate as measure
+
+    loaded = load(model, threads=threads, revision=revision, report=report)
+    original = None if against is None else load(against, threads=threads, report=report)
+    return measure(
+        loaded,
+        against=original,
+        text=None if text is None else Path(text),
+        context=context,
+        max_windows=max_windows,
+        report=report,
+    )
+
+
+def inspect(
+    model: str | Path, *, verify: bool = False, revision: str | None = None, report: Report = silent
+) -> Inspection:
+    """What is in a file: metadata, tensors, sizes; with `verify` all of it decoded and checked.
+
+    Raises BitsmithError where it cannot be opened; what `verify` finds is listed in `problems`.
+    """
+    from bitsmith.inspection import inspect as look
+
+    return look(open_checkpoint(model, revision=revision).source, verify=verify, report=report)
+
+
+def _check_threads(threads: int | None) -> None:
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads {threads}: at least one thread is needed.")
+
+
+def _require_torch() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        raise UsageError("running a model needs torch: pip install 'bitsmith[torch]'.")

@@ -1,0 +1,84 @@
+"""`bitsmith chat`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bitsmith.cli.run import MinP, Revision, Seed, Temperature, Threads, TopK, TopP
+
+if TYPE_CHECKING:
+    from bitsmith.conversation import Conversation
+
+_HELP = "Commands: /reset forgets the conversation, /exit leaves (so does Ctrl-D); Ctrl-C stops an answer."
+
+
+def chat(
+    model: Annotated[str, typer.Argument(help="The model to talk to: any model name or file with a chat template.")],
+    system: Annotated[str | None, typer.Option("--system", help="A system message to begin with.")] = None,
+    tokens: Annotated[int, typer.Option("-n", "--tokens", help="Tokens of an answer at most.", min=1)] = 512,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 40,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.05,
+    seed: Seed = None,
+    threads: Threads = None,
+    revision: Revision = None,
+) -> None:
+    """Talk with a model through its own chat template.
+
+    When the context is full, the oldest exchanges are forgotten (never the system message), and a line says so.
+    """
+    from bitsmith import api
+    from bitsmith.cli.drawing import stderr
+    from bitsmith.conversation import Conversation
+    from bitsmith.generate import Sampling
+
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    loaded = api.load(model, threads=threads, revision=revision)
+    conversation = Conversation(loaded, system=system, max_tokens=tokens, sampling=sampling)
+    console = stderr()
+    interactive = sys.stdin.isatty()
+    if interactive:
+        console.print(f"{model}, context of {loaded.config.context} tokens. {_HELP}", style="dim", markup=False)
+    while True:
+        line = _read_line(interactive)
+        if line is None or line == "/exit":
+            return
+        if line == "/reset":
+            conversation.reset()
+            console.print("forgotten", style="dim")
+        elif line.startswith("/"):
+            console.print(f"unknown command {line}. {_HELP}", style="dim", markup=False)
+        elif line:
+            _answer(conversation, line)
+
+
+def _read_line(interactive: bool) -> str | None:
+    """One line of the user; None at the end of input."""
+    try:
+        return input("> " if interactive else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        if interactive:
+            sys.stderr.write("\n")
+        return None
+
+
+def _answer(conversation: Conversation, line: str) -> None:
+    from bitsmith.cli.drawing import stderr
+
+    stream = conversation.say(line)
+    try:
+        for piece in stream:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        stderr().print("\n(stopped)", style="dim")
+    finally:
+        stream.close()
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    for note in conversation.take_notes():
+        stderr().print(note, style="dim", markup=False)

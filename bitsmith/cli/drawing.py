@@ -1,0 +1,72 @@
+"""Progress bars and numbers as a person reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from bitsmith.progress import Progress, Report, silent
+
+
+def stderr() -> Console:
+    """The console for everything that is not the result."""
+    return Console(stderr=True, highlight=False)
+
+
+def stdout() -> Console:
+    """The console for results; as wide as its lines need where it is no terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=140)
+
+
+@contextmanager
+def progress_bar(quiet: bool = False) -> Iterator[Report]:
+    """A callback that draws one bar a stage on stderr, with the time left; nothing where stderr is no terminal."""
+    console = stderr()
+    if quiet or not console.is_terminal:
+        yield silent
+        return
+    bars = Bars(
+        TextColumn("{task.description:<9}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[detail]}", style="dim"),
+        console=console,
+        transient=True,
+    )
+    tasks: dict[str, TaskID] = {}
+    with bars:
+
+        def report(progress: Progress) -> None:
+            if progress.stage not in tasks:
+                tasks[progress.stage] = bars.add_task(progress.stage, total=progress.total, detail="")
+            bars.update(
+                tasks[progress.stage], completed=progress.done, total=progress.total, detail=progress.detail[:48]
+            )
+
+        yield report
+
+
+def human_bytes(count: float) -> str:
+    """Bytes in powers of ten: "5.37 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.4g} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """A duration: "0.4 s", "75 s", "12 min", "2 h 05 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"

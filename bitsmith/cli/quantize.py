@@ -1,0 +1,118 @@
+"""`bitsmith quantize`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from bitsmith.quantization import Quantized
+
+
+def quantize(
+    model: Annotated[
+        str,
+        typer.Argument(help='Hugging Face folder, .safetensors or .gguf file, hub id (owner/name), or "reference".'),
+    ],
+    to: Annotated[
+        str, typer.Option("--to", help="CONTAINER/FORMAT; a bare name means gguf/NAME: q4_k_m, q8_0, native/int4-g64.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Output file (gguf) or folder (native); default: named for you.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="How codes are chosen: nearest.")] = "nearest",
+    pure: Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mix.")] = False,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option("--rule", help="REGEX=TYPE, searched in the output tensor's name; the first match wins."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Worker threads; default: the machine's cores.")] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(help="Split the output into files of at most this size: 2GB, 512MiB.")
+    ] = None,
+    pre: Annotated[str | None, typer.Option(help="Pre-tokenizer name, where it cannot be recognised.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    requantize: Annotated[
+        bool, typer.Option("--requantize", help="Accept a source that is quantized already.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only the plan: types, exact size, expected time.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+) -> None:
+    """Quantize a model into a file that llama.cpp, Ollama, LM Studio or bitsmith runs."""
+    from bitsmith import quantization
+    from bitsmith.cli.drawing import progress_bar, stderr
+
+    shown = stderr()
+
+    def announce(planned: Quantized) -> None:
+        if not as_json:
+            _print_plan(planned, full=dry_run)
+        for warning in planned.warnings:
+            shown.print(f"Warning: {warning}", style="yellow", markup=False)
+
+    with progress_bar() as report:
+        result = quantization.quantize(
+            model,
+            to=to,
+            out=out,
+            method=method,
+            pure=pure,
+            rules=rule or [],
+            threads=threads,
+            max_shard_size=max_shard_size,
+            pre=pre,
+            revision=revision,
+            requantize=requantize,
+            dry_run=dry_run,
+            force=force,
+            report=report,
+            on_plan=announce,
+        )
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=2))
+    elif not dry_run:
+        _print_summary(result)
+
+
+def _print_plan(planned: Quantized, *, full: bool) -> None:
+    """What becomes what: one line a tensor with --dry-run, else one line a kind of tensor."""
+    from rich.table import Table
+
+    from bitsmith.cli.drawing import human_bytes, human_seconds, stdout
+
+    console = stdout()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("tensor", "shape", "from", "to", "bytes", "why"):
+        table.add_column(heading, justify="right" if heading in ("shape", "bytes") else "left", overflow="fold")
+    for row in planned.tensor_rows() if full else planned.grouped_rows():
+        table.add_row(*row)
+    console.print(table)
+    plural = "s" if len(planned.paths) > 1 else ""
+    console.print(
+        f"{planned.target}: {planned.size:,} bytes ({human_bytes(planned.size)}) in {len(planned.paths)} file{plural}, "
+        f"{planned.bits_per_weight:.3f} bits per weight; about {human_seconds(planned.expected_seconds)} "
+        f"with {planned.threads} threads",
+        soft_wrap=True,
+    )
+    console.print(f"output: {planned.out}", soft_wrap=True, markup=False)
+
+
+def _print_summary(result: Quantized) -> None:
+    from bitsmith.cli.drawing import human_bytes, human_seconds, stdout
+
+    console = stdout()
+    console.print(
+        f"wrote {result.out} ({human_bytes(result.size)}, {result.bits_per_weight:.3f} bits per weight) in "
+        f"{human_seconds(result.seconds)}, peak memory {human_bytes(result.peak_memory)}; read back and verified",
+        soft_wrap=True,
+        markup=False,
+    )
+    worst = ", ".join(f"{name} {error:.2e}" for name, error in result.worst())
+    if worst:
+        console.print(f"largest relative squared errors: {worst}", soft_wrap=True, markup=False)

@@ -1,0 +1,53 @@
+"""`bitsmith run`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 takes the likeliest token each time.")]
+TopK = Annotated[int, typer.Option(help="Keep the K likeliest tokens; 0: all.")]
+TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens that hold this much probability.")]
+MinP = Annotated[float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")]
+Seed = Annotated[int | None, typer.Option(help="Same seed, same text; default: a new one each time.")]
+Threads = Annotated[int | None, typer.Option(help="Threads for arithmetic; default: torch's choice.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+
+
+def run(
+    model: Annotated[str, typer.Argument(help="The model to run: any model name or file.")],
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="The text to continue; - or nothing reads standard input.")
+    ] = None,
+    tokens: Annotated[int, typer.Option("-n", "--tokens", help="Tokens to generate at most.", min=1)] = 128,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 40,
+    top_p: TopP = 0.95,
+    min_p: MinP = 0.05,
+    seed: Seed = None,
+    threads: Threads = None,
+    revision: Revision = None,
+) -> None:
+    """Continue a text; the continuation is streamed to standard output."""
+    from bitsmith import api
+    from bitsmith.cli.drawing import stderr
+    from bitsmith.generate import Sampling
+
+    if prompt is None and sys.stdin.isatty():
+        prompt = ""
+    text = sys.stdin.read() if prompt is None or prompt == "-" else prompt
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    model_ = api.load(model, threads=threads, revision=revision)
+    stream = model_.stream(text, max_tokens=tokens, sampling=sampling)
+    try:
+        for piece in stream:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        stderr().print("\ninterrupted", style="dim")
+        raise typer.Exit(130) from None
+    finally:
+        sys.stdout.write("\n")
+        sys.stdout.flush()

@@ -1,0 +1,217 @@
+"""`quantize`: from a model's name to a finished file, or to the plan of one."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bitsmith.checkpoint import Checkpoint, open_checkpoint
+from bitsmith.driver import execute
+from bitsmith.errors import UsageError
+from bitsmith.manifest import Manifest
+from bitsmith.progress import Report, silent
+from bitsmith.recipe.estimate import expected_seconds
+from bitsmith.recipe.gguf import plan_gguf
+from bitsmith.recipe.native import plan_native
+from bitsmith.recipe.plan import Options, Plan, PlannedTensor, Target, parse_size
+
+METHODS = ("nearest",)
+_PLANNERS: dict[str, Callable[[Checkpoint, Target, Options], Plan]] = {"gguf": plan_gguf, "native": plan_native}
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What was made, or with `manifest` None what would be made.
+
+    out: the file, or the folder; of a split file its first part
+    paths: every file
+    size: bytes of all files, exact before and after
+    expected_seconds, seconds: from a short measurement; real, 0.0 for a plan
+    peak_memory: bytes, of the whole process so far
+    """
+
+    target: Target
+    out: Path
+    paths: tuple[Path, ...]
+    plan: Plan
+    size: int
+    threads: int
+    expected_seconds: float
+    manifest: Manifest | None = None
+    seconds: float = 0.0
+    peak_memory: int = 0
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data a weight."""
+        return self.plan.bits_per_weight
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know."""
+        return self.plan.warnings
+
+    def worst(self, count: int = 3) -> list[tuple[str, float]]:
+        """The tensors of largest relative squared error."""
+        if self.manifest is None:
+            return []
+        lossy = [(t.name, t.error) for t in self.manifest.tensors if t.error > 0]
+        return sorted(lossy, key=lambda pair: -pair[1])[:count]
+
+    def tensor_rows(self) -> list[tuple[str, ...]]:
+        """One row a tensor: name, shape, from, to, bytes, why."""
+        return [
+            (
+                t.info.name,
+                "x".join(map(str, t.info.shape)),
+                t.source_layout,
+                t.info.layout,
+                f"{t.info.nbytes:,}",
+                t.reason,
+            )
+            for t in self.plan.tensors
+        ]
+
+    def grouped_rows(self) -> list[tuple[str, ...]]:
+        """One row for all tensors of the same kind in different blocks, layouts and reasons being equal."""
+        groups: dict[tuple[str, ...], list[PlannedTensor]] = {}
+        for t in self.plan.tensors:
+            kind = ".".join("*" if part.isdigit() else part for part in t.info.name.split("."))
+            shape = "x".join(map(str, t.info.shape))
+            groups.setdefault((kind, shape, t.source_layout, t.info.layout, t.reason), []).append(t)
+        return [
+            (
+                kind if len(members) == 1 else f"{kind} ({len(members)})",
+                shape,
+                before,
+                after,
+                f"{sum(m.info.nbytes for m in members):,}",
+                why,
+            )
+            for (kind, shape, before, after, why), members in groups.items()
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        errors = {t.name: t for t in self.manifest.tensors} if self.manifest else {}
+        return {
+            "model": str(self.plan.checkpoint.source.path),
+            "to": str(self.target),
+            "out": str(self.out),
+            "files": [str(path) for path in self.paths],
+            "written": self.manifest is not None,
+            "bytes": self.size,
+            "parameters": self.plan.parameters,
+            "bits_per_weight": self.bits_per_weight,
+            "threads": self.threads,
+            "expected_seconds": self.expected_seconds,
+            "seconds": self.seconds,
+            "peak_memory_bytes": self.peak_memory,
+            "warnings": list(self.warnings),
+            "tensors": [
+                {
+                    "name": t.info.name,
+                    "shape": list(t.info.shape),
+                    "from": t.source_layout,
+                    "to": t.info.layout,
+                    "bytes": t.info.nbytes,
+                    "why": t.reason,
+                    **(
+                        {"sha256": errors[t.info.name].sha256, "relative_squared_error": errors[t.info.name].error}
+                        if errors
+                        else {}
+                    ),
+                }
+                for t in self.plan.tensors
+            ],
+        }
+
+
+def quantize(
+    model: str | Path,
+    *,
+    to: str,
+    out: str | Path | None = None,
+    method: str = "nearest",
+    pure: bool = False,
+    rules: Sequence[str] = (),
+    threads: int | None = None,
+    max_shard_size: str | None = None,
+    pre: str | None = None,
+    revision: str | None = None,
+    requantize: bool = False,
+    dry_run: bool = False,
+    force: bool = False,
+    report: Report = silent,
+    on_plan: Callable[[Quantized], None] | None = None,
+) -> Quantized:
+    """Quantize `model` to `to`; the words are the command line's.
+
+    on_plan: called with the plan before any weight is read
+    Everything that cannot work fails before that call. Raises UsageError for a wrong call, other BitsmithErrors
+    for bad data; nothing is then left under the output's name.
+    """
+    target = Target.parse(to)
+    if method not in METHODS:
+        raise UsageError(f"--method {method}: unknown; known: {', '.join(METHODS)}.")
+    workers = _thread_count(threads)
+    options = Options(
+        pure=pure,
+        rules=tuple(rules),
+        pre=pre,
+        max_shard_bytes=None if max_shard_size is None else parse_size(max_shard_size),
+        requantize=requantize,
+        method=method,
+    )
+    checkpoint = open_checkpoint(model, revision=revision)
+    path = _output_path(checkpoint, target, out)
+    plan = _PLANNERS[target.container](checkpoint, target, replace(options, filename=path.name))
+    files = [layout.filename for layout in plan.layouts(plan.manifest())]
+    folder = path if target.container == "native" else path.parent
+    planned = Quantized(
+        target=target,
+        out=path if target.container == "native" else folder / files[0],
+        paths=tuple(folder / name for name in [*files, *plan.extras]),
+        plan=plan,
+        size=plan.size,
+        threads=workers,
+        expected_seconds=expected_seconds(plan, workers),
+    )
+    if on_plan is not None:
+        on_plan(planned)
+    if dry_run:
+        return planned
+    started = time.monotonic()
+    manifest = execute(plan, path, threads=workers, force=force, report=report)
+    return replace(planned, manifest=manifest, seconds=time.monotonic() - started, peak_memory=_peak_memory())
+
+
+def _thread_count(threads: int | None) -> int:
+    if threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not 1 <= threads <= 1024:
+        raise UsageError(f"--threads {threads}: expected a number from 1 to 1024.")
+    return threads
+
+
+def _output_path(checkpoint: Checkpoint, target: Target, out: str | Path | None) -> Path:
+    if target.container == "native":
+        return Path(out) if out else Path(f"{checkpoint.name}-native-{target.name}")
+    if out is None:
+        return Path(f"{checkpoint.name}-{target.name.upper()}.gguf")
+    path = Path(out)
+    if path.is_dir():
+        return path / f"{checkpoint.name}-{target.name.upper()}.gguf"
+    return path
+
+
+def _peak_memory() -> int:
+    """Bytes; the kernel reports kilobytes, except on macOS."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

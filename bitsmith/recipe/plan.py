@@ -1,0 +1,157 @@
+"""Plan: what becomes what, and where every byte will lie, before any weight is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bitsmith.checkpoint import Checkpoint
+from bitsmith.containers.base import Codec
+from bitsmith.containers.layout import FileLayout
+from bitsmith.errors import UsageError
+from bitsmith.formats.base import Format
+from bitsmith.manifest import Manifest, TensorRecord, placeholder
+from bitsmith.tensor import TensorInfo
+
+CONTAINERS = ("gguf", "native")
+
+
+@dataclass(frozen=True)
+class Target:
+    """`--to`: a container and the name of a format or mix in it."""
+
+    container: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.container}/{self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Read "CONTAINER/NAME"; a bare name means gguf/NAME. Raises UsageError on an unknown container."""
+        container, slash, name = text.strip().lower().partition("/")
+        if not slash:
+            container, name = "gguf", container
+        if container not in CONTAINERS:
+            raise UsageError(f"--to {text}: unknown container {container!r}; known: {', '.join(CONTAINERS)}.")
+        if not name:
+            raise UsageError(f"--to {text}: expected CONTAINER/FORMAT, for instance gguf/q4_k_m or native/int4.")
+        return cls(container, name)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose beside the target.
+
+    rules: "REGEX=TYPE", unparsed: the container knows its types
+    filename: the output's own name
+    """
+
+    pure: bool = False
+    rules: tuple[str, ...] = ()
+    pre: str | None = None
+    max_shard_bytes: int | None = None
+    requantize: bool = False
+    method: str = "nearest"
+    filename: str = ""
+
+    def recipe(self, target: Target) -> str:
+        """What decides the bytes, as one line of JSON."""
+        return json.dumps(
+            {"to": str(target), "method": self.method, "pure": self.pure, "rules": list(self.rules), "pre": self.pre}
+        )
+
+
+@dataclass(frozen=True)
+class RowOrder:
+    """q/k rows between Hugging Face's order and GGUF's interleaved one; whole heads stay where they are."""
+
+    heads: int
+    interleave: bool
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of the output.
+
+    info: its output name, shape, layout and bytes
+    source: its name in the source; None for a constant
+    format, codec: None for float layouts and verbatim copies
+    parts: shape and dtype of each stored part
+    reason: why this layout
+    """
+
+    info: TensorInfo
+    source: str | None
+    source_layout: str
+    parts: Mapping[str, tuple[tuple[int, ...], np.dtype]]
+    reason: str
+    format: Format | None = None
+    codec: Codec | None = None
+    order: RowOrder | None = None
+    constant: np.ndarray | None = field(default=None, compare=False)
+
+    @property
+    def verbatim(self) -> bool:
+        """Whether the stored bytes are copied as they are."""
+        return self.constant is None and self.order is None and self.source_layout == self.info.layout
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything decided.
+
+    recipe: the choices as one line of JSON, as the manifest keeps it
+    layouts: the output files for a given manifest; only hashes and errors may differ between calls
+    extras: small files beside the weights (native folders: configuration and tokenizer)
+    """
+
+    checkpoint: Checkpoint
+    target: Target
+    recipe: str
+    version: str
+    tensors: tuple[PlannedTensor, ...]
+    layouts: Callable[[Manifest], list[FileLayout]]
+    extras: Mapping[str, bytes]
+    warnings: tuple[str, ...] = ()
+
+    def manifest(self, records: Sequence[TensorRecord] | None = None) -> Manifest:
+        """The manifest of `records`, or one of the same length with placeholder hashes."""
+        if records is None:
+            return placeholder(self.version, self.recipe, [t.info.name for t in self.tensors])
+        return Manifest(self.version, self.recipe, tuple(records))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all output files together, exact."""
+        files = self.layouts(self.manifest())
+        return sum(f.size for f in files) + sum(len(data) for data in self.extras.values())
+
+    @property
+    def parameters(self) -> int:
+        """Weights in the output."""
+        return sum(t.info.parameters for t in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data a weight, over all tensors."""
+        return 8 * sum(t.info.nbytes for t in self.tensors) / self.parameters
+
+
+_UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9, "t": 10**12}
+_UNITS |= {"tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "2GB" (10^9), "512MiB" (2^20), "1000000". Raises UsageError on anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].lower() not in _UNITS:
+        raise UsageError(f"{text!r} is no size; expected for instance 2GB, 512MiB or a number of bytes.")
+    size = int(float(match[1]) * _UNITS[match[2].lower()])
+    if size <= 0:
+        raise UsageError(f"{text!r}: a size must be above zero.")
+    return size
