@@ -1,0 +1,247 @@
+"""Freeze llama-quantize's choice of types for known shapes into the table that the tests hold ours against.
+
+    python bench/freeze_mixes.py PATH/TO/llama-quantize tests/oracle/llama_quantize_types.json --build 11434
+
+The committed table was made with llama.cpp build 11434. Models are GGUF files that have a header and no data
+(sparse, F16), quantized with --dry-run. No type depends on the number of rows, so rows are capped: no file claims
+more than 20 GB, and all of them together take a few megabytes of disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf import GGUFWriter
+
+from bitsmith.recipe import ALIASES, MIXES
+
+ROWS_CAP = 1024
+
+_LINE = re.compile(r"^\[ *\d+/ *\d+\] (\S+) +- \[.*\], type = +(\w+), size = .*?(?:\((\w+)\))?$")
+_BLOCK = re.compile(r"^blk\.(\d+)\.")
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A shape whose types are frozen. Sizes are in weights; `style` says which tensors a block has."""
+
+    arch: str
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool = False
+    style: str = "llama"
+    experts: int = 0
+
+    def tensors(self) -> Shapes:
+        """Row-major shapes by GGUF name."""
+        shapes: Shapes = {"token_embd.weight": (self.vocab, self.hidden), "output_norm.weight": (self.hidden,)}
+        if not self.tied:
+            shapes["output.weight"] = (self.vocab, self.hidden)
+        for layer, (name, shape) in itertools.product(range(self.layers), self._block().items()):
+            shapes[f"blk.{layer}.{name}"] = shape
+        return shapes
+
+    def _block(self) -> Shapes:
+        hidden, q, kv = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        block: Shapes = {"attn_norm.weight": (hidden,), "attn_output.weight": (hidden, q)}
+        if self.style == "falcon":
+            block |= {"attn_qkv.weight": (q + 2 * kv, hidden)}
+        else:
+            block |= {"attn_q.weight": (q, hidden), "attn_k.weight": (kv, hidden), "attn_v.weight": (kv, hidden)}
+            block |= {"ffn_norm.weight": (hidden,)}
+        if self.style == "qwen2":
+            block |= {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,)}
+        if self.style == "biased":
+            block |= {"ffn_up.bias": (self.intermediate,), "ffn_down.bias": (hidden,), "attn_output.bias": (hidden,)}
+        if self.style == "qwen3":
+            block |= {"attn_q_norm.weight": (self.head_dim,), "attn_k_norm.weight": (self.head_dim,)}
+        return block | self._mlp()
+
+    def _mlp(self) -> Shapes:
+        up, down = (self.intermediate, self.hidden), (self.hidden, self.intermediate)
+        if self.experts:
+            n = self.experts
+            routed: Shapes = {"ffn_gate_exps.weight": (n, *up), "ffn_up_exps.weight": (n, *up)}
+            return routed | {"ffn_down_exps.weight": (n, *down), "ffn_gate_inp.weight": (n, self.hidden)}
+        gate: Shapes = {} if self.style == "falcon" else {"ffn_gate.weight": up}
+        return gate | {"ffn_up.weight": up, "ffn_down.weight": down}
+
+
+MODELS: dict[str, Model] = {
+    "reference": Model("llama", 8, 256, 768, 4, 2, 64, 4096),
+    "llama-8b": Model("llama", 32, 4096, 14336, 32, 8, 128, 128256),
+    "llama-2-7b": Model("llama", 32, 4096, 11008, 32, 32, 128, 32000),
+    "llama-3.2-1b, tied": Model("llama", 16, 2048, 8192, 32, 8, 64, 128256, tied=True),
+    "llama-70b": Model("llama", 80, 8192, 28672, 64, 8, 128, 128256),
+    "llama-65b": Model("llama", 80, 8192, 22016, 64, 64, 128, 32000),
+    "llama, rows of 192": Model("llama", 6, 192, 576, 3, 3, 64, 4096),
+    "llama, rows of 192, tied": Model("llama", 9, 192, 512, 6, 1, 32, 4096, tied=True),
+    "llama, rows of 80": Model("llama", 5, 80, 208, 4, 2, 20, 4096),
+    "llama with biases": Model("llama", 18, 512, 1536, 8, 2, 64, 4096, style="biased"),
+    "qwen2-0.5b, tied": Model("qwen2", 24, 896, 4864, 14, 2, 64, 151936, tied=True, style="qwen2"),
+    "qwen2-72b": Model("qwen2", 80, 8192, 29568, 64, 8, 128, 152064, style="qwen2"),
+    "qwen3-0.6b, tied": Model("qwen3", 28, 1024, 3072, 16, 8, 128, 151936, tied=True, style="qwen3"),
+    "mixtral-8x7b": Model("llama", 32, 4096, 14336, 32, 8, 128, 32000, experts=8),
+    "qwen3-30b-a3b": Model("qwen3moe", 48, 2048, 768, 32, 4, 128, 151936, style="qwen3", experts=128),
+    "falcon-7b": Model("falcon", 32, 4544, 18176, 71, 1, 64, 65024, style="falcon"),
+}
+
+
+def write_model(model: Model, shapes: Shapes, path: Path) -> None:
+    """A GGUF file with a whole header and a hole in place of data; vectors and routers F32, matrices F16."""
+    writer = GGUFWriter(path, model.arch)
+    writer.add_context_length(4096)
+    writer.add_embedding_length(model.hidden)
+    writer.add_block_count(model.layers)
+    writer.add_feed_forward_length(model.intermediate)
+    writer.add_head_count(model.heads)
+    writer.add_head_count_kv(model.kv_heads)
+    writer.add_key_length(model.head_dim)
+    writer.add_value_length(model.head_dim)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_layer_norm_eps(1e-5)
+    writer.add_vocab_size(model.vocab)
+    writer.add_file_type(1)
+    if model.experts:
+        writer.add_expert_count(model.experts)
+        writer.add_expert_used_count(2)
+    end = 0
+    for name, shape in shapes.items():
+        single = len(shape) == 1 or "ffn_gate_inp" in name
+        capped = shape if len(shape) < 2 else (*shape[:-2], min(shape[-2], ROWS_CAP), shape[-1])
+        dtype = np.dtype(np.float32 if single else np.float16)
+        nbytes = int(np.prod(capped, dtype=np.int64)) * dtype.itemsize
+        writer.add_tensor_info(name, list(capped), dtype, nbytes)
+        end += -(-nbytes // 32) * 32
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    os.truncate(path, path.stat().st_size + 32 + end)
+
+
+def write_importance(shapes: Shapes, path: Path) -> None:
+    """An importance matrix that names every matrix, with one made-up value a column for each expert."""
+    writer = GGUFWriter(path, "imatrix")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["none"])
+    writer.add_uint32("imatrix.chunk_count", 1)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    for name, shape in shapes.items():
+        if len(shape) > 1:
+            experts = shape[0] if len(shape) == 3 else 1
+            writer.add_tensor(f"{name}.in_sum2", np.ones((experts, shape[-1]), dtype=np.float32))
+            writer.add_tensor(f"{name}.counts", np.ones((experts, 1), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def ask(program: Path, model: Path, mix: str, options: list[str]) -> dict[str, str]:
+    """The type that llama-quantize would give each tensor."""
+    done = subprocess.run(
+        [program, *options, "--dry-run", model, mix.upper(), "1"], capture_output=True, text=True, check=True
+    )
+    text = done.stdout + done.stderr
+    found = {}
+    for line in text.splitlines():
+        if match := _LINE.match(line):
+            found[match[1]] = (match[3] or match[2]).lower()
+    if not found:
+        raise SystemExit(f"cannot read what {program} said:\n{text[-2000:]}")
+    return found
+
+
+def runs_of(importance: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """(label, mix, options) of every run."""
+    for mix in [*MIXES, *ALIASES]:
+        yield mix, mix, []
+        yield f"{mix} importance", mix, ["--imatrix", str(importance)]
+    for mix in MIXES:
+        yield f"{mix} pure", mix, ["--pure"]
+
+
+def squeeze(types: list[str]) -> str:
+    """Run-length: "q6_k*4 q4_k*2"."""
+    return " ".join(f"{key}*{len(list(group))}" for key, group in itertools.groupby(types))
+
+
+def pattern_of(name: str) -> str:
+    """A tensor's name with its layer replaced by a star."""
+    return _BLOCK.sub("blk.*.", name)
+
+
+def freeze(program: Path, model: Model, folder: Path) -> dict[str, object]:
+    """One model's entry of the table: types by tensor pattern, then by run-length string, the runs that gave it."""
+    shapes = model.tensors()
+    path, importance = folder / "model.gguf", folder / "importance.gguf"
+    write_model(model, shapes, path)
+    write_importance(shapes, importance)
+    types: dict[str, dict[str, list[str]]] = {}  # pattern -> run-length string -> labels
+    for label, mix, options in runs_of(importance):
+        found = ask(program, path, mix, options)
+        if found.keys() != shapes.keys():
+            raise SystemExit(f"{label}: llama-quantize named other tensors than the file has")
+        by_pattern: dict[str, list[str]] = {}
+        for name in shapes:
+            by_pattern.setdefault(pattern_of(name), []).append(found[name])
+        for pattern, chosen in by_pattern.items():
+            types.setdefault(pattern, {}).setdefault(squeeze(chosen), []).append(label)
+    for left in (path, importance):
+        left.unlink()
+    facts = ("arch", "layers", "heads", "kv_heads", "experts")
+    return {
+        "shape": {fact: getattr(model, fact) for fact in facts},
+        "tensors": {
+            pattern: {
+                "shape": shapes[pattern.replace("*", "0")],
+                "types": {kinds: ", ".join(labels) for kinds, labels in by_kind.items()},
+            }
+            for pattern, by_kind in types.items()
+        },
+    }
+
+
+def dump(table: dict[str, object], path: Path) -> None:
+    """JSON with one line a tensor pattern."""
+    text = json.dumps(table, indent=1)
+    text = re.sub(r"\n {5,}", " ", text)
+    path.write_text(re.sub(r"\n {4}\}", "}", text) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Ask llama-quantize about every model and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("program", type=Path, help="llama-quantize")
+    parser.add_argument("table", type=Path, help="JSON file to write")
+    parser.add_argument("--build", type=int, required=True, help="its build number; a source archive reports 0")
+    parser.add_argument("--work", type=Path, help="folder for the sparse files (default: the system's)")
+    args = parser.parse_args()
+    models = {}
+    for name, model in MODELS.items():
+        with tempfile.TemporaryDirectory(dir=args.work) as folder:
+            models[name] = freeze(args.program, model, Path(folder))
+        print(f"{name}: done", flush=True)
+    dump({"program": "llama-quantize", "build": args.build, "models": models}, args.table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Which part of a model a tensor is, judged by its GGUF name, and which tensors are never quantized."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+
+from bitsmith.tensor import TensorInfo
+
+
+class Category(Enum):
+    """The parts that llama-quantize's mixes tell apart; the value is the name used in reasons."""
+
+    EMBEDDING = "token_embd"
+    OUTPUT = "output"
+    ATTN_V = "attn_v"  # also the fused attn_qkv and attn_kv_b
+    ATTN_K = "attn_k"
+    ATTN_OUTPUT = "attn_output"
+    FFN_DOWN = "ffn_down"
+    OTHER = "other"
+
+
+_EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
+
+# the first part found in the name decides
+_PARTS = (
+    ("attn_qkv.weight", Category.ATTN_V),
+    ("attn_kv_b.weight", Category.ATTN_V),
+    ("attn_v.weight", Category.ATTN_V),
+    ("attn_k.weight", Category.ATTN_K),
+    ("attn_q.weight", Category.OTHER),
+    ("attn_output.weight", Category.ATTN_OUTPUT),
+    ("ffn_up", Category.OTHER),
+    ("ffn_gate", Category.OTHER),
+    ("ffn_down", Category.FFN_DOWN),
+)
+
+_KEPT_NAMES = ("position_embd.weight", "token_types.weight")
+
+_KEPT_PARTS = (
+    "_norm.weight",
+    "ffn_gate_inp.weight",  # expert routers
+    "ffn_gate_tid2eid.weight",
+    "altup",
+    "laurel",
+    "per_layer_model_proj",
+    "ssm_conv1d",
+    "shortconv.conv.weight",
+    "indexer.k_proj.weight",
+    "indexer.q_proj.weight",
+    "time_mix_first.weight",  # RWKV's small matrices
+    "time_mix_w0.weight",
+    "time_mix_w1.weight",
+    "time_mix_w2.weight",
+    "time_mix_v0.weight",
+    "time_mix_v1.weight",
+    "time_mix_v2.weight",
+    "time_mix_a0.weight",
+    "time_mix_a1.weight",
+    "time_mix_a2.weight",
+    "time_mix_g1.weight",
+    "time_mix_g2.weight",
+    "time_mix_decay_w1.weight",
+    "time_mix_decay_w2.weight",
+    "time_mix_lerp_fused.weight",
+    "attn_rel_b.weight",
+    ".position_embd",  # parts of vision and audio encoders
+    "sam.pos_embd",
+    "sam.neck.",
+    "sam.net_",
+    ".rel_pos",
+    ".patch_embd",
+    ".patch_merger",
+    "a.rvq.codebook",
+    "mm.a.code_embd",
+)
+
+_KEPT_PARTS_BY_ARCH = {
+    "glm5-next": (
+        "hc_",
+        "indexer.attn_q_b",
+        "indexer.attn_k",
+        "indexer.proj",
+        "indexer_compressor_gate",
+        "indexer_compressor_ape",
+        "ssm_f_a.weight",
+        "ssm_f_b.weight",
+        "ssm_g_a.weight",
+        "ssm_g_b.weight",
+        "ssm_beta.weight",
+        "attn_kv_a_mqa.weight",
+        "attn_k_b.weight",
+        "attn_v_b.weight",
+    ),
+}
+
+_LAYER = re.compile(r"blk\.(\d+)")
+
+
+def layer_of(name: str) -> int:
+    """The block a GGUF tensor name belongs to; -1 for tensors outside blocks."""
+    match = _LAYER.match(name)
+    return int(match[1]) if match else -1
+
+
+def category_of(name: str) -> Category:
+    """The part of the model that the tensor called `name` (GGUF naming) is."""
+    if name == "output.weight":
+        return Category.OUTPUT
+    if name in _EMBEDDINGS:
+        return Category.EMBEDDING
+    return next((category for part, category in _PARTS if part in name), Category.OTHER)
+
+
+def why_kept(tensor: TensorInfo, arch: str) -> str | None:
+    """Why llama-quantize never quantizes this tensor (build 11434, src/llama-quant.cpp); None where it does."""
+    name = tensor.name
+    if tensor.rows == 1:
+        return "one-dimensional"
+    if not name.endswith("weight"):
+        return "not a weight matrix"
+    if name in _KEPT_NAMES:
+        return f"{name} is never quantized"
+    part = next((p for p in (*_KEPT_PARTS, *_KEPT_PARTS_BY_ARCH.get(arch, ())) if p in name), None)
+    return f"{part} is never quantized" if part else None

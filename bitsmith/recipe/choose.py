@@ -1,0 +1,188 @@
+"""Which type each tensor of a GGUF file gets: llama-quantize's choice (build 11434), and the user's rules."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from bitsmith.containers.gguf.types import TYPES
+from bitsmith.recipe.category import Category, category_of, layer_of, why_kept
+from bitsmith.recipe.fallbacks import divides, fit_to_row
+from bitsmith.recipe.mixes import Mix, Place, find_mix
+from bitsmith.recipe.rules import Rule, first_match
+from bitsmith.recipe.shape import ModelShape
+from bitsmith.tensor import TensorInfo
+
+_EXACT = frozenset({"i8", "i16", "i32", "i64", "f64"})  # layouts that are copied whatever the mix
+_GLM5_SENSITIVE = ("attn_q_a", "attn_q_b", "nextn.eh_proj")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One tensor's type and why.
+
+    type: a ggml type name
+    reason: a short phrase for the plan
+    kept: the tensor is one that is never quantized
+    """
+
+    name: str
+    type: str
+    reason: str
+    kept: bool = False
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Choices in the order of the tensors given, and what the user should be told of them."""
+
+    mix: Mix
+    choices: tuple[Choice, ...]
+    warnings: tuple[str, ...]
+
+    def keeping(self, tensors: Sequence[TensorInfo]) -> Selection:
+        """The same, but tensors that are never quantized keep the layout they have in `tensors`.
+
+        For GGUF sources, where llama-quantize copies them as they are.
+        """
+        layouts = {t.name: t.layout for t in tensors}
+        return replace(self, choices=tuple(replace(c, type=layouts[c.name]) if c.kept else c for c in self.choices))
+
+
+def choose_types(
+    mix: str,
+    shape: ModelShape,
+    tensors: Sequence[TensorInfo],
+    *,
+    importance: bool = False,
+    pure: bool = False,
+    rules: Sequence[Rule] = (),
+) -> Selection:
+    """The ggml type of every tensor of a GGUF file.
+
+    mix: a name of `MIXES`, an alias, in any case
+    tensors: all tensors of the output, with GGUF names; their order does not matter
+    importance: whether an importance matrix is given
+    pure: the mix's base type throughout, output and embedding included
+    rules: the user's; the first that matches decides. A tensor that a rule takes still counts among its
+        category, so that a rule changes no other tensor (llama-quantize's --tensor-type shifts the rest).
+
+    Tensors that are never quantized become f32. Raises UsageError for an unknown mix.
+    """
+    found = find_mix(mix)
+    names = [t.name for t in tensors]
+    chooser = _Chooser(
+        found, shape, importance=importance, pure=pure, tied="output.weight" not in names, rules=tuple(rules)
+    )
+    places = _places(tensors, shape, importance)
+    choices = tuple(chooser.choose(t, places[t.name]) for t in tensors)
+    return Selection(found, choices, (*_warnings(found, choices, importance), *_unused(rules, choices)))
+
+
+def _order(name: str) -> tuple[int, str]:
+    return layer_of(name), name  # the order in which llama.cpp walks a model's tensors
+
+
+def _places(tensors: Sequence[TensorInfo], shape: ModelShape, importance: bool) -> dict[str, Place]:
+    """Count each category's tensors that can be quantized, in llama.cpp's order.
+
+    Experts may be missing from some layers: there ffn_down goes by its layer.
+    """
+    totals = Counter(category_of(t.name) for t in tensors)
+    seen: Counter[Category] = Counter()
+    places = {}
+    for tensor in sorted(tensors, key=lambda t: _order(t.name)):
+        category = category_of(tensor.name)
+        down = category is Category.FFN_DOWN
+        index = layer_of(tensor.name) if down and shape.experts > 1 else seen[category]
+        places[tensor.name] = Place(index, shape.layers if down else totals[category], shape, importance)
+        seen[category] += why_kept(tensor, shape.arch) is None
+    return places
+
+
+@dataclass(frozen=True)
+class _Chooser:
+    mix: Mix
+    shape: ModelShape
+    importance: bool
+    pure: bool
+    tied: bool
+    rules: tuple[Rule, ...]
+
+    def choose(self, tensor: TensorInfo, place: Place) -> Choice:
+        """The type of one tensor, fitted to its row."""
+        why = why_kept(tensor, self.shape.arch)
+        if tensor.layout in _EXACT:
+            return Choice(tensor.name, tensor.layout, f"{tensor.layout} is copied", kept=True)
+        if why is not None:
+            return Choice(tensor.name, "f32", f"{why} stays f32", kept=True)
+        rule = first_match(self.rules, tensor.name)
+        if rule is not None:
+            wanted, reason = rule.type, f"rule '{rule}'"
+        elif self.pure or not self.mix.quantizes:
+            wanted, reason = self.mix.base, f"pure {self.mix.base}" if self.pure else self.mix.name
+        else:
+            wanted, reason = self._from_mix(tensor, place)
+        final = fit_to_row(wanted, tensor.cols)
+        if final != wanted:
+            block = TYPES[wanted].block
+            reason = f"fallback: row of {tensor.cols} does not divide by {block} ({reason}: {wanted})"
+        return Choice(tensor.name, final, reason)
+
+    def _from_mix(self, tensor: TensorInfo, place: Place) -> tuple[str, str]:
+        """What the mix wants for a tensor, and why, before it is fitted to the row."""
+        mix, shape, category = self.mix, self.shape, category_of(tensor.name)
+        if shape.arch == "glm5-next" and any(part in tensor.name for part in _GLM5_SENSITIVE):
+            return "q8_0", "glm5-next: q8_0 at least"
+        if category is Category.OUTPUT or (self.tied and category is Category.EMBEDDING):
+            return self._for_output(tensor)
+        chosen, reason = mix.base, mix.name
+        for type_name, when in mix.rows(category, shape):
+            if when.holds(place):
+                chosen, reason = type_name, f"{mix.name}: {category.value} {when.text}".rstrip()
+                break
+        if category is Category.ATTN_V and shape.is_70b and chosen in ("q3_k", "q4_k"):
+            chosen, reason = "q5_k", f"{mix.name}: attn_v of a 70B"
+        if category in (Category.ATTN_V, Category.ATTN_K) and shape.experts == 8:
+            chosen, reason = "q8_0", f"{mix.name}: {category.value} of a model of eight experts"
+        return chosen, reason
+
+    def _for_output(self, tensor: TensorInfo) -> tuple[str, str]:
+        what = "output" if category_of(tensor.name) is Category.OUTPUT else "tied token_embd"
+        if not divides(self.mix.base, tensor.cols):
+            return "q8_0", f"{what}: row of {tensor.cols} does not divide by {TYPES[self.mix.base].block}"
+        if self.shape.arch == "falcon" or self.mix.base == "q8_0":
+            return "q8_0", f"{self.mix.name}: {what}"
+        return "q6_k", f"{self.mix.name}: {what}"
+
+
+def _warnings(mix: Mix, choices: Sequence[Choice], importance: bool) -> list[str]:
+    warnings = []
+    if mix.name == "q2_k_s" and not importance:
+        warnings.append(
+            "q2_k_s is meant for use with an importance matrix; without one expect a poor model, "
+            "and consider q2_k or q3_k_s"
+        )
+    fallen = sum(c.reason.startswith("fallback") for c in choices)
+    if fallen:
+        warnings.append(
+            f"{fallen} of {len(choices)} tensors have rows that do not divide by the block of the type "
+            f"that {mix.name} gives them, and take a fallback type"
+        )
+    return warnings
+
+
+def _unused(rules: Sequence[Rule], choices: Sequence[Choice]) -> list[str]:
+    """One warning for each rule that decided nothing, with the reason."""
+    warnings = []
+    for i, rule in enumerate(rules):
+        matched = [c for c in choices if rule.matches(c.name)]
+        open_to = [c for c in matched if not c.kept]
+        if not matched:
+            warnings.append(f"rule '{rule}' matches no tensor")
+        elif not open_to:
+            warnings.append(f"rule '{rule}' matches only tensors that are never quantized, such as {matched[0].name}")
+        elif all(first_match(rules[:i], c.name) is not None for c in open_to):
+            warnings.append(f"rule '{rule}' never decides: earlier rules match all its tensors")
+    return warnings

@@ -1,0 +1,73 @@
+"""ModelShape: the facts of a model that a mix's rules look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bitsmith.arch.config import ModelConfig
+from bitsmith.recipe.category import layer_of
+from bitsmith.tensor import TensorInfo
+
+# architectures that GGUF files name otherwise than config.json does
+_GGUF_ARCH = {"mistral": "llama"}
+
+# layer counts at which llama.cpp calls a model of this architecture a 70B
+_70B_LAYERS = {"llama": 80, "qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What llama-quantize's rules know of a model besides its tensors' names and shapes.
+
+    arch: GGUF's general.architecture ("llama", "qwen2", ...); "" where unknown
+    layers: blocks, `<arch>.block_count`
+    heads, kv_heads: attention heads of the first block; 0 where there is no attention
+    experts: of a routed MLP; 0 where dense
+
+    Whether the output projection is tied to the embedding is not kept here: the list of tensors says it.
+    """
+
+    arch: str
+    layers: int
+    heads: int = 0
+    kv_heads: int = 0
+    experts: int = 0
+
+    @property
+    def queries_per_key(self) -> int:
+        """Query heads that share a key head; 0 without attention."""
+        return self.heads // self.kv_heads if self.kv_heads else 0
+
+    @property
+    def is_70b(self) -> bool:
+        """Whether llama.cpp's loader would name this shape "70B" (src/models/*.cpp, build 11434)."""
+        if self.layers != _70B_LAYERS.get(self.arch):
+            return False
+        return self.arch != "llama" or (self.heads != self.kv_heads and self.experts != 8)
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> ModelShape:
+        """The shape of a dense decoder."""
+        arch = _GGUF_ARCH.get(config.arch, config.arch)
+        return cls(arch, config.layers, config.heads, config.kv_heads)
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any], tensors: Iterable[TensorInfo] = ()) -> ModelShape:
+        """The shape that GGUF keys give. Where block_count is missing, layers are counted in `tensors`' names."""
+        arch = str(metadata.get("general.architecture", ""))
+
+        def number(key: str, default: int) -> int:
+            value = metadata.get(f"{arch}.{key}", default)
+            if isinstance(value, Sequence | np.ndarray):  # per layer: the first block's, as llama-quantize takes it
+                value = value[0] if len(value) else default
+            return int(value)
+
+        layers = number("block_count", -1)
+        if layers < 0:
+            layers = 1 + max((layer_of(t.name) for t in tensors), default=-1)
+        heads = number("attention.head_count", 0)
+        return cls(arch, layers, heads, number("attention.head_count_kv", heads), number("expert_count", 0))
