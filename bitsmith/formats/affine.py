@@ -1,0 +1,120 @@
+"""Plain integer formats: int2..int8 by groups or whole rows, symmetric or with a zero point.
+
+Symmetric: value = scale * q with q in -2^(b-1) .. 2^(b-1) - 1 and scale = absmax / (2^(b-1) - 1), the usual
+absmax rule. The lowest level stays in the table, but absmax never needs it; the weighted search may use it.
+Asymmetric (min-max): value = scale * (q - zero) with q and zero in 0 .. 2^b - 1; the range is widened to
+include zero, so that zero is always a value.
+
+Scales of groups are stored as bfloat16. It keeps float32's range, so nothing over- or underflows where float16
+would (absmax beyond 65504 * levels, or below 1e-6 for int8); its coarser steps cost nothing measurable, because
+codes are chosen after the scale is rounded; and practical bfloat16 scales (7.6e-6 to 65504) are exact
+in float16 too, so they fit into other people's files unchanged. A scale that serves a whole row is float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from bitsmith.errors import UnsupportedError
+from bitsmith.formats.base import Params
+from bitsmith.formats.precision import BFLOAT16, FLOAT32, UINT8, constant, stored, to_float32
+from bitsmith.formats.search import search, usable
+from bitsmith.grid import Array, Grid
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Integers of `bits` bits sharing a scale (and a zero point) by groups of a row.
+
+    bits: 2, 3, 4 or 8
+    group: weights that share a scale; 0: a whole row
+    asymmetric: with a zero point
+
+    Parameters: "scale" [rows, groups] bfloat16 (float32 for whole rows), and "zero" [rows, groups] uint8.
+    """
+
+    bits: int
+    group: int
+    asymmetric: bool = False
+
+    @property
+    def name(self) -> str:
+        scope = f"g{self.group}" if self.group else "channel"
+        return f"int{self.bits}-{scope}" + ("-asym" if self.asymmetric else "")
+
+    @property
+    def multiple(self) -> int:
+        return self.group or 1
+
+    def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        shape = (rows, check_row(self.name, cols, self.multiple) // (self.group or cols))
+        layout: dict[str, tuple[tuple[int, ...], np.dtype]] = {"scale": (shape, self._precision)}
+        return layout | ({"zero": (shape, UINT8)} if self.asymmetric else {})
+
+    def fit(self, w: Array, importance: Array | None = None) -> Params:
+        """absmax or min-max; with importance the best of several clip ratios of it, see `search`."""
+        check_row(self.name, w.shape[1], self.multiple)
+        if usable(importance):
+            return search(w, importance, self._candidates, self.grid)
+        return self.from_extent(*extents(w, self.group))
+
+    def from_extent(self, low: Array, high: Array) -> Params:
+        """Parameters for blocks whose weights lie in low..high, float32 [rows, groups] each."""
+        xp = array_namespace(low)
+        if not self.asymmetric:
+            scale = xp.maximum(xp.abs(low), xp.abs(high)) / (2 ** (self.bits - 1) - 1)
+            return {"scale": stored(scale, self._precision)}
+        top = 2**self.bits - 1
+        low, high = xp.clip(low, None, 0.0), xp.clip(high, 0.0, None)
+        scale = stored(high / top - low / top, self._precision)
+        divisor = to_float32(scale)
+        divisor = xp.where(divisor > 0, divisor, xp.ones_like(divisor))
+        zero = xp.clip(xp.round(-low / divisor), 0.0, float(top))
+        return {"scale": scale, "zero": xp.astype(zero, xp.uint8)}
+
+    def grid(self, params: Params) -> Grid:
+        scale = to_float32(params["scale"])
+        table = constant(_ramp(self.bits, self.asymmetric), scale)
+        offset = -to_float32(params["zero"]) * scale if self.asymmetric else None
+        return Grid(table, scale, offset, self.group)
+
+    def _candidates(self, w: Array) -> Iterator[Params]:
+        low, high = extents(w, self.group)
+        steps = 31 if self.bits == 2 else 21
+        for step in range(steps):
+            ratio = 1.0 - 0.025 * step
+            yield self.from_extent(low * ratio, high * ratio)
+
+    @property
+    def _precision(self) -> np.dtype:
+        return BFLOAT16 if self.group else FLOAT32
+
+
+def extents(w: Array, block: int) -> tuple[Array, Array]:
+    """Least and greatest weight of each block (0: each row): float32 [rows, cols] -> twice [rows, blocks]."""
+    xp = array_namespace(w)
+    rows, cols = w.shape
+    blocks = xp.reshape(w, (rows, cols // (block or cols), block or cols))
+    return xp.min(blocks, axis=2), xp.max(blocks, axis=2)
+
+
+def check_row(name: str, cols: int, multiple: int) -> int:
+    """`cols`, if it is a positive multiple. Raises UnsupportedError otherwise."""
+    if cols < 1 or cols % multiple:
+        raise UnsupportedError(
+            f"{name} needs rows whose length divides by {multiple}; these have {cols} weights. "
+            "Choose a format with smaller groups, or leave the tensor in f16"
+        )
+    return cols
+
+
+@lru_cache
+def _ramp(bits: int, asymmetric: bool) -> np.ndarray:
+    table = np.arange(2**bits, dtype=np.float32) - (0 if asymmetric else 2 ** (bits - 1))
+    table.flags.writeable = False
+    return table
