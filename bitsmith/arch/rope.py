@@ -13,7 +13,7 @@ def rope_frequencies(rope: Rope) -> np.ndarray:
     """Angle per position of each rotated pair: float32 [dim / 2], computed in float64."""
     plain = _plain(rope)
     if rope.scaling == "llama3":
-        return (plain / _llama3_factors(rope, plain)).astype(np.float32)
+        return np.asarray(plain / _llama3_factors(rope, plain), np.float32)
     if rope.freq_factors:
         plain = plain / np.asarray(rope.freq_factors, np.float64)
     if rope.scaling == "linear":
@@ -21,7 +21,7 @@ def rope_frequencies(rope: Rope) -> np.ndarray:
     elif rope.scaling == "yarn":
         kept = _yarn_kept(rope)
         plain = plain * kept + plain / rope.factor * (1 - kept)
-    return plain.astype(np.float32)
+    return np.asarray(plain, np.float32)
 
 
 def rope_magnitude(rope: Rope) -> float:
@@ -42,7 +42,7 @@ def llama3_freq_factors(rope: Rope) -> np.ndarray:
     Frequencies whose wavelength is shorter than original_context / high_freq_factor are kept, those longer than
     original_context / low_freq_factor divided by `factor`, those between interpolated (Llama 3.1 model card).
     """
-    return _llama3_factors(rope, _plain(rope)).astype(np.float32)
+    return np.asarray(_llama3_factors(rope, _plain(rope)), np.float32)
 
 
 def _plain(rope: Rope) -> np.ndarray:

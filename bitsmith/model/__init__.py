@@ -1,0 +1,1 @@
+"""One decoder that any architecture configures, and the public object around it."""

@@ -1,0 +1,69 @@
+"""The decoder's operations on torch, any device: the reference."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class TorchOps:
+    """`bitsmith.kernels.base.Ops` on torch tensors of one device; float32 throughout, differentiable."""
+
+    device: str = "cpu"
+
+    def array(self, values: np.ndarray) -> Tensor:
+        """A copy on the device; dtype kept."""
+        return torch.tensor(values, device=self.device)
+
+    def numpy(self, x: Tensor) -> np.ndarray:
+        """A numpy array, sharing memory on a CPU."""
+        return np.asarray(x.detach().cpu().numpy())
+
+    def zeros(self, shape: tuple[int, ...]) -> Tensor:
+        """Float32 zeros on the device."""
+        return torch.zeros(shape, dtype=torch.float32, device=self.device)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Ops.rms_norm`."""
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+    def rotation(self, positions: np.ndarray, frequencies: np.ndarray, magnitude: float) -> tuple[Tensor, Tensor]:
+        """See `Ops.rotation`."""
+        angles = self.array(positions.astype(np.float32))[:, None, :, None] * self.array(frequencies)
+        return angles.cos() * magnitude, angles.sin() * magnitude
+
+    def rotate(self, x: Tensor, rotation: tuple[Tensor, Tensor], interleaved: bool) -> Tensor:
+        """See `Ops.rotate`."""
+        cos, sin = rotation
+        dim = 2 * cos.shape[-1]
+        turned, rest = x[..., :dim], x[..., dim:]
+        if interleaved:
+            a, b = turned[..., 0::2], turned[..., 1::2]
+            turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+        else:
+            a, b = turned[..., : dim // 2], turned[..., dim // 2 :]
+            turned = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+        return turned if rest.shape[-1] == 0 else torch.cat((turned, rest), dim=-1)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+        """See `Ops.attention`."""
+        batch, heads, n, head_dim = q.shape
+        kv_heads, m = k.shape[1], k.shape[2]
+        group = heads // kv_heads
+        grouped = q.reshape(batch, kv_heads, group * n, head_dim) * (1.0 / math.sqrt(head_dim))
+        scores = (grouped @ k.transpose(2, 3)).view(batch, kv_heads, group, n, m)
+        if visible is not None:
+            scores = scores.masked_fill(~visible[:, None, None], -torch.inf)
+        weights = torch.softmax(scores, dim=-1).view(batch, kv_heads, group * n, m)
+        mixed = (weights @ v).view(batch, heads, n, head_dim)
+        return mixed.transpose(1, 2).reshape(batch, n, heads * head_dim)
+
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        """See `Ops.swiglu`."""
+        return functional.silu(gate) * up

@@ -1,0 +1,110 @@
+"""The weights of a decoder, made ready for its kernel, by GGUF tensor names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bitsmith.arch.config import ModelConfig
+from bitsmith.errors import UnsupportedError
+from bitsmith.kernels.base import Kernel, Ops, Tensor, Weight
+from bitsmith.progress import Progress, Report, silent
+
+WeightReader = Callable[[str], Weight]  # GGUF tensor name -> the tensor, wherever it lies
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A matrix [rows, cols] prepared by its kernel, and its bias [rows] or None."""
+
+    kernel: Kernel
+    prepared: Any
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """float32 [..., cols] -> float32 [..., rows]."""
+        y = self.kernel.linear(x, self.prepared)
+        return y if self.bias is None else y + self.bias
+
+    def gather(self, ids: Tensor) -> Tensor:
+        """Rows of the matrix: int64 [...] -> float32 [..., cols]."""
+        return self.kernel.gather(self.prepared, ids)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer. Norms are float32 vectors; q_norm and k_norm are None but for Qwen3."""
+
+    attn_norm: Tensor
+    q: Linear
+    k: Linear
+    v: Linear
+    output: Linear
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    ffn_norm: Tensor
+    gate: Linear
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A whole model. `output` is `embedding` where the two are tied."""
+
+    embedding: Linear
+    blocks: tuple[Block, ...]
+    output_norm: Tensor
+    output: Linear
+
+
+def load_weights(
+    config: ModelConfig, read: WeightReader, kernel: Kernel, ops: Ops, *, device: str = "cpu", report: Report = silent
+) -> Weights:
+    """Read and prepare every tensor, layer by layer. Raises UnsupportedError where the kernel cannot take a layout."""
+    loader = _Loader(config, read, kernel, ops, device)
+    embedding = loader.linear("token_embd", bias=False)
+    blocks = []
+    for layer in range(config.layers):
+        report(Progress("load", layer, config.layers, "layers", f"blk.{layer}"))
+        blocks.append(loader.block(f"blk.{layer}."))
+    output = embedding if config.tied else loader.linear("output", bias=False)
+    report(Progress("load", config.layers, config.layers, "layers"))
+    return Weights(embedding, tuple(blocks), loader.vector("output_norm.weight"), output)
+
+
+@dataclass(frozen=True)
+class _Loader:
+    config: ModelConfig
+    read: WeightReader
+    kernel: Kernel
+    ops: Ops
+    device: str
+
+    def vector(self, name: str) -> Tensor:
+        return self.ops.array(self.read(name).vector())
+
+    def linear(self, name: str, *, bias: bool) -> Linear:
+        weight = self.read(f"{name}.weight")
+        if not self.kernel.supports(weight.info.layout, self.device):
+            raise UnsupportedError(
+                f"{name}.weight: the {type(self.kernel).__name__} cannot run {weight.info.layout} on {self.device}."
+            )
+        return Linear(self.kernel, self.kernel.prepare(weight), self.vector(f"{name}.bias") if bias else None)
+
+    def block(self, prefix: str) -> Block:
+        config = self.config
+        return Block(
+            attn_norm=self.vector(f"{prefix}attn_norm.weight"),
+            q=self.linear(f"{prefix}attn_q", bias=config.qkv_bias),
+            k=self.linear(f"{prefix}attn_k", bias=config.qkv_bias),
+            v=self.linear(f"{prefix}attn_v", bias=config.qkv_bias),
+            output=self.linear(f"{prefix}attn_output", bias=config.output_bias),
+            q_norm=self.vector(f"{prefix}attn_q_norm.weight") if config.qk_norm else None,
+            k_norm=self.vector(f"{prefix}attn_k_norm.weight") if config.qk_norm else None,
+            ffn_norm=self.vector(f"{prefix}ffn_norm.weight"),
+            gate=self.linear(f"{prefix}ffn_gate", bias=config.mlp_bias),
+            up=self.linear(f"{prefix}ffn_up", bias=config.mlp_bias),
+            down=self.linear(f"{prefix}ffn_down", bias=config.mlp_bias),
+        )
