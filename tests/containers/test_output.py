@@ -114,7 +114,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="no folder .*nowhere"):
+    with pytest.raises(FileError, match=r"no folder .*nowhere"):
         OutputFiles(tmp_path / "nowhere" / "model.bin", [LAYOUT])
 
 

@@ -1,0 +1,151 @@
+"""Plans for GGUF: from a Hugging Face checkpoint or from another GGUF file, the mixes of llama-quantize."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from bitsmith import __version__
+from bitsmith.arch.gguf_config import config_to_gguf, rope_freqs
+from bitsmith.arch.names import hf_name, is_permuted
+from bitsmith.arch.spec import ARCHITECTURES
+from bitsmith.arch.tensors import ROPE_FREQS, check_tensors, expected_tensors
+from bitsmith.checkpoint import Checkpoint, require_float
+from bitsmith.containers import codec_for
+from bitsmith.containers.gguf.metadata_values import Value, string, u32
+from bitsmith.containers.gguf.types import TYPES
+from bitsmith.containers.gguf.writer import gguf_layout
+from bitsmith.containers.layout import FileLayout
+from bitsmith.errors import UnsupportedError
+from bitsmith.formats import get_format
+from bitsmith.manifest import Manifest, is_manifest_key, to_gguf_keys
+from bitsmith.recipe.choose import Choice, Selection, choose_types
+from bitsmith.recipe.mixes import find_mix
+from bitsmith.recipe.plan import Options, Plan, PlannedTensor, RowOrder, Target
+from bitsmith.recipe.rules import Rule
+from bitsmith.recipe.shape import ModelShape
+from bitsmith.tensor import TensorInfo
+
+_FLOATS = frozenset({"f32", "f16", "bf16", "f64"})
+_QUANTIZATION_VERSION = 2  # of ggml's block layouts, GGML_QNT_VERSION
+
+
+def plan_gguf(checkpoint: Checkpoint, target: Target, options: Options) -> Plan:
+    """A GGUF v3 file of `checkpoint` in the mix `target.name`.
+
+    Raises UsageError (unknown mix or rule), FileError (tensors that contradict the configuration),
+    UnsupportedError (an architecture, tokenizer or quantized source that cannot be converted).
+    """
+    mix = find_mix(target.name)
+    rules = [Rule.parse(text) for text in options.rules]
+    require_float(checkpoint, requantize=options.requantize)
+    if checkpoint.naming == "gguf":
+        wanted, keys, shape = _from_gguf(checkpoint)
+    else:
+        wanted, keys, shape = _from_hugging_face(checkpoint, options)
+    outputs = [t.info for t in wanted]
+    selection = choose_types(mix.name, shape, outputs, pure=options.pure, rules=rules)
+    if checkpoint.naming == "gguf":
+        selection = selection.keeping(outputs)
+    tensors = tuple(_planned(tensor, choice) for tensor, choice in zip(wanted, selection.choices, strict=True))
+    infos = [tensor.info for tensor in tensors]
+    # the place of file_type is kept: first the general keys, then the architecture's, then the tokenizer's
+    general = {"general.file_type": u32(mix.file_type), "general.quantization_version": u32(_QUANTIZATION_VERSION)}
+    keys = _with_general(keys, general)
+
+    def layouts(manifest: Manifest) -> list[FileLayout]:
+        return gguf_layout(
+            options.filename, {**keys, **to_gguf_keys(manifest)}, infos, max_shard_bytes=options.max_shard_bytes
+        )
+
+    return Plan(
+        checkpoint=checkpoint,
+        target=Target("gguf", mix.name),
+        recipe=options.recipe(Target("gguf", mix.name)),
+        version=__version__,
+        tensors=tensors,
+        layouts=layouts,
+        extras={},
+        warnings=_warnings(checkpoint, selection),
+    )
+
+
+def _with_general(keys: Mapping[str, Value], general: Mapping[str, Value]) -> dict[str, Value]:
+    """`general` after the other general.* keys; keys that are there already keep their place."""
+    merged = {name: general.get(name, value) for name, value in keys.items()}
+    missing = {name: value for name, value in general.items() if name not in merged}
+    front = {name: value for name, value in merged.items() if name.startswith("general.")}
+    return {**front, **missing, **{name: value for name, value in merged.items() if name not in front}}
+
+
+def _from_hugging_face(
+    checkpoint: Checkpoint, options: Options
+) -> tuple[list[PlannedTensor], dict[str, Value], ModelShape]:
+    """What to write, still in the source's layouts; the file's keys; what the mix looks at."""
+    from bitsmith.tokenizer.from_hf import read_tokenizer
+    from bitsmith.tokenizer.to_gguf import vocabulary_keys
+
+    config = checkpoint.config
+    source = checkpoint.source
+    check_tensors(config, source.tensors, naming="hf", origin=str(source.path))
+    spec = ARCHITECTURES[config.arch]
+    wanted = []
+    for name, shape in expected_tensors(config).items():
+        original = hf_name(name)
+        assert original is not None
+        found = source.tensors[original]
+        order = None
+        if spec.permuted and is_permuted(name):
+            order = RowOrder(config.heads if ".attn_q." in name else config.kv_heads, interleave=True)
+        info = TensorInfo(name, shape, found.layout, found.nbytes)
+        wanted.append(PlannedTensor(info, original, found.layout, {}, "", order=order))
+    factors = rope_freqs(config)
+    if factors is not None:
+        info = TensorInfo(ROPE_FREQS, factors.shape, "f32", factors.nbytes)
+        wanted.insert(1, PlannedTensor(info, None, "", {}, "", constant=factors.astype(np.float32)))
+    assert checkpoint.folder is not None
+    vocabulary = read_tokenizer(checkpoint.folder, pre=options.pre, vocab_size=config.vocab)
+    keys = {**config_to_gguf(config, name=checkpoint.name), **vocabulary_keys(vocabulary)}
+    return wanted, {"general.type": string("model"), **keys}, ModelShape.from_config(config)
+
+
+def _from_gguf(checkpoint: Checkpoint) -> tuple[list[PlannedTensor], dict[str, Value], ModelShape]:
+    """The same for a GGUF source: its tensors and every key it has, known or not."""
+    source = checkpoint.source
+    typed: Mapping[str, Value] = source.keys  # type: ignore[attr-defined]
+    wanted = [PlannedTensor(info, info.name, info.layout, {}, "") for info in source.tensors.values()]
+    kept = {name: value for name, value in typed.items() if not is_manifest_key(name)}
+    shape = ModelShape.from_gguf(source.metadata, source.tensors.values())
+    return wanted, kept, shape
+
+
+def _planned(tensor: PlannedTensor, choice: Choice) -> PlannedTensor:
+    """The tensor in its final type. A copied type needs no codec, whatever it is."""
+    kind = TYPES[choice.type]
+    row_bytes = kind.row_bytes(tensor.info.cols)
+    info = replace(tensor.info, layout=choice.type, nbytes=row_bytes * tensor.info.rows)
+    parts = {"data": ((tensor.info.rows, row_bytes), np.dtype(np.uint8))}
+    done = replace(tensor, info=info, parts=parts, reason=choice.reason)
+    if choice.type in _FLOATS or done.verbatim:
+        return done
+    if choice.type not in codec_names():
+        raise UnsupportedError(f"{info.name}: {choice.type} can be read but not written; give it another --rule.")
+    format = get_format(choice.type)
+    return replace(done, format=format, codec=codec_for("gguf", format))
+
+
+def codec_names() -> frozenset[str]:
+    """The ggml types that can be written."""
+    from bitsmith.containers.gguf.blocks import CODECS
+
+    return frozenset(CODECS)
+
+
+def _warnings(checkpoint: Checkpoint, selection: Selection) -> tuple[str, ...]:
+    warnings: Sequence[str] = selection.warnings
+    quantized = {t.layout for t in checkpoint.source.tensors.values() if t.rows > 1} - _FLOATS
+    if quantized:
+        warnings = (*warnings, f"the source is quantized already ({', '.join(sorted(quantized))}): losses add up")
+    return tuple(warnings)
