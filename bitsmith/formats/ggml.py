@@ -7,6 +7,7 @@ from bitsmith.formats.base import Format
 from bitsmith.formats.ggml_simple import Q8, Affine, Symmetric
 from bitsmith.formats.iq4 import IQ4_LEVELS, IQ4_TARGETS, IQ4NL
 from bitsmith.formats.kquants import AffineK, SymmetricK
+from bitsmith.formats.microscale import MXFP4, NVFP4
 
 
 def _steps(first: float, last: float, count: int) -> tuple[float, ...]:
@@ -28,5 +29,7 @@ GGML_FORMATS: dict[str, Format] = {
         SymmetricK("q6_k", 6, 16, -128, 127, Levels(-32, 31), (*_steps(-31.0, -33.0, 9), *_steps(30.5, 32.0, 7))),
         IQ4NL(),
         SymmetricK("iq4_xs", 4, 32, -32, 31, IQ4_LEVELS, IQ4_TARGETS),
+        MXFP4,
+        NVFP4,
     )
 }

@@ -1,0 +1,50 @@
+"""Bytes of ggml's block types: codes and parameters <-> rows of blocks, and decoding of every type that holds weights.
+
+Layouts: ggml-common.h and `dequantize_row_*` in ggml-quants.c of llama.cpp. Types whose values fit a `Grid` have a
+codec in `CODECS`; the vector-codebook and one- and two-bit families only decode (see `blocks_readonly`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from bitsmith.containers.gguf.blocks_float import FLOATS, decode_float
+from bitsmith.containers.gguf.blocks_k import K_CODECS
+from bitsmith.containers.gguf.blocks_readonly import READ_ONLY, decode_read_only
+from bitsmith.containers.gguf.blocks_simple import SIMPLE_CODECS, BlockCodec
+from bitsmith.containers.gguf.types import TYPES
+from bitsmith.errors import FileError, UnsupportedError
+
+CODECS: Mapping[str, BlockCodec] = {**SIMPLE_CODECS, **K_CODECS}
+
+
+def decode_rows(type_name: str, data: np.ndarray, cols: int) -> np.ndarray:
+    """Decode rows of a ggml type: uint8 [rows, bytes per row] -> float32 [rows, cols].
+
+    Bit-equal to llama.cpp's `dequantize_row_*`. An infinite or NaN scale is data like any other: it gives infinite
+    or NaN weights (which NaN is not specified); the scale 255 of MXFP4, NaN in its specification, reads as 2^127 as
+    in llama.cpp. f64 and i32, i64 round to float32.
+
+    Raises UnsupportedError for a type that holds no weights or an impossible row length, FileError where the bytes
+    of a row do not match `cols`.
+    """
+    kind = TYPES.get(type_name)
+    if kind is None or not (type_name in FLOATS or type_name in CODECS or type_name in READ_ONLY):
+        known = ", ".join([*FLOATS, *CODECS, *READ_ONLY])
+        raise UnsupportedError(f"ggml type {type_name!r} holds no weights that can be read; readable types: {known}")
+    expected = kind.row_bytes(cols)
+    if data.ndim != 2 or data.dtype != np.uint8 or data.shape[1] != expected:
+        raise FileError(
+            f"rows of {cols} {type_name} weights take {expected} bytes each (uint8 [rows, {expected}]), but found "
+            f"{data.dtype} {list(data.shape)}; the file's tensor shape and size disagree"
+        )
+    if type_name in FLOATS:
+        return decode_float(type_name, data)
+    with np.errstate(invalid="ignore", over="ignore"):
+        if type_name in READ_ONLY:
+            return decode_read_only(type_name, data)
+        values = CODECS[type_name].decode({"data": data}, cols).values()
+    assert isinstance(values, np.ndarray)
+    return values
