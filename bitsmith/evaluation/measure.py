@@ -1,24 +1,23 @@
-"""The evaluation: a model over a text, window by window, alone or against a reference model."""
+"""Measuring: a model over a text, window by window, alone or against a reference model."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from bitsmith.errors import UsageError
-from bitsmith.evaluate.divergence import Divergence, DivergenceMeter, compare
-from bitsmith.evaluate.moments import Estimate
-from bitsmith.evaluate.perplexity import PerplexityMeter, token_losses
-from bitsmith.evaluate.windows import Windows, check_context, cut_windows, read_text
+from bitsmith.evaluation.divergence import DivergenceMeter, compare
+from bitsmith.evaluation.perplexity import PerplexityMeter, token_losses
+from bitsmith.evaluation.result import Evaluation
+from bitsmith.evaluation.windows import Windows, check_context, cut_windows, read_text
 from bitsmith.grid import Array
 from bitsmith.progress import Progress, Report, silent
-from bitsmith.texts import EVALUATION_TEXT_NAME, evaluation_text
+from bitsmith.texts import built_in_name, evaluation_text
 
 DEFAULT_CONTEXT = 512
 BATCH_LOGITS = 1 << 23  # logits asked of a model at a time: 32 MB of float32, more only where one window needs it
@@ -59,36 +58,6 @@ class Scorer(Protocol):
     def logits(self, tokens: np.ndarray, *, first: int = 0) -> Array:
         """Logits of positions first .. n - 1: int64 [batch, n] -> float32 [batch, n - first, vocab]."""
         ...
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What was measured, on what.
-
-    model, against: names of the files; against is None where there was no reference
-    text: name of the text; text_sha256 is taken over its UTF-8 bytes
-    context: tokens in a window
-    windows: windows scored
-    tokens: predictions scored, context / 2 - 1 a window
-    loss: mean negative log likelihood, nats per token
-    perplexity: exp(loss)
-    divergence: from the reference; None where there was none
-    """
-
-    model: str
-    against: str | None
-    text: str
-    text_sha256: str
-    context: int
-    windows: int
-    tokens: int
-    loss: Estimate
-    perplexity: Estimate
-    divergence: Divergence | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Nested dictionaries of numbers and strings, ready for JSON; an Estimate is {"value": ..., "error": ...}."""
-        return asdict(self)
 
 
 def evaluate(
@@ -141,7 +110,7 @@ def evaluate(
 def _content(text: str | PathLike[str] | None) -> tuple[str, str]:
     """The text's name and the text."""
     if text is None:
-        return EVALUATION_TEXT_NAME, evaluation_text()
+        return built_in_name(), evaluation_text()
     path = Path(text)
     return path.name, read_text(path)
 

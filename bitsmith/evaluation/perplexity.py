@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitsmith.errors import TensorError
-from bitsmith.evaluate.moments import Estimate, Moments, exponential
+from bitsmith.evaluation.moments import Estimate, Moments, exponential
 
 CHUNK_VALUES = 1 << 17  # logits worked on at a time: one megabyte of float64, so that the passes stay in cache
 

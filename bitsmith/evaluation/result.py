@@ -1,0 +1,69 @@
+"""Evaluation: what was measured, on what, as a value, as JSON, as text."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bitsmith.evaluation.divergence import Divergence
+from bitsmith.evaluation.moments import Estimate
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, on what.
+
+    model, against: names of the files; against is None where there was no reference
+    text: name of the text; text_sha256 is taken over its UTF-8 bytes
+    context: tokens in a window
+    windows: windows scored
+    tokens: predictions scored, context / 2 - 1 a window
+    loss: mean negative log likelihood, nats per token
+    perplexity: exp(loss)
+    divergence: from the reference; None where there was none
+    """
+
+    model: str
+    against: str | None
+    text: str
+    text_sha256: str
+    context: int
+    windows: int
+    tokens: int
+    loss: Estimate
+    perplexity: Estimate
+    divergence: Divergence | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dictionaries of numbers and strings, ready for JSON; an Estimate is {"value": ..., "error": ...}."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The result as a few lines of text."""
+        what = f"{self.windows:,} windows of {self.context} tokens, the second half of each scored"
+        lines = [
+            f"{self.model}" + (f" against {self.against}" if self.against else ""),
+            f"text             {self.text}: {what}, {self.tokens:,} tokens",
+            f"perplexity       {_plain(self.perplexity, 4)}",
+        ]
+        return lines + (_divergence_lines(self.divergence) if self.divergence else [])
+
+
+def _divergence_lines(lost: Divergence) -> list[str]:
+    return [
+        f"  of the original {_plain(lost.reference_perplexity, 4)}",
+        f"  ratio          {_plain(lost.ratio, 5)}",
+        f"mean KLD         {_plain(lost.mean, 6)}",
+        f"  median {lost.median:.6f}, 99 % {lost.quantile_99:.6f}, 99.9 % {lost.quantile_999:.6f}, max {lost.max:.6f}",
+        f"top-1 agreement  {_percent(lost.top1)}",
+        f"RMS delta p      {_percent(lost.delta_p_rms)}",
+        f"mean delta p     {_percent(lost.delta_p)}",
+    ]
+
+
+def _plain(estimate: Estimate, digits: int) -> str:
+    return f"{estimate.value:.{digits}f} ± {estimate.error:.{digits}f}"
+
+
+def _percent(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:.3f} ± {100 * estimate.error:.3f} %"
