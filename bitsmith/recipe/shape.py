@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from bitsmith.arch.config import ModelConfig
+from bitsmith.arch.spec import ARCHITECTURES
+from bitsmith.errors import FileError
 from bitsmith.recipe.category import layer_of
 from bitsmith.tensor import TensorInfo
-
-# architectures that GGUF files name otherwise than config.json does
-_GGUF_ARCH = {"mistral": "llama"}
 
 # layer counts at which llama.cpp calls a model of this architecture a 70B
 _70B_LAYERS = {"llama": 80, "qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
@@ -52,18 +51,23 @@ class ModelShape:
     @classmethod
     def from_config(cls, config: ModelConfig) -> ModelShape:
         """The shape of a dense decoder."""
-        arch = _GGUF_ARCH.get(config.arch, config.arch)
-        return cls(arch, config.layers, config.heads, config.kv_heads)
+        return cls(ARCHITECTURES[config.arch].gguf, config.layers, config.heads, config.kv_heads)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], tensors: Iterable[TensorInfo] = ()) -> ModelShape:
-        """The shape that GGUF keys give. Where block_count is missing, layers are counted in `tensors`' names."""
+        """The shape that GGUF keys give, as plain values.
+
+        Where block_count is missing, layers are counted in `tensors`' names; other missing counts are 0, and
+        kv_heads equals heads. Raises FileError for a count that is no whole number.
+        """
         arch = str(metadata.get("general.architecture", ""))
 
         def number(key: str, default: int) -> int:
             value = metadata.get(f"{arch}.{key}", default)
-            if isinstance(value, Sequence | np.ndarray):  # per layer: the first block's, as llama-quantize takes it
+            if isinstance(value, list | tuple | np.ndarray):  # per layer: the first block's, as llama-quantize takes it
                 value = value[0] if len(value) else default
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise FileError(f"GGUF key {arch}.{key}: expected a whole number, found {value!r:.60}.")
             return int(value)
 
         layers = number("block_count", -1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bitsmith.arch.config import ModelConfig
+from bitsmith.errors import FileError
 from bitsmith.recipe import Choice, ModelShape, Rule, Selection, choose_types
 from bitsmith.tensor import TensorInfo
 
@@ -162,3 +163,9 @@ def test_shape_from_gguf_without_counts() -> None:
     assert ModelShape.from_gguf({"general.architecture": "odd"}, model(layers=12)) == ModelShape("odd", 12)
     assert ModelShape.from_gguf({"general.architecture": "a", "a.attention.head_count": 4}).kv_heads == 4
     assert ModelShape.from_gguf({}).queries_per_key == 0
+
+
+@pytest.mark.parametrize("wrong", ["many", 1.5, True, ["x"], [[1]]])
+def test_a_count_that_is_no_number_names_its_key(wrong: object) -> None:
+    with pytest.raises(FileError, match=r"a\.attention\.head_count: expected a whole number"):
+        ModelShape.from_gguf({"general.architecture": "a", "a.block_count": 1, "a.attention.head_count": wrong})
