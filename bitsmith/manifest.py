@@ -6,6 +6,7 @@ that a file's size is known before any weight is read. No time stamps: same inpu
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -34,8 +35,7 @@ _SMALLEST_ERROR = 1.2e-38  # below it float32 loses digits; stored as zero
 class TensorRecord:
     """One tensor of the written file.
 
-    sha256: 64 hex digits, of the tensor's bytes in the file without padding; a tensor of several parts is hashed
-        over its parts in file order
+    sha256: 64 hex digits, of the tensor's bytes in the file without padding; of several parts: `joined_hash`
     source_sha256: the same of the bytes it was made from
     error: sum of squared errors over sum of squared weights; 0 where nothing was lost; rounded to float32
     """
@@ -67,6 +67,11 @@ class Manifest:
     def record(self, name: str) -> TensorRecord | None:
         """The record of a tensor, None where the manifest has none."""
         return next((record for record in self.tensors if record.name == name), None)
+
+
+def joined_hash(parts: Sequence[str]) -> str:
+    """One hash for a tensor of these parts: its only part's, else SHA-256 of their hex digits joined in order."""
+    return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def placeholder(version: str, recipe: str, names: Iterable[str]) -> Manifest:

@@ -136,10 +136,13 @@ class GgufSource:
         shape = info.shape if stop - start == info.rows else (stop - start, info.cols)
         return PackedTensor(info.layout, shape, {"data": data})
 
+    def decode(self, packed: PackedTensor) -> np.ndarray:
+        """What `packed` gave, decoded: float32 [rows, cols]."""
+        return decode_rows(packed.layout, packed.parts["data"], packed.shape[-1])
+
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows start..stop decoded, float32 [stop - start, cols]; a vector is one row. Errors as in `packed`."""
-        packed = self.packed(name, start, stop)
-        return decode_rows(packed.layout, packed.parts["data"], self._info(name).cols)
+        return self.decode(self.packed(name, start, stop))
 
     def _info(self, name: str) -> TensorInfo:
         try:
