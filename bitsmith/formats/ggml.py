@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bitsmith.fit import Levels
 from bitsmith.formats.base import Format
-from bitsmith.formats.ggml_simple import Q8, Affine, Symmetric
+from bitsmith.formats.ggml_simple import AffineBlocks, Q8Blocks, SymmetricBlocks
 from bitsmith.formats.iq4 import IQ4_LEVELS, IQ4_TARGETS, IQ4NL
 from bitsmith.formats.kquants import AffineK, SymmetricK
 from bitsmith.formats.microscale import MXFP4, NVFP4
@@ -17,11 +17,11 @@ def _steps(first: float, last: float, count: int) -> tuple[float, ...]:
 GGML_FORMATS: dict[str, Format] = {
     format.name: format
     for format in (
-        Q8(),
-        Symmetric("q4_0", 4, (*_steps(-7.0, -9.0, 9), *_steps(6.5, 8.0, 7))),
-        Affine("q4_1", 4, _steps(14.0, 16.5, 11)),
-        Symmetric("q5_0", 5, (*_steps(-15.0, -17.0, 9), *_steps(14.5, 16.0, 7))),
-        Affine("q5_1", 5, _steps(30.0, 32.5, 11)),
+        Q8Blocks(),
+        SymmetricBlocks("q4_0", 4, (*_steps(-7.0, -9.0, 9), *_steps(6.5, 8.0, 7))),
+        AffineBlocks("q4_1", 4, _steps(14.0, 16.5, 11)),
+        SymmetricBlocks("q5_0", 5, (*_steps(-15.0, -17.0, 9), *_steps(14.5, 16.0, 7))),
+        AffineBlocks("q5_1", 5, _steps(30.0, 32.5, 11)),
         AffineK("q2_k", 2, 16, 15, _steps(2.2, 4.2, 11)),
         SymmetricK("q3_k", 3, 16, -32, 31, Levels(-4, 3), (*_steps(-2.8, -4.8, 9), *_steps(2.4, 4.0, 7))),
         AffineK("q4_k", 4, 32, 63, _steps(14.0, 16.5, 11)),

@@ -45,7 +45,7 @@ def _codes(t: Array, top: int) -> Array:
 
 
 @dataclass(frozen=True)
-class Q8:
+class Q8Blocks:
     """Q8_0: value = d * (code - 128). Codes -127..127 are chosen; -128 is only read."""
 
     name: str = "q8_0"
@@ -81,7 +81,7 @@ class Q8:
 
 
 @dataclass(frozen=True)
-class Symmetric:
+class SymmetricBlocks:
     """Q4_0, Q5_0: value = d * (code - 2^(bits - 1)); d may be negative."""
 
     name: str
@@ -135,7 +135,7 @@ def choose_scale(x: Array, weight: Array | None, levels: Levels, targets: tuple[
 
 
 @dataclass(frozen=True)
-class Affine:
+class AffineBlocks:
     """Q4_1, Q5_1: value = d * code + m."""
 
     name: str
@@ -162,8 +162,9 @@ class Affine:
         blocks = _blocks(w)
         top = (1 << self.bits) - 1
         with np.errstate(over="ignore", invalid="ignore"):
-            low = _pick(blocks, xp.argmin(blocks, axis=2))  # the first of equals: 0 and -0 differ in storage
-            d = (xp.max(blocks, axis=2) - low) / float(top)
+            # the first of equals, both times: 0 and -0 differ in storage
+            low, high = _pick(blocks, xp.argmin(blocks, axis=2)), _pick(blocks, xp.argmax(blocks, axis=2))
+            d = (high - low) / float(top)
             t = (blocks - low[:, :, None]) * _reference_inverse(d)[:, :, None] + 0.5
             return _codes(t, top), {"d": xp.astype(d, xp.float16), "m": xp.astype(low, xp.float16)}
 

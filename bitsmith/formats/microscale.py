@@ -84,15 +84,15 @@ class MicroScaled:
         table = xp.asarray(self._table()[: self.top + 1], device=device(x))
         start = xp.searchsorted(table, xp.reshape(xp.max(xp.abs(x), axis=0) / 12.0, (-1,)))
         start = xp.reshape(start, tuple(x.shape[1:]))
-        best, lost = None, None
+        best = xp.clip(start, 0, self.top)
+        lost = grid_error(x, weight, self._scales(best), None, E2M1_LEVELS)
         for step in self.reach:
             byte = xp.clip(start + step, 0, self.top)
             new = grid_error(x, weight, self._scales(byte), None, E2M1_LEVELS)
-            better = None if lost is None else new < lost
-            best = byte if better is None else xp.where(better, byte, best)
-            lost = new if better is None else xp.where(better, new, lost)
+            better = new < lost
+            best, lost = xp.where(better, byte, best), xp.where(better, new, lost)
         return {self.param: xp.astype(best, xp.uint8)}
 
 
-MXFP4 = MicroScaled("mxfp4", "e", 32, 32, 254, (0, -1, 1))
-NVFP4 = MicroScaled("nvfp4", "scales", 16, 64, 0x7E, (0, -1, 1, -2, 2, -3, 3, -4))
+MXFP4 = MicroScaled("mxfp4", "e", 32, 32, 254, (-1, 1))
+NVFP4 = MicroScaled("nvfp4", "scales", 16, 64, 0x7E, (-1, 1, -2, 2, -3, 3, -4))

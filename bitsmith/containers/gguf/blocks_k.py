@@ -6,14 +6,22 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bitsmith.containers.gguf.blocks_simple import BlockCodec, Fields, from_nibbles, to_nibbles
+from bitsmith.containers.gguf.blocks_simple import (
+    BlockCodec,
+    Fields,
+    Pack,
+    Structure,
+    Unpack,
+    from_nibbles,
+    to_nibbles,
+)
 from bitsmith.formats.ggml import GGML_FORMATS
 
 
 def _to_pairs(codes: np.ndarray) -> np.ndarray:
     """Codes < 4 [n, 256] -> bytes [n, 64]: of each 128, run k of 32 in bits 2k and 2k + 1."""
     runs = codes.reshape(-1, 2, 4, 32)
-    packed = runs[:, :, 0] | (runs[:, :, 1] << 2) | (runs[:, :, 2] << 4) | (runs[:, :, 3] << 6)
+    packed: np.ndarray = runs[:, :, 0] | (runs[:, :, 1] << 2) | (runs[:, :, 2] << 4) | (runs[:, :, 3] << 6)
     return packed.reshape(-1, 64)
 
 
@@ -138,36 +146,25 @@ def _unpack_iq4(blocks: np.ndarray) -> tuple[np.ndarray, Fields]:
     return from_nibbles(blocks["qs"], 16), params
 
 
-_D, _DMIN = ("d", "<f2"), ("dmin", "<f2")
+_D, _DMIN = ("d", "<f2", ()), ("dmin", "<f2", ())
+_STRUCTURES: dict[str, tuple[Structure, Pack, Unpack]] = {
+    "q2_k": ([("scales", "u1", (16,)), ("qs", "u1", (64,)), _D, _DMIN], _pack_q2, _unpack_q2),
+    "q3_k": ([("hmask", "u1", (32,)), ("qs", "u1", (64,)), ("scales", "u1", (12,)), _D], _pack_q3, _unpack_q3),
+    "q4_k": ([_D, _DMIN, ("scales", "u1", (12,)), ("qs", "u1", (128,))], _pack_q4, _unpack_q4),
+    "q5_k": (
+        [_D, _DMIN, ("scales", "u1", (12,)), ("qh", "u1", (32,)), ("qs", "u1", (128,))],
+        _pack_q5,
+        _unpack_q5,
+    ),
+    "q6_k": ([("ql", "u1", (128,)), ("qh", "u1", (64,)), ("scales", "i1", (16,)), _D], _pack_q6, _unpack_q6),
+    "iq4_xs": (
+        [_D, ("scales_h", "<u2", ()), ("scales_l", "u1", (4,)), ("qs", "u1", (128,))],
+        _pack_iq4,
+        _unpack_iq4,
+    ),
+}
 
 K_CODECS: dict[str, BlockCodec] = {
     name: BlockCodec(GGML_FORMATS[name], np.dtype(fields), pack, unpack)
-    for name, fields, pack, unpack in [
-        ("q2_k", [("scales", "u1", (16,)), ("qs", "u1", (64,)), _D, _DMIN], _pack_q2, _unpack_q2),
-        (
-            "q3_k",
-            [("hmask", "u1", (32,)), ("qs", "u1", (64,)), ("scales", "u1", (12,)), _D],
-            _pack_q3,
-            _unpack_q3,
-        ),
-        ("q4_k", [_D, _DMIN, ("scales", "u1", (12,)), ("qs", "u1", (128,))], _pack_q4, _unpack_q4),
-        (
-            "q5_k",
-            [_D, _DMIN, ("scales", "u1", (12,)), ("qh", "u1", (32,)), ("qs", "u1", (128,))],
-            _pack_q5,
-            _unpack_q5,
-        ),
-        (
-            "q6_k",
-            [("ql", "u1", (128,)), ("qh", "u1", (64,)), ("scales", "i1", (16,)), _D],
-            _pack_q6,
-            _unpack_q6,
-        ),
-        (
-            "iq4_xs",
-            [_D, ("scales_h", "<u2"), ("scales_l", "u1", (4,)), ("qs", "u1", (128,))],
-            _pack_iq4,
-            _unpack_iq4,
-        ),
-    ]
+    for name, (fields, pack, unpack) in _STRUCTURES.items()
 }

@@ -13,6 +13,8 @@ from bitsmith.formats.ggml import GGML_FORMATS
 from bitsmith.tensor import QuantTensor
 
 Fields = dict[str, np.ndarray]  # by name; leading dimension: blocks of the file
+Pack = Callable[[np.ndarray, Mapping[str, np.ndarray]], Fields]
+Unpack = Callable[[np.ndarray], tuple[np.ndarray, Fields]]
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,9 @@ class BlockCodec:
     """
 
     format: Format
-    block: np.dtype
-    pack: Callable[[np.ndarray, Mapping[str, np.ndarray]], Fields]
-    unpack: Callable[[np.ndarray], tuple[np.ndarray, Fields]]
+    block: np.dtype[np.void]
+    pack: Pack
+    unpack: Unpack
 
     @property
     def name(self) -> str:
@@ -64,7 +66,8 @@ class BlockCodec:
 def to_nibbles(codes: np.ndarray, half: int) -> np.ndarray:
     """Codes < 16 [n, k * 2 * half] -> bytes [n, k * half]: first half of each run in the low nibbles."""
     runs = codes.reshape(codes.shape[0], -1, 2, half)
-    return (runs[:, :, 0] | (runs[:, :, 1] << 4)).reshape(codes.shape[0], -1)
+    packed: np.ndarray = runs[:, :, 0] | (runs[:, :, 1] << 4)
+    return packed.reshape(codes.shape[0], -1)
 
 
 def from_nibbles(packed: np.ndarray, half: int) -> np.ndarray:
@@ -122,19 +125,22 @@ def _unpack_nvfp4(blocks: np.ndarray) -> tuple[np.ndarray, Fields]:
     return _FROM_SIGN[from_nibbles(blocks["qs"], 8)], {"scales": blocks["scales"].copy()}
 
 
-_D, _M = ("d", "<f2"), ("m", "<f2")
+Structure = list[tuple[str, str, tuple[int, ...]]]  # fields of a block in file order: name, numpy type, shape
+
+_D, _M = ("d", "<f2", ()), ("m", "<f2", ())
 _NIBBLES, _HIGH = ("qs", "u1", (16,)), ("qh", "u1", (4,))
+_STRUCTURES: dict[str, tuple[Structure, Pack, Unpack]] = {
+    "q8_0": ([_D, ("qs", "i1", (32,))], _pack_bytes, _unpack_bytes),
+    "q4_0": ([_D, _NIBBLES], _pack_nibbles, _unpack_nibbles),
+    "q4_1": ([_D, _M, _NIBBLES], _pack_nibbles, _unpack_nibbles),
+    "q5_0": ([_D, _HIGH, _NIBBLES], _pack_fives, _unpack_fives),
+    "q5_1": ([_D, _M, _HIGH, _NIBBLES], _pack_fives, _unpack_fives),
+    "iq4_nl": ([_D, _NIBBLES], _pack_nibbles, _unpack_nibbles),
+    "mxfp4": ([("e", "u1", ()), _NIBBLES], _pack_mxfp4, _unpack_mxfp4),
+    "nvfp4": ([("scales", "u1", (4,)), ("qs", "u1", (32,))], _pack_nvfp4, _unpack_nvfp4),
+}
 
 SIMPLE_CODECS: dict[str, BlockCodec] = {
     name: BlockCodec(GGML_FORMATS[name], np.dtype(fields), pack, unpack)
-    for name, fields, pack, unpack in [
-        ("q8_0", [_D, ("qs", "i1", (32,))], _pack_bytes, _unpack_bytes),
-        ("q4_0", [_D, _NIBBLES], _pack_nibbles, _unpack_nibbles),
-        ("q4_1", [_D, _M, _NIBBLES], _pack_nibbles, _unpack_nibbles),
-        ("q5_0", [_D, _HIGH, _NIBBLES], _pack_fives, _unpack_fives),
-        ("q5_1", [_D, _M, _HIGH, _NIBBLES], _pack_fives, _unpack_fives),
-        ("iq4_nl", [_D, _NIBBLES], _pack_nibbles, _unpack_nibbles),
-        ("mxfp4", [("e", "u1"), _NIBBLES], _pack_mxfp4, _unpack_mxfp4),
-        ("nvfp4", [("scales", "u1", (4,)), ("qs", "u1", (32,))], _pack_nvfp4, _unpack_nvfp4),
-    ]
+    for name, (fields, pack, unpack) in _STRUCTURES.items()
 }
