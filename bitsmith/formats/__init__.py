@@ -41,10 +41,11 @@ def get_format(name: str) -> Format:
     """
     canonical = _canonical(name, "g128")
     if canonical not in FORMATS:
-        near = get_close_matches(canonical, FORMATS, n=4, cutoff=0.5) or get_close_matches(name, FORMATS, 4, 0.2)
+        near = get_close_matches(canonical, FORMATS, n=4, cutoff=0.5)
+        others = [other for other in FORMATS if not _INTEGER.fullmatch(other)]
         raise UsageError(
-            f"{name!r} is no format; nearest: {', '.join(near) or ', '.join(FORMATS)}. Integer formats are int8, int4, int3 "
-            "or int2 with -g128, -g64, -g32, -channel or -tensor, and -asym"
+            f"{name!r} is no format; nearest: {', '.join(near) or 'none'}. Known are int8, int4, int3 and int2 with "
+            f"-g128, -g64, -g32, -channel or -tensor, and -asym; {', '.join(others)}"
         )
     return FORMATS[canonical]
 

@@ -104,18 +104,6 @@ class DoublyQuantized:
     def multiple(self) -> int:
         return self.plain.multiple
 
-    @property
-    def table(self) -> tuple[float, ...]:
-        return self.plain.table
-
-    @property
-    def patterns(self) -> tuple[int, ...]:
-        return self.plain.patterns
-
-    @property
-    def aliases(self) -> tuple[tuple[int, int], ...]:
-        return self.plain.aliases
-
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         blocks = check_row(self.name, cols, self.multiple) // self.plain.block
         supers = (rows, -(-blocks // self.superblock))

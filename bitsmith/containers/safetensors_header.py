@@ -1,0 +1,179 @@
+"""The header of a safetensors file, read strictly: every offset and size is checked before data is touched.
+
+Format (github.com/huggingface/safetensors): 8 bytes, the header's length N, little-endian; N bytes of JSON, an object
+from names to {"dtype", "shape", "data_offsets": [begin, end]} and an optional "__metadata__" of strings; then
+data, which the entries cover without gaps or overlaps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from bitsmith.errors import FileError
+
+HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors package
+_LARGEST_DIMENSION = 1 << 48
+
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class HeaderEntry:
+    """One entry: `offset` counts from the start of the file, in bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """A checked header; entries in the order of their data."""
+
+    path: Path
+    size: int
+    entries: Mapping[str, HeaderEntry]
+    metadata: Mapping[str, str]
+
+
+def dtype_name(dtype: np.dtype) -> str:
+    """safetensors' name of a numpy dtype."""
+    return _NAMES[np.dtype(dtype)]
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of `path`. Raises FileError naming the file and the entry that is wrong."""
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            length = _header_length(path, size, file.read(8))
+            text = file.read(length)
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror or error}; check its name and permissions") from error
+    content = _parse(path, text)
+    metadata = _metadata(path, content.pop("__metadata__", {}))
+    entries = [_entry(path, name, value, 8 + length) for name, value in content.items()]
+    entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
+    _check_cover(path, entries, 8 + length, size)
+    return Header(path, size, {entry.name: entry for entry in entries}, metadata)
+
+
+def _header_length(path: Path, size: int, first: bytes) -> int:
+    if len(first) < 8:
+        raise FileError(f"{path} has {size} bytes, too few for a safetensors file; download or write it again")
+    length = int.from_bytes(first, "little")
+    if length > HEADER_LIMIT or length > size - 8 or length < 2:
+        raise FileError(
+            f"{path} says its header has {length} bytes, but the file has {size} bytes and headers 2 to "
+            f"{HEADER_LIMIT}; it is no safetensors file, or is truncated or damaged: download or write it again"
+        )
+    return length
+
+
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise FileError(f"{path} has two entries named {twice!r} in its header; it is damaged: write it again")
+        return found
+
+    if not text.startswith(b"{"):
+        raise FileError(f"{path} is no safetensors file: its header begins with {text[:8]!r}, not with '{{'")
+    try:
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=once)
+    except RecursionError:
+        raise FileError(f"{path}: the header nests too deeply to be a safetensors header; do not use it") from None
+    except ValueError as error:
+        raise FileError(f"{path}: the header is not JSON ({error}); the file is damaged: download it again") from None
+    if not isinstance(content, dict):
+        raise FileError(f"{path}: the header is JSON but no object; the file is damaged: download it again")
+    return content
+
+
+def _metadata(path: Path, value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise FileError(f"{path}: __metadata__ must map strings to strings; the file is damaged: write it again")
+    return value
+
+
+def _entry(path: Path, name: str, value: object, start: int) -> HeaderEntry:
+    """Check one entry by itself."""
+
+    def wrong(what: str) -> FileError:
+        return FileError(f"{path}: entry {name!r}: {what}; the file is damaged: download or write it again")
+
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise wrong("expected dtype, shape and data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise FileError(f"{path}: entry {name!r} has the unknown dtype {dtype!r}; known are {', '.join(DTYPES)}")
+    if not _sizes(shape) or any(size > _LARGEST_DIMENSION for size in shape):
+        raise wrong(f"shape must be a list of sizes, not {str(shape)[:80]}")
+    if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise wrong(f"data_offsets must be [begin, end], not {str(offsets)[:80]}")
+    expected = math.prod(shape) * DTYPES[dtype].itemsize
+    if offsets[1] - offsets[0] != expected:
+        raise wrong(f"{dtype} of shape {shape} takes {expected} bytes, data_offsets give {offsets[1] - offsets[0]}")
+    return HeaderEntry(name, dtype, tuple(shape), start + offsets[0], expected)
+
+
+def _sizes(value: object) -> bool:
+    """Whether `value` is a list of integers >= 0 (True and False are none)."""
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _check_cover(path: Path, entries: list[HeaderEntry], start: int, size: int) -> None:
+    """The entries, sorted, must cover start..size without gaps or overlaps."""
+    end, previous = start, "the header"
+    for entry in entries:
+        if entry.offset < end:
+            raise FileError(
+                f"{path}: the data of {entry.name!r} begins {end - entry.offset} bytes before the end of {previous}; "
+                "entries must not overlap: the file is damaged, download or write it again"
+            )
+        if entry.offset > end:
+            raise FileError(
+                f"{path}: {entry.offset - end} bytes before the data of {entry.name!r} belong to no entry; "
+                "the file is damaged, download or write it again"
+            )
+        end, previous = entry.offset + entry.nbytes, repr(entry.name)
+        if end > size:
+            raise FileError(
+                f"{path} is truncated: the data of {entry.name!r} ends at byte {end}, the file at {size}; "
+                "download or write it again"
+            )
+    if end != size:
+        raise FileError(
+            f"{path}: {size - end} bytes after the data of {previous} belong to no entry; "
+            "the file is damaged, download or write it again"
+        )

@@ -1,0 +1,115 @@
+"""Where every byte of a safetensors file will lie, for one file or several with an index."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from bitsmith.containers.layout import FileLayout, Region
+from bitsmith.containers.safetensors_header import DTYPES, HEADER_LIMIT
+from bitsmith.errors import UnsupportedError, UsageError
+
+INDEX_NAME = "model.safetensors.index.json"
+
+
+class Entry(NamedTuple):
+    """One entry to be written: part `part` of tensor `tensor`, under `name`.
+
+    dtype: safetensors' name, either case ("BF16", "bf16")
+    """
+
+    tensor: str
+    part: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of data. Raises UsageError for a dtype that safetensors does not know."""
+        return math.prod(self.shape) * _itemsize(self)
+
+
+def safetensors_layout(
+    filename: str,
+    metadata: Mapping[str, str],
+    parts: Sequence[tuple[str, str, str, str, tuple[int, ...]]],
+) -> FileLayout:
+    """The layout of one file: entries in the order given, data without gaps from a multiple of 8 bytes on.
+
+    parts: as `Entry`. The format allows no gaps between entries; put wide dtypes first where alignment matters.
+    The same arguments give the same bytes; metadata keys are sorted.
+    Raises UsageError for two entries of one name, UnsupportedError where the header exceeds the format's limit.
+    """
+    entries = [Entry(*part) for part in parts]
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    begin = 0
+    for entry in entries:
+        if entry.name in header or entry.name == "__metadata__":
+            raise UsageError(f"{filename}: two entries would be named {entry.name!r}; rename one of the tensors")
+        offsets = [begin, begin + entry.nbytes]
+        header[entry.name] = {"dtype": entry.dtype.upper(), "shape": list(entry.shape), "data_offsets": offsets}
+        begin += entry.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > HEADER_LIMIT:
+        raise UnsupportedError(
+            f"{filename} would need a header of {len(text)} bytes; safetensors allows {HEADER_LIMIT}: "
+            "write several files, with --max-shard-size"
+        )
+    head = len(text).to_bytes(8, "little") + text
+    regions, offset = [], len(head)
+    for entry in entries:
+        regions.append(Region(entry.tensor, entry.part, offset, entry.nbytes))
+        offset += entry.nbytes
+    return FileLayout(filename, head, tuple(regions), offset)
+
+
+def safetensors_files(
+    parts: Sequence[Entry],
+    metadata: Callable[[Sequence[Entry]], Mapping[str, str]],
+    *,
+    max_shard_bytes: int | None = None,
+) -> tuple[list[FileLayout], bytes | None]:
+    """One file, "model.safetensors", or several with the bytes of their index file (`INDEX_NAME`).
+
+    parts: in order; the parts of one tensor must be neighbours and stay in one file
+    metadata: of a file with these entries
+    max_shard_bytes: of data in a file; a larger tensor has a file to itself. None: one file.
+    """
+    shards = _split(parts, max_shard_bytes)
+    if len(shards) == 1:
+        return [safetensors_layout("model.safetensors", metadata(shards[0]), shards[0])], None
+    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    layouts = [safetensors_layout(name, metadata(shard), shard) for name, shard in zip(names, shards, strict=True)]
+    index = {
+        "metadata": {"total_size": sum(entry.nbytes for entry in parts)},
+        "weight_map": {entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard},
+    }
+    return layouts, (json.dumps(index, indent=2) + "\n").encode()
+
+
+def _split(parts: Sequence[Entry], limit: int | None) -> list[list[Entry]]:
+    """Cut between tensors, as late as the limit allows. At least one shard."""
+    shards: list[list[Entry]] = [[]]
+    filled = 0
+    tensors: dict[str, list[Entry]] = {}
+    for entry in parts:
+        tensors.setdefault(entry.tensor, []).append(entry)
+    for entries in tensors.values():
+        size = sum(entry.nbytes for entry in entries)
+        if limit is not None and shards[-1] and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1] += entries
+        filled += size
+    return shards
+
+
+def _itemsize(entry: Entry) -> int:
+    dtype = DTYPES.get(entry.dtype.upper())
+    if dtype is None:
+        raise UsageError(f"{entry.name}: safetensors has no dtype {entry.dtype!r}; known are {', '.join(DTYPES)}")
+    return dtype.itemsize
