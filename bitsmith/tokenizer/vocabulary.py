@@ -1,0 +1,160 @@
+"""Vocabulary: a tokenizer as data, the same whether it came from a Hugging Face folder or from GGUF keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+
+from bitsmith.errors import FileError
+
+
+class TokenType(IntEnum):
+    """Token types of `tokenizer.ggml.token_type` (GGUF specification)."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """All that is needed to encode and decode.
+
+    model: "gpt2" (byte-level BPE) or "llama" (SentencePiece BPE with byte fallback), as in `tokenizer.ggml.model`
+    tokens: by id, as GGUF stores them: byte-level tokens in the GPT-2 byte alphabet, SentencePiece's with "▁" for a
+        space, added tokens as they appear in the text; no two are equal
+    types: of each token
+    scores: of each token, higher merges first; empty for "gpt2"
+    merges: "left right", earlier merges first; empty for "llama"
+    pre: llama.cpp's name for the pre-tokenizer ("llama-bpe"); "default" for "llama"
+    special: ids by role ("bos", "eos", "eot", "eom", "unk", "sep", "pad", "cls", "mask", "fim_pre", ...)
+    end_ids: tokens that end a generation
+    add_bos, add_eos: whether encoding adds them
+    add_space_prefix: whether a text is encoded as if a space stood before it ("llama" only)
+    chat_template: the default one; chat_templates: further ones by name
+    """
+
+    model: str
+    tokens: tuple[str, ...]
+    types: tuple[int, ...]
+    scores: tuple[float, ...] = ()
+    merges: tuple[str, ...] = ()
+    pre: str = "default"
+    special: Mapping[str, int] = field(default_factory=dict)
+    end_ids: frozenset[int] = frozenset()
+    add_bos: bool = False
+    add_eos: bool = False
+    add_space_prefix: bool = False
+    chat_template: str | None = None
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_tokens(self.tokens)
+        for role, token in self.special.items():
+            if not 0 <= token < len(self.tokens):
+                raise FileError(f"the {role} token has id {token}, but the vocabulary ends at {len(self.tokens) - 1}")
+
+    def token(self, role: str) -> str:
+        """Text of a special token; empty where the vocabulary has none for this role."""
+        return self.tokens[self.special[role]] if role in self.special else ""
+
+    def padded(self, size: int) -> Vocabulary:
+        """The same with `[PAD<id>]` tokens of type UNUSED up to `size`, as llama.cpp's converter writes them.
+
+        Raises FileError where there are more tokens than `size`.
+        """
+        have = len(self.tokens)
+        if have > size:
+            raise FileError(
+                f"the tokenizer has {have} tokens (the last is {self.tokens[-1]!r}), but the model has an embedding "
+                f"for {size} only; take the tokenizer that belongs to these weights, or resize the embedding"
+            )
+        return replace(
+            self,
+            tokens=self.tokens + tuple(pad_token(i) for i in range(have, size)),
+            types=self.types + (int(TokenType.UNUSED),) * (size - have),
+            scores=self.scores + (PAD_SCORE,) * (size - have) if self.scores else (),
+        )
+
+
+PAD_SCORE = -10000.0
+
+
+def pad_token(token: int) -> str:
+    """Text of a row of the embedding that has no token."""
+    return f"[PAD{token}]"
+
+
+def check_tokens(tokens: Sequence[str]) -> None:
+    """Raise FileError where two tokens have the same text: llama.cpp aborts on such a file."""
+    seen: dict[str, int] = {}
+    for token, text in enumerate(tokens):
+        if seen.setdefault(text, token) != token:
+            raise FileError(f"tokens {seen[text]} and {token} of the vocabulary have the same text, {text!r}")
+
+
+# The texts at which llama.cpp ends a generation, whatever the file's keys say (build 11434).
+END_TEXTS = frozenset(
+    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> "
+    "<EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> "
+    "<｜end▁of▁sentence｜> [e~[".split()
+)
+
+# Texts by which llama.cpp finds the fill-in-the-middle tokens that end a generation too: padding, repository, file.
+FIM_END_TEXTS = (
+    "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD]".split(),
+    "<|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame>".split(),
+    ["<|file_sep|>"],
+)
+
+
+def end_ids_by_text(tokens: Sequence[str]) -> frozenset[int]:
+    """Ids that llama.cpp takes for ends by their text alone.
+
+    Where a vocabulary has <|return|> and <|call|> (harmony), or <|calls|> and <|flush|>, its <|end|> ends a message,
+    not a generation; where it has <|tool_response>, its </s> is an ordinary token.
+    """
+    looked_for = END_TEXTS.union(*FIM_END_TEXTS)
+    found = {text: token for token, text in enumerate(tokens) if text in looked_for}
+    for texts in FIM_END_TEXTS:
+        for text in [text for text in texts if text in found][1:]:
+            del found[text]
+    calls = "<|call|>" in found or "<|calls|>" in found
+    if calls and ("<|return|>" in found or "<|flush|>" in found):
+        found.pop("<|end|>", None)
+    if "<|tool_response>" in found:
+        found.pop("</s>", None)
+    return frozenset(found.values())
+
+
+def byte_alphabet() -> dict[int, str]:
+    """GPT-2's printable character for each byte (Radford et al. 2019): Latin-1 where printable, else from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {byte: chr(byte) for byte in printable}
+    for byte in range(256):
+        if byte not in table:
+            table[byte] = chr(0x100 + len(table) - len(printable))
+    return table
+
+
+def pieces(vocabulary: Vocabulary) -> list[bytes]:
+    """The bytes each token stands for; empty for UNUSED and UNKNOWN tokens. [tokens]"""
+    to_byte = {character: byte for byte, character in byte_alphabet().items()}
+    as_text = (TokenType.CONTROL, TokenType.USER_DEFINED)
+    result = []
+    for text, kind in zip(vocabulary.tokens, vocabulary.types, strict=True):
+        if kind in (TokenType.UNUSED, TokenType.UNKNOWN):
+            result.append(b"")
+        elif kind == TokenType.BYTE:
+            result.append(bytes([int(text[3:5], 16)]))
+        elif kind in as_text or (vocabulary.model == "gpt2" and not all(c in to_byte for c in text)):
+            result.append(text.encode("utf-8", "surrogateescape"))
+        elif vocabulary.model == "gpt2":
+            result.append(bytes(to_byte[c] for c in text))
+        else:
+            result.append(text.replace("▁", " ").encode("utf-8", "surrogateescape"))
+    return result
