@@ -20,6 +20,7 @@ class Cache:
     def __init__(
         self, config: ModelConfig, ops: Ops, capacity: int, *, batch: int = 1, padding: np.ndarray | None = None
     ) -> None:
+        self._config, self._ops = config, ops
         shape = (batch, config.kv_heads, capacity, config.head_dim)
         self.keys = [ops.zeros(shape) for _ in range(config.layers)]
         self.values = [ops.zeros(shape) for _ in range(config.layers)]
@@ -46,3 +47,11 @@ class Cache:
         if not 0 <= length <= self.length:
             raise UsageError(f"a cache filled to {self.length} cannot be cut to {length}.")
         self.length = length
+
+    def grown(self, capacity: int) -> Cache:
+        """A copy with room for `capacity` positions, at least those filled."""
+        bigger = Cache(self._config, self._ops, capacity, batch=self.batch, padding=self.padding)
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            bigger.store(layer, keys[:, :, : self.length], values[:, :, : self.length])
+        bigger.length = self.length
+        return bigger

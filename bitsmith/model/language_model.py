@@ -1,0 +1,186 @@
+"""LanguageModel: a checkpoint loaded for running. Text in, text out, and logits for measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from bitsmith.arch.config import ModelConfig
+from bitsmith.arch.names import hf_name
+from bitsmith.arch.tensors import check_tensors, expected_tensors
+from bitsmith.errors import UsageError
+from bitsmith.generate import DEFAULT, Generated, Sampling, capacity, generate, generate_batch
+from bitsmith.kernels.base import Kernel, Weight
+from bitsmith.kernels.dense import DTYPES, DenseKernel
+from bitsmith.kernels.ondemand import OnDemandKernel
+from bitsmith.kernels.torch_ops import TorchOps
+from bitsmith.model.cache import Cache
+from bitsmith.model.decoder import Decoder
+from bitsmith.model.memory import available_memory
+from bitsmith.model.text import TextStream
+from bitsmith.model.weights import load_weights
+from bitsmith.progress import Report, silent
+
+if TYPE_CHECKING:
+    from bitsmith.checkpoint import Checkpoint
+    from bitsmith.tokenizer import Tokenizer
+
+
+class LanguageModel:
+    """A decoder with its tokenizer.
+
+    name: short, for reports
+    config: the decoder's shape
+    tokenizer: see `bitsmith.tokenizer.Tokenizer`
+    decoder: the network, for those who need hidden states or a cache of their own
+    """
+
+    def __init__(self, name: str, decoder: Decoder, tokenizer: Tokenizer) -> None:
+        self.name = name
+        self.decoder = decoder
+        self.tokenizer = tokenizer
+        self._kept: tuple[list[int], Cache] | None = None
+
+    @property
+    def config(self) -> ModelConfig:
+        """The decoder's shape."""
+        return self.decoder.config
+
+    def logits(self, tokens: np.ndarray, *, first: int = 0) -> np.ndarray:
+        """Logits of positions first .. n - 1: integers [batch, n] -> float32 [batch, n - first, vocab].
+
+        Raises UsageError for token ids out of range.
+        """
+        return self.decoder.ops.numpy(self.decoder.forward(tokens, first=first))
+
+    def stream(
+        self, prompt: str | Sequence[int], *, max_tokens: int = 128, sampling: Sampling = DEFAULT
+    ) -> Iterator[str]:
+        """Continue a text, or token ids; pieces of text come as they are generated, end tokens left out.
+
+        Closing the iterator stops the work. Keys and values of the last call are kept: a prompt that begins like
+        it (the next turn of a conversation) is computed from where the two part.
+        Raises UsageError at once where the prompt does not fit the model's context.
+        """
+        ids = self.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt)
+        ends = self.tokenizer.end_ids
+        cache = self._take_cache(ids, capacity(self.decoder, len(ids), max_tokens))
+        tokens = generate(self.decoder, ids, max_tokens=max_tokens, sampling=sampling, end_ids=ends, cache=cache)
+        return self._pieces(tokens, ids, cache)
+
+    def generate(self, prompt: str | Sequence[int], *, max_tokens: int = 128, sampling: Sampling = DEFAULT) -> str:
+        """The whole continuation; see `stream`."""
+        return "".join(self.stream(prompt, max_tokens=max_tokens, sampling=sampling))
+
+    def generate_batch(
+        self, prompts: Sequence[str | Sequence[int]], *, max_tokens: int = 128, sampling: Sampling = DEFAULT
+    ) -> list[str]:
+        """The continuations of several prompts, computed together."""
+        ids = [self.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+        ends = self.tokenizer.end_ids
+        done = generate_batch(self.decoder, ids, max_tokens=max_tokens, sampling=sampling, end_ids=ends)
+        return [self._text(prompt, completion.tokens) for prompt, completion in zip(ids, done, strict=True)]
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Token ids of a text to continue, special tokens in it recognised, the start token before it if the model
+        wants one. An empty text becomes the start token. Raises UsageError where there is none either.
+        """
+        ids = list(self.tokenizer.encode(text, add_special=True, parse_special=True))
+        if not ids and self.tokenizer.bos is not None:
+            ids = [self.tokenizer.bos]
+        if not ids:
+            raise UsageError("the prompt is empty and the model has no start token; give a prompt.")
+        return ids
+
+    def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation, ready for the model's answer.
+
+        messages: {"role": "system" | "user" | "assistant", "content": text}, oldest first. Raises UnsupportedError
+        where the model has no chat template.
+        """
+        return list(self.tokenizer.encode(self.tokenizer.chat(messages), add_special=False, parse_special=True))
+
+    def _text(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+        stream = TextStream(self.tokenizer.decode, prompt)
+        shown = [stream.feed(token) for token in tokens if token not in self.tokenizer.end_ids]
+        return "".join(shown) + stream.finish()
+
+    def _pieces(self, tokens: Iterator[Generated], prompt: list[int], cache: Cache) -> Iterator[str]:
+        text, ids = TextStream(self.tokenizer.decode, prompt), list(prompt)
+        try:
+            for generated in tokens:
+                ids.append(generated.token)
+                piece = "" if generated.reason == "end" else text.feed(generated.token)
+                if piece:
+                    yield piece
+            rest = text.finish()
+            if rest:
+                yield rest
+        finally:
+            self._kept = ids[: cache.length], cache
+
+    def _take_cache(self, ids: list[int], room: int) -> Cache:
+        """A cache for `ids` with `room` positions, holding what the last call computed of them."""
+        known, cache = self._kept or ([], None)
+        self._kept = None
+        same = 0
+        for ours, theirs in zip(ids[:-1], known, strict=False):
+            if ours != theirs:
+                break
+            same += 1
+        if cache is None or same == 0:
+            return self.decoder.new_cache(max(room, 1))
+        cache.truncate(same)
+        return cache if cache.capacity >= room else cache.grown(room)
+
+
+def load_language_model(
+    checkpoint: Checkpoint,
+    *,
+    threads: int | None = None,
+    dtype: str = "float32",
+    dense: bool | None = None,
+    device: str = "cpu",
+    report: Report = silent,
+) -> LanguageModel:
+    """Load a checkpoint for running on torch.
+
+    threads: torch.set_num_threads for the whole process; None leaves it alone
+    dtype: of dense weights: "float32", "bfloat16" or "float16"; activations are float32
+    dense: True decodes every matrix once and keeps it, False decodes slabs of rows for every product, None takes
+        dense where it fits in half of the available memory
+    Raises FileError where the tensors are not those its configuration promises, UnsupportedError for an unknown
+    architecture, UsageError for an unknown dtype.
+    """
+    config, source = checkpoint.config, checkpoint.source
+    check_tensors(config, source.tensors, naming=checkpoint.naming, origin=str(source.path))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    kernel = choose_kernel(config, dtype=dtype, dense=dense, device=device)
+    ops = TorchOps(device)
+
+    def read(name: str) -> Weight:
+        own = name if checkpoint.naming == "gguf" else hf_name(name)
+        assert own is not None, name
+        return Weight.of(source, own)
+
+    weights = load_weights(config, read, kernel, ops, device=device, report=report)
+    return LanguageModel(checkpoint.name, Decoder(config, weights, ops), checkpoint.tokenizer())
+
+
+def choose_kernel(config: ModelConfig, *, dtype: str, dense: bool | None, device: str = "cpu") -> Kernel:
+    """The dense kernel or the one that decodes on demand; see `load_language_model`."""
+    kernel = DenseKernel(dtype, device)
+    if dense is None:
+        room = available_memory()
+        dense = device != "cpu" or room is None or dense_bytes(config, dtype) <= room // 2
+    return kernel if dense else OnDemandKernel(device)
+
+
+def dense_bytes(config: ModelConfig, dtype: str = "float32") -> int:
+    """Memory the decoded weights take."""
+    return sum(prod(shape) for shape in expected_tensors(config).values()) * DTYPES[dtype].itemsize

@@ -1,0 +1,43 @@
+"""How much memory a process may still take."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def available_memory() -> int | None:
+    """Bytes that can be taken without swapping, a container's limit included; None where the system does not say.
+
+    Linux: MemAvailable of /proc/meminfo and the control group's memory.max; elsewhere half of the physical memory.
+    """
+    system = _meminfo(Path("/proc/meminfo"))
+    group = _group_room(Path("/sys/fs/cgroup"))
+    known = [value for value in (system, group) if value is not None]
+    if known:
+        return min(known)
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _meminfo(path: Path) -> int | None:
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _group_room(folder: Path) -> int | None:
+    """What a control group (version 2) leaves; None without a limit."""
+    try:
+        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else max(int(limit) - used, 0)
