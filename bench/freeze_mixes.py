@@ -26,11 +26,50 @@ from gguf import GGUFWriter
 from bitsmith.recipe import ALIASES, MIXES
 
 ROWS_CAP = 1024
+ODD_MIXES = ("f16", "q8_0", "q5_0", "q2_k", "q3_k_m", "q4_k_m", "iq4_xs")
 
 _LINE = re.compile(r"^\[ *\d+/ *\d+\] (\S+) +- \[.*\], type = +(\w+), size = .*?(?:\((\w+)\))?$")
 _BLOCK = re.compile(r"^blk\.(\d+)\.")
 
 Shapes = dict[str, tuple[int, ...]]
+
+# what a GLM-5-next file must have besides the common keys
+_GLM5_KEYS = {
+    "attention.key_length_mla": 64,
+    "attention.value_length_mla": 64,
+    "attention.q_lora_rank": 256,
+    "attention.kv_lora_rank": 256,
+    "attention.indexer.head_count": 4,
+    "attention.indexer.key_length": 64,
+    "attention.indexer.top_k": 64,
+    "attention.indexer.kpool": 4,
+    "ssm.conv_kernel": 4,
+    "kda.head_dim": 64,
+    "expert_feed_forward_length": 512,
+    "expert_shared_count": 1,
+    "hyper_connection.count": 4,
+    "hyper_connection.sinkhorn_iterations": 4,
+}
+
+# names of other architectures' tensors: which of them llama-quantize leaves alone, and which count as layers
+_ODD_GLOBAL = (
+    *("per_layer_token_embd.weight", "position_embd.weight", "token_types.weight", "per_layer_model_proj.weight"),
+    *("altup_proj.weight", "v.patch_embd.weight", "v.position_embd.weight", "v.patch_merger.weight"),
+    *("v.blk.0.attn_rel_pos.weight", "v.blk.0.attn.rel_pos_h.weight", "sam.pos_embd.weight", "sam.neck.0.weight"),
+    *("sam.net_2.weight", "a.rvq.codebook.weight", "mm.a.code_embd.weight", "mm.2.weight", "cls.output.weight"),
+)
+_ODD_BLOCK = (
+    *("attn_kv_b.weight", "attn_kv_a_mqa.weight", "attn_k_b.weight", "attn_v_b.weight", "attn_q_a.weight"),
+    *("attn_q_b.weight", "attn_rel_b.weight", "attn_sinks", "ffn_down_shexp.weight", "ffn_gate_shexp.weight"),
+    *("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ffn_gate_tid2eid.weight", "ffn_sub_norm.weight"),
+    *("laurel_l.weight", "inp_gate.weight", "ssm_conv1d.weight", "ssm_in.weight", "ssm_a", "ssm_f_a.weight"),
+    *("ssm_f_b.weight", "ssm_g_a.weight", "ssm_g_b.weight", "ssm_beta.weight", "ssm_alpha.weight"),
+    *("shortconv.conv.weight", "shortconv.in_proj.weight", "hc_attn_fn.weight", "nextn.eh_proj.weight"),
+    *("indexer.k_proj.weight", "indexer.q_proj.weight", "indexer.attn_k.weight", "indexer.attn_q_b.weight"),
+    *("indexer.proj.weight", "indexer_compressor_gate.weight", "indexer_compressor_ape.weight"),
+    *(f"time_mix_{part}.weight" for part in ("first", "w0", "w1", "w2", "v0", "v1", "v2", "a0", "a1", "a2")),
+    *(f"time_mix_{part}.weight" for part in ("g1", "g2", "decay_w1", "decay_w2", "lerp_fused", "key", "output")),
+)
 
 
 @dataclass(frozen=True)
@@ -56,12 +95,12 @@ class Model:
             shapes["output.weight"] = (self.vocab, self.hidden)
         for layer, (name, shape) in itertools.product(range(self.layers), self._block().items()):
             shapes[f"blk.{layer}.{name}"] = shape
-        return shapes
+        return shapes | (dict.fromkeys(_ODD_GLOBAL, (64, 256)) if self.style == "odd" else {})
 
     def _block(self) -> Shapes:
         hidden, q, kv = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim
         block: Shapes = {"attn_norm.weight": (hidden,), "attn_output.weight": (hidden, q)}
-        if self.style == "falcon":
+        if self.style in ("falcon", "fused"):
             block |= {"attn_qkv.weight": (q + 2 * kv, hidden)}
         else:
             block |= {"attn_q.weight": (q, hidden), "attn_k.weight": (kv, hidden), "attn_v.weight": (kv, hidden)}
@@ -70,6 +109,8 @@ class Model:
             block |= {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,)}
         if self.style == "biased":
             block |= {"ffn_up.bias": (self.intermediate,), "ffn_down.bias": (hidden,), "attn_output.bias": (hidden,)}
+        if self.style == "odd":
+            block |= dict.fromkeys(_ODD_BLOCK, (64, 256))
         if self.style == "qwen3":
             block |= {"attn_q_norm.weight": (self.head_dim,), "attn_k_norm.weight": (self.head_dim,)}
         return block | self._mlp()
@@ -100,6 +141,12 @@ MODELS: dict[str, Model] = {
     "qwen3-0.6b, tied": Model("qwen3", 28, 1024, 3072, 16, 8, 128, 151936, tied=True, style="qwen3"),
     "mixtral-8x7b": Model("llama", 32, 4096, 14336, 32, 8, 128, 32000, experts=8),
     "qwen3-30b-a3b": Model("qwen3moe", 48, 2048, 768, 32, 4, 128, 151936, style="qwen3", experts=128),
+    "phi-3-mini": Model("phi3", 32, 3072, 8192, 32, 32, 96, 32064, style="fused"),
+    "olmo, 80 layers": Model("olmo", 80, 512, 1536, 8, 8, 64, 4096),
+    "mixtral of 80 layers": Model("llama", 80, 512, 1536, 8, 2, 64, 4096, experts=8),
+    "names of other architectures": Model("llama", 9, 256, 768, 4, 1, 64, 4096, style="odd"),
+    "names of other architectures, tied": Model("qwen2", 8, 256, 768, 4, 4, 64, 4096, tied=True, style="odd"),
+    "glm5-next": Model("glm5-next", 8, 256, 768, 4, 4, 64, 4096, style="odd"),
     "falcon-7b": Model("falcon", 32, 4544, 18176, 71, 1, 64, 65024, style="falcon"),
 }
 
@@ -122,9 +169,13 @@ def write_model(model: Model, shapes: Shapes, path: Path) -> None:
     if model.experts:
         writer.add_expert_count(model.experts)
         writer.add_expert_used_count(2)
+    if model.arch == "glm5-next":
+        for key, value in _GLM5_KEYS.items():
+            writer.add_uint32(f"glm5-next.{key}", value)
+        writer.add_float32("glm5-next.hyper_connection.epsilon", 1e-6)
     end = 0
     for name, shape in shapes.items():
-        single = len(shape) == 1 or "ffn_gate_inp" in name
+        single = len(shape) == 1 or "ffn_gate_inp" in name or model.style == "odd"
         capped = shape if len(shape) < 2 else (*shape[:-2], min(shape[-2], ROWS_CAP), shape[-1])
         dtype = np.dtype(np.float32 if single else np.float16)
         nbytes = int(np.prod(capped, dtype=np.int64)) * dtype.itemsize
@@ -170,13 +221,13 @@ def ask(program: Path, model: Path, mix: str, options: list[str]) -> dict[str, s
     return found
 
 
-def runs_of(importance: Path) -> Iterator[tuple[str, str, list[str]]]:
-    """(label, mix, options) of every run."""
-    for mix in [*MIXES, *ALIASES]:
+def runs_of(model: Model, importance: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """(label, mix, options) of every run; odd names need a few mixes only."""
+    for mix in ODD_MIXES if model.style == "odd" else [*MIXES, *ALIASES]:
         yield mix, mix, []
         yield f"{mix} importance", mix, ["--imatrix", str(importance)]
-    for mix in MIXES:
-        yield f"{mix} pure", mix, ["--pure"]
+        if mix in MIXES:
+            yield f"{mix} pure", mix, ["--pure"]
 
 
 def squeeze(types: list[str]) -> str:
@@ -196,7 +247,8 @@ def freeze(program: Path, model: Model, folder: Path) -> dict[str, object]:
     write_model(model, shapes, path)
     write_importance(shapes, importance)
     types: dict[str, dict[str, list[str]]] = {}  # pattern -> run-length string -> labels
-    for label, mix, options in runs_of(importance):
+    runs = list(runs_of(model, importance))
+    for label, mix, options in runs:
         found = ask(program, path, mix, options)
         if found.keys() != shapes.keys():
             raise SystemExit(f"{label}: llama-quantize named other tensors than the file has")
@@ -210,10 +262,11 @@ def freeze(program: Path, model: Model, folder: Path) -> dict[str, object]:
     facts = ("arch", "layers", "heads", "kv_heads", "experts")
     return {
         "shape": {fact: getattr(model, fact) for fact in facts},
+        "runs": ", ".join(label for label, _, _ in runs),
         "tensors": {
             pattern: {
                 "shape": shapes[pattern.replace("*", "0")],
-                "types": {kinds: ", ".join(labels) for kinds, labels in by_kind.items()},
+                "types": {k: "all" if len(by_kind) == 1 else ", ".join(labels) for k, labels in by_kind.items()},
             }
             for pattern, by_kind in types.items()
         },

@@ -35,7 +35,9 @@ def tensors_of(model: dict[str, Any]) -> list[TensorInfo]:
 def expected_types(model: dict[str, Any], label: str) -> dict[str, str]:
     expected = {}
     for pattern, entry in model["tensors"].items():
-        kinds = next(kinds for kinds, labels in entry["types"].items() if label in labels.split(", "))
+        kinds = next(
+            kinds for kinds, labels in entry["types"].items() if labels == "all" or label in labels.split(", ")
+        )
         for layer, kind in enumerate(unsqueeze(kinds)):
             expected[pattern.replace("*", str(layer))] = kind
     return expected
@@ -46,17 +48,11 @@ def options_of(label: str) -> tuple[str, bool, bool]:
     return mix, option == "importance", option == "pure"
 
 
-LABELS = [
-    *[f"{mix}{option}" for mix in [*MIXES, *ALIASES] for option in ("", " importance")],
-    *[f"{mix} pure" for mix in MIXES],
-]
-
-
 @pytest.mark.parametrize("name", TABLE["models"])
 def test_every_tensor_gets_llama_quantizes_type(name: str) -> None:
     model = TABLE["models"][name]
     shape, tensors = ModelShape(**model["shape"]), tensors_of(model)
-    for label in LABELS:
+    for label in model["runs"].split(", "):
         mix, importance, pure = options_of(label)
         selection = choose_types(mix, shape, tensors, importance=importance, pure=pure)
         expected = expected_types(model, label)
@@ -69,6 +65,10 @@ def test_every_tensor_gets_llama_quantizes_type(name: str) -> None:
 def test_the_table_is_what_it_says() -> None:
     """Layer rules, importance and fallbacks all show in the table: a table of base types only would prove nothing."""
     assert TABLE["build"] == 11434
+    every = {f"{mix}{option}" for mix in [*MIXES, *ALIASES] for option in ("", " importance")}
+    every |= {f"{mix} pure" for mix in MIXES}
+    for name in ("reference", "llama-8b", "llama-70b", "qwen2-0.5b, tied", "llama, rows of 192", "llama, rows of 80"):
+        assert set(TABLE["models"][name]["runs"].split(", ")) == every
     eight_b = expected_types(TABLE["models"]["llama-8b"], "q4_k_m")
     assert (eight_b["blk.0.attn_v.weight"], eight_b["blk.4.attn_v.weight"]) == ("q6_k", "q4_k")
     narrow = TABLE["models"]["llama, rows of 192"]
