@@ -6,17 +6,19 @@ import hashlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from bitsmith.arch.names import permute_rows, unpermute_rows
 from bitsmith.containers.base import Source
-from bitsmith.containers.gguf.blocks import decode_rows, encode_float
+from bitsmith.containers.gguf.blocks import decode_rows
+from bitsmith.containers.gguf.blocks_float import encode_float
 from bitsmith.containers.output import OutputFiles
 from bitsmith.errors import TensorError
-from bitsmith.manifest import Manifest, TensorRecord
+from bitsmith.formats.base import NeedsExtent
+from bitsmith.manifest import Manifest, TensorRecord, joined_hash
 from bitsmith.progress import Progress, Report, silent
 from bitsmith.recipe.plan import Plan, PlannedTensor
 from bitsmith.rounders.nearest import nearest
@@ -64,7 +66,7 @@ def execute(plan: Plan, target: Path, *, threads: int, force: bool = False, repo
         tally = _Tally()
         for chunk, encoded in _encode_all(plan, threads):
             for part, data in encoded.parts.items():
-                output.write(chunk.planned.info.name, part, memoryview(np.ascontiguousarray(data)).cast("B"))
+                output.write(chunk.planned.info.name, part, _bytes_of(data))
             tally.add(encoded)
             done += (chunk.stop - chunk.start) * chunk.planned.info.cols
             report(Progress("quantize", done, total, "weights", chunk.planned.info.name))
@@ -86,15 +88,14 @@ class _Tally:
 
     def add(self, encoded: Encoded) -> None:
         for data in encoded.source:
-            self._source.update(np.ascontiguousarray(data))
+            self._source.update(_bytes_of(data))
         self._error += encoded.squared_error
         self._weight += encoded.squared_weight
 
     def record(self, planned: PlannedTensor, output: OutputFiles) -> TensorRecord:
         hashes = [output.sha256(planned.info.name, part) for part in planned.parts]
-        digest = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
         error = self._error / self._weight if self._weight else 0.0
-        return TensorRecord(planned.info.name, digest, self._source.hexdigest(), error)
+        return TensorRecord(planned.info.name, joined_hash(hashes), self._source.hexdigest(), error)
 
 
 def _encode_all(plan: Plan, threads: int) -> Iterator[tuple[Chunk, Encoded]]:
@@ -116,7 +117,8 @@ def _encode_all(plan: Plan, threads: int) -> Iterator[tuple[Chunk, Encoded]]:
 
 
 def _chunks(plan: Plan) -> Iterator[Chunk]:
-    for planned in plan.tensors:
+    for tensor in plan.tensors:
+        planned = _with_extent(plan.checkpoint.source, tensor)
         rows, cols = planned.info.rows, planned.info.cols
         step = max(1, CHUNK_WEIGHTS // max(cols, 1))
         if planned.order is not None:  # whole heads
@@ -124,6 +126,19 @@ def _chunks(plan: Plan) -> Iterator[Chunk]:
             step = max(1, step // head) * head
         for start in range(0, rows, step):
             yield Chunk(planned, start, min(start + step, rows))
+
+
+def _with_extent(source: Source, planned: PlannedTensor) -> PlannedTensor:
+    """The same, its format told the tensor's extent where it needs one: a first pass over the tensor's rows."""
+    if planned.source is None or not isinstance(planned.format, NeedsExtent):
+        return planned
+    low, high = np.inf, -np.inf
+    step = max(1, CHUNK_WEIGHTS // max(planned.info.cols, 1))
+    for start in range(0, planned.info.rows, step):
+        w = source.rows(planned.source, start, min(start + step, planned.info.rows))
+        _check_finite(planned.source, w, start)
+        low, high = min(low, float(w.min())), max(high, float(w.max()))
+    return replace(planned, format=planned.format.with_extent(low, high))
 
 
 def encode_chunk(source: Source, chunk: Chunk) -> Encoded:
@@ -175,3 +190,7 @@ def _check_finite(name: str, w: np.ndarray, first_row: int) -> None:
 def _sum_of_squares(x: np.ndarray) -> float:
     flat = x.reshape(-1).astype(np.float64)
     return float(flat @ flat)
+
+
+def _bytes_of(data: np.ndarray) -> memoryview:
+    return memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8))

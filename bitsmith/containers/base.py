@@ -32,6 +32,10 @@ class Source(Protocol):
         """Rows start..stop of a tensor's stored bytes, copied into fresh buffers (no mapped pages are kept)."""
         ...
 
+    def decode(self, packed: PackedTensor) -> np.ndarray:
+        """What `packed` gave, as float32 [rows, cols]."""
+        ...
+
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows start..stop decoded: float32 [stop - start, cols]. A vector is one row."""
         ...

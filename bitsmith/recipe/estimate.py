@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 
 from bitsmith.driver import CHUNK_WEIGHTS, encode_rows
+from bitsmith.formats.base import NeedsExtent
 from bitsmith.recipe.plan import Plan, PlannedTensor
 
 _SAMPLE_WEIGHTS = 1 << 16
@@ -32,6 +34,8 @@ def _seconds_per_weight(planned: PlannedTensor) -> float:
     cols = planned.info.cols
     rows = min(max(1, _SAMPLE_WEIGHTS // cols), max(1, CHUNK_WEIGHTS // cols))
     w = np.random.default_rng(0).standard_normal((rows, cols), dtype=np.float32)
+    if isinstance(planned.format, NeedsExtent):
+        planned = replace(planned, format=planned.format.with_extent(float(w.min()), float(w.max())))
     encode_rows(planned, w[:1])  # tables and imports are not what is measured
     started = time.perf_counter()
     encode_rows(planned, w)

@@ -17,13 +17,12 @@ from bitsmith.arch.tensors import ROPE_FREQS
 from bitsmith.checkpoint import Checkpoint, require_float
 from bitsmith.containers import codec_for
 from bitsmith.containers.layout import FileLayout
-from bitsmith.containers.native import native_files
-from bitsmith.errors import UnsupportedError, UsageError
+from bitsmith.containers.native_files import NativeTensor, native_files
+from bitsmith.errors import UnsupportedError
 from bitsmith.formats import FORMATS, get_format, resolve
-from bitsmith.manifest import Manifest
+from bitsmith.manifest import Manifest, placeholder
 from bitsmith.recipe.plan import Options, Plan, PlannedTensor, RowOrder, Target
 from bitsmith.recipe.rules import Rule, first_match
-from bitsmith.tensor import TensorInfo
 
 FLOATS: Mapping[str, int] = {"f32": 4, "f16": 2, "bf16": 2}
 BARE = frozenset({"int8", "int4", "int3", "int2"} | {f"int{bits}-asym" for bits in (8, 4, 3, 2)})
@@ -53,12 +52,12 @@ def plan_native(checkpoint: Checkpoint, target: Target, options: Options) -> Pla
     require_float(checkpoint, requantize=options.requantize)
     tensors = tuple(_plan_tensor(t, target, options, rules) for t in _wanted(checkpoint))
     names = [tensor.info.name for tensor in tensors]
+    stored = [NativeTensor(tensor.info, tensor.parts) for tensor in tensors]
 
     def layouts(manifest: Manifest) -> list[FileLayout]:
-        return native_files(tensors_of(tensors), manifest, max_shard_bytes=options.max_shard_bytes)[0]
+        return native_files(stored, manifest, max_shard_bytes=options.max_shard_bytes)[0]
 
-    placeholder = Manifest(__version__, options.recipe(target), ())
-    index = native_files(tensors_of(tensors), placeholder, max_shard_bytes=options.max_shard_bytes)[1]
+    _, index = native_files(stored, placeholder("", "", ()), max_shard_bytes=options.max_shard_bytes)
     return Plan(
         checkpoint=checkpoint,
         target=target,
