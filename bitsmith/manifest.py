@@ -64,10 +64,6 @@ class Manifest:
     recipe: str
     tensors: tuple[TensorRecord, ...]
 
-    def record(self, name: str) -> TensorRecord | None:
-        """The record of a tensor, None where the manifest has none."""
-        return next((record for record in self.tensors if record.name == name), None)
-
 
 def joined_hash(parts: Sequence[str]) -> str:
     """One hash for a tensor of these parts: its only part's, else SHA-256 of their hex digits joined in order."""
