@@ -148,6 +148,7 @@ MODELS: dict[str, Model] = {
     "names of other architectures, tied": Model("qwen2", 8, 256, 768, 4, 4, 64, 4096, tied=True, style="odd"),
     "glm5-next": Model("glm5-next", 8, 256, 768, 4, 4, 64, 4096, style="odd"),
     "falcon-7b": Model("falcon", 32, 4544, 18176, 71, 1, 64, 65024, style="falcon"),
+    "falcon-40b": Model("falcon", 60, 8192, 32768, 128, 8, 64, 65024, style="falcon"),
 }
 
 
