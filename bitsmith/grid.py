@@ -53,7 +53,8 @@ class Grid:
                 blocks = blocks + offset[:, :, None]
             return xp.reshape(blocks, part.shape)
 
-        return self._by_rows(codes, array_namespace(self.scale).float32, chunk)
+        with np.errstate(over="ignore", invalid="ignore"):  # absurd scales of a file give infinities, not warnings
+            return self._by_rows(codes, array_namespace(self.scale).float32, chunk)
 
     def nearest(self, w: Array) -> Array:
         """The code whose value lies nearest to each weight: float32 [rows, cols] -> uint8 [rows, cols].

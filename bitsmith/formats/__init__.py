@@ -15,21 +15,19 @@ from bitsmith.formats.tensorwide import TensorWide
 
 _GROUPS = (128, 64, 32)
 
-FORMATS: dict[str, Format] = {
-    format.name: format
-    for format in (
-        *(Affine(bits, group, asym) for bits in (8, 4, 3, 2) for group in (*_GROUPS, 0) for asym in (False, True)),
-        *(TensorWide(f"int{bits}-tensor", Affine(bits, 0)) for bits in (8, 4, 3, 2)),
-        *(TensorWide(f"int{bits}-tensor-asym", Affine(bits, 0, True)) for bits in (8, 4, 3, 2)),
-        nf4(),
-        fp4(),
-        DoublyQuantized(nf4()),
-        DoublyQuantized(fp4()),
-        fp8(),
-        TensorWide("fp8-tensor", fp8()),
-        *GGML_FORMATS.values(),
-    )
-}
+_GENERIC: tuple[Format, ...] = (
+    *(Affine(bits, group, asym) for bits in (8, 4, 3, 2) for group in (*_GROUPS, 0) for asym in (False, True)),
+    *(TensorWide(f"int{bits}-tensor", Affine(bits, 0)) for bits in (8, 4, 3, 2)),
+    *(TensorWide(f"int{bits}-tensor-asym", Affine(bits, 0, True)) for bits in (8, 4, 3, 2)),
+    nf4(),
+    fp4(),
+    DoublyQuantized(nf4()),
+    DoublyQuantized(fp4()),
+    fp8(),
+    TensorWide("fp8-tensor", fp8()),
+)
+
+FORMATS: dict[str, Format] = {format.name: format for format in _GENERIC} | GGML_FORMATS
 
 _INTEGER = re.compile(r"(int[0-9]+)((?:-[a-z0-9]+)*)")
 

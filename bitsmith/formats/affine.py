@@ -3,7 +3,7 @@
 Symmetric: value = scale * q with q in -2^(b-1) .. 2^(b-1) - 1 and scale = absmax / (2^(b-1) - 1), the usual
 absmax rule. The lowest level stays in the table, but absmax never needs it; the weighted search may use it.
 Asymmetric (min-max): value = scale * (q - zero) with q and zero in 0 .. 2^b - 1; the range is widened to
-include zero, so that zero is always a value.
+include zero, so that zero is always a value. As a grid: scale * (q - 2^(b-1)) + scale * (2^(b-1) - zero).
 
 Scales of groups are stored as bfloat16. It keeps float32's range, so nothing over- or underflows where float16
 would (absmax beyond 65504 * levels, or below 1e-6 for int8); its coarser steps cost nothing measurable, because
@@ -25,6 +25,8 @@ from bitsmith.formats.base import Params
 from bitsmith.formats.precision import BFLOAT16, FLOAT32, UINT8, constant, stored, to_float32
 from bitsmith.formats.search import search, usable
 from bitsmith.grid import Array, Grid
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,17 @@ class Affine:
         return self.from_extent(*extents(w, self.group))
 
     def from_extent(self, low: Array, high: Array) -> Params:
-        """Parameters for blocks whose weights lie in low..high, float32 [rows, groups] each."""
+        """Parameters for blocks whose weights lie in low..high, float32 [rows, groups] each.
+
+        Extents so near float32's largest that a scale or zero point rounded up would overflow are narrowed.
+        """
         xp = array_namespace(low)
+        top = self._top
         if not self.asymmetric:
-            scale = xp.maximum(xp.abs(low), xp.abs(high)) / (2 ** (self.bits - 1) - 1)
-            return {"scale": stored(scale, self._precision)}
-        top = 2**self.bits - 1
+            scale = xp.maximum(xp.abs(low), xp.abs(high)) / top
+            return {"scale": stored(xp.clip(scale, None, _largest_scale(top)), self._precision)}
+        limit = _LARGEST * (1 - 2.0**-7) * top / (top + 1)
+        low, high = xp.clip(low, -limit, limit), xp.clip(high, -limit, limit)
         low, high = xp.clip(low, None, 0.0), xp.clip(high, 0.0, None)
         scale = stored(high / top - low / top, self._precision)
         divisor = to_float32(scale)
@@ -79,9 +86,8 @@ class Affine:
 
     def grid(self, params: Params) -> Grid:
         scale = to_float32(params["scale"])
-        table = constant(_ramp(self.bits, self.asymmetric), scale)
-        offset = -to_float32(params["zero"]) * scale if self.asymmetric else None
-        return Grid(table, scale, offset, self.group)
+        offset = ((1 << (self.bits - 1)) - to_float32(params["zero"])) * scale if self.asymmetric else None
+        return Grid(constant(_table(self.bits), scale), scale, offset, self.group)
 
     def _candidates(self, w: Array) -> Iterator[Params]:
         low, high = extents(w, self.group)
@@ -89,6 +95,11 @@ class Affine:
         for step in range(steps):
             ratio = 1.0 - 0.025 * step
             yield self.from_extent(low * ratio, high * ratio)
+
+    @property
+    def _top(self) -> int:
+        """Steps between zero, or the lowest weight, and the largest weight."""
+        return (1 << self.bits) - 1 if self.asymmetric else (1 << (self.bits - 1)) - 1
 
     @property
     def _precision(self) -> np.dtype:
@@ -114,7 +125,15 @@ def check_row(name: str, cols: int, multiple: int) -> int:
 
 
 @lru_cache
-def _ramp(bits: int, asymmetric: bool) -> np.ndarray:
-    table = np.arange(2**bits, dtype=np.float32) - (0 if asymmetric else 2 ** (bits - 1))
+def _largest_scale(top: int) -> float:
+    """The largest bfloat16 whose product with `top` is finite in float32."""
+    scale = np.array([_LARGEST / top], np.float32)
+    return float((scale.view(np.uint32) & 0xFFFF0000).view(np.float32)[0])
+
+
+@lru_cache
+def _table(bits: int) -> np.ndarray:
+    half = 1 << (bits - 1)
+    table = np.arange(-half, half).astype(np.float32)
     table.flags.writeable = False
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from bitsmith.formats.base import Params
@@ -57,7 +58,8 @@ def _search_rows(
     least: Array = None
     for params in candidates(w):
         frozen = grid(params)
-        error = (xp.astype(frozen.values(frozen.nearest(w)), xp.float64) - exact) ** 2 * weight
+        with np.errstate(invalid="ignore"):  # a candidate that overflows float32 never wins
+            error = (xp.astype(frozen.values(frozen.nearest(w)), xp.float64) - exact) ** 2 * weight
         blocks = frozen.scale.shape[1]
         error = xp.sum(xp.reshape(error, (w.shape[0], blocks, w.shape[1] // blocks)), axis=2)
         if least is None:

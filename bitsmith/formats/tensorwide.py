@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -19,16 +19,15 @@ class TensorWide:
     """A format of whole rows whose parameters are the same in every row of a tensor.
 
     row: the format with one scale a row
-    low, high: the tensor's extent; None until `with_extent`. It does not count in comparisons: parameters
-        carry all that decoding needs.
+    low, high: the tensor's extent; None until `with_extent`, which only `fit` needs. Not part of comparisons.
 
     The parameters are stored once a row, so that slabs of rows stay independent; it costs 4 bytes a row.
     """
 
     name: str
     row: Affine | Codebook
-    low: float | None = None
-    high: float | None = None
+    low: float | None = field(default=None, compare=False)
+    high: float | None = field(default=None, compare=False)
 
     @property
     def bits(self) -> int:
