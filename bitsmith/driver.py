@@ -193,4 +193,4 @@ def _sum_of_squares(x: np.ndarray) -> float:
 
 
 def _bytes_of(data: np.ndarray) -> memoryview:
-    return memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
