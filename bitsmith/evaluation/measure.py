@@ -21,7 +21,7 @@ from bitsmith.texts import built_in_name, evaluation_text
 
 DEFAULT_CONTEXT = 512
 BATCH_LOGITS = 1 << 23  # logits asked of a model at a time: 32 MB of float32, more only where one window needs it
-BATCH_WINDOWS = 16
+BATCH_TOKENS = 2048  # tokens given to a model at a time: more is no faster on a CPU
 
 
 class Encoder(Protocol):
@@ -156,7 +156,7 @@ def _measure(
     meter = PerplexityMeter()
     vocab = model.config.vocab if against is None else min(model.config.vocab, against.config.vocab)
     divergence = None if against is None else DivergenceMeter(vocab)
-    batch = max(1, min(BATCH_WINDOWS, BATCH_LOGITS // (windows.context // 2 * vocab)))
+    batch = max(1, min(BATCH_TOKENS // windows.context, BATCH_LOGITS // (windows.context // 2 * vocab)))
     report(Progress("evaluate", 0, len(windows), "windows"))
     for start in range(0, len(windows), batch):
         tokens = windows.tokens[start : start + batch]

@@ -137,7 +137,7 @@ def test_no_token_beyond_the_window_is_shown(text: Path) -> None:
 
 
 def test_progress_counts_windows(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH_WINDOWS", 8)
+    monkeypatch.setattr(module, "BATCH_TOKENS", 8 * 16)
     reports: list[Progress] = []
     evaluate(Bigram(), text=text, context=16, report=reports.append)
     assert [each.done for each in reports] == [0, 8, 16, 21]
