@@ -67,10 +67,10 @@ class Decoder:
         if cache is not None and (cache.batch != ids.shape[0] or padding is not None):
             raise UsageError(f"a cache for {cache.batch} sequences with its own padding got a batch of {ids.shape[0]}.")
         padding = cache.padding if cache is not None else padding
-        step = self.step(ids.shape, cache.length if cache is not None else 0, padding)
+        shared = self.place(ids.shape, cache.length if cache is not None else 0, padding)
         x = self.weights.embedding.gather(self.ops.array(ids))
         for layer, block in enumerate(self.weights.blocks):
-            x = self.run_block(layer, block, x, step, cache)
+            x = self.run_block(layer, block, x, shared, cache)
         if cache is not None:
             cache.length += ids.shape[1]
         return x
@@ -89,7 +89,7 @@ class Decoder:
             hidden = self.hidden(tokens[:, start : start + chunk], cache)
         return self.logits(hidden[:, -1])
 
-    def step(self, shape: tuple[int, ...], start: int, padding: np.ndarray | None = None) -> Pass:
+    def place(self, shape: tuple[int, ...], start: int, padding: np.ndarray | None = None) -> Pass:
         """Rotation and masks for tokens of `shape` [batch, n] whose first position is `start`."""
         batch, n = shape
         skipped = np.zeros(batch, np.int64) if padding is None else np.asarray(padding, np.int64)
@@ -99,14 +99,14 @@ class Decoder:
         sliding = self._visible(start, n, skipped, self.config.window) if self._slides else full
         return Pass(rotation, start, full, sliding)
 
-    def run_block(self, layer: int, block: Block, x: Tensor, step: Pass, cache: Cache | None = None) -> Tensor:
-        """One layer: float32 [batch, n, hidden] -> the same. Without a cache `step.start` must be 0."""
+    def run_block(self, layer: int, block: Block, x: Tensor, shared: Pass, cache: Cache | None = None) -> Tensor:
+        """One layer: float32 [batch, n, hidden] -> the same. Without a cache `shared.start` must be 0."""
         eps, ops = self.config.norm_eps, self.ops
-        x = x + block.output(self._attend(layer, block, ops.rms_norm(x, block.attn_norm, eps), step, cache))
+        x = x + block.output(self._attend(layer, block, ops.rms_norm(x, block.attn_norm, eps), shared, cache))
         y = ops.rms_norm(x, block.ffn_norm, eps)
         return x + block.down(ops.swiglu(block.gate(y), block.up(y)))
 
-    def _attend(self, layer: int, block: Block, x: Tensor, step: Pass, cache: Cache | None) -> Tensor:
+    def _attend(self, layer: int, block: Block, x: Tensor, shared: Pass, cache: Cache | None) -> Tensor:
         config, ops = self.config, self.ops
         batch, n = x.shape[0], x.shape[1]
         q = block.q(x).reshape(batch, n, config.heads, config.head_dim)
@@ -115,13 +115,13 @@ class Decoder:
         if block.q_norm is not None:
             q = ops.rms_norm(q, block.q_norm, config.norm_eps)
             k = ops.rms_norm(k, block.k_norm, config.norm_eps)
-        q = ops.rotate(q.swapaxes(1, 2), step.rotation, config.rope.interleaved)
-        k = ops.rotate(k.swapaxes(1, 2), step.rotation, config.rope.interleaved)
-        low, visible = step.sliding if layer in self._slides else step.full
+        q = ops.rotate(q.swapaxes(1, 2), shared.rotation, config.rope.interleaved)
+        k = ops.rotate(k.swapaxes(1, 2), shared.rotation, config.rope.interleaved)
+        low, visible = shared.sliding if layer in self._slides else shared.full
         if cache is not None:
             cache.store(layer, k, v)
-            k = cache.keys[layer][:, :, low : step.start + n]
-            v = cache.values[layer][:, :, low : step.start + n]
+            k = cache.keys[layer][:, :, low : shared.start + n]
+            v = cache.values[layer][:, :, low : shared.start + n]
         else:
             k, v = k[:, :, low:], v[:, :, low:]
         return ops.attention(q, k, v, visible)
