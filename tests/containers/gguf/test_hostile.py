@@ -212,7 +212,7 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path, seed: int) -> None:
     refused = 0
     tracemalloc.start()
     try:
-        for _ in range(1000):
+        for _ in range(600):
             mutated = bytearray(content)
             for _ in range(random_source.choice([1, 1, 1, 2, 8])):
                 at = random_source.randrange(header)
@@ -229,4 +229,4 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path, seed: int) -> None:
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
-    assert 300 < refused < 1000
+    assert 150 < refused < 600
