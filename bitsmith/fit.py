@@ -9,12 +9,14 @@ Everything works on numpy arrays and torch tensors; numpy ones are reused in pla
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from array_api_compat import array_namespace, device
 
+from bitsmith.errors import TensorError
 from bitsmith.grid import Array
 
 CHUNK = 1 << 15  # weights worked on at once: each temporary is 128 KiB and stays in the second-level cache
@@ -34,6 +36,7 @@ def tree_sum(a: Array) -> Array:
 def column_weights(importance: Array | None) -> Array | None:
     """What each column's squared error counts: [cols] float32 of mean 1; None for plain squared error.
 
+    An importance that is zero throughout counts as None. Raises TensorError where it is negative, NaN or infinite.
     The one place where importance becomes a weight. The weights do not depend on the values being quantized
     (llama.cpp multiplies by a term in |w|), so that what is minimised is what is reported.
     """
@@ -41,9 +44,19 @@ def column_weights(importance: Array | None) -> Array | None:
         return None
     xp = array_namespace(importance)
     mean = float(xp.mean(xp.astype(importance, xp.float64)))
-    if not mean > 0.0:
+    if not (math.isfinite(mean) and bool(xp.all(importance >= 0.0))):
+        raise TensorError(
+            "the importance of a tensor's columns must be finite and not negative, but holds NaN, infinite or negative "
+            "values; calibrate again, or leave it out"
+        )
+    if mean == 0.0:
         return None
     return xp.astype(xp.astype(importance, xp.float64) / mean + WEIGHT_FLOOR, xp.float32)
+
+
+def rows_of_chunk(cols: int) -> int:
+    """Rows of `cols` weights that are worked on at once."""
+    return max(1, CHUNK // max(1, cols))
 
 
 def chunks(w: Array, importance: Array | None, block: int, parts: int) -> Iterator[tuple[slice, Array, Array | None]]:
@@ -55,7 +68,7 @@ def chunks(w: Array, importance: Array | None, block: int, parts: int) -> Iterat
     xp = array_namespace(w)
     rows, cols = w.shape
     group = block * parts
-    step = max(1, CHUNK // cols)
+    step = rows_of_chunk(cols)
     weights = column_weights(importance)
     tiled = None
     if weights is not None:

@@ -6,12 +6,23 @@ llama.cpp. Without importance the reference is followed to the bit, with it the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from array_api_compat import array_namespace
 
-from bitsmith.fit import Levels, f16, fit_chunks, grid_error, quantized, search_affine, search_scale, tree_sum
+from bitsmith.fit import (
+    Levels,
+    f16,
+    fit_chunks,
+    grid_error,
+    quantized,
+    rows_of_chunk,
+    search_affine,
+    search_scale,
+    tree_sum,
+)
 from bitsmith.fit import inverse as bounded_inverse
 from bitsmith.formats.base import Params
 from bitsmith.grid import Array, Grid
@@ -44,6 +55,17 @@ def _codes(t: Array, top: int) -> Array:
     return xp.reshape(xp.astype(t, xp.uint8), (t.shape[0], -1))
 
 
+def _by_chunks(w: Array, encode: Callable[[Array], tuple[Array, Params]]) -> tuple[Array, Params]:
+    """`encode` on chunks of rows of [rows, cols], its codes and parameters put together again."""
+    xp = array_namespace(w)
+    rows, cols = w.shape
+    step = rows_of_chunk(cols)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = [encode(_blocks(w[start : start + step, :])) for start in range(0, max(1, rows), step)]
+    params = {name: xp.concat([part[name] for _, part in found], axis=0) for name in found[0][1]}
+    return xp.concat([codes for codes, _ in found], axis=0), params
+
+
 @dataclass(frozen=True)
 class Q8Blocks:
     """Q8_0: value = d * (code - 128). Codes -127..127 are chosen; -128 is only read."""
@@ -63,16 +85,16 @@ class Q8Blocks:
 
     def reference(self, w: Array) -> tuple[Array, Params]:
         """`quantize_row_q8_0_ref`: codes from the float32 scale, half away from zero."""
-        xp = array_namespace(w)
-        blocks = _blocks(w)
-        with np.errstate(over="ignore", invalid="ignore"):
-            d = xp.max(xp.abs(blocks), axis=2) / 127.0
-            t = blocks * _reference_inverse(d)[:, :, None]
-            whole = xp.trunc(t)
-            away = xp.where(xp.abs(t - whole) >= 0.5, xp.sign(t), xp.zeros_like(t))
-            t = whole + away
-            t = xp.where(xp.isfinite(t), t, xp.zeros_like(t))
-            return _codes(t + 128.0, 255), {"d": xp.astype(d, xp.float16)}
+        return _by_chunks(w, self._encode)
+
+    def _encode(self, blocks: Array) -> tuple[Array, Params]:
+        xp = array_namespace(blocks)
+        d = xp.max(xp.abs(blocks), axis=2) / 127.0
+        t = blocks * _reference_inverse(d)[:, :, None]
+        t = xp.where(xp.isfinite(t), t, xp.zeros_like(t))
+        whole = xp.trunc(t)
+        t = whole + xp.where(xp.abs(t - whole) >= 0.5, xp.sign(t), xp.zeros_like(t))
+        return _codes(t + 128.0, 255), {"d": xp.astype(d, xp.float16)}
 
     def grid(self, params: Params) -> Grid:
         """See `Format.grid`."""
@@ -104,15 +126,16 @@ class SymmetricBlocks:
 
     def reference(self, w: Array) -> tuple[Array, Params]:
         """`quantize_row_q4_0_ref`, `quantize_row_q5_0_ref`: the weight of largest magnitude maps to code 0."""
-        xp = array_namespace(w)
-        blocks = _blocks(w)
+        return _by_chunks(w, self._encode)
+
+    def _encode(self, blocks: Array) -> tuple[Array, Params]:
+        xp = array_namespace(blocks)
         half = 1 << (self.bits - 1)
-        with np.errstate(over="ignore", invalid="ignore"):
-            extreme = _pick(blocks, xp.argmax(xp.abs(blocks), axis=2))
-            extreme = xp.where(extreme != 0, extreme, xp.zeros_like(extreme))  # -0 is never the largest
-            d = extreme / -float(half)
-            t = blocks * _reference_inverse(d)[:, :, None] + (half + 0.5)
-            return _codes(t, 2 * half - 1), {"d": xp.astype(d, xp.float16)}
+        extreme = _pick(blocks, xp.argmax(xp.abs(blocks), axis=2))
+        extreme = xp.where(extreme != 0, extreme, xp.zeros_like(extreme))  # -0 is never the largest
+        d = extreme / -float(half)
+        t = blocks * _reference_inverse(d)[:, :, None] + (half + 0.5)
+        return _codes(t, 2 * half - 1), {"d": xp.astype(d, xp.float16)}
 
     def grid(self, params: Params) -> Grid:
         """See `Format.grid`."""
@@ -158,15 +181,16 @@ class AffineBlocks:
 
     def reference(self, w: Array) -> tuple[Array, Params]:
         """`quantize_row_q4_1_ref`, `quantize_row_q5_1_ref`: smallest to code 0, largest to the highest."""
-        xp = array_namespace(w)
-        blocks = _blocks(w)
+        return _by_chunks(w, self._encode)
+
+    def _encode(self, blocks: Array) -> tuple[Array, Params]:
+        xp = array_namespace(blocks)
         top = (1 << self.bits) - 1
-        with np.errstate(over="ignore", invalid="ignore"):
-            # the first of equals, both times: 0 and -0 differ in storage
-            low, high = _pick(blocks, xp.argmin(blocks, axis=2)), _pick(blocks, xp.argmax(blocks, axis=2))
-            d = (high - low) / float(top)
-            t = (blocks - low[:, :, None]) * _reference_inverse(d)[:, :, None] + 0.5
-            return _codes(t, top), {"d": xp.astype(d, xp.float16), "m": xp.astype(low, xp.float16)}
+        # the first of equals, both times: 0 and -0 differ in storage
+        low, high = _pick(blocks, xp.argmin(blocks, axis=2)), _pick(blocks, xp.argmax(blocks, axis=2))
+        d = (high - low) / float(top)
+        t = (blocks - low[:, :, None]) * _reference_inverse(d)[:, :, None] + 0.5
+        return _codes(t, top), {"d": xp.astype(d, xp.float16), "m": xp.astype(low, xp.float16)}
 
     def grid(self, params: Params) -> Grid:
         """See `Format.grid`."""

@@ -111,17 +111,28 @@ class AffineK:
                 yield _AffineState(d, dmin, scales, mins, lost)
 
     def _descend(self, x: Array, weight: Array | None, state: _AffineState) -> _AffineState:
-        """Per block, the best pair of integers in reach, d and dmin fixed."""
+        """Per block, the best pair of integers in reach, d and dmin fixed.
+
+        The pairs tried lie along the valley of the error: a larger scale wants a larger min, so that the mean
+        code's value stays where it is.
+        """
         xp = array_namespace(x)
+        level = quantized(x, state.d * state.scales, -(state.dmin * state.mins), self._levels)
+        middle = tree_sum(level if weight is None else level * weight)
+        middle = middle / (float(self.block) if weight is None else tree_sum(weight))
+        slope = middle * state.d * inverse(state.dmin)  # mins per scale
         scales, mins, lost = state.scales, state.mins, state.lost
-        around = range(-self.reach, self.reach + 1)
-        for step, min_step in ((a, b) for a in around for b in around if a or b):
+        for step in range(-self.reach, self.reach + 1):
             new_scales = xp.clip(state.scales + step, 0, self.top)
-            new_mins = xp.clip(state.mins + min_step, 0, self.top)
-            new_lost = grid_error(x, weight, state.d * new_scales, -(state.dmin * new_mins), self._levels)
-            better = new_lost < lost
-            scales, mins = xp.where(better, new_scales, scales), xp.where(better, new_mins, mins)
-            lost = xp.where(better, new_lost, lost)
+            valley = state.mins + xp.round((new_scales - state.scales) * slope)
+            for aside in (-1, 0, 1):
+                if step == 0 and aside == 0:
+                    continue
+                new_mins = xp.clip(valley + aside, 0, self.top)
+                new_lost = grid_error(x, weight, state.d * new_scales, -(state.dmin * new_mins), self._levels)
+                better = new_lost < lost
+                scales, mins = xp.where(better, new_scales, scales), xp.where(better, new_mins, mins)
+                lost = xp.where(better, new_lost, lost)
         return _AffineState(state.d, state.dmin, scales, mins, lost)
 
     def _refit(self, x: Array, weight: Array | None, state: _AffineState) -> _AffineState:
