@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from bitsmith.errors import UsageError
+from bitsmith.errors import TensorError, UsageError
 from bitsmith.evaluation.divergence import DivergenceMeter, compare
 from bitsmith.evaluation.perplexity import PerplexityMeter, token_losses
 from bitsmith.evaluation.result import Evaluation
@@ -176,6 +176,14 @@ def _scored_logits(model: Scorer, tokens: np.ndarray, first: int) -> np.ndarray:
     """Logits of the scored positions, float32 [windows * (context - first - 1), vocab].
 
     The window's last token is not needed as input: nothing after it is predicted.
+    Raises TensorError where they are not finite.
     """
     logits = np.asarray(model.logits(tokens[:, :-1], first=first), dtype=np.float32)
-    return logits.reshape(-1, logits.shape[-1])
+    rows = logits.reshape(-1, logits.shape[-1])
+    bad = int(np.count_nonzero(~np.isfinite(rows).all(axis=1)))
+    if bad:
+        raise TensorError(
+            f"{model.name}: the model's logits must be finite, but {bad} of {len(rows)} predictions hold NaN or Inf; "
+            "its weights are damaged, or overflow. Check the file with `bitsmith inspect --verify`."
+        )
+    return rows

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitsmith.errors import FileError, UsageError
+from bitsmith.errors import FileError, TensorError, UsageError
 from bitsmith.evaluation import measure as module
 from bitsmith.evaluation.measure import evaluate
 from bitsmith.evaluation.perplexity import token_losses
@@ -185,6 +185,14 @@ def test_contexts_of_both_models_are_checked(text: Path) -> None:
         evaluate(Bigram(), text=text, context=66)
     with pytest.raises(UsageError, match="short: a context of 64"):
         evaluate(Bigram(), against=Bigram(name="short", config=Shape(context=32)), text=text, context=64)
+
+
+@pytest.mark.parametrize("noise", [np.nan, np.inf])
+def test_logits_that_are_not_finite_name_the_model(text: Path, noise: float) -> None:
+    damaged = Bigram(name="damaged.gguf", noise=noise)
+    for model, against in [(damaged, None), (damaged, Bigram()), (Bigram(), damaged)]:
+        with pytest.raises(TensorError, match=r"damaged\.gguf: .* 147 of 147 predictions"):
+            evaluate(model, against=against, text=text, context=16)
 
 
 def test_text_shorter_than_a_window(tmp_path: Path) -> None:
