@@ -21,13 +21,12 @@ from bitsmith.kernels.torch_ops import TorchOps
 from bitsmith.model.cache import Cache
 from bitsmith.model.decoder import Decoder
 from bitsmith.model.memory import available_memory
-from bitsmith.model.text import TextStream
 from bitsmith.model.weights import load_weights
 from bitsmith.progress import Report, silent
 
 if TYPE_CHECKING:
     from bitsmith.checkpoint import Checkpoint
-    from bitsmith.tokenizer import Tokenizer
+    from bitsmith.tokenizer import StreamDecoder, Tokenizer
 
 
 class LanguageModel:
@@ -89,7 +88,7 @@ class LanguageModel:
         """Token ids of a text to continue, special tokens in it recognised, the start token before it if the model
         wants one. An empty text becomes the start token. Raises UsageError where there is none either.
         """
-        ids = list(self.tokenizer.encode(text, add_special=True, parse_special=True))
+        ids = self.tokenizer.encode(text, add_special=True, parse_special=True)
         if not ids and self.tokenizer.bos is not None:
             ids = [self.tokenizer.bos]
         if not ids:
@@ -102,19 +101,19 @@ class LanguageModel:
         messages: {"role": "system" | "user" | "assistant", "content": text}, oldest first. Raises UnsupportedError
         where the model has no chat template.
         """
-        return list(self.tokenizer.encode(self.tokenizer.chat(messages), add_special=False, parse_special=True))
+        return self.tokenizer.encode_chat(messages)
 
     def _text(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
-        stream = TextStream(self.tokenizer.decode, prompt)
-        shown = [stream.feed(token) for token in tokens if token not in self.tokenizer.end_ids]
-        return "".join(shown) + stream.finish()
+        text = self._decoding(prompt)
+        shown = [text.feed(token) for token in tokens if self._shows(token)]
+        return "".join(shown) + text.finish()
 
     def _pieces(self, tokens: Iterator[Generated], prompt: list[int], cache: Cache) -> Iterator[str]:
-        text, ids = TextStream(self.tokenizer.decode, prompt), list(prompt)
+        text, ids = self._decoding(prompt), list(prompt)
         try:
             for generated in tokens:
                 ids.append(generated.token)
-                piece = "" if generated.reason == "end" else text.feed(generated.token)
+                piece = text.feed(generated.token) if self._shows(generated.token) else ""
                 if piece:
                     yield piece
             rest = text.finish()
@@ -122,6 +121,13 @@ class LanguageModel:
                 yield rest
         finally:
             self._kept = ids[: cache.length], cache
+
+    def _decoding(self, prompt: Sequence[int]) -> StreamDecoder:
+        return self.tokenizer.stream(continues=len(prompt) > 1)  # one token is the start token, or as good as none
+
+    def _shows(self, token: int) -> bool:
+        """Whether a token stands for text: not an end token, nor one of the rows that pad an embedding."""
+        return token not in self.tokenizer.end_ids and token < self.tokenizer.size
 
     def _take_cache(self, ids: list[int], room: int) -> Cache:
         """A cache for `ids` with `room` positions, holding what the last call computed of them."""
