@@ -36,7 +36,7 @@ TEMPLATE_KEY = "tokenizer.chat_template"
 
 # what llama.cpp assumes where a key is missing
 _DEFAULTS = {"gpt2": {"bos": 11, "eos": 11}, "llama": {"bos": 1, "eos": 2, "unk": 0}}
-_ALWAYS_SHOWN = frozenset("<|channel|> <|message|> <|start|> <|constrain|>".split())
+_ALWAYS_SHOWN = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"))
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 
 

@@ -64,7 +64,9 @@ _BAILING_WRITTEN = (
     r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
-_QWEN35 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
+_QWEN35 = (
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
+)
 _SEED = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}"
 _EXAONE_MOE = (
     rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
@@ -103,7 +105,18 @@ PRETOKENIZERS: tuple[PreTokenizer, ...] = (
         "gpt-2",
         (_GPT2,),
         aliases=(
-            *("mpt", "olmo", "jais", "trillion", "granite-docling", "phi-2", "gigachat", "a.x-4.0", "mellum", "exaone4"),
+            *(
+                "mpt",
+                "olmo",
+                "jais",
+                "trillion",
+                "granite-docling",
+                "phi-2",
+                "gigachat",
+                "a.x-4.0",
+                "mellum",
+                "exaone4",
+            ),
             *("modern-bert", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de"),
         ),
     ),
@@ -119,9 +132,7 @@ PRETOKENIZERS: tuple[PreTokenizer, ...] = (
     PreTokenizer(
         "qwen2",
         (_QWEN2,),
-        aliases=(
-            *("deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2"),
-        ),
+        aliases=(*("deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2"),),
     ),
     PreTokenizer("qwen35", (_QWEN35,)),
     PreTokenizer(
@@ -144,9 +155,7 @@ PRETOKENIZERS: tuple[PreTokenizer, ...] = (
         ),
     ),
     PreTokenizer("deepseek-coder", (_NEWLINE, r"\s?\p{L}+", r"\s?\p{P}+", _CJK, _DIGIT)),
-    PreTokenizer(
-        "deepseek-v3", (r"\p{N}{1,3}", _KANA, _DEEPSEEK3), aliases=("hunyuan-dense", "joyai-llm", "hy_v4")
-    ),
+    PreTokenizer("deepseek-v3", (r"\p{N}{1,3}", _KANA, _DEEPSEEK3), aliases=("hunyuan-dense", "joyai-llm", "hy_v4")),
     PreTokenizer("spark2_5", (r"\p{N}{1,3}", _KANA, _SPARK, _DIGIT)),
     PreTokenizer("tekken", (_TEKKEN,), ignore_merges=True, add_bos=True, written=((_TEKKEN_WRITTEN,),)),
     PreTokenizer(
@@ -166,9 +175,7 @@ PRETOKENIZERS: tuple[PreTokenizer, ...] = (
         (_DIGITS, "(?=([0-9]{3})+(?![0-9]))"),
         written=((_DIGITS, r"(?=(\d{3})+(?!\d))"),),
     ),
-    PreTokenizer(
-        "bailingmoe", (_BAILING,), aliases=("bailingmoe2", "llada-moe"), written=((_BAILING_WRITTEN,),)
-    ),
+    PreTokenizer("bailingmoe", (_BAILING,), aliases=("bailingmoe2", "llada-moe"), written=((_BAILING_WRITTEN,),)),
     PreTokenizer("seed-coder", (_SEED,)),
     PreTokenizer("exaone-moe", (_EXAONE_MOE,)),
     PreTokenizer("jais-2", (_JAIS2,)),

@@ -99,16 +99,17 @@ def check_tokens(tokens: Sequence[str]) -> None:
 
 # The texts at which llama.cpp ends a generation, whatever the file's keys say (build 11434).
 END_TEXTS = frozenset(
-    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> "
-    "<EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> "
-    "<｜end▁of▁sentence｜> [e~[".split()
+    [
+        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
+        *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>"),
+        *("<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
+    ]
 )
-
 # Texts by which llama.cpp finds the fill-in-the-middle tokens that end a generation too: padding, repository, file.
 FIM_END_TEXTS = (
-    "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD]".split(),
-    "<|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame>".split(),
-    ["<|file_sep|>"],
+    ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    ("<|file_sep|>",),
 )
 
 
