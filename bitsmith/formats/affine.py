@@ -6,9 +6,10 @@ Asymmetric (min-max): value = scale * (q - zero) with q and zero in 0 .. 2^b - 1
 include zero, so that zero is always a value. As a grid: scale * (q - 2^(b-1)) + scale * (2^(b-1) - zero).
 
 Scales of groups are stored as bfloat16. It keeps float32's range, so nothing over- or underflows where float16
-would (absmax beyond 65504 * levels, or below 1e-6 for int8); its coarser steps cost nothing measurable, because
-codes are chosen after the scale is rounded; and practical bfloat16 scales (7.6e-6 to 65504) are exact
-in float16 too, so they fit into other people's files unchanged. A scale that serves a whole row is float32.
+would (int8 groups below 1e-6, int4 above 458,000). Its coarser steps cost little, since codes are chosen after the
+scale is rounded: int8 0.3 % more error than with float32 scales on the reference model, int4 and below none. And
+bfloat16 scales from 7.6e-6 to 65504 are exact in float16 too, so they fit into other people's files unchanged.
+A scale that serves a whole row is float32.
 """
 
 from __future__ import annotations
