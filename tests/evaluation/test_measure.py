@@ -1,6 +1,8 @@
 """The evaluation loop, on fake models whose logits are known."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,3 +202,8 @@ def test_text_shorter_than_a_window(tmp_path: Path) -> None:
     path.write_text("brief")
     with pytest.raises(FileError, match=r"short\.txt: the text has 5 tokens"):
         evaluate(Bigram(), text=path, context=16)
+
+
+def test_statistics_do_not_import_torch() -> None:
+    code = "import sys, bitsmith.evaluation; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
