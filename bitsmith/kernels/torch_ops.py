@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+MOST_SCORES = 64 << 20  # attention scores held at a time
+
 
 @dataclass(frozen=True)
 class TorchOps:
@@ -52,18 +54,29 @@ class TorchOps:
         return turned if rest.shape[-1] == 0 else torch.cat((turned, rest), dim=-1)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-        """See `Ops.attention`."""
-        batch, heads, n, head_dim = q.shape
-        kv_heads, m = k.shape[1], k.shape[2]
-        group = heads // kv_heads
-        grouped = q.reshape(batch, kv_heads, group * n, head_dim) * (1.0 / math.sqrt(head_dim))
-        scores = (grouped @ k.transpose(2, 3)).view(batch, kv_heads, group, n, m)
-        if visible is not None:
-            scores = scores.masked_fill(~visible[:, None, None], -torch.inf)
-        weights = torch.softmax(scores, dim=-1).view(batch, kv_heads, group * n, m)
-        mixed = (weights @ v).view(batch, heads, n, head_dim)
-        return mixed.transpose(1, 2).reshape(batch, n, heads * head_dim)
+        """See `Ops.attention`; queries are taken in parts, so that scores never need more than 256 MB or a query's."""
+        batch, heads, n, _ = q.shape
+        part = max(1, MOST_SCORES // (batch * heads * k.shape[2]))
+        parts = [
+            _attend(q[:, :, start : start + part], k, v, None if visible is None else visible[:, start : start + part])
+            for start in range(0, n, part)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         """See `Ops.swiglu`."""
         return functional.silu(gate) * up
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    """[batch, heads, n, head_dim] -> [batch, n, heads * head_dim]; the queries of a group lie in one matrix."""
+    batch, heads, n, head_dim = q.shape
+    kv_heads, m = k.shape[1], k.shape[2]
+    group = heads // kv_heads
+    grouped = q.reshape(batch, kv_heads, group * n, head_dim) * (1.0 / math.sqrt(head_dim))
+    scores = (grouped @ k.transpose(2, 3)).view(batch, kv_heads, group, n, m)
+    if visible is not None:
+        scores = scores.masked_fill(~visible[:, None, None], -torch.inf)
+    weights = torch.softmax(scores, dim=-1).view(batch, kv_heads, group * n, m)
+    mixed = (weights @ v).view(batch, heads, n, head_dim)
+    return mixed.transpose(1, 2).reshape(batch, n, heads * head_dim)

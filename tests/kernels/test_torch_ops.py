@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from bitsmith.kernels import torch_ops
 from bitsmith.kernels.torch_ops import TorchOps
 
 OPS = TorchOps()
@@ -48,8 +49,7 @@ def test_rotation_is_a_complex_product(interleaved: bool, dim: int) -> None:
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("masked", [True, False])
 def test_attention(kv_heads: int, masked: bool) -> None:
-    q, k, v = _random(2, 4, 3, 8), _random(2, kv_heads, 5, 8), _random(2, kv_heads, 5, 6)[..., :6]
-    v = np.concatenate([v, v[..., :2]], -1)
+    q, k, v = _random(2, 4, 3, 8), _random(2, kv_heads, 5, 8), _random(2, kv_heads, 5, 8)
     visible = np.tril(np.ones((3, 5), bool), 2)[None] if masked else None
     mixed = OPS.attention(OPS.array(q), OPS.array(k), OPS.array(v), None if visible is None else OPS.array(visible))
     for batch in range(2):
@@ -61,6 +61,15 @@ def test_attention(kv_heads: int, masked: bool) -> None:
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             expected = weights / weights.sum(-1, keepdims=True) @ values
             np.testing.assert_allclose(mixed[batch, :, head * 8 : head * 8 + 8].numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("most", [1, 100, 250])
+def test_attention_in_parts(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = (OPS.array(_random(2, 4, 7, 8)) for _ in range(3))
+    visible = OPS.array(np.tril(np.ones((1, 7, 7), bool)))
+    whole = OPS.attention(q, k, v, visible)
+    monkeypatch.setattr(torch_ops, "MOST_SCORES", most)
+    torch.testing.assert_close(OPS.attention(q, k, v, visible), whole)
 
 
 def test_gradients_flow() -> None:
