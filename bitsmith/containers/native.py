@@ -94,7 +94,9 @@ def _patterns(format: Format) -> tuple[np.ndarray, np.ndarray] | None:
         return _patterns(format.row)
     if isinstance(format, DoublyQuantized):
         return _patterns(format.plain)
-    return _tables(format) if isinstance(format, Codebook) else None
+    if not isinstance(format, Codebook) or format.patterns == tuple(range(1 << format.bits)):
+        return None
+    return _tables(format)
 
 
 @lru_cache
