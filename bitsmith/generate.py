@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -122,7 +122,7 @@ def generate(
     sampling: Sampling = DEFAULT,
     end_ids: Collection[int] = (),
     cache: Cache | None = None,
-) -> Iterator[Generated]:
+) -> Generator[Generated]:
     """Continue a prompt of token ids; tokens come as they are drawn, and closing the iterator stops the work.
 
     cache: an empty one, or one filled with the first tokens of the prompt (fewer than all), with room for what
@@ -136,7 +136,7 @@ def generate(
 
 def _continue(
     decoder: Decoder, prompt: np.ndarray, max_tokens: int, sampler: Sampler, end_ids: frozenset[int], cache: Cache
-) -> Iterator[Generated]:
+) -> Generator[Generated]:
     logits = decoder.prefill(prompt[None, cache.length :], cache)
     for count in range(1, max_tokens + 1):
         token = sampler(decoder.ops.numpy(logits)[0])

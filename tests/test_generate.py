@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -150,11 +149,13 @@ def test_generation_is_lazy_and_stops_when_closed(decoder: Decoder, monkeypatch:
         return real(tokens, *rest)
 
     monkeypatch.setattr(decoder, "prefill", counted)
-    stream: Iterator[Generated] = generate(decoder, [1, 2, 3], max_tokens=9, sampling=GREEDY)
+    stream = generate(decoder, [1, 2, 3], max_tokens=9, sampling=GREEDY)
     assert calls == []
     next(stream)
     next(stream)
+    stream.close()
     assert calls == [3, 1]
+    assert list(stream) == []
 
 
 def test_a_filled_cache_is_continued(decoder: Decoder) -> None:

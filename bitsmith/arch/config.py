@@ -18,7 +18,7 @@ class Rope:
     original_context: tokens of the pre-training context; yarn and llama3
     low_freq_factor, high_freq_factor: llama3
     beta_fast, beta_slow: yarn
-    attention_factor: yarn's multiplier of cos and sin; None: 0.1 ln(factor) + 1
+    attention_factor: multiplier of cos and sin; None: 0.1 ln(factor) + 1 for yarn, else 1
     freq_factors: divisors of each frequency, [dim / 2]; GGUF's rope_freqs.weight; empty where not given
     """
 

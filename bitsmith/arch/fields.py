@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from bitsmith.errors import FileError
 
 _LARGEST = 2**31 - 1
+_LARGEST_FLOAT = 1e300  # NaN, too, is not below it
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Fields:
     def number(self, name: str, default: float | None = None, *, positive: bool = True) -> float:
         """A finite number, greater than zero if `positive`; otherwise as `integer`."""
         value = self._get(name, default)
-        sound = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
+        sound = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST_FLOAT
         if not sound or (positive and value <= 0):
             raise self.fail(name, "a number greater than 0" if positive else "a finite number", value)
         return float(value)

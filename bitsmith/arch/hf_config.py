@@ -214,6 +214,10 @@ def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
     rope = config.rope
     if rope.freq_factors:
         rope = llama3_from_factors(rope)
+    if rope.attention_factor is not None and rope.scaling != "yarn":
+        raise UnsupportedError(
+            f"cos and sin multiplied by {rope.attention_factor} without yarn, which config.json cannot say; write GGUF."
+        )
     if rope.scaling == "none":
         return None
     values: dict[str, Any] = {"rope_type": rope.scaling, "type": rope.scaling, "factor": rope.factor}
@@ -248,6 +252,5 @@ def llama3_from_factors(rope: Rope) -> Rope:
         if rope.scaling == "none" and np.allclose(llama3_freq_factors(candidate), given, rtol=1e-4, atol=0):
             return candidate
     raise UnsupportedError(
-        "rope_freqs.weight is no llama3 scaling with the published settings, so config.json cannot say it; "
-        "write GGUF instead."
+        "rope_freqs.weight is no llama3 scaling with the published settings, so config.json cannot say it; write GGUF."
     )

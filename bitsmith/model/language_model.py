@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -58,7 +58,7 @@ class LanguageModel:
 
     def stream(
         self, prompt: str | Sequence[int], *, max_tokens: int = 128, sampling: Sampling = DEFAULT
-    ) -> Iterator[str]:
+    ) -> Generator[str]:
         """Continue a text, or token ids; pieces of text come as they are generated, end tokens left out.
 
         Closing the iterator stops the work. Keys and values of the last call are kept: a prompt that begins like
@@ -108,7 +108,7 @@ class LanguageModel:
         shown = [text.feed(token) for token in tokens if self._shows(token)]
         return "".join(shown) + text.finish()
 
-    def _pieces(self, tokens: Iterator[Generated], prompt: list[int], cache: Cache) -> Iterator[str]:
+    def _pieces(self, tokens: Iterator[Generated], prompt: list[int], cache: Cache) -> Generator[str]:
         text, ids = self._decoding(prompt), list(prompt)
         try:
             for generated in tokens:

@@ -42,6 +42,126 @@ def test_defaults_of_llama() -> None:
     )
 
 
+# what the models' own config.json files say of their shape
+PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "Llama-3.1-8B": (
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "attention_bias": False,
+            "eos_token_id": [128001, 128008, 128009],
+            "hidden_act": "silu",
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "max_position_embeddings": 131072,
+            "mlp_bias": False,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 8,
+            "pretraining_tp": 1,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": {
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+            },
+            "rope_theta": 500000.0,
+            "tie_word_embeddings": False,
+            "vocab_size": 128256,
+        },
+        {"head_dim": 128, "kv_heads": 8, "tied": False, "window": 0, "context": 131072},
+    ),
+    "Mistral-7B-v0.1": (
+        {
+            "architectures": ["MistralForCausalLM"],
+            "hidden_act": "silu",
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "max_position_embeddings": 32768,
+            "model_type": "mistral",
+            "num_attention_heads": 32,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 10000.0,
+            "sliding_window": 4096,
+            "tie_word_embeddings": False,
+            "vocab_size": 32000,
+        },
+        {"head_dim": 128, "kv_heads": 8, "window": 4096, "window_layers": (), "qkv_bias": False},
+    ),
+    "Mistral-Nemo": (
+        {
+            "architectures": ["MistralForCausalLM"],
+            "head_dim": 128,
+            "hidden_size": 5120,
+            "intermediate_size": 14336,
+            "max_position_embeddings": 131072,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 40,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 1000000.0,
+            "sliding_window": None,
+            "vocab_size": 131072,
+        },
+        {"head_dim": 128, "heads": 32, "window": 0},
+    ),
+    "Qwen2.5-0.5B": (
+        {
+            "architectures": ["Qwen2ForCausalLM"],
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "max_position_embeddings": 32768,
+            "max_window_layers": 24,
+            "model_type": "qwen2",
+            "num_attention_heads": 14,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-06,
+            "rope_theta": 1000000.0,
+            "sliding_window": 32768,
+            "tie_word_embeddings": True,
+            "use_mrope": False,
+            "use_sliding_window": False,
+            "vocab_size": 151936,
+        },
+        {"head_dim": 64, "tied": True, "qkv_bias": True, "output_bias": False, "window": 0},
+    ),
+    "Qwen3-0.6B": (
+        {
+            "architectures": ["Qwen3ForCausalLM"],
+            "attention_bias": False,
+            "head_dim": 128,
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "max_position_embeddings": 40960,
+            "max_window_layers": 28,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 28,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-06,
+            "rope_scaling": None,
+            "rope_theta": 1000000,
+            "sliding_window": None,
+            "tie_word_embeddings": True,
+            "use_sliding_window": False,
+            "vocab_size": 151936,
+        },
+        {"head_dim": 128, "tied": True, "qkv_bias": False, "qk_norm": True, "rope": Rope(1e6, 128)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models(name: str) -> None:
+    values, expected = PUBLISHED[name]
+    config = config_from_hf(values)
+    assert {key: vars(config)[key] for key in expected} == expected
+    assert config_from_hf(config_to_hf(config)) == config
+
+
 def test_missing_key_value_heads_take_the_family_default() -> None:
     many = LLAMA | {"num_attention_heads": 32, "architectures": ["MistralForCausalLM"]}
     assert config_from_hf(many).kv_heads == 8
@@ -135,6 +255,8 @@ def test_missing_field(field: str) -> None:
         ("vocab_size", 2**40),
         ("rms_norm_eps", float("nan")),
         ("rms_norm_eps", 0),
+        ("rms_norm_eps", 10**400),
+        ("rms_norm_eps", float("inf")),
         ("rope_theta", -1.0),
         ("rope_theta", 1.0),
         ("rope_scaling", "linear"),
@@ -188,3 +310,9 @@ def test_writing_a_llama_with_a_window_makes_a_mistral() -> None:
 def test_writing_refuses_biases_transformers_has_no_class_for() -> None:
     with pytest.raises(UnsupportedError, match="biases"):
         config_to_hf(replace(config_from_hf(LLAMA), qkv_bias=True))
+
+
+def test_writing_refuses_a_magnitude_without_yarn() -> None:
+    config = config_from_hf(LLAMA)
+    with pytest.raises(UnsupportedError, match="multiplied by"):
+        config_to_hf(replace(config, rope=replace(config.rope, attention_factor=1.5)))

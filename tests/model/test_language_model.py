@@ -135,7 +135,7 @@ def test_a_stream_closed_early_leaves_a_sound_cache() -> None:
     model = _model()
     stream = model.stream("Hello", max_tokens=20, sampling=GREEDY)
     next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     again = model.generate("Hello", max_tokens=8, sampling=GREEDY)
     assert again == _model().generate("Hello", max_tokens=8, sampling=GREEDY)
 
