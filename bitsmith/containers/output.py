@@ -62,6 +62,9 @@ class OutputFiles:
         except OSError as error:
             self.abort()
             raise self._cannot_write(error) from error
+        except BaseException:  # Ctrl-C before anybody could call abort
+            self.abort()
+            raise
 
     # -- writing
 
@@ -138,9 +141,7 @@ class OutputFiles:
     def _check_target(self) -> None:
         parent = self.target.parent
         if not parent.is_dir():
-            raise FileError(
-                f"{self.target}: the folder {parent} does not exist; make it first, or choose another --out."
-            )
+            raise FileError(f"{self.target}: there is no folder {parent}; make it first, or choose another --out.")
         if not os.access(parent, os.W_OK | os.X_OK):
             raise FileError(f"{self.target}: the folder {parent} is not writable; choose another --out.")
         wants, found = ("a folder", "a file") if self.as_folder else ("a file", "a folder")
@@ -178,6 +179,7 @@ class OutputFiles:
             _write_all(handle, memoryview(layout.header), 0)
         for name, data in self.extras.items():
             path = self._temporary(name)
+            path.parent.mkdir(exist_ok=True)
             path.write_bytes(data)
             _sync(path)
 

@@ -143,9 +143,12 @@ def _beside(checkpoint: Checkpoint, target: Target) -> dict[str, bytes]:
 
 
 def _tokenizer_from_gguf(checkpoint: Checkpoint) -> dict[str, bytes]:
-    from bitsmith.tokenizer.from_gguf import tokenizer_files
+    """None where the file has no vocabulary; weights without one can still be measured and taken apart."""
+    from bitsmith.tokenizer.from_gguf import vocabulary_from_gguf
+    from bitsmith.tokenizer.to_hf import tokenizer_files
 
-    return tokenizer_files(checkpoint.source.metadata)
+    metadata = checkpoint.source.metadata
+    return tokenizer_files(vocabulary_from_gguf(metadata)) if "tokenizer.ggml.model" in metadata else {}
 
 
 def _unused(rules: Sequence[Rule], names: Collection[str]) -> list[str]:
