@@ -129,8 +129,8 @@ def generate(
         follows; None makes one
     Raises UsageError at once where the prompt is empty or longer than the context, or max_tokens < 1.
     """
-    _check(decoder, [prompt], max_tokens)
-    cache = cache or decoder.new_cache(capacity(decoder, len(prompt), max_tokens))
+    room = capacity(decoder, len(prompt), max_tokens)
+    cache = cache or decoder.new_cache(room)
     return _continue(decoder, np.asarray(prompt, np.int64), max_tokens, Sampler(sampling), frozenset(end_ids), cache)
 
 
@@ -163,7 +163,8 @@ def generate_batch(
     """
     if not prompts:
         return []
-    _check(decoder, prompts, max_tokens)
+    for prompt in prompts:
+        capacity(decoder, len(prompt), max_tokens)
     longest = max(len(prompt) for prompt in prompts)
     padding = np.array([longest - len(prompt) for prompt in prompts])
     tokens = np.zeros((len(prompts), longest), np.int64)
@@ -193,8 +194,16 @@ def generate_batch(
 
 
 def capacity(decoder: Decoder, prompt: int, max_tokens: int) -> int:
-    """Positions a cache needs to continue `prompt` tokens by `max_tokens`: the last token drawn is never fed."""
-    return min(decoder.config.context, prompt + max_tokens - 1)
+    """Positions a cache needs to continue `prompt` tokens by `max_tokens`: the last token drawn is never fed.
+
+    Raises UsageError where the prompt is empty or longer than the context, or max_tokens < 1.
+    """
+    context = decoder.config.context
+    if max_tokens < 1:
+        raise UsageError(f"max_tokens must be 1 or more, found {max_tokens}.")
+    if not 1 <= prompt <= context:
+        raise UsageError(f"a prompt must have 1 to {context} tokens (the model's context), found {prompt}.")
+    return min(context, prompt + max_tokens - 1)
 
 
 def _reason(
@@ -206,13 +215,3 @@ def _reason(
     if count >= max_tokens:
         return "length"
     return "context" if prompt + count > context else None
-
-
-def _check(decoder: Decoder, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
-    if max_tokens < 1:
-        raise UsageError(f"max_tokens must be 1 or more, found {max_tokens}.")
-    for prompt in prompts:
-        if not 1 <= len(prompt) <= decoder.config.context:
-            raise UsageError(
-                f"a prompt must have 1 to {decoder.config.context} tokens (the model's context), found {len(prompt)}."
-            )

@@ -139,7 +139,7 @@ class LanguageModel:
                 break
             same += 1
         if cache is None or same == 0:
-            return self.decoder.new_cache(max(room, 1))
+            return self.decoder.new_cache(room)
         cache.truncate(same)
         return cache if cache.capacity >= room else cache.grown(room)
 
