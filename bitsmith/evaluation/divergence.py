@@ -20,8 +20,8 @@ from bitsmith.evaluation.perplexity import (
 class Divergence:
     """A model against its reference, over the scored tokens; the statistics llama-perplexity prints.
 
-    mean: Kullback-Leibler divergence KL(reference || model), nats per token
-    median, quantile_99, quantile_999, max, min: its quantiles (50 %, 99 %, 99.9 %) and extremes
+    kld: mean Kullback-Leibler divergence KL(reference || model), nats per token
+    kld_median, kld_99, kld_999, kld_max, kld_min: its quantiles (50 %, 99 %, 99.9 %) and extremes
     top1: share of tokens where both models find the same token most probable
     delta_p: mean of p - p_reference of the token that came
     delta_p_rms: root of the mean square of the same
@@ -31,12 +31,12 @@ class Divergence:
     vocab: number of tokens, from id 0, that the distributions were compared on
     """
 
-    mean: Estimate
-    median: float
-    quantile_99: float
-    quantile_999: float
-    max: float
-    min: float
+    kld: Estimate
+    kld_median: float
+    kld_99: float
+    kld_999: float
+    kld_max: float
+    kld_min: float
     top1: Estimate
     delta_p: Estimate
     delta_p_rms: Estimate
@@ -114,12 +114,12 @@ class DivergenceMeter:
         agreement = self._same_top / klds.size
         log_ratio = self._log_ratio.estimate()
         return Divergence(
-            mean=self._kld.estimate(),
-            median=median,
-            quantile_99=high,
-            quantile_999=higher,
-            max=top,
-            min=low,
+            kld=self._kld.estimate(),
+            kld_median=median,
+            kld_99=high,
+            kld_999=higher,
+            kld_max=top,
+            kld_min=low,
             top1=Estimate(agreement, math.sqrt(agreement * (1.0 - agreement) / (klds.size - 1))),
             delta_p=self._delta_p.estimate(),
             delta_p_rms=square_root(self._delta_p_squared.estimate()),

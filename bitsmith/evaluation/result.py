@@ -53,8 +53,8 @@ def _divergence_lines(lost: Divergence) -> list[str]:
     return [
         f"  of the original {_plain(lost.reference_perplexity, 4)}",
         f"  ratio          {_plain(lost.ratio, 5)}",
-        f"mean KLD         {_plain(lost.mean, 6)}",
-        f"  median {lost.median:.6f}, 99 % {lost.quantile_99:.6f}, 99.9 % {lost.quantile_999:.6f}, max {lost.max:.6f}",
+        f"mean KLD         {_plain(lost.kld, 6)}",
+        f"  median {lost.kld_median:.6f}, 99 % {lost.kld_99:.6f}, 99.9 % {lost.kld_999:.6f}, max {lost.kld_max:.6f}",
         f"top-1 agreement  {_percent(lost.top1)}",
         f"RMS delta p      {_percent(lost.delta_p_rms)}",
         f"mean delta p     {_percent(lost.delta_p)}",

@@ -97,15 +97,15 @@ def test_batches_do_not_matter(text: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert parts.loss.value == pytest.approx(whole.loss.value, rel=1e-12)
         assert parts.divergence is not None
         assert whole.divergence is not None
-        assert parts.divergence.mean.value == pytest.approx(whole.divergence.mean.value, rel=1e-12)
-        assert parts.divergence.mean.error == pytest.approx(whole.divergence.mean.error, rel=1e-9)
-        assert parts.divergence.quantile_99 == whole.divergence.quantile_99
+        assert parts.divergence.kld.value == pytest.approx(whole.divergence.kld.value, rel=1e-12)
+        assert parts.divergence.kld.error == pytest.approx(whole.divergence.kld.error, rel=1e-9)
+        assert parts.divergence.kld_99 == whole.divergence.kld_99
 
 
 def test_against_itself_nothing_diverges(text: Path) -> None:
     result = evaluate(Bigram(), against=Bigram(name="reference"), text=text, context=16)
     assert result.divergence is not None
-    assert result.divergence.mean.value == 0.0
+    assert result.divergence.kld.value == 0.0
     assert result.divergence.top1.value == 1.0
     assert result.divergence.ratio.value == 1.0
     assert result.divergence.reference_perplexity == result.perplexity
@@ -120,7 +120,7 @@ def test_against_another_both_perplexities_are_their_own(text: Path) -> None:
     assert result.divergence.ratio.value == pytest.approx(
         alone.perplexity.value / reference.perplexity.value, rel=1e-12
     )
-    assert result.divergence.mean.value > 0.0
+    assert result.divergence.kld.value > 0.0
 
 
 def test_wider_vocabulary_is_compared_on_the_common_tokens(text: Path) -> None:
@@ -128,7 +128,7 @@ def test_wider_vocabulary_is_compared_on_the_common_tokens(text: Path) -> None:
     result = evaluate(padded, against=Bigram(), text=text, context=16)
     assert result.divergence is not None
     assert result.divergence.vocab == 300
-    assert result.divergence.mean.value == pytest.approx(0.0, abs=1e-12)
+    assert result.divergence.kld.value == pytest.approx(0.0, abs=1e-12)
     assert result.perplexity.value > result.divergence.reference_perplexity.value
 
 
@@ -160,7 +160,7 @@ def test_result_is_ready_for_json(text: Path) -> None:
     assert data["against"] == "reference"
     assert data["text"] == "story.txt"
     assert len(data["text_sha256"]) == 64
-    assert data["divergence"]["mean"].keys() == {"value", "error"}
+    assert data["divergence"]["kld"].keys() == {"value", "error"}
     assert data["divergence"]["reference_perplexity"]["value"] > 1.0
     assert evaluate(Bigram(), text=text, context=16).to_dict()["divergence"] is None
 

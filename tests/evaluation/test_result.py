@@ -30,12 +30,12 @@ def test_lines_alone() -> None:
 
 def test_lines_against_a_reference() -> None:
     lost = Divergence(
-        mean=Estimate(0.0123456, 0.0001234),
-        median=0.01,
-        quantile_99=0.02,
-        quantile_999=0.03,
-        max=0.04,
-        min=0.0,
+        kld=Estimate(0.0123456, 0.0001234),
+        kld_median=0.01,
+        kld_99=0.02,
+        kld_999=0.03,
+        kld_max=0.04,
+        kld_min=0.0,
         top1=Estimate(0.91234, 0.001),
         delta_p=Estimate(-0.0012, 0.0003),
         delta_p_rms=Estimate(0.023, 0.0004),

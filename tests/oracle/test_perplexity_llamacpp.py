@@ -90,12 +90,12 @@ def test_divergence_of_exact_q4_0_weights(reference: LanguageModel, made: dict[s
     assert lost.reference_perplexity.value == pytest.approx(99.632938, rel=1e-5)
     assert math.log(lost.ratio.value) == pytest.approx(0.025097, abs=2e-5)
     assert lost.log_ratio.error == pytest.approx(0.004841, rel=1e-3)
-    assert lost.mean.value == pytest.approx(0.016428, rel=3e-4)
-    assert lost.mean.error == pytest.approx(0.000220, rel=3e-3)
-    assert lost.median == pytest.approx(0.014767, rel=1e-3)
-    assert lost.quantile_99 == pytest.approx(0.050421, rel=3e-3)
-    assert lost.quantile_999 == pytest.approx(0.081148, rel=3e-3)
-    assert lost.max == pytest.approx(0.088987, rel=3e-3)
+    assert lost.kld.value == pytest.approx(0.016428, rel=3e-4)
+    assert lost.kld.error == pytest.approx(0.000220, rel=3e-3)
+    assert lost.kld_median == pytest.approx(0.014767, rel=1e-3)
+    assert lost.kld_99 == pytest.approx(0.050421, rel=3e-3)
+    assert lost.kld_999 == pytest.approx(0.081148, rel=3e-3)
+    assert lost.kld_max == pytest.approx(0.088987, rel=3e-3)
     assert lost.delta_p.value == pytest.approx(-0.00141, abs=1e-5)
     assert lost.delta_p.error == pytest.approx(0.00053, abs=1e-5)
     assert lost.delta_p_rms.value == pytest.approx(0.02076, abs=1e-5)
@@ -141,4 +141,4 @@ def test_logits_of_llama_cpp_give_the_same_perplexity(
     lost = result.divergence
     assert lost is not None
     assert lost.ratio.value == pytest.approx(1.0, abs=tolerance)
-    assert abs(lost.mean.value) < divergence
+    assert abs(lost.kld.value) < divergence
