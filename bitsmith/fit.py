@@ -21,6 +21,7 @@ from bitsmith.grid import Array
 
 CHUNK = 1 << 15  # weights worked on at once: each temporary is 128 KiB and stays in the second-level cache
 F16_MAX = 65504.0
+LARGEST = 1e15  # weights beyond count as this in the search, far beyond what scales reach: squares stay finite
 WEIGHT_FLOOR = 1e-5  # of the mean importance: columns that calibration never saw still count a little
 
 
@@ -76,7 +77,7 @@ def chunks(w: Array, importance: Array | None, block: int, parts: int) -> Iterat
     for start in range(0, rows, step):
         stop = min(rows, start + step)
         part = None if tiled is None else tiled[:, :, : (stop - start) * (cols // group)]
-        yield slice(start, stop), _as_columns(w[start:stop, :], block, parts), part
+        yield slice(start, stop), _as_columns(xp.clip(w[start:stop, :], -LARGEST, LARGEST), block, parts), part
 
 
 def _as_columns(w: Array, block: int, parts: int) -> Array:
@@ -251,7 +252,7 @@ class _LeastSquaresPair:
         scale = (self.total * cross - self.first * mass) * determinant
         offset = (square * self.first - mass * cross) * determinant
         if self.limit is not None:
-            over = offset > self.limit
+            over = (offset > self.limit) | (determinant == 0.0)
             offset = xp.where(over, self.limit, offset)
             scale = xp.where(over, (cross - offset * mass) * inverse(square), scale)
         gain = 2.0 * (scale * cross + offset * self.first) - scale * scale * square
