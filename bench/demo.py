@@ -36,7 +36,7 @@ def main() -> None:
     for name in FORMATS:
         with progress_bar() as report:
             made = bitsmith.quantize("reference", to=name, out=folder, force=True, report=report)
-            measured = bitsmith.evaluate(made.out, against="reference", report=report)
+            measured = bitsmith.evaluate(made.out, against="reference", context=256, report=report)
         if name == FORMATS[0]:
             table.add_row(*_original(measured))
         table.add_row(*_row(name, made, measured))
@@ -66,7 +66,7 @@ def _row(name: str, made: Quantized, measured: Evaluation) -> tuple[str, ...]:
         human_bytes(made.size),
         f"{made.bits_per_weight:.3f}",
         f"{measured.perplexity.value:.3f}",
-        f"{lost.mean.value:.5f} ± {lost.mean.error:.5f}",
+        f"{lost.kld.value:.5f} ± {lost.kld.error:.5f}",
         f"{100 * lost.top1.value:.2f} ± {100 * lost.top1.error:.2f} %",
         human_seconds(made.seconds),
     )

@@ -109,7 +109,7 @@ def _open_folder(folder: Path, name: str, weights: Path | None = None) -> Checkp
     shape: ModelConfig | BitsmithError
     try:
         config = read_json(folder / "config.json")
-        shape = config_from_hf(config)
+        shape = config_from_hf(config, origin=str(folder / "config.json"))
     except BitsmithError as error:
         shape = error
     return Checkpoint(name, source, "hf", config, folder, shape)
