@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,14 +68,8 @@ class TorchOps:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """[batch, heads, n, head_dim] -> [batch, n, heads * head_dim]; the queries of a group lie in one matrix."""
+    """[batch, heads, n, head_dim] -> [batch, n, heads * head_dim]."""
     batch, heads, n, head_dim = q.shape
-    kv_heads, m = k.shape[1], k.shape[2]
-    group = heads // kv_heads
-    grouped = q.reshape(batch, kv_heads, group * n, head_dim) * (1.0 / math.sqrt(head_dim))
-    scores = (grouped @ k.transpose(2, 3)).view(batch, kv_heads, group, n, m)
-    if visible is not None:
-        scores = scores.masked_fill(~visible[:, None, None], -torch.inf)
-    weights = torch.softmax(scores, dim=-1).view(batch, kv_heads, group * n, m)
-    mixed = (weights @ v).view(batch, heads, n, head_dim)
+    mask = None if visible is None else visible[:, None]
+    mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=heads != k.shape[1])
     return mixed.transpose(1, 2).reshape(batch, n, heads * head_dim)
