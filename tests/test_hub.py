@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import huggingface_hub
 import pytest
@@ -19,7 +19,7 @@ class Response:
     """What the hub's errors want to be made from."""
 
     status_code = 404
-    headers: dict[str, str] = {}
+    headers: ClassVar[dict[str, str]] = {}
     request = None
     url = ""
     text = ""
