@@ -15,9 +15,6 @@ import numpy as np
 from bitsmith.containers.gguf.types import TYPES
 
 SYMBOLS = {name: name.replace("_k", "_K") if name.endswith("_k") else name for name in TYPES}
-DECODABLE = tuple(name for name in TYPES if name[0] in "qtmn" and name not in ("q8_1",)) + tuple(
-    name for name in TYPES if name.startswith("iq")
-)
 
 
 @cache
