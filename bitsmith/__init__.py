@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitsmith.api import evaluate, inspect, load, quantize
     from bitsmith.errors import BitsmithError
+    from bitsmith.generate import Sampling
 
 __version__ = "0.1.0"
-__all__ = ["BitsmithError", "__version__", "evaluate", "inspect", "load", "quantize"]
+__all__ = ["BitsmithError", "Sampling", "__version__", "evaluate", "inspect", "load", "quantize"]
 
 
 def __getattr__(name: str) -> Any:
     """Public functions are imported when first used, so that `import bitsmith` costs nothing."""
-    if name == "BitsmithError":
-        from bitsmith.errors import BitsmithError
-
-        return BitsmithError
+    homes = {"BitsmithError": "bitsmith.errors", "Sampling": "bitsmith.generate"}
     if name in __all__:
-        from bitsmith import api
-
-        return vars(api)[name]
+        return vars(import_module(homes.get(name, "bitsmith.api")))[name]
     raise AttributeError(f"module 'bitsmith' has no attribute {name!r}")

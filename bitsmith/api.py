@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitsmith.checkpoint import open_checkpoint
 from bitsmith.errors import UsageError
 from bitsmith.progress import Report, silent
-from bitsmith.quantization import Quantized
-from bitsmith.quantization import quantize as _quantize
+from bitsmith.quantization import quantize
+
+__all__ = ["evaluate", "inspect", "load", "quantize"]
 
 if TYPE_CHECKING:
     from bitsmith.evaluation import Evaluation
@@ -18,41 +18,10 @@ if TYPE_CHECKING:
     from bitsmith.model.language_model import LanguageModel
 
 
-def quantize(
-    model: str | Path,
-    *,
-    to: str,
-    out: str | Path | None = None,
-    method: str = "nearest",
-    pure: bool = False,
-    rules: Sequence[str] = (),
-    threads: int | None = None,
-    dry_run: bool = False,
-    force: bool = False,
-    report: Report = silent,
-) -> Quantized:
-    """Quantize a model into a file; see `bitsmith quantize --help` for the words.
-
-    `bitsmith.quantization.quantize` takes further options. Raises BitsmithError.
-    """
-    return _quantize(
-        model,
-        to=to,
-        out=out,
-        method=method,
-        pure=pure,
-        rules=rules,
-        threads=threads,
-        dry_run=dry_run,
-        force=force,
-        report=report,
-    )
-
-
 def load(
     model: str | Path, *, threads: int | None = None, revision: str | None = None, report: Report = silent
 ) -> LanguageModel:
-    """Load a model for running: `.generate(prompt)`, `.stream(prompt)`, `.logits(tokens)`.
+    """Load a model for running: `.generate(prompt, max_tokens=..., sampling=Sampling(...))`, `.stream`, `.logits`.
 
     threads: for arithmetic; None leaves torch's choice. Raises BitsmithError.
     """

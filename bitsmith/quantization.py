@@ -151,8 +151,12 @@ def quantize(
     report: Report = silent,
     on_plan: Callable[[Quantized], None] | None = None,
 ) -> Quantized:
-    """Quantize `model` to `to`; the words are the command line's.
+    """Quantize `model` to `to`; the words are the command line's, see `bitsmith quantize --help`.
 
+    model: a folder, a file, a hub id or "reference"; to: "CONTAINER/FORMAT", a bare name means gguf/NAME
+    out: the file or folder; None names it in the current folder. rules: "REGEX=TYPE", the first match wins
+    threads: None takes the machine's cores. max_shard_size: "2GB", "512MiB"
+    dry_run: only the plan, exact in size
     on_plan: called with the plan before any weight is read
     Everything that cannot work fails before that call. Raises UsageError for a wrong call, other BitsmithErrors
     for bad data; nothing is then left under the output's name.

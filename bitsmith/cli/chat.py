@@ -18,7 +18,7 @@ _HELP = "Commands: /reset forgets the conversation, /exit leaves (so does Ctrl-D
 def chat(
     model: Annotated[str, typer.Argument(help="The model to talk to: any model name or file with a chat template.")],
     system: Annotated[str | None, typer.Option("--system", help="A system message to begin with.")] = None,
-    tokens: Annotated[int, typer.Option("-n", "--tokens", help="Tokens of an answer at most.", min=1)] = 512,
+    tokens: Annotated[int, typer.Option("-n", "--max-tokens", help="Tokens of an answer at most.", min=1)] = 512,
     temperature: Temperature = 0.8,
     top_k: TopK = 40,
     top_p: TopP = 0.95,

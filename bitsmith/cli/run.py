@@ -21,7 +21,7 @@ def run(
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="The text to continue; - or nothing reads standard input.")
     ] = None,
-    tokens: Annotated[int, typer.Option("-n", "--tokens", help="Tokens to generate at most.", min=1)] = 128,
+    tokens: Annotated[int, typer.Option("-n", "--max-tokens", help="Tokens to generate at most.", min=1)] = 128,
     temperature: Temperature = 0.8,
     top_k: TopK = 40,
     top_p: TopP = 0.95,
