@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import textwrap
@@ -53,7 +52,7 @@ app.command("inspect")(inspect.inspect)
 def main() -> None:
     """Entry point of the `bitsmith` command.
 
-    Exit codes: 0 done, 1 bad data, 2 a wrong call, 130 interrupted, 141 the reader of the output went away.
+    Exit codes: 0 done, 1 bad data, 2 a wrong call, 130 interrupted.
     """
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]  # accepted anywhere, not only before the command
@@ -67,11 +66,8 @@ def main() -> None:
     except KeyboardInterrupt:
         if debug:
             raise
-        sys.stderr.write("\nInterrupted; no file was left under its final name.\n")
+        sys.stderr.write("\nInterrupted; no half-written file was left.\n")
         _leave(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _leave(141)
     except MemoryError as error:
         if debug:
             raise

@@ -1,0 +1,156 @@
+"""The commands as a user meets them: what they print, in words and as JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import Command
+
+
+@pytest.fixture
+def made(bitsmith_command: Command, tiny: Path) -> Path:
+    """The tiny model in Q8_0."""
+    out = tiny.parent / "tiny-Q8_0.gguf"
+    assert bitsmith_command("quantize", tiny, "--to", "q8_0", "--out", out).code == 0
+    return out
+
+
+def test_quantize_prints_plan_and_summary(bitsmith_command: Command, tiny: Path, tmp_path: Path) -> None:
+    result = bitsmith_command("quantize", tiny, "--to", "q4_k_m", "--out", tmp_path / "x.gguf")
+    assert result.code == 0
+    assert "blk.*.ffn_down.weight" in result.out
+    assert "read back and verified" in result.out
+    assert "peak memory" in result.out
+    assert "largest relative squared errors" in result.out
+    assert "fallback" in result.err  # rows of 64 do not divide by 256: a warning says so
+
+
+def test_quantize_as_json(bitsmith_command: Command, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.gguf"
+    planned = json.loads(bitsmith_command("quantize", tiny, "--to", "q4_0", "--out", out, "--json", "--dry-run").out)
+    made = json.loads(bitsmith_command("quantize", tiny, "--to", "q4_0", "--out", out, "--json").out)
+    assert (planned["written"], made["written"]) == (False, True)
+    assert planned["bytes"] == made["bytes"] == out.stat().st_size
+    assert made["seconds"] > 0
+    assert made["peak_memory_bytes"] > 1 << 20
+    assert {"name", "shape", "from", "to", "bytes", "why", "sha256", "relative_squared_error"} == set(
+        made["tensors"][0]
+    )
+
+
+def test_without_out_the_file_is_named_in_the_current_folder(
+    bitsmith_command: Command, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert bitsmith_command("quantize", tiny, "--to", "q3_k").code == 0
+    assert (tmp_path / "tiny-Q3_K.gguf").is_file()
+    assert bitsmith_command("quantize", tiny, "--to", "native/nf4").code == 0
+    assert (tmp_path / "tiny-native-nf4" / "model.safetensors").is_file()
+
+
+def test_eval_as_json(bitsmith_command: Command, tiny: Path, made: Path) -> None:
+    words = ["eval", made, "--against", tiny, "--context", 64, "--max-windows", 4, "--json"]
+    result = json.loads(bitsmith_command(*words).out)
+    assert result["windows"] == 4
+    assert result["tokens"] == 4 * 31
+    assert 0 < result["divergence"]["kld"]["value"] < 0.01
+    assert result["divergence"]["top1"]["value"] > 0.8
+    assert json.loads(bitsmith_command(*words).out) == result
+
+
+def test_eval_in_words(bitsmith_command: Command, tiny: Path) -> None:
+    result = bitsmith_command("eval", tiny, "--against", tiny, "--context", 64, "--max-windows", 2)
+    assert result.code == 0
+    assert "perplexity" in result.out
+    assert "mean KLD         0.000000" in result.out
+    assert "100.000" in result.out
+
+
+def test_run_is_repeatable_by_seed(bitsmith_command: Command, made: Path) -> None:
+    words = ["run", made, "--prompt", "Once upon a time", "-n", 12]
+    first = bitsmith_command(*words, "--seed", 5)
+    assert first.code == 0
+    assert first.out.strip()
+    assert bitsmith_command(*words, "--seed", 5).out == first.out
+    assert bitsmith_command(*words, "--seed", 6).out != first.out
+    greedy = bitsmith_command(*words, "--temperature", 0)
+    assert bitsmith_command(*words, "--temperature", 0).out == greedy.out
+
+
+def test_run_reads_standard_input(bitsmith_command: Command, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken = bitsmith_command("run", made, "--prompt", "Once upon", "-n", 6, "--temperature", 0)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Once upon"))
+    assert bitsmith_command("run", made, "-n", 6, "--temperature", 0).out == spoken.out
+
+
+def test_chat_answers_line_by_line(bitsmith_command: Command, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Who are you?\n/reset\n/what\nAnd now?\n/exit\nnever said\n"))
+    result = bitsmith_command("chat", made, "-n", 5, "--seed", 1)
+    assert result.code == 0
+    assert len(result.out.splitlines()) >= 2
+    assert "forgotten" in result.err
+    assert "unknown command /what" in result.err
+
+
+def test_chat_forgets_aloud(bitsmith_command: Command, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "\n".join(["tell me a story " * 8] * 6)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    result = bitsmith_command("chat", made, "-n", 16, "--seed", 1)
+    assert result.code == 0
+    assert "context full: forgot the oldest" in result.err
+
+
+def test_inspect_in_words_and_as_json(bitsmith_command: Command, made: Path) -> None:
+    words = bitsmith_command("inspect", made, "--verify")
+    assert words.code == 0
+    assert "general.architecture = llama" in words.out
+    assert "blk.0.attn_q.weight" in words.out
+    found = json.loads(bitsmith_command("inspect", made, "--json").out)
+    assert found["parameters"] == sum(t["shape"][0] * (t["shape"] + [1])[1] for t in found["tensors"])
+    assert {t["layout"] for t in found["tensors"]} == {"f32", "q8_0"}
+
+
+def test_inspect_finds_a_flipped_bit(bitsmith_command: Command, made: Path) -> None:
+    content = bytearray(made.read_bytes())
+    content[-100] ^= 1
+    made.write_bytes(content)
+    result = bitsmith_command("inspect", made, "--verify")
+    assert result.code == 1
+    assert "output.weight" in result.err
+    assert bitsmith_command("inspect", made).code == 0
+
+
+def test_native_folders_evaluate_and_run(bitsmith_command: Command, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "native"
+    assert bitsmith_command("quantize", tiny, "--to", "native/int8", "--out", out).code == 0
+    words = ["eval", out, "--against", tiny, "--context", 64, "--max-windows", 2, "--json"]
+    assert json.loads(bitsmith_command(*words).out)["divergence"]["kld"]["value"] < 0.01
+    assert bitsmith_command("run", out, "--prompt", "Once", "-n", 3, "--seed", 1).code == 0
+
+
+def test_a_reader_that_leaves_is_no_error(tiny: Path) -> None:
+    words = [sys.executable, "-m", "bitsmith", "quantize", str(tiny), "--to", "q8_0", "--dry-run", "--json"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    assert process.wait() in (0, 1)
+
+
+@pytest.mark.parametrize("command", ["quantize", "eval", "run", "chat", "inspect"])
+def test_help_needs_no_torch(command: str) -> None:
+    program = (
+        "import sys\n"
+        f"sys.argv = ['bitsmith', {command!r}, '--help']\n"
+        "from bitsmith.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as leaving:\n    assert not leaving.code\n"
+        "assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
