@@ -58,11 +58,10 @@ class Tokenizer:
         """
         encoder = self._parsing if parse_special else self._plain
         try:
-            ids = [int(token) for token in encoder.encode(text, add_special_tokens=False).ids]
+            text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise FileError(
-                f"the text has a lone surrogate at character {error.start}, which is not Unicode"
-            ) from error
+            raise FileError(f"the text is not Unicode: a lone surrogate at character {error.start}") from error
+        ids: list[int] = encoder.encode(text, add_special_tokens=False).ids
         if not add_special:
             return ids
         special = self.vocabulary.special
@@ -70,7 +69,7 @@ class Tokenizer:
         return [*start, *ids, *([special["eos"]] if self.vocabulary.add_eos else [])]
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
-        """Text of ids; bytes that are no UTF-8 become U+FFFD. Control tokens are left out unless `special`."""
+        """Text of ids; bytes that are no UTF-8 become U+FFFD. Without `special`, control tokens are left out."""
         decoder = StreamDecoder(self, special=special)
         return "".join(decoder.feed(token) for token in ids) + decoder.finish()
 
@@ -153,17 +152,21 @@ class Tokenizer:
 
     @cached_property
     def _parsing(self) -> tokenizers.Tokenizer:
-        encoder = tokenizers.Tokenizer.from_str(self._source)
-        encoder.no_truncation()
-        encoder.no_padding()
-        return encoder
+        return self._encoder()
 
     @cached_property
     def _plain(self) -> tokenizers.Tokenizer:
-        encoder = tokenizers.Tokenizer.from_str(self._source)
+        encoder = self._encoder()
+        encoder.encode_special_tokens = True
+        return encoder
+
+    def _encoder(self) -> tokenizers.Tokenizer:
+        try:
+            encoder = tokenizers.Tokenizer.from_str(self._source)
+        except Exception as error:  # the library raises nothing narrower
+            raise FileError(f"tokenizer.json: the tokenizers library cannot load it: {error}") from error
         encoder.no_truncation()
         encoder.no_padding()
-        encoder.encode_special_tokens = True
         return encoder
 
 
@@ -184,7 +187,7 @@ class StreamDecoder:
         vocabulary = self._tokenizer.vocabulary
         if not 0 <= token < len(vocabulary.tokens):
             raise FileError(f"token {token} is outside the vocabulary of {len(vocabulary.tokens)} tokens")
-        if not self._special and vocabulary.types[token] == TokenType.CONTROL:
+        if not self._special and vocabulary.types[token] in (TokenType.CONTROL, TokenType.UNKNOWN):
             return ""
         data = self._tokenizer.pieces[token]
         if self._strip and data:

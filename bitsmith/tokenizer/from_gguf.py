@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
@@ -56,29 +57,27 @@ def vocabulary_from_gguf(metadata: Mapping[str, Any], *, pre: str | None = None)
             "BPE) and 'llama' (SentencePiece BPE)"
         )
     tokens = _named(_strings(metadata, "tokenizer.ggml.tokens"))
-    types = [int(kind) for kind in metadata.get("tokenizer.ggml.token_type", [TokenType.NORMAL] * len(tokens))]
-    scores = [float(score) for score in metadata.get("tokenizer.ggml.scores", [0.0] * len(tokens))]
-    for key, values in (("token_type", types), ("scores", scores)):
-        if len(values) < len(tokens):
-            raise FileError(f"tokenizer.ggml.{key} has {len(values)} entries for {len(tokens)} tokens")
+    types = _numbers(metadata, "tokenizer.ggml.token_type", TokenType.NORMAL, len(tokens))
+    scores = _numbers(metadata, "tokenizer.ggml.scores", 0.0, len(tokens))
     merges = _strings(metadata, "tokenizer.ggml.merges") if model == "gpt2" else []
     name = pre or str(metadata.get("tokenizer.ggml.pre") or "default")
     row = pretokenizer(name) if model == "gpt2" else None
     special = _special_ids(metadata, model, len(tokens))
-    listed = {int(i) for i in metadata.get(END_IDS_KEY, [])} | {special[role] for role in _ENDS if role in special}
+    listed = {int(i) for i in _vector(metadata.get(END_IDS_KEY, []), END_IDS_KEY)}
+    listed |= {special[role] for role in _ENDS if role in special}
     vocabulary = Vocabulary(
         model=model,
         tokens=tuple(tokens),
-        types=tuple(_as_llama_cpp(text, kind) for text, kind in zip(tokens, types, strict=False)),
-        scores=tuple(scores[: len(tokens)]) if model == "llama" else (),
+        types=tuple(_as_llama_cpp(text, int(kind)) for text, kind in zip(tokens, types, strict=True)),
+        scores=tuple(float(score) for score in scores) if model == "llama" else (),
         merges=tuple(merges),
         pre=name if row else "default",
         special=special,
-        end_ids=end_ids_by_text(tokens) | {i for i in listed if i < len(tokens)},
+        end_ids=end_ids_by_text(tokens) | {i for i in listed if 0 <= i < len(tokens)},
         add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", row.add_bos if row else True)),
         add_eos=bool(metadata.get("tokenizer.ggml.add_eos_token", False)),
         add_space_prefix=model == "llama" and bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
-        chat_template=metadata.get(TEMPLATE_KEY),
+        chat_template=str(metadata[TEMPLATE_KEY]) if TEMPLATE_KEY in metadata else None,
         chat_templates={
             key.removeprefix(TEMPLATE_KEY + "."): str(text)
             for key, text in metadata.items()
@@ -202,7 +201,25 @@ def _as_llama_cpp(text: str, kind: int) -> int:
 def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     if key not in metadata:
         raise FileError(f"the file has a tokenizer, but lacks the key {key}; convert the model anew")
-    return [str(text) for text in metadata[key]]
+    texts = metadata[key]
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise FileError(f"the key {key}: expected an array of strings")
+    return list(texts)
+
+
+def _numbers(metadata: Mapping[str, Any], key: str, usual: float, size: int) -> np.ndarray:
+    """The first `size` entries; `usual` for all where the key is missing."""
+    values = _vector(metadata.get(key, [usual] * size), key)
+    if len(values) < size:
+        raise FileError(f"the key {key} has {len(values)} entries for {size} tokens")
+    return values[:size]
+
+
+def _vector(value: Any, key: str) -> np.ndarray:
+    numbers = np.asarray(value)
+    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iuf") or not np.isfinite(numbers).all():
+        raise FileError(f"the key {key}: expected an array of finite numbers")
+    return numbers
 
 
 def _named(tokens: list[str]) -> list[str]:
@@ -217,6 +234,8 @@ def _special_ids(metadata: Mapping[str, Any], model: str, size: int) -> dict[str
         special.pop("bos", None)
     for role, key in SPECIAL_KEYS.items():
         token = metadata.get(key)
-        if token is not None and 0 <= int(token) < size:
+        if token is not None and not isinstance(token, int | np.integer):
+            raise FileError(f"the key {key}: expected a token's id, found {token!r:.80}")
+        if token is not None and 0 <= token < size:
             special[role] = int(token)
     return special

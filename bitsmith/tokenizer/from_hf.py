@@ -126,7 +126,8 @@ def _scored_by_merges(files: TokenizerFiles, vocab_size: int | None) -> Vocabula
             kind = TokenType.BYTE
         by_id[token] = (text, int(kind), scores.get(text, -float(len(merges))))
     vocabulary = _with_added(files, by_id, vocab_size)
-    return replace(vocabulary, add_space_prefix=_adds_space_prefix(files.tokenizer))
+    special = {"unk": vocabulary.tokens.index(unknown)} if unknown in vocabulary.tokens else {}
+    return replace(vocabulary, add_space_prefix=_adds_space_prefix(files.tokenizer), special=special)
 
 
 def _with_added(files: TokenizerFiles, by_id: dict[int, tuple[str, int, float]], vocab_size: int | None) -> Vocabulary:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from datetime import datetime
 from typing import Any
 
@@ -155,7 +155,7 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
                 return function(*args, **kwargs)
             given = self._listed(args[passed:])
             if name in _LAZY:
-                self.step(sum(len(value) for value in given if isinstance(value, list | tuple | dict)))
+                self.step(sum(len(value) for value in given if isinstance(value, Sized)))
                 return function(*args[:passed], *given, **kwargs)
             self._check(name, given)
             self.weigh(*given, *kwargs.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -53,7 +54,7 @@ class Vocabulary:
     chat_templates: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_tokens(self.tokens)
+        check_tokens(self.tokens, self.types)
         for role, token in self.special.items():
             if not 0 <= token < len(self.tokens):
                 raise FileError(f"the {role} token has id {token}, but the vocabulary ends at {len(self.tokens) - 1}")
@@ -82,6 +83,7 @@ class Vocabulary:
 
 
 PAD_SCORE = -10000.0
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 def pad_token(token: int) -> str:
@@ -89,12 +91,20 @@ def pad_token(token: int) -> str:
     return f"[PAD{token}]"
 
 
-def check_tokens(tokens: Sequence[str]) -> None:
-    """Raise FileError where two tokens have the same text: llama.cpp aborts on such a file."""
+def check_tokens(tokens: Sequence[str], types: Sequence[int]) -> None:
+    """Raise FileError where two tokens have the same text (llama.cpp aborts on such a file), one is not Unicode, or
+    one of type BYTE is not spelled `<0xFF>`.
+    """
     seen: dict[str, int] = {}
-    for token, text in enumerate(tokens):
+    for token, (text, kind) in enumerate(zip(tokens, types, strict=True)):
         if seen.setdefault(text, token) != token:
             raise FileError(f"tokens {seen[text]} and {token} of the vocabulary have the same text, {text!r}")
+        if kind == TokenType.BYTE and not _BYTE.fullmatch(text):
+            raise FileError(
+                f"token {token} of the vocabulary stands for a byte: expected <0xFF> or alike, not {text!r}"
+            )
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise FileError(f"token {token} of the vocabulary is not UTF-8: {text!r}; convert the model anew")
 
 
 # The texts at which llama.cpp ends a generation, whatever the file's keys say (build 11434).
@@ -143,19 +153,19 @@ def byte_alphabet() -> dict[int, str]:
 
 
 def pieces(vocabulary: Vocabulary) -> list[bytes]:
-    """The bytes each token stands for; empty for UNUSED and UNKNOWN tokens. [tokens]"""
+    """The bytes each token stands for; empty for UNUSED tokens. [tokens]"""
     to_byte = {character: byte for byte, character in byte_alphabet().items()}
-    as_text = (TokenType.CONTROL, TokenType.USER_DEFINED)
+    as_text = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
     result = []
     for text, kind in zip(vocabulary.tokens, vocabulary.types, strict=True):
-        if kind in (TokenType.UNUSED, TokenType.UNKNOWN):
+        if kind == TokenType.UNUSED:
             result.append(b"")
         elif kind == TokenType.BYTE:
             result.append(bytes([int(text[3:5], 16)]))
         elif kind in as_text or (vocabulary.model == "gpt2" and not all(c in to_byte for c in text)):
-            result.append(text.encode("utf-8", "surrogateescape"))
+            result.append(text.encode("utf-8"))
         elif vocabulary.model == "gpt2":
             result.append(bytes(to_byte[c] for c in text))
         else:
-            result.append(text.replace("▁", " ").encode("utf-8", "surrogateescape"))
+            result.append(text.replace("▁", " ").encode("utf-8"))
     return result

@@ -127,7 +127,8 @@ def _quiet(level: int, text: bytes, data: int | None) -> None:
 @cache
 def _library() -> ctypes.CDLL:
     spec = find_spec("xllamacpp")
-    assert spec is not None and spec.origin is not None, "the oracle tests need xllamacpp"
+    assert spec is not None, "the oracle tests need xllamacpp"
+    assert spec.origin is not None
     library = ctypes.CDLL(str(next(Path(spec.origin).parent.glob("xllamacpp*.so"))))
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
