@@ -91,8 +91,8 @@ def measure(file: Path, args: argparse.Namespace) -> Loss:
     if args.threads:
         command += ["--threads", str(args.threads)]
     found: dict[str, Any] = json.loads(bitsmith(*command))["divergence"]
-    mean, top1 = found["mean"], found["top1"]
-    return Loss(file.stat().st_size, mean["value"], mean["error"], top1["value"], top1["error"])
+    kld, top1 = found["kld"], found["top1"]
+    return Loss(file.stat().st_size, kld["value"], kld["error"], top1["value"], top1["error"])
 
 
 def compare(mix: str, source: Path, work: Path, args: argparse.Namespace) -> Row:
