@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bitsmith import hub
 from bitsmith.arch.config import ModelConfig
 from bitsmith.containers.base import Source
+from bitsmith.containers.floats import FLOATS
 from bitsmith.errors import BitsmithError, FileError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -132,8 +133,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
 
 def require_float(checkpoint: Checkpoint, *, requantize: bool) -> None:
     """Raise UnsupportedError where the source is quantized already and the user did not accept that."""
-    floats = {"f32", "f16", "bf16", "f64"}
-    quantized = [info for info in checkpoint.source.tensors.values() if info.layout not in floats and info.rows > 1]
+    quantized = [info for info in checkpoint.source.tensors.values() if info.layout not in FLOATS and info.rows > 1]
     if quantized and not requantize:
         raise UnsupportedError(
             f"{checkpoint.source.path}: already quantized ({quantized[0].name} is {quantized[0].layout}); quantizing "

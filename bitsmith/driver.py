@@ -13,8 +13,7 @@ import numpy as np
 
 from bitsmith.arch.names import permute_rows, unpermute_rows
 from bitsmith.containers.base import Source
-from bitsmith.containers.gguf.blocks import decode_rows
-from bitsmith.containers.gguf.blocks_float import encode_float
+from bitsmith.containers.floats import decode_numbers, encode_float
 from bitsmith.containers.output import OutputFiles
 from bitsmith.errors import TensorError
 from bitsmith.formats.base import NeedsExtent
@@ -170,7 +169,7 @@ def encode_rows(planned: PlannedTensor, w: np.ndarray) -> tuple[dict[str, np.nda
     """Stored parts of whole rows `w`, float32 [rows, cols], and the float32 values that they decode to."""
     if planned.format is None or planned.codec is None:
         data = encode_float(planned.info.layout, w)
-        return {"data": data}, decode_rows(planned.info.layout, data, w.shape[1])
+        return {"data": data}, decode_numbers(planned.info.layout, data)
     codes, params = nearest(w, planned.format)
     tensor = QuantTensor(planned.format, codes, params)
     return planned.codec.encode(tensor), tensor.values()

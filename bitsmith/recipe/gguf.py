@@ -13,7 +13,8 @@ from bitsmith.arch.names import hf_name, is_permuted
 from bitsmith.arch.spec import ARCHITECTURES
 from bitsmith.arch.tensors import ROPE_FREQS, check_tensors, expected_tensors
 from bitsmith.checkpoint import Checkpoint, require_float
-from bitsmith.containers import codec_for
+from bitsmith.containers.floats import FLOATS
+from bitsmith.containers.gguf.blocks import CODECS
 from bitsmith.containers.gguf.metadata_values import Value, string, u32
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.containers.gguf.writer import gguf_layout
@@ -28,7 +29,6 @@ from bitsmith.recipe.rules import Rule
 from bitsmith.recipe.shape import ModelShape
 from bitsmith.tensor import TensorInfo
 
-_FLOATS = frozenset({"f32", "f16", "bf16", "f64"})
 _QUANTIZATION_VERSION = 2  # of ggml's block layouts, GGML_QNT_VERSION
 
 
@@ -128,24 +128,16 @@ def _planned(tensor: PlannedTensor, choice: Choice) -> PlannedTensor:
     info = replace(tensor.info, layout=choice.type, nbytes=row_bytes * tensor.info.rows)
     parts = {"data": ((tensor.info.rows, row_bytes), np.dtype(np.uint8))}
     done = replace(tensor, info=info, parts=parts, reason=choice.reason)
-    if choice.type in _FLOATS or done.verbatim:
+    if choice.type in FLOATS or done.verbatim:
         return done
-    if choice.type not in codec_names():
+    if choice.type not in CODECS:
         raise UnsupportedError(f"{info.name}: {choice.type} can be read but not written; give it another --rule.")
-    format = get_format(choice.type)
-    return replace(done, format=format, codec=codec_for("gguf", format))
-
-
-def codec_names() -> frozenset[str]:
-    """The ggml types that can be written."""
-    from bitsmith.containers.gguf.blocks import CODECS
-
-    return frozenset(CODECS)
+    return replace(done, format=get_format(choice.type), codec=CODECS[choice.type])
 
 
 def _warnings(checkpoint: Checkpoint, selection: Selection) -> tuple[str, ...]:
     warnings: Sequence[str] = selection.warnings
-    quantized = {t.layout for t in checkpoint.source.tensors.values() if t.rows > 1} - _FLOATS
+    quantized = {t.layout for t in checkpoint.source.tensors.values() if t.rows > 1} - FLOATS
     if quantized:
         warnings = (*warnings, f"the source is quantized already ({', '.join(sorted(quantized))}): losses add up")
     return tuple(warnings)

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from bitsmith.containers.floats import WRITTEN_FLOATS
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.errors import UsageError
 from bitsmith.recipe.category import Category
 from bitsmith.recipe.rules import nearest_names
 from bitsmith.recipe.shape import ModelShape
-
-FLOATS = frozenset({"f32", "f16", "bf16"})
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Mix:
     @property
     def quantizes(self) -> bool:
         """False for f32, f16 and bf16, which have no exceptions."""
-        return self.base not in FLOATS
+        return self.base not in WRITTEN_FLOATS
 
     def rows(self, category: Category, shape: ModelShape) -> Rows:
         """The rows that speak of `category` in a model of this shape."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from bitsmith.arch.spec import ARCHITECTURES
 from bitsmith.arch.tensors import ROPE_FREQS
 from bitsmith.checkpoint import Checkpoint, require_float
 from bitsmith.containers import codec_for
+from bitsmith.containers.floats import NUMBERS, WRITTEN_FLOATS
 from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.native_files import NativeTensor, native_files
 from bitsmith.errors import UnsupportedError
@@ -24,7 +25,6 @@ from bitsmith.manifest import Manifest, placeholder
 from bitsmith.recipe.plan import Options, Plan, PlannedTensor, RowOrder, Target
 from bitsmith.recipe.rules import Rule, first_match
 
-FLOATS: Mapping[str, int] = {"f32": 4, "f16": 2, "bf16": 2}
 BARE = frozenset({"int8", "int4", "int3", "int2"} | {f"int{bits}-asym" for bits in (8, 4, 3, 2)})
 _KEPT = re.compile(r"embed|\bwte\b|\bwpe\b|lm_head|router|\bgate\.weight$|conv|norm")
 _TOKENIZER_FILES = (
@@ -46,9 +46,9 @@ def plan_native(checkpoint: Checkpoint, target: Target, options: Options) -> Pla
     --pure (all matrices) or a --rule says otherwise. Raises UsageError (unknown format or rule),
     UnsupportedError (rows that no group divides, a quantized source).
     """
-    if target.name not in FLOATS and target.name not in BARE:
+    if target.name not in WRITTEN_FLOATS:
         get_format(target.name)
-    rules = [Rule.parse(text, {*FORMATS, *BARE, *FLOATS}) for text in options.rules]
+    rules = [Rule.parse(text, {*FORMATS, *BARE, *WRITTEN_FLOATS}) for text in options.rules]
     require_float(checkpoint, requantize=options.requantize)
     tensors = tuple(_plan_tensor(t, target, options, rules) for t in _wanted(checkpoint))
     names = [tensor.info.name for tensor in tensors]
@@ -96,17 +96,19 @@ def _wanted(checkpoint: Checkpoint) -> list[PlannedTensor]:
 def _plan_tensor(tensor: PlannedTensor, target: Target, options: Options, rules: Sequence[Rule]) -> PlannedTensor:
     rule = first_match(rules, tensor.info.name)
     if len(tensor.info.shape) < 2:
-        return _as_float(tensor, "f32" if tensor.source_layout not in FLOATS else tensor.source_layout, "a vector")
+        return _as_float(
+            tensor, "f32" if tensor.source_layout not in WRITTEN_FLOATS else tensor.source_layout, "a vector"
+        )
     if rule is not None:
         return _as_type(tensor, rule.type, f"rule '{rule}'")
-    if _KEPT.search(tensor.info.name) and not options.pure and target.name not in FLOATS:
-        kept = tensor.source_layout if tensor.source_layout in FLOATS else "f16"
+    if _KEPT.search(tensor.info.name) and not options.pure and target.name not in WRITTEN_FLOATS:
+        kept = tensor.source_layout if tensor.source_layout in WRITTEN_FLOATS else "f16"
         return _as_float(tensor, kept, "embedding, head or router keeps its precision")
     return _as_type(tensor, target.name, "pure" if options.pure else target.name)
 
 
 def _as_type(tensor: PlannedTensor, name: str, reason: str) -> PlannedTensor:
-    if name in FLOATS:
+    if name in WRITTEN_FLOATS:
         return _as_float(tensor, name, reason)
     info = tensor.info
     try:
@@ -121,8 +123,9 @@ def _as_type(tensor: PlannedTensor, name: str, reason: str) -> PlannedTensor:
 
 
 def _as_float(tensor: PlannedTensor, name: str, reason: str) -> PlannedTensor:
-    info = replace(tensor.info, layout=name, nbytes=tensor.info.parameters * FLOATS[name])
-    parts = {"data": ((info.rows, info.cols * FLOATS[name]), np.dtype(np.uint8))}
+    width = NUMBERS[name].itemsize
+    info = replace(tensor.info, layout=name, nbytes=tensor.info.parameters * width)
+    parts = {"data": ((info.rows, info.cols * width), np.dtype(np.uint8))}
     return replace(tensor, info=info, parts=parts, reason=reason)
 
 
@@ -137,7 +140,7 @@ def _beside(checkpoint: Checkpoint, target: Target) -> dict[str, bytes]:
         config = {} if isinstance(checkpoint.shape, Exception) else config_to_hf(checkpoint.config)
         files = _tokenizer_from_gguf(checkpoint)
     config.pop("quantization_config", None)
-    if target.name not in FLOATS:
+    if target.name not in WRITTEN_FLOATS:
         config["quantization_config"] = {"quant_method": "bitsmith", "format": target.name}
     return {"config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(), **files}
 

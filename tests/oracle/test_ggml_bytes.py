@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from bitsmith.containers.floats import encode_float
 from bitsmith.containers.gguf.blocks import CODECS, READ_ONLY, decode_rows
-from bitsmith.containers.gguf.blocks_float import encode_float
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.formats.ggml import GGML_FORMATS
 from bitsmith.rounders.nearest import nearest

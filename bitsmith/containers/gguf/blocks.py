@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bitsmith.containers.gguf.blocks_float import FLOATS, decode_float
+from bitsmith.containers.floats import NUMBERS, decode_numbers
 from bitsmith.containers.gguf.blocks_k import K_CODECS
 from bitsmith.containers.gguf.blocks_readonly import READ_ONLY, decode_read_only
 from bitsmith.containers.gguf.blocks_simple import SIMPLE_CODECS, BlockCodec
@@ -31,8 +31,8 @@ def decode_rows(type_name: str, data: np.ndarray, cols: int) -> np.ndarray:
     of a row do not match `cols`.
     """
     kind = TYPES.get(type_name)
-    if kind is None or not (type_name in FLOATS or type_name in CODECS or type_name in READ_ONLY):
-        known = ", ".join([*FLOATS, *CODECS, *READ_ONLY])
+    if kind is None or not (type_name in NUMBERS or type_name in CODECS or type_name in READ_ONLY):
+        known = ", ".join([*NUMBERS, *CODECS, *READ_ONLY])
         raise UnsupportedError(f"ggml type {type_name!r} holds no weights that can be read; readable types: {known}")
     expected = kind.row_bytes(cols)
     if data.ndim != 2 or data.dtype != np.uint8 or data.shape[1] != expected:
@@ -40,8 +40,8 @@ def decode_rows(type_name: str, data: np.ndarray, cols: int) -> np.ndarray:
             f"rows of {cols} {type_name} weights take {expected} bytes each (uint8 [rows, {expected}]), but found "
             f"{data.dtype} {list(data.shape)}; the file's tensor shape and size disagree"
         )
-    if type_name in FLOATS:
-        return decode_float(type_name, data)
+    if type_name in NUMBERS:
+        return decode_numbers(type_name, data)
     with np.errstate(invalid="ignore", over="ignore"):
         if type_name in READ_ONLY:
             return decode_read_only(type_name, data)

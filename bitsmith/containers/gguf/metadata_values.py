@@ -106,11 +106,6 @@ def scalar(value_type: ValueType, value: int | float) -> Value:
     return Value(value_type, int(value))
 
 
-def u8(value: int) -> Value:
-    """An unsigned integer of 8 bits."""
-    return scalar(ValueType.UINT8, value)
-
-
 def u16(value: int) -> Value:
     """An unsigned integer of 16 bits."""
     return scalar(ValueType.UINT16, value)
@@ -121,29 +116,14 @@ def u32(value: int) -> Value:
     return scalar(ValueType.UINT32, value)
 
 
-def u64(value: int) -> Value:
-    """An unsigned integer of 64 bits."""
-    return scalar(ValueType.UINT64, value)
-
-
 def i32(value: int) -> Value:
     """A signed integer of 32 bits."""
     return scalar(ValueType.INT32, value)
 
 
-def i64(value: int) -> Value:
-    """A signed integer of 64 bits."""
-    return scalar(ValueType.INT64, value)
-
-
 def f32(value: float) -> Value:
     """A float of 32 bits, rounded to nearest."""
     return scalar(ValueType.FLOAT32, value)
-
-
-def f64(value: float) -> Value:
-    """A float of 64 bits."""
-    return scalar(ValueType.FLOAT64, value)
 
 
 def boolean(value: bool) -> Value:

@@ -1,0 +1,39 @@
+"""Layouts of one plain number a weight: floats, and the integers that GGUF files may hold beside them."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+from bitsmith.errors import UnsupportedError
+
+NUMBERS: dict[str, np.dtype] = {
+    "f32": np.dtype("<f4"),
+    "f16": np.dtype("<f2"),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "f64": np.dtype("<f8"),
+    "i8": np.dtype("<i1"),
+    "i16": np.dtype("<i2"),
+    "i32": np.dtype("<i4"),
+    "i64": np.dtype("<i8"),
+}
+WRITTEN_FLOATS = ("f32", "f16", "bf16")  # what a weight that is not quantized becomes
+FLOATS = frozenset({*WRITTEN_FLOATS, "f64"})  # what a weight that was never quantized may have in a source
+
+
+def decode_numbers(name: str, data: np.ndarray) -> np.ndarray:
+    """uint8 [rows, bytes per row] of one of NUMBERS -> float32 [rows, cols]; f64 beyond float32 becomes infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.ascontiguousarray(data).view(NUMBERS[name]).astype(np.float32)
+
+
+def encode_float(name: str, w: np.ndarray) -> np.ndarray:
+    """Round to nearest even: float32 [rows, cols] -> uint8 [rows, bytes per row] of "f32", "f16" or "bf16".
+
+    Magnitudes from 65520 on become infinite in float16. Raises UnsupportedError for other layouts.
+    """
+    if name not in WRITTEN_FLOATS:
+        raise UnsupportedError(f"weights are stored as f32, f16 or bf16, not as {name}; choose one of these")
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored = np.ascontiguousarray(w.astype(NUMBERS[name]))
+    return stored.view(np.uint8)
