@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -14,12 +13,12 @@ from bitsmith.arch.config import ModelConfig
 from bitsmith.containers.base import Source
 from bitsmith.containers.floats import FLOATS
 from bitsmith.errors import BitsmithError, FileError, UnsupportedError
+from bitsmith.hf_folder import CONFIG, read_object
 
 if TYPE_CHECKING:
     from bitsmith.tokenizer import Tokenizer
 
 REFERENCE = "reference"
-_CONFIG_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -109,26 +108,11 @@ def _open_folder(folder: Path, name: str, weights: Path | None = None) -> Checkp
     config: Mapping[str, Any] = {}
     shape: ModelConfig | BitsmithError
     try:
-        config = read_json(folder / "config.json")
-        shape = config_from_hf(config, origin=str(folder / "config.json"))
+        config = read_object(folder / CONFIG)
+        shape = config_from_hf(config, origin=str(folder / CONFIG))
     except BitsmithError as error:
         shape = error
     return Checkpoint(name, source, "hf", config, folder, shape)
-
-
-def read_json(path: Path) -> Mapping[str, Any]:
-    """A JSON object from a file of at most 16 MB. Raises FileError."""
-    try:
-        if path.stat().st_size > _CONFIG_BYTES:
-            raise FileError(f"{path}: {path.stat().st_size:,} bytes, more than a configuration can have.")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FileError(f"{path}: missing; a model folder needs it.") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"{path}: not readable as JSON ({error}).") from error
-    if not isinstance(value, dict):
-        raise FileError(f"{path}: expected a JSON object, found {type(value).__name__}.")
-    return value
 
 
 def require_float(checkpoint: Checkpoint, *, requantize: bool) -> None:

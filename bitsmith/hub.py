@@ -5,21 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from bitsmith.containers.gguf.split import split_name, split_parts
 from bitsmith.errors import FileError, UsageError
+from bitsmith.hf_folder import CONFIG, TOKENIZER_FILES
 
-_PATTERNS = [
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "additional_chat_templates/*",
-]
+PATTERNS = ["*.safetensors", "*.safetensors.index.json", CONFIG, *TOKENIZER_FILES]
 _NOT = ["consolidated*", "original/*", "*/*.safetensors"]  # the same weights again, in other people's layouts
 
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<file>[\w./-]+\.gguf))?")
@@ -53,7 +43,7 @@ def download(model: str, revision: str | None = None) -> Path:
     repo, file = match["repo"], match["file"]
     try:
         if file is None:
-            return Path(snapshot_download(repo, revision=revision, allow_patterns=_PATTERNS, ignore_patterns=_NOT))
+            return Path(snapshot_download(repo, revision=revision, allow_patterns=PATTERNS, ignore_patterns=_NOT))
         first = Path(hf_hub_download(repo, file, revision=revision))
         for part in _split_names(file):
             hf_hub_download(repo, part, revision=revision)
@@ -81,7 +71,8 @@ def download(model: str, revision: str | None = None) -> Path:
 
 def _split_names(file: str) -> list[str]:
     """All names of the split set that `file` belongs to; empty where it is a single file."""
-    match = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", file)
-    if match is None:
+    parts = split_parts(file)
+    if parts is None:
         return []
-    return [f"{match[1]}-{n:05d}-of-{match[2]}.gguf" for n in range(1, int(match[2]) + 1)]
+    prefix, _, count = parts
+    return [split_name(prefix, number, count) for number in range(1, count + 1)]

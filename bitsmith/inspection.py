@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from bitsmith.containers.base import Source
 from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.errors import BitsmithError, FileError
+from bitsmith.hf_folder import CONFIG, read_object
 from bitsmith.manifest import JSON_KEY, Manifest, TensorRecord, from_gguf_keys, from_json, joined_hash
 from bitsmith.progress import Progress, Report, silent
 from bitsmith.tensor import PackedTensor, TensorInfo
@@ -23,7 +23,6 @@ SLAB_WEIGHTS = 1 << 20  # decoded at once
 _SHOWN_ITEMS = 8
 _SHOWN_CHARACTERS = 200
 _LISTED_NAMES = 3
-_CONFIG_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -266,12 +265,10 @@ def _manifests(source: Source) -> list[Manifest]:
 def _architecture(source: Source) -> str | None:
     if isinstance(source, GgufSource):
         return source.architecture
-    path = source.files[0].parent / "config.json"
     try:
-        config = json.loads(path.read_bytes()) if path.stat().st_size <= _CONFIG_BYTES else None
-    except (OSError, ValueError, RecursionError):
+        kind = read_object(source.files[0].parent / CONFIG).get("model_type")
+    except FileError:  # weights alone can be inspected
         return None
-    kind = config.get("model_type") if isinstance(config, dict) else None
     return kind if isinstance(kind, str) else None
 
 

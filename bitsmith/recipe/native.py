@@ -21,22 +21,13 @@ from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.native_files import NativeTensor, native_files
 from bitsmith.errors import UnsupportedError
 from bitsmith.formats import FORMATS, get_format, resolve
+from bitsmith.hf_folder import CONFIG, tokenizer_files
 from bitsmith.manifest import Manifest, placeholder
 from bitsmith.recipe.plan import Options, Plan, PlannedTensor, RowOrder, Target
 from bitsmith.recipe.rules import Rule, first_match
 
 BARE = frozenset({"int8", "int4", "int3", "int2"} | {f"int{bits}-asym" for bits in (8, 4, 3, 2)})
 _KEPT = re.compile(r"embed|\bwte\b|\bwpe\b|lm_head|router|\bgate\.weight$|conv|norm")
-_TOKENIZER_FILES = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 
 def plan_native(checkpoint: Checkpoint, target: Target, options: Options) -> Plan:
@@ -134,24 +125,23 @@ def _beside(checkpoint: Checkpoint, target: Target) -> dict[str, bytes]:
     if checkpoint.naming == "hf":
         assert checkpoint.folder is not None
         config = dict(checkpoint.hf_config)
-        found = {name: checkpoint.folder / name for name in _TOKENIZER_FILES}
-        files = {name: path.read_bytes() for name, path in found.items() if path.is_file()}
+        files = {name: path.read_bytes() for name, path in tokenizer_files(checkpoint.folder).items()}
     else:
         config = {} if isinstance(checkpoint.shape, Exception) else config_to_hf(checkpoint.config)
         files = _tokenizer_from_gguf(checkpoint)
     config.pop("quantization_config", None)
     if target.name not in WRITTEN_FLOATS:
         config["quantization_config"] = {"quant_method": "bitsmith", "format": target.name}
-    return {"config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(), **files}
+    return {CONFIG: (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(), **files}
 
 
 def _tokenizer_from_gguf(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """None where the file has no vocabulary; weights without one can still be measured and taken apart."""
+    """Empty where the file has no vocabulary; weights without one can still be measured and taken apart."""
+    from bitsmith.tokenizer import to_hf
     from bitsmith.tokenizer.from_gguf import vocabulary_from_gguf
-    from bitsmith.tokenizer.to_hf import tokenizer_files
 
     metadata = checkpoint.source.metadata
-    return tokenizer_files(vocabulary_from_gguf(metadata)) if "tokenizer.ggml.model" in metadata else {}
+    return to_hf.tokenizer_files(vocabulary_from_gguf(metadata)) if "tokenizer.ggml.model" in metadata else {}
 
 
 def _unused(rules: Sequence[Rule], names: Collection[str]) -> list[str]:

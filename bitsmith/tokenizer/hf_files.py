@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bitsmith.errors import FileError
+from bitsmith.hf_folder import CONFIG, read_object
 
 
 @dataclass(frozen=True)
@@ -34,33 +34,25 @@ class TokenizerFiles:
 
 def read_files(folder: Path) -> TokenizerFiles:
     """Read all of them. Raises FileError where one is damaged."""
-    tokenizer = read_json(folder / "tokenizer.json")
-    given = {k: v for k, v in read_json(folder / "tokenizer_config.json").items() if v is not None}
-    config = {**read_json(folder / "special_tokens_map.json"), **given}
+    tokenizer = _read(folder / "tokenizer.json")
+    given = {k: v for k, v in _read(folder / "tokenizer_config.json").items() if v is not None}
+    config = {**_read(folder / "special_tokens_map.json"), **given}
     template, templates = _templates(folder, config)
     return TokenizerFiles(
         folder=folder,
         tokenizer=tokenizer,
         config=config,
-        model=read_json(folder / "config.json"),
-        generation=read_json(folder / "generation_config.json"),
+        model=_read(folder / CONFIG),
+        generation=_read(folder / "generation_config.json"),
         added=_added(folder, tokenizer, config),
         template=template,
         templates=templates,
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no such file. Raises FileError for anything else."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"{path}: expected JSON in UTF-8, found something else: {error}") from error
-    if not isinstance(value, dict):
-        raise FileError(f"{path}: expected a JSON object, found a {type(value).__name__}")
-    return value
+    return read_object(path) if path.is_file() else {}
 
 
 def text_of(token: Any) -> str | None:
@@ -86,7 +78,7 @@ def _added(folder: Path, tokenizer: Mapping[str, Any], config: Mapping[str, Any]
     """Added tokens of added_tokens.json, tokenizer_config.json and tokenizer.json; the later named win."""
     found: dict[int, tuple[str, bool]] = {}
     entries: list[tuple[Any, Any, Any]] = [
-        (token, text, False) for text, token in read_json(folder / "added_tokens.json").items()
+        (token, text, False) for text, token in _read(folder / "added_tokens.json").items()
     ]
     decoder = config.get("added_tokens_decoder") or {}
     listed = [*((token, entry) for token, entry in decoder.items())]
@@ -104,7 +96,7 @@ def _added(folder: Path, tokenizer: Mapping[str, Any], config: Mapping[str, Any]
 def _templates(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, dict[str, str]]:
     """chat_template.jinja wins over tokenizer_config.json, that over chat_template.json, as in transformers."""
     named: dict[str, str] = {}
-    inner = config.get("chat_template") or read_json(folder / "chat_template.json").get("chat_template")
+    inner = config.get("chat_template") or _read(folder / "chat_template.json").get("chat_template")
     if isinstance(inner, str):
         named["default"] = inner
     elif isinstance(inner, Mapping):
