@@ -14,9 +14,9 @@ from typing import Any
 from bitsmith.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.driver import execute
 from bitsmith.errors import UsageError
+from bitsmith.estimate import expected_seconds
 from bitsmith.manifest import Manifest
 from bitsmith.progress import Report, silent
-from bitsmith.recipe.estimate import expected_seconds
 from bitsmith.recipe.gguf import plan_gguf
 from bitsmith.recipe.native import plan_native
 from bitsmith.recipe.plan import Options, Plan, PlannedTensor, Target, parse_size
