@@ -10,7 +10,7 @@ from bitsmith.containers.gguf.types import TYPES
 from bitsmith.recipe.category import Category, category_of, layer_of, why_kept
 from bitsmith.recipe.fallbacks import divides, fit_to_row
 from bitsmith.recipe.mixes import Mix, Place, find_mix
-from bitsmith.recipe.rules import Rule, first_match
+from bitsmith.recipe.rules import Rule, first_match, unused_rules
 from bitsmith.recipe.shape import ModelShape
 from bitsmith.tensor import TensorInfo
 
@@ -77,7 +77,8 @@ def choose_types(
     )
     places = _places(tensors, shape, importance)
     choices = tuple(chooser.choose(t, places[t.name]) for t in tensors)
-    return Selection(found, choices, (*_warnings(found, choices, importance), *_unused(rules, choices)))
+    kept = {c.name for c in choices if c.kept}
+    return Selection(found, choices, (*_warnings(found, choices, importance), *unused_rules(rules, names, kept)))
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -170,19 +171,4 @@ def _warnings(mix: Mix, choices: Sequence[Choice], importance: bool) -> list[str
             f"{fallen} of {len(choices)} tensors have rows that do not divide by the block of the type "
             f"that {mix.name} gives them, and take a fallback type"
         )
-    return warnings
-
-
-def _unused(rules: Sequence[Rule], choices: Sequence[Choice]) -> list[str]:
-    """One warning for each rule that decided nothing, with the reason."""
-    warnings = []
-    for i, rule in enumerate(rules):
-        matched = [c for c in choices if rule.matches(c.name)]
-        open_to = [c for c in matched if not c.kept]
-        if not matched:
-            warnings.append(f"rule '{rule}' matches no tensor")
-        elif not open_to:
-            warnings.append(f"rule '{rule}' matches only tensors that are never quantized, such as {matched[0].name}")
-        elif all(first_match(rules[:i], c.name) is not None for c in open_to):
-            warnings.append(f"rule '{rule}' never decides: earlier rules match all its tensors")
     return warnings

@@ -16,6 +16,7 @@ from bitsmith.checkpoint import Checkpoint, require_float
 from bitsmith.containers.floats import FLOATS
 from bitsmith.containers.gguf.blocks import CODECS
 from bitsmith.containers.gguf.metadata_values import Value, string, u32
+from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.containers.gguf.writer import gguf_layout
 from bitsmith.containers.layout import FileLayout
@@ -41,13 +42,14 @@ def plan_gguf(checkpoint: Checkpoint, target: Target, options: Options) -> Plan:
     mix = find_mix(target.name)
     rules = [Rule.parse(text) for text in options.rules]
     require_float(checkpoint, requantize=options.requantize)
-    if checkpoint.naming == "gguf":
-        wanted, keys, shape = _from_gguf(checkpoint)
+    source = checkpoint.source
+    if isinstance(source, GgufSource):
+        wanted, keys, shape = _from_gguf(source)
     else:
         wanted, keys, shape = _from_hugging_face(checkpoint, options)
     outputs = [t.info for t in wanted]
     selection = choose_types(mix.name, shape, outputs, pure=options.pure, rules=rules)
-    if checkpoint.naming == "gguf":
+    if isinstance(source, GgufSource):
         selection = selection.keeping(outputs)
     tensors = tuple(_planned(tensor, choice) for tensor, choice in zip(wanted, selection.choices, strict=True))
     infos = [tensor.info for tensor in tensors]
@@ -111,12 +113,10 @@ def _from_hugging_face(
     return wanted, {"general.type": string("model"), **keys}, ModelShape.from_config(config)
 
 
-def _from_gguf(checkpoint: Checkpoint) -> tuple[list[PlannedTensor], dict[str, Value], ModelShape]:
+def _from_gguf(source: GgufSource) -> tuple[list[PlannedTensor], dict[str, Value], ModelShape]:
     """The same for a GGUF source: its tensors and every key it has, known or not."""
-    source = checkpoint.source
-    typed: Mapping[str, Value] = source.keys  # type: ignore[attr-defined]
     wanted = [PlannedTensor(info, info.name, info.layout, {}, "") for info in source.tensors.values()]
-    kept = {name: value for name, value in typed.items() if not is_manifest_key(name)}
+    kept = {name: value for name, value in source.keys.items() if not is_manifest_key(name)}
     shape = ModelShape.from_gguf(source.metadata, source.tensors.values())
     return wanted, kept, shape
 

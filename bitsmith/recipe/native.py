@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +24,7 @@ from bitsmith.formats import FORMATS, get_format, resolve
 from bitsmith.hf_folder import CONFIG, tokenizer_files
 from bitsmith.manifest import Manifest, placeholder
 from bitsmith.recipe.plan import Options, Plan, PlannedTensor, RowOrder, Target
-from bitsmith.recipe.rules import Rule, first_match
+from bitsmith.recipe.rules import Rule, first_match, unused_rules
 
 BARE = frozenset({"int8", "int4", "int3", "int2"} | {f"int{bits}-asym" for bits in (8, 4, 3, 2)})
 _KEPT = re.compile(r"embed|\bwte\b|\bwpe\b|lm_head|router|\bgate\.weight$|conv|norm")
@@ -43,6 +43,7 @@ def plan_native(checkpoint: Checkpoint, target: Target, options: Options) -> Pla
     require_float(checkpoint, requantize=options.requantize)
     tensors = tuple(_plan_tensor(t, target, options, rules) for t in _wanted(checkpoint))
     names = [tensor.info.name for tensor in tensors]
+    vectors = {tensor.info.name for tensor in tensors if _is_vector(tensor)}
     stored = [NativeTensor(tensor.info, tensor.parts) for tensor in tensors]
 
     def layouts(manifest: Manifest) -> list[FileLayout]:
@@ -57,7 +58,7 @@ def plan_native(checkpoint: Checkpoint, target: Target, options: Options) -> Pla
         tensors=tensors,
         layouts=layouts,
         extras={**_beside(checkpoint, target), **index},
-        warnings=tuple(_unused(rules, names)),
+        warnings=tuple(unused_rules(rules, names, kept=vectors)),
     )
 
 
@@ -86,16 +87,22 @@ def _wanted(checkpoint: Checkpoint) -> list[PlannedTensor]:
 
 def _plan_tensor(tensor: PlannedTensor, target: Target, options: Options, rules: Sequence[Rule]) -> PlannedTensor:
     rule = first_match(rules, tensor.info.name)
-    if len(tensor.info.shape) < 2:
-        return _as_float(
-            tensor, "f32" if tensor.source_layout not in WRITTEN_FLOATS else tensor.source_layout, "a vector"
-        )
+    if _is_vector(tensor):
+        return _as_float(tensor, _own_float(tensor, "f32"), "a vector")
     if rule is not None:
         return _as_type(tensor, rule.type, f"rule '{rule}'")
     if _KEPT.search(tensor.info.name) and not options.pure and target.name not in WRITTEN_FLOATS:
-        kept = tensor.source_layout if tensor.source_layout in WRITTEN_FLOATS else "f16"
-        return _as_float(tensor, kept, "embedding, head or router keeps its precision")
+        return _as_float(tensor, _own_float(tensor, "f16"), "embedding, head or router keeps its precision")
     return _as_type(tensor, target.name, "pure" if options.pure else target.name)
+
+
+def _is_vector(tensor: PlannedTensor) -> bool:
+    return len(tensor.info.shape) < 2
+
+
+def _own_float(tensor: PlannedTensor, otherwise: str) -> str:
+    """The float layout a tensor has in the source; `otherwise` where it has none that is written."""
+    return tensor.source_layout if tensor.source_layout in WRITTEN_FLOATS else otherwise
 
 
 def _as_type(tensor: PlannedTensor, name: str, reason: str) -> PlannedTensor:
@@ -142,7 +149,3 @@ def _tokenizer_from_gguf(checkpoint: Checkpoint) -> dict[str, bytes]:
 
     metadata = checkpoint.source.metadata
     return to_hf.tokenizer_files(vocabulary_from_gguf(metadata)) if "tokenizer.ggml.model" in metadata else {}
-
-
-def _unused(rules: Sequence[Rule], names: Collection[str]) -> list[str]:
-    return [f"rule '{rule}' matches no tensor" for rule in rules if not any(rule.matches(name) for name in names)]

@@ -60,6 +60,24 @@ class Rule:
         return cls(compiled, wanted)
 
 
+def unused_rules(rules: Sequence[Rule], names: Collection[str], kept: Collection[str] = ()) -> list[str]:
+    """One warning for each rule that decided nothing, with the reason.
+
+    names: of all output tensors; kept: those among them whose type no rule can change
+    """
+    warnings = []
+    for i, rule in enumerate(rules):
+        matched = [name for name in names if rule.matches(name)]
+        open_to = [name for name in matched if name not in kept]
+        if not matched:
+            warnings.append(f"rule '{rule}' matches no tensor")
+        elif not open_to:
+            warnings.append(f"rule '{rule}' matches only tensors that are never quantized, such as {matched[0]}")
+        elif all(first_match(rules[:i], name) is not None for name in open_to):
+            warnings.append(f"rule '{rule}' never decides: earlier rules match all its tensors")
+    return warnings
+
+
 def first_match(rules: Sequence[Rule], name: str) -> Rule | None:
     """The first rule that speaks of the tensor called `name`."""
     return next((rule for rule in rules if rule.matches(name)), None)

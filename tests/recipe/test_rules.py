@@ -4,6 +4,7 @@ import pytest
 
 from bitsmith.errors import UsageError
 from bitsmith.recipe import GGUF_RULE_TYPES, Rule, first_match
+from bitsmith.recipe.rules import unused_rules
 
 
 def test_a_rule_searches_anywhere_in_the_name() -> None:
@@ -53,3 +54,13 @@ def test_the_first_match_wins() -> None:
 
 def test_mix_names_are_not_rule_types() -> None:
     assert not {"q4_k_m", "q3_k_s", "q2_k_s"} & GGUF_RULE_TYPES
+
+
+def test_rules_that_decide_nothing_are_told() -> None:
+    rules = [Rule.parse(text) for text in ("ffn=q6_k", "ffn_up=q8_0", "norm=f16", "attn=q4_k")]
+    names = ["blk.0.ffn_up.weight", "blk.0.attn_norm.weight", "blk.0.attn_q.weight"]
+    assert unused_rules(rules, names, kept={"blk.0.attn_norm.weight"}) == [
+        "rule 'ffn_up=q8_0' never decides: earlier rules match all its tensors",
+        "rule 'norm=f16' matches only tensors that are never quantized, such as blk.0.attn_norm.weight",
+    ]
+    assert unused_rules(rules[:1], ["output.weight"]) == ["rule 'ffn=q6_k' matches no tensor"]
