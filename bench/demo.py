@@ -7,6 +7,7 @@ Everything goes through the library's public functions. Files are written to ./d
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ PROMPT = "It was a dark evening in November, and the old house"
 
 def main() -> None:
     """Make the three files, measure them, show them."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `bitsmith` does; read when torch is imported
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     folder = Path("demo")
     folder.mkdir(exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import textwrap
@@ -54,6 +55,9 @@ def main() -> None:
 
     Exit codes: 0 done, 1 bad data, 2 a wrong call, 130 interrupted.
     """
+    # Threads that spin while they wait slow down each other and every other program, several times on a busy machine.
+    # libgomp reads this once, when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]  # accepted anywhere, not only before the command
     signal.signal(signal.SIGTERM, _terminated)
@@ -63,11 +67,12 @@ def main() -> None:
         if debug:
             raise
         _fail(error, error.exit_code)
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        sys.stderr.write("\nInterrupted; no half-written file was left.\n")
-        _leave(130)
+    except SystemExit as leaving:  # what typer makes of Ctrl-C
+        if leaving.code == 130:
+            sys.stderr.write(
+                "\nInterrupted; no half-written file was left.\n" if "quantize" in arguments[:1] else "\nInterrupted.\n"
+            )
+        raise
     except MemoryError as error:
         if debug:
             raise

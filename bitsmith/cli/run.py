@@ -32,7 +32,6 @@ def run(
 ) -> None:
     """Continue a text; the continuation is streamed to standard output."""
     from bitsmith import api
-    from bitsmith.cli.drawing import stderr
     from bitsmith.generate import Sampling
 
     if prompt is None and sys.stdin.isatty():
@@ -45,9 +44,6 @@ def run(
         for piece in stream:
             sys.stdout.write(piece)
             sys.stdout.flush()
-    except KeyboardInterrupt:
-        stderr().print("\ninterrupted", style="dim")
-        raise typer.Exit(130) from None
     finally:
         sys.stdout.write("\n")
         sys.stdout.flush()

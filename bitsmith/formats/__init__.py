@@ -40,10 +40,11 @@ def get_format(name: str) -> Format:
     canonical = _canonical(name, "g128")
     if canonical not in FORMATS:
         near = get_close_matches(canonical, FORMATS, n=4, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "."
         others = [other for other in FORMATS if not _INTEGER.fullmatch(other)]
         raise UsageError(
-            f"{name!r} is no format; nearest: {', '.join(near) or 'none'}. Known are int8, int4, int3 and int2 with "
-            f"-g128, -g64, -g32, -channel or -tensor, and -asym; {', '.join(others)}"
+            f"{name!r} is no format{hint} Known are int8, int4, int3 and int2 with "
+            f"-g128, -g64, -g32, -channel or -tensor, and -asym; {', '.join(others)}."
         )
     return FORMATS[canonical]
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from bitsmith.containers.floats import WRITTEN_FLOATS
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.errors import UsageError
+from bitsmith.formats import get_format
 from bitsmith.recipe.category import Category
 from bitsmith.recipe.rules import nearest_names
 from bitsmith.recipe.shape import ModelShape
@@ -171,6 +172,15 @@ def find_mix(name: str) -> Mix:
     key = name.strip().lower()
     mix = MIXES.get(ALIASES.get(key, key))
     if mix is None:
-        note = f"{key} can be read but not written; " if key in TYPES else ""
+        note = f"{key} can be read but not written; " if key in TYPES else _native_hint(key)
         raise UsageError(f"unknown GGUF mix {name!r}; {note}{nearest_names(key, {*MIXES, *ALIASES})}")
     return mix
+
+
+def _native_hint(key: str) -> str:
+    """For names that only the native container knows."""
+    try:
+        get_format(key)
+    except UsageError:
+        return ""
+    return f"did you mean native/{key}? "

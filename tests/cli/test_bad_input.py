@@ -129,6 +129,8 @@ def test_pickles_are_refused(bitsmith_command: Command, tmp_path: Path) -> None:
     [
         (["--to", "q4_k_x"], "q4_k_m"),
         (["--to", "native/int5"], "int4"),
+        (["--to", "int4-g64"], "did you mean native/int4-g64?"),
+        (["--to", "q8_0", "--max-shard-size", "2"], "--max-shard-size"),
         (["--to", "exl2/4bit"], "native"),
         (["--to", "q8_0", "--rule", "ffn_down"], "REGEX=TYPE"),
         (["--to", "q8_0", "--rule", "(=q8_0"], "regular expression"),

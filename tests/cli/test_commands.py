@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,22 @@ def test_a_reader_that_leaves_is_no_error(tiny: Path) -> None:
     process.stdout.close()
     assert "Traceback" not in process.stderr.read()
     assert process.wait() in (0, 1)
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_says_so_and_leaves_nothing(signal_: signal.Signals, tiny: Path, tmp_path: Path) -> None:
+    program = (
+        "import os, sys\n"
+        "import bitsmith.quantization as quantization\n"
+        f"quantization.execute = lambda *a, **k: os.kill(os.getpid(), {int(signal_)})\n"
+        f"sys.argv = ['bitsmith', 'quantize', {str(tiny)!r}, '--to', 'q8_0', '--out', {str(tmp_path / 'x.gguf')!r}]\n"
+        "from bitsmith.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.strip() == "Interrupted; no half-written file was left."
+    assert not (tmp_path / "x.gguf").exists()
 
 
 @pytest.mark.parametrize("command", ["quantize", "eval", "run", "chat", "inspect"])

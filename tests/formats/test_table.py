@@ -65,13 +65,13 @@ def test_resolve_says_what_is_impossible(name: str, cols: int, message: str) -> 
 @pytest.mark.parametrize(
     ("name", "near"),
     [
-        ("nf5", "nearest: nf4"),
+        ("nf5", "did you mean nf4"),
         ("q4k", "q4_k"),
         ("int5", "int8"),
         ("int4-g64-g32", "int4-g64"),
         ("int4-asym-asym", "int4-g128-asym"),
         ("int4-", "int4-g128"),
-        ("", "nearest: none. Known are int8, int4"),
+        ("", "no format. Known are int8, int4"),
     ],
 )
 def test_unknown_names_list_the_nearest(name: str, near: str) -> None:

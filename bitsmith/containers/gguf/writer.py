@@ -22,6 +22,7 @@ from bitsmith.tensor import TensorInfo
 VERSION = 3
 MAX_TENSOR_NAME = 63  # bytes: llama.cpp's GGML_MAX_NAME less the final zero
 MAX_SPLITS = 0xFFFF  # split.count is 16 bits wide
+_MORE = "Give a larger --max-shard-size."
 
 
 def header_bytes(keys: Mapping[str, Value], tensors: Sequence[TensorInfo], alignment: int | None = None) -> bytes:
@@ -90,7 +91,7 @@ def _shards(tensors: Sequence[TensorInfo], base: list[int], alignment: int, limi
     """
     shards: list[list[TensorInfo]] = [[]]
     if base[0] > limit:
-        raise UsageError(f"the metadata alone takes {base[0]} bytes; files of {limit} bytes are too small. Allow more")
+        raise UsageError(f"the metadata alone takes {base[0]} bytes; files of {limit} bytes are too small. {_MORE}")
     header, data = base[0], 0
     for tensor in tensors:
         # header lengths are padded; adding unpadded table entries to them errs to the safe side by < 1 alignment
@@ -102,11 +103,11 @@ def _shards(tensors: Sequence[TensorInfo], base: list[int], alignment: int, limi
         if _padded(header, alignment) + data > limit:
             raise UsageError(
                 f"tensor {tensor.name!r} takes {_padded(header, alignment) + data} bytes with its header; files of "
-                f"{limit} bytes are too small. Allow more"
+                f"{limit} bytes are too small. {_MORE}"
             )
         shards[-1].append(tensor)
     if len(shards) > MAX_SPLITS:
-        raise UsageError(f"files of {limit} bytes make a set of {len(shards)}; {MAX_SPLITS} are possible. Allow more")
+        raise UsageError(f"files of {limit} bytes make a set of {len(shards)}; {MAX_SPLITS} are possible. {_MORE}")
     return shards
 
 
