@@ -18,13 +18,14 @@ import numpy as np
 
 from bitsmith.bits import pack, packed_bytes, unpack
 from bitsmith.errors import TensorError, UnsupportedError
-from bitsmith.formats.base import Format
+from bitsmith.formats.base import Format, check_row
 from bitsmith.formats.codebook import Codebook, DoublyQuantized
 from bitsmith.formats.precision import UINT8, as_numpy
 from bitsmith.formats.tensorwide import TensorWide
 from bitsmith.tensor import QuantTensor
 
 CODES = "codes"
+LAYOUT_PREFIX = "bitsmith/"  # of `TensorInfo.layout`, before the format's name
 TENSORS_KEY = "bitsmith.tensors"
 SHAPES_KEY = "bitsmith.shapes"
 
@@ -42,7 +43,7 @@ class NativeCodec:
         """
         if not shape:
             raise UnsupportedError(f"a scalar cannot be stored as {self.format.name}; leave it in f32")
-        lead, cols = shape[:-1], shape[-1]
+        lead, cols = shape[:-1], check_row(self.format.name, shape[-1], self.format.multiple)
         params = self.format.params_layout(math.prod(lead), cols)
         parts = {name: ((*lead, *stored[1:]), dtype) for name, (stored, dtype) in params.items()}
         return {CODES: ((*lead, packed_bytes(cols, self.format.bits)), UINT8), **parts}

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitsmith.containers.layout import FileLayout
-from bitsmith.containers.native import metadata
+from bitsmith.containers.native import LAYOUT_PREFIX, metadata
 from bitsmith.containers.safetensors_header import dtype_name
 from bitsmith.containers.safetensors_layout import INDEX_NAME, Entry, safetensors_files
 from bitsmith.manifest import JSON_KEY, Manifest, to_json
 from bitsmith.tensor import TensorInfo
-
-_PREFIX = "bitsmith/"
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class NativeTensor:
     def entries(self) -> list[Entry]:
         """Its safetensors entries: under its own name, or one a part under NAME.PART."""
         name = self.info.name
-        if not self.info.layout.startswith(_PREFIX):
+        if not self.info.layout.startswith(LAYOUT_PREFIX):
             return [Entry(name, "data", name, self.info.layout, self.info.shape)]
         return [
             Entry(name, part, f"{name}.{part}", dtype_name(dtype), shape) for part, (shape, dtype) in self.parts.items()
@@ -53,9 +51,9 @@ def native_files(
         infos = [layouts_of[name] for name in dict.fromkeys(entry.tensor for entry in entries)]
         own = tuple(records[info.name] for info in infos if info.name in records)
         quantized = {
-            info.name: (info.layout.removeprefix(_PREFIX), info.shape)
+            info.name: (info.layout.removeprefix(LAYOUT_PREFIX), info.shape)
             for info in infos
-            if info.layout.startswith(_PREFIX)
+            if info.layout.startswith(LAYOUT_PREFIX)
         }
         return {
             "format": "pt",  # transformers asks for it

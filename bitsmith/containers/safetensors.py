@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from bitsmith.containers.native import SHAPES_KEY, TENSORS_KEY, NativeCodec
+from bitsmith.containers.native import LAYOUT_PREFIX, SHAPES_KEY, TENSORS_KEY, NativeCodec
 from bitsmith.containers.safetensors_header import DTYPES, Header, HeaderEntry, read_header
 from bitsmith.containers.safetensors_layout import INDEX_NAME
 from bitsmith.errors import FileError, TensorError, UnsupportedError, UsageError
@@ -23,7 +23,6 @@ from bitsmith.tensor import PackedTensor, TensorInfo
 
 _INDEX_LIMIT = 256_000_000  # bytes
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_NATIVE = "bitsmith/"
 
 
 class SafetensorsSource:
@@ -107,8 +106,8 @@ class SafetensorsSource:
     def decode(self, packed: PackedTensor) -> np.ndarray:
         """What `packed` gave, as float32 [rows, cols]. Raises TensorError for codes that mean no value."""
         cols = packed.shape[-1] if packed.shape else 1
-        if packed.layout.startswith(_NATIVE):
-            codec = NativeCodec(get_format(packed.layout.removeprefix(_NATIVE)))
+        if packed.layout.startswith(LAYOUT_PREFIX):
+            codec = NativeCodec(get_format(packed.layout.removeprefix(LAYOUT_PREFIX)))
             values: np.ndarray = codec.decode(packed.parts, cols).values()
             return values
         data = packed.parts["data"]
@@ -157,7 +156,7 @@ class SafetensorsSource:
                     f"{list(shape)} needs {dtype.name} {list(expected)}: the file is damaged, make it again"
                 )
             nbytes += entry.nbytes
-        return TensorInfo(name, shape, _NATIVE + codec.format.name, nbytes)
+        return TensorInfo(name, shape, LAYOUT_PREFIX + codec.format.name, nbytes)
 
     def _read(self, entry_name: str, rows: int, start: int, stop: int) -> np.ndarray:
         """Rows start..stop of an entry of `rows` rows: uint8 [stop - start, bytes per row]."""

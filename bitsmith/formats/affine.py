@@ -21,8 +21,7 @@ from functools import lru_cache
 import numpy as np
 from array_api_compat import array_namespace
 
-from bitsmith.errors import UnsupportedError
-from bitsmith.formats.base import Params
+from bitsmith.formats.base import Params, check_row
 from bitsmith.formats.precision import BFLOAT16, FLOAT32, UINT8, constant, stored, to_float32
 from bitsmith.formats.search import search, usable
 from bitsmith.grid import Array, Grid
@@ -47,14 +46,20 @@ class Affine:
 
     @property
     def name(self) -> str:
+        """As in recipes: "int4-g128", "int8-channel-asym"."""
         scope = f"g{self.group}" if self.group else "channel"
         return f"int{self.bits}-{scope}" + ("-asym" if self.asymmetric else "")
 
     @property
     def multiple(self) -> int:
+        """See `Format`."""
         return self.group or 1
 
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """scale: bfloat16, or float32 for whole rows; zero: uint8; [rows, groups] each.
+
+        Raises UnsupportedError where groups do not divide the row.
+        """
         shape = (rows, check_row(self.name, cols, self.multiple) // (self.group or cols))
         layout: dict[str, tuple[tuple[int, ...], np.dtype]] = {"scale": (shape, self._precision)}
         return layout | ({"zero": (shape, UINT8)} if self.asymmetric else {})
@@ -86,6 +91,7 @@ class Affine:
         return {"scale": scale, "zero": xp.astype(zero, xp.uint8)}
 
     def grid(self, params: Params) -> Grid:
+        """See `Format.grid`."""
         scale = to_float32(params["scale"])
         offset = ((1 << (self.bits - 1)) - to_float32(params["zero"])) * scale if self.asymmetric else None
         return Grid(constant(_table(self.bits), scale), scale, offset, self.group)
@@ -113,16 +119,6 @@ def extents(w: Array, block: int) -> tuple[Array, Array]:
     rows, cols = w.shape
     blocks = xp.reshape(w, (rows, cols // (block or cols), block or cols))
     return xp.min(blocks, axis=2), xp.max(blocks, axis=2)
-
-
-def check_row(name: str, cols: int, multiple: int) -> int:
-    """`cols`, if it is a positive multiple. Raises UnsupportedError otherwise."""
-    if cols < 1 or cols % multiple:
-        raise UnsupportedError(
-            f"{name} needs rows whose length divides by {multiple}; these have {cols} weights. "
-            "Choose a format with smaller groups, or leave the tensor in f16"
-        )
-    return cols
 
 
 @lru_cache

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from bitsmith.errors import UnsupportedError
 from bitsmith.grid import Array, Grid
 
 Params = Mapping[str, Array]  # by name, in stored precision; leading dimension: rows
@@ -63,3 +64,13 @@ class NeedsExtent(Protocol):
     def with_extent(self, low: float, high: float) -> Format:
         """The same format for a tensor whose smallest weight is `low` and largest is `high`."""
         ...
+
+
+def check_row(name: str, cols: int, multiple: int) -> int:
+    """`cols`, if it is a positive multiple. Raises UnsupportedError otherwise."""
+    if cols < 1 or cols % multiple:
+        raise UnsupportedError(
+            f"{name} needs rows whose length divides by {multiple}; these have {cols} weights. "
+            "Choose a format with smaller groups, or leave the tensor in f16"
+        )
+    return cols

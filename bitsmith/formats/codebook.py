@@ -13,8 +13,8 @@ from functools import lru_cache
 import numpy as np
 from array_api_compat import array_namespace
 
-from bitsmith.formats.affine import check_row, extents
-from bitsmith.formats.base import Params
+from bitsmith.formats.affine import extents
+from bitsmith.formats.base import Params, check_row
 from bitsmith.formats.precision import FLOAT32, UINT8, constant, to_float32
 from bitsmith.formats.search import search, usable
 from bitsmith.grid import Array, Grid
@@ -50,9 +50,11 @@ class Codebook:
 
     @property
     def multiple(self) -> int:
+        """See `Format`."""
         return self.block or 1
 
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """scale: float32 [rows, blocks]. Raises UnsupportedError where blocks do not divide the row."""
         return {"scale": ((rows, check_row(self.name, cols, self.multiple) // (self.block or cols)), FLOAT32)}
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
@@ -68,6 +70,7 @@ class Codebook:
         return {"scale": xp.maximum(xp.abs(low), xp.abs(high)) / max(-self.table[0], self.table[-1])}
 
     def grid(self, params: Params) -> Grid:
+        """See `Format.grid`."""
         scale = to_float32(params["scale"])
         return Grid(constant(_as_array(self.table), scale), scale, None, self.block)
 
@@ -94,17 +97,24 @@ class DoublyQuantized:
 
     @property
     def name(self) -> str:
+        """The plain format's with "-dq"."""
         return f"{self.plain.name}-dq"
 
     @property
     def bits(self) -> int:
+        """See `Format`."""
         return self.plain.bits
 
     @property
     def multiple(self) -> int:
+        """See `Format`."""
         return self.plain.multiple
 
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """scale_code: uint8 [rows, blocks]; scale_range, scale_mean: float32 [rows, super-blocks].
+
+        Raises UnsupportedError where blocks do not divide the row.
+        """
         blocks = check_row(self.name, cols, self.multiple) // self.plain.block
         supers = (rows, -(-blocks // self.superblock))
         return {
@@ -133,6 +143,7 @@ class DoublyQuantized:
         }
 
     def grid(self, params: Params) -> Grid:
+        """See `Format.grid`."""
         xp = array_namespace(params["scale_mean"])
         parts = [
             self._scale_grid(params["scale_range"][:, i : i + 1], params["scale_mean"][:, i : i + 1]).values(codes)

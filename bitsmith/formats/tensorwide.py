@@ -31,10 +31,12 @@ class TensorWide:
 
     @property
     def bits(self) -> int:
+        """See `Format`."""
         return self.row.bits
 
     @property
     def multiple(self) -> int:
+        """See `Format`."""
         return self.row.multiple
 
     def with_extent(self, low: float, high: float) -> TensorWide:
@@ -42,6 +44,7 @@ class TensorWide:
         return replace(self, low=low, high=high)
 
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """See `Format.params_layout`: those of the row's format."""
         return self.row.params_layout(rows, cols)
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
@@ -59,4 +62,5 @@ class TensorWide:
         return self.row.from_extent(ones * self.low, ones * self.high)
 
     def grid(self, params: Params) -> Grid:
+        """See `Format.grid`."""
         return self.row.grid(params)

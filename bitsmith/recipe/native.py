@@ -18,6 +18,7 @@ from bitsmith.checkpoint import Checkpoint, require_float
 from bitsmith.containers import codec_for
 from bitsmith.containers.floats import NUMBERS, WRITTEN_FLOATS
 from bitsmith.containers.layout import FileLayout
+from bitsmith.containers.native import LAYOUT_PREFIX
 from bitsmith.containers.native_files import NativeTensor, native_files
 from bitsmith.errors import UnsupportedError
 from bitsmith.formats import FORMATS, get_format, resolve
@@ -116,7 +117,7 @@ def _as_type(tensor: PlannedTensor, name: str, reason: str) -> PlannedTensor:
     codec = codec_for("native", format)
     parts = codec.layout(info.shape)
     nbytes = sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in parts.values())
-    info = replace(info, layout=f"bitsmith/{format.name}", nbytes=nbytes)
+    info = replace(info, layout=LAYOUT_PREFIX + format.name, nbytes=nbytes)
     return replace(tensor, info=info, parts=parts, reason=reason, format=format, codec=codec)
 
 

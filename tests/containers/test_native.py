@@ -189,6 +189,14 @@ def test_impossible_shapes() -> None:
         NativeCodec(FORMATS["nf4"]).layout((3, 60))
 
 
+@pytest.mark.parametrize("name", [name for name, format in FORMATS.items() if format.multiple > 1])
+def test_every_format_refuses_a_row_it_cannot_divide(name: str) -> None:
+    codec = NativeCodec(FORMATS[name])
+    for cols in (0, codec.format.multiple - 1, codec.format.multiple + 1):
+        with pytest.raises(UnsupportedError, match=f"{name} needs rows whose length divides by"):
+            codec.layout((2, cols))
+
+
 def rewrite(folder: Path, change: dict[str, object]) -> None:
     """Replace keys of the metadata of model.safetensors."""
     file = folder / "model.safetensors"
