@@ -25,10 +25,10 @@ from bitsmith.fit import (
 )
 from bitsmith.fit import inverse as bounded_inverse
 from bitsmith.formats.base import Params
+from bitsmith.formats.precision import FLOAT16, to_float32
 from bitsmith.grid import Array, Grid
 
 BLOCK = 32
-HALF = np.dtype(np.float16)
 
 
 def _blocks(w: Array) -> Array:
@@ -76,7 +76,7 @@ class Q8Blocks:
 
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """d: float16 [rows, cols / 32]."""
-        return {"d": ((rows, cols // BLOCK), HALF)}
+        return {"d": ((rows, cols // BLOCK), FLOAT16)}
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """d = max |w| / 127, as ggml: at eight bits there is nothing to gain from importance."""
@@ -98,8 +98,8 @@ class Q8Blocks:
 
     def grid(self, params: Params) -> Grid:
         """See `Format.grid`."""
-        xp = array_namespace(params["d"])
-        return Grid(Levels(-128, 127).entries(params["d"]), xp.astype(params["d"], xp.float32), None, BLOCK)
+        d = to_float32(params["d"])
+        return Grid(Levels(-128, 127).entries(d), d, None, BLOCK)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class SymmetricBlocks:
 
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """d: float16 [rows, cols / 32]."""
-        return {"d": ((rows, cols // BLOCK), HALF)}
+        return {"d": ((rows, cols // BLOCK), FLOAT16)}
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """See `Format.fit`."""
@@ -139,8 +139,8 @@ class SymmetricBlocks:
 
     def grid(self, params: Params) -> Grid:
         """See `Format.grid`."""
-        xp = array_namespace(params["d"])
-        return Grid(self._levels.entries(params["d"]), xp.astype(params["d"], xp.float32), None, BLOCK)
+        d = to_float32(params["d"])
+        return Grid(self._levels.entries(d), d, None, BLOCK)
 
     def _choose(self, x: Array, weight: Array | None) -> dict[str, Array]:
         return {"d": choose_scale(x, weight, self._levels, self.targets)}
@@ -173,7 +173,7 @@ class AffineBlocks:
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """d, m: float16 [rows, cols / 32]."""
         shape = (rows, cols // BLOCK)
-        return {"d": (shape, HALF), "m": (shape, HALF)}
+        return {"d": (shape, FLOAT16), "m": (shape, FLOAT16)}
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """See `Format.fit`."""
@@ -194,8 +194,7 @@ class AffineBlocks:
 
     def grid(self, params: Params) -> Grid:
         """See `Format.grid`."""
-        xp = array_namespace(params["d"])
-        d, m = xp.astype(params["d"], xp.float32), xp.astype(params["m"], xp.float32)
+        d, m = to_float32(params["d"]), to_float32(params["m"])
         return Grid(self._levels.entries(d), d, m, BLOCK)
 
     def _choose(self, x: Array, weight: Array | None) -> dict[str, Array]:

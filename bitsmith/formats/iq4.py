@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from bitsmith.fit import Levels, fit_chunks
 from bitsmith.formats.base import Params
-from bitsmith.formats.ggml_simple import BLOCK, HALF, choose_scale
+from bitsmith.formats.ggml_simple import BLOCK, choose_scale
+from bitsmith.formats.precision import FLOAT16, to_float32
 from bitsmith.grid import Array, Grid
 
 IQ4_TABLE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -31,7 +31,7 @@ class IQ4NL:
 
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """d: float16 [rows, cols / 32]."""
-        return {"d": ((rows, cols // BLOCK), HALF)}
+        return {"d": ((rows, cols // BLOCK), FLOAT16)}
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """See `Format.fit`."""
@@ -39,8 +39,8 @@ class IQ4NL:
 
     def grid(self, params: Params) -> Grid:
         """See `Format.grid`."""
-        xp = array_namespace(params["d"])
-        return Grid(IQ4_LEVELS.entries(params["d"]), xp.astype(params["d"], xp.float32), None, BLOCK)
+        d = to_float32(params["d"])
+        return Grid(IQ4_LEVELS.entries(d), d, None, BLOCK)
 
     def _choose(self, x: Array, weight: Array | None) -> dict[str, Array]:
         return {"d": choose_scale(x, weight, IQ4_LEVELS, IQ4_TARGETS)}

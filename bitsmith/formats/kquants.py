@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -24,21 +25,16 @@ from bitsmith.fit import (
     tree_sum,
 )
 from bitsmith.formats.base import Params
+from bitsmith.formats.precision import FLOAT16, UINT8, to_float32
 from bitsmith.grid import Array, Grid
 
 SUPER = 256  # weights of a super-block
-
-HALF = np.dtype(np.float16)
 
 
 def _spread(d: Array, parts: int) -> Array:
     """One value a super-block [rows, n] -> one a block [rows, n * parts]."""
     xp = array_namespace(d)
-    return xp.repeat(xp.astype(d, xp.float32), parts, axis=1)
-
-
-def _float(a: Array) -> Array:
-    return array_namespace(a).astype(a, array_namespace(a).float32)
+    return xp.repeat(to_float32(d), parts, axis=1)
 
 
 @dataclass(frozen=True)
@@ -64,8 +60,7 @@ class AffineK:
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """d, dmin: float16 [rows, cols / 256]; scales, mins: uint8 [rows, cols / block]."""
         supers, blocks = (rows, cols // SUPER), (rows, cols // self.block)
-        byte = np.dtype(np.uint8)
-        return {"d": (supers, HALF), "dmin": (supers, HALF), "scales": (blocks, byte), "mins": (blocks, byte)}
+        return {"d": (supers, FLOAT16), "dmin": (supers, FLOAT16), "scales": (blocks, UINT8), "mins": (blocks, UINT8)}
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """See `Format.fit`; a search of block scales and mins, then coordinate descent on their integers."""
@@ -74,17 +69,14 @@ class AffineK:
     def grid(self, params: Params) -> Grid:
         """See `Format.grid`."""
         parts = SUPER // self.block
-        scale = _spread(params["d"], parts) * _float(params["scales"])
-        offset = -(_spread(params["dmin"], parts) * _float(params["mins"]))
+        scale = _spread(params["d"], parts) * to_float32(params["scales"])
+        offset = -(_spread(params["dmin"], parts) * to_float32(params["mins"]))
         return Grid(self._levels.entries(params["d"]), scale, offset, self.block)
 
     def _choose(self, x: Array, weight: Array | None) -> dict[str, Array]:
         xp = array_namespace(x)
         scale, offset = search_affine(x, weight, self._levels.high, self.targets, ceiling=0.0)
-        best = None
-        for state in self._starts(x, weight, scale, -offset):
-            best = state if best is None else best.better(state)
-        assert best is not None
+        best = reduce(_AffineState.better, self._starts(x, weight, scale, -offset))
         for _ in range(self.rounds):
             best = self._refit(x, weight, self._descend(x, weight, best))
         return {
@@ -204,7 +196,7 @@ class SymmetricK:
 
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """d: float16 [rows, cols / 256]; scales: int8 [rows, cols / block]."""
-        return {"d": ((rows, cols // SUPER), HALF), "scales": ((rows, cols // self.block), np.dtype(np.int8))}
+        return {"d": ((rows, cols // SUPER), FLOAT16), "scales": ((rows, cols // self.block), np.dtype(np.int8))}
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """See `Format.fit`; a search of block scales, then coordinate descent on their integers."""
@@ -212,16 +204,13 @@ class SymmetricK:
 
     def grid(self, params: Params) -> Grid:
         """See `Format.grid`."""
-        scale = _spread(params["d"], SUPER // self.block) * _float(params["scales"])
+        scale = _spread(params["d"], SUPER // self.block) * to_float32(params["scales"])
         return Grid(self.levels.entries(params["d"]), scale, None, self.block)
 
     def _choose(self, x: Array, weight: Array | None) -> dict[str, Array]:
         xp = array_namespace(x)
         scale = search_scale(x, weight, self.levels, self.targets)
-        best = None
-        for state in self._starts(x, weight, scale):
-            best = state if best is None else best.better(state)
-        assert best is not None
+        best = reduce(_SymmetricState.better, self._starts(x, weight, scale))
         for _ in range(self.rounds):
             best = self._refit(x, weight, self._descend(x, weight, best))
         return {"d": xp.astype(best.d, xp.float16), "scales": xp.astype(best.scales, xp.int8)}

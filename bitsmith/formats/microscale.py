@@ -14,6 +14,7 @@ from array_api_compat import array_namespace, device
 
 from bitsmith.fit import Levels, fit_chunks, grid_error
 from bitsmith.formats.base import Params
+from bitsmith.formats.precision import UINT8
 from bitsmith.grid import Array, Grid
 
 # code 7 is -0, code 8 is +0: codes count upwards, the sign-and-magnitude order is the codec's business
@@ -59,7 +60,7 @@ class MicroScaled:
 
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """One byte a block: uint8 [rows, cols / block]."""
-        return {self.param: ((rows, cols // self.block), np.dtype(np.uint8))}
+        return {self.param: ((rows, cols // self.block), UINT8)}
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """See `Format.fit`: the scales nearest to the one that fits the largest weight are compared."""

@@ -11,6 +11,7 @@ from array_api_compat import array_namespace, is_torch_array
 from bitsmith.grid import Array
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+FLOAT16 = np.dtype(np.float16)
 FLOAT32 = np.dtype(np.float32)
 UINT8 = np.dtype(np.uint8)
 
