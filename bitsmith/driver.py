@@ -19,11 +19,12 @@ from bitsmith.errors import TensorError
 from bitsmith.formats.base import NeedsExtent
 from bitsmith.manifest import Manifest, TensorRecord, joined_hash
 from bitsmith.progress import Progress, Report, silent
-from bitsmith.recipe.plan import Plan, PlannedTensor
+from bitsmith.recipe.plan import Plan, PlannedTensor, RowOrder
 from bitsmith.rounders.nearest import nearest
 from bitsmith.tensor import QuantTensor
 
 CHUNK_WEIGHTS = 1 << 18  # weights in one piece of work; results do not depend on it, error sums are added in order
+_LARGEST_F16 = 65504.0
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _chunks(plan: Plan) -> Iterator[Chunk]:
         planned = _with_extent(plan.checkpoint.source, tensor)
         rows, cols = planned.info.rows, planned.info.cols
         step = max(1, CHUNK_WEIGHTS // max(cols, 1))
-        if planned.order is not None:  # whole heads
+        if planned.order is not None and len(planned.info.shape) > 1:  # whole heads; a bias is one row anyway
             head = rows // planned.order.heads
             step = max(1, step // head) * head
         for start in range(0, rows, step):
@@ -154,15 +155,23 @@ def encode_chunk(source: Source, chunk: Chunk) -> Encoded:
     if planned.verbatim:
         return Encoded(dict(packed.parts), stored, 0.0, _sum_of_squares(w))
     if planned.order is not None:
-        reorder = permute_rows if planned.order.interleave else unpermute_rows
-        w = reorder(w, planned.order.heads * (chunk.stop - chunk.start) // planned.info.rows)
+        w = _reordered(planned.order, w, chunk)
     parts, values = encode_rows(planned, w)
-    if not np.isfinite(values).all():
+    if not np.isfinite(values).all() or _clipped(w, values):
         raise TensorError(
             f"{planned.source}: some weights overflow {planned.info.layout} (the largest is {np.abs(w).max():.6g}); "
             f"give it a wider type with --rule '^{planned.info.name}$=bf16', or f32."
         )
     return Encoded(parts, stored, _sum_of_squares(values - w), _sum_of_squares(w))
+
+
+def _reordered(order: RowOrder, w: np.ndarray, chunk: Chunk) -> np.ndarray:
+    """Whole heads of a q or k weight, or all of its bias: float32 [1, rows of the weight]."""
+    info = chunk.planned.info
+    reorder = permute_rows if order.interleave else unpermute_rows
+    if len(info.shape) == 1:
+        return reorder(w.T, order.heads).T
+    return reorder(w, order.heads * (chunk.stop - chunk.start) // info.rows)
 
 
 def encode_rows(planned: PlannedTensor, w: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -184,6 +193,16 @@ def _check_finite(name: str, w: np.ndarray, first_row: int) -> None:
         f"{name}: {w[row, column]} at row {first_row + row}, column {column}; weights must be finite. "
         "The checkpoint is damaged: download it again or ask its author."
     )
+
+
+def _clipped(w: np.ndarray, values: np.ndarray) -> bool:
+    """Whether a row's largest weight, beyond float16, came back at less than half: its float16 scale ran out.
+
+    w, values: float32 [rows, cols]
+    """
+    largest = np.maximum(w.max(axis=1), -w.min(axis=1))
+    huge = largest > _LARGEST_F16
+    return bool(huge.any()) and bool((np.abs(values[huge]).max(axis=1) < largest[huge] / 2).any())
 
 
 def _sum_of_squares(x: np.ndarray) -> float:

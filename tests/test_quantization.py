@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from bitsmith import driver, quantization
 from bitsmith.containers.gguf.metadata_values import string
 from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.containers.safetensors import SafetensorsSource
-from bitsmith.errors import UnsupportedError
+from bitsmith.errors import TensorError, UnsupportedError
 from bitsmith.manifest import from_gguf_keys, from_json
 from bitsmith.progress import Progress
 from tests.gguf_files import Stored, write_gguf
@@ -80,6 +81,30 @@ def test_q_and_k_rows_are_permuted_and_come_back(tiny: Path, tmp_path: Path) -> 
         assert np.array_equal(original.rows(name), returned.rows(name)), name
     moved = GgufSource(gguf.out).rows("blk.0.attn_q.weight")
     assert not np.array_equal(moved, original.rows("model.layers.0.self_attn.q_proj.weight"))
+
+
+def test_biases_of_q_and_k_are_permuted_as_their_weights(tmp_path: Path) -> None:
+    config = {**CONFIG, "attention_bias": True}
+    folder = make_folder(tmp_path / "biased", tensors=weights(config), attention_bias=True)
+    made = bitsmith.quantize(folder, to="f32", out=tmp_path / "x.gguf")
+    tokens = np.array([[3, 1, 4, 1, 5]])
+    expected = bitsmith.load(folder).logits(tokens)
+    np.testing.assert_allclose(bitsmith.load(made.out).logits(tokens), expected, rtol=0, atol=1e-4)
+    back = SafetensorsSource(bitsmith.quantize(made.out, to="native/bf16", out=tmp_path / "native").out)
+    for name in SafetensorsSource(folder).tensors:
+        np.testing.assert_array_equal(back.rows(name), SafetensorsSource(folder).rows(name))
+
+
+@pytest.mark.parametrize("to", ["q8_0", "q4_0", "q4_k", "q2_k", "q3_k", "q6_k", "iq4_xs", "native/iq4_nl"])
+def test_weights_beyond_the_scales_range_are_an_error_that_names_the_tensor(tmp_path: Path, to: str) -> None:
+    config = {**CONFIG, "hidden_size": 256, "num_hidden_layers": 1}
+    tensors = weights(config)
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name][3, 5] = -3e38
+    folder = make_folder(tmp_path / "huge", tensors=tensors, hidden_size=256, num_hidden_layers=1)
+    with pytest.raises(TensorError, match=f"{re.escape(name)}.*overflow"):
+        bitsmith.quantize(folder, to=to, out=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 def test_gguf_to_gguf_keeps_unknown_keys_and_copies_what_does_not_change(tiny: Path, tmp_path: Path) -> None:

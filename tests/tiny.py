@@ -52,6 +52,9 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             f"{prefix}mlp.down_proj.weight": (hidden, inner),
         }
     found["model.norm.weight"] = (hidden,)
+    if config.get("attention_bias"):
+        biased = [(name, shape) for name, shape in found.items() if ".self_attn." in name]
+        found |= {f"{name.removesuffix('weight')}bias": shape[:1] for name, shape in biased}
     if not config["tie_word_embeddings"]:
         found["lm_head.weight"] = (vocab, hidden)
     return found
