@@ -10,9 +10,9 @@ from dataclasses import dataclass
 class Progress:
     """One report of a long task.
 
-    stage: what is being done ("quantize", "verify", "evaluate")
+    stage: what is being done ("load", "quantize", "verify", "evaluate")
     done, total: in `unit`s
-    unit: "B" (bytes), "windows", "tokens"
+    unit: "weights", "B" (bytes), "layers", "windows"
     detail: the tensor or file at hand
     """
 

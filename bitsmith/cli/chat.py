@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitsmith.cli.run import MinP, Revision, Seed, Temperature, Threads, TopK, TopP
+from bitsmith.cli.options import MinP, Revision, Seed, Temperature, Threads, TopK, TopP
 
 if TYPE_CHECKING:
     from bitsmith.conversation import Conversation

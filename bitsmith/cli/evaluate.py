@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitsmith.cli.options import AsJson, Revision, Threads
+
 if TYPE_CHECKING:
     from bitsmith.evaluation import Evaluation
 
@@ -20,9 +22,9 @@ def evaluate(
     text: Annotated[Path | None, typer.Option("--text", help="UTF-8 text; default: a built-in one.")] = None,
     context: Annotated[int, typer.Option("--context", "-c", help="Tokens in a window.")] = 512,
     max_windows: Annotated[int | None, typer.Option(help="Stop after this many windows.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads for arithmetic; default: torch's choice.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    threads: Threads = None,
+    revision: Revision = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure perplexity, and what a file lost against its original (KLD, top-1 agreement)."""
     from bitsmith import api

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitsmith.cli.options import AsJson, Revision
+
 if TYPE_CHECKING:
     from bitsmith.inspection import Inspection
 
@@ -16,8 +18,8 @@ def inspect(
     verify: Annotated[
         bool, typer.Option("--verify", help="Decode everything, check that it is finite and that hashes match.")
     ] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    revision: Revision = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show what is in a file: metadata, types by tensor, sizes, bits per weight."""
     from bitsmith import api

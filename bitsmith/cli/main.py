@@ -7,12 +7,12 @@ import signal
 import sys
 import textwrap
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, NoReturn
 
 import typer
 
 from bitsmith.cli import chat, evaluate, inspect, quantize, run
-from bitsmith.errors import BitsmithError
+from bitsmith.errors import BitsmithError, FileError
 
 app = typer.Typer(
     name="bitsmith",
@@ -73,6 +73,10 @@ def main() -> None:
                 "\nInterrupted; no half-written file was left.\n" if "quantize" in arguments[:1] else "\nInterrupted.\n"
             )
         raise
+    except OSError as error:  # a file that nobody above could say more of: unreadable, too long a name, a dying disk
+        if debug:
+            raise
+        _fail(FileError(f"{error.filename or 'a file'}: {error.strerror or error}; check its name and permissions."), 1)
     except MemoryError as error:
         if debug:
             raise
@@ -90,5 +94,5 @@ def _leave(code: int) -> None:
     sys.exit(code)
 
 
-def _terminated(signum: int, frame: FrameType | None) -> Any:
+def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt

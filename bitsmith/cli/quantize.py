@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitsmith.cli.options import AsJson, Revision
+
 if TYPE_CHECKING:
     from bitsmith.quantization import Quantized
 
@@ -34,14 +36,14 @@ def quantize(
         str | None, typer.Option(help="Split the output into files of at most this size: 2GB, 512MiB.")
     ] = None,
     pre: Annotated[str | None, typer.Option(help="Pre-tokenizer name, where it cannot be recognised.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    revision: Revision = None,
     requantize: Annotated[
         bool, typer.Option("--requantize", help="Accept a source that is quantized already.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only the plan: types, exact size, expected time.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
 ) -> None:
     """Quantize a model into a file that llama.cpp, Ollama, LM Studio or bitsmith runs."""
