@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from bitsmith import hub
 from bitsmith.arch.config import ModelConfig
+from bitsmith.arch.names import Naming
 from bitsmith.containers.base import Source
 from bitsmith.containers.floats import FLOATS
 from bitsmith.errors import BitsmithError, FileError, UnsupportedError
@@ -34,7 +35,7 @@ class Checkpoint:
 
     name: str
     source: Source
-    naming: Literal["hf", "gguf"]
+    naming: Naming
     hf_config: Mapping[str, Any]
     folder: Path | None
     shape: ModelConfig | BitsmithError

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+MAX_LAYERS = 4096  # no model has more; a file that claims them is damaged
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Rope:
     theta: float = 10000.0
     dim: int = 0
     interleaved: bool = False
-    scaling: str = "none"
+    scaling: Literal["none", "linear", "yarn", "llama3"] = "none"
     factor: float = 1.0
     original_context: int = 0
     low_freq_factor: float = 1.0

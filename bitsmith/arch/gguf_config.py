@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from bitsmith.arch.config import ModelConfig, Rope
+from bitsmith.arch.config import MAX_LAYERS, ModelConfig, Rope
 from bitsmith.arch.fields import Fields
-from bitsmith.arch.hf_config import MAX_LAYERS
 from bitsmith.arch.rope import llama3_freq_factors, rope_magnitude, yarn_magnitude
 from bitsmith.arch.spec import ARCHITECTURES, ArchSpec, spec_of_gguf
 from bitsmith.arch.tensors import ROPE_FREQS, expected_tensors

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from bitsmith.arch.config import ModelConfig, Rope
+from bitsmith.arch.config import MAX_LAYERS, ModelConfig, Rope
 from bitsmith.arch.fields import Fields
 from bitsmith.arch.rope import llama3_freq_factors, yarn_magnitude
 from bitsmith.arch.spec import ARCHITECTURES, ArchSpec, spec_of_hf
 from bitsmith.errors import UnsupportedError
-
-MAX_LAYERS = 4096
 
 
 def config_from_hf(config: Mapping[str, Any], *, origin: str = "config.json") -> ModelConfig:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import numpy as np
+
+Naming = Literal["hf", "gguf"]  # whose tensor names a file uses: Hugging Face's or GGUF's
 
 _GLOBAL = {
     "model.embed_tokens": "token_embd",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from bitsmith.errors import UnsupportedError
 
@@ -41,7 +42,7 @@ class ArchSpec:
     kv_heads: int | None = None
     head_dim: int | None = None
     window: int | None = None
-    windowed: str = "never"
+    windowed: Literal["always", "by_layer", "never"] = "never"
 
 
 ARCHITECTURES: dict[str, ArchSpec] = {

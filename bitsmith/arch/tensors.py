@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from bitsmith.arch.config import ModelConfig
-from bitsmith.arch.names import gguf_name, hf_name, skipped
+from bitsmith.arch.names import Naming, gguf_name, hf_name, skipped
 from bitsmith.errors import FileError
 from bitsmith.tensor import TensorInfo
 
@@ -48,7 +47,7 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_tensors(
-    config: ModelConfig, tensors: Mapping[str, TensorInfo], *, naming: Literal["hf", "gguf"] = "gguf", origin: str = ""
+    config: ModelConfig, tensors: Mapping[str, TensorInfo], *, naming: Naming = "gguf", origin: str = ""
 ) -> None:
     """Raise FileError unless the tensors of a file are exactly those its configuration promises.
 
@@ -76,7 +75,7 @@ def check_tensors(
             )
 
 
-def _file_name(name: str, naming: Literal["hf", "gguf"]) -> str:
+def _file_name(name: str, naming: Naming) -> str:
     if naming == "gguf":
         return name
     found = hf_name(name)
@@ -84,7 +83,7 @@ def _file_name(name: str, naming: Literal["hf", "gguf"]) -> str:
     return found
 
 
-def _is_known_extra(name: str, naming: Literal["hf", "gguf"], config: ModelConfig) -> bool:
+def _is_known_extra(name: str, naming: Naming, config: ModelConfig) -> bool:
     if naming == "gguf":
         return name == ROPE_FREQS
     return skipped(name, tied=config.tied) and gguf_name(name) in (None, "output.weight")

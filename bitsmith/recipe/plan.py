@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bitsmith.checkpoint import Checkpoint
+from bitsmith.containers import CONTAINERS
 from bitsmith.containers.base import Codec
 from bitsmith.containers.layout import FileLayout
 from bitsmith.errors import UsageError
 from bitsmith.formats.base import Format
 from bitsmith.manifest import Manifest, TensorRecord, placeholder
 from bitsmith.tensor import TensorInfo
-
-CONTAINERS = ("gguf", "native")
 
 
 @dataclass(frozen=True)
