@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -13,7 +14,7 @@ from bitsmith.arch.config import ModelConfig
 from bitsmith.arch.names import Naming
 from bitsmith.containers.base import Source
 from bitsmith.containers.floats import FLOATS
-from bitsmith.errors import BitsmithError, FileError, UnsupportedError
+from bitsmith.errors import BitsmithError, FileError, UnsupportedError, UsageError
 from bitsmith.hf_folder import CONFIG, read_object
 
 if TYPE_CHECKING:
@@ -62,9 +63,20 @@ def open_checkpoint(model: str | Path, *, revision: str | None = None) -> Checkp
 
     Headers are read and validated; weights are not. Raises FileError or UnsupportedError.
     """
+    if not str(model):
+        raise UsageError('the model\'s name is empty; give a folder, a file, a hub id, or "reference".')
+    try:
+        return _open(model, revision)
+    except OSError as error:
+        raise FileError(
+            f"{model}: cannot be opened ({error.strerror or error}); check name and permissions."
+        ) from error
+
+
+def _open(model: str | Path, revision: str | None) -> Checkpoint:
     if str(model) == REFERENCE and not Path(model).exists():
         return _open_folder(Path(str(files("bitsmith") / "reference")), REFERENCE)
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if not path.exists():
         if not hub.looks_like_id(str(model)):
             raise FileError(

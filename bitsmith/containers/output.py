@@ -15,6 +15,7 @@ from bitsmith.errors import FileError, UsageError
 from bitsmith.progress import Progress, Report, silent
 
 _READ_BACK_BYTES = 8 << 20
+_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
 _SPARE_BYTES = 1 << 20  # left free on the disk beside the files themselves
 
 
@@ -53,9 +54,10 @@ class OutputFiles:
             for region in layout.regions
         }
         self._committed = False
-        self._check_target()
         self._work = target.parent / f".{target.name}.{os.getpid()}.partial"
+        self._made: list[Path] = []
         try:
+            self._check_target()
             self._remove_stale()
             self._check_space()
             self._create()
@@ -109,12 +111,13 @@ class OutputFiles:
         for handle in self._handles.values():
             os.close(handle)
         self._handles = {}
-        if self._committed or not hasattr(self, "_work"):
+        if self._committed:
             return
-        if self._work.is_dir():
-            shutil.rmtree(self._work, ignore_errors=True)
-        for layout in self.layouts:
-            self._temporary(layout.filename).unlink(missing_ok=True)
+        for path in self._made:
+            if self.as_folder:
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def __enter__(self) -> OutputFiles:
         return self
@@ -150,6 +153,21 @@ class OutputFiles:
         taken = [path for path in ([self.target] if self.as_folder else self.final_paths()) if path.exists()]
         if taken and not self._force:
             raise UsageError(f"{taken[0]} exists already; give --force to replace it, or another --out.")
+        for path in taken:
+            self._check_replaceable(path)
+
+    def _check_replaceable(self, path: Path) -> None:
+        """--force replaces models only: plain files, and folders of nothing but a model's files."""
+        if not self.as_folder:
+            if not path.is_file():
+                raise UsageError(f"{path} is a device or pipe, which is never replaced; choose another --out.")
+            return
+        for entry in sorted(path.iterdir()):
+            if not entry.is_file() or not any(entry.match(pattern) for pattern in _MODEL_FILES):
+                raise UsageError(
+                    f"{path} holds {entry.name}, which is no file of a model; --force would delete it. "
+                    "Move it away, or choose another --out."
+                )
 
     def _check_space(self) -> None:
         needed = sum(layout.size for layout in self.layouts) + sum(len(data) for data in self.extras.values())
@@ -172,9 +190,12 @@ class OutputFiles:
     def _create(self) -> None:
         if self.as_folder:
             self._work.mkdir()
+            self._made.append(self._work)
         for layout in self.layouts:
-            handle = os.open(self._temporary(layout.filename), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-            self._handles[layout.filename] = handle
+            path = self._temporary(layout.filename)
+            handle = self._handles[layout.filename] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            if not self.as_folder:
+                self._made.append(path)
             os.truncate(handle, layout.size)
             _write_all(handle, memoryview(layout.header), 0)
         for name, data in self.extras.items():
@@ -221,7 +242,12 @@ class OutputFiles:
             old = parent / f".{self.target.name}.{os.getpid()}.old"
             if self.target.exists():
                 os.rename(self.target, old)
-            os.rename(self._work, self.target)
+            try:
+                os.rename(self._work, self.target)
+            except OSError:
+                if old.exists():
+                    os.rename(old, self.target)
+                raise
             if old.exists():
                 shutil.rmtree(old)
         _sync(parent)

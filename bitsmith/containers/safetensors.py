@@ -193,7 +193,7 @@ def _find_files(path: Path) -> tuple[list[Path], Mapping[str, str] | None]:
             raise _pickled(path, [path.name])
         return [path], None
     if not path.is_dir():
-        raise FileError(f"{path} does not exist; name a .safetensors file or a folder that holds one")
+        raise FileError(f"{path} is neither a file nor a folder; name a .safetensors file or a folder that holds one")
     if (path / "model.safetensors").is_file():
         return [path / "model.safetensors"], None
     if (path / INDEX_NAME).is_file():

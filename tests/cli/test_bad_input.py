@@ -164,6 +164,17 @@ def test_an_existing_output_is_not_replaced(bitsmith_command: Command, tiny: Pat
     assert out.read_bytes()[:4] == b"GGUF"
 
 
+@pytest.mark.parametrize(("model", "code"), [("", 2), ("x" * 300, 1), ("~nobody-of-that-name/x", 1), ("/dev/null", 1)])
+def test_a_model_name_that_names_nothing(bitsmith_command: Command, model: str, code: int) -> None:
+    assert model in bitsmith_command.fails(code, "inspect", model)
+
+
+def test_an_output_name_too_long_for_the_disk(bitsmith_command: Command, tiny: Path) -> None:
+    out = tiny.parent / f"{'x' * 300}.gguf"
+    assert "too long" in bitsmith_command.fails(1, "quantize", tiny, "--to", "q8_0", "--out", out)
+    assert nothing_new(tiny.parent)
+
+
 @pytest.mark.parametrize("model", ["missing", "./missing.gguf", "nobody/nothing-at-all"])
 def test_a_model_that_is_not_there(bitsmith_command: Command, model: str) -> None:
     assert model.split("/")[-1] in bitsmith_command.fails(1, "inspect", model)

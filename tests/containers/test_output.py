@@ -65,12 +65,46 @@ def test_an_existing_output_is_kept_without_force(tmp_path: Path) -> None:
 def test_force_replaces_a_folder(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
-    (target / "stale").write_bytes(b"old")
+    (target / "stale.safetensors").write_bytes(b"old")
     with OutputFiles(target, [LAYOUT], as_folder=True, force=True) as files:
         write_all(files)
         files.commit([FINAL])
     assert names(target) == ["model.bin"]
     assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("other", ["thesis.txt", "inner.json/model.safetensors"])
+def test_force_never_deletes_what_is_no_model(tmp_path: Path, other: str) -> None:
+    kept = tmp_path / "out" / other
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"precious")
+    with pytest.raises(UsageError, match=other.split("/")[0]):
+        OutputFiles(tmp_path / "out", [LAYOUT], as_folder=True, force=True)
+    assert kept.read_bytes() == b"precious"
+    assert names(tmp_path) == ["out"]
+
+
+def test_force_never_replaces_a_device_or_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.bin")
+    with pytest.raises(UsageError, match="pipe"):
+        OutputFiles(tmp_path / "model.bin", [LAYOUT], force=True)
+    assert (tmp_path / "model.bin").is_fifo()
+
+
+def test_a_second_writer_of_one_name_leaves_the_first_alone(tmp_path: Path) -> None:
+    with OutputFiles(tmp_path / "model.bin", [LAYOUT]) as files:
+        write_all(files)
+        with pytest.raises(FileError, match="File exists"):
+            OutputFiles(tmp_path / "model.bin", [LAYOUT])
+        files.commit([FINAL])
+    assert names(tmp_path) == ["model.bin"]
+
+
+def test_a_name_too_long_for_the_disk(tmp_path: Path) -> None:
+    for name in ("x" * 300, "x" * 250):
+        with pytest.raises(FileError, match="cannot be written"):
+            OutputFiles(tmp_path / name, [FileLayout(name, b"", (), 0)])
+    assert names(tmp_path) == []
 
 
 def test_bytes_that_read_back_wrong_are_refused(tmp_path: Path) -> None:
