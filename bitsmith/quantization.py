@@ -81,9 +81,11 @@ class Quantized:
     def grouped_rows(self) -> list[tuple[str, ...]]:
         """One row for all tensors of the same kind in different blocks, layouts and reasons being equal."""
         groups: dict[tuple[str, ...], list[PlannedTensor]] = {}
+        order: dict[str, int] = {}  # a kind's rows stay together, where it is first met
         for t in self.plan.tensors:
             kind = ".".join("*" if part.isdigit() else part for part in t.info.name.split("."))
             shape = "x".join(map(str, t.info.shape))
+            order.setdefault(kind, len(order))
             groups.setdefault((kind, shape, t.source_layout, t.info.layout, t.reason), []).append(t)
         return [
             (
@@ -94,7 +96,7 @@ class Quantized:
                 f"{sum(m.info.nbytes for m in members):,}",
                 why,
             )
-            for (kind, shape, before, after, why), members in groups.items()
+            for (kind, shape, before, after, why), members in sorted(groups.items(), key=lambda g: order[g[0][0]])
         ]
 
     def to_dict(self) -> dict[str, Any]:
