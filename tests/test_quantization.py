@@ -201,7 +201,10 @@ def test_an_interrupted_process_leaves_no_final_name(tmp_path: Path, sent: signa
     """A model large enough that the signal arrives in the middle."""
     folder = make_folder(tmp_path / "model", hidden_size=512, intermediate_size=4096, num_hidden_layers=8)
     out = tmp_path / "x.gguf"
-    words = [sys.executable, "-m", "bitsmith", "quantize", str(folder), "--to", "q2_k", "--out", str(out)]
+    program = (  # a shell's background jobs inherit SIGINT ignored
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from bitsmith.cli import main; main()"
+    )
+    words = [sys.executable, "-c", program, "quantize", str(folder), "--to", "q2_k", "--out", str(out)]
     process = subprocess.Popen([*words, "--threads", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".x.gguf.*.partial")) and time.monotonic() < deadline:

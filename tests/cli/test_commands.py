@@ -148,7 +148,8 @@ def test_a_reader_that_leaves_is_no_error(tiny: Path) -> None:
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_says_so_and_leaves_nothing(signal_: signal.Signals, tiny: Path, tmp_path: Path) -> None:
     program = (
-        "import os, sys\n"
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs inherit it ignored
         "import bitsmith.quantization as quantization\n"
         f"quantization.execute = lambda *a, **k: os.kill(os.getpid(), {int(signal_)})\n"
         f"sys.argv = ['bitsmith', 'quantize', {str(tiny)!r}, '--to', 'q8_0', '--out', {str(tmp_path / 'x.gguf')!r}]\n"
