@@ -14,6 +14,7 @@ from bitsmith.recipe.plan import Plan, PlannedTensor
 _SAMPLE_WEIGHTS = 1 << 16
 _DISK_BYTES_PER_SECOND = 400e6  # writing, flushing, reading back and hashing, together; a guess
 _OVERHEAD = 1.15  # reading the source, waiting for the last thread
+_FIXED_SECONDS = 0.3  # creating, flushing and renaming files
 
 
 def expected_seconds(plan: Plan, threads: int) -> float:
@@ -27,7 +28,7 @@ def expected_seconds(plan: Plan, threads: int) -> float:
         if layout not in per_weight:
             per_weight[layout] = _seconds_per_weight(planned)
         total += per_weight[layout] * planned.info.parameters
-    return _OVERHEAD * total / threads + plan.size / _DISK_BYTES_PER_SECOND
+    return _FIXED_SECONDS + _OVERHEAD * total / threads + plan.size / _DISK_BYTES_PER_SECOND
 
 
 def _seconds_per_weight(planned: PlannedTensor) -> float:

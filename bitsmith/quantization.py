@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bitsmith.checkpoint import Checkpoint, open_checkpoint
+from bitsmith.containers.destination import check_destination
 from bitsmith.driver import execute
 from bitsmith.errors import UsageError
 from bitsmith.estimate import expected_seconds
@@ -189,6 +190,10 @@ def quantize(
         threads=workers,
         expected_seconds=expected_seconds(plan, workers),
     )
+    if not dry_run:
+        layouts = plan.layouts(plan.manifest())
+        as_folder = target.container == "native"
+        check_destination(path, layouts, extras=plan.extras, as_folder=as_folder, force=force)
     if on_plan is not None:
         on_plan(planned)
     if dry_run:

@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from bitsmith.containers.destination import check_destination
 from bitsmith.containers.layout import FileLayout, Region
-from bitsmith.errors import FileError, UsageError
+from bitsmith.errors import FileError
 from bitsmith.progress import Progress, Report, silent
 
 _READ_BACK_BYTES = 8 << 20
-_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
-_SPARE_BYTES = 1 << 20  # left free on the disk beside the files themselves
 
 
 class OutputFiles:
@@ -44,7 +43,6 @@ class OutputFiles:
         self.layouts = tuple(layouts)
         self.extras = dict(extras or {})
         self.as_folder = as_folder
-        self._force = force
         self._handles: dict[str, int] = {}
         self._cursor: dict[tuple[str, str], int] = {}
         self._hashes: dict[tuple[str, str], hashlib._Hash] = {}
@@ -57,9 +55,8 @@ class OutputFiles:
         self._work = target.parent / f".{target.name}.{os.getpid()}.partial"
         self._made: list[Path] = []
         try:
-            self._check_target()
+            check_destination(target, layouts, extras=self.extras, as_folder=as_folder, force=force)
             self._remove_stale()
-            self._check_space()
             self._create()
         except OSError as error:
             self.abort()
@@ -140,43 +137,6 @@ class OutputFiles:
         return self.target.parent / f".{filename}.{os.getpid()}.partial"
 
     # -- before
-
-    def _check_target(self) -> None:
-        parent = self.target.parent
-        if not parent.is_dir():
-            raise FileError(f"{self.target}: there is no folder {parent}; make it first, or choose another --out.")
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise FileError(f"{self.target}: the folder {parent} is not writable; choose another --out.")
-        wants, found = ("a folder", "a file") if self.as_folder else ("a file", "a folder")
-        if self.target.exists() and self.target.is_dir() != self.as_folder:
-            raise UsageError(f"{self.target}: the output is {wants}, but {found} of that name exists.")
-        taken = [path for path in ([self.target] if self.as_folder else self.final_paths()) if path.exists()]
-        if taken and not self._force:
-            raise UsageError(f"{taken[0]} exists already; give --force to replace it, or another --out.")
-        for path in taken:
-            self._check_replaceable(path)
-
-    def _check_replaceable(self, path: Path) -> None:
-        """--force replaces models only: plain files, and folders of nothing but a model's files."""
-        if not self.as_folder:
-            if not path.is_file():
-                raise UsageError(f"{path} is a device or pipe, which is never replaced; choose another --out.")
-            return
-        for entry in sorted(path.iterdir()):
-            if not entry.is_file() or not any(entry.match(pattern) for pattern in _MODEL_FILES):
-                raise UsageError(
-                    f"{path} holds {entry.name}, which is no file of a model; --force would delete it. "
-                    "Move it away, or choose another --out."
-                )
-
-    def _check_space(self) -> None:
-        needed = sum(layout.size for layout in self.layouts) + sum(len(data) for data in self.extras.values())
-        free = shutil.disk_usage(self.target.parent).free
-        if needed + _SPARE_BYTES > free:
-            raise FileError(
-                f"{self.target}: the output takes {needed:,} bytes, but the disk has {free:,} free; "
-                "free some space or choose an --out on another disk."
-            )
 
     def _remove_stale(self) -> None:
         """Remove what a killed run left of the same outputs."""

@@ -158,7 +158,9 @@ def test_an_output_that_cannot_be_written(bitsmith_command: Command, tiny: Path)
 def test_an_existing_output_is_not_replaced(bitsmith_command: Command, tiny: Path) -> None:
     out = tiny.parent / "x.gguf"
     out.write_bytes(b"mine")
-    assert "--force" in bitsmith_command.fails(2, "quantize", tiny, "--to", "q8_0", "--out", out)
+    refused = bitsmith_command("quantize", tiny, "--to", "q8_0", "--out", out)
+    assert (refused.code, refused.out) == (2, "")  # before the plan is printed
+    assert "--force" in refused.err
     assert out.read_bytes() == b"mine"
     assert bitsmith_command("quantize", tiny, "--to", "q8_0", "--out", out, "--force").code == 0
     assert out.read_bytes()[:4] == b"GGUF"

@@ -1,0 +1,67 @@
+"""Whether an output may be written where it is to go; known before any work starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bitsmith.containers.layout import FileLayout
+from bitsmith.errors import FileError, UsageError
+
+_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+_TEMPLATES = "additional_chat_templates"
+_SPARE_BYTES = 1 << 20  # left free on the disk beside the files themselves
+
+
+def check_destination(
+    target: Path,
+    layouts: Sequence[FileLayout],
+    *,
+    extras: Mapping[str, bytes],
+    as_folder: bool,
+    force: bool,
+) -> None:
+    """Raise unless `target` and its shards, or with `as_folder` the folder, can be written.
+
+    UsageError where something is there already (with `force`: something that is no model), FileError where the folder
+    around it is missing, not writable, or on a disk without the room.
+    """
+    parent = target.parent
+    if not parent.is_dir():
+        raise FileError(f"{target}: there is no folder {parent}; make it first, or choose another --out.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise FileError(f"{target}: the folder {parent} is not writable; choose another --out.")
+    wants, found = ("a folder", "a file") if as_folder else ("a file", "a folder")
+    if target.exists() and target.is_dir() != as_folder:
+        raise UsageError(f"{target}: the output is {wants}, but {found} of that name exists.")
+    outputs = [target] if as_folder else [parent / layout.filename for layout in layouts]
+    taken = [path for path in outputs if path.exists()]
+    if taken and not force:
+        raise UsageError(f"{taken[0]} exists already; give --force to replace it, or another --out.")
+    for path in taken:
+        _check_folder(path) if as_folder else _check_file(path)
+    needed = sum(layout.size for layout in layouts) + sum(len(data) for data in extras.values())
+    free = shutil.disk_usage(parent).free
+    if needed + _SPARE_BYTES > free:
+        raise FileError(
+            f"{target}: the output takes {needed:,} bytes, but the disk has {free:,} free; "
+            "free some space or choose an --out on another disk."
+        )
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise UsageError(f"{path} is a device or pipe, which is never replaced; choose another --out.")
+
+
+def _check_folder(path: Path) -> None:
+    """--force replaces folders of nothing but a model's files."""
+    for entry in sorted(path.iterdir()):
+        templates = entry.name == _TEMPLATES and entry.is_dir()
+        if not templates and not (entry.is_file() and any(entry.match(pattern) for pattern in _MODEL_FILES)):
+            raise UsageError(
+                f"{path} holds {entry.name}, which is no file of a model; --force would delete it. "
+                "Move it away, or choose another --out."
+            )
