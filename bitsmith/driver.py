@@ -124,7 +124,7 @@ def _chunks(plan: Plan) -> Iterator[Chunk]:
         if planned.order is not None and len(planned.info.shape) > 1:  # whole heads; a bias is one row anyway
             head = rows // planned.order.heads
             step = max(1, step // head) * head
-        for start in range(0, rows, step):
+        for start in range(0, max(rows, 1), step):  # a tensor without rows is one empty chunk
             yield Chunk(planned, start, min(start + step, rows))
 
 
@@ -200,7 +200,7 @@ def _clipped(w: np.ndarray, values: np.ndarray) -> bool:
 
     w, values: float32 [rows, cols]
     """
-    largest = np.maximum(w.max(axis=1), -w.min(axis=1))
+    largest = np.maximum(w.max(axis=1, initial=0), -w.min(axis=1, initial=0))
     huge = largest > _LARGEST_F16
     return bool(huge.any()) and bool((np.abs(values[huge]).max(axis=1) < largest[huge] / 2).any())
 

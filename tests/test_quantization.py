@@ -18,7 +18,7 @@ from bitsmith import driver, quantization
 from bitsmith.containers.gguf.metadata_values import string
 from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.containers.safetensors import SafetensorsSource
-from bitsmith.errors import TensorError, UnsupportedError
+from bitsmith.errors import FileError, TensorError, UnsupportedError
 from bitsmith.manifest import from_gguf_keys, from_json
 from bitsmith.progress import Progress
 from tests.gguf_files import Stored, write_gguf
@@ -105,6 +105,27 @@ def test_weights_beyond_the_scales_range_are_an_error_that_names_the_tensor(tmp_
     with pytest.raises(TensorError, match=f"{re.escape(name)}.*overflow"):
         bitsmith.quantize(folder, to=to, out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_empty_tensors_are_copied_and_a_file_of_nothing_else_is_refused(tmp_path: Path) -> None:
+    empty = {"a.weight": np.zeros((0, 64), np.float32), "b.weight": np.zeros((64, 0), np.float32)}
+    folder = make_folder(
+        tmp_path / "odd", tensors={**empty, "c.weight": np.ones((4, 64), np.float32)}, model_type="odd"
+    )
+    for to in ("int8", "f16", "nf4"):
+        made = bitsmith.quantize(folder, to=f"native/{to}", out=tmp_path / to)
+        shapes = {info.name: info.shape for info in SafetensorsSource(made.out).tensors.values()}
+        assert shapes == {"a.weight": (0, 64), "b.weight": (64, 0), "c.weight": (4, 64)}
+        assert not bitsmith.inspect(made.out, verify=True).problems
+    with pytest.raises(FileError, match="no weights"):
+        bitsmith.quantize(make_folder(tmp_path / "none", tensors=empty), to="native/int8", out=tmp_path / "x")
+
+
+def test_a_sliding_window_that_llama_cpp_does_not_know_is_told(tmp_path: Path) -> None:
+    change = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 64}
+    folder = make_folder(tmp_path / "m", **change)
+    planned = bitsmith.quantize(folder, to="q8_0", out=tmp_path / "x.gguf", dry_run=True)
+    assert any("last 64 tokens" in warning for warning in planned.warnings)
 
 
 def test_gguf_to_gguf_keeps_unknown_keys_and_copies_what_does_not_change(tiny: Path, tmp_path: Path) -> None:

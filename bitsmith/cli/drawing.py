@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from bitsmith.progress import Progress, Report, silent
 
@@ -23,6 +24,11 @@ def stdout() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=140)
 
 
+def cells(row: Iterable[str]) -> list[Text]:
+    """A table's row as it stands: names from a file are neither markup nor orders to the terminal."""
+    return [Text("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)) for text in row]
+
+
 @contextmanager
 def progress_bar(quiet: bool = False) -> Iterator[Report]:
     """A callback that draws one bar a stage on stderr, with the time left; nothing where stderr is no terminal."""
@@ -35,7 +41,7 @@ def progress_bar(quiet: bool = False) -> Iterator[Report]:
         BarColumn(bar_width=30),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[detail]}", style="dim"),
+        TextColumn("{task.fields[detail]}", style="dim", markup=False),
         console=console,
         transient=True,
     )

@@ -38,7 +38,7 @@ def inspect(
 def _print(result: Inspection) -> None:
     from rich.table import Table
 
-    from bitsmith.cli.drawing import stderr, stdout
+    from bitsmith.cli.drawing import cells, stderr, stdout
 
     console = stdout()
     for key, value in result.metadata.items():
@@ -47,7 +47,7 @@ def _print(result: Inspection) -> None:
     for heading in ("tensor", "shape", "type", "bytes", "bits/weight", *(["check"] if result.verified else [])):
         table.add_column(heading, justify="right" if heading in ("shape", "bytes", "bits/weight") else "left")
     for row in result.rows():
-        table.add_row(*row)
+        table.add_row(*cells(row))
     console.print(table)
     console.print(result.summary(), markup=False, soft_wrap=True)
     for problem in result.problems:

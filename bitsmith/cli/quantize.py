@@ -86,14 +86,14 @@ def _print_plan(planned: Quantized, *, full: bool) -> None:
     """What becomes what: one line a tensor with --dry-run, else one line a kind of tensor."""
     from rich.table import Table
 
-    from bitsmith.cli.drawing import human_bytes, human_seconds, stdout
+    from bitsmith.cli.drawing import cells, human_bytes, human_seconds, stdout
 
     console = stdout()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("tensor", "shape", "from", "to", "bytes", "why"):
         table.add_column(heading, justify="right" if heading in ("shape", "bytes") else "left", overflow="fold")
     for row in planned.tensor_rows() if full else planned.grouped_rows():
-        table.add_row(*row)
+        table.add_row(*cells(row))
     console.print(table)
     plural = "s" if len(planned.paths) > 1 else ""
     console.print(

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from bitsmith import __version__
+from bitsmith.arch.config import ModelConfig
 from bitsmith.arch.gguf_config import config_to_gguf, rope_freqs
 from bitsmith.arch.names import hf_name, is_permuted
 from bitsmith.arch.spec import ARCHITECTURES
@@ -140,4 +141,11 @@ def _warnings(checkpoint: Checkpoint, selection: Selection) -> tuple[str, ...]:
     quantized = {t.layout for t in checkpoint.source.tensors.values() if t.rows > 1} - FLOATS
     if quantized:
         warnings = (*warnings, f"the source is quantized already ({', '.join(sorted(quantized))}): losses add up")
+    shape = checkpoint.shape
+    if isinstance(shape, ModelConfig) and 0 < shape.window < shape.context:
+        warnings = (
+            *warnings,
+            f"the model attends to the last {shape.window} tokens only, but llama.cpp has no sliding window for "
+            f"{ARCHITECTURES[shape.arch].gguf} files: there, longer texts give other results than the original",
+        )
     return tuple(warnings)

@@ -20,7 +20,7 @@ from bitsmith.containers.floats import NUMBERS, WRITTEN_FLOATS
 from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.native import LAYOUT_PREFIX
 from bitsmith.containers.native_files import NativeTensor, native_files
-from bitsmith.errors import UnsupportedError
+from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.formats import FORMATS, get_format, resolve
 from bitsmith.hf_folder import CONFIG, tokenizer_files
 from bitsmith.manifest import Manifest, placeholder
@@ -36,13 +36,15 @@ def plan_native(checkpoint: Checkpoint, target: Target, options: Options) -> Pla
 
     Matrices become the format; embeddings, output head, routers and norms keep the source's float type unless
     --pure (all matrices) or a --rule says otherwise. Raises UsageError (unknown format or rule),
-    UnsupportedError (rows that no group divides, a quantized source).
+    UnsupportedError (rows that no group divides, a quantized source), FileError (no weights at all).
     """
     if target.name not in WRITTEN_FLOATS:
         get_format(target.name)
     rules = [Rule.parse(text, {*FORMATS, *BARE, *WRITTEN_FLOATS}) for text in options.rules]
     require_float(checkpoint, requantize=options.requantize)
     tensors = tuple(_plan_tensor(t, target, options, rules) for t in _wanted(checkpoint))
+    if not any(tensor.info.parameters for tensor in tensors):
+        raise FileError(f"{checkpoint.source.path} holds no weights; there is nothing to quantize.")
     names = [tensor.info.name for tensor in tensors]
     vectors = {tensor.info.name for tensor in tensors if _is_vector(tensor)}
     stored = [NativeTensor(tensor.info, tensor.parts) for tensor in tensors]
@@ -89,7 +91,7 @@ def _wanted(checkpoint: Checkpoint) -> list[PlannedTensor]:
 def _plan_tensor(tensor: PlannedTensor, target: Target, options: Options, rules: Sequence[Rule]) -> PlannedTensor:
     rule = first_match(rules, tensor.info.name)
     if _is_vector(tensor):
-        return _as_float(tensor, _own_float(tensor, "f32"), "a vector")
+        return _as_float(tensor, _own_float(tensor, "f32"), "a vector" if tensor.info.parameters else "empty")
     if rule is not None:
         return _as_type(tensor, rule.type, f"rule '{rule}'")
     if _KEPT.search(tensor.info.name) and not options.pure and target.name not in WRITTEN_FLOATS:
@@ -98,7 +100,7 @@ def _plan_tensor(tensor: PlannedTensor, target: Target, options: Options, rules:
 
 
 def _is_vector(tensor: PlannedTensor) -> bool:
-    return len(tensor.info.shape) < 2
+    return len(tensor.info.shape) < 2 or not tensor.info.parameters
 
 
 def _own_float(tensor: PlannedTensor, otherwise: str) -> str:

@@ -1,8 +1,15 @@
-"""Numbers as a person reads them."""
+"""Numbers as a person reads them, and names as a file gives them."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from bitsmith.cli.drawing import human_bytes, human_seconds
+from tests.cli.command import Command
+from tests.tiny import make_folder
 
 
 @pytest.mark.parametrize(
@@ -19,3 +26,15 @@ def test_bytes(count: float, expected: str) -> None:
 )
 def test_seconds(seconds: float, expected: str) -> None:
     assert human_seconds(seconds) == expected
+
+
+def test_names_in_a_file_are_neither_markup_nor_orders_to_the_terminal(
+    bitsmith_command: Command, tmp_path: Path
+) -> None:
+    tensors = {name: np.ones((4, 64), np.float32) for name in ("[/bold]", "[red]a", "\x1b[2Jb")}
+    folder = make_folder(tmp_path / "odd", tensors=tensors, model_type="odd", architectures=["Odd"])
+    for words in (("quantize", folder, "--to", "native/int8", "--dry-run"), ("inspect", folder)):
+        result = bitsmith_command(*words)
+        assert result.code == 0, result
+        assert all(shown in result.out for shown in ("[/bold]", "[red]a", "\\x1b[2Jb"))
+        assert "\x1b" not in result.out
