@@ -10,6 +10,8 @@ from array_api_compat import array_namespace
 from bitsmith.errors import TensorError
 from bitsmith.grid import Array
 
+_CHUNK = 1 << 20  # values summed at once: bounds the float64 temporaries
+
 
 @dataclass(frozen=True)
 class Stats:
@@ -67,9 +69,11 @@ class StatsMeter:
         if not np.isfinite(largest).all():
             column = int(np.flatnonzero(~np.isfinite(largest))[0])
             raise TensorError(f"the input holds NaN or infinite values, the first in column {column}")
-        wide = xp.astype(rows, xp.float64)
-        self._square += _numpy(xp.sum(wide * wide, axis=0))
-        self._sum_abs += _numpy(xp.sum(xp.abs(wide), axis=0))
+        step = max(1, _CHUNK // max(1, rows.shape[1]))
+        for start in range(0, rows.shape[0], step):
+            wide = xp.abs(xp.astype(rows[start : start + step], xp.float64))
+            self._sum_abs += _numpy(xp.sum(wide, axis=0))
+            self._square += _numpy(xp.sum(wide * wide, axis=0))
         self._max_abs = np.maximum(self._max_abs, largest)
         if self._wants_gram:
             product = xp.matmul(rows.T, rows)
