@@ -12,7 +12,9 @@ from bitsmith.grid import Array
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT32 = np.dtype(np.float32)
+FLOAT16 = np.dtype(np.float16)
 UINT8 = np.dtype(np.uint8)
+PRECISIONS = {"f32": FLOAT32, "f16": FLOAT16, "bf16": BFLOAT16}  # of scales, by the names that layouts use
 
 
 def stored(x: Array, dtype: np.dtype) -> Array:
