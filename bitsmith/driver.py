@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,11 +29,12 @@ CHUNK_WEIGHTS = 1 << 18  # weights in one piece of work; results do not depend o
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows start..stop of one planned tensor."""
+    """Rows start..stop of one planned tensor; importance: of their columns, [cols] float32 or None."""
 
     planned: PlannedTensor
     start: int
     stop: int
+    importance: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,18 @@ class Encoded:
     squared_weight: float
 
 
-def execute(plan: Plan, target: Path, *, threads: int, force: bool = False, report: Report = silent) -> Manifest:
+def execute(
+    plan: Plan,
+    target: Path,
+    *,
+    threads: int,
+    importance: Mapping[str, np.ndarray] | None = None,
+    force: bool = False,
+    report: Report = silent,
+) -> Manifest:
     """Quantize as planned into `target`, verify, rename. Returns the manifest written.
 
+    importance: by output name, float32 [matrices, cols]; tensors that are not in it are rounded without
     Peak memory is a few chunks a thread, whatever the model's size. The bytes written depend neither on the
     thread count nor on the time. Raises TensorError for weights that cannot be stored, FileError for the disk.
     """
@@ -64,7 +74,7 @@ def execute(plan: Plan, target: Path, *, threads: int, force: bool = False, repo
         records: list[TensorRecord] = []
         done = 0
         tally = _Tally()
-        for chunk, encoded in _encode_all(plan, threads):
+        for chunk, encoded in _encode_all(plan, importance or {}, threads):
             for part, data in encoded.parts.items():
                 output.write(chunk.planned.info.name, part, _bytes_of(data))
             tally.add(encoded)
@@ -98,12 +108,12 @@ class _Tally:
         return TensorRecord(planned.info.name, joined_hash(hashes), self._source.hexdigest(), error)
 
 
-def _encode_all(plan: Plan, threads: int) -> Iterator[tuple[Chunk, Encoded]]:
+def _encode_all(plan: Plan, importance: Mapping[str, np.ndarray], threads: int) -> Iterator[tuple[Chunk, Encoded]]:
     """Chunks in file order, encoded by a pool that runs at most two chunks a thread ahead."""
     waiting: deque[tuple[Chunk, Future[Encoded]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for chunk in _chunks(plan):
+            for chunk in _chunks(plan, importance):
                 waiting.append((chunk, pool.submit(encode_chunk, plan.checkpoint.source, chunk)))
                 if len(waiting) > 2 * threads:
                     oldest, future = waiting.popleft()
@@ -116,7 +126,8 @@ def _encode_all(plan: Plan, threads: int) -> Iterator[tuple[Chunk, Encoded]]:
                 future.cancel()
 
 
-def _chunks(plan: Plan) -> Iterator[Chunk]:
+def _chunks(plan: Plan, importance: Mapping[str, np.ndarray]) -> Iterator[Chunk]:
+    """Pieces of work in file order; where an importance covers several matrices, none crosses from one to the next."""
     for tensor in plan.tensors:
         planned = _with_extent(plan.checkpoint.source, tensor)
         rows, cols = planned.info.rows, planned.info.cols
@@ -124,8 +135,14 @@ def _chunks(plan: Plan) -> Iterator[Chunk]:
         if planned.order is not None:  # whole heads
             head = rows // planned.order.heads
             step = max(1, step // head) * head
-        for start in range(0, rows, step):
-            yield Chunk(planned, start, min(start + step, rows))
+        known = importance.get(planned.info.name)
+        if known is None:
+            yield from (Chunk(planned, start, min(start + step, rows)) for start in range(0, rows, step))
+            continue
+        each = rows // len(known)
+        for matrix, columns in enumerate(known):
+            first, last = matrix * each, (matrix + 1) * each
+            yield from (Chunk(planned, at, min(at + step, last), columns) for at in range(first, last, step))
 
 
 def _with_extent(source: Source, planned: PlannedTensor) -> PlannedTensor:
@@ -157,7 +174,7 @@ def encode_chunk(source: Source, chunk: Chunk) -> Encoded:
     if planned.order is not None:
         reorder = permute_rows if planned.order.interleave else unpermute_rows
         w = reorder(w, planned.order.heads * (chunk.stop - chunk.start) // planned.info.rows)
-    parts, values = encode_rows(planned, w)
+    parts, values = encode_rows(planned, w, chunk.importance)
     if not np.isfinite(values).all():
         raise TensorError(
             f"{planned.source}: some weights overflow {planned.info.layout} (the largest is {np.abs(w).max():.6g}); "
@@ -166,12 +183,17 @@ def encode_chunk(source: Source, chunk: Chunk) -> Encoded:
     return Encoded(parts, stored, _sum_of_squares(values - w), _sum_of_squares(w))
 
 
-def encode_rows(planned: PlannedTensor, w: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Stored parts of whole rows `w`, float32 [rows, cols], and the float32 values that they decode to."""
+def encode_rows(
+    planned: PlannedTensor, w: np.ndarray, importance: np.ndarray | None = None
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Stored parts of whole rows `w`, float32 [rows, cols], and the float32 values that they decode to.
+
+    importance: [cols] float32 or None, see `Format.fit`
+    """
     if planned.format is None or planned.codec is None:
         data = encode_float(planned.info.layout, w)
         return {"data": data}, decode_rows(planned.info.layout, data, w.shape[1])
-    codes, params = nearest(w, planned.format)
+    codes, params = nearest(w, planned.format, importance)
     tensor = QuantTensor(planned.format, codes, params)
     return planned.codec.encode(tensor), tensor.values()
 

@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from bitsmith.calibration.record import CalibrationRecord
 from bitsmith.checkpoint import Checkpoint, open_checkpoint
+from bitsmith.containers.output import OutputFiles
 from bitsmith.driver import execute
 from bitsmith.errors import UsageError
 from bitsmith.manifest import Manifest
@@ -20,6 +22,9 @@ from bitsmith.recipe.estimate import expected_seconds
 from bitsmith.recipe.gguf import plan_gguf
 from bitsmith.recipe.native import plan_native
 from bitsmith.recipe.plan import Options, Plan, PlannedTensor, Target, parse_size
+
+if TYPE_CHECKING:
+    from bitsmith.calibration.run import Prepared
 
 METHODS = ("nearest",)
 _PLANNERS: dict[str, Callable[[Checkpoint, Target, Options], Plan]] = {"gguf": plan_gguf, "native": plan_native}
@@ -32,6 +37,7 @@ class Quantized:
     out: the file, or the folder; of a split file its first part
     paths: every file
     size: bytes of all files, exact before and after
+    calibration: what it was calibrated on; None without
     expected_seconds, seconds: from a short measurement; real, 0.0 for a plan
     peak_memory: bytes, of the whole process so far
     """
@@ -46,6 +52,7 @@ class Quantized:
     manifest: Manifest | None = None
     seconds: float = 0.0
     peak_memory: int = 0
+    calibration: CalibrationRecord | None = None
 
     @property
     def bits_per_weight(self) -> float:
@@ -113,6 +120,7 @@ class Quantized:
             "expected_seconds": self.expected_seconds,
             "seconds": self.seconds,
             "peak_memory_bytes": self.peak_memory,
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
             "warnings": list(self.warnings),
             "tensors": [
                 {
@@ -139,6 +147,11 @@ def quantize(
     to: str,
     out: str | Path | None = None,
     method: str = "nearest",
+    calibration: str | None = None,
+    calibration_tokens: int | None = None,
+    calibration_context: int | None = None,
+    seed: int = 0,
+    memory: str | None = None,
     pure: bool = False,
     rules: Sequence[str] = (),
     threads: int | None = None,
@@ -155,6 +168,9 @@ def quantize(
 
     model: a folder, a file, a hub id or "reference"; to: "CONTAINER/FORMAT", a bare name means gguf/NAME
     out: the file or folder; None names it in the current folder. rules: "REGEX=TYPE", the first match wins
+    calibration: "default" (the built-in text), a text or .jsonl file, a data set of the hub, "self" (the model's own
+        text), or an importance file of llama.cpp's (.gguf, .dat); None rounds without importance. The next three say
+        how many tokens, in windows of how many, and which. memory: "4GB", what its hidden states may take
     threads: None takes the machine's cores. max_shard_size: "2GB", "512MiB"
     dry_run: only the plan, exact in size
     on_plan: called with the plan before any weight is read
@@ -165,6 +181,10 @@ def quantize(
     if method not in METHODS:
         raise UsageError(f"--method {method}: unknown; known: {', '.join(METHODS)}.")
     workers = _thread_count(threads)
+    room = None if memory is None else parse_size(memory)
+    checkpoint = open_checkpoint(model, revision=revision)
+    path = _output_path(checkpoint, target, out)
+    prepared = _prepared(checkpoint, calibration, calibration_tokens, calibration_context, seed)
     options = Options(
         pure=pure,
         rules=tuple(rules),
@@ -172,28 +192,65 @@ def quantize(
         max_shard_bytes=None if max_shard_size is None else parse_size(max_shard_size),
         requantize=requantize,
         method=method,
+        filename=path.name,
+        calibration=None if prepared is None else prepared.record,
     )
-    checkpoint = open_checkpoint(model, revision=revision)
-    path = _output_path(checkpoint, target, out)
-    plan = _PLANNERS[target.container](checkpoint, target, replace(options, filename=path.name))
-    files = [layout.filename for layout in plan.layouts(plan.manifest())]
-    folder = path if target.container == "native" else path.parent
-    planned = Quantized(
-        target=target,
-        out=path if target.container == "native" else folder / files[0],
-        paths=tuple(folder / name for name in [*files, *plan.extras]),
-        plan=plan,
-        size=plan.size,
-        threads=workers,
-        expected_seconds=expected_seconds(plan, workers),
-    )
+    planned = _planned(_PLANNERS[target.container](checkpoint, target, options), target, path, workers, prepared)
     if on_plan is not None:
         on_plan(planned)
     if dry_run:
         return planned
     started = time.monotonic()
-    manifest = execute(plan, path, threads=workers, force=force, report=report)
+    plan, columns = planned.plan, None
+    if prepared is not None:
+        _reserve(plan, path, force)
+        importance = prepared.importance(memory=room, threads=workers, report=report)
+        plan = replace(plan, recipe=replace(options, calibration=importance.record).recipe(plan.target))
+        columns = importance.by_output([tensor.info for tensor in plan.tensors])
+        planned = replace(planned, plan=plan, calibration=importance.record)
+    manifest = execute(plan, path, threads=workers, importance=columns, force=force, report=report)
     return replace(planned, manifest=manifest, seconds=time.monotonic() - started, peak_memory=_peak_memory())
+
+
+def _planned(plan: Plan, target: Target, path: Path, threads: int, prepared: Prepared | None) -> Quantized:
+    """What would be made at `path`."""
+    if prepared is not None:
+        plan = replace(plan, warnings=(*plan.warnings, *prepared.warnings))
+    files = [layout.filename for layout in plan.layouts(plan.manifest())]
+    folder = path if target.container == "native" else path.parent
+    return Quantized(
+        target=target,
+        out=path if target.container == "native" else folder / files[0],
+        paths=tuple(folder / name for name in [*files, *plan.extras]),
+        plan=plan,
+        size=plan.size,
+        threads=threads,
+        expected_seconds=expected_seconds(plan, threads, importance=prepared is not None),
+        calibration=None if prepared is None else prepared.record,
+    )
+
+
+def _prepared(
+    checkpoint: Checkpoint, source: str | None, tokens: int | None, context: int | None, seed: int
+) -> Prepared | None:
+    """The calibration, its input read and checked; None where none was asked for."""
+    if source is None:
+        if tokens is not None or context is not None:
+            raise UsageError(
+                "--calibration-tokens and --calibration-context say how to calibrate, but there is no --calibration; "
+                "give --calibration default, or a text."
+            )
+        return None
+    from bitsmith.calibration.run import prepare
+
+    return prepare(checkpoint, source, tokens=tokens, context=context, seed=seed)
+
+
+def _reserve(plan: Plan, path: Path, force: bool) -> None:
+    """Fail now, rather than after the statistics pass, where the output cannot be written."""
+    layouts = plan.layouts(plan.manifest())
+    with OutputFiles(path, layouts, extras=plan.extras, as_folder=plan.target.container == "native", force=force):
+        pass
 
 
 def _thread_count(threads: int | None) -> int:

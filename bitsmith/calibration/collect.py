@@ -64,7 +64,8 @@ class RecordedLinear(Linear):
     def __call__(self, x: Tensor) -> Tensor:
         """float32 [..., cols] -> float32 [..., rows]."""
         self.record(x)
-        return super().__call__(x)
+        y: Tensor = super().__call__(x)
+        return y
 
 
 def collect(
@@ -115,7 +116,8 @@ def hollow_decoder(loader: WeightLoader) -> Decoder:
 
 def embed(decoder: Decoder, tokens: np.ndarray, *, memory: int | None = None) -> HiddenStates:
     """The input of the first block for windows of tokens, int64 [windows, context]."""
-    hidden = HiddenStates(*tokens.shape, decoder.config.hidden, memory=memory)
+    windows, context = tokens.shape
+    hidden = HiddenStates(windows, context, decoder.config.hidden, memory=memory)
     for at in hidden.batches():
         hidden.write(at, decoder.weights.embedding.gather(decoder.ops.array(tokens[at])))
     return hidden
@@ -136,7 +138,7 @@ def meters_of(config: ModelConfig, wanted: Wanted, seed: int) -> dict[str, Stats
         "ffn_in": config.hidden,
         "ffn_mix": config.intermediate,
     }
-    meters = {}
+    meters: dict[str, StatsMeter] = {}
     for group in linear_groups(config):
         meter = StatsMeter(widths[group.name], gram=wanted.gram, sample=wanted.sample, seed=seed)
         meters |= dict.fromkeys(group.linears, meter)

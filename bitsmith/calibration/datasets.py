@@ -36,8 +36,8 @@ def download_text(source: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise FileError(
-            f"--calibration {source}: no file of that name, and the data set cannot be fetched from the hub ({reason}); "
-            "check the name, log in for a private one (`hf auth login`), or give a local file."
+            f"--calibration {source}: there is no such file, and no such data set can be fetched from the hub "
+            f"({reason}); check the name, log in for a private one (`hf auth login`), or give a local file."
         ) from error
 
 
@@ -50,7 +50,7 @@ def choose_file(repo: str, files: list[str]) -> str:
     if not texts:
         kinds = sorted({Path(f).suffix for f in files if Path(f).suffix} - {".md"})
         raise UnsupportedError(
-            f"--calibration {repo}: the data set has no .txt or .jsonl file (it has {', '.join(kinds) or 'none at all'}); "
+            f"--calibration {repo}: the data set has no .txt or .jsonl file (it has {', '.join(kinds) or 'none'}); "
             "save some of its rows as text or JSON lines and give that: --calibration FILE."
         )
     return texts[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bitsmith.calibration.sources import CalibrationTokens, Request
+from bitsmith.calibration.sources import CalibrationTokens, Request, own_text
 from bitsmith.errors import FileError
 from bitsmith.generate import Sampling, generate_batch
 from bitsmith.model.language_model import LanguageModel
@@ -49,4 +49,4 @@ def generate_tokens(request: Request, model: LanguageModel, *, report: Report = 
     tokens = np.array(ids[:needed], np.int64).reshape(request.windows, request.context)
     if start is not None:
         tokens[:, 0] = start
-    return CalibrationTokens(f"{model.name}'s own text", tokens, request.seed)
+    return CalibrationTokens(own_text(model.name), tokens, request.seed)

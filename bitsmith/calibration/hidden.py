@@ -52,7 +52,7 @@ class HiddenStates:
         if self._held is not None:
             return self._held[at]
         values = np.empty((at.stop - at.start, *self.shape[1:]), np.float32)
-        data = memoryview(values).cast("B")
+        data = values.reshape(-1).view(np.uint8).data
         try:
             done = 0
             while done < len(data):
@@ -69,7 +69,7 @@ class HiddenStates:
         if self._held is not None:
             self._held[at] = values
             return
-        data = memoryview(np.ascontiguousarray(values.detach().cpu().numpy(), np.float32)).cast("B")
+        data = np.ascontiguousarray(values.detach().cpu().numpy(), np.float32).reshape(-1).view(np.uint8).data
         offset = at.start * self._window_bytes
         try:
             while data:

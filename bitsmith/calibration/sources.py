@@ -87,6 +87,11 @@ class CalibrationTokens:
         return CalibrationRecord(self.source, digest, windows * context, context, self.seed)
 
 
+def own_text(name: str) -> str:
+    """What records call the text that model `name` generates."""
+    return f"{name}'s own text"
+
+
 def read_tokens(request: Request, tokenizer: Tokenizer, *, vocab: int) -> CalibrationTokens:
     """The windows of a text, everywhere but "self" (see `bitsmith.calibration.generated`).
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitsmith.cli.imatrix import CalibrationContext, CalibrationSeed, CalibrationSource, CalibrationTokens, Memory
+
 if TYPE_CHECKING:
     from bitsmith.quantization import Quantized
 
@@ -24,6 +26,11 @@ def quantize(
         Path | None, typer.Option("--out", "-o", help="Output file (gguf) or folder (native); default: named for you.")
     ] = None,
     method: Annotated[str, typer.Option(help="How codes are chosen: nearest.")] = "nearest",
+    calibration: CalibrationSource = None,
+    calibration_tokens: CalibrationTokens = None,
+    calibration_context: CalibrationContext = None,
+    seed: CalibrationSeed = 0,
+    memory: Memory = None,
     pure: Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mix.")] = False,
     rule: Annotated[
         list[str] | None,
@@ -62,6 +69,11 @@ def quantize(
             to=to,
             out=out,
             method=method,
+            calibration=calibration,
+            calibration_tokens=calibration_tokens,
+            calibration_context=calibration_context,
+            seed=seed,
+            memory=memory,
             pure=pure,
             rules=rule or [],
             threads=threads,

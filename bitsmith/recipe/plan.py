@@ -6,9 +6,11 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from bitsmith.calibration.record import CalibrationRecord
 from bitsmith.checkpoint import Checkpoint
 from bitsmith.containers.base import Codec
 from bitsmith.containers.layout import FileLayout
@@ -49,6 +51,7 @@ class Options:
 
     rules: "REGEX=TYPE", unparsed: the container knows its types
     filename: the output's own name
+    calibration: None without one; mixes choose other types with one, as llama-quantize does with an imatrix
     """
 
     pure: bool = False
@@ -58,12 +61,15 @@ class Options:
     requantize: bool = False
     method: str = "nearest"
     filename: str = ""
+    calibration: CalibrationRecord | None = None
 
     def recipe(self, target: Target) -> str:
         """What decides the bytes, as one line of JSON."""
-        return json.dumps(
-            {"to": str(target), "method": self.method, "pure": self.pure, "rules": list(self.rules), "pre": self.pre}
-        )
+        chosen: dict[str, Any] = {"to": str(target), "method": self.method, "pure": self.pure}
+        chosen |= {"rules": list(self.rules), "pre": self.pre}
+        if self.calibration is not None:
+            chosen["calibration"] = self.calibration.to_dict()
+        return json.dumps(chosen)
 
 
 @dataclass(frozen=True)
