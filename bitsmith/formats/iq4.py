@@ -11,8 +11,8 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from bitsmith.fit import Levels, fit_chunks
-from bitsmith.formats.base import Params
-from bitsmith.formats.ggml_simple import BLOCK, HALF, choose_scale
+from bitsmith.formats.base import Params, Projected
+from bitsmith.formats.ggml_simple import BLOCK, HALF, choose_scale, project_d
 from bitsmith.grid import Array, Grid
 
 IQ4_TABLE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -36,6 +36,10 @@ class IQ4NL:
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """See `Format.fit`."""
         return fit_chunks(w, importance, BLOCK, 1, self._choose)
+
+    def project(self, params: Params, blocks: slice, scale: Array, offset: Array | None) -> Projected:
+        """See `Projects.project`."""
+        return project_d(scale)
 
     def grid(self, params: Params) -> Grid:
         """See `Format.grid`."""
