@@ -20,6 +20,7 @@ from bitsmith.manifest import Manifest
 from bitsmith.progress import Report, silent
 from bitsmith.recipe.estimate import expected_seconds
 from bitsmith.recipe.gguf import plan_gguf
+from bitsmith.recipe.hf_containers import plan_hf
 from bitsmith.recipe.native import plan_native
 from bitsmith.recipe.plan import Options, Plan, PlannedTensor, Target, parse_size
 
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
     from bitsmith.calibration.run import Prepared
 
 METHODS = ("nearest",)
-_PLANNERS: dict[str, Callable[[Checkpoint, Target, Options], Plan]] = {"gguf": plan_gguf, "native": plan_native}
+_PLANNERS: dict[str, Callable[[Checkpoint, Target, Options], Plan]] = {
+    "gguf": plan_gguf,
+    "native": plan_native,
+    "gptq": plan_hf,
+    "awq": plan_hf,
+    "compressed": plan_hf,
+}
 
 
 @dataclass(frozen=True)
@@ -154,6 +161,9 @@ def quantize(
     memory: str | None = None,
     pure: bool = False,
     rules: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    group_size: int | None = None,
+    symmetric: bool | None = None,
     threads: int | None = None,
     max_shard_size: str | None = None,
     pre: str | None = None,
@@ -171,6 +181,8 @@ def quantize(
     calibration: "default" (the built-in text), a text or .jsonl file, a data set of the hub, "self" (the model's own
         text), or an importance file of llama.cpp's (.gguf, .dat); None rounds without importance. The next three say
         how many tokens, in windows of how many, and which. memory: "4GB", what its hidden states may take
+    keep: regular expressions of tensors that stay in 16 bits; group_size: weights that share a scale, -1 for a whole
+        row; symmetric: without zero points; None takes the container's usual. For gptq, awq and compressed
     threads: None takes the machine's cores. max_shard_size: "2GB", "512MiB"
     dry_run: only the plan, exact in size
     on_plan: called with the plan before any weight is read
@@ -188,6 +200,9 @@ def quantize(
     options = Options(
         pure=pure,
         rules=tuple(rules),
+        keep=tuple(keep),
+        group_size=group_size,
+        symmetric=symmetric,
         pre=pre,
         max_shard_bytes=None if max_shard_size is None else parse_size(max_shard_size),
         requantize=requantize,
@@ -195,6 +210,7 @@ def quantize(
         filename=path.name,
         calibration=None if prepared is None else prepared.record,
     )
+    _check_grouping(target, options)
     planned = _planned(_PLANNERS[target.container](checkpoint, target, options), target, path, workers, prepared)
     if on_plan is not None:
         on_plan(planned)
@@ -212,15 +228,26 @@ def quantize(
     return replace(planned, manifest=manifest, seconds=time.monotonic() - started, peak_memory=_peak_memory())
 
 
+def _check_grouping(target: Target, options: Options) -> None:
+    """Raise UsageError for words that only other containers know."""
+    words = {"--keep": options.keep, "--group-size": options.group_size, "--sym and --asym": options.symmetric}
+    given = [word for word, value in words.items() if value not in ((), None)]
+    if given and target.container in ("gguf", "native"):
+        raise UsageError(
+            f"{given[0]} is for gptq, awq and compressed; {target.container} names formats (int4-g64-asym) and has "
+            "--rule 'REGEX=f16'."
+        )
+
+
 def _planned(plan: Plan, target: Target, path: Path, threads: int, prepared: Prepared | None) -> Quantized:
     """What would be made at `path`."""
     if prepared is not None:
         plan = replace(plan, warnings=(*plan.warnings, *prepared.warnings))
     files = [layout.filename for layout in plan.layouts(plan.manifest())]
-    folder = path if target.container == "native" else path.parent
+    folder = path if target.is_folder else path.parent
     return Quantized(
         target=target,
-        out=path if target.container == "native" else folder / files[0],
+        out=path if target.is_folder else folder / files[0],
         paths=tuple(folder / name for name in [*files, *plan.extras]),
         plan=plan,
         size=plan.size,
@@ -249,7 +276,7 @@ def _prepared(
 def _reserve(plan: Plan, path: Path, force: bool) -> None:
     """Fail now, rather than after the statistics pass, where the output cannot be written."""
     layouts = plan.layouts(plan.manifest())
-    with OutputFiles(path, layouts, extras=plan.extras, as_folder=plan.target.container == "native", force=force):
+    with OutputFiles(path, layouts, extras=plan.extras, as_folder=plan.target.is_folder, force=force):
         pass
 
 
@@ -262,8 +289,8 @@ def _thread_count(threads: int | None) -> int:
 
 
 def _output_path(checkpoint: Checkpoint, target: Target, out: str | Path | None) -> Path:
-    if target.container == "native":
-        return Path(out) if out else Path(f"{checkpoint.name}-native-{target.name}")
+    if target.is_folder:
+        return Path(out) if out else Path(f"{checkpoint.name}-{target.container}-{target.name}")
     if out is None:
         return Path(f"{checkpoint.name}-{target.name.upper()}.gguf")
     path = Path(out)

@@ -20,10 +20,14 @@ def quantize(
         typer.Argument(help='Hugging Face folder, .safetensors or .gguf file, hub id (owner/name), or "reference".'),
     ],
     to: Annotated[
-        str, typer.Option("--to", help="CONTAINER/FORMAT; a bare name means gguf/NAME: q4_k_m, q8_0, native/int4-g64.")
+        str,
+        typer.Option(
+            "--to",
+            help="CONTAINER/FORMAT; a bare name means gguf/NAME: q4_k_m, gptq/int4, compressed/w8a8.",
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Output file (gguf) or folder (native); default: named for you.")
+        Path | None, typer.Option("--out", "-o", help="Output file (gguf) or folder (others); default: named for you.")
     ] = None,
     method: Annotated[str, typer.Option(help="How codes are chosen: nearest.")] = "nearest",
     calibration: CalibrationSource = None,
@@ -35,6 +39,18 @@ def quantize(
     rule: Annotated[
         list[str] | None,
         typer.Option("--rule", help="REGEX=TYPE, searched in the output tensor's name; the first match wins."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option("--keep", help="REGEX of tensors that stay in 16 bits (gptq, awq, compressed)."),
+    ] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option(help="Weights that share a scale, -1: a whole row (gptq, awq, compressed); default: 128."),
+    ] = None,
+    symmetric: Annotated[
+        bool | None,
+        typer.Option("--sym/--asym", help="Without or with zero points (gptq, awq, compressed).", show_default=False),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Worker threads; default: the machine's cores.")] = None,
     max_shard_size: Annotated[
@@ -76,6 +92,9 @@ def quantize(
             memory=memory,
             pure=pure,
             rules=rule or [],
+            keep=keep or [],
+            group_size=group_size,
+            symmetric=symmetric,
             threads=threads,
             max_shard_size=max_shard_size,
             pre=pre,

@@ -20,6 +20,7 @@ from bitsmith.containers.base import RowAxis, cut, join_slabs
 from bitsmith.containers.integers import WORD, layout_name, pack_words, unpack_words
 from bitsmith.errors import UnsupportedError
 from bitsmith.formats.affine import Affine
+from bitsmith.formats.base import Format
 from bitsmith.formats.precision import as_numpy
 from bitsmith.tensor import QuantTensor
 
@@ -87,6 +88,12 @@ class AwqCodec:
         rows = parts["scales"].shape[1]
         packed = {name: _pack(_unpack(parts[name], rows)[:, start:stop]) for name in ("qweight", "qzeros")}
         return {**packed, "scales": cut(parts["scales"], 1, start, stop)}
+
+
+def awq_codec(format: Format) -> AwqCodec | None:
+    """The codec of asymmetric 4-bit integers with float16 scales; None for other formats."""
+    held = isinstance(format, Affine) and (format.bits, format.asymmetric, format.precision) == (4, True, "f16")
+    return AwqCodec(format) if held and isinstance(format, Affine) else None
 
 
 def _pack(codes: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from bitsmith.containers.integers import WORD, layout_name, pack_words, unpack_w
 from bitsmith.containers.patterns import from_patterns, to_patterns
 from bitsmith.errors import TensorError, UnsupportedError
 from bitsmith.formats.affine import Affine
+from bitsmith.formats.base import Format
 from bitsmith.formats.codebook import Codebook
 from bitsmith.formats.precision import as_numpy
 from bitsmith.formats.tensorwide import TensorWide
@@ -263,6 +264,16 @@ class FloatCodec:
         row = self.format.row if isinstance(self.format, TensorWide) else self.format
         assert isinstance(row, Codebook)
         return row
+
+
+def compressed_codec(format: Format) -> PackedCodec | FloatCodec | None:
+    """The codec of integers, packed, and of FP8; None for other formats."""
+    if isinstance(format, Affine):
+        return PackedCodec(format)
+    row = format.row if isinstance(format, TensorWide) else format
+    if isinstance(row, Codebook) and row.name.startswith("fp8") and isinstance(format, Codebook | TensorWide):
+        return FloatCodec(format)
+    return None
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:

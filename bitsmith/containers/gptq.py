@@ -22,6 +22,7 @@ from bitsmith.containers.base import RowAxis, cut, join_slabs
 from bitsmith.containers.integers import WORD, layout_name, pack_words, unpack_words, word_count
 from bitsmith.errors import TensorError, UnsupportedError
 from bitsmith.formats.affine import Affine
+from bitsmith.formats.base import Format
 from bitsmith.formats.precision import as_numpy
 from bitsmith.tensor import QuantTensor
 
@@ -159,3 +160,10 @@ class GptqCodec:
 
     def _in_order(self, cols: int) -> np.ndarray:
         return (np.arange(cols) // (self.format.group or cols)).astype(WORD)
+
+
+def gptq_codec(format: Format) -> GptqCodec | None:
+    """The codec of integers with float16 scales; v1 where it can be: symmetric, 4 or 8 bits. None for other formats."""
+    if not isinstance(format, Affine) or format.precision != "f16":
+        return None
+    return GptqCodec(format, int(not format.asymmetric and format.bits in (4, 8)))

@@ -117,6 +117,11 @@ class SafetensorsSource:
             parts[part] = raw.view(dtype).reshape(found)
         return parts if (first, last) == (start, stop) else codec.window(parts, start - first, stop - first)
 
+    def gathered(self, name: str) -> bool:
+        """Whether rows are no contiguous bytes of the tensor's entries, see `Gathered`."""
+        folded = self._folded.get(name)
+        return folded is not None and isinstance(folded.codec, Gathered)
+
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows start..stop decoded: float32 [stop - start, cols]; a vector is one row.
 

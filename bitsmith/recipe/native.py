@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from bitsmith import __version__
-from bitsmith.arch.hf_config import config_to_hf
-from bitsmith.arch.names import hf_name, is_permuted
-from bitsmith.arch.spec import ARCHITECTURES
-from bitsmith.arch.tensors import ROPE_FREQS
 from bitsmith.checkpoint import Checkpoint, require_float
 from bitsmith.containers import codec_for
+from bitsmith.containers.hf_files import FLOATS
 from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.native_files import NativeTensor, native_files
 from bitsmith.errors import UnsupportedError
 from bitsmith.formats import FORMATS, get_format, resolve
 from bitsmith.manifest import Manifest, placeholder
-from bitsmith.recipe.plan import Options, Plan, PlannedTensor, RowOrder, Target
+from bitsmith.recipe.folder import KEPT, as_float, beside, model_config, unused, wanted_tensors
+from bitsmith.recipe.plan import Options, Plan, PlannedTensor, Target
 from bitsmith.recipe.rules import Rule, first_match
 
-FLOATS: Mapping[str, int] = {"f32": 4, "f16": 2, "bf16": 2}
 BARE = frozenset({"int8", "int4", "int3", "int2"} | {f"int{bits}-asym" for bits in (8, 4, 3, 2)})
-_KEPT = re.compile(r"embed|\bwte\b|\bwpe\b|lm_head|router|\bgate\.weight$|conv|norm")
-_TOKENIZER_FILES = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 
 def plan_native(checkpoint: Checkpoint, target: Target, options: Options) -> Plan:
@@ -50,13 +35,16 @@ def plan_native(checkpoint: Checkpoint, target: Target, options: Options) -> Pla
         get_format(target.name)
     rules = [Rule.parse(text, {*FORMATS, *BARE, *FLOATS}) for text in options.rules]
     require_float(checkpoint, requantize=options.requantize)
-    tensors = tuple(_plan_tensor(t, target, options, rules) for t in _wanted(checkpoint))
+    tensors = tuple(_plan_tensor(t, target, options, rules) for t in wanted_tensors(checkpoint))
     names = [tensor.info.name for tensor in tensors]
     stored = [NativeTensor(tensor.info, tensor.parts) for tensor in tensors]
 
     def layouts(manifest: Manifest) -> list[FileLayout]:
         return native_files(stored, manifest, max_shard_bytes=options.max_shard_bytes)[0]
 
+    config = model_config(checkpoint)
+    if target.name not in FLOATS:
+        config["quantization_config"] = {"quant_method": "bitsmith", "format": target.name}
     _, index = native_files(stored, placeholder("", "", ()), max_shard_bytes=options.max_shard_bytes)
     return Plan(
         checkpoint=checkpoint,
@@ -65,49 +53,26 @@ def plan_native(checkpoint: Checkpoint, target: Target, options: Options) -> Pla
         version=__version__,
         tensors=tensors,
         layouts=layouts,
-        extras={**_beside(checkpoint, target), **index},
-        warnings=tuple(_unused(rules, names)),
+        extras={**beside(checkpoint, config), **index},
+        warnings=tuple(unused(rules, names)),
     )
-
-
-def _wanted(checkpoint: Checkpoint) -> list[PlannedTensor]:
-    """Every tensor of the source under its Hugging Face name, still in its own layout.
-
-    A GGUF source of unknown architecture keeps its GGUF names.
-    """
-    tensors = checkpoint.source.tensors.values()
-    if checkpoint.naming == "hf" or isinstance(checkpoint.shape, Exception):
-        return [PlannedTensor(info, info.name, info.layout, {}, "") for info in tensors]
-    config = checkpoint.config
-    wanted = []
-    for info in tensors:
-        name = hf_name(info.name)
-        if info.name == ROPE_FREQS:  # config.json says the same
-            continue
-        if name is None:
-            raise UnsupportedError(f"{checkpoint.source.path}: {info.name} has no Hugging Face name.")
-        order = None
-        if ARCHITECTURES[config.arch].permuted and is_permuted(info.name):
-            order = RowOrder(config.heads if ".attn_q." in info.name else config.kv_heads, interleave=False)
-        wanted.append(PlannedTensor(replace(info, name=name), info.name, info.layout, {}, "", order=order))
-    return wanted
 
 
 def _plan_tensor(tensor: PlannedTensor, target: Target, options: Options, rules: Sequence[Rule]) -> PlannedTensor:
     rule = first_match(rules, tensor.info.name)
     if len(tensor.info.shape) < 2:
-        return _as_float(tensor, "f32" if tensor.source_layout not in FLOATS else tensor.source_layout, "a vector")
+        return as_float(tensor, "f32" if tensor.source_layout not in FLOATS else tensor.source_layout, "a vector")
     if rule is not None:
         return _as_type(tensor, rule.type, f"rule '{rule}'")
-    if _KEPT.search(tensor.info.name) and not options.pure and target.name not in FLOATS:
+    if KEPT.search(tensor.info.name) and not options.pure and target.name not in FLOATS:
         kept = tensor.source_layout if tensor.source_layout in FLOATS else "f16"
-        return _as_float(tensor, kept, "embedding, head or router keeps its precision")
+        return as_float(tensor, kept, "embedding, head or router keeps its precision")
     return _as_type(tensor, target.name, "pure" if options.pure else target.name)
 
 
 def _as_type(tensor: PlannedTensor, name: str, reason: str) -> PlannedTensor:
     if name in FLOATS:
-        return _as_float(tensor, name, reason)
+        return as_float(tensor, name, reason)
     info = tensor.info
     try:
         format = resolve(name, info.cols)
@@ -118,38 +83,3 @@ def _as_type(tensor: PlannedTensor, name: str, reason: str) -> PlannedTensor:
     nbytes = sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in parts.values())
     info = replace(info, layout=f"bitsmith/{format.name}", nbytes=nbytes)
     return replace(tensor, info=info, parts=parts, reason=reason, format=format, codec=codec)
-
-
-def _as_float(tensor: PlannedTensor, name: str, reason: str) -> PlannedTensor:
-    info = replace(tensor.info, layout=name, nbytes=tensor.info.parameters * FLOATS[name])
-    parts = {"data": ((info.rows, info.cols * FLOATS[name]), np.dtype(np.uint8))}
-    return replace(tensor, info=info, parts=parts, reason=reason)
-
-
-def _beside(checkpoint: Checkpoint, target: Target) -> dict[str, bytes]:
-    """config.json, saying how the weights are stored, and the tokenizer's files."""
-    if checkpoint.naming == "hf":
-        assert checkpoint.folder is not None
-        config = dict(checkpoint.hf_config)
-        found = {name: checkpoint.folder / name for name in _TOKENIZER_FILES}
-        files = {name: path.read_bytes() for name, path in found.items() if path.is_file()}
-    else:
-        config = {} if isinstance(checkpoint.shape, Exception) else config_to_hf(checkpoint.config)
-        files = _tokenizer_from_gguf(checkpoint)
-    config.pop("quantization_config", None)
-    if target.name not in FLOATS:
-        config["quantization_config"] = {"quant_method": "bitsmith", "format": target.name}
-    return {"config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(), **files}
-
-
-def _tokenizer_from_gguf(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """None where the file has no vocabulary; weights without one can still be measured and taken apart."""
-    from bitsmith.tokenizer.from_gguf import vocabulary_from_gguf
-    from bitsmith.tokenizer.to_hf import tokenizer_files
-
-    metadata = checkpoint.source.metadata
-    return tokenizer_files(vocabulary_from_gguf(metadata)) if "tokenizer.ggml.model" in metadata else {}
-
-
-def _unused(rules: Sequence[Rule], names: Collection[str]) -> list[str]:
-    return [f"rule '{rule}' matches no tensor" for rule in rules if not any(rule.matches(name) for name in names)]

@@ -19,7 +19,7 @@ from bitsmith.formats.base import Format
 from bitsmith.manifest import Manifest, TensorRecord, placeholder
 from bitsmith.tensor import TensorInfo
 
-CONTAINERS = ("gguf", "native")
+CONTAINERS = ("gguf", "native", "gptq", "awq", "compressed")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class Target:
 
     def __str__(self) -> str:
         return f"{self.container}/{self.name}"
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the output is a folder: all containers but GGUF."""
+        return self.container != "gguf"
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -50,6 +55,9 @@ class Options:
     """What the user chose beside the target.
 
     rules: "REGEX=TYPE", unparsed: the container knows its types
+    keep: regular expressions; tensors whose name one of them finds stay in 16 bits
+    group_size: weights that share a scale, -1: a whole row; None: the container's usual
+    symmetric: None: the container's usual. These three are for gptq, awq and compressed
     filename: the output's own name
     calibration: None without one; mixes choose other types with one, as llama-quantize does with an imatrix
     """
@@ -62,11 +70,16 @@ class Options:
     method: str = "nearest"
     filename: str = ""
     calibration: CalibrationRecord | None = None
+    keep: tuple[str, ...] = ()
+    group_size: int | None = None
+    symmetric: bool | None = None
 
     def recipe(self, target: Target) -> str:
         """What decides the bytes, as one line of JSON."""
         chosen: dict[str, Any] = {"to": str(target), "method": self.method, "pure": self.pure}
         chosen |= {"rules": list(self.rules), "pre": self.pre}
+        grouping = {"keep": list(self.keep), "group_size": self.group_size, "symmetric": self.symmetric}
+        chosen |= {name: value for name, value in grouping.items() if value not in (None, [])}
         if self.calibration is not None:
             chosen["calibration"] = self.calibration.to_dict()
         return json.dumps(chosen)
