@@ -196,7 +196,8 @@ def _encode_rounded(plan: Plan, calibrated: Calibrated) -> Iterator[tuple[Chunk,
 
 def _pack_rounded(source: Source, chunk: Chunk, tensor: QuantTensor) -> Encoded:
     planned = chunk.planned
-    assert planned.source is not None and planned.codec is not None
+    assert planned.source is not None
+    assert planned.codec is not None
     packed = source.packed(planned.source, chunk.start, chunk.stop)
     part = QuantTensor(
         tensor.format,

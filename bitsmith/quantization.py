@@ -27,7 +27,7 @@ from bitsmith.recipe.plan import Options, Plan, PlannedTensor, Target, parse_siz
 if TYPE_CHECKING:
     from bitsmith.calibration.run import Prepared
 
-METHODS = ("nearest",)
+METHODS = ("nearest", "gptq")
 _PLANNERS: dict[str, Callable[[Checkpoint, Target, Options], Plan]] = {
     "gguf": plan_gguf,
     "native": plan_native,
@@ -197,6 +197,10 @@ def quantize(
     checkpoint = open_checkpoint(model, revision=revision)
     path = _output_path(checkpoint, target, out)
     prepared = _prepared(checkpoint, calibration, calibration_tokens, calibration_context, seed)
+    if method != "nearest":
+        from bitsmith.calibration.decide import check_method
+
+        check_method(prepared, method)
     options = Options(
         pure=pure,
         rules=tuple(rules),
@@ -217,14 +221,17 @@ def quantize(
     if dry_run:
         return planned
     started = time.monotonic()
-    plan, columns = planned.plan, None
+    plan, calibrated = planned.plan, None
     if prepared is not None:
+        from bitsmith.calibration.decide import decide
+
         _reserve(plan, path, force)
+        prepared = prepared.read(threads=workers, report=report)
         importance = prepared.importance(memory=room, threads=workers, report=report)
         plan = replace(plan, recipe=replace(options, calibration=importance.record).recipe(plan.target))
-        columns = importance.by_output([tensor.info for tensor in plan.tensors])
+        calibrated = decide(plan, prepared, importance, method, memory=room, report=report)
         planned = replace(planned, plan=plan, calibration=importance.record)
-    manifest = execute(plan, path, threads=workers, importance=columns, force=force, report=report)
+    manifest = execute(plan, path, threads=workers, calibrated=calibrated, force=force, report=report)
     return replace(planned, manifest=manifest, seconds=time.monotonic() - started, peak_memory=_peak_memory())
 
 

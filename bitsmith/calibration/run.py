@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,17 +64,20 @@ class Prepared:
             )
         from bitsmith.calibration.collect import collect
 
-        tokens = self.tokens or self._generated(threads, report)
+        tokens = self.read(threads=threads, report=report).tokens
+        assert tokens is not None
         return collect(self.checkpoint, tokens, wanted=wanted, memory=memory, threads=threads, report=report)
 
-    def _generated(self, threads: int | None, report: Report) -> CalibrationTokens:
+    def read(self, *, threads: int | None = None, report: Report = silent) -> Prepared:
+        """The same with its tokens: where they are the model's own text, it is generated now."""
+        if self.request is None or self.tokens is not None:
+            return self
         from bitsmith.calibration.generated import generate_tokens
         from bitsmith.model.language_model import load_language_model
 
-        assert self.request is not None
-        return generate_tokens(
-            self.request, load_language_model(self.checkpoint, threads=threads, report=report), report=report
-        )
+        model = load_language_model(self.checkpoint, threads=threads, report=report)
+        tokens = generate_tokens(self.request, model, report=report)
+        return replace(self, tokens=tokens, record=tokens.record)
 
 
 def prepare(
@@ -93,8 +96,8 @@ def prepare(
     """
     path = Path(source or "").expanduser()
     if source is not None and is_imatrix_name(path):
-        ready, warnings = from_file(path, checkpoint.source.tensors.values())
-        return Prepared(checkpoint, ready.record, warnings, ready=ready)
+        ready, notes = from_file(path, checkpoint.source.tensors.values())
+        return Prepared(checkpoint, ready.record, notes, ready=ready)
     config = checkpoint.config
     require_torch()
     request = Request.of(source, limit=config.context, tokens=tokens, context=context, seed=seed)
