@@ -1,5 +1,7 @@
 """Streaming statistics equal those of all tokens at once, however the tokens are cut."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ def inputs() -> np.ndarray:
 def test_sums_are_those_of_all_tokens(cuts: list[int], kind, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stats, "_CHUNK", 100)
     x, meter = inputs(), StatsMeter(12, gram=True)
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in pairwise(cuts):
         meter.add(kind(x[start:stop]).reshape(1, -1, 12))
     found, wide = meter.result(), x.astype(np.float64)
     assert found.count == 50

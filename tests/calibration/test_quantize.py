@@ -33,6 +33,7 @@ from tests.cli.command import Command
 from tests.gguf_files import write_gguf
 from tests.tiny import CONFIG, HIDDEN, make_folder, weights
 
+LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 WORDS = {"calibration": "default", "calibration_tokens": 640, "calibration_context": 64}
 
 
@@ -205,7 +206,7 @@ def test_experts_in_one_tensor_are_weighted_each_by_its_own(tmp_path: Path, monk
         ({"blk.1.attn_q.weight": Entry(np.ones((1, 32), np.float32), np.array([1]))}, "rows of 64, found 32"),
         ({"blk.1.attn_q.weight": Entry(np.ones((2, HIDDEN), np.float32), np.array([1, 1]))}, "found 128"),
         (
-            {f"blk.1.{n}.weight": None for n in "attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down".split()},
+            {f"blk.1.{name}.weight": None for name in LINEARS},
             r"entries for 1 layers, none for that of blk\.1\.",
         ),
     ],
@@ -258,11 +259,12 @@ def test_what_cannot_be_written_fails_before_the_pass(tiny: Path, tmp_path: Path
 def test_only_the_pass_imports_torch(tiny: Path, tmp_path: Path, imatrix: Path) -> None:
     script = (
         "import sys, bitsmith\n"
-        f"bitsmith.quantize({str(tiny)!r}, to='q4_k_m', out={str(tmp_path / 'a.gguf')!r})\n"
-        f"bitsmith.quantize({str(tiny)!r}, to='q4_k_m', out={str(tmp_path / 'b.gguf')!r}, calibration={str(imatrix)!r})\n"
+        "model, out, imatrix = sys.argv[1:]\n"
+        "bitsmith.quantize(model, to='q4_k_m', out=out)\n"
+        "bitsmith.quantize(model, to='q4_k_m', out=out, calibration=imatrix, force=True)\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules, 'imported'"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    subprocess.run([sys.executable, "-c", script, tiny, tmp_path / "x.gguf", imatrix], check=True)
 
 
 def test_the_imatrix_command(bitsmith_command: Command, tiny: Path, tmp_path: Path) -> None:
