@@ -46,8 +46,8 @@ def check_method(prepared: Prepared | None, method: str) -> None:
         raise UsageError(f"--method {method} needs --calibration: default (the built-in text), a text, or self.")
     if prepared.request is None:
         raise UsageError(
-            f"--method {method} needs a text to run the model on; an importance file ({prepared.record.source}) holds no "
-            "activations. Give --calibration default, or a text."
+            f"--method {method} needs a text to run the model on; {prepared.record.source} is an importance file, "
+            "without activations. Give --calibration default, or a text."
         )
 
 

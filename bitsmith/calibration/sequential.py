@@ -50,8 +50,8 @@ def gptq_blocks(
     memory: int | None = None,
     report: Report = silent,
 ) -> Iterator[RoundedLinear]:
-    """GPTQ (Frantar et al. 2022) over all blocks; linears of a group share a Hessian, groups are taken in the order they
-    are computed, each after the ones before it were rounded.
+    """GPTQ (Frantar et al. 2022) over all blocks. Linears of a group share a Hessian; groups are taken in the order
+    they are computed, each after the ones before it were rounded.
 
     formats: by GGUF name without ".weight"; linears that are not named stay as they are
     memory: bytes for hidden states, see `HiddenStates`
