@@ -110,7 +110,7 @@ class BlockTuner:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * (1.0 - (step - 1) / steps)
             optimizer.zero_grad()
-            self._loss(block, inputs[batch], targets[batch]).backward()
+            torch.autograd.backward(self._loss(block, inputs[batch], targets[batch]))
             optimizer.step()
             if step == steps or step % max(1, steps // _JUDGED) == 0:
                 loss = self._judge(block, inputs, targets, judged)

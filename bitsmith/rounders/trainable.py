@@ -64,7 +64,7 @@ class TrainableMatrix:
     def values(self) -> Tensor:
         """The decoded matrix, float32 [rows, cols], differentiable in `offsets` and `changes`."""
         grid = self.format.grid(self._params())
-        blocks: Tensor = _Decoded.apply(self._weight, self.offsets, grid.scale, grid.offset, grid.table)
+        blocks: Tensor = _Decoded.apply(self._weight, self.offsets, grid.scale, grid.offset, grid.table)  # type: ignore[no-untyped-call]
         return blocks
 
     def frozen(self) -> QuantTensor:
@@ -92,7 +92,7 @@ class TrainableMatrix:
         else:
             wanted = origin + change * float(limits[1])
             exact = wanted.detach().round().clamp(*limits)
-        straight: Tensor = _Straight.apply(wanted, exact)
+        straight: Tensor = _Straight.apply(wanted, exact)  # type: ignore[no-untyped-call]
         return straight
 
 
@@ -204,7 +204,7 @@ class _Decoded(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         place, scale = ctx.place, ctx.scale
         inside = gradient * place.inside
         step = inside if place.gap is None else inside * place.gap
@@ -223,5 +223,5 @@ class _Straight(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return gradient, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -76,7 +77,7 @@ def test_gradients_are_those_of_the_unrounded_grid(name: str) -> None:
     start = start_of(gaussian(4, 256), name)
     matrix = TrainableMatrix(start)
     weight = torch.tensor(gaussian(4, 256, seed=2))
-    (matrix.values() * weight).sum().backward()
+    torch.autograd.backward((matrix.values() * weight).sum())
     grid = start.tensor.format.grid(start.tensor.params)
     scale = np.repeat(grid.scale, 256 // grid.scale.shape[1], axis=1)
     base = 0.0 if grid.offset is None else np.repeat(grid.offset, 256 // grid.scale.shape[1], axis=1)
@@ -130,7 +131,7 @@ def test_a_tuned_block_is_nearer_to_the_original(name: str) -> None:
     )
 
 
-def relative_error(decoder: Decoder, tensors: dict[str, QuantTensor], x: np.ndarray, y: np.ndarray) -> float:
+def relative_error(decoder: Decoder, tensors: Mapping[str, QuantTensor], x: np.ndarray, y: np.ndarray) -> float:
     """The same, through plain dense weights."""
     block = decoder.weights.blocks[0]
     dense = {

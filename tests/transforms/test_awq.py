@@ -41,7 +41,7 @@ def test_the_search_lowers_the_error_it_reports(name: str) -> None:
 
 def test_nothing_is_rescaled_where_nothing_is_gained() -> None:
     flat = np.random.default_rng(0).choice([-1.0, 1.0], (400, 256)).astype(np.float32)
-    exact = np.tile(np.float32([-7, 7, 3, 1]), (24, 64))
+    exact = np.tile(np.array([-7, 7, 3, 1], np.float32), (24, 64))
     found = Awq(steps=4)(alone(), {"ffn_down": exact}, {"ffn_down": get_format("int4-g128")}, stats_of(flat), ROWS)
     assert not found.changes
     assert found.loss_after == found.loss_before
@@ -64,11 +64,11 @@ def test_dead_and_tied_columns() -> None:
 def test_factors_have_geometric_mean_one_and_stay_bounded() -> None:
     live = np.ones(8, bool)
     live[2] = False
-    scale = settled(np.float64([1, 2, 0, 4, 8, 1e9, 1, 1]), live, np.arange(8))
+    scale = settled(np.array([1, 2, 0, 4, 8, 1e9, 1, 1], np.float64), live, np.arange(8))
     assert scale[2] == 1.0
     assert scale.max() == 2.0**10
     assert np.log(
-        settled(np.float64([1, 2, 4, 8, 1, 1, 1, 1]), np.ones(8, bool), np.arange(8))
+        settled(np.array([1, 2, 4, 8, 1, 1, 1, 1], np.float64), np.ones(8, bool), np.arange(8))
     ).mean() == pytest.approx(0.0, abs=1e-6)
     assert (settled(np.ones(4), np.zeros(4, bool), np.arange(4)) == 1.0).all()
 

@@ -27,10 +27,10 @@ def test_outliers_are_smoothed(activations: str) -> None:
 
 
 def test_tokens_are_scaled_by_themselves_or_together() -> None:
-    x = np.float32([[1.0, -0.5, 0.004], [100.0, 3.0, 0.3]])
+    x = np.array([[1.0, -0.5, 0.004], [100.0, 3.0, 0.3]], np.float32)
     alone_ = rounded_activations(x, get_format("int8-channel"), 100.0)
     together = rounded_activations(x, get_format("int8-tensor"), 100.0)
-    assert (np.abs(alone_ - x) <= 0.5 / 127 * np.float32([[1.0], [100.0]]) + 1e-6).all()
+    assert (np.abs(alone_ - x) <= 0.5 / 127 * np.array([[1.0], [100.0]], np.float32) + 1e-6).all()
     assert alone_[0, 0] == pytest.approx(1.0)
     np.testing.assert_allclose(together, np.round(x * 1.27) / 1.27, rtol=1e-5)
 
