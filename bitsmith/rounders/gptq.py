@@ -26,6 +26,7 @@ from bitsmith.rounders.hessian import DAMPING, STEP, Factor, Order, prepare
 from bitsmith.rounders.lattice import STRIP, Lattice, Slab, output_error, product
 
 SLAB_ROWS = 2048  # rows worked on at once by `gptq`; a slab takes some ten times its weights in memory
+EVEN_ROWS = 16  # slabs are filled up to a multiple: products of fewer rows are summed in another order
 SWEEPS = 3
 
 
@@ -85,10 +86,10 @@ def gptq_rows(w: Array, format: Format, factor: Factor, *, sweeps: int = SWEEPS,
 
     A row that GPTQ rounds worse than nearest keeps nearest. Rows do not influence each other, and sums run in a fixed
     order: how rows are cut into slabs does not change the codes, nor does the number of threads, as far as the
-    linear algebra library sums 128 products in the same order whatever the number of rows (MKL and OpenBLAS do).
+    linear algebra library sums 128 products in one order for any multiple of 16 rows (MKL does).
     Raises TensorError where `w` is not finite or does not fit the Hessian.
     """
-    rows = _on_device(w, factor)
+    rows = _even(_on_device(w, factor))
     params = _fitted(format, rows, factor.importance)
     grid = format.grid(params)
     codes = grid.nearest(rows)
@@ -98,13 +99,14 @@ def gptq_rows(w: Array, format: Format, factor: Factor, *, sweeps: int = SWEEPS,
         descend(slab, format, factor, refit=refit)
     error = output_error(slab.error, factor)
     better = error < nearest_error
-    chosen = torch.where(better[:, None], slab.lattice.codes(slab.levels).T, codes).contiguous()
-    params = {name: torch.where(better[:, None], slab.params[name], p) for name, p in params.items()}
+    count = w.shape[0]
+    chosen = torch.where(better[:, None], slab.lattice.codes(slab.levels).T, codes)[:count].contiguous()
+    params = {name: torch.where(better[:, None], slab.params[name], p)[:count] for name, p in params.items()}
     report = GptqReport(
-        rows=rows.shape[0],
-        error=float(torch.minimum(error, nearest_error).sum()),
-        nearest=float(nearest_error.sum()),
-        kept=int((error > nearest_error).sum()),
+        rows=count,
+        error=float(torch.minimum(error, nearest_error)[:count].sum()),
+        nearest=float(nearest_error[:count].sum()),
+        kept=int((error > nearest_error)[:count].sum()),
         damping=factor.damping,
         dead=factor.dead,
     )
@@ -136,6 +138,11 @@ def _on_device(w: Array, factor: Factor) -> Tensor:
     if not bool(torch.isfinite(rows).all()):
         raise TensorError("the weights hold NaN or infinite values; the checkpoint is damaged: download it again.")
     return rows
+
+
+def _even(rows: Tensor) -> Tensor:
+    missing = -rows.shape[0] % EVEN_ROWS
+    return torch.cat([rows, rows.new_zeros(missing, rows.shape[1])]) if missing else rows
 
 
 def _fitted(format: Format, rows: Tensor, importance: Tensor) -> dict[str, Tensor]:

@@ -65,7 +65,7 @@ class Factor:
         return by_column
 
 
-def prepare(hessian: Array, *, order: Order = "natural", damping: float = DAMPING) -> Factor:
+def prepare(hessian: Array, *, order: Order = "activation", damping: float = DAMPING) -> Factor:
     """Factor a Hessian: the mean or sum of x^T x, [cols, cols], numpy or torch; its scale does not matter.
 
     order: "activation" rounds the columns of largest diagonal first
@@ -147,3 +147,38 @@ def _upper_root(block: Tensor) -> Tensor | None:
         return None
     root: Tensor = lower.flip(0, 1).contiguous()
     return root
+
+
+def correction(factor: Factor, drift: Array) -> Tensor:
+    """What makes up for inputs that earlier rounding has changed: M, float32 [cols, cols], see `corrected`.
+
+    drift: mean of (x - x')^T x', [cols, cols], in the units of the Hessian: x the original model's input of this
+        linear, x' the quantized prefix's, which the Hessian is made of
+
+    Weights w + w M come nearest to giving x' the outputs that w gives x: |w x - v x'|^2 is least for
+    v = w + w (x - x')^T x' (x'^T x')^-1, and what a rounded v loses beyond that is e H e^T as ever. This is the
+    asymmetric calibration of Li et al. 2025 (GPTAQ), solved at once instead of column by column, so that it serves
+    every rounder. The Hessian is damped. Raises TensorError where `drift` has another shape or is not finite.
+    """
+    given = torch.as_tensor(drift, device=factor.hessian.device).float()
+    if given.shape != factor.hessian.shape or not math.isfinite(float(given.abs().sum())):
+        raise TensorError(
+            f"the drift of inputs must be finite and {list(factor.hessian.shape)}, like the Hessian; found "
+            f"{list(given.shape)}. Calibrate again."
+        )
+    upper = torch.triu(factor.feedback, 1)
+    solved = torch.linalg.solve_triangular(upper.T, given[:, factor.order], upper=False, left=False, unitriangular=True)
+    solved /= factor.pivots
+    solved = torch.linalg.solve_triangular(upper, solved, upper=True, left=False, unitriangular=True)
+    by_column = torch.empty_like(solved)
+    by_column[:, factor.order] = solved
+    return by_column
+
+
+def corrected(w: Array, moves: Tensor) -> Array:
+    """w + w M: float32 [rows, cols], numpy or torch, and M of `correction` -> the same kind as `w`."""
+    rows = torch.as_tensor(w, device=moves.device)
+    out = rows.clone()
+    for start in range(0, rows.shape[1], STEP):
+        out.addmm_(rows[:, start : start + STEP], moves[start : start + STEP])
+    return out if isinstance(w, Tensor) else out.numpy()
