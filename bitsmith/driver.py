@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from bitsmith.arch.names import permute_rows, unpermute_rows
-from bitsmith.containers.base import Source
+from bitsmith.containers.base import Gathered, Source
 from bitsmith.containers.floats import decode_numbers, encode_float
 from bitsmith.containers.output import OutputFiles
 from bitsmith.errors import TensorError
@@ -29,11 +31,12 @@ _LARGEST_F16 = 65504.0
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows start..stop of one planned tensor."""
+    """Rows start..stop of one planned tensor; importance: of their columns, [cols] float32 or None."""
 
     planned: PlannedTensor
     start: int
     stop: int
+    importance: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -51,31 +54,74 @@ class Encoded:
     squared_weight: float
 
 
-def execute(plan: Plan, target: Path, *, threads: int, force: bool = False, report: Report = silent) -> Manifest:
+@dataclass(frozen=True)
+class Calibrated:
+    """What a calibration decided.
+
+    importance: by output name, float32 [matrices, cols]; tensors that are not in it are rounded without
+    elsewhere: output names of the tensors that `rounded` gives; no other code chooses theirs
+    rounded: pairs of an output name and the whole tensor's codes, rows in the source's order, in any order of names
+    """
+
+    importance: Mapping[str, np.ndarray] = field(default_factory=dict)
+    elsewhere: frozenset[str] = frozenset()
+    rounded: Iterable[tuple[str, QuantTensor]] = ()
+
+
+def execute(
+    plan: Plan,
+    target: Path,
+    *,
+    threads: int,
+    calibrated: Calibrated | None = None,
+    force: bool = False,
+    report: Report = silent,
+) -> Manifest:
     """Quantize as planned into `target`, verify, rename. Returns the manifest written.
 
-    Peak memory is a few chunks a thread, whatever the model's size. The bytes written depend neither on the
+    Peak memory is a few chunks a thread, whatever the model's size, and the packed bytes of one tensor where its
+    container does not keep the order of rows. The bytes written depend neither on the
     thread count nor on the time. Raises TensorError for weights that cannot be stored, FileError for the disk.
     """
-    as_folder = plan.target.container == "native"
+    as_folder = plan.target.is_folder
+    calibrated = calibrated or Calibrated()
     layouts = plan.layouts(plan.manifest())
     total = sum(t.info.parameters for t in plan.tensors)
     with OutputFiles(target, layouts, extras=plan.extras, as_folder=as_folder, force=force) as output:
-        records: list[TensorRecord] = []
+        records: dict[str, TensorRecord] = {}
         done = 0
         tally = _Tally()
-        for chunk, encoded in _encode_all(plan, threads):
+        for chunk, encoded in chain(_encode_all(plan, calibrated, threads), _encode_rounded(plan, calibrated)):
+            name = chunk.planned.info.name
             for part, data in encoded.parts.items():
-                output.write(chunk.planned.info.name, part, _bytes_of(data))
+                output.write(name, part, _bytes_of(data))
             tally.add(encoded)
             done += (chunk.stop - chunk.start) * chunk.planned.info.cols
-            report(Progress("quantize", done, total, "weights", chunk.planned.info.name))
+            report(Progress("quantize", done, total, "weights", name))
             if chunk.stop == chunk.planned.info.rows:
-                records.append(tally.record(chunk.planned, output))
+                records[name] = tally.record(chunk.planned, output)
                 tally = _Tally()
-        manifest = plan.manifest(records)
+        manifest = plan.manifest([records[t.info.name] for t in plan.tensors])
         output.commit(plan.layouts(manifest), report)
     return manifest
+
+
+def _in_file_order(
+    chunk: Chunk, parts: Mapping[str, np.ndarray], slabs: list[Mapping[str, np.ndarray]]
+) -> Mapping[str, np.ndarray]:
+    """What can be written now: nothing before the last chunk of a tensor whose codec must see it whole.
+
+    slabs: its parts so far; emptied with the last
+    """
+    codec = chunk.planned.codec
+    if not isinstance(codec, Gathered):
+        return parts
+    slabs.append(parts)
+    if chunk.stop < chunk.planned.info.rows:
+        return {}
+    joined = codec.join(slabs)
+    slabs.clear()
+    return joined
 
 
 class _Tally:
@@ -98,12 +144,12 @@ class _Tally:
         return TensorRecord(planned.info.name, joined_hash(hashes), self._source.hexdigest(), error)
 
 
-def _encode_all(plan: Plan, threads: int) -> Iterator[tuple[Chunk, Encoded]]:
+def _encode_all(plan: Plan, calibrated: Calibrated, threads: int) -> Iterator[tuple[Chunk, Encoded]]:
     """Chunks in file order, encoded by a pool that runs at most two chunks a thread ahead."""
     waiting: deque[tuple[Chunk, Future[Encoded]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for chunk in _chunks(plan):
+            for chunk in _chunks(plan, calibrated):
                 waiting.append((chunk, pool.submit(encode_chunk, plan.checkpoint.source, chunk)))
                 if len(waiting) > 2 * threads:
                     oldest, future = waiting.popleft()
@@ -116,16 +162,70 @@ def _encode_all(plan: Plan, threads: int) -> Iterator[tuple[Chunk, Encoded]]:
                 future.cancel()
 
 
-def _chunks(plan: Plan) -> Iterator[Chunk]:
+def _chunks(plan: Plan, calibrated: Calibrated) -> Iterator[Chunk]:
+    """Pieces of work in file order; where an importance covers several matrices, none crosses from one to the next."""
     for tensor in plan.tensors:
+        if tensor.info.name in calibrated.elsewhere:
+            continue
         planned = _with_extent(plan.checkpoint.source, tensor)
-        rows, cols = planned.info.rows, planned.info.cols
-        step = max(1, CHUNK_WEIGHTS // max(cols, 1))
-        if planned.order is not None and len(planned.info.shape) > 1:  # whole heads; a bias is one row anyway
-            head = rows // planned.order.heads
-            step = max(1, step // head) * head
-        for start in range(0, max(rows, 1), step):  # a tensor without rows is one empty chunk
-            yield Chunk(planned, start, min(start + step, rows))
+        known = calibrated.importance.get(planned.info.name)
+        if known is None:
+            yield from _rows_of(planned)
+            continue
+        step = _step(planned)
+        each = planned.info.rows // len(known)
+        for matrix, columns in enumerate(known):
+            first, last = matrix * each, (matrix + 1) * each
+            yield from (Chunk(planned, at, min(at + step, last), columns) for at in range(first, last, step))
+
+
+def _rows_together(planned: PlannedTensor) -> int:
+    """Rows that no chunk may part: a head whose rows are reordered, outputs that share a word of the file."""
+    reordered = planned.order is not None and len(planned.info.shape) > 1  # a bias is one row anyway
+    head = planned.info.rows // planned.order.heads if reordered and planned.order is not None else 1
+    return math.lcm(head, planned.codec.row_multiple if isinstance(planned.codec, Gathered) else 1)
+
+
+def _encode_rounded(plan: Plan, calibrated: Calibrated) -> Iterator[tuple[Chunk, Encoded]]:
+    """Tensors whose codes were chosen elsewhere, packed in the output's row order, chunk by chunk."""
+    by_name = {tensor.info.name: tensor for tensor in plan.tensors}
+    for name, tensor in calibrated.rounded:
+        planned = by_name[name]
+        for chunk in _rows_of(planned):
+            yield chunk, _pack_rounded(plan.checkpoint.source, chunk, tensor)
+
+
+def _pack_rounded(source: Source, chunk: Chunk, tensor: QuantTensor) -> Encoded:
+    planned = chunk.planned
+    assert planned.source is not None
+    assert planned.codec is not None
+    packed = source.packed(planned.source, chunk.start, chunk.stop)
+    part = QuantTensor(
+        tensor.format,
+        tensor.codes[chunk.start : chunk.stop],
+        {name: values[chunk.start : chunk.stop] for name, values in tensor.params.items()},
+    )
+    w, values = source.decode(packed), part.values()
+    if planned.order is not None:
+        params = {name: _reordered(planned.order, values, chunk) for name, values in part.params.items()}
+        part = QuantTensor(part.format, _reordered(planned.order, part.codes, chunk), params)
+    _check_decoded(planned, values, w)
+    return Encoded(
+        planned.codec.encode(part), list(packed.parts.values()), _sum_of_squares(values - w), _sum_of_squares(w)
+    )
+
+
+def _rows_of(planned: PlannedTensor) -> Iterator[Chunk]:
+    """A tensor in pieces of work."""
+    rows, step = planned.info.rows, _step(planned)
+    for start in range(0, max(rows, 1), step):  # a tensor without rows is one empty chunk
+        yield Chunk(planned, start, min(start + step, rows))
+
+
+def _step(planned: PlannedTensor) -> int:
+    """Rows of a piece of work."""
+    together = _rows_together(planned)
+    return max(1, CHUNK_WEIGHTS // max(planned.info.cols, 1) // together) * together
 
 
 def _with_extent(source: Source, planned: PlannedTensor) -> PlannedTensor:
@@ -149,24 +249,26 @@ def encode_chunk(source: Source, chunk: Chunk) -> Encoded:
         return Encoded({"data": data}, [], 0.0, 0.0)
     assert planned.source is not None
     packed = source.packed(planned.source, chunk.start, chunk.stop)
-    w = source.decode(packed)
+    try:
+        w = source.decode(packed)
+    except TensorError as error:
+        raise TensorError(f"{source.path}: {planned.source}: {error}") from error
     _check_finite(planned.source, w, chunk.start)
     stored = list(packed.parts.values())
     if planned.verbatim:
         return Encoded(dict(packed.parts), stored, 0.0, _sum_of_squares(w))
     if planned.order is not None:
         w = _reordered(planned.order, w, chunk)
-    parts, values = encode_rows(planned, w)
-    if not np.isfinite(values).all() or _clipped(w, values):
-        raise TensorError(
-            f"{planned.source}: some weights overflow {planned.info.layout} (the largest is {np.abs(w).max():.6g}); "
-            f"give it a wider type with --rule '^{planned.info.name}$=bf16', or f32."
-        )
+    try:
+        parts, values = encode_rows(planned, w, chunk.importance)
+    except TensorError as error:
+        raise TensorError(f"{planned.source}: {error}") from error
+    _check_decoded(planned, values, w)
     return Encoded(parts, stored, _sum_of_squares(values - w), _sum_of_squares(w))
 
 
 def _reordered(order: RowOrder, w: np.ndarray, chunk: Chunk) -> np.ndarray:
-    """Whole heads of a q or k weight, or all of its bias: float32 [1, rows of the weight]."""
+    """Whole heads of a q or k weight (or of its codes), or all of its bias: [1, rows of the weight]."""
     info = chunk.planned.info
     reorder = permute_rows if order.interleave else unpermute_rows
     if len(info.shape) == 1:
@@ -174,14 +276,27 @@ def _reordered(order: RowOrder, w: np.ndarray, chunk: Chunk) -> np.ndarray:
     return reorder(w, order.heads * (chunk.stop - chunk.start) // info.rows)
 
 
-def encode_rows(planned: PlannedTensor, w: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Stored parts of whole rows `w`, float32 [rows, cols], and the float32 values that they decode to."""
+def encode_rows(
+    planned: PlannedTensor, w: np.ndarray, importance: np.ndarray | None = None
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Stored parts of whole rows `w`, float32 [rows, cols], and the float32 values that they decode to.
+
+    importance: [cols] float32 or None, see `Format.fit`
+    """
     if planned.format is None or planned.codec is None:
         data = encode_float(planned.info.layout, w)
         return {"data": data}, decode_numbers(planned.info.layout, data)
-    codes, params = nearest(w, planned.format)
+    codes, params = nearest(w, planned.format, importance)
     tensor = QuantTensor(planned.format, codes, params)
     return planned.codec.encode(tensor), tensor.values()
+
+
+def _check_decoded(planned: PlannedTensor, values: np.ndarray, w: np.ndarray) -> None:
+    if not np.isfinite(values).all() or _clipped(w, values):
+        raise TensorError(
+            f"{planned.source}: some weights overflow {planned.info.layout} (the largest is {np.abs(w).max():.6g}); "
+            f"give it a wider type with --rule '^{planned.info.name}$=bf16', or f32."
+        )
 
 
 def _check_finite(name: str, w: np.ndarray, first_row: int) -> None:

@@ -17,8 +17,11 @@ _OVERHEAD = 1.15  # reading the source, waiting for the last thread
 _FIXED_SECONDS = 0.3  # creating, flushing and renaming files
 
 
-def expected_seconds(plan: Plan, threads: int) -> float:
-    """Seconds that executing `plan` should take with so many threads; good to a factor of about 1.5."""
+def expected_seconds(plan: Plan, threads: int, *, importance: bool = False) -> float:
+    """Seconds that executing `plan` should take with so many threads; good to a factor of about 1.5.
+
+    importance: whether columns are weighted; the calibration pass itself is not counted
+    """
     per_weight: dict[str, float] = {}
     total = 0.0
     for planned in plan.tensors:
@@ -26,18 +29,19 @@ def expected_seconds(plan: Plan, threads: int) -> float:
             continue
         layout = planned.info.layout
         if layout not in per_weight:
-            per_weight[layout] = _seconds_per_weight(planned)
+            per_weight[layout] = _seconds_per_weight(planned, importance)
         total += per_weight[layout] * planned.info.parameters
     return _FIXED_SECONDS + _OVERHEAD * total / threads + plan.size / _DISK_BYTES_PER_SECOND
 
 
-def _seconds_per_weight(planned: PlannedTensor) -> float:
+def _seconds_per_weight(planned: PlannedTensor, importance: bool) -> float:
     cols = planned.info.cols
     rows = min(max(1, _SAMPLE_WEIGHTS // cols), max(1, CHUNK_WEIGHTS // cols))
     w = np.random.default_rng(0).standard_normal((rows, cols), dtype=np.float32)
     if isinstance(planned.format, NeedsExtent):
         planned = replace(planned, format=planned.format.with_extent(float(w.min()), float(w.max())))
-    encode_rows(planned, w[:1])  # tables and imports are not what is measured
+    columns = np.linspace(0.5, 1.5, cols, dtype=np.float32) if importance else None
+    encode_rows(planned, w[:1], columns)  # tables and imports are not what is measured
     started = time.perf_counter()
-    encode_rows(planned, w)
+    encode_rows(planned, w, columns)
     return (time.perf_counter() - started) / w.size

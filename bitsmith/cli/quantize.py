@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitsmith.cli.imatrix import CalibrationContext, CalibrationSeed, CalibrationSource, CalibrationTokens, Memory
 from bitsmith.cli.options import AsJson, Revision
 
 if TYPE_CHECKING:
@@ -20,16 +21,37 @@ def quantize(
         typer.Argument(help='Hugging Face folder, .safetensors or .gguf file, hub id (owner/name), or "reference".'),
     ],
     to: Annotated[
-        str, typer.Option("--to", help="CONTAINER/FORMAT; a bare name means gguf/NAME: q4_k_m, q8_0, native/int4-g64.")
+        str,
+        typer.Option(
+            "--to",
+            help="CONTAINER/FORMAT; a bare name means gguf/NAME: q4_k_m, gptq/int4, compressed/w8a8.",
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Output file (gguf) or folder (native); default: named for you.")
+        Path | None, typer.Option("--out", "-o", help="Output file (gguf) or folder (others); default: named for you.")
     ] = None,
     method: Annotated[str, typer.Option(help="How codes are chosen: nearest.")] = "nearest",
+    calibration: CalibrationSource = None,
+    calibration_tokens: CalibrationTokens = None,
+    calibration_context: CalibrationContext = None,
+    seed: CalibrationSeed = 0,
+    memory: Memory = None,
     pure: Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mix.")] = False,
     rule: Annotated[
         list[str] | None,
         typer.Option("--rule", help="REGEX=TYPE, searched in the output tensor's name; the first match wins."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option("--keep", help="REGEX of tensors that stay in 16 bits (gptq, awq, compressed)."),
+    ] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option(help="Weights that share a scale, -1: a whole row (gptq, awq, compressed); default: 128."),
+    ] = None,
+    symmetric: Annotated[
+        bool | None,
+        typer.Option("--sym/--asym", help="Without or with zero points (gptq, awq, compressed).", show_default=False),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Worker threads; default: the machine's cores.")] = None,
     max_shard_size: Annotated[
@@ -64,8 +86,16 @@ def quantize(
             to=to,
             out=out,
             method=method,
+            calibration=calibration,
+            calibration_tokens=calibration_tokens,
+            calibration_context=calibration_context,
+            seed=seed,
+            memory=memory,
             pure=pure,
             rules=rule or [],
+            keep=keep or [],
+            group_size=group_size,
+            symmetric=symmetric,
             threads=threads,
             max_shard_size=max_shard_size,
             pre=pre,

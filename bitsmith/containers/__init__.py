@@ -11,7 +11,7 @@ from bitsmith.formats.base import Format
 
 
 def codec_for(container: str, format: Format) -> Codec:
-    """The codec of `format` in `container` ("gguf", "native").
+    """The codec of `format` in `container` ("gguf", "native", "gptq", "awq", "compressed").
 
     Raises UsageError for an unknown container, UnsupportedError where the container cannot hold the format.
     """
@@ -39,4 +39,28 @@ def _gguf(format: Format) -> Codec | None:
     return CODECS.get(format.name)
 
 
-CONTAINERS: Mapping[str, Callable[[Format], Codec | None]] = {"gguf": _gguf, "native": _native}
+def _gptq(format: Format) -> Codec | None:
+    from bitsmith.containers.gptq import gptq_codec
+
+    return gptq_codec(format)
+
+
+def _awq(format: Format) -> Codec | None:
+    from bitsmith.containers.awq import awq_codec
+
+    return awq_codec(format)
+
+
+def _compressed(format: Format) -> Codec | None:
+    from bitsmith.containers.compressed import compressed_codec
+
+    return compressed_codec(format)
+
+
+CONTAINERS: Mapping[str, Callable[[Format], Codec | None]] = {
+    "gguf": _gguf,
+    "native": _native,
+    "gptq": _gptq,
+    "awq": _awq,
+    "compressed": _compressed,
+}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -55,3 +55,53 @@ class Codec(Protocol):
     def decode(self, parts: Mapping[str, np.ndarray], cols: int) -> QuantTensor:
         """Codes and parameters of a slab of whole rows."""
         ...
+
+
+class RowAxis(NamedTuple):
+    """Where a tensor's rows lie in a part: along `axis`, every `rows` of them in `entries` entries."""
+
+    axis: int
+    rows: int = 1
+    entries: int = 1
+
+    def entry(self, row: int) -> int:
+        """The entries that the rows before `row` take."""
+        return -(-row * self.entries // self.rows)
+
+
+@runtime_checkable
+class Gathered(Protocol):
+    """A codec whose parts do not follow the order of the tensor's rows, so that a tensor is written whole.
+
+    Slabs are encoded as ever, and joined. `encode` and `decode` take slabs that begin at a multiple of
+    `row_multiple`; `window` cuts others out of one that does.
+    """
+
+    @property
+    def row_multiple(self) -> int: ...
+    @property
+    def axes(self) -> Mapping[str, RowAxis | None]:
+        """By part; None: the same in every slab."""
+        ...
+
+    def join(self, slabs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The parts of a tensor from those of its slabs, in order."""
+        ...
+
+    def window(self, parts: Mapping[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
+        """Parts of the rows start..stop of a slab."""
+        ...
+
+
+def join_slabs(codec: Gathered, slabs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Join along each part's axis; parts without one come from the first slab."""
+    joined = {}
+    for part, axis in codec.axes.items():
+        arrays = [slab[part] for slab in slabs]
+        joined[part] = arrays[0] if axis is None or len(arrays) == 1 else np.concatenate(arrays, axis=axis.axis)
+    return joined
+
+
+def cut(array: np.ndarray, axis: int, start: int, stop: int) -> np.ndarray:
+    """Entries start..stop along an axis, copied."""
+    return np.ascontiguousarray(array[start:stop] if axis == 0 else array[:, start:stop])

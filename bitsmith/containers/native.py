@@ -12,16 +12,14 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from bitsmith.bits import pack, packed_bytes, unpack
-from bitsmith.errors import TensorError, UnsupportedError
+from bitsmith.containers.patterns import from_patterns, to_patterns
+from bitsmith.errors import UnsupportedError
 from bitsmith.formats.base import Format, check_row
-from bitsmith.formats.codebook import Codebook, DoublyQuantized
 from bitsmith.formats.precision import UINT8, as_numpy
-from bitsmith.formats.tensorwide import TensorWide
 from bitsmith.tensor import QuantTensor
 
 CODES = "codes"
@@ -50,10 +48,7 @@ class NativeCodec:
 
     def encode(self, tensor: QuantTensor) -> dict[str, np.ndarray]:
         """Parts of a slab of whole rows, each [rows, ...]; numpy arrays, wherever the codes came from."""
-        codes = as_numpy(tensor.codes)
-        patterns = _patterns(self.format)
-        if patterns is not None:
-            codes = patterns[0][codes]
+        codes = to_patterns(as_numpy(tensor.codes), self.format)
         layout = self.format.params_layout(*codes.shape)
         params = {
             name: np.ascontiguousarray(as_numpy(tensor.params[name]), dtype) for name, (_, dtype) in layout.items()
@@ -62,17 +57,7 @@ class NativeCodec:
 
     def decode(self, parts: Mapping[str, np.ndarray], cols: int) -> QuantTensor:
         """Codes and parameters of a slab of whole rows. Raises TensorError for a pattern that means no value."""
-        codes = unpack(parts[CODES], self.format.bits, cols)
-        patterns = _patterns(self.format)
-        if patterns is not None:
-            found = patterns[1][codes]
-            if found.size and found.min() < 0:
-                row, column = np.argwhere(found < 0)[0]
-                raise TensorError(
-                    f"{self.format.name} has no value for the pattern {codes[row, column]:#04x} (NaN) at row {row}, "
-                    f"column {column}; the file is damaged or was written by something else: make it again"
-                )
-            codes = found.astype(np.uint8)
+        codes = from_patterns(unpack(parts[CODES], self.format.bits, cols), self.format)
         return QuantTensor(self.format, codes, {name: parts[name] for name in parts if name != CODES})
 
 
@@ -87,23 +72,3 @@ def metadata(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, st
         TENSORS_KEY: json.dumps(formats, separators=(",", ":")),
         SHAPES_KEY: json.dumps(shapes, separators=(",", ":")),
     }
-
-
-def _patterns(format: Format) -> tuple[np.ndarray, np.ndarray] | None:
-    """Tables from code to stored pattern (uint8) and back (int16, -1 where there is none); None: the code itself."""
-    if isinstance(format, TensorWide):
-        return _patterns(format.row)
-    if isinstance(format, DoublyQuantized):
-        return _patterns(format.plain)
-    if not isinstance(format, Codebook) or format.patterns == tuple(range(1 << format.bits)):
-        return None
-    return _tables(format)
-
-
-@lru_cache
-def _tables(codebook: Codebook) -> tuple[np.ndarray, np.ndarray]:
-    back = np.full(1 << codebook.bits, -1, np.int16)
-    back[list(codebook.patterns)] = np.arange(len(codebook.patterns))
-    for pattern, code in codebook.aliases:
-        back[pattern] = code
-    return np.array(codebook.patterns, np.uint8), back

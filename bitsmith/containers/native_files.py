@@ -1,4 +1,4 @@
-"""The files of the native container: safetensors with their manifest, sharded where asked."""
+"""The native container's files: what their metadata says, and where every byte lies."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bitsmith.containers.hf_files import StoredTensor, folder_files
 from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.native import LAYOUT_PREFIX, metadata
-from bitsmith.containers.safetensors_header import dtype_name
-from bitsmith.containers.safetensors_layout import INDEX_NAME, Entry, safetensors_files
-from bitsmith.manifest import JSON_KEY, Manifest, to_json
+from bitsmith.manifest import Manifest
 from bitsmith.tensor import TensorInfo
 
 
@@ -19,48 +18,25 @@ from bitsmith.tensor import TensorInfo
 class NativeTensor:
     """A tensor to be written: a float ("f32", "f16", "bf16"; one part, "data") or "bitsmith/<format>".
 
-    parts: of a quantized one, `NativeCodec.layout(info.shape)`
+    parts: of a quantized one, `NativeCodec.layout(info.shape)`; its entries are named NAME.PART
     """
 
     info: TensorInfo
     parts: Mapping[str, tuple[tuple[int, ...], np.dtype]]
 
-    def entries(self) -> list[Entry]:
-        """Its safetensors entries: under its own name, or one a part under NAME.PART."""
-        name = self.info.name
-        if not self.info.layout.startswith(LAYOUT_PREFIX):
-            return [Entry(name, "data", name, self.info.layout, self.info.shape)]
-        return [
-            Entry(name, part, f"{name}.{part}", dtype_name(dtype), shape) for part, (shape, dtype) in self.parts.items()
-        ]
-
 
 def native_files(
     tensors: Sequence[NativeTensor], manifest: Manifest, *, max_shard_bytes: int | None = None
 ) -> tuple[list[FileLayout], dict[str, bytes]]:
-    """Layouts of the files that hold `tensors` in that order, and the index file by name (none for one file).
+    """`folder_files` of native tensors; the metadata of each file names the format and shape of its weights."""
 
-    Each file carries the records of its own tensors. Offsets depend on the manifest's length only, so one of
-    placeholders gives the sizes of the final one.
-    Raises UsageError where two entries would have one name.
-    """
-    layouts_of = {tensor.info.name: tensor.info for tensor in tensors}
-    records = {record.name: record for record in manifest.tensors}
-
-    def header(entries: Sequence[Entry]) -> dict[str, str]:
-        infos = [layouts_of[name] for name in dict.fromkeys(entry.tensor for entry in entries)]
-        own = tuple(records[info.name] for info in infos if info.name in records)
+    def native_metadata(infos: Sequence[TensorInfo]) -> Mapping[str, str]:
         quantized = {
             info.name: (info.layout.removeprefix(LAYOUT_PREFIX), info.shape)
             for info in infos
             if info.layout.startswith(LAYOUT_PREFIX)
         }
-        return {
-            "format": "pt",  # transformers asks for it
-            JSON_KEY: to_json(Manifest(manifest.version, manifest.recipe, own)),
-            **(metadata(quantized) if quantized else {}),
-        }
+        return metadata(quantized) if quantized else {}
 
-    entries = [entry for tensor in tensors for entry in tensor.entries()]
-    layouts, index = safetensors_files(entries, header, max_shard_bytes=max_shard_bytes)
-    return layouts, {} if index is None else {INDEX_NAME: index}
+    stored = [StoredTensor(t.info, t.parts, {part: f"{t.info.name}.{part}" for part in t.parts}) for t in tensors]
+    return folder_files(stored, manifest, metadata=native_metadata, max_shard_bytes=max_shard_bytes)

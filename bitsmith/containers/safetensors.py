@@ -1,24 +1,26 @@
 """Reading checkpoints in safetensors files: one file, or a folder with an index of shards.
 
-All headers are checked on opening. Data is read by slabs of rows into fresh buffers, never mapped. Weights of the
-native container (see `bitsmith.containers.native`) appear as one tensor each.
+All headers are checked on opening. Data is read by slabs of rows into fresh buffers, never mapped. Weights that lie
+in several entries (the native container's, and GPTQ's, AWQ's and compressed-tensors') appear as one tensor each.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 
-from bitsmith.containers.native import LAYOUT_PREFIX, SHAPES_KEY, TENSORS_KEY, NativeCodec
+from bitsmith.containers.base import Gathered, RowAxis
+from bitsmith.containers.folded import Folded, fold_native, table
+from bitsmith.containers.hf_reader import fold_quantized
+from bitsmith.containers.native import SHAPES_KEY, TENSORS_KEY
 from bitsmith.containers.safetensors_header import DTYPES, Header, HeaderEntry, read_header
 from bitsmith.containers.safetensors_layout import INDEX_NAME
-from bitsmith.errors import FileError, TensorError, UnsupportedError, UsageError
-from bitsmith.formats import get_format
+from bitsmith.errors import FileError, TensorError, UsageError
 from bitsmith.tensor import PackedTensor, TensorInfo
 
 _INDEX_LIMIT = 256_000_000  # bytes
@@ -33,7 +35,7 @@ class SafetensorsSource:
     contradicts itself, and for pickled checkpoints, which are never read.
 
     Layouts of plain tensors are safetensors' dtypes in lower case ("f32", "bf16", "f8_e4m3", "i8"); native weights
-    have "bitsmith/<format>".
+    have "bitsmith/<format>", others for instance "gptq/int4-g128", "awq/int4-g128", "compressed/pack-int4-g128".
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -44,7 +46,10 @@ class SafetensorsSource:
         _check_index(self._path, headers, wanted)
         self._metadata = _merged_metadata(headers)
         self._entries = {name: (header.path, entry) for header in headers for name, entry in header.entries.items()}
-        self._codecs = _native_codecs(self._path, self._metadata)
+        folder = self._path if self._path.is_dir() else self._path.parent
+        folded = fold_native(self._path, self._metadata, self._entries) + fold_quantized(folder, self._entries)
+        self._folded = {weight.info.name: weight for weight in folded}
+        self._codecs = {weight.info.layout: weight.codec for weight in folded}
         self._tensors = self._fold()
 
     @property
@@ -59,7 +64,7 @@ class SafetensorsSource:
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """In file order; native weights where their first part lies."""
+        """In file order; folded weights where their first part lies."""
         return self._tensors
 
     @property
@@ -73,7 +78,7 @@ class SafetensorsSource:
         return {path: header.metadata for path, header in self._headers.items()}
 
     def packed(self, name: str, start: int = 0, stop: int | None = None) -> PackedTensor:
-        """Rows start..stop as stored: part "data", uint8 [rows, bytes per row], or a native weight's parts.
+        """Rows start..stop as stored: part "data", uint8 [rows, bytes per row], or a folded weight's parts.
 
         The shape is the tensor's own where all rows are asked for, else [rows, cols]. Raises UsageError for an
         unknown tensor or rows outside it, FileError where the file no longer holds what its header said.
@@ -82,16 +87,40 @@ class SafetensorsSource:
         stop = info.rows if stop is None else stop
         if not 0 <= start <= stop <= info.rows:
             raise UsageError(f"{self._path}: rows {start} to {stop} of {name!r} do not exist; it has {info.rows}")
-        codec = self._codecs.get(name)
-        parts: dict[str, np.ndarray] = {}
-        if codec is None:
-            parts["data"] = self._read(name, info.rows, start, stop)
+        folded = self._folded.get(name)
+        if folded is None:
+            raw = self._read(name, (info.rows,), RowAxis(0), start, stop)
+            parts = {"data": raw.reshape(stop - start, info.nbytes // max(info.rows, 1))}
         else:
-            for part, (shape, dtype) in codec.layout(info.shape).items():
-                raw = self._read(f"{name}.{part}", info.rows, start, stop)
-                parts[part] = raw.view(dtype).reshape(stop - start, *shape[len(info.shape) - 1 :])
+            parts = self._parts(folded, start, stop)
         shape = info.shape if stop - start == info.rows else (stop - start, info.cols)
         return PackedTensor(info.layout, shape, parts)
+
+    def _parts(self, folded: Folded, start: int, stop: int) -> dict[str, np.ndarray]:
+        codec, info = folded.codec, folded.info
+        layout = codec.layout(info.shape)
+        parts: dict[str, np.ndarray] = {}
+        if not isinstance(codec, Gathered):
+            for part, (shape, dtype) in layout.items():
+                raw = self._read(folded.entries[part], (info.rows,), RowAxis(0), start, stop)
+                parts[part] = raw.view(dtype).reshape(stop - start, *shape[len(info.shape) - 1 :])
+            return parts
+        first = start // codec.row_multiple * codec.row_multiple
+        last = min(info.rows, -(-stop // codec.row_multiple) * codec.row_multiple)
+        for part, (shape, dtype) in layout.items():
+            axis = codec.axes[part]
+            if axis is None:
+                parts[part] = self._read(folded.entries[part], (1,), RowAxis(0), 0, 1).view(dtype).reshape(shape)
+                continue
+            raw = self._read(folded.entries[part], shape, axis, first, last)
+            found = (*shape[: axis.axis], axis.entry(last) - axis.entry(first), *shape[axis.axis + 1 :])
+            parts[part] = raw.view(dtype).reshape(found)
+        return parts if (first, last) == (start, stop) else codec.window(parts, start - first, stop - first)
+
+    def gathered(self, name: str) -> bool:
+        """Whether rows are no contiguous bytes of the tensor's entries, see `Gathered`."""
+        folded = self._folded.get(name)
+        return folded is not None and isinstance(folded.codec, Gathered)
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows start..stop decoded: float32 [stop - start, cols]; a vector is one row.
@@ -106,8 +135,8 @@ class SafetensorsSource:
     def decode(self, packed: PackedTensor) -> np.ndarray:
         """What `packed` gave, as float32 [rows, cols]. Raises TensorError for codes that mean no value."""
         cols = packed.shape[-1] if packed.shape else 1
-        if packed.layout.startswith(LAYOUT_PREFIX):
-            codec = NativeCodec(get_format(packed.layout.removeprefix(LAYOUT_PREFIX)))
+        codec = self._codecs.get(packed.layout)
+        if codec is not None:
             values: np.ndarray = codec.decode(packed.parts, cols).values()
             return values
         data = packed.parts["data"]
@@ -119,69 +148,55 @@ class SafetensorsSource:
         return self._tensors[name]
 
     def _fold(self) -> Mapping[str, TensorInfo]:
-        """Plain entries as they are; the parts of a native weight, checked, as one tensor in its first part's place."""
+        """Plain entries as they are; the parts of a folded weight as one tensor in its first part's place."""
         owner: dict[str, str] = {}
-        infos: dict[str, TensorInfo] = {}
-        for name, (codec, shape) in _native_shapes(self._path, self._codecs, self._metadata).items():
-            infos[name] = self._native_info(name, codec, shape)
-            owner |= {f"{name}.{part}": name for part in codec.layout(shape)}
-            if name in self._entries:
+        for name, folded in self._folded.items():
+            owner |= dict.fromkeys((*folded.entries.values(), *folded.beside), name)
+            if name in self._entries and name not in folded.entries.values():
                 raise FileError(
-                    f"{self._path}: {name!r} is there twice, plain and as {infos[name].layout}; write it again"
+                    f"{self._path}: {name!r} is there twice, plain and as {folded.info.layout}; write it again"
                 )
         tensors: dict[str, TensorInfo] = {}
         for entry_name, (_, entry) in self._entries.items():
             name = owner.get(entry_name, entry_name)
             if name not in tensors:
                 plain = TensorInfo(name, entry.shape, entry.dtype.lower(), entry.nbytes)
-                tensors[name] = infos.get(name, plain)
+                tensors[name] = self._folded[name].info if name in self._folded else plain
         return MappingProxyType(tensors)
 
-    def _native_info(self, name: str, codec: NativeCodec, shape: tuple[int, ...]) -> TensorInfo:
-        nbytes = 0
-        try:
-            layout = codec.layout(shape)
-        except UnsupportedError as error:
-            raise FileError(f"{self._path}: {name}: shape {list(shape)} is impossible: {error}") from error
-        for part, (expected, dtype) in layout.items():
-            if f"{name}.{part}" not in self._entries:
-                raise FileError(
-                    f"{self._path}: {name} is {codec.format.name} by {TENSORS_KEY} but its entry {name}.{part} is "
-                    "missing; the file is damaged: make it again"
-                )
-            file, entry = self._entries[f"{name}.{part}"]
-            if entry.shape != expected or DTYPES[entry.dtype] != dtype:
-                raise FileError(
-                    f"{file}: entry {name}.{part} is {entry.dtype} {list(entry.shape)}; {codec.format.name} of shape "
-                    f"{list(shape)} needs {dtype.name} {list(expected)}: the file is damaged, make it again"
-                )
-            nbytes += entry.nbytes
-        return TensorInfo(name, shape, LAYOUT_PREFIX + codec.format.name, nbytes)
-
-    def _read(self, entry_name: str, rows: int, start: int, stop: int) -> np.ndarray:
-        """Rows start..stop of an entry of `rows` rows: uint8 [stop - start, bytes per row]."""
+    def _read(self, entry_name: str, shape: tuple[int, ...], axis: RowAxis, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of an entry seen as `shape`, along `axis`: uint8 [outer, bytes]; outer is 1 on axis 0."""
         path, entry = self._entries[entry_name]
-        row_bytes = entry.nbytes // max(rows, 1)
-        buffer = np.empty((stop - start, row_bytes), np.uint8)
-        _read_into(path, self._headers[path].size, entry, start * row_bytes, buffer)
+        outer = math.prod(shape[: axis.axis])
+        stride = entry.nbytes // max(outer, 1)
+        step = stride // max(shape[axis.axis], 1)
+        begin, end = axis.entry(start), axis.entry(stop)
+        buffer = np.empty((outer, (end - begin) * step), np.uint8)
+        pieces = [buffer] if buffer.shape[1] == stride else list(buffer)
+        _read_into(
+            path, self._headers[path].size, entry, [(i * stride + begin * step, p) for i, p in enumerate(pieces)]
+        )
         return buffer
 
 
-def _read_into(path: Path, size: int, entry: HeaderEntry, skip: int, buffer: np.ndarray) -> None:
-    """Fill `buffer` from `skip` bytes into the entry's data."""
-    left = buffer.reshape(-1).data
+def _read_into(path: Path, size: int, entry: HeaderEntry, pieces: Sequence[tuple[int, np.ndarray]]) -> None:
+    """Fill each buffer from so many bytes into the entry's data."""
     try:
         with path.open("rb", buffering=0) as file:
             if path.stat().st_size != size:
                 raise FileError(
                     f"{path} changed its size since it was opened, before {entry.name!r} was read; start again"
                 )
-            file.seek(entry.offset + skip)
-            while left:
-                count = file.readinto(left)
-                if not count:
-                    raise FileError(f"{path} ended while {entry.name!r} was read; it is truncated, or being written")
-                left = left[count:]
+            for skip, buffer in pieces:
+                left = buffer.reshape(-1).data
+                file.seek(entry.offset + skip)
+                while left:
+                    count = file.readinto(left)
+                    if not count:
+                        raise FileError(
+                            f"{path} ended while {entry.name!r} was read; it is truncated, or being written"
+                        )
+                    left = left[count:]
     except OSError as error:
         raise FileError(f"{path}: reading {entry.name!r} failed: {error.strerror or error}") from error
 
@@ -266,47 +281,7 @@ def _merged_metadata(headers: Iterable[Header]) -> dict[str, str]:
     for header in headers:
         for key, text in header.metadata.items():
             if key in (TENSORS_KEY, SHAPES_KEY):
-                tables.setdefault(key, {}).update(_table(header.path, key, text))
+                tables.setdefault(key, {}).update(table(header.path, key, text))
             else:
                 merged.setdefault(key, text)
-    return merged | {key: json.dumps(table, separators=(",", ":")) for key, table in tables.items()}
-
-
-def _table(path: Path, key: str, text: str) -> dict[str, object]:
-    try:
-        table = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{path}: {key} in its metadata is not JSON ({str(error)[:80]}); make the file again") from None
-    if not isinstance(table, dict):
-        raise FileError(f"{path}: {key} in its metadata is no JSON object; make the file again")
-    return table
-
-
-def _native_codecs(path: Path, metadata: Mapping[str, str]) -> dict[str, NativeCodec]:
-    """The codec of each native weight."""
-    codecs: dict[str, NativeCodec] = {}
-    for name, format in _table(path, TENSORS_KEY, metadata.get(TENSORS_KEY, "{}")).items():
-        try:
-            codecs[name] = NativeCodec(get_format(str(format)))
-        except UsageError as error:
-            raise FileError(f"{path}: the format of {name!r} is unknown to this version: {error}") from error
-    return codecs
-
-
-def _native_shapes(
-    path: Path, codecs: Mapping[str, NativeCodec], metadata: Mapping[str, str]
-) -> dict[str, tuple[NativeCodec, tuple[int, ...]]]:
-    """Codec and shape of each native weight."""
-    shapes = _table(path, SHAPES_KEY, metadata.get(SHAPES_KEY, "{}"))
-    found: dict[str, tuple[NativeCodec, tuple[int, ...]]] = {}
-    for name, codec in codecs.items():
-        shape = shapes.get(name)
-        if not isinstance(shape, list) or not shape or not all(type(n) is int and 0 < n < 1 << 48 for n in shape):
-            raise FileError(
-                f"{path}: {name!r} is {codec.format.name} but {SHAPES_KEY} in the metadata gives it the shape "
-                f"{str(shape)[:80]}; the file is damaged: make it again"
-            )
-        if math.prod(shape[:-1]) >= 1 << 48:
-            raise FileError(f"{path}: {name!r} cannot have the shape {shape}; the file is damaged: make it again")
-        found[name] = (codec, tuple(shape))
-    return found
+    return merged | {key: json.dumps(united, separators=(",", ":")) for key, united in tables.items()}

@@ -16,7 +16,13 @@ from bitsmith.formats.tensorwide import TensorWide
 _GROUPS = (128, 64, 32)
 
 _GENERIC: tuple[Format, ...] = (
-    *(Affine(bits, group, asym) for bits in (8, 4, 3, 2) for group in (*_GROUPS, 0) for asym in (False, True)),
+    *(
+        Affine(bits, group, asym, precision)
+        for precision in ("", "f16")
+        for bits in (8, 4, 3, 2)
+        for group in (*_GROUPS, 0)
+        for asym in (False, True)
+    ),
     *(TensorWide(f"int{bits}-tensor", Affine(bits, 0)) for bits in (8, 4, 3, 2)),
     *(TensorWide(f"int{bits}-tensor-asym", Affine(bits, 0, True)) for bits in (8, 4, 3, 2)),
     nf4(),
@@ -43,8 +49,8 @@ def get_format(name: str) -> Format:
         hint = f"; did you mean {' or '.join(near)}?" if near else "."
         others = [other for other in FORMATS if not _INTEGER.fullmatch(other)]
         raise UsageError(
-            f"{name!r} is no format{hint} Known are int8, int4, int3 and int2 with "
-            f"-g128, -g64, -g32, -channel or -tensor, and -asym; {', '.join(others)}."
+            f"{name!r} is no format{hint} Known are int8, int4, int3 and int2 with -g128, -g64, -g32, -channel or "
+            f"-tensor, -f16 (scales) and -asym; {', '.join(others)}."
         )
     return FORMATS[canonical]
 

@@ -9,7 +9,8 @@ Scales of groups are stored as bfloat16. It keeps float32's range, so nothing ov
 would (int8 groups below 1e-6, int4 above 458,000). Its coarser steps cost little, since codes are chosen after the
 scale is rounded: int8 0.3 % more error than with float32 scales on the reference model, int4 and below none. And
 bfloat16 scales from 7.6e-6 to 65504 are exact in float16 too, so they fit into other people's files unchanged.
-A scale that serves a whole row is float32.
+A scale that serves a whole row is float32. Where a container stores another precision, the format says so and its
+name ends in it: int4-g128-f16.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from functools import lru_cache
 import numpy as np
 from array_api_compat import array_namespace
 
-from bitsmith.formats.base import Params, check_row
-from bitsmith.formats.precision import BFLOAT16, FLOAT32, UINT8, constant, stored, to_float32
+from bitsmith.formats.base import Params, Projected, check_row
+from bitsmith.formats.precision import PRECISIONS, UINT8, constant, stored, to_float32
 from bitsmith.formats.search import search, usable
 from bitsmith.grid import Array, Grid
 
@@ -36,19 +37,26 @@ class Affine:
     bits: 2, 3, 4 or 8
     group: weights that share a scale; 0: a whole row
     asymmetric: with a zero point
+    precision: of the scales: "f32", "f16", "bf16"; "" is bfloat16, or float32 for whole rows
 
-    Parameters: "scale" [rows, groups] bfloat16 (float32 for whole rows), and "zero" [rows, groups] uint8.
+    Parameters: "scale" [rows, groups] in that precision, and "zero" [rows, groups] uint8.
     """
 
     bits: int
     group: int
     asymmetric: bool = False
+    precision: str = ""
+
+    def __post_init__(self) -> None:
+        if self.precision == ("bf16" if self.group else "f32"):  # the usual one has no name of its own
+            object.__setattr__(self, "precision", "")
 
     @property
     def name(self) -> str:
         """As in recipes: "int4-g128", "int8-channel-asym"."""
         scope = f"g{self.group}" if self.group else "channel"
-        return f"int{self.bits}-{scope}" + ("-asym" if self.asymmetric else "")
+        precision = f"-{self.precision}" if self.precision else ""
+        return f"int{self.bits}-{scope}{precision}" + ("-asym" if self.asymmetric else "")
 
     @property
     def multiple(self) -> int:
@@ -61,7 +69,7 @@ class Affine:
         Raises UnsupportedError where groups do not divide the row.
         """
         shape = (rows, check_row(self.name, cols, self.multiple) // (self.group or cols))
-        layout: dict[str, tuple[tuple[int, ...], np.dtype]] = {"scale": (shape, self._precision)}
+        layout: dict[str, tuple[tuple[int, ...], np.dtype]] = {"scale": (shape, self.scale_dtype)}
         return layout | ({"zero": (shape, UINT8)} if self.asymmetric else {})
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
@@ -80,15 +88,27 @@ class Affine:
         top = self._top
         if not self.asymmetric:
             scale = xp.maximum(xp.abs(low), xp.abs(high)) / top
-            return {"scale": stored(xp.clip(scale, None, _largest_scale(top)), self._precision)}
+            return {"scale": stored(xp.clip(scale, None, _largest_scale(top)), self.scale_dtype)}
         limit = _LARGEST * (1 - 2.0**-7) * top / (top + 1)
         low, high = xp.clip(low, -limit, limit), xp.clip(high, -limit, limit)
         low, high = xp.clip(low, None, 0.0), xp.clip(high, 0.0, None)
-        scale = stored(high / top - low / top, self._precision)
+        scale = stored(high / top - low / top, self.scale_dtype)
         divisor = to_float32(scale)
         divisor = xp.where(divisor > 0, divisor, xp.ones_like(divisor))
         zero = xp.clip(xp.round(-low / divisor), 0.0, float(top))
         return {"scale": scale, "zero": xp.astype(zero, xp.uint8)}
+
+    def project(self, params: Params, blocks: slice, scale: Array, offset: Array | None) -> Projected:
+        """See `Projects.project`; scales are never negative."""
+        xp = array_namespace(scale)
+        kept = stored(xp.clip(scale, 0.0, _largest_scale(self._top)), self.scale_dtype)
+        value = to_float32(kept)
+        if not self.asymmetric or offset is None:
+            return Projected({"scale": kept}, value, None)
+        half = 1 << (self.bits - 1)
+        divisor = xp.where(value > 0, value, xp.ones_like(value))
+        zero = xp.clip(xp.round(half - offset / divisor), 0.0, float(self._top))
+        return Projected({"scale": kept, "zero": xp.astype(zero, xp.uint8)}, value, (half - zero) * value)
 
     def grid(self, params: Params) -> Grid:
         """See `Format.grid`."""
@@ -109,8 +129,9 @@ class Affine:
         return (1 << self.bits) - 1 if self.asymmetric else (1 << (self.bits - 1)) - 1
 
     @property
-    def _precision(self) -> np.dtype:
-        return BFLOAT16 if self.group else FLOAT32
+    def scale_dtype(self) -> np.dtype:
+        """Stored precision of the scales."""
+        return PRECISIONS[self.precision or ("bf16" if self.group else "f32")]
 
 
 def extents(w: Array, block: int) -> tuple[Array, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -74,3 +75,29 @@ def check_row(name: str, cols: int, multiple: int) -> int:
             "Choose a format with smaller groups, or leave the tensor in f16"
         )
     return cols
+
+
+@dataclass(frozen=True)
+class Projected:
+    """What some neighbouring blocks can store of the scales and offsets wanted for them.
+
+    params: the parameters that belong to these blocks alone, [rows, blocks] each, in stored precision
+    scale, offset: what they mean, float32 [rows, blocks]; offset is None where the grid has none
+    """
+
+    params: Params
+    scale: Array
+    offset: Array | None
+
+
+@runtime_checkable
+class Projects(Protocol):
+    """A format that can store other scales for a block than `fit` chose, so that rounders refit them to the codes."""
+
+    def project(self, params: Params, blocks: slice, scale: Array, offset: Array | None) -> Projected:
+        """The nearest that can be stored for `blocks` of each row, float32 [rows, blocks].
+
+        params: of the whole rows; those that other blocks share stay as they are
+        offset: None where the grid has none
+        """
+        ...

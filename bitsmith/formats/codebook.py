@@ -14,8 +14,8 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from bitsmith.formats.affine import extents
-from bitsmith.formats.base import Params, check_row
-from bitsmith.formats.precision import FLOAT32, UINT8, constant, to_float32
+from bitsmith.formats.base import Params, Projected, check_row
+from bitsmith.formats.precision import FLOAT32, PRECISIONS, UINT8, constant, stored, to_float32
 from bitsmith.formats.search import search, usable
 from bitsmith.grid import Array, Grid
 
@@ -30,15 +30,16 @@ _FP4_PATTERNS = {0: 0.0, 1: 0.0625, 6: 2.0, 7: 3.0, 4: 4.0, 5: 6.0, 2: 8.0, 3: 1
 
 @dataclass(frozen=True)
 class Codebook:
-    """value = scale * table[code]; scale is absmax / largest table entry, float32.
+    """value = scale * table[code]; scale is absmax / largest table entry.
 
     bits: width of the stored pattern
     table: ascending, finite, without a second zero; fewer than 2**bits entries where patterns are unused
     patterns: the stored bit pattern of each code, for codecs
     aliases: further patterns a file may hold, with the code they mean (minus zero)
     block: weights that share a scale; 0: a whole row
+    precision: of the scales: "f32", "f16", "bf16"
 
-    Parameters: "scale" [rows, blocks] float32.
+    Parameters: "scale" [rows, blocks] in that precision.
     """
 
     name: str
@@ -47,6 +48,12 @@ class Codebook:
     patterns: tuple[int, ...]
     aliases: tuple[tuple[int, int], ...]
     block: int
+    precision: str = "f32"
+
+    @property
+    def scale_dtype(self) -> np.dtype:
+        """Stored precision of the scales."""
+        return PRECISIONS[self.precision]
 
     @property
     def multiple(self) -> int:
@@ -54,8 +61,8 @@ class Codebook:
         return self.block or 1
 
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """scale: float32 [rows, blocks]. Raises UnsupportedError where blocks do not divide the row."""
-        return {"scale": ((rows, check_row(self.name, cols, self.multiple) // (self.block or cols)), FLOAT32)}
+        """scale: float32 or as `precision` says, [rows, blocks]. Raises UnsupportedError where blocks do not divide."""
+        return {"scale": ((rows, check_row(self.name, cols, self.multiple) // (self.block or cols)), self.scale_dtype)}
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """absmax; with importance the best of several clip ratios of it, see `search`."""
@@ -67,7 +74,13 @@ class Codebook:
     def from_extent(self, low: Array, high: Array) -> Params:
         """Parameters for blocks whose weights lie in low..high, float32 [rows, blocks] each."""
         xp = array_namespace(low)
-        return {"scale": xp.maximum(xp.abs(low), xp.abs(high)) / max(-self.table[0], self.table[-1])}
+        scale = xp.maximum(xp.abs(low), xp.abs(high)) / max(-self.table[0], self.table[-1])
+        return {"scale": stored(scale, self.scale_dtype)}
+
+    def project(self, params: Params, blocks: slice, scale: Array, offset: Array | None) -> Projected:
+        """See `Projects.project`; scales are never negative."""
+        kept = array_namespace(scale).clip(scale, 0.0, None)
+        return Projected({"scale": kept}, kept, None)
 
     def grid(self, params: Params) -> Grid:
         """See `Format.grid`."""
@@ -141,6 +154,17 @@ class DoublyQuantized:
             "scale_range": xp.concat(ranges, axis=1),
             "scale_mean": xp.concat(means, axis=1),
         }
+
+    def project(self, params: Params, blocks: slice, scale: Array, offset: Array | None) -> Projected:
+        """See `Projects.project`; range and mean of the super-block stay."""
+        xp = array_namespace(scale)
+        codes, values = [], []
+        for at, block in enumerate(range(blocks.start, blocks.stop)):
+            i = block // self.superblock
+            grid = self._scale_grid(params["scale_range"][:, i : i + 1], params["scale_mean"][:, i : i + 1])
+            codes.append(grid.nearest(scale[:, at : at + 1]))
+            values.append(grid.values(codes[-1]))
+        return Projected({"scale_code": xp.concat(codes, axis=1)}, xp.clip(xp.concat(values, axis=1), 0.0, None), None)
 
     def grid(self, params: Params) -> Grid:
         """See `Format.grid`."""

@@ -14,9 +14,11 @@ import numpy as np
 from bitsmith.formats.codebook import Codebook
 
 
-def fp8() -> Codebook:
-    """E4M3 with one float32 scale a row, absmax / 448."""
+def fp8(precision: str = "f32") -> Codebook:
+    """E4M3 with one scale a row, absmax / 448; "fp8-bf16" and the like where it is not stored as float32."""
     values = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
     negative = range(0xFE, 0x80, -1)  # -448 .. the least below zero; 0xFF is NaN, 0x80 is minus zero
     patterns = (*negative, *range(0x7F))  # 0x7F is NaN
-    return Codebook("fp8", 8, tuple(float(values[p]) for p in patterns), patterns, ((0x80, len(negative)),), 0)
+    name = "fp8" if precision == "f32" else f"fp8-{precision}"
+    table = tuple(float(values[p]) for p in patterns)
+    return Codebook(name, 8, table, patterns, ((0x80, len(negative)),), 0, precision)

@@ -24,7 +24,7 @@ from bitsmith.fit import (
     tree_sum,
 )
 from bitsmith.fit import inverse as bounded_inverse
-from bitsmith.formats.base import Params
+from bitsmith.formats.base import Params, Projected
 from bitsmith.formats.precision import FLOAT16, to_float32
 from bitsmith.grid import Array, Grid
 
@@ -66,6 +66,13 @@ def _by_chunks(w: Array, encode: Callable[[Array], tuple[Array, Params]]) -> tup
     return xp.concat([codes for codes, _ in found], axis=0), params
 
 
+def project_d(scale: Array) -> Projected:
+    """`Projects.project` of formats whose only parameter is d, a float16 a block."""
+    xp = array_namespace(scale)
+    kept = f16(scale)
+    return Projected({"d": xp.astype(kept, xp.float16)}, kept, None)
+
+
 @dataclass(frozen=True)
 class Q8Blocks:
     """Q8_0: value = d * (code - 128). Codes -127..127 are chosen; -128 is only read."""
@@ -95,6 +102,10 @@ class Q8Blocks:
         whole = xp.trunc(t)
         t = whole + xp.where(xp.abs(t - whole) >= 0.5, xp.sign(t), xp.zeros_like(t))
         return _codes(t + 128.0, 255), {"d": xp.astype(d, xp.float16)}
+
+    def project(self, params: Params, blocks: slice, scale: Array, offset: Array | None) -> Projected:
+        """See `Projects.project`."""
+        return project_d(scale)
 
     def grid(self, params: Params) -> Grid:
         """See `Format.grid`."""
@@ -136,6 +147,10 @@ class SymmetricBlocks:
         d = extreme / -float(half)
         t = blocks * _reference_inverse(d)[:, :, None] + (half + 0.5)
         return _codes(t, 2 * half - 1), {"d": xp.astype(d, xp.float16)}
+
+    def project(self, params: Params, blocks: slice, scale: Array, offset: Array | None) -> Projected:
+        """See `Projects.project`."""
+        return project_d(scale)
 
     def grid(self, params: Params) -> Grid:
         """See `Format.grid`."""
@@ -191,6 +206,13 @@ class AffineBlocks:
         d = (high - low) / float(top)
         t = (blocks - low[:, :, None]) * _reference_inverse(d)[:, :, None] + 0.5
         return _codes(t, top), {"d": xp.astype(d, xp.float16), "m": xp.astype(low, xp.float16)}
+
+    def project(self, params: Params, blocks: slice, scale: Array, offset: Array | None) -> Projected:
+        """See `Projects.project`."""
+        assert offset is not None
+        xp = array_namespace(scale)
+        d, m = f16(scale), f16(offset)
+        return Projected({"d": xp.astype(d, xp.float16), "m": xp.astype(m, xp.float16)}, d, m)
 
     def grid(self, params: Params) -> Grid:
         """See `Format.grid`."""

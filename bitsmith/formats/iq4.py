@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitsmith.fit import Levels, fit_chunks
-from bitsmith.formats.base import Params
-from bitsmith.formats.ggml_simple import BLOCK, choose_scale
+from bitsmith.formats.base import Params, Projected
+from bitsmith.formats.ggml_simple import BLOCK, choose_scale, project_d
 from bitsmith.formats.precision import FLOAT16, to_float32
 from bitsmith.grid import Array, Grid
 
@@ -36,6 +36,10 @@ class IQ4NL:
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """See `Format.fit`."""
         return fit_chunks(w, importance, BLOCK, 1, self._choose)
+
+    def project(self, params: Params, blocks: slice, scale: Array, offset: Array | None) -> Projected:
+        """See `Projects.project`."""
+        return project_d(scale)
 
     def grid(self, params: Params) -> Grid:
         """See `Format.grid`."""

@@ -24,7 +24,7 @@ from bitsmith.fit import (
     search_scale,
     tree_sum,
 )
-from bitsmith.formats.base import Params
+from bitsmith.formats.base import Params, Projected
 from bitsmith.formats.precision import FLOAT16, UINT8, to_float32
 from bitsmith.grid import Array, Grid
 
@@ -65,6 +65,16 @@ class AffineK:
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """See `Format.fit`; a search of block scales and mins, then coordinate descent on their integers."""
         return fit_chunks(w, importance, self.block, SUPER // self.block, self._choose)
+
+    def project(self, params: Params, blocks: slice, scale: Array, offset: Array | None) -> Projected:
+        """See `Projects.project`; d and dmin stay."""
+        assert offset is not None
+        xp = array_namespace(scale)
+        d, dmin = (_spread(params[name], SUPER // self.block)[:, blocks] for name in ("d", "dmin"))
+        scales = xp.clip(xp.round(scale * inverse(d)), 0, self.top)
+        mins = xp.clip(xp.round(-offset * inverse(dmin)), 0, self.top)
+        kept = {"scales": xp.astype(scales, xp.uint8), "mins": xp.astype(mins, xp.uint8)}
+        return Projected(kept, d * scales, -(dmin * mins))
 
     def grid(self, params: Params) -> Grid:
         """See `Format.grid`."""
@@ -201,6 +211,13 @@ class SymmetricK:
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """See `Format.fit`; a search of block scales, then coordinate descent on their integers."""
         return fit_chunks(w, importance, self.block, SUPER // self.block, self._choose)
+
+    def project(self, params: Params, blocks: slice, scale: Array, offset: Array | None) -> Projected:
+        """See `Projects.project`; d stays."""
+        xp = array_namespace(scale)
+        d = _spread(params["d"], SUPER // self.block)[:, blocks]
+        scales = xp.clip(xp.round(scale * inverse(d)), self.low, self.high)
+        return Projected({"scales": xp.astype(scales, xp.int8)}, d * scales, None)
 
     def grid(self, params: Params) -> Grid:
         """See `Format.grid`."""

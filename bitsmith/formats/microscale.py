@@ -13,7 +13,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from bitsmith.fit import Levels, fit_chunks, grid_error
-from bitsmith.formats.base import Params
+from bitsmith.formats.base import Params, Projected
 from bitsmith.formats.precision import UINT8
 from bitsmith.grid import Array, Grid
 
@@ -65,6 +65,17 @@ class MicroScaled:
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """See `Format.fit`: the scales nearest to the one that fits the largest weight are compared."""
         return fit_chunks(w, importance, self.block, 1, self._choose)
+
+    def project(self, params: Params, blocks: slice, scale: Array, offset: Array | None) -> Projected:
+        """See `Projects.project`."""
+        xp = array_namespace(scale)
+        table = xp.asarray(self._table()[: self.top + 1], device=device(scale))
+        wanted = xp.reshape(scale, (-1,))
+        above = xp.clip(xp.searchsorted(table, wanted), 1, self.top)
+        below = above - 1
+        nearer = wanted - xp.take(table, below) < xp.take(table, above) - wanted
+        byte = xp.reshape(xp.astype(xp.where(nearer, below, above), xp.uint8), scale.shape)
+        return Projected({self.param: byte}, self._scales(byte), None)
 
     def grid(self, params: Params) -> Grid:
         """See `Format.grid`."""

@@ -21,7 +21,7 @@ from bitsmith.kernels.torch_ops import TorchOps
 from bitsmith.model.cache import Cache
 from bitsmith.model.decoder import Decoder
 from bitsmith.model.memory import available_memory
-from bitsmith.model.weights import load_weights
+from bitsmith.model.weights import WeightReader, load_weights
 from bitsmith.progress import Report, silent
 
 if TYPE_CHECKING:
@@ -162,20 +162,27 @@ def load_language_model(
     Raises FileError where the tensors are not those its configuration promises, UnsupportedError for an unknown
     architecture, UsageError for an unknown dtype.
     """
-    config, source = checkpoint.config, checkpoint.source
-    check_tensors(config, source.tensors, naming=checkpoint.naming, origin=str(source.path))
+    config = checkpoint.config
+    read = weight_reader(checkpoint)
     if threads is not None:
         torch.set_num_threads(threads)
     kernel = choose_kernel(config, dtype=dtype, dense=dense, device=device)
     ops = TorchOps(device)
+    weights = load_weights(config, read, kernel, ops, device=device, report=report)
+    return LanguageModel(checkpoint.name, Decoder(config, weights, ops), checkpoint.tokenizer())
+
+
+def weight_reader(checkpoint: Checkpoint) -> WeightReader:
+    """What finds a checkpoint's tensors by their GGUF names. Raises as `load_language_model` does."""
+    config, source = checkpoint.config, checkpoint.source
+    check_tensors(config, source.tensors, naming=checkpoint.naming, origin=str(source.path))
 
     def read(name: str) -> Weight:
         own = name if checkpoint.naming == "gguf" else hf_name(name)
         assert own is not None, name
         return Weight.of(source, own)
 
-    weights = load_weights(config, read, kernel, ops, device=device, report=report)
-    return LanguageModel(checkpoint.name, Decoder(config, weights, ops), checkpoint.tokenizer())
+    return read
 
 
 def choose_kernel(config: ModelConfig, *, dtype: str, dense: bool | None, device: str = "cpu") -> Kernel:

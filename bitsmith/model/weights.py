@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,16 @@ from bitsmith.kernels.base import Kernel, Ops, Tensor, Weight
 from bitsmith.progress import Progress, Report, silent
 
 WeightReader = Callable[[str], Weight]  # GGUF tensor name -> the tensor, wherever it lies
+
+LINEARS: Mapping[str, str] = {  # GGUF name of a block's linear, without "blk.N." and ".weight" -> field of `Block`
+    "attn_q": "q",
+    "attn_k": "k",
+    "attn_v": "v",
+    "attn_output": "output",
+    "ffn_gate": "gate",
+    "ffn_up": "up",
+    "ffn_down": "down",
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ def load_weights(
     config: ModelConfig, read: WeightReader, kernel: Kernel, ops: Ops, *, device: str = "cpu", report: Report = silent
 ) -> Weights:
     """Read and prepare every tensor, layer by layer. Raises UnsupportedError where the kernel cannot take a layout."""
-    loader = _Loader(config, read, kernel, ops, device)
+    loader = WeightLoader(config, read, kernel, ops, device)
     embedding = loader.linear("token_embd", bias=False)
     blocks = []
     for layer in range(config.layers):
@@ -75,7 +85,12 @@ def load_weights(
 
 
 @dataclass(frozen=True)
-class _Loader:
+class WeightLoader:
+    """Reads and prepares parts of a model, for those who do not want all of it at once.
+
+    Every method raises UnsupportedError where the kernel cannot take a layout.
+    """
+
     config: ModelConfig
     read: WeightReader
     kernel: Kernel
@@ -83,9 +98,11 @@ class _Loader:
     device: str
 
     def vector(self, name: str) -> Tensor:
+        """A norm or a bias by its full GGUF name: float32 [n]."""
         return self.ops.array(self.read(name).vector())
 
     def linear(self, name: str, *, bias: bool) -> Linear:
+        """A matrix by its GGUF name without ".weight"."""
         weight = self.read(f"{name}.weight")
         if not self.kernel.supports(weight.info.layout, self.device):
             raise UnsupportedError(
@@ -94,6 +111,7 @@ class _Loader:
         return Linear(self.kernel, self.kernel.prepare(weight), self.vector(f"{name}.bias") if bias else None)
 
     def block(self, prefix: str) -> Block:
+        """All of one layer; prefix: "blk.N."."""
         config = self.config
         return Block(
             attn_norm=self.vector(f"{prefix}attn_norm.weight"),

@@ -49,7 +49,8 @@ def plan_gguf(checkpoint: Checkpoint, target: Target, options: Options) -> Plan:
     else:
         wanted, keys, shape = _from_hugging_face(checkpoint, options)
     outputs = [t.info for t in wanted]
-    selection = choose_types(mix.name, shape, outputs, pure=options.pure, rules=rules)
+    importance = options.calibration is not None
+    selection = choose_types(mix.name, shape, outputs, importance=importance, pure=options.pure, rules=rules)
     if isinstance(source, GgufSource):
         selection = selection.keeping(outputs)
     tensors = tuple(_planned(tensor, choice) for tensor, choice in zip(wanted, selection.choices, strict=True))

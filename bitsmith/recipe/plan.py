@@ -6,9 +6,11 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from bitsmith.calibration.record import CalibrationRecord
 from bitsmith.checkpoint import Checkpoint
 from bitsmith.containers import CONTAINERS
 from bitsmith.containers.base import Codec
@@ -29,6 +31,11 @@ class Target:
     def __str__(self) -> str:
         return f"{self.container}/{self.name}"
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether the output is a folder: all containers but GGUF."""
+        return self.container != "gguf"
+
     @classmethod
     def parse(cls, text: str) -> Target:
         """Read "CONTAINER/NAME"; a bare name means gguf/NAME. Raises UsageError on an unknown container."""
@@ -47,7 +54,11 @@ class Options:
     """What the user chose beside the target.
 
     rules: "REGEX=TYPE", unparsed: the container knows its types
+    keep: regular expressions; tensors whose name one of them finds stay in 16 bits
+    group_size: weights that share a scale, -1: a whole row; None: the container's usual
+    symmetric: None: the container's usual. These three are for gptq, awq and compressed
     filename: the output's own name
+    calibration: None without one; mixes choose other types with one, as llama-quantize does with an imatrix
     """
 
     pure: bool = False
@@ -57,12 +68,20 @@ class Options:
     requantize: bool = False
     method: str = "nearest"
     filename: str = ""
+    calibration: CalibrationRecord | None = None
+    keep: tuple[str, ...] = ()
+    group_size: int | None = None
+    symmetric: bool | None = None
 
     def recipe(self, target: Target) -> str:
         """What decides the bytes, as one line of JSON."""
-        return json.dumps(
-            {"to": str(target), "method": self.method, "pure": self.pure, "rules": list(self.rules), "pre": self.pre}
-        )
+        chosen: dict[str, Any] = {"to": str(target), "method": self.method, "pure": self.pure}
+        chosen |= {"rules": list(self.rules), "pre": self.pre}
+        grouping = {"keep": list(self.keep), "group_size": self.group_size, "symmetric": self.symmetric}
+        chosen |= {name: value for name, value in grouping.items() if value not in (None, [])}
+        if self.calibration is not None:
+            chosen["calibration"] = self.calibration.to_dict()
+        return json.dumps(chosen)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,194 @@
+"""The statistics pass: the original model, block by block, over all calibration windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitsmith.arch.config import ModelConfig
+from bitsmith.arch.groups import linear_groups
+from bitsmith.calibration.hidden import HiddenStates
+from bitsmith.calibration.record import CalibrationRecord
+from bitsmith.calibration.sources import CalibrationTokens
+from bitsmith.checkpoint import Checkpoint
+from bitsmith.errors import TensorError
+from bitsmith.kernels.dense import DenseKernel
+from bitsmith.kernels.ondemand import OnDemandKernel
+from bitsmith.kernels.torch_ops import TorchOps
+from bitsmith.model.decoder import Decoder
+from bitsmith.model.language_model import weight_reader
+from bitsmith.model.weights import LINEARS, Block, Linear, WeightLoader, Weights
+from bitsmith.progress import Progress, Report, silent
+from bitsmith.stats import Stats, StatsMeter
+
+HEAD = "output"  # name of the head's input, whether or not the model has an output matrix of its own
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to collect beside sums, per input.
+
+    gram: the matrix of products, [cols, cols] float32 for every group of every block: for small models
+    sample: rows to keep of each input; the same tokens everywhere
+    """
+
+    gram: bool = False
+    sample: int = 0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics of every linear's input.
+
+    stats: by GGUF name without ".weight" ("blk.0.attn_q", and "output" for the head); linears that share an input
+        share the object
+    record: tokens, their hash, context and seed
+    tied: the head is the token embedding
+    """
+
+    stats: Mapping[str, Stats]
+    record: CalibrationRecord
+    tied: bool = False
+
+
+@dataclass(frozen=True)
+class RecordedLinear(Linear):
+    """A linear that shows its input to `record` before it is computed."""
+
+    record: Callable[[Tensor], None] = field(default=lambda x: None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """float32 [..., cols] -> float32 [..., rows]."""
+        self.record(x)
+        y: Tensor = super().__call__(x)
+        return y
+
+
+def collect(
+    checkpoint: Checkpoint,
+    tokens: CalibrationTokens,
+    *,
+    wanted: Wanted | None = None,
+    memory: int | None = None,
+    threads: int | None = None,
+    report: Report = silent,
+) -> Calibration:
+    """Run the model over the tokens and count what its linears are given.
+
+    One block's weights are held at a time, as dense float32; the hidden states of all windows too, up to `memory`
+    bytes, beyond it on disk (see `HiddenStates`). threads: torch.set_num_threads for the whole process; None leaves
+    it alone. Same tokens, same result.
+    Raises TensorError where an input holds NaN or infinite values, naming the linear; UnsupportedError for an
+    architecture that is not known.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    config = checkpoint.config
+    wanted = wanted or Wanted()
+    seed = tokens.seed
+    loader = WeightLoader(config, weight_reader(checkpoint), DenseKernel(), TorchOps(), "cpu")
+    decoder = hollow_decoder(loader)
+    stats: dict[str, Stats] = {}
+    with torch.inference_mode():
+        hidden = embed(decoder, tokens.tokens, memory=memory)
+        for layer in range(config.layers):
+            report(Progress("calibrate", layer, config.layers, "blocks", f"blk.{layer}"))
+            meters = meters_of(config, wanted, seed)
+            block = recording(loader.block(f"blk.{layer}."), f"blk.{layer}.", meters)
+            advance(decoder, layer, block, hidden)
+            del block
+            stats |= {f"blk.{layer}.{name}": each for name, each in _results(meters).items()}
+        stats[HEAD] = _head_stats(decoder, hidden, wanted, seed)
+    report(Progress("calibrate", config.layers, config.layers, "blocks"))
+    return Calibration(stats, tokens.record, config.tied)
+
+
+def hollow_decoder(loader: WeightLoader) -> Decoder:
+    """A decoder without blocks or head: to embed tokens, and to run blocks that are loaded one at a time."""
+    embedding = replace(loader, kernel=OnDemandKernel(loader.device)).linear("token_embd", bias=False)
+    norm = loader.vector("output_norm.weight")
+    return Decoder(loader.config, Weights(embedding, (), norm, embedding), loader.ops)
+
+
+def embed(decoder: Decoder, tokens: np.ndarray, *, memory: int | None = None) -> HiddenStates:
+    """The input of the first block for windows of tokens, int64 [windows, context]."""
+    windows, context = tokens.shape
+    hidden = HiddenStates(windows, context, decoder.config.hidden, memory=memory)
+    for at in hidden.batches():
+        hidden.write(at, decoder.weights.embedding.gather(decoder.ops.array(tokens[at])))
+    return hidden
+
+
+def advance(decoder: Decoder, layer: int, block: Block, hidden: HiddenStates) -> None:
+    """Replace the input of a block by its output, batch by batch."""
+    for at in hidden.batches():
+        x = hidden.read(at)
+        hidden.write(at, decoder.run_block(layer, block, x, decoder.place(tuple(x.shape[:2]), 0)))
+
+
+def meters_of(config: ModelConfig, wanted: Wanted, seed: int) -> dict[str, StatsMeter]:
+    """A meter a group of a block, by the names of its linears (q, k and v share one)."""
+    widths = {
+        "attn_in": config.hidden,
+        "attn_mix": config.heads * config.head_dim,
+        "ffn_in": config.hidden,
+        "ffn_mix": config.intermediate,
+    }
+    meters: dict[str, StatsMeter] = {}
+    for group in linear_groups(config):
+        meter = StatsMeter(widths[group.name], gram=wanted.gram, sample=wanted.sample, seed=seed)
+        meters |= dict.fromkeys(group.linears, meter)
+    return meters
+
+
+def recording(block: Block, prefix: str, meters: Mapping[str, StatsMeter]) -> Block:
+    """The block with its linears recording into `meters`: of linears that share a meter the first one does.
+
+    prefix: "blk.N.", for the error that a meter raises
+    """
+    firsts: dict[int, str] = {}
+    for name, meter in meters.items():
+        firsts.setdefault(id(meter), name)
+    recorded = {LINEARS[name]: _recorded(block, name, prefix, meters[name]) for name in firsts.values()}
+    return replace(block, **recorded)
+
+
+def _recorded(block: Block, name: str, prefix: str, meter: StatsMeter) -> RecordedLinear:
+    linear: Linear = vars(block)[LINEARS[name]]
+    return RecordedLinear(linear.kernel, linear.prepared, linear.bias, counting(meter, f"{prefix}{name}"))
+
+
+def counting(meter: StatsMeter, name: str) -> Callable[[Tensor], None]:
+    """`meter.add`, whose error names the linear."""
+
+    def add(x: Tensor) -> None:
+        try:
+            meter.add(x)
+        except TensorError as error:
+            raise TensorError(
+                f"{name}: {error} during calibration; the weights before it are damaged, or overflow. Check the model "
+                "with `bitsmith inspect --verify`, or calibrate on another text."
+            ) from error
+
+    return add
+
+
+def _results(meters: Mapping[str, StatsMeter]) -> dict[str, Stats]:
+    """One result a meter, shared by its linears."""
+    done: dict[int, Stats] = {}
+    for meter in meters.values():
+        if id(meter) not in done:
+            done[id(meter)] = meter.result()
+    return {name: done[id(meter)] for name, meter in meters.items()}
+
+
+def _head_stats(decoder: Decoder, hidden: HiddenStates, wanted: Wanted, seed: int) -> Stats:
+    meter = StatsMeter(decoder.config.hidden, gram=wanted.gram, sample=wanted.sample, seed=seed)
+    add = counting(meter, HEAD)
+    for at in hidden.batches():
+        add(decoder.ops.rms_norm(hidden.read(at), decoder.weights.output_norm, decoder.config.norm_eps))
+    return meter.result()

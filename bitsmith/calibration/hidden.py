@@ -1,0 +1,87 @@
+"""The hidden states of all calibration windows between two blocks: in memory, or in a file beyond a bound."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitsmith.errors import FileError
+from bitsmith.model.memory import available_memory
+
+BATCH_TOKENS = 2048  # tokens that go through a block at a time
+
+
+class HiddenStates:
+    """float32 [windows, context, hidden], read and overwritten by batches of windows.
+
+    memory: bytes that may be held; more goes to an unnamed temporary file (in TMPDIR), which disappears with the
+        process. None takes half of the memory that is available now.
+    """
+
+    def __init__(self, windows: int, context: int, hidden: int, *, memory: int | None = None) -> None:
+        """Reserve the room. Raises FileError where the temporary file cannot be made that long."""
+        self.shape = (windows, context, hidden)
+        size = 4 * windows * context * hidden
+        room = available_memory() if memory is None else 2 * memory
+        self.on_disk = room is not None and size > room // 2
+        self._window_bytes = 4 * context * hidden
+        self._held: Tensor | None = None
+        if not self.on_disk:
+            self._held = torch.empty(self.shape, dtype=torch.float32)
+            return
+        self._file = tempfile.TemporaryFile(prefix="bitsmith-")  # noqa: SIM115 - lives as long as this object
+        try:
+            os.posix_fallocate(self._file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else None
+        except OSError as error:
+            raise self._cannot(error) from error
+
+    def batches(self) -> Iterator[slice]:
+        """Windows that go through a block together, in order."""
+        windows, context, _ = self.shape
+        step = max(1, BATCH_TOKENS // context)
+        for start in range(0, windows, step):
+            yield slice(start, min(start + step, windows))
+
+    def read(self, at: slice) -> Tensor:
+        """Windows `at`, float32 [windows, context, hidden]; do not change it in place."""
+        if self._held is not None:
+            return self._held[at]
+        values = np.empty((at.stop - at.start, *self.shape[1:]), np.float32)
+        data = values.reshape(-1).view(np.uint8).data
+        try:
+            done = 0
+            while done < len(data):
+                got = os.preadv(self._file.fileno(), [data[done:]], at.start * self._window_bytes + done)
+                if not got:
+                    raise OSError("the file is shorter than what was written to it")
+                done += got
+        except OSError as error:
+            raise self._cannot(error) from error
+        return torch.from_numpy(values)
+
+    def write(self, at: slice, values: Tensor) -> None:
+        """Replace windows `at`. Raises FileError where the disk refuses them."""
+        if self._held is not None:
+            self._held[at] = values
+            return
+        data = np.ascontiguousarray(values.detach().cpu().numpy(), np.float32).reshape(-1).view(np.uint8).data
+        offset = at.start * self._window_bytes
+        try:
+            while data:
+                written = os.pwrite(self._file.fileno(), data, offset)
+                data, offset = data[written:], offset + written
+        except OSError as error:
+            raise self._cannot(error) from error
+
+    def _cannot(self, error: OSError) -> FileError:
+        size = self._window_bytes * self.shape[0]
+        return FileError(
+            f"the hidden states of calibration take {size:,} bytes, more than --memory allows, and cannot be kept in "
+            f"{tempfile.gettempdir()} ({error.strerror or error}); free space there, set TMPDIR to another disk, allow "
+            "more --memory, or use fewer --calibration-tokens."
+        )

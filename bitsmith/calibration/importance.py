@@ -1,0 +1,116 @@
+"""Importance: what `quantize --calibration` takes from a statistics pass or from an importance file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bitsmith.arch.names import gguf_name
+from bitsmith.calibration.imatrix import Entry, Imatrix, read_imatrix, record_of
+from bitsmith.calibration.record import CalibrationRecord
+from bitsmith.errors import FileError
+from bitsmith.tensor import TensorInfo
+
+if TYPE_CHECKING:
+    from bitsmith.calibration.collect import Calibration
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How much each column of a matrix counts.
+
+    values: by GGUF tensor name, ".weight" included: float32 [matrices, cols], mean squared input; one matrix but for
+        experts that share a tensor. Tensors that are not named count alike throughout.
+    record: where it comes from
+    """
+
+    values: Mapping[str, np.ndarray]
+    record: CalibrationRecord
+
+    def of(self, name: str) -> np.ndarray | None:
+        """[matrices, cols] of a tensor by its GGUF or Hugging Face name; None where nothing is known."""
+        return self.values.get(gguf_name(name) or name)
+
+    def by_output(self, outputs: Iterable[TensorInfo]) -> dict[str, np.ndarray]:
+        """Of tensors to be written, by the output's names: float32 [matrices, cols] each."""
+        found = {}
+        for info in outputs:
+            values = self.of(info.name)
+            if values is not None and len(info.shape) > 1:
+                found[info.name] = values.reshape(-1, info.cols)  # a .dat file does not tell matrices apart
+        return found
+
+
+def from_calibration(calibration: Calibration) -> Importance:
+    """Of a statistics pass. A head that is the token embedding stays unweighted, like every embedding."""
+    values = {name: entry.importance for name, entry in _entries(calibration).items()}
+    return Importance(values, calibration.record)
+
+
+def to_imatrix(calibration: Calibration) -> Imatrix:
+    """What an importance file holds of a statistics pass."""
+    record = calibration.record
+    return Imatrix(_entries(calibration), (record.source,), record.tokens // record.context, record.context)
+
+
+def _entries(calibration: Calibration) -> dict[str, Entry]:
+    """Entries by tensor name; linears that share their statistics share the arrays."""
+    shared: dict[int, Entry] = {}
+    entries = {}
+    for name, stats in calibration.stats.items():
+        if name == "output" and calibration.tied:
+            continue
+        if id(stats) not in shared:
+            sums = stats.square.astype(np.float32)[None]
+            shared[id(stats)] = Entry(sums, np.array([stats.count], np.int64))
+        entries[f"{name}.weight"] = shared[id(stats)]
+    return entries
+
+
+def from_file(path: Path, tensors: Iterable[TensorInfo]) -> tuple[Importance, tuple[str, ...]]:
+    """Of an importance file for a model of these tensors, and what the user should know of it.
+
+    tensors: of the model, under GGUF or Hugging Face names
+    Raises FileError where the file cannot be read or is another model's: it names tensors that the model lacks, has
+    rows of another length, or says nothing of a whole layer.
+    """
+    imatrix = read_imatrix(path)
+    shapes = {gguf_name(info.name) or info.name: info for info in tensors if len(info.shape) > 1}
+    for name, entry in imatrix.entries.items():
+        _check(path, name, entry, shapes.get(name))
+    missing = [name for name in shapes if name.startswith("blk.") and name not in imatrix.entries]
+    _check_layers(path, missing, imatrix)
+    warnings: tuple[str, ...] = ()
+    if missing:
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        warnings = (f"{path.name} says nothing of {', '.join(missing[:_SHOWN])}{more}: rounded without importance",)
+    values = {name: entry.importance for name, entry in imatrix.entries.items()}
+    return Importance(values, record_of(path, imatrix)), warnings
+
+
+def _check(path: Path, name: str, entry: Entry, info: TensorInfo | None) -> None:
+    belongs = "the importance file belongs to another model; make one of this model with `bitsmith imatrix`."
+    if info is None:
+        raise FileError(f"{path}: it has an entry {name}, but the model has no such matrix; {belongs}")
+    matrices = int(np.prod(info.shape[:-2]))
+    if entry.sums.size != matrices * info.cols:
+        raise FileError(
+            f"{path}: {name}: expected {matrices * info.cols} values for {matrices} matrices with rows of {info.cols}, "
+            f"found {entry.sums.size}; {belongs}"
+        )
+
+
+def _check_layers(path: Path, missing: list[str], imatrix: Imatrix) -> None:
+    known = {name.split(".")[1] for name in imatrix.entries if name.startswith("blk.")}
+    for name in missing:
+        if name.split(".")[1] not in known:
+            raise FileError(
+                f"{path}: it has entries for {len(known)} layers, none for that of {name}; the importance file belongs "
+                "to another model; make one of this model with `bitsmith imatrix`."
+            )

@@ -1,0 +1,187 @@
+"""From the words of the command line to statistics: what is checked at once, and the pass that runs later."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bitsmith.calibration.imatrix import imatrix_file, is_imatrix_name
+from bitsmith.calibration.importance import Importance, from_calibration, from_file, to_imatrix
+from bitsmith.calibration.record import UNKNOWN_SHA256, CalibrationRecord
+from bitsmith.calibration.sources import SELF, CalibrationTokens, Request, own_text, read_tokens
+from bitsmith.checkpoint import Checkpoint, open_checkpoint
+from bitsmith.containers.layout import FileLayout
+from bitsmith.containers.output import OutputFiles
+from bitsmith.errors import UsageError
+from bitsmith.progress import Report, silent
+
+if TYPE_CHECKING:
+    from bitsmith.calibration.collect import Calibration, Wanted
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A calibration whose input has been read and checked, but whose pass has not run.
+
+    record: what the manifest will say; its hash is zeros where the model has yet to generate the text
+    warnings: what the user should know
+    request: None for an importance file; tokens: None for text that the model generates
+    ready: the importance of an importance file
+    """
+
+    checkpoint: Checkpoint
+    record: CalibrationRecord
+    warnings: tuple[str, ...] = ()
+    request: Request | None = None
+    tokens: CalibrationTokens | None = None
+    ready: Importance | None = None
+
+    def importance(
+        self, *, memory: int | None = None, threads: int | None = None, report: Report = silent
+    ) -> Importance:
+        """Of the file, or by a pass; see `run`."""
+        return self.ready or from_calibration(self.run(memory=memory, threads=threads, report=report))
+
+    def run(
+        self,
+        *,
+        wanted: Wanted | None = None,
+        memory: int | None = None,
+        threads: int | None = None,
+        report: Report = silent,
+    ) -> Calibration:
+        """The statistics pass, see `bitsmith.calibration.collect.collect`.
+
+        Raises UsageError for an importance file, which has sums of squares only.
+        """
+        if self.request is None:
+            raise UsageError(
+                f"--calibration {self.record.source}: an importance file holds no activations; this needs a text."
+            )
+        from bitsmith.calibration.collect import collect
+
+        tokens = self.read(threads=threads, report=report).tokens
+        assert tokens is not None
+        return collect(self.checkpoint, tokens, wanted=wanted, memory=memory, threads=threads, report=report)
+
+    def read(self, *, threads: int | None = None, report: Report = silent) -> Prepared:
+        """The same with its tokens: where they are the model's own text, it is generated now."""
+        if self.request is None or self.tokens is not None:
+            return self
+        from bitsmith.calibration.generated import generate_tokens
+        from bitsmith.model.language_model import load_language_model
+
+        model = load_language_model(self.checkpoint, threads=threads, report=report)
+        tokens = generate_tokens(self.request, model, report=report)
+        return replace(self, tokens=tokens, record=tokens.record)
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    source: str | None,
+    *,
+    tokens: int | None = None,
+    context: int | None = None,
+    seed: int = 0,
+) -> Prepared:
+    """Read and check a calibration's source; no weight is touched.
+
+    source: "self", an importance file (.gguf, .dat), or what `read_tokens` takes; None: the built-in text
+    tokens, context, seed: see `Request.of`
+    Raises UsageError, FileError or UnsupportedError for all that can be known beforehand.
+    """
+    path = Path(source or "").expanduser()
+    if source is not None and is_imatrix_name(path):
+        ready, notes = from_file(path, checkpoint.source.tensors.values())
+        return Prepared(checkpoint, ready.record, notes, ready=ready)
+    config = checkpoint.config
+    require_torch()
+    request = Request.of(source, limit=config.context, tokens=tokens, context=context, seed=seed)
+    if source == SELF:
+        total = request.windows * request.context
+        record = CalibrationRecord(own_text(checkpoint.name), UNKNOWN_SHA256, total, request.context, seed)
+        return Prepared(checkpoint, record, request=request)
+    read = read_tokens(request, checkpoint.tokenizer(), vocab=config.vocab)
+    warnings: tuple[str, ...] = ()
+    if len(read.tokens) < request.windows and tokens is not None:
+        warnings = (f"{read.source} has {read.tokens.size:,} tokens in whole windows, fewer than the {tokens:,} asked",)
+    return Prepared(checkpoint, read.record, warnings, request=request, tokens=read)
+
+
+def require_torch() -> None:
+    """Raise UsageError where torch is not installed."""
+    if find_spec("torch") is None:
+        raise UsageError(
+            "calibrating runs the model, which needs torch: pip install 'bitsmith[torch]'; or give an importance file."
+        )
+
+
+@dataclass(frozen=True)
+class ImatrixResult:
+    """An importance file that was written. entries: matrices in it; windows: seen"""
+
+    model: str
+    out: Path
+    record: CalibrationRecord
+    entries: int
+    windows: int
+    size: int
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        return {
+            "model": self.model,
+            "out": str(self.out),
+            "bytes": self.size,
+            "entries": self.entries,
+            "windows": self.windows,
+            "calibration": self.record.to_dict(),
+            "warnings": list(self.warnings),
+        }
+
+
+def make_imatrix(
+    model: str | Path,
+    *,
+    out: str | Path,
+    calibration: str | None = None,
+    calibration_tokens: int | None = None,
+    calibration_context: int | None = None,
+    seed: int = 0,
+    memory: int | None = None,
+    threads: int | None = None,
+    revision: str | None = None,
+    force: bool = False,
+    report: Report = silent,
+) -> ImatrixResult:
+    """Write the importance of a model's matrices as a file that llama-quantize and `quantize --calibration` read.
+
+    out: NAME.gguf, or NAME.dat for llama.cpp's older format; calibration: as `prepare` takes it, but no importance
+    file, except to rewrite it in the other format. memory: bytes, see `HiddenStates`. Raises BitsmithError.
+    """
+    from bitsmith.calibration.imatrix import Imatrix, read_imatrix
+
+    path = Path(out)
+    imatrix_file(Imatrix({}, (), 0, 0), path.name)  # says so where the name has a wrong ending
+    checkpoint = open_checkpoint(model, revision=revision)
+    prepared = prepare(checkpoint, calibration, tokens=calibration_tokens, context=calibration_context, seed=seed)
+    with OutputFiles(path, [FileLayout(path.name, b"", (), 0)], force=force):
+        pass  # fails now rather than after the pass
+    if prepared.ready is not None:
+        content, record = read_imatrix(Path(calibration or "").expanduser()), prepared.record
+    else:
+        found = prepared.run(memory=memory, threads=threads, report=report)
+        content, record = to_imatrix(found), found.record
+    layout, data = imatrix_file(content, path.name)
+    with OutputFiles(path, [layout], force=force) as output:
+        for name, values in data.items():
+            output.write(name, "data", values.reshape(-1).view(np.uint8).data)
+        output.commit([layout], report)
+    return ImatrixResult(
+        checkpoint.name, path, record, len(content.entries), content.chunks, layout.size, prepared.warnings
+    )

@@ -1,0 +1,169 @@
+"""One tensor in GPTQ's layout, as AutoGPTQ, GPTQModel, transformers and vLLM read it.
+
+A weight [out, in] of b-bit codes in groups along its rows becomes (AutoGPTQ, `qlinear`):
+
+- qweight int32 [in * b / 32, out]: the codes of each row, packed downwards, the first in the lowest bits
+- qzeros int32 [groups, out * b / 32]: zero points, packed along the outputs
+- scales float16 [groups, out]
+- g_idx int32 [in]: the group of each input; out of order where columns were quantized by activation order
+
+value = scale * (code - zero). Checkpoint format v1 ("gptq") stores each zero point less one, and so cannot store a
+zero point of 0; v2 ("gptq_v2") stores it as it is. Symmetric weights have the zero point 2^(b-1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bitsmith.containers.base import RowAxis, cut, join_slabs
+from bitsmith.containers.integers import WORD, layout_name, pack_words, unpack_words, word_count
+from bitsmith.errors import TensorError, UnsupportedError
+from bitsmith.formats.affine import Affine
+from bitsmith.formats.base import Format
+from bitsmith.formats.precision import as_numpy
+from bitsmith.tensor import QuantTensor
+
+BITS = (2, 3, 4, 8)
+
+
+@dataclass(frozen=True)
+class GptqCodec:
+    """Codes and parameters of integers by groups <-> GPTQ's parts.
+
+    zero_shift: what is taken off a zero point before it is stored: 1 in v1 files, 0 in v2
+    indexed: whether there is a g_idx
+    """
+
+    format: Affine
+    zero_shift: int = 1
+    indexed: bool = True
+
+    @property
+    def name(self) -> str:
+        """The layout's name: "gptq/int4-g128"; "-v2" and "-noindex" where that is so."""
+        version = "" if self.zero_shift else "v2"
+        return layout_name("gptq", self.format, "f16", version, "" if self.indexed else "noindex")
+
+    @property
+    def row_multiple(self) -> int:
+        """Rows whose zero points fill whole words, for all widths."""
+        return 32
+
+    @property
+    def axes(self) -> dict[str, RowAxis | None]:
+        """Outputs lie along the second axis of everything but g_idx."""
+        axes: dict[str, RowAxis | None] = {
+            "qweight": RowAxis(1),
+            "qzeros": RowAxis(1, 32, self.format.bits),
+            "scales": RowAxis(1),
+        }
+        return axes | ({"g_idx": None} if self.indexed else {})
+
+    def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Stored shape and dtype of each part of a weight [out, in].
+
+        Raises UnsupportedError for other than two dimensions and where codes do not fill words.
+        """
+        if len(shape) != 2:
+            raise UnsupportedError(f"GPTQ's layout holds matrices, not {len(shape)} dimensions; leave it in f16")
+        rows, cols = shape
+        bits, fill = self.format.bits, 32 if self.format.bits == 3 else 32 // self.format.bits
+        if rows % fill or cols % fill or not rows:
+            raise UnsupportedError(
+                f"GPTQ's layout of {bits} bits needs rows and columns that divide by {fill}; this is "
+                f"[{rows}, {cols}]: leave the tensor in f16"
+            )
+        (_, groups), scale_dtype = self.format.params_layout(rows, cols)["scale"]
+        parts = {
+            "qweight": ((word_count(cols, bits), rows), WORD),
+            "qzeros": ((groups, word_count(rows, bits)), WORD),
+            "scales": ((groups, rows), scale_dtype),
+        }
+        return parts | ({"g_idx": ((cols,), WORD)} if self.indexed else {})
+
+    def encode(self, tensor: QuantTensor) -> dict[str, np.ndarray]:
+        """Parts of a slab of whole rows; zero points are padded to whole words.
+
+        Raises TensorError for a zero point that the version cannot store.
+        """
+        codes = as_numpy(tensor.codes)
+        scale = as_numpy(tensor.params["scale"])
+        zeros = self._zeros(tensor, scale.shape) - self.zero_shift
+        if zeros.size and zeros.min() < 0:
+            raise TensorError(
+                "a zero point of 0 cannot be stored in checkpoint format v1, which stores it less one; write v2"
+            )
+        parts = {
+            "qweight": np.ascontiguousarray(pack_words(codes, self.format.bits).T),
+            "qzeros": pack_words(zeros.astype(np.uint8).T, self.format.bits),
+            "scales": np.ascontiguousarray(scale.T, self.format.scale_dtype),
+        }
+        return parts | ({"g_idx": self._in_order(codes.shape[1])} if self.indexed else {})
+
+    def decode(self, parts: Mapping[str, np.ndarray], cols: int) -> QuantTensor:
+        """Codes and parameters of a slab of whole rows.
+
+        Columns in activation order come back as groups of one, each with the parameters of its group. Raises
+        TensorError for groups that do not exist and for zero points that contradict the configuration.
+        """
+        scale = np.ascontiguousarray(parts["scales"].T)
+        rows, groups = scale.shape
+        bits = self.format.bits
+        codes = unpack_words(parts["qweight"].T, bits, cols)
+        zeros = unpack_words(parts["qzeros"], bits, rows).T.astype(np.int16) + self.zero_shift
+        if zeros.size and zeros.max() > 255:
+            raise TensorError("a zero point of 256 does not fit 8 bits; the file is damaged: make it again")
+        if not self.format.asymmetric and (zeros != 1 << (bits - 1)).any():
+            raise TensorError(
+                f'the configuration says "sym": true, so zero points should be {1 << (bits - 1)}, but qzeros holds '
+                f"{int(zeros[zeros != 1 << (bits - 1)][0])}; set sym, or checkpoint_format, to what the file is"
+            )
+        index = parts.get("g_idx")
+        if index is None or np.array_equal(index, self._in_order(cols)):
+            params = {"scale": scale}
+            return QuantTensor(self.format, codes, self._with_zeros(params, zeros))
+        if index.min() < 0 or index.max() >= groups:
+            raise TensorError(
+                f"g_idx names group {int(index.min() if index.min() < 0 else index.max())}, but there are {groups}; "
+                "the file is damaged: download it again"
+            )
+        single = Affine(bits, 1, self.format.asymmetric, self._precision)
+        return QuantTensor(single, codes, self._with_zeros({"scale": scale[:, index]}, zeros[:, index]))
+
+    def join(self, slabs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """See `Gathered`."""
+        return join_slabs(self, slabs)
+
+    def window(self, parts: Mapping[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
+        """See `Gathered`."""
+        zeros = unpack_words(parts["qzeros"], self.format.bits, parts["scales"].shape[1])
+        cuts = {name: cut(parts[name], 1, start, stop) for name in ("qweight", "scales")}
+        cuts["qzeros"] = pack_words(zeros[:, start:stop], self.format.bits)
+        return {name: cuts.get(name, parts[name]) for name in parts}
+
+    @property
+    def _precision(self) -> str:
+        return self.format.precision or ("bf16" if self.format.group else "f32")
+
+    def _zeros(self, tensor: QuantTensor, shape: tuple[int, ...]) -> np.ndarray:
+        if self.format.asymmetric:
+            return as_numpy(tensor.params["zero"]).astype(np.int16)
+        return np.full(shape, 1 << (self.format.bits - 1), np.int16)
+
+    def _with_zeros(self, params: dict[str, np.ndarray], zeros: np.ndarray) -> dict[str, np.ndarray]:
+        if self.format.asymmetric:
+            params["zero"] = np.ascontiguousarray(zeros, np.uint8)
+        return params
+
+    def _in_order(self, cols: int) -> np.ndarray:
+        return (np.arange(cols) // (self.format.group or cols)).astype(WORD)
+
+
+def gptq_codec(format: Format) -> GptqCodec | None:
+    """The codec of integers with float16 scales; v1 where it can be: symmetric, 4 or 8 bits. None for other formats."""
+    if not isinstance(format, Affine) or format.precision != "f16":
+        return None
+    return GptqCodec(format, int(not format.asymmetric and format.bits in (4, 8)))

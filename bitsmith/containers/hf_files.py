@@ -1,0 +1,74 @@
+"""A folder of safetensors files: entries of tensors in one part or several, their manifest, one file or shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bitsmith.containers.floats import WRITTEN_FLOATS
+from bitsmith.containers.layout import FileLayout
+from bitsmith.containers.safetensors_header import dtype_name
+from bitsmith.containers.safetensors_layout import INDEX_NAME, Entry, safetensors_files
+from bitsmith.manifest import JSON_KEY, Manifest, to_json
+from bitsmith.tensor import TensorInfo
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor to be written: a float ("f32", "f16", "bf16"; one part, "data"), or several parts.
+
+    parts: shape and dtype of each part; not looked at for a float
+    names: entry name by part; not looked at for a float, which has its own name
+    """
+
+    info: TensorInfo
+    parts: Mapping[str, tuple[tuple[int, ...], np.dtype]]
+    names: Mapping[str, str]
+
+    def entries(self) -> list[Entry]:
+        """Its safetensors entries, in the order of its parts."""
+        name = self.info.name
+        if self.info.layout in WRITTEN_FLOATS:
+            return [Entry(name, "data", name, self.info.layout, self.info.shape)]
+        return [
+            Entry(name, part, self.names[part], dtype_name(dtype), shape) for part, (shape, dtype) in self.parts.items()
+        ]
+
+
+def module_names(name: str, parts: Mapping[str, object]) -> dict[str, str]:
+    """Entries that lie beside a weight "MODULE.weight": "MODULE.PART" by part."""
+    module = name.removesuffix(".weight")
+    return {part: f"{module}.{part}" for part in parts}
+
+
+def folder_files(
+    tensors: Sequence[StoredTensor],
+    manifest: Manifest,
+    *,
+    metadata: Callable[[Sequence[TensorInfo]], Mapping[str, str]] = lambda infos: {},
+    max_shard_bytes: int | None = None,
+) -> tuple[list[FileLayout], dict[str, bytes]]:
+    """Layouts of the files that hold `tensors` in that order, and the index file by name (none for one file).
+
+    metadata: what else `__metadata__` says of a file with these tensors
+    Each file carries the records of its own tensors. Offsets depend on the manifest's length only, so one of
+    placeholders gives the sizes of the final one.
+    Raises UsageError where two entries would have one name.
+    """
+    known = {tensor.info.name: tensor.info for tensor in tensors}
+    records = {record.name: record for record in manifest.tensors}
+
+    def header(entries: Sequence[Entry]) -> dict[str, str]:
+        infos = [known[name] for name in dict.fromkeys(entry.tensor for entry in entries)]
+        own = tuple(records[info.name] for info in infos if info.name in records)
+        return {
+            "format": "pt",  # transformers asks for it
+            JSON_KEY: to_json(Manifest(manifest.version, manifest.recipe, own)),
+            **metadata(infos),
+        }
+
+    entries = [entry for tensor in tensors for entry in tensor.entries()]
+    layouts, index = safetensors_files(entries, header, max_shard_bytes=max_shard_bytes)
+    return layouts, {} if index is None else {INDEX_NAME: index}

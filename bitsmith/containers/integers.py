@@ -1,0 +1,42 @@
+"""What the GPTQ, AWQ and compressed-tensors layouts share: codes packed into 32-bit words, and layouts' names."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bitsmith.bits import pack, unpack
+from bitsmith.formats.affine import Affine
+
+WORD = np.dtype("<i4")
+
+
+def word_count(count: int, bits: int) -> int:
+    """32-bit words that hold `count` codes."""
+    return -(-count * bits // 32)
+
+
+def pack_words(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes uint8 [rows, n] -> int32 [rows, word_count(n, bits)]: one bit string a row, least significant bit first.
+
+    Padding is zero. Three-bit codes cross words: 32 of them take three, as in AutoGPTQ.
+    """
+    packed = pack(codes, bits)
+    padded = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 4)))
+    return np.ascontiguousarray(padded).view(WORD)
+
+
+def unpack_words(words: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """The inverse of `pack_words`: int32 [rows, words] -> codes uint8 [rows, count]."""
+    found = np.ascontiguousarray(words, WORD).view(np.uint8)
+    return unpack(np.ascontiguousarray(found[:, : (count * bits + 7) // 8]), bits, count)
+
+
+def layout_name(container: str, format: Affine, usual: str, *marks: str) -> str:
+    """`TensorInfo.layout` of an integer format: "gptq/int4-g128", "gptq/int4-g64-asym-bf16-v2".
+
+    usual: the precision of scales that the container's name implies; marks: what else sets a file apart
+    """
+    scope = f"g{format.group}" if format.group else "channel"
+    precision = format.precision or ("bf16" if format.group else "f32")
+    parts = [f"int{format.bits}", scope, "asym" if format.asymmetric else "", "" if precision == usual else precision]
+    return f"{container}/{'-'.join(part for part in (*parts, *marks) if part)}"

@@ -1,0 +1,57 @@
+"""Stored bit patterns of formats whose files do not hold the codes themselves: FP8's bytes, bitsandbytes' FP4."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from bitsmith.errors import TensorError
+from bitsmith.formats.base import Format
+from bitsmith.formats.codebook import Codebook, DoublyQuantized
+from bitsmith.formats.tensorwide import TensorWide
+
+
+def to_patterns(codes: np.ndarray, format: Format) -> np.ndarray:
+    """Codes uint8 -> the patterns that files hold, uint8; the codes themselves for most formats."""
+    codebook = _with_patterns(format)
+    if codebook is None:
+        return codes
+    patterns: np.ndarray = _tables(codebook)[0][codes]
+    return patterns
+
+
+def from_patterns(patterns: np.ndarray, format: Format) -> np.ndarray:
+    """The inverse, uint8 [rows, cols]. Raises TensorError for a pattern that means no value."""
+    codebook = _with_patterns(format)
+    if codebook is None:
+        return patterns
+    found = _tables(codebook)[1][patterns]
+    if found.size and found.min() < 0:
+        row, column = np.argwhere(found < 0)[0]
+        raise TensorError(
+            f"{format.name} has no value for the pattern {patterns[row, column]:#04x} (NaN) at row {row}, "
+            f"column {column}; the file is damaged or was written by something else: make it again"
+        )
+    codes: np.ndarray = found.astype(np.uint8)
+    return codes
+
+
+def _with_patterns(format: Format) -> Codebook | None:
+    if isinstance(format, TensorWide):
+        return _with_patterns(format.row)
+    if isinstance(format, DoublyQuantized):
+        return _with_patterns(format.plain)
+    if not isinstance(format, Codebook) or format.patterns == tuple(range(1 << format.bits)):
+        return None
+    return format
+
+
+@lru_cache
+def _tables(codebook: Codebook) -> tuple[np.ndarray, np.ndarray]:
+    """From code to pattern (uint8) and back (int16, -1 where there is none)."""
+    back = np.full(1 << codebook.bits, -1, np.int16)
+    back[list(codebook.patterns)] = np.arange(len(codebook.patterns))
+    for pattern, code in codebook.aliases:
+        back[pattern] = code
+    return np.array(codebook.patterns, np.uint8), back

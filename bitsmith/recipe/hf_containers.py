@@ -1,0 +1,214 @@
+"""Plans for the folders that vLLM and transformers load: gptq, awq and compressed, any architecture.
+
+Linear layers are quantized; the embedding, the output head, routers, norms and whatever `--keep` names stay in 16
+bits, and are listed in the configuration.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from bitsmith import __version__
+from bitsmith.checkpoint import Checkpoint, require_float
+from bitsmith.containers.floats import WRITTEN_FLOATS
+from bitsmith.containers.hf_files import StoredTensor, folder_files, module_names
+from bitsmith.containers.layout import FileLayout
+from bitsmith.errors import UnsupportedError, UsageError
+from bitsmith.manifest import Manifest, placeholder
+from bitsmith.recipe.folder import KEPT, as_float, as_json, beside, model_config, own_float, wanted_tensors
+from bitsmith.recipe.hf_quantization import further_files, quantization_config, uneven
+from bitsmith.recipe.plan import Options, Plan, PlannedTensor, Target
+from bitsmith.recipe.rules import Rule, unused_rules
+from bitsmith.recipe.scheme import GROUPS, Scheme, adjusted, format_and_codec, names, parse
+
+_NO_LINEAR = re.compile(r"embed|\bwte\b|\bwpe\b|conv|norm")
+_READ_GROUPS = (0, 32, 64, 128)  # by vLLM's kernels
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What becomes of a tensor: a scheme, or None and a float type; and why."""
+
+    tensor: PlannedTensor
+    scheme: Scheme | None
+    float: str
+    reason: str
+
+    @property
+    def module(self) -> str:
+        return self.tensor.info.name.removesuffix(".weight")
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether readers would take it for a linear layer."""
+        name = self.tensor.info.name
+        return len(self.tensor.info.shape) > 1 and name.endswith(".weight") and not _NO_LINEAR.search(name)
+
+
+def plan_hf(checkpoint: Checkpoint, target: Target, options: Options) -> Plan:
+    """A folder that holds `checkpoint` in GPTQ's, AWQ's or compressed-tensors' layout.
+
+    Raises UsageError (unknown name, rule or pattern, options that contradict each other), UnsupportedError (rows
+    that no group divides, a shape that the layout cannot hold, a quantized source).
+    """
+    main = _main_scheme(target, options)
+    require_float(checkpoint, requantize=options.requantize)
+    rules, keep = _rules(target, options), _patterns(options.keep)
+    choices = [_choose(t, target, main, rules, keep) for t in wanted_tensors(checkpoint)]
+    main, choices = _grouped(main, choices, checkpoint)
+    precision = _precision(checkpoint)
+    legacy = all(choice.scheme.legacy for choice in choices if choice.scheme is not None)
+    tensors = tuple(_planned(choice, precision, legacy) for choice in choices)
+    config, further = _configuration(checkpoint, target, main, choices, precision, legacy)
+    stored = [StoredTensor(t.info, t.parts, module_names(t.info.name, t.parts)) for t in tensors]
+
+    def layouts(manifest: Manifest) -> list[FileLayout]:
+        return folder_files(stored, manifest, max_shard_bytes=options.max_shard_bytes)[0]
+
+    _, index = folder_files(stored, placeholder("", "", ()), max_shard_bytes=options.max_shard_bytes)
+    return Plan(
+        checkpoint=checkpoint,
+        target=target,
+        recipe=options.recipe(target),
+        version=__version__,
+        tensors=tensors,
+        layouts=layouts,
+        extras={**beside(checkpoint, config), **further, **index},
+        warnings=(*unused_rules([*rules, *keep], [t.info.name for t in tensors]), *_warnings(target, main, choices)),
+    )
+
+
+def _main_scheme(target: Target, options: Options) -> Scheme:
+    if options.pure:
+        raise UsageError(
+            f"--pure is for gguf and native; {target.container} takes linear layers, and others by --rule."
+        )
+    group = options.group_size
+    if group is not None and (group < -1 or group == 0):
+        raise UsageError(f"--group-size {group}: expected -1 (a whole row) or a positive number.")
+    asymmetric = None if options.symmetric is None else not options.symmetric
+    scheme = parse(target.container, target.name)
+    return adjusted(target.container, target.name, scheme, 0 if group == -1 else group, asymmetric)
+
+
+def _rules(target: Target, options: Options) -> list[Rule]:
+    """The user's rules; a scheme's name may carry suffixes, so that it is read rather than looked up."""
+    found = []
+    for text in options.rules:
+        name = text.rpartition("=")[2].strip().lower()
+        if name not in WRITTEN_FLOATS and target.container != "awq":
+            parse(target.container, name)
+        held = [] if target.container == "awq" else [name]
+        found.append(Rule.parse(text, {*WRITTEN_FLOATS, *held, *(names(target.container) if held else ())}))
+    return found
+
+
+def _patterns(keep: Sequence[str]) -> list[Rule]:
+    return [Rule.parse(f"{pattern}=f16") for pattern in keep]
+
+
+def _choose(
+    tensor: PlannedTensor, target: Target, main: Scheme, rules: Sequence[Rule], keep: Sequence[Rule]
+) -> _Choice:
+    name, shape = tensor.info.name, tensor.info.shape
+    kept = tensor.source_layout if tensor.source_layout in ("f16", "bf16") else "f16"
+    if len(shape) < 2:
+        return _Choice(tensor, None, own_float(tensor, "f32"), "a vector")
+    for rule in (rule for rule in rules if rule.matches(name)):
+        if rule.type in WRITTEN_FLOATS:
+            return _Choice(tensor, None, rule.type, f"rule '{rule}'")
+        scheme = parse(target.container, rule.type)
+        if scheme.group is None:
+            scheme = replace(scheme, group=main.group)
+        return _Choice(tensor, scheme, "", f"rule '{rule}'")
+    for rule in (rule for rule in keep if rule.matches(name)):
+        return _Choice(tensor, None, kept, f"--keep {rule.pattern.pattern}")
+    if KEPT.search(name):
+        return _Choice(tensor, None, kept, "embedding, head or router keeps its precision")
+    if not name.endswith(".weight") or len(shape) > 2:
+        return _Choice(tensor, None, kept, f"no linear layer, which is all that {target.container} holds")
+    return _Choice(tensor, main, "", target.name)
+
+
+def _grouped(main: Scheme, choices: list[_Choice], checkpoint: Checkpoint) -> tuple[Scheme, list[_Choice]]:
+    """The same with a group size: the largest of 128, 64 and 32 that divides every row where nobody chose one."""
+    quantized = [choice for choice in choices if choice.scheme is not None]
+    if not quantized:
+        raise UnsupportedError(f"{checkpoint.source.path}: no linear layer is left to be quantized.")
+    open_ = [choice for choice in quantized if choice.scheme is not None and choice.scheme.group is None]
+    group = next((g for g in GROUPS if all(choice.tensor.info.cols % g == 0 for choice in open_)), None)
+    if group is None:
+        worst = next(choice.tensor.info for choice in open_ if choice.tensor.info.cols % GROUPS[-1])
+        raise UnsupportedError(
+            f"{worst.name}: rows of {worst.cols} weights divide into no groups of {GROUPS[-1]}; give --group-size -1 "
+            f"for a scale a row, or leave it in 16 bits with --keep '{re.escape(worst.name)}'."
+        )
+
+    def filled(scheme: Scheme) -> Scheme:
+        return scheme if scheme.group is not None else replace(scheme, group=group)
+
+    done = [c if c.scheme is None else replace(c, scheme=filled(c.scheme)) for c in choices]
+    return filled(main), done
+
+
+def _planned(choice: _Choice, precision: str, legacy: bool) -> PlannedTensor:
+    tensor, info = choice.tensor, choice.tensor.info
+    if choice.scheme is None:
+        return as_float(tensor, choice.float, choice.reason)
+    format, codec, layout = format_and_codec(choice.scheme, precision, legacy=legacy)
+    try:
+        parts = codec.layout(info.shape)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{info.name}: {error}, with --keep '{re.escape(info.name)}'.") from error
+    nbytes = sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in parts.values())
+    info = replace(info, layout=layout, nbytes=nbytes)
+    return replace(tensor, info=info, parts=parts, reason=choice.reason, format=format, codec=codec)
+
+
+def _precision(checkpoint: Checkpoint) -> str:
+    """The model's own 16-bit type: of its matrices, where they have one."""
+    matrices = [info.layout for info in checkpoint.source.tensors.values() if info.rows > 1]
+    return "bf16" if matrices.count("bf16") > matrices.count("f16") else "f16"
+
+
+def _configuration(
+    checkpoint: Checkpoint,
+    target: Target,
+    main: Scheme,
+    choices: Sequence[_Choice],
+    precision: str,
+    legacy: bool,
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """config.json, and what the container's own tools want beside it."""
+    kept = [choice.module for choice in choices if choice.scheme is None and choice.is_linear]
+    quantized = {choice.module for choice in choices if choice.scheme is not None}
+    if "lm_head" not in {*kept, *quantized}:  # tied to the embedding, and still a module
+        kept.append("lm_head")
+    others = {c.module: c.scheme for c in choices if c.scheme is not None and c.scheme != main}
+    said = quantization_config(target.container, main, others, kept, legacy=legacy)
+    config = model_config(checkpoint)
+    dtype = "bfloat16" if precision == "bf16" and target.container == "compressed" else "float16"
+    config["dtype" if "dtype" in config else "torch_dtype"] = dtype
+    config["quantization_config"] = said
+    return config, {name: as_json(value) for name, value in further_files(target.container, said).items()}
+
+
+def _warnings(target: Target, main: Scheme, choices: Sequence[_Choice]) -> list[str]:
+    found = []
+    if main.kind in ("gptq", "awq", "packed") and main.group not in _READ_GROUPS:
+        found.append(f"groups of {main.group}: vLLM reads groups of 32, 64, 128 and whole rows only")
+    if main.kind == "gptq" and not main.legacy:
+        found.append("vLLM reads gptq of 4 and 8 bits, symmetric, only; GPTQModel and transformers read others too")
+    stacks = [c.tensor.info.name for c in choices if c.scheme is None and len(c.tensor.info.shape) > 2]
+    if stacks:
+        found.append(f"{len(stacks)} stacks of matrices stay in 16 bits, first {stacks[0]}")
+    schemes: Mapping[str, Scheme | None] = {c.module: c.scheme for c in choices if c.is_linear}
+    mixed = uneven(schemes)
+    if mixed:
+        found.append(f"vLLM loads {mixed[0]} as one matrix and refuses members that differ; give them all one type")
+    return found

@@ -1,0 +1,57 @@
+"""SmoothQuant: both roundings simulated, outlying features moved into the weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bitsmith.errors import UsageError
+from bitsmith.formats import get_format
+from bitsmith.transforms.smoothquant import SmoothQuant, rounded_activations
+from tests.transforms.samples import alone, matrix, outlying, stats_of
+
+ROWS = np.arange(128)
+WEIGHTS = {"ffn_down": matrix(32, 128)}
+INT8 = {"ffn_down": get_format("int8-channel")}
+
+
+@pytest.mark.parametrize("activations", ["int8-channel", "int8-tensor", "int4-channel"])
+def test_outliers_are_smoothed(activations: str) -> None:
+    x = outlying(200, 128)
+    found = SmoothQuant(steps=11, activations=get_format(activations))(alone(), WEIGHTS, INT8, stats_of(x), ROWS)
+    assert found.loss_after < 0.7 * found.loss_before
+    big = np.abs(x).max(0) > 12.0
+    assert found.scale[big].min() > found.scale[~big].max()
+
+
+def test_tokens_are_scaled_by_themselves_or_together() -> None:
+    x = np.array([[1.0, -0.5, 0.004], [100.0, 3.0, 0.3]], np.float32)
+    alone_ = rounded_activations(x, get_format("int8-channel"), 100.0)
+    together = rounded_activations(x, get_format("int8-tensor"), 100.0)
+    assert (np.abs(alone_ - x) <= 0.5 / 127 * np.array([[1.0], [100.0]], np.float32) + 1e-6).all()
+    assert alone_[0, 0] == pytest.approx(1.0)
+    np.testing.assert_allclose(together, np.round(x * 1.27) / 1.27, rtol=1e-5)
+
+
+def test_even_activations_are_left_alone() -> None:
+    x = np.random.default_rng(0).choice([-1.0, 1.0], (100, 128)).astype(np.float32)
+    even = {"ffn_down": np.random.default_rng(1).choice([-0.5, 0.5], (32, 128)).astype(np.float32)}
+    found = SmoothQuant(steps=5)(alone(), even, INT8, stats_of(x), ROWS)
+    assert not found.changes
+    assert found.loss_after == found.loss_before
+
+
+def test_a_dead_feature_does_no_harm() -> None:
+    x = outlying(200, 128)
+    x[:, 3] = 0.0
+    found = SmoothQuant(steps=5)(alone(), WEIGHTS, INT8, stats_of(x), ROWS)
+    assert found.scale[3] == 1.0
+    assert np.isfinite(found.scale).all()
+
+
+def test_a_sample_is_needed() -> None:
+    without = replace(stats_of(outlying(10, 128)), sample=np.empty((0, 128), np.float32))
+    with pytest.raises(UsageError, match="sample"):
+        SmoothQuant()(alone(), WEIGHTS, INT8, without, ROWS)
