@@ -47,6 +47,8 @@ def _vocabulary(files: TokenizerFiles, vocab_size: int | None) -> Vocabulary:
     model = files.tokenizer.get("model", {})
     if not files.tokenizer:
         return _sentencepiece(files, vocab_size)
+    if not isinstance(model, dict):
+        raise FileError(f"{files.folder / 'tokenizer.json'}: expected model to be an object, found {model!r:.60}")
     kind = model.get("type") or ("BPE" if "merges" in model else "unknown")
     if kind != "BPE":
         raise UnsupportedError(

@@ -179,6 +179,7 @@ def test_characters_without_bytes_are_refused(trained: tokenizers.Tokenizer, tmp
         ("{", "expected JSON"),
         ("[]", "expected a JSON object, found a list"),
         ("[" * 100_000, "expected JSON"),
+        ('{"model": null}', "expected model to be an object, found None"),
         ('{"model": {"type": "BPE", "vocab": [], "merges": []}, "decoder": {"type": "ByteLevel"}}', "model.vocab"),
         (
             '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a"]}, "decoder": {"type": "ByteLevel"}}',
