@@ -15,10 +15,6 @@ FLOAT16 = np.dtype(np.float16)
 FLOAT32 = np.dtype(np.float32)
 UINT8 = np.dtype(np.uint8)
 PRECISIONS: dict[str, np.dtype[Any]] = {"f32": FLOAT32, "f16": FLOAT16, "bf16": BFLOAT16}  # of scales, by name
-    "f32": FLOAT32,
-    "f16": FLOAT16,
-    "bf16": BFLOAT16,
-}  # of scales, by the names that layouts use
 
 
 def stored(x: Array, dtype: np.dtype) -> Array:
