@@ -20,7 +20,7 @@ from bitsmith.rounders.trainable import Start, TrainableMatrix, learned_ranges
 from bitsmith.tensor import QuantTensor
 from tests.model.small import TINY, decoder_of, random_tensors
 
-SHORT = Effort(steps=24, batch=4, rounding=0.03, scaling=0.005)
+SHORT = Effort(steps=16, batch=4, rounding=0.08, scaling=0.01)
 WIDE = replace(TINY, layers=1, hidden=256, intermediate=256, heads=2, kv_heads=1, head_dim=128)
 
 
