@@ -80,8 +80,8 @@ def execute(
     """Quantize as planned into `target`, verify, rename. Returns the manifest written.
 
     Peak memory is a few chunks a thread, whatever the model's size, and the packed bytes of one tensor where its
-    container does not keep the order of rows. The bytes written depend neither on the
-    thread count nor on the time. Raises TensorError for weights that cannot be stored, FileError for the disk.
+    container does not keep the order of rows. The bytes written depend neither on the thread count nor on the time.
+    Raises TensorError for weights that cannot be stored, FileError for the disk.
     """
     as_folder = plan.target.is_folder
     calibrated = calibrated or Calibrated()
@@ -91,9 +91,10 @@ def execute(
         records: dict[str, TensorRecord] = {}
         done = 0
         tally = _Tally()
+        slabs: list[Mapping[str, np.ndarray]] = []
         for chunk, encoded in chain(_encode_all(plan, calibrated, threads), _encode_rounded(plan, calibrated)):
             name = chunk.planned.info.name
-            for part, data in encoded.parts.items():
+            for part, data in _in_file_order(chunk, encoded.parts, slabs).items():
                 output.write(name, part, _bytes_of(data))
             tally.add(encoded)
             done += (chunk.stop - chunk.start) * chunk.planned.info.cols

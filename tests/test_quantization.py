@@ -24,7 +24,10 @@ from bitsmith.progress import Progress
 from tests.gguf_files import Stored, write_gguf
 from tests.tiny import CONFIG, make_folder, weights
 
-TARGETS = ["q8_0", "q4_k_m", "f16", "bf16", "iq4_xs", "native/int4", "native/nf4-dq", "native/int8-tensor-asym"]
+TARGETS = [
+    *("q8_0", "q4_k_m", "f16", "bf16", "iq4_xs", "native/int4", "native/nf4-dq", "native/int8-tensor-asym"),
+    *("gptq/int4", "gptq/int3-asym", "awq/int4", "compressed/w4a16-asym", "compressed/w8a8", "compressed/fp8-tensor"),
+]
 
 
 def content(paths: tuple[Path, ...]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitsmith.containers.base import RowAxis, cut, join_slabs
-from bitsmith.containers.integers import WORD, layout_name, pack_words, unpack_words
+from bitsmith.containers.integers import WORD, checked_scale, layout_name, pack_words, unpack_words
 from bitsmith.errors import UnsupportedError
 from bitsmith.formats.affine import Affine
 from bitsmith.formats.base import Format
@@ -69,7 +69,7 @@ class AwqCodec:
         return {
             "qweight": _pack(as_numpy(tensor.codes).T),
             "qzeros": _pack(as_numpy(tensor.params["zero"]).T),
-            "scales": np.ascontiguousarray(as_numpy(tensor.params["scale"]).T, self.format.scale_dtype),
+            "scales": checked_scale(as_numpy(tensor.params["scale"]).T, self.format.scale_dtype),
         }
 
     def decode(self, parts: Mapping[str, np.ndarray], cols: int) -> QuantTensor:

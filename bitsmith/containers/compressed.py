@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from bitsmith.containers.base import RowAxis, cut, join_slabs
-from bitsmith.containers.integers import WORD, layout_name, pack_words, unpack_words, word_count
+from bitsmith.containers.integers import WORD, checked_scale, layout_name, pack_words, unpack_words, word_count
 from bitsmith.containers.patterns import from_patterns, to_patterns
 from bitsmith.errors import TensorError, UnsupportedError
 from bitsmith.formats.affine import Affine
@@ -85,7 +85,7 @@ class PackedCodec:
         codes = as_numpy(tensor.codes)
         parts = {
             "weight_packed": pack_words(codes, self.format.bits),
-            "weight_scale": np.ascontiguousarray(as_numpy(tensor.params["scale"]), self.format.scale_dtype),
+            "weight_scale": checked_scale(as_numpy(tensor.params["scale"]), self.format.scale_dtype),
             "weight_shape": np.array(codes.shape, _SHAPE),
         }
         if self.format.asymmetric:
@@ -168,7 +168,7 @@ class IntegerCodec:
         """Parts of a slab of whole rows."""
         parts = {
             "weight": self._signed(as_numpy(tensor.codes)),
-            "weight_scale": np.ascontiguousarray(as_numpy(tensor.params["scale"]), self.format.scale_dtype),
+            "weight_scale": checked_scale(as_numpy(tensor.params["scale"]), self.format.scale_dtype),
         }
         if self.format.asymmetric:
             parts["weight_zero_point"] = self._signed(as_numpy(tensor.params["zero"]))
@@ -234,7 +234,7 @@ class FloatCodec:
 
     def encode(self, tensor: QuantTensor) -> dict[str, np.ndarray]:
         """Parts of a slab of whole rows."""
-        scale = np.ascontiguousarray(as_numpy(tensor.params["scale"]), self._row.scale_dtype)
+        scale = checked_scale(as_numpy(tensor.params["scale"]), self._row.scale_dtype)
         if isinstance(self.format, TensorWide):
             scale = scale[0].reshape(self.scale_shape)
         weight = to_patterns(as_numpy(tensor.codes), self.format).view(_E4M3)

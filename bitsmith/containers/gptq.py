@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitsmith.containers.base import RowAxis, cut, join_slabs
-from bitsmith.containers.integers import WORD, layout_name, pack_words, unpack_words, word_count
+from bitsmith.containers.integers import WORD, checked_scale, layout_name, pack_words, unpack_words, word_count
 from bitsmith.errors import TensorError, UnsupportedError
 from bitsmith.formats.affine import Affine
 from bitsmith.formats.base import Format
@@ -99,7 +99,7 @@ class GptqCodec:
         parts = {
             "qweight": np.ascontiguousarray(pack_words(codes, self.format.bits).T),
             "qzeros": pack_words(zeros.astype(np.uint8).T, self.format.bits),
-            "scales": np.ascontiguousarray(scale.T, self.format.scale_dtype),
+            "scales": checked_scale(scale.T, self.format.scale_dtype),
         }
         return parts | ({"g_idx": self._in_order(codes.shape[1])} if self.indexed else {})
 

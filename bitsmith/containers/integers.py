@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bitsmith.bits import pack, unpack
+from bitsmith.errors import TensorError
 from bitsmith.formats.affine import Affine
 
 WORD = np.dtype("<i4")
@@ -40,3 +41,16 @@ def layout_name(container: str, format: Affine, usual: str, *marks: str) -> str:
     precision = format.precision or ("bf16" if format.group else "f32")
     parts = [f"int{format.bits}", scope, "asym" if format.asymmetric else "", "" if precision == usual else precision]
     return f"{container}/{'-'.join(part for part in (*parts, *marks) if part)}"
+
+
+def checked_scale(scale: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Scales as they are stored, contiguous. Raises TensorError where float16 is too narrow for the weights.
+
+    Formats saturate their scales; one at float16's largest value no longer spans its weights.
+    """
+    if dtype == np.float16 and scale.size and float(np.max(scale)) >= float(np.finfo(np.float16).max):
+        raise TensorError(
+            "weights so large that their scales overflow float16, which this container stores; write compressed/w4a16 "
+            "from a bfloat16 model, or leave the tensor in 16 bits with --keep"
+        )
+    return np.ascontiguousarray(scale, dtype)

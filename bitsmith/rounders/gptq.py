@@ -20,7 +20,7 @@ from torch import Tensor
 from bitsmith.errors import TensorError
 from bitsmith.formats.base import Format, Params
 from bitsmith.formats.precision import as_numpy
-from bitsmith.grid import Array, Grid
+from bitsmith.grid import Array
 from bitsmith.rounders.descent import descend
 from bitsmith.rounders.hessian import DAMPING, STEP, Factor, Order, prepare
 from bitsmith.rounders.lattice import STRIP, Lattice, Slab, output_error, product
@@ -84,17 +84,18 @@ def gptq_rows(w: Array, format: Format, factor: Factor, *, sweeps: int = SWEEPS,
     sweeps: rounds of coordinate descent after GPTQ's pass; 0 is GPTQ as published
     refit: whether these rounds also refit scales and offsets to the codes, where the format can store others
 
-    A row that GPTQ rounds worse than nearest keeps nearest. Rows do not influence each other, and sums run in a fixed
-    order: how rows are cut into slabs does not change the codes, nor does the number of threads, as far as the
-    linear algebra library sums 128 products in one order for any multiple of 16 rows (MKL does).
+    A row that GPTQ rounds worse than nearest, with scales weighted by the Hessian's diagonal, keeps that. Rows do not
+    influence each other, and sums run in a fixed order: how rows are cut into slabs does not change the codes, nor does
+    the number of threads, as far as the linear algebra library sums 128 products in one order for any multiple of 16
+    rows (MKL does).
     Raises TensorError where `w` is not finite or does not fit the Hessian.
     """
     rows = _even(_on_device(w, factor))
-    params = _fitted(format, rows, factor.importance)
+    params = _fitted(format, rows, factor.diagonal)
     grid = format.grid(params)
     codes = grid.nearest(rows)
     nearest_error = output_error((rows - grid.values(codes)).T.contiguous(), factor)
-    slab = _feedback(rows.T.contiguous(), grid, {name: p.clone() for name, p in params.items()}, factor)
+    slab = _feedback(rows.T.contiguous(), format, _fitted(format, rows, factor.importance), factor)
     for _ in range(sweeps):
         descend(slab, format, factor, refit=refit)
     error = output_error(slab.error, factor)
@@ -159,10 +160,10 @@ def _as_torch(p: np.ndarray) -> Tensor:
     return torch.from_numpy(p)
 
 
-def _feedback(weights: Tensor, grid: Grid, params: dict[str, Tensor], factor: Factor) -> Slab:
+def _feedback(weights: Tensor, format: Format, params: dict[str, Tensor], factor: Factor) -> Slab:
     """GPTQ's pass: weights [cols, rows] rounded in the factor's order, lazily by STEP columns."""
     cols = factor.cols
-    lattice = Lattice(grid, cols)
+    lattice = Lattice(format.grid(params), cols)
     order = factor.order.tolist()
     ordered = weights if factor.natural else weights[factor.order]
     levels, error = torch.empty_like(weights), torch.empty_like(weights)

@@ -22,7 +22,7 @@ from bitsmith.grid import Array
 Order = Literal["natural", "activation"]
 
 STEP = 128  # columns taken together; every product sums over so many at a time, so that its order is fixed
-DAMPING = 0.01
+DAMPING = 0.03
 _MOST_DAMPING = 1.0
 
 
@@ -55,10 +55,15 @@ class Factor:
         return self.hessian.shape[0]
 
     @property
-    def importance(self) -> Tensor:
-        """What a column's rounding error costs once the columns after it make up for it: D by column, [cols].
+    def diagonal(self) -> Tensor:
+        """Mean squared input by column, [cols]: what scales for nearest rounding are fitted with."""
+        return self.hessian.diagonal().contiguous()
 
-        What GPTQ's scales are fitted with; it beats the diagonal.
+    @property
+    def importance(self) -> Tensor:
+        """What a column's rounding error costs where the columns after it make up for it: D by column, [cols].
+
+        What scales for GPTQ are fitted with: it beats the diagonal there.
         """
         by_column = torch.empty_like(self.pivots)
         by_column[self.order] = self.pivots

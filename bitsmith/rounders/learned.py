@@ -35,19 +35,20 @@ class Effort:
     """How long a block is tuned.
 
     steps: of gradient descent; batch: windows a step
-    rounding: size of the first steps, in codes; scaling: the same as a share of a scale; both fall linearly to zero
+    rounding: size of the first steps at two bits, in codes; scaling: the same as a share of a scale. Both halve with
+        each further bit, as errors do, and fall linearly to zero.
     """
 
     steps: int
     batch: int
-    rounding: float = 0.01
-    scaling: float = 0.002
+    rounding: float = 0.005
+    scaling: float = 0.0002
 
 
 EFFORTS: dict[str, Effort] = {
-    "fast": Effort(steps=50, batch=4, rounding=0.02, scaling=0.004),
-    "normal": Effort(steps=200, batch=4),
-    "high": Effort(steps=800, batch=8),
+    "fast": Effort(steps=50, batch=4),
+    "normal": Effort(steps=150, batch=4),
+    "high": Effort(steps=400, batch=8),
 }
 
 
@@ -132,13 +133,16 @@ class BlockTuner:
         return linear
 
     def _optimizer(self, matrices: Mapping[str, TrainableMatrix]) -> tuple[torch.optim.Adam, list[float]]:
-        """Adam over both kinds of variables, and the first step's size of either."""
-        offsets = [matrix.offsets for matrix in matrices.values()]
-        changes = [change for matrix in matrices.values() for change in matrix.changes.values()]
-        groups = [(offsets, self.effort.rounding), (changes, self.effort.scaling)]
-        used = [(variables, rate) for variables, rate in groups if variables]
-        adam = torch.optim.Adam([{"params": variables, "lr": rate} for variables, rate in used], betas=_MOMENTS)
-        return adam, [rate for _, rate in used]
+        """Adam over both kinds of variables, and the size of the first step for each of its groups."""
+        groups, rates = [], []
+        for matrix in matrices.values():
+            share = 2.0 ** (2 - matrix.format.bits)
+            groups.append({"params": [matrix.offsets]})
+            rates.append(self.effort.rounding * share)
+            if matrix.changes:
+                groups.append({"params": list(matrix.changes.values())})
+                rates.append(self.effort.scaling * share)
+        return torch.optim.Adam(groups, betas=_MOMENTS), rates
 
     def _loss(self, block: Block, inputs: np.ndarray, targets: np.ndarray) -> Tensor:
         ops = self.decoder.ops

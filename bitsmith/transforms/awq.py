@@ -1,8 +1,8 @@
 """Activation-aware weight quantization (Lin et al. 2023): salient columns scaled up, extents clipped.
 
 Factors follow the size of the activations: s = mean|x|^alpha, and with "duo scaling" (as in the authors' successor
-code) s = mean|x|^alpha / mean|w|^(1 - alpha). Both losses are taken through the Gram matrix G = X^T X, exactly:
-sum (x W'^T - x W^T)^2 = tr((W' - W) G (W' - W)^T).
+code) s = mean|x|^alpha / mean|w|^(1 - alpha). What is minimised is the error of the outputs, exactly, through the Gram
+matrix G = X^T X: sum (x W'^T - x W^T)^2 = tr((W' - W) G (W' - W)^T).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SmoothQuant (Xiao et al. 2022): the difficulty of activations moved into the weights, for products of 8 bits.
 
-s = (max|x|^alpha / max|w|^(1 - alpha))^-1 divides nothing here: columns of the weights are multiplied by
-max|x|^alpha / max|w|^(1 - alpha) and the activations divided by it; alpha is searched by simulating both roundings.
+Activations are divided by s = max|x|^alpha / max|w|^(1 - alpha), the columns of the weights multiplied by it; alpha is
+searched by rounding both and comparing the outputs.
 """
 
 from __future__ import annotations

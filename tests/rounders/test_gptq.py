@@ -72,18 +72,17 @@ def test_activation_order_is_natural_order_of_sorted_columns() -> None:
 
 @pytest.mark.parametrize("name", SOME)
 def test_what_it_does_not_depend_on(name: str) -> None:
-    w, h = problem(rows=37, cols=512)
+    w, h = problem(rows=21, cols=512)
     format = told(get_format(name), w)
     factor = prepare(h)
     whole = gptq_rows(w, format, factor, sweeps=1)
     assert same(whole, gptq(torch.from_numpy(w), format, torch.from_numpy(h), sweeps=1))
     assert same(whole, gptq(w, format, 1024 * h, sweeps=1))
-    for height in (1, 5, 16):
-        slabs = [gptq_rows(w[i : i + height], format, factor, sweeps=1) for i in range(0, len(w), height)]
-        assert np.array_equal(np.concatenate([slab.codes for slab in slabs]), whole.codes)
-        for key, param in whole.params.items():
-            assert np.array_equal(np.concatenate([slab.params[key] for slab in slabs]), param)
-        assert joined(slab.report for slab in slabs).error == pytest.approx(whole.report.error)
+    slabs = [gptq_rows(w[at], format, factor, sweeps=1) for at in (slice(0, 1), slice(1, 6), slice(6, 21))]
+    assert np.array_equal(np.concatenate([slab.codes for slab in slabs]), whole.codes)
+    for key, param in whole.params.items():
+        assert np.array_equal(np.concatenate([slab.params[key] for slab in slabs]), param)
+    assert joined(slab.report for slab in slabs).error == pytest.approx(whole.report.error)
 
 
 def test_threads_do_not_change_bytes() -> None:
@@ -104,7 +103,7 @@ def test_a_row_that_does_worse_keeps_nearest() -> None:
     format = get_format("int2-g64")
     factor = prepare(h, order="natural")
     rounded = gptq_rows(w, format, factor, sweeps=0)
-    params = format.fit(w, factor.importance.numpy())
+    params = format.fit(w, factor.diagonal.numpy())
     plain = format.grid(params).nearest(w)
     before, after = error(w, format.grid(params).values(plain), h), error(w, values(format, rounded), h)
     assert (after <= before * (1 + 1e-5)).all()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bitsmith.errors import TensorError
-from bitsmith.rounders.hessian import Factor, corrected, correction, prepare
+from bitsmith.rounders.hessian import DAMPING, Factor, corrected, correction, prepare
 from tests.rounders.problems import problem
 
 
@@ -24,9 +24,9 @@ def test_it_factors_the_damped_hessian(cols: int, order: str) -> None:
     _, h = problem(cols=cols, rows=1)
     factor = prepare(h, order=order)
     mean = np.diagonal(h).mean()
-    wanted = h.astype(np.float64) + 0.01 * mean * np.eye(cols)
+    wanted = h.astype(np.float64) + DAMPING * mean * np.eye(cols)
     assert np.abs(restored(factor) - wanted).max() < 1e-6 * np.abs(h).max()
-    assert factor.damping == 0.01
+    assert factor.damping == DAMPING
     assert factor.natural == (order == "natural")
     diagonal = np.diagonal(h)[factor.order.numpy()]
     assert order == "natural" or (np.diff(diagonal) <= 0).all()
@@ -75,7 +75,7 @@ def test_dead_columns_count_apart() -> None:
     assert factor.dead == 3
     living = np.delete(np.diagonal(h), dead)
     assert np.allclose(factor.added.numpy()[dead], living.mean())
-    assert np.allclose(np.delete(factor.added.numpy(), dead), 0.01 * living.mean())
+    assert np.allclose(np.delete(factor.added.numpy(), dead), DAMPING * living.mean())
 
 
 @pytest.mark.parametrize(
