@@ -74,7 +74,8 @@ def ours(model: str, windows: list[list[int]]) -> np.ndarray:
 
     logits = bitsmith.load(model).logits(np.array(windows))[:, :-1].astype(np.float64)
     logits -= logits.max(axis=-1, keepdims=True)
-    return (logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))).astype(np.float32)
+    logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return np.asarray(logits, np.float32)
 
 
 def theirs(model: str, windows: list[list[int]], vocab: int, dtype: str) -> np.ndarray:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitsmith.calibration.run import make_imatrix as imatrix
 from bitsmith.checkpoint import open_checkpoint
 from bitsmith.errors import UsageError
 from bitsmith.progress import Report, silent
 from bitsmith.quantization import quantize
 
-__all__ = ["evaluate", "inspect", "load", "quantize"]
+__all__ = ["evaluate", "imatrix", "inspect", "load", "quantize"]
 
 if TYPE_CHECKING:
     from bitsmith.evaluation import Evaluation

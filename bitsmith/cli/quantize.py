@@ -30,7 +30,7 @@ def quantize(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Output file (gguf) or folder (others); default: named for you.")
     ] = None,
-    method: Annotated[str, typer.Option(help="How codes are chosen: nearest.")] = "nearest",
+    method: Annotated[str, typer.Option(help="How codes are chosen: nearest; gptq (with --calibration).")] = "nearest",
     calibration: CalibrationSource = None,
     calibration_tokens: CalibrationTokens = None,
     calibration_context: CalibrationContext = None,

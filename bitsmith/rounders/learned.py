@@ -2,7 +2,7 @@
 
 As SignRound / AutoRound (Cheng et al. 2023), the offset of each weight before rounding and the scales follow the
 gradient of the block's output error, straight through the rounding, with a step that falls to zero. Two things differ,
-each by measurement: Adam (Kingma and Ba 2014) in place of the gradient's sign, and an error relative to each token's
+each by small trials: Adam (Kingma and Ba 2014) in place of the gradient's sign, and an error relative to each token's
 size, since the next norm takes that size away.
 """
 

@@ -265,7 +265,7 @@ class TestFolders:
     def test_nothing_there(self, tmp_path: Path) -> None:
         with pytest.raises(FileError, match="holds no safetensors file"):
             SafetensorsSource(tmp_path)
-        with pytest.raises(FileError, match="does not exist"):
+        with pytest.raises(FileError, match="neither a file nor a folder"):
             SafetensorsSource(tmp_path / "no")
 
 

@@ -22,7 +22,8 @@ def test_a_target(text: str, expected: Target) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("gptq/int4", "unknown container 'gptq'; known: gguf, native"), ("gguf/", "for instance")]
+    ("text", "message"),
+    [("exl2/int4", "unknown container 'exl2'; known: gguf"), ("gguf/", "for instance")],
 )
 def test_a_target_that_is_none(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
