@@ -106,15 +106,22 @@ def theirs(model: str, windows: list[list[int]], vocab: int, dtype: str) -> np.n
     return found
 
 
+def theirs_or_error(model: str, windows: list[list[int]], vocab: int, dtype: str) -> np.ndarray | str:
+    """As `theirs`; whatever vLLM raises is a result too, as text: not every exception of its can be sent."""
+    try:
+        return theirs(model, windows, vocab, dtype)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
 def compare(model: str, windows: list[list[int]], vocab: int, dtype: str) -> Agreement:
     """Run both, vLLM in a process of its own."""
     p = ours(model, windows)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        try:
-            q = pool.submit(theirs, model, windows, vocab, dtype).result()
-        except Exception as error:  # whatever vLLM raises is the result
-            return Agreement(model, failed=f"{type(error).__name__}: {error}")
+        q = pool.submit(theirs_or_error, model, windows, vocab, dtype).result()
+    if isinstance(q, str):
+        return Agreement(model, failed=q)
     targets = np.array(windows)[:, 1:, None]
     difference = np.abs(np.take_along_axis(p, targets, -1) - np.take_along_axis(q, targets, -1)).astype(np.float64)
     whole = not np.isnan(q).any()

@@ -62,7 +62,7 @@ def gptq(
     format: Format,
     hessian: Array,
     *,
-    order: Order = "activation",
+    order: Order = "pivoted",
     damping: float = DAMPING,
     sweeps: int = SWEEPS,
     refit: bool = True,

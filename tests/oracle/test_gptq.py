@@ -25,7 +25,7 @@ def written_out(
     return levels
 
 
-@pytest.mark.parametrize("order", ["natural", "activation"])
+@pytest.mark.parametrize("order", ["natural", "activation", "pivoted"])
 @pytest.mark.parametrize("name", ["int4-g32", "int3-channel", "int2-g64-asym", "int8-g128-asym", "q4_k", "q6_k"])
 def test_the_codes_of_optimal_brain_quantization(name: str, order: str) -> None:
     cols = 256

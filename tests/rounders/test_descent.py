@@ -109,6 +109,6 @@ def test_sums_of_columns_and_output_errors() -> None:
     x = torch.from_numpy(w).T.contiguous()
     for n in (1, 64, 300):
         assert np.allclose(column_sum(x[:n]).numpy(), w[:, :n].sum(1, dtype=np.float64), atol=1e-5)
-    for order in ("natural", "activation"):
+    for order in ("natural", "activation", "pivoted"):
         found = output_error(x, prepare(h, order=order)).numpy()
         assert np.allclose(found, error(w, 0 * w, h), rtol=1e-4)

@@ -9,11 +9,12 @@ from bitsmith.formats import get_format
 from bitsmith.formats.base import Format
 from bitsmith.formats.precision import as_numpy
 from bitsmith.rounders.gptq import Rounded, gptq, gptq_rows, joined
-from bitsmith.rounders.hessian import prepare
+from bitsmith.rounders.hessian import Order, prepare
 from bitsmith.rounders.nearest import nearest
 from tests.formats.samples import hostile, told
 from tests.rounders.problems import ALL, NAMES, error, problem
 
+ORDERS: tuple[Order, ...] = ("natural", "activation", "pivoted")
 SOME = ("int4-g128", "int2-g64-asym", "int3-channel", "nf4-dq", "q2_k", "q3_k", "nvfp4", "fp8-tensor")
 
 
@@ -66,7 +67,7 @@ def test_activation_order_is_natural_order_of_sorted_columns() -> None:
     order = np.argsort(-np.diagonal(h), kind="stable")
     format = get_format("int3-channel-asym")  # one scale a row: columns may trade places
     sorted_first = gptq(w[:, order].copy(), format, h[np.ix_(order, order)], order="natural", sweeps=0)
-    assert np.array_equal(gptq(w, format, h, sweeps=0).codes[:, order], sorted_first.codes)
+    assert np.array_equal(gptq(w, format, h, order="activation", sweeps=0).codes[:, order], sorted_first.codes)
     assert not np.array_equal(gptq(w, format, h, order="natural", sweeps=0).codes[:, order], sorted_first.codes)
 
 
@@ -83,6 +84,13 @@ def test_what_it_does_not_depend_on(name: str) -> None:
     for key, param in whole.params.items():
         assert np.array_equal(np.concatenate([slab.params[key] for slab in slabs]), param)
     assert joined(slab.report for slab in slabs).error == pytest.approx(whole.report.error)
+
+
+@pytest.mark.parametrize("name", ["int3-channel", "int4-g128", "q2_k"])
+def test_each_order_beats_the_one_before(name: str) -> None:
+    w, h = problem(rows=32, tokens=120)
+    found = [gptq(w, get_format(name), h, order=order, sweeps=0).report.error for order in ORDERS]
+    assert found[2] < found[1] < found[0]
 
 
 def test_threads_do_not_change_bytes() -> None:

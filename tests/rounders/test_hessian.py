@@ -19,7 +19,7 @@ def restored(factor: Factor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("cols", [1, 64, 128, 129, 700])
-@pytest.mark.parametrize("order", ["natural", "activation"])
+@pytest.mark.parametrize("order", ["natural", "activation", "pivoted"])
 def test_it_factors_the_damped_hessian(cols: int, order: str) -> None:
     _, h = problem(cols=cols, rows=1)
     factor = prepare(h, order=order)
@@ -29,8 +29,20 @@ def test_it_factors_the_damped_hessian(cols: int, order: str) -> None:
     assert factor.damping == DAMPING
     assert factor.natural == (order == "natural")
     diagonal = np.diagonal(h)[factor.order.numpy()]
-    assert order == "natural" or (np.diff(diagonal) <= 0).all()
+    assert order != "activation" or (np.diff(diagonal) <= 0).all()
     assert np.array_equal(np.sort(factor.order.numpy()), np.arange(cols))
+
+
+def test_pivoted_order_takes_the_least_conditional_variance_last() -> None:
+    _, h = problem(cols=150, rows=1)
+    factor = prepare(h, order="pivoted")
+    rest = h.astype(np.float64) + np.diag(factor.added.numpy())
+    for column in factor.order.flip(0).tolist():
+        diagonal = np.diagonal(rest).copy()
+        assert diagonal[column] <= np.nanmin(diagonal) * (1 + 1e-4)
+        rest -= np.outer(rest[:, column], rest[column]) / rest[column, column]
+        rest[column] = rest[:, column] = np.nan
+        np.fill_diagonal(rest, np.where(np.isnan(np.diagonal(rest)), np.nan, np.diagonal(rest)))
 
 
 def test_importance_is_what_the_other_columns_cannot_make_up_for() -> None:
@@ -100,7 +112,7 @@ def test_the_hessian_given_is_left_alone() -> None:
     assert np.array_equal(h, before)
 
 
-@pytest.mark.parametrize("order", ["natural", "activation"])
+@pytest.mark.parametrize("order", ["natural", "activation", "pivoted"])
 def test_corrected_weights_give_the_original_outputs(order: str) -> None:
     rng = np.random.default_rng(5)
     x = rng.standard_normal((900, 150)) @ (np.eye(150) + rng.standard_normal((150, 150)) / 15)
