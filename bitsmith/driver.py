@@ -55,17 +55,32 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class Decided:
+    """Rows of a tensor whose stored values were chosen elsewhere; rows in the source's order.
+
+    name: of the output; start: of the rows, which no chunk of the tensor may straddle
+    weight: float32 [rows, cols], what they stand for: the source's weights, or these rescaled
+    tensor: their codes; None for a tensor that is stored as floats
+    """
+
+    name: str
+    start: int
+    weight: np.ndarray
+    tensor: QuantTensor | None
+
+
+@dataclass(frozen=True)
 class Calibrated:
     """What a calibration decided.
 
     importance: by output name, float32 [matrices, cols]; tensors that are not in it are rounded without
-    elsewhere: output names of the tensors that `rounded` gives; no other code chooses theirs
-    rounded: pairs of an output name and the whole tensor's codes, rows in the source's order, in any order of names
+    elsewhere: output names of the tensors that `decided` gives; nothing else chooses theirs
+    decided: tensors in any order, the pieces of one in the order of its rows
     """
 
     importance: Mapping[str, np.ndarray] = field(default_factory=dict)
     elsewhere: frozenset[str] = frozenset()
-    rounded: Iterable[tuple[str, QuantTensor]] = ()
+    decided: Iterable[Decided] = ()
 
 
 def execute(
@@ -92,7 +107,7 @@ def execute(
         done = 0
         tally = _Tally()
         slabs: list[Mapping[str, np.ndarray]] = []
-        for chunk, encoded in chain(_encode_all(plan, calibrated, threads), _encode_rounded(plan, calibrated)):
+        for chunk, encoded in chain(_encode_all(plan, calibrated, threads), _encode_decided(plan, calibrated)):
             name = chunk.planned.info.name
             for part, data in _in_file_order(chunk, encoded.parts, slabs).items():
                 output.write(name, part, _bytes_of(data))
@@ -187,33 +202,42 @@ def _rows_together(planned: PlannedTensor) -> int:
     return math.lcm(head, planned.codec.row_multiple if isinstance(planned.codec, Gathered) else 1)
 
 
-def _encode_rounded(plan: Plan, calibrated: Calibrated) -> Iterator[tuple[Chunk, Encoded]]:
-    """Tensors whose codes were chosen elsewhere, packed in the output's row order, chunk by chunk."""
+def _encode_decided(plan: Plan, calibrated: Calibrated) -> Iterator[tuple[Chunk, Encoded]]:
+    """Tensors that were decided elsewhere, packed in the output's row order, chunk by chunk."""
     by_name = {tensor.info.name: tensor for tensor in plan.tensors}
-    for name, tensor in calibrated.rounded:
-        planned = by_name[name]
-        for chunk in _rows_of(planned):
-            yield chunk, _pack_rounded(plan.checkpoint.source, chunk, tensor)
+    for decided in calibrated.decided:
+        planned = by_name[decided.name]
+        step, rows = _step(planned), len(decided.weight)
+        for at in range(0, rows, step):
+            chunk = Chunk(planned, decided.start + at, decided.start + min(at + step, rows))
+            yield chunk, _pack_decided(plan.checkpoint.source, chunk, decided)
 
 
-def _pack_rounded(source: Source, chunk: Chunk, tensor: QuantTensor) -> Encoded:
+def _pack_decided(source: Source, chunk: Chunk, decided: Decided) -> Encoded:
     planned = chunk.planned
     assert planned.source is not None
-    assert planned.codec is not None
     packed = source.packed(planned.source, chunk.start, chunk.stop)
-    part = QuantTensor(
-        tensor.format,
-        tensor.codes[chunk.start : chunk.stop],
-        {name: values[chunk.start : chunk.stop] for name, values in tensor.params.items()},
-    )
-    w, values = source.decode(packed), part.values()
+    rows = slice(chunk.start - decided.start, chunk.stop - decided.start)
+    w = decided.weight[rows]
+    if decided.tensor is None:
+        ordered = w if planned.order is None else _reordered(planned.order, w, chunk)
+        data = encode_float(planned.info.layout, ordered)
+        parts, values, wanted = {"data": data}, decode_numbers(planned.info.layout, data), ordered
+    else:
+        parts, values, wanted = _pack_codes(chunk, decided.tensor, rows), decided.tensor.rows(rows).values(), w
+    _check_decoded(planned, values, wanted)
+    return Encoded(parts, list(packed.parts.values()), _sum_of_squares(values - wanted), _sum_of_squares(wanted))
+
+
+def _pack_codes(chunk: Chunk, tensor: QuantTensor, rows: slice) -> dict[str, np.ndarray]:
+    """Stored parts of some rows of codes, in the output's row order."""
+    planned, part = chunk.planned, tensor.rows(rows)
+    assert planned.codec is not None
     if planned.order is not None:
-        params = {name: _reordered(planned.order, values, chunk) for name, values in part.params.items()}
-        part = QuantTensor(part.format, _reordered(planned.order, part.codes, chunk), params)
-    _check_decoded(planned, values, w)
-    return Encoded(
-        planned.codec.encode(part), list(packed.parts.values()), _sum_of_squares(values - w), _sum_of_squares(w)
-    )
+        order = planned.order
+        params = {name: _reordered(order, values, chunk) for name, values in part.params.items()}
+        part = QuantTensor(part.format, _reordered(order, part.codes, chunk), params)
+    return dict(planned.codec.encode(part))
 
 
 def _rows_of(planned: PlannedTensor) -> Iterator[Chunk]:

@@ -1,4 +1,4 @@
-"""`quantize`: from a model's name to a finished file, or to the plan of one."""
+"""`quantize`: from a model's name to finished files, or to the plans of them."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bitsmith.calibration.record import CalibrationRecord
+from bitsmith.calibration.cost import Cost, calibration_cost
 from bitsmith.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.containers.destination import check_destination
 from bitsmith.driver import execute
 from bitsmith.errors import UsageError
 from bitsmith.estimate import expected_seconds
-from bitsmith.manifest import Manifest
 from bitsmith.progress import Report, silent
+from bitsmith.quantized import Quantized
 from bitsmith.recipe.gguf import plan_gguf
 from bitsmith.recipe.hf_containers import plan_hf
+from bitsmith.recipe.method import Method, check_effort, default_method
 from bitsmith.recipe.native import plan_native
-from bitsmith.recipe.plan import Options, Plan, PlannedTensor, Target, parse_size
+from bitsmith.recipe.plan import Options, Plan, Target, parse_size
 
 if TYPE_CHECKING:
+    from bitsmith.calibration.decide import Gathered, Resources
     from bitsmith.calibration.run import Prepared
 
-METHODS = ("nearest", "gptq")
 _PLANNERS: dict[str, Callable[[Checkpoint, Target, Options], Plan]] = {
     "gguf": plan_gguf,
     "native": plan_native,
@@ -35,119 +36,58 @@ _PLANNERS: dict[str, Callable[[Checkpoint, Target, Options], Plan]] = {
     "awq": plan_hf,
     "compressed": plan_hf,
 }
+_GROUPED = ("gptq", "awq", "compressed")  # containers that --keep, --group-size and --sym are for
+_CALIBRATED_BY_DEFAULT = "default"  # the text where a method needs one and nobody chose
 
 
-@dataclass(frozen=True)
-class Quantized:
-    """What was made, or with `manifest` None what would be made.
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What the user chose beside the model and the targets, in the command line's words.
 
-    out: the file, or the folder; of a split file its first part
-    paths: every file
-    size: bytes of all files, exact before and after
-    calibration: what it was calibrated on; None without
-    expected_seconds, seconds: from a short measurement; real, 0.0 for a plan
-    peak_memory: bytes, of the whole process so far
+    out: the file or folder; of several targets the folder that takes them all; None names it in the current folder
+    method: see `bitsmith.recipe.method.METHODS`; None takes what loses least, see `default_method`
+    effort: "fast", "normal" or "high"; None is normal. Given with no method it asks for a calibrated one
+    calibration: "default" (the built-in text), a text or .jsonl file, a data set of the hub, "self" (the model's own
+        text), or an importance file of llama.cpp's (.gguf, .dat); None rounds without, but where the method needs it.
+        The next three say how many tokens, in windows of how many, and which
+    memory: "4GB", what its hidden states may take
+    device: "cpu" or "cuda" runs the calibration there; None takes CUDA where it is
+    rules: "REGEX=TYPE", the first match wins
+    keep: regular expressions of tensors that stay in 16 bits; group_size: weights that share a scale, -1 for a whole
+        row; symmetric: without zero points; None takes the container's usual. For gptq, awq and compressed
+    threads: None takes the machine's cores; max_shard_size: "2GB", "512MiB"
+    dry_run: only the plan, exact in size
     """
 
-    target: Target
-    out: Path
-    paths: tuple[Path, ...]
-    plan: Plan
-    size: int
-    threads: int
-    expected_seconds: float
-    manifest: Manifest | None = None
-    seconds: float = 0.0
-    peak_memory: int = 0
-    calibration: CalibrationRecord | None = None
+    out: str | Path | None = None
+    method: str | None = None
+    effort: str | None = None
+    calibration: str | None = None
+    calibration_tokens: int | None = None
+    calibration_context: int | None = None
+    seed: int = 0
+    memory: str | None = None
+    device: str | None = None
+    pure: bool = False
+    rules: Sequence[str] = ()
+    keep: Sequence[str] = ()
+    group_size: int | None = None
+    symmetric: bool | None = None
+    threads: int | None = None
+    max_shard_size: str | None = None
+    pre: str | None = None
+    revision: str | None = None
+    requantize: bool = False
+    dry_run: bool = False
+    force: bool = False
 
     @property
-    def bits_per_weight(self) -> float:
-        """Bits of tensor data a weight."""
-        return self.plan.bits_per_weight
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What the user should know."""
-        return self.plan.warnings
-
-    def worst(self, count: int = 3) -> list[tuple[str, float]]:
-        """The tensors of largest relative squared error."""
-        if self.manifest is None:
-            return []
-        lossy = [(t.name, t.error) for t in self.manifest.tensors if t.error > 0]
-        return sorted(lossy, key=lambda pair: -pair[1])[:count]
-
-    def tensor_rows(self) -> list[tuple[str, ...]]:
-        """One row a tensor: name, shape, from, to, bytes, why."""
-        return [
-            (
-                t.info.name,
-                "x".join(map(str, t.info.shape)),
-                t.source_layout,
-                t.info.layout,
-                f"{t.info.nbytes:,}",
-                t.reason,
-            )
-            for t in self.plan.tensors
-        ]
-
-    def grouped_rows(self) -> list[tuple[str, ...]]:
-        """One row for all tensors of the same kind in different blocks, layouts and reasons being equal."""
-        groups: dict[tuple[str, ...], list[PlannedTensor]] = {}
-        order: dict[str, int] = {}  # a kind's rows stay together, where it is first met
-        for t in self.plan.tensors:
-            kind = ".".join("*" if part.isdigit() else part for part in t.info.name.split("."))
-            shape = "x".join(map(str, t.info.shape))
-            order.setdefault(kind, len(order))
-            groups.setdefault((kind, shape, t.source_layout, t.info.layout, t.reason), []).append(t)
-        return [
-            (
-                kind if len(members) == 1 else f"{kind} ({len(members)})",
-                shape,
-                before,
-                after,
-                f"{sum(m.info.nbytes for m in members):,}",
-                why,
-            )
-            for (kind, shape, before, after, why), members in sorted(groups.items(), key=lambda g: order[g[0][0]])
-        ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        errors = {t.name: t for t in self.manifest.tensors} if self.manifest else {}
-        return {
-            "model": str(self.plan.checkpoint.source.path),
-            "to": str(self.target),
-            "out": str(self.out),
-            "files": [str(path) for path in self.paths],
-            "written": self.manifest is not None,
-            "bytes": self.size,
-            "parameters": self.plan.parameters,
-            "bits_per_weight": self.bits_per_weight,
-            "threads": self.threads,
-            "expected_seconds": self.expected_seconds,
-            "seconds": self.seconds,
-            "peak_memory_bytes": self.peak_memory,
-            "calibration": None if self.calibration is None else self.calibration.to_dict(),
-            "warnings": list(self.warnings),
-            "tensors": [
-                {
-                    "name": t.info.name,
-                    "shape": list(t.info.shape),
-                    "from": t.source_layout,
-                    "to": t.info.layout,
-                    "bytes": t.info.nbytes,
-                    "why": t.reason,
-                    **(
-                        {"sha256": errors[t.info.name].sha256, "relative_squared_error": errors[t.info.name].error}
-                        if errors
-                        else {}
-                    ),
-                }
-                for t in self.plan.tensors
-            ],
-        }
+    def calibration_source(self) -> str | None:
+        """The calibration, the built-in text where the method or the effort asks for one and none was named."""
+        if self.calibration is not None:
+            return self.calibration
+        wanted = self.effort not in (None, "fast") if self.method is None else Method.parse(self.method).needs_text
+        return _CALIBRATED_BY_DEFAULT if wanted else None
 
 
 def quantize(
@@ -155,12 +95,14 @@ def quantize(
     *,
     to: str,
     out: str | Path | None = None,
-    method: str = "nearest",
+    method: str | None = None,
+    effort: str | None = None,
     calibration: str | None = None,
     calibration_tokens: int | None = None,
     calibration_context: int | None = None,
     seed: int = 0,
     memory: str | None = None,
+    device: str | None = None,
     pure: bool = False,
     rules: Sequence[str] = (),
     keep: Sequence[str] = (),
@@ -176,103 +118,235 @@ def quantize(
     report: Report = silent,
     on_plan: Callable[[Quantized], None] | None = None,
 ) -> Quantized:
-    """Quantize `model` to `to`; the words are the command line's, see `bitsmith quantize --help`.
+    """Quantize `model` to `to`; the words are the command line's: see `Choices` and `bitsmith quantize --help`.
 
     model: a folder, a file, a hub id or "reference"; to: "CONTAINER/FORMAT", a bare name means gguf/NAME
-    out: the file or folder; None names it in the current folder. rules: "REGEX=TYPE", the first match wins
-    calibration: "default" (the built-in text), a text or .jsonl file, a data set of the hub, "self" (the model's own
-        text), or an importance file of llama.cpp's (.gguf, .dat); None rounds without importance. The next three say
-        how many tokens, in windows of how many, and which. memory: "4GB", what its hidden states may take
-    keep: regular expressions of tensors that stay in 16 bits; group_size: weights that share a scale, -1 for a whole
-        row; symmetric: without zero points; None takes the container's usual. For gptq, awq and compressed
-    threads: None takes the machine's cores. max_shard_size: "2GB", "512MiB"
-    dry_run: only the plan, exact in size
     on_plan: called with the plan before any weight is read
     Everything that cannot work fails before that call. Raises UsageError for a wrong call, other BitsmithErrors
     for bad data; nothing is then left under the output's name.
     """
-    target = Target.parse(to)
-    if method not in METHODS:
-        raise UsageError(f"--method {method}: unknown; known: {', '.join(METHODS)}.")
-    workers = _thread_count(threads)
-    room = None if memory is None else parse_size(memory)
-    checkpoint = open_checkpoint(model, revision=revision)
-    path = _output_path(checkpoint, target, out)
-    prepared = _prepared(checkpoint, calibration, calibration_tokens, calibration_context, seed)
-    if method != "nearest":
-        from bitsmith.calibration.decide import check_method
-
-        check_method(prepared, method)
-    options = Options(
+    choices = Choices(
+        out=out,
+        method=method,
+        effort=effort,
+        calibration=calibration,
+        calibration_tokens=calibration_tokens,
+        calibration_context=calibration_context,
+        seed=seed,
+        memory=memory,
+        device=device,
         pure=pure,
-        rules=tuple(rules),
-        keep=tuple(keep),
+        rules=rules,
+        keep=keep,
         group_size=group_size,
         symmetric=symmetric,
+        threads=threads,
+        max_shard_size=max_shard_size,
         pre=pre,
-        max_shard_bytes=None if max_shard_size is None else parse_size(max_shard_size),
+        revision=revision,
         requantize=requantize,
-        method=method,
+        dry_run=dry_run,
+        force=force,
+    )
+    return quantize_each(model, [to], choices, report=report, on_plan=on_plan)[0]
+
+
+def quantize_each(
+    model: str | Path,
+    to: Sequence[str],
+    choices: Choices,
+    *,
+    report: Report = silent,
+    on_plan: Callable[[Quantized], None] | None = None,
+) -> list[Quantized]:
+    """Quantize `model` to several targets, one after the other, calibrating once for all of them; see `quantize`.
+
+    on_plan: called with every plan before any weight is read. All plans are checked before the first file is begun;
+    what was finished when a later one fails stays.
+    """
+    targets = [Target.parse(each) for each in to]
+    if not targets:
+        raise UsageError("--to is missing; for instance --to q4_k_m.")
+    if choices.method is not None:
+        Method.parse(choices.method)
+    effort = check_effort(choices.effort or "normal")
+    _check_grouping(targets, choices)
+    workers = _thread_count(choices.threads)
+    room = None if choices.memory is None else parse_size(choices.memory)
+    checkpoint = open_checkpoint(model, revision=choices.revision)
+    prepared = _prepared(checkpoint, choices)
+    paths = _output_paths(checkpoint, targets, choices.out)
+    device = "cpu" if prepared is None else _device(choices.device)
+    jobs = [
+        _job(checkpoint, target, path, choices, effort, prepared, device)
+        for target, path in zip(targets, paths, strict=True)
+    ]
+    planned = [job.result(workers, prepared) for job in jobs]
+    if not choices.dry_run:
+        for job in jobs:
+            _check_free(job, force=choices.force)
+    if on_plan is not None:
+        for each in planned:
+            on_plan(each)
+    if choices.dry_run:
+        return planned
+    resources = None
+    if prepared is not None:
+        from bitsmith.calibration.decide import Resources
+
+        prepared = prepared.read(threads=workers, report=report)
+        resources = Resources(room, workers, device)
+    return _carried_out(jobs, planned, prepared, resources, workers, choices.force, report)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One output, planned. options: without method, calibration and device, which the plan's recipe has"""
+
+    path: Path
+    plan: Plan
+    options: Options
+    method: Method
+    effort: str
+
+    def result(self, threads: int, prepared: Prepared | None) -> Quantized:
+        """What would be made."""
+        plan, as_folder = self.plan, self.plan.target.is_folder
+        files = [layout.filename for layout in plan.layouts(plan.manifest())]
+        folder = self.path if as_folder else self.path.parent
+        cost = None if prepared is None else _cost(self, prepared)
+        rounding = 0.0 if self.method.needs_text else expected_seconds(plan, threads, importance=prepared is not None)
+        return Quantized(
+            target=plan.target,
+            out=self.path if as_folder else folder / files[0],
+            paths=tuple(folder / name for name in [*files, *plan.extras]),
+            plan=plan,
+            size=plan.size,
+            threads=threads,
+            method=str(self.method),
+            expected_seconds=rounding + (0.0 if cost is None else cost.seconds),
+            calibration=None if prepared is None else prepared.record,
+            calibration_memory=0 if cost is None else cost.memory,
+        )
+
+
+def _carried_out(
+    jobs: Sequence[_Job],
+    planned: Sequence[Quantized],
+    prepared: Prepared | None,
+    resources: Resources | None,
+    threads: int,
+    force: bool,
+    report: Report,
+) -> list[Quantized]:
+    """Every file made, one after the other. The seconds of the shared pass count for the first."""
+    started = time.monotonic()
+    gathered: Gathered | None = None
+    if prepared is not None and resources is not None:
+        from bitsmith.calibration import decide
+
+        wanted = [decide.Job(job.plan, job.method, job.effort) for job in jobs]
+        gathered = decide.gather(prepared, wanted, resources, report)
+    done = []
+    for at, (job, result) in enumerate(zip(jobs, planned, strict=True)):
+        plan, decision = job.plan, None
+        if prepared is not None and resources is not None and gathered is not None:
+            recipe = replace(job.options, calibration=prepared.record).recipe(plan.target)
+            plan = replace(plan, recipe=recipe)
+            this = decide.Job(plan, job.method, job.effort)
+            decision = decide.decide(this, prepared, gathered.importance, gathered.rescalings[at], resources, report)
+        calibrated = None if decision is None else decision.calibrated
+        manifest = execute(plan, job.path, threads=threads, calibrated=calibrated, force=force, report=report)
+        now = time.monotonic()
+        done.append(
+            replace(
+                result,
+                plan=plan,
+                manifest=manifest,
+                seconds=now - started,
+                peak_memory=_peak_memory(),
+                calibration=None if prepared is None else prepared.record,
+                notes=() if decision is None else decision.notes,
+            )
+        )
+        started = now
+    return done
+
+
+def _job(
+    checkpoint: Checkpoint,
+    target: Target,
+    path: Path,
+    choices: Choices,
+    effort: str,
+    prepared: Prepared | None,
+    device: str,
+) -> _Job:
+    """The plan of one output; its method is known once its formats are."""
+    options = Options(
+        pure=choices.pure,
+        rules=tuple(choices.rules),
+        keep=tuple(choices.keep),
+        group_size=choices.group_size,
+        symmetric=choices.symmetric,
+        pre=choices.pre,
+        max_shard_bytes=None if choices.max_shard_size is None else parse_size(choices.max_shard_size),
+        requantize=choices.requantize,
         filename=path.name,
         calibration=None if prepared is None else prepared.record,
     )
-    _check_grouping(target, options)
-    planned = _planned(_PLANNERS[target.container](checkpoint, target, options), target, path, workers, prepared)
-    if not dry_run:
-        plan = planned.plan
-        layouts = plan.layouts(plan.manifest())
-        check_destination(path, layouts, extras=plan.extras, as_folder=target.is_folder, force=force)
-    if on_plan is not None:
-        on_plan(planned)
-    if dry_run:
-        return planned
-    started = time.monotonic()
-    plan, calibrated = planned.plan, None
-    if prepared is not None:
-        from bitsmith.calibration.decide import decide
-
-        prepared = prepared.read(threads=workers, report=report)
-        importance = prepared.importance(memory=room, threads=workers, report=report)
-        plan = replace(plan, recipe=replace(options, calibration=importance.record).recipe(plan.target))
-        calibrated = decide(plan, prepared, importance, method, memory=room, report=report)
-        planned = replace(planned, plan=plan, calibration=importance.record)
-    manifest = execute(plan, path, threads=workers, calibrated=calibrated, force=force, report=report)
-    return replace(planned, manifest=manifest, seconds=time.monotonic() - started, peak_memory=_peak_memory())
+    plan = _PLANNERS[target.container](checkpoint, target, options)
+    method = _method(plan, choices, effort, prepared)
+    learned = effort if method.rounder == "learned" else ""
+    options = replace(options, method=str(method), effort=learned, device=device)
+    warnings = plan.warnings if prepared is None else (*plan.warnings, *prepared.warnings)
+    plan = replace(plan, recipe=options.recipe(plan.target), warnings=warnings)
+    return _Job(path, plan, options, method, effort)
 
 
-def _check_grouping(target: Target, options: Options) -> None:
-    """Raise UsageError for words that only other containers know."""
-    words = {"--keep": options.keep, "--group-size": options.group_size, "--sym and --asym": options.symmetric}
-    given = [word for word, value in words.items() if value not in ((), None)]
-    if given and target.container in ("gguf", "native"):
+def _method(plan: Plan, choices: Choices, effort: str, prepared: Prepared | None) -> Method:
+    """The method asked for, or the usual one. Raises UsageError where the calibration cannot serve it."""
+    if prepared is None:
+        return Method("nearest")
+    from bitsmith.calibration.decide import check_method
+
+    if choices.method is not None:
+        method = Method.parse(choices.method)
+    elif prepared.request is None:  # an importance file holds no activations
+        method = Method("nearest")
+    else:
+        method = default_method([t.format for t in plan.tensors if t.format is not None], effort)
+    check_method(prepared, method)
+    return method
+
+
+def _cost(job: _Job, prepared: Prepared) -> Cost:
+    tokens, context = prepared.record.tokens, prepared.record.context
+    if prepared.request is None:
+        return Cost(0.0, 0)
+    return calibration_cost(job.plan.checkpoint.config, job.method, job.effort, tokens, context)
+
+
+def _check_free(job: _Job, *, force: bool) -> None:
+    plan = job.plan
+    layouts = plan.layouts(plan.manifest())
+    check_destination(job.path, layouts, extras=plan.extras, as_folder=plan.target.is_folder, force=force)
+
+
+def _check_grouping(targets: Sequence[Target], choices: Choices) -> None:
+    """Raise UsageError for words that no container of the targets knows."""
+    words = {"--keep": choices.keep, "--group-size": choices.group_size, "--sym and --asym": choices.symmetric}
+    given = [word for word, value in words.items() if value not in ((), [], None)]
+    if given and all(target.container not in _GROUPED for target in targets):
         raise UsageError(
-            f"{given[0]} is for gptq, awq and compressed; {target.container} names formats (int4-g64-asym) and has "
+            f"{given[0]} is for gptq, awq and compressed; {targets[0].container} names formats (int4-g64-asym) and has "
             "--rule 'REGEX=f16'."
         )
 
 
-def _planned(plan: Plan, target: Target, path: Path, threads: int, prepared: Prepared | None) -> Quantized:
-    """What would be made at `path`."""
-    if prepared is not None:
-        plan = replace(plan, warnings=(*plan.warnings, *prepared.warnings))
-    files = [layout.filename for layout in plan.layouts(plan.manifest())]
-    folder = path if target.is_folder else path.parent
-    return Quantized(
-        target=target,
-        out=path if target.is_folder else folder / files[0],
-        paths=tuple(folder / name for name in [*files, *plan.extras]),
-        plan=plan,
-        size=plan.size,
-        threads=threads,
-        expected_seconds=expected_seconds(plan, threads, importance=prepared is not None),
-        calibration=None if prepared is None else prepared.record,
-    )
-
-
-def _prepared(
-    checkpoint: Checkpoint, source: str | None, tokens: int | None, context: int | None, seed: int
-) -> Prepared | None:
+def _prepared(checkpoint: Checkpoint, choices: Choices) -> Prepared | None:
     """The calibration, its input read and checked; None where none was asked for."""
+    source, tokens, context = choices.calibration_source, choices.calibration_tokens, choices.calibration_context
     if source is None:
         if tokens is not None or context is not None:
             raise UsageError(
@@ -282,7 +356,14 @@ def _prepared(
         return None
     from bitsmith.calibration.run import prepare
 
-    return prepare(checkpoint, source, tokens=tokens, context=context, seed=seed)
+    return prepare(checkpoint, source, tokens=tokens, context=context, seed=choices.seed)
+
+
+def _device(wanted: str | None) -> str:
+    """Where calibration runs. Raises UsageError for a device that is not there."""
+    from bitsmith.kernels.device import choose_device
+
+    return choose_device(wanted)
 
 
 def _thread_count(threads: int | None) -> int:
@@ -293,15 +374,32 @@ def _thread_count(threads: int | None) -> int:
     return threads
 
 
-def _output_path(checkpoint: Checkpoint, target: Target, out: str | Path | None) -> Path:
-    if target.is_folder:
-        return Path(out) if out else Path(f"{checkpoint.name}-{target.container}-{target.name}")
+def _output_paths(checkpoint: Checkpoint, targets: Sequence[Target], out: str | Path | None) -> list[Path]:
+    """Of every target; `out` names the output itself where there is one target, and a folder where there are more."""
+    usual = [Path(_usual_name(checkpoint, target)) for target in targets]
+    if len(targets) == 1:
+        return [_output_path(usual[0], targets[0], out)]
+    twice = next((path for path in usual if usual.count(path) > 1), None)
+    if twice is not None:
+        raise UsageError(f"--to names {twice} twice; give every target once.")
     if out is None:
-        return Path(f"{checkpoint.name}-{target.name.upper()}.gguf")
+        return usual
+    if Path(out).is_file():
+        raise UsageError(f"--out {out}: several targets need a folder, and this is a file; give a folder's name.")
+    return [Path(out) / path for path in usual]
+
+
+def _usual_name(checkpoint: Checkpoint, target: Target) -> str:
+    if target.is_folder:
+        return f"{checkpoint.name}-{target.container}-{target.name}"
+    return f"{checkpoint.name}-{target.name.upper()}.gguf"
+
+
+def _output_path(usual: Path, target: Target, out: str | Path | None) -> Path:
+    if out is None:
+        return usual
     path = Path(out)
-    if path.is_dir():
-        return path / f"{checkpoint.name}-{target.name.upper()}.gguf"
-    return path
+    return path / usual if not target.is_folder and path.is_dir() else path
 
 
 def _peak_memory() -> int:

@@ -18,8 +18,8 @@ class Stats:
     """What was seen of an input of `cols` features over `count` tokens.
 
     square: [cols] float64, sum of x^2 (llama.cpp's imatrix, the Hessian's diagonal)
-    mean_abs, max_abs: [cols] float32
-    gram: [cols, cols] float32, sum of x^T x; None where nobody asked for it
+    mean_abs, max_abs: [cols] float32; empty where only the gram matrix was gathered
+    gram: [cols, cols] float32, sum of x^T x; None where nobody asked for it. Of a `GramMeter` in its input's library
     sample: [tokens, cols] float32, rows drawn with a seed; empty where nobody asked for it
     """
 
@@ -27,13 +27,42 @@ class Stats:
     square: np.ndarray
     mean_abs: np.ndarray
     max_abs: np.ndarray
-    gram: np.ndarray | None
+    gram: Array | None
     sample: np.ndarray
 
     @property
     def importance(self) -> np.ndarray:
         """Mean of x^2 by column, float32 [cols]; what `Format.fit` takes."""
         return (self.square / max(self.count, 1)).astype(np.float32)
+
+
+class GramMeter:
+    """Adds up the gram matrix alone, for those who need it often: float32, on the device of what it is given."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self.sum: Array = None  # [cols, cols]; None before anything was added
+
+    def add(self, x: Array, other: Array = None) -> None:
+        """Count tokens: float32 [..., cols], numpy or torch. With `other`, of the same shape, other^T x is added."""
+        rows = array_namespace(x).reshape(x, (-1, x.shape[-1]))
+        left = rows if other is None else array_namespace(other).reshape(other, (-1, other.shape[-1]))
+        product = left.T @ rows
+        if self.sum is None:
+            self.sum = product
+        else:
+            self.sum += product
+        self._count += rows.shape[0]
+
+    def result(self) -> Stats:
+        """What was seen; something must have been. Raises TensorError where a value was NaN or infinite."""
+        xp = array_namespace(self.sum)
+        square = _numpy(xp.asarray(xp.linalg.diagonal(self.sum))).astype(np.float64)
+        if not np.isfinite(square).all():
+            column = int(np.flatnonzero(~np.isfinite(square))[0])
+            raise TensorError(f"the input holds NaN or infinite values, the first in column {column}")
+        empty = np.zeros(0, np.float32)
+        return Stats(self._count, square, empty, empty, self.sum, np.zeros((0, len(square)), np.float32))
 
 
 class StatsMeter:

@@ -56,6 +56,10 @@ class QuantTensor:
     codes: Array
     params: Params
 
+    def rows(self, at: slice) -> QuantTensor:
+        """Some of the rows."""
+        return QuantTensor(self.format, self.codes[at], {name: values[at] for name, values in self.params.items()})
+
     def values(self) -> Array:
         """Decode to float32 [rows, cols]."""
         return self.format.grid(self.params).values(self.codes)

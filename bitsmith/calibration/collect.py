@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,11 +11,13 @@ from torch import Tensor
 
 from bitsmith.arch.config import ModelConfig
 from bitsmith.arch.groups import linear_groups
+from bitsmith.calibration.folding import block_tensors
 from bitsmith.calibration.hidden import HiddenStates
 from bitsmith.calibration.record import CalibrationRecord
 from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.checkpoint import Checkpoint
 from bitsmith.errors import TensorError
+from bitsmith.formats.base import Format
 from bitsmith.kernels.dense import DenseKernel
 from bitsmith.kernels.ondemand import OnDemandKernel
 from bitsmith.kernels.torch_ops import TorchOps
@@ -24,7 +26,9 @@ from bitsmith.model.language_model import weight_reader
 from bitsmith.model.weights import LINEARS, Block, Linear, WeightLoader, Weights
 from bitsmith.progress import Progress, Report, silent
 from bitsmith.stats import Stats, StatsMeter
+from bitsmith.transforms.base import Rescaling, Transform, rescale_block
 
+SAMPLE = 512  # input rows that a search looks at where it needs a sample
 HEAD = "output"  # name of the head's input, whether or not the model has an output matrix of its own
 
 
@@ -41,6 +45,17 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Search:
+    """Rescalings to be found on the way, for one output.
+
+    formats: what the linears will be rounded to, by GGUF name without ".weight"
+    """
+
+    transform: Transform
+    formats: Mapping[str, Format]
+
+
+@dataclass(frozen=True)
 class Calibration:
     """Statistics of every linear's input.
 
@@ -48,11 +63,13 @@ class Calibration:
         share the object
     record: tokens, their hash, context and seed
     tied: the head is the token embedding
+    rescalings: of each search, by layer
     """
 
     stats: Mapping[str, Stats]
     record: CalibrationRecord
     tied: bool = False
+    rescalings: tuple[Mapping[int, tuple[Rescaling, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,15 +90,17 @@ def collect(
     tokens: CalibrationTokens,
     *,
     wanted: Wanted | None = None,
+    searches: Sequence[Search] = (),
     memory: int | None = None,
     threads: int | None = None,
+    device: str = "cpu",
     report: Report = silent,
 ) -> Calibration:
     """Run the model over the tokens and count what its linears are given.
 
     One block's weights are held at a time, as dense float32; the hidden states of all windows too, up to `memory`
     bytes, beyond it on disk (see `HiddenStates`). threads: torch.set_num_threads for the whole process; None leaves
-    it alone. Same tokens, same result.
+    it alone. Same tokens, same result. The statistics that only searches need live as long as their block.
     Raises TensorError where an input holds NaN or infinite values, naming the linear; UnsupportedError for an
     architecture that is not known.
     """
@@ -89,22 +108,53 @@ def collect(
         torch.set_num_threads(threads)
     config = checkpoint.config
     wanted = wanted or Wanted()
+    passing = _with_needs(wanted, searches)
     seed = tokens.seed
-    loader = WeightLoader(config, weight_reader(checkpoint), DenseKernel(), TorchOps(), "cpu")
+    loader = WeightLoader(config, weight_reader(checkpoint), DenseKernel(device=device), TorchOps(device), device)
     decoder = hollow_decoder(loader)
     stats: dict[str, Stats] = {}
+    rescalings: tuple[dict[int, tuple[Rescaling, ...]], ...] = tuple({} for _ in searches)
     with torch.inference_mode():
         hidden = embed(decoder, tokens.tokens, memory=memory)
         for layer in range(config.layers):
             report(Progress("calibrate", layer, config.layers, "blocks", f"blk.{layer}"))
-            meters = meters_of(config, wanted, seed)
-            block = recording(loader.block(f"blk.{layer}."), f"blk.{layer}.", meters)
-            advance(decoder, layer, block, hidden)
-            del block
-            stats |= {f"blk.{layer}.{name}": each for name, each in _results(meters).items()}
+            meters = meters_of(config, passing, seed)
+            block = loader.block(f"blk.{layer}.")
+            advance(decoder, layer, recording(block, f"blk.{layer}.", meters), hidden)
+            found = _results(meters)
+            for search, kept in zip(searches, rescalings, strict=True):
+                kept[layer] = _rescalings(config, layer, block, search, found)
+            del block, meters
+            stats |= {f"blk.{layer}.{name}": each for name, each in _only(wanted, found).items()}
         stats[HEAD] = _head_stats(decoder, hidden, wanted, seed)
     report(Progress("calibrate", config.layers, config.layers, "blocks"))
-    return Calibration(stats, tokens.record, config.tied)
+    return Calibration(stats, tokens.record, config.tied, rescalings)
+
+
+def _with_needs(wanted: Wanted, searches: Sequence[Search]) -> Wanted:
+    """`wanted`, and what the searches read."""
+    needs = frozenset[str]().union(*(search.transform.needs for search in searches))
+    return Wanted(wanted.gram or "gram" in needs, max(wanted.sample, SAMPLE if "sample" in needs else 0))
+
+
+def _only(wanted: Wanted, stats: Mapping[str, Stats]) -> dict[str, Stats]:
+    """Statistics without what nobody wants to keep; linears that share them still do."""
+    kept: dict[int, Stats] = {}
+    for each in stats.values():
+        gram = each.gram if wanted.gram else None
+        kept[id(each)] = replace(each, gram=gram, sample=each.sample if wanted.sample else each.sample[:0].copy())
+    return {name: kept[id(each)] for name, each in stats.items()}
+
+
+def _rescalings(
+    config: ModelConfig, layer: int, block: Block, search: Search, stats: Mapping[str, Stats]
+) -> tuple[Rescaling, ...]:
+    """What a search finds for one block."""
+    groups = linear_groups(config)
+    names = [name for group in groups for name in group.linears]
+    formats = {name: search.formats[f"blk.{layer}.{name}"] for name in names if f"blk.{layer}.{name}" in search.formats}
+    by_group = {group.name: stats[group.linears[0]] for group in groups}
+    return rescale_block(search.transform, config, groups, block_tensors(block), formats, by_group)[1]
 
 
 def hollow_decoder(loader: WeightLoader) -> Decoder:
@@ -126,7 +176,7 @@ def embed(decoder: Decoder, tokens: np.ndarray, *, memory: int | None = None) ->
 def advance(decoder: Decoder, layer: int, block: Block, hidden: HiddenStates) -> None:
     """Replace the input of a block by its output, batch by batch."""
     for at in hidden.batches():
-        x = hidden.read(at)
+        x = hidden.read(at).to(block.attn_norm.device)
         hidden.write(at, decoder.run_block(layer, block, x, decoder.place(tuple(x.shape[:2]), 0)))
 
 
@@ -169,12 +219,17 @@ def counting(meter: StatsMeter, name: str) -> Callable[[Tensor], None]:
         try:
             meter.add(x)
         except TensorError as error:
-            raise TensorError(
-                f"{name}: {error} during calibration; the weights before it are damaged, or overflow. Check the model "
-                "with `bitsmith inspect --verify`, or calibrate on another text."
-            ) from error
+            raise not_finite(name, error) from error
 
     return add
+
+
+def not_finite(name: str, error: TensorError) -> TensorError:
+    """The error of a meter, with the linear's name and what to do."""
+    return TensorError(
+        f"{name}: {error} during calibration; the weights before it are damaged, or overflow. Check the model with "
+        "`bitsmith inspect --verify`, or calibrate on another text."
+    )
 
 
 def _results(meters: Mapping[str, StatsMeter]) -> dict[str, Stats]:
@@ -190,5 +245,6 @@ def _head_stats(decoder: Decoder, hidden: HiddenStates, wanted: Wanted, seed: in
     meter = StatsMeter(decoder.config.hidden, gram=wanted.gram, sample=wanted.sample, seed=seed)
     add = counting(meter, HEAD)
     for at in hidden.batches():
-        add(decoder.ops.rms_norm(hidden.read(at), decoder.weights.output_norm, decoder.config.norm_eps))
+        x = hidden.read(at).to(decoder.weights.output_norm.device)
+        add(decoder.ops.rms_norm(x, decoder.weights.output_norm, decoder.config.norm_eps))
     return meter.result()

@@ -1,80 +1,204 @@
-"""What a calibration decides about a plan: the importance of columns, and with GPTQ the codes of every block."""
+"""What a calibration decides about plans: one pass over the original model for all of them, then each on its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from bitsmith.arch.groups import linear_groups
 from bitsmith.arch.names import gguf_name
-from bitsmith.calibration.importance import Importance
+from bitsmith.calibration.importance import Importance, from_calibration
 from bitsmith.calibration.run import Prepared
-from bitsmith.driver import Calibrated
+from bitsmith.driver import Calibrated, Decided
 from bitsmith.errors import UsageError
 from bitsmith.formats.base import Format
+from bitsmith.formats.precision import PRECISIONS
 from bitsmith.progress import Report, silent
-from bitsmith.recipe.plan import Plan
-from bitsmith.tensor import QuantTensor
+from bitsmith.recipe.method import Method
+from bitsmith.recipe.plan import Plan, PlannedTensor
+
+if TYPE_CHECKING:
+    from bitsmith.calibration.collect import Search
+    from bitsmith.calibration.rounding import RoundingReport
+    from bitsmith.transforms.base import Rescaling
+
+_HEAD = "output"  # rounded behind the blocks
 
 
-def decide(
-    plan: Plan,
-    prepared: Prepared,
-    importance: Importance,
-    method: str,
-    *,
-    memory: int | None = None,
-    report: Report = silent,
-) -> Calibrated:
-    """How `plan` is to be carried out.
+@dataclass(frozen=True)
+class Job:
+    """A plan and how its codes are to be chosen."""
 
-    prepared: with its tokens read, where the method is gptq; importance: of the original model
-    method: "nearest" weighs columns; "gptq" rounds the linears of all blocks block by block, each on the inputs that
-        the quantized blocks before it give, and weighs the columns of the others
+    plan: Plan
+    method: Method
+    effort: str = "normal"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What calibrated work may use. memory: bytes for hidden states, None: half of what is there"""
+
+    memory: int | None = None
+    threads: int | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What one pass over the original model gave for all jobs; None and empty where no job needs it.
+
+    rescalings: of each job, by layer
     """
-    columns = importance.by_output([tensor.info for tensor in plan.tensors])
-    if method == "nearest":
-        return Calibrated(importance=columns)
-    outputs, formats = _block_linears(plan)
-    return Calibrated(columns, frozenset(outputs.values()), _rounded(plan, prepared, outputs, formats, memory, report))
+
+    importance: Importance | None
+    rescalings: tuple[Mapping[int, tuple[Rescaling, ...]], ...]
 
 
-def check_method(prepared: Prepared | None, method: str) -> None:
+@dataclass(frozen=True)
+class Decision:
+    """How a plan is to be carried out. reports: what rounding cost by linear, filled while that happens"""
+
+    calibrated: Calibrated
+    reports: dict[str, RoundingReport] = field(default_factory=dict)
+    rescalings: Mapping[int, tuple[Rescaling, ...]] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of a finished run."""
+        from bitsmith.calibration.notes import rescaling_notes, rounding_notes
+
+        return (*rescaling_notes(self.rescalings), *rounding_notes(self.reports))
+
+
+def check_method(prepared: Prepared | None, method: Method) -> None:
     """Raise UsageError where a method needs more of the calibration than it can give."""
-    if method == "nearest":
-        return
-    if prepared is None:
-        raise UsageError(f"--method {method} needs --calibration: default (the built-in text), a text, or self.")
-    if prepared.request is None:
+    if method.needs_text and prepared is not None and prepared.request is None:
         raise UsageError(
             f"--method {method} needs a text to run the model on; {prepared.record.source} is an importance file, "
             "without activations. Give --calibration default, or a text."
         )
 
 
-def _block_linears(plan: Plan) -> tuple[dict[str, str], dict[str, Format]]:
-    """Output names and formats of the linears of all blocks that are to be rounded, by GGUF name without ".weight"."""
-    config = plan.checkpoint.config
-    linears = {name for group in linear_groups(config) for name in group.linears}
-    outputs: dict[str, str] = {}
-    formats: dict[str, Format] = {}
-    for tensor in plan.tensors:
-        name = (gguf_name(tensor.info.name) or tensor.info.name).removesuffix(".weight")
-        if tensor.format is None or name.split(".")[-1] not in linears or not name.startswith("blk."):
-            continue
-        outputs[name], formats[name] = tensor.info.name, tensor.format
-    return outputs, formats
+def gather(prepared: Prepared, jobs: Sequence[Job], resources: Resources, report: Report = silent) -> Gathered:
+    """Run the original model once, if any job wants to know of it: importance for the nearest codes, and rescalings.
+
+    GPTQ and learned rounding take their inputs from the quantized prefix instead, see `decide`.
+    """
+    nothing: tuple[Mapping[int, tuple[Rescaling, ...]], ...] = tuple({} for _ in jobs)
+    if prepared.ready is not None:
+        return Gathered(prepared.ready, nothing)
+    searches = {at: _search(job) for at, job in enumerate(jobs) if job.method.transform}
+    if not searches and all(job.method.needs_text for job in jobs):
+        return Gathered(None, nothing)
+    found = prepared.run(
+        searches=tuple(searches.values()),
+        memory=resources.memory,
+        threads=resources.threads,
+        device=resources.device,
+        report=report,
+    )
+    by_job = dict(zip(searches, found.rescalings, strict=True))
+    return Gathered(from_calibration(found), tuple(by_job.get(at, {}) for at in range(len(jobs))))
 
 
-def _rounded(
-    plan: Plan,
+def decide(
+    job: Job,
     prepared: Prepared,
-    outputs: dict[str, str],
-    formats: dict[str, Format],
-    memory: int | None,
+    importance: Importance | None,
+    rescalings: Mapping[int, tuple[Rescaling, ...]],
+    resources: Resources,
+    report: Report = silent,
+) -> Decision:
+    """How a job is to be carried out.
+
+    prepared: with its tokens read, where the method needs text
+    importance: of the original model; weighs the columns of what is rounded to the nearest codes
+    """
+    plan = job.plan
+    columns = {} if importance is None else importance.by_output([tensor.info for tensor in plan.tensors])
+    if not job.method.needs_text:
+        return Decision(Calibrated(importance=columns))
+    by_name = {_own_name(tensor): tensor for tensor in plan.tensors}
+    formats = _linears(plan)
+    moved = _moved(rescalings)
+    reports: dict[str, RoundingReport] = {}
+    elsewhere = {f"{name}.weight" for name in formats} | (moved & by_name.keys())
+    decided = _decided(job, prepared, formats, rescalings, reports, resources, report)
+    names = frozenset(by_name[name].info.name for name in elsewhere)
+    return Decision(Calibrated(columns, names, decided), reports, rescalings)
+
+
+def _decided(
+    job: Job,
+    prepared: Prepared,
+    formats: Mapping[str, Format],
+    rescalings: Mapping[int, tuple[Rescaling, ...]],
+    reports: dict[str, RoundingReport],
+    resources: Resources,
     report: Report,
-) -> Iterator[tuple[str, QuantTensor]]:
-    from bitsmith.calibration.sequential import gptq_blocks
+) -> Iterator[Decided]:
+    from bitsmith.calibration.blockwise import BlockwiseTask, round_blocks
 
     assert prepared.tokens is not None
-    for linear in gptq_blocks(plan.checkpoint, prepared.tokens, formats, memory=memory, report=report):
-        yield outputs[linear.name], QuantTensor(formats[linear.name], linear.codes, linear.params)
+    outputs = {_own_name(tensor): tensor.info.name for tensor in job.plan.tensors}
+    task = BlockwiseTask(formats, job.method, rescalings, _stored_norms(job.plan), job.effort, prepared.tokens.seed)
+    found = round_blocks(
+        job.plan.checkpoint,
+        prepared.tokens,
+        task,
+        reports,
+        memory=resources.memory,
+        threads=resources.threads,
+        device=resources.device,
+        report=report,
+    )
+    for tensor in found:
+        yield Decided(outputs[tensor.name], tensor.start, tensor.weight, tensor.tensor)
+
+
+def _search(job: Job) -> Search:
+    from bitsmith.calibration.collect import Search
+    from bitsmith.transforms import TRANSFORMS
+
+    return Search(TRANSFORMS[job.method.transform](), _linears(job.plan))
+
+
+def _own_name(tensor: PlannedTensor) -> str:
+    return gguf_name(tensor.info.name) or tensor.info.name
+
+
+def _linears(plan: Plan) -> dict[str, Format]:
+    """Formats of the linears that are to be rounded, by GGUF name without ".weight": of all blocks, and of the head."""
+    config = plan.checkpoint.config
+    linears = {name for group in linear_groups(config) for name in group.linears}
+    formats: dict[str, Format] = {}
+    for tensor in plan.tensors:
+        name = _own_name(tensor).removesuffix(".weight")
+        in_block = name.startswith("blk.") and name.split(".")[-1] in linears
+        if tensor.format is not None and (in_block or (name == _HEAD and not config.tied)):
+            formats[name] = tensor.format
+    return formats
+
+
+def _moved(rescalings: Mapping[int, tuple[Rescaling, ...]]) -> set[str]:
+    """GGUF names of all tensors that rescalings change."""
+    names = set()
+    for layer, found in rescalings.items():
+        for rescaling in (each for each in found if each.changes):
+            linears = (*rescaling.group.linears, rescaling.group.producer)
+            names |= {f"blk.{layer}.{name}.weight" for name in linears}
+            names.add(f"blk.{layer}.{rescaling.group.producer}.bias")
+    return names
+
+
+def _stored_norms(plan: Plan) -> dict[str, np.dtype]:
+    """The 16-bit types in which the plan stores norms, by name within a block."""
+    found = {}
+    for tensor in plan.tensors:
+        name = _own_name(tensor).removesuffix(".weight").split(".")[-1]
+        if name.endswith("_norm") and tensor.info.layout in ("f16", "bf16"):
+            found[name] = PRECISIONS[tensor.info.layout]
+    return found

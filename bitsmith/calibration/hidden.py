@@ -40,6 +40,25 @@ class HiddenStates:
         except OSError as error:
             raise self._cannot(error) from error
 
+    def copy(self) -> HiddenStates:
+        """The same values in room of their own, where these lie: in memory or on disk."""
+        other = HiddenStates(*self.shape, memory=0 if self.on_disk else self._window_bytes * self.shape[0])
+        other.become(self)
+        return other
+
+    def become(self, other: HiddenStates) -> None:
+        """Take over the values of states of the same shape."""
+        for at in self.batches():
+            self.write(at, other.read(at))
+
+    def __len__(self) -> int:
+        """How many windows."""
+        return self.shape[0]
+
+    def __getitem__(self, windows: np.ndarray) -> Tensor:
+        """Windows by their numbers, int64 [n] -> float32 [n, context, hidden]."""
+        return torch.cat([self.read(slice(int(window), int(window) + 1)) for window in windows])
+
     def batches(self) -> Iterator[slice]:
         """Windows that go through a block together, in order."""
         windows, context, _ = self.shape

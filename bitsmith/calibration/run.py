@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bitsmith.calibration.imatrix import imatrix_file, is_imatrix_name
-from bitsmith.calibration.importance import Importance, from_calibration, from_file, to_imatrix
+from bitsmith.calibration.importance import Importance, from_file, to_imatrix
 from bitsmith.calibration.record import UNKNOWN_SHA256, CalibrationRecord
 from bitsmith.calibration.sources import SELF, CalibrationTokens, Request, own_text, read_tokens
 from bitsmith.checkpoint import Checkpoint, open_checkpoint
@@ -20,7 +21,7 @@ from bitsmith.errors import UsageError
 from bitsmith.progress import Report, silent
 
 if TYPE_CHECKING:
-    from bitsmith.calibration.collect import Calibration, Wanted
+    from bitsmith.calibration.collect import Calibration, Search, Wanted
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,14 @@ class Prepared:
     tokens: CalibrationTokens | None = None
     ready: Importance | None = None
 
-    def importance(
-        self, *, memory: int | None = None, threads: int | None = None, report: Report = silent
-    ) -> Importance:
-        """Of the file, or by a pass; see `run`."""
-        return self.ready or from_calibration(self.run(memory=memory, threads=threads, report=report))
-
     def run(
         self,
         *,
         wanted: Wanted | None = None,
+        searches: Sequence[Search] = (),
         memory: int | None = None,
         threads: int | None = None,
+        device: str = "cpu",
         report: Report = silent,
     ) -> Calibration:
         """The statistics pass, see `bitsmith.calibration.collect.collect`.
@@ -66,7 +63,16 @@ class Prepared:
 
         tokens = self.read(threads=threads, report=report).tokens
         assert tokens is not None
-        return collect(self.checkpoint, tokens, wanted=wanted, memory=memory, threads=threads, report=report)
+        return collect(
+            self.checkpoint,
+            tokens,
+            wanted=wanted,
+            searches=searches,
+            memory=memory,
+            threads=threads,
+            device=device,
+            report=report,
+        )
 
     def read(self, *, threads: int | None = None, report: Report = silent) -> Prepared:
         """The same with its tokens: where they are the model's own text, it is generated now."""

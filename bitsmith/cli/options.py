@@ -14,3 +14,4 @@ Seed = Annotated[int | None, typer.Option(help="Same seed, same text; default: a
 Threads = Annotated[int | None, typer.Option(help="Threads for arithmetic; default: torch's choice.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: CUDA where it is.", show_default=False)]

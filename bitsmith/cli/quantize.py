@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitsmith.cli.imatrix import CalibrationContext, CalibrationSeed, CalibrationSource, CalibrationTokens, Memory
-from bitsmith.cli.options import AsJson, Revision
+from bitsmith.cli.options import AsJson, Device, Revision
 
 if TYPE_CHECKING:
-    from bitsmith.quantization import Quantized
+    from bitsmith.quantized import Quantized
 
 
 def quantize(
@@ -21,21 +21,42 @@ def quantize(
         typer.Argument(help='Hugging Face folder, .safetensors or .gguf file, hub id (owner/name), or "reference".'),
     ],
     to: Annotated[
-        str,
+        list[str],
         typer.Option(
             "--to",
-            help="CONTAINER/FORMAT; a bare name means gguf/NAME: q4_k_m, gptq/int4, compressed/w8a8.",
+            help="CONTAINER/FORMAT; a bare name means gguf/NAME: q4_k_m, gptq/int4, compressed/w8a8. Repeat it for "
+            "several outputs of one calibration.",
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Output file (gguf) or folder (others); default: named for you.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Output file (gguf) or folder (others); with several --to the folder of all; default: named for you.",
+        ),
     ] = None,
-    method: Annotated[str, typer.Option(help="How codes are chosen: nearest; gptq (with --calibration).")] = "nearest",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="How codes are chosen: nearest, gptq, learned, or after awq or smoothquant: awq, awq+gptq, ...; "
+            "default: nearest without calibration, else what loses least for the format and --effort.",
+        ),
+    ] = None,
+    effort: Annotated[
+        str | None,
+        typer.Option(
+            help="fast (weighted scales), normal (gptq below 8 bits), high (learned); how long learning may take. "
+            "Calibrates on the built-in text where no --calibration is given.",
+            show_default=False,
+        ),
+    ] = None,
     calibration: CalibrationSource = None,
     calibration_tokens: CalibrationTokens = None,
     calibration_context: CalibrationContext = None,
     seed: CalibrationSeed = 0,
     memory: Memory = None,
+    device: Device = None,
     pure: Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mix.")] = False,
     rule: Annotated[
         list[str] | None,
@@ -80,36 +101,37 @@ def quantize(
         for warning in planned.warnings:
             shown.print(f"Warning: {warning}", style="yellow", markup=False)
 
+    choices = quantization.Choices(
+        out=out,
+        method=method,
+        effort=effort,
+        calibration=calibration,
+        calibration_tokens=calibration_tokens,
+        calibration_context=calibration_context,
+        seed=seed,
+        memory=memory,
+        device=device,
+        pure=pure,
+        rules=rule or [],
+        keep=keep or [],
+        group_size=group_size,
+        symmetric=symmetric,
+        threads=threads,
+        max_shard_size=max_shard_size,
+        pre=pre,
+        revision=revision,
+        requantize=requantize,
+        dry_run=dry_run,
+        force=force,
+    )
     with progress_bar() as report:
-        result = quantization.quantize(
-            model,
-            to=to,
-            out=out,
-            method=method,
-            calibration=calibration,
-            calibration_tokens=calibration_tokens,
-            calibration_context=calibration_context,
-            seed=seed,
-            memory=memory,
-            pure=pure,
-            rules=rule or [],
-            keep=keep or [],
-            group_size=group_size,
-            symmetric=symmetric,
-            threads=threads,
-            max_shard_size=max_shard_size,
-            pre=pre,
-            revision=revision,
-            requantize=requantize,
-            dry_run=dry_run,
-            force=force,
-            report=report,
-            on_plan=announce,
-        )
+        results = quantization.quantize_each(model, to, choices, report=report, on_plan=announce)
     if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2))
+        found = [result.to_dict() for result in results]
+        typer.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))
     elif not dry_run:
-        _print_summary(result)
+        for result in results:
+            _print_summary(result)
 
 
 def _print_plan(planned: Quantized, *, full: bool) -> None:
@@ -132,6 +154,11 @@ def _print_plan(planned: Quantized, *, full: bool) -> None:
         f"with {planned.threads} threads",
         soft_wrap=True,
     )
+    if planned.calibration is not None:
+        record = planned.calibration
+        seen = f"{record.tokens:,} tokens of {record.source}" if record.tokens else record.source
+        room = f"; it takes {human_bytes(planned.calibration_memory)} of memory" if planned.calibration_memory else ""
+        console.print(f"method: {planned.method}, calibrated on {seen}{room}", soft_wrap=True, markup=False)
     console.print(f"output: {planned.out}", soft_wrap=True, markup=False)
 
 
@@ -145,6 +172,8 @@ def _print_summary(result: Quantized) -> None:
         soft_wrap=True,
         markup=False,
     )
+    for note in result.notes:
+        console.print(note, soft_wrap=True, markup=False)
     worst = ", ".join(f"{name} {error:.2e}" for name, error in result.worst())
     if worst:
         console.print(f"largest relative squared errors: {worst}", soft_wrap=True, markup=False)

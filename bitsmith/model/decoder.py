@@ -100,13 +100,27 @@ class Decoder:
         return Pass(rotation, start, full, sliding)
 
     def run_block(self, layer: int, block: Block, x: Tensor, shared: Pass, cache: Cache | None = None) -> Tensor:
-        """One layer: float32 [batch, n, hidden] -> the same. Without a cache `shared.start` must be 0."""
-        eps, ops = self.config.norm_eps, self.ops
-        x = x + block.output(self._attend(layer, block, ops.rms_norm(x, block.attn_norm, eps), shared, cache))
-        y = ops.rms_norm(x, block.ffn_norm, eps)
-        return x + block.down(ops.swiglu(block.gate(y), block.up(y)))
+        """One layer: float32 [batch, n, hidden] -> the same. Without a cache `shared.start` must be 0.
 
-    def _attend(self, layer: int, block: Block, x: Tensor, shared: Pass, cache: Cache | None) -> Tensor:
+        The four methods it consists of give the inputs of the block's linears, named as `LinearGroup` names them.
+        """
+        x = x + block.output(self.attn_mix(layer, block, self.attn_in(block, x), shared, cache))
+        return x + block.down(self.ffn_mix(block, self.ffn_in(block, x)))
+
+    def attn_in(self, block: Block, x: Tensor) -> Tensor:
+        """What q, k and v are given: float32 [batch, n, hidden] -> the same."""
+        return self.ops.rms_norm(x, block.attn_norm, self.config.norm_eps)
+
+    def ffn_in(self, block: Block, x: Tensor) -> Tensor:
+        """What gate and up are given, of the hidden states after attention: [batch, n, hidden] -> the same."""
+        return self.ops.rms_norm(x, block.ffn_norm, self.config.norm_eps)
+
+    def ffn_mix(self, block: Block, x: Tensor) -> Tensor:
+        """What down is given, of `ffn_in`: [batch, n, hidden] -> [batch, n, intermediate]."""
+        return self.ops.swiglu(block.gate(x), block.up(x))
+
+    def attn_mix(self, layer: int, block: Block, x: Tensor, shared: Pass, cache: Cache | None = None) -> Tensor:
+        """What the output projection is given, of `attn_in`: [batch, n, hidden] -> [batch, n, heads * head_dim]."""
         config, ops = self.config, self.ops
         batch, n = x.shape[0], x.shape[1]
         q = block.q(x).reshape(batch, n, config.heads, config.head_dim)

@@ -59,6 +59,8 @@ class Options:
     symmetric: None: the container's usual. These three are for gptq, awq and compressed
     filename: the output's own name
     calibration: None without one; mixes choose other types with one, as llama-quantize does with an imatrix
+    method, effort: see `bitsmith.recipe.method`; effort is "" where it does not matter
+    device: where calibration runs; sums differ in their last bits between devices
     """
 
     pure: bool = False
@@ -67,6 +69,8 @@ class Options:
     max_shard_bytes: int | None = None
     requantize: bool = False
     method: str = "nearest"
+    effort: str = ""
+    device: str = "cpu"
     filename: str = ""
     calibration: CalibrationRecord | None = None
     keep: tuple[str, ...] = ()
@@ -79,8 +83,11 @@ class Options:
         chosen |= {"rules": list(self.rules), "pre": self.pre}
         grouping = {"keep": list(self.keep), "group_size": self.group_size, "symmetric": self.symmetric}
         chosen |= {name: value for name, value in grouping.items() if value not in (None, [])}
+        if self.effort:
+            chosen["effort"] = self.effort
         if self.calibration is not None:
             chosen["calibration"] = self.calibration.to_dict()
+            chosen |= {} if self.device == "cpu" else {"device": self.device.partition(":")[0]}
         return json.dumps(chosen)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -67,6 +67,17 @@ class Tuned:
     step: int
 
 
+class Windows(Protocol):
+    """Hidden states of windows, float32 [windows, n, hidden], read some windows at a time: an array, or a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, windows: np.ndarray, /) -> Any:
+        """Windows by their numbers, int64 [count]: a numpy array or a torch tensor."""
+        ...
+
+
 @dataclass(frozen=True)
 class BlockTuner:
     """Tunes the linears of one block.
@@ -82,9 +93,7 @@ class BlockTuner:
     effort: Effort
     seed: int = 0
 
-    def tune(
-        self, starts: Mapping[str, Start], inputs: np.ndarray, targets: np.ndarray, report: Report = silent
-    ) -> Tuned:
+    def tune(self, starts: Mapping[str, Start], inputs: Windows, targets: Windows, report: Report = silent) -> Tuned:
         """Tune the linears named in `starts` ("attn_q" ...); the others stay as they are in the block.
 
         inputs: float32 [windows, n, hidden], hidden states before the block, as the quantized model so far gives them
@@ -97,7 +106,7 @@ class BlockTuner:
         self._check(starts, inputs, targets)
         matrices = {name: TrainableMatrix(start, str(self.block.attn_norm.device)) for name, start in starts.items()}
         block = self._with(matrices)
-        trained, judged = _split(len(inputs))
+        trained, judged = _split(inputs.shape[0])
         before = least = self._judge(block, inputs, targets, judged)
         if not np.isfinite(before):
             raise TensorError(
@@ -111,7 +120,8 @@ class BlockTuner:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * (1.0 - (step - 1) / steps)
             optimizer.zero_grad()
-            torch.autograd.backward(self._loss(block, inputs[batch], targets[batch]))
+            with torch.enable_grad():
+                torch.autograd.backward(self._loss(block, inputs[batch], targets[batch]))
             optimizer.step()
             if step == steps or step % max(1, steps // _JUDGED) == 0:
                 loss = self._judge(block, inputs, targets, judged)
@@ -144,15 +154,15 @@ class BlockTuner:
                 rates.append(self.effort.scaling * share)
         return torch.optim.Adam(groups, betas=_MOMENTS), rates
 
-    def _loss(self, block: Block, inputs: np.ndarray, targets: np.ndarray) -> Tensor:
-        ops = self.decoder.ops
-        out = self.decoder.run_block(self.layer, block, ops.array(inputs), self.decoder.place(inputs.shape[:2], 0))
-        wanted = ops.array(targets)
+    def _loss(self, block: Block, inputs: Any, targets: Any) -> Tensor:
+        device = self.block.attn_norm.device
+        x, wanted = torch.as_tensor(inputs, device=device), torch.as_tensor(targets, device=device)
+        out = self.decoder.run_block(self.layer, block, x, self.decoder.place(tuple(x.shape[:2]), 0))
         size = wanted.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
         loss: Tensor = ((out - wanted).square().sum(-1) / size).mean()
         return loss
 
-    def _judge(self, block: Block, inputs: np.ndarray, targets: np.ndarray, windows: np.ndarray) -> float:
+    def _judge(self, block: Block, inputs: Windows, targets: Windows, windows: np.ndarray) -> float:
         total = 0.0
         with torch.no_grad():
             for start in range(0, len(windows), self.effort.batch):
@@ -160,9 +170,9 @@ class BlockTuner:
                 total += float(self._loss(block, inputs[part], targets[part])) * len(part)
         return total / len(windows)
 
-    def _check(self, starts: Mapping[str, Start], inputs: np.ndarray, targets: np.ndarray) -> None:
+    def _check(self, starts: Mapping[str, Start], inputs: Windows, targets: Windows) -> None:
         hidden = self.decoder.config.hidden
-        if inputs.shape != targets.shape or inputs.ndim != 3 or inputs.shape[2] != hidden or inputs.size == 0:
+        if inputs.shape != targets.shape or len(inputs.shape) != 3 or inputs.shape[2] != hidden or 0 in inputs.shape:
             raise UsageError(
                 f"block {self.layer}: inputs and targets must both be [windows, n, {hidden}], found "
                 f"{list(inputs.shape)} and {list(targets.shape)}."

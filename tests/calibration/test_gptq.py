@@ -45,9 +45,13 @@ def test_same_seed_same_bytes(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_it_needs_a_text(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="needs --calibration"):
-        bitsmith.quantize(tiny, to="q4_0", method="gptq", dry_run=True)
     imatrix = tmp_path / "im.gguf"
     bitsmith.imatrix(tiny, out=imatrix, calibration="default", calibration_tokens=512, calibration_context=64)
     with pytest.raises(UsageError, match="importance file"):
         bitsmith.quantize(tiny, to="q4_0", method="gptq", calibration=str(imatrix), dry_run=True)
+
+
+def test_the_built_in_text_where_none_is_named(tiny: Path) -> None:
+    planned = bitsmith.quantize(tiny, to="q4_0", method="gptq", dry_run=True)
+    assert planned.calibration is not None
+    assert planned.calibration_memory > 0

@@ -25,7 +25,7 @@ from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.errors import FileError, TensorError, UsageError
 from bitsmith.formats import get_format
 from bitsmith.manifest import from_gguf_keys, from_json
-from bitsmith.quantization import Quantized
+from bitsmith.quantized import Quantized
 from bitsmith.rounders.nearest import nearest
 from bitsmith.tensor import QuantTensor
 from tests.calibration.test_imatrix import write

@@ -1,0 +1,74 @@
+"""What calibrating takes, known from shapes: memory exactly, time from a short measurement."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from bitsmith.arch.config import ModelConfig
+from bitsmith.recipe.method import Method
+
+_FLOATS = 4  # bytes
+_HESSIANS = 4  # a Hessian, its factor, the drift of its input and what makes up for it
+_PASSES = {"nearest": 2.8, "gptq": 5.5, "learned": 7.5}  # runs of a block over all windows, statistics included
+_LEARNED = {"fast": 50 * 4, "normal": 150 * 4, "high": 400 * 8}  # windows that gradients see, each for three passes
+_COLUMN_WORK = 9.0  # rounding: products of a row with the Hessian, in units of one
+_PROBE = 768
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What it takes.
+
+    seconds: expected
+    memory: bytes of hidden states, two blocks (original and quantized), the largest Hessian and what is made of it
+    """
+
+    seconds: float
+    memory: int
+
+
+def calibration_cost(config: ModelConfig, method: Method, effort: str, tokens: int, context: int) -> Cost:
+    """Of calibrating on so many tokens in windows of `context`; good to a factor of two in time."""
+    block = block_weights(config)
+    widest = max(config.hidden, config.heads * config.head_dim, config.intermediate)
+    streams = method.streams if method.needs_text else 1
+    memory = _FLOATS * (streams * tokens * config.hidden + 2 * block)
+    if method.needs_text:
+        memory += _FLOATS * _HESSIANS * widest**2
+    rate = _multiply_adds_per_second()
+    work = float(block * tokens)
+    passes = work * _PASSES[method.rounder] if method.needs_text else work
+    if method.transform:
+        passes += 3 * work
+    rounding = 0.0
+    if method.rounder != "nearest":
+        rounding = _COLUMN_WORK * sum(rows * cols * cols for rows, cols in _matrices(config))
+    if method.rounder == "learned":
+        passes += 3.0 * block * _LEARNED[effort] * context
+    return Cost(config.layers * (passes + rounding) / rate, memory)
+
+
+def block_weights(config: ModelConfig) -> int:
+    """Weights of the linears of one block."""
+    return sum(rows * cols for rows, cols in _matrices(config))
+
+
+def _matrices(config: ModelConfig) -> tuple[tuple[int, int], ...]:
+    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    hidden, inner = config.hidden, config.intermediate
+    return (
+        *((queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries)),
+        *((inner, hidden), (inner, hidden), (hidden, inner)),
+    )
+
+
+def _multiply_adds_per_second() -> float:
+    """Of float32 matrix products on this machine."""
+    a = np.ones((_PROBE, _PROBE), np.float32)
+    a @ a
+    started = time.perf_counter()
+    a @ a
+    return _PROBE**3 / (time.perf_counter() - started)

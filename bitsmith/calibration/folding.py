@@ -1,0 +1,69 @@
+"""Rescalings folded into a block as it was loaded, so that it computes the same with other weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from bitsmith.arch.config import ModelConfig
+from bitsmith.model.weights import LINEARS, Block, Linear
+from bitsmith.transforms.base import Rescaling
+from bitsmith.transforms.fold import fold, storable
+
+NORMS = ("attn_norm", "ffn_norm")
+
+
+def block_tensors(block: Block) -> dict[str, np.ndarray]:
+    """Matrices, biases and norms of a block, float32 by GGUF name without "blk.N."; shared, not copied, on a CPU."""
+    tensors = {f"{name}.weight": _numpy(vars(block)[name]) for name in NORMS}
+    for name, field in LINEARS.items():
+        linear: Linear = vars(block)[field]
+        tensors[f"{name}.weight"] = _numpy(linear.prepared)
+        if linear.bias is not None:
+            tensors[f"{name}.bias"] = _numpy(linear.bias)
+    return tensors
+
+
+def with_tensors(block: Block, tensors: Mapping[str, np.ndarray]) -> Block:
+    """The block with some of its tensors replaced; names as in `block_tensors`."""
+    device = block.attn_norm.device
+    changed: dict[str, Any] = {}
+    for name in NORMS:
+        if f"{name}.weight" in tensors:
+            changed[name] = torch.as_tensor(tensors[f"{name}.weight"], device=device)
+    for name, field in LINEARS.items():
+        parts = {"prepared": tensors.get(f"{name}.weight"), "bias": tensors.get(f"{name}.bias")}
+        given = {part: torch.as_tensor(value, device=device) for part, value in parts.items() if value is not None}
+        if given:
+            changed[field] = replace(vars(block)[field], **given)
+    return replace(block, **changed)
+
+
+def folded(
+    block: Block, rescalings: Iterable[Rescaling], config: ModelConfig, stored: Mapping[str, np.dtype]
+) -> dict[str, np.ndarray]:
+    """The tensors that rescalings change, as `block_tensors` names them; nothing where none does.
+
+    stored: float16 or bfloat16 by producer's name ("attn_norm"), where norms are stored so: factors then give norms
+        that these types hold exactly
+    """
+    tensors = block_tensors(block)
+    changed: dict[str, np.ndarray] = {}
+    for rescaling in rescalings:
+        if not rescaling.changes:
+            continue
+        producer, scale = rescaling.group.producer, rescaling.scale
+        if producer in NORMS and producer in stored:
+            scale = storable(scale, tensors[f"{producer}.weight"], stored[producer])
+        now = fold(rescaling.group, scale, tensors, config)
+        tensors.update(now)
+        changed.update(now)
+    return changed
+
+
+def _numpy(x: torch.Tensor) -> np.ndarray:
+    return np.asarray(x.detach().cpu().numpy())
