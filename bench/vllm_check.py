@@ -15,8 +15,9 @@ requirements without torch's companions):
 
 Both are given the same windows of tokens. Where the vocabulary is small enough, vLLM returns the log-probabilities of
 all tokens, and the mean divergence KLD(bitsmith || vLLM) is exact; of a larger one only the text's own tokens are
-compared. vLLM computes in --dtype, with activations in 8 bits where the file says so; bitsmith in float32 with the
-file's weights as they decode: the difference includes both.
+compared. vLLM computes in --dtype, bitsmith in float32, both with inputs in 8 bits where the file says so. There a
+last bit flips roundings, which layers carry on, so that no two computations agree closely (vLLM's in float16 and in
+float32 do not either); --original MODEL shows how far each is from the model that the files were made from.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Agreement:
     difference: mean |log-probability in vLLM - in bitsmith| of the text's own tokens, in nats
     worst: the largest such difference
     top1: share of positions where both find the same token most likely, None as kld
+    lost, lost_there: mean KLD(original || bitsmith) and KLD(original || vLLM), None without an original, or as kld
     failed: the error where vLLM could not load or run it
     """
 
@@ -51,6 +53,8 @@ class Agreement:
     difference: float | None = None
     worst: float | None = None
     top1: float | None = None
+    lost: float | None = None
+    lost_there: float | None = None
     failed: str = ""
 
 
@@ -114,7 +118,13 @@ def theirs_or_error(model: str, windows: list[list[int]], vocab: int, dtype: str
         return f"{type(error).__name__}: {error}"
 
 
-def compare(model: str, windows: list[list[int]], vocab: int, dtype: str) -> Agreement:
+def divergence(p: np.ndarray, q: np.ndarray) -> float:
+    """Mean KLD of log-probabilities, in float64."""
+    wide = p.astype(np.float64)
+    return float((np.exp(wide) * (wide - q)).sum(-1).mean())
+
+
+def compare(model: str, windows: list[list[int]], vocab: int, dtype: str, original: str | None) -> Agreement:
     """Run both, vLLM in a process of its own."""
     p = ours(model, windows)
     spawn = multiprocessing.get_context("spawn")
@@ -125,9 +135,12 @@ def compare(model: str, windows: list[list[int]], vocab: int, dtype: str) -> Agr
     targets = np.array(windows)[:, 1:, None]
     difference = np.abs(np.take_along_axis(p, targets, -1) - np.take_along_axis(q, targets, -1)).astype(np.float64)
     whole = not np.isnan(q).any()
-    kld = float((np.exp(p.astype(np.float64)) * (p.astype(np.float64) - q)).sum(-1).mean()) if whole else None
+    kld = divergence(p, q) if whole else None
+    base = ours(original, windows) if original is not None and whole else None
+    lost, lost_there = (None, None) if base is None else (divergence(base, p), divergence(base, q))
     top1 = float((p.argmax(-1) == q.argmax(-1)).mean()) if whole else None
-    return Agreement(model, targets.size, kld, float(difference.mean()), float(difference.max()), top1)
+    mean, worst = float(difference.mean()), float(difference.max())
+    return Agreement(model, targets.size, kld, mean, worst, top1, lost, lost_there)
 
 
 def main() -> None:
@@ -136,13 +149,14 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="UTF-8 file; default: the built-in evaluation text")
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--context", type=int, default=256, help="tokens in a window")
+    parser.add_argument("--original", help="the model that the files were made from, for bitsmith")
     parser.add_argument("--dtype", default="float16", help="in which vLLM computes")
     parser.add_argument("--json", action="store_true")
     words = parser.parse_args()
     results = []
     for model in words.models:
         windows, vocab = windows_of(model, words.text, words.windows, words.context)
-        results.append(compare(model, windows, vocab, words.dtype))
+        results.append(compare(model, windows, vocab, words.dtype, words.original))
         if not words.json:
             print(describe(results[-1]), flush=True)
     if words.json:
@@ -155,6 +169,8 @@ def describe(result: Agreement) -> str:
     if result.failed:
         return f"{result.model}: vLLM failed: {result.failed}"
     whole = "" if result.kld is None else f"mean KLD {result.kld:.2e}, same top-1 {100 * (result.top1 or 0):.2f} %, "
+    if result.lost is not None:
+        whole += f"from the original {result.lost:.2e} in bitsmith, {result.lost_there:.2e} in vLLM, "
     return (
         f"{result.model}: {whole}mean |difference of log-probabilities| {result.difference:.2e} "
         f"(at most {result.worst:.2e}) over {result.tokens} tokens"

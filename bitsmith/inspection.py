@@ -13,7 +13,7 @@ import numpy as np
 from bitsmith.containers.base import Source
 from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.containers.safetensors import SafetensorsSource
-from bitsmith.errors import BitsmithError, FileError
+from bitsmith.errors import BitsmithError, FileError, UnsupportedError
 from bitsmith.hf_folder import CONFIG, read_object
 from bitsmith.manifest import JSON_KEY, Manifest, TensorRecord, from_gguf_keys, from_json, joined_hash
 from bitsmith.progress import Progress, Report, silent
@@ -30,6 +30,8 @@ class InspectedTensor:
     """One tensor; the last three are None where nothing was verified.
 
     bits_per_weight: of its data, padding excluded
+    activations: how runtimes round the input of its product: "int8 a token", "fp8 a tensor, scale 0.0213",
+        "not supported" by the decoder here; empty where they do not
     finite: every weight decodes to a finite number; None also where the bytes could not be read or decoded
     sha256: of the stored bytes, as in the manifest
     matches: sha256 is the manifest's; None also where the manifest has no record of the tensor
@@ -40,6 +42,7 @@ class InspectedTensor:
     layout: str
     nbytes: int
     bits_per_weight: float
+    activations: str = ""
     finite: bool | None = None
     sha256: str | None = None
     matches: bool | None = None
@@ -78,8 +81,15 @@ class Inspection:
     verified: bool
     problems: tuple[str, ...]
 
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether any tensor has `activations`."""
+        return any(tensor.activations for tensor in self.tensors)
+
     def rows(self) -> list[tuple[str, ...]]:
-        """One row a tensor: name, shape, type, bytes, bits a weight and, if verified, the outcome."""
+        """One row a tensor: name, shape, type, bytes, bits a weight; `activations` if any has them, the outcome of
+        verifying if that was done.
+        """
         return [
             (
                 _printable(tensor.name),
@@ -87,6 +97,7 @@ class Inspection:
                 tensor.layout,
                 f"{tensor.nbytes:,}",
                 f"{tensor.bits_per_weight:.3f}",
+                *([tensor.activations] if self.rounds_inputs else []),
                 *([tensor.check] if self.verified else []),
             )
             for tensor in self.tensors
@@ -136,7 +147,7 @@ def inspect(source: Source, *, verify: bool = False, report: Report = silent) ->
     """
     problems: list[str] = []
     records = _records(source, problems)
-    described = tuple(_described(info) for info in source.tensors.values())
+    described = tuple(_described(source, info, problems) for info in source.tensors.values())
     tensors = _verified(source, described, records, problems, report) if verify else described
     parameters = sum(info.parameters for info in source.tensors.values())
     return Inspection(
@@ -154,9 +165,22 @@ def inspect(source: Source, *, verify: bool = False, report: Report = silent) ->
     )
 
 
-def _described(info: TensorInfo) -> InspectedTensor:
+def _described(source: Source, info: TensorInfo, problems: list[str]) -> InspectedTensor:
     bits = 8 * info.nbytes / info.parameters if info.parameters else 0.0
-    return InspectedTensor(info.name, info.shape, info.layout, info.nbytes, bits)
+    return InspectedTensor(
+        info.name, info.shape, info.layout, info.nbytes, bits, _activations(source, info.name, problems)
+    )
+
+
+def _activations(source: Source, name: str, problems: list[str]) -> str:
+    try:
+        found = source.activations(name)
+    except UnsupportedError:
+        return "not supported"
+    except BitsmithError as error:
+        problems.append(str(error))
+        return "damaged"
+    return "" if found is None else str(found)
 
 
 def _verified(

@@ -74,7 +74,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class RecordedLinear(Linear):
-    """A linear that shows its input to `record` before it is computed."""
+    """A linear that shows its input to `record`, before it is rounded or computed with."""
 
     record: Callable[[Tensor], None] = field(default=lambda x: None)
 
@@ -209,7 +209,8 @@ def recording(block: Block, prefix: str, meters: Mapping[str, StatsMeter]) -> Bl
 
 def _recorded(block: Block, name: str, prefix: str, meter: StatsMeter) -> RecordedLinear:
     linear: Linear = vars(block)[LINEARS[name]]
-    return RecordedLinear(linear.kernel, linear.prepared, linear.bias, counting(meter, f"{prefix}{name}"))
+    record = counting(meter, f"{prefix}{name}")
+    return RecordedLinear(linear.kernel, linear.prepared, linear.bias, linear.activations, record)
 
 
 def counting(meter: StatsMeter, name: str) -> Callable[[Tensor], None]:

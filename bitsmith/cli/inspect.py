@@ -44,7 +44,8 @@ def _print(result: Inspection) -> None:
     for key, value in result.metadata.items():
         console.print(f"{key} = {value}", markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("tensor", "shape", "type", "bytes", "bits/weight", *(["check"] if result.verified else [])):
+    further = [*(["input"] if result.rounds_inputs else []), *(["check"] if result.verified else [])]
+    for heading in ("tensor", "shape", "type", "bytes", "bits/weight", *further):
         table.add_column(heading, justify="right" if heading in ("shape", "bytes", "bits/weight") else "left")
     for row in result.rows():
         table.add_row(*cells(row))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from bitsmith.activations import Activations
 from bitsmith.tensor import PackedTensor, QuantTensor, TensorInfo
 
 
@@ -38,6 +39,13 @@ class Source(Protocol):
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows start..stop decoded: float32 [stop - start, cols]. A vector is one row."""
+        ...
+
+    def activations(self, name: str) -> Activations | None:
+        """How a matrix wants its input rounded; None: not at all.
+
+        Raises UnsupportedError where the file asks for what is not known, TensorError for a scale without sense.
+        """
         ...
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitsmith.containers.base import Codec
+from bitsmith.containers.hf_activations import Inputs
 from bitsmith.containers.native import SHAPES_KEY, TENSORS_KEY, NativeCodec
 from bitsmith.containers.safetensors_header import DTYPES, HeaderEntry
 from bitsmith.errors import FileError, UnsupportedError, UsageError
@@ -24,12 +25,14 @@ class Folded:
 
     entries: name by part, in the codec's order
     beside: further entries of the same weight that its values do not depend on
+    inputs: how the weight's input is rounded
     """
 
     info: TensorInfo
     codec: Codec
     entries: Mapping[str, str]
     beside: tuple[str, ...] = ()
+    inputs: Inputs = None
 
 
 def fold(

@@ -9,15 +9,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bitsmith.activations import Activations
 from bitsmith.containers import gptq
 from bitsmith.containers.awq import AwqCodec
 from bitsmith.containers.compressed import FloatCodec, IntegerCodec, PackedCodec
 from bitsmith.containers.folded import Entries, Folded, fold
 from bitsmith.containers.gptq import GptqCodec
+from bitsmith.containers.hf_activations import inputs_of
 from bitsmith.containers.safetensors_header import HeaderEntry
+from bitsmith.containers.static_input import INPUT_SCALE, StaticInput
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.formats.affine import Affine
 from bitsmith.formats.fp8 import fp8
@@ -28,7 +32,7 @@ _MARKS = (".qweight", ".weight_packed", ".weight_scale")
 _OLD_CONFIGS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 _CONFIG_BYTES = 16 << 20
 _PRECISIONS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-_BESIDE = ("input_scale", "output_scale", "input_zero_point", "output_zero_point")  # of compressed activations
+_BESIDE = (INPUT_SCALE, "output_scale", "input_zero_point", "output_zero_point")  # of compressed activations
 
 
 def fold_quantized(folder: Path, entries: Entries) -> list[Folded]:
@@ -145,22 +149,41 @@ def _compressed(folder: Path, config: Mapping[str, Any], entries: Entries) -> It
         packed = f"{module}.weight_packed" in entries
         if not packed and f"{module}.weight" not in entries:
             continue
-        args = _weight_arguments(folder, groups, module)
+        group = _group_naming(folder, groups, module)
+        args = _arguments(folder, group)
         scale = _entry(folder, entries, f"{module}.weight_scale")
         precision = _precision(folder, entries, f"{module}.weight_scale")
-        codec: PackedCodec | IntegerCodec | FloatCodec
+        codec: PackedCodec | IntegerCodec | FloatCodec | StaticInput
         if packed:
             shape, codec = _packed(folder, args, entries, module, precision)
         else:
             shape = _matrix(folder, entries, f"{module}.weight")
             codec = _unpacked(folder, args, shape, scale, precision)
-        info = TensorInfo(f"{module}.weight", shape, codec.name, 0)
-        names = {part: f"{module}.{part}" for part in codec.layout(shape)}
         beside = [f"{module}.{name}" for name in _BESIDE]
         if isinstance(codec, IntegerCodec) and not codec.format.asymmetric:
             beside.append(f"{module}.weight_zero_point")
-        present = tuple(name for name in beside if name in entries)
-        yield fold(folder, codec, info, names, entries, said_by="quantization_config", beside=present)
+        inputs, static = inputs_of(folder, group, module)
+        if static and isinstance(inputs, Activations):
+            codec = _with_input_scale(folder, entries, module, codec, inputs)
+        info = TensorInfo(f"{module}.weight", shape, codec.name, 0)
+        names = {part: f"{module}.{part}" for part in codec.layout(shape)}
+        present = tuple(name for name in beside if name in entries and name not in names.values())
+        found = fold(folder, codec, info, names, entries, said_by="quantization_config", beside=present)
+        yield replace(found, inputs=inputs)
+
+
+def _with_input_scale(
+    folder: Path,
+    entries: Entries,
+    module: str,
+    codec: PackedCodec | IntegerCodec | FloatCodec,
+    activations: Activations,
+) -> StaticInput:
+    name = f"{module}.{INPUT_SCALE}"
+    shape = _entry(folder, entries, name).shape
+    if shape not in ((), (1,)):
+        raise FileError(f"{folder}: entry {name} is {list(shape)}; a tensor has one scale, [1]: make the file again")
+    return StaticInput(codec, activations, _precision(folder, entries, name), shape)
 
 
 def _packed(
@@ -193,19 +216,19 @@ def _unpacked(
     return IntegerCodec(Affine(bits, group, args.get("symmetric", True) is False, precision))
 
 
-def _weight_arguments(folder: Path, groups: Mapping[str, Mapping[str, Any]], module: str) -> Mapping[str, Any]:
-    """`weights` of the group that names the module, by name or "re:" pattern, else of the one that names a class."""
+def _group_naming(folder: Path, groups: Mapping[str, Mapping[str, Any]], module: str) -> Mapping[str, Any]:
+    """The group that names the module, by name or "re:" pattern, else the one that names a class."""
     by_class: list[Mapping[str, Any]] = []
     for group in groups.values():
         targets = group.get("targets")
         for target in targets if isinstance(targets, list) else ():
             if target == module or (str(target).startswith("re:") and _matches(folder, target[3:], module)):
-                return _arguments(folder, group)
+                return group
             if "." not in str(target):
                 by_class.append(group)
     if not by_class:
         raise FileError(f"{folder}: no group of quantization_config names {module}, whose weight is quantized")
-    return _arguments(folder, by_class[0])
+    return by_class[0]
 
 
 def _arguments(folder: Path, group: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -14,13 +14,15 @@ from types import MappingProxyType
 
 import numpy as np
 
+from bitsmith.activations import Activations
 from bitsmith.containers.base import Gathered, RowAxis
 from bitsmith.containers.folded import Folded, fold_native, table
 from bitsmith.containers.hf_reader import fold_quantized
 from bitsmith.containers.native import SHAPES_KEY, TENSORS_KEY
 from bitsmith.containers.safetensors_header import DTYPES, Header, HeaderEntry, read_header
 from bitsmith.containers.safetensors_layout import INDEX_NAME
-from bitsmith.errors import FileError, TensorError, UsageError
+from bitsmith.containers.static_input import StaticInput
+from bitsmith.errors import FileError, TensorError, UnsupportedError, UsageError
 from bitsmith.tensor import PackedTensor, TensorInfo
 
 _INDEX_LIMIT = 256_000_000  # bytes
@@ -141,6 +143,21 @@ class SafetensorsSource:
             return values
         data = packed.parts["data"]
         return data.view(DTYPES[packed.layout.upper()]).reshape(len(data), cols).astype(np.float32)
+
+    def activations(self, name: str) -> Activations | None:
+        """See `Source.activations`. Raises UsageError for an unknown tensor."""
+        self._info(name)
+        folded = self._folded.get(name)
+        if folded is None:
+            return None
+        if isinstance(folded.inputs, UnsupportedError):
+            raise folded.inputs
+        if not isinstance(folded.codec, StaticInput):
+            return folded.inputs
+        try:
+            return folded.codec.read(self._parts(folded, 0, 0))
+        except TensorError as error:
+            raise TensorError(f"{self._path}: {name}: {error}") from error
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self._tensors:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bitsmith.activations import Activations
 from bitsmith.containers.base import Source
 from bitsmith.tensor import TensorInfo
 
@@ -20,19 +21,21 @@ class Weight:
 
     info: shape and layout
     rows: (start, stop) -> float32 [stop - start, cols]; a vector is one row
+    activations: how the file wants a matrix's input rounded; None: not at all
     """
 
     info: TensorInfo
     rows: Callable[[int, int], np.ndarray]
+    activations: Activations | None = None
 
     @classmethod
     def of(cls, source: Source, name: str) -> Weight:
-        """The tensor `name` of `source`."""
+        """The tensor `name` of `source`. Raises as `Source.activations` does."""
 
         def rows(start: int, stop: int) -> np.ndarray:
             return source.rows(name, start, stop)
 
-        return cls(source.tensors[name], rows)
+        return cls(source.tensors[name], rows, source.activations(name))
 
     def vector(self) -> np.ndarray:
         """A one-dimensional tensor: float32 [n]."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bitsmith.activations import Activations
 from bitsmith.arch.config import ModelConfig
 from bitsmith.errors import UnsupportedError
 from bitsmith.kernels.base import Kernel, Ops, Tensor, Weight
@@ -26,14 +27,16 @@ LINEARS: Mapping[str, str] = {  # GGUF name of a block's linear, without "blk.N.
 
 @dataclass(frozen=True)
 class Linear:
-    """A matrix [rows, cols] prepared by its kernel, and its bias [rows] or None."""
+    """A matrix [rows, cols] prepared by its kernel, its bias [rows] or None, and how its input is rounded."""
 
     kernel: Kernel
     prepared: Any
     bias: Tensor | None = None
+    activations: Activations | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """float32 [..., cols] -> float32 [..., rows]."""
+        x = x if self.activations is None else self.activations.rounded(x)
         y = self.kernel.linear(x, self.prepared)
         return y if self.bias is None else y + self.bias
 
@@ -108,7 +111,8 @@ class WeightLoader:
             raise UnsupportedError(
                 f"{name}.weight: the {type(self.kernel).__name__} cannot run {weight.info.layout} on {self.device}."
             )
-        return Linear(self.kernel, self.kernel.prepare(weight), self.vector(f"{name}.bias") if bias else None)
+        own_bias = self.vector(f"{name}.bias") if bias else None
+        return Linear(self.kernel, self.kernel.prepare(weight), own_bias, weight.activations)
 
     def block(self, prefix: str) -> Block:
         """All of one layer; prefix: "blk.N."."""

@@ -25,6 +25,7 @@ from bitsmith.recipe.hf_quantization import further_files, quantization_config, 
 from bitsmith.recipe.plan import Options, Plan, PlannedTensor, Target
 from bitsmith.recipe.rules import Rule, unused_rules
 from bitsmith.recipe.scheme import GROUPS, Scheme, adjusted, format_and_codec, names, parse
+from bitsmith.recipe.static_inputs import check_inputs
 
 _NO_LINEAR = re.compile(r"embed|\bwte\b|\bwpe\b|conv|norm")
 _READ_GROUPS = (0, 32, 64, 128)  # by vLLM's kernels
@@ -53,8 +54,9 @@ class _Choice:
 def plan_hf(checkpoint: Checkpoint, target: Target, options: Options) -> Plan:
     """A folder that holds `checkpoint` in GPTQ's, AWQ's or compressed-tensors' layout.
 
-    Raises UsageError (unknown name, rule or pattern, options that contradict each other), UnsupportedError (rows
-    that no group divides, a shape that the layout cannot hold, a quantized source).
+    Raises UsageError (unknown name, rule or pattern, options that contradict each other, ranges of inputs without a
+    calibration), UnsupportedError (rows that no group divides, a shape that the layout cannot hold, a quantized
+    source).
     """
     main = _main_scheme(target, options)
     require_float(checkpoint, requantize=options.requantize)
@@ -64,6 +66,7 @@ def plan_hf(checkpoint: Checkpoint, target: Target, options: Options) -> Plan:
     precision = _precision(checkpoint)
     legacy = all(choice.scheme.legacy for choice in choices if choice.scheme is not None)
     tensors = tuple(_planned(choice, precision, legacy) for choice in choices)
+    check_inputs(target, tensors, options.calibration)
     config, further = _configuration(checkpoint, target, main, choices, precision, legacy)
     stored = [StoredTensor(t.info, t.parts, module_names(t.info.name, t.parts)) for t in tensors]
 

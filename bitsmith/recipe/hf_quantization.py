@@ -121,14 +121,14 @@ def _group(scheme: Scheme, modules: list[str]) -> dict[str, Any]:
     kind = "float" if scheme.kind == "float" else "int"
     by = "group" if scheme.group else scheme.scope
     activations = None
-    if scheme.kind in ("integer", "float"):
+    if scheme.activations is not None:
         activations = {
             "num_bits": 8,
             "type": kind,
             "symmetric": True,
             "group_size": None,
-            "strategy": "token",
-            "dynamic": True,
+            "strategy": scheme.activations.scope,
+            "dynamic": scheme.inputs == "dynamic",
         }
     return {
         "targets": modules,

@@ -15,6 +15,7 @@ from bitsmith.checkpoint import Checkpoint
 from bitsmith.containers import CONTAINERS
 from bitsmith.containers.base import Codec
 from bitsmith.containers.layout import FileLayout
+from bitsmith.containers.static_input import StaticInput
 from bitsmith.errors import UsageError
 from bitsmith.formats.base import Format
 from bitsmith.manifest import Manifest, TensorRecord, placeholder
@@ -124,6 +125,11 @@ class PlannedTensor:
     def verbatim(self) -> bool:
         """Whether the stored bytes are copied as they are."""
         return self.constant is None and self.order is None and self.source_layout == self.info.layout
+
+    @property
+    def wants_input(self) -> bool:
+        """Whether its codec must be told how large the weight's input gets, see `recipe.static_inputs`."""
+        return isinstance(self.codec, StaticInput) and self.codec.activations.scale is None and not self.verbatim
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from bitsmith.activations import Activations
 from bitsmith.containers.awq import AwqCodec
 from bitsmith.containers.base import Codec
 from bitsmith.containers.compressed import FloatCodec, IntegerCodec, PackedCodec
 from bitsmith.containers.gptq import GptqCodec
+from bitsmith.containers.static_input import StaticInput
 from bitsmith.errors import UsageError
 from bitsmith.formats.affine import Affine
 from bitsmith.formats.base import Format
@@ -25,6 +27,7 @@ class Scheme:
     kind: of codec: "gptq", "awq", "packed", "integer", "float"
     group: weights that share a scale; 0: a whole row; None: the largest of 128, 64, 32 that divides every row
     scope: of a float's scale: "channel" or "tensor"
+    inputs: of "integer" and "float": "dynamic", a scale a token found as it runs, or "static", one stored a tensor
     """
 
     kind: str
@@ -32,6 +35,14 @@ class Scheme:
     group: int | None = None
     asymmetric: bool = False
     scope: str = "channel"
+    inputs: str = "dynamic"
+
+    @property
+    def activations(self) -> Activations | None:
+        """How readers round the inputs; a stored scale is not known yet."""
+        if self.kind not in ("integer", "float"):
+            return None
+        return Activations("fp8" if self.kind == "float" else "int8", "tensor" if self.inputs == "static" else "token")
 
     @property
     def legacy(self) -> bool:
@@ -48,6 +59,9 @@ _SCHEMES: dict[str, dict[str, Scheme]] = {
         "w8a8": Scheme("integer", 8, 0),
         "fp8": Scheme("float", 8, 0),
         "fp8-tensor": Scheme("float", 8, 0, scope="tensor"),
+        "w8a8-static": Scheme("integer", 8, 0, inputs="static"),
+        "fp8-static": Scheme("float", 8, 0, inputs="static"),
+        "fp8-tensor-static": Scheme("float", 8, 0, scope="tensor", inputs="static"),
     },
 }
 _SUFFIX = re.compile(r"-(g[1-9]\d{0,5}|channel|asym|sym)$")
@@ -102,13 +116,24 @@ def format_and_codec(scheme: Scheme, precision: str, *, legacy: bool) -> tuple[F
     if scheme.kind == "float":
         row = fp8(precision)
         wide = TensorWide(f"{row.name}-tensor", row) if scheme.scope == "tensor" else row
-        floating = FloatCodec(wide)
+        floating = _with_input(scheme, FloatCodec(wide), precision)
         return wide, floating, floating.name
     fixed = "f16" if scheme.kind in ("gptq", "awq") else precision
     format = Affine(scheme.bits, scheme.group or 0, scheme.asymmetric, fixed)
-    codec: GptqCodec | AwqCodec | PackedCodec | IntegerCodec
+    codec: GptqCodec | AwqCodec | PackedCodec | IntegerCodec | FloatCodec | StaticInput
     if scheme.kind == "gptq":
         codec = GptqCodec(format, int(legacy))
+    elif scheme.kind == "integer":
+        codec = _with_input(scheme, IntegerCodec(format), precision)
     else:
-        codec = {"awq": AwqCodec, "packed": PackedCodec, "integer": IntegerCodec}[scheme.kind](format)
+        codec = {"awq": AwqCodec, "packed": PackedCodec}[scheme.kind](format)
     return format, codec, codec.name
+
+
+def _with_input(
+    scheme: Scheme, codec: IntegerCodec | FloatCodec, precision: str
+) -> IntegerCodec | FloatCodec | StaticInput:
+    if scheme.inputs != "static":
+        return codec
+    assert scheme.activations is not None
+    return StaticInput(codec, scheme.activations, precision)

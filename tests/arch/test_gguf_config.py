@@ -45,6 +45,9 @@ class _Source:
         assert self._factors is not None
         return self._factors.reshape(1, -1)
 
+    def activations(self, name: str) -> None:
+        """None."""
+
 
 def _read(keys: Mapping[str, Any], config: ModelConfig = CONFIG, factors: np.ndarray | None = None) -> ModelConfig:
     return config_from_gguf(keys, _Source(config, factors))

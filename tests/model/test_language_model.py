@@ -218,7 +218,7 @@ class _Rows:
 
     def __init__(self, source: Any, config: ModelConfig) -> None:
         names = [str(language_model.hf_name(name)) for name in expected_tensors(config)]
-        self.path, self.rows = source.path, source.rows
+        self.path, self.rows, self.activations = source.path, source.rows, source.activations
         self.tensors = {name: source.tensors[name] for name in names}
 
 

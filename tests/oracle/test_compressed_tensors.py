@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,25 @@ import pytest
 import torch
 
 import bitsmith
+from bitsmith.activations import Activations
+from bitsmith.calibration.run import prepare
+from bitsmith.checkpoint import open_checkpoint
 from bitsmith.containers.compressed import PackedCodec
 from bitsmith.containers.safetensors import SafetensorsSource
+from bitsmith.driver import execute
 from bitsmith.formats.affine import Affine
+from bitsmith.recipe.hf_containers import plan_hf
+from bitsmith.recipe.plan import Options, Target
+from bitsmith.recipe.static_inputs import with_inputs
 from bitsmith.rounders.nearest import nearest
+from bitsmith.stats import Stats
 from bitsmith.tensor import QuantTensor
 
 pytest.importorskip("compressed_tensors")
 pytest.importorskip("transformers")
 
 TOKENS = np.random.default_rng(0).integers(2, 4096, (2, 32))
+SHORT = np.random.default_rng(0).integers(2, 4096, (8, 6))
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -52,6 +62,75 @@ def test_packed_bytes(bits: int, group: int, asymmetric: bool) -> None:
     assert np.allclose(back, tensor.values(), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("type", ["int8", "fp8"])
+@pytest.mark.parametrize("scope", ["token", "tensor", "static"])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 3e4])
+def test_inputs_are_rounded_to_the_same_bits(type: str, scope: str, size: float) -> None:
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
+
+    x = torch.from_numpy(np.random.default_rng(7).standard_t(3, (3, 64, 256)).astype(np.float32) * size)
+    x[0, 0] = 0
+    x[1, 1] = torch.arange(256) - 127.5  # ties
+    x[2, 2, 5] = 1e6
+    args = QuantizationArgs(
+        num_bits=8,
+        type="int" if type == "int8" else "float",
+        strategy="token" if scope == "token" else "tensor",
+        dynamic=scope != "static",
+    )
+    if scope == "static":
+        scale, zero = torch.tensor([0.75 * size]), torch.zeros(1)
+        ours = Activations(type, "tensor", float(scale))
+    else:
+        scale, zero = compute_dynamic_scales_and_zp(x, args, torch.nn.Linear(1, 1))
+        ours = Activations(type, scope)
+    theirs = fake_quantize(x, scale, zero, args)
+    assert torch.equal(ours.rounded(x), theirs)
+    assert np.array_equal(ours.rounded(x.numpy()), theirs.numpy())
+
+
+@pytest.mark.parametrize("to", ["w8a8-static", "fp8-static", "fp8-tensor-static"])
+def test_stored_input_scales_are_what_the_package_makes(tiny: Path, tmp_path: Path, to: str) -> None:
+    """Name, shape and dtype of every entry; the scale from the largest input; logits with rounded inputs."""
+    from compressed_tensors.quantization import (
+        QuantizationArgs,
+        QuantizationConfig,
+        initialize_module_for_quantization,
+    )
+    from compressed_tensors.quantization.utils import calculate_qparams
+    from safetensors.torch import load_file
+
+    stats = static_folder(tiny, to, tmp_path / "out")
+    said = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    config = QuantizationConfig.model_validate(said)
+    read = config.to_dict()
+    assert {key: read[key] for key in said} == said
+    module = torch.nn.Linear(128, 64, bias=False, dtype=torch.bfloat16)
+    initialize_module_for_quantization(module, config.config_groups["group_0"], force_zero_point=False)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    prefix = "model.layers.1.mlp.down_proj."
+    ours = {name.removeprefix(prefix): part for name, part in stored.items() if name.startswith(prefix)}
+    theirs = dict(module.named_parameters())
+    assert ours.keys() == theirs.keys()
+    for part in ("input_scale", "weight_scale"):
+        assert (ours[part].shape, ours[part].dtype) == (theirs[part].shape, theirs[part].dtype), part
+    largest = torch.tensor(float(stats["blk.1.ffn_down"].max_abs.max()))
+    args = QuantizationArgs(**said["config_groups"]["group_0"]["input_activations"])
+    scale, _ = calculate_qparams(-largest, largest, args)
+    assert torch.equal(ours["input_scale"], scale.to(torch.bfloat16))
+
+
+def static_folder(model: Path, to: str, out: Path) -> Mapping[str, Stats]:
+    """Written after a short calibration, whose statistics are returned."""
+    prepared = prepare(open_checkpoint(model), None, tokens=640, context=64)
+    plan = plan_hf(prepared.checkpoint, Target("compressed", to), Options(calibration=prepared.record))
+    stats = prepared.run().stats
+    execute(with_inputs(plan, stats), out, threads=1)
+    return stats
+
+
 @pytest.mark.parametrize("to", ["w4a16", "w4a16-asym", "w8a16-channel", "w8a8", "fp8", "fp8-tensor"])
 def test_the_configuration_is_what_the_package_writes(tiny: Path, tmp_path: Path, to: str) -> None:
     from compressed_tensors.quantization import QuantizationConfig
@@ -76,7 +155,7 @@ def test_the_configuration_is_what_the_package_writes(tiny: Path, tmp_path: Path
 def test_transformers_loads_our_folders(
     tiny: Path, tmp_path: Path, to: str, words: dict[str, Any], exact: bool
 ) -> None:
-    """Weights are equal to the last bit; logits up to rounding where activations stay in floating point."""
+    """Weights are equal to the last bit; so are most logits, where a flipped rounding of an input is not carried on."""
     from transformers import AutoModelForCausalLM
 
     bitsmith.quantize(tiny, to=f"compressed/{to}", out=tmp_path / "out", **words)
@@ -89,4 +168,28 @@ def test_transformers_loads_our_folders(
         weight = loaded[name].detach().float().numpy().reshape(info.rows, info.cols)
         assert np.allclose(weight, source.rows(name), rtol=1e-6, atol=1e-9), name
     ours = bitsmith.load(tmp_path / "out").logits(TOKENS)
+    assert typical(theirs, ours) < 1e-5
     assert np.abs(theirs - ours).max() < (1e-4 if exact else 0.2) * np.abs(ours).max()
+
+
+@pytest.mark.parametrize("to", ["w8a8", "fp8", "fp8-tensor", "w8a8-static", "fp8-static", "fp8-tensor-static"])
+def test_transformers_rounds_the_same_inputs(tiny: Path, tmp_path: Path, to: str, monkeypatch: Any) -> None:
+    """Its modules run compressed-tensors' own forward pass; without rounding ours is far off."""
+    from transformers import AutoModelForCausalLM
+
+    if to.endswith("static"):
+        static_folder(tiny, to, tmp_path / "out")
+    else:
+        bitsmith.quantize(tiny, to=f"compressed/{to}", out=tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(SHORT)).logits.numpy()
+    loaded = bitsmith.load(tmp_path / "out")
+    assert typical(theirs, loaded.logits(SHORT)) < 1e-5
+    monkeypatch.setattr(Activations, "rounded", lambda self, x: x)
+    assert typical(theirs, loaded.logits(SHORT)) > 1e-3
+
+
+def typical(a: np.ndarray, b: np.ndarray) -> float:
+    """Largest difference of a typical token's logits: one rounding that flips changes a token, and those after it."""
+    return float(np.median(np.abs(a - b).max(axis=-1)))

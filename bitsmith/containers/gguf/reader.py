@@ -136,6 +136,9 @@ class GgufSource:
         shape = info.shape if stop - start == info.rows else (stop - start, info.cols)
         return PackedTensor(info.layout, shape, {"data": data})
 
+    def activations(self, name: str) -> None:
+        """GGUF says nothing of inputs."""
+
     def decode(self, packed: PackedTensor) -> np.ndarray:
         """What `packed` gave, decoded: float32 [rows, cols]."""
         return decode_rows(packed.layout, packed.parts["data"], packed.shape[-1])

@@ -1,0 +1,114 @@
+"""A weight whose input is rounded with a stored scale: another codec's parts, and compressed-tensors' `input_scale`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bitsmith.activations import EPSILON, Activations
+from bitsmith.containers.base import Gathered, RowAxis, cut, join_slabs
+from bitsmith.containers.compressed import FloatCodec, IntegerCodec, PackedCodec
+from bitsmith.errors import TensorError, UsageError
+from bitsmith.formats.base import Format
+from bitsmith.formats.precision import PRECISIONS
+from bitsmith.tensor import QuantTensor
+
+INPUT_SCALE = "input_scale"
+Layout = dict[str, tuple[tuple[int, ...], np.dtype]]
+
+
+@dataclass(frozen=True)
+class StaticInput:
+    """The parts of `weights`, and one number.
+
+    activations: int8 or fp8 a tensor; `scale` is None until `told`, which only `encode` needs
+    precision: of the number, "bf16", "f16" or "f32"; compressed-tensors takes the model's own
+    shape: (1,) as compressed-tensors writes it, or what another tool chose
+    """
+
+    weights: PackedCodec | IntegerCodec | FloatCodec
+    activations: Activations
+    precision: str
+    shape: tuple[int, ...] = (1,)
+
+    @property
+    def name(self) -> str:
+        """The layout's name: "compressed/int8-channel-static", with another than one bfloat16 "-f32", "-0d"."""
+        precision = "" if self.precision == "bf16" else f"-{self.precision}"
+        rank = "" if self.shape == (1,) else f"-{len(self.shape)}d"
+        return f"{self.weights.name}-static{precision}{rank}"
+
+    @property
+    def format(self) -> Format:
+        """Of the weights."""
+        return self.weights.format
+
+    @property
+    def row_multiple(self) -> int:
+        """See `Gathered`."""
+        return self.weights.row_multiple if isinstance(self.weights, Gathered) else 1
+
+    @property
+    def axes(self) -> dict[str, RowAxis | None]:
+        """Those of the weights; the number has none."""
+        axes: dict[str, RowAxis | None] = {INPUT_SCALE: None}
+        if isinstance(self.weights, Gathered):
+            return {**self.weights.axes, **axes}
+        return {**dict.fromkeys(self.weights.layout((1, self.format.multiple)), RowAxis(0)), **axes}
+
+    def told(self, largest: float) -> StaticInput:
+        """The same codec for a weight whose input reaches `largest` in magnitude.
+
+        Raises TensorError where the scale does not fit its precision.
+        """
+        with np.errstate(over="ignore"):
+            scale = self.activations.scale_of(np.array([largest], np.float32)).astype(PRECISIONS[self.precision])
+        if not np.isfinite(scale).all():
+            raise TensorError(
+                f"the input reaches {largest:.6g}, whose scale does not fit {self.precision}; leave the layer in 16 "
+                "bits with --keep, or calibrate on another text"
+            )
+        stored = float(scale[0]) or EPSILON  # what rounds to zero
+        return replace(self, activations=replace(self.activations, scale=stored))
+
+    def read(self, parts: Mapping[str, np.ndarray]) -> Activations:
+        """What the parts of a stored weight say. Raises TensorError for a scale that is not finite or above zero."""
+        scale = float(parts[INPUT_SCALE].astype(np.float32).reshape(()))
+        if not (math.isfinite(scale) and scale > 0):
+            raise TensorError(f"its {INPUT_SCALE} is {scale}; expected a number above zero: make the file again")
+        return replace(self.activations, scale=scale)
+
+    def layout(self, shape: tuple[int, ...]) -> Layout:
+        """Stored shape and dtype of each part of a weight [out, in]; raises as the weights' codec does."""
+        return {**self.weights.layout(shape), INPUT_SCALE: (self.shape, PRECISIONS[self.precision])}
+
+    def encode(self, tensor: QuantTensor) -> dict[str, np.ndarray]:
+        """Parts of a slab of whole rows. Raises UsageError before `told`."""
+        if self.activations.scale is None:
+            raise UsageError(
+                f"{self.name} stores a scale of the weight's input, which only a calibration knows; call "
+                "codec.told(largest) with the largest magnitude of the input first"
+            )
+        scale = np.full(self.shape, self.activations.scale, PRECISIONS[self.precision])
+        return {**self.weights.encode(tensor), INPUT_SCALE: scale}
+
+    def decode(self, parts: Mapping[str, np.ndarray], cols: int) -> QuantTensor:
+        """Codes and parameters of a slab of whole rows; the number plays no part in them."""
+        return self.weights.decode(parts, cols)
+
+    def join(self, slabs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """See `Gathered`."""
+        joined = self.weights.join(slabs) if isinstance(self.weights, Gathered) else join_slabs(self, slabs)
+        return {**joined, INPUT_SCALE: slabs[0][INPUT_SCALE]}
+
+    def window(self, parts: Mapping[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
+        """See `Gathered`."""
+        if isinstance(self.weights, Gathered):
+            rest = {name: part for name, part in parts.items() if name != INPUT_SCALE}
+            found = self.weights.window(rest, start, stop)
+        else:
+            found = {name: cut(parts[name], 0, start, stop) for name in parts if name != INPUT_SCALE}
+        return {**found, INPUT_SCALE: parts[INPUT_SCALE]}

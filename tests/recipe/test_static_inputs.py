@@ -1,0 +1,150 @@
+"""Targets with stored input scales: what the plan wants, what a calibration tells it, what is written and read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bitsmith
+from bitsmith.calibration.collect import Calibration
+from bitsmith.calibration.record import CalibrationRecord
+from bitsmith.calibration.run import prepare
+from bitsmith.checkpoint import open_checkpoint
+from bitsmith.containers.safetensors import SafetensorsSource
+from bitsmith.driver import execute
+from bitsmith.errors import BitsmithError, TensorError, UnsupportedError, UsageError
+from bitsmith.recipe.hf_containers import plan_hf
+from bitsmith.recipe.plan import Options, Plan, Target
+from bitsmith.recipe.static_inputs import inputs_wanted, with_inputs
+from bitsmith.stats import StatsMeter
+from tests.tiny import CONFIG, make_folder, weights
+
+RECORD = CalibrationRecord("text", "0" * 64, 640, 64, 0)
+TARGETS = {
+    "w8a8-static": "compressed/int8-channel-static",
+    "fp8-static": "compressed/fp8-channel-static",
+    "fp8-tensor-static": "compressed/fp8-tensor-static",
+}
+LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+
+
+def planned(model: Path, name: str, **options: Any) -> Plan:
+    checkpoint = open_checkpoint(model)
+    return plan_hf(checkpoint, Target("compressed", name), Options(**{"calibration": RECORD, **options}))
+
+
+@pytest.fixture
+def calibration(tiny: Path) -> Calibration:
+    return prepare(open_checkpoint(tiny), None, tokens=640, context=64).run()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_is_planned_is_written_and_read(tiny: Path, tmp_path: Path, calibration: Calibration, name: str) -> None:
+    plan = planned(tiny, name)
+    assert set(inputs_wanted(plan)) == {f"blk.{layer}.{linear}" for layer in (0, 1) for linear in LINEARS}
+    told = with_inputs(plan, calibration.stats)
+    assert inputs_wanted(told) == ()
+    manifest = execute(told, tmp_path / "out", threads=2)
+    assert plan.size == told.size == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+    assert bitsmith.inspect(tmp_path / "out", verify=True).problems == ()
+    assert len(manifest.tensors) == len(plan.tensors)
+    source = SafetensorsSource(tmp_path / "out")
+    half = 127.5 if name == "w8a8-static" else 448
+    for module, linear in (("mlp.down_proj", "ffn_down"), ("self_attn.q_proj", "attn_q")):
+        weight = f"model.layers.1.{module}.weight"
+        assert source.tensors[weight].layout == TARGETS[name]
+        activations = source.activations(weight)
+        assert activations is not None
+        largest = float(calibration.stats[f"blk.1.{linear}"].max_abs.max())
+        assert activations.scale == pytest.approx(largest / half, rel=2**-8)
+    said = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    inputs = said["config_groups"]["group_0"]["input_activations"]
+    assert (inputs["strategy"], inputs["dynamic"]) == ("tensor", False)
+    stored = [name for path in source.files for name in _entries(path) if name.endswith("input_scale")]
+    assert len(stored) == 14
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        found: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    assert all(entry["shape"] == [1] for name, entry in found.items() if name.endswith("input_scale"))
+    assert all(entry["dtype"] == "BF16" for name, entry in found.items() if name.endswith("input_scale"))
+    return found
+
+
+def test_bytes_do_not_depend_on_threads_or_shards(tiny: Path, tmp_path: Path, calibration: Calibration) -> None:
+    hashes = []
+    for number, (threads, limit) in enumerate([(1, None), (3, 30_000)]):
+        plan = with_inputs(planned(tiny, "w8a8-static", max_shard_bytes=limit), calibration.stats)
+        manifest = execute(plan, tmp_path / str(number), threads=threads)
+        hashes.append({record.name: record.sha256 for record in manifest.tensors})
+    assert hashes[0] == hashes[1]
+
+
+def test_rules_and_what_is_kept(tiny: Path) -> None:
+    plan = planned(tiny, "w8a8", rules=(r"mlp\.down=w8a8-static", r"layers\.0\.self_attn\.o=fp8-static"))
+    assert set(inputs_wanted(plan)) == {"blk.0.attn_output", "blk.0.ffn_down", "blk.1.ffn_down"}
+    said = json.loads(plan.extras["config.json"])["quantization_config"]["config_groups"]
+    assert [group["input_activations"]["dynamic"] for group in said.values()].count(False) == 2
+    assert len(inputs_wanted(planned(tiny, "w8a8-static", keep=("mlp",)))) == 8
+    assert inputs_wanted(planned(tiny, "w8a8", calibration=None)) == ()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_without_a_calibration_the_plan_fails(tiny: Path, name: str) -> None:
+    dynamic = name.removesuffix("-static")
+    with pytest.raises(UsageError, match=rf"compressed/{name} stores the range .*--calibration default.*/{dynamic}, "):
+        bitsmith.quantize(tiny, to=f"compressed/{name}", dry_run=True)
+    with pytest.raises(UsageError, match=r"and 13 more.*x\.gguf is an importance file, without activations"):
+        planned(tiny, name, calibration=replace(RECORD, source="x.gguf", seed=None))
+
+
+def test_layers_that_no_calibration_sees(tmp_path: Path) -> None:
+    tensors = weights(CONFIG)
+    odd = {**tensors, "model.layers.0.mlp.extra_proj.weight": tensors["lm_head.weight"][:64].copy()}
+    folder = make_folder(tmp_path / "odd", tensors=odd)
+    with pytest.raises(UnsupportedError, match=r"extra_proj\.weight: the calibration does not measure.*--keep"):
+        planned(folder, "fp8-static")
+    assert inputs_wanted(planned(folder, "fp8-static", keep=("extra",)))
+
+
+def test_what_the_calibration_lacks_or_cannot_store(tiny: Path, calibration: Calibration) -> None:
+    plan = planned(tiny, "w8a8-static")
+    with pytest.raises(UsageError, match=r"layers\.\d\..*weight: the calibration has not seen its input"):
+        with_inputs(plan, {})
+    meter = StatsMeter(64)
+    meter.add(np.full((1, 64), 3.4e38, np.float32))
+    huge = {**calibration.stats, "blk.0.attn_q": meter.result()}
+    half = make_folder(tiny.parent / "half", tensors={k: w.astype(np.float16) for k, w in weights(CONFIG).items()})
+    with pytest.raises(TensorError, match=r"q_proj\.weight: the input reaches 3\.4e\+38, whose scale does not fit f16"):
+        with_inputs(planned(half, "w8a8-static"), huge)
+
+
+def test_static_files_go_on_to_other_containers(tiny: Path, tmp_path: Path, calibration: Calibration) -> None:
+    made = tmp_path / "static"
+    execute(with_inputs(planned(tiny, "w8a8-static"), calibration.stats), made, threads=1)
+    again = bitsmith.quantize(made, to="compressed/w8a8-static", out=tmp_path / "again", requantize=True)
+    assert again.manifest is not None  # copied as it is, which needs no calibration
+    before, after = SafetensorsSource(made), SafetensorsSource(again.out)
+    weight = "model.layers.0.mlp.up_proj.weight"
+    assert before.activations(weight) == after.activations(weight)
+    gguf = bitsmith.quantize(made, to="q8_0", out=tmp_path / "x.gguf", requantize=True)
+    assert np.isfinite(bitsmith.load(gguf.out).logits(np.array([[3, 5, 7]]))).all()
+    dynamic = bitsmith.quantize(made, to="compressed/w8a8", out=tmp_path / "dynamic", requantize=True)
+    assert "input_scale" not in str(_names(dynamic.out))
+
+
+def _names(folder: Path) -> list[str]:
+    with (folder / "model.safetensors").open("rb") as file:
+        return list(json.loads(file.read(int.from_bytes(file.read(8), "little"))))
+
+
+def test_a_plan_that_was_not_told_is_not_carried_out(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(BitsmithError, match="only a calibration knows"):
+        execute(planned(tiny, "fp8-static"), tmp_path / "out", threads=1)
+    assert not (tmp_path / "out").exists()
