@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from bitsmith.calibration.cost import Cost, calibration_cost
 from bitsmith.checkpoint import Checkpoint, open_checkpoint
-from bitsmith.containers.destination import check_destination
+from bitsmith.containers.destination import check_destination, make_folder
 from bitsmith.driver import execute
 from bitsmith.errors import UsageError
 from bitsmith.estimate import expected_seconds
@@ -176,13 +176,16 @@ def quantize_each(
     checkpoint = open_checkpoint(model, revision=choices.revision)
     prepared = _prepared(checkpoint, choices)
     paths = _output_paths(checkpoint, targets, choices.out)
-    device = "cpu" if prepared is None else _device(choices.device)
+    runs = prepared is not None and prepared.request is not None
+    device = _device(choices.device) if runs or choices.device else "cpu"
     jobs = [
         _job(checkpoint, target, path, choices, effort, prepared, device)
         for target, path in zip(targets, paths, strict=True)
     ]
     planned = [job.result(workers, prepared) for job in jobs]
     if not choices.dry_run:
+        if len(jobs) > 1 and choices.out is not None:
+            make_folder(Path(choices.out))
         for job in jobs:
             _check_free(job, force=choices.force)
     if on_plan is not None:
@@ -254,7 +257,8 @@ def _carried_out(
             recipe = replace(job.options, calibration=prepared.record).recipe(plan.target)
             plan = replace(plan, recipe=recipe)
             this = decide.Job(plan, job.method, job.effort)
-            decision = decide.decide(this, prepared, gathered.importance, gathered.rescalings[at], resources, report)
+            decision = decide.decide(this, at, prepared, gathered, resources, report)
+            plan = decision.plan
         calibrated = None if decision is None else decision.calibrated
         manifest = execute(plan, job.path, threads=threads, calibrated=calibrated, force=force, report=report)
         now = time.monotonic()
@@ -283,12 +287,13 @@ def _job(
     device: str,
 ) -> _Job:
     """The plan of one output; its method is known once its formats are."""
+    grouped = target.container in _GROUPED
     options = Options(
         pure=choices.pure,
         rules=tuple(choices.rules),
-        keep=tuple(choices.keep),
-        group_size=choices.group_size,
-        symmetric=choices.symmetric,
+        keep=tuple(choices.keep) if grouped else (),
+        group_size=choices.group_size if grouped else None,
+        symmetric=choices.symmetric if grouped else None,
         pre=choices.pre,
         max_shard_bytes=None if choices.max_shard_size is None else parse_size(choices.max_shard_size),
         requantize=choices.requantize,
@@ -297,8 +302,8 @@ def _job(
     )
     plan = _PLANNERS[target.container](checkpoint, target, options)
     method = _method(plan, choices, effort, prepared)
-    learned = effort if method.rounder == "learned" else ""
-    options = replace(options, method=str(method), effort=learned, device=device)
+    heeded = effort if method.heeds_effort else ""
+    options = replace(options, method=str(method), effort=heeded, device=device)
     warnings = plan.warnings if prepared is None else (*plan.warnings, *prepared.warnings)
     plan = replace(plan, recipe=options.recipe(plan.target), warnings=warnings)
     return _Job(path, plan, options, method, effort)
@@ -316,7 +321,7 @@ def _method(plan: Plan, choices: Choices, effort: str, prepared: Prepared | None
         method = Method("nearest")
     else:
         method = default_method([t.format for t in plan.tensors if t.format is not None], effort)
-    check_method(prepared, method)
+    check_method(plan, prepared, method)
     return method
 
 

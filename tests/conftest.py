@@ -11,6 +11,7 @@ from tests.cli.command import Command
 from tests.tiny import make_folder
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait starve the other workers
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 

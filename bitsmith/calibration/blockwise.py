@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bitsmith.activations import Activations
 from bitsmith.arch.groups import LinearGroup, linear_groups
 from bitsmith.calibration.collect import HEAD, embed, hollow_decoder, not_finite
 from bitsmith.calibration.folding import block_tensors, folded, with_tensors
@@ -27,8 +29,9 @@ from bitsmith.model.memory import available_memory
 from bitsmith.model.weights import LINEARS, Block, Linear, WeightLoader
 from bitsmith.progress import Progress, Report, silent
 from bitsmith.recipe.method import Method
+from bitsmith.rounders.effort import EFFORTS, Effort
 from bitsmith.rounders.gptq import SLAB_ROWS
-from bitsmith.rounders.learned import EFFORTS, BlockTuner
+from bitsmith.rounders.learned import BlockTuner
 from bitsmith.rounders.trainable import Start
 from bitsmith.stats import GramMeter, Stats
 from bitsmith.tensor import QuantTensor
@@ -40,13 +43,15 @@ class BlockwiseTask:
     """What is to be made of a model's blocks.
 
     formats: by GGUF name without ".weight" ("blk.0.attn_q", "output"); linears that are not named keep their weights
+    inputs: how what linears are given is rounded, by the same names
     rescalings: by layer, found on the original model
     stored: types of norms, see `folded`
-    effort: of learned rounding, see `EFFORTS`; seed: of the order of its windows
+    effort: see `EFFORTS`; seed: of the order of its windows
     """
 
     formats: Mapping[str, Format]
     method: Method
+    inputs: Mapping[str, Activations] = field(default_factory=dict)
     rescalings: Mapping[int, tuple[Rescaling, ...]] = field(default_factory=dict)
     stored: Mapping[str, np.dtype] = field(default_factory=dict)
     effort: str = "normal"
@@ -95,9 +100,9 @@ def round_blocks(
         checkpoint.config, weight_reader(checkpoint), DenseKernel(device=device), TorchOps(device), device
     )
     walk = _Walk(hollow_decoder(loader), task, reports, report)
-    share = _share(memory, task.method.streams)
+    share = _share(memory, task.method.streams(task.effort))
     hidden = embed(walk.decoder, tokens.tokens, memory=share)
-    truth = embed(walk.decoder, tokens.tokens, memory=share) if task.method.streams > 1 else None
+    truth = embed(walk.decoder, tokens.tokens, memory=share) if task.method.streams(task.effort) > 1 else None
     layers = checkpoint.config.layers
     for layer in range(layers):
         report(Progress(task.method.rounder, layer, layers, "blocks", f"blk.{layer}"))
@@ -122,6 +127,10 @@ class _Walk:
     reports: dict[str, RoundingReport]
     report: Report
 
+    @property
+    def _effort(self) -> Effort:
+        return EFFORTS[self.task.effort]
+
     def block(
         self, layer: int, original: Block, hidden: HiddenStates, truth: HiddenStates | None
     ) -> Iterator[BlockTensor]:
@@ -132,14 +141,14 @@ class _Walk:
         changed = folded(original, self.task.rescalings.get(layer, ()), self.decoder.config, self.task.stored)
         start = with_tensors(original, changed)
         inputs = hidden.copy() if self.task.method.rounder == "learned" else None
-        block, rounded = start, dict[str, QuantTensor]()
+        block, rounded = self._rounding_inputs(layer, start), dict[str, QuantTensor]()
         for group in linear_groups(self.decoder.config):
             formats = self._formats(layer, group)
             if formats:
                 rounder = self._rounder(self._compared(layer, group, block, hidden, start, truth))
                 for name, format in formats.items():
                     linear: Linear = vars(start)[LINEARS[name]]
-                    rounded[name], self.reports[f"blk.{layer}.{name}"] = rounder(linear.prepared, format)
+                    rounded[name] = self._round(rounder, f"blk.{layer}.{name}", linear.prepared, format)
                     block = with_tensors(block, {f"{name}.weight": rounded[name].values()})
             if group.name in HALVES:
                 advance_half(self.decoder, layer, block, group.name, hidden)
@@ -161,13 +170,19 @@ class _Walk:
         for at in hidden.batches():
             seen.add(self._normed(hidden, at), None if truth is None else self._normed(truth, at))
         rounder, format, rows = self._rounder(seen), self.task.formats[HEAD], weight.info.rows
-        found = []
         for start in range(0, rows, SLAB_ROWS):
             w = weight.rows(start, min(start + SLAB_ROWS, rows))
-            tensor, said = rounder(self.decoder.ops.array(w), format)
-            found.append(said)
-            yield BlockTensor(f"{HEAD}.weight", start, w, tensor)
-        self.reports[HEAD] = RoundingReport.joined(found)
+            yield BlockTensor(f"{HEAD}.weight", start, w, self._round(rounder, HEAD, self.decoder.ops.array(w), format))
+
+    def _round(self, rounder: LinearRounder, name: str, weight: Tensor, format: Format) -> QuantTensor:
+        """A matrix, or the next rows of one; its report joins those of the rows before."""
+        try:
+            tensor, said = rounder(weight, format)
+        except TensorError as error:
+            raise TensorError(f"{name}: {error}") from error
+        before = [self.reports[name]] if name in self.reports else []
+        self.reports[name] = RoundingReport.joined([*before, said])
+        return tensor
 
     def _formats(self, layer: int, group: LinearGroup) -> dict[str, Format]:
         """Of the linears of a group that are to be rounded."""
@@ -185,22 +200,33 @@ class _Walk:
     ) -> _Compared:
         """A group's input as the block now gives it, beside what `start` gives on `truth`."""
         seen = _Compared(f"blk.{layer}.{group.linears[0]}", GramMeter(), GramMeter())
+        inputs = self.task.inputs.get(seen.name)
         for at in hidden.batches():
             x = input_of(self.decoder, layer, block, group.name, self._read(hidden, at))
+            x = x if inputs is None else inputs.rounded(x)
             y = None if truth is None else input_of(self.decoder, layer, start, group.name, self._read(truth, at))
             seen.add(x, y)
         return seen
 
+    def _rounding_inputs(self, layer: int, block: Block) -> Block:
+        """The block with linears that round what they are given, where the file's readers will."""
+        changed: dict[str, Any] = {
+            field: replace(vars(block)[field], activations=self.task.inputs[f"blk.{layer}.{name}"])
+            for name, field in LINEARS.items()
+            if f"blk.{layer}.{name}" in self.task.inputs
+        }
+        return replace(block, **changed)
+
     def _rounder(self, seen: _Compared) -> LinearRounder:
         if self.task.method.rounder == "nearest":
             return clipped_nearest(seen.stats)
-        return gptq_rounder(seen.stats, seen.drift)
+        return gptq_rounder(seen.stats, seen.drift if self._effort.corrects else None, self._effort)
 
     def _learned(
         self, layer: int, block: Block, starts: Mapping[str, Start], inputs: HiddenStates, targets: HiddenStates
     ) -> dict[str, QuantTensor]:
         """GPTQ's codes and scales tuned together, until the block gives nearly what the original's gives."""
-        tuner = BlockTuner(self.decoder, layer, block, EFFORTS[self.task.effort], self.task.seed)
+        tuner = BlockTuner(self.decoder, layer, block, self._effort, self.task.seed)
         return dict(tuner.tune(starts, inputs, targets, self.report).tensors)
 
     def _normed(self, hidden: HiddenStates, at: slice) -> Tensor:

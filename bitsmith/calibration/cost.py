@@ -9,11 +9,11 @@ import numpy as np
 
 from bitsmith.arch.config import ModelConfig
 from bitsmith.recipe.method import Method
+from bitsmith.rounders.effort import EFFORTS
 
 _FLOATS = 4  # bytes
 _HESSIANS = 4  # a Hessian, its factor, the drift of its input and what makes up for it
 _PASSES = {"nearest": 2.8, "gptq": 5.5, "learned": 7.5}  # runs of a block over all windows, statistics included
-_LEARNED = {"fast": 50 * 4, "normal": 150 * 4, "high": 400 * 8}  # windows that gradients see, each for three passes
 _COLUMN_WORK = 9.0  # rounding: products of a row with the Hessian, in units of one
 _PROBE = 768
 
@@ -34,7 +34,7 @@ def calibration_cost(config: ModelConfig, method: Method, effort: str, tokens: i
     """Of calibrating on so many tokens in windows of `context`; good to a factor of two in time."""
     block = block_weights(config)
     widest = max(config.hidden, config.heads * config.head_dim, config.intermediate)
-    streams = method.streams if method.needs_text else 1
+    streams = method.streams(effort) if method.needs_text else 1
     memory = _FLOATS * (streams * tokens * config.hidden + 2 * block)
     if method.needs_text:
         memory += _FLOATS * _HESSIANS * widest**2
@@ -47,7 +47,7 @@ def calibration_cost(config: ModelConfig, method: Method, effort: str, tokens: i
     if method.rounder != "nearest":
         rounding = _COLUMN_WORK * sum(rows * cols * cols for rows, cols in _matrices(config))
     if method.rounder == "learned":
-        passes += 3.0 * block * _LEARNED[effort] * context
+        passes += 3.0 * block * EFFORTS[effort].steps * EFFORTS[effort].batch * context  # three products a window
     return Cost(config.layers * (passes + rounding) / rate, memory)
 
 

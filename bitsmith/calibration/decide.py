@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bitsmith.activations import Activations
 from bitsmith.arch.groups import linear_groups
 from bitsmith.arch.names import gguf_name
 from bitsmith.calibration.importance import Importance, from_calibration
@@ -19,10 +20,12 @@ from bitsmith.formats.precision import PRECISIONS
 from bitsmith.progress import Report, silent
 from bitsmith.recipe.method import Method
 from bitsmith.recipe.plan import Plan, PlannedTensor
+from bitsmith.recipe.static_inputs import inputs_wanted, with_inputs
 
 if TYPE_CHECKING:
     from bitsmith.calibration.collect import Search
     from bitsmith.calibration.rounding import RoundingReport
+    from bitsmith.stats import Stats
     from bitsmith.transforms.base import Rescaling
 
 _HEAD = "output"  # rounded behind the blocks
@@ -51,16 +54,23 @@ class Gathered:
     """What one pass over the original model gave for all jobs; None and empty where no job needs it.
 
     rescalings: of each job, by layer
+    stats: by linear, as `Calibration` has them
     """
 
     importance: Importance | None
     rescalings: tuple[Mapping[int, tuple[Rescaling, ...]], ...]
+    stats: Mapping[str, Stats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """How a plan is to be carried out. reports: what rounding cost by linear, filled while that happens"""
+    """How a plan is to be carried out.
 
+    plan: the job's, told the ranges of inputs
+    reports: what rounding cost by linear, filled while that happens
+    """
+
+    plan: Plan
     calibrated: Calibrated
     reports: dict[str, RoundingReport] = field(default_factory=dict)
     rescalings: Mapping[int, tuple[Rescaling, ...]] = field(default_factory=dict)
@@ -73,9 +83,14 @@ class Decision:
         return (*rescaling_notes(self.rescalings), *rounding_notes(self.reports))
 
 
-def check_method(prepared: Prepared | None, method: Method) -> None:
-    """Raise UsageError where a method needs more of the calibration than it can give."""
-    if method.needs_text and prepared is not None and prepared.request is None:
+def check_method(plan: Plan, prepared: Prepared, method: Method) -> None:
+    """Raise UsageError where a method needs more than the calibration, or the plan, can give."""
+    if method.transform == "smoothquant" and not _inputs(plan):
+        raise UsageError(
+            f"--method {method} makes inputs easier to round, but {plan.target} leaves them alone; it is for "
+            "compressed/w8a8 and fp8. For weights alone there is awq."
+        )
+    if method.needs_text and prepared.request is None:
         raise UsageError(
             f"--method {method} needs a text to run the model on; {prepared.record.source} is an importance file, "
             "without activations. Give --calibration default, or a text."
@@ -91,7 +106,7 @@ def gather(prepared: Prepared, jobs: Sequence[Job], resources: Resources, report
     if prepared.ready is not None:
         return Gathered(prepared.ready, nothing)
     searches = {at: _search(job) for at, job in enumerate(jobs) if job.method.transform}
-    if not searches and all(job.method.needs_text for job in jobs):
+    if not searches and all(job.method.needs_text and not inputs_wanted(job.plan) for job in jobs):
         return Gathered(None, nothing)
     found = prepared.run(
         searches=tuple(searches.values()),
@@ -101,26 +116,23 @@ def gather(prepared: Prepared, jobs: Sequence[Job], resources: Resources, report
         report=report,
     )
     by_job = dict(zip(searches, found.rescalings, strict=True))
-    return Gathered(from_calibration(found), tuple(by_job.get(at, {}) for at in range(len(jobs))))
+    return Gathered(from_calibration(found), tuple(by_job.get(at, {}) for at in range(len(jobs))), found.stats)
 
 
 def decide(
-    job: Job,
-    prepared: Prepared,
-    importance: Importance | None,
-    rescalings: Mapping[int, tuple[Rescaling, ...]],
-    resources: Resources,
-    report: Report = silent,
+    job: Job, at: int, prepared: Prepared, gathered: Gathered, resources: Resources, report: Report = silent
 ) -> Decision:
     """How a job is to be carried out.
 
+    at: its place among the jobs that `gathered` was gathered for
     prepared: with its tokens read, where the method needs text
-    importance: of the original model; weighs the columns of what is rounded to the nearest codes
     """
-    plan = job.plan
+    importance, rescalings = gathered.importance, gathered.rescalings[at]
+    plan = with_inputs(job.plan, _rescaled(gathered.stats, rescalings))
+    job = replace(job, plan=plan)
     columns = {} if importance is None else importance.by_output([tensor.info for tensor in plan.tensors])
     if not job.method.needs_text:
-        return Decision(Calibrated(importance=columns))
+        return Decision(plan, Calibrated(importance=columns))
     by_name = {_own_name(tensor): tensor for tensor in plan.tensors}
     formats = _linears(plan)
     moved = _moved(rescalings)
@@ -128,7 +140,7 @@ def decide(
     elsewhere = {f"{name}.weight" for name in formats} | (moved & by_name.keys())
     decided = _decided(job, prepared, formats, rescalings, reports, resources, report)
     names = frozenset(by_name[name].info.name for name in elsewhere)
-    return Decision(Calibrated(columns, names, decided), reports, rescalings)
+    return Decision(plan, Calibrated(columns, names, decided), reports, rescalings)
 
 
 def _decided(
@@ -144,7 +156,15 @@ def _decided(
 
     assert prepared.tokens is not None
     outputs = {_own_name(tensor): tensor.info.name for tensor in job.plan.tensors}
-    task = BlockwiseTask(formats, job.method, rescalings, _stored_norms(job.plan), job.effort, prepared.tokens.seed)
+    task = BlockwiseTask(
+        formats,
+        job.method,
+        inputs=_inputs(job.plan),
+        rescalings=rescalings,
+        stored=_stored_norms(job.plan),
+        effort=job.effort,
+        seed=prepared.tokens.seed,
+    )
     found = round_blocks(
         job.plan.checkpoint,
         prepared.tokens,
@@ -161,9 +181,29 @@ def _decided(
 
 def _search(job: Job) -> Search:
     from bitsmith.calibration.collect import Search
-    from bitsmith.transforms import TRANSFORMS
+    from bitsmith.transforms import transform_of
 
-    return Search(TRANSFORMS[job.method.transform](), _linears(job.plan))
+    inputs = next(iter(_inputs(job.plan).values()), None)
+    return Search(transform_of(job.method.transform, inputs), _linears(job.plan))
+
+
+def _rescaled(stats: Mapping[str, Stats], rescalings: Mapping[int, tuple[Rescaling, ...]]) -> dict[str, Stats]:
+    """Statistics of inputs after rescaling."""
+    from bitsmith.transforms.fold import rescaled_stats
+
+    changed = dict(stats)
+    for layer, found in rescalings.items():
+        for rescaling in (each for each in found if each.changes):
+            names = [f"blk.{layer}.{name}" for name in rescaling.group.linears]
+            changed |= {name: rescaled_stats(stats[name], rescaling.scale) for name in names}
+    return changed
+
+
+def _inputs(plan: Plan) -> dict[str, Activations]:
+    """How inputs are rounded, by GGUF name without ".weight"."""
+    return {
+        _own_name(tensor).removesuffix(".weight"): tensor.inputs for tensor in plan.tensors if tensor.inputs is not None
+    }
 
 
 def _own_name(tensor: PlannedTensor) -> str:

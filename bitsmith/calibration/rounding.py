@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bitsmith.formats.base import Format, NeedsExtent, Params
 from bitsmith.formats.precision import as_numpy
+from bitsmith.rounders.effort import Effort
 from bitsmith.rounders.gptq import SLAB_ROWS, GptqReport, gptq_rows, joined
 from bitsmith.rounders.hessian import corrected, correction, prepare
 from bitsmith.stats import Stats
@@ -50,7 +51,7 @@ def clipped_nearest(stats: Stats) -> LinearRounder:
     return round
 
 
-def gptq_rounder(stats: Stats, drift: Tensor | None = None) -> LinearRounder:
+def gptq_rounder(stats: Stats, drift: Tensor | None, effort: Effort) -> LinearRounder:
     """GPTQ under the statistics' Hessian, factored once.
 
     drift: sum of (x - x')^T x', [cols, cols], x the original's inputs, x' those that were counted; weights are first
@@ -65,7 +66,7 @@ def gptq_rounder(stats: Stats, drift: Tensor | None = None) -> LinearRounder:
             weight = corrected(weight, moves)
         format = _told(format, weight)
         slabs = [
-            gptq_rows(weight[start : start + SLAB_ROWS], format, factor)
+            gptq_rows(weight[start : start + SLAB_ROWS], format, factor, sweeps=effort.sweeps)
             for start in range(0, weight.shape[0], SLAB_ROWS)
         ]
         tensor = _whole(format, [(slab.codes, slab.params) for slab in slabs])

@@ -51,6 +51,16 @@ def check_destination(
         )
 
 
+def make_folder(path: Path) -> None:
+    """Make the folder that is to take several outputs, where it is not there. Raises FileError."""
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            f"{path}: the folder cannot be made ({error.strerror or error}); choose another --out."
+        ) from error
+
+
 def _check_file(path: Path) -> None:
     if not path.is_file():
         raise UsageError(f"{path} is a device or pipe, which is never replaced; choose another --out.")

@@ -170,7 +170,8 @@ def _planned(choice: _Choice, precision: str, legacy: bool) -> PlannedTensor:
         raise UnsupportedError(f"{info.name}: {error}, with --keep '{re.escape(info.name)}'.") from error
     nbytes = sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in parts.values())
     info = replace(info, layout=layout, nbytes=nbytes)
-    return replace(tensor, info=info, parts=parts, reason=choice.reason, format=format, codec=codec)
+    inputs = choice.scheme.activations
+    return replace(tensor, info=info, parts=parts, reason=choice.reason, format=format, codec=codec, inputs=inputs)
 
 
 def _precision(checkpoint: Checkpoint) -> str:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from bitsmith.errors import UsageError
 from bitsmith.formats.base import Format
+from bitsmith.rounders.effort import EFFORTS
 
 TRANSFORMS = ("awq", "smoothquant")
 ROUNDERS = ("nearest", "gptq", "learned")
-EFFORTS = ("fast", "normal", "high")
 FINE_BITS = 8  # from here on the nearest codes under weighted scales lose next to nothing
 
 
@@ -18,7 +18,8 @@ FINE_BITS = 8  # from here on the nearest codes under weighted scales lose next 
 class Method:
     """How codes come about.
 
-    rounder: "nearest", "gptq" (block by block behind the quantized prefix), or "learned" (GPTQ's codes and scales
+    rounder: "nearest", "gptq" (block by block behind the quantized prefix; as published where the effort is fast, with
+        coordinate descent, refitted scales and corrected inputs otherwise), or "learned" (GPTQ's codes and scales
         tuned by gradients, a block at a time)
     transform: "awq" or "smoothquant" rescales columns before; "" does not
     """
@@ -36,10 +37,15 @@ class Method:
         """Whether the model must run on calibration text; an importance file is not enough."""
         return bool(self.transform) or self.rounder != "nearest"
 
-    @property
-    def streams(self) -> int:
+    def streams(self, effort: str) -> int:
         """Hidden states that are kept: of the quantized prefix, of the original, and a block's input to learn from."""
-        return {"nearest": 1, "gptq": 2, "learned": 3}[self.rounder]
+        gptq = 2 if EFFORTS[effort].corrects else 1
+        return {"nearest": 1, "gptq": gptq, "learned": 3}[self.rounder]
+
+    @property
+    def heeds_effort(self) -> bool:
+        """Whether the effort changes the codes."""
+        return self.rounder != "nearest"
 
     @classmethod
     def parse(cls, text: str) -> Method:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bitsmith.activations import Activations
 from bitsmith.calibration.record import CalibrationRecord
 from bitsmith.checkpoint import Checkpoint
 from bitsmith.containers import CONTAINERS
@@ -107,6 +108,7 @@ class PlannedTensor:
     info: its output name, shape, layout and bytes
     source: its name in the source; None for a constant
     format, codec: None for float layouts and verbatim copies
+    inputs: how readers round what the matrix is multiplied with; None where they do not
     parts: shape and dtype of each stored part
     reason: why this layout
     """
@@ -118,6 +120,7 @@ class PlannedTensor:
     reason: str
     format: Format | None = None
     codec: Codec | None = None
+    inputs: Activations | None = None
     order: RowOrder | None = None
     constant: np.ndarray | None = field(default=None, compare=False)
 

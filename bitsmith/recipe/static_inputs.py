@@ -60,9 +60,10 @@ def _told(tensor: PlannedTensor, stats: Mapping[str, Stats]) -> PlannedTensor:
             "calibrate on this model, with --calibration default or a text."
         )
     try:
-        return replace(tensor, codec=tensor.codec.told(float(seen.max_abs.max(initial=0))))
+        codec = tensor.codec.told(float(seen.max_abs.max(initial=0)))
     except TensorError as error:
         raise TensorError(f"{tensor.info.name}: {error}") from error
+    return replace(tensor, codec=codec, inputs=codec.activations)
 
 
 def _linear(tensor: PlannedTensor) -> str | None:

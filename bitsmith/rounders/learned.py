@@ -22,34 +22,13 @@ from bitsmith.kernels.base import Weight
 from bitsmith.model.decoder import Decoder
 from bitsmith.model.weights import LINEARS, Block, Linear
 from bitsmith.progress import Progress, Report, silent
+from bitsmith.rounders.effort import Effort
 from bitsmith.rounders.trainable import Start, TrainableMatrix
 from bitsmith.tensor import QuantTensor
 
 _HELD_OUT = 16  # one window in so many is not trained on and judges the iterates
 _JUDGED = 8  # how often they are judged
 _MOMENTS = (0.9, 0.99)  # Adam's memory, of gradients and of their squares
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How long a block is tuned.
-
-    steps: of gradient descent; batch: windows a step
-    rounding: size of the first steps at two bits, in codes; scaling: the same as a share of a scale. Both halve with
-        each further bit, as errors do, and fall linearly to zero.
-    """
-
-    steps: int
-    batch: int
-    rounding: float = 0.005
-    scaling: float = 0.0002
-
-
-EFFORTS: dict[str, Effort] = {
-    "fast": Effort(steps=50, batch=4),
-    "normal": Effort(steps=150, batch=4),
-    "high": Effort(steps=400, batch=8),
-}
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,18 @@ searched by rounding both and comparing the outputs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bitsmith.activations import Activations
 from bitsmith.arch.groups import LinearGroup
-from bitsmith.formats import get_format
-from bitsmith.formats.base import Format, NeedsExtent
+from bitsmith.formats.base import Format
 from bitsmith.rounders.nearest import nearest
 from bitsmith.stats import Stats
 from bitsmith.transforms.base import Rescaling, require, settled
+
+INT8 = Activations("int8", "token")
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,11 @@ class SmoothQuant:
     """The search for alpha, a group of linears at a time.
 
     steps: values of alpha tried from 0 to 1, their ends included
-    activations: the format of a row of activations: "int8-channel" and "fp8" scale by token, "int8-tensor" and
-        "fp8-tensor" by the extent that calibration saw
+    activations: how inputs are rounded; with a scope of "tensor" by the extent that calibration saw
     """
 
     steps: int = 21
-    activations: Format = field(default_factory=lambda: get_format("int8-channel"))
+    activations: Activations = INT8
 
     @property
     def needs(self) -> frozenset[str]:
@@ -64,7 +65,8 @@ class SmoothQuant:
     def _loss(
         self, weights: Mapping[str, np.ndarray], formats: Mapping[str, Format], stats: Stats, scale: np.ndarray
     ) -> float:
-        rounded = rounded_activations(stats.sample / scale, self.activations, float((stats.max_abs / scale).max()))
+        inputs = told(self.activations, stats.max_abs / scale)
+        rounded = inputs.rounded(stats.sample / scale)
         total = 0.0
         for name, w in weights.items():
             codes, params = nearest(w * scale, formats[name], stats.importance / (scale * scale))
@@ -73,12 +75,8 @@ class SmoothQuant:
         return total / len(stats.sample)
 
 
-def rounded_activations(x: np.ndarray, format: Format, largest: float) -> np.ndarray:
-    """What activations become as numbers of `format`: float32 [tokens, cols] -> the same.
-
-    largest: greatest absolute value seen in calibration; only formats with one scale a tensor use it
-    """
-    if isinstance(format, NeedsExtent):
-        format = format.with_extent(-largest, largest)
-    codes, params = nearest(x, format)
-    return np.asarray(format.grid(params).values(codes))
+def told(activations: Activations, largest: np.ndarray) -> Activations:
+    """The same with its scale where inputs share one; largest: [cols] float32, greatest magnitudes in calibration."""
+    if activations.scope != "tensor":
+        return activations
+    return replace(activations, scale=float(activations.scale_of(largest.max(initial=0, keepdims=True))[0]))

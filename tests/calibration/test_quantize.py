@@ -34,7 +34,7 @@ from tests.gguf_files import write_gguf
 from tests.tiny import CONFIG, HIDDEN, make_folder, weights
 
 LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-WORDS = {"calibration": "default", "calibration_tokens": 640, "calibration_context": 64}
+WORDS = {"calibration": "default", "calibration_tokens": 640, "calibration_context": 64, "method": "nearest"}
 
 
 @pytest.fixture
@@ -234,6 +234,8 @@ def test_damaged_weights_leave_nothing_behind(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "tiny", tensors=tensors)
     with pytest.raises(TensorError, match=r"blk\.1\.attn_output: the input holds NaN"):
         bitsmith.quantize(folder, to="q4_0", out=tmp_path / "x.gguf", **WORDS)
+    with pytest.raises(TensorError, match=r"blk\.1\.attn_v: the weights hold NaN"):
+        bitsmith.quantize(folder, to="q4_0", out=tmp_path / "x.gguf", **{**WORDS, "method": "gptq"})
     with pytest.raises(TensorError, match=r"blk\.1\.attn_output"):
         make_imatrix(folder, out=tmp_path / "x.gguf", calibration_tokens=64, calibration_context=64)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]

@@ -14,7 +14,8 @@ from bitsmith.formats import FORMATS, get_format
 from bitsmith.formats.base import NeedsExtent
 from bitsmith.model.decoder import Decoder
 from bitsmith.model.weights import LINEARS
-from bitsmith.rounders.learned import EFFORTS, BlockTuner, Effort
+from bitsmith.rounders.effort import EFFORTS, Effort
+from bitsmith.rounders.learned import BlockTuner
 from bitsmith.rounders.nearest import nearest
 from bitsmith.rounders.trainable import Start, TrainableMatrix, learned_ranges
 from bitsmith.tensor import QuantTensor

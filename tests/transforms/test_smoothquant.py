@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bitsmith.activations import Activations
 from bitsmith.errors import UsageError
 from bitsmith.formats import get_format
-from bitsmith.transforms.smoothquant import SmoothQuant, rounded_activations
+from bitsmith.transforms.smoothquant import SmoothQuant, told
 from tests.transforms.samples import alone, matrix, outlying, stats_of
 
 ROWS = np.arange(128)
@@ -17,10 +18,10 @@ WEIGHTS = {"ffn_down": matrix(32, 128)}
 INT8 = {"ffn_down": get_format("int8-channel")}
 
 
-@pytest.mark.parametrize("activations", ["int8-channel", "int8-tensor", "int4-channel"])
-def test_outliers_are_smoothed(activations: str) -> None:
+@pytest.mark.parametrize("activations", [Activations("int8", "token"), Activations("int8", "tensor")], ids=str)
+def test_outliers_are_smoothed(activations: Activations) -> None:
     x = outlying(200, 128)
-    found = SmoothQuant(steps=11, activations=get_format(activations))(alone(), WEIGHTS, INT8, stats_of(x), ROWS)
+    found = SmoothQuant(steps=11, activations=activations)(alone(), WEIGHTS, INT8, stats_of(x), ROWS)
     assert found.loss_after < 0.7 * found.loss_before
     big = np.abs(x).max(0) > 12.0
     assert found.scale[big].min() > found.scale[~big].max()
@@ -28,11 +29,11 @@ def test_outliers_are_smoothed(activations: str) -> None:
 
 def test_tokens_are_scaled_by_themselves_or_together() -> None:
     x = np.array([[1.0, -0.5, 0.004], [100.0, 3.0, 0.3]], np.float32)
-    alone_ = rounded_activations(x, get_format("int8-channel"), 100.0)
-    together = rounded_activations(x, get_format("int8-tensor"), 100.0)
-    assert (np.abs(alone_ - x) <= 0.5 / 127 * np.array([[1.0], [100.0]], np.float32) + 1e-6).all()
-    assert alone_[0, 0] == pytest.approx(1.0)
-    np.testing.assert_allclose(together, np.round(x * 1.27) / 1.27, rtol=1e-5)
+    largest = np.abs(x).max(0)
+    alone_ = told(Activations("int8", "token"), largest).rounded(x)
+    together = told(Activations("int8", "tensor"), largest).rounded(x)
+    assert (np.abs(alone_ - x) <= 0.51 / 127 * np.array([[1.0], [100.0]], np.float32) + 1e-6).all()
+    np.testing.assert_allclose(together, np.clip(np.round(x * 1.275), -128, 127) / 1.275, rtol=1e-5)
 
 
 def test_even_activations_are_left_alone() -> None:

@@ -1,0 +1,47 @@
+"""Methods and efforts by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from bitsmith.errors import UsageError
+from bitsmith.formats import get_format
+from bitsmith.recipe.method import METHODS, Method, check_effort, default_method
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_names_come_back(name: str) -> None:
+    assert str(Method.parse(name)) == name
+
+
+def test_words_may_come_in_any_order_and_case() -> None:
+    assert Method.parse(" GPTQ+awq ") == Method("gptq", "awq")
+    assert Method.parse("awq+nearest") == Method("nearest", "awq")
+
+
+@pytest.mark.parametrize("name", ["", "gtpq", "awq+smoothquant", "gptq+learned", "gptq+gptq", "awq,gptq", "+"])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=r"--method .*known: nearest, gptq, learned, awq, awq\+gptq"):
+        Method.parse(name)
+
+
+def test_an_unknown_effort_is_refused() -> None:
+    with pytest.raises(UsageError, match="--effort much: unknown; known: fast, normal, high"):
+        check_effort("much")
+
+
+def test_only_the_nearest_codes_do_without_text() -> None:
+    assert [name for name in METHODS if not Method.parse(name).needs_text] == ["nearest"]
+
+
+def test_the_default_follows_bits_and_effort() -> None:
+    coarse, fine = [get_format("q4_k"), get_format("q8_0")], [get_format("q8_0")]
+    efforts = ("fast", "normal", "high")
+    assert [str(default_method(coarse, effort)) for effort in efforts] == ["nearest", "gptq", "learned"]
+    assert [str(default_method(fine, effort)) for effort in efforts] == ["nearest", "nearest", "gptq"]
+
+
+def test_hidden_states_are_counted() -> None:
+    assert [Method("gptq").streams(effort) for effort in ("fast", "normal", "high")] == [1, 2, 2]
+    assert Method("nearest", "awq").streams("normal") == 1
+    assert Method("learned").streams("fast") == 3
