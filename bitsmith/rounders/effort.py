@@ -20,12 +20,12 @@ class Effort:
     batch: int
     sweeps: int = 3
     corrects: bool = True
-    rounding: float = 0.005
-    scaling: float = 0.0002
+    rounding: float = 0.02
+    scaling: float = 0.001
 
 
 EFFORTS: dict[str, Effort] = {
     "fast": Effort(steps=50, batch=4, sweeps=0, corrects=False),
-    "normal": Effort(steps=150, batch=4),
-    "high": Effort(steps=400, batch=8, sweeps=6),
+    "normal": Effort(steps=200, batch=8),
+    "high": Effort(steps=500, batch=8, sweeps=6),
 }
