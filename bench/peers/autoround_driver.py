@@ -2,7 +2,7 @@
 
     python bench/peers/autoround_driver.py MODEL OUT --bits 4 --group-size 128 --calibration FILE
 
-Runs in an environment of its own (`pip install auto-round==0.16.1`); `bench/calibrated.py --autoround-python` calls it.
+In an environment of its own (torch 2.13.0, auto-round==0.16.1); called by `bench/calibrated.py --autoround-python`.
 200 iterations a block, batches of 8 windows, the tool's other defaults; linears of the blocks are quantized.
 """
 

@@ -2,7 +2,7 @@
 
     python bench/peers/llmcompressor_driver.py MODEL OUT --method gptq --bits 4 --group-size 128 --calibration FILE
 
-Runs in an environment of its own (`pip install llmcompressor==0.14.0.1`); `bench/calibrated.py --peer-python` calls it.
+In an environment of its own (torch 2.13.0, llmcompressor==0.14.0.1); called by `bench/calibrated.py --peer-python`.
 OUT is a folder of float32 safetensors, so that widths without a packed layout can be measured too. The last line
 printed is JSON: {"bits_per_weight": ...} of the packed form, with 16-bit scales, and zero points as wide as the codes.
 
