@@ -2,6 +2,7 @@
 
     python bench/memory.py                                   all shapes, to Q4_K_M
     python bench/memory.py --shape "8 layers" --to q8_0 --threads 2 --json
+    python bench/memory.py --shape "8 layers" --shape "22 layers" --method gptq --tokens 4096 --limit 1500
 
 Each shape is written to the work folder as a Hugging Face folder (BF16 safetensors, seeded normal weights, the
 built-in model's tokenizer), quantized in a process of its own, and deleted. Needs up to 5 GB of disk. Fails where a
@@ -169,6 +170,9 @@ def measure(name: str, shape: Shape, work: Path, args: argparse.Namespace) -> Me
         command = [sys.executable, "-m", "bitsmith", "quantize", str(folder), "--to", args.to, "--out", str(output)]
         if args.threads:
             command += ["--threads", str(args.threads)]
+        if args.method:
+            command += ["--method", args.method, "--effort", args.effort, "--calibration-context", "256"]
+            command += ["--calibration", "default", "--calibration-tokens", str(args.tokens), "--device", "cpu"]
         peak, wall, cpu = run_measured(command)
         return Measured(name, size // 2, size, output.stat().st_size, peak, wall, cpu)
     finally:
@@ -201,6 +205,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--shape", action="append", choices=list(SHAPES), help="repeatable; default: all")
     parser.add_argument("--to", default="q4_k_m", help="a GGUF mix (default: q4_k_m)")
     parser.add_argument("--threads", type=int, help="given on to bitsmith")
+    parser.add_argument("--method", help="calibrate on the built-in text (default: nearest codes, no calibration)")
+    parser.add_argument("--effort", default="normal", help="of a calibrated method")
+    parser.add_argument("--tokens", type=int, default=4096, help="to calibrate on, in windows of 256")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="folder for checkpoints (default: a temporary one)")
     parser.add_argument("--keep", action="store_true", help="leave checkpoints and outputs in the work folder")

@@ -6,12 +6,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitsmith.api import evaluate, imatrix, inspect, load, quantize
+    from bitsmith.api import Choices, evaluate, imatrix, inspect, load, quantize, quantize_each
     from bitsmith.errors import BitsmithError
     from bitsmith.generate import Sampling
 
 __version__ = "0.1.0"
-__all__ = ["BitsmithError", "Sampling", "__version__", "evaluate", "imatrix", "inspect", "load", "quantize"]
+__all__ = [
+    "BitsmithError",
+    "Choices",
+    "Sampling",
+    "__version__",
+    "evaluate",
+    "imatrix",
+    "inspect",
+    "load",
+    "quantize",
+    "quantize_each",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,9 +9,9 @@ from bitsmith.calibration.run import make_imatrix as imatrix
 from bitsmith.checkpoint import open_checkpoint
 from bitsmith.errors import UsageError
 from bitsmith.progress import Report, silent
-from bitsmith.quantization import quantize
+from bitsmith.quantization import Choices, quantize, quantize_each
 
-__all__ = ["evaluate", "imatrix", "inspect", "load", "quantize"]
+__all__ = ["Choices", "evaluate", "imatrix", "inspect", "load", "quantize", "quantize_each"]
 
 if TYPE_CHECKING:
     from bitsmith.evaluation import Evaluation
