@@ -320,7 +320,8 @@ def _method(plan: Plan, choices: Choices, effort: str, prepared: Prepared | None
     elif prepared.request is None:  # an importance file holds no activations
         method = Method("nearest")
     else:
-        method = default_method([t.format for t in plan.tensors if t.format is not None], effort)
+        formats = [t.format for t in plan.tensors if t.format is not None]
+        method = default_method(formats, effort, inputs=[t.inputs for t in plan.tensors if t.inputs is not None])
     check_method(plan, prepared, method)
     return method
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from bitsmith.activations import Activations
 from bitsmith.errors import UsageError
 from bitsmith.formats.base import Format
 from bitsmith.rounders.effort import EFFORTS
@@ -68,13 +69,16 @@ def check_effort(effort: str) -> str:
     return effort
 
 
-def default_method(formats: Iterable[Format], effort: str) -> Method:
+def default_method(formats: Iterable[Format], effort: str, *, inputs: Iterable[Activations] = ()) -> Method:
     """What loses least for the time allowed, by the figures of docs/quality.md.
 
-    formats: of the tensors that are quantized. GPTQ chooses codes of less than 8 bits, and with much effort gradients
-    tune them; from 8 bits on, where the nearest lose next to nothing, GPTQ comes with much effort only. AWQ is never
-    the default: in none of our measurements did it gain over GPTQ.
+    formats: of the tensors that are quantized; inputs: how what they are multiplied with is rounded, where it is
+
+    GPTQ chooses codes of less than 8 bits, and with much effort gradients tune them; from 8 bits on, where the nearest
+    lose next to nothing, GPTQ comes with much effort only. SmoothQuant goes before where inputs become int8. AWQ is
+    never the default: in none of our measurements did it gain over GPTQ.
     """
     fine = all(format.bits >= FINE_BITS for format in formats)
     ladder = {"fast": "nearest", "normal": "nearest" if fine else "gptq", "high": "gptq" if fine else "learned"}
-    return Method(ladder[effort])
+    smooth = effort != "fast" and any(each.type == "int8" for each in inputs)
+    return Method(ladder[effort], "smoothquant" if smooth else "")

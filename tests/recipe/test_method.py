@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bitsmith.activations import Activations
 from bitsmith.errors import UsageError
 from bitsmith.formats import get_format
 from bitsmith.recipe.method import METHODS, Method, check_effort, default_method
@@ -39,6 +40,13 @@ def test_the_default_follows_bits_and_effort() -> None:
     efforts = ("fast", "normal", "high")
     assert [str(default_method(coarse, effort)) for effort in efforts] == ["nearest", "gptq", "learned"]
     assert [str(default_method(fine, effort)) for effort in efforts] == ["nearest", "nearest", "gptq"]
+    int8, fp8 = [Activations("int8", "token")], [Activations("fp8", "token")]
+    assert [str(default_method(fine, effort, inputs=int8)) for effort in efforts] == [
+        "nearest",
+        "smoothquant",
+        "smoothquant+gptq",
+    ]
+    assert str(default_method(fine, "normal", inputs=fp8)) == "nearest"
 
 
 def test_hidden_states_are_counted() -> None:
