@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from bitsmith.calibration.run import make_imatrix as imatrix
 from bitsmith.checkpoint import open_checkpoint
+from bitsmith.choices import Choices
 from bitsmith.errors import UsageError
 from bitsmith.progress import Report, silent
-from bitsmith.quantization import Choices, quantize, quantize_each
+from bitsmith.quantization import quantize, quantize_each
 
 __all__ = ["Choices", "evaluate", "imatrix", "inspect", "load", "quantize", "quantize_each"]
 

@@ -91,6 +91,7 @@ def quantize(
 ) -> None:
     """Quantize a model into a file that llama.cpp, Ollama, LM Studio or bitsmith runs."""
     from bitsmith import quantization
+    from bitsmith.choices import Choices
     from bitsmith.cli.drawing import progress_bar, stderr
 
     shown = stderr()
@@ -101,7 +102,7 @@ def quantize(
         for warning in planned.warnings:
             shown.print(f"Warning: {warning}", style="yellow", markup=False)
 
-    choices = quantization.Choices(
+    choices = Choices(
         out=out,
         method=method,
         effort=effort,

@@ -11,8 +11,9 @@ import pytest
 import bitsmith
 from bitsmith.calibration import collect as collect_module
 from bitsmith.checkpoint import open_checkpoint
+from bitsmith.choices import Choices
 from bitsmith.errors import UsageError
-from bitsmith.quantization import Choices, quantize_each
+from bitsmith.quantization import quantize_each
 from bitsmith.recipe.method import METHODS
 from tests.cli.command import Command
 from tests.tiny import CONFIG, make_folder, weights
