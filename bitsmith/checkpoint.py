@@ -136,3 +136,9 @@ def require_float(checkpoint: Checkpoint, *, requantize: bool) -> None:
             f"{checkpoint.source.path}: already quantized ({quantized[0].name} is {quantized[0].layout}); quantizing "
             "again adds loss to loss. Start from the original, or give --requantize to accept it."
         )
+
+
+def quantized_already(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """A warning where the source is quantized already, for plans that accepted it."""
+    found = {info.layout for info in checkpoint.source.tensors.values() if info.rows > 1} - FLOATS
+    return (f"the source is quantized already ({', '.join(sorted(found))}): losses add up",) if found else ()

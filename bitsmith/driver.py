@@ -210,7 +210,10 @@ def _encode_decided(plan: Plan, calibrated: Calibrated) -> Iterator[tuple[Chunk,
         step, rows = _step(planned), len(decided.weight)
         for at in range(0, rows, step):
             chunk = Chunk(planned, decided.start + at, decided.start + min(at + step, rows))
-            yield chunk, _pack_decided(plan.checkpoint.source, chunk, decided)
+            try:
+                yield chunk, _pack_decided(plan.checkpoint.source, chunk, decided)
+            except TensorError as error:
+                raise TensorError(f"{planned.source}: {error}") from error
 
 
 def _pack_decided(source: Source, chunk: Chunk, decided: Decided) -> Encoded:

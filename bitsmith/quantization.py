@@ -128,11 +128,14 @@ def quantize_each(
     paths = _output_paths(checkpoint, targets, choices.out)
     runs = prepared is not None and prepared.request is not None
     device = _device(choices.device) if runs or choices.device else "cpu"
-    jobs = [
-        _job(checkpoint, target, path, choices, effort, prepared, device)
-        for target, path in zip(targets, paths, strict=True)
-    ]
+    jobs = []
+    for target, path in zip(targets, paths, strict=True):
+        try:
+            jobs.append(_job(checkpoint, target, path, choices, effort, prepared, device))
+        except UsageError as error:
+            raise UsageError(f"--to {target}: {error}" if len(targets) > 1 else str(error)) from error
     planned = [job.result(workers, prepared) for job in jobs]
+    _check_distinct([str(each.target) for each in planned])
     if not choices.dry_run:
         if len(jobs) > 1 and choices.out is not None:
             make_folder(Path(choices.out))
@@ -285,7 +288,10 @@ def _cost(job: _Job, prepared: Prepared) -> Cost:
 def _check_free(job: _Job, *, force: bool) -> None:
     plan = job.plan
     layouts = plan.layouts(plan.manifest())
-    check_destination(job.path, layouts, extras=plan.extras, as_folder=plan.target.is_folder, force=force)
+    source = plan.checkpoint.source.path
+    check_destination(
+        job.path, layouts, extras=plan.extras, as_folder=plan.target.is_folder, force=force, source=source
+    )
 
 
 def _check_grouping(targets: Sequence[Target], choices: Choices) -> None:
@@ -334,14 +340,18 @@ def _output_paths(checkpoint: Checkpoint, targets: Sequence[Target], out: str | 
     usual = [Path(_usual_name(checkpoint, target)) for target in targets]
     if len(targets) == 1:
         return [_output_path(usual[0], targets[0], out)]
-    twice = next((path for path in usual if usual.count(path) > 1), None)
-    if twice is not None:
-        raise UsageError(f"--to names {twice} twice; give every target once.")
     if out is None:
         return usual
     if Path(out).is_file():
         raise UsageError(f"--out {out}: several targets need a folder, and this is a file; give a folder's name.")
     return [Path(out) / path for path in usual]
+
+
+def _check_distinct(targets: Sequence[str]) -> None:
+    """Raise UsageError where two of them, under whatever names they were given, are the same."""
+    twice = next((target for target in targets if targets.count(target) > 1), None)
+    if twice is not None:
+        raise UsageError(f"--to names {twice} twice; give every target once.")
 
 
 def _usual_name(checkpoint: Checkpoint, target: Target) -> str:

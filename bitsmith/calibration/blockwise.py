@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bitsmith.activations import Activations
 from bitsmith.arch.groups import LinearGroup, linear_groups
-from bitsmith.calibration.collect import HEAD, embed, hollow_decoder, not_finite
+from bitsmith.calibration.collect import HEAD, embed, hollow_decoder, not_finite, require_finite
 from bitsmith.calibration.folding import block_tensors, folded, with_tensors
 from bitsmith.calibration.hidden import HiddenStates
 from bitsmith.calibration.rounding import LinearRounder, RoundingReport, clipped_nearest, gptq_rounder
@@ -106,7 +106,9 @@ def round_blocks(
     layers = checkpoint.config.layers
     for layer in range(layers):
         report(Progress(task.method.rounder, layer, layers, "blocks", f"blk.{layer}"))
-        yield from walk.block(layer, loader.block(f"blk.{layer}."), hidden, truth)
+        block = loader.block(f"blk.{layer}.")
+        require_finite(block, f"blk.{layer}.")
+        yield from walk.block(layer, block, hidden, truth)
     if HEAD in task.formats:
         yield from walk.head(loader.read(f"{HEAD}.weight"), hidden, truth)
     report(Progress(task.method.rounder, layers, layers, "blocks"))

@@ -120,6 +120,7 @@ def collect(
             report(Progress("calibrate", layer, config.layers, "blocks", f"blk.{layer}"))
             meters = meters_of(config, passing, seed)
             block = loader.block(f"blk.{layer}.")
+            require_finite(block, f"blk.{layer}.")
             advance(decoder, layer, recording(block, f"blk.{layer}.", meters), hidden)
             found = _results(meters)
             for search, kept in zip(searches, rescalings, strict=True):
@@ -155,6 +156,17 @@ def _rescalings(
     formats = {name: search.formats[f"blk.{layer}.{name}"] for name in names if f"blk.{layer}.{name}" in search.formats}
     by_group = {group.name: stats[group.linears[0]] for group in groups}
     return rescale_block(search.transform, config, groups, block_tensors(block), formats, by_group)[1]
+
+
+def require_finite(block: Block, prefix: str) -> None:
+    """Raise TensorError, naming it, where a matrix of the block holds NaN or infinite values."""
+    for name, place in LINEARS.items():
+        linear: Linear = vars(block)[place]
+        if not bool(torch.isfinite(linear.prepared).all()):
+            raise TensorError(
+                f"{prefix}{name}: the weights hold NaN or infinite values; the checkpoint is damaged: download it "
+                "again. `bitsmith inspect --verify` finds the place."
+            )
 
 
 def hollow_decoder(loader: WeightLoader) -> Decoder:

@@ -14,7 +14,10 @@ from bitsmith.rounders.effort import EFFORTS
 _FLOATS = 4  # bytes
 _HESSIANS = 4  # a Hessian, its factor, the drift of its input and what makes up for it
 _PASSES = {"nearest": 2.8, "gptq": 5.5, "learned": 7.5}  # runs of a block over all windows, statistics included
-_COLUMN_WORK = 9.0  # rounding: products of a row with the Hessian, in units of one
+_COLUMN_WORK = 4.5  # rounding: products of a row with the Hessian, in units of one
+_COLUMN_SECONDS = 1.5e-4  # what rounding a column takes, however short it is
+_STEP_SECONDS = 0.03  # what a step of learning takes, however small the block is
+_CANDIDATES, _SEEN_ROWS, _FIT_WORK = 40, 1024, 8000.0  # of a rescaling's search: tried, rows looked at, a weight's fit
 _PROBE = 768
 
 
@@ -41,14 +44,19 @@ def calibration_cost(config: ModelConfig, method: Method, effort: str, tokens: i
     rate = _multiply_adds_per_second()
     work = float(block * tokens)
     passes = work * _PASSES[method.rounder] if method.needs_text else work
+    fixed = 0.0
     if method.transform:
         passes += 3 * work
-    rounding = 0.0
+        looked = ((min(rows, _SEEN_ROWS), cols) for rows, cols in _matrices(config))
+        passes += _CANDIDATES * sum(rows * cols * (cols + _FIT_WORK) for rows, cols in looked)
     if method.rounder != "nearest":
-        rounding = _COLUMN_WORK * sum(rows * cols * cols for rows, cols in _matrices(config))
+        passes += _COLUMN_WORK * sum(rows * cols * cols for rows, cols in _matrices(config))
+        fixed += _COLUMN_SECONDS * (1 + EFFORTS[effort].sweeps) * sum(cols for _, cols in _matrices(config))
     if method.rounder == "learned":
-        passes += 3.0 * block * EFFORTS[effort].steps * EFFORTS[effort].batch * context  # three products a window
-    return Cost(config.layers * (passes + rounding) / rate, memory)
+        tuning = EFFORTS[effort]
+        passes += 3.0 * block * tuning.steps * tuning.batch * context  # three products a window
+        fixed += _STEP_SECONDS * tuning.steps
+    return Cost(config.layers * (passes / rate + fixed), memory)
 
 
 def block_weights(config: ModelConfig) -> int:

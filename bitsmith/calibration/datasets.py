@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 from bitsmith.errors import FileError, UnsupportedError
@@ -27,18 +28,31 @@ def download_text(source: str) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    refused: tuple[type[Exception], ...] = (
+        *(HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError),
+        *_transport_errors(),
+    )
     match = _ID.fullmatch(source)
     assert match is not None, source
     repo, file = match["repo"], match["file"]
     try:
         chosen = file or choose_file(repo, HfApi().list_repo_files(repo, repo_type="dataset"))
         return Path(hf_hub_download(repo, chosen, repo_type="dataset"))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except refused as error:
         reason = str(error).strip().split("\n")[0]
         raise FileError(
             f"--calibration {source}: there is no such file, and no such data set can be fetched from the hub "
             f"({reason}); check the name, log in for a private one (`hf auth login`), or give a local file."
         ) from error
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """What the HTTP library under huggingface_hub, whichever its version has, raises where there is no network."""
+    found: list[type[Exception]] = []
+    for name in ("httpx", "httpx2"):
+        if name in sys.modules:
+            found.append(sys.modules[name].HTTPError)
+    return tuple(found)
 
 
 def choose_file(repo: str, files: list[str]) -> str:

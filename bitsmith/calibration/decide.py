@@ -80,7 +80,9 @@ class Decision:
         """What the user should know of a finished run."""
         from bitsmith.calibration.notes import rescaling_notes, rounding_notes
 
-        return (*rescaling_notes(self.rescalings), *rounding_notes(self.reports))
+        outputs = {_own_name(tensor): tensor.info.name for tensor in self.plan.tensors}
+        named = {outputs[f"{name}.weight"]: report for name, report in self.reports.items()}
+        return (*rescaling_notes(self.rescalings), *rounding_notes(named))
 
 
 def check_method(plan: Plan, prepared: Prepared, method: Method) -> None:

@@ -161,6 +161,7 @@ def make_imatrix(
     seed: int = 0,
     memory: int | None = None,
     threads: int | None = None,
+    device: str | None = None,
     revision: str | None = None,
     force: bool = False,
     report: Report = silent,
@@ -168,7 +169,8 @@ def make_imatrix(
     """Write the importance of a model's matrices as a file that llama-quantize and `quantize --calibration` read.
 
     out: NAME.gguf, or NAME.dat for llama.cpp's older format; calibration: as `prepare` takes it, but no importance
-    file, except to rewrite it in the other format. memory: bytes, see `HiddenStates`. Raises BitsmithError.
+    file, except to rewrite it in the other format. memory: bytes, see `HiddenStates`; device: see
+    `choose_device`. Raises BitsmithError.
     """
     from bitsmith.calibration.imatrix import Imatrix, read_imatrix
 
@@ -181,7 +183,9 @@ def make_imatrix(
     if prepared.ready is not None:
         content, record = read_imatrix(Path(calibration or "").expanduser()), prepared.record
     else:
-        found = prepared.run(memory=memory, threads=threads, report=report)
+        from bitsmith.kernels.device import choose_device
+
+        found = prepared.run(memory=memory, threads=threads, device=choose_device(device), report=report)
         content, record = to_imatrix(found), found.record
     layout, data = imatrix_file(content, path.name)
     with OutputFiles(path, [layout], force=force) as output:

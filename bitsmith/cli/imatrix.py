@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitsmith.cli.options import Device
+
 if TYPE_CHECKING:
     from bitsmith.calibration.run import ImatrixResult
 
@@ -29,7 +31,10 @@ CalibrationContext = Annotated[
 CalibrationSeed = Annotated[int, typer.Option("--seed", help="Which windows of the text; same seed, same bytes.")]
 Memory = Annotated[
     str | None,
-    typer.Option(help="What calibration's hidden states may take, such as 4GB, before they go to disk; default: half."),
+    typer.Option(
+        help="What calibration's hidden states may take before they go to disk, such as 4GB; default: half of what is "
+        "free."
+    ),
 ]
 
 
@@ -41,6 +46,7 @@ def imatrix(
     calibration_context: CalibrationContext = None,
     seed: CalibrationSeed = 0,
     memory: Memory = None,
+    device: Device = None,
     threads: Annotated[int | None, typer.Option(help="Threads for arithmetic; default: torch's choice.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -61,6 +67,7 @@ def imatrix(
             seed=seed,
             memory=None if memory is None else parse_size(memory),
             threads=threads,
+            device=device,
             revision=revision,
             force=force,
             report=report,

@@ -152,13 +152,17 @@ def _print_plan(planned: Quantized, *, full: bool) -> None:
     console.print(
         f"{planned.target}: {planned.size:,} bytes ({human_bytes(planned.size)}) in {len(planned.paths)} file{plural}, "
         f"{planned.bits_per_weight:.3f} bits per weight; about {human_seconds(planned.expected_seconds)} "
-        f"with {planned.threads} threads",
+        f"with {planned.threads} thread{'' if planned.threads == 1 else 's'}",
         soft_wrap=True,
     )
     if planned.calibration is not None:
         record = planned.calibration
         seen = f"{record.tokens:,} tokens of {record.source}" if record.tokens else record.source
-        room = f"; it takes {human_bytes(planned.calibration_memory)} of memory" if planned.calibration_memory else ""
+        room = (
+            f"; it takes {human_bytes(planned.calibration_memory)} of memory beside torch"
+            if planned.calibration_memory
+            else ""
+        )
         console.print(f"method: {planned.method}, calibrated on {seen}{room}", soft_wrap=True, markup=False)
     console.print(f"output: {planned.out}", soft_wrap=True, markup=False)
 

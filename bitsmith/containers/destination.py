@@ -22,11 +22,13 @@ def check_destination(
     extras: Mapping[str, bytes],
     as_folder: bool,
     force: bool,
+    source: Path | None = None,
 ) -> None:
     """Raise unless `target` and its shards, or with `as_folder` the folder, can be written.
 
     UsageError where something is there already (with `force`: something that is no model), FileError where the folder
     around it is missing, not writable, or on a disk without the room.
+    source: the model's folder or file, which is never replaced
     """
     parent = target.parent
     if not parent.is_dir():
@@ -41,6 +43,8 @@ def check_destination(
     if taken and not force:
         raise UsageError(f"{taken[0]} exists already; give --force to replace it, or another --out.")
     for path in taken:
+        if source is not None and _holds(path, source):
+            raise UsageError(f"{path}: the output would replace the model it is made from; choose another --out.")
         _check_folder(path) if as_folder else _check_file(path)
     needed = sum(layout.size for layout in layouts) + sum(len(data) for data in extras.values())
     free = shutil.disk_usage(parent).free
@@ -49,6 +53,11 @@ def check_destination(
             f"{target}: the output takes {needed:,} bytes, but the disk has {free:,} free; "
             "free some space or choose an --out on another disk."
         )
+
+
+def _holds(path: Path, source: Path) -> bool:
+    """Whether replacing `path` would take `source` away."""
+    return path.samefile(source) or (path.is_dir() and path.resolve() in source.resolve().parents)
 
 
 def make_folder(path: Path) -> None:

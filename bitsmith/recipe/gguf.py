@@ -13,7 +13,7 @@ from bitsmith.arch.gguf_config import config_to_gguf, rope_freqs
 from bitsmith.arch.names import hf_name, is_permuted
 from bitsmith.arch.spec import ARCHITECTURES
 from bitsmith.arch.tensors import ROPE_FREQS, check_tensors, expected_tensors
-from bitsmith.checkpoint import Checkpoint, require_float
+from bitsmith.checkpoint import Checkpoint, quantized_already, require_float
 from bitsmith.containers.floats import FLOATS
 from bitsmith.containers.gguf.blocks import CODECS
 from bitsmith.containers.gguf.metadata_values import Value, string, u32
@@ -139,9 +139,7 @@ def _planned(tensor: PlannedTensor, choice: Choice) -> PlannedTensor:
 
 def _warnings(checkpoint: Checkpoint, selection: Selection) -> tuple[str, ...]:
     warnings: Sequence[str] = selection.warnings
-    quantized = {t.layout for t in checkpoint.source.tensors.values() if t.rows > 1} - FLOATS
-    if quantized:
-        warnings = (*warnings, f"the source is quantized already ({', '.join(sorted(quantized))}): losses add up")
+    warnings = (*warnings, *quantized_already(checkpoint))
     shape = checkpoint.shape
     if isinstance(shape, ModelConfig) and 0 < shape.window < shape.context:
         warnings = (

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bitsmith import __version__
-from bitsmith.checkpoint import Checkpoint, require_float
+from bitsmith.checkpoint import Checkpoint, quantized_already, require_float
 from bitsmith.containers.floats import WRITTEN_FLOATS
 from bitsmith.containers.hf_files import StoredTensor, folder_files, module_names
 from bitsmith.containers.layout import FileLayout
@@ -82,7 +82,12 @@ def plan_hf(checkpoint: Checkpoint, target: Target, options: Options) -> Plan:
         tensors=tensors,
         layouts=layouts,
         extras={**beside(checkpoint, config), **further, **index},
-        warnings=(*unused_rules([*rules, *keep], [t.info.name for t in tensors]), *_warnings(target, main, choices)),
+        warnings=(
+            *unused_rules(rules, [t.info.name for t in tensors]),
+            *_unused_patterns(keep, [t.info.name for t in tensors]),
+            *_warnings(target, main, choices),
+            *quantized_already(checkpoint),
+        ),
     )
 
 
@@ -104,6 +109,8 @@ def _rules(target: Target, options: Options) -> list[Rule]:
     found = []
     for text in options.rules:
         name = text.rpartition("=")[2].strip().lower()
+        if not text.rpartition("=")[0] or not name:
+            raise UsageError(f"rule {text!r}: expected REGEX=TYPE, for example 'down_proj=f16'")
         if name not in WRITTEN_FLOATS and target.container != "awq":
             parse(target.container, name)
         held = [] if target.container == "awq" else [name]
@@ -112,7 +119,17 @@ def _rules(target: Target, options: Options) -> list[Rule]:
 
 
 def _patterns(keep: Sequence[str]) -> list[Rule]:
-    return [Rule.parse(f"{pattern}=f16") for pattern in keep]
+    for pattern in keep:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UsageError(f"--keep {pattern!r} is not a regular expression: {error}.") from error
+    return [Rule(re.compile(pattern), "f16") for pattern in keep]
+
+
+def _unused_patterns(keep: Sequence[Rule], names: Sequence[str]) -> list[str]:
+    idle = [rule.pattern.pattern for rule in keep if not any(rule.matches(name) for name in names)]
+    return [f"--keep {pattern!r} matches no tensor" for pattern in idle]
 
 
 def _choose(

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from bitsmith import __version__
-from bitsmith.checkpoint import Checkpoint, require_float
+from bitsmith.checkpoint import Checkpoint, quantized_already, require_float
 from bitsmith.containers import codec_for
 from bitsmith.containers.floats import WRITTEN_FLOATS
 from bitsmith.containers.layout import FileLayout
@@ -58,7 +58,7 @@ def plan_native(checkpoint: Checkpoint, target: Target, options: Options) -> Pla
         tensors=tensors,
         layouts=layouts,
         extras={**beside(checkpoint, config), **index},
-        warnings=tuple(unused_rules(rules, names, kept=vectors)),
+        warnings=(*unused_rules(rules, names, kept=vectors), *quantized_already(checkpoint)),
     )
 
 

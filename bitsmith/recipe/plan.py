@@ -44,6 +44,8 @@ class Target:
         container, slash, name = text.strip().lower().partition("/")
         if not slash:
             container, name = "gguf", container
+        if not slash and name in CONTAINERS and name != "gguf":
+            raise UsageError(f"--to {text}: {name} is a container; say what goes into it, for instance {name}/int4.")
         if container not in CONTAINERS:
             raise UsageError(f"--to {text}: unknown container {container!r}; known: {', '.join(CONTAINERS)}.")
         if not name:

@@ -12,7 +12,7 @@ import bitsmith
 from bitsmith.calibration import collect as collect_module
 from bitsmith.checkpoint import open_checkpoint
 from bitsmith.choices import Choices
-from bitsmith.errors import UsageError
+from bitsmith.errors import TensorError, UsageError
 from bitsmith.quantization import quantize_each
 from bitsmith.recipe.method import METHODS
 from tests.cli.command import Command
@@ -106,7 +106,7 @@ def test_a_dead_channel_does_no_harm(tmp_path: Path) -> None:
         made = bitsmith.quantize(model, to="native/int4-g32", method=method, out=tmp_path / method, **WORDS)
         assert loss(made.out, original) < 0.1 * original.var()
         if method == "gptq":
-            assert any("never used: blk.0.attn_q 1, blk.0.attn_k 1" in note for note in made.notes)
+            assert any("never used: model.layers.0.self_attn.q_proj.weight 1" in note for note in made.notes)
 
 
 def test_the_default_method_follows_the_calibration(tiny: Path, tmp_path: Path) -> None:
@@ -225,3 +225,52 @@ def test_manifests_name_method_and_text(tiny: Path, tmp_path: Path) -> None:
     made = bitsmith.quantize(tiny, to="compressed/w4a16", group_size=32, method="awq", out=tmp_path / "x", **WORDS)
     text = made.manifest.recipe if made.manifest else ""
     assert json.loads(text)["calibration"]["tokens"] == 2048
+
+
+@pytest.mark.parametrize("method", ["nearest", "gptq", "awq", "learned"])
+def test_damaged_weights_are_named_whatever_the_method(tmp_path: Path, method: str) -> None:
+    tensors = weights(CONFIG)
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 1] = np.nan
+    model = make_folder(tmp_path / "model", tensors=tensors)
+    with pytest.raises(TensorError, match=r"blk\.1\.ffn_up: the weights hold NaN"):
+        bitsmith.quantize(model, to="native/int4-g32", method=method, out=tmp_path / "out", **WORDS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_model_itself_is_never_replaced(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="would replace the model it is made from"):
+        bitsmith.quantize(tiny, to="gptq/int4", group_size=32, out=tiny, force=True)
+    single = bitsmith.quantize(tiny, to="bf16", out=tmp_path / "single.gguf").out
+    with pytest.raises(UsageError, match="would replace the model"):
+        bitsmith.quantize(single, to="q8_0", out=single, force=True)
+    assert bitsmith.inspect(single, verify=True).problems == ()
+
+
+@pytest.mark.parametrize("to", ["q4_k_m", "native/int4-g32", "compressed/w4a16"])
+def test_quantizing_twice_is_told(tiny: Path, tmp_path: Path, to: str) -> None:
+    first = bitsmith.quantize(tiny, to="gptq/int4", group_size=32, out=tmp_path / "first").out
+    words = {"group_size": 32} if to.startswith("compressed") else {}
+    planned = bitsmith.quantize(first, to=to, requantize=True, dry_run=True, **words)  # type: ignore[arg-type]
+    assert any("quantized already (gptq/int4-g32): losses add up" in warning for warning in planned.warnings)
+
+
+def test_notes_name_tensors_as_the_output_does(tiny: Path, tmp_path: Path) -> None:
+    made = bitsmith.quantize(tiny, to="gptq/int4", group_size=32, method="gptq", out=tmp_path / "out", **WORDS)
+    kept = next(note for note in made.notes if note.startswith("rows that GPTQ"))
+    assert "model.layers.0." in kept
+
+
+def test_a_refused_rule_names_its_target(tiny: Path) -> None:
+    with pytest.raises(UsageError, match=r"--to gguf/q4_0: rule 'q_proj=int8'"):
+        quantize_each(tiny, ["q4_0", "gptq/int4"], Choices(rules=["q_proj=int8"], dry_run=True))
+    with pytest.raises(UsageError, match=r"gptq is a container; .*gptq/int4"):
+        bitsmith.quantize(tiny, to="gptq", dry_run=True)
+    with pytest.raises(UsageError, match="rule 'q_proj': expected REGEX=TYPE"):
+        bitsmith.quantize(tiny, to="gptq/int4", rules=["q_proj"], dry_run=True)
+    with pytest.raises(UsageError, match=r"--keep '\(' is not a regular expression"):
+        bitsmith.quantize(tiny, to="gptq/int4", keep=["("], dry_run=True)
+
+
+def test_two_spellings_of_a_target_are_one(tiny: Path) -> None:
+    with pytest.raises(UsageError, match="twice"):
+        quantize_each(tiny, ["q4_k", "q4_k_m"], Choices(dry_run=True))
