@@ -19,8 +19,8 @@ class Quantized:
     paths: every file
     size: bytes of all files, exact before and after
     calibration: what it was calibrated on; None without
-    calibration_memory: bytes that calibrating takes beside the rest: hidden states, a block, its Hessians; exact but
-        for what arithmetic needs in passing
+    calibration_memory: bytes that calibrating takes beside the rest: hidden states, a block twice, its largest Hessian,
+        the rows being rounded
     method: how codes are chosen
     notes: what happened that the user should know, of the run
     expected_seconds, seconds: from a short measurement; real, 0.0 for a plan

@@ -1,4 +1,4 @@
-"""What calibrating takes, known from shapes: memory exactly, time from a short measurement."""
+"""What calibrating takes, known from shapes: memory, and time with a short measurement."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from bitsmith.rounders.effort import EFFORTS
 
 _FLOATS = 4  # bytes
 _HESSIANS = 4  # a Hessian, its factor, the drift of its input and what makes up for it
+_SLABS, _SLAB_ROWS = 10, 2048  # copies of the rows being rounded, see `rounders.gptq.SLAB_ROWS`
 _PASSES = {"nearest": 2.8, "gptq": 5.5, "learned": 7.5}  # runs of a block over all windows, statistics included
 _COLUMN_WORK = 4.5  # rounding: products of a row with the Hessian, in units of one
 _COLUMN_SECONDS = 1.5e-4  # what rounding a column takes, however short it is
@@ -26,7 +27,8 @@ class Cost:
     """What it takes.
 
     seconds: expected
-    memory: bytes of hidden states, two blocks (original and quantized), the largest Hessian and what is made of it
+    memory: bytes of hidden states, two blocks (original and quantized), the largest Hessian and what is made of it,
+        and the rows being rounded
     """
 
     seconds: float
@@ -40,7 +42,7 @@ def calibration_cost(config: ModelConfig, method: Method, effort: str, tokens: i
     streams = method.streams(effort) if method.needs_text else 1
     memory = _FLOATS * (streams * tokens * config.hidden + 2 * block)
     if method.needs_text:
-        memory += _FLOATS * _HESSIANS * widest**2
+        memory += _FLOATS * (_HESSIANS * widest**2 + _SLABS * min(_SLAB_ROWS, widest) * widest)
     rate = _multiply_adds_per_second()
     work = float(block * tokens)
     passes = work * _PASSES[method.rounder] if method.needs_text else work
