@@ -107,10 +107,23 @@ def damaged(folder: Path, name: str, value: float) -> Path:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_nan_in_hidden_states_names_the_layer(tmp_path: Path, value: float) -> None:
+def test_nan_in_weights_names_the_layer(tmp_path: Path, value: float) -> None:
     folder = damaged(tmp_path / "bad", "model.layers.0.mlp.down_proj.weight", value)
+    with pytest.raises(TensorError, match=r"blk\.0\.ffn_down: the weights hold NaN"):
+        collect(open_checkpoint(folder), windows())
+
+
+def test_nan_in_hidden_states_names_the_layer(tmp_path: Path) -> None:
+    """Finite weights whose products overflow."""
+    tensors = weights(CONFIG)
+    tensors["model.layers.0.mlp.down_proj.weight"][:] = 3e38
+    tensors["model.layers.0.mlp.up_proj.weight"][:] *= 1e4
+    folder = make_folder(tmp_path / "bad", tensors=tensors)
     with pytest.raises(TensorError, match=r"blk\.1\.attn_q: the input holds NaN"):
         collect(open_checkpoint(folder), windows())
+    with pytest.raises(TensorError, match=r"blk\.1\.attn_q: the input holds NaN"):
+        bitsmith.quantize(folder, to="native/int4-g32", method="gptq", rules=["down_proj=f32"], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dead_channel_is_no_error(tmp_path: Path) -> None:
