@@ -75,8 +75,9 @@ INTEGERS = {  # width -> our targets, bits, group size, zero points
     "int2-g64-asym": (("native/int2-g64-asym",), 2, 64, True),
 }
 METHODS = ("nearest", "gptq", "awq", "awq+gptq", "learned", "awq+learned")
-MIXES = ("q4_k_m", "q3_k_m", "q2_k")
+MIXES = ("q4_k_m", "q3_k_m", "q2_k", "iq4_xs", "q4_k_s", "q4_0")
 MIX_METHODS = ("nearest", "gptq", "learned")
+ROUNDED_INPUTS = ("w8a8", "w8a8-static", "fp8")  # ours alone: the peers' drivers do not make them
 
 ROWS = (
     *(
@@ -89,6 +90,18 @@ ROWS = (
         Row("ours", f"gguf/{mix}", f"gguf/{mix}", method, calibrated=calibrated)
         for mix in MIXES
         for method, calibrated in (("nearest", False), *((method, True) for method in MIX_METHODS))
+    ),
+    *(
+        Row("ours", width, target, "gptq", effort="fast")
+        for width, (targets, *_) in INTEGERS.items()
+        for target in targets
+    ),
+    *(Row("ours", f"gguf/{mix}", f"gguf/{mix}", "gptq", effort="fast") for mix in MIXES),
+    Row("ours", "int4-g128-asym", "awq/int4", "gptq"),
+    *(
+        Row("ours", name, f"compressed/{name}", method)
+        for name in ROUNDED_INPUTS
+        for method in ("nearest", "gptq", "smoothquant", "smoothquant+gptq")
     ),
     *(
         Row("llm-compressor", width, width, method, calibrated=method != "rtn")
@@ -317,7 +330,10 @@ def wanted(args: argparse.Namespace) -> list[Row]:
         "llm-compressor": args.peer_python is not None,
         "autoround": args.autoround_python is not None,
     }
-    rows = [replace(row, effort=args.effort or "") if row.maker == "ours" and row.calibrated else row for row in ROWS]
+    rows = [
+        replace(row, effort=row.effort or args.effort or "") if row.maker == "ours" and row.calibrated else row
+        for row in ROWS
+    ]
     return [row for row in rows if re.search(args.only, row.label) and (args.list or given[row.maker])]
 
 
