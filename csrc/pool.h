@@ -1,0 +1,54 @@
+// A few threads that share the pieces of one loop at a time.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace bitsmith {
+
+// The caller works too. Idle workers spin for some microseconds, as loops of a forward pass follow each other closely,
+// then sleep; pieces are claimed one at a time, so that a worker whose core is busy elsewhere holds up one piece only.
+// One loop at a time: `run` is not to be called from two threads, nor from within a piece.
+class Pool {
+ public:
+  explicit Pool(int threads);
+  ~Pool();
+  Pool(const Pool &) = delete;
+  Pool &operator=(const Pool &) = delete;
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Call body(piece) for 0 <= piece < pieces, each once, in any order. Pieces must not throw. At most 65535 pieces.
+  template <class Body>
+  void run(int pieces, const Body &body) {
+    if (pieces <= 0) return;
+    if (pieces == 1 || workers_.empty()) {
+      for (int piece = 0; piece < pieces; ++piece) body(piece);
+      return;
+    }
+    share(pieces, [](const void *context, int piece) { (*static_cast<const Body *>(context))(piece); }, &body);
+  }
+
+ private:
+  using Call = void (*)(const void *context, int piece);
+
+  void share(int pieces, Call call, const void *context);
+  void work();
+  bool claim(uint32_t loop, int &piece);
+
+  std::vector<std::thread> workers_;
+  alignas(64) std::atomic<uint64_t> ticket_{0};  // loop number << 32 | pieces << 16 | next piece
+  alignas(64) std::atomic<int> done_{0};
+  std::atomic<int> sleeping_{0};
+  std::atomic<bool> stopping_{false};
+  Call call_ = nullptr;
+  const void *context_ = nullptr;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+};
+
+}  // namespace bitsmith
