@@ -21,18 +21,41 @@ if TYPE_CHECKING:
 
 
 def load(
-    model: str | Path, *, threads: int | None = None, revision: str | None = None, report: Report = silent
+    model: str | Path,
+    *,
+    threads: int | None = None,
+    kernel: str | None = None,
+    cache_type: str = "f16",
+    revision: str | None = None,
+    report: Report = silent,
 ) -> LanguageModel:
     """Load a model for running: `.generate(prompt, max_tokens=..., sampling=Sampling(...))`, `.stream`, `.logits`.
 
-    threads: for arithmetic; None leaves torch's choice. Raises BitsmithError.
+    threads: for arithmetic; None: one a core, on torch its own choice
+    kernel: "native" (the C++ core; inputs of packed matrices are rounded to int8), "exact" (the core with float32
+        inputs) or "torch" (the reference); None: native where the core can run the model
+    cache_type: of keys and values: "f16", "q8_0", or "f32"; only the native kernel has a choice
+    Raises BitsmithError.
     """
+    return _load(model, threads, kernel, "native", cache_type=cache_type, revision=revision, report=report)
+
+
+def _load(
+    model: str | Path,
+    threads: int | None,
+    kernel: str | None,
+    default: str,
+    *,
+    cache_type: str = "f16",
+    revision: str | None = None,
+    report: Report = silent,
+) -> LanguageModel:
+    from bitsmith.model.load import choose_kernel, load_language_model
+
     _check_threads(threads)
     checkpoint = open_checkpoint(model, revision=revision)
-    _require_torch()
-    from bitsmith.model.language_model import load_language_model
-
-    return load_language_model(checkpoint, threads=threads, report=report)
+    chosen = choose_kernel(checkpoint, kernel, default=default)
+    return load_language_model(checkpoint, kernel=chosen, threads=threads, cache_type=cache_type, report=report)
 
 
 def evaluate(
@@ -43,17 +66,22 @@ def evaluate(
     context: int = 512,
     max_windows: int | None = None,
     threads: int | None = None,
+    kernel: str | None = None,
     revision: str | None = None,
     report: Report = silent,
 ) -> Evaluation:
     """Perplexity of a model on a text, and its divergence from the model `against`.
 
-    text: a UTF-8 file; None takes the built-in text. context: tokens in a window. Raises BitsmithError.
+    text: a UTF-8 file; None takes the built-in text. context: tokens in a window
+    kernel: what `model` runs on, see `load`; None: "exact" where the core can run it, so that the loss is that of the
+        weights alone; "native" adds what rounding inputs costs. `against` always runs exactly.
+    Raises BitsmithError.
     """
     from bitsmith.evaluation import evaluate as measure
 
-    loaded = load(model, threads=threads, revision=revision, report=report)
-    original = None if against is None else load(against, threads=threads, report=report)
+    loaded = _load(model, threads, kernel, "exact", revision=revision, report=report)
+    exactly = kernel if kernel == "torch" else None
+    original = None if against is None else _load(against, threads, exactly, "exact", report=report)
     return measure(
         loaded,
         against=original,
@@ -79,10 +107,3 @@ def inspect(
 def _check_threads(threads: int | None) -> None:
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads}: at least one thread is needed.")
-
-
-def _require_torch() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("torch") is None:
-        raise UsageError("running a model needs torch: pip install 'bitsmith[torch]'.")

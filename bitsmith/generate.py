@@ -9,8 +9,7 @@ from typing import Literal
 import numpy as np
 
 from bitsmith.errors import TensorError, UsageError
-from bitsmith.model.cache import Cache
-from bitsmith.model.decoder import Decoder
+from bitsmith.model.base import AnyCache, AnyDecoder
 
 Reason = Literal["end", "length", "context"]
 
@@ -115,13 +114,13 @@ class Completion:
 
 
 def generate(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     prompt: Sequence[int],
     *,
     max_tokens: int,
     sampling: Sampling = DEFAULT,
     end_ids: Collection[int] = (),
-    cache: Cache | None = None,
+    cache: AnyCache | None = None,
 ) -> Generator[Generated]:
     """Continue a prompt of token ids; tokens come as they are drawn, and closing the iterator stops the work.
 
@@ -135,11 +134,11 @@ def generate(
 
 
 def _continue(
-    decoder: Decoder, prompt: np.ndarray, max_tokens: int, sampler: Sampler, end_ids: frozenset[int], cache: Cache
+    decoder: AnyDecoder, prompt: np.ndarray, max_tokens: int, sampler: Sampler, end_ids: frozenset[int], cache: AnyCache
 ) -> Generator[Generated]:
     logits = decoder.prefill(prompt[None, cache.length :], cache)
     for count in range(1, max_tokens + 1):
-        token = sampler(decoder.ops.numpy(logits)[0])
+        token = sampler(decoder.numpy(logits)[0])
         reason = _reason(token, count, len(prompt), end_ids, max_tokens, decoder.config.context)
         yield Generated(token, reason)
         if reason:
@@ -148,7 +147,7 @@ def _continue(
 
 
 def generate_batch(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int,
@@ -178,7 +177,7 @@ def generate_batch(
     reasons: list[Reason | None] = [None] * len(prompts)
     logits = decoder.prefill(tokens, cache)
     while True:
-        values = decoder.ops.numpy(logits)
+        values = decoder.numpy(logits)
         for row, prompt in enumerate(prompts):
             if reasons[row]:
                 continue
@@ -193,7 +192,7 @@ def generate_batch(
     return [Completion(tuple(ids), reason) for ids, reason in zip(drawn, reasons, strict=True) if reason]
 
 
-def capacity(decoder: Decoder, prompt: int, max_tokens: int) -> int:
+def capacity(decoder: AnyDecoder, prompt: int, max_tokens: int) -> int:
     """Positions a cache needs to continue `prompt` tokens by `max_tokens`: the last token drawn is never fed.
 
     Raises UsageError where the prompt is empty or longer than the context, or max_tokens < 1.

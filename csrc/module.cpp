@@ -4,6 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "isa.h"
+#include "run/bind.h"
 
 namespace nb = nanobind;
 
@@ -16,4 +17,5 @@ NB_MODULE(_core, m) {
     for (bitsmith::Isa isa : bitsmith::available_isas()) names.emplace_back(bitsmith::isa_name(isa));
     return names;
   }, "The instruction sets available here, poorest first.");
+  bitsmith::bind_run(m);
 }

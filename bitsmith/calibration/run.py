@@ -79,9 +79,9 @@ class Prepared:
         if self.request is None or self.tokens is not None:
             return self
         from bitsmith.calibration.generated import generate_tokens
-        from bitsmith.model.language_model import load_language_model
+        from bitsmith.model.torch_model import load_torch_model
 
-        model = load_language_model(self.checkpoint, threads=threads, report=report)
+        model = load_torch_model(self.checkpoint, threads=threads, report=report)
         tokens = generate_tokens(self.request, model, report=report)
         return replace(self, tokens=tokens, record=tokens.record)
 

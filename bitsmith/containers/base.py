@@ -12,6 +12,13 @@ from bitsmith.activations import Activations
 from bitsmith.tensor import PackedTensor, QuantTensor, TensorInfo
 
 
+class Extent(NamedTuple):
+    """A tensor's bytes in one piece, rows in order."""
+
+    path: Path
+    offset: int
+
+
 class Source(Protocol):
     """An opened checkpoint file or folder. Opening validates every header and offset; data is read on demand.
 
@@ -46,6 +53,10 @@ class Source(Protocol):
 
         Raises UnsupportedError where the file asks for what is not known, TensorError for a scale without sense.
         """
+        ...
+
+    def extent(self, name: str) -> Extent | None:
+        """Where a tensor's stored bytes lie in one piece; None where they are spread over several entries."""
         ...
 
 

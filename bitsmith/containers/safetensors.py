@@ -15,7 +15,7 @@ from types import MappingProxyType
 import numpy as np
 
 from bitsmith.activations import Activations
-from bitsmith.containers.base import Gathered, RowAxis
+from bitsmith.containers.base import Extent, Gathered, RowAxis
 from bitsmith.containers.folded import Folded, fold_native, table
 from bitsmith.containers.hf_reader import fold_quantized
 from bitsmith.containers.native import SHAPES_KEY, TENSORS_KEY
@@ -118,6 +118,14 @@ class SafetensorsSource:
             found = (*shape[: axis.axis], axis.entry(last) - axis.entry(first), *shape[axis.axis + 1 :])
             parts[part] = raw.view(dtype).reshape(found)
         return parts if (first, last) == (start, stop) else codec.window(parts, start - first, stop - first)
+
+    def extent(self, name: str) -> Extent | None:
+        """See `Source.extent`."""
+        self._info(name)
+        if name in self._folded:
+            return None
+        path, entry = self._entries[name]
+        return Extent(path, entry.offset)
 
     def gathered(self, name: str) -> bool:
         """Whether rows are no contiguous bytes of the tensor's entries, see `Gathered`."""

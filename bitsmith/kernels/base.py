@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bitsmith.activations import Activations
-from bitsmith.containers.base import Source
+from bitsmith.containers.base import Extent, Source
 from bitsmith.tensor import TensorInfo
 
 Tensor = Any  # a torch tensor or a numpy array: what the Ops at hand compute with
@@ -22,11 +22,13 @@ class Weight:
     info: shape and layout
     rows: (start, stop) -> float32 [stop - start, cols]; a vector is one row
     activations: how the file wants a matrix's input rounded; None: not at all
+    extent: where its bytes lie in one piece; None where they do not
     """
 
     info: TensorInfo
     rows: Callable[[int, int], np.ndarray]
     activations: Activations | None = None
+    extent: Extent | None = None
 
     @classmethod
     def of(cls, source: Source, name: str) -> Weight:
@@ -35,7 +37,7 @@ class Weight:
         def rows(start: int, stop: int) -> np.ndarray:
             return source.rows(name, start, stop)
 
-        return cls(source.tensors[name], rows, source.activations(name))
+        return cls(source.tensors[name], rows, source.activations(name), source.extent(name))
 
     def vector(self) -> np.ndarray:
         """A one-dimensional tensor: float32 [n]."""

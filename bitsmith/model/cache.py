@@ -7,6 +7,7 @@ import numpy as np
 from bitsmith.arch.config import ModelConfig
 from bitsmith.errors import UsageError
 from bitsmith.kernels.base import Ops, Tensor
+from bitsmith.model.tokens import checked_padding
 
 
 class Cache:
@@ -26,9 +27,7 @@ class Cache:
         self.values = [ops.zeros(shape) for _ in range(config.layers)]
         self.capacity = capacity
         self.batch = batch
-        self.padding = np.zeros(batch, np.int64) if padding is None else np.asarray(padding, np.int64)
-        if self.padding.shape != (batch,) or (self.padding < 0).any():
-            raise UsageError(f"padding must be {batch} counts, one a sequence, found {self.padding.tolist()}.")
+        self.padding = checked_padding(padding, batch)
         self.length = 0
 
     def store(self, layer: int, keys: Tensor, values: Tensor) -> None:

@@ -11,6 +11,7 @@ from bitsmith.arch.rope import rope_frequencies, rope_magnitude
 from bitsmith.errors import UsageError
 from bitsmith.kernels.base import Ops, Tensor
 from bitsmith.model.cache import Cache
+from bitsmith.model.tokens import checked_tokens
 from bitsmith.model.weights import Block, Weights
 
 
@@ -63,7 +64,7 @@ class Decoder:
 
     def hidden(self, tokens: np.ndarray, cache: Cache | None = None, *, padding: np.ndarray | None = None) -> Tensor:
         """The hidden states after the last layer, before the final norm: float32 [batch, n, hidden]."""
-        ids = self._checked(tokens)
+        ids = checked_tokens(tokens, self.config.vocab)
         if cache is not None and (cache.batch != ids.shape[0] or padding is not None):
             raise UsageError(f"a cache for {cache.batch} sequences with its own padding got a batch of {ids.shape[0]}.")
         padding = cache.padding if cache is not None else padding
@@ -88,6 +89,10 @@ class Decoder:
         for start in range(0, max(tokens.shape[1], 1), chunk):
             hidden = self.hidden(tokens[:, start : start + chunk], cache)
         return self.logits(hidden[:, -1])
+
+    def numpy(self, x: Tensor) -> np.ndarray:
+        """A tensor of these operations as numpy."""
+        return self.ops.numpy(x)
 
     def place(self, shape: tuple[int, ...], start: int, padding: np.ndarray | None = None) -> Pass:
         """Rotation and masks for tokens of `shape` [batch, n] whose first position is `start`."""
@@ -157,14 +162,3 @@ class Decoder:
         else:
             visible = visible[None]
         return low, None if visible.all() else self.ops.array(visible)
-
-    def _checked(self, tokens: np.ndarray) -> np.ndarray:
-        ids = np.asarray(tokens)
-        if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
-            raise UsageError(f"tokens must be integers [batch, n], found {ids.dtype} {list(ids.shape)}.")
-        if ids.min() < 0 or ids.max() >= self.config.vocab:
-            raise UsageError(
-                f"token ids must lie in 0..{self.config.vocab - 1}, found {int(ids.min())}..{int(ids.max())}; the "
-                "tokenizer belongs to another model."
-            )
-        return ids.astype(np.int64)

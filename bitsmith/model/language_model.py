@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from bitsmith.arch.config import ModelConfig
-from bitsmith.arch.names import hf_name
-from bitsmith.arch.tensors import check_tensors, expected_tensors
 from bitsmith.errors import UsageError
 from bitsmith.generate import DEFAULT, Generated, Sampling, capacity, generate, generate_batch
-from bitsmith.kernels.base import Kernel, Weight
-from bitsmith.kernels.dense import DTYPES, DenseKernel
-from bitsmith.kernels.ondemand import OnDemandKernel
-from bitsmith.kernels.torch_ops import TorchOps
-from bitsmith.model.cache import Cache
-from bitsmith.model.decoder import Decoder
-from bitsmith.model.memory import available_memory
-from bitsmith.model.weights import WeightReader, load_weights
-from bitsmith.progress import Report, silent
+from bitsmith.model.base import AnyCache, AnyDecoder
 
 if TYPE_CHECKING:
-    from bitsmith.checkpoint import Checkpoint
     from bitsmith.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -38,11 +25,11 @@ class LanguageModel:
     decoder: the network, for those who need hidden states or a cache of their own
     """
 
-    def __init__(self, name: str, decoder: Decoder, tokenizer: Tokenizer) -> None:
+    def __init__(self, name: str, decoder: AnyDecoder, tokenizer: Tokenizer) -> None:
         self.name = name
         self.decoder = decoder
         self.tokenizer = tokenizer
-        self._kept: tuple[list[int], Cache] | None = None
+        self._kept: tuple[list[int], AnyCache] | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -54,7 +41,7 @@ class LanguageModel:
 
         Raises UsageError for token ids out of range.
         """
-        return self.decoder.ops.numpy(self.decoder.forward(tokens, first=first))
+        return self.decoder.numpy(self.decoder.forward(tokens, first=first))
 
     def stream(
         self, prompt: str | Sequence[int], *, max_tokens: int = 128, sampling: Sampling = DEFAULT
@@ -108,7 +95,7 @@ class LanguageModel:
         shown = [text.feed(token) for token in tokens if self._shows(token)]
         return "".join(shown) + text.finish()
 
-    def _pieces(self, tokens: Iterator[Generated], prompt: list[int], cache: Cache) -> Generator[str]:
+    def _pieces(self, tokens: Iterator[Generated], prompt: list[int], cache: AnyCache) -> Generator[str]:
         text, ids = self._decoding(prompt), list(prompt)
         try:
             for generated in tokens:
@@ -129,7 +116,7 @@ class LanguageModel:
         """Whether a token stands for text: not an end token, nor one of the rows that pad an embedding."""
         return token not in self.tokenizer.end_ids and token < self.tokenizer.size
 
-    def _take_cache(self, ids: list[int], room: int) -> Cache:
+    def _take_cache(self, ids: list[int], room: int) -> AnyCache:
         """A cache for `ids` with `room` positions, holding what the last call computed of them."""
         known, cache = self._kept or ([], None)
         self._kept = None
@@ -142,58 +129,3 @@ class LanguageModel:
             return self.decoder.new_cache(room)
         cache.truncate(same)
         return cache if cache.capacity >= room else cache.grown(room)
-
-
-def load_language_model(
-    checkpoint: Checkpoint,
-    *,
-    threads: int | None = None,
-    dtype: str = "float32",
-    dense: bool | None = None,
-    device: str = "cpu",
-    report: Report = silent,
-) -> LanguageModel:
-    """Load a checkpoint for running on torch.
-
-    threads: torch.set_num_threads for the whole process; None leaves it alone
-    dtype: of dense weights: "float32", "bfloat16" or "float16"; activations are float32
-    dense: True decodes every matrix once and keeps it, False decodes slabs of rows for every product, None takes
-        dense where it fits in half of the available memory
-    Raises FileError where the tensors are not those its configuration promises, UnsupportedError for an unknown
-    architecture, UsageError for an unknown dtype.
-    """
-    config = checkpoint.config
-    read = weight_reader(checkpoint)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    kernel = choose_kernel(config, dtype=dtype, dense=dense, device=device)
-    ops = TorchOps(device)
-    weights = load_weights(config, read, kernel, ops, device=device, report=report)
-    return LanguageModel(checkpoint.name, Decoder(config, weights, ops), checkpoint.tokenizer())
-
-
-def weight_reader(checkpoint: Checkpoint) -> WeightReader:
-    """What finds a checkpoint's tensors by their GGUF names. Raises as `load_language_model` does."""
-    config, source = checkpoint.config, checkpoint.source
-    check_tensors(config, source.tensors, naming=checkpoint.naming, origin=str(source.path))
-
-    def read(name: str) -> Weight:
-        own = name if checkpoint.naming == "gguf" else hf_name(name)
-        assert own is not None, name
-        return Weight.of(source, own)
-
-    return read
-
-
-def choose_kernel(config: ModelConfig, *, dtype: str, dense: bool | None, device: str = "cpu") -> Kernel:
-    """The dense kernel or the one that decodes on demand; see `load_language_model`."""
-    kernel = DenseKernel(dtype, device)
-    if dense is None:
-        room = available_memory()
-        dense = device != "cpu" or room is None or dense_bytes(config, dtype) <= room // 2
-    return kernel if dense else OnDemandKernel(device)
-
-
-def dense_bytes(config: ModelConfig, dtype: str = "float32") -> int:
-    """Memory the decoded weights take."""
-    return sum(prod(shape) for shape in expected_tensors(config).values()) * DTYPES[dtype].itemsize

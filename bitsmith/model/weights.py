@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bitsmith.activations import Activations
 from bitsmith.arch.config import ModelConfig
+from bitsmith.arch.names import hf_name
+from bitsmith.arch.tensors import check_tensors
 from bitsmith.errors import UnsupportedError
 from bitsmith.kernels.base import Kernel, Ops, Tensor, Weight
 from bitsmith.progress import Progress, Report, silent
+
+if TYPE_CHECKING:
+    from bitsmith.checkpoint import Checkpoint
 
 WeightReader = Callable[[str], Weight]  # GGUF tensor name -> the tensor, wherever it lies
 
@@ -23,6 +28,23 @@ LINEARS: Mapping[str, str] = {  # GGUF name of a block's linear, without "blk.N.
     "ffn_up": "up",
     "ffn_down": "down",
 }
+
+
+def weight_reader(checkpoint: Checkpoint) -> WeightReader:
+    """What finds a checkpoint's tensors by their GGUF names.
+
+    Raises FileError where the tensors are not those its configuration promises, UnsupportedError for an unknown
+    architecture.
+    """
+    config, source = checkpoint.config, checkpoint.source
+    check_tensors(config, source.tensors, naming=checkpoint.naming, origin=str(source.path))
+
+    def read(name: str) -> Weight:
+        own = name if checkpoint.naming == "gguf" else hf_name(name)
+        assert own is not None, name
+        return Weight.of(source, own)
+
+    return read
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from bitsmith.kernels.base import Weight
 from bitsmith.kernels.dense import DenseKernel
 from bitsmith.kernels.ondemand import OnDemandKernel
 from bitsmith.kernels.torch_ops import TorchOps
-from bitsmith.model.language_model import LanguageModel, load_language_model, weight_reader
+from bitsmith.model.language_model import LanguageModel
+from bitsmith.model.torch_model import load_torch_model as load_language_model
+from bitsmith.model.weights import weight_reader
 from bitsmith.model.weights import Linear, WeightLoader
 from tests.model.small import TINY, weight_of
 

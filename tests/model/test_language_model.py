@@ -21,8 +21,10 @@ from bitsmith.errors import FileError, UsageError
 from bitsmith.generate import GREEDY, generate
 from bitsmith.kernels.dense import DenseKernel
 from bitsmith.kernels.ondemand import OnDemandKernel
-from bitsmith.model import language_model
-from bitsmith.model.language_model import LanguageModel, choose_kernel, dense_bytes, load_language_model
+from bitsmith.model import torch_model
+from bitsmith.model.language_model import LanguageModel
+from bitsmith.model.torch_model import choose_kernel, dense_bytes
+from bitsmith.model.torch_model import load_torch_model as load_language_model
 from tests.gguf_files import write_gguf
 from tests.model.small import TINY, decoder_of, random_tensors
 
@@ -169,7 +171,7 @@ def test_choice_of_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dense_bytes(CONFIG) == 4 * parameters
     assert dense_bytes(CONFIG, "bfloat16") == 2 * parameters
     for room, dense in [(8 * parameters, True), (8 * parameters - 1, False), (None, True)]:
-        monkeypatch.setattr(language_model, "available_memory", lambda room=room: room)
+        monkeypatch.setattr(torch_model, "available_memory", lambda room=room: room)
         expected = DenseKernel if dense else OnDemandKernel
         assert isinstance(choose_kernel(CONFIG, dtype="float32", dense=None), expected)
     assert isinstance(choose_kernel(CONFIG, dtype="float32", dense=True), DenseKernel)
@@ -196,7 +198,7 @@ def test_loading_hugging_face_names_and_gguf_names_agree(tmp_path: Path) -> None
     hf = load_language_model(_Checkpoint(_Rows(reference.source, config), config, "hf"))  # type: ignore[arg-type]
     stored = {}
     for name, shape in expected_tensors(config).items():
-        values = short[str(language_model.hf_name(name))].reshape(shape)
+        values = short[str(hf_name(name))].reshape(shape)
         if is_permuted(name):
             values = permute_rows(values, config.heads if "attn_q" in name else config.kv_heads)
         stored[name] = values
@@ -217,7 +219,7 @@ class _Rows:
     """The first layers of a source."""
 
     def __init__(self, source: Any, config: ModelConfig) -> None:
-        names = [str(language_model.hf_name(name)) for name in expected_tensors(config)]
+        names = [str(hf_name(name)) for name in expected_tensors(config)]
         self.path, self.rows, self.activations = source.path, source.rows, source.activations
         self.tensors = {name: source.tensors[name] for name in names}
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from bitsmith.containers.base import Extent
 from bitsmith.containers.gguf.blocks import decode_rows
 from bitsmith.containers.gguf.header import Header, read_header
 from bitsmith.containers.gguf.metadata_values import Value, ValueType
@@ -138,6 +139,13 @@ class GgufSource:
 
     def activations(self, name: str) -> None:
         """GGUF says nothing of inputs."""
+
+    def extent(self, name: str) -> Extent:
+        """See `Source.extent`."""
+        self._info(name)
+        descriptor, offset = self._places[name]
+        path = next(part.path for part in self._parts if part.descriptor == descriptor)
+        return Extent(path, offset)
 
     def decode(self, packed: PackedTensor) -> np.ndarray:
         """What `packed` gave, decoded: float32 [rows, cols]."""

@@ -1,0 +1,46 @@
+// Large aligned memory that is not touched before it is written.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <new>
+#include <utility>
+
+namespace bitsmith {
+
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(size_t size) : size_(size) {
+    if (size == 0) return;
+    void *p = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    if (size >= (size_t{4} << 20)) madvise(p, size, MADV_HUGEPAGE);
+#endif
+    data_ = static_cast<uint8_t *>(p);
+  }
+  ~Buffer() {
+    if (data_) munmap(data_, size_);
+  }
+  Buffer(Buffer &&other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  Buffer &operator=(Buffer &&other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  Buffer(const Buffer &) = delete;
+  Buffer &operator=(const Buffer &) = delete;
+
+  uint8_t *data() { return data_; }
+  const uint8_t *data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  uint8_t *data_ = nullptr;
+  size_t size_ = 0;
+};
+
+}  // namespace bitsmith

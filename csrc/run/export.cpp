@@ -1,0 +1,9 @@
+#include "products.h"
+
+namespace bitsmith::BITSMITH_ISA {
+
+extern const Kernels kKernels;
+const Kernels kKernels = {round_row,   panels_row, panels_rows,  panels_exact, floats_row, floats_rows,
+                          panels_decode, floats_decode, rms_norm, swiglu,      keep,    attend};
+
+}  // namespace bitsmith::BITSMITH_ISA

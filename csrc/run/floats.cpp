@@ -1,0 +1,112 @@
+// Matrices of float32, float16 and bfloat16, row by row as files hold them.
+#include <algorithm>
+
+#include "products.h"
+
+namespace bitsmith::BITSMITH_ISA {
+namespace {
+
+template <FloatType type>
+constexpr int kSize = type == FloatType::f32 ? 4 : 2;
+
+template <FloatType type>
+BITSMITH_INLINE F load_as(const uint8_t *p) {
+  if constexpr (type == FloatType::f32) return load<F>(p);
+  if constexpr (type == FloatType::f16) return load_half(p);
+  return load_bfloat(p);
+}
+
+template <FloatType type>
+BITSMITH_INLINE float one(const uint8_t *p) {
+  alignas(64) uint8_t padded[4 * L] = {};
+  std::memcpy(padded, p, kSize<type>);
+  return load_as<type>(padded)[0];
+}
+
+template <class Visit>
+BITSMITH_INLINE void with_type(FloatType type, const Visit &visit) {
+  switch (type) {
+    case FloatType::f32: return visit(std::integral_constant<FloatType, FloatType::f32>{});
+    case FloatType::f16: return visit(std::integral_constant<FloatType, FloatType::f16>{});
+    default: return visit(std::integral_constant<FloatType, FloatType::bf16>{});
+  }
+}
+
+// R rows times one input.
+template <FloatType type, int R>
+BITSMITH_INLINE void dots(const uint8_t *p, size_t bytes, int cols, const float *x, float *y) {
+  F sums[R][2] = {};
+  int k = 0;
+  for (; k + 2 * L <= cols; k += 2 * L) {
+    const F a = load<F>(x + k), b = load<F>(x + k + L);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const uint8_t *at = p + r * bytes + static_cast<size_t>(k) * kSize<type>;
+      sums[r][0] = fma(load_as<type>(at), a, sums[r][0]);
+      sums[r][1] = fma(load_as<type>(at + L * kSize<type>), b, sums[r][1]);
+    }
+  }
+  for (int r = 0; r < R; ++r) y[r] = sum(sums[r][0] + sums[r][1]);
+  for (; k < cols; ++k)
+    for (int r = 0; r < R; ++r) y[r] += one<type>(p + r * bytes + static_cast<size_t>(k) * kSize<type>) * x[k];
+}
+
+// 16 rows at most, columns col.. of them turned into a strip; rows that are not there are zero.
+template <FloatType type>
+void to_strip(const FloatRows &w, int first, int rows, int col, int depth, float *strip) {
+  const size_t bytes = static_cast<size_t>(w.cols) * kSize<type>;
+  if (rows < 16) std::fill(strip, strip + static_cast<size_t>(depth) * 16, 0.0f);
+  const uint8_t *p = w.data + first * bytes + static_cast<size_t>(col) * kSize<type>;
+  int k = 0;
+  for (; k + L <= depth; k += L) {
+    float values[16][L];
+    for (int r = 0; r < rows; ++r) store(values[r], load_as<type>(p + r * bytes + static_cast<size_t>(k) * kSize<type>));
+    for (int i = 0; i < L; ++i)
+      for (int r = 0; r < rows; ++r) strip[(k + i) * 16 + r] = values[r][i];
+  }
+  for (; k < depth; ++k)
+    for (int r = 0; r < rows; ++r) strip[k * 16 + r] = one<type>(p + r * bytes + static_cast<size_t>(k) * kSize<type>);
+}
+
+}  // namespace
+
+void floats_row(const FloatRows &w, int first, int count, const float *x, float *y) {
+  with_type(w.type, [&](auto type) {
+    constexpr FloatType kType = decltype(type)::value;
+    const size_t bytes = static_cast<size_t>(w.cols) * kSize<kType>;
+    const uint8_t *p = w.data + first * bytes;
+    int row = 0;
+    for (; row + 4 <= count; row += 4) dots<kType, 4>(p + row * bytes, bytes, w.cols, x, y + row);
+    for (; row < count; ++row) dots<kType, 1>(p + row * bytes, bytes, w.cols, x, y + row);
+  });
+}
+
+void floats_rows(const FloatRows &w, int first, int count, const Rows &x, float *y, size_t stride) {
+  constexpr int kDepth = 256;
+  float *strips = scratch<float, 4>(2 * kDepth * 16);
+  // sums of whole vectors; the output may have fewer columns
+  float *sums = scratch<float, 10>(static_cast<size_t>(x.count) * 32);
+  std::fill(sums, sums + static_cast<size_t>(x.count) * 32, 0.0f);
+  for (int col = 0; col < w.cols; col += kDepth) {
+    const int depth = std::min(kDepth, w.cols - col);
+    with_type(w.type, [&](auto type) {
+      to_strip<decltype(type)::value>(w, first, std::min(16, count), col, depth, strips);
+      if (count > 16) to_strip<decltype(type)::value>(w, first + 16, count - 16, col, depth, strips + kDepth * 16);
+    });
+    strip_product({x.data + col, x.stride, x.count}, depth, strips, count > 16 ? strips + kDepth * 16 : nullptr, sums,
+                  32);
+  }
+  for (int i = 0; i < x.count; ++i) std::copy(sums + i * 32, sums + i * 32 + count, y + i * stride);
+}
+
+void floats_decode(const FloatRows &w, int row, float *y) {
+  with_type(w.type, [&](auto type) {
+    constexpr FloatType kType = decltype(type)::value;
+    const uint8_t *p = w.data + static_cast<size_t>(row) * w.cols * kSize<kType>;
+    int k = 0;
+    for (; k + L <= w.cols; k += L) store(y + k, load_as<kType>(p + static_cast<size_t>(k) * kSize<kType>));
+    for (; k < w.cols; ++k) y[k] = one<kType>(p + static_cast<size_t>(k) * kSize<kType>);
+  });
+}
+
+}  // namespace bitsmith::BITSMITH_ISA

@@ -1,0 +1,91 @@
+// What a forward pass computes, compiled once for every instruction set; `kernels()` gives those of the best one.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "isa.h"
+#include "panels.h"
+
+namespace bitsmith {
+
+enum class FloatType { f32, f16, bf16 };
+
+// Rows of panels: see panels.h. `halves` is where the float16 of the first panel begin, behind its words.
+struct PanelRows {
+  PanelType type;
+  const uint8_t *data;
+  int cols;
+  int blocks() const { return cols / layout_of(type).weights; }
+  size_t panel_bytes() const { return static_cast<size_t>(blocks()) * layout_of(type).bytes() * kPanelRows; }
+};
+
+// A float matrix [rows, cols], row by row.
+struct FloatRows {
+  FloatType type;
+  const uint8_t *data;
+  int cols;
+};
+
+// Rows of float32 for a product: row i at data + i * stride.
+struct Rows {
+  const float *data;
+  size_t stride;
+  int count;
+};
+
+// How keys and values are kept: float32, float16, or blocks of 32 int8 with a float16 scale (ggml's q8_0).
+enum class CacheType { f32, f16, q8_0 };
+
+constexpr size_t cache_row_bytes(CacheType type, int width) {
+  return type == CacheType::f32 ? 4 * width : type == CacheType::f16 ? 2 * width : width / 32 * 34;
+}
+
+// One head's keys or values: [positions, width].
+struct HeadRows {
+  const uint8_t *data;
+  CacheType type;
+};
+
+// Attention of some queries of the heads that share keys and values.
+struct Attention {
+  const float *queries;  // [positions, group, width]
+  int first, count;  // the positions among all queries of the call
+  int start;         // index of query 0 among the keys
+  int group;         // heads that share keys and values
+  int width;         // of a head, padded with zeros to a multiple of 32
+  int head_dim;
+  int window;   // 0: all earlier keys
+  int padding;  // keys that nobody but they themselves see
+  HeadRows keys, values;
+  float *out;  // [positions, out_stride]: [group, head_dim]
+  size_t out_stride;
+};
+
+struct Kernels {
+  // x[cols] rounded to int8 in blocks of 32; cols a multiple of 32
+  void (*round_row)(const float *x, int cols, RoundedBlock *out);
+  // y[16 count] = the product of x with `count` panels from `first`
+  void (*panels_row)(const PanelRows &w, int first, int count, const RoundedBlock *x, float *y);
+  // y[i * stride + 16 panel ...] for all rows of x, two panels at most at a time
+  void (*panels_rows)(const PanelRows &w, int first, int count, const RoundedRows &x, int rows, float *y,
+                      size_t stride);
+  // the same from float32 inputs, weights decoded and nothing rounded
+  void (*panels_exact)(const PanelRows &w, int first, int count, const Rows &x, float *y, size_t stride);
+  // y[count] = rows first.. of w times x
+  void (*floats_row)(const FloatRows &w, int first, int count, const float *x, float *y);
+  // y[i * stride + row], at most 32 rows of w
+  void (*floats_rows)(const FloatRows &w, int first, int count, const Rows &x, float *y, size_t stride);
+  // row `row` of a matrix, decoded
+  void (*panels_decode)(const PanelRows &w, int row, float *y);
+  void (*floats_decode)(const FloatRows &w, int row, float *y);
+
+  void (*rms_norm)(const float *x, const float *weight, int n, float eps, float *y);
+  void (*swiglu)(float *gate, const float *up, int n);  // gate = gate * sigmoid(gate) * up
+  void (*keep)(const float *x, int width, CacheType type, uint8_t *row);  // a row of keys or values
+  void (*attend)(const Attention &task);
+};
+
+const Kernels &kernels(Isa isa);
+
+}  // namespace bitsmith

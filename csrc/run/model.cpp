@@ -1,0 +1,299 @@
+#include "model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace bitsmith {
+namespace {
+
+// Rows of a buffer that products write: they may write a few columns too many.
+size_t padded(int cols) { return (static_cast<size_t>(cols) + 31) / 32 * 32; }
+
+float *sized(std::vector<float> &buffer, size_t size) {
+  if (buffer.size() < size) buffer.resize(size);
+  return buffer.data();
+}
+
+void add(float *x, const float *y, size_t n) {
+  for (size_t i = 0; i < n; ++i) x[i] += y[i];
+}
+
+// The first `dim` of a head turned by pairs.
+void rotate(const float *x, int dim, int head_dim, const float *cosines, const float *sines, bool interleaved, float *y) {
+  const int half = dim / 2;
+  if (interleaved) {
+    for (int i = 0; i < half; ++i) {
+      const float a = x[2 * i], b = x[2 * i + 1];
+      y[2 * i] = a * cosines[i] - b * sines[i];
+      y[2 * i + 1] = a * sines[i] + b * cosines[i];
+    }
+  } else {
+    for (int i = 0; i < half; ++i) {
+      const float a = x[i], b = x[i + half];
+      y[i] = a * cosines[i] - b * sines[i];
+      y[i + half] = a * sines[i] + b * cosines[i];
+    }
+  }
+  std::copy(x + dim, x + head_dim, y + dim);
+}
+
+constexpr int kQueries = 64;  // positions of a piece of attention
+
+}  // namespace
+
+void Cache::copy(Cache &other, int length) {
+  for (int layer = 0; layer < shape_.layers; ++layer)
+    for (int batch = 0; batch < shape_.batch; ++batch)
+      for (int h = 0; h < shape_.kv_heads; ++h) {
+        const size_t size = length * row_bytes();
+        std::memcpy(keys() + head(layer, batch, h), other.keys() + other.head(layer, batch, h), size);
+        std::memcpy(values() + head(layer, batch, h), other.values() + other.head(layer, batch, h), size);
+      }
+}
+
+struct Model::Step {
+  int batch, n, start;
+  const int64_t *padding;
+  Cache &cache;
+  int rows() const { return batch * n; }
+};
+
+Model::Model(const Shape &shape, Isa isa, std::shared_ptr<Pool> pool)
+    : shape_(shape), kernels_(kernels(isa)), pool_(std::move(pool)) {}
+
+void Model::check(const char *name, const Linear &linear, int rows, int cols) const {
+  const Matrix &w = *linear.weight;
+  if (w.rows() == rows && w.cols() == cols && (linear.bias.empty() || static_cast<int>(linear.bias.size()) == rows))
+    return;
+  throw std::invalid_argument(std::string(name) + ": expected [" + std::to_string(rows) + ", " + std::to_string(cols) +
+                              "], found [" + std::to_string(w.rows()) + ", " + std::to_string(w.cols()) + "].");
+}
+
+void Model::add_block(Block block) {
+  const int width = shape_.heads * shape_.head_dim, kv = shape_.kv_heads * shape_.head_dim, ffn = block.gate.weight->rows();
+  check("q", block.q, width, shape_.hidden);
+  check("k", block.k, kv, shape_.hidden);
+  check("v", block.v, kv, shape_.hidden);
+  check("output", block.output, shape_.hidden, width);
+  check("gate", block.gate, ffn, shape_.hidden);
+  check("up", block.up, ffn, shape_.hidden);
+  check("down", block.down, shape_.hidden, ffn);
+  const auto norm = [](const std::vector<float> &v, int size) { return static_cast<int>(v.size()) == size; };
+  const bool heads = (block.q_norm.empty() && block.k_norm.empty()) ||
+                     (norm(block.q_norm, shape_.head_dim) && norm(block.k_norm, shape_.head_dim));
+  if (!norm(block.attn_norm, shape_.hidden) || !norm(block.ffn_norm, shape_.hidden) || !heads)
+    throw std::invalid_argument("a norm has the wrong length.");
+  blocks_.push_back(std::move(block));
+}
+
+void Model::set_ends(std::shared_ptr<Matrix> embedding, std::vector<float> norm, std::shared_ptr<Matrix> output) {
+  if (embedding->cols() != shape_.hidden || output->cols() != shape_.hidden ||
+      static_cast<int>(norm.size()) != shape_.hidden)
+    throw std::invalid_argument("embedding, norm or output do not match the hidden size.");
+  embedding_ = std::move(embedding);
+  output_norm_ = std::move(norm);
+  output_ = std::move(output);
+}
+
+// Call body(row) for all rows, several of them a piece.
+template <class Body>
+void Model::each_row(int rows, const Body &body) {
+  const int step = std::max(1, rows / (8 * pool_->threads()));
+  pool_->run((rows + step - 1) / step, [&](int piece) {
+    for (int row = piece * step; row < std::min(rows, (piece + 1) * step); ++row) body(row);
+  });
+}
+
+// All rows of the input times several matrices, as one loop over groups of their rows.
+void Model::multiply(const Input &x, const Product *products, int count) {
+  int panels = 0;
+  for (int i = 0; i < count; ++i) panels += products[i].linear->weight->row_panels();
+  const int step = x.floats.count == 1 ? std::max(1, panels / (16 * pool_->threads())) : 2;
+  int starts[4] = {0};
+  for (int i = 0; i < count; ++i) starts[i + 1] = starts[i] + (products[i].linear->weight->row_panels() + step - 1) / step;
+  pool_->run(starts[count], [&](int piece) {
+    int which = 0;
+    while (piece >= starts[which + 1]) ++which;
+    const Product &product = products[which];
+    const Matrix &w = *product.linear->weight;
+    const int first = (piece - starts[which]) * step, n = std::min(step, w.row_panels() - first), row = first * kPanelRows;
+    float *y = product.out + row;
+    if (w.packed() && shape_.exact) {
+      kernels_.panels_exact(w.panels(), first, n, x.floats, y, product.stride);
+    } else if (w.packed()) {
+      if (x.floats.count == 1)
+        kernels_.panels_row(w.panels(), first, n, x.rounded->rows().blocks, y);
+      else
+        kernels_.panels_rows(w.panels(), first, n, x.rounded->rows(), x.floats.count, y, product.stride);
+    } else {
+      const int rows = std::min(n * kPanelRows, w.rows() - row);
+      if (x.floats.count < 4) {
+        for (int i = 0; i < x.floats.count; ++i)
+          kernels_.floats_row(w.floats(), row, rows, x.floats.data + i * x.floats.stride, y + i * product.stride);
+      } else {
+        kernels_.floats_rows(w.floats(), row, rows, x.floats, y, product.stride);
+      }
+    }
+  });
+}
+
+void Model::hidden(const int64_t *tokens, int batch, int n, int start, const int64_t *padding, Cache &cache, float *out) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const CacheShape &kept = cache.shape();
+  if (kept.layers != static_cast<int>(blocks_.size()) || kept.batch != batch || kept.kv_heads != shape_.kv_heads ||
+      kept.head_dim != shape_.head_dim || start < 0 || start + n > kept.capacity || !embedding_)
+    throw std::invalid_argument("the cache does not fit the model, the batch, or the positions.");
+  for (int i = 0; i < batch * n; ++i)
+    if (tokens[i] < 0 || tokens[i] >= embedding_->rows()) throw std::invalid_argument("a token is out of range.");
+  Step step{batch, n, start, padding, cache};
+  float *x = sized(x_, static_cast<size_t>(step.rows()) * shape_.hidden);
+  each_row(step.rows(), [&](int row) {
+    embedding_->decode(kernels_, static_cast<int>(tokens[row]), x + static_cast<size_t>(row) * shape_.hidden);
+  });
+  for (size_t layer = 0; layer < blocks_.size(); ++layer) run_block(static_cast<int>(layer), blocks_[layer], step);
+  std::copy(x, x + static_cast<size_t>(step.rows()) * shape_.hidden, out);
+}
+
+void Model::run_block(int layer, const Block &block, Step &step) {
+  const int rows = step.rows(), hidden = shape_.hidden, ffn = block.gate.weight->rows();
+  const int width = shape_.heads * shape_.head_dim, kv = shape_.kv_heads * shape_.head_dim;
+  float *x = x_.data();
+  float *normed = sized(normed_, static_cast<size_t>(rows) * hidden);
+  const auto norm = [&](const std::vector<float> &weight, bool rounded) {
+    if (rounded) rounded_.resize(rows, hidden);
+    each_row(rows, [&](int row) {
+      float *to = normed + static_cast<size_t>(row) * hidden;
+      kernels_.rms_norm(x + static_cast<size_t>(row) * hidden, weight.data(), hidden, shape_.norm_eps, to);
+      if (rounded) kernels_.round_row(to, hidden, rounded_.row(row));
+    });
+  };
+  const auto into_x = [&](const Linear &linear, const Rows &from) {
+    const size_t stride = padded(hidden);
+    float *added = sized(added_, rows * stride);
+    const Product product{&linear, added, stride};
+    multiply({from, linear.weight->cols(), &rounded_}, &product, 1);
+    each_row(rows, [&](int row) {
+      add(x + static_cast<size_t>(row) * hidden, added + row * stride, hidden);
+      if (!linear.bias.empty()) add(x + static_cast<size_t>(row) * hidden, linear.bias.data(), hidden);
+    });
+  };
+
+  norm(block.attn_norm, rounds(block.q) || rounds(block.k) || rounds(block.v));
+  const Rows normed_rows{normed, static_cast<size_t>(hidden), rows};
+  const Product qkv[3] = {{&block.q, sized(q_, rows * padded(width)), padded(width)},
+                          {&block.k, sized(k_, rows * padded(kv)), padded(kv)},
+                          {&block.v, sized(v_, rows * padded(kv)), padded(kv)}};
+  multiply({normed_rows, hidden, &rounded_}, qkv, 3);
+  attention(layer, block, step);
+  if (rounds(block.output)) {
+    rounded_.resize(rows, width);
+    each_row(rows, [&](int row) { kernels_.round_row(mix_.data() + static_cast<size_t>(row) * width, width, rounded_.row(row)); });
+  }
+  into_x(block.output, {mix_.data(), static_cast<size_t>(width), rows});
+
+  norm(block.ffn_norm, rounds(block.gate) || rounds(block.up));
+  const size_t stride = padded(ffn);
+  const Product both[2] = {{&block.gate, sized(gate_, rows * stride), stride}, {&block.up, sized(up_, rows * stride), stride}};
+  multiply({normed_rows, hidden, &rounded_}, both, 2);
+  const bool rounded = rounds(block.down);
+  if (rounded) rounded_.resize(rows, ffn);
+  each_row(rows, [&](int row) {
+    float *gate = gate_.data() + row * stride, *up = up_.data() + row * stride;
+    if (!block.gate.bias.empty()) add(gate, block.gate.bias.data(), ffn);
+    if (!block.up.bias.empty()) add(up, block.up.bias.data(), ffn);
+    kernels_.swiglu(gate, up, ffn);
+    if (rounded) kernels_.round_row(gate, ffn, rounded_.row(row));
+  });
+  into_x(block.down, {gate_.data(), stride, rows});
+}
+
+// Biases, norms and rotation of one position's heads; its keys and values go to the cache.
+void Model::place_heads(int layer, const Block &block, Step &step, int row) {
+  const int head_dim = shape_.head_dim, width = step.cache.width();
+  const int batch = row / step.n, at = step.start + row % step.n;
+  const int position = std::max(0, at - static_cast<int>(step.padding[batch]));
+  const float *cosines = step.cache.cosines(position), *sines = step.cache.sines(position);
+  const int rotated = step.cache.rotated();
+  const auto prepare = [&](float *heads, int count, const Linear &linear, const std::vector<float> &norm) {
+    if (!linear.bias.empty()) add(heads, linear.bias.data(), static_cast<size_t>(count) * head_dim);
+    if (norm.empty()) return;
+    for (int h = 0; h < count; ++h)
+      kernels_.rms_norm(heads + h * head_dim, norm.data(), head_dim, shape_.norm_eps, heads + h * head_dim);
+  };
+  float *q = q_.data() + row * padded(shape_.heads * head_dim);
+  prepare(q, shape_.heads, block.q, block.q_norm);
+  const int group = shape_.heads / shape_.kv_heads;
+  for (int h = 0; h < shape_.heads; ++h) {  // turned: [batch, kv_heads, n, group, width]
+    const size_t place = (static_cast<size_t>(batch) * shape_.kv_heads + h / group) * step.n + row % step.n;
+    float *turned = turned_.data() + (place * group + h % group) * width;
+    rotate(q + h * head_dim, rotated, head_dim, cosines, sines, shape_.interleaved, turned);
+    std::fill(turned + head_dim, turned + width, 0.0f);
+  }
+  float *k = k_.data() + row * padded(shape_.kv_heads * head_dim), *v = v_.data() + row * padded(shape_.kv_heads * head_dim);
+  prepare(k, shape_.kv_heads, block.k, block.k_norm);
+  prepare(v, shape_.kv_heads, block.v, {});
+  static thread_local std::vector<float> head;
+  head.assign(width, 0.0f);
+  for (int h = 0; h < shape_.kv_heads; ++h) {
+    const size_t to = step.cache.head(layer, batch, h) + at * step.cache.row_bytes();
+    rotate(k + h * head_dim, rotated, head_dim, cosines, sines, shape_.interleaved, head.data());
+    kernels_.keep(head.data(), width, step.cache.shape().type, step.cache.keys() + to);
+    std::copy(v + h * head_dim, v + (h + 1) * head_dim, head.data());
+    kernels_.keep(head.data(), width, step.cache.shape().type, step.cache.values() + to);
+  }
+}
+
+void Model::attention(int layer, const Block &block, Step &step) {
+  const int width = step.cache.width(), group = shape_.heads / shape_.kv_heads;
+  sized(turned_, static_cast<size_t>(step.rows()) * shape_.heads * width);
+  sized(mix_, static_cast<size_t>(step.rows()) * shape_.heads * shape_.head_dim);
+  each_row(step.rows(), [&](int row) { place_heads(layer, block, step, row); });
+  const int tiles = (step.n + kQueries - 1) / kQueries;
+  pool_->run(step.batch * shape_.kv_heads * tiles, [&](int piece) {
+    // the last queries see most keys: they go first
+    const int tile = tiles - 1 - piece / (step.batch * shape_.kv_heads), rest = piece % (step.batch * shape_.kv_heads);
+    const int batch = rest / shape_.kv_heads, h = rest % shape_.kv_heads;
+    const size_t at = step.cache.head(layer, batch, h), row = static_cast<size_t>(batch) * step.n;
+    Attention task{};
+    task.queries = turned_.data() + (static_cast<size_t>(batch) * shape_.kv_heads + h) * step.n * group * width;
+    task.first = tile * kQueries;
+    task.count = std::min(kQueries, step.n - task.first);
+    task.start = step.start;
+    task.group = group;
+    task.width = width;
+    task.head_dim = shape_.head_dim;
+    task.window = block.window;
+    task.padding = static_cast<int>(step.padding[batch]);
+    task.keys = {step.cache.keys() + at, step.cache.shape().type};
+    task.values = {step.cache.values() + at, step.cache.shape().type};
+    task.out_stride = static_cast<size_t>(shape_.heads) * shape_.head_dim;
+    task.out = mix_.data() + row * task.out_stride + static_cast<size_t>(h) * group * shape_.head_dim;
+    kernels_.attend(task);
+  });
+}
+
+void Model::logits(const float *hidden, int rows, float *out) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (!output_) throw std::invalid_argument("the model has no output matrix.");
+  const Linear head{output_, {}};
+  const int vocab = output_->rows(), cols = shape_.hidden;
+  float *normed = sized(normed_, static_cast<size_t>(rows) * cols);
+  if (rounds(head)) rounded_.resize(rows, cols);
+  each_row(rows, [&](int row) {
+    float *to = normed + static_cast<size_t>(row) * cols;
+    kernels_.rms_norm(hidden + static_cast<size_t>(row) * cols, output_norm_.data(), cols, shape_.norm_eps, to);
+    if (rounds(head)) kernels_.round_row(to, cols, rounded_.row(row));
+  });
+  const size_t stride = padded(vocab);
+  const bool direct = stride == static_cast<size_t>(vocab);
+  float *to = direct ? out : sized(gate_, rows * stride);
+  const Product product{&head, to, stride};
+  multiply({{normed, static_cast<size_t>(cols), rows}, cols, &rounded_}, &product, 1);
+  if (direct) return;
+  for (int row = 0; row < rows; ++row) std::copy(to + row * stride, to + row * stride + vocab, out + static_cast<size_t>(row) * vocab);
+}
+
+}  // namespace bitsmith

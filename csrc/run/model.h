@@ -1,0 +1,101 @@
+// The decoder of model/decoder.py on packed weights: all layers of a forward pass in one call.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "cache.h"
+#include "kernels.h"
+#include "matrix.h"
+#include "pool.h"
+
+namespace bitsmith {
+
+struct Linear {
+  std::shared_ptr<Matrix> weight;
+  std::vector<float> bias;  // [rows], or empty
+};
+
+struct Block {
+  std::vector<float> attn_norm, ffn_norm, q_norm, k_norm;  // the last two may be empty
+  Linear q, k, v, output, gate, up, down;
+  int window = 0;
+};
+
+struct Shape {
+  int hidden, heads, kv_heads, head_dim;
+  float norm_eps;
+  bool interleaved;  // rotated pairs are (2 i, 2 i + 1), else (i, i + dim / 2)
+  bool exact;        // inputs of products are not rounded
+};
+
+// Rounded rows and the memory they lie in.
+class RoundedBuffer {
+ public:
+  void resize(int rows, int cols) {
+    cols_ = cols;
+    const size_t size = static_cast<size_t>(rows) * (cols / 32);
+    if (blocks_.size() < size) blocks_.resize(size);
+  }
+  RoundedBlock *row(int i) { return blocks_.data() + static_cast<size_t>(i) * (cols_ / 32); }
+  RoundedRows rows() const { return {blocks_.data(), cols_}; }
+
+ private:
+  int cols_ = 0;
+  std::vector<RoundedBlock> blocks_;
+};
+
+class Model {
+ public:
+  Model(const Shape &shape, Isa isa, std::shared_ptr<Pool> pool);
+
+  // Both throw std::invalid_argument where sizes do not match.
+  void add_block(Block block);
+  void set_ends(std::shared_ptr<Matrix> embedding, std::vector<float> norm, std::shared_ptr<Matrix> output);
+
+  // Hidden states after the last layer, out [batch, n, hidden], for tokens [batch, n] at positions start.. of the cache.
+  void hidden(const int64_t *tokens, int batch, int n, int start, const int64_t *padding, Cache &cache, float *out);
+
+  // Logits of some hidden states: out [rows, vocab].
+  void logits(const float *hidden, int rows, float *out);
+
+  const Shape &shape() const { return shape_; }
+  const Matrix &embedding() const { return *embedding_; }
+  const Matrix &output() const { return *output_; }
+  const std::vector<Block> &blocks() const { return blocks_; }
+
+ private:
+  struct Input {
+    Rows floats;
+    int cols;
+    const RoundedBuffer *rounded;
+  };
+  struct Product {
+    const Linear *linear;
+    float *out;
+    size_t stride;
+  };
+  struct Step;  // what the layers of one pass share
+
+  void multiply(const Input &x, const Product *products, int count);
+  template <class Body>
+  void each_row(int rows, const Body &body);
+  bool rounds(const Linear &linear) const { return linear.weight->packed() && !shape_.exact; }
+  void check(const char *name, const Linear &linear, int rows, int cols) const;
+  void attention(int layer, const Block &block, Step &step);
+  void place_heads(int layer, const Block &block, Step &step, int row);
+  void run_block(int layer, const Block &block, Step &step);
+
+  Shape shape_;
+  const Kernels &kernels_;
+  std::shared_ptr<Pool> pool_;
+  std::vector<Block> blocks_;
+  std::shared_ptr<Matrix> embedding_, output_;
+  std::vector<float> output_norm_;
+  std::mutex mutex_;
+  RoundedBuffer rounded_;
+  std::vector<float> x_, normed_, q_, k_, v_, turned_, mix_, gate_, up_, added_;
+};
+
+}  // namespace bitsmith

@@ -1,0 +1,56 @@
+// Matrices of ggml's block types with 16 rows interleaved, as the products read them.
+//
+// A panel is 16 rows. A block of 16 rows is stored as vectors of 16 words: word w of the block of each row side by
+// side, so that one vector instruction works on 16 rows. Types whose blocks are no whole number of words carry a
+// float16 at the front or the end; those of a panel lie behind its words. A panel takes exactly the bytes of its rows.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace bitsmith {
+
+enum class PanelType { q4_0, q4_1, q5_0, q5_1, q8_0, iq4_nl, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_xs };
+
+constexpr int kPanelRows = 16;
+constexpr int kPanelTypes = 12;
+
+// half: where the block's float16 outside its words stands
+enum class Half { none, front, back };
+
+struct BlockLayout {
+  const char *name;
+  int weights;
+  int words;
+  Half half;
+  constexpr int bytes() const { return 4 * words + (half == Half::none ? 0 : 2); }
+};
+
+constexpr BlockLayout kBlocks[kPanelTypes] = {
+    {"q4_0", 32, 4, Half::front},  {"q4_1", 32, 5, Half::none},   {"q5_0", 32, 5, Half::front},
+    {"q5_1", 32, 6, Half::none},   {"q8_0", 32, 8, Half::front},  {"iq4_nl", 32, 4, Half::front},
+    {"q2_k", 256, 21, Half::none}, {"q3_k", 256, 27, Half::back}, {"q4_k", 256, 36, Half::none},
+    {"q5_k", 256, 44, Half::none}, {"q6_k", 256, 52, Half::back}, {"iq4_xs", 256, 34, Half::none},
+};
+
+constexpr const BlockLayout &layout_of(PanelType type) { return kBlocks[static_cast<int>(type)]; }
+
+// 32 inputs of a row, rounded to int8: x ~ scale * code.
+struct alignas(64) RoundedBlock {
+  int8_t codes[32];
+  float scale;
+  float sum;             // scale times the sum of the codes
+  int32_t negated;       // minus the sum of the codes
+  float halves[2];       // `sum` and `negated` of the first and the second 16
+  int32_t negated_16[2];
+  int32_t unused;
+};
+
+// Rounded rows one behind the other.
+struct RoundedRows {
+  const RoundedBlock *blocks;  // [rows, cols / 32]
+  int cols;
+  const RoundedBlock *row(int i) const { return blocks + static_cast<size_t>(i) * (cols / 32); }
+};
+
+}  // namespace bitsmith

@@ -1,0 +1,90 @@
+// One rounded row times panels: bound by the memory's bandwidth, so words are unpacked in registers.
+#include "products.h"
+#include "types.h"
+
+namespace bitsmith::BITSMITH_ISA {
+namespace {
+
+constexpr int kGroups = kPanelRows / L;  // vectors that hold a value of each row of a panel
+
+BITSMITH_INLINE int32_t four(const int8_t *codes) {
+  int32_t x;
+  std::memcpy(&x, codes, 4);
+  return x;
+}
+
+template <class T>
+BITSMITH_INLINE I start(int32_t negated) {
+  if constexpr (T::kZero < 0 || (T::kWide && !kWideCorrected))
+    return I{};
+  else
+    return broadcast(negated * (1 << T::kZero));
+}
+
+// Products of columns 4 j .. of a run, first <= j < last.
+template <class T>
+BITSMITH_INLINE I dot(I acc, const uint8_t *p, int run, const int8_t *x, int first, int last) {
+#pragma GCC unroll 8
+  for (int j = first; j < last; ++j) acc = dot4<T::kWide>(acc, T::codes(p, run, j), four(x + 4 * j));
+  return acc;
+}
+
+// One block of L rows: the value it adds to each row's sum.
+// One block of L rows: the value it adds to each row's sum. x: the inputs of its runs.
+template <class T>
+BITSMITH_INLINE F block(const uint8_t *p, const uint8_t *half, const RoundedBlock *x) {
+  constexpr int kRuns = layout_of(T::kType).weights / 32;
+  F total{}, low{};
+#pragma GCC unroll 8
+  for (int run = 0; run < kRuns; ++run) {
+    const RoundedBlock &in = x[run];
+    const F scale = broadcast(in.scale);
+    if constexpr (kRuns == 1) {
+      total = to_float(dot<T>(start<T>(in.negated), p, 0, in.codes, 0, 8)) * scale;
+      if constexpr (T::kAffine) low = broadcast(in.sum);
+    } else if constexpr (T::kSub == 32) {
+      const F sum = to_float(dot<T>(start<T>(in.negated), p, run, in.codes, 0, 8));
+      total = fma(sum, to_float(T::scale(p, run)) * scale, total);
+      if constexpr (T::kAffine) low = fma(to_float(T::mins(p, run)), broadcast(in.sum), low);
+    } else {
+      const I a = dot<T>(start<T>(in.negated_16[0]), p, run, in.codes, 0, 4);
+      const I b = dot<T>(start<T>(in.negated_16[1]), p, run, in.codes, 4, 8);
+      const F sum = fma(to_float(a), to_float(T::scale(p, 2 * run)), to_float(b) * to_float(T::scale(p, 2 * run + 1)));
+      total = fma(sum, scale, total);
+      if constexpr (T::kAffine) {
+        low = fma(to_float(T::mins(p, 2 * run)), broadcast(in.halves[0]), low);
+        low = fma(to_float(T::mins(p, 2 * run + 1)), broadcast(in.halves[1]), low);
+      }
+    }
+  }
+  total *= T::d(p, half);
+  if constexpr (T::kAffine) total -= T::dmin(p) * low;
+  return total;
+}
+
+template <class T>
+void rows_of(const PanelRows &w, int first, int count, const RoundedBlock *x, float *y) {
+  constexpr BlockLayout layout = layout_of(T::kType);
+  const int blocks = w.blocks();
+  const size_t bytes = w.panel_bytes();
+  for (int panel = 0; panel < count; ++panel) {
+    const uint8_t *p = w.data + (first + panel) * bytes;
+    const uint8_t *half = p + static_cast<size_t>(blocks) * layout.words * 64;
+    F sums[kGroups] = {};
+    for (int at = 0; at < blocks; ++at) {
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups; ++g) sums[g] += block<T>(p + 4 * L * g, half + 2 * L * g, x + at * (layout.weights / 32));
+      p += layout.words * 64;
+      if (layout.half != Half::none) half += 2 * kPanelRows;
+    }
+    for (int g = 0; g < kGroups; ++g) store(y + kPanelRows * panel + L * g, sums[g]);
+  }
+}
+
+}  // namespace
+
+void panels_row(const PanelRows &w, int first, int count, const RoundedBlock *x, float *y) {
+  with_type(w.type, [&](auto type) { rows_of<decltype(type)>(w, first, count, x, y); });
+}
+
+}  // namespace bitsmith::BITSMITH_ISA

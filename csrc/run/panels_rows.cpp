@@ -1,0 +1,227 @@
+// Many rows times panels: bound by arithmetic, so panels are unpacked once, into the first-level cache, for all rows.
+#include <algorithm>
+
+#include "products.h"
+#include "types.h"
+
+namespace bitsmith::BITSMITH_ISA {
+namespace {
+
+constexpr int kDepth = 512;  // columns unpacked at a time: 16 KB of codes for two panels
+constexpr int kTile = 4;     // input rows whose sums stay in registers
+constexpr int kGroups = kPanelRows / L;
+
+// Some columns of a panel, unpacked: codes as `codes()` gives them, and what they mean, value = scale * code - low.
+struct Strip {
+  uint8_t *codes;  // [cols / 4, 16, 4]
+  float *scales;   // [cols / sub, 16]
+  float *lows;     // [cols / sub, 16]; of affine types
+};
+
+template <class T>
+void unpack(const PanelRows &w, int panel, int col, int cols, const Strip &out) {
+  constexpr BlockLayout layout = layout_of(T::kType);
+  constexpr int kRuns = layout.weights / 32, kSubs = 32 / T::kSub;
+  const uint8_t *base = w.data + panel * w.panel_bytes();
+  const uint8_t *halves = base + static_cast<size_t>(w.blocks()) * layout.words * 64;
+  for (int at = 0; at < cols / layout.weights; ++at) {
+    const int block = col / layout.weights + at;
+    for (int g = 0; g < kGroups; ++g) {
+      const uint8_t *p = base + static_cast<size_t>(block) * layout.words * 64 + 4 * L * g;
+      const F d = T::d(p, halves + static_cast<size_t>(block) * 2 * kPanelRows + 2 * L * g);
+      F dmin{};
+      if constexpr (T::kAffine) dmin = T::dmin(p);
+#pragma GCC unroll 8
+      for (int run = 0; run < kRuns; ++run) {
+        const int r = at * kRuns + run;
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; ++j) store(out.codes + (8 * r + j) * 64 + 4 * L * g, T::codes(p, run, j));
+#pragma GCC unroll 2
+        for (int sub = 0; sub < kSubs; ++sub) {
+          const size_t s = static_cast<size_t>(r * kSubs + sub) * kPanelRows + L * g;
+          if constexpr (kRuns == 1) {
+            store(out.scales + s, d);
+            if constexpr (T::kAffine) store(out.lows + s, dmin);
+          } else {
+            store(out.scales + s, d * to_float(T::scale(p, run * kSubs + sub)));
+            if constexpr (T::kAffine) store(out.lows + s, dmin * to_float(T::mins(p, run * kSubs + sub)));
+          }
+        }
+      }
+    }
+  }
+}
+
+// What one tile needs to know of its type, at compile time.
+template <int sub, bool affine, bool wide>
+struct Kind {
+  static constexpr int kSub = sub;
+  static constexpr bool kAffine = affine, kWide = wide;
+};
+
+// y[row][lanes] (+)= over `runs` runs of 32 columns; P vectors of rows times R input rows.
+// x: the first run of the first row, rows `blocks` apart; strips: of these rows, a panel `kStrip` behind the other
+template <class K, int P, int R>
+BITSMITH_INLINE void tile(const Strip &strip, const RoundedBlock *x, size_t blocks, int runs, int zero, bool add,
+                          float *y, size_t stride) {
+  constexpr int kSubs = 32 / K::kSub;
+  F sums[R][P];
+#pragma GCC unroll 4
+  for (int i = 0; i < R; ++i)
+    for (int p = 0; p < P; ++p) sums[i][p] = add ? load<F>(y + i * stride + L * p) : F{};
+  for (int run = 0; run < runs; ++run) {
+    U codes[P][8];
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) codes[p][j] = load<U>(strip.codes + p * kDepth * 16 + (8 * run + j) * 64);
+    const auto at = [&](const float *values, int p, int s) {
+      return load<F>(values + p * kDepth + (run * kSubs + s) * 16);
+    };
+#pragma GCC unroll 4
+    for (int i = 0; i < R; ++i) {
+      const RoundedBlock &in = x[i * blocks + run];
+      const F scale = broadcast(in.scale);
+      I dots[P][kSubs];
+#pragma GCC unroll 2
+      for (int s = 0; s < kSubs; ++s) {
+        I begin{};
+        if (!K::kAffine && !(K::kWide && !kWideCorrected))
+          begin = broadcast(kSubs == 1 ? in.negated : in.negated_16[s]) << zero;
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) dots[p][s] = begin;
+      }
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) {
+        int32_t four;
+        std::memcpy(&four, in.codes + 4 * j, 4);
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) {
+          I &sum = dots[p][kSubs == 1 ? 0 : j / 4];
+          sum = dot4<K::kWide>(sum, codes[p][j], four);
+        }
+      }
+#pragma GCC unroll 2
+      for (int p = 0; p < P; ++p) {
+        if constexpr (kSubs == 1) {
+          sums[i][p] = fma(to_float(dots[p][0]), at(strip.scales, p, 0) * scale, sums[i][p]);
+          if constexpr (K::kAffine) sums[i][p] = fma(at(strip.lows, p, 0), broadcast(-in.sum), sums[i][p]);
+        } else {
+          const F both = fma(to_float(dots[p][0]), at(strip.scales, p, 0), to_float(dots[p][1]) * at(strip.scales, p, 1));
+          sums[i][p] = fma(both, scale, sums[i][p]);
+          if constexpr (K::kAffine) {
+            sums[i][p] = fma(at(strip.lows, p, 0), broadcast(-in.halves[0]), sums[i][p]);
+            sums[i][p] = fma(at(strip.lows, p, 1), broadcast(-in.halves[1]), sums[i][p]);
+          }
+        }
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < R; ++i)
+    for (int p = 0; p < P; ++p) store(y + i * stride + L * p, sums[i][p]);
+}
+
+template <class K, int P>
+void tiles(const Strip &strip, const RoundedRows &x, int rows, int first_run, int runs, int zero, float *y,
+           size_t stride) {
+  const size_t blocks = x.cols / 32;
+  for (int row = 0; row < rows; row += kTile) {
+    const RoundedBlock *in = x.row(row) + first_run;
+    float *out = y + row * stride;
+    const bool add = first_run > 0;
+    switch (std::min(kTile, rows - row)) {
+      case 4: tile<K, P, 4>(strip, in, blocks, runs, zero, add, out, stride); break;
+      case 3: tile<K, P, 3>(strip, in, blocks, runs, zero, add, out, stride); break;
+      case 2: tile<K, P, 2>(strip, in, blocks, runs, zero, add, out, stride); break;
+      default: tile<K, P, 1>(strip, in, blocks, runs, zero, add, out, stride);
+    }
+  }
+}
+
+// Room for two panels; the second lies kDepth columns behind the first.
+Strip strip_buffers() {
+  return {scratch<uint8_t, 0>(2 * kDepth * 16), scratch<float, 1>(2 * kDepth), scratch<float, 2>(2 * kDepth)};
+}
+
+Strip part(const Strip &strip, int panel, int lane) {
+  return {strip.codes + panel * kDepth * 16 + 4 * lane, strip.scales + panel * kDepth + lane,
+          strip.lows + panel * kDepth + lane};
+}
+
+template <class T>
+void rows_of(const PanelRows &w, int first, int count, const RoundedRows &x, int rows, float *y, size_t stride) {
+  using K = Kind<T::kSub, T::kAffine, T::kWide>;
+  const int zero = std::max(T::kZero, 0);
+  const Strip strip = strip_buffers();
+  for (int pair = 0; pair < count; pair += 2) {
+    const int panels = std::min(2, count - pair);
+    for (int col = 0; col < w.cols; col += kDepth) {
+      const int cols = std::min(kDepth, w.cols - col);
+      for (int p = 0; p < panels; ++p) unpack<T>(w, first + pair + p, col, cols, part(strip, p, 0));
+      float *out = y + kPanelRows * pair;
+      if (L == 16 && panels == 2) {
+        tiles<K, 2>(strip, x, rows, col / 32, cols / 32, zero, out, stride);
+      } else {
+        for (int lane = 0; lane < kPanelRows * panels; lane += L)
+          tiles<K, 1>(part(strip, lane / 16, lane % 16), x, rows, col / 32, cols / 32, zero, out + lane, stride);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void panels_rows(const PanelRows &w, int first, int count, const RoundedRows &x, int rows, float *y, size_t stride) {
+  with_type(w.type, [&](auto type) { rows_of<decltype(type)>(w, first, count, x, rows, y, stride); });
+}
+
+// Unrounded inputs: weights decoded to float32 strips.
+void panels_exact(const PanelRows &w, int first, int count, const Rows &x, float *y, size_t stride) {
+  constexpr int kExactDepth = 256;
+  float *values = scratch<float, 3>(2 * kExactDepth * 16);
+  const Strip strip = strip_buffers();
+  for (int pair = 0; pair < count; pair += 2) {
+    const int panels = std::min(2, count - pair);
+    for (int col = 0; col < w.cols; col += kExactDepth) {
+      const int cols = std::min(kExactDepth, w.cols - col);
+      for (int p = 0; p < panels; ++p) {
+        with_type(w.type, [&](auto type) {
+          using T = decltype(type);
+          unpack<T>(w, first + pair + p, col, cols, strip);
+          const float zero = T::kZero < 0 ? 0.0f : static_cast<float>(1 << T::kZero);
+          for (int k = 0; k < cols; ++k)
+            for (int r = 0; r < 16; ++r) {
+              const int s = k / T::kSub * 16 + r;
+              const float value = strip.scales[s] * (strip.codes[k / 4 * 64 + 4 * r + k % 4] - zero);
+              values[(p * kExactDepth + k) * 16 + r] = T::kAffine ? value - strip.lows[s] : value;
+            }
+        });
+      }
+      float *out = y + kPanelRows * pair;
+      if (col == 0)
+        for (int i = 0; i < x.count; ++i) std::fill(out + i * stride, out + i * stride + 16 * panels, 0.0f);
+      strip_product({x.data + col, x.stride, x.count}, cols, values,
+                    panels == 2 ? values + kExactDepth * 16 : nullptr, out, stride);
+    }
+  }
+}
+
+void panels_decode(const PanelRows &w, int row, float *y) {
+  const Strip strip = strip_buffers();
+  for (int col = 0; col < w.cols; col += kDepth) {
+    const int cols = std::min(kDepth, w.cols - col), r = row % kPanelRows;
+    with_type(w.type, [&](auto type) {
+      using T = decltype(type);
+      unpack<T>(w, row / kPanelRows, col, cols, strip);
+      const float zero = T::kZero < 0 ? 0.0f : static_cast<float>(1 << T::kZero);
+      for (int k = 0; k < cols; ++k) {
+        const int s = k / T::kSub * 16 + r;
+        const float value = strip.scales[s] * (strip.codes[k / 4 * 64 + 4 * r + k % 4] - zero);
+        y[col + k] = T::kAffine ? value - strip.lows[s] : value;
+      }
+    });
+  }
+}
+
+}  // namespace bitsmith::BITSMITH_ISA

@@ -1,0 +1,38 @@
+// The products of this instruction set, by name; see `Kernels`.
+#pragma once
+
+#include <vector>
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace bitsmith::BITSMITH_ISA {
+
+void round_row(const float *x, int cols, RoundedBlock *out);
+void panels_row(const PanelRows &w, int first, int count, const RoundedBlock *x, float *y);
+void panels_rows(const PanelRows &w, int first, int count, const RoundedRows &x, int rows, float *y, size_t stride);
+void panels_exact(const PanelRows &w, int first, int count, const Rows &x, float *y, size_t stride);
+void panels_decode(const PanelRows &w, int row, float *y);
+void floats_row(const FloatRows &w, int first, int count, const float *x, float *y);
+void floats_rows(const FloatRows &w, int first, int count, const Rows &x, float *y, size_t stride);
+void floats_decode(const FloatRows &w, int row, float *y);
+void rms_norm(const float *x, const float *weight, int n, float eps, float *y);
+void swiglu(float *gate, const float *up, int n);
+void keep(const float *x, int width, CacheType type, uint8_t *row);
+void attend(const Attention &task);
+
+// y += X strip: for all rows of x and 32 columns in two strips of 16,
+// y[i * stride + ..] += sum over k < depth of x[i][k] * strip[k][..]. A strip is float32 [depth, 16]; the second may be
+// null: 16 columns.
+void strip_product(const Rows &x, int depth, const float *strip, const float *second, float *y, size_t stride);
+
+// A buffer of this thread, at least `size` long; one for each `Tag`.
+template <class T, int Tag>
+T *scratch(size_t size) {
+  static thread_local std::vector<T> buffer;
+  if (buffer.size() < size + 64 / sizeof(T)) buffer.resize(size + 64 / sizeof(T));
+  const auto address = reinterpret_cast<uintptr_t>(buffer.data());
+  return reinterpret_cast<T *>((address + 63) / 64 * 64);
+}
+
+}  // namespace bitsmith::BITSMITH_ISA
