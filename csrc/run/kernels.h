@@ -65,8 +65,9 @@ struct Attention {
 struct Kernels {
   // x[cols] rounded to int8 in blocks of 32; cols a multiple of 32
   void (*round_row)(const float *x, int cols, RoundedBlock *out);
+  void (*round_fine)(const float *x, int cols, FineBlock *out);
   // y[16 count] = the product of x with `count` panels from `first`
-  void (*panels_row)(const PanelRows &w, int first, int count, const RoundedBlock *x, float *y);
+  void (*panels_row)(const PanelRows &w, int first, int count, const FineBlock *x, float *y);
   // y[i * stride + 16 panel ...] for all rows of x, two panels at most at a time
   void (*panels_rows)(const PanelRows &w, int first, int count, const RoundedRows &x, int rows, float *y,
                       size_t stride);

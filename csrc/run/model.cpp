@@ -125,7 +125,7 @@ void Model::multiply(const Input &x, const Product *products, int count) {
       kernels_.panels_exact(w.panels(), first, n, x.floats, y, product.stride);
     } else if (w.packed()) {
       if (x.floats.count == 1)
-        kernels_.panels_row(w.panels(), first, n, x.rounded->rows().blocks, y);
+        kernels_.panels_row(w.panels(), first, n, x.rounded->fine(), y);
       else
         kernels_.panels_rows(w.panels(), first, n, x.rounded->rows(), x.floats.count, y, product.stride);
     } else {
@@ -167,7 +167,7 @@ void Model::run_block(int layer, const Block &block, Step &step) {
     each_row(rows, [&](int row) {
       float *to = normed + static_cast<size_t>(row) * hidden;
       kernels_.rms_norm(x + static_cast<size_t>(row) * hidden, weight.data(), hidden, shape_.norm_eps, to);
-      if (rounded) kernels_.round_row(to, hidden, rounded_.row(row));
+      if (rounded) rounded_.round(kernels_, to, rows, row);
     });
   };
   const auto into_x = [&](const Linear &linear, const Rows &from) {
@@ -190,7 +190,7 @@ void Model::run_block(int layer, const Block &block, Step &step) {
   attention(layer, block, step);
   if (rounds(block.output)) {
     rounded_.resize(rows, width);
-    each_row(rows, [&](int row) { kernels_.round_row(mix_.data() + static_cast<size_t>(row) * width, width, rounded_.row(row)); });
+    each_row(rows, [&](int row) { rounded_.round(kernels_, mix_.data() + static_cast<size_t>(row) * width, rows, row); });
   }
   into_x(block.output, {mix_.data(), static_cast<size_t>(width), rows});
 
@@ -205,7 +205,7 @@ void Model::run_block(int layer, const Block &block, Step &step) {
     if (!block.gate.bias.empty()) add(gate, block.gate.bias.data(), ffn);
     if (!block.up.bias.empty()) add(up, block.up.bias.data(), ffn);
     kernels_.swiglu(gate, up, ffn);
-    if (rounded) kernels_.round_row(gate, ffn, rounded_.row(row));
+    if (rounded) rounded_.round(kernels_, gate, rows, row);
   });
   into_x(block.down, {gate_.data(), stride, rows});
 }
@@ -285,7 +285,7 @@ void Model::logits(const float *hidden, int rows, float *out) {
   each_row(rows, [&](int row) {
     float *to = normed + static_cast<size_t>(row) * cols;
     kernels_.rms_norm(hidden + static_cast<size_t>(row) * cols, output_norm_.data(), cols, shape_.norm_eps, to);
-    if (rounds(head)) kernels_.round_row(to, cols, rounded_.row(row));
+    if (rounds(head)) rounded_.round(kernels_, to, rows, row);
   });
   const size_t stride = padded(vocab);
   const bool direct = stride == static_cast<size_t>(vocab);

@@ -36,14 +36,23 @@ class RoundedBuffer {
   void resize(int rows, int cols) {
     cols_ = cols;
     const size_t size = static_cast<size_t>(rows) * (cols / 32);
-    if (blocks_.size() < size) blocks_.resize(size);
+    if (rows == 1 && fine_.size() < size) fine_.resize(size);
+    if (rows > 1 && blocks_.size() < size) blocks_.resize(size);
   }
-  RoundedBlock *row(int i) { return blocks_.data() + static_cast<size_t>(i) * (cols_ / 32); }
+  // Round row i of `rows`; a single row finely.
+  void round(const Kernels &kernels, const float *x, int rows, int i) {
+    if (rows == 1)
+      kernels.round_fine(x, cols_, fine_.data());
+    else
+      kernels.round_row(x, cols_, blocks_.data() + static_cast<size_t>(i) * (cols_ / 32));
+  }
   RoundedRows rows() const { return {blocks_.data(), cols_}; }
+  const FineBlock *fine() const { return fine_.data(); }
 
  private:
   int cols_ = 0;
   std::vector<RoundedBlock> blocks_;
+  std::vector<FineBlock> fine_;
 };
 
 class Model {

@@ -46,6 +46,17 @@ struct alignas(64) RoundedBlock {
   int32_t unused;
 };
 
+// The same with 15 bits: x ~ scale * (128 * upper + lower). For single rows, whose products wait for memory anyway.
+struct alignas(64) FineBlock {
+  int8_t upper[32], lower[32];
+  float scale;
+  float sum;
+  int32_t negated;
+  float halves[2];
+  int32_t negated_16[2];
+  int32_t unused[9];
+};
+
 // Rounded rows one behind the other.
 struct RoundedRows {
   const RoundedBlock *blocks;  // [rows, cols / 32]

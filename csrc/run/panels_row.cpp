@@ -23,32 +23,37 @@ BITSMITH_INLINE I start(int32_t negated) {
 
 // Products of columns 4 j .. of a run, first <= j < last.
 template <class T>
-BITSMITH_INLINE I dot(I acc, const uint8_t *p, int run, const int8_t *x, int first, int last) {
+BITSMITH_INLINE I dot(I acc, const uint8_t *p, int run, const FineBlock &x, int first, int last) {
+  I upper{};
 #pragma GCC unroll 8
-  for (int j = first; j < last; ++j) acc = dot4<T::kWide>(acc, T::codes(p, run, j), four(x + 4 * j));
-  return acc;
+  for (int j = first; j < last; ++j) {
+    const U codes = T::codes(p, run, j);
+    upper = dot4<T::kWide>(upper, codes, four(x.upper + 4 * j));
+    acc = dot4<T::kWide>(acc, codes, four(x.lower + 4 * j));
+  }
+  return acc + (upper << 7);
 }
 
 // One block of L rows: the value it adds to each row's sum.
 // One block of L rows: the value it adds to each row's sum. x: the inputs of its runs.
 template <class T>
-BITSMITH_INLINE F block(const uint8_t *p, const uint8_t *half, const RoundedBlock *x) {
+BITSMITH_INLINE F block(const uint8_t *p, const uint8_t *half, const FineBlock *x) {
   constexpr int kRuns = layout_of(T::kType).weights / 32;
   F total{}, low{};
 #pragma GCC unroll 8
   for (int run = 0; run < kRuns; ++run) {
-    const RoundedBlock &in = x[run];
+    const FineBlock &in = x[run];
     const F scale = broadcast(in.scale);
     if constexpr (kRuns == 1) {
-      total = to_float(dot<T>(start<T>(in.negated), p, 0, in.codes, 0, 8)) * scale;
+      total = to_float(dot<T>(start<T>(in.negated), p, 0, in, 0, 8)) * scale;
       if constexpr (T::kAffine) low = broadcast(in.sum);
     } else if constexpr (T::kSub == 32) {
-      const F sum = to_float(dot<T>(start<T>(in.negated), p, run, in.codes, 0, 8));
+      const F sum = to_float(dot<T>(start<T>(in.negated), p, run, in, 0, 8));
       total = fma(sum, to_float(T::scale(p, run)) * scale, total);
       if constexpr (T::kAffine) low = fma(to_float(T::mins(p, run)), broadcast(in.sum), low);
     } else {
-      const I a = dot<T>(start<T>(in.negated_16[0]), p, run, in.codes, 0, 4);
-      const I b = dot<T>(start<T>(in.negated_16[1]), p, run, in.codes, 4, 8);
+      const I a = dot<T>(start<T>(in.negated_16[0]), p, run, in, 0, 4);
+      const I b = dot<T>(start<T>(in.negated_16[1]), p, run, in, 4, 8);
       const F sum = fma(to_float(a), to_float(T::scale(p, 2 * run)), to_float(b) * to_float(T::scale(p, 2 * run + 1)));
       total = fma(sum, scale, total);
       if constexpr (T::kAffine) {
@@ -63,7 +68,7 @@ BITSMITH_INLINE F block(const uint8_t *p, const uint8_t *half, const RoundedBloc
 }
 
 template <class T>
-void rows_of(const PanelRows &w, int first, int count, const RoundedBlock *x, float *y) {
+void rows_of(const PanelRows &w, int first, int count, const FineBlock *x, float *y) {
   constexpr BlockLayout layout = layout_of(T::kType);
   const int blocks = w.blocks();
   const size_t bytes = w.panel_bytes();
@@ -83,7 +88,7 @@ void rows_of(const PanelRows &w, int first, int count, const RoundedBlock *x, fl
 
 }  // namespace
 
-void panels_row(const PanelRows &w, int first, int count, const RoundedBlock *x, float *y) {
+void panels_row(const PanelRows &w, int first, int count, const FineBlock *x, float *y) {
   with_type(w.type, [&](auto type) { rows_of<decltype(type)>(w, first, count, x, y); });
 }
 

@@ -35,6 +35,36 @@ void round_row(const float *x, int cols, RoundedBlock *out) {
   }
 }
 
+void round_fine(const float *x, int cols, FineBlock *out) {
+  for (int block = 0; block < cols / 32; ++block, x += 32) {
+    FineBlock &to = out[block];
+    F v[32 / L], most{}, total{};
+    for (int i = 0; i < 32 / L; ++i) {
+      v[i] = load<F>(x + L * i);
+      most = max(most, magnitude(v[i]));
+      total += v[i];
+    }
+    const float absmax = largest(most), check = sum(total);
+    to.scale = absmax / 16256.0f + (check - check);
+    const float inverse = absmax > 0 ? 127.0f / absmax : 0.0f;
+    I sums[2] = {};
+    for (int i = 0; i < 32 / L; ++i) {
+      const F scaled = v[i] * inverse;
+      const I upper = nearest(scaled), lower = nearest((scaled - to_float(upper)) * 128.0f);
+      store(to.upper + L * i, __builtin_convertvector(upper, S8));
+      store(to.lower + L * i, __builtin_convertvector(lower, S8));
+      sums[L * i / 16] += (upper << 7) + lower;
+    }
+    for (int i = 0; i < 2; ++i) {
+      const int32_t codes = sum(sums[i]);
+      to.negated_16[i] = -codes;
+      to.halves[i] = to.scale * static_cast<float>(codes);
+    }
+    to.negated = to.negated_16[0] + to.negated_16[1];
+    to.sum = to.halves[0] + to.halves[1];
+  }
+}
+
 void rms_norm(const float *x, const float *weight, int n, float eps, float *y) {
   F squares{};
   int i = 0;

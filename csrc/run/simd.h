@@ -100,9 +100,16 @@ BITSMITH_INLINE float largest(F v) {
 
 // float16 in the low halves of the lanes; infinities and NaN are not expected
 BITSMITH_INLINE F from_half(U bits) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(bits)));
+#elif defined(__F16C__)
+  const __m256i packed = _mm256_packus_epi32(reinterpret_cast<__m256i>(bits), reinterpret_cast<__m256i>(bits));
+  return _mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+#else
   const U rest = (bits & 0x7fffu) << 13;
   const F value = reinterpret_cast<F>(rest) * 0x1p112f;  // exact, denormals included
   return reinterpret_cast<F>(reinterpret_cast<U>(value) | (bits & 0x8000u) << 16);
+#endif
 }
 
 BITSMITH_INLINE F load_half(const void *p) {
@@ -170,6 +177,15 @@ BITSMITH_INLINE I dot4(I acc, U w, int32_t x) {
   }
   const __m256i pairs = _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1));
   return acc + reinterpret_cast<I>(pairs);
+#elif defined(__aarch64__)
+  if constexpr (wide) w ^= 0x80808080u;
+  const int8x16_t a = reinterpret_cast<int8x16_t>(w), b = vreinterpretq_s8_s32(vdupq_n_s32(x));
+#if defined(__ARM_FEATURE_DOTPROD)
+  return reinterpret_cast<I>(vdotq_s32(reinterpret_cast<int32x4_t>(acc), a, b));
+#else
+  const int16x8_t pairs = vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b));
+  return reinterpret_cast<I>(vpadalq_s16(reinterpret_cast<int32x4_t>(acc), pairs));
+#endif
 #else
   if constexpr (wide) w ^= 0x80808080u;
   for (int byte = 0; byte < 4; ++byte) {

@@ -44,8 +44,7 @@ struct Q4_1 : WordScale {
 
 // Bits 4 j .. 4 j + 3 of a row's 32 high bits, each at bit 4 of its byte.
 BITSMITH_INLINE U fifth_bits(U v, int j) {
-  const U four = v >> (4 * j);
-  return (four & 1u) << 4 | (four & 2u) << 11 | (four & 4u) << 18 | (four & 8u) << 25;
+  return (v >> (4 * j) & 15u) * 0x02040810u & 0x10101010u;  // bit i to bit 8 i + 4
 }
 
 struct Q5_0 : HalfScale {
