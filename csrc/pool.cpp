@@ -74,7 +74,9 @@ void Pool::share(int pieces, Call call, const void *context) {
   // sequentially consistent, as is the check in `work`: either the sleeper sees the ticket or we see the sleeper
   ticket_.store(static_cast<uint64_t>(loop) << 32 | static_cast<uint64_t>(pieces) << 16);
   if (sleeping_.load() > 0) {
-    { std::lock_guard<std::mutex> lock(mutex_); }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+    }
     wake_.notify_all();
   }
   int piece;

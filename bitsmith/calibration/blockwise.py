@@ -25,7 +25,7 @@ from bitsmith.kernels.dense import DenseKernel
 from bitsmith.kernels.torch_ops import TorchOps
 from bitsmith.model.decoder import Decoder
 from bitsmith.model.memory import available_memory
-from bitsmith.model.weights import Block, LINEARS, Linear, WeightLoader, weight_reader
+from bitsmith.model.weights import LINEARS, Block, Linear, WeightLoader, weight_reader
 from bitsmith.progress import Progress, Report, silent
 from bitsmith.recipe.method import Method
 from bitsmith.rounders.effort import EFFORTS, Effort

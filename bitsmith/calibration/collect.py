@@ -22,7 +22,7 @@ from bitsmith.kernels.dense import DenseKernel
 from bitsmith.kernels.ondemand import OnDemandKernel
 from bitsmith.kernels.torch_ops import TorchOps
 from bitsmith.model.decoder import Decoder
-from bitsmith.model.weights import Block, LINEARS, Linear, WeightLoader, Weights, weight_reader
+from bitsmith.model.weights import LINEARS, Block, Linear, WeightLoader, Weights, weight_reader
 from bitsmith.progress import Progress, Report, silent
 from bitsmith.stats import Stats, StatsMeter
 from bitsmith.transforms.base import Rescaling, Transform, rescale_block

@@ -125,6 +125,7 @@ def load_native(
     threads: int,
     exact: bool,
     cache_type: str = "f16",
+    isa: str | None = None,
     report: Report = silent,
 ) -> NativeDecoder:
     """Read every tensor and make it ready for products.
@@ -132,7 +133,9 @@ def load_native(
     Matrices of ggml's block types (PACKED) are interleaved by 16 rows, floats are mapped from their file where they
     lie in one piece, everything else is decoded to float32.
 
-    exact: inputs of products stay float32; otherwise those of packed matrices are rounded to int8 in blocks of 32
+    exact: inputs of products stay float32; otherwise those of packed matrices are rounded in blocks of 32, to int8 in
+        prompts and to 15 bits where a single row is computed
+    isa: instruction set; None: the best, or the one BITSMITH_ISA names
     Raises FileError where a file ends too early.
     """
     if cache_type not in CACHES:
@@ -147,7 +150,7 @@ def load_native(
         config.norm_eps,
         config.rope.interleaved,
         exact,
-        native.isa(),
+        isa or native.isa(),
         loader.pool,
     )
     sliding = config.window_layers or tuple(range(config.layers))
@@ -188,7 +191,9 @@ class _Loader:
     def matrix(self, name: str) -> Any:
         """The tensor as the core's Matrix."""
         weight = self._read(name)
-        made = self._stored(weight) if weight.info.layout in PACKED + FLOATS and weight.extent else self._decoded(weight)
+        made = (
+            self._stored(weight) if weight.info.layout in PACKED + FLOATS and weight.extent else self._decoded(weight)
+        )
         self.bytes += made.nbytes
         return made
 

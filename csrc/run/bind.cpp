@@ -72,88 +72,109 @@ Made logits(Model &model, const Floats &hidden) {
 }  // namespace
 
 void bind_run(nb::module_ &m) {
-  nb::class_<Pool>(m, "Pool").def("__init__", [](Pool *self, int threads) {
-    if (threads < 1 || threads > 1024) throw std::invalid_argument("threads must lie in 1..1024.");
-    new (self) Pool(threads);
-  }, "threads"_a).def_prop_ro("threads", &Pool::threads);
+  nb::class_<Pool>(m, "Pool")
+      .def(
+          "__init__",
+          [](Pool *self, int threads) {
+            if (threads < 1 || threads > 1024) throw std::invalid_argument("threads must lie in 1..1024.");
+            new (self) Pool(threads);
+          },
+          "threads"_a)
+      .def_prop_ro("threads", &Pool::threads);
   m.def("pool", &make_pool, "threads"_a);
 
   nb::class_<Matrix>(m, "Matrix")
       .def(nb::init<const std::string &, int, int>(), "layout"_a, "rows"_a, "cols"_a)
-      .def("fill",
-           [](Matrix &self, int first, int count, const Bytes &bytes, std::shared_ptr<Pool> pool) {
-             nb::gil_scoped_release release;
-             self.fill(first, count, bytes.data(), bytes.size(), *pool);
-           },
-           "first"_a, "count"_a, "data"_a, "pool"_a)
-      .def("read",
-           [](Matrix &self, int descriptor, int64_t offset, std::shared_ptr<Pool> pool) {
-             nb::gil_scoped_release release;
-             self.read(descriptor, offset, *pool);
-           },
-           "descriptor"_a, "offset"_a, "pool"_a)
+      .def(
+          "fill",
+          [](Matrix &self, int first, int count, const Bytes &bytes, std::shared_ptr<Pool> pool) {
+            nb::gil_scoped_release release;
+            self.fill(first, count, bytes.data(), bytes.size(), *pool);
+          },
+          "first"_a, "count"_a, "data"_a, "pool"_a)
+      .def(
+          "read",
+          [](Matrix &self, int descriptor, int64_t offset, std::shared_ptr<Pool> pool) {
+            nb::gil_scoped_release release;
+            self.read(descriptor, offset, *pool);
+          },
+          "descriptor"_a, "offset"_a, "pool"_a)
       .def_prop_ro("rows", &Matrix::rows)
       .def_prop_ro("cols", &Matrix::cols)
       .def_prop_ro("packed", &Matrix::packed)
       .def_prop_ro("row_bytes", &Matrix::row_bytes)
       .def_prop_ro("nbytes", &Matrix::bytes);
-  m.def("view_matrix",
-        [](const std::string &layout, int rows, int cols, const Bytes &data) {
-          std::shared_ptr<Matrix> matrix = Matrix::view(layout, rows, cols, data.data());
-          if (data.size() != matrix->bytes()) throw std::invalid_argument("the bytes do not fit the matrix.");
-          return matrix;
-        },
-        "layout"_a, "rows"_a, "cols"_a, "data"_a, nb::keep_alive<0, 4>());
+  m.def(
+      "view_matrix",
+      [](const std::string &layout, int rows, int cols, const Bytes &data) {
+        std::shared_ptr<Matrix> matrix = Matrix::view(layout, rows, cols, data.data());
+        if (data.size() != matrix->bytes()) throw std::invalid_argument("the bytes do not fit the matrix.");
+        return matrix;
+      },
+      "layout"_a, "rows"_a, "cols"_a, "data"_a, nb::keep_alive<0, 4>());
 
-  nb::class_<Linear>(m, "Linear").def("__init__", [](Linear *self, std::shared_ptr<Matrix> weight, std::optional<Vector> bias) {
-    new (self) Linear{std::move(weight), bias ? std::vector<float>(bias->data(), bias->data() + bias->size()) : std::vector<float>{}};
-  }, "weight"_a, "bias"_a.none());
+  nb::class_<Linear>(m, "Linear")
+      .def(
+          "__init__",
+          [](Linear *self, std::shared_ptr<Matrix> weight, std::optional<Vector> bias) {
+            new (self) Linear{std::move(weight), bias ? std::vector<float>(bias->data(), bias->data() + bias->size())
+                                                      : std::vector<float>{}};
+          },
+          "weight"_a, "bias"_a.none());
 
   nb::class_<Cache>(m, "Cache")
-      .def("__init__",
-           [](Cache *self, int layers, int batch, int kv_heads, int head_dim, int capacity, const std::string &type,
-              const Floats &cosines, const Floats &sines) {
-             if (layers < 0 || batch < 1 || kv_heads < 1 || head_dim < 1 || capacity < 0 || cosines.ndim() != 2 ||
-                 cosines.shape(0) != static_cast<size_t>(capacity) || cosines.size() != sines.size() ||
-                 2 * cosines.shape(1) > static_cast<size_t>(head_dim))
-               throw std::invalid_argument("a cache needs a rotation of each of its positions.");
-             new (self) Cache({layers, batch, kv_heads, head_dim, capacity, cache_type(type)}, copied(cosines),
-                              copied(sines), 2 * static_cast<int>(cosines.shape(1)));
-           },
-           "layers"_a, "batch"_a, "kv_heads"_a, "head_dim"_a, "capacity"_a, "type"_a, "cosines"_a, "sines"_a)
-      .def("copy",
-           [](Cache &self, Cache &other, int length) {
-             const CacheShape &a = self.shape(), &b = other.shape();
-             if (a.layers != b.layers || a.batch != b.batch || a.kv_heads != b.kv_heads || a.head_dim != b.head_dim ||
-                 a.type != b.type || length < 0 || length > std::min(a.capacity, b.capacity))
-               throw std::invalid_argument("the caches do not match.");
-             self.copy(other, length);
-           },
-           "other"_a, "length"_a)
+      .def(
+          "__init__",
+          [](Cache *self, int layers, int batch, int kv_heads, int head_dim, int capacity, const std::string &type,
+             const Floats &cosines, const Floats &sines) {
+            if (layers < 0 || batch < 1 || kv_heads < 1 || head_dim < 1 || capacity < 0 || cosines.ndim() != 2 ||
+                cosines.shape(0) != static_cast<size_t>(capacity) || cosines.size() != sines.size() ||
+                2 * cosines.shape(1) > static_cast<size_t>(head_dim))
+              throw std::invalid_argument("a cache needs a rotation of each of its positions.");
+            new (self) Cache({layers, batch, kv_heads, head_dim, capacity, cache_type(type)}, copied(cosines),
+                             copied(sines), 2 * static_cast<int>(cosines.shape(1)));
+          },
+          "layers"_a, "batch"_a, "kv_heads"_a, "head_dim"_a, "capacity"_a, "type"_a, "cosines"_a, "sines"_a)
+      .def(
+          "copy",
+          [](Cache &self, Cache &other, int length) {
+            const CacheShape &a = self.shape(), &b = other.shape();
+            if (a.layers != b.layers || a.batch != b.batch || a.kv_heads != b.kv_heads || a.head_dim != b.head_dim ||
+                a.type != b.type || length < 0 || length > std::min(a.capacity, b.capacity))
+              throw std::invalid_argument("the caches do not match.");
+            self.copy(other, length);
+          },
+          "other"_a, "length"_a)
       .def_prop_ro("nbytes", [](const Cache &self) { return 2 * self.bytes(); });
 
   nb::class_<Model>(m, "Model")
-      .def("__init__",
-           [](Model *self, int hidden, int heads, int kv_heads, int head_dim, float norm_eps, bool interleaved, bool exact,
-              const std::string &isa, std::shared_ptr<Pool> pool) {
-             if (hidden < 1 || heads < 1 || kv_heads < 1 || heads % kv_heads || head_dim < 1)
-               throw std::invalid_argument("the model's shape makes no sense.");
-             new (self) Model({hidden, heads, kv_heads, head_dim, norm_eps, interleaved, exact}, isa_named(isa),
-                              std::move(pool));
-           },
-           "hidden"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "norm_eps"_a, "interleaved"_a, "exact"_a, "isa"_a, "pool"_a)
-      .def("add_block",
-           [](Model &self, const Floats &attn_norm, const Floats &ffn_norm, std::optional<Floats> q_norm,
-              std::optional<Floats> k_norm, const std::vector<Linear> &linears, int window) {
-             if (linears.size() != 7) throw std::invalid_argument("a block has q, k, v, output, gate, up, down.");
-             self.add_block({copied(attn_norm), copied(ffn_norm), q_norm ? copied(*q_norm) : std::vector<float>{},
-                             k_norm ? copied(*k_norm) : std::vector<float>{}, linears[0], linears[1], linears[2],
-                             linears[3], linears[4], linears[5], linears[6], window});
-           },
-           "attn_norm"_a, "ffn_norm"_a, "q_norm"_a.none(), "k_norm"_a.none(), "linears"_a, "window"_a)
-      .def("set_ends", [](Model &self, std::shared_ptr<Matrix> embedding, const Floats &norm, std::shared_ptr<Matrix> output) {
-        self.set_ends(std::move(embedding), copied(norm), std::move(output));
-      }, "embedding"_a, "norm"_a, "output"_a)
+      .def(
+          "__init__",
+          [](Model *self, int hidden, int heads, int kv_heads, int head_dim, float norm_eps, bool interleaved,
+             bool exact, const std::string &isa, std::shared_ptr<Pool> pool) {
+            if (hidden < 1 || heads < 1 || kv_heads < 1 || heads % kv_heads || head_dim < 1)
+              throw std::invalid_argument("the model's shape makes no sense.");
+            new (self) Model({hidden, heads, kv_heads, head_dim, norm_eps, interleaved, exact}, isa_named(isa),
+                             std::move(pool));
+          },
+          "hidden"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "norm_eps"_a, "interleaved"_a, "exact"_a, "isa"_a,
+          "pool"_a)
+      .def(
+          "add_block",
+          [](Model &self, const Floats &attn_norm, const Floats &ffn_norm, std::optional<Floats> q_norm,
+             std::optional<Floats> k_norm, const std::vector<Linear> &linears, int window) {
+            if (linears.size() != 7) throw std::invalid_argument("a block has q, k, v, output, gate, up, down.");
+            self.add_block({copied(attn_norm), copied(ffn_norm), q_norm ? copied(*q_norm) : std::vector<float>{},
+                            k_norm ? copied(*k_norm) : std::vector<float>{}, linears[0], linears[1], linears[2],
+                            linears[3], linears[4], linears[5], linears[6], window});
+          },
+          "attn_norm"_a, "ffn_norm"_a, "q_norm"_a.none(), "k_norm"_a.none(), "linears"_a, "window"_a)
+      .def(
+          "set_ends",
+          [](Model &self, std::shared_ptr<Matrix> embedding, const Floats &norm, std::shared_ptr<Matrix> output) {
+            self.set_ends(std::move(embedding), copied(norm), std::move(output));
+          },
+          "embedding"_a, "norm"_a, "output"_a)
       .def("hidden", &hidden, "tokens"_a, "start"_a, "padding"_a, "cache"_a)
       .def("logits", &logits, "hidden"_a);
 }

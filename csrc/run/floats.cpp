@@ -60,7 +60,8 @@ void to_strip(const FloatRows &w, int first, int rows, int col, int depth, float
   int k = 0;
   for (; k + L <= depth; k += L) {
     float values[16][L];
-    for (int r = 0; r < rows; ++r) store(values[r], load_as<type>(p + r * bytes + static_cast<size_t>(k) * kSize<type>));
+    for (int r = 0; r < rows; ++r)
+      store(values[r], load_as<type>(p + r * bytes + static_cast<size_t>(k) * kSize<type>));
     for (int i = 0; i < L; ++i)
       for (int r = 0; r < rows; ++r) strip[(k + i) * 16 + r] = values[r][i];
   }

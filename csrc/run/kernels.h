@@ -50,10 +50,10 @@ struct HeadRows {
 // Attention of some queries of the heads that share keys and values.
 struct Attention {
   const float *queries;  // [positions, group, width]
-  int first, count;  // the positions among all queries of the call
-  int start;         // index of query 0 among the keys
-  int group;         // heads that share keys and values
-  int width;         // of a head, padded with zeros to a multiple of 32
+  int first, count;      // the positions among all queries of the call
+  int start;             // index of query 0 among the keys
+  int group;             // heads that share keys and values
+  int width;             // of a head, padded with zeros to a multiple of 32
   int head_dim;
   int window;   // 0: all earlier keys
   int padding;  // keys that nobody but they themselves see
@@ -82,7 +82,7 @@ struct Kernels {
   void (*floats_decode)(const FloatRows &w, int row, float *y);
 
   void (*rms_norm)(const float *x, const float *weight, int n, float eps, float *y);
-  void (*swiglu)(float *gate, const float *up, int n);  // gate = gate * sigmoid(gate) * up
+  void (*swiglu)(float *gate, const float *up, int n);                    // gate = gate * sigmoid(gate) * up
   void (*keep)(const float *x, int width, CacheType type, uint8_t *row);  // a row of keys or values
   void (*attend)(const Attention &task);
 };

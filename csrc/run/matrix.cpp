@@ -13,7 +13,8 @@ namespace bitsmith {
 namespace {
 
 // Words of the blocks of 16 rows side by side; rows beyond `rows` are zero.
-void interleave(const BlockLayout &layout, const uint8_t *bytes, size_t row_bytes, int rows, int blocks, uint8_t *panel) {
+void interleave(const BlockLayout &layout, const uint8_t *bytes, size_t row_bytes, int rows, int blocks,
+                uint8_t *panel) {
   const int block_bytes = layout.bytes(), lead = layout.half == Half::front ? 2 : 0;
   const int half_at = layout.half == Half::front ? 0 : 4 * layout.words;
   uint8_t *halves = panel + static_cast<size_t>(blocks) * layout.words * 64;

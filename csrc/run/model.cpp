@@ -22,7 +22,8 @@ void add(float *x, const float *y, size_t n) {
 }
 
 // The first `dim` of a head turned by pairs.
-void rotate(const float *x, int dim, int head_dim, const float *cosines, const float *sines, bool interleaved, float *y) {
+void rotate(const float *x, int dim, int head_dim, const float *cosines, const float *sines, bool interleaved,
+            float *y) {
   const int half = dim / 2;
   if (interleaved) {
     for (int i = 0; i < half; ++i) {
@@ -73,7 +74,8 @@ void Model::check(const char *name, const Linear &linear, int rows, int cols) co
 }
 
 void Model::add_block(Block block) {
-  const int width = shape_.heads * shape_.head_dim, kv = shape_.kv_heads * shape_.head_dim, ffn = block.gate.weight->rows();
+  const int width = shape_.heads * shape_.head_dim, kv = shape_.kv_heads * shape_.head_dim,
+            ffn = block.gate.weight->rows();
   check("q", block.q, width, shape_.hidden);
   check("k", block.k, kv, shape_.hidden);
   check("v", block.v, kv, shape_.hidden);
@@ -113,13 +115,15 @@ void Model::multiply(const Input &x, const Product *products, int count) {
   for (int i = 0; i < count; ++i) panels += products[i].linear->weight->row_panels();
   const int step = x.floats.count == 1 ? std::max(1, panels / (16 * pool_->threads())) : 2;
   int starts[4] = {0};
-  for (int i = 0; i < count; ++i) starts[i + 1] = starts[i] + (products[i].linear->weight->row_panels() + step - 1) / step;
+  for (int i = 0; i < count; ++i)
+    starts[i + 1] = starts[i] + (products[i].linear->weight->row_panels() + step - 1) / step;
   pool_->run(starts[count], [&](int piece) {
     int which = 0;
     while (piece >= starts[which + 1]) ++which;
     const Product &product = products[which];
     const Matrix &w = *product.linear->weight;
-    const int first = (piece - starts[which]) * step, n = std::min(step, w.row_panels() - first), row = first * kPanelRows;
+    const int first = (piece - starts[which]) * step, n = std::min(step, w.row_panels() - first),
+              row = first * kPanelRows;
     float *y = product.out + row;
     if (w.packed() && shape_.exact) {
       kernels_.panels_exact(w.panels(), first, n, x.floats, y, product.stride);
@@ -140,7 +144,8 @@ void Model::multiply(const Input &x, const Product *products, int count) {
   });
 }
 
-void Model::hidden(const int64_t *tokens, int batch, int n, int start, const int64_t *padding, Cache &cache, float *out) {
+void Model::hidden(const int64_t *tokens, int batch, int n, int start, const int64_t *padding, Cache &cache,
+                   float *out) {
   std::lock_guard<std::mutex> lock(mutex_);
   const CacheShape &kept = cache.shape();
   if (kept.layers != static_cast<int>(blocks_.size()) || kept.batch != batch || kept.kv_heads != shape_.kv_heads ||
@@ -190,13 +195,15 @@ void Model::run_block(int layer, const Block &block, Step &step) {
   attention(layer, block, step);
   if (rounds(block.output)) {
     rounded_.resize(rows, width);
-    each_row(rows, [&](int row) { rounded_.round(kernels_, mix_.data() + static_cast<size_t>(row) * width, rows, row); });
+    each_row(rows,
+             [&](int row) { rounded_.round(kernels_, mix_.data() + static_cast<size_t>(row) * width, rows, row); });
   }
   into_x(block.output, {mix_.data(), static_cast<size_t>(width), rows});
 
   norm(block.ffn_norm, rounds(block.gate) || rounds(block.up));
   const size_t stride = padded(ffn);
-  const Product both[2] = {{&block.gate, sized(gate_, rows * stride), stride}, {&block.up, sized(up_, rows * stride), stride}};
+  const Product both[2] = {{&block.gate, sized(gate_, rows * stride), stride},
+                           {&block.up, sized(up_, rows * stride), stride}};
   multiply({normed_rows, hidden, &rounded_}, both, 2);
   const bool rounded = rounds(block.down);
   if (rounded) rounded_.resize(rows, ffn);
@@ -232,7 +239,8 @@ void Model::place_heads(int layer, const Block &block, Step &step, int row) {
     rotate(q + h * head_dim, rotated, head_dim, cosines, sines, shape_.interleaved, turned);
     std::fill(turned + head_dim, turned + width, 0.0f);
   }
-  float *k = k_.data() + row * padded(shape_.kv_heads * head_dim), *v = v_.data() + row * padded(shape_.kv_heads * head_dim);
+  float *k = k_.data() + row * padded(shape_.kv_heads * head_dim),
+        *v = v_.data() + row * padded(shape_.kv_heads * head_dim);
   prepare(k, shape_.kv_heads, block.k, block.k_norm);
   prepare(v, shape_.kv_heads, block.v, {});
   static thread_local std::vector<float> head;
@@ -293,7 +301,8 @@ void Model::logits(const float *hidden, int rows, float *out) {
   const Product product{&head, to, stride};
   multiply({{normed, static_cast<size_t>(cols), rows}, cols, &rounded_}, &product, 1);
   if (direct) return;
-  for (int row = 0; row < rows; ++row) std::copy(to + row * stride, to + row * stride + vocab, out + static_cast<size_t>(row) * vocab);
+  for (int row = 0; row < rows; ++row)
+    std::copy(to + row * stride, to + row * stride + vocab, out + static_cast<size_t>(row) * vocab);
 }
 
 }  // namespace bitsmith

@@ -63,7 +63,8 @@ class Model {
   void add_block(Block block);
   void set_ends(std::shared_ptr<Matrix> embedding, std::vector<float> norm, std::shared_ptr<Matrix> output);
 
-  // Hidden states after the last layer, out [batch, n, hidden], for tokens [batch, n] at positions start.. of the cache.
+  // Hidden states after the last layer, out [batch, n, hidden], for tokens [batch, n] at positions start.. of the
+  // cache.
   void hidden(const int64_t *tokens, int batch, int n, int start, const int64_t *padding, Cache &cache, float *out);
 
   // Logits of some hidden states: out [rows, vocab].

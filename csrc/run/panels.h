@@ -39,9 +39,9 @@ constexpr const BlockLayout &layout_of(PanelType type) { return kBlocks[static_c
 struct alignas(64) RoundedBlock {
   int8_t codes[32];
   float scale;
-  float sum;             // scale times the sum of the codes
-  int32_t negated;       // minus the sum of the codes
-  float halves[2];       // `sum` and `negated` of the first and the second 16
+  float sum;        // scale times the sum of the codes
+  int32_t negated;  // minus the sum of the codes
+  float halves[2];  // `sum` and `negated` of the first and the second 16
   int32_t negated_16[2];
   int32_t unused;
 };

@@ -78,7 +78,8 @@ void rows_of(const PanelRows &w, int first, int count, const FineBlock *x, float
     F sums[kGroups] = {};
     for (int at = 0; at < blocks; ++at) {
 #pragma GCC unroll 4
-      for (int g = 0; g < kGroups; ++g) sums[g] += block<T>(p + 4 * L * g, half + 2 * L * g, x + at * (layout.weights / 32));
+      for (int g = 0; g < kGroups; ++g)
+        sums[g] += block<T>(p + 4 * L * g, half + 2 * L * g, x + at * (layout.weights / 32));
       p += layout.words * 64;
       if (layout.half != Half::none) half += 2 * kPanelRows;
     }

@@ -107,7 +107,8 @@ BITSMITH_INLINE void tile(const Strip &strip, const RoundedBlock *x, size_t bloc
           sums[i][p] = fma(to_float(dots[p][0]), at(strip.scales, p, 0) * scale, sums[i][p]);
           if constexpr (K::kAffine) sums[i][p] = fma(at(strip.lows, p, 0), broadcast(-in.sum), sums[i][p]);
         } else {
-          const F both = fma(to_float(dots[p][0]), at(strip.scales, p, 0), to_float(dots[p][1]) * at(strip.scales, p, 1));
+          const F both =
+              fma(to_float(dots[p][0]), at(strip.scales, p, 0), to_float(dots[p][1]) * at(strip.scales, p, 1));
           sums[i][p] = fma(both, scale, sums[i][p]);
           if constexpr (K::kAffine) {
             sums[i][p] = fma(at(strip.lows, p, 0), broadcast(-in.halves[0]), sums[i][p]);
@@ -201,8 +202,8 @@ void panels_exact(const PanelRows &w, int first, int count, const Rows &x, float
       float *out = y + kPanelRows * pair;
       if (col == 0)
         for (int i = 0; i < x.count; ++i) std::fill(out + i * stride, out + i * stride + 16 * panels, 0.0f);
-      strip_product({x.data + col, x.stride, x.count}, cols, values,
-                    panels == 2 ? values + kExactDepth * 16 : nullptr, out, stride);
+      strip_product({x.data + col, x.stride, x.count}, cols, values, panels == 2 ? values + kExactDepth * 16 : nullptr,
+                    out, stride);
     }
   }
 }

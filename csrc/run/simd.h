@@ -122,7 +122,9 @@ BITSMITH_INLINE F load_half(const void *p) {
 #endif
 }
 
-BITSMITH_INLINE F load_bfloat(const void *p) { return reinterpret_cast<F>(__builtin_convertvector(load<H>(p), U) << 16); }
+BITSMITH_INLINE F load_bfloat(const void *p) {
+  return reinterpret_cast<F>(__builtin_convertvector(load<H>(p), U) << 16);
+}
 
 // float16, to nearest, half to even; saturates to infinity
 BITSMITH_INLINE void store_half(void *p, F v) {
@@ -157,8 +159,8 @@ constexpr bool kWideCorrected = false;
 template <bool wide>
 BITSMITH_INLINE I dot4(I acc, U w, int32_t x) {
 #if defined(__AVX512VNNI__)
-  return reinterpret_cast<I>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc), reinterpret_cast<__m512i>(w),
-                                                 _mm512_set1_epi32(x)));
+  return reinterpret_cast<I>(
+      _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc), reinterpret_cast<__m512i>(w), _mm512_set1_epi32(x)));
 #elif defined(__AVX512BW__)
   __m512i a = reinterpret_cast<__m512i>(w), b = _mm512_set1_epi32(x);
   if constexpr (wide) {

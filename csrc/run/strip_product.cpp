@@ -43,8 +43,7 @@ void tiles(const Rows &x, int depth, const float *const *strips, float *y, size_
     tile<kTile, P>(x.data + row * x.stride, x.stride, depth, strips, y + row * stride, stride);
   for (; row + 4 <= x.count; row += 4)
     tile<4, P>(x.data + row * x.stride, x.stride, depth, strips, y + row * stride, stride);
-  for (; row < x.count; ++row)
-    tile<1, P>(x.data + row * x.stride, x.stride, depth, strips, y + row * stride, stride);
+  for (; row < x.count; ++row) tile<1, P>(x.data + row * x.stride, x.stride, depth, strips, y + row * stride, stride);
 }
 
 }  // namespace

@@ -2,11 +2,19 @@
 
 namespace bitsmith {
 
-namespace generic { extern const Kernels kKernels; }
+namespace generic {
+extern const Kernels kKernels;
+}
 #ifdef BITSMITH_HAS_avx2
-namespace avx2 { extern const Kernels kKernels; }
-namespace avx512 { extern const Kernels kKernels; }
-namespace avx512vnni { extern const Kernels kKernels; }
+namespace avx2 {
+extern const Kernels kKernels;
+}
+namespace avx512 {
+extern const Kernels kKernels;
+}
+namespace avx512vnni {
+extern const Kernels kKernels;
+}
 #endif
 
 const Kernels &kernels(Isa isa) {

@@ -13,7 +13,7 @@ import torch
 
 from bitsmith.arch.config import ModelConfig, Rope
 from bitsmith.arch.gguf_config import config_to_gguf
-from bitsmith.arch.names import is_permuted, permute_rows
+from bitsmith.arch.names import hf_name, is_permuted, permute_rows
 from bitsmith.arch.tensors import expected_tensors
 from bitsmith.checkpoint import open_checkpoint
 from bitsmith.containers.gguf.reader import GgufSource
@@ -220,7 +220,8 @@ class _Rows:
 
     def __init__(self, source: Any, config: ModelConfig) -> None:
         names = [str(hf_name(name)) for name in expected_tensors(config)]
-        self.path, self.rows, self.activations = source.path, source.rows, source.activations
+        self.path, self.rows = source.path, source.rows
+        self.activations, self.extent = source.activations, source.extent
         self.tensors = {name: source.tensors[name] for name in names}
 
 
