@@ -6,6 +6,7 @@ namespace bitsmith::BITSMITH_ISA {
 namespace {
 
 constexpr int kGroups = kPanelRows / L;  // vectors that hold a value of each row of a panel
+constexpr int kAhead = 8192;             // bytes of words fetched ahead
 
 BITSMITH_INLINE int32_t four(const int8_t *codes) {
   int32_t x;
@@ -77,6 +78,8 @@ void rows_of(const PanelRows &w, int first, int count, const FineBlock *x, float
     const uint8_t *half = p + static_cast<size_t>(blocks) * layout.words * 64;
     F sums[kGroups] = {};
     for (int at = 0; at < blocks; ++at) {
+      // the words of a block are not read in order, which processors do not foresee
+      for (int word = 0; word < layout.words; ++word) __builtin_prefetch(p + kAhead + 64 * word);
 #pragma GCC unroll 4
       for (int g = 0; g < kGroups; ++g)
         sums[g] += block<T>(p + 4 * L * g, half + 2 * L * g, x + at * (layout.weights / 32));
