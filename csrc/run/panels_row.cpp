@@ -6,7 +6,7 @@ namespace bitsmith::BITSMITH_ISA {
 namespace {
 
 constexpr int kGroups = kPanelRows / L;  // vectors that hold a value of each row of a panel
-constexpr int kAhead = 8192;             // bytes of words fetched ahead
+constexpr int kAhead = 16384;            // bytes of words fetched ahead
 
 BITSMITH_INLINE int32_t four(const int8_t *codes) {
   int32_t x;
