@@ -87,7 +87,7 @@ void floats_row(const FloatRows &w, int first, int count, const float *x, float 
 }
 
 void floats_rows(const FloatRows &w, int first, int count, const Rows &x, float *y, size_t stride) {
-  constexpr int kDepth = 256;
+  constexpr int kDepth = 192;
   float *strips = scratch<float, 4>(2 * kDepth * 16);
   // sums of whole vectors; the output may have fewer columns
   float *sums = scratch<float, 10>(static_cast<size_t>(x.count) * 32);

@@ -26,7 +26,7 @@ BITSMITH_INLINE I start(int32_t negated) {
 template <class T>
 BITSMITH_INLINE I dot(I acc, const uint8_t *p, int run, const FineBlock &x, int first, int last) {
   I upper{};
-#pragma GCC unroll 8
+#pragma GCC unroll kUnrolled
   for (int j = first; j < last; ++j) {
     const U codes = T::codes(p, run, j);
     upper = dot4<T::kWide>(upper, codes, four(x.upper + 4 * j));
@@ -41,7 +41,7 @@ template <class T>
 BITSMITH_INLINE F block(const uint8_t *p, const uint8_t *half, const FineBlock *x) {
   constexpr int kRuns = layout_of(T::kType).weights / 32;
   F total{}, low{};
-#pragma GCC unroll 8
+#pragma GCC unroll kUnrolled
   for (int run = 0; run < kRuns; ++run) {
     const FineBlock &in = x[run];
     const F scale = broadcast(in.scale);
@@ -80,7 +80,7 @@ void rows_of(const PanelRows &w, int first, int count, const FineBlock *x, float
     for (int at = 0; at < blocks; ++at) {
       // the words of a block are not read in order, which processors do not foresee
       for (int word = 0; word < layout.words; ++word) __builtin_prefetch(p + kAhead + 64 * word);
-#pragma GCC unroll 4
+#pragma GCC unroll kUnrolled
       for (int g = 0; g < kGroups; ++g)
         sums[g] += block<T>(p + 4 * L * g, half + 2 * L * g, x + at * (layout.weights / 32));
       p += layout.words * 64;

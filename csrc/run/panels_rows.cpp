@@ -31,12 +31,12 @@ void unpack(const PanelRows &w, int panel, int col, int cols, const Strip &out) 
       const F d = T::d(p, halves + static_cast<size_t>(block) * 2 * kPanelRows + 2 * L * g);
       F dmin{};
       if constexpr (T::kAffine) dmin = T::dmin(p);
-#pragma GCC unroll 8
+#pragma GCC unroll kUnrolled
       for (int run = 0; run < kRuns; ++run) {
         const int r = at * kRuns + run;
-#pragma GCC unroll 8
+#pragma GCC unroll kUnrolled
         for (int j = 0; j < 8; ++j) store(out.codes + (8 * r + j) * 64 + 4 * L * g, T::codes(p, run, j));
-#pragma GCC unroll 2
+#pragma GCC unroll kUnrolled
         for (int sub = 0; sub < kSubs; ++sub) {
           const size_t s = static_cast<size_t>(r * kSubs + sub) * kPanelRows + L * g;
           if constexpr (kRuns == 1) {
@@ -66,42 +66,42 @@ BITSMITH_INLINE void tile(const Strip &strip, const RoundedBlock *x, size_t bloc
                           float *y, size_t stride) {
   constexpr int kSubs = 32 / K::kSub;
   F sums[R][P];
-#pragma GCC unroll 4
+#pragma GCC unroll kUnrolled
   for (int i = 0; i < R; ++i)
     for (int p = 0; p < P; ++p) sums[i][p] = add ? load<F>(y + i * stride + L * p) : F{};
   for (int run = 0; run < runs; ++run) {
     U codes[P][8];
-#pragma GCC unroll 2
+#pragma GCC unroll kUnrolled
     for (int p = 0; p < P; ++p)
-#pragma GCC unroll 8
+#pragma GCC unroll kUnrolled
       for (int j = 0; j < 8; ++j) codes[p][j] = load<U>(strip.codes + p * kDepth * 16 + (8 * run + j) * 64);
     const auto at = [&](const float *values, int p, int s) {
       return load<F>(values + p * kDepth + (run * kSubs + s) * 16);
     };
-#pragma GCC unroll 4
+#pragma GCC unroll kUnrolled
     for (int i = 0; i < R; ++i) {
       const RoundedBlock &in = x[i * blocks + run];
       const F scale = broadcast(in.scale);
       I dots[P][kSubs];
-#pragma GCC unroll 2
+#pragma GCC unroll kUnrolled
       for (int s = 0; s < kSubs; ++s) {
         I begin{};
         if (!K::kAffine && !(K::kWide && !kWideCorrected))
           begin = broadcast(kSubs == 1 ? in.negated : in.negated_16[s]) << zero;
-#pragma GCC unroll 2
+#pragma GCC unroll kUnrolled
         for (int p = 0; p < P; ++p) dots[p][s] = begin;
       }
-#pragma GCC unroll 8
+#pragma GCC unroll kUnrolled
       for (int j = 0; j < 8; ++j) {
         int32_t four;
         std::memcpy(&four, in.codes + 4 * j, 4);
-#pragma GCC unroll 2
+#pragma GCC unroll kUnrolled
         for (int p = 0; p < P; ++p) {
           I &sum = dots[p][kSubs == 1 ? 0 : j / 4];
           sum = dot4<K::kWide>(sum, codes[p][j], four);
         }
       }
-#pragma GCC unroll 2
+#pragma GCC unroll kUnrolled
       for (int p = 0; p < P; ++p) {
         if constexpr (kSubs == 1) {
           sums[i][p] = fma(to_float(dots[p][0]), at(strip.scales, p, 0) * scale, sums[i][p]);
@@ -118,7 +118,7 @@ BITSMITH_INLINE void tile(const Strip &strip, const RoundedBlock *x, size_t bloc
       }
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll kUnrolled
   for (int i = 0; i < R; ++i)
     for (int p = 0; p < P; ++p) store(y + i * stride + L * p, sums[i][p]);
 }
@@ -179,7 +179,7 @@ void panels_rows(const PanelRows &w, int first, int count, const RoundedRows &x,
 
 // Unrounded inputs: weights decoded to float32 strips.
 void panels_exact(const PanelRows &w, int first, int count, const Rows &x, float *y, size_t stride) {
-  constexpr int kExactDepth = 256;
+  constexpr int kExactDepth = 192;
   float *values = scratch<float, 3>(2 * kExactDepth * 16);
   const Strip strip = strip_buffers();
   for (int pair = 0; pair < count; pair += 2) {

@@ -23,6 +23,8 @@ constexpr int L = 8;
 constexpr int L = 4;
 #endif
 
+constexpr int kUnrolled = L >= 8 ? 8 : 1;  // how often loops over vectors are; without wide ones it gains nothing
+
 typedef float F __attribute__((vector_size(4 * L)));
 typedef int32_t I __attribute__((vector_size(4 * L)));
 typedef uint32_t U __attribute__((vector_size(4 * L)));
