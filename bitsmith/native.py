@@ -17,8 +17,6 @@ from bitsmith.errors import UsageError
 if TYPE_CHECKING:
     from types import ModuleType
 
-CURE = "to have it, install a C++17 compiler, then bitsmith again with pip's --force-reinstall --no-cache-dir"
-
 
 @cache
 def core() -> ModuleType | None:
@@ -30,7 +28,7 @@ def core() -> ModuleType | None:
 
 
 def missing() -> str | None:
-    """Why there is no core and what to do, for a note to the user; None where there is one, or none is wanted."""
+    """Why there is no core, for a note to the user; None where there is one."""
     return _loaded()[1]
 
 
@@ -38,15 +36,15 @@ def missing() -> str | None:
 def _loaded() -> tuple[ModuleType | None, str | None]:
     wanted = os.environ.get("BITSMITH_NATIVE", "")
     if wanted == "0":
-        return None, None
+        return None, "the C++ core is turned off (BITSMITH_NATIVE=0)"
     if wanted not in ("", "1"):
         return _load(wanted), None
     try:
         return import_module("bitsmith._core"), None
     except ModuleNotFoundError:
-        return None, f"this installation has no C++ core, so this is slow; {CURE}."
+        return None, "this installation has no C++ core"
     except ImportError as error:
-        return None, f"the C++ core cannot be loaded, so this is slow ({error}); {CURE}."
+        return None, f"the C++ core cannot be loaded ({error})"
 
 
 def _load(path: str) -> ModuleType:
