@@ -53,7 +53,8 @@ sanitize: $(VENV)/core
 	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python
 	$(BIN)/cmake --build $(SANITIZED)
 	BITSMITH_NATIVE="$$(ls $(abspath $(SANITIZED))/_core*.so)" ASAN_OPTIONS=detect_leaks=0 \
-	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so)" $(BIN)/python -m pytest -p no:cacheprovider tests/native
+	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	    $(BIN)/python -m pytest -p no:cacheprovider --capture=sys tests/native
 
 clean:
 	rm -rf $(VENV) demo build dist

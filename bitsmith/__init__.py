@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitsmith.api import Choices, evaluate, imatrix, inspect, load, quantize, quantize_each
+    from bitsmith.api import Choices, bench, evaluate, imatrix, inspect, load, quantize, quantize_each
     from bitsmith.errors import BitsmithError
     from bitsmith.generate import Sampling
 
@@ -16,6 +16,7 @@ __all__ = [
     "Choices",
     "Sampling",
     "__version__",
+    "bench",
     "evaluate",
     "imatrix",
     "inspect",

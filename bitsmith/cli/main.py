@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from bitsmith.cli import chat, evaluate, imatrix, inspect, quantize, run
+from bitsmith.cli import bench, chat, evaluate, imatrix, inspect, quantize, run
 from bitsmith.errors import BitsmithError, FileError
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ app.command("quantize")(quantize.quantize)
 app.command("eval")(evaluate.evaluate)
 app.command("run")(run.run)
 app.command("chat")(chat.chat)
+app.command("bench")(bench.bench)
 app.command("imatrix")(imatrix.imatrix)
 app.command("inspect")(inspect.inspect)
 

@@ -63,6 +63,10 @@ class Kernel(Protocol):
         """Rows of the matrix: ids int64 [...] -> float32 [..., cols]. The embedding."""
         ...
 
+    def nbytes(self, prepared: Any) -> int:
+        """Bytes that a product reads of the matrix, as it lies in memory."""
+        ...
+
 
 class Ops(Protocol):
     """What a decoder does besides products with its weights. All floats are float32.

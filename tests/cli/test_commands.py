@@ -162,7 +162,7 @@ def test_an_interrupt_says_so_and_leaves_nothing(signal_: signal.Signals, tiny: 
     assert not (tmp_path / "x.gguf").exists()
 
 
-@pytest.mark.parametrize("command", ["quantize", "eval", "run", "chat", "inspect"])
+@pytest.mark.parametrize("command", ["quantize", "eval", "run", "chat", "bench", "inspect"])
 def test_help_needs_no_torch(command: str) -> None:
     program = (
         "import sys\n"
