@@ -30,5 +30,5 @@ def __getattr__(name: str) -> Any:
     """Public functions are imported when first used, so that `import bitsmith` costs nothing."""
     homes = {"BitsmithError": "bitsmith.errors", "Sampling": "bitsmith.generate"}
     if name in __all__:
-        return vars(import_module(homes.get(name, "bitsmith.api")))[name]
+        return getattr(import_module(homes.get(name, "bitsmith.api")), name)
     raise AttributeError(f"module 'bitsmith' has no attribute {name!r}")

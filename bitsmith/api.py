@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import time
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bitsmith.calibration.run import make_imatrix as imatrix
 from bitsmith.checkpoint import Checkpoint, open_checkpoint
-from bitsmith.choices import Choices
 from bitsmith.errors import UsageError
 from bitsmith.machine import cores, peak_memory
 from bitsmith.progress import Report, silent
-from bitsmith.quantization import quantize, quantize_each
 
 __all__ = ["Choices", "bench", "evaluate", "imatrix", "inspect", "load", "quantize", "quantize_each"]
 
 if TYPE_CHECKING:
+    from bitsmith.calibration.run import make_imatrix as imatrix
+    from bitsmith.choices import Choices
     from bitsmith.evaluation import Evaluation
     from bitsmith.evaluation.speed import Speed
     from bitsmith.inspection import Inspection
     from bitsmith.model.language_model import LanguageModel
+    from bitsmith.quantization import quantize, quantize_each
+
+_ELSEWHERE = {  # imported when first used: who runs a model does not wait for what quantizes one
+    "Choices": ("bitsmith.choices", "Choices"),
+    "imatrix": ("bitsmith.calibration.run", "make_imatrix"),
+    "quantize": ("bitsmith.quantization", "quantize"),
+    "quantize_each": ("bitsmith.quantization", "quantize_each"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The functions whose modules are not imported yet."""
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module 'bitsmith.api' has no attribute {name!r}")
+    module, function = _ELSEWHERE[name]
+    return vars(import_module(module))[function]
 
 
 def load(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from bitsmith.activations import Activations
 from bitsmith.containers.base import Extent, Source
 from bitsmith.tensor import TensorInfo
+
+if TYPE_CHECKING:
+    from bitsmith.activations import Activations
 
 Tensor = Any  # a torch tensor or a numpy array: what the Ops at hand compute with
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bitsmith.activations import Activations
 from bitsmith.arch.config import ModelConfig
 from bitsmith.arch.names import hf_name
 from bitsmith.arch.tensors import check_tensors
@@ -15,6 +14,7 @@ from bitsmith.kernels.base import Kernel, Ops, Tensor, Weight
 from bitsmith.progress import Progress, Report, silent
 
 if TYPE_CHECKING:
+    from bitsmith.activations import Activations
     from bitsmith.checkpoint import Checkpoint
 
 WeightReader = Callable[[str], Weight]  # GGUF tensor name -> the tensor, wherever it lies
