@@ -3,34 +3,59 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+CXX_FILES := $(shell git ls-files --cached --others --exclude-standard 'csrc/*.cpp' 'csrc/*.h')
+CORE_FILES := $(CXX_FILES) csrc/CMakeLists.txt csrc/editable/CMakeLists.txt
+SANITIZED := build/sanitize
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format core sanitize clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
 
 # torch is pinned for development: without the constraint pip may take gigabytes of CUDA packages
-$(VENV)/run: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+$(VENV)/run: pyproject.toml constraints.txt $(CORE_FILES) | $(BIN)/python
 	$(PIP) install --quiet -c constraints.txt -e '.[torch]'
 	touch $@
 
-$(VENV)/dev: pyproject.toml constraints.txt $(VENV)/run
-	$(PIP) install --quiet -c constraints.txt -e '.[test,dev]'
+# without the core, which the next rule builds with these tools: again and again, only what changed
+$(VENV)/dev: pyproject.toml constraints.txt | $(BIN)/python
+	SKBUILD_WHEEL_CMAKE=false $(PIP) install --quiet -c constraints.txt -e '.[test,dev]'
+	touch $@
+
+# beside the Python sources; where it cannot be built, bitsmith is installed without it
+$(VENV)/core: $(VENV)/dev $(CORE_FILES)
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --quiet --no-build-isolation --no-deps -e .
 	touch $@
 
 demo: $(VENV)/run
 	$(BIN)/python bench/demo.py
 
-test: $(VENV)/dev
+test: $(VENV)/core
 	$(BIN)/python -m pytest -n auto
 
-check: $(VENV)/dev
+check: $(VENV)/core
 	$(BIN)/ruff check bitsmith tests bench
 	$(BIN)/ruff format --check bitsmith tests bench
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/python -m pytest -n auto
 
 format: $(VENV)/dev
 	$(BIN)/ruff format bitsmith tests bench
 	$(BIN)/ruff check --fix bitsmith tests bench
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+core: $(VENV)/core
+
+# tests of the core with AddressSanitizer and UndefinedBehaviorSanitizer; Python itself leaks, so leaks are not looked for
+sanitize: $(VENV)/core
+	$(BIN)/cmake -S csrc -B $(SANITIZED) -G Ninja -DBITSMITH_SANITIZE=ON \
+	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python
+	$(BIN)/cmake --build $(SANITIZED)
+	BITSMITH_NATIVE="$$(ls $(abspath $(SANITIZED))/_core*.so)" ASAN_OPTIONS=detect_leaks=0 \
+	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	    $(BIN)/python -m pytest -p no:cacheprovider --capture=sys tests/native
 
 clean:
 	rm -rf $(VENV) demo build dist
+	git clean -qfdX csrc bitsmith

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitsmith.api import Choices, evaluate, imatrix, inspect, load, quantize, quantize_each
+    from bitsmith.api import Choices, bench, evaluate, imatrix, inspect, load, quantize, quantize_each
     from bitsmith.errors import BitsmithError
     from bitsmith.generate import Sampling
 
@@ -16,6 +16,7 @@ __all__ = [
     "Choices",
     "Sampling",
     "__version__",
+    "bench",
     "evaluate",
     "imatrix",
     "inspect",
@@ -29,5 +30,5 @@ def __getattr__(name: str) -> Any:
     """Public functions are imported when first used, so that `import bitsmith` costs nothing."""
     homes = {"BitsmithError": "bitsmith.errors", "Sampling": "bitsmith.generate"}
     if name in __all__:
-        return vars(import_module(homes.get(name, "bitsmith.api")))[name]
+        return getattr(import_module(homes.get(name, "bitsmith.api")), name)
     raise AttributeError(f"module 'bitsmith' has no attribute {name!r}")

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import time
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bitsmith.calibration.run import make_imatrix as imatrix
-from bitsmith.checkpoint import open_checkpoint
-from bitsmith.choices import Choices
+from bitsmith.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.errors import UsageError
+from bitsmith.machine import cores, peak_memory
 from bitsmith.progress import Report, silent
-from bitsmith.quantization import quantize, quantize_each
 
-__all__ = ["Choices", "evaluate", "imatrix", "inspect", "load", "quantize", "quantize_each"]
+__all__ = ["Choices", "bench", "evaluate", "imatrix", "inspect", "load", "quantize", "quantize_each"]
 
 if TYPE_CHECKING:
+    from bitsmith.calibration.run import make_imatrix as imatrix
+    from bitsmith.choices import Choices
     from bitsmith.evaluation import Evaluation
+    from bitsmith.evaluation.speed import Speed
     from bitsmith.inspection import Inspection
     from bitsmith.model.language_model import LanguageModel
+    from bitsmith.quantization import quantize, quantize_each
+
+_ELSEWHERE = {  # imported when first used: who runs a model does not wait for what quantizes one
+    "Choices": ("bitsmith.choices", "Choices"),
+    "imatrix": ("bitsmith.calibration.run", "make_imatrix"),
+    "quantize": ("bitsmith.quantization", "quantize"),
+    "quantize_each": ("bitsmith.quantization", "quantize_each"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The functions whose modules are not imported yet."""
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module 'bitsmith.api' has no attribute {name!r}")
+    module, function = _ELSEWHERE[name]
+    return vars(import_module(module))[function]
 
 
 def load(
@@ -37,23 +56,22 @@ def load(
     cache_type: of keys and values: "f16", "q8_0", or "f32"; only the native kernel has a choice
     Raises BitsmithError.
     """
-    return _load(model, threads, kernel, "native", cache_type=cache_type, revision=revision, report=report)
+    _check_threads(threads)
+    checkpoint = open_checkpoint(model, revision=revision)
+    return _load(checkpoint, threads, kernel, "native", cache_type=cache_type, report=report)
 
 
 def _load(
-    model: str | Path,
+    checkpoint: Checkpoint,
     threads: int | None,
     kernel: str | None,
     default: str,
     *,
     cache_type: str = "f16",
-    revision: str | None = None,
     report: Report = silent,
 ) -> LanguageModel:
     from bitsmith.model.load import choose_kernel, load_language_model
 
-    _check_threads(threads)
-    checkpoint = open_checkpoint(model, revision=revision)
     chosen = choose_kernel(checkpoint, kernel, default=default)
     return load_language_model(checkpoint, kernel=chosen, threads=threads, cache_type=cache_type, report=report)
 
@@ -79,9 +97,10 @@ def evaluate(
     """
     from bitsmith.evaluation import evaluate as measure
 
-    loaded = _load(model, threads, kernel, "exact", revision=revision, report=report)
+    _check_threads(threads)
+    loaded = _load(open_checkpoint(model, revision=revision), threads, kernel, "exact", report=report)
     exactly = kernel if kernel == "torch" else None
-    original = None if against is None else _load(against, threads, exactly, "exact", report=report)
+    original = None if against is None else _load(open_checkpoint(against), threads, exactly, "exact", report=report)
     return measure(
         loaded,
         against=original,
@@ -89,6 +108,50 @@ def evaluate(
         context=context,
         max_windows=max_windows,
         report=report,
+    )
+
+
+def bench(
+    model: str | Path,
+    *,
+    prompt: int | None = None,
+    gen: int | None = None,
+    repeat: int = 5,
+    threads: int | None = None,
+    kernel: str | None = None,
+    cache_type: str = "f16",
+    revision: str | None = None,
+    report: Report = silent,
+) -> Speed:
+    """Tokens a second of a model, for a prompt and for generation; what else it reports, see `Speed`.
+
+    prompt, gen: tokens of each; 0 leaves one out, None takes 512 and 128, or the model's context where that is less
+    repeat: measurements of each, after a warm-up. threads: for arithmetic; None: one a core
+    kernel, cache_type: see `load`
+    Raises BitsmithError.
+    """
+    from bitsmith.evaluation.bandwidth import read_bandwidth
+    from bitsmith.evaluation.speed import Speed, check_counts, measure_speed
+
+    started = time.perf_counter()
+    _check_threads(threads)
+    count = cores() if threads is None else threads
+    checkpoint = open_checkpoint(model, revision=revision)
+    prompt, gen = check_counts(checkpoint.config.context, prompt=prompt, gen=gen, repeat=repeat)
+    loaded = _load(checkpoint, count, kernel, "native", cache_type=cache_type, report=report)
+    load_seconds = time.perf_counter() - started
+    rates = measure_speed(loaded, prompt=prompt, gen=gen, repeat=repeat, report=report)
+    peak = peak_memory()  # before measuring the memory, which takes some
+    crowded = f"{count} threads on {cores()} cores: they wait for each other; give --threads {cores()} or fewer."
+    return Speed(
+        loaded.name,
+        count,
+        *rates,
+        load_seconds,
+        peak,
+        loaded.token_bytes,
+        read_bandwidth(count),
+        (crowded,) if count > cores() else (),
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +74,7 @@ def open_checkpoint(model: str | Path, *, revision: str | None = None) -> Checkp
 
 def _open(model: str | Path, revision: str | None) -> Checkpoint:
     if str(model) == REFERENCE and not Path(model).exists():
-        return _open_folder(Path(str(files("bitsmith") / "reference")), REFERENCE)
+        return _open_folder(Path(__file__).parent / "reference", REFERENCE)
     path = Path(os.path.expanduser(model))
     if not path.exists():
         if not hub.looks_like_id(str(model)):

@@ -1,10 +1,18 @@
-"""The C++ core, where this installation has it."""
+"""The C++ core, where this installation has it.
+
+The environment variable BITSMITH_NATIVE is 0 to do without, or the path of another build of the core (`make sanitize`
+makes one, as does comparing two).
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING
+
+from bitsmith.errors import UsageError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -12,7 +20,10 @@ if TYPE_CHECKING:
 
 @cache
 def core() -> ModuleType | None:
-    """The extension module; None where it was not built, cannot be loaded, or BITSMITH_NATIVE=0 turns it off."""
+    """The extension module; None where it was not built, cannot be loaded, or BITSMITH_NATIVE=0 turns it off.
+
+    Raises UsageError where BITSMITH_NATIVE names a build that cannot be loaded.
+    """
     return _loaded()[0]
 
 
@@ -23,10 +34,32 @@ def missing() -> str | None:
 
 @cache
 def _loaded() -> tuple[ModuleType | None, str | None]:
-    if os.environ.get("BITSMITH_NATIVE") == "0":
+    wanted = os.environ.get("BITSMITH_NATIVE", "")
+    if wanted == "0":
         return None, "the C++ core is turned off (BITSMITH_NATIVE=0)"
+    if wanted not in ("", "1"):
+        return _load(wanted), None
     try:
-        from bitsmith import _core
+        return import_module("bitsmith._core"), None
+    except ModuleNotFoundError:
+        return None, "this installation has no C++ core"
     except ImportError as error:
-        return None, f"this installation has no C++ core ({error})"
-    return _core, None
+        return None, f"the C++ core cannot be loaded ({error})"
+
+
+def _load(path: str) -> ModuleType:
+    """The build of the core at `path`, as the module that everything imports."""
+    from importlib.machinery import ExtensionFileLoader
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    name = "bitsmith._core"
+    spec = spec_from_file_location(name, path, loader=ExtensionFileLoader(name, path))
+    assert spec is not None
+    assert spec.loader is not None
+    try:
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise UsageError(f"BITSMITH_NATIVE={path}: expected 0, or a build of bitsmith's core; {error}.") from error
+    sys.modules[name] = module
+    return module

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +15,7 @@ from bitsmith.containers.destination import check_destination, make_folder
 from bitsmith.driver import execute
 from bitsmith.errors import UsageError
 from bitsmith.estimate import expected_seconds
+from bitsmith.machine import cores, peak_memory
 from bitsmith.progress import Report, silent
 from bitsmith.quantized import Quantized
 from bitsmith.recipe.gguf import plan_gguf
@@ -220,7 +218,7 @@ def _carried_out(
                 plan=plan,
                 manifest=manifest,
                 seconds=now - started,
-                peak_memory=_peak_memory(),
+                peak_memory=peak_memory(),
                 calibration=None if prepared is None else prepared.record,
                 notes=() if decision is None else decision.notes,
             )
@@ -329,7 +327,7 @@ def _device(wanted: str | None) -> str:
 
 def _thread_count(threads: int | None) -> int:
     if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cores()
     if not 1 <= threads <= 1024:
         raise UsageError(f"--threads {threads}: expected a number from 1 to 1024.")
     return threads
@@ -365,9 +363,3 @@ def _output_path(usual: Path, target: Target, out: str | Path | None) -> Path:
         return usual
     path = Path(out)
     return path / usual if not target.is_folder and path.is_dir() else path
-
-
-def _peak_memory() -> int:
-    """Bytes; the kernel reports kilobytes, except on macOS."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "bandwidth.h"
 #include "isa.h"
 #include "run/bind.h"
 
@@ -21,5 +22,8 @@ NB_MODULE(_core, m) {
         return names;
       },
       "The instruction sets available here, poorest first.");
+  m.def("read_bandwidth", &bitsmith::read_bandwidth, nb::arg("threads"), nb::arg("bytes"), nb::arg("passes"),
+        nb::call_guard<nb::gil_scoped_release>(),
+        "Bytes a second that threads together read from a buffer of about so many bytes, the best of some passes.");
   bitsmith::bind_run(m);
 }

@@ -4,15 +4,36 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+import bitsmith
 
 HEAVY = ("torch", "transformers", "gguf", "huggingface_hub", "tokenizers", "jinja2", "matplotlib")
 MODULES = (
     *("bitsmith.api", "bitsmith.quantization", "bitsmith.inspection", "bitsmith.hub", "bitsmith.cli.main"),
     *("bitsmith.arch.hf_config", "bitsmith.arch.gguf_config", "bitsmith.generate", "bitsmith.conversation"),
+    *("bitsmith.model.load", "bitsmith.evaluation.speed"),
 )
+# beyond these, what running a GGUF file on the core has no use for; each costs a tenth of the start or more
+UNUSED = ("torch", "transformers", "gguf", "huggingface_hub", "jinja2", "rich", "pydantic", "bitsmith.formats")
 
 
 def test_no_heavy_imports() -> None:
     code = f"import sys, {', '.join(MODULES)}; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_running_imports_what_it_uses(tiny: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.gguf"
+    bitsmith.quantize(tiny, to="q8_0", out=file)
+    code = (
+        "import sys\n"
+        "from bitsmith import native\n"
+        "from bitsmith.cli import main\n"
+        f"sys.argv = ['bitsmith', 'run', {str(file)!r}, '--prompt', 'Once', '-n', '2']\n"
+        "try:\n    main()\nexcept SystemExit as leaving:\n    assert not leaving.code\n"
+        f"found = [name for name in {UNUSED} if name in sys.modules]\n"
+        "assert native.core() is None or not found, found\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

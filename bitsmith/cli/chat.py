@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitsmith.cli.core import note_missing_core
 from bitsmith.cli.options import MinP, Revision, Seed, Temperature, Threads, TopK, TopP
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def chat(
     from bitsmith.conversation import Conversation
     from bitsmith.generate import Sampling
 
+    note_missing_core()
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
     loaded = api.load(model, threads=threads, revision=revision)
     conversation = Conversation(loaded, system=system, max_tokens=tokens, sampling=sampling)

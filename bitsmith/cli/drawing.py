@@ -30,8 +30,11 @@ def cells(row: Iterable[str]) -> list[Text]:
 
 
 @contextmanager
-def progress_bar(quiet: bool = False) -> Iterator[Report]:
-    """A callback that draws one bar a stage on stderr, with the time left; nothing where stderr is no terminal."""
+def progress_bar(quiet: bool = False, *, per_second: float = 10) -> Iterator[Report]:
+    """A callback that draws one bar a stage on stderr, with the time left; nothing where stderr is no terminal.
+
+    per_second: how often it is drawn; drawing takes time from the work
+    """
     console = stderr()
     if quiet or not console.is_terminal:
         yield silent
@@ -44,6 +47,7 @@ def progress_bar(quiet: bool = False) -> Iterator[Report]:
         TextColumn("{task.fields[detail]}", style="dim", markup=False),
         console=console,
         transient=True,
+        refresh_per_second=per_second,
     )
     tasks: dict[str, TaskID] = {}
     with bars:

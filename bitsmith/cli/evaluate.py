@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitsmith.cli.core import note_missing_core
 from bitsmith.cli.options import AsJson, Revision, Threads
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def evaluate(
     from bitsmith import api
     from bitsmith.cli.drawing import progress_bar
 
+    note_missing_core()
     with progress_bar() as report:
         result = api.evaluate(
             model,

@@ -6,23 +6,24 @@ import os
 import signal
 import sys
 import textwrap
+from collections.abc import Sequence
+from importlib import import_module
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
-from bitsmith.cli import chat, evaluate, imatrix, inspect, quantize, run
 from bitsmith.errors import BitsmithError, FileError
 
-app = typer.Typer(
-    name="bitsmith",
-    help="Quantize large language models: make the file, prove what it lost, run it.",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+COMMANDS = {  # name -> its module in this package, and the function there
+    "quantize": "quantize.quantize",
+    "eval": "evaluate.evaluate",
+    "run": "run.run",
+    "chat": "chat.chat",
+    "bench": "bench.bench",
+    "imatrix": "imatrix.imatrix",
+    "inspect": "inspect.inspect",
+}
 
 
 def _print_version(wanted: bool) -> None:
@@ -33,7 +34,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _common(
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
@@ -43,12 +43,22 @@ def _common(
     """Options that stand before the command."""
 
 
-app.command("quantize")(quantize.quantize)
-app.command("eval")(evaluate.evaluate)
-app.command("run")(run.run)
-app.command("chat")(chat.chat)
-app.command("imatrix")(imatrix.imatrix)
-app.command("inspect")(inspect.inspect)
+def _app(words: Sequence[str]) -> typer.Typer:
+    """The command line. Of a command that `words` begin with, that command alone: the others cost time."""
+    app = typer.Typer(
+        name="bitsmith",
+        help="Quantize large language models: make the file, prove what it lost, run it.",
+        no_args_is_help=True,
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_common)
+    for name in words[:1] if words and words[0] in COMMANDS else COMMANDS:
+        module, function = COMMANDS[name].split(".")
+        app.command(name)(vars(import_module(f"bitsmith.cli.{module}"))[function])
+    return app
 
 
 def main() -> None:
@@ -63,7 +73,7 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]  # accepted anywhere, not only before the command
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        app(arguments)
+        _app(arguments)(arguments)
     except BitsmithError as error:
         if debug:
             raise

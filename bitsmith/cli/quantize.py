@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitsmith.cli.core import note_missing_core
 from bitsmith.cli.imatrix import CalibrationContext, CalibrationSeed, CalibrationSource, CalibrationTokens, Memory
 from bitsmith.cli.options import AsJson, Device, Revision
 
@@ -94,6 +95,7 @@ def quantize(
     from bitsmith.choices import Choices
     from bitsmith.cli.drawing import progress_bar, stderr
 
+    note_missing_core()
     shown = stderr()
 
     def announce(planned: Quantized) -> None:

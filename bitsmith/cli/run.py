@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bitsmith.cli.core import note_missing_core
 from bitsmith.cli.options import MinP, Revision, Seed, Temperature, Threads, TopK, TopP
 
 
@@ -28,6 +29,7 @@ def run(
     from bitsmith import api
     from bitsmith.generate import Sampling
 
+    note_missing_core()
     if prompt is None and sys.stdin.isatty():
         prompt = ""
     text = sys.stdin.read() if prompt is None or prompt == "-" else prompt

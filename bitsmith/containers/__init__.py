@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from bitsmith.containers.base import Codec
 from bitsmith.errors import UnsupportedError, UsageError
-from bitsmith.formats import FORMATS
-from bitsmith.formats.base import Format
+
+if TYPE_CHECKING:
+    from bitsmith.containers.base import Codec
+    from bitsmith.formats.base import Format
 
 
 def codec_for(container: str, format: Format) -> Codec:
@@ -19,6 +21,8 @@ def codec_for(container: str, format: Format) -> Codec:
         raise UsageError(f"{container!r} is no container; known are {', '.join(CONTAINERS)}")
     codec = CONTAINERS[container](format)
     if codec is None:
+        from bitsmith.formats import FORMATS
+
         held = [name for name, other in FORMATS.items() if CONTAINERS[container](other) is not None]
         raise UnsupportedError(
             f"the {container} container cannot hold {format.name}; it holds {', '.join(held)}. Choose one of them, or "

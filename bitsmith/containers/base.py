@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from bitsmith.activations import Activations
 from bitsmith.tensor import PackedTensor, QuantTensor, TensorInfo
+
+if TYPE_CHECKING:
+    from bitsmith.activations import Activations
 
 
 class Extent(NamedTuple):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from bitsmith.activations import Activations
 from bitsmith.containers.base import Extent, Source
 from bitsmith.tensor import TensorInfo
+
+if TYPE_CHECKING:
+    from bitsmith.activations import Activations
 
 Tensor = Any  # a torch tensor or a numpy array: what the Ops at hand compute with
 
@@ -61,6 +63,10 @@ class Kernel(Protocol):
 
     def gather(self, prepared: Any, ids: Tensor) -> Tensor:
         """Rows of the matrix: ids int64 [...] -> float32 [..., cols]. The embedding."""
+        ...
+
+    def nbytes(self, prepared: Any) -> int:
+        """Bytes that a product reads of the matrix, as it lies in memory."""
         ...
 
 

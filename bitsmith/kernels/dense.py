@@ -53,3 +53,7 @@ class DenseKernel:
     def gather(self, prepared: Tensor, ids: Tensor) -> Tensor:
         """int64 [...] -> float32 [..., cols]."""
         return prepared[ids].float()
+
+    def nbytes(self, prepared: Tensor) -> int:
+        """Bytes of the dense matrix."""
+        return prepared.nbytes

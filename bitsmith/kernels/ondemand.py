@@ -41,3 +41,7 @@ class OnDemandKernel:
         unique, places = torch.unique(ids, return_inverse=True)
         rows = [torch.as_tensor(prepared.rows(row, row + 1)) for row in unique.tolist()]
         return torch.cat(rows).to(ids.device)[places]
+
+    def nbytes(self, prepared: Weight) -> int:
+        """Packed bytes, from the page cache."""
+        return prepared.info.nbytes

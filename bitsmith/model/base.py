@@ -22,7 +22,7 @@ class AnyCache(Protocol):
         """Forget all positions from `length` on. Raises UsageError for a length beyond what is filled."""
         ...
 
-    def grown(self, capacity: int) -> Any:
+    def grown(self, capacity: int) -> AnyCache:
         """A copy with room for `capacity` positions."""
         ...
 

@@ -90,6 +90,11 @@ class Decoder:
             hidden = self.hidden(tokens[:, start : start + chunk], cache)
         return self.logits(hidden[:, -1])
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of matrices, as they lie in memory, that one generated token reads."""
+        return self.weights.token_bytes
+
     def numpy(self, x: Tensor) -> np.ndarray:
         """A tensor of these operations as numpy."""
         return self.ops.numpy(x)

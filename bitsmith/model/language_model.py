@@ -36,6 +36,11 @@ class LanguageModel:
         """The decoder's shape."""
         return self.decoder.config
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of matrices, as they lie in memory, that one generated token reads."""
+        return self.decoder.token_bytes
+
     def logits(self, tokens: np.ndarray, *, first: int = 0) -> np.ndarray:
         """Logits of positions first .. n - 1: integers [batch, n] -> float32 [batch, n - first, vocab].
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from bitsmith.arch.names import hf_name
 from bitsmith.arch.tensors import expected_tensors
 from bitsmith.errors import UnsupportedError, UsageError
+from bitsmith.machine import cores
 from bitsmith.model.language_model import LanguageModel
 from bitsmith.model.weights import weight_reader
 from bitsmith.native import core, missing
@@ -48,7 +48,7 @@ def load_language_model(
     decoder = load_native(
         config,
         read,
-        threads=threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        threads=threads or cores(),
         exact=kernel == EXACT,
         cache_type="f32" if kernel == EXACT else cache_type,
         report=report,

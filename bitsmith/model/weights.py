@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bitsmith.activations import Activations
 from bitsmith.arch.config import ModelConfig
 from bitsmith.arch.names import hf_name
 from bitsmith.arch.tensors import check_tensors
@@ -15,6 +14,7 @@ from bitsmith.kernels.base import Kernel, Ops, Tensor, Weight
 from bitsmith.progress import Progress, Report, silent
 
 if TYPE_CHECKING:
+    from bitsmith.activations import Activations
     from bitsmith.checkpoint import Checkpoint
 
 WeightReader = Callable[[str], Weight]  # GGUF tensor name -> the tensor, wherever it lies
@@ -66,6 +66,11 @@ class Linear:
         """Rows of the matrix: int64 [...] -> float32 [..., cols]."""
         return self.kernel.gather(self.prepared, ids)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a product reads of the matrix."""
+        return self.kernel.nbytes(self.prepared)
+
 
 @dataclass(frozen=True)
 class Block:
@@ -92,6 +97,12 @@ class Weights:
     blocks: tuple[Block, ...]
     output_norm: Tensor
     output: Linear
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of matrices, as they lie in memory, that a generated token reads; not its one row of the embedding."""
+        linears: list[Linear] = [getattr(block, field) for block in self.blocks for field in LINEARS.values()]
+        return sum(linear.nbytes for linear in linears) + self.output.nbytes
 
 
 def load_weights(

@@ -186,6 +186,10 @@ class _TrainableKernel:
         """int64 [...] -> float32 [..., cols]."""
         return prepared.values()[ids]
 
+    def nbytes(self, prepared: TrainableMatrix) -> int:
+        """Of the decoded matrix."""
+        return prepared.values().nbytes
+
 
 def expected_shape(decoder: Decoder, name: str) -> tuple[int, int]:
     """[rows, cols] of a block's linear."""

@@ -11,10 +11,9 @@ from typing import Any
 import tokenizers
 
 from bitsmith.errors import FileError, UnsupportedError
-from bitsmith.tokenizer.chat import render
-from bitsmith.tokenizer.from_gguf import tokenizer_json, vocabulary_from_gguf
+from bitsmith.tokenizer.from_gguf import to_tokenizers, vocabulary_from_gguf
 from bitsmith.tokenizer.from_hf import read_unpadded
-from bitsmith.tokenizer.vocabulary import TokenType, Vocabulary, pieces
+from bitsmith.tokenizer.vocabulary import TokenType, Vocabulary, piece
 
 __all__ = ["StreamDecoder", "Tokenizer", "Vocabulary"]
 
@@ -23,10 +22,11 @@ class Tokenizer:
     """Encodes and decodes; knows the special tokens and the chat template.
 
     vocabulary: the tokenizer as data
-    source: text of a tokenizer.json that encodes as this tokenizer does; its post-processor is not used
+    source: text of a tokenizer.json that encodes as this tokenizer does; its post-processor is not used. None: the
+        vocabulary says how
     """
 
-    def __init__(self, vocabulary: Vocabulary, source: str) -> None:
+    def __init__(self, vocabulary: Vocabulary, source: str | None = None) -> None:
         self.vocabulary = vocabulary
         self._source = source
 
@@ -38,7 +38,7 @@ class Tokenizer:
         """
         vocabulary = read_unpadded(path)
         file = path / "tokenizer.json"
-        return cls(vocabulary, file.read_text("utf-8") if file.is_file() else tokenizer_json(vocabulary))
+        return cls(vocabulary, file.read_text("utf-8") if file.is_file() else None)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], *, pre: str | None = None) -> Tokenizer:
@@ -46,8 +46,7 @@ class Tokenizer:
 
         metadata: plain values by key; pre: overrides the file's pre-tokenizer. Raises FileError, UnsupportedError.
         """
-        vocabulary = vocabulary_from_gguf(metadata, pre=pre)
-        return cls(vocabulary, tokenizer_json(vocabulary))
+        return cls(vocabulary_from_gguf(metadata, pre=pre))
 
     def encode(self, text: str, *, add_special: bool, parse_special: bool = False) -> list[int]:
         """Ids of a text.
@@ -128,6 +127,8 @@ class Tokenizer:
             )
         roles = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
         special = {f"{role}_token": self.vocabulary.token(role) for role in roles}
+        from bitsmith.tokenizer.chat import render  # jinja2 takes longer than all else here
+
         return render(text, messages, special=special, add_generation_prompt=add_generation_prompt, tools=tools)
 
     def encode_chat(
@@ -146,11 +147,6 @@ class Tokenizer:
         return ids
 
     @cached_property
-    def pieces(self) -> list[bytes]:
-        """The bytes of every token. [tokens]"""
-        return pieces(self.vocabulary)
-
-    @cached_property
     def _parsing(self) -> tokenizers.Tokenizer:
         return self._encoder()
 
@@ -161,6 +157,8 @@ class Tokenizer:
         return encoder
 
     def _encoder(self) -> tokenizers.Tokenizer:
+        if self._source is None:
+            return to_tokenizers(self.vocabulary)
         try:
             encoder = tokenizers.Tokenizer.from_str(self._source)
         except Exception as error:  # the library raises nothing narrower
@@ -189,7 +187,7 @@ class StreamDecoder:
             raise FileError(f"token {token} is outside the vocabulary of {len(vocabulary.tokens)} tokens")
         if not self._special and vocabulary.types[token] in (TokenType.CONTROL, TokenType.UNKNOWN):
             return ""
-        data = self._tokenizer.pieces[token]
+        data = piece(vocabulary, token)
         if self._strip and data:
             self._strip = False
             if vocabulary.types[token] == TokenType.NORMAL:

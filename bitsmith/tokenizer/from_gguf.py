@@ -68,7 +68,7 @@ def vocabulary_from_gguf(metadata: Mapping[str, Any], *, pre: str | None = None)
     vocabulary = Vocabulary(
         model=model,
         tokens=tuple(tokens),
-        types=tuple(_as_llama_cpp(text, int(kind)) for text, kind in zip(tokens, types, strict=True)),
+        types=_as_llama_cpp(tokens, types.astype(np.int64).tolist()),
         scores=tuple(float(score) for score in scores) if model == "llama" else (),
         merges=tuple(merges),
         pre=name if row else "default",
@@ -98,11 +98,6 @@ def to_tokenizers(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     tokens overlap in a text llama.cpp takes the longer, this the one further left; where tokens of equal score compete
     llama.cpp merges the leftmost pair, this the token of lower id.
     """
-    return tokenizers.Tokenizer.from_str(tokenizer_json(vocabulary))
-
-
-def tokenizer_json(vocabulary: Vocabulary) -> str:
-    """The text of a `tokenizer.json` (Hugging Face tokenizers) that encodes and decodes as the vocabulary does."""
     ids = {text: token for token, text in enumerate(vocabulary.tokens)}
     if vocabulary.model == "gpt2":
         row = pretokenizer(vocabulary.pre)
@@ -126,7 +121,12 @@ def tokenizer_json(vocabulary: Vocabulary) -> str:
         )
     tokenizer.add_special_tokens(_added(vocabulary, (TokenType.CONTROL, TokenType.UNKNOWN), special=True))
     tokenizer.add_tokens(_added(vocabulary, (TokenType.USER_DEFINED,), special=False))
-    return _with_start_and_end(tokenizer.to_str(), vocabulary)
+    return tokenizer
+
+
+def tokenizer_json(vocabulary: Vocabulary) -> str:
+    """The text of a `tokenizer.json` (Hugging Face tokenizers) that encodes and decodes as the vocabulary does."""
+    return _with_start_and_end(to_tokenizers(vocabulary).to_str(), vocabulary)
 
 
 def _added(vocabulary: Vocabulary, kinds: tuple[int, ...], *, special: bool) -> list[AddedToken]:
@@ -170,8 +170,10 @@ def _pairs(vocabulary: Vocabulary, ids: Mapping[str, int]) -> list[tuple[str, st
     """Merges as pairs. The ones whose parts or result are no token are left out: the library takes none."""
     pairs = []
     for merge in vocabulary.merges:
-        left, _, right = merge[1:].partition(" ")
-        left = merge[:1] + left
+        left, _, right = merge.partition(" ")
+        if not left:  # a token that begins with a space
+            left, _, right = merge[1:].partition(" ")
+            left = " " + left
         if left in ids and right in ids and left + right in ids:
             pairs.append((left, right))
     return pairs
@@ -189,20 +191,22 @@ def _merges_by_score(vocabulary: Vocabulary, ids: Mapping[str, int]) -> list[tup
     return pairs
 
 
-def _as_llama_cpp(text: str, kind: int) -> int:
+def _as_llama_cpp(tokens: Sequence[str], types: list[int]) -> tuple[int, ...]:
     """llama.cpp overrides the type of tokens whose text it knows."""
-    if text in _ALWAYS_SHOWN:
-        return int(TokenType.USER_DEFINED)
-    if text in END_TEXTS and kind == TokenType.NORMAL:
-        return int(TokenType.CONTROL)
-    return kind
+    known = _ALWAYS_SHOWN | END_TEXTS
+    for token in [token for token, text in enumerate(tokens) if text in known]:
+        if tokens[token] in _ALWAYS_SHOWN:
+            types[token] = int(TokenType.USER_DEFINED)
+        elif types[token] == TokenType.NORMAL:
+            types[token] = int(TokenType.CONTROL)
+    return tuple(types)
 
 
 def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     if key not in metadata:
         raise FileError(f"the file has a tokenizer, but lacks the key {key}; convert the model anew")
     texts = metadata[key]
-    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, list | tuple) or not set(map(type, texts)) <= {str}:
         raise FileError(f"the key {key}: expected an array of strings")
     return list(texts)
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import cache
 
 from bitsmith.errors import FileError
 
@@ -95,6 +96,10 @@ def check_tokens(tokens: Sequence[str], types: Sequence[int]) -> None:
     """Raise FileError where two tokens have the same text (llama.cpp aborts on such a file), one is not Unicode, or
     one of type BYTE is not spelled `<0xFF>`.
     """
+    byte = int(TokenType.BYTE)
+    spelled = all(_BYTE.fullmatch(text) for text, kind in zip(tokens, types, strict=True) if kind == byte)
+    if spelled and len(set(tokens)) == len(tokens) and _is_unicode("".join(tokens)):
+        return  # as good as always, and faster than looking at each
     seen: dict[str, int] = {}
     for token, (text, kind) in enumerate(zip(tokens, types, strict=True)):
         if seen.setdefault(text, token) != token:
@@ -103,8 +108,17 @@ def check_tokens(tokens: Sequence[str], types: Sequence[int]) -> None:
             raise FileError(
                 f"token {token} of the vocabulary stands for a byte: expected <0xFF> or alike, not {text!r}"
             )
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        if not _is_unicode(text):
             raise FileError(f"token {token} of the vocabulary is not UTF-8: {text!r}; convert the model anew")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether there are no lone surrogates, which stand for bytes that are not UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # The texts at which llama.cpp ends a generation, whatever the file's keys say (build 11434).
@@ -152,20 +166,21 @@ def byte_alphabet() -> dict[int, str]:
     return table
 
 
-def pieces(vocabulary: Vocabulary) -> list[bytes]:
-    """The bytes each token stands for; empty for UNUSED tokens. [tokens]"""
-    to_byte = {character: byte for byte, character in byte_alphabet().items()}
-    as_text = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
-    result = []
-    for text, kind in zip(vocabulary.tokens, vocabulary.types, strict=True):
-        if kind == TokenType.UNUSED:
-            result.append(b"")
-        elif kind == TokenType.BYTE:
-            result.append(bytes([int(text[3:5], 16)]))
-        elif kind in as_text or (vocabulary.model == "gpt2" and not all(c in to_byte for c in text)):
-            result.append(text.encode("utf-8"))
-        elif vocabulary.model == "gpt2":
-            result.append(bytes(to_byte[c] for c in text))
-        else:
-            result.append(text.replace("▁", " ").encode("utf-8"))
-    return result
+@cache
+def _bytes_by_character() -> dict[str, int]:
+    return {character: byte for byte, character in byte_alphabet().items()}
+
+
+def piece(vocabulary: Vocabulary, token: int) -> bytes:
+    """The bytes a token stands for; empty for an UNUSED one."""
+    text, kind = vocabulary.tokens[token], vocabulary.types[token]
+    if kind == TokenType.UNUSED:
+        return b""
+    if kind == TokenType.BYTE:
+        return bytes([int(text[3:5], 16)])
+    if kind in (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN):
+        return text.encode("utf-8")
+    if vocabulary.model != "gpt2":
+        return text.replace("▁", " ").encode("utf-8")
+    to_byte = _bytes_by_character()
+    return bytes(to_byte[c] for c in text) if all(c in to_byte for c in text) else text.encode("utf-8")

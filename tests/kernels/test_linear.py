@@ -49,3 +49,8 @@ def test_slabs_cover_all_rows() -> None:
 def test_unknown_dtype() -> None:
     with pytest.raises(UsageError, match="float8"):
         DenseKernel("float8")
+
+
+@pytest.mark.parametrize(("kernel", "width"), [(DenseKernel(), 4), (DenseKernel("float16"), 2), (OnDemandKernel(), 4)])
+def test_bytes_of_a_product(kernel: Kernel, width: int) -> None:
+    assert kernel.nbytes(kernel.prepare(weight_of("w", W))) == width * W.size

@@ -81,6 +81,14 @@ def test_logits() -> None:
     np.testing.assert_allclose(logits, model.logits(tokens)[:, 2:], atol=1e-5)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_bytes_of_a_token_are_those_of_all_matrices_but_the_embedding(tied: bool) -> None:
+    model = _model(config=replace(CONFIG, tied=tied))
+    matrices = {name: shape for name, shape in expected_tensors(model.config).items() if len(shape) == 2}
+    left_out = () if tied else ("token_embd.weight",)
+    assert model.token_bytes == sum(4 * np.prod(matrices[name]) for name in matrices if name not in left_out)
+
+
 def test_stream_is_the_generated_text() -> None:
     model = _model()
     ids = [item.token for item in generate(model.decoder, [0, 72, 105], max_tokens=9, sampling=GREEDY)]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bitsmith.containers.base import Extent
-from bitsmith.containers.gguf.blocks import decode_rows
+from bitsmith.containers.floats import NUMBERS, decode_numbers
 from bitsmith.containers.gguf.header import Header, read_header
 from bitsmith.containers.gguf.metadata_values import Value, ValueType
 from bitsmith.containers.gguf.split import (
@@ -149,6 +149,10 @@ class GgufSource:
 
     def decode(self, packed: PackedTensor) -> np.ndarray:
         """What `packed` gave, decoded: float32 [rows, cols]."""
+        if packed.layout in NUMBERS:
+            return decode_numbers(packed.layout, packed.parts["data"])
+        from bitsmith.containers.gguf.blocks import decode_rows  # and with it all formats; running packed needs none
+
         return decode_rows(packed.layout, packed.parts["data"], packed.shape[-1])
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:

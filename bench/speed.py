@@ -1,0 +1,262 @@
+"""How fast bitsmith is beside llama.cpp's own programs: quantizing, running, starting.
+
+    python bench/speed.py --llama-bin ~/llama.cpp/build/bin --work DIR
+    python bench/speed.py --llama-bin DIR --model F16.gguf --type q4_k_m --part quantize --rounds 5 --threads 1
+    python bench/speed.py --llama-bin DIR --file model-Q4_K_M.gguf --part run --part start --json
+
+Both programs do the same work on the same file, in turns, so that what else the machine does hits both:
+
+quantize  `bitsmith quantize F16.gguf --to TYPE` and `llama-quantize F16.gguf TYPE`, the whole process: wall and
+          processor seconds, peak memory. bitsmith also flushes its file to disk and reads it back, which
+          llama-quantize does not: those seconds stand apart. Peak memory counts pages of files that are mapped, as
+          llama-quantize maps its source, and is never below this program's own (45 MB).
+run       `bitsmith bench FILE` and `llama-bench -m FILE`: tokens a second, of a prompt and of generation.
+start     from the start of the process to the first token and the end, the file in the page cache: `bitsmith run FILE
+          -n 1` and `llama-completion -m FILE -n 1 --no-warmup`.
+
+Without --model a Llama of 0.85 billion random weights is made in --work (3.5 GB) and kept there, with the files made
+from it. The table shows the median of the rounds with the lowest and the highest, and the ratio of the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from calibrated import Cost, MakeError, bitsmith, run
+from memory import Shape, write_checkpoint
+from rich.console import Console
+from rich.table import Table
+
+MB = 1_000_000
+SHAPE = Shape(layers=16, hidden=2048, intermediate=5632, vocab=32000, heads=32, kv_heads=8)
+TYPES = ("q8_0", "q6_k", "q4_k_m", "q2_k", "q4_0")
+PARTS = ("quantize", "run", "start")
+PROMPT = "It was a dark evening in November, and the old house"
+
+
+@dataclass
+class Row:
+    """One figure of one file, ours and theirs, round by round; theirs may be missing.
+
+    smaller_is_better: of seconds and bytes; not of speeds
+    """
+
+    part: str
+    file: str
+    what: str
+    unit: str
+    smaller_is_better: bool = True
+    ours: list[float] = field(default_factory=list)
+    theirs: list[float] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> float | None:
+        """Ours by theirs, of the medians; None without a counterpart."""
+        return statistics.median(self.ours) / statistics.median(self.theirs) if self.theirs else None
+
+    def cells(self) -> tuple[str, ...]:
+        """One line of the table."""
+        better = None if self.ratio is None else (self.ratio < 1) == self.smaller_is_better
+        ratio = "" if self.ratio is None else f"{self.ratio:.3f}"
+        verdict = "" if better is None else "ours" if better else "theirs"
+        return self.part, self.file, self.what, self.unit, spread(self.ours), spread(self.theirs), ratio, verdict
+
+
+def spread(values: list[float]) -> str:
+    """The median, the lowest and the highest."""
+    if not values:
+        return ""
+    return f"{statistics.median(values):,.2f} ({min(values):,.2f}-{max(values):,.2f})"
+
+
+def in_turns(rounds: int, ours: Callable[[], None], theirs: Callable[[], None]) -> None:
+    """Both, so many times, taking turns at being first."""
+    for turn in range(rounds):
+        for step in (ours, theirs) if turn % 2 == 0 else (theirs, ours):
+            step()
+
+
+class Bench:
+    """Makes the files and measures them, in a work folder."""
+
+    def __init__(self, args: argparse.Namespace, work: Path) -> None:
+        self._args, self._work = args, work
+        self._threads = str(args.threads)
+
+    def rows(self) -> Iterable[Row]:
+        """All that was asked for; one file after another."""
+        args = self._args
+        for type_ in args.type if "quantize" in args.part else ():
+            yield from self._quantize(type_)
+        for file in args.file or [self._made(type_) for type_ in args.type if {"run", "start"} & {*args.part}]:
+            warm(file)
+            if "run" in args.part:
+                yield from self._run(file)
+            if "start" in args.part:
+                yield self._start(file)
+
+    def _theirs(self, program: str, *words: str) -> tuple[str, Cost]:
+        return run([str(self._args.llama_bin / program), *words], self._work)
+
+    def _source(self) -> Path:
+        """The F16 file that both quantize."""
+        if self._args.model:
+            return Path(self._args.model)
+        source, folder = self._work / "synthetic-F16.gguf", self._work / "synthetic"
+        if not source.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            write_checkpoint(SHAPE, folder, seed=0)
+            run(bitsmith("quantize", str(folder), "--to", "f16", "--out", str(source)), self._work)
+            shutil.rmtree(folder)
+        return source
+
+    def _made(self, type_: str) -> Path:
+        """Our file of that type, made where it is not there yet."""
+        source = self._source()
+        made = self._work / f"{source.stem}-{type_.upper()}.gguf"
+        if not made.exists():
+            run(bitsmith("quantize", str(source), "--to", type_, "--out", str(made)), self._work)
+        return made
+
+    def _quantize(self, type_: str) -> list[Row]:
+        source = self._source()
+        ours, theirs = self._work / f"{source.stem}-{type_.upper()}.gguf", self._work / "theirs.gguf"
+        units = {"processor": "s", "wall": "s", "peak memory": "MB"}
+        rows = {what: Row("quantize", type_, what, unit) for what, unit in units.items()}
+        apart = Row("quantize", type_, "wall: flush, read back", "s")
+        warm(source)
+
+        def add(cost: Cost, name: str) -> None:
+            figures = (cost.cpu_seconds, cost.seconds, cost.peak_memory / MB)
+            for row, figure in zip(rows.values(), figures, strict=True):
+                getattr(row, name).append(figure)
+
+        def make_ours() -> None:
+            words = ("--out", str(ours), "--force", "--json", "--threads", self._threads)
+            printed, cost = run(bitsmith("quantize", str(source), "--to", type_, *words), self._work)
+            add(cost, "ours")
+            apart.ours.append(float(json.loads(printed).get("verify_seconds", 0.0)))
+
+        def make_theirs() -> None:
+            words = (str(source), str(theirs), type_.upper(), self._threads)
+            add(self._theirs("llama-quantize", *words)[1], "theirs")
+            theirs.unlink()
+
+        in_turns(self._args.rounds, make_ours, make_theirs)
+        return [*rows.values(), *([apart] if any(apart.ours) else [])]
+
+    def _run(self, file: Path) -> list[Row]:
+        args = self._args
+        prompt = Row("run", file.name, f"prompt of {args.prompt}", "tokens/s", smaller_is_better=False)
+        gen = Row("run", file.name, f"generation of {args.gen}", "tokens/s", smaller_is_better=False)
+        peak = Row("run", file.name, "peak memory", "MB")
+
+        def ours() -> None:
+            words = ("--prompt", str(args.prompt), "--gen", str(args.gen), "--repeat", str(args.repeat))
+            command = bitsmith("bench", str(file), *words, "--threads", self._threads, "--json")
+            printed, _ = run(command, self._work)
+            found: dict[str, Any] = json.loads(printed)
+            for row, name in ((prompt, "prompt"), (gen, "generation")):
+                row.ours += [found[name]["tokens"] / seconds for seconds in found[name]["seconds"]]
+            peak.ours.append(found["peak_memory_bytes"] / MB)
+
+        def theirs() -> None:
+            words = ("-p", str(args.prompt), "-n", str(args.gen), "-r", str(args.repeat), "-t", self._threads)
+            printed, cost = self._theirs("llama-bench", "-m", str(file), *words, "-o", "json")
+            for found in json.loads(printed):
+                (prompt if found["n_prompt"] else gen).theirs.extend(found["samples_ts"])
+            peak.theirs.append(cost.peak_memory / MB)
+
+        in_turns(args.rounds, ours, theirs)
+        return [prompt, gen, peak]
+
+    def _start(self, file: Path) -> Row:
+        row = Row("start", file.name, "to the first token", "s")
+        same = ("-p", PROMPT, "-n", "1")
+
+        def ours() -> None:
+            words = (*same, "--temperature", "0", "--threads", self._threads)
+            row.ours.append(run(bitsmith("run", str(file), *words), self._work)[1].seconds)
+
+        def theirs() -> None:
+            words = (*same, "--temp", "0", "-t", self._threads, "-no-cnv", "--no-display-prompt", "--no-warmup")
+            row.theirs.append(self._theirs("llama-completion", "-m", str(file), *words)[1].seconds)
+
+        ours()  # Python's own files into the page cache
+        row.ours.clear()
+        in_turns(max(self._args.rounds, 5), ours, theirs)
+        return row
+
+
+def warm(file: Path) -> None:
+    """Read a file once, so that it is in the page cache."""
+    with file.open("rb", buffering=0) as opened:
+        buffer = bytearray(8 * MB)
+        while opened.readinto(buffer):
+            pass
+
+
+def show(rows: list[Row], threads: int) -> None:
+    """One table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("", "file", "", "unit", "bitsmith", "llama.cpp", "ratio", "better"):
+        table.add_column(heading, justify="right" if heading in ("bitsmith", "llama.cpp", "ratio") else "left")
+    for row in rows:
+        table.add_row(*row.cells())
+    console = Console(highlight=False, width=140)
+    console.print(table)
+    console.print(f"{threads} thread{'' if threads == 1 else 's'}; median (lowest-highest)")
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llama-bin", type=Path, required=True, metavar="DIR", help="folder of llama.cpp's programs")
+    parser.add_argument("--model", help="F16 GGUF to quantize (default: a synthetic one, made in --work)")
+    parser.add_argument("--type", action="append", help=f"repeatable; default: {', '.join(TYPES)}")
+    parser.add_argument("--file", action="append", type=Path, help="run and start this file; default: those of --type")
+    parser.add_argument("--part", action="append", choices=PARTS, help="repeatable; default: all")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of both programs")
+    parser.add_argument("--rounds", type=int, default=3, help="times each program is started (start: 5 at least)")
+    parser.add_argument("--repeat", type=int, default=3, help="measurements of a round of the part run")
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--gen", type=int, default=128)
+    parser.add_argument("--work", type=Path, help="folder for what is made, kept (default: a temporary one)")
+    parser.add_argument("--json", action="store_true", help="print every round's figures as JSON")
+    args = parser.parse_args()
+    args.type, args.part = args.type or list(TYPES), args.part or list(PARTS)
+    return args
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    args = parse_args()
+    if args.work:
+        args.work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.work) as temporary:
+        rows = []
+        try:
+            for row in Bench(args, args.work or Path(temporary)).rows():
+                rows.append(row)
+                if not args.json:
+                    print(" ".join(row.cells()), file=sys.stderr, flush=True)
+        except MakeError as error:
+            raise SystemExit(str(error)) from error
+    if args.json:
+        print(json.dumps([asdict(row) | {"ratio": row.ratio} for row in rows], indent=2))
+    else:
+        show(rows, args.threads)
+
+
+if __name__ == "__main__":
+    main()

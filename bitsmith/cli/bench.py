@@ -1,0 +1,74 @@
+"""`bitsmith bench`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bitsmith.cli.core import note_missing_core
+from bitsmith.cli.options import AsJson, Revision
+
+if TYPE_CHECKING:
+    from bitsmith.evaluation.speed import Speed
+
+
+def bench(
+    model: Annotated[str, typer.Argument(help="The model to measure: any model name or file.")],
+    prompt: Annotated[
+        int | None, typer.Option("--prompt", help="Tokens of a prompt; 0: none; default: 512, or the model's context.")
+    ] = None,
+    gen: Annotated[
+        int | None, typer.Option("--gen", help="Tokens to generate; 0: none; default: 128, or the model's context.")
+    ] = None,
+    repeat: Annotated[int, typer.Option("--repeat", help="Measurements of each, after a warm-up.")] = 5,
+    threads: Annotated[int | None, typer.Option(help="Threads for arithmetic; default: one a core.")] = None,
+    revision: Revision = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure tokens a second, for a prompt and for generation, as llama-bench counts them (pp512, tg128).
+
+    Also: the time to load, peak memory, and how near generation comes to what this machine reads from memory.
+    """
+    from bitsmith import api
+    from bitsmith.cli.drawing import progress_bar, stderr
+
+    note_missing_core()
+    with progress_bar(per_second=2) as report:
+        result = api.bench(
+            model, prompt=prompt, gen=gen, repeat=repeat, threads=threads, revision=revision, report=report
+        )
+    for warning in result.warnings:
+        stderr().print(f"Warning: {warning}", style="yellow", markup=False)
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=2))
+    else:
+        _print(result)
+
+
+def _print(result: Speed) -> None:
+    from rich.table import Table
+
+    from bitsmith.cli.drawing import human_bytes, human_seconds, stdout
+
+    console = stdout()
+    plural = "" if result.threads == 1 else "s"
+    console.print(f"{result.model}, {result.threads} thread{plural}", markup=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("", "tokens", "tokens/s", "deviation", "slowest", "fastest"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, rate in (("prompt", result.prompt), ("generation", result.generation)):
+        if rate is not None:
+            figures = (rate.mean, rate.deviation, min(rate.values), max(rate.values))
+            table.add_row(name, str(rate.tokens), *(f"{figure:,.2f}" for figure in figures))
+    console.print(table)
+    console.print(
+        f"loaded in {human_seconds(result.load_seconds)}; peak memory {human_bytes(result.peak_memory)}", soft_wrap=True
+    )
+    memory = f"{human_bytes(result.bandwidth)}/s that memory gives {result.threads} thread{plural}"
+    read = f"{human_bytes(result.token_bytes)} of weights read for a token"
+    if result.read_rate is not None:
+        share = result.read_rate / result.bandwidth
+        memory = f"{human_bytes(result.read_rate)}/s, {100 * share:.0f} % of the {memory}"
+    console.print(f"{read}: {memory}", soft_wrap=True)

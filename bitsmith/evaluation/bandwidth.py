@@ -1,0 +1,33 @@
+"""How fast this machine's memory can be read."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from bitsmith.native import core
+
+BUFFER = 256 << 20  # bytes: well beyond the caches
+PASSES = 8
+
+
+def read_bandwidth(threads: int, *, size: int = BUFFER, passes: int = PASSES) -> float:
+    """Bytes a second that `threads` threads together read from a buffer of `size` bytes, the best of some passes.
+
+    Without the C++ core numpy adds the buffer up, which may be slower than the memory is.
+    """
+    native = core()
+    return _numpy_bandwidth(threads, size, passes) if native is None else native.read_bandwidth(threads, size, passes)
+
+
+def _numpy_bandwidth(threads: int, size: int, passes: int) -> float:
+    parts = np.array_split(np.ones(max(size // 8, threads), np.int64), threads)
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(passes):
+            started = time.perf_counter()
+            read = sum(pool.map(lambda part: int(part.sum()), parts))  # of ones: the words read
+            best = max(best, 8 * read / (time.perf_counter() - started))
+    return best

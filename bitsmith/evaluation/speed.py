@@ -1,0 +1,190 @@
+"""Speed: tokens a second of a loaded model, for a prompt and for generation, as llama-bench counts them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from bitsmith.errors import UsageError
+from bitsmith.progress import Progress, Report, silent
+
+DEFAULT_PROMPT, DEFAULT_GEN, DEFAULT_REPEAT = 512, 128, 5
+REPORT_EVERY = 0.5  # seconds: drawing takes time from what is measured
+
+
+class Shape(Protocol):
+    """What measuring needs of a model's configuration: positions and tokens it knows."""
+
+    @property
+    def context(self) -> int: ...
+    @property
+    def vocab(self) -> int: ...
+
+
+class Network(Protocol):
+    """A decoder that can be measured; see `bitsmith.model.decoder.Decoder`."""
+
+    def new_cache(self, capacity: int) -> Any: ...
+    def prefill(self, tokens: np.ndarray, cache: Any) -> Any: ...
+
+
+class Runner(Protocol):
+    """A loaded model."""
+
+    @property
+    def config(self) -> Shape: ...
+    @property
+    def decoder(self) -> Network: ...
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Tokens a second, measured several times.
+
+    tokens: of one measurement
+    seconds: what each of them took
+    """
+
+    tokens: int
+    seconds: tuple[float, ...]
+
+    @property
+    def values(self) -> list[float]:
+        """Tokens a second of each measurement."""
+        return [self.tokens / seconds for seconds in self.seconds]
+
+    @property
+    def mean(self) -> float:
+        """Of the measurements' tokens a second, not of their times, as llama-bench has it."""
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of a measurement; 0 of a single one."""
+        return statistics.stdev(self.values) if len(self.seconds) > 1 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers, ready for JSON."""
+        values = self.values
+        spread = {"mean": self.mean, "deviation": self.deviation, "min": min(values), "max": max(values)}
+        return {"tokens": self.tokens, "tokens_per_second": spread, "seconds": list(self.seconds)}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What `bitsmith bench` finds.
+
+    threads: for arithmetic
+    prompt, generation: None where none was asked for
+    load_seconds: from the model's name to a model ready to run
+    peak_memory: bytes, of the whole process
+    token_bytes: bytes of matrices that one generated token reads
+    bandwidth: bytes a second that as many threads read from memory
+    warnings: what may spoil the figures
+    """
+
+    model: str
+    threads: int
+    prompt: Rate | None
+    generation: Rate | None
+    load_seconds: float
+    peak_memory: int
+    token_bytes: int
+    bandwidth: float
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def read_rate(self) -> float | None:
+        """Bytes a second that generation reads; above `bandwidth` where the model stays in the caches."""
+        return None if self.generation is None else self.generation.mean * self.token_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers and strings, ready for JSON."""
+        rate = self.read_rate
+        return {
+            "model": self.model,
+            "threads": self.threads,
+            "prompt": None if self.prompt is None else self.prompt.to_dict(),
+            "generation": None if self.generation is None else self.generation.to_dict(),
+            "load_seconds": self.load_seconds,
+            "peak_memory_bytes": self.peak_memory,
+            "bytes_per_token": self.token_bytes,
+            "read_bytes_per_second": rate,
+            "bandwidth_bytes_per_second": self.bandwidth,
+            "bandwidth_share": None if rate is None else rate / self.bandwidth,
+            "warnings": list(self.warnings),
+        }
+
+
+def check_counts(context: int, *, prompt: int | None, gen: int | None, repeat: int) -> tuple[int, int]:
+    """The tokens of the prompt and of generation to measure; None takes the usual number, or what the context holds.
+
+    Raises UsageError where they, or `repeat`, are out of range. The two are measured apart, each in an empty cache.
+    """
+    for name, count, least in (("prompt", prompt, 0), ("gen", gen, 0), ("repeat", repeat, 1)):
+        if count is not None and count < least:
+            raise UsageError(f"--{name} {count}: expected {least} or more.")
+        if name != "repeat" and count is not None and count > context:
+            raise UsageError(f"--{name} {count}: beyond the model's context of {context} tokens.")
+    if prompt == gen == 0:
+        raise UsageError("--prompt 0 --gen 0: there is nothing to measure.")
+    return (
+        min(DEFAULT_PROMPT, context) if prompt is None else prompt,
+        min(DEFAULT_GEN, context) if gen is None else gen,
+    )
+
+
+def measure_speed(
+    model: Runner, *, prompt: int, gen: int, repeat: int = DEFAULT_REPEAT, report: Report = silent
+) -> tuple[Rate | None, Rate | None]:
+    """Of a prompt of random tokens, read into an empty cache; and of tokens generated one by one behind nothing.
+
+    As llama-bench's pp and tg: after a warm-up, without sampling, tokens random (which changes no time). 0 tokens leave
+    a measurement out. report: stages "prompt" and "generate", in tokens.
+    """
+    network, random = model.decoder, np.random.default_rng(0)
+    ids = random.integers(0, model.config.vocab, (1, max(prompt, gen)))
+    return (
+        _rate(network, ids[:, :prompt], prompt, repeat, _Meter("prompt", prompt * (repeat + 1), report)),
+        _rate(network, ids[:, :gen], 1, repeat, _Meter("generate", gen * repeat + 1, report)),
+    )
+
+
+class _Meter:
+    """Reports tokens done, but seldom."""
+
+    def __init__(self, stage: str, total: int, report: Report) -> None:
+        self._stage, self._total, self._report = stage, total, report
+        self._done, self._reported = 0, 0.0
+
+    def add(self, tokens: int) -> None:
+        self._done += tokens
+        now = time.perf_counter()
+        if now - self._reported > REPORT_EVERY or self._done == self._total:
+            self._reported = now
+            self._report(Progress(self._stage, self._done, self._total, "tokens"))
+
+
+def _rate(network: Network, ids: np.ndarray, step: int, repeat: int, meter: _Meter) -> Rate | None:
+    """Of ids int64 [1, n], fed `step` at a time, after one step to warm up; None where there are none."""
+    count = ids.shape[1]
+    if count == 0:
+        return None
+    meter.add(0)
+    cache = network.new_cache(count)
+    _feed(network, cache, ids[:, :step], step, meter)
+    return Rate(count, tuple(_feed(network, cache, ids, step, meter) for _ in range(repeat)))
+
+
+def _feed(network: Network, cache: Any, ids: np.ndarray, step: int, meter: _Meter) -> float:
+    """Seconds for ids int64 [1, n], fed `step` at a time to a cache that is emptied first."""
+    cache.truncate(0)
+    started = time.perf_counter()
+    for start in range(0, ids.shape[1], step):
+        network.prefill(ids[:, start : start + step], cache)
+        meter.add(step)
+    return time.perf_counter() - started

@@ -1,0 +1,86 @@
+"""`bitsmith bench`: what it prints and what it refuses. No figure of time is looked at."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bitsmith.machine import cores
+from tests.cli.command import Command
+
+QUICK = ("--prompt", 8, "--gen", 4, "--repeat", 2, "--threads", 1)
+
+
+def test_in_words(bitsmith_command: Command, tiny: Path) -> None:
+    result = bitsmith_command("bench", tiny, *QUICK)
+    assert result.code == 0
+    assert "tiny, 1 thread\n" in result.out
+    for shown in ("prompt", "generation", "tokens/s", "loaded in", "peak memory", "read for a token"):
+        assert shown in result.out
+    assert "Warning" not in result.err
+
+
+def test_as_json(bitsmith_command: Command, tiny: Path) -> None:
+    found = json.loads(bitsmith_command("bench", tiny, *QUICK, "--json").out)
+    assert (found["model"], found["threads"], found["warnings"]) == ("tiny", 1, [])
+    for name, tokens in (("prompt", 8), ("generation", 4)):
+        assert found[name]["tokens"] == tokens
+        assert len(found[name]["seconds"]) == 2
+        speed = found[name]["tokens_per_second"]
+        assert 0 < speed["min"] <= speed["mean"] <= speed["max"]
+    assert found["bytes_per_token"] > 64 * 4096  # the output matrix at least
+    assert found["peak_memory_bytes"] > 1 << 20
+
+
+@pytest.mark.parametrize("left_out", ["prompt", "gen"])
+def test_one_of_them_alone(bitsmith_command: Command, tiny: Path, left_out: str) -> None:
+    found = json.loads(bitsmith_command("bench", tiny, *QUICK, f"--{left_out}", 0, "--json").out)
+    assert (found["prompt"] is None, found["generation"] is None) == (left_out == "prompt", left_out == "gen")
+    assert bitsmith_command("bench", tiny, *QUICK, f"--{left_out}", 0).code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--prompt", 257], "--prompt 257: beyond the model's context of 256 tokens"),
+        (["--gen", 1000], "--gen 1000"),
+        (["--gen", -1], "--gen -1"),
+        (["--repeat", 0], "--repeat 0"),
+        (["--threads", 0], "--threads 0"),
+        (["--prompt", 0, "--gen", 0], "nothing to measure"),
+    ],
+)
+def test_a_wrong_call(bitsmith_command: Command, tiny: Path, words: list[object], expected: str) -> None:
+    assert expected in bitsmith_command.fails(2, "bench", tiny, *words)
+
+
+def test_the_usual_prompt_is_cut_to_the_context(bitsmith_command: Command, tiny: Path) -> None:
+    found = json.loads(bitsmith_command("bench", tiny, "--gen", 0, "--repeat", 1, "--threads", 1, "--json").out)
+    assert found["prompt"]["tokens"] == 256
+
+
+def test_more_threads_than_cores(bitsmith_command: Command, tiny: Path) -> None:
+    result = bitsmith_command("bench", tiny, *QUICK, "--threads", cores() + 1)
+    assert result.code == 0
+    assert f"give --threads {cores()} or fewer" in " ".join(result.err.split())
+
+
+def test_an_interrupt_says_so(tiny: Path) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import bitsmith.evaluation.speed as speed\n"
+        f"speed.measure_speed = lambda *a, **k: os.kill(os.getpid(), {int(signal.SIGINT)})\n"
+        f"sys.argv = ['bitsmith', 'bench', {str(tiny)!r}]\n"
+        "from bitsmith.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.strip().splitlines()[-1] == "Interrupted."
+    assert "Traceback" not in done.stderr
