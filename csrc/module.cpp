@@ -4,6 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "isa.h"
+#include "quantize/bind.h"
 #include "run/bind.h"
 
 namespace nb = nanobind;
@@ -21,5 +22,6 @@ NB_MODULE(_core, m) {
         return names;
       },
       "The instruction sets available here, poorest first.");
+  bitsmith::bind_quantize(m);
   bitsmith::bind_run(m);
 }
