@@ -16,14 +16,17 @@ import numpy as np
 from bitsmith.arch.names import permute_rows, unpermute_rows
 from bitsmith.containers.base import Gathered, Source
 from bitsmith.containers.floats import decode_numbers, encode_float
+from bitsmith.containers.gguf.blocks_simple import BlockCodec
+from bitsmith.containers.gguf.native_blocks import encode_stored
 from bitsmith.containers.output import OutputFiles
 from bitsmith.errors import TensorError
+from bitsmith.fit import tree_sum
 from bitsmith.formats.base import NeedsExtent
 from bitsmith.manifest import Manifest, TensorRecord, joined_hash
 from bitsmith.progress import Progress, Report, silent
 from bitsmith.recipe.plan import Plan, PlannedTensor, RowOrder
 from bitsmith.rounders.nearest import nearest
-from bitsmith.tensor import QuantTensor
+from bitsmith.tensor import PackedTensor, QuantTensor
 
 CHUNK_WEIGHTS = 1 << 18  # weights in one piece of work; results do not depend on it, error sums are added in order
 _LARGEST_F16 = 65504.0
@@ -277,6 +280,9 @@ def encode_chunk(source: Source, chunk: Chunk) -> Encoded:
         return Encoded({"data": data}, [], 0.0, 0.0)
     assert planned.source is not None
     packed = source.packed(planned.source, chunk.start, chunk.stop)
+    encoded = _encode_by_core(chunk, packed)
+    if encoded is not None:
+        return encoded
     try:
         w = source.decode(packed)
     except TensorError as error:
@@ -293,6 +299,25 @@ def encode_chunk(source: Source, chunk: Chunk) -> Encoded:
         raise TensorError(f"{planned.source}: {error}") from error
     _check_decoded(planned, values, w)
     return Encoded(parts, stored, _sum_of_squares(values - w), _sum_of_squares(w))
+
+
+def _encode_by_core(chunk: Chunk, packed: PackedTensor) -> Encoded | None:
+    """What `encode_chunk` gives, in one call of the C++ core; None where it cannot, or finds what must be looked at."""
+    planned = chunk.planned
+    if planned.verbatim or not isinstance(planned.codec, BlockCodec):
+        return None
+    order = None
+    if planned.order is not None:
+        order = _reordered(planned.order, np.arange(chunk.stop - chunk.start).reshape(-1, 1), chunk)[:, 0]
+    try:
+        blocks = encode_stored(
+            planned.codec, packed.layout, packed.parts["data"], importance=chunk.importance, order=order
+        )
+    except TensorError as error:
+        raise TensorError(f"{planned.source}: {error}") from error
+    if blocks is None:
+        return None
+    return Encoded({"data": blocks.data}, [packed.parts["data"]], blocks.squared_error, blocks.squared_weight)
 
 
 def _reordered(order: RowOrder, w: np.ndarray, chunk: Chunk) -> np.ndarray:
@@ -349,8 +374,12 @@ def _clipped(w: np.ndarray, values: np.ndarray) -> bool:
 
 
 def _sum_of_squares(x: np.ndarray) -> float:
-    flat = x.reshape(-1).astype(np.float64)
-    return float(flat @ flat)
+    """In float64, as sixteen running sums that are then added by halves: the order of the C++ core."""
+    flat = x.reshape(-1)
+    whole = len(flat) // 16 * 16
+    sums = np.square(flat[:whole].reshape(-1, 16), dtype=np.float64).sum(axis=0)
+    sums[: len(flat) - whole] += np.square(flat[whole:], dtype=np.float64)
+    return float(tree_sum(sums))
 
 
 def _bytes_of(data: np.ndarray) -> memoryview:
