@@ -121,7 +121,7 @@ def execute(
                 records[name] = tally.record(chunk.planned, output, reading.sha256(name))
                 tally = _Tally()
         manifest = plan.manifest([records[t.info.name] for t in plan.tensors])
-        output.commit(plan.layouts(manifest), report)
+        output.commit(plan.layouts(manifest), report, threads=threads)
     return manifest
 
 
@@ -183,9 +183,7 @@ class _Tally:
         return TensorRecord(planned.info.name, joined_hash(hashes), source_sha256, error)
 
 
-def _encode_all(
-    plan: Plan, calibrated: Calibrated, reading: _Reading, threads: int
-) -> Iterator[tuple[Chunk, Encoded]]:
+def _encode_all(plan: Plan, calibrated: Calibrated, reading: _Reading, threads: int) -> Iterator[tuple[Chunk, Encoded]]:
     """Chunks in file order, read and hashed by one thread, encoded by a pool, at most two chunks a thread ahead."""
     source = plan.checkpoint.source
     waiting: deque[tuple[Chunk, Future[Encoded]]] = deque()

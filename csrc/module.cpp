@@ -10,6 +10,7 @@
 namespace nb = nanobind;
 
 NB_MODULE(_core, m) {
+  nb::set_leak_warnings(false);  // what Python keeps in caches lives until the process ends
   m.doc() = "The C++ core of bitsmith; see bitsmith.native for what it offers.";
   m.def(
       "isa", [] { return std::string(bitsmith::isa_name(bitsmith::chosen_isa())); },

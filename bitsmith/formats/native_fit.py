@@ -55,24 +55,29 @@ class Searched(Format, Protocol):
         ...
 
 
-def quantizer(format: Format) -> Quantizer | None:
-    """The core's search for a format; None where there is no core, or it does not know the format."""
-    return _quantizer(format.search) if isinstance(format, Searched) else None
+def quantizer(format: Format, isa: str = "") -> Quantizer | None:
+    """The core's search for a format; None where there is no core, or it does not know the format.
+
+    isa: the instruction set it runs on; "" is the best there is. Results do not depend on it.
+    """
+    return _quantizer(format.search, isa) if isinstance(format, Searched) else None
 
 
 @cache
-def _quantizer(search: Search) -> Quantizer | None:
+def _quantizer(search: Search, isa: str) -> Quantizer | None:
     native = core()
     if native is None:
         return None
-    return native.Quantizer(
+    found: Quantizer = native.Quantizer(
         search.type,
         targets=search.targets,
         divisors=search.divisors,
         reach=search.reach,
         rounds=search.rounds,
         scales=search.scales,
+        isa=isa,
     )
+    return found
 
 
 def fitted(format: Searched, w: Array, importance: Array | None) -> Params:

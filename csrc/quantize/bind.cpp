@@ -17,8 +17,8 @@ namespace nb = nanobind;
 
 namespace bitsmith {
 
-#define BITSMITH_KERNELS(isa) \
-  namespace isa {             \
+#define BITSMITH_KERNELS(isa)      \
+  namespace isa {                  \
   extern const Quantize kQuantize; \
   }
 BITSMITH_KERNELS(generic)
@@ -120,8 +120,12 @@ class Quantizer {
     if (w.dtype() != nb::dtype<float>()) refuse("the weights are not float32");
     check_row(cols);
     const int64_t groups = cols / group(), blocks = cols / facts(search_.type).block;
-    const Weights weights{reinterpret_cast<const uint8_t *>(read<float>(w, "w", {rows, cols})), Float::f32, rows, cols,
-                          nullptr, columns_of(columns, cols)};
+    const Weights weights{reinterpret_cast<const uint8_t *>(read<float>(w, "w", {rows, cols})),
+                          Float::f32,
+                          rows,
+                          cols,
+                          nullptr,
+                          columns_of(columns, cols)};
     const Fitted to{write<uint16_t>(d, "d", {rows, groups}), write<uint16_t>(m, "m", {rows, groups}),
                     write<uint8_t>(scales, "scales", {rows, blocks}), write<uint8_t>(mins, "mins", {rows, blocks})};
     nb::gil_scoped_release released;
@@ -147,8 +151,8 @@ class Quantizer {
         refuse("row " + text(rows_in_order[i]) + " in the order of " + text(rows) + " rows");
       }
     }
-    const Weights weights{read<uint8_t>(data, "data", {rows, bytes}), from, rows, cols, rows_in_order,
-                          columns_of(columns, cols)};
+    const Weights weights{
+        read<uint8_t>(data, "data", {rows, bytes}), from, rows, cols, rows_in_order, columns_of(columns, cols)};
     uint8_t *to = write<uint8_t>(out, "out", {rows, cols / group() * facts(search_.type).bytes});
     nb::gil_scoped_release released;
     const Tally tally = rows ? kernels_.encode(search_, weights, reference, to) : Tally{};

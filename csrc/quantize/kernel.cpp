@@ -119,19 +119,19 @@ Tally encode_type(const Search &search, const Weights &w, [[maybe_unused]] bool 
   constexpr bool kHasReference = T <= Type::q5_1;
   Lost lost;
   Tally tally;
-  tally.largest = by_tiles<T>(search, w, kHasReference && reference,
-                              [&](const auto &tile, const Chosen &chosen, int64_t first) {
-                                for (int lane = 0; lane < tile.count; ++lane) {
-                                  uint8_t *block = out + (first + lane) * facts(T).bytes;
-                                  if constexpr (kHasReference) {
-                                    if (reference) {
-                                      emit_reference<T>(chosen, lane, tile.rows[lane], block, lost);
-                                      continue;
-                                    }
-                                  }
-                                  emit<T>(search, chosen, lane, tile.rows[lane], block, lost);
-                                }
-                              });
+  tally.largest =
+      by_tiles<T>(search, w, kHasReference && reference, [&](const auto &tile, const Chosen &chosen, int64_t first) {
+        for (int lane = 0; lane < tile.count; ++lane) {
+          uint8_t *block = out + (first + lane) * facts(T).bytes;
+          if constexpr (kHasReference) {
+            if (reference) {
+              emit_reference<T>(chosen, lane, tile.rows[lane], block, lost);
+              continue;
+            }
+          }
+          emit<T>(search, chosen, lane, tile.rows[lane], block, lost);
+        }
+      });
   tally.squared_error = lost.error.total();
   tally.squared_weight = lost.weight.total();
   return tally;
@@ -141,7 +141,8 @@ Tally encode_type(const Search &search, const Weights &w, [[maybe_unused]] bool 
 template <class Call, int... I>
 auto dispatch(Type type, const Call &call, std::integer_sequence<int, I...>) {
   decltype(call.template operator()<Type::q8_0>()) (*const calls[])(const Call &) = {
-      [](const Call &each) { return each.template operator()<static_cast<Type>(I)>(); }...};
+    [](const Call &each) { return each.template operator()<static_cast<Type>(I)>(); }...
+  };
   return calls[static_cast<int>(type)](call);
 }
 
@@ -152,7 +153,9 @@ struct FitCall {
   const Weights &w;
   const Fitted &to;
   template <Type T>
-  void operator()() const { fit_type<T>(search, w, to); }
+  void operator()() const {
+    fit_type<T>(search, w, to);
+  }
 };
 
 struct EncodeCall {
@@ -161,7 +164,9 @@ struct EncodeCall {
   bool reference;
   uint8_t *out;
   template <Type T>
-  Tally operator()() const { return encode_type<T>(search, w, reference, out); }
+  Tally operator()() const {
+    return encode_type<T>(search, w, reference, out);
+  }
 };
 
 void fit(const Search &search, const Weights &w, const Fitted &to) {

@@ -18,7 +18,9 @@ struct Integers {
     return __builtin_convertvector(rounded - static_cast<float>(Low), Ints) + (rounded - bounded == 0.5f);
   }
 
-  static LANES_INLINE Floats level(Ints code) { return __builtin_convertvector(code, Floats) + static_cast<float>(Low); }
+  static LANES_INLINE Floats level(Ints code) {
+    return __builtin_convertvector(code, Floats) + static_cast<float>(Low);
+  }
 };
 
 // Sixteen ascending levels.

@@ -84,8 +84,8 @@ inline uint8_t *put_q3_scales(uint8_t *out, const Stored &p) {
   const auto scale = [&](int i) { return p.scales[i] + 32; };
   for (int i = 0; i < 8; ++i) out[i] = static_cast<uint8_t>((scale(i) & 15) | (scale(i + 8) & 15) << 4);
   for (int i = 0; i < 4; ++i) {
-    out[i + 8] = static_cast<uint8_t>(scale(i) >> 4 | scale(i + 4) >> 4 << 2 | scale(i + 8) >> 4 << 4 |
-                                      scale(i + 12) >> 4 << 6);
+    out[i + 8] =
+        static_cast<uint8_t>(scale(i) >> 4 | scale(i + 4) >> 4 << 2 | scale(i + 8) >> 4 << 4 | scale(i + 12) >> 4 << 6);
   }
   return out + 12;
 }

@@ -50,7 +50,8 @@ struct ScaleScore {
 
 // The best scale for the levels that unit * step rounds to, and the error it takes away.
 template <class L, int N, bool W>
-LANES_PASS ScaleScore least_squares_scale(const Floats *unit, const Floats *weighted, const Floats *weight, Floats step) {
+LANES_PASS ScaleScore least_squares_scale(const Floats *unit, const Floats *weighted, const Floats *weight,
+                                          Floats step) {
   const auto sums = tree<N>([&](int i) LANES_LAMBDA {
     const Floats level = L::round(unit[i] * step);
     return Sums<2>{{weighted[i] * level, counted<W>(level * level, weight, i)}};
@@ -154,8 +155,7 @@ Pair search_affine(Block b, const std::vector<float> &targets) {
   Pair best = pair.template attempt<L, Limited, false>(splat(Top), Floats{});
   const auto keep = [&](const Pair &found) {
     const Ints better = found.score > best.score;
-    best = {better ? found.scale : best.scale, better ? found.offset : best.offset,
-            better ? found.score : best.score};
+    best = {better ? found.scale : best.scale, better ? found.offset : best.offset, better ? found.score : best.score};
   };
   for (float target : targets) keep(pair.template attempt<L, Limited, false>(splat(target), Floats{}));
   for (int i = 0; i < 2; ++i) keep(pair.template attempt<L, Limited, true>(inverse(best.scale), best.offset));

@@ -86,8 +86,10 @@ struct AffineK {
           state.mins[p] = integer(low[p] * inverse(state.dmin));
           state.lost[p] = lost(state, p, state.scales[p], state.mins[p]);
         }
-        if (first) best = state;
-        else best.keep_better(state);
+        if (first)
+          best = state;
+        else
+          best.keep_better(state);
         first = false;
       }
     }
@@ -117,9 +119,8 @@ struct AffineK {
   // The mean code.
   static LANES_PASS Floats middle(Block b, Floats scale, Floats offset) {
     const Floats inverted = inverse(scale);
-    const Floats sum = tree<N>([&](int i) LANES_LAMBDA {
-      return counted<W>(L::round((b.x[i] - offset) * inverted), b.weight, i);
-    });
+    const Floats sum =
+        tree<N>([&](int i) LANES_LAMBDA { return counted<W>(L::round((b.x[i] - offset) * inverted), b.weight, i); });
     return sum / weight_sum<N, W>(b);
   }
 
@@ -190,8 +191,10 @@ struct SymmetricK {
         state.mins[p] = Floats{};
         state.lost[p] = lost(state, p, state.scales[p]);
       }
-      if (first) best = state;
-      else best.keep_better(state);
+      if (first)
+        best = state;
+      else
+        best.keep_better(state);
       first = false;
     }
   }

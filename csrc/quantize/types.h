@@ -16,11 +16,11 @@ struct TypeFacts {
   int group, block, bytes;
 };
 
-constexpr TypeFacts kTypes[] = {
-    {"q8_0", 32, 32, 34},   {"q4_0", 32, 32, 18},    {"q4_1", 32, 32, 20},    {"q5_0", 32, 32, 22},
-    {"q5_1", 32, 32, 24},   {"iq4_nl", 32, 32, 18},  {"mxfp4", 32, 32, 17},   {"nvfp4", 64, 16, 36},
-    {"q2_k", 256, 16, 84},  {"q3_k", 256, 16, 110},  {"q4_k", 256, 32, 144},  {"q5_k", 256, 32, 176},
-    {"q6_k", 256, 16, 210}, {"iq4_xs", 256, 32, 136}};
+constexpr TypeFacts kTypes[] = {{"q8_0", 32, 32, 34},   {"q4_0", 32, 32, 18},    {"q4_1", 32, 32, 20},
+                                {"q5_0", 32, 32, 22},   {"q5_1", 32, 32, 24},    {"iq4_nl", 32, 32, 18},
+                                {"mxfp4", 32, 32, 17},  {"nvfp4", 64, 16, 36},   {"q2_k", 256, 16, 84},
+                                {"q3_k", 256, 16, 110}, {"q4_k", 256, 32, 144},  {"q5_k", 256, 32, 176},
+                                {"q6_k", 256, 16, 210}, {"iq4_xs", 256, 32, 136}};
 
 constexpr const TypeFacts &facts(Type type) { return kTypes[static_cast<int>(type)]; }
 
@@ -47,8 +47,8 @@ struct Weights {
 
 // Where the parameters of every block go, by what the type has; float16 as its bits.
 struct Fitted {
-  uint16_t *d = nullptr, *m = nullptr;                // of every group: dmin of two-level types is m
-  uint8_t *scales = nullptr, *mins = nullptr;         // of every block: integers, or scale bytes
+  uint16_t *d = nullptr, *m = nullptr;         // of every group: dmin of two-level types is m
+  uint8_t *scales = nullptr, *mins = nullptr;  // of every block: integers, or scale bytes
 };
 
 // largest: the largest magnitude; beyond float16's, or NaN, nothing else is to be relied on
@@ -62,7 +62,8 @@ struct Tally {
 struct Quantize {
   // Parameters for every block.
   void (*fit)(const Search &, const Weights &, const Fitted &);
-  // ggml blocks for all rows. reference: by ggml's own rounding, for q8_0, q4_0, q4_1, q5_0, q5_1 without column weights
+  // ggml blocks for all rows. reference: by ggml's own rounding, for q8_0, q4_0, q4_1, q5_0, q5_1 without column
+  // weights
   Tally (*encode)(const Search &, const Weights &, bool reference, uint8_t *out);
 };
 

@@ -39,7 +39,7 @@ def encode_stored(
     None where the core does not do it: it is not there, or does not know codec or layout, or some weight is not finite
     or beyond float16, which wants a closer look. Raises TensorError for an impossible importance.
     """
-    if not isinstance(codec, BlockCodec) or layout not in _READ:
+    if not isinstance(codec, BlockCodec) or layout not in _READ or not data.size:
         return None
     chosen = quantizer(codec.format)
     if chosen is None:
