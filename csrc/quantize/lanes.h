@@ -47,9 +47,31 @@ LANES_INLINE void store(float *to, Floats lanes) { std::memcpy(to, &lanes, sizeo
 LANES_INLINE Floats bits_to_floats(Ints bits) { return reinterpret_cast<Floats>(bits); }
 LANES_INLINE Ints floats_to_bits(Floats lanes) { return reinterpret_cast<Ints>(lanes); }
 
-// a where it is NaN
-LANES_INLINE Floats at_most(Floats a, Floats limit) { return a > limit ? limit : a; }
-LANES_INLINE Floats at_least(Floats a, Floats limit) { return a < limit ? limit : a; }
+// The smaller and the larger; a where one is NaN, or where they are equal.
+LANES_INLINE Floats at_most(Floats a, Floats limit) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(limit, a);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(limit, a);
+#elif defined(__SSE2__)
+  return _mm_min_ps(limit, a);
+#else
+  return a > limit ? limit : a;
+#endif
+}
+
+LANES_INLINE Floats at_least(Floats a, Floats limit) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(limit, a);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(limit, a);
+#elif defined(__SSE2__)
+  return _mm_max_ps(limit, a);
+#else
+  return a < limit ? limit : a;
+#endif
+}
+
 LANES_INLINE Floats clip(Floats a, float low, float high) { return at_most(at_least(a, splat(low)), splat(high)); }
 
 LANES_INLINE Floats absolute(Floats a) { return bits_to_floats(floats_to_bits(a) & 0x7fffffff); }
