@@ -15,16 +15,16 @@
 
 namespace nb = nanobind;
 
-namespace bitsmith {
+namespace bitsmith::quantize {
 
-#define BITSMITH_KERNELS(isa)      \
-  namespace isa {                  \
-  extern const Quantize kQuantize; \
+#define KERNELS_OF(isa)          \
+  namespace isa {                \
+  extern const Kernels kKernels; \
   }
-BITSMITH_KERNELS(generic)
+KERNELS_OF(generic)
 #ifdef BITSMITH_HAS_avx2
-BITSMITH_KERNELS(avx2)
-BITSMITH_KERNELS(avx512)
+KERNELS_OF(avx2)
+KERNELS_OF(avx512)
 #endif
 
 namespace {
@@ -32,13 +32,13 @@ namespace {
 using Read = nb::ndarray<nb::ro, nb::device::cpu>;
 using Write = nb::ndarray<nb::device::cpu>;
 
-const Quantize &kernels(Isa isa) {
+const Kernels &kernels(Isa isa) {
 #ifdef BITSMITH_HAS_avx2
-  if (isa == Isa::avx2) return avx2::kQuantize;
-  if (isa != Isa::generic) return avx512::kQuantize;
+  if (isa == Isa::avx2) return avx2::kKernels;
+  if (isa != Isa::generic) return avx512::kKernels;
 #endif
   (void)isa;
-  return generic::kQuantize;
+  return generic::kKernels;
 }
 
 [[noreturn]] void refuse(const std::string &what) { throw std::invalid_argument(what); }
@@ -176,13 +176,15 @@ class Quantizer {
   }
 
   Search search_;
-  const Quantize &kernels_;
+  const Kernels &kernels_;
 };
 
 }  // namespace
+}  // namespace bitsmith::quantize
 
-void bind_quantize(nb::module_ &m) {
+void bitsmith::bind_quantize(nb::module_ &m) {
   using namespace nb::literals;
+  using quantize::Quantizer;
   nb::class_<Quantizer>(m, "Quantizer", "The search, rounding and packing of one ggml type; see formats/native_fit.py.")
       .def(nb::init<const std::string &, std::vector<float>, std::vector<float>, std::vector<int>, int,
                     std::vector<float>, const std::string &>(),
@@ -197,5 +199,3 @@ void bind_quantize(nb::module_ &m) {
            "Returns the largest magnitude (beyond 65504, or NaN, the rest means nothing), and the sums of squared "
            "errors and weights.");
 }
-
-}  // namespace bitsmith

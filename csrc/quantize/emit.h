@@ -4,7 +4,7 @@
 #include "one_level.h"
 #include "pack.h"
 
-namespace bitsmith::BITSMITH_ISA {
+namespace bitsmith::quantize::BITSMITH_ISA {
 
 // Sums of squares in sixteen running sums by column: the order of `sum_of_squares` in driver.py.
 class SquareSum {
@@ -159,4 +159,4 @@ void emit_reference(const Chosen &chosen, int lane, const float *w, uint8_t *out
   pack<T>(out, code, p);
 }
 
-}  // namespace bitsmith::BITSMITH_ISA
+}  // namespace bitsmith::quantize::BITSMITH_ISA

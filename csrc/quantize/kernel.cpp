@@ -2,7 +2,7 @@
 #include "emit.h"
 #include "read.h"
 
-namespace bitsmith::BITSMITH_ISA {
+namespace bitsmith::quantize::BITSMITH_ISA {
 namespace {
 
 constexpr float kLargest = 1e15f;  // weights beyond count as this in the search: LARGEST of fit.py
@@ -179,7 +179,7 @@ Tally encode(const Search &search, const Weights &w, bool reference, uint8_t *ou
 
 }  // namespace
 
-extern const Quantize kQuantize;
-const Quantize kQuantize{fit, encode};
+extern const Kernels kKernels;
+const Kernels kKernels{fit, encode};
 
-}  // namespace bitsmith::BITSMITH_ISA
+}  // namespace bitsmith::quantize::BITSMITH_ISA

@@ -13,7 +13,7 @@
 #include <immintrin.h>
 #endif
 
-namespace bitsmith::BITSMITH_ISA {
+namespace bitsmith::quantize::BITSMITH_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
@@ -153,4 +153,4 @@ LANES_INLINE void transpose(Floats (&rows)[kLanes]) {
   }
 }
 
-}  // namespace bitsmith::BITSMITH_ISA
+}  // namespace bitsmith::quantize::BITSMITH_ISA

@@ -6,7 +6,7 @@
 
 #include "lanes.h"
 
-namespace bitsmith::BITSMITH_ISA {
+namespace bitsmith::quantize::BITSMITH_ISA {
 
 // The integers Low .. High.
 template <int Low, int High>
@@ -99,4 +99,4 @@ struct E2m1Table {
 using Iq4 = Tabled<Iq4Table>;
 using E2m1 = Tabled<E2m1Table>;
 
-}  // namespace bitsmith::BITSMITH_ISA
+}  // namespace bitsmith::quantize::BITSMITH_ISA

@@ -6,7 +6,7 @@
 
 #include "two_level.h"
 
-namespace bitsmith::BITSMITH_ISA {
+namespace bitsmith::quantize::BITSMITH_ISA {
 
 template <class L, int N, bool W>
 LANES_PASS Sums<2> scale_moments(Block b, Floats scale) {
@@ -131,4 +131,4 @@ inline void reference_scale(Type type, const Floats *x, Chosen &chosen) {
   chosen.m = low;
 }
 
-}  // namespace bitsmith::BITSMITH_ISA
+}  // namespace bitsmith::quantize::BITSMITH_ISA

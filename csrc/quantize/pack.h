@@ -6,7 +6,7 @@
 #include "lanes.h"
 #include "types.h"
 
-namespace bitsmith::BITSMITH_ISA {
+namespace bitsmith::quantize::BITSMITH_ISA {
 
 // Stored parameters of one group. d, m: float16 bits; scales, mins: integers, or scale bytes
 struct Stored {
@@ -148,4 +148,4 @@ void pack(uint8_t *out, uint8_t *code, const Stored &p) {
   }
 }
 
-}  // namespace bitsmith::BITSMITH_ISA
+}  // namespace bitsmith::quantize::BITSMITH_ISA

@@ -4,7 +4,7 @@
 #include "lanes.h"
 #include "types.h"
 
-namespace bitsmith::BITSMITH_ISA {
+namespace bitsmith::quantize::BITSMITH_ISA {
 
 LANES_INLINE Floats widen(const uint8_t *from, Float type) {
   if (type == Float::f32) {
@@ -37,4 +37,4 @@ LANES_INLINE void read_weights(float *to, const uint8_t *from, Float type, int c
   }
 }
 
-}  // namespace bitsmith::BITSMITH_ISA
+}  // namespace bitsmith::quantize::BITSMITH_ISA

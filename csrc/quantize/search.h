@@ -5,7 +5,7 @@
 
 #include "levels.h"
 
-namespace bitsmith::BITSMITH_ISA {
+namespace bitsmith::quantize::BITSMITH_ISA {
 
 #define LANES_PASS __attribute__((noinline)) inline  // one pass over a block: worth a call, and compiled once
 
@@ -162,4 +162,4 @@ Pair search_affine(Block b, const std::vector<float> &targets) {
   return {best.scale * extent + 0.0f, best.offset * extent + low, best.score};  // no scale of -0
 }
 
-}  // namespace bitsmith::BITSMITH_ISA
+}  // namespace bitsmith::quantize::BITSMITH_ISA

@@ -4,7 +4,7 @@
 #include "search.h"
 #include "types.h"
 
-namespace bitsmith::BITSMITH_ISA {
+namespace bitsmith::quantize::BITSMITH_ISA {
 
 // Parameters of the groups of a tile. d, m: rounded to float16, but for ggml's reference rounding
 // scales, mins: integers (or scale bytes) of each block of a group
@@ -237,4 +237,4 @@ struct SymmetricK {
   }
 };
 
-}  // namespace bitsmith::BITSMITH_ISA
+}  // namespace bitsmith::quantize::BITSMITH_ISA

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-namespace bitsmith {
+namespace bitsmith::quantize {
 
 // In the order of `kTypes`.
 enum class Type { q8_0, q4_0, q4_1, q5_0, q5_1, iq4_nl, mxfp4, nvfp4, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_xs };
@@ -59,7 +59,7 @@ struct Tally {
 };
 
 // Kernels of one instruction set.
-struct Quantize {
+struct Kernels {
   // Parameters for every block.
   void (*fit)(const Search &, const Weights &, const Fitted &);
   // ggml blocks for all rows. reference: by ggml's own rounding, for q8_0, q4_0, q4_1, q5_0, q5_1 without column
@@ -67,4 +67,4 @@ struct Quantize {
   Tally (*encode)(const Search &, const Weights &, bool reference, uint8_t *out);
 };
 
-}  // namespace bitsmith
+}  // namespace bitsmith::quantize
