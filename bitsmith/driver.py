@@ -15,7 +15,7 @@ import numpy as np
 
 from bitsmith.arch.names import permute_rows, unpermute_rows
 from bitsmith.containers.base import Gathered, Source
-from bitsmith.containers.floats import decode_numbers, encode_float
+from bitsmith.containers.floats import WRITTEN_FLOATS, decode_numbers, encode_float
 from bitsmith.containers.gguf.blocks_simple import BlockCodec
 from bitsmith.containers.gguf.native_blocks import encode_stored
 from bitsmith.containers.output import OutputFiles
@@ -327,7 +327,7 @@ def encode_chunk(source: Source, chunk: Chunk, packed: PackedTensor | None) -> E
 def _encode_by_core(chunk: Chunk, packed: PackedTensor) -> Encoded | None:
     """What `encode_chunk` gives, in one call of the C++ core; None where it cannot, or finds what must be looked at."""
     planned = chunk.planned
-    if planned.verbatim or not isinstance(planned.codec, BlockCodec):
+    if planned.verbatim or not isinstance(planned.codec, BlockCodec) or packed.layout not in WRITTEN_FLOATS:
         return None
     order = None
     if planned.order is not None:

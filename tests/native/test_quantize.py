@@ -260,3 +260,10 @@ def test_whole_files_with_and_without_the_core_and_for_any_number_of_threads(tmp
     for to, (one, two, five) in zip(FILES, made, strict=True):
         assert one == two == five
         assert plain[to].read_bytes() == one, to
+
+
+def test_sources_that_the_core_does_not_read_go_the_other_way(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "model")
+    packed = bitsmith.quantize(folder, to="gptq/int4", out=tmp_path / "gptq").out
+    again = bitsmith.quantize(packed, to="q4_0", out=tmp_path / "again.gguf", requantize=True)
+    assert again.manifest is not None
