@@ -15,17 +15,20 @@ import numpy as np
 
 from bitsmith.arch.names import permute_rows, unpermute_rows
 from bitsmith.containers.base import Gathered, Source
-from bitsmith.containers.floats import decode_numbers, encode_float
+from bitsmith.containers.floats import WRITTEN_FLOATS, decode_numbers, encode_float
+from bitsmith.containers.gguf.blocks_simple import BlockCodec
+from bitsmith.containers.gguf.native_blocks import encode_stored
 from bitsmith.containers.output import OutputFiles
 from bitsmith.errors import TensorError
+from bitsmith.fit import tree_sum
 from bitsmith.formats.base import NeedsExtent
 from bitsmith.manifest import Manifest, TensorRecord, joined_hash
 from bitsmith.progress import Progress, Report, silent
 from bitsmith.recipe.plan import Plan, PlannedTensor, RowOrder
 from bitsmith.rounders.nearest import nearest
-from bitsmith.tensor import QuantTensor
+from bitsmith.tensor import PackedTensor, QuantTensor
 
-CHUNK_WEIGHTS = 1 << 18  # weights in one piece of work; results do not depend on it, error sums are added in order
+CHUNK_WEIGHTS = 1 << 19  # weights in one piece of work; results do not depend on it, error sums are added in order
 _LARGEST_F16 = 65504.0
 
 
@@ -44,12 +47,10 @@ class Encoded:
     """What became of a chunk.
 
     parts: stored bytes by part
-    source: the bytes it was made from
     squared_error, squared_weight: sums over the chunk, float64
     """
 
     parts: dict[str, np.ndarray]
-    source: list[np.ndarray]
     squared_error: float
     squared_weight: float
 
@@ -106,8 +107,10 @@ def execute(
         records: dict[str, TensorRecord] = {}
         done = 0
         tally = _Tally()
+        reading = _Reading(plan.checkpoint.source)
         slabs: list[Mapping[str, np.ndarray]] = []
-        for chunk, encoded in chain(_encode_all(plan, calibrated, threads), _encode_decided(plan, calibrated)):
+        encoding = chain(_encode_all(plan, calibrated, reading, threads), _encode_decided(plan, calibrated, reading))
+        for chunk, encoded in encoding:
             name = chunk.planned.info.name
             for part, data in _in_file_order(chunk, encoded.parts, slabs).items():
                 output.write(name, part, _bytes_of(data))
@@ -115,10 +118,10 @@ def execute(
             done += (chunk.stop - chunk.start) * chunk.planned.info.cols
             report(Progress("quantize", done, total, "weights", name))
             if chunk.stop == chunk.planned.info.rows:
-                records[name] = tally.record(chunk.planned, output)
+                records[name] = tally.record(chunk.planned, output, reading.sha256(name))
                 tally = _Tally()
         manifest = plan.manifest([records[t.info.name] for t in plan.tensors])
-        output.commit(plan.layouts(manifest), report)
+        output.commit(plan.layouts(manifest), report, threads=threads)
     return manifest
 
 
@@ -140,33 +143,58 @@ def _in_file_order(
     return joined
 
 
+class _Reading:
+    """Reads chunks, those of a tensor in order, and hashes what it read."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._hashes: dict[str, hashlib._Hash] = {}
+
+    def read(self, chunk: Chunk) -> PackedTensor | None:
+        """The stored rows of a chunk; None for a constant."""
+        planned = chunk.planned
+        digest = self._hashes.setdefault(planned.info.name, hashlib.sha256())
+        if planned.source is None:
+            return None
+        packed = self._source.packed(planned.source, chunk.start, chunk.stop)
+        for data in packed.parts.values():
+            digest.update(_bytes_of(data))
+        return packed
+
+    def sha256(self, name: str) -> str:
+        """Of the bytes that the output's tensor was made from, in hexadecimal; after its last chunk."""
+        return self._hashes.pop(name).hexdigest()
+
+
 class _Tally:
-    """Hashes and sums of one tensor, fed chunk by chunk in order."""
+    """Sums of one tensor, fed chunk by chunk in order."""
 
     def __init__(self) -> None:
-        self._source = hashlib.sha256()
         self._error = 0.0
         self._weight = 0.0
 
     def add(self, encoded: Encoded) -> None:
-        for data in encoded.source:
-            self._source.update(_bytes_of(data))
         self._error += encoded.squared_error
         self._weight += encoded.squared_weight
 
-    def record(self, planned: PlannedTensor, output: OutputFiles) -> TensorRecord:
+    def record(self, planned: PlannedTensor, output: OutputFiles, source_sha256: str) -> TensorRecord:
         hashes = [output.sha256(planned.info.name, part) for part in planned.parts]
         error = self._error / self._weight if self._weight else 0.0
-        return TensorRecord(planned.info.name, joined_hash(hashes), self._source.hexdigest(), error)
+        return TensorRecord(planned.info.name, joined_hash(hashes), source_sha256, error)
 
 
-def _encode_all(plan: Plan, calibrated: Calibrated, threads: int) -> Iterator[tuple[Chunk, Encoded]]:
-    """Chunks in file order, encoded by a pool that runs at most two chunks a thread ahead."""
+def _encode_all(plan: Plan, calibrated: Calibrated, reading: _Reading, threads: int) -> Iterator[tuple[Chunk, Encoded]]:
+    """Chunks in file order, read and hashed by one thread, encoded by a pool, at most two chunks a thread ahead."""
+    source = plan.checkpoint.source
     waiting: deque[tuple[Chunk, Future[Encoded]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
+
+    def encode(chunk: Chunk, packed: Future[PackedTensor | None]) -> Encoded:
+        return encode_chunk(source, chunk, packed.result())
+
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(threads) as pool:
         try:
             for chunk in _chunks(plan, calibrated):
-                waiting.append((chunk, pool.submit(encode_chunk, plan.checkpoint.source, chunk)))
+                waiting.append((chunk, pool.submit(encode, chunk, reader.submit(reading.read, chunk))))
                 if len(waiting) > 2 * threads:
                     oldest, future = waiting.popleft()
                     yield oldest, future.result()
@@ -202,7 +230,7 @@ def _rows_together(planned: PlannedTensor) -> int:
     return math.lcm(head, planned.codec.row_multiple if isinstance(planned.codec, Gathered) else 1)
 
 
-def _encode_decided(plan: Plan, calibrated: Calibrated) -> Iterator[tuple[Chunk, Encoded]]:
+def _encode_decided(plan: Plan, calibrated: Calibrated, reading: _Reading) -> Iterator[tuple[Chunk, Encoded]]:
     """Tensors that were decided elsewhere, packed in the output's row order, chunk by chunk."""
     by_name = {tensor.info.name: tensor for tensor in plan.tensors}
     for decided in calibrated.decided:
@@ -210,16 +238,15 @@ def _encode_decided(plan: Plan, calibrated: Calibrated) -> Iterator[tuple[Chunk,
         step, rows = _step(planned), len(decided.weight)
         for at in range(0, rows, step):
             chunk = Chunk(planned, decided.start + at, decided.start + min(at + step, rows))
+            reading.read(chunk)
             try:
-                yield chunk, _pack_decided(plan.checkpoint.source, chunk, decided)
+                yield chunk, _pack_decided(chunk, decided)
             except TensorError as error:
                 raise TensorError(f"{planned.source}: {error}") from error
 
 
-def _pack_decided(source: Source, chunk: Chunk, decided: Decided) -> Encoded:
+def _pack_decided(chunk: Chunk, decided: Decided) -> Encoded:
     planned = chunk.planned
-    assert planned.source is not None
-    packed = source.packed(planned.source, chunk.start, chunk.stop)
     rows = slice(chunk.start - decided.start, chunk.stop - decided.start)
     w = decided.weight[rows]
     if decided.tensor is None:
@@ -229,7 +256,7 @@ def _pack_decided(source: Source, chunk: Chunk, decided: Decided) -> Encoded:
     else:
         parts, values, wanted = _pack_codes(chunk, decided.tensor, rows), decided.tensor.rows(rows).values(), w
     _check_decoded(planned, values, wanted)
-    return Encoded(parts, list(packed.parts.values()), _sum_of_squares(values - wanted), _sum_of_squares(wanted))
+    return Encoded(parts, _sum_of_squares(values - wanted), _sum_of_squares(wanted))
 
 
 def _pack_codes(chunk: Chunk, tensor: QuantTensor, rows: slice) -> dict[str, np.ndarray]:
@@ -269,22 +296,24 @@ def _with_extent(source: Source, planned: PlannedTensor) -> PlannedTensor:
     return replace(planned, format=planned.format.with_extent(low, high))
 
 
-def encode_chunk(source: Source, chunk: Chunk) -> Encoded:
-    """Read, check, round and pack the rows of one chunk. Pure but for the reading."""
+def encode_chunk(source: Source, chunk: Chunk, packed: PackedTensor | None) -> Encoded:
+    """Check, round and pack the rows of one chunk, `packed` as stored in the source; None for a constant."""
     planned = chunk.planned
     if planned.constant is not None:
         data = encode_float(planned.info.layout, planned.constant.reshape(1, -1))
-        return Encoded({"data": data}, [], 0.0, 0.0)
+        return Encoded({"data": data}, 0.0, 0.0)
     assert planned.source is not None
-    packed = source.packed(planned.source, chunk.start, chunk.stop)
+    assert packed is not None
+    encoded = _encode_by_core(chunk, packed)
+    if encoded is not None:
+        return encoded
     try:
         w = source.decode(packed)
     except TensorError as error:
         raise TensorError(f"{source.path}: {planned.source}: {error}") from error
     _check_finite(planned.source, w, chunk.start)
-    stored = list(packed.parts.values())
     if planned.verbatim:
-        return Encoded(dict(packed.parts), stored, 0.0, _sum_of_squares(w))
+        return Encoded(dict(packed.parts), 0.0, _sum_of_squares(w))
     if planned.order is not None:
         w = _reordered(planned.order, w, chunk)
     try:
@@ -292,7 +321,26 @@ def encode_chunk(source: Source, chunk: Chunk) -> Encoded:
     except TensorError as error:
         raise TensorError(f"{planned.source}: {error}") from error
     _check_decoded(planned, values, w)
-    return Encoded(parts, stored, _sum_of_squares(values - w), _sum_of_squares(w))
+    return Encoded(parts, _sum_of_squares(values - w), _sum_of_squares(w))
+
+
+def _encode_by_core(chunk: Chunk, packed: PackedTensor) -> Encoded | None:
+    """What `encode_chunk` gives, in one call of the C++ core; None where it cannot, or finds what must be looked at."""
+    planned = chunk.planned
+    if planned.verbatim or not isinstance(planned.codec, BlockCodec) or packed.layout not in WRITTEN_FLOATS:
+        return None
+    order = None
+    if planned.order is not None:
+        order = _reordered(planned.order, np.arange(chunk.stop - chunk.start).reshape(-1, 1), chunk)[:, 0]
+    try:
+        blocks = encode_stored(
+            planned.codec, packed.layout, packed.parts["data"], importance=chunk.importance, order=order
+        )
+    except TensorError as error:
+        raise TensorError(f"{planned.source}: {error}") from error
+    if blocks is None:
+        return None
+    return Encoded({"data": blocks.data}, blocks.squared_error, blocks.squared_weight)
 
 
 def _reordered(order: RowOrder, w: np.ndarray, chunk: Chunk) -> np.ndarray:
@@ -349,8 +397,12 @@ def _clipped(w: np.ndarray, values: np.ndarray) -> bool:
 
 
 def _sum_of_squares(x: np.ndarray) -> float:
-    flat = x.reshape(-1).astype(np.float64)
-    return float(flat @ flat)
+    """In float64, as sixteen running sums that are then added by halves: the order of the C++ core."""
+    flat = x.reshape(-1)
+    whole = len(flat) // 16 * 16
+    sums = np.square(flat[:whole].reshape(-1, 16), dtype=np.float64).sum(axis=0)
+    sums[: len(flat) - whole] += np.square(flat[whole:], dtype=np.float64)
+    return float(tree_sum(sums))
 
 
 def _bytes_of(data: np.ndarray) -> memoryview:

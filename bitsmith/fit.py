@@ -77,7 +77,8 @@ def chunks(w: Array, importance: Array | None, block: int, parts: int) -> Iterat
     for start in range(0, rows, step):
         stop = min(rows, start + step)
         part = None if tiled is None else tiled[:, :, : (stop - start) * (cols // group)]
-        yield slice(start, stop), _as_columns(xp.clip(w[start:stop, :], -LARGEST, LARGEST), block, parts), part
+        x = xp.clip(w[start:stop, :], -LARGEST, LARGEST) + 0.0  # no -0, so that sums of zeros have one sign
+        yield slice(start, stop), _as_columns(x, block, parts), part
 
 
 def _as_columns(w: Array, block: int, parts: int) -> Array:
@@ -185,7 +186,7 @@ def search_scale(x: Array, weight: Array | None, levels: Levels, targets: tuple[
         scale, score = _least_squares_scale(weighted, weight, levels.round_(unit * inverse(best)))
         better = score > gain
         best, gain = xp.where(better, scale, best), xp.where(better, score, gain)
-    return best * extreme
+    return best * extreme + 0.0  # no -0
 
 
 def _least_squares_scale(weighted: Array, weight: Array | None, level: Array) -> tuple[Array, Array]:
@@ -221,7 +222,7 @@ def search_affine(
         better = score > gain
         scale, offset = xp.where(better, new_scale, scale), xp.where(better, new_offset, offset)
         gain = xp.where(better, score, gain)
-    return scale * extent, offset * extent + low
+    return scale * extent + 0.0, offset * extent + low  # no scale of -0
 
 
 @dataclass(frozen=True)

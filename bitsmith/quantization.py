@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from bitsmith.driver import execute
 from bitsmith.errors import UsageError
 from bitsmith.estimate import expected_seconds
 from bitsmith.machine import cores, peak_memory
-from bitsmith.progress import Report, silent
+from bitsmith.progress import Progress, Report, silent
 from bitsmith.quantized import Quantized
 from bitsmith.recipe.gguf import plan_gguf
 from bitsmith.recipe.hf_containers import plan_hf
@@ -210,7 +211,8 @@ def _carried_out(
             decision = decide.decide(this, at, prepared, gathered, resources, report)
             plan = decision.plan
         calibrated = None if decision is None else decision.calibrated
-        manifest = execute(plan, job.path, threads=threads, calibrated=calibrated, force=force, report=report)
+        watch = _Watch(report)
+        manifest = execute(plan, job.path, threads=threads, calibrated=calibrated, force=force, report=watch)
         now = time.monotonic()
         done.append(
             replace(
@@ -218,6 +220,7 @@ def _carried_out(
                 plan=plan,
                 manifest=manifest,
                 seconds=now - started,
+                verify_seconds=now - watch.verifying,
                 peak_memory=peak_memory(),
                 calibration=None if prepared is None else prepared.record,
                 notes=() if decision is None else decision.notes,
@@ -225,6 +228,19 @@ def _carried_out(
         )
         started = now
     return done
+
+
+class _Watch:
+    """Passes reports on, and remembers when the first of the stage "verify" came."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self.verifying = math.inf
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.stage == "verify":
+            self.verifying = min(self.verifying, time.monotonic())
+        self._report(progress)
 
 
 def _job(

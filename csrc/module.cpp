@@ -5,11 +5,13 @@
 
 #include "bandwidth.h"
 #include "isa.h"
+#include "quantize/bind.h"
 #include "run/bind.h"
 
 namespace nb = nanobind;
 
 NB_MODULE(_core, m) {
+  nb::set_leak_warnings(false);  // what Python keeps in caches lives until the process ends
   m.doc() = "The C++ core of bitsmith; see bitsmith.native for what it offers.";
   m.def(
       "isa", [] { return std::string(bitsmith::isa_name(bitsmith::chosen_isa())); },
@@ -25,5 +27,6 @@ NB_MODULE(_core, m) {
   m.def("read_bandwidth", &bitsmith::read_bandwidth, nb::arg("threads"), nb::arg("bytes"), nb::arg("passes"),
         nb::call_guard<nb::gil_scoped_release>(),
         "Bytes a second that threads together read from a buffer of about so many bytes, the best of some passes.");
+  bitsmith::bind_quantize(m);
   bitsmith::bind_run(m);
 }

@@ -175,7 +175,8 @@ def _print_summary(result: Quantized) -> None:
     console = stdout()
     console.print(
         f"wrote {result.out} ({human_bytes(result.size)}, {result.bits_per_weight:.3f} bits per weight) in "
-        f"{human_seconds(result.seconds)}, peak memory {human_bytes(result.peak_memory)}; read back and verified",
+        f"{human_seconds(result.seconds)}, peak memory {human_bytes(result.peak_memory)}; "
+        f"read back and verified in {human_seconds(result.verify_seconds)} of them",
         soft_wrap=True,
         markup=False,
     )

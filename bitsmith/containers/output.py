@@ -6,7 +6,8 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -15,7 +16,7 @@ from bitsmith.containers.layout import FileLayout, Region
 from bitsmith.errors import FileError
 from bitsmith.progress import Progress, Report, silent
 
-_READ_BACK_BYTES = 8 << 20
+_READ_BACK_BYTES = 1 << 20
 
 
 class OutputFiles:
@@ -81,15 +82,18 @@ class OutputFiles:
         self._hashes.setdefault(key, hashlib.sha256()).update(data)
         self._cursor[key] = cursor + len(data)
 
-    def commit(self, final: Sequence[FileLayout], report: Report = silent) -> None:
+    def commit(self, final: Sequence[FileLayout], report: Report = silent, *, threads: int = 1) -> None:
         """Put the final headers in place, flush to disk, read all back, rename.
 
         final: the same layouts with their final headers, equal in every offset
+        threads: that hash what is read back
+        Reports all of this as the stage "verify".
         Raises FileError where what is on the disk is not what was meant.
         """
         for (tensor, part), (_, region) in self._where.items():
             if self._cursor.get((tensor, part), 0) != region.nbytes:
                 raise ValueError(f"{tensor}.{part} was not written whole")
+        report(Progress("verify", 0, sum(layout.size for layout in final), "B"))
         try:
             for meant, layout in zip(self.layouts, final, strict=True):
                 if (len(meant.header), meant.regions, meant.size) != (len(layout.header), layout.regions, layout.size):
@@ -97,7 +101,7 @@ class OutputFiles:
                 handle = self._handles[layout.filename]
                 _write_all(handle, memoryview(layout.header), 0)
                 os.fsync(handle)
-            self._read_back(final, report)
+            self._read_back(final, report, threads)
             self._rename()
         except OSError as error:
             raise self._cannot_write(error) from error
@@ -166,7 +170,7 @@ class OutputFiles:
 
     # -- after
 
-    def _read_back(self, final: Sequence[FileLayout], report: Report) -> None:
+    def _read_back(self, final: Sequence[FileLayout], report: Report, threads: int) -> None:
         total = sum(layout.size for layout in final)
         done = 0
         for layout in final:
@@ -177,8 +181,7 @@ class OutputFiles:
                 raise FileError(
                     f"{layout.filename}: the header read back differs from the one written; check the disk."
                 )
-            for region in layout.regions:
-                found = _hash_region(handle, region)
+            for region, found in _hash_regions(handle, layout.regions, threads):
                 if found != self.sha256(region.tensor, region.part):
                     raise FileError(
                         f"{layout.filename}: tensor {region.tensor} read back with hash {found}, "
@@ -226,15 +229,28 @@ def _write_all(handle: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
+def _hash_regions(handle: int, regions: Sequence[Region], threads: int) -> Iterator[tuple[Region, str]]:
+    """What lies in the regions of a file, hashed; in order."""
+    with ThreadPoolExecutor(threads) as pool:
+        hashing = [(region, pool.submit(_hash_region, handle, region)) for region in regions]
+        try:
+            for region, future in hashing:
+                yield region, future.result()
+        finally:
+            for _, future in hashing:
+                future.cancel()
+
+
 def _hash_region(handle: int, region: Region) -> str:
     digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(region.nbytes, _READ_BACK_BYTES)))
     offset, left = region.offset, region.nbytes
     while left:
-        data = os.pread(handle, min(left, _READ_BACK_BYTES), offset)
-        if not data:
+        got = os.preadv(handle, [buffer[:left]], offset)
+        if not got:
             break
-        digest.update(data)
-        offset, left = offset + len(data), left - len(data)
+        digest.update(buffer[:got])
+        offset, left = offset + got, left - got
     return digest.hexdigest()
 
 

@@ -14,6 +14,7 @@ from array_api_compat import array_namespace
 
 from bitsmith.fit import (
     Levels,
+    column_weights,
     f16,
     fit_chunks,
     grid_error,
@@ -25,10 +26,12 @@ from bitsmith.fit import (
 )
 from bitsmith.fit import inverse as bounded_inverse
 from bitsmith.formats.base import Params, Projected
+from bitsmith.formats.native_fit import Search, fitted
 from bitsmith.formats.precision import FLOAT16, to_float32
 from bitsmith.grid import Array, Grid
 
 BLOCK = 32
+_REFITS = 2  # of d and m in turn
 
 
 def _blocks(w: Array) -> Array:
@@ -87,6 +90,16 @@ class Q8Blocks:
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """d = max |w| / 127, as ggml: at eight bits there is nothing to gain from importance."""
+        return fitted(self, w, importance)
+
+    @property
+    def search(self) -> Search:
+        """See `Searched.search`."""
+        return Search(self.name)
+
+    def fit_reference(self, w: Array, importance: Array | None = None) -> Params:
+        """See `Searched.fit_reference`."""
+        column_weights(importance)  # refused where it is impossible, though it changes nothing
         xp = array_namespace(w)
         return {"d": xp.astype(f16(xp.max(xp.abs(_blocks(w)), axis=2) / 127.0), xp.float16)}
 
@@ -133,6 +146,15 @@ class SymmetricBlocks:
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """See `Format.fit`."""
+        return fitted(self, w, importance)
+
+    @property
+    def search(self) -> Search:
+        """See `Searched.search`."""
+        return Search(self.name, self.targets)
+
+    def fit_reference(self, w: Array, importance: Array | None = None) -> Params:
+        """See `Searched.fit_reference`."""
         return fit_chunks(w, importance, BLOCK, 1, self._choose)
 
     def reference(self, w: Array) -> tuple[Array, Params]:
@@ -192,6 +214,15 @@ class AffineBlocks:
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """See `Format.fit`."""
+        return fitted(self, w, importance)
+
+    @property
+    def search(self) -> Search:
+        """See `Searched.search`."""
+        return Search(self.name, self.targets, rounds=_REFITS)
+
+    def fit_reference(self, w: Array, importance: Array | None = None) -> Params:
+        """See `Searched.fit_reference`."""
         return fit_chunks(w, importance, BLOCK, 1, self._choose)
 
     def reference(self, w: Array) -> tuple[Array, Params]:
@@ -226,7 +257,7 @@ class AffineBlocks:
         d, m = f16(scale), f16(low)
         lost = grid_error(x, weight, d, m, self._levels)
         total = float(BLOCK) if weight is None else tree_sum(weight)
-        for _ in range(2):
+        for _ in range(_REFITS):
             level = quantized(x, d, m, self._levels)
             counted = level if weight is None else level * weight
             rest = x - level * d

@@ -12,6 +12,7 @@ import numpy as np
 from bitsmith.fit import Levels, fit_chunks
 from bitsmith.formats.base import Params, Projected
 from bitsmith.formats.ggml_simple import BLOCK, choose_scale, project_d
+from bitsmith.formats.native_fit import Search, fitted
 from bitsmith.formats.precision import FLOAT16, to_float32
 from bitsmith.grid import Array, Grid
 
@@ -35,6 +36,15 @@ class IQ4NL:
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """See `Format.fit`."""
+        return fitted(self, w, importance)
+
+    @property
+    def search(self) -> Search:
+        """See `Searched.search`."""
+        return Search(self.name, IQ4_TARGETS)
+
+    def fit_reference(self, w: Array, importance: Array | None = None) -> Params:
+        """See `Searched.fit_reference`."""
         return fit_chunks(w, importance, BLOCK, 1, self._choose)
 
     def project(self, params: Params, blocks: slice, scale: Array, offset: Array | None) -> Projected:

@@ -25,6 +25,7 @@ from bitsmith.fit import (
     tree_sum,
 )
 from bitsmith.formats.base import Params, Projected
+from bitsmith.formats.native_fit import Search, fitted
 from bitsmith.formats.precision import FLOAT16, UINT8, to_float32
 from bitsmith.grid import Array, Grid
 
@@ -64,7 +65,17 @@ class AffineK:
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """See `Format.fit`; a search of block scales and mins, then coordinate descent on their integers."""
+        return fitted(self, w, importance)
+
+    def fit_reference(self, w: Array, importance: Array | None = None) -> Params:
+        """See `Searched.fit_reference`."""
         return fit_chunks(w, importance, self.block, SUPER // self.block, self._choose)
+
+    @property
+    def search(self) -> Search:
+        """See `Searched.search`."""
+        divisors = tuple(self.top * share for share in self.shares)
+        return Search(self.name, self.targets, divisors, (self.reach,), self.rounds)
 
     def project(self, params: Params, blocks: slice, scale: Array, offset: Array | None) -> Projected:
         """See `Projects.project`; d and dmin stay."""
@@ -210,7 +221,17 @@ class SymmetricK:
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """See `Format.fit`; a search of block scales, then coordinate descent on their integers."""
+        return fitted(self, w, importance)
+
+    def fit_reference(self, w: Array, importance: Array | None = None) -> Params:
+        """See `Searched.fit_reference`."""
         return fit_chunks(w, importance, self.block, SUPER // self.block, self._choose)
+
+    @property
+    def search(self) -> Search:
+        """See `Searched.search`."""
+        divisors = tuple(self.low * share for share in self.shares)
+        return Search(self.name, self.targets, divisors, (self.reach,), self.rounds)
 
     def project(self, params: Params, blocks: slice, scale: Array, offset: Array | None) -> Projected:
         """See `Projects.project`; d stays."""

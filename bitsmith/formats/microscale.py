@@ -14,6 +14,7 @@ from array_api_compat import array_namespace, device
 
 from bitsmith.fit import Levels, fit_chunks, grid_error
 from bitsmith.formats.base import Params, Projected
+from bitsmith.formats.native_fit import Search, fitted
 from bitsmith.formats.precision import UINT8
 from bitsmith.grid import Array, Grid
 
@@ -64,6 +65,15 @@ class MicroScaled:
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """See `Format.fit`: the scales nearest to the one that fits the largest weight are compared."""
+        return fitted(self, w, importance)
+
+    @property
+    def search(self) -> Search:
+        """See `Searched.search`."""
+        return Search(self.name, reach=self.reach, scales=tuple(self._table()[: self.top + 1].tolist()))
+
+    def fit_reference(self, w: Array, importance: Array | None = None) -> Params:
+        """See `Searched.fit_reference`."""
         return fit_chunks(w, importance, self.block, 1, self._choose)
 
     def project(self, params: Params, blocks: slice, scale: Array, offset: Array | None) -> Projected:

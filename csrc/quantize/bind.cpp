@@ -1,0 +1,201 @@
+#include "bind.h"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <stdexcept>
+#include <tuple>
+
+#include "../isa.h"
+#include "types.h"
+
+namespace nb = nanobind;
+
+namespace bitsmith::quantize {
+
+#define KERNELS_OF(isa)          \
+  namespace isa {                \
+  extern const Kernels kKernels; \
+  }
+KERNELS_OF(generic)
+#ifdef BITSMITH_HAS_avx2
+KERNELS_OF(avx2)
+KERNELS_OF(avx512)
+#endif
+
+namespace {
+
+using Read = nb::ndarray<nb::ro, nb::device::cpu>;
+using Write = nb::ndarray<nb::device::cpu>;
+
+const Kernels &kernels(Isa isa) {
+#ifdef BITSMITH_HAS_avx2
+  if (isa == Isa::avx2) return avx2::kKernels;
+  if (isa != Isa::generic) return avx512::kKernels;
+#endif
+  (void)isa;
+  return generic::kKernels;
+}
+
+[[noreturn]] void refuse(const std::string &what) { throw std::invalid_argument(what); }
+
+std::string text(int64_t number) { return std::to_string(number); }
+
+// The data of an array without gaps, of this shape and type. Throws std::invalid_argument otherwise.
+template <class T, class Array>
+auto data_of(const Array &array, const char *name, std::initializer_list<int64_t> shape) {
+  std::string wanted, found;
+  bool fits = array.ndim() == shape.size();
+  for (int64_t extent : shape) wanted += (wanted.empty() ? "" : ", ") + text(extent);
+  for (size_t i = 0; i < array.ndim(); ++i) {
+    const auto extent = static_cast<int64_t>(array.shape(i));
+    found += (found.empty() ? "" : ", ") + text(extent);
+    fits = fits && extent == shape.begin()[i];
+  }
+  if (!fits) refuse(std::string(name) + " has shape [" + found + "]; expected [" + wanted + "]");
+  if (array.itemsize() != sizeof(T)) {
+    refuse(std::string(name) + " has entries of " + text(array.itemsize()) + " bytes; expected " + text(sizeof(T)));
+  }
+  int64_t step = 1;
+  for (size_t i = array.ndim(); i-- > 0;) {
+    if (array.shape(i) != 1 && array.size() != 0 && array.stride(i) != step) {
+      refuse(std::string(name) + " has gaps; expected a C-contiguous array");
+    }
+    step *= array.shape(i);
+  }
+  const void *data = array.data();
+  if (reinterpret_cast<uintptr_t>(data) % alignof(T)) refuse(std::string(name) + " is not aligned to its entries");
+  return data;
+}
+
+template <class T>
+const T *read(const Read &array, const char *name, std::initializer_list<int64_t> shape) {
+  return static_cast<const T *>(data_of<T>(array, name, shape));
+}
+
+template <class T>
+T *write(const Write &array, const char *name, std::initializer_list<int64_t> shape) {
+  return static_cast<T *>(const_cast<void *>(data_of<T>(array, name, shape)));
+}
+
+template <class T>
+T *write(const std::optional<Write> &array, const char *name, std::initializer_list<int64_t> shape) {
+  return array ? write<T>(*array, name, shape) : nullptr;
+}
+
+Float float_named(const std::string &name) {
+  if (name == "f32") return Float::f32;
+  if (name == "f16") return Float::f16;
+  if (name == "bf16") return Float::bf16;
+  refuse("weights are read from f32, f16 or bf16, not from " + name);
+}
+
+Type type_named(const std::string &name) {
+  for (size_t i = 0; i < std::size(kTypes); ++i) {
+    if (name == kTypes[i].name) return static_cast<Type>(i);
+  }
+  refuse("no ggml type of the core is called '" + name + "'");
+}
+
+class Quantizer {
+ public:
+  Quantizer(const std::string &type, std::vector<float> targets, std::vector<float> divisors, std::vector<int> reach,
+            int rounds, std::vector<float> scales, const std::string &isa)
+      : search_{type_named(type), std::move(targets), std::move(divisors), std::move(reach), rounds, std::move(scales)},
+        kernels_(kernels(isa.empty() ? chosen_isa() : isa_named(isa))) {
+    const bool micro = type == "mxfp4" || type == "nvfp4", two_level = group() == 256;
+    if (micro && (search_.scales.empty() || search_.scales.size() > 256)) refuse(type + " needs 1 to 256 scales");
+    if (two_level && search_.divisors.empty()) refuse(type + " needs at least one divisor");
+    if (two_level && search_.reach.size() != 1) refuse(type + " needs one reach");
+  }
+
+  void fit(const Read &w, const std::optional<Read> &columns, const std::optional<Write> &d,
+           const std::optional<Write> &m, const std::optional<Write> &scales, const std::optional<Write> &mins) const {
+    if (w.ndim() != 2) refuse("the weights have " + text(w.ndim()) + " dimensions; expected [rows, cols]");
+    const auto rows = static_cast<int64_t>(w.shape(0)), cols = static_cast<int64_t>(w.shape(1));
+    if (w.dtype() != nb::dtype<float>()) refuse("the weights are not float32");
+    check_row(cols);
+    const int64_t groups = cols / group(), blocks = cols / facts(search_.type).block;
+    const Weights weights{reinterpret_cast<const uint8_t *>(read<float>(w, "w", {rows, cols})),
+                          Float::f32,
+                          rows,
+                          cols,
+                          nullptr,
+                          columns_of(columns, cols)};
+    const Fitted to{write<uint16_t>(d, "d", {rows, groups}), write<uint16_t>(m, "m", {rows, groups}),
+                    write<uint8_t>(scales, "scales", {rows, blocks}), write<uint8_t>(mins, "mins", {rows, blocks})};
+    nb::gil_scoped_release released;
+    if (rows) kernels_.fit(search_, weights, to);
+  }
+
+  std::tuple<float, double, double> encode(const Read &data, const std::string &type,
+                                           const std::optional<Read> &columns, const std::optional<Read> &order,
+                                           bool reference, const Write &out) const {
+    if (data.ndim() != 2) refuse("the weights have " + text(data.ndim()) + " dimensions; expected [rows, bytes]");
+    const Float from = float_named(type);
+    const int64_t size = from == Float::f32 ? 4 : 2;
+    const auto rows = static_cast<int64_t>(data.shape(0)), bytes = static_cast<int64_t>(data.shape(1));
+    if (bytes % size) refuse("a row of " + text(bytes) + " bytes is no whole number of weights");
+    const int64_t cols = bytes / size;
+    check_row(cols);
+    if (reference && (search_.type > Type::q5_1 || columns)) {
+      refuse("ggml's reference is for q8_0, q4_0, q4_1, q5_0 and q5_1 without column weights");
+    }
+    const int64_t *rows_in_order = order ? read<int64_t>(*order, "order", {rows}) : nullptr;
+    for (int64_t i = 0; rows_in_order && i < rows; ++i) {
+      if (rows_in_order[i] < 0 || rows_in_order[i] >= rows) {
+        refuse("row " + text(rows_in_order[i]) + " in the order of " + text(rows) + " rows");
+      }
+    }
+    const Weights weights{
+        read<uint8_t>(data, "data", {rows, bytes}), from, rows, cols, rows_in_order, columns_of(columns, cols)};
+    uint8_t *to = write<uint8_t>(out, "out", {rows, cols / group() * facts(search_.type).bytes});
+    nb::gil_scoped_release released;
+    const Tally tally = rows ? kernels_.encode(search_, weights, reference, to) : Tally{};
+    return {tally.largest, tally.squared_error, tally.squared_weight};
+  }
+
+ private:
+  int64_t group() const { return facts(search_.type).group; }
+
+  void check_row(int64_t cols) const {
+    if (cols < 1 || cols % group()) {
+      refuse(std::string(facts(search_.type).name) + " needs rows whose length divides by " + text(group()) +
+             "; these have " + text(cols) + " weights");
+    }
+  }
+
+  static const float *columns_of(const std::optional<Read> &columns, int64_t cols) {
+    if (!columns) return nullptr;
+    if (columns->dtype() != nb::dtype<float>()) refuse("the column weights are not float32");
+    return read<float>(*columns, "columns", {cols});
+  }
+
+  Search search_;
+  const Kernels &kernels_;
+};
+
+}  // namespace
+}  // namespace bitsmith::quantize
+
+void bitsmith::bind_quantize(nb::module_ &m) {
+  using namespace nb::literals;
+  using quantize::Quantizer;
+  nb::class_<Quantizer>(m, "Quantizer", "The search, rounding and packing of one ggml type; see formats/native_fit.py.")
+      .def(nb::init<const std::string &, std::vector<float>, std::vector<float>, std::vector<int>, int,
+                    std::vector<float>, const std::string &>(),
+           "type"_a, nb::kw_only(), "targets"_a, "divisors"_a, "reach"_a, "rounds"_a, "scales"_a, "isa"_a = "",
+           "isa: the chosen one where it is empty. Raises ValueError for settings the type cannot work with.")
+      .def("fit", &Quantizer::fit, "w"_a, nb::kw_only(), "columns"_a.none(), "d"_a.none() = nb::none(),
+           "m"_a.none() = nb::none(), "scales"_a.none() = nb::none(), "mins"_a.none() = nb::none(),
+           "Write the parameters of float32 weights [rows, cols] into the arrays given.")
+      .def("encode", &Quantizer::encode, "data"_a, "type"_a, nb::kw_only(), "columns"_a.none(), "order"_a.none(),
+           "reference"_a, "out"_a,
+           "Write ggml blocks into `out`, uint8 [rows, row bytes], for stored weights `data`, uint8 [rows, bytes].\n"
+           "Returns the largest magnitude (beyond 65504, or NaN, the rest means nothing), and the sums of squared "
+           "errors and weights.");
+}

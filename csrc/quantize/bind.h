@@ -1,0 +1,10 @@
+// Python's names for the quantizing kernels.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace bitsmith {
+
+void bind_quantize(nanobind::module_ &m);
+
+}  // namespace bitsmith
