@@ -32,7 +32,7 @@ class AnyDecoder(Protocol):
 
     config: ModelConfig
 
-    def new_cache(self, capacity: int, *, batch: int = 1, padding: np.ndarray | None = None) -> Any:
+    def new_cache(self, capacity: int, *, batch: int = 1, padding: np.ndarray | None = None) -> AnyCache:
         """An empty cache."""
         ...
 
