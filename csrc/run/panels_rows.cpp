@@ -179,7 +179,7 @@ void panels_rows(const PanelRows &w, int first, int count, const RoundedRows &x,
 
 // Unrounded inputs: weights decoded to float32 strips.
 void panels_exact(const PanelRows &w, int first, int count, const Rows &x, float *y, size_t stride) {
-  constexpr int kExactDepth = 192;
+  constexpr int kExactDepth = 256;  // whole blocks
   float *values = scratch<float, 3>(2 * kExactDepth * 16);
   const Strip strip = strip_buffers();
   for (int pair = 0; pair < count; pair += 2) {
