@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitsmith.cli.core import note_missing_core
-from bitsmith.cli.options import AsJson, Revision
+from bitsmith.cli.options import AsJson, CacheType, Kernel, Revision, Threads
 
 if TYPE_CHECKING:
     from bitsmith.evaluation.speed import Speed
@@ -23,7 +23,9 @@ def bench(
         int | None, typer.Option("--gen", help="Tokens to generate; 0: none; default: 128, or the model's context.")
     ] = None,
     repeat: Annotated[int, typer.Option("--repeat", help="Measurements of each, after a warm-up.")] = 5,
-    threads: Annotated[int | None, typer.Option(help="Threads for arithmetic; default: one a core.")] = None,
+    threads: Threads = None,
+    kernel: Kernel = None,
+    cache: CacheType = "f16",
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
@@ -37,7 +39,15 @@ def bench(
     note_missing_core()
     with progress_bar(per_second=2) as report:
         result = api.bench(
-            model, prompt=prompt, gen=gen, repeat=repeat, threads=threads, revision=revision, report=report
+            model,
+            prompt=prompt,
+            gen=gen,
+            repeat=repeat,
+            threads=threads,
+            kernel=kernel,
+            cache_type=cache,
+            revision=revision,
+            report=report,
         )
     for warning in result.warnings:
         stderr().print(f"Warning: {warning}", style="yellow", markup=False)

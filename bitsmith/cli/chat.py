@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitsmith.cli.core import note_missing_core
-from bitsmith.cli.options import MinP, Revision, Seed, Temperature, Threads, TopK, TopP
+from bitsmith.cli.options import CacheType, Kernel, MinP, Revision, Seed, Temperature, Threads, TopK, TopP
 
 if TYPE_CHECKING:
     from bitsmith.conversation import Conversation
@@ -26,6 +26,8 @@ def chat(
     min_p: MinP = 0.05,
     seed: Seed = None,
     threads: Threads = None,
+    kernel: Kernel = None,
+    cache: CacheType = "f16",
     revision: Revision = None,
 ) -> None:
     """Talk with a model through its own chat template.
@@ -39,7 +41,7 @@ def chat(
 
     note_missing_core()
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
-    loaded = api.load(model, threads=threads, revision=revision)
+    loaded = api.load(model, threads=threads, kernel=kernel, cache_type=cache, revision=revision)
     conversation = Conversation(loaded, system=system, max_tokens=tokens, sampling=sampling)
     console = stderr()
     interactive = sys.stdin.isatty()

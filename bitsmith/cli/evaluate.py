@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitsmith.cli.core import note_missing_core
-from bitsmith.cli.options import AsJson, Revision, Threads
+from bitsmith.cli.options import AsJson, ExactKernel, Revision, Threads
 
 if TYPE_CHECKING:
     from bitsmith.evaluation import Evaluation
@@ -24,6 +24,7 @@ def evaluate(
     context: Annotated[int, typer.Option("--context", "-c", help="Tokens in a window.")] = 512,
     max_windows: Annotated[int | None, typer.Option(help="Stop after this many windows.")] = None,
     threads: Threads = None,
+    kernel: ExactKernel = None,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
@@ -40,6 +41,7 @@ def evaluate(
             context=context,
             max_windows=max_windows,
             threads=threads,
+            kernel=kernel,
             revision=revision,
             report=report,
         )

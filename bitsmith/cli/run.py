@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bitsmith.cli.core import note_missing_core
-from bitsmith.cli.options import MinP, Revision, Seed, Temperature, Threads, TopK, TopP
+from bitsmith.cli.options import CacheType, Kernel, MinP, Revision, Seed, Temperature, Threads, TopK, TopP
 
 
 def run(
@@ -23,6 +23,8 @@ def run(
     min_p: MinP = 0.05,
     seed: Seed = None,
     threads: Threads = None,
+    kernel: Kernel = None,
+    cache: CacheType = "f16",
     revision: Revision = None,
 ) -> None:
     """Continue a text; the continuation is streamed to standard output."""
@@ -34,7 +36,7 @@ def run(
         prompt = ""
     text = sys.stdin.read() if prompt is None or prompt == "-" else prompt
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
-    model_ = api.load(model, threads=threads, revision=revision)
+    model_ = api.load(model, threads=threads, kernel=kernel, cache_type=cache, revision=revision)
     stream = model_.stream(text, max_tokens=tokens, sampling=sampling)
     try:
         for piece in stream:
