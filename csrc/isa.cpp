@@ -10,6 +10,7 @@ const char *isa_name(Isa isa) {
     case Isa::avx2: return "avx2";
     case Isa::avx512: return "avx512";
     case Isa::avx512vnni: return "avx512vnni";
+    case Isa::avx512bf16: return "avx512bf16";
     default: return "generic";
   }
 }
@@ -23,7 +24,9 @@ std::vector<Isa> available_isas() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx512) found.push_back(Isa::avx512);
-  if (avx512 && __builtin_cpu_supports("avx512vnni")) found.push_back(Isa::avx512vnni);
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  if (vnni) found.push_back(Isa::avx512vnni);
+  if (vnni && __builtin_cpu_supports("avx512bf16")) found.push_back(Isa::avx512bf16);
 #endif
   return found;
 }

@@ -6,7 +6,7 @@
 
 namespace bitsmith {
 
-enum class Isa { generic, avx2, avx512, avx512vnni };
+enum class Isa { generic, avx2, avx512, avx512vnni, avx512bf16 };
 
 // Those that this build has and this processor runs, poorest first.
 std::vector<Isa> available_isas();

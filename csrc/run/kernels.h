@@ -34,6 +34,12 @@ struct Rows {
   int count;
 };
 
+// Rows of bfloat16, row i at data + i * stride.
+struct BfloatRows {
+  const uint16_t *data;
+  size_t stride;
+};
+
 // How keys and values are kept: float32, float16, or blocks of 32 int8 with a float16 scale (ggml's q8_0).
 enum class CacheType { f32, f16, q8_0 };
 
@@ -77,6 +83,11 @@ struct Kernels {
   void (*floats_row)(const FloatRows &w, int first, int count, const float *x, float *y);
   // y[i * stride + row], at most 32 rows of w
   void (*floats_rows)(const FloatRows &w, int first, int count, const Rows &x, float *y, size_t stride);
+  // the same for inputs rounded to bfloat16, and weights too (those of bfloat16 are what they are); w.cols even.
+  // Both null where the processor has no such products.
+  void (*floats_rows_rounded)(const FloatRows &w, int first, int count, const BfloatRows &x, int rows, float *y,
+                              size_t stride);
+  void (*to_bfloat)(const float *x, int n, uint16_t *y);
   // row `row` of a matrix, decoded
   void (*panels_decode)(const PanelRows &w, int row, float *y);
   void (*floats_decode)(const FloatRows &w, int row, float *y);

@@ -41,6 +41,7 @@ void rotate(const float *x, int dim, int head_dim, const float *cosines, const f
   std::copy(x + dim, x + head_dim, y + dim);
 }
 
+constexpr int kFewRows = 4;   // with fewer, float matrices are read once for each row
 constexpr int kQueries = 64;  // positions of a piece of attention
 
 }  // namespace
@@ -100,6 +101,21 @@ void Model::set_ends(std::shared_ptr<Matrix> embedding, std::vector<float> norm,
   output_ = std::move(output);
 }
 
+// Whether products with w are taken in bfloat16.
+bool Model::halves(const Matrix &w) const {
+  return !w.packed() && !shape_.exact && kernels_.floats_rows_rounded && w.floats().type != FloatType::f32 &&
+         w.cols() % 2 == 0;
+}
+
+Roundings Model::roundings(std::initializer_list<const Linear *> linears, int rows) const {
+  Roundings found{false, false};
+  for (const Linear *linear : linears) {
+    found.blocks |= linear->weight->packed() && !shape_.exact;
+    found.bfloats |= rows >= kFewRows && halves(*linear->weight);
+  }
+  return found;
+}
+
 // Call body(row) for all rows, several of them a piece.
 template <class Body>
 void Model::each_row(int rows, const Body &body) {
@@ -109,39 +125,50 @@ void Model::each_row(int rows, const Body &body) {
   });
 }
 
-// All rows of the input times several matrices, as one loop over groups of their rows.
+// All rows of the input times several matrices, as one loop over groups of their rows. A single row waits for memory,
+// which likes long pieces; the last ones are short, so that all threads end together.
 void Model::multiply(const Input &x, const Product *products, int count) {
-  int panels = 0;
-  for (int i = 0; i < count; ++i) panels += products[i].linear->weight->row_panels();
-  const int step = x.floats.count == 1 ? std::max(1, panels / (16 * pool_->threads())) : 2;
-  int starts[4] = {0};
-  for (int i = 0; i < count; ++i)
-    starts[i + 1] = starts[i] + (products[i].linear->weight->row_panels() + step - 1) / step;
-  pool_->run(starts[count], [&](int piece) {
-    int which = 0;
-    while (piece >= starts[which + 1]) ++which;
-    const Product &product = products[which];
-    const Matrix &w = *product.linear->weight;
-    const int first = (piece - starts[which]) * step, n = std::min(step, w.row_panels() - first),
-              row = first * kPanelRows;
-    float *y = product.out + row;
-    if (w.packed() && shape_.exact) {
-      kernels_.panels_exact(w.panels(), first, n, x.floats, y, product.stride);
-    } else if (w.packed()) {
-      if (x.floats.count == 1)
-        kernels_.panels_row(w.panels(), first, n, x.rounded->fine(), y);
-      else
-        kernels_.panels_rows(w.panels(), first, n, x.rounded->rows(), x.floats.count, y, product.stride);
-    } else {
-      const int rows = std::min(n * kPanelRows, w.rows() - row);
-      if (x.floats.count < 4) {
-        for (int i = 0; i < x.floats.count; ++i)
-          kernels_.floats_row(w.floats(), row, rows, x.floats.data + i * x.floats.stride, y + i * product.stride);
-      } else {
-        kernels_.floats_rows(w.floats(), row, rows, x.floats, y, product.stride);
-      }
+  pieces_.clear();
+  int left = 0;
+  for (int i = 0; i < count; ++i) left += products[i].linear->weight->row_panels();
+  for (int i = 0; i < count; ++i) {
+    const int panels = products[i].linear->weight->row_panels();
+    for (int first = 0; first < panels;) {
+      const int wanted = x.floats.count == 1 ? std::max(1, left / (4 * pool_->threads())) : 2;
+      const int n = std::min(wanted, panels - first);
+      pieces_.push_back({i, first, n});
+      first += n;
+      left -= n;
     }
+  }
+  pool_->run(static_cast<int>(pieces_.size()), [&](int at) {
+    const Piece &piece = pieces_[at];
+    const Product &product = products[piece.product];
+    multiply_part(x, *product.linear->weight, piece.first, piece.count, product.out + piece.first * kPanelRows,
+                  product.stride);
   });
+}
+
+// The same for `count` groups of 16 rows of one matrix.
+void Model::multiply_part(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const {
+  if (w.packed()) {
+    if (shape_.exact)
+      kernels_.panels_exact(w.panels(), first, count, x.floats, y, stride);
+    else if (x.floats.count == 1)
+      kernels_.panels_row(w.panels(), first, count, x.rounded->fine(), y);
+    else
+      kernels_.panels_rows(w.panels(), first, count, x.rounded->rows(), x.floats.count, y, stride);
+    return;
+  }
+  const int row = first * kPanelRows, rows = std::min(count * kPanelRows, w.rows() - row);
+  if (x.floats.count < kFewRows) {
+    for (int i = 0; i < x.floats.count; ++i)
+      kernels_.floats_row(w.floats(), row, rows, x.floats.data + i * x.floats.stride, y + i * stride);
+  } else if (halves(w)) {
+    kernels_.floats_rows_rounded(w.floats(), row, rows, x.rounded->bfloats(), x.floats.count, y, stride);
+  } else {
+    kernels_.floats_rows(w.floats(), row, rows, x.floats, y, stride);
+  }
 }
 
 void Model::hidden(const int64_t *tokens, int batch, int n, int start, const int64_t *padding, Cache &cache,
@@ -167,12 +194,12 @@ void Model::run_block(int layer, const Block &block, Step &step) {
   const int width = shape_.heads * shape_.head_dim, kv = shape_.kv_heads * shape_.head_dim;
   float *x = x_.data();
   float *normed = sized(normed_, static_cast<size_t>(rows) * hidden);
-  const auto norm = [&](const std::vector<float> &weight, bool rounded) {
-    if (rounded) rounded_.resize(rows, hidden);
+  const auto norm = [&](const std::vector<float> &weight, Roundings rounded) {
+    rounded_.resize(rounded, rows, hidden);
     each_row(rows, [&](int row) {
       float *to = normed + static_cast<size_t>(row) * hidden;
       kernels_.rms_norm(x + static_cast<size_t>(row) * hidden, weight.data(), hidden, shape_.norm_eps, to);
-      if (rounded) rounded_.round(kernels_, to, rows, row);
+      rounded_.round(kernels_, rounded, to, rows, row);
     });
   };
   const auto into_x = [&](const Linear &linear, const Rows &from) {
@@ -186,33 +213,33 @@ void Model::run_block(int layer, const Block &block, Step &step) {
     });
   };
 
-  norm(block.attn_norm, rounds(block.q) || rounds(block.k) || rounds(block.v));
+  norm(block.attn_norm, roundings({&block.q, &block.k, &block.v}, rows));
   const Rows normed_rows{normed, static_cast<size_t>(hidden), rows};
   const Product qkv[3] = {{&block.q, sized(q_, rows * padded(width)), padded(width)},
                           {&block.k, sized(k_, rows * padded(kv)), padded(kv)},
                           {&block.v, sized(v_, rows * padded(kv)), padded(kv)}};
   multiply({normed_rows, hidden, &rounded_}, qkv, 3);
   attention(layer, block, step);
-  if (rounds(block.output)) {
-    rounded_.resize(rows, width);
-    each_row(rows,
-             [&](int row) { rounded_.round(kernels_, mix_.data() + static_cast<size_t>(row) * width, rows, row); });
-  }
+  const Roundings mixed = roundings({&block.output}, rows);
+  rounded_.resize(mixed, rows, width);
+  each_row(rows, [&](int row) {
+    rounded_.round(kernels_, mixed, mix_.data() + static_cast<size_t>(row) * width, rows, row);
+  });
   into_x(block.output, {mix_.data(), static_cast<size_t>(width), rows});
 
-  norm(block.ffn_norm, rounds(block.gate) || rounds(block.up));
+  norm(block.ffn_norm, roundings({&block.gate, &block.up}, rows));
   const size_t stride = padded(ffn);
   const Product both[2] = {{&block.gate, sized(gate_, rows * stride), stride},
                            {&block.up, sized(up_, rows * stride), stride}};
   multiply({normed_rows, hidden, &rounded_}, both, 2);
-  const bool rounded = rounds(block.down);
-  if (rounded) rounded_.resize(rows, ffn);
+  const Roundings rounded = roundings({&block.down}, rows);
+  rounded_.resize(rounded, rows, ffn);
   each_row(rows, [&](int row) {
     float *gate = gate_.data() + row * stride, *up = up_.data() + row * stride;
     if (!block.gate.bias.empty()) add(gate, block.gate.bias.data(), ffn);
     if (!block.up.bias.empty()) add(up, block.up.bias.data(), ffn);
     kernels_.swiglu(gate, up, ffn);
-    if (rounded) rounded_.round(kernels_, gate, rows, row);
+    rounded_.round(kernels_, rounded, gate, rows, row);
   });
   into_x(block.down, {gate_.data(), stride, rows});
 }
@@ -289,11 +316,12 @@ void Model::logits(const float *hidden, int rows, float *out) {
   const Linear head{output_, {}};
   const int vocab = output_->rows(), cols = shape_.hidden;
   float *normed = sized(normed_, static_cast<size_t>(rows) * cols);
-  if (rounds(head)) rounded_.resize(rows, cols);
+  const Roundings rounded = roundings({&head}, rows);
+  rounded_.resize(rounded, rows, cols);
   each_row(rows, [&](int row) {
     float *to = normed + static_cast<size_t>(row) * cols;
     kernels_.rms_norm(hidden + static_cast<size_t>(row) * cols, output_norm_.data(), cols, shape_.norm_eps, to);
-    if (rounds(head)) rounded_.round(kernels_, to, rows, row);
+    rounded_.round(kernels_, rounded, to, rows, row);
   });
   const size_t stride = padded(vocab);
   const bool direct = stride == static_cast<size_t>(vocab);

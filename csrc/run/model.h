@@ -1,6 +1,7 @@
 // The decoder of model/decoder.py on packed weights: all layers of a forward pass in one call.
 #pragma once
 
+#include <initializer_list>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -30,17 +31,27 @@ struct Shape {
   bool exact;        // inputs of products are not rounded
 };
 
+// What products want of their input: blocks of int8, bfloat16.
+struct Roundings {
+  bool blocks, bfloats;
+};
+
 // Rounded rows and the memory they lie in.
 class RoundedBuffer {
  public:
-  void resize(int rows, int cols) {
+  void resize(Roundings wanted, int rows, int cols) {
     cols_ = cols;
+    if (wanted.bfloats && bfloats_.size() < static_cast<size_t>(rows) * cols)
+      bfloats_.resize(static_cast<size_t>(rows) * cols);
+    if (!wanted.blocks) return;
     const size_t size = static_cast<size_t>(rows) * (cols / 32);
     if (rows == 1 && fine_.size() < size) fine_.resize(size);
     if (rows > 1 && blocks_.size() < size) blocks_.resize(size);
   }
   // Round row i of `rows`; a single row finely.
-  void round(const Kernels &kernels, const float *x, int rows, int i) {
+  void round(const Kernels &kernels, Roundings wanted, const float *x, int rows, int i) {
+    if (wanted.bfloats) kernels.to_bfloat(x, cols_, bfloats_.data() + static_cast<size_t>(i) * cols_);
+    if (!wanted.blocks) return;
     if (rows == 1)
       kernels.round_fine(x, cols_, fine_.data());
     else
@@ -48,11 +59,13 @@ class RoundedBuffer {
   }
   RoundedRows rows() const { return {blocks_.data(), cols_}; }
   const FineBlock *fine() const { return fine_.data(); }
+  BfloatRows bfloats() const { return {bfloats_.data(), static_cast<size_t>(cols_)}; }
 
  private:
   int cols_ = 0;
   std::vector<RoundedBlock> blocks_;
   std::vector<FineBlock> fine_;
+  std::vector<uint16_t> bfloats_;
 };
 
 class Model {
@@ -86,12 +99,17 @@ class Model {
     float *out;
     size_t stride;
   };
+  struct Piece {
+    int product, first, count;  // groups of 16 rows
+  };
   struct Step;  // what the layers of one pass share
 
   void multiply(const Input &x, const Product *products, int count);
   template <class Body>
   void each_row(int rows, const Body &body);
-  bool rounds(const Linear &linear) const { return linear.weight->packed() && !shape_.exact; }
+  void multiply_part(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const;
+  bool halves(const Matrix &w) const;
+  Roundings roundings(std::initializer_list<const Linear *> linears, int rows) const;
   void check(const char *name, const Linear &linear, int rows, int cols) const;
   void attention(int layer, const Block &block, Step &step);
   void place_heads(int layer, const Block &block, Step &step, int row);
@@ -105,6 +123,7 @@ class Model {
   std::vector<float> output_norm_;
   std::mutex mutex_;
   RoundedBuffer rounded_;
+  std::vector<Piece> pieces_;
   std::vector<float> x_, normed_, q_, k_, v_, turned_, mix_, gate_, up_, added_;
 };
 

@@ -11,10 +11,14 @@ constexpr int kDepth = 512;  // columns unpacked at a time: 16 KB of codes for t
 constexpr int kTile = 4;     // input rows whose sums stay in registers
 constexpr int kGroups = kPanelRows / L;
 
+// Codes times integer scales still fit a byte: 3 * 15. All columns of a block then share a scale.
+template <class T>
+constexpr bool kMultiplied = T::kType == PanelType::q2_k;
+
 // Some columns of a panel, unpacked: codes as `codes()` gives them, and what they mean, value = scale * code - low.
 struct Strip {
   uint8_t *codes;  // [cols / 4, 16, 4]
-  float *scales;   // [cols / sub, 16]
+  float *scales;   // [cols / sub, 16]; of codes that are multiplied already: [cols / 32, 16]
   float *lows;     // [cols / sub, 16]; of affine types
 };
 
@@ -35,11 +39,19 @@ void unpack(const PanelRows &w, int panel, int col, int cols, const Strip &out) 
       for (int run = 0; run < kRuns; ++run) {
         const int r = at * kRuns + run;
 #pragma GCC unroll kUnrolled
-        for (int j = 0; j < 8; ++j) store(out.codes + (8 * r + j) * 64 + 4 * L * g, T::codes(p, run, j));
+        for (int j = 0; j < 8; ++j) {
+          U codes = T::codes(p, run, j);
+          if constexpr (kMultiplied<T>)
+            codes *= reinterpret_cast<U>(T::scale(p, 2 * run + j / 4));  // no byte overflows
+          store(out.codes + (8 * r + j) * 64 + 4 * L * g, codes);
+        }
 #pragma GCC unroll kUnrolled
         for (int sub = 0; sub < kSubs; ++sub) {
           const size_t s = static_cast<size_t>(r * kSubs + sub) * kPanelRows + L * g;
-          if constexpr (kRuns == 1) {
+          if constexpr (kMultiplied<T>) {
+            if (sub == 0) store(out.scales + static_cast<size_t>(r) * kPanelRows + L * g, d);
+            store(out.lows + s, dmin * to_float(T::mins(p, run * kSubs + sub)));
+          } else if constexpr (kRuns == 1) {
             store(out.scales + s, d);
             if constexpr (T::kAffine) store(out.lows + s, dmin);
           } else {
@@ -52,12 +64,23 @@ void unpack(const PanelRows &w, int panel, int col, int cols, const Strip &out) 
   }
 }
 
-// What one tile needs to know of its type, at compile time.
-template <int sub, bool affine, bool wide>
+// What one tile needs to know of its type, at compile time: columns that share a scale, and a low.
+template <int sub, int low_sub, bool affine, bool wide>
 struct Kind {
-  static constexpr int kSub = sub;
+  static constexpr int kSub = sub, kLowSub = low_sub;
   static constexpr bool kAffine = affine, kWide = wide;
 };
+
+template <class T>
+using KindOf = Kind<kMultiplied<T> ? 32 : T::kSub, T::kSub, T::kAffine, T::kWide>;
+
+// The weight in column k of an unpacked strip, row r of 16.
+template <class T>
+BITSMITH_INLINE float value(const Strip &strip, int k, int r) {
+  const int zero = T::kZero < 0 ? 0 : 1 << T::kZero, code = strip.codes[k / 4 * 64 + 4 * r + k % 4];
+  const float scaled = strip.scales[k / KindOf<T>::kSub * 16 + r] * static_cast<float>(code - zero);
+  return T::kAffine ? scaled - strip.lows[k / T::kSub * 16 + r] : scaled;
+}
 
 // y[row][lanes] (+)= over `runs` runs of 32 columns; P vectors of rows times R input rows.
 // x: the first run of the first row, rows `blocks` apart; strips: of these rows, a panel `kStrip` behind the other
@@ -75,9 +98,7 @@ BITSMITH_INLINE void tile(const Strip &strip, const RoundedBlock *x, size_t bloc
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll kUnrolled
       for (int j = 0; j < 8; ++j) codes[p][j] = load<U>(strip.codes + p * kDepth * 16 + (8 * run + j) * 64);
-    const auto at = [&](const float *values, int p, int s) {
-      return load<F>(values + p * kDepth + (run * kSubs + s) * 16);
-    };
+    const auto at = [&](const float *values, int p, int index) { return load<F>(values + p * kDepth + index * 16); };
 #pragma GCC unroll kUnrolled
     for (int i = 0; i < R; ++i) {
       const RoundedBlock &in = x[i * blocks + run];
@@ -104,16 +125,16 @@ BITSMITH_INLINE void tile(const Strip &strip, const RoundedBlock *x, size_t bloc
 #pragma GCC unroll kUnrolled
       for (int p = 0; p < P; ++p) {
         if constexpr (kSubs == 1) {
-          sums[i][p] = fma(to_float(dots[p][0]), at(strip.scales, p, 0) * scale, sums[i][p]);
-          if constexpr (K::kAffine) sums[i][p] = fma(at(strip.lows, p, 0), broadcast(-in.sum), sums[i][p]);
+          sums[i][p] = fma(to_float(dots[p][0]), at(strip.scales, p, run) * scale, sums[i][p]);
         } else {
-          const F both =
-              fma(to_float(dots[p][0]), at(strip.scales, p, 0), to_float(dots[p][1]) * at(strip.scales, p, 1));
-          sums[i][p] = fma(both, scale, sums[i][p]);
-          if constexpr (K::kAffine) {
-            sums[i][p] = fma(at(strip.lows, p, 0), broadcast(-in.halves[0]), sums[i][p]);
-            sums[i][p] = fma(at(strip.lows, p, 1), broadcast(-in.halves[1]), sums[i][p]);
-          }
+          const F first = to_float(dots[p][0]) * at(strip.scales, p, 2 * run);
+          sums[i][p] = fma(fma(to_float(dots[p][1]), at(strip.scales, p, 2 * run + 1), first), scale, sums[i][p]);
+        }
+        if constexpr (K::kAffine && K::kLowSub == 32)
+          sums[i][p] = fma(at(strip.lows, p, run), broadcast(-in.sum), sums[i][p]);
+        if constexpr (K::kAffine && K::kLowSub == 16) {
+          sums[i][p] = fma(at(strip.lows, p, 2 * run), broadcast(-in.halves[0]), sums[i][p]);
+          sums[i][p] = fma(at(strip.lows, p, 2 * run + 1), broadcast(-in.halves[1]), sums[i][p]);
         }
       }
     }
@@ -152,7 +173,7 @@ Strip part(const Strip &strip, int panel, int lane) {
 
 template <class T>
 void rows_of(const PanelRows &w, int first, int count, const RoundedRows &x, int rows, float *y, size_t stride) {
-  using K = Kind<T::kSub, T::kAffine, T::kWide>;
+  using K = KindOf<T>;
   const int zero = std::max(T::kZero, 0);
   const Strip strip = strip_buffers();
   for (int pair = 0; pair < count; pair += 2) {
@@ -190,13 +211,8 @@ void panels_exact(const PanelRows &w, int first, int count, const Rows &x, float
         with_type(w.type, [&](auto type) {
           using T = decltype(type);
           unpack<T>(w, first + pair + p, col, cols, strip);
-          const float zero = T::kZero < 0 ? 0.0f : static_cast<float>(1 << T::kZero);
           for (int k = 0; k < cols; ++k)
-            for (int r = 0; r < 16; ++r) {
-              const int s = k / T::kSub * 16 + r;
-              const float value = strip.scales[s] * (strip.codes[k / 4 * 64 + 4 * r + k % 4] - zero);
-              values[(p * kExactDepth + k) * 16 + r] = T::kAffine ? value - strip.lows[s] : value;
-            }
+            for (int r = 0; r < 16; ++r) values[(p * kExactDepth + k) * 16 + r] = value<T>(strip, k, r);
         });
       }
       float *out = y + kPanelRows * pair;
@@ -215,12 +231,7 @@ void panels_decode(const PanelRows &w, int row, float *y) {
     with_type(w.type, [&](auto type) {
       using T = decltype(type);
       unpack<T>(w, row / kPanelRows, col, cols, strip);
-      const float zero = T::kZero < 0 ? 0.0f : static_cast<float>(1 << T::kZero);
-      for (int k = 0; k < cols; ++k) {
-        const int s = k / T::kSub * 16 + r;
-        const float value = strip.scales[s] * (strip.codes[k / 4 * 64 + 4 * r + k % 4] - zero);
-        y[col + k] = T::kAffine ? value - strip.lows[s] : value;
-      }
+      for (int k = 0; k < cols; ++k) y[col + k] = value<T>(strip, k, r);
     });
   }
 }

@@ -16,6 +16,9 @@ void panels_exact(const PanelRows &w, int first, int count, const Rows &x, float
 void panels_decode(const PanelRows &w, int row, float *y);
 void floats_row(const FloatRows &w, int first, int count, const float *x, float *y);
 void floats_rows(const FloatRows &w, int first, int count, const Rows &x, float *y, size_t stride);
+void floats_rows_rounded(const FloatRows &w, int first, int count, const BfloatRows &x, int rows, float *y,
+                         size_t stride);
+void to_bfloat(const float *x, int n, uint16_t *y);
 void floats_decode(const FloatRows &w, int row, float *y);
 void rms_norm(const float *x, const float *weight, int n, float eps, float *y);
 void swiglu(float *gate, const float *up, int n);

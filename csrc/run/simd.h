@@ -15,9 +15,9 @@
 
 namespace bitsmith::BITSMITH_ISA {
 
-#if defined(BITSMITH_ISA_avx512) || defined(BITSMITH_ISA_avx512vnni)
+#if defined(__AVX512F__)
 constexpr int L = 16;
-#elif defined(BITSMITH_ISA_avx2)
+#elif defined(__AVX2__)
 constexpr int L = 8;
 #else
 constexpr int L = 4;

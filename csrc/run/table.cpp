@@ -12,6 +12,9 @@ extern const Kernels kKernels;
 namespace avx512 {
 extern const Kernels kKernels;
 }
+namespace avx512bf16 {
+extern const Kernels kKernels;
+}
 namespace avx512vnni {
 extern const Kernels kKernels;
 }
@@ -20,6 +23,7 @@ extern const Kernels kKernels;
 const Kernels &kernels(Isa isa) {
   switch (isa) {
 #ifdef BITSMITH_HAS_avx2
+    case Isa::avx512bf16: return avx512bf16::kKernels;
     case Isa::avx512vnni: return avx512vnni::kKernels;
     case Isa::avx512: return avx512::kKernels;
     case Isa::avx2: return avx2::kKernels;
