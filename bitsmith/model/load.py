@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from bitsmith.arch.tensors import expected_tensors
 from bitsmith.errors import UnsupportedError, UsageError
 from bitsmith.machine import cores
 from bitsmith.model.language_model import LanguageModel
+from bitsmith.model.memory import available_memory
 from bitsmith.model.weights import weight_reader
 from bitsmith.native import core, missing
 from bitsmith.progress import Report, silent
@@ -45,15 +47,17 @@ def load_language_model(
     from bitsmith.model.native import load_native
 
     config, read = checkpoint.config, weight_reader(checkpoint)
-    decoder = load_native(
-        config,
-        read,
-        threads=threads or cores(),
-        exact=kernel == EXACT,
-        cache_type="f32" if kernel == EXACT else cache_type,
-        report=report,
-    )
-    return LanguageModel(checkpoint.name, decoder, checkpoint.tokenizer())
+    with ThreadPoolExecutor(1) as beside:
+        tokenizer = beside.submit(checkpoint.tokenizer)
+        decoder = load_native(
+            config,
+            read,
+            threads=threads or cores(),
+            exact=kernel == EXACT,
+            cache_type="f32" if kernel == EXACT else cache_type,
+            report=report,
+        )
+        return LanguageModel(checkpoint.name, decoder, tokenizer.result())
 
 
 def choose_kernel(checkpoint: Checkpoint, wanted: str | None, *, default: str) -> str:
@@ -82,10 +86,14 @@ def choose_kernel(checkpoint: Checkpoint, wanted: str | None, *, default: str) -
 
 
 def _obstacle(checkpoint: Checkpoint) -> str | None:
-    """What keeps the core from running a checkpoint from its packed bytes; None: nothing."""
+    """What keeps the core from running a checkpoint; None: nothing.
+
+    Matrices that it cannot multiply as they are stored are decoded to float32, as long as they fit half of the memory.
+    """
     from bitsmith.model.native import FLOATS, PACKED
 
     config, source = checkpoint.config, checkpoint.source
+    decoded = 0
     if config.activation != "silu":
         return f"the C++ core does not know the activation {config.activation}"
     for name in expected_tensors(config):
@@ -94,7 +102,12 @@ def _obstacle(checkpoint: Checkpoint) -> str | None:
         if own is None or info is None:
             continue  # `check_tensors` will say so
         if len(info.shape) > 1 and info.layout not in PACKED + FLOATS:
-            return f"the C++ core has no products with {info.layout} ({own})"
+            decoded += 4 * info.parameters
+            room = available_memory()
+            if room is not None and decoded > room // 2:
+                return (
+                    f"the C++ core has no products with {info.layout} ({own}), and as float32 it needs too much memory"
+                )
         if len(info.shape) > 1 and source.activations(own) is not None:
             return f"the C++ core does not round inputs as {own} asks for ({source.activations(own)})"
     return None

@@ -180,6 +180,7 @@ class _Loader:
         self.bytes = 0
         self._read = read
         self._files: dict[Path, int] = {}
+        self._maps: dict[Path, mmap.mmap] = {}
 
     def vector(self, name: str) -> np.ndarray:
         return np.ascontiguousarray(self._read(name).vector(), np.float32)
@@ -202,12 +203,9 @@ class _Loader:
         assert extent is not None
         descriptor = self._open(extent.path)
         if info.layout in FLOATS:
-            start = extent.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-            length = extent.offset - start + info.nbytes
-            if os.fstat(descriptor).st_size < start + length:
+            if os.fstat(descriptor).st_size < extent.offset + info.nbytes:
                 raise FileError(f"{extent.path}: {info.name}: the file is shorter than when it was opened.")
-            pages = mmap.mmap(descriptor, length, offset=start, access=mmap.ACCESS_READ)
-            data = np.frombuffer(pages, np.uint8, info.nbytes, extent.offset - start)
+            data = np.frombuffer(self._map(extent.path), np.uint8, info.nbytes, extent.offset)
             return _core().view_matrix(info.layout, info.rows, info.cols, data)
         matrix = _core().Matrix(info.layout, info.rows, info.cols)
         try:
@@ -229,6 +227,12 @@ class _Loader:
         if path not in self._files:
             self._files[path] = os.open(path, os.O_RDONLY)
         return self._files[path]
+
+    def _map(self, path: Path) -> mmap.mmap:
+        """The whole file: only then can the system use large pages."""
+        if path not in self._maps:
+            self._maps[path] = mmap.mmap(self._open(path), 0, access=mmap.ACCESS_READ)
+        return self._maps[path]
 
     def close(self) -> None:
         """Mapped pages stay without the files' descriptors."""

@@ -41,6 +41,7 @@ void rotate(const float *x, int dim, int head_dim, const float *cosines, const f
   std::copy(x + dim, x + head_dim, y + dim);
 }
 
+constexpr int kLeast = 3;     // groups of 16 rows in a piece of a single row's product, at least
 constexpr int kFewRows = 4;   // with fewer, float matrices are read once for each row
 constexpr int kQueries = 64;  // positions of a piece of attention
 
@@ -134,7 +135,7 @@ void Model::multiply(const Input &x, const Product *products, int count) {
   for (int i = 0; i < count; ++i) {
     const int panels = products[i].linear->weight->row_panels();
     for (int first = 0; first < panels;) {
-      const int wanted = x.floats.count == 1 ? std::max(1, left / (4 * pool_->threads())) : 2;
+      const int wanted = x.floats.count == 1 ? std::max(kLeast, left / (2 * pool_->threads())) : 2;
       const int n = std::min(wanted, panels - first);
       pieces_.push_back({i, first, n});
       first += n;

@@ -1,4 +1,6 @@
 // One rounded row times panels: bound by the memory's bandwidth, so words are unpacked in registers.
+#include <algorithm>
+
 #include "products.h"
 #include "types.h"
 
@@ -73,6 +75,8 @@ void rows_of(const PanelRows &w, int first, int count, const FineBlock *x, float
   constexpr BlockLayout layout = layout_of(T::kType);
   const int blocks = w.blocks();
   const size_t bytes = w.panel_bytes();
+  const size_t ahead = std::min<size_t>(kAhead, count * bytes);
+  for (size_t at = 0; at < ahead; at += 64) __builtin_prefetch(w.data + first * bytes + at);
   for (int panel = 0; panel < count; ++panel) {
     const uint8_t *p = w.data + (first + panel) * bytes;
     const uint8_t *half = p + static_cast<size_t>(blocks) * layout.words * 64;
