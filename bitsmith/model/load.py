@@ -105,9 +105,8 @@ def _obstacle(checkpoint: Checkpoint) -> str | None:
             decoded += 4 * info.parameters
             room = available_memory()
             if room is not None and decoded > room // 2:
-                return (
-                    f"the C++ core has no products with {info.layout} ({own}), and as float32 it needs too much memory"
-                )
+                what = f"the C++ core has no products with {info.layout} ({own})"
+                return f"{what}, and decoded to float32 the model takes too much memory"
         if len(info.shape) > 1 and source.activations(own) is not None:
             return f"the C++ core does not round inputs as {own} asks for ({source.activations(own)})"
     return None
