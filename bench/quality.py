@@ -15,20 +15,13 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from bitsmith.evaluation import evaluate
-
-if TYPE_CHECKING:
-    from bitsmith.model.language_model import LanguageModel
-
-Loader = Callable[[Path], "LanguageModel"]
 
 MIXES = (
     *("q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs"),
@@ -112,17 +105,6 @@ def compare(mix: str, source: Path, work: Path, args: argparse.Namespace) -> Row
     for file in (ours, theirs):
         file.unlink(missing_ok=True)
     return row
-
-
-def path_loss(file: Path, args: argparse.Namespace, *, native: Loader, reference: Loader) -> Loss:
-    """What a way of running a file costs: the file loaded by `native`, its divergence from the same by `reference`.
-
-    native: may round the inputs of products. reference: computes in float32 throughout.
-    """
-    words = {"text": args.text, "context": args.context, "max_windows": args.max_windows}
-    lost = evaluate(native(file), against=reference(file), **words).divergence
-    assert lost is not None
-    return Loss(file.stat().st_size, lost.kld.value, lost.kld.error, lost.top1.value, lost.top1.error)
 
 
 def show(rows: list[Row]) -> None:

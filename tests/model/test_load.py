@@ -71,7 +71,7 @@ def test_without_core_or_torch(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(load, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"no C\+\+ core, so running a model needs torch"):
         choose_kernel(checkpoint, None, default="native")
-    with pytest.raises(UsageError, match="^running a model needs torch"):
+    with pytest.raises(UsageError, match=r"^running a model needs torch"):
         choose_kernel(checkpoint, "torch", default="native")
 
 
