@@ -1,4 +1,4 @@
-"""What rounding inputs costs on the built-in model: bounds that every file type keeps (bench/paths.py measures them)."""
+"""What rounding inputs costs on the built-in model: bounds that file types keep (bench/paths.py measures all)."""
 
 from __future__ import annotations
 

@@ -79,8 +79,6 @@ def test_perplexity_of_files(made: dict[str, Path], name: str, expected: float, 
     """Of quantized files llama.cpp's differs by its 8-bit activations."""
     loss = measured(bitsmith.load(made[name], kernel="exact"))
     assert loss.perplexity.value == pytest.approx(expected, rel=tolerance)
-        expected, rel=tolerance
-    )
 
 
 def test_divergence_of_exact_q4_0_weights(reference: LanguageModel, made: dict[str, Path]) -> None:
