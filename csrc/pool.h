@@ -22,7 +22,7 @@ class Pool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Call body(piece) for 0 <= piece < pieces, each once, in any order. Pieces must not throw. At most 65535 pieces.
+  // Call body(piece) for 0 <= piece < pieces, each once, in any order. Pieces must not throw.
   template <class Body>
   void run(int pieces, const Body &body) {
     if (pieces <= 0) return;
@@ -30,7 +30,14 @@ class Pool {
       for (int piece = 0; piece < pieces; ++piece) body(piece);
       return;
     }
-    share(pieces, [](const void *context, int piece) { (*static_cast<const Body *>(context))(piece); }, &body);
+    constexpr int kMost = 65535;  // that a ticket counts
+    for (int first = 0; first < pieces; first += kMost) {
+      const auto part = [&](int piece) { body(first + piece); };
+      using Part = decltype(part);
+      share(
+          pieces - first < kMost ? pieces - first : kMost,
+          [](const void *context, int piece) { (*static_cast<const Part *>(context))(piece); }, &part);
+    }
   }
 
  private:

@@ -49,9 +49,16 @@ Made hidden(Model &model, const Tokens &tokens, int start, const Counts &padding
   const size_t batch = tokens.shape(0), n = tokens.shape(1), width = model.shape().hidden;
   if (padding.shape(0) != batch) throw std::invalid_argument("padding needs one count a sequence.");
   auto out = std::make_unique<float[]>(batch * n * width);
-  {
+  const auto no_signal = [] {  // Ctrl-C is seen between layers
+    nb::gil_scoped_acquire acquire;
+    return PyErr_CheckSignals() == 0;
+  };
+  try {
     nb::gil_scoped_release release;
-    model.hidden(tokens.data(), static_cast<int>(batch), static_cast<int>(n), start, padding.data(), cache, out.get());
+    model.hidden(tokens.data(), static_cast<int>(batch), static_cast<int>(n), start, padding.data(), cache, out.get(),
+                 no_signal);
+  } catch (const Interrupted &) {
+    throw nb::python_error();
   }
   return owned(out.release(), {batch, n, width});
 }

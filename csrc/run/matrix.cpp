@@ -98,21 +98,19 @@ void Matrix::fill(int first, int count, const uint8_t *bytes, size_t size, Pool 
     throw std::invalid_argument("rows " + std::to_string(first) + ".." + std::to_string(first + count) + " in " +
                                 std::to_string(size) + " bytes do not fit a matrix of " + std::to_string(rows_) +
                                 " rows of " + std::to_string(row_bytes_) + " bytes.");
-  const int panels = (count + kPanelRows - 1) / kPanelRows, step = (panels + 65534) / 65535;
-  pool.run((panels + step - 1) / step, [&](int piece) {
-    for (int p = piece * step; p < std::min(panels, (piece + 1) * step); ++p)
-      place(first / kPanelRows + p, bytes + static_cast<size_t>(p) * kPanelRows * row_bytes_);
+  pool.run((count + kPanelRows - 1) / kPanelRows, [&](int panel) {
+    place(first / kPanelRows + panel, bytes + static_cast<size_t>(panel) * kPanelRows * row_bytes_);
   });
 }
 
 void Matrix::read(int descriptor, int64_t offset, Pool &pool) {
   const size_t panel_bytes = kPanelRows * row_bytes_;
   const int step = static_cast<int>(std::max<size_t>(1, (size_t{256} << 10) / std::max<size_t>(panel_bytes, 1)));
-  const int panels = row_panels(), longest = std::max(step, (panels + 65534) / 65535);
+  const int panels = row_panels();
   std::atomic<bool> failed{false};
-  pool.run((panels + longest - 1) / longest, [&](int piece) {
+  pool.run((panels + step - 1) / step, [&](int piece) {
     static thread_local std::vector<uint8_t> buffer;
-    const int first = piece * longest, count = std::min(longest, panels - first);
+    const int first = piece * step, count = std::min(step, panels - first);
     const size_t at = static_cast<size_t>(first) * panel_bytes, size = std::min(count * panel_bytes, bytes() - at);
     if (buffer.size() < size) buffer.resize(size);
     if (!read_all(descriptor, buffer.data(), size, offset + static_cast<int64_t>(at))) {

@@ -172,8 +172,8 @@ void Model::multiply_part(const Input &x, const Matrix &w, int first, int count,
   }
 }
 
-void Model::hidden(const int64_t *tokens, int batch, int n, int start, const int64_t *padding, Cache &cache,
-                   float *out) {
+void Model::hidden(const int64_t *tokens, int batch, int n, int start, const int64_t *padding, Cache &cache, float *out,
+                   const std::function<bool()> &go_on) {
   std::lock_guard<std::mutex> lock(mutex_);
   const CacheShape &kept = cache.shape();
   if (kept.layers != static_cast<int>(blocks_.size()) || kept.batch != batch || kept.kv_heads != shape_.kv_heads ||
@@ -186,7 +186,10 @@ void Model::hidden(const int64_t *tokens, int batch, int n, int start, const int
   each_row(step.rows(), [&](int row) {
     embedding_->decode(kernels_, static_cast<int>(tokens[row]), x + static_cast<size_t>(row) * shape_.hidden);
   });
-  for (size_t layer = 0; layer < blocks_.size(); ++layer) run_block(static_cast<int>(layer), blocks_[layer], step);
+  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
+    if (step.rows() > 1 && !go_on()) throw Interrupted{};
+    run_block(static_cast<int>(layer), blocks_[layer], step);
+  }
   std::copy(x, x + static_cast<size_t>(step.rows()) * shape_.hidden, out);
 }
 

@@ -1,6 +1,7 @@
 // The decoder of model/decoder.py on packed weights: all layers of a forward pass in one call.
 #pragma once
 
+#include <functional>
 #include <initializer_list>
 #include <memory>
 #include <mutex>
@@ -68,6 +69,8 @@ class RoundedBuffer {
   std::vector<uint16_t> bfloats_;
 };
 
+struct Interrupted {};
+
 class Model {
  public:
   Model(const Shape &shape, Isa isa, std::shared_ptr<Pool> pool);
@@ -78,7 +81,9 @@ class Model {
 
   // Hidden states after the last layer, out [batch, n, hidden], for tokens [batch, n] at positions start.. of the
   // cache.
-  void hidden(const int64_t *tokens, int batch, int n, int start, const int64_t *padding, Cache &cache, float *out);
+  // `go_on` is asked before each layer of more than one token; where it says no, Interrupted is thrown.
+  void hidden(const int64_t *tokens, int batch, int n, int start, const int64_t *padding, Cache &cache, float *out,
+              const std::function<bool()> &go_on);
 
   // Logits of some hidden states: out [rows, vocab].
   void logits(const float *hidden, int rows, float *out);
