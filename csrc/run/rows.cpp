@@ -6,6 +6,13 @@
 
 namespace bitsmith::BITSMITH_ISA {
 
+namespace {
+
+// Codes of NaN and infinities are bounded too; their scale tells of them.
+BITSMITH_INLINE F bounded(F x) { return min(max(x, broadcast(-127.0f)), broadcast(127.0f)); }
+
+}  // namespace
+
 void round_row(const float *x, int cols, RoundedBlock *out) {
   for (int block = 0; block < cols / 32; ++block, x += 32) {
     RoundedBlock &to = out[block];
@@ -20,7 +27,7 @@ void round_row(const float *x, int cols, RoundedBlock *out) {
     const float inverse = absmax > 0 ? 127.0f / absmax : 0.0f;
     I sums[2] = {};
     for (int i = 0; i < 32 / L; ++i) {
-      const I codes = nearest(v[i] * inverse);
+      const I codes = nearest(bounded(v[i] * inverse));
       store(to.codes + L * i, __builtin_convertvector(codes, S8));
       sums[L * i / 16] += codes;
     }
@@ -49,7 +56,7 @@ void round_fine(const float *x, int cols, FineBlock *out) {
     const float inverse = absmax > 0 ? 127.0f / absmax : 0.0f;
     I sums[2] = {};
     for (int i = 0; i < 32 / L; ++i) {
-      const F scaled = v[i] * inverse;
+      const F scaled = bounded(v[i] * inverse);
       const I upper = nearest(scaled), lower = nearest((scaled - to_float(upper)) * 128.0f);
       store(to.upper + L * i, __builtin_convertvector(upper, S8));
       store(to.lower + L * i, __builtin_convertvector(lower, S8));
