@@ -39,6 +39,9 @@ def __getattr__(name: str) -> Any:
     return vars(import_module(module))[function]
 
 
+MOST_THREADS = 1024
+
+
 def load(
     model: str | Path,
     *,
@@ -168,5 +171,5 @@ def inspect(
 
 
 def _check_threads(threads: int | None) -> None:
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads {threads}: at least one thread is needed.")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"--threads {threads}: expected 1 to {MOST_THREADS}; this machine has {cores()} cores.")

@@ -1,6 +1,9 @@
 #include "pool.h"
 
+#include <unistd.h>
+
 #include <chrono>
+#include <system_error>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -40,17 +43,25 @@ uint32_t loop_of(uint64_t ticket) { return static_cast<uint32_t>(ticket >> 32); 
 
 }  // namespace
 
-Pool::Pool(int threads) {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+Pool::Pool(int threads) : process_(getpid()) {
+  try {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+  } catch (const std::system_error &) {
+  }
 }
 
 Pool::~Pool() {
+  if (process_ != getpid()) {
+    for (auto &worker : workers_) worker.detach();
+    return;
+  }
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stopping_ = true;
   }
-  wake_.notify_all();
+  wake_->notify_all();
   for (auto &worker : workers_) worker.join();
+  delete wake_;
 }
 
 bool Pool::claim(uint32_t loop, int &piece) {
@@ -77,7 +88,7 @@ void Pool::share(int pieces, Call call, const void *context) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
     }
-    wake_.notify_all();
+    wake_->notify_all();
   }
   int piece;
   while (claim(loop, piece)) {
@@ -95,7 +106,7 @@ void Pool::work() {
     if (!spin(called)) {
       std::unique_lock<std::mutex> lock(mutex_);
       sleeping_.fetch_add(1);
-      wake_.wait(lock, called);
+      wake_->wait(lock, called);
       sleeping_.fetch_sub(1);
     }
     if (stopping_.load()) return;

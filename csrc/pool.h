@@ -12,6 +12,7 @@ namespace bitsmith {
 
 // The caller works too. Idle workers spin for some microseconds, as loops of a forward pass follow each other closely,
 // then sleep; pieces are claimed one at a time, so that a worker whose core is busy elsewhere holds up one piece only.
+// Where the system gives fewer threads than were asked for, those do. A forked child has none and works alone.
 // One loop at a time: `run` is not to be called from two threads, nor from within a piece.
 class Pool {
  public:
@@ -55,7 +56,8 @@ class Pool {
   Call call_ = nullptr;
   const void *context_ = nullptr;
   std::mutex mutex_;
-  std::condition_variable wake_;
+  std::condition_variable *wake_ = new std::condition_variable;  // a forked child leaves it: its sleepers are not there
+  int process_;
 };
 
 }  // namespace bitsmith

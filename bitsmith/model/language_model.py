@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +31,7 @@ class LanguageModel:
         self.decoder = decoder
         self.tokenizer = tokenizer
         self._kept: tuple[list[int], AnyCache] | None = None
+        self._lock = Lock()
 
     @property
     def config(self) -> ModelConfig:
@@ -123,8 +125,9 @@ class LanguageModel:
 
     def _take_cache(self, ids: list[int], room: int) -> AnyCache:
         """A cache for `ids` with `room` positions, holding what the last call computed of them."""
-        known, cache = self._kept or ([], None)
-        self._kept = None
+        with self._lock:  # two threads must not fill one cache
+            known, cache = self._kept or ([], None)
+            self._kept = None
         same = 0
         for ours, theirs in zip(ids[:-1], known, strict=False):
             if ours != theirs:

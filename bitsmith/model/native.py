@@ -153,20 +153,24 @@ def load_native(
         isa or native.isa(),
         loader.pool,
     )
-    sliding = config.window_layers or tuple(range(config.layers))
-    for layer in range(config.layers):
-        report(Progress("load", layer, config.layers, "layers", f"blk.{layer}"))
-        prefix = f"blk.{layer}."
-        biased = {"q": config.qkv_bias, "k": config.qkv_bias, "v": config.qkv_bias, "output": config.output_bias}
-        linears = [loader.linear(prefix + name, biased.get(field, config.mlp_bias)) for name, field in LINEARS.items()]
-        heads = [loader.vector(f"{prefix}attn_{name}_norm.weight") if config.qk_norm else None for name in "qk"]
-        norms = [loader.vector(f"{prefix}{name}_norm.weight") for name in ("attn", "ffn")]
-        model.add_block(*norms, *heads, linears, config.window if layer in sliding else 0)
-    loaded = loader.bytes
-    embedding = loader.matrix("token_embd.weight")
-    output = embedding if config.tied else loader.matrix("output.weight")
-    model.set_ends(embedding, loader.vector("output_norm.weight"), output)
-    loader.close()
+    try:
+        sliding = config.window_layers or tuple(range(config.layers))
+        for layer in range(config.layers):
+            report(Progress("load", layer, config.layers, "layers", f"blk.{layer}"))
+            prefix = f"blk.{layer}."
+            biased = {"q": config.qkv_bias, "k": config.qkv_bias, "v": config.qkv_bias, "output": config.output_bias}
+            linears = [
+                loader.linear(prefix + name, biased.get(field, config.mlp_bias)) for name, field in LINEARS.items()
+            ]
+            heads = [loader.vector(f"{prefix}attn_{name}_norm.weight") if config.qk_norm else None for name in "qk"]
+            norms = [loader.vector(f"{prefix}{name}_norm.weight") for name in ("attn", "ffn")]
+            model.add_block(*norms, *heads, linears, config.window if layer in sliding else 0)
+        loaded = loader.bytes
+        embedding = loader.matrix("token_embd.weight")
+        output = embedding if config.tied else loader.matrix("output.weight")
+        model.set_ends(embedding, loader.vector("output_norm.weight"), output)
+    finally:
+        loader.close()
     report(Progress("load", config.layers, config.layers, "layers"))
     row = 0 if config.tied else embedding.row_bytes
     return NativeDecoder(config, model, loaded + output.nbytes + row, cache_type=cache_type)

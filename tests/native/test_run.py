@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -237,3 +240,27 @@ def test_matrices_are_as_large_as_in_the_file(folder: Path) -> None:
     linears = [info for name, info in source.tensors.items() if len(info.shape) > 1 and name != "token_embd.weight"]
     row = source.tensors["token_embd.weight"].nbytes // CONFIG.vocab
     assert on_core(CONFIG, source).token_bytes == sum(info.nbytes for info in linears) + row
+
+
+def test_more_pieces_than_a_ticket_counts(folder: Path) -> None:
+    config = replace(TINY, layers=1, rope=Rope(dim=8))
+    ours = on_core(config, source_of(config, "f32", folder))
+    states = ours.hidden(np.ones((33000, 1), np.int64))  # 66,000 heads
+    np.testing.assert_allclose(states, np.broadcast_to(states[0], states.shape), atol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_works_alone_and_ends() -> None:
+    code = """
+import os, sys, time, bitsmith
+model = bitsmith.load("reference", threads=3)
+model.generate("Once", max_tokens=2)
+time.sleep(0.05)  # its threads sleep
+child = os.fork()
+if child == 0:
+    model.generate("Once", max_tokens=2)
+    del model
+    os._exit(7)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 7
