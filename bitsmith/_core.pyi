@@ -38,3 +38,70 @@ class Quantizer:
         reference: bool,
         out: np.ndarray,
     ) -> tuple[float, float, float]: ...
+
+class Pool:
+    def __init__(self, threads: int) -> None: ...
+    @property
+    def threads(self) -> int: ...
+
+class Matrix:
+    def __init__(self, layout: str, rows: int, cols: int) -> None: ...
+    def fill(self, first: int, count: int, data: np.ndarray, pool: Pool) -> None: ...
+    def read(self, descriptor: int, offset: int, pool: Pool) -> None: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+    @property
+    def packed(self) -> bool: ...
+    @property
+    def row_bytes(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+def view_matrix(layout: str, rows: int, cols: int, data: np.ndarray) -> Matrix: ...
+
+class Linear:
+    def __init__(self, weight: Matrix, bias: np.ndarray | None) -> None: ...
+
+class Cache:
+    def __init__(
+        self,
+        layers: int,
+        batch: int,
+        kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        type: str,
+        cosines: np.ndarray,
+        sines: np.ndarray,
+    ) -> None: ...
+    def copy(self, other: Cache, length: int) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class Model:
+    def __init__(
+        self,
+        hidden: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        norm_eps: float,
+        interleaved: bool,
+        exact: bool,
+        isa: str,
+        pool: Pool,
+    ) -> None: ...
+    def add_block(
+        self,
+        attn_norm: np.ndarray,
+        ffn_norm: np.ndarray,
+        q_norm: np.ndarray | None,
+        k_norm: np.ndarray | None,
+        linears: Sequence[Linear],
+        window: int,
+    ) -> None: ...
+    def set_ends(self, embedding: Matrix, norm: np.ndarray, output: Matrix) -> None: ...
+    def hidden(self, tokens: np.ndarray, start: int, padding: np.ndarray, cache: Cache) -> np.ndarray: ...
+    def logits(self, hidden: np.ndarray) -> np.ndarray: ...

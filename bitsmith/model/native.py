@@ -141,7 +141,7 @@ def load_native(
     if cache_type not in CACHES:
         raise UsageError(f"a cache of {cache_type} is not known; expected {', '.join(CACHES)}.")
     native = _core()
-    loader = _Loader(read, native.pool(threads))
+    loader = _Loader(read, native.Pool(threads))
     model = native.Model(
         config.hidden,
         config.heads,

@@ -9,8 +9,9 @@
 namespace bitsmith::BITSMITH_ISA {
 namespace {
 
-constexpr int kKeys = 64;  // keys worked on at a time
-constexpr int kRows = 48;  // rows (queries times heads) of a tile
+constexpr int kKeys = 64;      // keys worked on at a time
+constexpr int kRows = 48;      // rows (queries times heads) of a tile
+constexpr int kManyRows = 12;  // from here on strips pay
 
 // Some keys or values as float32 [count, width].
 void read_rows(const HeadRows &rows, int first, int count, int width, float *out) {
@@ -55,6 +56,74 @@ float soften(float *scores, int from, int to, float scale, Running &row) {
   return kept;
 }
 
+// Some keys and values, as products with few or with many rows read them.
+struct Block {
+  int first, count, width;
+  bool strips;    // many rows: keys are [keys / 16, width, 16], values [width / 16, keys, 16]
+  float *keys;    // few: [count, width]
+  float *values;  // the same
+};
+
+void read_block(const Attention &task, Block &block) {
+  const int width = block.width;
+  if (!block.strips) {
+    read_rows(task.keys, block.first, block.count, width, block.keys);
+    read_rows(task.values, block.first, block.count, width, block.values);
+    return;
+  }
+  const size_t size = static_cast<size_t>(kKeys) * width;
+  float *rows = scratch<float, 7>(size);
+  read_rows(task.keys, block.first, block.count, width, rows);
+  std::fill(block.keys, block.keys + size, 0.0f);
+  for (int j = 0; j < block.count; ++j)
+    for (int d = 0; d < width; ++d)
+      block.keys[(static_cast<size_t>(j / 16) * width + d) * 16 + j % 16] = rows[j * width + d];
+  read_rows(task.values, block.first, block.count, width, rows);
+  std::fill(rows + block.count * width, rows + size, 0.0f);
+  for (int j = 0; j < kKeys; ++j)
+    for (int d = 0; d < width; d += 16)
+      std::memcpy(block.values + (static_cast<size_t>(d / 16) * kKeys + j) * 16, rows + j * width + d, 64);
+}
+
+// Products of n queries [n, width] with the keys of a block.
+void score(const Block &block, const float *queries, int n, float (*scores)[kKeys]) {
+  const size_t width = block.width;
+  if (!block.strips) {
+    const FloatRows all{FloatType::f32, reinterpret_cast<const uint8_t *>(block.keys), block.width};
+    for (int i = 0; i < n; ++i) floats_row(all, 0, block.count, queries + i * width, scores[i]);
+    return;
+  }
+  std::fill(scores[0], scores[n], 0.0f);
+  for (int j = 0; j < kKeys; j += 32) {
+    const float *strip = block.keys + j * width;
+    strip_product({queries, width, n}, block.width, strip, strip + width * 16, scores[0] + j, kKeys);
+  }
+}
+
+// sums [n, width] += weights times the values of a block.
+void mix(const Block &block, const float (*weights)[kKeys], int n, float *sums) {
+  const size_t width = block.width;
+  if (block.strips) {
+    for (size_t d = 0; d < width; d += 32) {
+      const float *strip = block.values + d * kKeys;
+      strip_product({weights[0], kKeys, n}, kKeys, strip, strip + kKeys * 16, sums + d, width);
+    }
+    return;
+  }
+  for (int i = 0; i < n; ++i)
+    for (int j = 0; j < block.count; ++j)
+      for (size_t d = 0; d < width; d += L) {
+        float *out = sums + i * width + d;
+        store(out, fma(broadcast(weights[i][j]), load<F>(block.values + j * width + d), load<F>(out)));
+      }
+}
+
+// The keys a query sees, from the lowest to itself.
+int lowest(const Attention &task, int query) {
+  if (query < task.padding) return query;
+  return std::max(task.padding, task.window ? std::max(0, query - task.window + 1) : 0);
+}
+
 }  // namespace
 
 void keep(const float *x, int width, CacheType type, uint8_t *row) {
@@ -78,75 +147,38 @@ void attend(const Attention &task) {
   const int width = task.width, rows = task.count * task.group;
   const float scale = 1.0f / std::sqrt(static_cast<float>(task.head_dim));
   const auto position = [&](int row) { return task.start + task.first + row / task.group; };
-  const auto lowest = [&](int i) {
-    if (i < task.padding) return i;
-    return std::max(task.padding, task.window ? std::max(0, i - task.window + 1) : 0);
-  };
-  const int begin = std::min(lowest(position(0)), lowest(position(rows - 1))), end = position(rows - 1) + 1;
+  const int end = position(rows - 1) + 1;
 
+  const size_t size = static_cast<size_t>(kKeys) * width;
+  Block block{0, 0, width, rows >= kManyRows, scratch<float, 8>(size), scratch<float, 9>(size)};
   float *sums = scratch<float, 5>(static_cast<size_t>(rows) * width);
   Running *running = scratch<Running, 6>(rows);
   std::fill(sums, sums + static_cast<size_t>(rows) * width, 0.0f);
   std::fill(running, running + rows, Running{-1e30f, 0.0f});
-  float *keys = scratch<float, 7>(static_cast<size_t>(kKeys) * width);
-  float *key_strips = scratch<float, 8>(static_cast<size_t>(kKeys) * width);
-  float *value_strips = scratch<float, 9>(static_cast<size_t>(kKeys) * width);
   alignas(64) float scores[kRows][kKeys];
-  const bool strips = rows >= 12;
 
-  for (int block = begin; block < end; block += kKeys) {
-    const int count = std::min(kKeys, end - block);
-    read_rows(task.keys, block, count, width, keys);
-    if (strips) {
-      std::fill(key_strips, key_strips + static_cast<size_t>(kKeys) * width, 0.0f);
-      for (int j = 0; j < count; ++j)  // [keys / 16][width][16]
-        for (int d = 0; d < width; ++d)
-          key_strips[(static_cast<size_t>(j / 16) * width + d) * 16 + j % 16] = keys[j * width + d];
-      read_rows(task.values, block, count, width, keys);
-      std::fill(keys + count * width, keys + kKeys * width, 0.0f);
-      for (int j = 0; j < kKeys; ++j)  // [width / 16][keys][16]
-        for (int d = 0; d < width; d += 16)
-          std::memcpy(value_strips + (static_cast<size_t>(d / 16) * kKeys + j) * 16, keys + j * width + d, 64);
-    } else {
-      read_rows(task.values, block, count, width, value_strips);
-    }
+  block.first = std::min(lowest(task, position(0)), lowest(task, end - 1));
+  for (; block.first < end; block.first += kKeys) {
+    block.count = std::min(kKeys, end - block.first);
+    read_block(task, block);
     for (int tile = 0; tile < rows; tile += kRows) {
       const int n = std::min(kRows, rows - tile);
-      if (position(tile + n - 1) < block) continue;
-      const float *queries = task.queries + (static_cast<size_t>(task.first) * task.group + tile) * width;
-      if (strips) {
-        std::fill(scores[0], scores[n], 0.0f);
-        for (int j = 0; j < kKeys; j += 32) {
-          const float *strip = key_strips + static_cast<size_t>(j / 16) * width * 16;
-          strip_product({queries, static_cast<size_t>(width), n}, width, strip, strip + static_cast<size_t>(width) * 16,
-                        scores[0] + j, kKeys);
-        }
-      } else {
-        const FloatRows all{FloatType::f32, reinterpret_cast<const uint8_t *>(keys), width};
-        for (int i = 0; i < n; ++i) floats_row(all, 0, count, queries + static_cast<size_t>(i) * width, scores[i]);
-      }
+      if (position(tile + n - 1) < block.first) continue;
+      score(block, task.queries + (static_cast<size_t>(task.first) * task.group + tile) * width, n, scores);
       for (int i = 0; i < n; ++i) {
         const int row = tile + i, at = position(row);
-        const int from = std::clamp(lowest(at) - block, 0, count), to = std::clamp(at + 1 - block, from, count);
-        float *out = sums + static_cast<size_t>(row) * width;
+        const int from = std::clamp(lowest(task, at) - block.first, 0, block.count);
+        const int to = std::clamp(at + 1 - block.first, from, block.count);
         if (from == to) {
           std::fill(scores[i], scores[i] + kKeys, 0.0f);
           continue;
         }
         const float kept = soften(scores[i], from, to, scale, running[row]);
+        float *out = sums + static_cast<size_t>(row) * width;
         if (kept != 1.0f)
           for (int d = 0; d < width; d += L) store(out + d, load<F>(out + d) * kept);
-        if (!strips)
-          for (int j = from; j < to; ++j)
-            for (int d = 0; d < width; d += L)
-              store(out + d, fma(broadcast(scores[i][j]), load<F>(value_strips + j * width + d), load<F>(out + d)));
       }
-      if (!strips) continue;
-      for (int d = 0; d < width; d += 32) {
-        const float *strip = value_strips + static_cast<size_t>(d / 16) * kKeys * 16;
-        strip_product({scores[0], kKeys, n}, kKeys, strip, strip + kKeys * 16,
-                      sums + static_cast<size_t>(tile) * width + d, width);
-      }
+      mix(block, scores, n, sums + static_cast<size_t>(tile) * width);
     }
   }
   for (int row = 0; row < rows; ++row) {

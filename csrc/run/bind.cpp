@@ -40,11 +40,6 @@ CacheType cache_type(const std::string &name) {
   throw std::invalid_argument("a cache of " + name + " is not known; expected f16, q8_0 or f32.");
 }
 
-std::shared_ptr<Pool> make_pool(int threads) {
-  if (threads < 1 || threads > 1024) throw std::invalid_argument("threads must lie in 1..1024.");
-  return std::make_shared<Pool>(threads);
-}
-
 Made hidden(Model &model, const Tokens &tokens, int start, const Counts &padding, Cache &cache) {
   const size_t batch = tokens.shape(0), n = tokens.shape(1), width = model.shape().hidden;
   if (padding.shape(0) != batch) throw std::invalid_argument("padding needs one count a sequence.");
@@ -76,9 +71,7 @@ Made logits(Model &model, const Floats &hidden) {
   return owned(out.release(), {rows, vocab});
 }
 
-}  // namespace
-
-void bind_run(nb::module_ &m) {
+void bind_pool(nb::module_ &m) {
   nb::class_<Pool>(m, "Pool")
       .def(
           "__init__",
@@ -88,8 +81,9 @@ void bind_run(nb::module_ &m) {
           },
           "threads"_a)
       .def_prop_ro("threads", &Pool::threads);
-  m.def("pool", &make_pool, "threads"_a);
+}
 
+void bind_matrix(nb::module_ &m) {
   nb::class_<Matrix>(m, "Matrix")
       .def(nb::init<const std::string &, int, int>(), "layout"_a, "rows"_a, "cols"_a)
       .def(
@@ -128,7 +122,9 @@ void bind_run(nb::module_ &m) {
                                                       : std::vector<float>{}};
           },
           "weight"_a, "bias"_a.none());
+}
 
+void bind_cache(nb::module_ &m) {
   nb::class_<Cache>(m, "Cache")
       .def(
           "__init__",
@@ -153,7 +149,9 @@ void bind_run(nb::module_ &m) {
           },
           "other"_a, "length"_a)
       .def_prop_ro("nbytes", [](const Cache &self) { return 2 * self.bytes(); });
+}
 
+void bind_model(nb::module_ &m) {
   nb::class_<Model>(m, "Model")
       .def(
           "__init__",
@@ -184,6 +182,15 @@ void bind_run(nb::module_ &m) {
           "embedding"_a, "norm"_a, "output"_a)
       .def("hidden", &hidden, "tokens"_a, "start"_a, "padding"_a, "cache"_a)
       .def("logits", &logits, "hidden"_a);
+}
+
+}  // namespace
+
+void bind_run(nb::module_ &m) {
+  bind_pool(m);
+  bind_matrix(m);
+  bind_cache(m);
+  bind_model(m);
 }
 
 }  // namespace bitsmith

@@ -8,67 +8,69 @@ namespace bitsmith::BITSMITH_ISA {
 
 namespace {
 
-// Codes of NaN and infinities are bounded too; their scale tells of them.
-BITSMITH_INLINE F bounded(F x) { return min(max(x, broadcast(-127.0f)), broadcast(127.0f)); }
+// 32 inputs in steps of which the largest takes 127.
+struct Scaled {
+  F values[32 / L];
+  float step;
+};
+
+// The step of NaN and infinities is NaN, so that they do not vanish in the rounding; their codes are bounded.
+BITSMITH_INLINE Scaled scaled(const float *x) {
+  Scaled out;
+  F most{}, total{};
+  for (int i = 0; i < 32 / L; ++i) {
+    out.values[i] = load<F>(x + L * i);
+    most = max(most, magnitude(out.values[i]));
+    total += out.values[i];
+  }
+  const float absmax = largest(most), check = sum(total);
+  const float inverse = absmax > 0 ? 127.0f / absmax : 0.0f;
+  out.step = absmax / 127.0f + (check - check);
+  for (F &v : out.values) v = min(max(v * inverse, broadcast(-127.0f)), broadcast(127.0f));
+  return out;
+}
+
+// What products need besides the codes. sums: of the codes of the first and the second 16
+template <class Block>
+BITSMITH_INLINE void set_sums(Block &to, float scale, const I (&sums)[2]) {
+  to.scale = scale;
+  for (int i = 0; i < 2; ++i) {
+    const int32_t codes = sum(sums[i]);
+    to.negated_16[i] = -codes;
+    to.halves[i] = scale * static_cast<float>(codes);
+  }
+  to.negated = to.negated_16[0] + to.negated_16[1];
+  to.sum = to.halves[0] + to.halves[1];
+}
+
+BITSMITH_INLINE void store_codes(int8_t *to, I codes) { store(to, __builtin_convertvector(codes, S8)); }
 
 }  // namespace
 
 void round_row(const float *x, int cols, RoundedBlock *out) {
   for (int block = 0; block < cols / 32; ++block, x += 32) {
-    RoundedBlock &to = out[block];
-    F v[32 / L], most{}, total{};
-    for (int i = 0; i < 32 / L; ++i) {
-      v[i] = load<F>(x + L * i);
-      most = max(most, magnitude(v[i]));
-      total += v[i];
-    }
-    const float absmax = largest(most), check = sum(total);
-    to.scale = absmax / 127.0f + (check - check);  // NaN and infinities must not vanish in the rounding
-    const float inverse = absmax > 0 ? 127.0f / absmax : 0.0f;
+    const Scaled in = scaled(x);
     I sums[2] = {};
     for (int i = 0; i < 32 / L; ++i) {
-      const I codes = nearest(bounded(v[i] * inverse));
-      store(to.codes + L * i, __builtin_convertvector(codes, S8));
+      const I codes = nearest(in.values[i]);
+      store_codes(out[block].codes + L * i, codes);
       sums[L * i / 16] += codes;
     }
-    for (int i = 0; i < 2; ++i) {
-      const int32_t codes = sum(sums[i]);
-      to.negated_16[i] = -codes;
-      to.halves[i] = to.scale * static_cast<float>(codes);
-    }
-    to.negated = to.negated_16[0] + to.negated_16[1];
-    to.sum = to.halves[0] + to.halves[1];
-    to.unused = 0;
+    set_sums(out[block], in.step, sums);
   }
 }
 
 void round_fine(const float *x, int cols, FineBlock *out) {
   for (int block = 0; block < cols / 32; ++block, x += 32) {
-    FineBlock &to = out[block];
-    F v[32 / L], most{}, total{};
-    for (int i = 0; i < 32 / L; ++i) {
-      v[i] = load<F>(x + L * i);
-      most = max(most, magnitude(v[i]));
-      total += v[i];
-    }
-    const float absmax = largest(most), check = sum(total);
-    to.scale = absmax / 16256.0f + (check - check);
-    const float inverse = absmax > 0 ? 127.0f / absmax : 0.0f;
+    const Scaled in = scaled(x);
     I sums[2] = {};
     for (int i = 0; i < 32 / L; ++i) {
-      const F scaled = bounded(v[i] * inverse);
-      const I upper = nearest(scaled), lower = nearest((scaled - to_float(upper)) * 128.0f);
-      store(to.upper + L * i, __builtin_convertvector(upper, S8));
-      store(to.lower + L * i, __builtin_convertvector(lower, S8));
+      const I upper = nearest(in.values[i]), lower = nearest((in.values[i] - to_float(upper)) * 128.0f);
+      store_codes(out[block].upper + L * i, upper);
+      store_codes(out[block].lower + L * i, lower);
       sums[L * i / 16] += (upper << 7) + lower;
     }
-    for (int i = 0; i < 2; ++i) {
-      const int32_t codes = sum(sums[i]);
-      to.negated_16[i] = -codes;
-      to.halves[i] = to.scale * static_cast<float>(codes);
-    }
-    to.negated = to.negated_16[0] + to.negated_16[1];
-    to.sum = to.halves[0] + to.halves[1];
+    set_sums(out[block], in.step / 128.0f, sums);
   }
 }
 
