@@ -50,6 +50,13 @@ class Source(Protocol):
         """Rows start..stop decoded: float32 [stop - start, cols]. A vector is one row."""
         ...
 
+    def codes(self, name: str, start: int = 0, stop: int | None = None) -> QuantTensor | None:
+        """Rows start..stop as codes and parameters; None where there are none: floats, and types that only decode.
+
+        No rows at all tell the format.
+        """
+        ...
+
     def activations(self, name: str) -> Activations | None:
         """How a matrix wants its input rounded; None: not at all.
 

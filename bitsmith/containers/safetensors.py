@@ -23,7 +23,7 @@ from bitsmith.containers.safetensors_header import DTYPES, Header, HeaderEntry, 
 from bitsmith.containers.safetensors_layout import INDEX_NAME
 from bitsmith.containers.static_input import StaticInput
 from bitsmith.errors import FileError, TensorError, UnsupportedError, UsageError
-from bitsmith.tensor import PackedTensor, TensorInfo
+from bitsmith.tensor import PackedTensor, QuantTensor, TensorInfo
 
 _INDEX_LIMIT = 256_000_000  # bytes
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -139,6 +139,15 @@ class SafetensorsSource:
         """
         try:
             return self.decode(self.packed(name, start, stop))
+        except TensorError as error:
+            raise TensorError(f"{self._path}: {name}: {error}") from error
+
+    def codes(self, name: str, start: int = 0, stop: int | None = None) -> QuantTensor | None:
+        """See `Source.codes`. Raises as `rows` does."""
+        folded = self._folded.get(name)
+        packed = self.packed(name, start, stop)
+        try:
+            return None if folded is None else folded.codec.decode(packed.parts, packed.shape[-1])
         except TensorError as error:
             raise TensorError(f"{self._path}: {name}: {error}") from error
 

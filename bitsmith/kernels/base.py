@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from bitsmith.containers.base import Extent, Source
-from bitsmith.tensor import TensorInfo
+from bitsmith.tensor import QuantTensor, TensorInfo
 
 if TYPE_CHECKING:
     from bitsmith.activations import Activations
@@ -25,12 +25,14 @@ class Weight:
     rows: (start, stop) -> float32 [stop - start, cols]; a vector is one row
     activations: how the file wants a matrix's input rounded; None: not at all
     extent: where its bytes lie in one piece; None where they do not
+    codes: (start, stop) -> the rows as codes, or None; see `Source.codes`
     """
 
     info: TensorInfo
     rows: Callable[[int, int], np.ndarray]
     activations: Activations | None = None
     extent: Extent | None = None
+    codes: Callable[[int, int], QuantTensor | None] = lambda start, stop: None
 
     @classmethod
     def of(cls, source: Source, name: str) -> Weight:
@@ -39,7 +41,10 @@ class Weight:
         def rows(start: int, stop: int) -> np.ndarray:
             return source.rows(name, start, stop)
 
-        return cls(source.tensors[name], rows, source.activations(name), source.extent(name))
+        def codes(start: int, stop: int) -> QuantTensor | None:
+            return source.codes(name, start, stop)
+
+        return cls(source.tensors[name], rows, source.activations(name), source.extent(name), codes)
 
     def vector(self) -> np.ndarray:
         """A one-dimensional tensor: float32 [n]."""

@@ -18,6 +18,8 @@ from bitsmith.progress import Report, silent
 
 if TYPE_CHECKING:
     from bitsmith.checkpoint import Checkpoint
+    from bitsmith.containers.base import Source
+    from bitsmith.tensor import TensorInfo
 
 NATIVE, EXACT, TORCH = "native", "exact", "torch"
 KERNELS = (NATIVE, EXACT, TORCH)
@@ -85,6 +87,13 @@ def choose_kernel(checkpoint: Checkpoint, wanted: str | None, *, default: str) -
     return TORCH
 
 
+def _packs(source: Source, info: TensorInfo) -> bool:
+    from bitsmith.model.grids import grid_layout
+
+    codes = source.codes(info.name, 0, 0)
+    return codes is not None and grid_layout(codes.format, info.cols) is not None
+
+
 def _obstacle(checkpoint: Checkpoint) -> str | None:
     """What keeps the core from running a checkpoint; None: nothing.
 
@@ -101,7 +110,7 @@ def _obstacle(checkpoint: Checkpoint) -> str | None:
         info = None if own is None else source.tensors.get(own)
         if own is None or info is None:
             continue  # `check_tensors` will say so
-        if len(info.shape) > 1 and info.layout not in PACKED + FLOATS:
+        if len(info.shape) > 1 and info.layout not in PACKED + FLOATS and not _packs(source, info):
             decoded += 4 * info.parameters
             room = available_memory()
             if room is not None and decoded > room // 2:

@@ -130,8 +130,8 @@ def load_native(
 ) -> NativeDecoder:
     """Read every tensor and make it ready for products.
 
-    Matrices of ggml's block types (PACKED) are interleaved by 16 rows, floats are mapped from their file where they
-    lie in one piece, everything else is decoded to float32.
+    Matrices of ggml's block types (PACKED), integers by groups and NF4 stay packed, interleaved by 16 rows; floats are
+    mapped from their file where they lie in one piece; everything else is decoded to float32.
 
     exact: inputs of products stay float32; otherwise those of packed matrices are rounded in blocks of 32, to int8 in
         prompts and to 15 bits where a single row is computed
@@ -196,9 +196,7 @@ class _Loader:
     def matrix(self, name: str) -> Any:
         """The tensor as the core's Matrix."""
         weight = self._read(name)
-        made = (
-            self._stored(weight) if weight.info.layout in PACKED + FLOATS and weight.extent else self._decoded(weight)
-        )
+        made = self._stored(weight) if weight.info.layout in PACKED + FLOATS and weight.extent else self._made(weight)
         self.bytes += made.nbytes
         return made
 
@@ -218,13 +216,24 @@ class _Loader:
             raise FileError(f"{extent.path}: {info.name}: {error} Something else may be writing to it.") from None
         return matrix
 
-    def _decoded(self, weight: Weight) -> Any:
+    def _made(self, weight: Weight) -> Any:
+        """From codes where the core has blocks for their format, else decoded."""
+        from bitsmith.model.grids import grid_layout, grid_rows  # and with it all formats
+
         rows, cols = weight.info.rows, weight.info.cols
-        matrix = _core().Matrix("f32", rows, cols)
-        step = max(16, _SLAB_WEIGHTS // max(cols, 1) // 16 * 16)
+        codes = weight.codes(0, 0)
+        layout = None if codes is None else grid_layout(codes.format, cols)
+        matrix = _core().Matrix(layout or "f32", rows, cols)
+        step = max(32, _SLAB_WEIGHTS // max(cols, 1) // 32 * 32)
         for start in range(0, rows, step):
-            values = np.ascontiguousarray(weight.rows(start, min(start + step, rows)), np.float32)
-            matrix.fill(start, len(values), values.reshape(-1).view(np.uint8), self.pool)
+            stop = min(start + step, rows)
+            if layout is None:
+                data = np.ascontiguousarray(weight.rows(start, stop), np.float32)
+            else:
+                slab = weight.codes(start, stop)
+                assert slab is not None
+                data = grid_rows(slab, layout)
+            matrix.fill(start, stop - start, data.reshape(-1).view(np.uint8), self.pool)
         return matrix
 
     def _open(self, path: Path) -> int:

@@ -37,7 +37,6 @@ BITSMITH_INLINE I dot(I acc, const uint8_t *p, int run, const FineBlock &x, int 
   return acc + (upper << 7);
 }
 
-// One block of L rows: the value it adds to each row's sum.
 // One block of L rows: the value it adds to each row's sum. x: the inputs of its runs.
 template <class T>
 BITSMITH_INLINE F block(const uint8_t *p, const uint8_t *half, const FineBlock *x) {

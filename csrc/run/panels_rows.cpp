@@ -64,21 +64,22 @@ void unpack(const PanelRows &w, int panel, int col, int cols, const Strip &out) 
   }
 }
 
-// What one tile needs to know of its type, at compile time: columns that share a scale, and a low.
-template <int sub, int low_sub, bool affine, bool wide>
+// What one tile needs to know of its type, at compile time: columns that share a scale, and a low; whether sums begin
+// with what the added zero takes.
+template <int sub, int low_sub, bool affine, bool wide, bool corrected>
 struct Kind {
   static constexpr int kSub = sub, kLowSub = low_sub;
-  static constexpr bool kAffine = affine, kWide = wide;
+  static constexpr bool kAffine = affine, kWide = wide, kCorrected = corrected;
 };
 
 template <class T>
-using KindOf = Kind<kMultiplied<T> ? 32 : T::kSub, T::kSub, T::kAffine, T::kWide>;
+using KindOf = Kind<kMultiplied<T> ? 32 : T::kSub, T::kSub, T::kAffine, T::kWide,
+                    (T::kZero >= 0 && !(T::kWide && !kWideCorrected))>;
 
 // The weight in column k of an unpacked strip, row r of 16.
 template <class T>
 BITSMITH_INLINE float value(const Strip &strip, int k, int r) {
-  const int zero = T::kZero < 0 ? 0 : 1 << T::kZero, code = strip.codes[k / 4 * 64 + 4 * r + k % 4];
-  const float scaled = strip.scales[k / KindOf<T>::kSub * 16 + r] * static_cast<float>(code - zero);
+  const float scaled = strip.scales[k / KindOf<T>::kSub * 16 + r] * level<T>(strip.codes[k / 4 * 64 + 4 * r + k % 4]);
   return T::kAffine ? scaled - strip.lows[k / T::kSub * 16 + r] : scaled;
 }
 
@@ -107,8 +108,7 @@ BITSMITH_INLINE void tile(const Strip &strip, const RoundedBlock *x, size_t bloc
 #pragma GCC unroll kUnrolled
       for (int s = 0; s < kSubs; ++s) {
         I begin{};
-        if (!K::kAffine && !(K::kWide && !kWideCorrected))
-          begin = broadcast(kSubs == 1 ? in.negated : in.negated_16[s]) << zero;
+        if constexpr (K::kCorrected) begin = broadcast(kSubs == 1 ? in.negated : in.negated_16[s]) << zero;
 #pragma GCC unroll kUnrolled
         for (int p = 0; p < P; ++p) dots[p][s] = begin;
       }
@@ -200,7 +200,7 @@ void panels_rows(const PanelRows &w, int first, int count, const RoundedRows &x,
 
 // Unrounded inputs: weights decoded to float32 strips.
 void panels_exact(const PanelRows &w, int first, int count, const Rows &x, float *y, size_t stride) {
-  constexpr int kExactDepth = 256;  // whole blocks
+  constexpr int kExactDepth = 256;  // whole blocks of every type
   float *values = scratch<float, 3>(2 * kExactDepth * 16);
   const Strip strip = strip_buffers();
   for (int pair = 0; pair < count; pair += 2) {

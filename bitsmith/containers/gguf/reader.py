@@ -29,7 +29,7 @@ from bitsmith.containers.gguf.split import (
 )
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.errors import FileError, UsageError
-from bitsmith.tensor import PackedTensor, TensorInfo
+from bitsmith.tensor import PackedTensor, QuantTensor, TensorInfo
 
 _LARGEST_READ = 1 << 30  # one system call moves less than 2 GiB
 
@@ -136,6 +136,14 @@ class GgufSource:
         self._read(descriptor, offset + start * row_bytes, data.reshape(-1).data, name)
         shape = info.shape if stop - start == info.rows else (stop - start, info.cols)
         return PackedTensor(info.layout, shape, {"data": data})
+
+    def codes(self, name: str, start: int = 0, stop: int | None = None) -> QuantTensor | None:
+        """See `Source.codes`. Errors as in `packed`."""
+        from bitsmith.containers.gguf.blocks import CODECS
+
+        packed = self.packed(name, start, stop)
+        codec = CODECS.get(packed.layout)
+        return None if codec is None else codec.decode(packed.parts, packed.shape[-1])
 
     def activations(self, name: str) -> None:
         """GGUF says nothing of inputs."""
