@@ -91,7 +91,7 @@ def config_from_gguf(metadata: Mapping[str, Any], source: Source) -> ModelConfig
     Raises FileError for missing or nonsensical keys, UnsupportedError for what the decoder does not know.
     """
     origin = str(source.path)
-    plain = {key: _plain(value) for key, value in metadata.items() if not key.startswith("tokenizer.")}
+    plain = {key: plain_value(value) for key, value in metadata.items() if not key.startswith("tokenizer.")}
     spec = spec_of_gguf(Fields(plain, origin).text("general.architecture"), origin)
     fields = Fields(plain, origin, f"{spec.gguf}.")
     if fields.integer("expert_count", 0, minimum=0):
@@ -127,7 +127,7 @@ def config_from_gguf(metadata: Mapping[str, Any], source: Source) -> ModelConfig
     )
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """A scalar or a list; an array of one repeated value (a number per layer) becomes that value."""
     if isinstance(value, (Value, GgufArray)):
         value = value.plain()

@@ -40,14 +40,26 @@ def plan_gguf(checkpoint: Checkpoint, target: Target, options: Options) -> Plan:
     Raises UsageError (unknown mix or rule), FileError (tensors that contradict the configuration),
     UnsupportedError (an architecture, tokenizer or quantized source that cannot be converted).
     """
+    find_mix(target.name)
+    for text in options.rules:
+        Rule.parse(text)
+    require_float(checkpoint, requantize=options.requantize)
+    wanted, shape = gguf_tensors(checkpoint)
+    return plan_mix(checkpoint, target, options, wanted, shape, gguf_keys(checkpoint, options.pre))
+
+
+def plan_mix(
+    checkpoint: Checkpoint,
+    target: Target,
+    options: Options,
+    wanted: Sequence[PlannedTensor],
+    shape: ModelShape,
+    keys: Mapping[str, Value],
+) -> Plan:
+    """The same from what `gguf_tensors` and `gguf_keys` gave, which do not depend on the mix."""
     mix = find_mix(target.name)
     rules = [Rule.parse(text) for text in options.rules]
-    require_float(checkpoint, requantize=options.requantize)
     source = checkpoint.source
-    if isinstance(source, GgufSource):
-        wanted, keys, shape = _from_gguf(source)
-    else:
-        wanted, keys, shape = _from_hugging_face(checkpoint, options)
     outputs = [t.info for t in wanted]
     importance = options.calibration is not None
     selection = choose_types(mix.name, shape, outputs, importance=importance, pure=options.pure, rules=rules)
@@ -84,15 +96,16 @@ def _with_general(keys: Mapping[str, Value], general: Mapping[str, Value]) -> di
     return {**front, **missing, **{name: value for name, value in merged.items() if name not in front}}
 
 
-def _from_hugging_face(
-    checkpoint: Checkpoint, options: Options
-) -> tuple[list[PlannedTensor], dict[str, Value], ModelShape]:
-    """What to write, still in the source's layouts; the file's keys; what the mix looks at."""
-    from bitsmith.tokenizer.from_hf import read_tokenizer
-    from bitsmith.tokenizer.to_gguf import vocabulary_keys
+def gguf_tensors(checkpoint: Checkpoint) -> tuple[list[PlannedTensor], ModelShape]:
+    """What a GGUF file of `checkpoint` holds, still in the source's layouts, and what a mix looks at.
 
-    config = checkpoint.config
+    Raises FileError for tensors that contradict the configuration, UnsupportedError for an unknown architecture.
+    """
     source = checkpoint.source
+    if isinstance(source, GgufSource):
+        wanted = [PlannedTensor(info, info.name, info.layout, {}, "") for info in source.tensors.values()]
+        return wanted, ModelShape.from_gguf(source.metadata, source.tensors.values())
+    config = checkpoint.config
     check_tensors(config, source.tensors, naming="hf", origin=str(source.path))
     spec = ARCHITECTURES[config.arch]
     wanted = []
@@ -109,18 +122,25 @@ def _from_hugging_face(
     if factors is not None:
         info = TensorInfo(ROPE_FREQS, factors.shape, "f32", factors.nbytes)
         wanted.insert(1, PlannedTensor(info, None, "", {}, "", constant=factors.astype(np.float32)))
+    return wanted, ModelShape.from_config(config)
+
+
+def gguf_keys(checkpoint: Checkpoint, pre: str | None) -> dict[str, Value]:
+    """The keys of a GGUF file of `checkpoint`; of a GGUF source every key it has, known or not.
+
+    pre: the pre-tokenizer's name, where it cannot be recognised. Raises as the tokenizer's reading does.
+    """
+    source = checkpoint.source
+    if isinstance(source, GgufSource):
+        return {name: value for name, value in source.keys.items() if not is_manifest_key(name)}
+    from bitsmith.tokenizer.from_hf import read_tokenizer
+    from bitsmith.tokenizer.to_gguf import vocabulary_keys
+
+    config = checkpoint.config
     assert checkpoint.folder is not None
-    vocabulary = read_tokenizer(checkpoint.folder, pre=options.pre, vocab_size=config.vocab)
+    vocabulary = read_tokenizer(checkpoint.folder, pre=pre, vocab_size=config.vocab)
     keys = {**config_to_gguf(config, name=checkpoint.name), **vocabulary_keys(vocabulary)}
-    return wanted, {"general.type": string("model"), **keys}, ModelShape.from_config(config)
-
-
-def _from_gguf(source: GgufSource) -> tuple[list[PlannedTensor], dict[str, Value], ModelShape]:
-    """The same for a GGUF source: its tensors and every key it has, known or not."""
-    wanted = [PlannedTensor(info, info.name, info.layout, {}, "") for info in source.tensors.values()]
-    kept = {name: value for name, value in source.keys.items() if not is_manifest_key(name)}
-    shape = ModelShape.from_gguf(source.metadata, source.tensors.values())
-    return wanted, kept, shape
+    return {"general.type": string("model"), **keys}
 
 
 def _planned(tensor: PlannedTensor, choice: Choice) -> PlannedTensor:

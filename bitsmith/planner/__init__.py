@@ -1,0 +1,1 @@
+"""Planner: which formats of a model fit a device, before anything is downloaded or quantized."""

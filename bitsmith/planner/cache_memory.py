@@ -1,0 +1,43 @@
+"""Bytes of keys and values, by context, batch and type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bitsmith.errors import UsageError
+from bitsmith.planner.network import LayerCache, Network
+
+BITS: Mapping[str, float] = {  # a number; blocks of 32 with their float16 scale, as ggml stores them
+    "f32": 32,
+    "f16": 16,
+    "bf16": 16,
+    "fp8": 8,
+    "q8_0": 8.5,
+    "q5_1": 6,
+    "q5_0": 5.5,
+    "q4_1": 5,
+    "q4_0": 4.5,
+}
+
+
+def check_type(type: str) -> str:
+    """The name in lower case. Raises UsageError for a type of caches that is not known."""
+    name = {"fp16": "f16", "int8": "q8_0"}.get(type.lower(), type.lower())
+    if name not in BITS:
+        raise UsageError(f"--kv {type}: unknown; expected {', '.join(BITS)}.")
+    return name
+
+
+def cache_bytes(network: Network, context: int, *, batch: int = 1, type: str = "f16", windows: bool = True) -> int:
+    """Bytes for `batch` sequences of `context` tokens.
+
+    windows: layers with a window keep that many tokens; where a runtime keeps all of them, False
+    Recurrent states are float32 whatever the type.
+    """
+    return sum(layer_bytes(cache, context, batch=batch, type=type, windows=windows) for cache in network.caches)
+
+
+def layer_bytes(cache: LayerCache, context: int, *, batch: int, type: str, windows: bool) -> int:
+    """The same of one layer."""
+    kept = min(context, cache.window) if cache.window and windows else context
+    return batch * (4 * cache.state + int(kept * (cache.keys + cache.values) * BITS[type] / 8))

@@ -1,0 +1,105 @@
+"""A Network from a GGUF file's keys and tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bitsmith.arch.config import MAX_LAYERS
+from bitsmith.arch.fields import Fields
+from bitsmith.arch.gguf_config import plain_value
+from bitsmith.containers.base import Source
+from bitsmith.planner.families import FAMILIES
+from bitsmith.planner.network import LayerCache, Network
+
+_EVERY = {"alternating": 2, "pattern": 6}  # of how many layers the last sees everything
+
+
+def network_from_gguf(source: Source, *, name: str) -> Network:
+    """The network of an opened GGUF file. Raises FileError for keys that are missing or make no sense."""
+    origin = str(source.path)
+    plain = {key: plain_value(value) for key, value in source.metadata.items() if not key.startswith("tokenizer.")}
+    arch = Fields(plain, origin).text("general.architecture")
+    fields = Fields(plain, origin, f"{arch}.")
+    layers = fields.integer("block_count", maximum=MAX_LAYERS)
+    hidden = fields.integer("embedding_length")
+    heads = _each(fields, "attention.head_count", layers, None)
+    kv_heads = _each(fields, "attention.head_count_kv", layers, heads)
+    embedding = source.tensors.get("token_embd.weight")
+    experts = fields.integer("expert_count", 0, minimum=0)
+    used = fields.integer("expert_used_count", 0, minimum=0) if experts else 0
+    inner = max(_each(fields, "feed_forward_length", layers, [0]))
+    width = fields.integer("expert_feed_forward_length", inner, minimum=0) * used
+    head_dim = fields.integer("attention.key_length", max(hidden // max(*heads, 1), 1))
+    return Network(
+        name=name,
+        arch=arch,
+        hidden=hidden,
+        vocab=fields.integer("vocab_size", embedding.rows if embedding else None),
+        context=fields.integer("context_length", 0, minimum=0),
+        heads=max(heads),
+        kv_heads=max(kv_heads),
+        head_dim=head_dim,
+        intermediate=width or inner,
+        caches=_caches(fields, arch, kv_heads, head_dim),
+        tensors=tuple(source.tensors.values()),
+        experts=experts,
+        experts_used=used,
+    )
+
+
+def _each(fields: Fields, name: str, layers: int, default: list[int] | None) -> list[int]:
+    """A number for each layer, however the file says it."""
+    value = fields.values.get(fields.prefix + name)
+    if value is None and default is not None:
+        return default if len(default) == layers else default * layers
+    if isinstance(value, list):
+        sound = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 31 for n in value)
+        if len(value) < layers or not sound:
+            raise fields.fail(name, f"a number, or {layers} of them", value)
+        return [int(n) for n in value[:layers]]
+    return [fields.integer(name, minimum=0)] * layers
+
+
+def _caches(fields: Fields, arch: str, kv_heads: list[int], head_dim: int) -> tuple[LayerCache, ...]:
+    layers = len(kv_heads)
+    rank = fields.integer("attention.kv_lora_rank", 0, minimum=0)
+    if rank:
+        return (LayerCache(keys=rank + fields.integer("rope.dimension_count")),) * layers
+    value_dim = fields.integer("attention.value_length", head_dim)
+    window = fields.integer("attention.sliding_window", 0, minimum=0)
+    sliding = _sliding(fields, arch, layers) if window else [False] * layers
+    shared = fields.integer("attention.shared_kv_layers", 0, minimum=0)
+    state = _state(fields)
+    every = fields.integer("full_attention_interval", 0, minimum=0)
+    found = []
+    for layer, heads in enumerate(kv_heads):
+        if state and (heads == 0 or (every and (layer + 1) % every)):
+            found.append(LayerCache(state=state))
+        elif layer >= layers - shared:
+            found.append(LayerCache())
+        else:
+            found.append(LayerCache(heads * head_dim, heads * value_dim, window if sliding[layer] else 0))
+    return tuple(found)
+
+
+def _sliding(fields: Fields, arch: str, layers: int) -> list[bool]:
+    """Which layers slide: as the file says, else as llama.cpp knows of the architecture, else all."""
+    pattern: Any = fields.values.get(f"{fields.prefix}attention.sliding_window_pattern")
+    if isinstance(pattern, list):
+        if len(pattern) != layers:
+            raise fields.fail("attention.sliding_window_pattern", f"{layers} booleans", pattern)
+        return [bool(slides) for slides in pattern]
+    rules: Mapping[str, str] = {family.gguf: family.window for family in FAMILIES.values()}
+    every = pattern if isinstance(pattern, int) and pattern > 0 else _EVERY.get(rules.get(arch, "all"))
+    return [every is None or bool((layer + 1) % every) for layer in range(layers)]
+
+
+def _state(fields: Fields) -> int:
+    """Numbers that a recurrent layer keeps: its states and the convolution's last inputs; 0: no such layers."""
+    if not fields.has("ssm.inner_size"):
+        return 0
+    inner, states = fields.integer("ssm.inner_size"), fields.integer("ssm.state_size")
+    groups = fields.integer("ssm.group_count", 0, minimum=0)
+    mixed = inner + 2 * groups * states
+    return inner * states + mixed * (fields.integer("ssm.conv_kernel", 4) - 1)

@@ -1,0 +1,126 @@
+"""A Network from a Hugging Face configuration, and from the headers of the weights beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from bitsmith.arch.names import gguf_name, skipped
+from bitsmith.errors import UnsupportedError
+from bitsmith.planner.caches import layer_caches
+from bitsmith.planner.families import FAMILIES
+from bitsmith.planner.network import Network
+from bitsmith.planner.numbers import Numbers, read_numbers
+from bitsmith.planner.parts import network_tensors
+from bitsmith.tensor import TensorInfo
+
+_PREFIX = re.compile(r"^(model\.)?(language_model\.)?(model\.)?(transformer\.|decoder\.|gpt_neox\.)?")
+_LAYER = re.compile(r"(?:layers|h|blocks)\.(\d+)\.(.+)")
+_EXPERT = re.compile(r"experts\.(\d+)\.(.+)")
+_VISION = re.compile(r"vision|visual|multi_modal|mm_projector|audio|image")
+
+# the first that is found in a layer's tensor decides its part
+_PARTS = (
+    (r"(shared_expert_gate)\.weight", "ffn_gate_inp_shexp"),
+    (r"(shared_experts?)\.gate_proj", "ffn_gate_shexp"),
+    (r"(shared_experts?)\.up_proj", "ffn_up_shexp"),
+    (r"(shared_experts?)\.down_proj", "ffn_down_shexp"),
+    (r"(mlp|moe|feed_forward)\.(gate|router)\.|router\.", "ffn_gate_inp"),
+    (r"kv_a_proj", "attn_kv_a_mqa"),
+    (r"kv_b_proj", "attn_kv_b"),
+    (r"q_a_proj", "attn_q_a"),
+    (r"q_b_proj", "attn_q_b"),
+    (r"qkv_proj|query_key_value|c_attn|Wqkv", "attn_qkv"),
+    (r"\bq_proj", "attn_q"),
+    (r"\bk_proj", "attn_k"),
+    (r"\bv_proj", "attn_v"),
+    (r"\bo_proj|attn\.out_proj|attn\.c_proj|attention\.dense", "attn_output"),
+    (r"gate_up_proj", "ffn_gate_up"),
+    (r"gate_proj|\bw1\b", "ffn_gate"),
+    (r"down_proj|\bw2\b|4h_to_h|\bfc2\b|mlp\.c_proj", "ffn_down"),
+    (r"up_proj|\bw3\b|h_to_4h|\bfc1\b|mlp\.c_fc", "ffn_up"),
+)
+
+
+def network_from_config(config: Mapping[str, Any], *, name: str, origin: str, parameters: int | None = None) -> Network:
+    """The network that a config.json promises.
+
+    parameters: all weights where they are known; of families without a table of tensors they say what matrices add up
+        to. Raises FileError for a missing or nonsensical field, UnsupportedError for such a family without them.
+    """
+    numbers = read_numbers(config, origin)
+    tensors = network_tensors(numbers, parameters=parameters)
+    if not tensors:
+        raise UnsupportedError(
+            f"{origin}: the tensors of model_type {numbers.model_type!r} are not known; known are "
+            f"{', '.join(FAMILIES)}. Give the folder with its safetensors, whose headers say them."
+        )
+    return _network(numbers, name, tensors)
+
+
+def network_from_headers(
+    config: Mapping[str, Any], tensors: Iterable[TensorInfo], *, name: str, origin: str
+) -> Network:
+    """The network of a configuration with the tensors that a file has, renamed as GGUF names parts."""
+    numbers = read_numbers(config, origin)
+    return _network(numbers, name, tuple(_renamed(tensor, numbers) for tensor in _wanted(tensors, numbers)))
+
+
+def _network(numbers: Numbers, name: str, tensors: tuple[TensorInfo, ...]) -> Network:
+    fields, expert = numbers.fields, numbers.experts_used * numbers.expert_width
+    shared = fields.integer("n_shared_experts", 0, minimum=0) * numbers.expert_width
+    shared = fields.integer("shared_expert_intermediate_size", shared, minimum=0)
+    return Network(
+        name=name,
+        arch=numbers.family.gguf if numbers.family else numbers.model_type,
+        hidden=numbers.hidden,
+        vocab=numbers.vocab,
+        context=numbers.context,
+        heads=numbers.heads,
+        kv_heads=numbers.kv_heads,
+        head_dim=numbers.head_dim,
+        intermediate=expert + shared or numbers.intermediate,
+        caches=layer_caches(numbers),
+        tensors=tensors,
+        experts=numbers.experts,
+        experts_used=numbers.experts_used,
+    )
+
+
+def _wanted(tensors: Iterable[TensorInfo], numbers: Numbers) -> Iterable[TensorInfo]:
+    """Without what is stored twice, and without layers beyond the last, which draft further tokens."""
+    for tensor in tensors:
+        layer = _LAYER.search(tensor.name)
+        drafts = layer is not None and int(layer[1]) >= numbers.layers and not _VISION.search(tensor.name)
+        if not drafts and not skipped(tensor.name, tied=numbers.tied):
+            yield tensor
+
+
+def _renamed(tensor: TensorInfo, numbers: Numbers) -> TensorInfo:
+    known = gguf_name(tensor.name)
+    return replace(tensor, name=known or _renamed_part(tensor.name))
+
+
+def _renamed_part(name: str) -> str:
+    """GGUF's name of a part that mixes look at, in whatever family; other names are kept below their layer."""
+    if _VISION.search(name):
+        return f"vision.{name}"
+    stem = _PREFIX.sub("", name)
+    kind = "bias" if stem.endswith("bias") else "weight"
+    layer = _LAYER.search(stem)
+    if layer is None:
+        if re.search(r"embed_tokens|\bwte\b|word_embeddings\.", stem):
+            return f"token_embd.{kind}"
+        if re.search(r"lm_head|embed_out", stem):
+            return f"output.{kind}"
+        return f"position_embd.{kind}" if re.search(r"\bwpe\b|embed_positions", stem) else stem
+    number, rest = int(layer[1]), layer[2]
+    expert = _EXPERT.search(rest)
+    part = next((part for pattern, part in _PARTS if re.search(pattern, rest)), None)
+    if part is None or "norm" in rest:
+        return f"blk.{number}.{rest}" if "norm" not in rest else f"blk.{number}.{rest.rpartition('.')[0]}_norm.{kind}"
+    if expert is not None:
+        return f"blk.{number}.{part}_exps.{expert[1]}.{kind}"
+    return f"blk.{number}.{part}{'_exps' if 'experts' in rest and 'shared' not in rest else ''}.{kind}"

@@ -1,0 +1,125 @@
+"""config.json's numbers under one name each, whatever the family calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bitsmith.arch.config import MAX_LAYERS
+from bitsmith.arch.fields import Fields
+from bitsmith.errors import FileError
+from bitsmith.planner.families import FAMILIES, Family
+
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_HIDDEN = ("hidden_size", "n_embd", "n_embed", "d_model")
+_HEADS = ("num_attention_heads", "n_head", "n_heads")
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+_INNER = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+_CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_USED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A decoder's numbers.
+
+    fields: all of config.json's, of the text part where a model has several
+    family: None where the model_type is not known
+    intermediate: of dense MLPs; expert_width: of one expert, 0 where there are none
+    """
+
+    fields: Fields
+    model_type: str
+    family: Family | None
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    context: int
+    tied: bool
+    experts: int = 0
+    experts_used: int = 0
+    expert_width: int = 0
+
+    @property
+    def latent(self) -> int:
+        """Numbers a token and layer that latent attention keeps; 0 elsewhere."""
+        rank = self.fields.integer("kv_lora_rank", 0, minimum=0)
+        return rank + self.fields.integer("qk_rope_head_dim", minimum=1) if rank else 0
+
+
+def read_numbers(config: Mapping[str, Any], origin: str) -> Numbers:
+    """Read a parsed config.json; `origin` names it in errors.
+
+    Raises FileError for a field that is missing, with all names it may have, or makes no sense.
+    """
+    config = _text_part(config)
+    fields = Fields(config, origin)
+    model_type = fields.text("model_type", "")
+    family = FAMILIES.get(model_type)
+    layers = _any(fields, _LAYERS, maximum=MAX_LAYERS)
+    hidden, heads = _any(fields, _HIDDEN), _any(fields, _HEADS)
+    kv_heads = _kv_heads(fields, family, heads)
+    if heads % kv_heads:
+        raise fields.fail(_present(fields, _KV_HEADS), f"a divisor of the {heads} attention heads", kv_heads)
+    if not fields.has("head_dim") and hidden % heads:
+        raise fields.fail(_present(fields, _HEADS), f"a divisor of the hidden size ({hidden})", heads)
+    widening = family.widening if family else 4
+    inner = _any(fields, _INNER, default=0 if family and family.gated else widening * hidden, minimum=0)
+    if not inner:
+        raise FileError(f"{origin}: {_INNER[0]} is missing; the MLP's width is unknown without it.")
+    experts = _any(fields, _EXPERTS, default=0, minimum=0)
+    width = fields.integer("moe_intermediate_size", inner)
+    return Numbers(
+        fields=fields,
+        model_type=model_type,
+        family=family,
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=fields.integer("head_dim", hidden // heads),
+        intermediate=fields.integer("intermediate_size_mlp", inner),
+        vocab=fields.integer("vocab_size"),
+        context=_any(fields, _CONTEXT, default=family.context if family else 0, minimum=0),
+        tied=fields.flag("tie_word_embeddings", family.tied if family else False),
+        experts=experts,
+        experts_used=_any(fields, _USED) if experts else 0,
+        expert_width=width if experts else 0,
+    )
+
+
+def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The decoder of a model that sees or hears too."""
+    for name in ("text_config", "language_config", "llm_config"):
+        part = config.get(name)
+        if isinstance(part, dict) and any(field in part for field in _HIDDEN):
+            return part
+    return config
+
+
+def _kv_heads(fields: Fields, family: Family | None, heads: int) -> int:
+    if fields.flag("multi_query", False) and not fields.flag("new_decoder_architecture", False):
+        return 1
+    return _any(fields, _KV_HEADS, default=heads)
+
+
+def _any(
+    fields: Fields, names: tuple[str, ...], *, default: int | None = None, minimum: int = 1, maximum: int | None = None
+) -> int:
+    """The first of several names that is there."""
+    name = _present(fields, names)
+    if default is None and not fields.has(name):
+        others = f" (or {', '.join(names[1:])})" if names[1:] else ""
+        raise FileError(f"{fields.origin}: {names[0]}{others} is missing; the model's shape is unknown without it.")
+    limit = {} if maximum is None else {"maximum": maximum}
+    return fields.integer(name, default, minimum=minimum, **limit)
+
+
+def _present(fields: Fields, names: tuple[str, ...]) -> str:
+    return next((name for name in names if fields.has(name)), names[0])

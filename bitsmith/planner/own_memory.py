@@ -1,0 +1,51 @@
+"""What `bitsmith run` takes on the C++ core, added up as the core allocates it (csrc/run)."""
+
+from __future__ import annotations
+
+from bitsmith.planner.network import Network
+from bitsmith.planner.weights import Stored
+from bitsmith.tensor import TensorInfo
+
+# Fitted to peaks of `bitsmith run` by bench/plan.py, which holds them against others: docs/LOG.md.
+BASE = 52_000_000  # bytes: Python, numpy, the core and tokenizers, before a model is opened
+TOKEN = 360  # bytes a token of the vocabulary: the tokenizer's tables, and sampling
+
+CHUNK = 512  # tokens of a prompt computed at once
+_PANEL = 16  # rows that lie together
+_WIDTH = 32  # to a multiple of which keys and values are padded
+_FLOATS = ("f32", "f16", "bf16")
+
+
+def weight_memory(network: Network, weights: Stored) -> int:
+    """Bytes of matrices in memory: rows padded to whole panels; of mapped floats what is read of them."""
+    found = 0.0
+    for tensor in network.tensors:
+        nbytes = weights.tensors[tensor.name]
+        if _mapped(tensor, nbytes):
+            found += nbytes * (network.used(tensor) if tensor.name == "token_embd.weight" else 1)
+        elif len(tensor.shape) > 1:
+            found += nbytes * (-(-tensor.rows // _PANEL) * _PANEL) / max(tensor.rows, 1)
+        else:
+            found += 4 * tensor.parameters
+    return round(found)
+
+
+def _mapped(tensor: TensorInfo, nbytes: int) -> bool:
+    return len(tensor.shape) > 1 and nbytes in (2 * tensor.parameters, 4 * tensor.parameters)
+
+
+def own_cache(network: Network, context: int, *, batch: int, bits: float) -> int:
+    """Bytes of keys and values: heads padded to multiples of 32, windows kept whole."""
+    width = -(-network.head_dim // _WIDTH) * _WIDTH
+    return int(2 * network.layers * batch * network.kv_heads * width * context * bits / 8)
+
+
+def working_memory(network: Network, context: int, *, batch: int = 1) -> int:
+    """Bytes beside weights and cache: rotations, activations of a chunk of the prompt, logits, tokenizer, Python."""
+    rows = batch * min(context, CHUNK)
+    q, kv, hidden = network.heads * network.head_dim, network.kv_heads * network.head_dim, network.hidden
+    # input, normed, added, output; q and its turned heads and what they mix; k, v; gate and up; rounded inputs
+    floats = 4 * hidden + 3 * q + 2 * kv + 2 * network.intermediate
+    rounded = 2 * max(hidden, q, network.intermediate)
+    rotations = 5 * 4 * context * network.head_dim // 2
+    return BASE + TOKEN * network.vocab + rows * (4 * floats + rounded) + rotations + batch * 4 * network.vocab

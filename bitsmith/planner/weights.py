@@ -1,0 +1,175 @@
+"""Bytes of a model's weights in a format, tensor by tensor, by the rules that `quantize` follows."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from bitsmith.containers import codec_for
+from bitsmith.containers.base import Codec
+from bitsmith.containers.floats import NUMBERS, WRITTEN_FLOATS
+from bitsmith.containers.gguf.types import TYPES
+from bitsmith.errors import UnsupportedError, UsageError
+from bitsmith.formats import get_format, resolve
+from bitsmith.planner.network import Network
+from bitsmith.recipe.category import layer_of
+from bitsmith.recipe.choose import choose_types
+from bitsmith.recipe.mixes import ALIASES, MIXES, find_mix
+from bitsmith.recipe.plan import Target
+from bitsmith.recipe.scheme import GROUPS, format_and_codec, parse
+from bitsmith.recipe.shape import ModelShape
+from bitsmith.tensor import TensorInfo
+
+_KEPT = re.compile(r"^(token_embd|output|position_embd|vision)\b|gate_inp|conv|norm|sinks")  # 16 bits outside GGUF
+_ALIASES = {"fp16": "f16", "fp32": "f32"}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A model in a format.
+
+    target: as in `--to`; "as it is" for a file's own types
+    tensors: bytes by tensor, in the network's order
+    file: bytes of the files that `quantize` writes, exact; None where tokenizer files are not at hand
+    notes: what departs from the format's name
+    """
+
+    target: str
+    tensors: Mapping[str, int]
+    file: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """Bytes of all tensors."""
+        return sum(self.tensors.values())
+
+    def layer_bytes(self, network: Network) -> list[int]:
+        """Bytes of each layer's tensors; what lies outside layers (embedding, head) is not among them."""
+        found = [0] * network.layers
+        for name, nbytes in self.tensors.items():
+            if 0 <= layer_of(name) < network.layers:
+                found[layer_of(name)] += nbytes
+        return found
+
+    def read_bytes(self, network: Network) -> float:
+        """Bytes read for one generated token: what `Network.used` says of each tensor."""
+        return sum(self.tensors[tensor.name] * network.used(tensor) for tensor in network.tensors)
+
+
+def parse_target(text: str) -> Target:
+    """`--format`: as `--to`, but a bare name that is no mix of GGUF's means native/NAME; fp16 is f16.
+
+    Raises UsageError for an unknown name.
+    """
+    name = _ALIASES.get(text.strip().lower(), text.strip().lower())
+    if "/" not in name and name not in {*MIXES, *ALIASES}:
+        try:
+            get_format(name)
+        except UsageError:
+            find_mix(name)  # whose error names both
+        return Target("native", name)
+    target = Target.parse(name)
+    if target.container == "gguf":
+        return Target("gguf", find_mix(target.name).name)
+    if target.container == "native" and target.name not in WRITTEN_FLOATS:
+        get_format(target.name)
+    elif target.container != "native":
+        parse(target.container, target.name)
+    return target
+
+
+def stored(network: Network, target: Target) -> Stored:
+    """The network in a format. Raises UnsupportedError where no tensor can take it."""
+    if target.container == "gguf":
+        return _in_gguf(network, target)
+    if target.container == "native":
+        return _by_codec(network, target, _native_codec(target.name))
+    return _by_codec(network, target, _scheme_codec(network, target))
+
+
+def as_it_is(network: Network) -> Stored:
+    """The types and bytes that the file has."""
+    return Stored("as it is", {tensor.name: tensor.nbytes for tensor in network.tensors})
+
+
+def _in_gguf(network: Network, target: Target) -> Stored:
+    shape = ModelShape(network.arch, network.layers, network.heads, network.kv_heads, network.experts)
+    plain = [
+        t if t.name.endswith((".weight", ".bias")) else replace(t, name=f"{t.name}.weight") for t in network.tensors
+    ]
+    chosen = choose_types(target.name, shape, plain)
+    found = {
+        tensor.name: TYPES[choice.type].row_bytes(tensor.cols) * tensor.rows
+        for tensor, choice in zip(network.tensors, chosen.choices, strict=True)
+    }
+    return Stored(target.name, found, notes=chosen.warnings)
+
+
+def _by_codec(network: Network, target: Target, codec_of: Callable[[TensorInfo], Codec | None]) -> Stored:
+    """Matrices by their codec, each expert one matrix; the rest in the floats that the source has, else in 16 bits."""
+    found, left = {}, []
+    for tensor in network.tensors:
+        codec = None if _whole(tensor) else codec_of(tensor)
+        if codec is None and not _whole(tensor):
+            left.append(tensor.name)
+        found[tensor.name] = _float_bytes(tensor, target) if codec is None else _coded_bytes(tensor, codec)
+    if target.name not in WRITTEN_FLOATS and len(left) == sum(not _whole(tensor) for tensor in network.tensors):
+        raise UnsupportedError(f"{network.name}: no matrix can be stored as {target}; its rows do not divide.")
+    left = [] if target.name in WRITTEN_FLOATS else left
+    notes = (f"{len(left)} matrices stay in 16 bits, first {left[0]}",) if left else ()
+    return Stored(str(target), found, notes=notes)
+
+
+def _whole(tensor: TensorInfo) -> bool:
+    """Whether a tensor keeps its floats: vectors, embedding, head, routers, convolutions."""
+    return (
+        len(tensor.shape) < 2
+        or _KEPT.search(tensor.name.split(".", 2)[-1] if layer_of(tensor.name) >= 0 else tensor.name) is not None
+    )
+
+
+def _float_bytes(tensor: TensorInfo, target: Target) -> int:
+    own = NUMBERS[tensor.layout].itemsize if tensor.layout in WRITTEN_FLOATS else 2
+    if target.name in WRITTEN_FLOATS and len(tensor.shape) > 1:
+        own = NUMBERS[target.name].itemsize
+    elif target.container != "native" and len(tensor.shape) > 1:
+        own = 2
+    return tensor.parameters * own
+
+
+def _coded_bytes(tensor: TensorInfo, codec: Codec) -> int:
+    parts = codec.layout(tensor.shape[-2:])
+    one = sum(math.prod(shape) * dtype.itemsize for shape, dtype in parts.values())
+    return one * math.prod(tensor.shape[:-2])
+
+
+def _native_codec(name: str) -> Callable[[TensorInfo], Codec | None]:
+    def codec(tensor: TensorInfo) -> Codec | None:
+        try:
+            return None if name in WRITTEN_FLOATS else codec_for("native", resolve(name, tensor.cols))
+        except UnsupportedError:
+            return None
+
+    return codec
+
+
+def _scheme_codec(network: Network, target: Target) -> Callable[[TensorInfo], Codec | None]:
+    """One group size for all: the largest of 128, 64 and 32 that divides every row."""
+    scheme = parse(target.container, target.name)
+    matrices = [tensor for tensor in network.tensors if not _whole(tensor)]
+    if scheme.group is None:
+        group = next((g for g in GROUPS if all(tensor.cols % g == 0 for tensor in matrices)), GROUPS[-1])
+        scheme = replace(scheme, group=group)
+    _, made, _ = format_and_codec(scheme, "bf16", legacy=scheme.legacy)
+
+    def codec(tensor: TensorInfo) -> Codec | None:
+        try:
+            made.layout(tensor.shape[-2:])
+        except UnsupportedError:
+            return None
+        return made
+
+    return codec
