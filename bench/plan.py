@@ -143,7 +143,7 @@ def prompt_of(model: Path | str, tokens: int) -> bytes:
 
 def predicted_peak(model: Path | str, context: int) -> int:
     """What the plan says of the same."""
-    network = find_subject(model).network
+    network = find_subject(model, scratch=Path()).network
     weights = own_memory.weight_memory(network, as_it_is(network))
     return (
         weights + own_memory.own_cache(network, context, batch=1, bits=16) + own_memory.working_memory(network, context)

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitsmith.api import Choices, bench, evaluate, imatrix, inspect, load, quantize, quantize_each
+    from bitsmith.api import Choices, bench, evaluate, imatrix, inspect, load, plan, quantize, quantize_each
     from bitsmith.errors import BitsmithError
     from bitsmith.generate import Sampling
 
@@ -21,6 +21,7 @@ __all__ = [
     "imatrix",
     "inspect",
     "load",
+    "plan",
     "quantize",
     "quantize_each",
 ]

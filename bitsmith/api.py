@@ -12,7 +12,7 @@ from bitsmith.errors import UsageError
 from bitsmith.machine import cores, peak_memory
 from bitsmith.progress import Report, silent
 
-__all__ = ["Choices", "bench", "evaluate", "imatrix", "inspect", "load", "quantize", "quantize_each"]
+__all__ = ["Choices", "bench", "evaluate", "imatrix", "inspect", "load", "plan", "quantize", "quantize_each"]
 
 if TYPE_CHECKING:
     from bitsmith.calibration.run import make_imatrix as imatrix
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from bitsmith.evaluation.speed import Speed
     from bitsmith.inspection import Inspection
     from bitsmith.model.language_model import LanguageModel
+    from bitsmith.planner.plan import plan
     from bitsmith.quantization import quantize, quantize_each
 
 _ELSEWHERE = {  # imported when first used: who runs a model does not wait for what quantizes one
     "Choices": ("bitsmith.choices", "Choices"),
     "imatrix": ("bitsmith.calibration.run", "make_imatrix"),
+    "plan": ("bitsmith.planner.plan", "plan"),
     "quantize": ("bitsmith.quantization", "quantize"),
     "quantize_each": ("bitsmith.quantization", "quantize_each"),
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bitsmith.containers.gguf.split import split_name, split_parts
@@ -27,6 +29,28 @@ def download(model: str, revision: str | None = None) -> Path:
     Raises FileError where the hub has no such model, refuses it, or cannot be reached.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
+
+    repo, file = parse_id(model)
+    with explained(repo, file, revision):
+        if file is None:
+            return Path(snapshot_download(repo, revision=revision, allow_patterns=PATTERNS, ignore_patterns=_NOT))
+        first = Path(hf_hub_download(repo, file, revision=revision))
+        for part in _split_names(file):
+            hf_hub_download(repo, part, revision=revision)
+        return first
+
+
+def parse_id(model: str) -> tuple[str, str | None]:
+    """Repository and GGUF file, or None, of a hub id. Raises UsageError for anything else."""
+    match = _ID.fullmatch(model)
+    if match is None:
+        raise UsageError(f"{model!r} is no hub id; expected owner/name or owner/name:file.gguf.")
+    return match["repo"], match["file"]
+
+
+@contextmanager
+def explained(repo: str, file: str | None, revision: str | None) -> Iterator[None]:
+    """Turn the hub's refusals into FileErrors that say what to do."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -37,17 +61,8 @@ def download(model: str, revision: str | None = None) -> Path:
         RevisionNotFoundError,
     )
 
-    match = _ID.fullmatch(model)
-    if match is None:
-        raise UsageError(f"{model!r} is no hub id; expected owner/name or owner/name:file.gguf.")
-    repo, file = match["repo"], match["file"]
     try:
-        if file is None:
-            return Path(snapshot_download(repo, revision=revision, allow_patterns=PATTERNS, ignore_patterns=_NOT))
-        first = Path(hf_hub_download(repo, file, revision=revision))
-        for part in _split_names(file):
-            hf_hub_download(repo, part, revision=revision)
-        return first
+        yield
     except GatedRepoError as error:
         raise FileError(
             f"{repo} is gated: accept its terms on its hub page, then log in (`hf auth login`) or set HF_TOKEN."

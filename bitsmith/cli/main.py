@@ -16,6 +16,7 @@ import typer
 from bitsmith.errors import BitsmithError, FileError
 
 COMMANDS = {  # name -> its module in this package, and the function there
+    "plan": "plan.plan",
     "quantize": "quantize.quantize",
     "eval": "evaluate.evaluate",
     "run": "run.run",

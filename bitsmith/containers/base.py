@@ -12,6 +12,7 @@ from bitsmith.tensor import PackedTensor, QuantTensor, TensorInfo
 
 if TYPE_CHECKING:
     from bitsmith.activations import Activations
+    from bitsmith.formats.base import Format
 
 
 class Extent(NamedTuple):
@@ -71,6 +72,9 @@ class Source(Protocol):
 
 class Codec(Protocol):
     """One tensor layout of one container: codes and parameters <-> bytes. Quirks of a layout live here only."""
+
+    @property
+    def format(self) -> Format: ...
 
     def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Stored shape and dtype of each part. Raises UnsupportedError where the shape is impossible."""

@@ -31,6 +31,13 @@ def grid_layout(format: Format, cols: int) -> str | None:
     return None if width is None else f"{kind}_{width}"
 
 
+def block_bytes(layout: str, cols: int) -> int:
+    """Bytes of a row in such a layout: codes, and for each block a scale and, of integers, an offset."""
+    kind, _, width = layout.partition("_")
+    codes = cols if kind == "int8" else cols // 2
+    return codes + cols // int(width) * (4 if kind == "nf4" else 8)
+
+
 def grid_rows(tensor: QuantTensor, layout: str) -> np.ndarray:
     """Rows of blocks: uint8 [rows, bytes per row]. The tensor's format must have this layout, see `grid_layout`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bitsmith.formats.base import Format
 from bitsmith.planner.network import Network
 from bitsmith.planner.weights import Stored
 from bitsmith.tensor import TensorInfo
@@ -21,13 +22,23 @@ def weight_memory(network: Network, weights: Stored) -> int:
     found = 0.0
     for tensor in network.tensors:
         nbytes = weights.tensors[tensor.name]
-        if _mapped(tensor, nbytes):
+        if tensor.name in weights.formats:
+            nbytes = _loaded(tensor, weights.formats[tensor.name])
+        if tensor.name not in weights.formats and _mapped(tensor, nbytes):
             found += nbytes * (network.used(tensor) if tensor.name == "token_embd.weight" else 1)
         elif len(tensor.shape) > 1:
             found += nbytes * (-(-tensor.rows // _PANEL) * _PANEL) / max(tensor.rows, 1)
         else:
             found += 4 * tensor.parameters
     return round(found)
+
+
+def _loaded(tensor: TensorInfo, format: Format) -> int:
+    """Codes of a safetensors folder as the core lays them, else decoded to float32: see model/grids.py."""
+    from bitsmith.model.grids import block_bytes, grid_layout
+
+    layout = grid_layout(format, tensor.cols)
+    return 4 * tensor.parameters if layout is None else tensor.rows * block_bytes(layout, tensor.cols)
 
 
 def _mapped(tensor: TensorInfo, nbytes: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitsmith import hub
@@ -15,6 +15,7 @@ from bitsmith.hf_folder import CONFIG, read_object
 from bitsmith.planner.gguf_network import network_from_gguf
 from bitsmith.planner.hf_network import network_from_config, network_from_headers
 from bitsmith.planner.network import Network
+from bitsmith.planner.remote import cached, fetch_headers
 from bitsmith.planner.shapes import KnownShape, find_shape, near_names, nearest_by_count
 from bitsmith.recipe.gguf import gguf_tensors
 
@@ -31,6 +32,7 @@ class Subject:
     count: weights, of a bare count; sizes are then a rule of thumb
     checkpoint: opened, where a file or folder was named; with it files are exact to the byte
     complete: whether tokenizer files are at hand, so that whole files can be told
+    remote: whether the checkpoint's weights are only holes, see `remote`
     """
 
     network: Network
@@ -38,6 +40,7 @@ class Subject:
     count: int | None = None
     checkpoint: Checkpoint | None = None
     complete: bool = False
+    remote: bool = False
 
     @property
     def parameters(self) -> int:
@@ -59,10 +62,11 @@ class Subject:
         return max(found, key=lambda layout: found[layout]) if found else None
 
 
-def find_subject(model: str | Path, *, revision: str | None = None, tokenizer: bool = False) -> Subject:
+def find_subject(model: str | Path, *, scratch: Path, revision: str | None = None, tokenizer: bool = False) -> Subject:
     """What `model` names: a folder or file, "reference", a bare count ("70B"), a built-in shape, or a hub id.
 
     A name that is a folder or file is that, whatever else it might mean.
+    scratch: a folder for what is fetched of a hub model, which the subject's checkpoint lies in
     tokenizer: fetch a hub model's tokenizer files too
     Raises FileError or UnsupportedError where it cannot be read, UsageError, with near names, for an unknown one.
     """
@@ -76,10 +80,10 @@ def find_subject(model: str | Path, *, revision: str | None = None, tokenizer: b
     if count is not None:
         return _from_count(text, round(float(count[1]) * _SCALE[count[2].lower()]))
     if hub.looks_like_id(text):
-        return _from_hub(text, revision, tokenizer)
+        return _from_hub(text, revision, tokenizer, scratch)
     shape = find_shape(text)
     if shape is not None:
-        return _from_shape(shape)
+        return from_shape(shape)
     if text.lower().endswith((".gguf", ".safetensors")) or os.sep in text:
         raise FileError(f"{text}: no such file or folder.")
     near = near_names(text)
@@ -109,7 +113,8 @@ def from_checkpoint(checkpoint: Checkpoint, said: str, *, complete: bool = True)
     return Subject(network, said, checkpoint=checkpoint, complete=complete)
 
 
-def _from_shape(shape: KnownShape) -> Subject:
+def from_shape(shape: KnownShape) -> Subject:
+    """The subject of a built-in shape."""
     network = network_from_config(shape.config, name=shape.name, origin=shape.name, parameters=shape.parameters)
     return Subject(network, f"the built-in shape {shape.name} ({shape.source})")
 
@@ -118,11 +123,27 @@ def _from_count(text: str, count: int) -> Subject:
     if count < 1_000_000:
         raise UsageError(f"{text}: a model has a million weights at least; give for instance 350M, 7B or 1.1T.")
     shape = nearest_by_count(count)
-    near = _from_shape(shape).network
+    near = replace(from_shape(shape).network, context=0)
     return Subject(
         near, f"a count; layers and cache are those of {shape.name}, the nearest built-in shape", count=count
     )
 
 
-def _from_hub(model: str, revision: str | None, tokenizer: bool) -> Subject:
-    raise NotImplementedError
+def _from_hub(model: str, revision: str | None, tokenizer: bool, scratch: Path) -> Subject:
+    """Headers from the hub; where it cannot be reached, a copy in its cache."""
+    try:
+        path = fetch_headers(model, scratch, revision=revision, tokenizer=tokenizer)
+        said = f"headers fetched from {model}, no weights"
+    except FileError as error:
+        kept = cached(model, revision)
+        if kept is None:
+            known = find_shape(model)
+            hint = "" if known is None else f" The built-in shape {known.name} needs no network."
+            raise FileError(f"{error}{hint}") from error
+        path, tokenizer = kept, True
+        said = f"the copy of {model} in the cache; the hub itself could not be asked"
+    if path.is_dir() and not any(path.glob("*.safetensors")):
+        network = network_from_config(read_object(path / CONFIG), name=path.name, origin=str(path / CONFIG))
+        return Subject(network, said)
+    complete = tokenizer or path.is_file()
+    return replace(from_checkpoint(open_checkpoint(path), said, complete=complete), remote=True)

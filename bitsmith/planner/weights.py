@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from bitsmith.containers import codec_for
 from bitsmith.containers.base import Codec
@@ -13,6 +13,7 @@ from bitsmith.containers.floats import NUMBERS, WRITTEN_FLOATS
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.errors import UnsupportedError, UsageError
 from bitsmith.formats import get_format, resolve
+from bitsmith.formats.base import Format
 from bitsmith.planner.network import Network
 from bitsmith.recipe.category import layer_of
 from bitsmith.recipe.choose import choose_types
@@ -34,12 +35,14 @@ class Stored:
     tensors: bytes by tensor, in the network's order
     file: bytes of the files that `quantize` writes, exact; None where tokenizer files are not at hand
     notes: what departs from the format's name
+    formats: of tensors that are codes of one in a safetensors folder
     """
 
     target: str
     tensors: Mapping[str, int]
     file: int | None = None
     notes: tuple[str, ...] = ()
+    formats: Mapping[str, Format] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -90,9 +93,38 @@ def stored(network: Network, target: Target) -> Stored:
     return _by_codec(network, target, _scheme_codec(network, target))
 
 
-def as_it_is(network: Network) -> Stored:
+def as_it_is(network: Network, *, file: int | None = None) -> Stored:
     """The types and bytes that the file has."""
-    return Stored("as it is", {tensor.name: tensor.nbytes for tensor in network.tensors})
+    found = {tensor.name: _layout_format(tensor.layout) for tensor in network.tensors}
+    formats = {name: format for name, format in found.items() if format is not None}
+    return Stored("as it is", {tensor.name: tensor.nbytes for tensor in network.tensors}, file, formats=formats)
+
+
+def _layout_format(layout: str) -> Format | None:
+    """The format of "gptq/int4-g128" and the like; None for ggml's types, floats, and what is not known by name."""
+    container, slash, name = layout.partition("/")
+    try:
+        return get_format(name.removeprefix("pack-")) if slash and container else None
+    except UsageError:
+        return None
+
+
+def rule_of_thumb(network: Network, target: Target, count: int) -> Stored:
+    """A bare count of weights in a format: nominal bits times weights; of mixes the bits that `network` gets.
+
+    Tensors share the bytes as they do in `network`, the nearest built-in shape.
+    """
+    like = stored(network, target)
+    if target.container == "gguf" and target.name not in WRITTEN_FLOATS:
+        bits = 8 * like.total / network.parameters
+    elif target.name in WRITTEN_FLOATS:
+        bits = 8.0 * NUMBERS[target.name].itemsize
+    elif target.container == "native":
+        bits = float(get_format(target.name).bits)
+    else:
+        bits = float(parse(target.container, target.name).bits)
+    scale = count * bits / 8 / like.total
+    return Stored(target.name, {name: round(nbytes * scale) for name, nbytes in like.tensors.items()})
 
 
 def _in_gguf(network: Network, target: Target) -> Stored:
@@ -110,17 +142,19 @@ def _in_gguf(network: Network, target: Target) -> Stored:
 
 def _by_codec(network: Network, target: Target, codec_of: Callable[[TensorInfo], Codec | None]) -> Stored:
     """Matrices by their codec, each expert one matrix; the rest in the floats that the source has, else in 16 bits."""
-    found, left = {}, []
+    found, left, formats = {}, [], {}
     for tensor in network.tensors:
         codec = None if _whole(tensor) else codec_of(tensor)
         if codec is None and not _whole(tensor):
             left.append(tensor.name)
         found[tensor.name] = _float_bytes(tensor, target) if codec is None else _coded_bytes(tensor, codec)
+        if codec is not None:
+            formats[tensor.name] = codec.format
     if target.name not in WRITTEN_FLOATS and len(left) == sum(not _whole(tensor) for tensor in network.tensors):
         raise UnsupportedError(f"{network.name}: no matrix can be stored as {target}; its rows do not divide.")
     left = [] if target.name in WRITTEN_FLOATS else left
     notes = (f"{len(left)} matrices stay in 16 bits, first {left[0]}",) if left else ()
-    return Stored(str(target), found, notes=notes)
+    return Stored(str(target), found, notes=notes, formats=formats)
 
 
 def _whole(tensor: TensorInfo) -> bool:

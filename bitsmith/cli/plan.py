@@ -1,0 +1,206 @@
+"""`bitsmith plan`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bitsmith.cli.options import AsJson, Revision
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bitsmith.planner.plan import Outlook, Place
+    from bitsmith.planner.training import Training
+
+_COLOURS = {
+    "fits": "green",
+    "less context": "yellow",
+    "partly outside": "dark_orange",
+    "too large": "red",
+    "no runtime": "dim",
+}
+
+
+def plan(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A folder, a GGUF file, a hub id (its headers are read, not its weights), a shape (llama-3-70b), "
+            "or a count (70B)."
+        ),
+    ],
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device", "-d", help="rtx-4090, a100-80, m3-max-64, 2x rtx-3090, this, ...; repeatable; default: this."
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", "-m", help="Of a device that is not in the table: 24GB, 24GiB.")
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option("--context", "-c", help="Tokens; default: 8192, or the model's.", show_default=False),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", "-b", help="Sequences at once.")] = 1,
+    kv: Annotated[str, typer.Option("--kv", help="Keys and values: f16, q8_0, q4_0, fp8, f32.")] = "f16",
+    format: Annotated[
+        list[str] | None,
+        typer.Option("--format", "-f", help="As --to of quantize; repeatable; default: the usual ones."),
+    ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="bitsmith, llama.cpp or vllm; default: what runs the format there.", show_default=False),
+    ] = None,
+    training: Annotated[
+        list[str] | None,
+        typer.Option("--training", help="full, lora, qlora or qat: the memory that takes; repeatable; or all."),
+    ] = None,
+    rank: Annotated[int, typer.Option("--rank", help="Of LoRA's adapters.")] = 16,
+    tokenizer: Annotated[
+        bool, typer.Option("--tokenizer", help="Fetch a hub model's tokenizer too: GGUF files exact to the byte.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw memory by context into this PNG file (needs matplotlib).")
+    ] = None,
+    revision: Revision = None,
+    as_json: AsJson = False,
+) -> None:
+    """What fits, what it costs, what to choose: before anything is downloaded or quantized."""
+    from bitsmith import api
+    from bitsmith.planner.report import to_dict
+    from bitsmith.planner.training import METHODS
+
+    methods = METHODS if training and "all" in training else tuple(training or ())
+    outlook = api.plan(
+        model,
+        devices=device or (),
+        memory=memory,
+        context=context,
+        batch=batch,
+        kv=kv,
+        formats=format or (),
+        runtime=runtime,
+        training=methods,
+        rank=rank,
+        tokenizer=tokenizer,
+        revision=revision,
+    )
+    if plot is not None:
+        from bitsmith.planner.plot import plot as draw
+
+        draw(outlook, plot)
+    if as_json:
+        typer.echo(json.dumps(to_dict(outlook), indent=2))
+    else:
+        _print(outlook)
+
+
+def _print(outlook: Outlook) -> None:
+    from bitsmith.cli.drawing import stderr, stdout
+    from bitsmith.planner.advice import advise
+
+    console = stdout()
+    _print_model(outlook, console)
+    for at, place in enumerate(outlook.places):
+        _print_place(outlook, at, place, console)
+    if outlook.training:
+        _print_training(outlook.training, console)
+    for sentence in advise(outlook):
+        console.print(f"- {sentence}", markup=False)
+    for warning in outlook.warnings:
+        stderr().print(f"Warning: {warning}", style="yellow", markup=False)
+
+
+def _print_model(outlook: Outlook, console: Console) -> None:
+    from bitsmith.cli.drawing import human_bytes
+    from bitsmith.planner.cache_memory import cache_bytes
+
+    subject, network, load = outlook.subject, outlook.subject.network, outlook.load
+    active = "" if not network.experts else f" ({subject.active / 1e9:.3g} B a token)"
+    name = f"{subject.count / 1e9:g}B" if subject.count else network.name
+    console.print(f"{name}: {_count(subject.parameters)} weights{active}", style="bold", markup=False)
+    console.print(f"from {subject.said}", markup=False)
+    cache = human_bytes(cache_bytes(network, load.context, batch=load.batch, type=load.kv))
+    batch = "" if load.batch == 1 else f" by {load.batch} sequences"
+    console.print(
+        f"{network.layers} layers, {network.attention}; {load.kv} cache of {load.context:,} tokens{batch}: {cache}",
+        markup=False,
+    )
+
+
+def _count(weights: int) -> str:
+    return f"{weights / 1e9:.4g} B" if weights >= 1e9 else f"{weights / 1e6:.4g} M"
+
+
+def _print_place(outlook: Outlook, at: int, place: Place, console: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from bitsmith.cli.drawing import human_bytes
+
+    device = place.device
+    bandwidth = f", {device.bandwidth / 1e9:,.0f} GB/s" if device.bandwidth else ""
+    console.print()
+    room = human_bytes(place.count * device.usable)
+    title = device.title if place.name in ("this", device.title) else f"{place.name}: {room}"
+    console.print(f"{title}{bandwidth}", style="bold", markup=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("format", "weights", "bits", "loss", "in use", "verdict", "tokens/s"):
+        table.add_column(heading, justify="left" if heading in ("format", "verdict") else "right", overflow="fold")
+    for row in outlook.rows:
+        verdict = row.verdicts[at]
+        loss = "" if row.loss is None else f"{row.loss.plain:.4f}" if row.loss.plain else "0"
+        table.add_row(
+            row.weights.target,
+            human_bytes(row.weights.file or row.weights.total),
+            f"{row.bits_per_weight:.2f}",
+            loss,
+            "" if verdict.kind == "no runtime" else human_bytes(verdict.memory.total),
+            Text(verdict.text, style=_COLOURS[verdict.kind]),
+            "" if verdict.speed is None else f"{verdict.speed:,.3g}",
+        )
+    console.print(table)
+    _print_legend(outlook, at, console)
+
+
+def _print_legend(outlook: Outlook, at: int, console: Console) -> None:
+    """What the columns rest on."""
+    hows = {row.how for row in outlook.rows}
+    exact = {
+        "exact file": "whole files, exact to the byte",
+        "exact tensors": "tensors exact to the byte, without the file's header",
+        "rule of thumb": "a rule of thumb, bits times weights",
+    }
+    sizes = "; ".join(text for how, text in exact.items() if how in hows)
+    verdicts = [row.verdicts[at] for row in outlook.rows if row.verdicts[at].kind != "no runtime"]
+    runtimes = {verdict.runtime.name: verdict.runtime for verdict in verdicts}
+    console.print(f"weights: {sizes}. loss: mean KLD measured on our reference model.", style="dim", markup=False)
+    for runtime in runtimes.values():
+        console.print(
+            f"{runtime.title}: in use: {runtime.error}; tokens/s: {100 * runtime.share:.0f} % of the bandwidth over "
+            "the bytes read for a token.",
+            style="dim",
+            markup=False,
+        )
+
+
+def _print_training(found: tuple[Training, ...], console: Console) -> None:
+    from rich.table import Table
+
+    from bitsmith.cli.drawing import human_bytes
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("training", "weights", "gradients", "optimizer", "activations", "total", "trained weights"):
+        table.add_column(heading, justify="right" if heading != "training" else "left")
+    for each in found:
+        sizes = (each.weights, each.gradients, each.optimizer, each.activations, each.total)
+        table.add_row(each.method, *(human_bytes(size) for size in sizes), f"{each.trained / 1e6:,.4g} M")
+    console.print()
+    console.print(table)
+    for sentence in dict.fromkeys(sentence for each in found for sentence in each.assumptions):
+        console.print(f"  {sentence}", style="dim", markup=False)

@@ -1,0 +1,132 @@
+"""A hub model without its weights: configuration and headers, in a folder whose weight files are holes.
+
+What opens such a folder sees every tensor's name, type and shape, and all sizes; nothing has to know that the data is
+not there. Some kilobytes are fetched for each file of weights.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+from bitsmith import hub
+from bitsmith.containers.safetensors_layout import INDEX_NAME
+from bitsmith.errors import FileError
+from bitsmith.hf_folder import CONFIG, TOKENIZER_FILES
+
+_FIRST = 100_000  # bytes: most headers are shorter
+_LARGEST = 100_000_000  # as containers/safetensors_header.py takes at most
+_GGUF_STEPS = (1 << 20, 16 << 20, 128 << 20)  # tokenizers lie in the header
+
+
+def fetch_headers(model: str, scratch: Path, *, revision: str | None, tokenizer: bool) -> Path:
+    """Fetch what a plan needs of "owner/name" or "owner/name:file.gguf" below `scratch`; returns the folder or file.
+
+    tokenizer: its files too
+    Raises FileError where the hub has no such model, refuses it, or cannot be reached.
+    """
+    repo, file = hub.parse_id(model)
+    folder = scratch / repo
+    folder.mkdir(parents=True)
+    with hub.explained(repo, file, revision):
+        if file is not None:
+            target = folder / Path(file).name
+            _fetch_gguf(repo, file, revision, target)
+            return target
+        for path in _small_files(repo, revision, tokenizer):
+            shutil.copyfile(path, folder / path.name)
+        for shard in _shards(folder):
+            _fetch_safetensors(repo, shard, revision, folder / shard)
+    return folder
+
+
+def cached(model: str, revision: str | None) -> Path | None:
+    """The folder or file of a model that was downloaded before; None where it was not, or not whole."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repo, file = hub.parse_id(model)
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
+        return None
+    if file is not None:
+        return folder / file if (folder / file).is_file() else None
+    return folder if (folder / CONFIG).is_file() else None
+
+
+def _small_files(repo: str, revision: str | None, tokenizer: bool) -> list[Path]:
+    from huggingface_hub import snapshot_download
+
+    patterns = [CONFIG, INDEX_NAME, *(TOKENIZER_FILES if tokenizer else ())]
+    found = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    wanted = [CONFIG, INDEX_NAME]
+    files = [found / name for name in wanted if (found / name).is_file()]
+    if not files or files[0].name != CONFIG:
+        raise FileError(f"{repo} has no {CONFIG}; of a repository of GGUF files name one: {repo}:file.gguf.")
+    if tokenizer:
+        files += [path for pattern in TOKENIZER_FILES if "/" not in pattern for path in sorted(found.glob(pattern))]
+    return files
+
+
+def _shards(folder: Path) -> list[str]:
+    """The names of the weight files. Raises FileError for names that leave the folder."""
+    index = folder / INDEX_NAME
+    if not index.is_file():
+        return ["model.safetensors"]
+    try:
+        table = json.loads(index.read_bytes())["weight_map"]
+        names = sorted(set(table.values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FileError(f"{index}: not an index of safetensors files ({error!r}).") from None
+    if any(not isinstance(name, str) or Path(name).name != name for name in names):
+        raise FileError(f"{index}: names files outside the model's folder.")
+    return names
+
+
+def _fetch_safetensors(repo: str, name: str, revision: str | None, target: Path) -> None:
+    head, size = _read(repo, name, revision, _FIRST)
+    length = struct.unpack("<Q", head[:8])[0] + 8 if len(head) >= 8 else 0
+    if not 8 < length <= _LARGEST:
+        raise FileError(f"{repo}: {name} is no safetensors file: its header would have {length:,} bytes.")
+    if length > len(head):
+        head, size = _read(repo, name, revision, length)
+    _write_hollow(target, head[:length], size)
+
+
+def _fetch_gguf(repo: str, name: str, revision: str | None, target: Path) -> None:
+    """Headers say nowhere how long they are: more is fetched until one can be read."""
+    from bitsmith.containers.gguf.reader import GgufSource
+
+    for step in _GGUF_STEPS:
+        head, size = _read(repo, name, revision, step)
+        _write_hollow(target, head, size)
+        try:
+            GgufSource(target).close()
+            return
+        except FileError:
+            if step == _GGUF_STEPS[-1] or len(head) < step:
+                raise
+
+
+def _read(repo: str, name: str, revision: str | None, count: int) -> tuple[bytes, int]:
+    """The first bytes of a file, at most `count`, and the size of all of it."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    url = hf_hub_url(repo, name, revision=revision)
+    size = get_hf_file_metadata(url).size
+    if size is None:
+        raise FileError(f"{repo}: the hub does not say how large {name} is.")
+    headers = {**build_hf_headers(), "Range": f"bytes=0-{min(count, size) - 1}"}
+    answer = get_session().get(url, headers=headers, timeout=30)
+    hf_raise_for_status(answer)
+    return answer.content[:count], size
+
+
+def _write_hollow(target: Path, head: bytes, size: int) -> None:
+    with target.open("wb") as file:
+        file.write(head)
+        file.truncate(size)

@@ -1,0 +1,88 @@
+"""An outlook as plain values, for `--json`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from bitsmith.planner.advice import advise
+from bitsmith.planner.plan import Outlook, Place, Row
+from bitsmith.planner.verdict import Verdict
+
+
+def to_dict(outlook: Outlook) -> dict[str, Any]:
+    """Everything: the model, the load, the devices, every format with a verdict for each, training, advice.
+
+    Sizes in bytes, speeds in tokens a second, losses as mean KLD in nats a token.
+    """
+    subject, network = outlook.subject, outlook.subject.network
+    return {
+        "model": {
+            "name": network.name,
+            "source": subject.said,
+            "architecture": network.arch,
+            "parameters": subject.parameters,
+            "active_parameters": subject.active,
+            "layers": network.layers,
+            "context": network.context,
+            "attention": network.attention,
+            "rule_of_thumb": subject.count is not None,
+        },
+        "load": asdict(outlook.load),
+        "devices": [_place(place) for place in outlook.places],
+        "formats": [_row(row, outlook.places) for row in outlook.rows],
+        "training": [
+            {**asdict(training), "total": training.total, "assumptions": list(training.assumptions)}
+            for training in outlook.training
+        ],
+        "advice": list(advise(outlook)),
+        "warnings": list(outlook.warnings),
+    }
+
+
+def _place(place: Place) -> dict[str, Any]:
+    device = place.device
+    return {
+        "name": place.name,
+        "title": device.title,
+        "count": place.count,
+        "memory": device.memory,
+        "usable": device.usable,
+        "bandwidth": device.bandwidth or None,
+        "native": sorted(device.native),
+        "source": device.source,
+    }
+
+
+def _row(row: Row, places: tuple[Place, ...]) -> dict[str, Any]:
+    loss = row.loss
+    return {
+        "format": row.weights.target,
+        "tensor_bytes": row.weights.total,
+        "file_bytes": row.weights.file,
+        "exact": row.how,
+        "bits_per_weight": row.bits_per_weight,
+        "measured_kld": None if loss is None else loss.plain,
+        "measured_kld_calibrated": None if loss is None else loss.calibrated,
+        "notes": list(row.weights.notes),
+        "verdicts": [_verdict(verdict, place) for verdict, place in zip(row.verdicts, places, strict=True)],
+    }
+
+
+def _verdict(verdict: Verdict, place: Place) -> dict[str, Any]:
+    return {
+        "device": place.name,
+        "runtime": verdict.runtime.name,
+        "verdict": verdict.kind,
+        "text": verdict.text,
+        "weights": verdict.memory.weights,
+        "cache": verdict.memory.cache,
+        "working": verdict.memory.working,
+        "total": verdict.memory.total,
+        "room": verdict.room,
+        "largest_context": verdict.context,
+        "layers_outside": verdict.outside,
+        "bytes_outside": verdict.outside_bytes,
+        "devices_needed": verdict.needed or None,
+        "tokens_per_second": verdict.speed,
+    }

@@ -1,0 +1,204 @@
+"""Networks from configurations, headers and GGUF keys: every weight counted, every layer's cache of the right kind."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bitsmith
+from bitsmith.checkpoint import open_checkpoint
+from bitsmith.errors import BitsmithError, FileError, UnsupportedError, UsageError
+from bitsmith.planner.cache_memory import cache_bytes, check_type
+from bitsmith.planner.hf_network import network_from_config, network_from_headers
+from bitsmith.planner.network import LayerCache, Network
+from bitsmith.planner.shapes import known_shapes
+from bitsmith.planner.subject import find_subject
+from bitsmith.tensor import TensorInfo
+from tests.gguf_files import write_gguf
+
+KINDS = {  # kinds of layers, as their papers and configurations say
+    "llama-2-7b": {"full": 32},
+    "mistral-7b-v0.1": {"window": 32},
+    "mistral-7b-v0.3": {"full": 32},
+    "gemma-2-9b": {"window": 21, "full": 21},
+    "gemma-3-27b": {"window": 52, "full": 10},
+    "gpt-oss-20b": {"window": 12, "full": 12},
+    "deepseek-v3": {"latent": 61},
+    "qwen3-next-80b-a3b": {"recurrent": 36, "full": 12},
+    "jamba-v0.1": {"recurrent": 28, "full": 4},
+    "llama-4-scout": {"window": 36, "full": 12},
+    "qwen2.5-7b": {"full": 28},
+}
+
+
+def network(name: str) -> Network:
+    return find_subject(name, scratch=Path()).network
+
+
+@pytest.mark.parametrize("name", known_shapes())
+def test_every_weight_of_a_known_shape_is_counted(name: str) -> None:
+    shape = known_shapes()[name]
+    assert network(name).parameters == shape.parameters
+
+
+@pytest.mark.parametrize("name", [name for name, shape in known_shapes().items() if shape.active])
+def test_active_weights_are_near_the_published_ones(name: str) -> None:
+    shape = known_shapes()[name]
+    assert shape.active is not None
+    if name in ("qwen3-next-80b-a3b", "deepseek-v2-lite"):  # published without embeddings
+        assert shape.active < network(name).active < 1.35 * shape.active
+    else:
+        assert network(name).active == pytest.approx(shape.active, rel=0.16)
+
+
+@pytest.mark.parametrize(("name", "kinds"), KINDS.items())
+def test_kinds_of_layers(name: str, kinds: dict[str, int]) -> None:
+    assert Counter(cache.kind for cache in network(name).caches) == kinds
+
+
+def test_caches_by_arithmetic() -> None:
+    # 2 * layers * kv_heads * head_dim * context * 2 bytes
+    assert cache_bytes(network("llama-2-7b"), 8192) == 2 * 32 * 32 * 128 * 8192 * 2  # 4.3 GB
+    assert cache_bytes(network("llama-3-8b"), 8192) == 2 * 32 * 8 * 128 * 8192 * 2
+    assert cache_bytes(network("falcon-7b"), 2048) == 2 * 32 * 1 * 64 * 2048 * 2
+    assert cache_bytes(network("deepseek-v3"), 1000, batch=3) == 3 * 61 * (512 + 64) * 1000 * 2
+    mistral = network("mistral-7b-v0.1")
+    assert cache_bytes(mistral, 32768) == cache_bytes(mistral, 4096) == 2 * 32 * 8 * 128 * 4096 * 2
+    assert cache_bytes(mistral, 32768, windows=False) == 8 * cache_bytes(mistral, 4096)
+    gemma = network("gemma-3-1b")  # heads of 256, one for keys
+    assert cache_bytes(gemma, 8192) == 2 * 256 * 2 * (22 * 512 + 4 * 8192)
+    eight = network("llama-3-8b")
+    f16 = cache_bytes(eight, 4096)
+    for kind, bits in {"q8_0": 8.5, "q4_0": 4.5, "fp8": 8, "f32": 32}.items():
+        assert cache_bytes(eight, 4096, type=kind) == f16 * bits / 16
+
+
+def test_recurrent_layers_keep_the_same_whatever_the_context() -> None:
+    qwen = network("qwen3-next-80b-a3b")
+    state = 32 * 128 * 128 + (2 * 16 * 128 + 32 * 128) * 3
+    assert cache_bytes(qwen, 1) == 36 * 4 * state + 12 * 2 * 2 * 256 * 2
+    assert cache_bytes(qwen, 2) - cache_bytes(qwen, 1) == 12 * 2 * 2 * 256 * 2
+
+
+def test_shared_layers_keep_nothing() -> None:
+    config = {**known_shapes()["gemma-3-1b"].config, "num_kv_shared_layers": 10}
+    found = network_from_config(config, name="x", origin="x")
+    assert Counter(cache.kind for cache in found.caches)["shared"] == 10
+    assert LayerCache().kind == "shared"
+
+
+def test_types_of_caches() -> None:
+    assert (check_type("FP16"), check_type("Q8_0")) == ("f16", "q8_0")
+    with pytest.raises(UsageError, match="expected f32, f16"):
+        check_type("q9")
+
+
+def test_a_folder_gives_its_own_tensors() -> None:
+    found = find_subject("reference", scratch=Path())
+    source = open_checkpoint("reference").source
+    assert found.network.parameters == sum(info.parameters for info in source.tensors.values())
+    names = {tensor.name for tensor in found.network.tensors}
+    assert {"token_embd.weight", "output_norm.weight", "blk.0.ffn_down.weight"} <= names
+    assert found.complete
+    assert found.quantized is None
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("made")
+    targets = ("q4_k_m", "f16", "gptq/int4", "native/nf4")
+    return {t: bitsmith.quantize("reference", to=t, out=folder / t.replace("/", "-")).out for t in targets}
+
+
+@pytest.mark.parametrize("target", ["q4_k_m", "f16", "gptq/int4", "native/nf4"])
+def test_files_that_bitsmith_wrote(made: dict[str, Path], target: str) -> None:
+    found, whole = find_subject(made[target], scratch=Path()), find_subject("reference", scratch=Path())
+    assert found.network.parameters == whole.network.parameters
+    assert found.network.caches == whole.network.caches
+    assert {t.name for t in found.network.tensors} == {t.name for t in whole.network.tensors}
+    assert (found.quantized is None) == (target == "f16")
+
+
+def test_parts_of_unknown_families_are_named() -> None:
+    config = {**known_shapes()["qwen3-30b-a3b"].config, "model_type": "new_moe", "num_hidden_layers": 1}
+    names = {
+        "model.embed_tokens.weight": "token_embd.weight",
+        "model.layers.0.self_attn.qkv_proj.weight": "blk.0.attn_qkv.weight",
+        "model.layers.0.self_attn.o_proj.weight": "blk.0.attn_output.weight",
+        "model.layers.0.mlp.gate.weight": "blk.0.ffn_gate_inp.weight",
+        "model.layers.0.mlp.experts.7.down_proj.weight": "blk.0.ffn_down_exps.7.weight",
+        "model.layers.0.mlp.shared_expert.up_proj.weight": "blk.0.ffn_up_shexp.weight",
+        "model.layers.0.input_layernorm.weight": "blk.0.attn_norm.weight",
+        "lm_head.weight": "output.weight",
+        "model.vision_tower.layers.5.q_proj.weight": "vision.model.vision_tower.layers.5.q_proj.weight",
+    }
+    tensors = [TensorInfo(name, (64, 32), "bf16", 4096) for name in names]
+    tensors.append(TensorInfo("model.layers.1.mlp.gate.weight", (64, 32), "bf16", 4096))  # drafts: left out
+    found = network_from_headers(config, tensors, name="x", origin="x")
+    assert {t.name for t in found.tensors} == set(names.values())
+    experts = next(t for t in found.tensors if "exps" in t.name)
+    assert found.used(experts) == 8 / 128
+
+
+def test_gguf_keys_of_other_architectures(tmp_path: Path) -> None:
+    from bitsmith.containers.gguf.metadata_values import ValueType, array, string, u32
+
+    path = tmp_path / "x.gguf"
+    keys: dict[str, Any] = {"general.architecture": string("gemma3")}
+    numbers = {"block_count": 12, "embedding_length": 64, "feed_forward_length": 128, "context_length": 4096}
+    numbers |= {"attention.head_count": 4, "attention.head_count_kv": 2, "attention.key_length": 32}
+    numbers |= {"attention.value_length": 32, "attention.sliding_window": 512}
+    keys |= {f"gemma3.{name}": u32(value) for name, value in numbers.items()}
+    write_gguf(path, keys, {"token_embd.weight": np.zeros((32, 64), np.float32)})
+    found = find_subject(path, scratch=Path()).network
+    assert [cache.window for cache in found.caches] == [512, 512, 512, 512, 512, 0] * 2
+    heads = array([2, 0, 2, 0, 0, 2, 0, 0, 0, 0, 0, 0], ValueType.UINT32)
+    keys |= {"gemma3.attention.head_count_kv": heads, "gemma3.ssm.inner_size": u32(64), "gemma3.ssm.state_size": u32(8)}
+    write_gguf(path, keys, {"token_embd.weight": np.zeros((32, 64), np.float32)})
+    kinds = Counter(cache.kind for cache in find_subject(path, scratch=Path()).network.caches)
+    assert kinds == {"recurrent": 9, "window": 2, "full": 1}
+
+
+BROKEN: dict[str, tuple[dict[str, Any], str]] = {
+    "no layers": ({"num_hidden_layers": None}, r"num_hidden_layers \(or n_layer"),
+    "text": ({"hidden_size": "wide"}, "hidden_size"),
+    "heads": ({"num_attention_heads": 24}, "num_attention_heads"),
+    "kv heads": ({"num_key_value_heads": 5}, "divisor of the 32"),
+    "no vocabulary": ({"vocab_size": None}, "vocab_size is missing"),
+    "no mlp": ({"intermediate_size": None}, "intermediate_size is missing"),
+    "layers": ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+    "kinds": ({"layer_types": ["full_attention"]}, "layer_types"),
+    "experts": ({"num_local_experts": 8}, "num_experts_per_tok"),
+    "latent": ({"kv_lora_rank": 512}, "qk_rope_head_dim"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_configuration_names_the_field(case: str, tmp_path: Path) -> None:
+    changes, match = BROKEN[case]
+    config = {**known_shapes()["llama-3-8b"].config, **changes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FileError, match=match) as raised:
+        find_subject(tmp_path, scratch=Path())
+    assert "config.json" in str(raised.value)
+
+
+def test_unknown_models(tmp_path: Path) -> None:
+    config = {**known_shapes()["llama-3-8b"].config, "model_type": "quite_new"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedError, match="quite_new"):
+        find_subject(tmp_path, scratch=Path())
+    for name, kind, match in (
+        ("", UsageError, "empty"),
+        ("lama-3-8b", UsageError, "llama-3-8b"),
+        ("0.2M", UsageError, "a million"),
+        ("./no/such.gguf", FileError, "no such file"),
+    ):
+        with pytest.raises(BitsmithError, match=match) as raised:
+            find_subject(name, scratch=Path())
+        assert isinstance(raised.value, kind)
