@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,10 @@ PATTERNS = ["*.safetensors", "*.safetensors.index.json", CONFIG, *TOKENIZER_FILE
 _NOT = ["consolidated*", "original/*", "*/*.safetensors"]  # the same weights again, in other people's layouts
 
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<file>[\w./-]+\.gguf))?")
+
+
+class UnreachableError(FileError):
+    """The hub cannot be asked: no network, offline mode, or it is down."""
 
 
 def looks_like_id(model: str) -> bool:
@@ -54,7 +59,6 @@ def explained(repo: str, file: str | None, revision: str | None) -> Iterator[Non
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
@@ -74,14 +78,29 @@ def explained(repo: str, file: str | None, revision: str | None) -> Iterator[Non
     except RevisionNotFoundError as error:
         raise FileError(f"{repo} has no revision {revision!r}; check --revision.") from error
     except LocalEntryNotFoundError as error:
-        raise FileError(
+        raise UnreachableError(
             f"{repo} cannot be fetched (no network, or offline mode) and is not in the cache; "
             "connect once, or give a local folder."
         ) from error
     except EntryNotFoundError as error:
+        if file is None:
+            raise FileError(
+                f"{repo} has no model.safetensors, nor an index of shards; of a repository of GGUF files name one: "
+                f"{repo}:file.gguf."
+            ) from error
         raise FileError(f"{repo} has no file {file!r}; check the name after the colon.") from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except HFValidationError as error:
         raise FileError(f"{repo} cannot be fetched from the hub: {error}") from error
+    except _unreachable() as error:
+        raise UnreachableError(f"{repo} cannot be fetched from the hub: {error}") from error
+
+
+def _unreachable() -> tuple[type[Exception], ...]:
+    """What says that the hub cannot be asked, of the library too that huggingface_hub speaks through."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    found = [vars(sys.modules[name])["HTTPError"] for name in ("httpx", "httpx2") if name in sys.modules]
+    return (HfHubHTTPError, OSError, *found)
 
 
 def _split_names(file: str) -> list[str]:

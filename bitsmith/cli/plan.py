@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bitsmith.planner.plan import Outlook, Place
-    from bitsmith.planner.training import Training
 
 _COLOURS = {
     "fits": "green",
@@ -61,6 +60,7 @@ def plan(
         typer.Option("--training", help="full, lora, qlora or qat: the memory that takes; repeatable; or all."),
     ] = None,
     rank: Annotated[int, typer.Option("--rank", help="Of LoRA's adapters.")] = 16,
+    optimizer: Annotated[str, typer.Option("--optimizer", help="adamw or adamw-8bit.")] = "adamw",
     tokenizer: Annotated[
         bool, typer.Option("--tokenizer", help="Fetch a hub model's tokenizer too: GGUF files exact to the byte.")
     ] = False,
@@ -87,6 +87,7 @@ def plan(
         runtime=runtime,
         training=methods,
         rank=rank,
+        optimizer=optimizer,
         tokenizer=tokenizer,
         revision=revision,
     )
@@ -109,7 +110,7 @@ def _print(outlook: Outlook) -> None:
     for at, place in enumerate(outlook.places):
         _print_place(outlook, at, place, console)
     if outlook.training:
-        _print_training(outlook.training, console)
+        _print_training(outlook, console)
     for sentence in advise(outlook):
         console.print(f"- {sentence}", markup=False)
     for warning in outlook.warnings:
@@ -189,17 +190,21 @@ def _print_legend(outlook: Outlook, at: int, console: Console) -> None:
         )
 
 
-def _print_training(found: tuple[Training, ...], console: Console) -> None:
+def _print_training(outlook: Outlook, console: Console) -> None:
     from rich.table import Table
 
     from bitsmith.cli.drawing import human_bytes
 
+    found = outlook.training
+
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("training", "weights", "gradients", "optimizer", "activations", "total", "trained weights"):
-        table.add_column(heading, justify="right" if heading != "training" else "left")
+    for heading in ("training", "weights", "gradients", "optimizer", "activations", "total", "fits"):
+        table.add_column(heading, justify="left" if heading in ("training", "fits") else "right", overflow="fold")
     for each in found:
         sizes = (each.weights, each.gradients, each.optimizer, each.activations, each.total)
-        table.add_row(each.method, *(human_bytes(size) for size in sizes), f"{each.trained / 1e6:,.4g} M")
+        name = each.method if each.checkpointing else f"{each.method}, all kept"
+        fits = ", ".join(place.name for place in outlook.places if each.total <= place.count * place.device.usable)
+        table.add_row(name, *(human_bytes(size) for size in sizes), fits or "no")
     console.print()
     console.print(table)
     for sentence in dict.fromkeys(sentence for each in found for sentence in each.assumptions):

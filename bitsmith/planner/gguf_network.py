@@ -29,7 +29,9 @@ def network_from_gguf(source: Source, *, name: str) -> Network:
     experts = fields.integer("expert_count", 0, minimum=0)
     used = fields.integer("expert_used_count", 0, minimum=0) if experts else 0
     inner = max(_each(fields, "feed_forward_length", layers, [0]))
-    width = fields.integer("expert_feed_forward_length", inner, minimum=0) * used
+    width = fields.integer("expert_feed_forward_length", inner, minimum=0)
+    shared = fields.integer("expert_shared_count", 0, minimum=0) * width
+    shared = fields.integer("expert_shared_feed_forward_length", shared, minimum=0)
     head_dim = fields.integer("attention.key_length", max(hidden // max(*heads, 1), 1))
     return Network(
         name=name,
@@ -40,7 +42,7 @@ def network_from_gguf(source: Source, *, name: str) -> Network:
         heads=max(heads),
         kv_heads=max(kv_heads),
         head_dim=head_dim,
-        intermediate=width or inner,
+        intermediate=used * width + shared if used else inner,
         caches=_caches(fields, arch, kv_heads, head_dim),
         tensors=tuple(source.tensors.values()),
         experts=experts,

@@ -11,6 +11,8 @@ from bitsmith.tensor import TensorInfo
 BASE = 52_000_000  # bytes: Python, numpy, the core and tokenizers, before a model is opened
 TOKEN = 360  # bytes a token of the vocabulary: the tokenizer's tables, and sampling
 
+CODES = 14_500_000  # bytes: what reading codes of a safetensors folder imports and leaves behind
+
 CHUNK = 512  # tokens of a prompt computed at once
 _PANEL = 16  # rows that lie together
 _WIDTH = 32  # to a multiple of which keys and values are padded
@@ -19,7 +21,7 @@ _FLOATS = ("f32", "f16", "bf16")
 
 def weight_memory(network: Network, weights: Stored) -> int:
     """Bytes of matrices in memory: rows padded to whole panels; of mapped floats what is read of them."""
-    found = 0.0
+    found = float(CODES if weights.formats else 0)
     for tensor in network.tensors:
         nbytes = weights.tensors[tensor.name]
         if tensor.name in weights.formats:

@@ -23,6 +23,7 @@ from bitsmith.planner.weights import Stored, as_it_is, parse_target, rule_of_thu
 from bitsmith.recipe.plan import Target, parse_size
 
 DEFAULT_CONTEXT = 8192
+_LEAST_MEMORY = 10_000_000  # bytes; whoever says less forgot the unit
 USUAL = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q3_k_m", "q2_k", "compressed/w8a8", "gptq/int4")
 USUAL_COUNT = ("f32", "f16", "int8", "int4", "int3", "int2", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
 
@@ -87,6 +88,7 @@ def plan(
     runtime: str | None = None,
     training: Sequence[str] = (),
     rank: int = 16,
+    optimizer: str = "adamw",
     tokenizer: bool = False,
     revision: str | None = None,
 ) -> Outlook:
@@ -98,7 +100,8 @@ def plan(
     context: tokens of a sequence; None: 8192, or the model's where that is less. batch: sequences at once
     kv: type of keys and values. formats: as `--to`; none takes the usual ones
     runtime: "bitsmith", "llama.cpp" or "vllm"; None: what usually runs the format on the device
-    training: of "full", "lora", "qlora", "qat"; rank: of adapters
+    training: of "full", "lora", "qlora", "qat"; each with checkpointing and without. rank: of adapters. optimizer:
+        "adamw" or "adamw-8bit"
     tokenizer: fetch a hub model's tokenizer, so that whole GGUF files are exact
     Raises UsageError for a wrong call, FileError or UnsupportedError for a model that cannot be read.
     """
@@ -136,9 +139,34 @@ def plan(
         rows = [row for row in rows if any(verdict.kind != "no runtime" for verdict in row.verdicts)] or rows
     rows.sort(key=lambda row: -row.weights.total)
     trained = tuple(
-        training_memory(network, method, context=load.context, batch=batch, rank=rank) for method in training
+        _training(subject, load, method, rank=rank, optimizer=optimizer, checkpointing=checkpointing)
+        for method in training
+        for checkpointing in (True, False)
     )
     return Outlook(subject, load, places, tuple(rows), trained, _warnings(subject, rows, load))
+
+
+def _training(subject: Subject, load: Load, method: str, *, rank: int, optimizer: str, checkpointing: bool) -> Training:
+    """Of a bare count what grows with the weights is scaled from the nearest built-in shape."""
+    found = training_memory(
+        subject.network,
+        method,
+        context=load.context,
+        batch=load.batch,
+        rank=rank,
+        checkpointing=checkpointing,
+        optimizer=optimizer,
+    )
+    if subject.count is None:
+        return found
+    scale = subject.count / subject.network.parameters
+    return replace(
+        found,
+        weights=round(scale * found.weights),
+        gradients=round(scale * found.gradients),
+        optimizer=round(scale * found.optimizer),
+        trained=round(scale * found.trained),
+    )
 
 
 def _context(context: int | None, network: Network) -> int:
@@ -169,7 +197,7 @@ def _places(devices: Sequence[str], memory: str | None) -> tuple[Place, ...]:
             device, memory = replace(device, memory=_said(memory, device.name)), None
         places.append(Place(device, count))
     if memory is not None:
-        size = parse_size(memory)
+        size = _memory_size(memory)
         places.append(Place(Device(memory.strip(), f"{memory.strip()} of memory", "cuda", size, 0.0, frozenset())))
     return tuple(places) or tuple(Place(device) for device in this_machine())
 
@@ -177,7 +205,14 @@ def _places(devices: Sequence[str], memory: str | None) -> tuple[Place, ...]:
 def _said(memory: str | None, name: str) -> int:
     if memory is None:
         raise UsageError(f"--device {name}: only you know how much memory it has; add --memory, for instance 32GiB.")
-    return parse_size(memory)
+    return _memory_size(memory)
+
+
+def _memory_size(text: str) -> int:
+    size = parse_size(text)
+    if size < _LEAST_MEMORY:
+        raise UsageError(f"--memory {text}: {size:,} bytes hold no model; give a unit, for instance 24GB or 24GiB.")
+    return size
 
 
 def _weights(subject: Subject, targets: Sequence[Target]) -> list[tuple[Target | None, Stored, str]]:

@@ -45,6 +45,7 @@ def plot(outlook: Outlook, path: Path) -> None:
         axes.annotate(place.name, (contexts[0], room), textcoords="offset points", xytext=(2, 3))
     axes.axvline(load.context, color="gray", linewidth=0.8)
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
     axes.set_xlabel("context, tokens")
     axes.set_ylabel("memory, GB")
     axes.set_ylim(bottom=0)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bitsmith import hub
@@ -30,7 +32,7 @@ def fetch_headers(model: str, scratch: Path, *, revision: str | None, tokenizer:
     repo, file = hub.parse_id(model)
     folder = scratch / repo
     folder.mkdir(parents=True)
-    with hub.explained(repo, file, revision):
+    with hub.explained(repo, file, revision), _quiet():
         if file is not None:
             target = folder / Path(file).name
             _fetch_gguf(repo, file, revision, target)
@@ -42,19 +44,40 @@ def fetch_headers(model: str, scratch: Path, *, revision: str | None, tokenizer:
     return folder
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars: they would flash by."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
 def cached(model: str, revision: str | None) -> Path | None:
-    """The folder or file of a model that was downloaded before; None where it was not, or not whole."""
+    """The folder or file of a model that was downloaded before, its weights perhaps not; None where there is none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repo, file = hub.parse_id(model)
     try:
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        wanted = [file or CONFIG]
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=wanted))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
         return None
     if file is not None:
         return folder / file if (folder / file).is_file() else None
     return folder if (folder / CONFIG).is_file() else None
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether every file of weights that a folder's index names is there."""
+    return all((folder / name).is_file() for name in _shards(folder))
 
 
 def _small_files(repo: str, revision: str | None, tokenizer: bool) -> list[Path]:

@@ -15,7 +15,7 @@ from bitsmith.hf_folder import CONFIG, read_object
 from bitsmith.planner.gguf_network import network_from_gguf
 from bitsmith.planner.hf_network import network_from_config, network_from_headers
 from bitsmith.planner.network import Network
-from bitsmith.planner.remote import cached, fetch_headers
+from bitsmith.planner.remote import cached, fetch_headers, holds_weights
 from bitsmith.planner.shapes import KnownShape, find_shape, near_names, nearest_by_count
 from bitsmith.recipe.gguf import gguf_tensors
 
@@ -134,7 +134,7 @@ def _from_hub(model: str, revision: str | None, tokenizer: bool, scratch: Path) 
     try:
         path = fetch_headers(model, scratch, revision=revision, tokenizer=tokenizer)
         said = f"headers fetched from {model}, no weights"
-    except FileError as error:
+    except hub.UnreachableError as error:
         kept = cached(model, revision)
         if kept is None:
             known = find_shape(model)
@@ -142,8 +142,9 @@ def _from_hub(model: str, revision: str | None, tokenizer: bool, scratch: Path) 
             raise FileError(f"{error}{hint}") from error
         path, tokenizer = kept, True
         said = f"the copy of {model} in the cache; the hub itself could not be asked"
-    if path.is_dir() and not any(path.glob("*.safetensors")):
-        network = network_from_config(read_object(path / CONFIG), name=path.name, origin=str(path / CONFIG))
+    if path.is_dir() and not holds_weights(path):
+        network = network_from_config(read_object(path / CONFIG), name=model.split("/")[-1], origin=str(path / CONFIG))
         return Subject(network, said)
     complete = tokenizer or path.is_file()
-    return replace(from_checkpoint(open_checkpoint(path), said, complete=complete), remote=True)
+    checkpoint = replace(open_checkpoint(path), name=path.stem if path.is_file() else model.split("/")[-1])
+    return replace(from_checkpoint(checkpoint, said, complete=complete), remote=True)

@@ -36,6 +36,7 @@ class Training:
     optimizer: float32 master weights, momentum and variance
     activations: what the backward pass needs of the forward one, logits included; of qat fake-quantized weights too
     trained: parameters that receive gradients
+    checkpointing: whether layers are recomputed in the backward pass
     assumptions: a sentence each
     """
 
@@ -45,6 +46,7 @@ class Training:
     optimizer: int
     activations: int
     trained: int
+    checkpointing: bool
     assumptions: tuple[str, ...]
 
     @property
@@ -99,6 +101,7 @@ def training_memory(
         optimizer=OPTIMIZERS[optimizer] * trained,
         activations=activations,
         trained=trained,
+        checkpointing=checkpointing,
         assumptions=(
             *_of_method(method, rank, checkpointing),
             *_of_optimizer(optimizer),
@@ -147,11 +150,10 @@ def kept_numbers(network: Network, cache: LayerCache, parts: Mapping[str, Tensor
     dropout masks, 5 a s / h are scores and their dropout; both are not kept here, which leaves 32. Norms are taken as
     one kernel, as there; transformers computes them in float32 step by step and keeps 4 bytes x hidden more for each.
     """
-    if cache.state:
-        numbers = {"recurrent": _RECURRENT * network.hidden}
-    else:
-        numbers = _attention(network, cache, parts)
-    return {"norms": _norms(parts) * network.hidden, **numbers, "mlp": _mlp(network, parts)}
+    norms = _norm_count(parts)
+    kept = 2 * min(norms, 2) + max(norms - 2, 0)
+    mixing = {"recurrent": _RECURRENT * network.hidden} if cache.state else _attention(network, cache, parts)
+    return {"norms": kept * network.hidden, **mixing, "mlp": _mlp(network, parts)}
 
 
 def adapter_parameters(matrices: Iterable[TensorInfo], rank: int) -> int:
@@ -176,10 +178,9 @@ def _by_layer(network: Network) -> dict[int, dict[str, TensorInfo]]:
     return found
 
 
-def _norms(parts: Mapping[str, TensorInfo]) -> int:
-    """Hidden states that norms keep: two each of the first two, one of those after attention and MLP."""
-    count = sum(_LAYER_NORM.search(name) is not None for name in parts) or 2
-    return 2 * min(count, 2) + max(count - 2, 0)
+def _norm_count(parts: Mapping[str, TensorInfo]) -> int:
+    """Norms of the hidden state; two where they are unknown."""
+    return sum(_LAYER_NORM.search(name) is not None for name in parts) or 2
 
 
 def _attention(network: Network, cache: LayerCache, parts: Mapping[str, TensorInfo]) -> dict[str, int]:
@@ -251,11 +252,8 @@ def _nf4_bytes(weights: int) -> int:
 
 def _matrix(tensor: TensorInfo) -> int:
     """Weights that are unpacked at once: of stacked experts one."""
-    return (
-        tensor.parameters // tensor.shape[0]
-        if _ROUTED.search(tensor.name) and len(tensor.shape) > 2
-        else (tensor.parameters)
-    )
+    stacked = len(tensor.shape) > 2 and _ROUTED.search(tensor.name)
+    return tensor.parameters // tensor.shape[0] if stacked else tensor.parameters
 
 
 def _fake_quantized(network: Network, checkpointing: bool) -> int:
@@ -291,14 +289,14 @@ def _of_method(method: str, rank: int, checkpointing: bool) -> Sequence[str]:
 
 
 def _of_optimizer(optimizer: str) -> Sequence[str]:
-    moments = "8 bits" if optimizer == "adamw-8bit" else "float32"
-    return (f"Gradients are bf16; the optimizer holds float32 master weights, momentum and variance in {moments}.",)
+    moments = "in 8 bits" if optimizer == "adamw-8bit" else "in float32 too"
+    return (f"Gradients are bf16; the optimizer holds float32 master weights, momentum and variance {moments}.",)
 
 
 def _of_activations(network: Network, tokens: int, checkpointing: bool) -> Sequence[str]:
     said = ["Checkpointing: each layer's input is kept, one layer is recomputed at a time."]
     if not checkpointing:
-        norms = 4 * network.hidden * sum(_norms(parts) // 2 for parts in _by_layer(network).values()) * tokens
+        norms = 4 * network.hidden * tokens * sum(_norm_count(parts) for parts in _by_layer(network).values())
         said = [f"All activations are kept; norms that are not one kernel would keep {norms / 1e9:.1f} GB more."]
     said += [
         "FlashAttention keeps no scores; no dropout.",
@@ -306,5 +304,5 @@ def _of_activations(network: Network, tokens: int, checkpointing: bool) -> Seque
         "One device, without buffers of kernels and the framework's own.",
     ]
     if any(cache.state for cache in network.caches) or any(t.name.endswith(".rest.weight") for t in network.tensors):
-        said.append("Layers of this family are known only in sum: activations and adapters are rough.")
+        said.append("Not every layer of this family is known in detail: activations and adapters are rough.")
     return said

@@ -1,0 +1,170 @@
+"""Verdicts: what is repeated everywhere, held against arithmetic; and what would make it fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+import bitsmith
+from bitsmith.errors import UsageError
+from bitsmith.planner import verdict as verdicts
+from bitsmith.planner.advice import advise
+from bitsmith.planner.plan import Outlook, Row
+
+
+def row(outlook: Outlook, format: str) -> Row:
+    return next(row for row in outlook.rows if row.weights.target == format)
+
+
+def test_a_7b_in_int4_fits_a_card_of_6_gb_at_2048() -> None:
+    short = bitsmith.plan("7B", devices=["gtx-1060"], context=2048, formats=["int4"])
+    assert row(short, "int4").verdicts[0].kind == "fits"
+    long = bitsmith.plan("7B", devices=["gtx-1060"], context=8192, formats=["int4"])
+    found = row(long, "int4").verdicts[0]
+    assert found.memory.cache == 2 * 32 * 4096 * 8192 * 2  # 4.3 GB, full attention
+    assert found.kind == "less context"
+    assert 2048 < found.context < 8192
+    assert f"int4 with {found.context:,} tokens of context" in " ".join(advise(long))
+
+
+def test_a_70b_in_4_bits_does_not_fit_24_gb() -> None:
+    outlook = bitsmith.plan("70B", memory="24GB", formats=["int4"])
+    found = row(outlook, "int4").verdicts[0]
+    assert found.kind == "partly outside"
+    assert found.needed == 2
+    inside = found.memory.total - found.outside_bytes
+    assert inside <= found.room < inside + 2 * found.outside_bytes / found.outside
+    said = " ".join(advise(outlook))
+    assert "2.4 bits a weight" in said
+    assert "2 x 24GB" in said
+
+
+def test_two_a100_hold_a_70b_in_f16_with_a_cache_of_8k() -> None:
+    outlook = bitsmith.plan("70B", devices=["a100-80", "2x a100-80"], context=8192, formats=["f16", "q4_k_m"])
+    one, two = row(outlook, "f16").verdicts
+    assert one.needed == 2
+    assert one.kind == "partly outside"
+    assert two.kind == "fits"
+    assert row(outlook, "q4_k_m").verdicts[0].kind == "fits"  # one for Q4_K_M
+
+
+def test_largest_context_is_the_largest() -> None:
+    outlook = bitsmith.plan("llama-2-13b", devices=["rtx-3060"], context=4096, formats=["q5_k_m"])
+    found = row(outlook, "q5_k_m").verdicts[0]
+    assert found.kind == "less context"
+    for context, kind in ((found.context, "fits"), (found.context + 1, "less context")):
+        again = bitsmith.plan("llama-2-13b", devices=["rtx-3060"], context=context, formats=["q5_k_m"])
+        assert row(again, "q5_k_m").verdicts[0].kind == kind
+
+
+def test_batches_and_cache_types() -> None:
+    one = row(bitsmith.plan("llama-3-8b", devices=["rtx-4090"], formats=["q8_0"]), "q8_0").verdicts[0]
+    four = bitsmith.plan("llama-3-8b", devices=["rtx-4090"], formats=["q8_0"], batch=4, kv="q8_0")
+    assert row(four, "q8_0").verdicts[0].memory.cache == 4 * one.memory.cache * 8.5 / 16
+
+
+def test_speed_is_bandwidth_over_bytes() -> None:
+    outlook = bitsmith.plan("llama-3-8b", devices=["rtx-4090"], formats=["q8_0"], context=1)
+    found = row(outlook, "q8_0")
+    read = found.weights.read_bytes(outlook.subject.network)
+    speed = found.verdicts[0].speed
+    assert speed == pytest.approx(0.7 * 1008e9 / read, rel=1e-3)
+    longer = bitsmith.plan("llama-3-8b", devices=["rtx-4090"], formats=["q8_0"], context=8192)
+    assert row(longer, "q8_0").verdicts[0].speed == pytest.approx(0.7 * 1008e9 / (read + 2**30), rel=1e-3)
+
+
+def test_layers_outside_are_read_at_the_systems_speed() -> None:
+    outlook = bitsmith.plan("llama-3-70b", devices=["rtx-4090"], formats=["q4_k_m"])
+    found = row(outlook, "q4_k_m").verdicts[0]
+    assert found.speed is not None
+    outside = found.outside_bytes / verdicts.SYSTEM_BANDWIDTH
+    assert found.speed < 1 / outside
+
+
+def test_cpus_and_macs_have_nothing_outside() -> None:
+    for devices, memory in ((["m1-8"], None), (["cpu-ddr5"], "8GB")):
+        outlook = bitsmith.plan("llama-3-70b", devices=devices, memory=memory, formats=["q4_k_m"])
+        found = row(outlook, "q4_k_m").verdicts[0]
+        assert (found.kind, found.needed, found.speed) == ("too large", 0, None)
+
+
+def test_formats_that_nothing_runs_there() -> None:
+    outlook = bitsmith.plan("llama-3-8b", devices=["m3-max-64"], formats=["gptq/int4", "q4_k_m"])
+    assert row(outlook, "gptq/int4").verdicts[0].kind == "no runtime"
+    usual = bitsmith.plan("llama-3-8b", devices=["m3-max-64"])
+    assert all("/" not in each.weights.target for each in usual.rows)
+
+
+def test_advice_takes_what_loses_least_of_what_fits() -> None:
+    said = advise(bitsmith.plan("llama-3-8b", devices=["rtx-3060"]))
+    assert said[0].startswith("rtx-3060: q8_0, which loses 0.0001 nats")
+    small = " ".join(advise(bitsmith.plan("llama-2-13b", devices=["rtx-3080"], context=2048)))
+    assert "8 bits" in small
+    assert "does not multiply" not in small  # Ampere has INT4
+    hopper = " ".join(advise(bitsmith.plan("llama-3-70b", devices=["h100"], formats=["q4_k_m"])))
+    assert "does not multiply INT4" in hopper
+    volta = " ".join(advise(bitsmith.plan("llama-3-8b", devices=["v100-32"])))
+    assert "no native BF16: take F16" in volta
+
+
+def test_a_larger_model_beside_a_smaller_one() -> None:
+    said = " ".join(advise(bitsmith.plan("70B", devices=["a100-80"])))
+    assert "70B at INT4 takes 35 GB, a 13B at 16 bits 26 GB" in said
+    assert "published: perplexity" in said
+
+
+def test_runtimes_by_hand() -> None:
+    own = bitsmith.plan("llama-3-8b", devices=["cpu-ddr5"], memory="64GB", formats=["q4_k_m"])
+    assert row(own, "q4_k_m").verdicts[0].runtime.name == "bitsmith"
+    other = bitsmith.plan("llama-3-8b", devices=["cpu-ddr5"], memory="64GB", formats=["q4_k_m"], runtime="llama.cpp")
+    assert row(other, "q4_k_m").verdicts[0].runtime.name == "llama.cpp"
+    warned = bitsmith.plan("llama-3-8b", devices=["rtx-4090"], formats=["q4_k_m"], kv="fp8")
+    assert "llama.cpp" in warned.warnings[0]
+
+
+def test_windows_by_runtime() -> None:
+    """llama.cpp keeps all tokens of a Mistral, and the window of a Gemma."""
+    mistral = bitsmith.plan("mistral-7b-v0.1", devices=["rtx-4090"], context=32768, formats=["q4_k_m", "gptq/int4"])
+    whole, window = row(mistral, "q4_k_m").verdicts[0], row(mistral, "gptq/int4").verdicts[0]
+    assert whole.memory.cache == 8 * window.memory.cache
+    gemma = bitsmith.plan("gemma-2-9b", devices=["rtx-4090"], context=8192, formats=["q4_k_m"])
+    full = 21 * (4096 + 8192) * 2 * 8 * 256 * 2
+    assert row(gemma, "q4_k_m").verdicts[0].memory.cache == full
+
+
+WRONG = {
+    "unknown device": ({"devices": ["rtx-4900"]}, "rtx-4090"),
+    "size": ({"memory": "24 bananas"}, "24GB|no size"),
+    "context of zero": ({"context": 0}, "--context 0"),
+    "context beyond": ({"context": 9000}, "8,192"),
+    "batch": ({"batch": 0}, "--batch 0"),
+    "kv": ({"kv": "q7"}, "--kv q7"),
+    "format": ({"formats": ["q4_z"]}, "q4_"),
+    "runtime": ({"runtime": "exl2"}, "--runtime exl2"),
+    "training": ({"training": ["rlhf"]}, "--training rlhf"),
+    "cpu without memory": ({"devices": ["cpu-ddr4"]}, "--memory"),
+    "too many": ({"devices": ["99x rtx-4090"]}, "1 to 64"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_calls(case: str) -> None:
+    options, match = WRONG[case]
+    with pytest.raises(UsageError, match=match):
+        bitsmith.plan("llama-3-8b", **options)  # type: ignore[arg-type]
+
+
+def test_gigabytes_and_gibibytes() -> None:
+    decimal, binary = (bitsmith.plan("7B", memory=text, formats=["int4"]) for text in ("24GB", "24GiB"))
+    assert decimal.places[0].device.memory == 24 * 10**9
+    assert binary.places[0].device.memory == 24 * 2**30
+
+
+def test_this_machine() -> None:
+    outlook = bitsmith.plan("reference")
+    device = outlook.places[-1].device
+    assert device.kind == "cpu"
+    assert device.memory > 10**8
+    assert 10**8 < device.bandwidth < 10**13
+    assert replace(outlook.load, context=1024) == outlook.load
