@@ -75,9 +75,10 @@ def _load(
     cache_type: str = "f16",
     report: Report = silent,
 ) -> LanguageModel:
-    from bitsmith.model.load import choose_kernel, load_language_model
+    from bitsmith.model.load import check_cache, choose_kernel, load_language_model
 
     chosen = choose_kernel(checkpoint, kernel, default=default)
+    check_cache(cache_type, chosen)
     return load_language_model(checkpoint, kernel=chosen, threads=threads, cache_type=cache_type, report=report)
 
 

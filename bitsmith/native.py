@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def core() -> ModuleType | None:
     """The extension module; None where it was not built, cannot be loaded, or BITSMITH_NATIVE=0 turns it off.
 
-    Raises UsageError where BITSMITH_NATIVE names a build that cannot be loaded.
+    Raises UsageError where BITSMITH_NATIVE names a build that cannot be loaded, or BITSMITH_ISA an instruction set that
+    this processor has not.
     """
     return _loaded()[0]
 
@@ -38,13 +39,22 @@ def _loaded() -> tuple[ModuleType | None, str | None]:
     if wanted == "0":
         return None, "the C++ core is turned off (BITSMITH_NATIVE=0)"
     if wanted not in ("", "1"):
-        return _load(wanted), None
+        return _checked(_load(wanted)), None
     try:
-        return import_module("bitsmith._core"), None
+        return _checked(import_module("bitsmith._core")), None
     except ModuleNotFoundError:
         return None, "this installation has no C++ core"
     except ImportError as error:
         return None, f"the C++ core cannot be loaded ({error})"
+
+
+def _checked(module: ModuleType) -> ModuleType:
+    """The core. Raises UsageError where BITSMITH_ISA names an instruction set that is not there."""
+    try:
+        module.isa()
+    except ValueError as error:
+        raise UsageError(f"BITSMITH_ISA={os.environ.get('BITSMITH_ISA')}: {error}") from None
+    return module
 
 
 def _load(path: str) -> ModuleType:

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <system_error>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -77,8 +78,18 @@ bool Pool::claim(uint32_t loop, int &piece) {
   return false;
 }
 
-void Pool::share(int pieces, Call call, const void *context) {
-  call_ = call;
+void Pool::call(Call body, const void *context, int piece) {
+  try {
+    body(context, piece);
+  } catch (...) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!failure_) failure_ = std::current_exception();
+  }
+  done_.fetch_add(1, std::memory_order_acq_rel);
+}
+
+void Pool::share(int pieces, Call body, const void *context) {
+  call_ = body;
   context_ = context;
   done_.store(0, std::memory_order_relaxed);
   const uint32_t loop = loop_of(ticket_.load(std::memory_order_relaxed)) + 1;
@@ -91,12 +102,10 @@ void Pool::share(int pieces, Call call, const void *context) {
     wake_->notify_all();
   }
   int piece;
-  while (claim(loop, piece)) {
-    call(context, piece);
-    done_.fetch_add(1, std::memory_order_acq_rel);
-  }
+  while (claim(loop, piece)) call(body, context, piece);
   const auto finished = [&] { return done_.load(std::memory_order_acquire) == pieces; };
   while (!spin(finished)) std::this_thread::yield();
+  if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
 void Pool::work() {
@@ -112,10 +121,7 @@ void Pool::work() {
     if (stopping_.load()) return;
     seen = loop_of(ticket_.load(std::memory_order_acquire));
     int piece;
-    while (claim(seen, piece)) {
-      call_(context_, piece);
-      done_.fetch_add(1, std::memory_order_acq_rel);
-    }
+    while (claim(seen, piece)) call(call_, context_, piece);
   }
 }
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -12,7 +13,8 @@ namespace bitsmith {
 
 // The caller works too. Idle workers spin for some microseconds, as loops of a forward pass follow each other closely,
 // then sleep; pieces are claimed one at a time, so that a worker whose core is busy elsewhere holds up one piece only.
-// Where the system gives fewer threads than were asked for, those do. A forked child has none and works alone.
+// Where the system gives fewer threads than were asked for, those do. A forked child has none and works alone; one that
+// is forked while a loop runs must not use the pool.
 // One loop at a time: `run` is not to be called from two threads, nor from within a piece.
 class Pool {
  public:
@@ -23,7 +25,8 @@ class Pool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Call body(piece) for 0 <= piece < pieces, each once, in any order. Pieces must not throw.
+  // Call body(piece) for 0 <= piece < pieces, each once, in any order. Where pieces throw, the others are called all
+  // the same, and the first exception is thrown again.
   template <class Body>
   void run(int pieces, const Body &body) {
     if (pieces <= 0) return;
@@ -44,9 +47,10 @@ class Pool {
  private:
   using Call = void (*)(const void *context, int piece);
 
-  void share(int pieces, Call call, const void *context);
+  void share(int pieces, Call body, const void *context);
   void work();
   bool claim(uint32_t loop, int &piece);
+  void call(Call body, const void *context, int piece);
 
   std::vector<std::thread> workers_;
   alignas(64) std::atomic<uint64_t> ticket_{0};  // loop number << 32 | pieces << 16 | next piece
@@ -56,6 +60,7 @@ class Pool {
   Call call_ = nullptr;
   const void *context_ = nullptr;
   std::mutex mutex_;
+  std::exception_ptr failure_;                                   // the first of a loop
   std::condition_variable *wake_ = new std::condition_variable;  // a forked child leaves it: its sleepers are not there
   int process_;
 };

@@ -43,6 +43,7 @@ def chat(
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
     loaded = api.load(model, threads=threads, kernel=kernel, cache_type=cache, revision=revision)
     conversation = Conversation(loaded, system=system, max_tokens=tokens, sampling=sampling)
+    loaded.chat_ids([{"role": "user", "content": ""}])  # where there is no template, that is said before anything else
     console = stderr()
     interactive = sys.stdin.isatty()
     if interactive:
@@ -72,6 +73,7 @@ def _read_line(interactive: bool) -> str | None:
 
 def _answer(conversation: Conversation, line: str) -> None:
     from bitsmith.cli.drawing import stderr
+    from bitsmith.errors import UsageError
 
     stream = conversation.say(line)
     try:
@@ -80,6 +82,8 @@ def _answer(conversation: Conversation, line: str) -> None:
             sys.stdout.flush()
     except KeyboardInterrupt:
         stderr().print("\n(stopped)", style="dim")
+    except UsageError as error:  # too long a message; the conversation goes on
+        stderr().print(f"Error: {error}", markup=False)
     finally:
         stream.close()
         sys.stdout.write("\n")

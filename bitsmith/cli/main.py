@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -14,6 +15,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from bitsmith.errors import BitsmithError, FileError
+
+_OUT_OF_MEMORY = "out of memory; close other programs, use fewer --threads, or a machine with more memory."
 
 COMMANDS = {  # name -> its module in this package, and the function there
     "plan": "plan.plan",
@@ -70,6 +73,9 @@ def main() -> None:
     # Threads that spin while they wait slow down each other and every other program, several times on a busy machine.
     # libgomp reads this once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by who started us
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]  # accepted anywhere, not only before the command
     signal.signal(signal.SIGTERM, _terminated)
@@ -88,15 +94,24 @@ def main() -> None:
     except OSError as error:  # a file that nobody above could say more of: unreadable, too long a name, a dying disk
         if debug:
             raise
-        _fail(FileError(f"{error.filename or 'a file'}: {error.strerror or error}; check its name and permissions."), 1)
+        _fail(_explained(error), 1)
     except MemoryError as error:
         if debug:
             raise
         _fail(error, 1)
 
 
+def _explained(error: OSError) -> Exception:
+    if error.errno == errno.ENOMEM:
+        return MemoryError()
+    what = f"{error.filename or 'the output'}: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return FileError(f"{what}; make room and start again.")
+    return FileError(f"{what}; check its name and permissions.")
+
+
 def _fail(error: BaseException, code: int) -> None:
-    text = str(error) or "out of memory; close other programs, use fewer --threads, or a machine with more memory."
+    text = _OUT_OF_MEMORY if isinstance(error, MemoryError) else str(error)
     sys.stderr.write(textwrap.fill(f"Error: {text}", 110, break_long_words=False, break_on_hyphens=False) + "\n")
     _leave(code)
 

@@ -1,13 +1,17 @@
-"""Integers by groups and NF4 as the C++ core multiplies them: rows of its grid blocks (csrc/run/panels.h)."""
+"""Codes of safetensors folders as the C++ core multiplies them: rows of its blocks (csrc/run/panels.h)."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from bitsmith.containers.gguf.blocks import CODECS
+from bitsmith.containers.gguf.types import TYPES
 from bitsmith.formats.affine import Affine
 from bitsmith.formats.base import Format
 from bitsmith.formats.codebook import Codebook, DoublyQuantized
+from bitsmith.formats.ggml import GGML_FORMATS
 from bitsmith.formats.tensorwide import TensorWide
+from bitsmith.model.native import PACKED
 from bitsmith.tensor import QuantTensor
 
 _WIDTHS = (128, 64, 32)  # columns of a block
@@ -19,6 +23,8 @@ def grid_layout(format: Format, cols: int) -> str | None:
 
     A block is as wide as divides the weights that share a scale, and stores their scale again.
     """
+    if format.name in GGML_FORMATS:
+        return format.name if format.name in PACKED and cols % format.multiple == 0 else None
     while isinstance(format, TensorWide | DoublyQuantized):
         format = format.row if isinstance(format, TensorWide) else format.plain
     if isinstance(format, Affine):
@@ -33,6 +39,8 @@ def grid_layout(format: Format, cols: int) -> str | None:
 
 def block_bytes(layout: str, cols: int) -> int:
     """Bytes of a row in such a layout: codes, and for each block a scale and, of integers, an offset."""
+    if layout in TYPES:
+        return TYPES[layout].row_bytes(cols)
     kind, _, width = layout.partition("_")
     codes = cols if kind == "int8" else cols // 2
     return codes + cols // int(width) * (4 if kind == "nf4" else 8)
@@ -41,9 +49,13 @@ def block_bytes(layout: str, cols: int) -> int:
 def grid_rows(tensor: QuantTensor, layout: str) -> np.ndarray:
     """Rows of blocks: uint8 [rows, bytes per row]. The tensor's format must have this layout, see `grid_layout`.
 
+    ggml's formats become ggml's blocks.
+
     A block: float32 scale; for integers float32 offset; codes, a byte each or two nibbles, of column j and j + 16 of
     a run. Integers of fewer than 4 bits are stored as those of 4, all with half of the range added.
     """
+    if layout in GGML_FORMATS:
+        return CODECS[layout].encode(tensor)["data"]
     kind, _, width = layout.partition("_")
     grid = tensor.format.grid(tensor.params)
     codes = np.asarray(tensor.codes)

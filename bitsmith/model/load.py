@@ -87,6 +87,16 @@ def choose_kernel(checkpoint: Checkpoint, wanted: str | None, *, default: str) -
     return TORCH
 
 
+def check_cache(cache_type: str, kernel: str) -> None:
+    """Raise UsageError for a type of caches that is not known, and for one that this kernel does not heed."""
+    from bitsmith.model.native import CACHES
+
+    if cache_type not in CACHES:
+        raise UsageError(f"--cache {cache_type}: unknown; expected {', '.join(CACHES)}.")
+    if kernel != NATIVE and cache_type not in ("f16", "f32"):
+        raise UsageError(f"--cache {cache_type}: --kernel {kernel} keeps float32; only the native kernel has a choice.")
+
+
 def _packs(source: Source, info: TensorInfo) -> bool:
     from bitsmith.model.grids import grid_layout
 

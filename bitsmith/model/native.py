@@ -23,7 +23,7 @@ from bitsmith.progress import Progress, Report, silent
 
 PACKED = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs")
 FLOATS = ("f32", "f16", "bf16")
-CACHES = ("f16", "q8_0", "f32")
+CACHES = ("f16", "q8_0", "f32")  # types of keys and values, the usual one first
 _SLAB_WEIGHTS = 4 << 20  # weights decoded at a time: 16 MB of float32
 
 
@@ -138,8 +138,6 @@ def load_native(
     isa: instruction set; None: the best, or the one BITSMITH_ISA names
     Raises FileError where a file ends too early.
     """
-    if cache_type not in CACHES:
-        raise UsageError(f"a cache of {cache_type} is not known; expected {', '.join(CACHES)}.")
     native = _core()
     loader = _Loader(read, native.Pool(threads))
     model = native.Model(

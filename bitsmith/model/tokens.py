@@ -6,6 +6,8 @@ import numpy as np
 
 from bitsmith.errors import UsageError
 
+_MOST = 2**31 - 1  # positions; padding of more is no different
+
 
 def checked_tokens(tokens: np.ndarray, vocab: int) -> np.ndarray:
     """`tokens` as int64 [batch, n]. Raises UsageError where they are none, or not below `vocab`."""
@@ -25,4 +27,4 @@ def checked_padding(padding: np.ndarray | None, batch: int) -> np.ndarray:
     counts = np.zeros(batch, np.int64) if padding is None else np.ascontiguousarray(padding, np.int64)
     if counts.shape != (batch,) or (counts < 0).any():
         raise UsageError(f"padding must be {batch} counts, one a sequence, found {counts.tolist()}.")
-    return counts
+    return np.minimum(counts, _MOST)

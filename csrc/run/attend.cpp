@@ -5,6 +5,7 @@
 
 #include "exponential.h"
 #include "products.h"
+#include "scaled.h"
 
 namespace bitsmith::BITSMITH_ISA {
 namespace {
@@ -132,14 +133,11 @@ void keep(const float *x, int width, CacheType type, uint8_t *row) {
     for (int i = 0; i < width; i += L) store_half(row + 2 * i, load<F>(x + i));
   if (type != CacheType::q8_0) return;
   for (int block = 0; block < width / 32; ++block, row += 34) {
-    F most{};
-    for (int i = 0; i < 32; i += L) most = max(most, magnitude(load<F>(x + 32 * block + i)));
-    const float absmax = largest(most), inverse = absmax > 0 ? 127.0f / absmax : 0.0f;
+    const Scaled in = scaled(x + 32 * block);
     uint16_t halves[L];
-    store_half(halves, broadcast(absmax / 127.0f));
+    store_half(halves, broadcast(in.step));
     std::memcpy(row, halves, 2);
-    for (int i = 0; i < 32; i += L)
-      store(row + 2 + i, __builtin_convertvector(nearest(load<F>(x + 32 * block + i) * inverse), S8));
+    for (int i = 0; i < 32 / L; ++i) store_codes(reinterpret_cast<int8_t *>(row) + 2 + L * i, nearest(in.values[i]));
   }
 }
 

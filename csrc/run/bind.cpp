@@ -59,6 +59,7 @@ Made hidden(Model &model, const Tokens &tokens, int start, const Counts &padding
 }
 
 Made logits(Model &model, const Floats &hidden) {
+  if (!model.complete()) throw std::invalid_argument("the model has no output matrix.");
   const size_t width = model.shape().hidden, vocab = model.output().rows();
   if (hidden.ndim() < 1 || hidden.shape(hidden.ndim() - 1) != width)
     throw std::invalid_argument("hidden states have the wrong width.");

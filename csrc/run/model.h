@@ -90,6 +90,7 @@ class Model {
 
   const Shape &shape() const { return shape_; }
   const Matrix &embedding() const { return *embedding_; }
+  bool complete() const { return output_ != nullptr; }
   const Matrix &output() const { return *output_; }
   const std::vector<Block> &blocks() const { return blocks_; }
 

@@ -3,32 +3,11 @@
 
 #include "exponential.h"
 #include "products.h"
+#include "scaled.h"
 
 namespace bitsmith::BITSMITH_ISA {
 
 namespace {
-
-// 32 inputs in steps of which the largest takes 127.
-struct Scaled {
-  F values[32 / L];
-  float step;
-};
-
-// The step of NaN and infinities is NaN, so that they do not vanish in the rounding; their codes are bounded.
-BITSMITH_INLINE Scaled scaled(const float *x) {
-  Scaled out;
-  F most{}, total{};
-  for (int i = 0; i < 32 / L; ++i) {
-    out.values[i] = load<F>(x + L * i);
-    most = max(most, magnitude(out.values[i]));
-    total += out.values[i];
-  }
-  const float absmax = largest(most), check = sum(total);
-  const float inverse = absmax > 0 ? 127.0f / absmax : 0.0f;
-  out.step = absmax / 127.0f + (check - check);
-  for (F &v : out.values) v = min(max(v * inverse, broadcast(-127.0f)), broadcast(127.0f));
-  return out;
-}
 
 // What products need besides the codes. sums: of the codes of the first and the second 16
 template <class Block>
@@ -42,8 +21,6 @@ BITSMITH_INLINE void set_sums(Block &to, float scale, const I (&sums)[2]) {
   to.negated = to.negated_16[0] + to.negated_16[1];
   to.sum = to.halves[0] + to.halves[1];
 }
-
-BITSMITH_INLINE void store_codes(int8_t *to, I codes) { store(to, __builtin_convertvector(codes, S8)); }
 
 }  // namespace
 

@@ -100,7 +100,7 @@ BITSMITH_INLINE float largest(F v) {
 #endif
 }
 
-// float16 in the low halves of the lanes; infinities and NaN are not expected
+// float16 in the low halves of the lanes
 BITSMITH_INLINE F from_half(U bits) {
 #if defined(__AVX512F__)
   return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(bits)));
@@ -109,8 +109,9 @@ BITSMITH_INLINE F from_half(U bits) {
   return _mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
 #else
   const U rest = (bits & 0x7fffu) << 13;
-  const F value = reinterpret_cast<F>(rest) * 0x1p112f;  // exact, denormals included
-  return reinterpret_cast<F>(reinterpret_cast<U>(value) | (bits & 0x8000u) << 16);
+  const F value = reinterpret_cast<F>(rest) * 0x1p112f;                      // exact, denormals included
+  const U endless = reinterpret_cast<U>(rest >= 0x0f800000u) & 0x7f800000u;  // infinities and NaN
+  return reinterpret_cast<F>(reinterpret_cast<U>(value) | endless | (bits & 0x8000u) << 16);
 #endif
 }
 

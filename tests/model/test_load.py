@@ -44,7 +44,7 @@ def test_the_core_is_taken_where_it_can_run_the_model(tiny: Path, tmp_path: Path
 
 @needs_core
 def test_other_layouts_run_decoded_where_they_fit(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = bitsmith.quantize(tiny, to="gptq/int4", out=tmp_path / "int4").out
+    made = bitsmith.quantize(tiny, to="native/fp8", out=tmp_path / "fp8").out
     checkpoint = open_checkpoint(made)
     assert choose_kernel(checkpoint, None, default="native") == "native"
     tokens = np.arange(40)[None] + 100
@@ -89,3 +89,14 @@ def test_running_and_measuring_import_no_torch(tmp_path: Path) -> None:
     modules, kld = done.stdout.rsplit(" ", 1)
     assert json.loads(modules) == []
     assert 0 < float(kld) < 0.1
+
+
+@needs_core
+def test_caches_that_are_not_there(tiny: Path) -> None:
+    for options, match in (
+        ({"cache_type": "q9"}, "--cache q9: unknown; expected f16, q8_0, f32"),
+        ({"cache_type": "q8_0", "kernel": "exact"}, "--kernel exact keeps float32"),
+        ({"cache_type": "q8_0", "kernel": "torch"}, "--kernel torch keeps float32"),
+    ):
+        with pytest.raises(UsageError, match=match):
+            bitsmith.load(tiny, **options)

@@ -115,3 +115,13 @@ def test_files_run_packed(target: str, tmp_path: Path) -> None:
     theirs = reference.logits(tokens)
     assert np.sqrt(np.mean(np.square(native.logits(tokens) - theirs))) < 0.03 * spread(theirs)
     assert native.token_bytes < 1.2 * made.size
+
+
+@pytest.mark.parametrize("name", ["q4_k", "q6_k", "q8_0", "q2_k"])
+def test_ggml_formats_in_other_folders_stay_packed(name: str, tmp_path: Path) -> None:
+    made = bitsmith.quantize("reference", to=f"native/{name}", out=tmp_path / "made")
+    native, reference = (bitsmith.load(made.out, kernel=kernel) for kernel in ("native", "torch"))
+    tokens = np.arange(1, 60)[None]
+    theirs = reference.logits(tokens)
+    assert np.sqrt(np.mean(np.square(native.logits(tokens) - theirs))) < 0.03 * spread(theirs)
+    assert native.token_bytes < made.size

@@ -217,8 +217,8 @@ def test_wrong_calls_are_refused(folder: Path) -> None:
         ours.prefill(TOKENS[:, :1], _filled(ours))
     with pytest.raises(UsageError, match="cannot be cut"):
         ours.new_cache(4).truncate(1)
-    with pytest.raises(UsageError, match="a cache of int3 is not known"):
-        on_core(CONFIG, source, cache_type="int3")
+    with pytest.raises(ValueError, match="a cache of int3 is not known"):
+        on_core(CONFIG, source, cache_type="int3").new_cache(4)
 
 
 def _filled(decoder: NativeDecoder) -> Any:
@@ -264,3 +264,49 @@ if child == 0:
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 7
+
+
+HALVES = np.arange(1 << 16, dtype=np.uint16)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_half_is_read_as_it_is(isa: str) -> None:
+    """All 65,536 float16, infinities and NaN included, through an embedding of one column a row."""
+    native: Any = core()
+    model = native.Model(32, 1, 1, 32, 1e-5, False, True, isa, native.Pool(1))
+    table = np.zeros((1 << 16, 32), np.uint16)
+    table[:, 7] = HALVES
+    embedding = native.view_matrix("f16", 1 << 16, 32, table.view(np.uint8).reshape(-1))
+    model.set_ends(embedding, np.ones(32, np.float32), embedding)
+    cache = native.Cache(
+        0, 1, 1, 32, 1 << 16, "f32", np.ones((1 << 16, 16), np.float32), np.zeros((1 << 16, 16), np.float32)
+    )
+    states = model.hidden(np.arange(1 << 16)[None], 0, np.zeros(1, np.int64), cache)
+    np.testing.assert_array_equal(states[0, :, 7], HALVES.view(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("cache_type", CACHES)
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -3e38])
+def test_caches_do_not_hide_damage(wrong: float, cache_type: str, isa: str, folder: Path) -> None:
+    source = source_of(CONFIG, "q8_0", folder)
+
+    def read(name: str) -> Weight:
+        weight = Weight.of(source, name)
+        if name != "blk.0.attn_v.bias":
+            return weight
+        values = np.zeros((1, 64), np.float32)
+        values[0, 5] = wrong
+        return replace(weight, rows=lambda start, stop: values)
+
+    source = source_of(VARIANTS["biased"], "q8_0", folder)
+    decoder = load_native(VARIANTS["biased"], read, threads=1, exact=False, cache_type=cache_type, isa=isa)
+    with np.errstate(all="ignore"):
+        logits = decoder.forward(TOKENS[:1, :3])
+    assert not np.isfinite(logits).all() or (wrong == -3e38 and cache_type == "f32")
+
+
+def test_padding_beyond_all_positions(folder: Path) -> None:
+    ours = on_core(CONFIG, source_of(CONFIG, "q8_0", folder))
+    one, other = (ours.forward(TOKENS[:1, :5], padding=np.array([count])) for count in (1 << 20, (1 << 32) - 100000))
+    np.testing.assert_array_equal(one, other)
