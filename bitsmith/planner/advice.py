@@ -48,8 +48,9 @@ def _for_place(outlook: Outlook, at: int, place: Place) -> Iterator[str]:
     yield from _number_types(best, place.device)
     if best.bits_per_weight < _SENSITIVE - 0.5:
         yield (
-            "Code, mathematics and long reasoning suffer more from few bits than averages show: for them start from 8 "
-            "bits (q8_0, w8a8) and measure (bitsmith eval --against)."
+            "Code, mathematics and long reasoning suffer more from few bits than averages show"
+            f"{_published_task(outlook)}: for them start from 8 bits (q8_0, w8a8) and measure (bitsmith eval "
+            "--against)."
         )
     yield from _published(outlook, best)
 
@@ -149,6 +150,16 @@ def _published(outlook: Outlook, row: Row) -> Iterator[str]:
         f"Published: {near.model} in {near.format} has perplexity {near.value:.4g} against {near.baseline:.4g} at 16 "
         f"bits on {near.text} ({near.source})."
     )
+
+
+def _published_task(outlook: Outlook) -> str:
+    """What 4 bits cost the model nearest in size at mathematics."""
+    found = [r for r in published.quality("int4-g128") if r.metric == "gsm8k" and r.method == "nearest"]
+    if not found:
+        return ""
+    near = min(found, key=lambda record: abs(math.log(record.parameters / outlook.subject.parameters)))
+    source = "".join(near.source.rpartition("https://")[1:])
+    return f" (published: {near.model} at int4 {near.value:g} % of GSM8K, {near.baseline:g} at 16 bits, {source})"
 
 
 def _larger_or_smaller(outlook: Outlook) -> Iterator[str]:
