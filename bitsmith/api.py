@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from bitsmith.evaluation.speed import Speed
     from bitsmith.inspection import Inspection
     from bitsmith.model.language_model import LanguageModel
-    from bitsmith.planner.plan import plan
+    from bitsmith.planner.outlook import plan
     from bitsmith.quantization import quantize, quantize_each
 
 _ELSEWHERE = {  # imported when first used: who runs a model does not wait for what quantizes one
     "Choices": ("bitsmith.choices", "Choices"),
     "imatrix": ("bitsmith.calibration.run", "make_imatrix"),
-    "plan": ("bitsmith.planner.plan", "plan"),
+    "plan": ("bitsmith.planner.outlook", "plan"),
     "quantize": ("bitsmith.quantization", "quantize"),
     "quantize_each": ("bitsmith.quantization", "quantize_each"),
 }

@@ -92,7 +92,9 @@ def explained(repo: str, file: str | None, revision: str | None) -> Iterator[Non
     except HFValidationError as error:
         raise FileError(f"{repo} cannot be fetched from the hub: {error}") from error
     except _unreachable() as error:
-        raise UnreachableError(f"{repo} cannot be fetched from the hub: {error}") from error
+        raise UnreachableError(
+            f"{repo} cannot be fetched from the hub ({error}); check the network, or give a local folder or file."
+        ) from error
 
 
 def _unreachable() -> tuple[type[Exception], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ class TensorInfo:
     @property
     def rows(self) -> int:
         """Rows of the matrix view: all leading dimensions; 1 for a vector or a scalar."""
-        return int(np.prod(self.shape[:-1], dtype=np.int64)) if len(self.shape) > 1 else 1
+        return math.prod(self.shape[:-1]) if len(self.shape) > 1 else 1
 
     @property
     def cols(self) -> int:

@@ -26,7 +26,12 @@ def stdout() -> Console:
 
 def cells(row: Iterable[str]) -> list[Text]:
     """A table's row as it stands: names from a file are neither markup nor orders to the terminal."""
-    return [Text("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)) for text in row]
+    return [Text(clean(text)) for text in row]
+
+
+def clean(text: str) -> str:
+    """A text that gives the terminal no orders."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @contextmanager

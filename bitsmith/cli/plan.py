@@ -13,7 +13,8 @@ from bitsmith.cli.options import AsJson, Revision
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bitsmith.planner.plan import Outlook, Place
+    from bitsmith.planner.outlook import Outlook, Place
+    from bitsmith.planner.runtimes import Runtime
 
 _COLOURS = {
     "fits": "green",
@@ -46,7 +47,9 @@ def plan(
         typer.Option("--context", "-c", help="Tokens; default: 8192, or the model's.", show_default=False),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", "-b", help="Sequences at once.")] = 1,
-    kv: Annotated[str, typer.Option("--kv", help="Keys and values: f16, q8_0, q4_0, fp8, f32.")] = "f16",
+    kv: Annotated[
+        str, typer.Option("--kv", help="Keys and values: f16, bf16, f32, fp8, q8_0, q5_1, q5_0, q4_1, q4_0.")
+    ] = "f16",
     format: Annotated[
         list[str] | None,
         typer.Option("--format", "-f", help="As --to of quantize; repeatable; default: the usual ones."),
@@ -86,13 +89,13 @@ def plan(
         formats=format or (),
         runtime=runtime,
         training=methods,
-        rank=rank,
+        adapter_rank=rank,
         optimizer=optimizer,
         tokenizer=tokenizer,
         revision=revision,
     )
     if plot is not None:
-        from bitsmith.planner.plot import plot as draw
+        from bitsmith.planner.picture import draw
 
         draw(outlook, plot)
     if as_json:
@@ -102,7 +105,7 @@ def plan(
 
 
 def _print(outlook: Outlook) -> None:
-    from bitsmith.cli.drawing import stderr, stdout
+    from bitsmith.cli.drawing import clean, stderr, stdout
     from bitsmith.planner.advice import advise
 
     console = stdout()
@@ -112,20 +115,19 @@ def _print(outlook: Outlook) -> None:
     if outlook.training:
         _print_training(outlook, console)
     for sentence in advise(outlook):
-        console.print(f"- {sentence}", markup=False)
+        console.print(f"- {clean(sentence)}", markup=False, soft_wrap=not console.is_terminal)
     for warning in outlook.warnings:
-        stderr().print(f"Warning: {warning}", style="yellow", markup=False)
+        stderr().print(f"Warning: {clean(warning)}", style="yellow", markup=False)
 
 
 def _print_model(outlook: Outlook, console: Console) -> None:
-    from bitsmith.cli.drawing import human_bytes
+    from bitsmith.cli.drawing import clean, human_bytes
     from bitsmith.planner.cache_memory import cache_bytes
 
     subject, network, load = outlook.subject, outlook.subject.network, outlook.load
     active = "" if not network.experts else f" ({subject.active / 1e9:.3g} B a token)"
-    name = f"{subject.count / 1e9:g}B" if subject.count else network.name
-    console.print(f"{name}: {_count(subject.parameters)} weights{active}", style="bold", markup=False)
-    console.print(f"from {subject.said}", markup=False)
+    console.print(f"{clean(subject.name)}: {_count(subject.parameters)} weights{active}", style="bold", markup=False)
+    console.print(f"from {clean(subject.said)}", markup=False)
     cache = human_bytes(cache_bytes(network, load.context, batch=load.batch, type=load.kv))
     batch = "" if load.batch == 1 else f" by {load.batch} sequences"
     console.print(
@@ -138,6 +140,10 @@ def _count(weights: int) -> str:
     return f"{weights / 1e9:.4g} B" if weights >= 1e9 else f"{weights / 1e6:.4g} M"
 
 
+def _rate(speed: float) -> str:
+    return f"{speed:,.0f}" if speed >= 20 else f"{speed:.2g}" if speed >= 0.1 else "< 0.1"
+
+
 def _print_place(outlook: Outlook, at: int, place: Place, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -145,7 +151,8 @@ def _print_place(outlook: Outlook, at: int, place: Place, console: Console) -> N
     from bitsmith.cli.drawing import human_bytes
 
     device = place.device
-    bandwidth = f", {device.bandwidth / 1e9:,.0f} GB/s" if device.bandwidth else ""
+    each = " each" if place.count > 1 else ""
+    bandwidth = f", {device.bandwidth / 1e9:,.0f} GB/s{each}" if device.bandwidth else ""
     console.print()
     room = human_bytes(place.count * device.usable)
     title = device.title if place.name in ("this", device.title) else f"{place.name}: {room}"
@@ -161,9 +168,9 @@ def _print_place(outlook: Outlook, at: int, place: Place, console: Console) -> N
             human_bytes(row.weights.file or row.weights.total),
             f"{row.bits_per_weight:.2f}",
             loss,
-            "" if verdict.kind == "no runtime" else human_bytes(verdict.memory.total),
+            "" if verdict.kind == "no runtime" else human_bytes(verdict.total),
             Text(verdict.text, style=_COLOURS[verdict.kind]),
-            "" if verdict.speed is None else f"{verdict.speed:,.3g}",
+            "" if verdict.speed is None else _rate(verdict.speed),
         )
     console.print(table)
     _print_legend(outlook, at, console)
@@ -180,20 +187,31 @@ def _print_legend(outlook: Outlook, at: int, console: Console) -> None:
     sizes = "; ".join(text for how, text in exact.items() if how in hows)
     verdicts = [row.verdicts[at] for row in outlook.rows if row.verdicts[at].kind != "no runtime"]
     runtimes = {verdict.runtime.name: verdict.runtime for verdict in verdicts}
-    console.print(f"weights: {sizes}. loss: mean KLD measured on our reference model.", style="dim", markup=False)
+    loss = "loss: mean KLD of our small reference model; larger ones lose several times as much"
+    console.print(f"weights: {sizes}. {loss}.", style="dim", markup=False)
     for runtime in runtimes.values():
         console.print(
-            f"{runtime.title}: in use: {runtime.error}; tokens/s: {100 * runtime.share:.0f} % of the bandwidth over "
-            "the bytes read for a token.",
+            f"{runtime.title}: in use: {runtime.error}{_reserve(runtime)}; tokens/s: of one sequence, at most: "
+            f"{100 * runtime.share:.0f} % of the bandwidth over the bytes read.",
             style="dim",
             markup=False,
+            soft_wrap=not console.is_terminal,
         )
+    if any(verdict.outside for verdict in verdicts):
+        console.print("out: layers that must lie in system memory.", style="dim")
+    for note in dict.fromkeys(f"{row.weights.target}: {note}" for row in outlook.rows for note in row.weights.notes):
+        console.print(note, style="dim", markup=False, soft_wrap=not console.is_terminal)
+
+
+def _reserve(runtime: Runtime) -> str:
+    return f"; it leaves {100 * runtime.reserved:.0f} % of the device alone" if runtime.reserved else ""
 
 
 def _print_training(outlook: Outlook, console: Console) -> None:
     from rich.table import Table
 
     from bitsmith.cli.drawing import human_bytes
+    from bitsmith.planner.report import places_for
 
     found = outlook.training
 
@@ -203,8 +221,7 @@ def _print_training(outlook: Outlook, console: Console) -> None:
     for each in found:
         sizes = (each.weights, each.gradients, each.optimizer, each.activations, each.total)
         name = each.method if each.checkpointing else f"{each.method}, all kept"
-        fits = ", ".join(place.name for place in outlook.places if each.total <= place.count * place.device.usable)
-        table.add_row(name, *(human_bytes(size) for size in sizes), fits or "no")
+        table.add_row(name, *(human_bytes(size) for size in sizes), ", ".join(places_for(outlook, each)) or "no")
     console.print()
     console.print(table)
     for sentence in dict.fromkeys(sentence for each in found for sentence in each.assumptions):

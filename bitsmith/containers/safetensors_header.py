@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,8 @@ def dtype_name(dtype: np.dtype) -> str:
 def read_header(path: Path) -> Header:
     """Read and check the header of `path`. Raises FileError naming the file and the entry that is wrong."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise FileError(f"{path} is no regular file; expected a safetensors file")
         with path.open("rb") as file:
             size = path.stat().st_size
             length = _header_length(path, size, file.read(8))

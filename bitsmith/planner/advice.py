@@ -8,13 +8,23 @@ from collections.abc import Iterator, Sequence
 
 from bitsmith.planner import published
 from bitsmith.planner.devices import Device
-from bitsmith.planner.plan import Outlook, Place, Row
+from bitsmith.planner.outlook import Outlook, Place, Row
 from bitsmith.planner.quality import SOURCE
 from bitsmith.planner.shapes import known_shapes
 from bitsmith.planner.verdict import Verdict
 from bitsmith.planner.weights import parse_target, stored
 
 _NEXT_TO_NOTHING = 0.001  # nats
+_PUBLISHED_AS = {  # our target -> the format's name in published tables, and how their method begins
+    "gptq/int4": ("int4-g128", "gptq"),
+    "awq/int4": ("int4-g128", "awq"),
+    "compressed/w4a16": ("int4-g128", "gptq"),
+    "native/int4": ("int4-g128", "nearest"),
+    "native/int3": ("int3-g128", "nearest"),
+    "gptq/int3": ("int3-g128", "gptq"),
+    "native/nf4": ("nf4", ""),
+    "compressed/fp8": ("fp8", ""),
+}
 _LADDER = (0.5, 1, 1.5, 3, 7, 13, 34, 70, 123, 175)  # sizes that models come in, billions of weights
 _SENSITIVE = 8.0  # bits a weight, from which on code, mathematics and long reasoning are safe to begin with
 _SIZE = re.compile(r"-(\d+(?:\.\d+)?)(b|m)\b")
@@ -31,7 +41,7 @@ def advise(outlook: Outlook) -> tuple[str, ...]:
 
 def best_row(rows: Sequence[Row], at: int) -> Row | None:
     """Of the formats that fit a place the one that loses least; of equals the smaller. None where none fits."""
-    fitting = [row for row in rows if row.verdicts[at].kind == "fits"]
+    fitting = [row for row in rows if row.verdicts[at].kind == "fits" and row.advisable]
     return min(fitting, key=lambda row: (row.rank, row.weights.total), default=None)
 
 
@@ -49,8 +59,8 @@ def _for_place(outlook: Outlook, at: int, place: Place) -> Iterator[str]:
     if best.bits_per_weight < _SENSITIVE - 0.5:
         yield (
             "Code, mathematics and long reasoning suffer more from few bits than averages show"
-            f"{_published_task(outlook)}: for them start from 8 bits (q8_0, w8a8) and measure (bitsmith eval "
-            "--against)."
+            f"{_published_task(outlook)}: for them start from 8 bits (q8_0, compressed/w8a8) and measure "
+            "(bitsmith eval --against)."
         )
     yield from _published(outlook, best)
 
@@ -85,43 +95,46 @@ def _nothing_fits(outlook: Outlook, at: int, place: Place) -> Iterator[str]:
     if not runnable:
         yield f"{place.name}: nothing runs these formats there; a GGUF mix (q4_k_m) would be run by llama.cpp."
         return
-    smallest = min(runnable, key=lambda row: row.weights.total)
+    good = [row for row in runnable if row.advisable] or runnable
+    smallest = min(good, key=lambda row: row.weights.total)
     verdict = smallest.verdicts[at]
-    bits = _bits_that_fit(outlook, verdict)
-    room = f"{verdict.room / 1e9:.1f} GB"
+    bits = 8 * _left(verdict) / outlook.subject.parameters
+    room, tokens = f"{verdict.room / 1e9:.1f} GB", f"{outlook.load.context:,} tokens"
     if bits > 0:
         yield (
-            f"{place.name}: nothing fits at {outlook.load.context:,} tokens; its {room} hold {bits:.1f} bits a weight "
-            f"beside cache and runtime, and {smallest.weights.target} has {smallest.bits_per_weight:.1f}."
+            f"{place.name}: nothing good fits at {tokens}; its {room} hold {bits:.1f} bits a weight beside cache and "
+            f"runtime, and {smallest.weights.target} has {smallest.bits_per_weight:.1f}."
         )
     else:
-        yield f"{place.name}: nothing fits; cache and runtime alone take more than its {room}."
-    ways = list(_ways(outlook, at))
+        yield f"{place.name}: nothing fits at {tokens}, whose cache alone leaves nothing of its {room}."
+    ways = list(_ways(outlook, at, good))
     if ways:
         yield f"What would fit: {'; '.join(ways)}."
 
 
-def _bits_that_fit(outlook: Outlook, verdict: Verdict) -> float:
-    left = verdict.room - verdict.memory.cache - verdict.count * verdict.memory.working
-    return 8 * left / outlook.subject.parameters
+def _left(verdict: Verdict) -> int:
+    """Bytes for weights, beside cache and runtime."""
+    return verdict.room - verdict.memory.cache - verdict.count * verdict.memory.working
 
 
-def _ways(outlook: Outlook, at: int) -> Iterator[str]:
-    ranked = sorted(outlook.rows, key=lambda row: row.rank)
-    verdicts = [(row, row.verdicts[at]) for row in ranked if row.verdicts[at].kind != "no runtime"]
-    shorter = next(((row, v) for row, v in verdicts if v.kind == "less context"), None)
+def _ways(outlook: Outlook, at: int, rows: Sequence[Row]) -> Iterator[str]:
+    ranked = sorted(rows, key=lambda row: row.rank)
+    shorter = next((row for row in ranked if row.verdicts[at].kind == "less context"), None)
     if shorter is not None:
-        yield f"{shorter[0].weights.target} with {shorter[1].context:,} tokens of context"
-    four = min((pair for pair in verdicts), key=lambda pair: abs(pair[0].bits_per_weight - 4.8))
-    if four[1].needed > four[1].count:
-        yield f"{four[1].needed} x {four[1].device.name} for {four[0].weights.target}"
-    if four[1].kind == "partly outside":
-        speed = "" if four[1].speed is None else f", about {four[1].speed:.1f} tokens/s"
-        layers = outlook.subject.network.layers
-        yield (
-            f"{four[0].weights.target} with {four[1].outside} of {layers} layers "
-            f"({four[1].outside_bytes / 1e9:.1f} GB) in system memory{speed}"
-        )
+        yield f"{shorter.weights.target} with {shorter.verdicts[at].context:,} tokens of context"
+        if outlook.load.kv in ("f16", "f32", "bf16"):
+            yield "more of them with a quantized cache (--kv q8_0; vLLM: fp8)"
+    four = min(rows, key=lambda row: abs(row.bits_per_weight - 4.8))
+    verdict, name = four.verdicts[at], four.weights.target
+    if verdict.needed > verdict.count:
+        yield f"{verdict.needed} x {verdict.device.name} for {name}"
+    if verdict.kind == "partly outside":
+        speed = "" if verdict.speed is None else f", {verdict.speed:.1f} tokens/s at most"
+        layers = f"{verdict.outside} of {outlook.subject.network.layers} layers"
+        yield f"{name} with {layers} ({verdict.outside_bytes / 1e9:.1f} GB) in system memory{speed}"
+    weights = 8 * _left(verdict) / four.bits_per_weight
+    if 2e8 < weights < outlook.subject.parameters:
+        yield f"a model of {weights / 1e9:.2g} B weights in {name}"
 
 
 def _number_types(row: Row, device: Device) -> Iterator[str]:
@@ -134,22 +147,27 @@ def _number_types(row: Row, device: Device) -> Iterator[str]:
         yield f"{device.title} does not multiply FP8: it saves memory here, not arithmetic."
     if "w8a8" in target and "int8" not in device.native:
         yield f"{device.title} does not multiply INT8: it saves memory here, not arithmetic."
-    if row.bits_per_weight < 7 and "int4" not in device.native:
-        yield f"{device.title} does not multiply INT4: 4 bits save memory and bandwidth here, not arithmetic."
-    elif row.bits_per_weight < 7:
-        yield "4-bit weights are widened to 16 bits before they are multiplied: memory and bandwidth, not arithmetic."
+    if "int4" in target or "w4a16" in target:
+        if "int4" not in device.native:
+            yield f"{device.title} does not multiply INT4: 4 bits save memory and bandwidth here, not arithmetic."
+        else:
+            yield "Its 4-bit weights are widened to 16 bits to be multiplied: they save memory, not arithmetic."
 
 
 def _published(outlook: Outlook, row: Row) -> Iterator[str]:
-    """The published figure of this format for the model nearest in size."""
-    found = [record for record in published.quality(row.weights.target) if record.metric == "perplexity"]
-    if not found:
-        return
-    near = min(found, key=lambda record: abs(math.log(record.parameters / outlook.subject.parameters)))
-    yield (
-        f"Published: {near.model} in {near.format} has perplexity {near.value:.4g} against {near.baseline:.4g} at 16 "
-        f"bits on {near.text} ({near.source})."
-    )
+    """Published figures of this format for the model nearest in size, each with how it was made."""
+    format, method = _PUBLISHED_AS.get(row.weights.target, (row.weights.target, ""))
+    for metric in ("kld", "perplexity"):
+        found = [r for r in published.quality(format) if r.metric == metric and r.method.startswith(method)]
+        if not found:
+            continue
+        near = min(found, key=lambda record: abs(math.log(record.parameters / outlook.subject.parameters)))
+        against = "" if metric == "kld" else f" against {near.baseline:.4g} at 16 bits"
+        what = "mean KLD" if metric == "kld" else metric
+        yield (
+            f"Published: {near.model} in {near.format} ({near.method}): {what} {near.value:.4g}{against}, {near.text} "
+            f"({near.source})."
+        )
 
 
 def _published_task(outlook: Outlook) -> str:
@@ -166,15 +184,15 @@ def _larger_or_smaller(outlook: Outlook) -> Iterator[str]:
     """This model at 4 bits beside a smaller one at 16, in about the same memory."""
     subject = outlook.subject
     if subject.count:
-        mine, size = f"{subject.count / 1e9:g}B at INT4", subject.count / 2
+        mine, size = f"{subject.name} at INT4", subject.count / 2
     else:
-        mine, size = f"{subject.network.name} at q4_k_m", float(stored(subject.network, parse_target("q4_k_m")).total)
+        mine, size = f"{subject.name} at q4_k_m", float(stored(subject.network, parse_target("q4_k_m")).total)
     smaller, weights = _smaller(subject.network.name if not subject.count else "", size)
-    if not weights:
+    if not weights or 2 * weights < size / 3:
         return
     yield (
-        f"{mine} takes {size / 1e9:.3g} GB, {smaller} at 16 bits {2 * weights / 1e9:.3g} GB: the larger model at 4 "
-        f"bits is usually the better one{_published_pair()}."
+        f"{mine} takes {size / 1e9:.3g} GB, {smaller} at 16 bits {2 * weights / 1e9:.3g} GB: where both fit, the "
+        f"larger at 4 bits is usually the better one{_published_pair()}."
     )
 
 

@@ -7,7 +7,17 @@ from bitsmith.planner.numbers import Numbers
 
 _PATTERN = 6  # Gemma 3: every sixth layer sees everything
 _SLIDING = ("sliding_attention", "chunked_attention")
-_RECURRENT = ("linear_attention", "mamba", "recurrent")
+_FULL = ("full_attention", "attention", "global_attention")
+_RECURRENT = ("linear_attention", "mamba", "mamba2", "recurrent", "conv", "gated_delta_net")
+_NOTHING = ("mlp", "moe")
+_LETTERS = {
+    "L": "sliding_attention",
+    "G": "full_attention",
+    "M": "mamba",
+    "*": "full_attention",
+    "-": "mlp",
+    "E": "moe",
+}
 
 
 def layer_caches(numbers: Numbers) -> tuple[LayerCache, ...]:
@@ -17,12 +27,12 @@ def layer_caches(numbers: Numbers) -> tuple[LayerCache, ...]:
         return (LayerCache(keys=numbers.latent),) * numbers.layers
     width = numbers.kv_heads * numbers.head_dim
     window = _window_size(numbers)
-    shared = fields.integer("num_kv_shared_layers", 0, minimum=0)
+    shared = fields.integer("num_kv_shared_layers", 0, minimum=0, maximum=numbers.layers - 1)
     found = []
     for layer, kind in enumerate(_kinds(numbers, window)):
         if kind in _RECURRENT:
             found.append(LayerCache(state=_state(numbers)))
-        elif layer >= numbers.layers - shared:
+        elif kind in _NOTHING or layer >= numbers.layers - shared:
             found.append(LayerCache())
         else:
             found.append(LayerCache(width, width, window if kind in _SLIDING else 0))
@@ -43,9 +53,15 @@ def _kinds(numbers: Numbers, window: int) -> list[str]:
     fields, layers = numbers.fields, numbers.layers
     types = fields.values.get("layer_types")
     if types is not None:
-        if not isinstance(types, list) or len(types) != layers or not all(isinstance(kind, str) for kind in types):
-            raise fields.fail("layer_types", f"{layers} names of kinds of layers", types)
+        known = (*_FULL, *_SLIDING, *_RECURRENT, *_NOTHING)
+        if not isinstance(types, list) or len(types) != layers or not all(kind in known for kind in types):
+            raise fields.fail("layer_types", f"{layers} of {', '.join(known)}", types)
         return types
+    letters = fields.values.get("hybrid_override_pattern")  # Nemotron-H
+    if letters is not None:
+        if not isinstance(letters, str) or len(letters) != layers or not set(letters) <= set(_LETTERS):
+            raise fields.fail("hybrid_override_pattern", f"{layers} letters of {''.join(_LETTERS)}", letters)
+        return [_LETTERS[letter] for letter in letters]
     full, sliding = "full_attention", "sliding_attention"
     if fields.has("full_attention_interval"):  # Qwen3-Next
         every = fields.integer("full_attention_interval")
@@ -56,8 +72,11 @@ def _kinds(numbers: Numbers, window: int) -> list[str]:
     if fields.has("attention_chunk_size"):  # Llama 4
         every = fields.integer("no_rope_layer_interval", 4)
         return [full if (layer + 1) % every == 0 else sliding for layer in range(layers)]
-    rule = numbers.family.window if numbers.family else "all"
-    if not window or rule == "never":
+    pattern = fields.values.get("sliding_window_pattern")
+    if window and isinstance(pattern, str) and set(pattern) == {"L", "G"}:  # EXAONE 4
+        return [_LETTERS[pattern[layer % len(pattern)]] for layer in range(layers)]
+    rule = numbers.family.window if numbers.family else "pattern" if pattern is not None else "never"
+    if not window or rule == "never" or fields.values.get("use_sliding_window") is False:
         return [full] * layers
     if rule == "by_field":
         first = (
@@ -78,5 +97,11 @@ def _state(numbers: Numbers) -> int:
         key_heads, heads = fields.integer("linear_num_key_heads"), fields.integer("linear_num_value_heads")
         mixed = 2 * key_heads * keys + heads * values
         return heads * keys * values + mixed * (fields.integer("linear_conv_kernel_dim", 4) - 1)
-    inner = fields.integer("mamba_expand", 2) * numbers.hidden  # selective state space (Gu and Dao 2023)
-    return inner * (fields.integer("mamba_d_state", 16) + fields.integer("mamba_d_conv", 4) - 1)
+    if fields.has("conv_L_cache"):  # LFM2: the last inputs of a short convolution
+        return numbers.hidden * fields.integer("conv_L_cache")
+    inner = (
+        fields.integer("mamba_expand", fields.integer("expand", 2)) * numbers.hidden
+    )  # selective state space (Gu and Dao 2023)
+    return inner * (
+        fields.integer("mamba_d_state", fields.integer("ssm_state_size", 16)) + fields.integer("mamba_d_conv", 4) - 1
+    )

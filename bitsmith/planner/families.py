@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Family:
     positions: rows of a learned position embedding beyond the context; None: no such embedding
     widening: width of the MLP in hidden sizes, where config.json does not say
     context: the default
+    defaults: of further fields, transformers'
     """
 
     gguf: str
@@ -40,7 +41,11 @@ class Family:
     positions: int | None = None
     widening: int = 4
     context: int = 0
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
+
+_GEMMA3 = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208}
+_GEMMA3 |= {"max_position_embeddings": 131072}
 
 FAMILIES: Mapping[str, Family] = {  # by config.json's model_type
     "llama": Family("llama"),
@@ -52,7 +57,7 @@ FAMILIES: Mapping[str, Family] = {  # by config.json's model_type
     "qwen3_moe": Family("qwen3moe", qk_norm="head", window="by_field"),
     "gemma": Family("gemma", tied=True),
     "gemma2": Family("gemma2", norms=4, tied=True, window="alternating"),
-    "gemma3_text": Family("gemma3", norms=4, qk_norm="head", tied=True, window="pattern"),
+    "gemma3_text": Family("gemma3", norms=4, qk_norm="head", tied=True, window="pattern", defaults=_GEMMA3),
     "phi3": Family("phi3", fused_qkv=True, fused_gate=True, window="all"),
     "olmo2": Family("olmo2", qk_norm="whole"),
     "cohere": Family("command-r", norms=1, tied=True),

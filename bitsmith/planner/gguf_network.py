@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from bitsmith.arch.config import MAX_LAYERS
 from bitsmith.arch.fields import Fields
 from bitsmith.arch.gguf_config import plain_value
 from bitsmith.containers.base import Source
-from bitsmith.planner.families import FAMILIES
 from bitsmith.planner.network import LayerCache, Network
+from bitsmith.recipe.category import layer_of
 
-_EVERY = {"alternating": 2, "pattern": 6}  # of how many layers the last sees everything
+# of how many layers the last sees everything, as llama.cpp knows it; 1: none of them slides, 0: all do
+_EVERY = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2, "cohere2": 4, "exaone4": 4, "olmo3": 4, "llama4": 4}
+_EVERY |= {"llama": 0, "qwen2": 0, "qwen3": 0, "phi3": 0}
 
 
 def network_from_gguf(source: Source, *, name: str) -> Network:
@@ -27,12 +28,13 @@ def network_from_gguf(source: Source, *, name: str) -> Network:
     kv_heads = _each(fields, "attention.head_count_kv", layers, heads)
     embedding = source.tensors.get("token_embd.weight")
     experts = fields.integer("expert_count", 0, minimum=0)
-    used = fields.integer("expert_used_count", 0, minimum=0) if experts else 0
+    used = fields.integer("expert_used_count", 0, minimum=0, maximum=experts) if experts else 0
     inner = max(_each(fields, "feed_forward_length", layers, [0]))
     width = fields.integer("expert_feed_forward_length", inner, minimum=0)
     shared = fields.integer("expert_shared_count", 0, minimum=0) * width
     shared = fields.integer("expert_shared_feed_forward_length", shared, minimum=0)
     head_dim = fields.integer("attention.key_length", max(hidden // max(*heads, 1), 1))
+    _check(fields, source, layers, hidden, kv_heads, head_dim)
     return Network(
         name=name,
         arch=arch,
@@ -48,6 +50,22 @@ def network_from_gguf(source: Source, *, name: str) -> Network:
         experts=experts,
         experts_used=used,
     )
+
+
+def _check(fields: Fields, source: Source, layers: int, hidden: int, kv_heads: list[int], head_dim: int) -> None:
+    """Raise FileError where keys contradict the tensors."""
+    found = {layer_of(name) for name in source.tensors} - {-1}
+    if found and not layers - 1 <= max(found) <= layers + 8:  # layers beyond the last draft further tokens
+        raise fields.fail("block_count", f"the {max(found) + 1} layers that have tensors", layers)
+    embedding = source.tensors.get("token_embd.weight")
+    if embedding is not None and embedding.cols != hidden:
+        raise fields.fail("embedding_length", f"the {embedding.cols} columns of token_embd.weight", hidden)
+    for layer, heads in enumerate(kv_heads):
+        keys = source.tensors.get(f"blk.{layer}.attn_k.weight")
+        if keys is not None and heads and keys.rows != heads * head_dim:
+            raise fields.fail(
+                "attention.head_count_kv", f"the {keys.rows} rows of {keys.name} over heads of {head_dim}", heads
+            )
 
 
 def _each(fields: Fields, name: str, layers: int, default: list[int] | None) -> list[int]:
@@ -86,15 +104,14 @@ def _caches(fields: Fields, arch: str, kv_heads: list[int], head_dim: int) -> tu
 
 
 def _sliding(fields: Fields, arch: str, layers: int) -> list[bool]:
-    """Which layers slide: as the file says, else as llama.cpp knows of the architecture, else all."""
+    """Which layers slide: as the file says, else as llama.cpp knows of the architecture, else none."""
     pattern: Any = fields.values.get(f"{fields.prefix}attention.sliding_window_pattern")
     if isinstance(pattern, list):
         if len(pattern) != layers:
             raise fields.fail("attention.sliding_window_pattern", f"{layers} booleans", pattern)
         return [bool(slides) for slides in pattern]
-    rules: Mapping[str, str] = {family.gguf: family.window for family in FAMILIES.values()}
-    every = pattern if isinstance(pattern, int) and pattern > 0 else _EVERY.get(rules.get(arch, "all"))
-    return [every is None or bool((layer + 1) % every) for layer in range(layers)]
+    every = fields.integer("attention.sliding_window_pattern", _EVERY.get(arch, 1), minimum=0)
+    return [not every or bool((layer + 1) % every) for layer in range(layers)]
 
 
 def _state(fields: Fields) -> int:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from bitsmith.arch.names import gguf_name, skipped
+from bitsmith.containers.floats import FLOATS
 from bitsmith.errors import UnsupportedError
 from bitsmith.planner.caches import layer_caches
 from bitsmith.planner.families import FAMILIES
@@ -19,7 +20,7 @@ from bitsmith.tensor import TensorInfo
 _PREFIX = re.compile(r"^(model\.)?(language_model\.)?(model\.)?(transformer\.|decoder\.|gpt_neox\.)?")
 _LAYER = re.compile(r"(?:layers|h|blocks)\.(\d+)\.(.+)")
 _EXPERT = re.compile(r"experts\.(\d+)\.(.+)")
-_VISION = re.compile(r"vision|visual|multi_modal|mm_projector|audio|image")
+_VISION = re.compile(r"vision|visual|multi_modal|mm_projector|audio|image|^vpm\.|^resampler\.|^apm\.")
 
 # the first that is found in a layer's tensor decides its part
 _PARTS = (
@@ -63,12 +64,19 @@ def network_from_config(config: Mapping[str, Any], *, name: str, origin: str, pa
 def network_from_headers(
     config: Mapping[str, Any], tensors: Iterable[TensorInfo], *, name: str, origin: str
 ) -> Network:
-    """The network of a configuration with the tensors that a file has, renamed as GGUF names parts."""
+    """The network of a configuration with the tensors that a file has, renamed as GGUF names parts.
+
+    Where codes and scales lie in tensors that are not known to belong together, weights are counted by the family's
+    table, if it has one.
+    """
     numbers = read_numbers(config, origin)
-    return _network(numbers, name, tuple(_renamed(tensor, numbers) for tensor in _wanted(tensors, numbers)))
+    renamed = _renamed(_wanted(tensors, numbers))
+    foreign = any(tensor.layout not in FLOATS and "/" not in tensor.layout for tensor in renamed)
+    counted = sum(tensor.parameters for tensor in network_tensors(numbers)) if foreign else 0
+    return _network(numbers, name, renamed, counted)
 
 
-def _network(numbers: Numbers, name: str, tensors: tuple[TensorInfo, ...]) -> Network:
+def _network(numbers: Numbers, name: str, tensors: tuple[TensorInfo, ...], counted: int = 0) -> Network:
     fields, expert = numbers.fields, numbers.experts_used * numbers.expert_width
     shared = fields.integer("n_shared_experts", 0, minimum=0) * numbers.expert_width
     shared = fields.integer("shared_expert_intermediate_size", shared, minimum=0)
@@ -86,6 +94,7 @@ def _network(numbers: Numbers, name: str, tensors: tuple[TensorInfo, ...]) -> Ne
         tensors=tensors,
         experts=numbers.experts,
         experts_used=numbers.experts_used,
+        counted=counted,
     )
 
 
@@ -98,16 +107,24 @@ def _wanted(tensors: Iterable[TensorInfo], numbers: Numbers) -> Iterable[TensorI
             yield tensor
 
 
-def _renamed(tensor: TensorInfo, numbers: Numbers) -> TensorInfo:
-    known = gguf_name(tensor.name)
-    return replace(tensor, name=known or _renamed_part(tensor.name))
+def _renamed(tensors: Iterable[TensorInfo]) -> tuple[TensorInfo, ...]:
+    """Every tensor under a name of its own: where two would share one, the later keeps the file's."""
+    found: dict[str, TensorInfo] = {}
+    for tensor in tensors:
+        name = gguf_name(tensor.name) or _renamed_part(tensor.name)
+        name = tensor.name if name in found else name
+        found[name] = replace(tensor, name=name)
+    return tuple(found.values())
 
 
 def _renamed_part(name: str) -> str:
-    """GGUF's name of a part that mixes look at, in whatever family; other names are kept below their layer."""
+    """GGUF's name of a part that mixes look at, in whatever family; other names are kept, below their layer."""
     if _VISION.search(name):
         return f"vision.{name}"
     stem = _PREFIX.sub("", name)
+    if not stem.endswith((".weight", ".bias")):
+        layer = _LAYER.search(stem)
+        return f"blk.{int(layer[1])}.{layer[2]}" if layer else stem
     kind = "bias" if stem.endswith("bias") else "weight"
     layer = _LAYER.search(stem)
     if layer is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections import Counter
 from dataclasses import replace
 
 from bitsmith.errors import UsageError
@@ -16,9 +17,9 @@ from bitsmith.planner.devices import Device, find_device
 _BUFFER, _PASSES = 64 << 20, 4  # a fifth of a second
 
 
-def this_machine() -> list[Device]:
-    """Its NVIDIA cards, and its processor with the memory that can be taken without swapping."""
-    return [*_cards(), _processor()]
+def this_machine() -> list[tuple[Device, int]]:
+    """Its NVIDIA cards, how many of each, and its processor with the memory that can be taken without swapping."""
+    return [*Counter(_cards()).items(), (_processor(), 1)]
 
 
 def _processor() -> Device:
@@ -45,13 +46,15 @@ def _cards() -> list[Device]:
         done = subprocess.run(query, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [_card(*line.rsplit(",", 1)) for line in done.stdout.splitlines() if "," in line]
+    lines = [line.rpartition(",") for line in done.stdout.splitlines()]
+    return [_card(title.strip(), int(size)) for title, comma, size in lines if comma and size.strip().isdecimal()]
 
 
-def _card(title: str, mebibytes: str) -> Device:
-    try:
-        known = find_device(title.strip())
-    except UsageError:
-        known = Device(title.strip().lower(), title.strip(), "cuda", 0, 0.0, frozenset(), source="nvidia-smi")
-    digits = mebibytes.strip()
-    return replace(known, memory=int(digits) << 20) if digits.isdigit() else known
+def _card(title: str, mebibytes: int) -> Device:
+    """A row of the table, with the memory that the driver reports; one without bandwidth where there is none."""
+    for name in (title, f"{title} {round(mebibytes / 1024)}GB"):
+        try:
+            return replace(find_device(name), memory=mebibytes << 20)
+        except UsageError:
+            continue
+    return Device(title.lower(), title, "cuda", mebibytes << 20, 0.0, frozenset(), source="nvidia-smi")

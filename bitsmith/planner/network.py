@@ -9,6 +9,7 @@ from functools import cached_property
 
 from bitsmith.tensor import TensorInfo
 
+_LOOKED_UP = ("token_embd.weight", "position_embd.weight", "per_layer_token_embd.weight")  # of which a row is read
 _EXPERT = re.compile(r"_exps\.|\.experts\.")
 
 
@@ -49,6 +50,7 @@ class Network:
     heads, kv_heads, head_dim: of the attention; latent attention has as many key heads as heads
     intermediate: width of the widest MLP a token passes, all of its experts together
     experts, experts_used: of a routed MLP, and how many a token passes; 0 where dense
+    counted: weights, where the tensors hold codes that do not tell; 0: what the tensors hold
     caches: one a layer
     tensors: with GGUF's names where they are known; layouts and bytes as they are stored, where they are stored
     """
@@ -66,6 +68,7 @@ class Network:
     tensors: tuple[TensorInfo, ...]
     experts: int = 0
     experts_used: int = 0
+    counted: int = 0
 
     @property
     def layers(self) -> int:
@@ -75,7 +78,7 @@ class Network:
     @cached_property
     def parameters(self) -> int:
         """All weights."""
-        return sum(tensor.parameters for tensor in self.tensors)
+        return self.counted or sum(tensor.parameters for tensor in self.tensors)
 
     @cached_property
     def tied(self) -> bool:
@@ -89,16 +92,18 @@ class Network:
         """
         if self.experts and _EXPERT.search(tensor.name):
             return self.experts_used / self.experts
-        if tensor.name in ("token_embd.weight", "position_embd.weight") and not (
-            self.tied and tensor.name == "token_embd.weight"
-        ):
+        if tensor.name.startswith("vision."):
+            return 0.0
+        if tensor.name in _LOOKED_UP and not (self.tied and tensor.name == "token_embd.weight"):
             return 1 / max(tensor.rows, 1)
         return 1.0
 
     @cached_property
     def active(self) -> int:
         """Weights that one token reads, the embedding's rows counted in full, as makers publish it."""
-        return round(sum(t.parameters * (self.used(t) if _EXPERT.search(t.name) else 1) for t in self.tensors))
+        whole = sum(tensor.parameters for tensor in self.tensors) or 1
+        read = sum(t.parameters * (self.used(t) if _EXPERT.search(t.name) else 1) for t in self.tensors)
+        return round(self.parameters / whole * read)
 
     @cached_property
     def attention(self) -> str:
@@ -115,6 +120,6 @@ class Network:
         if kinds["recurrent"]:
             words.append(f"{kinds['recurrent']} of {self.layers} layers recurrent")
         if kinds["shared"]:
-            words.append(f"{kinds['shared']} layers share the cache of others")
+            words.append(f"{kinds['shared']} layers keep nothing of their own")
         name = "multi-head" if self.kv_heads == self.heads else "multi-query" if self.kv_heads == 1 else "grouped"
         return ", ".join([f"{name} attention{shared}", *words])

@@ -8,17 +8,21 @@ from typing import Any
 
 from bitsmith.arch.config import MAX_LAYERS
 from bitsmith.arch.fields import Fields
-from bitsmith.errors import FileError
+from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.planner.families import FAMILIES, Family
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _HIDDEN = ("hidden_size", "n_embd", "n_embed", "d_model")
 _HEADS = ("num_attention_heads", "n_head", "n_heads")
-_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads", "multi_query_group_num")
 _INNER = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+_VOCAB = ("vocab_size", "padded_vocab_size")
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-_USED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_USED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k")
+_SECTIONS = ("attn_config", "ffn_config")  # that some configurations put parts of these into
+_NO_DECODERS = ("bert", "roberta", "xlm-roberta", "distilbert", "electra", "deberta", "deberta-v2", "t5", "mt5", "bart")
+_LARGEST_CONTEXT = 100_000_000  # tokens; tokenizers write 1e30 where there is no limit
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,11 @@ def read_numbers(config: Mapping[str, Any], origin: str) -> Numbers:
     Raises FileError for a field that is missing, with all names it may have, or makes no sense.
     """
     config = _text_part(config)
-    fields = Fields(config, origin)
-    model_type = fields.text("model_type", "")
+    model_type = Fields(config, origin).text("model_type", "")
     family = FAMILIES.get(model_type)
+    fields = Fields({**(family.defaults if family else {}), **_flat(config)}, origin)
+    if model_type in _NO_DECODERS or fields.flag("is_encoder_decoder", False):
+        raise UnsupportedError(f"{origin}: {model_type or 'an encoder'} does not generate token by token from a cache.")
     layers = _any(fields, _LAYERS, maximum=MAX_LAYERS)
     hidden, heads = _any(fields, _HIDDEN), _any(fields, _HEADS)
     kv_heads = _kv_heads(fields, family, heads)
@@ -70,11 +76,14 @@ def read_numbers(config: Mapping[str, Any], origin: str) -> Numbers:
     if not fields.has("head_dim") and hidden % heads:
         raise fields.fail(_present(fields, _HEADS), f"a divisor of the hidden size ({hidden})", heads)
     widening = family.widening if family else 4
-    inner = _any(fields, _INNER, default=0 if family and family.gated else widening * hidden, minimum=0)
+    inner = _widest(fields, _INNER, 0 if family and family.gated else widening * hidden)
     if not inner:
         raise FileError(f"{origin}: {_INNER[0]} is missing; the MLP's width is unknown without it.")
     experts = _any(fields, _EXPERTS, default=0, minimum=0)
-    width = fields.integer("moe_intermediate_size", inner)
+    width = _widest(fields, ("moe_intermediate_size",), inner)
+    used = _any(fields, _USED) if experts else 0
+    if used > experts:
+        raise fields.fail(_present(fields, _USED), f"at most the {experts} experts", used)
     return Numbers(
         fields=fields,
         model_type=model_type,
@@ -85,11 +94,11 @@ def read_numbers(config: Mapping[str, Any], origin: str) -> Numbers:
         kv_heads=kv_heads,
         head_dim=fields.integer("head_dim", hidden // heads),
         intermediate=fields.integer("intermediate_size_mlp", inner),
-        vocab=fields.integer("vocab_size"),
-        context=_any(fields, _CONTEXT, default=family.context if family else 0, minimum=0),
+        vocab=_any(fields, _VOCAB),
+        context=_context(fields, family),
         tied=fields.flag("tie_word_embeddings", family.tied if family else False),
         experts=experts,
-        experts_used=_any(fields, _USED) if experts else 0,
+        experts_used=used,
         expert_width=width if experts else 0,
     )
 
@@ -101,6 +110,36 @@ def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
         if isinstance(part, dict) and any(field in part for field in _HIDDEN):
             return part
     return config
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without nulls, and with the fields of nested sections."""
+    parts = [config, *(config[name] for name in _SECTIONS if isinstance(config.get(name), dict))]
+    return {name: value for part in parts for name, value in part.items() if value is not None}
+
+
+def _widest(fields: Fields, names: tuple[str, ...], default: int) -> int:
+    """A width; of one for each layer the widest."""
+    name = _present(fields, names)
+    value = fields.values.get(name)
+    if isinstance(value, list) and value:
+        each = [Fields({name: one}, fields.origin).integer(name, minimum=0) for one in value[:MAX_LAYERS]]
+        return max(each)
+    return fields.integer(name, default, minimum=0)
+
+
+def _context(fields: Fields, family: Family | None) -> int:
+    """Tokens the model was made for, stretched where its positions are; 0 where it does not say."""
+    said = _any(fields, _CONTEXT, default=family.context if family else 0, minimum=0)
+    longest = fields.values.get("model_max_length")
+    if isinstance(longest, int) and said < longest <= _LARGEST_CONTEXT:
+        said = longest
+    scaling = fields.values.get("rope_scaling")
+    if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type")) == "yarn":
+        stretched = Fields(scaling, f"{fields.origin}: rope_scaling")
+        original = stretched.integer("original_max_position_embeddings", said)
+        said = max(said, int(original * stretched.number("factor", 1.0)))
+    return said
 
 
 def _kv_heads(fields: Fields, family: Family | None, heads: int) -> int:

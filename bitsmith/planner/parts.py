@@ -146,6 +146,8 @@ def _routed(numbers: Numbers) -> tuple[int, ...]:
     if not numbers.experts:
         return ()
     dense = fields.values.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise fields.fail("mlp_only_layers", "a list of layers", dense)
     first = fields.integer("first_k_dense_replace", 0, minimum=0)
     every = fields.integer("decoder_sparse_step", fields.integer("expert_layer_period", 1))
     offset = fields.integer("expert_layer_offset", every - 1, minimum=0)

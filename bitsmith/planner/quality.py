@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bitsmith.formats import get_format
 from bitsmith.recipe.plan import Target
+from bitsmith.recipe.scheme import parse
 
-SOURCE = "mean KLD of the reference model on held-out text, docs/quality.md"
+SOURCE = "mean KLD of our small reference model, docs/quality.md"
+RUINED = 0.1  # nats, from which on a model is no longer itself
+_LEAST_BITS = 3.0  # of a format that was not measured, below which nothing good is to be expected
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,9 @@ class Loss:
     calibrated: float | None = None
 
 
+_INT4 = Loss(0.00750, 0.00227)
+_FP8 = Loss(0.00107)
+
 MEASURED: Mapping[str, Loss] = {
     "f32": Loss(0.0),
     "f16": Loss(0.0),
@@ -26,16 +33,21 @@ MEASURED: Mapping[str, Loss] = {
     "compressed/w8a8": Loss(0.00048, 0.00036),
     "q6_k": Loss(0.000524),
     "q5_k_m": Loss(0.000935),
-    "compressed/fp8": Loss(0.00107),
+    "compressed/fp8": _FP8,
+    "native/fp8": _FP8,  # the same values
     "q4_k_m": Loss(0.002493, 0.00131),
     "iq4_xs": Loss(0.003323, 0.00193),
     "q4_0": Loss(0.005459, 0.00253),
-    "compressed/w4a16": Loss(0.00750, 0.00227),
-    "gptq/int4": Loss(0.00750, 0.00227),
-    "native/int4": Loss(0.00750, 0.00227),
+    "compressed/w4a16": _INT4,
+    "gptq/int4": _INT4,
+    "awq/int4": Loss(0.00750, 0.00191),
+    "native/int4": _INT4,
     "q3_k_m": Loss(0.010794, 0.00558),
     "native/int3": Loss(0.04172, 0.00963),
+    "gptq/int3": Loss(0.04172, 0.00963),
     "q2_k": Loss(0.046645, 0.02383),
+    "native/int2": Loss(0.642, 0.140),  # in groups of 64; docs/LOG.md
+    "gptq/int2": Loss(0.642, 0.140),
 }
 
 
@@ -44,12 +56,29 @@ def measured(target: Target) -> Loss | None:
     return MEASURED.get(target.name if target.container == "gguf" else str(target))
 
 
-def rank(target: Target, bits: float) -> float:
-    """A number that grows with the loss: what was measured, else what its bits a weight make likely.
+def rank(target: Target | None, bits: float) -> tuple[int, float]:
+    """Grows with the loss; formats that were not measured come after those that were, by the bits of their codes.
 
-    KLD falls by four with each bit: the measured ones lie near 0.6 * 4^-(bits - 1).
+    target: None for a file as it is, of `bits` bits a weight
     """
-    loss = measured(target)
+    loss = None if target is None else measured(target)
     if loss is not None:
-        return loss.plain
-    return 0.0 if bits >= 16 else 0.6 * 4.0 ** -(bits - 1)
+        return 0, loss.plain
+    if target is None and bits >= 16:
+        return 0, 0.0
+    return 1, -_code_bits(target, bits)
+
+
+def advisable(target: Target | None, bits: float) -> bool:
+    """Whether a format may be advised at all."""
+    loss = None if target is None else measured(target)
+    return loss.plain < RUINED if loss is not None else _code_bits(target, bits) >= _LEAST_BITS
+
+
+def _code_bits(target: Target | None, bits: float) -> float:
+    """Bits of a code, without scales and without what stays in 16 bits."""
+    if target is None or target.container == "gguf":
+        return bits
+    if target.container == "native":
+        return bits if target.name in ("f32", "f16", "bf16") else float(get_format(target.name).bits)
+    return float(parse(target.container, target.name).bits)

@@ -6,7 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from bitsmith.planner.advice import advise
-from bitsmith.planner.plan import Outlook, Place, Row
+from bitsmith.planner.outlook import Outlook, Place, Row
+from bitsmith.planner.published import CUDA_CONTEXT
+from bitsmith.planner.training import Training
 from bitsmith.planner.verdict import Verdict
 
 
@@ -18,7 +20,7 @@ def to_dict(outlook: Outlook) -> dict[str, Any]:
     subject, network = outlook.subject, outlook.subject.network
     return {
         "model": {
-            "name": network.name,
+            "name": subject.name,
             "source": subject.said,
             "architecture": network.arch,
             "parameters": subject.parameters,
@@ -32,12 +34,36 @@ def to_dict(outlook: Outlook) -> dict[str, Any]:
         "devices": [_place(place) for place in outlook.places],
         "formats": [_row(row, outlook.places) for row in outlook.rows],
         "training": [
-            {**asdict(training), "total": training.total, "assumptions": list(training.assumptions)}
+            {
+                **asdict(training),
+                "total": training.total,
+                "assumptions": list(training.assumptions),
+                "fits": places_for(outlook, training),
+            }
             for training in outlook.training
         ],
+        "runtimes": {
+            verdict.runtime.name: {
+                "bandwidth_share": verdict.runtime.share,
+                "reserved": verdict.runtime.reserved,
+                "error": verdict.runtime.error,
+            }
+            for row in outlook.rows
+            for verdict in row.verdicts
+            if verdict.kind != "no runtime"
+        },
         "advice": list(advise(outlook)),
         "warnings": list(outlook.warnings),
     }
+
+
+def places_for(outlook: Outlook, training: Training) -> list[str]:
+    """Devices that hold a training by themselves, a process's context included."""
+    return [
+        place.name
+        for place in outlook.places
+        if training.total + (CUDA_CONTEXT if place.device.kind == "cuda" else 0) <= place.device.usable
+    ]
 
 
 def _place(place: Place) -> dict[str, Any]:
@@ -78,7 +104,7 @@ def _verdict(verdict: Verdict, place: Place) -> dict[str, Any]:
         "weights": verdict.memory.weights,
         "cache": verdict.memory.cache,
         "working": verdict.memory.working,
-        "total": verdict.memory.total,
+        "total": verdict.total,
         "room": verdict.room,
         "largest_context": verdict.context,
         "layers_outside": verdict.outside,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bitsmith.arch.spec import ARCHITECTURES
+from bitsmith.containers.floats import FLOATS, WRITTEN_FLOATS
 from bitsmith.errors import UsageError
 from bitsmith.planner import published
 from bitsmith.planner.cache_memory import BITS, cache_bytes
@@ -16,7 +17,10 @@ from bitsmith.recipe.plan import Target
 
 _OWN = frozenset(spec.gguf for spec in ARCHITECTURES.values())
 _LARGE = 70 << 30  # bytes of a device from which on vLLM expects many requests
-_UNTRIMMED = frozenset({"llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe"})  # llama.cpp attends to all tokens in these
+_UNTRIMMED = frozenset(
+    {"llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "phi3"}
+)  # llama.cpp keeps all tokens of these
+_VLLM = ("gptq", "awq", "compressed")
 
 
 @dataclass(frozen=True)
@@ -76,37 +80,52 @@ def find_runtime(name: str) -> Runtime:
     return RUNTIMES[key]
 
 
-def usual_runtime(network: Network, target: Target | None, device: Device) -> Runtime:
-    """What runs a format on a device: bitsmith on a plain CPU, where it knows the architecture; llama.cpp for GGUF;
-    vLLM for the rest on GPUs.
+def container_of(target: Target | None, network: Network) -> str:
+    """What holds a format: "gguf", "native", "gptq", ..., or "floats" where every reader of folders takes it.
+
+    target: None for a file as it is
     """
-    gguf = target is None or target.container == "gguf"
-    if device.kind == "cpu":
-        return RUNTIMES["bitsmith" if network.arch in _OWN and not network.experts else "llama.cpp"]
-    return RUNTIMES["llama.cpp" if gguf or device.kind == "metal" else "vllm"]
+    if target is None:
+        layouts = {tensor.layout for tensor in network.tensors if tensor.rows > 1}
+        held = next((layout.partition("/")[0] for layout in layouts if "/" in layout), "")
+        return {"bitsmith": "native"}.get(held, held) or ("floats" if layouts <= FLOATS else "gguf")
+    return "floats" if target.name in WRITTEN_FLOATS else target.container
 
 
-def runs(runtime: Runtime, target: Target | None, device: Device) -> bool:
-    """Whether a runtime reads a format there. None, a file's own types or a bare count, is taken to be read."""
-    if target is None or target.container == "gguf":
-        return runtime.name != "vllm" or target is None
+def usual_runtime(network: Network, container: str, device: Device) -> Runtime:
+    """What runs a container on a device: bitsmith on a plain CPU, where it knows the architecture; vLLM what GGUF does
+    not hold, on GPUs; llama.cpp for the rest.
+    """
+    if device.kind == "cpu" and _knows(network):
+        return RUNTIMES["bitsmith"]
+    return RUNTIMES["vllm" if container in _VLLM and device.kind in ("cuda", "rocm") else "llama.cpp"]
+
+
+def runs(runtime: Runtime, container: str, name: str, network: Network, device: Device) -> bool:
+    """Whether a runtime reads a container (see `container_of`) there. name: of the format in it"""
     if runtime.name == "bitsmith":  # where inputs are rounded to 8 bits only torch runs it, which is not planned
-        return target.container != "compressed" or target.name.startswith(("w4a16", "w8a16"))
-    return runtime.name == "vllm" and device.kind in ("cuda", "rocm")
+        rounds = container == "compressed" and not name.startswith(("w4a16", "w8a16"))
+        return device.kind == "cpu" and _knows(network) and not rounds
+    if runtime.name == "vllm":
+        return container in (*_VLLM, "floats") and device.kind in ("cuda", "rocm")
+    return container in ("gguf", "floats")
+
+
+def _knows(network: Network) -> bool:
+    return network.arch in _OWN and not network.experts
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a model takes while it runs."""
+    """Bytes that a model takes while it runs; `working` on each of several devices."""
 
     weights: int
     cache: int
     working: int
 
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.weights + self.cache + self.working
+    def total(self, count: int) -> int:
+        """All of it, on `count` devices together."""
+        return self.weights + self.cache + count * self.working
 
 
 @dataclass(frozen=True)
@@ -118,20 +137,27 @@ class Load:
     kv: str = "f16"
 
 
-def memory(network: Network, weights: Stored, load: Load, runtime: Runtime, device: Device) -> Memory:
-    """What a runtime takes for a model in a format under a load."""
+def weights_in_memory(network: Network, weights: Stored, runtime: Runtime) -> int:
+    """Bytes of the weights as a runtime lays them."""
+    return weight_memory(network, weights) if runtime.name == "bitsmith" else weights.total
+
+
+def cache_in_memory(network: Network, load: Load, runtime: Runtime) -> int:
+    """Bytes of keys and values as a runtime keeps them."""
     if runtime.name == "bitsmith":
-        return Memory(
-            weight_memory(network, weights),
-            own_cache(network, load.context, batch=load.batch, bits=BITS[load.kv]),
-            working_memory(network, load.context, batch=load.batch),
-        )
+        return own_cache(network, load.context, batch=load.batch, bits=BITS[load.kv])
     windows = runtime.name != "llama.cpp" or network.arch not in _UNTRIMMED
-    cache = cache_bytes(network, load.context, batch=load.batch, type=load.kv, windows=windows)
+    return cache_bytes(network, load.context, batch=load.batch, type=load.kv, windows=windows)
+
+
+def working(network: Network, load: Load, runtime: Runtime, device: Device, *, count: int = 1) -> int:
+    """Bytes that a runtime takes beside both, on each of `count` devices."""
+    if runtime.name == "bitsmith":
+        return working_memory(network, load.context, batch=load.batch)
     context = published.CUDA_CONTEXT if device.kind in ("cuda", "rocm") else 0
     if runtime.name == "llama.cpp":
         compute = published.llamacpp_compute(network.hidden, network.heads, network.vocab, load.context * load.batch)
-        return Memory(weights.total, cache, round(compute) + context)
+        return round(compute) + context
     many = device.memory >= _LARGE and "a100" not in device.name  # vLLM's default of max_num_seqs
-    overhead = published.vllm_overhead(network.vocab, sequences=1024 if many else 256)
-    return Memory(weights.total, cache, round(overhead) + context)
+    overhead = published.vllm_overhead(network.vocab, sequences=1024 if many else 256, gpus=count)
+    return round(overhead) + context

@@ -32,7 +32,6 @@ class Subject:
     count: weights, of a bare count; sizes are then a rule of thumb
     checkpoint: opened, where a file or folder was named; with it files are exact to the byte
     complete: whether tokenizer files are at hand, so that whole files can be told
-    remote: whether the checkpoint's weights are only holes, see `remote`
     """
 
     network: Network
@@ -40,7 +39,11 @@ class Subject:
     count: int | None = None
     checkpoint: Checkpoint | None = None
     complete: bool = False
-    remote: bool = False
+
+    @property
+    def name(self) -> str:
+        """As the report calls it."""
+        return self.network.name if self.count is None else _written(self.count)
 
     @property
     def parameters(self) -> int:
@@ -62,6 +65,11 @@ class Subject:
         return max(found, key=lambda layout: found[layout]) if found else None
 
 
+def _written(count: int) -> str:
+    scales = sorted(_SCALE.items(), key=lambda pair: -pair[1])
+    return next((f"{count / scale:g}{letter.upper()}" for letter, scale in scales if count >= scale), str(count))
+
+
 def find_subject(model: str | Path, *, scratch: Path, revision: str | None = None, tokenizer: bool = False) -> Subject:
     """What `model` names: a folder or file, "reference", a bare count ("70B"), a built-in shape, or a hub id.
 
@@ -79,12 +87,14 @@ def find_subject(model: str | Path, *, scratch: Path, revision: str | None = Non
     count = _COUNT.fullmatch(text)
     if count is not None:
         return _from_count(text, round(float(count[1]) * _SCALE[count[2].lower()]))
+    if ":" not in text and text.lower().endswith((".gguf", ".safetensors", ".json")):
+        raise FileError(f"{text}: no such file.")
     if hub.looks_like_id(text):
         return _from_hub(text, revision, tokenizer, scratch)
     shape = find_shape(text)
     if shape is not None:
         return from_shape(shape)
-    if text.lower().endswith((".gguf", ".safetensors")) or os.sep in text:
+    if os.sep in text:
         raise FileError(f"{text}: no such file or folder.")
     near = near_names(text)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -94,6 +104,9 @@ def find_subject(model: str | Path, *, scratch: Path, revision: str | None = Non
 
 
 def _from_path(path: Path, text: str) -> Subject:
+    if path.is_file() and path.suffix == ".json":
+        network = network_from_config(read_object(path), name=path.resolve().parent.name, origin=str(path))
+        return Subject(network, f"{path} alone")
     if path.is_dir() and (path / CONFIG).is_file() and not any(path.glob("*.safetensors*")):
         network = network_from_config(read_object(path / CONFIG), name=path.resolve().name, origin=str(path / CONFIG))
         return Subject(network, f"{path / CONFIG}; no weights beside it, so their shapes are the family's")
@@ -108,7 +121,7 @@ def from_checkpoint(checkpoint: Checkpoint, said: str, *, complete: bool = True)
     origin = str(checkpoint.source.path / CONFIG if checkpoint.source.path.is_dir() else checkpoint.source.path)
     tensors = checkpoint.source.tensors.values()
     network = network_from_headers(checkpoint.hf_config, tensors, name=checkpoint.name, origin=origin)
-    if not isinstance(checkpoint.shape, Exception):
+    if not isinstance(checkpoint.shape, Exception) and not network.counted:
         gguf_tensors(checkpoint)  # raises where the configuration belongs to another model
     return Subject(network, said, checkpoint=checkpoint, complete=complete)
 
@@ -147,4 +160,4 @@ def _from_hub(model: str, revision: str | None, tokenizer: bool, scratch: Path) 
         return Subject(network, said)
     complete = tokenizer or path.is_file()
     checkpoint = replace(open_checkpoint(path), name=path.stem if path.is_file() else model.split("/")[-1])
-    return replace(from_checkpoint(checkpoint, said, complete=complete), remote=True)
+    return from_checkpoint(checkpoint, said, complete=complete)

@@ -67,6 +67,13 @@ def parse_target(text: str) -> Target:
 
     Raises UsageError for an unknown name.
     """
+    try:
+        return _parsed(text)
+    except UsageError as error:
+        raise UsageError(str(error).replace("--to ", "--format ")) from None
+
+
+def _parsed(text: str) -> Target:
     name = _ALIASES.get(text.strip().lower(), text.strip().lower())
     if "/" not in name and name not in {*MIXES, *ALIASES}:
         try:
@@ -124,7 +131,8 @@ def rule_of_thumb(network: Network, target: Target, count: int) -> Stored:
     else:
         bits = float(parse(target.container, target.name).bits)
     scale = count * bits / 8 / like.total
-    return Stored(target.name, {name: round(nbytes * scale) for name, nbytes in like.tensors.items()})
+    label = target.name if target.container in ("native", "gguf") else str(target)
+    return Stored(label, {name: round(nbytes * scale) for name, nbytes in like.tensors.items()})
 
 
 def _in_gguf(network: Network, target: Target) -> Stored:

@@ -187,7 +187,7 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].lower() not in _UNITS:
         raise UsageError(f"{text!r} is no size; expected for instance 2GB, 512MiB or a number of bytes.")
-    size = int(float(match[1]) * _UNITS[match[2].lower()])
+    size = int(min(float(match[1]) * _UNITS[match[2].lower()], 1e24))
     if size <= 0:
         raise UsageError(f"{text!r}: a size must be above zero.")
     return size

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import make_folder
+
 HEAVY = ("torch", "transformers", "matplotlib", "huggingface_hub", "tokenizers", "jinja2")
 
 
@@ -31,7 +33,9 @@ def test_a_table_without_heavy_imports() -> None:
     assert done.stderr.splitlines()[-1] == "[]"
     for words in ("llama-3-70b: 70.55 B weights", "80 layers", "needs 2", "q4_k_m", "qlora", "loss", "tokens/s"):
         assert words in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 140
+    table = [line for line in done.stdout.splitlines() if line.startswith(("format ", "q4_k_m ", "compressed/"))]
+    assert len(table) == 8
+    assert max(len(line.rstrip()) for line in table) <= 80
 
 
 def test_json_says_all_of_it() -> None:
@@ -43,7 +47,8 @@ def test_json_says_all_of_it() -> None:
     assert device["memory"] == 24576 * 2**20
     row = next(row for row in found["formats"] if row["format"] == "q4_k_m")
     (verdict,) = row["verdicts"]
-    assert verdict["total"] == verdict["weights"] + verdict["cache"] + verdict["working"]
+    assert verdict["total"] == verdict["weights"] + verdict["cache"] + verdict["working"]  # on one device
+    assert found["runtimes"]["llama.cpp"]["bandwidth_share"] == 0.7
     assert verdict["verdict"] == "partly outside"
     assert verdict["devices_needed"] == 2
     assert row["measured_kld"] < 0.01
@@ -65,12 +70,16 @@ def test_the_picture(tmp_path: Path) -> None:
 
 def test_the_machines_own_card(tmp_path: Path) -> None:
     fake = tmp_path / "nvidia-smi"
-    fake.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 4090, 24000'\necho 'NVIDIA Unheard Of, 8192'\n")
+    fake.write_text(
+        "#!/bin/sh\necho 'NVIDIA GeForce RTX 4060 Ti, 16380'\necho 'NVIDIA GeForce RTX 4060 Ti, 16380'\n"
+        "echo 'NVIDIA Unheard Of, 8192'\necho 'NVIDIA GB10, [N/A]'\n"
+    )
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     done = run("7B", "--device", "this", "--json", env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
     devices = json.loads(done.stdout)["devices"]
-    assert [device["memory"] for device in devices[:2]] == [24000 * 2**20, 8192 * 2**20]
-    assert devices[0]["bandwidth"] == 1008e9
+    assert [device["memory"] for device in devices[:2]] == [16380 * 2**20, 8192 * 2**20]
+    assert [device["count"] for device in devices] == [2, 1, 1]
+    assert devices[0]["bandwidth"] == 288e9
     assert devices[1]["bandwidth"] is None
     assert devices[2]["name"] == "this"
 
@@ -107,3 +116,23 @@ def test_headers_that_lie(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
         assert path.name in done.stderr
+
+
+def test_odd_files(tmp_path: Path) -> None:
+    fifo = tmp_path / "folder" / "model.safetensors"
+    fifo.parent.mkdir()
+    os.mkfifo(fifo)
+    (fifo.parent / "config.json").write_text("{}")
+    for path, words in ((fifo.parent, "regular file"), (tmp_path / "models" / "x.gguf", "no such file")):
+        done = run(str(path))
+        assert done.returncode == 1
+        assert words in " ".join(done.stderr.split())
+
+
+def test_names_give_the_terminal_no_orders(tmp_path: Path) -> None:
+    folder = tmp_path / "evil\x1b[31m[red]name"
+    make_folder(folder)
+    done = run(str(folder), "-d", "rtx-3060")
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    assert "[red]" in done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ import bitsmith
 from bitsmith.errors import UsageError
 from bitsmith.planner import verdict as verdicts
 from bitsmith.planner.advice import advise
-from bitsmith.planner.plan import Outlook, Row
+from bitsmith.planner.outlook import Outlook, Row
 
 
 def row(outlook: Outlook, format: str) -> Row:
@@ -33,7 +34,7 @@ def test_a_70b_in_4_bits_does_not_fit_24_gb() -> None:
     found = row(outlook, "int4").verdicts[0]
     assert found.kind == "partly outside"
     assert found.needed == 2
-    inside = found.memory.total - found.outside_bytes
+    inside = found.total - found.outside_bytes
     assert inside <= found.room < inside + 2 * found.outside_bytes / found.outside
     said = " ".join(advise(outlook))
     assert "2.4 bits a weight" in said
@@ -102,7 +103,7 @@ def test_advice_takes_what_loses_least_of_what_fits() -> None:
     small = " ".join(advise(bitsmith.plan("llama-2-13b", devices=["rtx-3080"], context=2048)))
     assert "8 bits" in small
     assert "does not multiply" not in small  # Ampere has INT4
-    hopper = " ".join(advise(bitsmith.plan("llama-3-70b", devices=["h100"], formats=["q4_k_m"])))
+    hopper = " ".join(advise(bitsmith.plan("llama-3-70b", devices=["h100"], formats=["gptq/int4"])))
     assert "does not multiply INT4" in hopper
     volta = " ".join(advise(bitsmith.plan("llama-3-8b", devices=["v100-32"])))
     assert "no native BF16: take F16" in volta
@@ -168,3 +169,89 @@ def test_this_machine() -> None:
     assert device.memory > 10**8
     assert 10**8 < device.bandwidth < 10**13
     assert replace(outlook.load, context=1024) == outlook.load
+
+
+def test_what_is_ruined_is_not_advised() -> None:
+    for outlook in (
+        bitsmith.plan("70B", devices=["rtx-4090"]),
+        bitsmith.plan("70B", memory="24GB"),
+    ):
+        assert row(outlook, "int2").verdicts[0].kind == "fits"
+        said = " ".join(advise(outlook))
+        assert "nothing good fits" in said
+        assert "int2," not in said
+    mixed = bitsmith.plan("llama-3.2-1b", devices=["cpu-ddr5"], memory="16GB", formats=["native/int2", "q4_k_m"])
+    assert advise(mixed)[0].startswith("cpu-ddr5: q4_k_m")
+    unmeasured = bitsmith.plan(
+        "llama-3-8b", devices=["cpu-ddr5"], memory="64GB", formats=["native/int4-tensor", "q3_k_m"]
+    )
+    assert "q3_k_m" in advise(unmeasured)[0]
+
+
+def test_files_and_folders_that_nothing_runs_there(tmp_path: Path) -> None:
+    made = bitsmith.quantize("reference", to="native/nf4", out=tmp_path / "nf4").out
+    card, cpu = bitsmith.plan(made, devices=["h100", "cpu-ddr5"], memory="8GB").rows[0].verdicts
+    assert (card.kind, cpu.kind) == ("no runtime", "fits")
+    gptq = bitsmith.quantize("reference", to="gptq/int4", out=tmp_path / "gptq").out
+    card, mac = bitsmith.plan(gptq, devices=["h100", "m3-max-36"]).rows[0].verdicts
+    assert (card.runtime.name, card.kind, mac.kind) == ("vllm", "fits", "no runtime")
+    own = bitsmith.plan("llama-3-8b", devices=["h100"], formats=["q4_k_m"], runtime="bitsmith")
+    assert row(own, "q4_k_m").verdicts[0].kind == "no runtime"
+
+
+def test_formats_that_quantize_does_not_make() -> None:
+    mixtral = bitsmith.plan("mixtral-8x7b", devices=["h100"], formats=["q4_k_m"])
+    assert row(mixtral, "q4_k_m").how == "exact tensors"
+
+
+def test_batches_share_weights_and_read_their_own_caches() -> None:
+    one, many = (
+        row(bitsmith.plan("llama-3-8b", devices=["rtx-4090"], formats=["f16"], context=2048, batch=n), "f16")
+        for n in (1, 16)
+    )
+    read, cache = one.weights.read_bytes(bitsmith.plan("llama-3-8b", devices=["rtx-4090"]).subject.network), 2**28
+    assert one.verdicts[0].speed == pytest.approx(0.7 * 1008e9 / (read + cache), rel=1e-3)
+    assert many.verdicts[0].speed == pytest.approx(0.7 * 1008e9 / (read + 16 * cache), rel=1e-3)
+
+
+def test_layers_are_whole() -> None:
+    """What cards hold is counted in layers: three of 1.37 of them each hold one."""
+    outlook = bitsmith.plan("deepseek-v3", devices=["v100-32"], formats=["f16"])
+    found = row(outlook, "f16").verdicts[0]
+    network = outlook.subject.network
+    per_card = int(found.device.usable // (max(row(outlook, "f16").weights.layer_bytes(network))))
+    assert found.needed == 0 or found.needed >= network.layers / (per_card + 1)
+    assert found.needed > found.total / found.device.usable
+
+
+def test_in_use_is_never_less_than_what_fits() -> None:
+    for devices in (["2x rtx-3090"], ["h100"], ["4x rtx-4090"]):
+        for each in bitsmith.plan("llama-3-70b", devices=devices).rows:
+            found = each.verdicts[0]
+            if found.kind == "fits":
+                assert found.total <= found.room
+            elif found.count == 1 and found.kind != "no runtime":
+                assert found.total > found.room
+
+
+@pytest.mark.parametrize("name", ["2x m3-max-36", "2x this", "2x cpu-ddr5"])
+def test_memory_that_is_not_one(name: str) -> None:
+    with pytest.raises(UsageError, match="--device"):
+        bitsmith.plan("7B", devices=[name], memory="16GB")
+
+
+def test_one_memory_for_several_cpus() -> None:
+    outlook = bitsmith.plan("7B", devices=["cpu-ddr4", "cpu-ddr5"], memory="32GiB")
+    assert [place.device.memory for place in outlook.places] == [32 * 2**30] * 2
+
+
+def test_numbers_without_end() -> None:
+    many = 10**400
+    for options in ({"context": many}, {"batch": many}, {"adapter_rank": many, "training": ["lora"]}):
+        with pytest.raises(UsageError):
+            bitsmith.plan("7B", devices=["h100"], **options)  # type: ignore[arg-type]
+    for name in ("²x h100", "9" * 5000 + "x h100"):
+        with pytest.raises(UsageError):
+            bitsmith.plan("7B", devices=[name])
+    huge = bitsmith.plan("7B", memory="9" * 400)
+    assert huge.rows[0].verdicts[0].kind == "fits"

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bitsmith.errors import UsageError
+from bitsmith.errors import UnsupportedError, UsageError
 from bitsmith.planner.cache_memory import check_type
 from bitsmith.planner.devices import Device, find_device
 from bitsmith.planner.files import file_bytes
 from bitsmith.planner.machine import this_machine
 from bitsmith.planner.network import Network
-from bitsmith.planner.quality import Loss, measured
-from bitsmith.planner.quality import rank as loss_rank
-from bitsmith.planner.runtimes import Load, find_runtime, usual_runtime
+from bitsmith.planner.quality import Loss, advisable, measured, rank
+from bitsmith.planner.runtimes import Load, Runtime, container_of, find_runtime, runs, usual_runtime
 from bitsmith.planner.subject import Subject, find_subject
 from bitsmith.planner.training import METHODS, Training, training_memory
-from bitsmith.planner.verdict import Verdict, judge
+from bitsmith.planner.verdict import Case, Verdict
 from bitsmith.planner.weights import Stored, as_it_is, parse_target, rule_of_thumb, stored
 from bitsmith.recipe.plan import Target, parse_size
 
 DEFAULT_CONTEXT = 8192
+_COUNTED = re.compile(r"([0-9]{1,4})\s*x\s*(.+)", re.IGNORECASE)  # "2x rtx-3090"
+_MOST_DEVICES = 64
+_MOST_SEQUENCES = 100_000
+_MOST_CONTEXT = 100_000_000
+_MOST_RANK = 65_536
 _LEAST_MEMORY = 10_000_000  # bytes; whoever says less forgot the unit
-USUAL = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q3_k_m", "q2_k", "compressed/w8a8", "gptq/int4")
+USUAL: tuple[str, ...] = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q3_k_m", "q2_k")
+USUAL += ("compressed/w8a8", "compressed/fp8", "gptq/int4")
 USUAL_COUNT = ("f32", "f16", "int8", "int4", "int3", "int2", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
 
 
@@ -57,11 +63,14 @@ class Row:
     verdicts: tuple[Verdict, ...]
 
     @property
-    def rank(self) -> float:
+    def rank(self) -> tuple[int, float]:
         """Grows with the loss."""
-        if self.target is None:
-            return loss_rank(Target("native", "unknown"), self.bits_per_weight)
-        return loss_rank(self.target, self.bits_per_weight)
+        return rank(self.target, self.bits_per_weight)
+
+    @property
+    def advisable(self) -> bool:
+        """Whether it may be advised."""
+        return advisable(self.target, self.bits_per_weight)
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ def plan(
     formats: Sequence[str] = (),
     runtime: str | None = None,
     training: Sequence[str] = (),
-    rank: int = 16,
+    adapter_rank: int = 16,
     optimizer: str = "adamw",
     tokenizer: bool = False,
     revision: str | None = None,
@@ -100,16 +109,18 @@ def plan(
     context: tokens of a sequence; None: 8192, or the model's where that is less. batch: sequences at once
     kv: type of keys and values. formats: as `--to`; none takes the usual ones
     runtime: "bitsmith", "llama.cpp" or "vllm"; None: what usually runs the format on the device
-    training: of "full", "lora", "qlora", "qat"; each with checkpointing and without. rank: of adapters. optimizer:
+    training: of "full", "lora", "qlora", "qat"; each with checkpointing and without. adapter_rank: of LoRA. optimizer:
         "adamw" or "adamw-8bit"
     tokenizer: fetch a hub model's tokenizer, so that whole GGUF files are exact
     Raises UsageError for a wrong call, FileError or UnsupportedError for a model that cannot be read.
     """
     kv = check_type(kv)
-    if batch < 1:
-        raise UsageError(f"--batch {batch}: expected 1 or more sequences.")
+    if not 1 <= batch <= _MOST_SEQUENCES:
+        raise UsageError(f"--batch {batch}: expected 1 to {_MOST_SEQUENCES:,} sequences.")
     chosen = None if runtime is None else find_runtime(runtime)
-    targets = [parse_target(name) for name in formats]
+    targets = list(dict.fromkeys(parse_target(name) for name in formats))
+    if not 1 <= adapter_rank <= _MOST_RANK:
+        raise UsageError(f"--rank {adapter_rank}: expected 1 to {_MOST_RANK:,}.")
     unknown = [method for method in training if method not in METHODS]
     if unknown:
         raise UsageError(f"--training {unknown[0]}: unknown; expected {', '.join(METHODS)}.")
@@ -119,31 +130,39 @@ def plan(
         network = subject.network
         load = Load(_context(context, network), batch, kv)
         sizes = _weights(subject, targets)
-    rows = []
-    for target, weights, how in sizes:
-        verdicts = tuple(
-            judge(
-                network,
-                weights,
-                load,
-                chosen or usual_runtime(network, None if subject.count else target, place.device),
-                place.device,
-                target=None if subject.count else target,
-                count=place.count,
-            )
-            for place in places
-        )
-        bits = 8 * weights.total / subject.parameters
-        rows.append(Row(target, weights, bits, how, None if target is None else measured(target), verdicts))
+    rows = [_row(subject, load, chosen, places, *size) for size in sizes]
     if not targets:  # of the usual formats those that something runs
         rows = [row for row in rows if any(verdict.kind != "no runtime" for verdict in row.verdicts)] or rows
     rows.sort(key=lambda row: -row.weights.total)
     trained = tuple(
-        _training(subject, load, method, rank=rank, optimizer=optimizer, checkpointing=checkpointing)
-        for method in training
+        _training(subject, load, method, rank=adapter_rank, optimizer=optimizer, checkpointing=checkpointing)
+        for method in dict.fromkeys(training)
         for checkpointing in (True, False)
     )
     return Outlook(subject, load, places, tuple(rows), trained, _warnings(subject, rows, load))
+
+
+def _row(
+    subject: Subject,
+    load: Load,
+    chosen: Runtime | None,
+    places: Sequence[Place],
+    target: Target | None,
+    weights: Stored,
+    how: str,
+) -> Row:
+    network = subject.network
+    container = container_of(target, network)
+    if subject.count and container == "native":  # "INT4" of a bare count is whatever holds 4 bits
+        container = "gguf"
+    verdicts = []
+    for place in places:
+        runtime = chosen or usual_runtime(network, container, place.device)
+        case = Case(network, weights, load, runtime, place.device, place.count)
+        known = runs(runtime, container, "" if target is None else target.name, network, place.device)
+        verdicts.append(case.judged() if known else case.unrunnable())
+    bits = 8 * weights.total / subject.parameters
+    return Row(target, weights, bits, how, None if target is None else measured(target), tuple(verdicts))
 
 
 def _training(subject: Subject, load: Load, method: str, *, rank: int, optimizer: str, checkpointing: bool) -> Training:
@@ -173,8 +192,8 @@ def _context(context: int | None, network: Network) -> int:
     limit = network.context
     if context is None:
         return min(DEFAULT_CONTEXT, limit) if limit else DEFAULT_CONTEXT
-    if context < 1:
-        raise UsageError(f"--context {context}: expected 1 or more tokens.")
+    if not 1 <= context <= _MOST_CONTEXT:
+        raise UsageError(f"--context {context}: expected 1 to {_MOST_CONTEXT:,} tokens.")
     if limit and context > limit:
         raise UsageError(
             f"--context {context}: {network.name} was made for {limit:,} tokens; beyond them it writes nonsense."
@@ -183,23 +202,28 @@ def _context(context: int | None, network: Network) -> int:
 
 
 def _places(devices: Sequence[str], memory: str | None) -> tuple[Place, ...]:
-    places = []
+    places: list[Place] = []
+    needs_memory = False
     for name in devices:
-        head, times, rest = name.lower().partition("x")
-        count, wanted = (int(head), rest) if times and head.strip().isdigit() else (1, name)
-        if not 1 <= count <= 64:
-            raise UsageError(f"--device {name}: expected 1 to 64 devices of a kind.")
+        counted = _COUNTED.fullmatch(name.strip())
+        count, wanted = (int(counted[1]), counted[2]) if counted else (1, name)
+        if not 1 <= count <= _MOST_DEVICES:
+            raise UsageError(f"--device {name}: expected 1 to {_MOST_DEVICES} devices of a kind.")
         if wanted.strip().lower() == "this":
-            places += [Place(device, count) for device in this_machine()]
+            if count > 1:
+                raise UsageError(f"--device {name}: there is one of this machine.")
+            places += [Place(device, number) for device, number in this_machine()]
             continue
         device = find_device(wanted)
+        if count > 1 and (device.unified or device.kind == "cpu"):
+            raise UsageError(f"--device {name}: the memory of several of them is not one; give one.")
         if not device.memory:
-            device, memory = replace(device, memory=_said(memory, device.name)), None
+            device, needs_memory = replace(device, memory=_said(memory, device.name)), True
         places.append(Place(device, count))
-    if memory is not None:
+    if memory is not None and not needs_memory:
         size = _memory_size(memory)
         places.append(Place(Device(memory.strip(), f"{memory.strip()} of memory", "cuda", size, 0.0, frozenset())))
-    return tuple(places) or tuple(Place(device) for device in this_machine())
+    return tuple(dict.fromkeys(places)) or tuple(Place(*found) for found in this_machine())
 
 
 def _said(memory: str | None, name: str) -> int:
@@ -227,15 +251,23 @@ def _weights(subject: Subject, targets: Sequence[Target]) -> list[tuple[Target |
         if subject.quantized:
             return found
     wanted = list(targets or [parse_target(name) for name in USUAL])
+    unstorable: list[str] = []
     files: dict[Target, int | str] = {}
     if subject.checkpoint is not None and subject.complete:
         files = file_bytes(subject.checkpoint, wanted)
     for target in wanted:
-        weights, file = stored(network, target), files.get(target)
+        try:
+            weights, file = stored(network, target), files.get(target)
+        except UnsupportedError as error:
+            unstorable.append(str(error))
+            continue
         if isinstance(file, int):
             found.append((target, replace(weights, file=file), "exact file"))
         else:
-            found.append((target, weights, "exact tensors"))
+            why = () if file is None else (f"quantize cannot make it: {file}",)
+            found.append((target, replace(weights, notes=(*weights.notes, *why)), "exact tensors"))
+    if targets and unstorable:
+        raise UnsupportedError(unstorable[0])
     return found
 
 
@@ -255,6 +287,10 @@ def _warnings(subject: Subject, rows: Sequence[Row], load: Load) -> tuple[str, .
             found.append(
                 f"{runtime.title} has no {load.kv} cache (it has {', '.join(runtime.kv)}); counted all the same."
             )
+    if subject.network.experts and subject.network.active == subject.network.parameters:
+        found.append(
+            "the experts were not recognised among the tensors: speeds are as if every token passed all of them."
+        )
     vision = sum(tensor.parameters for tensor in subject.network.tensors if tensor.name.startswith("vision."))
     if vision:
         found.append(
