@@ -40,7 +40,7 @@ def download(model: str, revision: str | None = None) -> Path:
         if file is None:
             return Path(snapshot_download(repo, revision=revision, allow_patterns=PATTERNS, ignore_patterns=_NOT))
         first = Path(hf_hub_download(repo, file, revision=revision))
-        for part in _split_names(file):
+        for part in split_names(file):
             hf_hub_download(repo, part, revision=revision)
         return first
 
@@ -105,7 +105,7 @@ def _unreachable() -> tuple[type[Exception], ...]:
     return (HfHubHTTPError, OSError, *found)
 
 
-def _split_names(file: str) -> list[str]:
+def split_names(file: str) -> list[str]:
     """All names of the split set that `file` belongs to; empty where it is a single file."""
     parts = split_parts(file)
     if parts is None:

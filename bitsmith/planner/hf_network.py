@@ -20,6 +20,7 @@ from bitsmith.tensor import TensorInfo
 _PREFIX = re.compile(r"^(model\.)?(language_model\.)?(model\.)?(transformer\.|decoder\.|gpt_neox\.)?")
 _LAYER = re.compile(r"(?:layers|h|blocks)\.(\d+)\.(.+)")
 _EXPERT = re.compile(r"experts\.(\d+)\.(.+)")
+_STACKED = re.compile(r"(blk\.\d+\.ffn_\w+_exps)\.\d+\.weight")
 _VISION = re.compile(r"vision|visual|multi_modal|mm_projector|audio|image|^vpm\.|^resampler\.|^apm\.")
 
 # the first that is found in a layer's tensor decides its part
@@ -108,10 +109,23 @@ def _wanted(tensors: Iterable[TensorInfo], numbers: Numbers) -> Iterable[TensorI
 
 
 def _renamed(tensors: Iterable[TensorInfo]) -> tuple[TensorInfo, ...]:
-    """Every tensor under a name of its own: where two would share one, the later keeps the file's."""
+    """Every tensor under a name of its own, the experts of a layer as one stack, as GGUF has them.
+
+    Where two would share a name, the later keeps the file's.
+    """
     found: dict[str, TensorInfo] = {}
     for tensor in tensors:
         name = gguf_name(tensor.name) or _renamed_part(tensor.name)
+        expert = len(tensor.shape) == 2 and _STACKED.fullmatch(name)
+        if expert:
+            name, below = f"{expert[1]}.weight", found.get(f"{expert[1]}.weight")
+            if below is None:
+                found[name] = replace(tensor, name=name, shape=(1, *tensor.shape))
+                continue
+            if below.shape[1:] == tensor.shape and below.layout == tensor.layout:
+                stack = (below.shape[0] + 1, *tensor.shape)
+                found[name] = replace(below, shape=stack, nbytes=below.nbytes + tensor.nbytes)
+                continue
         name = tensor.name if name in found else name
         found[name] = replace(tensor, name=name)
     return tuple(found.values())

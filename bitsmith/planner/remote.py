@@ -34,9 +34,8 @@ def fetch_headers(model: str, scratch: Path, *, revision: str | None, tokenizer:
     folder.mkdir(parents=True)
     with hub.explained(repo, file, revision), _quiet():
         if file is not None:
-            target = folder / Path(file).name
-            _fetch_gguf(repo, file, revision, target)
-            return target
+            _fetch_gguf(repo, file, revision, folder)
+            return folder / Path(file).name
         for path in _small_files(repo, revision, tokenizer):
             shutil.copyfile(path, folder / path.name)
         for shard in _shards(folder):
@@ -119,18 +118,21 @@ def _fetch_safetensors(repo: str, name: str, revision: str | None, target: Path)
     _write_hollow(target, head[:length], size)
 
 
-def _fetch_gguf(repo: str, name: str, revision: str | None, target: Path) -> None:
-    """Headers say nowhere how long they are: more is fetched until one can be read."""
+def _fetch_gguf(repo: str, name: str, revision: str | None, folder: Path) -> None:
+    """A file, or all of a split one. Headers say nowhere how long they are: more is fetched until they can be read."""
     from bitsmith.containers.gguf.reader import GgufSource
 
     for step in _GGUF_STEPS:
-        head, size = _read(repo, name, revision, step)
-        _write_hollow(target, head, size)
+        whole = True
+        for part in hub.split_names(name) or [name]:
+            head, size = _read(repo, part, revision, step)
+            _write_hollow(folder / Path(part).name, head, size)
+            whole &= len(head) == size
         try:
-            GgufSource(target).close()
+            GgufSource(folder / Path(name).name).close()
             return
         except FileError:
-            if step == _GGUF_STEPS[-1] or len(head) < step:
+            if step == _GGUF_STEPS[-1] or whole:
                 raise
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from bitsmith.arch.spec import ARCHITECTURES
 from bitsmith.containers.floats import FLOATS, WRITTEN_FLOATS
+from bitsmith.containers.gguf.types import TYPES
 from bitsmith.errors import UsageError
 from bitsmith.planner import published
 from bitsmith.planner.cache_memory import BITS, cache_bytes
@@ -88,7 +89,10 @@ def container_of(target: Target | None, network: Network) -> str:
     if target is None:
         layouts = {tensor.layout for tensor in network.tensors if tensor.rows > 1}
         held = next((layout.partition("/")[0] for layout in layouts if "/" in layout), "")
-        return {"bitsmith": "native"}.get(held, held) or ("floats" if layouts <= FLOATS else "gguf")
+        plain = (
+            "floats" if layouts <= FLOATS else "gguf" if layouts <= set(TYPES) else _VLLM[-1]
+        )  # others' FP8 and the like
+        return {"bitsmith": "native"}.get(held, held) or plain
     return "floats" if target.name in WRITTEN_FLOATS else target.container
 
 

@@ -105,12 +105,18 @@ def find_subject(model: str | Path, *, scratch: Path, revision: str | None = Non
 
 def _from_path(path: Path, text: str) -> Subject:
     if path.is_file() and path.suffix == ".json":
-        network = network_from_config(read_object(path), name=path.resolve().parent.name, origin=str(path))
-        return Subject(network, f"{path} alone")
+        return _from_config(path, path.resolve().parent.name, f"{path} alone")
     if path.is_dir() and (path / CONFIG).is_file() and not any(path.glob("*.safetensors*")):
-        network = network_from_config(read_object(path / CONFIG), name=path.resolve().name, origin=str(path / CONFIG))
-        return Subject(network, f"{path / CONFIG}; no weights beside it, so their shapes are the family's")
+        said = f"{path / CONFIG}; no weights beside it, so their shapes are the family's"
+        return _from_config(path / CONFIG, path.resolve().name, said)
     return from_checkpoint(open_checkpoint(text), f"the headers of {text}")
+
+
+def _from_config(path: Path, name: str, said: str) -> Subject:
+    """A configuration without weights, as if it were in floats."""
+    config = read_object(path)
+    quantized = "" if "quantization_config" not in config else "; what its quantization_config says is not planned"
+    return Subject(network_from_config(config, name=name, origin=str(path)), said + quantized)
 
 
 def from_checkpoint(checkpoint: Checkpoint, said: str, *, complete: bool = True) -> Subject:
@@ -156,8 +162,7 @@ def _from_hub(model: str, revision: str | None, tokenizer: bool, scratch: Path) 
         path, tokenizer = kept, True
         said = f"the copy of {model} in the cache; the hub itself could not be asked"
     if path.is_dir() and not holds_weights(path):
-        network = network_from_config(read_object(path / CONFIG), name=model.split("/")[-1], origin=str(path / CONFIG))
-        return Subject(network, said)
+        return _from_config(path / CONFIG, model.split("/")[-1], said)
     complete = tokenizer or path.is_file()
     checkpoint = replace(open_checkpoint(path), name=path.stem if path.is_file() else model.split("/")[-1])
     return from_checkpoint(checkpoint, said, complete=complete)

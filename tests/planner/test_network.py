@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import bitsmith
+from bitsmith.arch.names import hf_name
 from bitsmith.checkpoint import open_checkpoint
 from bitsmith.errors import BitsmithError, FileError, UnsupportedError, UsageError
 from bitsmith.planner.cache_memory import cache_bytes, check_type
@@ -18,6 +19,7 @@ from bitsmith.planner.hf_network import network_from_config, network_from_header
 from bitsmith.planner.network import LayerCache, Network
 from bitsmith.planner.shapes import known_shapes
 from bitsmith.planner.subject import find_subject
+from bitsmith.planner.weights import parse_target, stored
 from bitsmith.tensor import TensorInfo
 from tests.gguf_files import write_gguf
 
@@ -131,7 +133,7 @@ def test_parts_of_unknown_families_are_named() -> None:
         "model.layers.0.self_attn.qkv_proj.weight": "blk.0.attn_qkv.weight",
         "model.layers.0.self_attn.o_proj.weight": "blk.0.attn_output.weight",
         "model.layers.0.mlp.gate.weight": "blk.0.ffn_gate_inp.weight",
-        "model.layers.0.mlp.experts.7.down_proj.weight": "blk.0.ffn_down_exps.7.weight",
+        "model.layers.0.mlp.experts.7.down_proj.weight": "blk.0.ffn_down_exps.weight",
         "model.layers.0.mlp.shared_expert.up_proj.weight": "blk.0.ffn_up_shexp.weight",
         "model.layers.0.input_layernorm.weight": "blk.0.attn_norm.weight",
         "lm_head.weight": "output.weight",
@@ -143,6 +145,30 @@ def test_parts_of_unknown_families_are_named() -> None:
     assert {t.name for t in found.tensors} == set(names.values())
     experts = next(t for t in found.tensors if "exps" in t.name)
     assert found.used(experts) == 8 / 128
+    assert experts.shape == (1, 64, 32)
+
+
+def test_experts_of_a_layer_are_one_stack() -> None:
+    """As the headers of the hub have them, against the built-in shape, whose stacks are GGUF's."""
+    whole = network("qwen3-30b-a3b")
+    config = {**known_shapes()["qwen3-30b-a3b"].config}
+    parts = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
+    tensors = []
+    for tensor in whole.tensors:
+        part = tensor.name.split(".")[2] if tensor.name.startswith("blk.") else ""
+        if part not in parts:
+            tensors.append(TensorInfo(hf_name(tensor.name) or tensor.name, tensor.shape, "bf16", 2 * tensor.parameters))
+            continue
+        layer = tensor.name.split(".")[1]
+        tensors += [
+            TensorInfo(f"model.layers.{layer}.mlp.experts.{n}.{parts[part]}.weight", tensor.shape[1:], "bf16", 0)
+            for n in range(128)
+        ]
+    found = network_from_headers(config, tensors, name="x", origin="x")
+    assert found.active == whole.active
+    for format in ("q4_k_m", "q2_k", "gptq/int4", "native/nf4"):
+        target = parse_target(format)
+        assert stored(found, target).total == stored(whole, target).total
 
 
 def test_gguf_keys_of_other_architectures(tmp_path: Path) -> None:

@@ -152,6 +152,10 @@ def test_gguf_files(hub: tuple[type[Hub], dict[str, str]], tmp_path: Path) -> No
     (row,) = json.loads(done.stdout)["formats"]
     assert (row["format"], row["file_bytes"]) == ("as it is", made.size)
     assert handler.given <= 1 << 20
+    split = bitsmith.quantize("reference", to="q4_k_m", out=handler.folder / "model.gguf", max_shard_size="2MB")
+    done = plan(env, f"owner/name:{split.out.name}", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["formats"][0]["file_bytes"] == split.size
     missing = plan(env, "owner/name:other.gguf")
     assert missing.returncode == 1
     assert "no file 'other.gguf'" in missing.stderr
