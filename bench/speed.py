@@ -8,8 +8,9 @@ Both programs do the same work on the same file, in turns, so that what else the
 
 quantize  `bitsmith quantize F16.gguf --to TYPE` and `llama-quantize F16.gguf TYPE`, the whole process: wall and
           processor seconds, peak memory. bitsmith also flushes its file to disk and reads it back, which
-          llama-quantize does not: those seconds stand apart. Peak memory counts pages of files that are mapped, as
-          llama-quantize maps its source, and is never below this program's own (45 MB).
+          llama-quantize does not: those seconds, of both kinds, stand apart and are not in the others. Peak memory
+          counts pages of files that are mapped, as llama-quantize maps its source, and is never below this program's
+          own (45 MB).
 run       `bitsmith bench FILE` and `llama-bench -m FILE`: tokens a second, of a prompt and of generation.
 start     from the start of the process to the first token and the end, the file in the page cache: `bitsmith run FILE
           -n 1` and `llama-completion -m FILE -n 1 --no-warmup`.
@@ -133,27 +134,30 @@ class Bench:
         ours, theirs = self._work / f"{source.stem}-{type_.upper()}.gguf", self._work / "theirs.gguf"
         units = {"processor": "s", "wall": "s", "peak memory": "MB"}
         rows = {what: Row("quantize", type_, what, unit) for what, unit in units.items()}
-        apart = Row("quantize", type_, "wall: flush, read back", "s")
+        apart = {what: Row("quantize", type_, f"{what}: flush, read back", "s") for what in ("processor", "wall")}
         warm(source)
 
-        def add(cost: Cost, name: str) -> None:
-            figures = (cost.cpu_seconds, cost.seconds, cost.peak_memory / MB)
-            for row, figure in zip(rows.values(), figures, strict=True):
+        def add(name: str, cpu: float, wall: float, peak: float) -> None:
+            for row, figure in zip(rows.values(), (cpu, wall, peak / MB), strict=True):
                 getattr(row, name).append(figure)
 
         def make_ours() -> None:
             words = ("--out", str(ours), "--force", "--json", "--threads", self._threads)
             printed, cost = run(bitsmith("quantize", str(source), "--to", type_, *words), self._work)
-            add(cost, "ours")
-            apart.ours.append(float(json.loads(printed).get("verify_seconds", 0.0)))
+            found = json.loads(printed)
+            cpu, wall = float(found["verify_cpu_seconds"]), float(found["verify_seconds"])
+            add("ours", cost.cpu_seconds - cpu, cost.seconds - wall, cost.peak_memory)
+            apart["processor"].ours.append(cpu)
+            apart["wall"].ours.append(wall)
 
         def make_theirs() -> None:
             words = (str(source), str(theirs), type_.upper(), self._threads)
-            add(self._theirs("llama-quantize", *words)[1], "theirs")
+            cost = self._theirs("llama-quantize", *words)[1]
+            add("theirs", cost.cpu_seconds, cost.seconds, cost.peak_memory)
             theirs.unlink()
 
         in_turns(self._args.rounds, make_ours, make_theirs)
-        return [*rows.values(), *([apart] if any(apart.ours) else [])]
+        return [*rows.values(), *apart.values()]
 
     def _run(self, file: Path) -> list[Row]:
         args = self._args

@@ -221,6 +221,7 @@ def _carried_out(
                 manifest=manifest,
                 seconds=now - started,
                 verify_seconds=now - watch.verifying,
+                verify_cpu_seconds=time.process_time() - watch.worked,
                 peak_memory=peak_memory(),
                 calibration=None if prepared is None else prepared.record,
                 notes=() if decision is None else decision.notes,
@@ -235,11 +236,12 @@ class _Watch:
 
     def __init__(self, report: Report) -> None:
         self._report = report
-        self.verifying = math.inf
+        self.verifying = self.worked = math.inf  # the clock, and the processor's
 
     def __call__(self, progress: Progress) -> None:
         if progress.stage == "verify":
             self.verifying = min(self.verifying, time.monotonic())
+            self.worked = min(self.worked, time.process_time())
         self._report(progress)
 
 

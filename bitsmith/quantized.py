@@ -24,7 +24,8 @@ class Quantized:
     method: how codes are chosen
     notes: what happened that the user should know, of the run
     expected_seconds, seconds: from a short measurement; real, 0.0 for a plan
-    verify_seconds: of the real ones those for flushing to disk, reading back and comparing
+    verify_seconds, verify_cpu_seconds: of the real ones those for flushing to disk, reading back and comparing, by the
+        clock and by the processor's
     peak_memory: bytes, of the whole process so far
     """
 
@@ -38,6 +39,7 @@ class Quantized:
     manifest: Manifest | None = None
     seconds: float = 0.0
     verify_seconds: float = 0.0
+    verify_cpu_seconds: float = 0.0
     peak_memory: int = 0
     calibration: CalibrationRecord | None = None
     calibration_memory: int = 0
@@ -112,6 +114,7 @@ class Quantized:
             "expected_seconds": self.expected_seconds,
             "seconds": self.seconds,
             "verify_seconds": self.verify_seconds,
+            "verify_cpu_seconds": self.verify_cpu_seconds,
             "peak_memory_bytes": self.peak_memory,
             "method": self.method,
             "calibration": None if self.calibration is None else self.calibration.to_dict(),

@@ -8,7 +8,25 @@
 #include "quantize/bind.h"
 #include "run/bind.h"
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 namespace nb = nanobind;
+
+namespace {
+
+// Chunks of a megabyte come and go thousands of times; given back to the system each time, their pages are cleared
+// anew.
+void hold_memory() {
+#if defined(__GLIBC__)
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);
+  mallopt(M_TRIM_THRESHOLD, 64 << 20);
+  mallopt(M_TOP_PAD, 4 << 20);
+#endif
+}
+
+}  // namespace
 
 NB_MODULE(_core, m) {
   nb::set_leak_warnings(false);  // what Python keeps in caches lives until the process ends
@@ -24,6 +42,8 @@ NB_MODULE(_core, m) {
         return names;
       },
       "The instruction sets available here, poorest first.");
+  m.def("hold_memory", &hold_memory,
+        "Keep freed memory, some tens of megabytes, for the whole process: for programs that own theirs.");
   m.def("read_bandwidth", &bitsmith::read_bandwidth, nb::arg("threads"), nb::arg("bytes"), nb::arg("passes"),
         nb::call_guard<nb::gil_scoped_release>(),
         "Bytes a second that threads together read from a buffer of about so many bytes, the best of some passes.");

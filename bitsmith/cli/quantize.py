@@ -94,8 +94,12 @@ def quantize(
     from bitsmith import quantization
     from bitsmith.choices import Choices
     from bitsmith.cli.drawing import progress_bar, stderr
+    from bitsmith.native import core
 
     note_missing_core()
+    module = core()
+    if module is not None:
+        module.hold_memory()
     shown = stderr()
 
     def announce(planned: Quantized) -> None:
