@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -53,7 +54,12 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, row: int = 0) -> None:
         self._sampling = sampling
-        self._random = np.random.default_rng(None if sampling.seed is None else [sampling.seed, row])
+        self._seed = None if sampling.seed is None else [sampling.seed, row]
+
+    @cached_property
+    def _random(self) -> np.random.Generator:
+        """Made when first drawn from: numpy.random takes a twentieth of a start."""
+        return np.random.default_rng(self._seed)
 
     def __call__(self, logits: np.ndarray) -> int:
         """The next token for logits float [vocab]; computed in float64. Raises TensorError where one is NaN or Inf."""
