@@ -26,7 +26,7 @@ _PUBLISHED_AS = {  # our target -> the format's name in published tables, and ho
     "compressed/fp8": ("fp8", ""),
 }
 _LADDER = (0.5, 1, 1.5, 3, 7, 13, 34, 70, 123, 175)  # sizes that models come in, billions of weights
-_SENSITIVE = 8.0  # bits a weight, from which on code, mathematics and long reasoning are safe to begin with
+_SENSITIVE = 7.5  # bits a weight, from which on code, mathematics and long reasoning are safe to begin with
 _SIZE = re.compile(r"-(\d+(?:\.\d+)?)(b|m)\b")
 
 
@@ -39,14 +39,14 @@ def advise(outlook: Outlook) -> tuple[str, ...]:
     return tuple(dict.fromkeys(said))
 
 
-def best_row(rows: Sequence[Row], at: int) -> Row | None:
+def _best(rows: Sequence[Row], at: int) -> Row | None:
     """Of the formats that fit a place the one that loses least; of equals the smaller. None where none fits."""
     fitting = [row for row in rows if row.verdicts[at].kind == "fits" and row.advisable]
     return min(fitting, key=lambda row: (row.rank, row.weights.total), default=None)
 
 
 def _for_place(outlook: Outlook, at: int, place: Place) -> Iterator[str]:
-    best = best_row(outlook.rows, at)
+    best = _best(outlook.rows, at)
     if best is None:
         yield from _nothing_fits(outlook, at, place)
         return
@@ -56,7 +56,7 @@ def _for_place(outlook: Outlook, at: int, place: Place) -> Iterator[str]:
         times = (faster.verdicts[at].speed or 0) / (best.verdicts[at].speed or 1)
         yield f"{place.name}: {faster.weights.target} {_loses(faster)}, and generates {times:.1f} times as fast."
     yield from _number_types(best, place.device)
-    if best.bits_per_weight < _SENSITIVE - 0.5:
+    if best.bits_per_weight < _SENSITIVE:
         yield (
             "Code, mathematics and long reasoning suffer more from few bits than averages show"
             f"{_published_task(outlook)}: for them start from 8 bits (q8_0, compressed/w8a8) and measure "
@@ -161,7 +161,7 @@ def _published(outlook: Outlook, row: Row) -> Iterator[str]:
         found = [r for r in published.quality(format) if r.metric == metric and r.method.startswith(method)]
         if not found:
             continue
-        near = min(found, key=lambda record: abs(math.log(record.parameters / outlook.subject.parameters)))
+        near = _nearest(found, outlook)
         against = "" if metric == "kld" else f" against {near.baseline:.4g} at 16 bits"
         what = "mean KLD" if metric == "kld" else metric
         yield (
@@ -175,9 +175,14 @@ def _published_task(outlook: Outlook) -> str:
     found = [r for r in published.quality("int4-g128") if r.metric == "gsm8k" and r.method == "nearest"]
     if not found:
         return ""
-    near = min(found, key=lambda record: abs(math.log(record.parameters / outlook.subject.parameters)))
+    near = _nearest(found, outlook)
     source = "".join(near.source.rpartition("https://")[1:])
     return f" (published: {near.model} at int4 {near.value:g} % of GSM8K, {near.baseline:g} at 16 bits, {source})"
+
+
+def _nearest(records: Sequence[published.Quality], outlook: Outlook) -> published.Quality:
+    """The record of the model nearest in size."""
+    return min(records, key=lambda record: abs(math.log(record.parameters / outlook.subject.parameters)))
 
 
 def _larger_or_smaller(outlook: Outlook) -> Iterator[str]:

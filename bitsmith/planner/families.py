@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 
@@ -21,6 +21,9 @@ class Family:
     tied: the default of tie_word_embeddings
     window: which layers slide where config.json gives a window and no layer_types
     positions: rows of a learned position embedding beyond the context; None: no such embedding
+    embedding_norm: a norm behind the embedding
+    sinks: a learned number a head that takes attention
+    expert_bias, score_bias: experts and their router have biases; a bias is added to the scores that choose experts
     widening: width of the MLP in hidden sizes, where config.json does not say
     context: the default
     defaults: of further fields, transformers'
@@ -39,11 +42,18 @@ class Family:
     tied: bool = False
     window: Literal["never", "all", "alternating", "pattern", "by_field"] = "never"
     positions: int | None = None
+    embedding_norm: bool = False
+    sinks: bool = False
+    expert_bias: bool = False
+    score_bias: bool = False
     widening: int = 4
     context: int = 0
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
+_LAYER_NORM = Family(
+    "", norm_bias=True, gated=False, qkv_bias=True, output_bias=True, mlp_bias=True, tied=True
+)  # decoders of before 2023
 _GEMMA3 = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208}
 _GEMMA3 |= {"max_position_embeddings": 131072}
 
@@ -62,34 +72,12 @@ FAMILIES: Mapping[str, Family] = {  # by config.json's model_type
     "olmo2": Family("olmo2", qk_norm="whole"),
     "cohere": Family("command-r", norms=1, tied=True),
     "falcon": Family("falcon", norms=1, norm_bias=True, gated=False, fused_qkv=True, tied=True, context=2048),
-    "gpt2": Family(
-        "gpt2",
-        norm_bias=True,
-        gated=False,
-        fused_qkv=True,
-        qkv_bias=True,
-        output_bias=True,
-        mlp_bias=True,
-        tied=True,
-        positions=0,
-    ),
-    "opt": Family(
-        "opt", norm_bias=True, gated=False, qkv_bias=True, output_bias=True, mlp_bias=True, tied=True, positions=2
-    ),
-    "bloom": Family(
-        "bloom",
-        norm_bias=True,
-        gated=False,
-        fused_qkv=True,
-        qkv_bias=True,
-        output_bias=True,
-        mlp_bias=True,
-        tied=True,
-        context=2048,
-    ),
+    "gpt2": replace(_LAYER_NORM, gguf="gpt2", fused_qkv=True, positions=0),
+    "opt": replace(_LAYER_NORM, gguf="opt", positions=2),
+    "bloom": replace(_LAYER_NORM, gguf="bloom", fused_qkv=True, embedding_norm=True, context=2048),
     "deepseek_v2": Family("deepseek2"),
-    "deepseek_v3": Family("deepseek2"),
-    "kimi_k2": Family("deepseek2"),
-    "gpt_oss": Family("gpt-oss", qkv_bias=True, output_bias=True, window="alternating"),
-    "glm4_moe": Family("glm4moe", qkv_bias=None, output_bias=False),
+    "deepseek_v3": Family("deepseek2", score_bias=True),
+    "kimi_k2": Family("deepseek2", score_bias=True),
+    "gpt_oss": Family("gpt-oss", qkv_bias=True, output_bias=True, window="alternating", sinks=True, expert_bias=True),
+    "glm4_moe": Family("glm4moe", output_bias=False, score_bias=True),
 }

@@ -14,7 +14,7 @@ from bitsmith.planner.caches import layer_caches
 from bitsmith.planner.families import FAMILIES
 from bitsmith.planner.network import Network
 from bitsmith.planner.numbers import Numbers, read_numbers
-from bitsmith.planner.parts import network_tensors
+from bitsmith.planner.parts import network_tensors, rotary_tensors
 from bitsmith.tensor import TensorInfo
 
 _PREFIX = re.compile(r"^(model\.)?(language_model\.)?(model\.)?(transformer\.|decoder\.|gpt_neox\.)?")
@@ -96,6 +96,7 @@ def _network(numbers: Numbers, name: str, tensors: tuple[TensorInfo, ...], count
         experts=numbers.experts,
         experts_used=numbers.experts_used,
         counted=counted,
+        rotary=rotary_tensors(numbers),
     )
 
 

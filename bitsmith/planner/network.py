@@ -50,6 +50,7 @@ class Network:
     heads, kv_heads, head_dim: of the attention; latent attention has as many key heads as heads
     intermediate: width of the widest MLP a token passes, all of its experts together
     experts, experts_used: of a routed MLP, and how many a token passes; 0 where dense
+    rotary: tensors that a GGUF file holds beside them
     counted: weights, where the tensors hold codes that do not tell; 0: what the tensors hold
     caches: one a layer
     tensors: with GGUF's names where they are known; layouts and bytes as they are stored, where they are stored
@@ -69,6 +70,7 @@ class Network:
     experts: int = 0
     experts_used: int = 0
     counted: int = 0
+    rotary: tuple[TensorInfo, ...] = ()
 
     @property
     def layers(self) -> int:

@@ -51,7 +51,7 @@ def _ends(numbers: Numbers, family: Family) -> Iterator[tuple[str, Shape]]:
     yield "token_embd.weight", (vocab, hidden)
     if family.positions is not None:
         yield "position_embd.weight", (numbers.context + family.positions, hidden)
-    if numbers.model_type == "bloom":
+    if family.embedding_norm:
         yield from _norm("token_embd_norm", hidden, family)
     yield from _norm("output_norm", hidden, family)
     if not numbers.tied:
@@ -68,7 +68,7 @@ def _layers(numbers: Numbers, family: Family) -> Iterator[tuple[str, Shape]]:
         else:
             yield from _attention(numbers, family, blk)
         if layer in routed:
-            yield from _mixture(numbers, blk)
+            yield from _mixture(numbers, family, blk)
         else:
             yield from _dense(numbers, family, blk)
 
@@ -100,7 +100,7 @@ def _attention(numbers: Numbers, family: Family, blk: str) -> Iterator[tuple[str
     if norm:
         yield f"{blk}attn_q_norm.weight", (numbers.head_dim if norm == "head" else q,)
         yield f"{blk}attn_k_norm.weight", (numbers.head_dim if norm == "head" else kv,)
-    if numbers.model_type == "gpt_oss":
+    if family.sinks:
         yield f"{blk}attn_sinks.weight", (numbers.heads,)
 
 
@@ -154,14 +154,13 @@ def _routed(numbers: Numbers) -> tuple[int, ...]:
     return tuple(n for n in layers if n >= first and n not in dense and n % every == offset)
 
 
-def _mixture(numbers: Numbers, blk: str) -> Iterator[tuple[str, Shape]]:
+def _mixture(numbers: Numbers, family: Family, blk: str) -> Iterator[tuple[str, Shape]]:
     fields, hidden, experts = numbers.fields, numbers.hidden, numbers.experts
-    open_weights = numbers.model_type == "gpt_oss"
-    yield from _linear(f"{blk}ffn_gate_inp", experts, hidden, open_weights)
-    if numbers.model_type in ("deepseek_v3", "kimi_k2", "glm4_moe"):
+    yield from _linear(f"{blk}ffn_gate_inp", experts, hidden, family.expert_bias)
+    if family.score_bias:
         yield f"{blk}exp_probs_b.bias", (experts,)
     yield from _experts(numbers, blk, experts, "_exps")
-    if open_weights:
+    if family.expert_bias:
         for name, width in (("gate", numbers.expert_width), ("up", numbers.expert_width), ("down", hidden)):
             yield f"{blk}ffn_{name}_exps.bias", (experts, width)
     shared = fields.integer("shared_expert_intermediate_size", 0, minimum=0)
@@ -179,3 +178,13 @@ def _experts(numbers: Numbers, blk: str, experts: int, suffix: str) -> Iterator[
     yield f"{blk}ffn_gate{suffix}.weight", (experts, width, hidden)
     yield f"{blk}ffn_up{suffix}.weight", (experts, width, hidden)
     yield f"{blk}ffn_down{suffix}.weight", (experts, hidden, width)
+
+
+def rotary_tensors(numbers: Numbers) -> tuple[TensorInfo, ...]:
+    """What only GGUF files store: the divisors of rotary frequencies, of Llama 3's scaling and of LongRoPE."""
+    fields = numbers.fields
+    scaling = fields.values.get("rope_scaling") or fields.values.get("rope_parameters")
+    kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else None
+    names = {"llama3": ("rope_freqs.weight",), "longrope": ("rope_factors_long.weight", "rope_factors_short.weight")}
+    pairs = numbers.head_dim // 2
+    return tuple(TensorInfo(name, (pairs,), "f32", 4 * pairs) for name in names.get(str(kind), ()))

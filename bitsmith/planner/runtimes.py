@@ -18,9 +18,7 @@ from bitsmith.recipe.plan import Target
 
 _OWN = frozenset(spec.gguf for spec in ARCHITECTURES.values())
 _LARGE = 70 << 30  # bytes of a device from which on vLLM expects many requests
-_UNTRIMMED = frozenset(
-    {"llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "phi3"}
-)  # llama.cpp keeps all tokens of these
+_UNTRIMMED = ("llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "phi3")  # llama.cpp keeps all tokens of these
 _VLLM = ("gptq", "awq", "compressed")
 
 
@@ -89,10 +87,11 @@ def container_of(target: Target | None, network: Network) -> str:
     if target is None:
         layouts = {tensor.layout for tensor in network.tensors if tensor.rows > 1}
         held = next((layout.partition("/")[0] for layout in layouts if "/" in layout), "")
-        plain = (
-            "floats" if layouts <= FLOATS else "gguf" if layouts <= set(TYPES) else _VLLM[-1]
-        )  # others' FP8 and the like
-        return {"bitsmith": "native"}.get(held, held) or plain
+        if held:
+            return "native" if held == "bitsmith" else held
+        if layouts <= FLOATS:
+            return "floats"
+        return "gguf" if layouts <= TYPES.keys() else "compressed"  # others' FP8 and the like, which vLLM reads
     return "floats" if target.name in WRITTEN_FLOATS else target.container
 
 

@@ -59,7 +59,8 @@ class Stored:
 
     def read_bytes(self, network: Network) -> float:
         """Bytes read for one generated token: what `Network.used` says of each tensor."""
-        return sum(self.tensors[tensor.name] * network.used(tensor) for tensor in network.tensors)
+        rotary = sum(self.tensors.get(tensor.name, 0) for tensor in network.rotary)
+        return rotary + sum(self.tensors[tensor.name] * network.used(tensor) for tensor in network.tensors)
 
 
 def parse_target(text: str) -> Target:
@@ -145,7 +146,8 @@ def _in_gguf(network: Network, target: Target) -> Stored:
         tensor.name: TYPES[choice.type].row_bytes(tensor.cols) * tensor.rows
         for tensor, choice in zip(network.tensors, chosen.choices, strict=True)
     }
-    return Stored(target.name, found, notes=chosen.warnings)
+    rotary = {tensor.name: tensor.nbytes for tensor in network.rotary}
+    return Stored(target.name, found | rotary, notes=chosen.warnings)
 
 
 def _by_codec(network: Network, target: Target, codec_of: Callable[[TensorInfo], Codec | None]) -> Stored:

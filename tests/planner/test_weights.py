@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,17 @@ def test_other_models_to_the_byte(tmp_path: Path) -> None:
     for target in ("q8_0", "q4_k_m", "native/int8-channel"):
         (dry,) = quantize_each(folder, [target], Choices(dry_run=True))
         assert file_bytes(open_checkpoint(folder), [parse_target(target)])[parse_target(target)] == dry.size
+
+
+def test_rotary_factors_are_counted(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "tiny")
+    config = json.loads((folder / "config.json").read_text())
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config["rope_scaling"] = {**scaling, "original_max_position_embeddings": 64}
+    (folder / "config.json").write_text(json.dumps(config))
+    (dry,) = quantize_each(folder, ["q8_0"], Choices(dry_run=True))
+    planned = sum(tensor.info.nbytes for tensor in dry.plan.tensors)
+    assert stored(find_subject(folder, scratch=Path()).network, parse_target("q8_0")).total == planned
 
 
 def test_what_cannot_be_made_says_why() -> None:
