@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import bitsmith
-from bitsmith import native
+from bitsmith.system import core as native
 
 core = native.core()
 assert core is not None, native.missing()

@@ -18,8 +18,8 @@ from rich.table import Table
 import bitsmith
 from bitsmith.cli.drawing import human_bytes, human_seconds, progress_bar
 from bitsmith.evaluation import Evaluation
-from bitsmith.generate import Sampling
-from bitsmith.quantized import Quantized
+from bitsmith.pipeline.result import Quantized
+from bitsmith.runtime.generate import Sampling
 
 FORMATS = ("q8_0", "q4_k_m", "q2_k")
 PROMPT = "It was a dark evening in November, and the old house"

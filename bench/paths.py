@@ -21,7 +21,7 @@ from rich.table import Table
 import bitsmith
 from bitsmith.evaluation.divergence import DivergenceMeter, compare
 from bitsmith.evaluation.windows import cut_windows
-from bitsmith.texts import evaluation_text
+from bitsmith.reference.texts import evaluation_text
 
 CONTEXT = 256
 STEPS = 64  # tokens of a window that are generated one by one

@@ -23,20 +23,20 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from bitsmith.arch.config import ModelConfig, Rope
-from bitsmith.arch.gguf_config import config_to_gguf
-from bitsmith.arch.tensors import expected_tensors
-from bitsmith.checkpoint import open_checkpoint
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.containers.gguf.writer import gguf_layout
+from bitsmith.models.arch.config import ModelConfig, Rope
+from bitsmith.models.arch.gguf_config import config_to_gguf
+from bitsmith.models.arch.tensors import expected_tensors
+from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.models.tokenizer.from_hf import read_tokenizer
+from bitsmith.models.tokenizer.to_gguf import vocabulary_keys
 from bitsmith.planner import own_memory
-from bitsmith.planner.subject import find_subject
+from bitsmith.planner.model_spec import find_subject
 from bitsmith.planner.weights import as_it_is
+from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.choose import choose_types
 from bitsmith.recipe.shape import ModelShape
-from bitsmith.tensor import TensorInfo
-from bitsmith.tokenizer.from_hf import read_tokenizer
-from bitsmith.tokenizer.to_gguf import vocabulary_keys
 
 MB = 1_000_000
 _COMMON = {"arch": "llama", "context": 8192, "norm_eps": 1e-5, "rope": Rope(dim=64)}
@@ -115,7 +115,7 @@ def hollow(config: ModelConfig, mix: str, path: Path) -> Path:
 RUN = """
 import atexit, sys
 from bitsmith.cli import main
-from bitsmith.machine import peak_memory
+from bitsmith.system.machine import peak_memory
 atexit.register(lambda: print("peak", peak_memory(), file=sys.stderr))
 main()
 """

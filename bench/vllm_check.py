@@ -60,8 +60,8 @@ class Agreement:
 
 def windows_of(model: str, text: Path | None, windows: int, context: int) -> tuple[list[list[int]], int]:
     """The text's first tokens, cut; and the size of the vocabulary."""
-    from bitsmith.checkpoint import open_checkpoint
-    from bitsmith.texts import evaluation_text
+    from bitsmith.models.checkpoint import open_checkpoint
+    from bitsmith.reference.texts import evaluation_text
 
     checkpoint = open_checkpoint(model)
     content = evaluation_text() if text is None else text.read_text(encoding="utf-8")

@@ -6,14 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitsmith.api import Choices, bench, evaluate, imatrix, inspect, load, plan, quantize, quantize_each
+    from bitsmith.api import QuantizeConfig, bench, evaluate, imatrix, inspect, load, plan, quantize, quantize_each
     from bitsmith.errors import BitsmithError
-    from bitsmith.generate import Sampling
+    from bitsmith.runtime.generate import Sampling
 
-__version__ = "0.1.0"
+
 __all__ = [
     "BitsmithError",
-    "Choices",
+    "QuantizeConfig",
     "Sampling",
     "__version__",
     "bench",
@@ -29,7 +29,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Public functions are imported when first used, so that `import bitsmith` costs nothing."""
-    homes = {"BitsmithError": "bitsmith.errors", "Sampling": "bitsmith.generate"}
+    homes = {
+        "BitsmithError": "bitsmith.errors",
+        "Sampling": "bitsmith.runtime.generate",
+        "__version__": "bitsmith.version",
+    }
     if name in __all__:
         return getattr(import_module(homes.get(name, "bitsmith.api")), name)
     raise AttributeError(f"module 'bitsmith' has no attribute {name!r}")

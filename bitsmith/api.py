@@ -7,29 +7,29 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitsmith.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.errors import UsageError
-from bitsmith.machine import cores, peak_memory
-from bitsmith.progress import Report, silent
+from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
+from bitsmith.system.machine import cores, peak_memory
+from bitsmith.system.progress import Report, silent
 
-__all__ = ["Choices", "bench", "evaluate", "imatrix", "inspect", "load", "plan", "quantize", "quantize_each"]
+__all__ = ["QuantizeConfig", "bench", "evaluate", "imatrix", "inspect", "load", "plan", "quantize", "quantize_each"]
 
 if TYPE_CHECKING:
     from bitsmith.calibration.run import make_imatrix as imatrix
-    from bitsmith.choices import Choices
     from bitsmith.evaluation import Evaluation
     from bitsmith.evaluation.speed import Speed
-    from bitsmith.inspection import Inspection
-    from bitsmith.model.language_model import LanguageModel
-    from bitsmith.planner.outlook import plan
-    from bitsmith.quantization import quantize, quantize_each
+    from bitsmith.models.inspection import Inspection
+    from bitsmith.pipeline.config import QuantizeConfig
+    from bitsmith.pipeline.quantization import quantize, quantize_each
+    from bitsmith.planner.report import plan
+    from bitsmith.runtime.language_model import LanguageModel
 
 _ELSEWHERE = {  # imported when first used: who runs a model does not wait for what quantizes one
-    "Choices": ("bitsmith.choices", "Choices"),
+    "QuantizeConfig": ("bitsmith.pipeline.config", "QuantizeConfig"),
     "imatrix": ("bitsmith.calibration.run", "make_imatrix"),
-    "plan": ("bitsmith.planner.outlook", "plan"),
-    "quantize": ("bitsmith.quantization", "quantize"),
-    "quantize_each": ("bitsmith.quantization", "quantize_each"),
+    "plan": ("bitsmith.planner.report", "plan"),
+    "quantize": ("bitsmith.pipeline.quantization", "quantize"),
+    "quantize_each": ("bitsmith.pipeline.quantization", "quantize_each"),
 }
 
 
@@ -75,7 +75,7 @@ def _load(
     cache_type: str = "f16",
     report: Report = silent,
 ) -> LanguageModel:
-    from bitsmith.model.load import check_cache, choose_kernel, load_language_model
+    from bitsmith.runtime.load import check_cache, choose_kernel, load_language_model
 
     chosen = choose_kernel(checkpoint, kernel, default=default)
     check_cache(cache_type, chosen)
@@ -168,7 +168,7 @@ def inspect(
 
     Raises BitsmithError where it cannot be opened; what `verify` finds is listed in `problems`.
     """
-    from bitsmith.inspection import inspect as look
+    from bitsmith.models.inspection import inspect as look
 
     return look(open_checkpoint(model, revision=revision).source, verify=verify, report=report)
 

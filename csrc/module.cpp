@@ -1,4 +1,4 @@
-// The extension module `bitsmith._core`.
+// The extension module `bitsmith.system._core`.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -30,7 +30,7 @@ void hold_memory() {
 
 NB_MODULE(_core, m) {
   nb::set_leak_warnings(false);  // what Python keeps in caches lives until the process ends
-  m.doc() = "The C++ core of bitsmith; see bitsmith.native for what it offers.";
+  m.doc() = "The C++ core of bitsmith; see bitsmith.system.core for what it offers.";
   m.def(
       "isa", [] { return std::string(bitsmith::isa_name(bitsmith::chosen_isa())); },
       "The instruction set that kernels run on. Raises ValueError where BITSMITH_ISA names none that is available.");

@@ -12,7 +12,7 @@ import numpy as np
 from bitsmith.containers.gguf.metadata_values import Value
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.containers.gguf.writer import gguf_layout
-from bitsmith.tensor import TensorInfo
+from bitsmith.quant.tensor import TensorInfo
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,23 @@ import bitsmith
 
 HEAVY = ("torch", "transformers", "gguf", "huggingface_hub", "tokenizers", "jinja2", "matplotlib")
 MODULES = (
-    *("bitsmith.api", "bitsmith.quantization", "bitsmith.inspection", "bitsmith.hub", "bitsmith.cli.main"),
-    *("bitsmith.arch.hf_config", "bitsmith.arch.gguf_config", "bitsmith.generate", "bitsmith.conversation"),
-    *("bitsmith.model.load", "bitsmith.evaluation.speed"),
+    *(
+        "bitsmith.api",
+        "bitsmith.pipeline.quantization",
+        "bitsmith.models.inspection",
+        "bitsmith.models.hub",
+        "bitsmith.cli.main",
+    ),
+    *(
+        "bitsmith.models.arch.hf_config",
+        "bitsmith.models.arch.gguf_config",
+        "bitsmith.runtime.generate",
+        "bitsmith.runtime.conversation",
+    ),
+    *("bitsmith.runtime.load", "bitsmith.evaluation.speed"),
 )
 # beyond these, what running a GGUF file on the core has no use for; each costs a tenth of the start or more
-UNUSED = ("torch", "transformers", "gguf", "huggingface_hub", "jinja2", "rich", "pydantic", "bitsmith.formats")
+UNUSED = ("torch", "transformers", "gguf", "huggingface_hub", "jinja2", "rich", "pydantic", "bitsmith.quant.formats")
 
 
 def test_no_heavy_imports() -> None:
@@ -29,7 +40,7 @@ def test_running_imports_what_it_uses(tiny: Path, tmp_path: Path) -> None:
     bitsmith.quantize(tiny, to="q8_0", out=file)
     code = (
         "import sys\n"
-        "from bitsmith import native\n"
+        "from bitsmith.system import core as native\n"
         "from bitsmith.cli import main\n"
         f"sys.argv = ['bitsmith', 'run', {str(file)!r}, '--prompt', 'Once', '-n', '2']\n"
         "try:\n    main()\nexcept SystemExit as leaving:\n    assert not leaving.code\n"

@@ -10,31 +10,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitsmith.activations import Activations
-from bitsmith.arch.groups import LinearGroup, linear_groups
-from bitsmith.calibration.collect import HEAD, embed, hollow_decoder, not_finite, require_finite
+from bitsmith.calibration.collect import HEAD, decoder_without_blocks, embed, not_finite, require_finite
 from bitsmith.calibration.folding import block_tensors, folded, with_tensors
 from bitsmith.calibration.hidden import HiddenStates
+from bitsmith.calibration.learned import BlockTuner
 from bitsmith.calibration.rounding import LinearRounder, RoundingReport, clipped_nearest, gptq_rounder
 from bitsmith.calibration.sources import CalibrationTokens
-from bitsmith.checkpoint import Checkpoint
+from bitsmith.calibration.stats import GramMeter, Stats
+from bitsmith.calibration.trainable import Start
+from bitsmith.calibration.transforms.base import Rescaling
 from bitsmith.errors import TensorError
-from bitsmith.formats.base import Format
-from bitsmith.kernels.base import Weight
-from bitsmith.kernels.dense import DenseKernel
-from bitsmith.kernels.torch_ops import TorchOps
-from bitsmith.model.decoder import Decoder
-from bitsmith.model.memory import available_memory
-from bitsmith.model.weights import LINEARS, Block, Linear, WeightLoader, weight_reader
-from bitsmith.progress import Progress, Report, silent
+from bitsmith.models.arch.groups import LinearGroup, linear_groups
+from bitsmith.models.checkpoint import Checkpoint
+from bitsmith.quant.formats.base import Format
+from bitsmith.quant.input_rounding import InputRounding
+from bitsmith.quant.rounders.effort import EFFORTS, Effort
+from bitsmith.quant.rounders.gptq import SLAB_ROWS
+from bitsmith.quant.tensor import QuantTensor
 from bitsmith.recipe.method import Method
-from bitsmith.rounders.effort import EFFORTS, Effort
-from bitsmith.rounders.gptq import SLAB_ROWS
-from bitsmith.rounders.learned import BlockTuner
-from bitsmith.rounders.trainable import Start
-from bitsmith.stats import GramMeter, Stats
-from bitsmith.tensor import QuantTensor
-from bitsmith.transforms.base import Rescaling
+from bitsmith.runtime.decoder import Decoder
+from bitsmith.runtime.kernel import Weight
+from bitsmith.runtime.torch.dense import DenseKernel
+from bitsmith.runtime.torch.ops import TorchOps
+from bitsmith.runtime.weights import LINEARS, Block, Linear, WeightLoader, weight_reader
+from bitsmith.system.memory import available_memory
+from bitsmith.system.progress import Progress, Report, silent
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class BlockwiseTask:
 
     formats: Mapping[str, Format]
     method: Method
-    inputs: Mapping[str, Activations] = field(default_factory=dict)
+    inputs: Mapping[str, InputRounding] = field(default_factory=dict)
     rescalings: Mapping[int, tuple[Rescaling, ...]] = field(default_factory=dict)
     stored: Mapping[str, np.dtype] = field(default_factory=dict)
     effort: str = "normal"
@@ -88,7 +88,7 @@ def round_blocks(
     taken in the order they are computed, each after the ones before it were rounded.
 
     reports: filled with what rounding cost, by linear, as it goes
-    memory: bytes for all hidden states together, see `HiddenStates` and `Method.streams`
+    memory: bytes for all hidden states together, see `HiddenStates` and `Method.hidden_state_buffers`
     threads: torch.set_num_threads for the whole process; None leaves it alone
     One block's weights are held at a time, in float32, with one Hessian and its factor. Same tokens, same codes.
     Raises TensorError where an input is not finite, naming the linear.
@@ -98,10 +98,12 @@ def round_blocks(
     loader = WeightLoader(
         checkpoint.config, weight_reader(checkpoint), DenseKernel(device=device), TorchOps(device), device
     )
-    walk = _Walk(hollow_decoder(loader), task, reports, report)
-    share = _share(memory, task.method.streams(task.effort))
+    walk = _Walk(decoder_without_blocks(loader), task, reports, report)
+    share = _share(memory, task.method.hidden_state_buffers(task.effort))
     hidden = embed(walk.decoder, tokens.tokens, memory=share)
-    truth = embed(walk.decoder, tokens.tokens, memory=share) if task.method.streams(task.effort) > 1 else None
+    truth = (
+        embed(walk.decoder, tokens.tokens, memory=share) if task.method.hidden_state_buffers(task.effort) > 1 else None
+    )
     layers = checkpoint.config.layers
     for layer in range(layers):
         report(Progress(task.method.rounder, layer, layers, "blocks", f"blk.{layer}"))
@@ -113,10 +115,10 @@ def round_blocks(
     report(Progress(task.method.rounder, layers, layers, "blocks"))
 
 
-def _share(memory: int | None, streams: int) -> int | None:
+def _share(memory: int | None, hidden_state_buffers: int) -> int | None:
     """Bytes for each of several hidden states."""
     room = available_memory() if memory is None else 2 * memory
-    return None if room is None else room // 2 // streams
+    return None if room is None else room // 2 // hidden_state_buffers
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ class _Walk:
     def _rounding_inputs(self, layer: int, block: Block) -> Block:
         """The block with linears that round what they are given, where the file's readers will."""
         changed: dict[str, Any] = {
-            field: replace(vars(block)[field], activations=self.task.inputs[f"blk.{layer}.{name}"])
+            field: replace(vars(block)[field], input_rounding=self.task.inputs[f"blk.{layer}.{name}"])
             for name, field in LINEARS.items()
             if f"blk.{layer}.{name}" in self.task.inputs
         }
@@ -272,7 +274,10 @@ class _Compared:
         return drift
 
 
-HALVES: Mapping[str, str] = {"attn_mix": "output", "ffn_mix": "down"}  # a half's last group -> the linear it feeds
+HALVES: Mapping[str, str] = {
+    "o_proj_input": "output",
+    "down_proj_input": "down",
+}  # a half's last group -> the linear it feeds
 
 
 def input_of(decoder: Decoder, layer: int, block: Block, group: str, x: Tensor) -> Tensor:
@@ -281,10 +286,10 @@ def input_of(decoder: Decoder, layer: int, block: Block, group: str, x: Tensor) 
     x: hidden states [windows, n, hidden] before the half of the block that the group belongs to
     """
     found: Tensor = decoder.ffn_in(block, x) if group.startswith("ffn") else decoder.attn_in(block, x)
-    if group == "ffn_mix":
-        found = decoder.ffn_mix(block, found)
-    if group == "attn_mix":
-        found = decoder.attn_mix(layer, block, found, decoder.place(tuple(x.shape[:2]), 0))
+    if group == "down_proj_input":
+        found = decoder.down_proj_input(block, found)
+    if group == "o_proj_input":
+        found = decoder.o_proj_input(layer, block, found, decoder.place(tuple(x.shape[:2]), 0))
     return found
 
 

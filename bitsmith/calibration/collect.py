@@ -9,23 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitsmith.arch.config import ModelConfig
-from bitsmith.arch.groups import linear_groups
 from bitsmith.calibration.folding import block_tensors
 from bitsmith.calibration.hidden import HiddenStates
-from bitsmith.calibration.record import CalibrationRecord
 from bitsmith.calibration.sources import CalibrationTokens
-from bitsmith.checkpoint import Checkpoint
+from bitsmith.calibration.stats import Stats, StatsMeter
+from bitsmith.calibration.transforms.base import Rescaling, Transform, rescale_block
 from bitsmith.errors import TensorError
-from bitsmith.formats.base import Format
-from bitsmith.kernels.dense import DenseKernel
-from bitsmith.kernels.ondemand import OnDemandKernel
-from bitsmith.kernels.torch_ops import TorchOps
-from bitsmith.model.decoder import Decoder
-from bitsmith.model.weights import LINEARS, Block, Linear, WeightLoader, Weights, weight_reader
-from bitsmith.progress import Progress, Report, silent
-from bitsmith.stats import Stats, StatsMeter
-from bitsmith.transforms.base import Rescaling, Transform, rescale_block
+from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.groups import linear_groups
+from bitsmith.models.checkpoint import Checkpoint
+from bitsmith.quant.formats.base import Format
+from bitsmith.recipe.calibration_record import CalibrationRecord
+from bitsmith.runtime.decoder import Decoder
+from bitsmith.runtime.torch.dense import DenseKernel
+from bitsmith.runtime.torch.ondemand import OnDemandKernel
+from bitsmith.runtime.torch.ops import TorchOps
+from bitsmith.runtime.weights import LINEARS, Block, Linear, WeightLoader, Weights, weight_reader
+from bitsmith.system.progress import Progress, Report, silent
 
 SAMPLE = 512  # input rows that a search looks at where it needs a sample
 HEAD = "output"  # name of the head's input, whether or not the model has an output matrix of its own
@@ -110,7 +110,7 @@ def collect(
     passing = _with_needs(wanted, searches)
     seed = tokens.seed
     loader = WeightLoader(config, weight_reader(checkpoint), DenseKernel(device=device), TorchOps(device), device)
-    decoder = hollow_decoder(loader)
+    decoder = decoder_without_blocks(loader)
     stats: dict[str, Stats] = {}
     rescalings: tuple[dict[int, tuple[Rescaling, ...]], ...] = tuple({} for _ in searches)
     with torch.inference_mode():
@@ -168,7 +168,7 @@ def require_finite(block: Block, prefix: str) -> None:
             )
 
 
-def hollow_decoder(loader: WeightLoader) -> Decoder:
+def decoder_without_blocks(loader: WeightLoader) -> Decoder:
     """A decoder without blocks or head: to embed tokens, and to run blocks that are loaded one at a time."""
     embedding = replace(loader, kernel=OnDemandKernel(loader.device)).linear("token_embd", bias=False)
     norm = loader.vector("output_norm.weight")
@@ -195,9 +195,9 @@ def meters_of(config: ModelConfig, wanted: Wanted, seed: int) -> dict[str, Stats
     """A meter a group of a block, by the names of its linears (q, k and v share one)."""
     widths = {
         "attn_in": config.hidden,
-        "attn_mix": config.heads * config.head_dim,
+        "o_proj_input": config.heads * config.head_dim,
         "ffn_in": config.hidden,
-        "ffn_mix": config.intermediate,
+        "down_proj_input": config.intermediate,
     }
     meters: dict[str, StatsMeter] = {}
     for group in linear_groups(config):
@@ -221,7 +221,7 @@ def recording(block: Block, prefix: str, meters: Mapping[str, StatsMeter]) -> Bl
 def _recorded(block: Block, name: str, prefix: str, meter: StatsMeter) -> RecordedLinear:
     linear: Linear = vars(block)[LINEARS[name]]
     record = counting(meter, f"{prefix}{name}")
-    return RecordedLinear(linear.kernel, linear.prepared, linear.bias, linear.activations, record)
+    return RecordedLinear(linear.kernel, linear.prepared, linear.bias, linear.input_rounding, record)
 
 
 def counting(meter: StatsMeter, name: str) -> Callable[[Tensor], None]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitsmith.arch.config import ModelConfig
+from bitsmith.models.arch.config import ModelConfig
+from bitsmith.quant.rounders.effort import EFFORTS
 from bitsmith.recipe.method import Method
-from bitsmith.rounders.effort import EFFORTS
 
 _FLOATS = 4  # bytes
 _HESSIANS = 4  # a Hessian, its factor, the drift of its input and what makes up for it
@@ -39,8 +39,8 @@ def calibration_cost(config: ModelConfig, method: Method, effort: str, tokens: i
     """Of calibrating on so many tokens in windows of `context`; good to a factor of two in time."""
     block = block_weights(config)
     widest = max(config.hidden, config.heads * config.head_dim, config.intermediate)
-    streams = method.streams(effort) if method.needs_text else 1
-    memory = _FLOATS * (streams * tokens * config.hidden + 2 * block)
+    hidden_state_buffers = method.hidden_state_buffers(effort) if method.needs_text else 1
+    memory = _FLOATS * (hidden_state_buffers * tokens * config.hidden + 2 * block)
     if method.needs_text:
         memory += _FLOATS * (_HESSIANS * widest**2 + _SLABS * min(_SLAB_ROWS, widest) * widest)
     rate = _multiply_adds_per_second()

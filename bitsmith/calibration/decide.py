@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitsmith.activations import Activations
-from bitsmith.arch.groups import linear_groups
-from bitsmith.arch.names import gguf_name
 from bitsmith.calibration.importance import Importance, from_calibration
 from bitsmith.calibration.run import Prepared
-from bitsmith.driver import Calibrated, Decided
 from bitsmith.errors import UsageError
-from bitsmith.formats.base import Format
-from bitsmith.formats.precision import PRECISIONS
-from bitsmith.progress import Report, silent
+from bitsmith.models.arch.groups import linear_groups
+from bitsmith.models.arch.names import gguf_name
+from bitsmith.pipeline.executor import Calibrated, RoundedRows
+from bitsmith.quant.formats.base import Format
+from bitsmith.quant.formats.precision import PRECISIONS
+from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.recipe.method import Method
 from bitsmith.recipe.plan import Plan, PlannedTensor
 from bitsmith.recipe.static_inputs import inputs_wanted, with_inputs
+from bitsmith.system.progress import Report, silent
 
 if TYPE_CHECKING:
     from bitsmith.calibration.collect import Search
     from bitsmith.calibration.rounding import RoundingReport
-    from bitsmith.stats import Stats
-    from bitsmith.transforms.base import Rescaling
+    from bitsmith.calibration.stats import Stats
+    from bitsmith.calibration.transforms.base import Rescaling
 
 _HEAD = "output"  # rounded behind the blocks
 
@@ -50,7 +50,7 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class Gathered:
+class CalibrationPass:
     """What one pass over the original model gave for all jobs; None and empty where no job needs it.
 
     rescalings: of each job, by layer
@@ -99,17 +99,17 @@ def check_method(plan: Plan, prepared: Prepared, method: Method) -> None:
         )
 
 
-def gather(prepared: Prepared, jobs: Sequence[Job], resources: Resources, report: Report = silent) -> Gathered:
+def gather(prepared: Prepared, jobs: Sequence[Job], resources: Resources, report: Report = silent) -> CalibrationPass:
     """Run the original model once, if any job wants to know of it: importance for the nearest codes, and rescalings.
 
     GPTQ and learned rounding take their inputs from the quantized prefix instead, see `decide`.
     """
     nothing: tuple[Mapping[int, tuple[Rescaling, ...]], ...] = tuple({} for _ in jobs)
     if prepared.ready is not None:
-        return Gathered(prepared.ready, nothing)
+        return CalibrationPass(prepared.ready, nothing)
     searches = {at: _search(job) for at, job in enumerate(jobs) if job.method.transform}
     if not searches and all(job.method.needs_text and not inputs_wanted(job.plan) for job in jobs):
-        return Gathered(None, nothing)
+        return CalibrationPass(None, nothing)
     found = prepared.run(
         searches=tuple(searches.values()),
         memory=resources.memory,
@@ -118,11 +118,11 @@ def gather(prepared: Prepared, jobs: Sequence[Job], resources: Resources, report
         report=report,
     )
     by_job = dict(zip(searches, found.rescalings, strict=True))
-    return Gathered(from_calibration(found), tuple(by_job.get(at, {}) for at in range(len(jobs))), found.stats)
+    return CalibrationPass(from_calibration(found), tuple(by_job.get(at, {}) for at in range(len(jobs))), found.stats)
 
 
 def decide(
-    job: Job, at: int, prepared: Prepared, gathered: Gathered, resources: Resources, report: Report = silent
+    job: Job, at: int, prepared: Prepared, gathered: CalibrationPass, resources: Resources, report: Report = silent
 ) -> Decision:
     """How a job is to be carried out.
 
@@ -139,9 +139,9 @@ def decide(
     formats = _linears(plan)
     moved = _moved(rescalings)
     reports: dict[str, RoundingReport] = {}
-    elsewhere = {f"{name}.weight" for name in formats} | (moved & by_name.keys())
+    precomputed = {f"{name}.weight" for name in formats} | (moved & by_name.keys())
     decided = _decided(job, prepared, formats, rescalings, reports, resources, report)
-    names = frozenset(by_name[name].info.name for name in elsewhere)
+    names = frozenset(by_name[name].info.name for name in precomputed)
     return Decision(plan, Calibrated(columns, names, decided), reports, rescalings)
 
 
@@ -153,7 +153,7 @@ def _decided(
     reports: dict[str, RoundingReport],
     resources: Resources,
     report: Report,
-) -> Iterator[Decided]:
+) -> Iterator[RoundedRows]:
     from bitsmith.calibration.blockwise import BlockwiseTask, round_blocks
 
     assert prepared.tokens is not None
@@ -178,12 +178,12 @@ def _decided(
         report=report,
     )
     for tensor in found:
-        yield Decided(outputs[tensor.name], tensor.start, tensor.weight, tensor.tensor)
+        yield RoundedRows(outputs[tensor.name], tensor.start, tensor.weight, tensor.tensor)
 
 
 def _search(job: Job) -> Search:
     from bitsmith.calibration.collect import Search
-    from bitsmith.transforms import transform_of
+    from bitsmith.calibration.transforms import transform_of
 
     inputs = next(iter(_inputs(job.plan).values()), None)
     return Search(transform_of(job.method.transform, inputs), _linears(job.plan))
@@ -191,7 +191,7 @@ def _search(job: Job) -> Search:
 
 def _rescaled(stats: Mapping[str, Stats], rescalings: Mapping[int, tuple[Rescaling, ...]]) -> dict[str, Stats]:
     """Statistics of inputs after rescaling."""
-    from bitsmith.transforms.fold import rescaled_stats
+    from bitsmith.calibration.transforms.fold import rescaled_stats
 
     changed = dict(stats)
     for layer, found in rescalings.items():
@@ -201,7 +201,7 @@ def _rescaled(stats: Mapping[str, Stats], rescalings: Mapping[int, tuple[Rescali
     return changed
 
 
-def _inputs(plan: Plan) -> dict[str, Activations]:
+def _inputs(plan: Plan) -> dict[str, InputRounding]:
     """How inputs are rounded, by GGUF name without ".weight"."""
     return {
         _own_name(tensor).removesuffix(".weight"): tensor.inputs for tensor in plan.tensors if tensor.inputs is not None

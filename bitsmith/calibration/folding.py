@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitsmith.arch.config import ModelConfig
-from bitsmith.model.weights import LINEARS, Block, Linear
-from bitsmith.transforms.base import Rescaling
-from bitsmith.transforms.fold import fold, storable
+from bitsmith.calibration.transforms.base import Rescaling
+from bitsmith.calibration.transforms.fold import fold, storable
+from bitsmith.models.arch.config import ModelConfig
+from bitsmith.runtime.weights import LINEARS, Block, Linear
 
 NORMS = ("attn_norm", "ffn_norm")
 

@@ -6,9 +6,9 @@ import numpy as np
 
 from bitsmith.calibration.sources import CalibrationTokens, Request, own_text
 from bitsmith.errors import FileError
-from bitsmith.generate import Sampling, generate_batch
-from bitsmith.model.language_model import LanguageModel
-from bitsmith.progress import Progress, Report, silent
+from bitsmith.runtime.generate import Sampling, generate_batch
+from bitsmith.runtime.language_model import LanguageModel
+from bitsmith.system.progress import Progress, Report, silent
 
 BATCH = 32  # texts generated together
 _SHORTEST = 8  # tokens a text must have on average

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bitsmith.errors import FileError
-from bitsmith.model.memory import available_memory
+from bitsmith.system.memory import available_memory
 
 BATCH_TOKENS = 2048  # tokens that go through a block at a time
 

@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from bitsmith.calibration.record import CalibrationRecord
 from bitsmith.containers.gguf.header import MAGIC
 from bitsmith.containers.gguf.metadata_values import Value, ValueType, array, string, u32
 from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.containers.gguf.writer import gguf_layout
 from bitsmith.containers.layout import FileLayout, Region
 from bitsmith.errors import FileError, UsageError
-from bitsmith.tensor import TensorInfo
+from bitsmith.quant.tensor import TensorInfo
+from bitsmith.recipe.calibration_record import CalibrationRecord
 
 SUFFIXES = (".gguf", ".dat")
 

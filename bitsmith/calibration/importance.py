@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitsmith.arch.names import gguf_name
 from bitsmith.calibration.imatrix import Entry, Imatrix, read_imatrix, record_of
-from bitsmith.calibration.record import CalibrationRecord
 from bitsmith.errors import FileError
-from bitsmith.tensor import TensorInfo
+from bitsmith.models.arch.names import gguf_name
+from bitsmith.quant.tensor import TensorInfo
+from bitsmith.recipe.calibration_record import CalibrationRecord
 
 if TYPE_CHECKING:
     from bitsmith.calibration.collect import Calibration

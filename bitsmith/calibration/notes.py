@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bitsmith.calibration.rounding import RoundingReport
-    from bitsmith.rounders.gptq import GptqReport
-    from bitsmith.transforms.base import Rescaling
+    from bitsmith.calibration.transforms.base import Rescaling
+    from bitsmith.quant.rounders.gptq import GptqReport
 
 _SHOWN = 3
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from bitsmith.formats.base import Format, NeedsExtent, Params
-from bitsmith.formats.precision import as_numpy
-from bitsmith.rounders.effort import Effort
-from bitsmith.rounders.gptq import SLAB_ROWS, GptqReport, gptq_rows, joined
-from bitsmith.rounders.hessian import corrected, correction, prepare
-from bitsmith.stats import Stats
-from bitsmith.tensor import QuantTensor
-from bitsmith.transforms.awq import fit_clipped
+from bitsmith.calibration.stats import Stats
+from bitsmith.calibration.transforms.awq import fit_clipped
+from bitsmith.quant.formats.base import Format, NeedsExtent, Params
+from bitsmith.quant.formats.precision import as_numpy
+from bitsmith.quant.rounders.effort import Effort
+from bitsmith.quant.rounders.gptq import SLAB_ROWS, GptqReport, gptq_rows, joined
+from bitsmith.quant.rounders.hessian import corrected, correction, prepare
+from bitsmith.quant.tensor import QuantTensor
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ import numpy as np
 
 from bitsmith.calibration.imatrix import imatrix_file, is_imatrix_name
 from bitsmith.calibration.importance import Importance, from_file, to_imatrix
-from bitsmith.calibration.record import UNKNOWN_SHA256, CalibrationRecord
 from bitsmith.calibration.sources import SELF, CalibrationTokens, Request, own_text, read_tokens
-from bitsmith.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.output import OutputFiles
 from bitsmith.errors import UsageError
-from bitsmith.progress import Report, silent
+from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
+from bitsmith.recipe.calibration_record import UNKNOWN_SHA256, CalibrationRecord
+from bitsmith.system.progress import Report, silent
 
 if TYPE_CHECKING:
     from bitsmith.calibration.collect import Calibration, Search, Wanted
@@ -79,7 +79,7 @@ class Prepared:
         if self.request is None or self.tokens is not None:
             return self
         from bitsmith.calibration.generated import generate_tokens
-        from bitsmith.model.torch_model import load_torch_model
+        from bitsmith.runtime.torch.model import load_torch_model
 
         model = load_torch_model(self.checkpoint, threads=threads, report=report)
         tokens = generate_tokens(self.request, model, report=report)
@@ -183,7 +183,7 @@ def make_imatrix(
     if prepared.ready is not None:
         content, record = read_imatrix(Path(calibration or "").expanduser()), prepared.record
     else:
-        from bitsmith.kernels.device import choose_device
+        from bitsmith.runtime.torch.device import choose_device
 
         found = prepared.run(memory=memory, threads=threads, device=choose_device(device), report=report)
         content, record = to_imatrix(found), found.record

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitsmith.calibration.record import CalibrationRecord
 from bitsmith.errors import BitsmithError, FileError, UsageError
-from bitsmith.texts import built_in_name, calibration_text
+from bitsmith.recipe.calibration_record import CalibrationRecord
+from bitsmith.reference.texts import built_in_name, calibration_text
 
 if TYPE_CHECKING:
-    from bitsmith.tokenizer import Tokenizer
+    from bitsmith.models.tokenizer import Tokenizer
 
 DEFAULT = "default"  # --calibration default: the built-in text
 SELF = "self"  # --calibration self: text that the model generates

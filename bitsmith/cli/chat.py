@@ -11,7 +11,7 @@ from bitsmith.cli.core import note_missing_core
 from bitsmith.cli.options import CacheType, Kernel, MinP, Revision, Seed, Temperature, Threads, TopK, TopP
 
 if TYPE_CHECKING:
-    from bitsmith.conversation import Conversation
+    from bitsmith.runtime.conversation import Conversation
 
 _HELP = "Commands: /reset forgets the conversation, /exit leaves (so does Ctrl-D); Ctrl-C stops an answer."
 
@@ -36,8 +36,8 @@ def chat(
     """
     from bitsmith import api
     from bitsmith.cli.drawing import stderr
-    from bitsmith.conversation import Conversation
-    from bitsmith.generate import Sampling
+    from bitsmith.runtime.conversation import Conversation
+    from bitsmith.runtime.generate import Sampling
 
     note_missing_core()
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)

@@ -9,8 +9,8 @@ CURE = "to have it, install a C++17 compiler, then bitsmith again with pip's --f
 
 
 def note_missing_core() -> None:
-    """One line on stderr where this installation has no core; nothing where BITSMITH_NATIVE=0 wants none."""
-    from bitsmith import native
+    """One line on stderr where this installation has no core; nothing where BITSMITH_CORE=0 wants none."""
+    from bitsmith.system import core as native
 
-    if native.core() is None and os.environ.get("BITSMITH_NATIVE") != "0":
+    if native.core() is None and os.environ.get("BITSMITH_CORE") != "0":
         sys.stderr.write(f"Note: {native.missing()}, so this is slow; {CURE}.\n")

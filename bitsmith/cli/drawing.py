@@ -10,7 +10,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from bitsmith.progress import Progress, Report, silent
+from bitsmith.system.progress import Progress, Report, silent
 
 
 def stderr() -> Console:

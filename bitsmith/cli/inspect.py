@@ -10,7 +10,7 @@ import typer
 from bitsmith.cli.options import AsJson, Revision
 
 if TYPE_CHECKING:
-    from bitsmith.inspection import Inspection
+    from bitsmith.models.inspection import Inspection
 
 
 def inspect(

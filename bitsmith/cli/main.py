@@ -32,7 +32,7 @@ COMMANDS = {  # name -> its module in this package, and the function there
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from bitsmith import __version__
+        from bitsmith.version import __version__
 
         typer.echo(f"bitsmith {__version__}")
         raise typer.Exit

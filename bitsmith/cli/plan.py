@@ -13,7 +13,7 @@ from bitsmith.cli.options import AsJson, Revision
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bitsmith.planner.outlook import Outlook, Place
+    from bitsmith.planner.report import DeviceSet, PlanReport
     from bitsmith.planner.runtimes import Runtime
 
 _COLOURS = {
@@ -75,11 +75,11 @@ def plan(
 ) -> None:
     """What fits, what it costs, what to choose: before anything is downloaded or quantized."""
     from bitsmith import api
-    from bitsmith.planner.report import to_dict
+    from bitsmith.planner.render import to_dict
     from bitsmith.planner.training import METHODS
 
     methods = METHODS if training and "all" in training else tuple(training or ())
-    outlook = api.plan(
+    report = api.plan(
         model,
         devices=device or (),
         memory=memory,
@@ -97,34 +97,34 @@ def plan(
     if plot is not None:
         from bitsmith.planner.picture import draw
 
-        draw(outlook, plot)
+        draw(report, plot)
     if as_json:
-        typer.echo(json.dumps(to_dict(outlook), indent=2))
+        typer.echo(json.dumps(to_dict(report), indent=2))
     else:
-        _print(outlook)
+        _print(report)
 
 
-def _print(outlook: Outlook) -> None:
+def _print(report: PlanReport) -> None:
     from bitsmith.cli.drawing import clean, stderr, stdout
     from bitsmith.planner.advice import advise
 
     console = stdout()
-    _print_model(outlook, console)
-    for at, place in enumerate(outlook.places):
-        _print_place(outlook, at, place, console)
-    if outlook.training:
-        _print_training(outlook, console)
-    for sentence in advise(outlook):
+    _print_model(report, console)
+    for at, place in enumerate(report.places):
+        _print_place(report, at, place, console)
+    if report.training:
+        _print_training(report, console)
+    for sentence in advise(report):
         console.print(f"- {clean(sentence)}", markup=False, soft_wrap=not console.is_terminal)
-    for warning in outlook.warnings:
+    for warning in report.warnings:
         stderr().print(f"Warning: {clean(warning)}", style="yellow", markup=False)
 
 
-def _print_model(outlook: Outlook, console: Console) -> None:
+def _print_model(report: PlanReport, console: Console) -> None:
     from bitsmith.cli.drawing import clean, human_bytes
     from bitsmith.planner.cache_memory import cache_bytes
 
-    subject, network, load = outlook.subject, outlook.subject.network, outlook.load
+    subject, network, load = report.subject, report.subject.network, report.load
     active = "" if not network.experts else f" ({subject.active / 1e9:.3g} B a token)"
     console.print(f"{clean(subject.name)}: {_count(subject.parameters)} weights{active}", style="bold", markup=False)
     console.print(f"from {clean(subject.said)}", markup=False)
@@ -144,7 +144,7 @@ def _rate(speed: float) -> str:
     return f"{speed:,.0f}" if speed >= 20 else f"{speed:.2g}" if speed >= 0.1 else "< 0.1"
 
 
-def _print_place(outlook: Outlook, at: int, place: Place, console: Console) -> None:
+def _print_place(report: PlanReport, at: int, place: DeviceSet, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -160,7 +160,7 @@ def _print_place(outlook: Outlook, at: int, place: Place, console: Console) -> N
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("format", "weights", "bits", "loss", "in use", "verdict", "tokens/s"):
         table.add_column(heading, justify="left" if heading in ("format", "verdict") else "right", overflow="fold")
-    for row in outlook.rows:
+    for row in report.rows:
         verdict = row.verdicts[at]
         loss = "" if row.loss is None else f"{row.loss.plain:.4f}" if row.loss.plain else "0"
         table.add_row(
@@ -173,19 +173,19 @@ def _print_place(outlook: Outlook, at: int, place: Place, console: Console) -> N
             "" if verdict.speed is None else _rate(verdict.speed),
         )
     console.print(table)
-    _print_legend(outlook, at, console)
+    _print_legend(report, at, console)
 
 
-def _print_legend(outlook: Outlook, at: int, console: Console) -> None:
+def _print_legend(report: PlanReport, at: int, console: Console) -> None:
     """What the columns rest on."""
-    hows = {row.how for row in outlook.rows}
+    hows = {row.how for row in report.rows}
     exact = {
         "exact file": "whole files, exact to the byte",
         "exact tensors": "tensors exact to the byte, without the file's header",
         "rule of thumb": "a rule of thumb, bits times weights",
     }
     sizes = "; ".join(text for how, text in exact.items() if how in hows)
-    verdicts = [row.verdicts[at] for row in outlook.rows if row.verdicts[at].kind != "no runtime"]
+    verdicts = [row.verdicts[at] for row in report.rows if row.verdicts[at].kind != "no runtime"]
     runtimes = {verdict.runtime.name: verdict.runtime for verdict in verdicts}
     loss = "loss: mean KLD of our small reference model; larger ones lose several times as much"
     console.print(f"weights: {sizes}. {loss}.", style="dim", markup=False)
@@ -199,7 +199,7 @@ def _print_legend(outlook: Outlook, at: int, console: Console) -> None:
         )
     if any(verdict.outside for verdict in verdicts):
         console.print("out: layers that must lie in system memory.", style="dim")
-    for note in dict.fromkeys(f"{row.weights.target}: {note}" for row in outlook.rows for note in row.weights.notes):
+    for note in dict.fromkeys(f"{row.weights.target}: {note}" for row in report.rows for note in row.weights.notes):
         console.print(note, style="dim", markup=False, soft_wrap=not console.is_terminal)
 
 
@@ -207,13 +207,13 @@ def _reserve(runtime: Runtime) -> str:
     return f"; it leaves {100 * runtime.reserved:.0f} % of the device alone" if runtime.reserved else ""
 
 
-def _print_training(outlook: Outlook, console: Console) -> None:
+def _print_training(report: PlanReport, console: Console) -> None:
     from rich.table import Table
 
     from bitsmith.cli.drawing import human_bytes
-    from bitsmith.planner.report import places_for
+    from bitsmith.planner.render import places_for
 
-    found = outlook.training
+    found = report.training
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("training", "weights", "gradients", "optimizer", "activations", "total", "fits"):
@@ -221,7 +221,7 @@ def _print_training(outlook: Outlook, console: Console) -> None:
     for each in found:
         sizes = (each.weights, each.gradients, each.optimizer, each.activations, each.total)
         name = each.method if each.checkpointing else f"{each.method}, all kept"
-        table.add_row(name, *(human_bytes(size) for size in sizes), ", ".join(places_for(outlook, each)) or "no")
+        table.add_row(name, *(human_bytes(size) for size in sizes), ", ".join(places_for(report, each)) or "no")
     console.print()
     console.print(table)
     for sentence in dict.fromkeys(sentence for each in found for sentence in each.assumptions):

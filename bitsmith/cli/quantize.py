@@ -13,7 +13,7 @@ from bitsmith.cli.imatrix import CalibrationContext, CalibrationSeed, Calibratio
 from bitsmith.cli.options import AsJson, Device, Revision
 
 if TYPE_CHECKING:
-    from bitsmith.quantized import Quantized
+    from bitsmith.pipeline.result import Quantized
 
 
 def quantize(
@@ -91,10 +91,10 @@ def quantize(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
 ) -> None:
     """Quantize a model into a file that llama.cpp, Ollama, LM Studio or bitsmith runs."""
-    from bitsmith import quantization
-    from bitsmith.choices import Choices
     from bitsmith.cli.drawing import progress_bar, stderr
-    from bitsmith.native import core
+    from bitsmith.pipeline import quantization
+    from bitsmith.pipeline.config import QuantizeConfig
+    from bitsmith.system.core import core
 
     note_missing_core()
     module = core()
@@ -108,7 +108,7 @@ def quantize(
         for warning in planned.warnings:
             shown.print(f"Warning: {warning}", style="yellow", markup=False)
 
-    choices = Choices(
+    choices = QuantizeConfig(
         out=out,
         method=method,
         effort=effort,

@@ -29,7 +29,7 @@ def run(
 ) -> None:
     """Continue a text; the continuation is streamed to standard output."""
     from bitsmith import api
-    from bitsmith.generate import Sampling
+    from bitsmith.runtime.generate import Sampling
 
     note_missing_core()
     if prompt is None and sys.stdin.isatty():

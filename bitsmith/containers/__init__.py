@@ -9,7 +9,7 @@ from bitsmith.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from bitsmith.containers.base import Codec
-    from bitsmith.formats.base import Format
+    from bitsmith.quant.formats.base import Format
 
 
 def codec_for(container: str, format: Format) -> Codec:
@@ -21,7 +21,7 @@ def codec_for(container: str, format: Format) -> Codec:
         raise UsageError(f"{container!r} is no container; known are {', '.join(CONTAINERS)}")
     codec = CONTAINERS[container](format)
     if codec is None:
-        from bitsmith.formats import FORMATS
+        from bitsmith.quant.formats import FORMATS
 
         held = [name for name, other in FORMATS.items() if CONTAINERS[container](other) is not None]
         raise UnsupportedError(

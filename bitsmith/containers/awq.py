@@ -19,10 +19,10 @@ import numpy as np
 from bitsmith.containers.base import RowAxis, cut, join_slabs
 from bitsmith.containers.integers import WORD, checked_scale, layout_name, pack_words, unpack_words
 from bitsmith.errors import UnsupportedError
-from bitsmith.formats.affine import Affine
-from bitsmith.formats.base import Format
-from bitsmith.formats.precision import as_numpy
-from bitsmith.tensor import QuantTensor
+from bitsmith.quant.formats.affine import Affine
+from bitsmith.quant.formats.base import Format
+from bitsmith.quant.formats.precision import as_numpy
+from bitsmith.quant.tensor import QuantTensor
 
 _ORDER = np.array([0, 2, 4, 6, 1, 3, 5, 7])
 _BACK = np.argsort(_ORDER)
@@ -80,11 +80,11 @@ class AwqCodec:
         return QuantTensor(self.format, codes, {"scale": scale, "zero": zero})
 
     def join(self, slabs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """See `Gathered`."""
+        """See `WholeTensorCodec`."""
         return join_slabs(self, slabs)
 
     def window(self, parts: Mapping[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
-        """See `Gathered`."""
+        """See `WholeTensorCodec`."""
         rows = parts["scales"].shape[1]
         packed = {name: _pack(_unpack(parts[name], rows)[:, start:stop]) for name in ("qweight", "qzeros")}
         return {**packed, "scales": cut(parts["scales"], 1, start, stop)}

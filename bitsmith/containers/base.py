@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from bitsmith.tensor import PackedTensor, QuantTensor, TensorInfo
+from bitsmith.quant.tensor import PackedTensor, QuantTensor, TensorInfo
 
 if TYPE_CHECKING:
-    from bitsmith.activations import Activations
-    from bitsmith.formats.base import Format
+    from bitsmith.quant.formats.base import Format
+    from bitsmith.quant.input_rounding import InputRounding
 
 
 class Extent(NamedTuple):
@@ -58,7 +58,7 @@ class Source(Protocol):
         """
         ...
 
-    def activations(self, name: str) -> Activations | None:
+    def input_rounding(self, name: str) -> InputRounding | None:
         """How a matrix wants its input rounded; None: not at all.
 
         Raises UnsupportedError where the file asks for what is not known, TensorError for a scale without sense.
@@ -102,7 +102,7 @@ class RowAxis(NamedTuple):
 
 
 @runtime_checkable
-class Gathered(Protocol):
+class WholeTensorCodec(Protocol):
     """A codec whose parts do not follow the order of the tensor's rows, so that a tensor is written whole.
 
     Slabs are encoded as ever, and joined. `encode` and `decode` take slabs that begin at a multiple of
@@ -125,7 +125,7 @@ class Gathered(Protocol):
         ...
 
 
-def join_slabs(codec: Gathered, slabs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def join_slabs(codec: WholeTensorCodec, slabs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Join along each part's axis; parts without one come from the first slab."""
     joined = {}
     for part, axis in codec.axes.items():

@@ -22,12 +22,12 @@ from bitsmith.containers.base import RowAxis, cut, join_slabs
 from bitsmith.containers.integers import WORD, checked_scale, layout_name, pack_words, unpack_words, word_count
 from bitsmith.containers.patterns import from_patterns, to_patterns
 from bitsmith.errors import TensorError, UnsupportedError
-from bitsmith.formats.affine import Affine
-from bitsmith.formats.base import Format
-from bitsmith.formats.codebook import Codebook
-from bitsmith.formats.precision import as_numpy
-from bitsmith.formats.tensorwide import TensorWide
-from bitsmith.tensor import QuantTensor
+from bitsmith.quant.formats.affine import Affine
+from bitsmith.quant.formats.base import Format
+from bitsmith.quant.formats.codebook import Codebook
+from bitsmith.quant.formats.precision import as_numpy
+from bitsmith.quant.formats.tensorwide import TensorWide
+from bitsmith.quant.tensor import QuantTensor
 
 _E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 _SHAPE = np.dtype("<i8")
@@ -123,13 +123,13 @@ class PackedCodec:
         return QuantTensor(single, codes, {name: param[:, index] for name, param in params.items()})
 
     def join(self, slabs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """See `Gathered`."""
+        """See `WholeTensorCodec`."""
         parts = join_slabs(self, slabs)
         shape = [len(parts["weight_packed"]), int(parts["weight_shape"][1])]
         return {**parts, "weight_shape": np.array(shape, _SHAPE)}
 
     def window(self, parts: Mapping[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
-        """See `Gathered`; weight_shape stays the tensor's."""
+        """See `WholeTensorCodec`; weight_shape stays the tensor's."""
         cuts = {name: cut(parts[name], 0, start, stop) for name in ("weight_packed", "weight_scale")}
         if self.format.asymmetric:
             zero = pack_words(self._zeros(parts)[start:stop].T, self.format.bits)
@@ -249,11 +249,11 @@ class FloatCodec:
         return QuantTensor(self.format, codes, {"scale": np.ascontiguousarray(scale)})
 
     def join(self, slabs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """See `Gathered`."""
+        """See `WholeTensorCodec`."""
         return join_slabs(self, slabs)
 
     def window(self, parts: Mapping[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
-        """See `Gathered`."""
+        """See `WholeTensorCodec`."""
         return {
             name: parts[name] if axis is None else cut(parts[name], axis.axis, start, stop)
             for name, axis in self.axes.items()

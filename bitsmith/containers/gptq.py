@@ -21,10 +21,10 @@ import numpy as np
 from bitsmith.containers.base import RowAxis, cut, join_slabs
 from bitsmith.containers.integers import WORD, checked_scale, layout_name, pack_words, unpack_words, word_count
 from bitsmith.errors import TensorError, UnsupportedError
-from bitsmith.formats.affine import Affine
-from bitsmith.formats.base import Format
-from bitsmith.formats.precision import as_numpy
-from bitsmith.tensor import QuantTensor
+from bitsmith.quant.formats.affine import Affine
+from bitsmith.quant.formats.base import Format
+from bitsmith.quant.formats.precision import as_numpy
+from bitsmith.quant.tensor import QuantTensor
 
 BITS = (2, 3, 4, 8)
 
@@ -134,11 +134,11 @@ class GptqCodec:
         return QuantTensor(single, codes, self._with_zeros({"scale": scale[:, index]}, zeros[:, index]))
 
     def join(self, slabs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """See `Gathered`."""
+        """See `WholeTensorCodec`."""
         return join_slabs(self, slabs)
 
     def window(self, parts: Mapping[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
-        """See `Gathered`."""
+        """See `WholeTensorCodec`."""
         zeros = unpack_words(parts["qzeros"], self.format.bits, parts["scales"].shape[1])
         cuts = {name: cut(parts[name], 1, start, stop) for name in ("qweight", "scales")}
         cuts["qzeros"] = pack_words(zeros[:, start:stop], self.format.bits)

@@ -9,10 +9,10 @@ import numpy as np
 
 from bitsmith.containers.floats import WRITTEN_FLOATS
 from bitsmith.containers.layout import FileLayout
+from bitsmith.containers.manifest import JSON_KEY, Manifest, to_json
 from bitsmith.containers.safetensors_header import dtype_name
 from bitsmith.containers.safetensors_layout import INDEX_NAME, Entry, safetensors_files
-from bitsmith.manifest import JSON_KEY, Manifest, to_json
-from bitsmith.tensor import TensorInfo
+from bitsmith.quant.tensor import TensorInfo
 
 
 @dataclass(frozen=True)

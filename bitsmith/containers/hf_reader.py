@@ -13,20 +13,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bitsmith.activations import Activations
 from bitsmith.containers import gptq
 from bitsmith.containers.awq import AwqCodec
+from bitsmith.containers.composite import CompositeTensor, Entries, fold
 from bitsmith.containers.compressed import FloatCodec, IntegerCodec, PackedCodec
-from bitsmith.containers.folded import Entries, Folded, fold
 from bitsmith.containers.gptq import GptqCodec
-from bitsmith.containers.hf_activations import inputs_of
+from bitsmith.containers.hf_input_rounding import inputs_of
 from bitsmith.containers.safetensors_header import HeaderEntry
 from bitsmith.containers.static_input import INPUT_SCALE, StaticInput
 from bitsmith.errors import FileError, UnsupportedError
-from bitsmith.formats.affine import Affine
-from bitsmith.formats.fp8 import fp8
-from bitsmith.formats.tensorwide import TensorWide
-from bitsmith.tensor import TensorInfo
+from bitsmith.quant.formats.affine import Affine
+from bitsmith.quant.formats.fp8 import fp8
+from bitsmith.quant.formats.tensorwide import TensorWide
+from bitsmith.quant.input_rounding import InputRounding
+from bitsmith.quant.tensor import TensorInfo
 
 _MARKS = (".qweight", ".weight_packed", ".weight_scale")
 _OLD_CONFIGS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
@@ -35,7 +35,7 @@ _PRECISIONS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _BESIDE = (INPUT_SCALE, "output_scale", "input_zero_point", "output_zero_point")  # of compressed activations
 
 
-def fold_quantized(folder: Path, entries: Entries) -> list[Folded]:
+def fold_quantized(folder: Path, entries: Entries) -> list[CompositeTensor]:
     """The quantized weights of the checkpoint in `folder`; none where nothing is quantized by a known method.
 
     Raises FileError where entries contradict the configuration, UnsupportedError for a variant that is not known.
@@ -84,7 +84,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 # -- GPTQ
 
 
-def _gptq(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator[Folded]:
+def _gptq(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator[CompositeTensor]:
     version = config.get("checkpoint_format") or "gptq"
     if version not in ("gptq", "gptq_v2"):
         raise UnsupportedError(
@@ -120,7 +120,7 @@ def _override(folder: Path, config: Mapping[str, Any], module: str) -> Mapping[s
 # -- AWQ
 
 
-def _awq(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator[Folded]:
+def _awq(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator[CompositeTensor]:
     version = str(config.get("version", "gemm")).lower()
     if version != "gemm":
         raise UnsupportedError(
@@ -141,7 +141,7 @@ def _awq(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator[
 # -- compressed-tensors
 
 
-def _compressed(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator[Folded]:
+def _compressed(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator[CompositeTensor]:
     groups = config.get("config_groups")
     if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
         raise FileError(f"{folder}: quantization_config has no config_groups; download config.json again")
@@ -163,7 +163,7 @@ def _compressed(folder: Path, config: Mapping[str, Any], entries: Entries) -> It
         if isinstance(codec, IntegerCodec) and not codec.format.asymmetric:
             beside.append(f"{module}.weight_zero_point")
         inputs, static = inputs_of(folder, group, module)
-        if static and isinstance(inputs, Activations):
+        if static and isinstance(inputs, InputRounding):
             codec = _with_input_scale(folder, entries, module, codec, inputs)
         info = TensorInfo(f"{module}.weight", shape, codec.name, 0)
         names = {part: f"{module}.{part}" for part in codec.layout(shape)}
@@ -177,13 +177,13 @@ def _with_input_scale(
     entries: Entries,
     module: str,
     codec: PackedCodec | IntegerCodec | FloatCodec,
-    activations: Activations,
+    input_rounding: InputRounding,
 ) -> StaticInput:
     name = f"{module}.{INPUT_SCALE}"
     shape = _entry(folder, entries, name).shape
     if shape not in ((), (1,)):
         raise FileError(f"{folder}: entry {name} is {list(shape)}; a tensor has one scale, [1]: make the file again")
-    return StaticInput(codec, activations, _precision(folder, entries, name), shape)
+    return StaticInput(codec, input_rounding, _precision(folder, entries, name), shape)
 
 
 def _packed(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from bitsmith.bits import pack, unpack
 from bitsmith.errors import TensorError
-from bitsmith.formats.affine import Affine
+from bitsmith.quant.bits import pack, unpack
+from bitsmith.quant.formats.affine import Affine
 
 WORD = np.dtype("<i4")
 

@@ -1,9 +1,9 @@
 """The native container's tensors: any format as packed codes and one array a parameter.
 
 A weight T of a safetensors file becomes the entries T.codes, uint8 [..., bytes per row], packed as in
-`bitsmith.bits`, and T.<parameter> for each parameter, [..., per row]. The file's `__metadata__` names the format of
-each weight, see `metadata`. Formats with patterns of their own (FP8's bytes, bitsandbytes' FP4 nibbles) are stored in
-those patterns, all others as codes.
+`bitsmith.quant.bits`, and T.<parameter> for each parameter, [..., per row]. The file's `__metadata__` names the
+format of each weight, see `metadata`. Formats with patterns of their own (FP8's bytes, bitsandbytes' FP4 nibbles)
+are stored in those patterns, all others as codes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitsmith.bits import pack, packed_bytes, unpack
 from bitsmith.containers.patterns import from_patterns, to_patterns
 from bitsmith.errors import UnsupportedError
-from bitsmith.formats.base import Format, check_row
-from bitsmith.formats.precision import UINT8, as_numpy
-from bitsmith.tensor import QuantTensor
+from bitsmith.quant.bits import pack, packed_bytes, unpack
+from bitsmith.quant.formats.base import Format, check_row
+from bitsmith.quant.formats.precision import UINT8, as_numpy
+from bitsmith.quant.tensor import QuantTensor
 
 CODES = "codes"
 LAYOUT_PREFIX = "bitsmith/"  # of `TensorInfo.layout`, before the format's name

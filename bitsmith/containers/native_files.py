@@ -9,9 +9,9 @@ import numpy as np
 
 from bitsmith.containers.hf_files import StoredTensor, folder_files
 from bitsmith.containers.layout import FileLayout
+from bitsmith.containers.manifest import Manifest
 from bitsmith.containers.native import LAYOUT_PREFIX, metadata
-from bitsmith.manifest import Manifest
-from bitsmith.tensor import TensorInfo
+from bitsmith.quant.tensor import TensorInfo
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from types import TracebackType
 from bitsmith.containers.destination import check_destination
 from bitsmith.containers.layout import FileLayout, Region
 from bitsmith.errors import FileError
-from bitsmith.progress import Progress, Report, silent
+from bitsmith.system.progress import Progress, Report, silent
 
 _READ_BACK_BYTES = 1 << 20
 

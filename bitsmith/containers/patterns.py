@@ -7,9 +7,9 @@ from functools import lru_cache
 import numpy as np
 
 from bitsmith.errors import TensorError
-from bitsmith.formats.base import Format
-from bitsmith.formats.codebook import Codebook, DoublyQuantized
-from bitsmith.formats.tensorwide import TensorWide
+from bitsmith.quant.formats.base import Format
+from bitsmith.quant.formats.codebook import Codebook, DoublyQuantized
+from bitsmith.quant.formats.tensorwide import TensorWide
 
 
 def to_patterns(codes: np.ndarray, format: Format) -> np.ndarray:

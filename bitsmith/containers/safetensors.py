@@ -14,16 +14,16 @@ from types import MappingProxyType
 
 import numpy as np
 
-from bitsmith.activations import Activations
-from bitsmith.containers.base import Extent, Gathered, RowAxis
-from bitsmith.containers.folded import Folded, fold_native, table
+from bitsmith.containers.base import Extent, RowAxis, WholeTensorCodec
+from bitsmith.containers.composite import CompositeTensor, fold_native, table
 from bitsmith.containers.hf_reader import fold_quantized
 from bitsmith.containers.native import SHAPES_KEY, TENSORS_KEY
 from bitsmith.containers.safetensors_header import DTYPES, Header, HeaderEntry, read_header
 from bitsmith.containers.safetensors_layout import INDEX_NAME
 from bitsmith.containers.static_input import StaticInput
 from bitsmith.errors import FileError, TensorError, UnsupportedError, UsageError
-from bitsmith.tensor import PackedTensor, QuantTensor, TensorInfo
+from bitsmith.quant.input_rounding import InputRounding
+from bitsmith.quant.tensor import PackedTensor, QuantTensor, TensorInfo
 
 _INDEX_LIMIT = 256_000_000  # bytes
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -98,11 +98,11 @@ class SafetensorsSource:
         shape = info.shape if stop - start == info.rows else (stop - start, info.cols)
         return PackedTensor(info.layout, shape, parts)
 
-    def _parts(self, folded: Folded, start: int, stop: int) -> dict[str, np.ndarray]:
+    def _parts(self, folded: CompositeTensor, start: int, stop: int) -> dict[str, np.ndarray]:
         codec, info = folded.codec, folded.info
         layout = codec.layout(info.shape)
         parts: dict[str, np.ndarray] = {}
-        if not isinstance(codec, Gathered):
+        if not isinstance(codec, WholeTensorCodec):
             for part, (shape, dtype) in layout.items():
                 raw = self._read(folded.entries[part], (info.rows,), RowAxis(0), start, stop)
                 parts[part] = raw.view(dtype).reshape(stop - start, *shape[len(info.shape) - 1 :])
@@ -128,9 +128,9 @@ class SafetensorsSource:
         return Extent(path, entry.offset)
 
     def gathered(self, name: str) -> bool:
-        """Whether rows are no contiguous bytes of the tensor's entries, see `Gathered`."""
+        """Whether rows are no contiguous bytes of the tensor's entries, see `WholeTensorCodec`."""
         folded = self._folded.get(name)
-        return folded is not None and isinstance(folded.codec, Gathered)
+        return folded is not None and isinstance(folded.codec, WholeTensorCodec)
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows start..stop decoded: float32 [stop - start, cols]; a vector is one row.
@@ -161,8 +161,8 @@ class SafetensorsSource:
         data = packed.parts["data"]
         return data.view(DTYPES[packed.layout.upper()]).reshape(len(data), cols).astype(np.float32)
 
-    def activations(self, name: str) -> Activations | None:
-        """See `Source.activations`. Raises UsageError for an unknown tensor."""
+    def input_rounding(self, name: str) -> InputRounding | None:
+        """See `Source.input_rounding`. Raises UsageError for an unknown tensor."""
         self._info(name)
         folded = self._folded.get(name)
         if folded is None:

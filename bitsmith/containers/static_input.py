@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bitsmith.activations import EPSILON, Activations
-from bitsmith.containers.base import Gathered, RowAxis, cut, join_slabs
+from bitsmith.containers.base import RowAxis, WholeTensorCodec, cut, join_slabs
 from bitsmith.containers.compressed import FloatCodec, IntegerCodec, PackedCodec
 from bitsmith.errors import TensorError, UsageError
-from bitsmith.formats.base import Format
-from bitsmith.formats.precision import PRECISIONS
-from bitsmith.tensor import QuantTensor
+from bitsmith.quant.formats.base import Format
+from bitsmith.quant.formats.precision import PRECISIONS
+from bitsmith.quant.input_rounding import EPSILON, InputRounding
+from bitsmith.quant.tensor import QuantTensor
 
 INPUT_SCALE = "input_scale"
 Layout = dict[str, tuple[tuple[int, ...], np.dtype]]
@@ -30,7 +30,7 @@ class StaticInput:
     """
 
     weights: PackedCodec | IntegerCodec | FloatCodec
-    activations: Activations
+    input_rounding: InputRounding
     precision: str
     shape: tuple[int, ...] = (1,)
 
@@ -48,38 +48,38 @@ class StaticInput:
 
     @property
     def row_multiple(self) -> int:
-        """See `Gathered`."""
-        return self.weights.row_multiple if isinstance(self.weights, Gathered) else 1
+        """See `WholeTensorCodec`."""
+        return self.weights.row_multiple if isinstance(self.weights, WholeTensorCodec) else 1
 
     @property
     def axes(self) -> dict[str, RowAxis | None]:
         """Those of the weights; the number has none."""
         axes: dict[str, RowAxis | None] = {INPUT_SCALE: None}
-        if isinstance(self.weights, Gathered):
+        if isinstance(self.weights, WholeTensorCodec):
             return {**self.weights.axes, **axes}
         return {**dict.fromkeys(self.weights.layout((1, self.format.multiple)), RowAxis(0)), **axes}
 
-    def told(self, largest: float) -> StaticInput:
+    def with_input_absmax(self, largest: float) -> StaticInput:
         """The same codec for a weight whose input reaches `largest` in magnitude.
 
         Raises TensorError where the scale does not fit its precision.
         """
         with np.errstate(over="ignore"):
-            scale = self.activations.scale_of(np.array([largest], np.float32)).astype(PRECISIONS[self.precision])
+            scale = self.input_rounding.scale_of(np.array([largest], np.float32)).astype(PRECISIONS[self.precision])
         if not np.isfinite(scale).all():
             raise TensorError(
                 f"the input reaches {largest:.6g}, whose scale does not fit {self.precision}; leave the layer in 16 "
                 "bits with --keep, or calibrate on another text"
             )
         stored = float(scale[0]) or EPSILON  # what rounds to zero
-        return replace(self, activations=replace(self.activations, scale=stored))
+        return replace(self, input_rounding=replace(self.input_rounding, scale=stored))
 
-    def read(self, parts: Mapping[str, np.ndarray]) -> Activations:
+    def read(self, parts: Mapping[str, np.ndarray]) -> InputRounding:
         """What the parts of a stored weight say. Raises TensorError for a scale that is not finite or above zero."""
         scale = float(parts[INPUT_SCALE].astype(np.float32).reshape(()))
         if not (math.isfinite(scale) and scale > 0):
             raise TensorError(f"its {INPUT_SCALE} is {scale}; expected a number above zero: make the file again")
-        return replace(self.activations, scale=scale)
+        return replace(self.input_rounding, scale=scale)
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
         """Stored shape and dtype of each part of a weight [out, in]; raises as the weights' codec does."""
@@ -87,12 +87,12 @@ class StaticInput:
 
     def encode(self, tensor: QuantTensor) -> dict[str, np.ndarray]:
         """Parts of a slab of whole rows. Raises UsageError before `told`."""
-        if self.activations.scale is None:
+        if self.input_rounding.scale is None:
             raise UsageError(
                 f"{self.name} stores a scale of the weight's input, which only a calibration knows; call "
-                "codec.told(largest) with the largest magnitude of the input first"
+                "codec.with_input_absmax(largest) with the largest magnitude of the input first"
             )
-        scale = np.full(self.shape, self.activations.scale, PRECISIONS[self.precision])
+        scale = np.full(self.shape, self.input_rounding.scale, PRECISIONS[self.precision])
         return {**self.weights.encode(tensor), INPUT_SCALE: scale}
 
     def decode(self, parts: Mapping[str, np.ndarray], cols: int) -> QuantTensor:
@@ -100,13 +100,13 @@ class StaticInput:
         return self.weights.decode(parts, cols)
 
     def join(self, slabs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """See `Gathered`."""
-        joined = self.weights.join(slabs) if isinstance(self.weights, Gathered) else join_slabs(self, slabs)
+        """See `WholeTensorCodec`."""
+        joined = self.weights.join(slabs) if isinstance(self.weights, WholeTensorCodec) else join_slabs(self, slabs)
         return {**joined, INPUT_SCALE: slabs[0][INPUT_SCALE]}
 
     def window(self, parts: Mapping[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
-        """See `Gathered`."""
-        if isinstance(self.weights, Gathered):
+        """See `WholeTensorCodec`."""
+        if isinstance(self.weights, WholeTensorCodec):
             rest = {name: part for name, part in parts.items() if name != INPUT_SCALE}
             found = self.weights.window(rest, start, stop)
         else:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from bitsmith.native import core
+from bitsmith.system.core import core
 
 BUFFER = 256 << 20  # bytes: well beyond the caches
 PASSES = 8

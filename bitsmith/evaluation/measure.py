@@ -15,9 +15,9 @@ from bitsmith.evaluation.divergence import DivergenceMeter, compare
 from bitsmith.evaluation.perplexity import PerplexityMeter, token_losses
 from bitsmith.evaluation.result import Evaluation
 from bitsmith.evaluation.windows import Windows, check_context, cut_windows, read_text
-from bitsmith.grid import Array
-from bitsmith.progress import Progress, Report, silent
-from bitsmith.texts import built_in_name, evaluation_text
+from bitsmith.quant.grid import Array
+from bitsmith.reference.texts import built_in_name, evaluation_text
+from bitsmith.system.progress import Progress, Report, silent
 
 DEFAULT_CONTEXT = 512
 BATCH_LOGITS = 1 << 23  # logits asked of a model at a time: 32 MB of float32, more only where one window needs it
@@ -74,7 +74,7 @@ def evaluate(
     The text is cut into windows of `context` tokens that do not overlap; the second half of each is scored.
 
     against: the reference model, usually the original; it must give the same token ids for the text
-    text: a file of UTF-8 text; None takes the built-in text, see `bitsmith.texts`
+    text: a file of UTF-8 text; None takes the built-in text, see `bitsmith.reference.texts`
     max_windows: score the first so many windows only
     report: called after each batch with the windows done
 

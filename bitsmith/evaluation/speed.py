@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bitsmith.errors import UsageError
-from bitsmith.progress import Progress, Report, silent
+from bitsmith.system.progress import Progress, Report, silent
 
 DEFAULT_PROMPT, DEFAULT_GEN, DEFAULT_REPEAT = 512, 128, 5
 REPORT_EVERY = 0.5  # seconds: drawing takes time from what is measured
@@ -26,7 +26,7 @@ class Shape(Protocol):
 
 
 class Network(Protocol):
-    """A decoder that can be measured; see `bitsmith.model.decoder.Decoder`."""
+    """A decoder that can be measured; see `bitsmith.runtime.decoder.Decoder`."""
 
     def new_cache(self, capacity: int) -> Any: ...
     def prefill(self, tokens: np.ndarray, cache: Any) -> Any: ...

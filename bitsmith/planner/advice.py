@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from bitsmith.planner import published
 from bitsmith.planner.devices import Device
-from bitsmith.planner.outlook import Outlook, Place, Row
 from bitsmith.planner.quality import SOURCE
+from bitsmith.planner.report import DeviceSet, PlanReport, Row
 from bitsmith.planner.shapes import known_shapes
 from bitsmith.planner.verdict import Verdict
 from bitsmith.planner.weights import parse_target, stored
@@ -30,12 +30,12 @@ _SENSITIVE = 7.5  # bits a weight, from which on code, mathematics and long reas
 _SIZE = re.compile(r"-(\d+(?:\.\d+)?)(b|m)\b")
 
 
-def advise(outlook: Outlook) -> tuple[str, ...]:
+def advise(report: PlanReport) -> tuple[str, ...]:
     """Sentences, the most important first."""
     said: list[str] = []
-    for at, place in enumerate(outlook.places):
-        said += _for_place(outlook, at, place)
-    said += _larger_or_smaller(outlook)
+    for at, place in enumerate(report.places):
+        said += _for_place(report, at, place)
+    said += _larger_or_smaller(report)
     return tuple(dict.fromkeys(said))
 
 
@@ -45,13 +45,13 @@ def _best(rows: Sequence[Row], at: int) -> Row | None:
     return min(fitting, key=lambda row: (row.rank, row.weights.total), default=None)
 
 
-def _for_place(outlook: Outlook, at: int, place: Place) -> Iterator[str]:
-    best = _best(outlook.rows, at)
+def _for_place(report: PlanReport, at: int, place: DeviceSet) -> Iterator[str]:
+    best = _best(report.rows, at)
     if best is None:
-        yield from _nothing_fits(outlook, at, place)
+        yield from _nothing_fits(report, at, place)
         return
     yield f"{place.name}: {best.weights.target}, which {_loses(best)}."
-    faster = _faster(outlook.rows, best, at)
+    faster = _faster(report.rows, best, at)
     if faster is not None:
         times = (faster.verdicts[at].speed or 0) / (best.verdicts[at].speed or 1)
         yield f"{place.name}: {faster.weights.target} {_loses(faster)}, and generates {times:.1f} times as fast."
@@ -59,10 +59,10 @@ def _for_place(outlook: Outlook, at: int, place: Place) -> Iterator[str]:
     if best.bits_per_weight < _SENSITIVE:
         yield (
             "Code, mathematics and long reasoning suffer more from few bits than averages show"
-            f"{_published_task(outlook)}: for them start from 8 bits (q8_0, compressed/w8a8) and measure "
+            f"{_published_task(report)}: for them start from 8 bits (q8_0, compressed/w8a8) and measure "
             "(bitsmith eval --against)."
         )
-    yield from _published(outlook, best)
+    yield from _published(report, best)
 
 
 def _faster(rows: Sequence[Row], best: Row, at: int) -> Row | None:
@@ -90,16 +90,16 @@ def _loses(row: Row) -> str:
     return f"loses {row.loss.plain:.4f} nats{calibrated} ({SOURCE})"
 
 
-def _nothing_fits(outlook: Outlook, at: int, place: Place) -> Iterator[str]:
-    runnable = [row for row in outlook.rows if row.verdicts[at].kind != "no runtime"]
+def _nothing_fits(report: PlanReport, at: int, place: DeviceSet) -> Iterator[str]:
+    runnable = [row for row in report.rows if row.verdicts[at].kind != "no runtime"]
     if not runnable:
         yield f"{place.name}: nothing runs these formats there; a GGUF mix (q4_k_m) would be run by llama.cpp."
         return
     good = [row for row in runnable if row.advisable] or runnable
     smallest = min(good, key=lambda row: row.weights.total)
     verdict = smallest.verdicts[at]
-    bits = 8 * _left(verdict) / outlook.subject.parameters
-    room, tokens = f"{verdict.room / 1e9:.1f} GB", f"{outlook.load.context:,} tokens"
+    bits = 8 * _left(verdict) / report.subject.parameters
+    room, tokens = f"{verdict.room / 1e9:.1f} GB", f"{report.load.context:,} tokens"
     if bits > 0:
         yield (
             f"{place.name}: nothing good fits at {tokens}; its {room} hold {bits:.1f} bits a weight beside cache and "
@@ -107,7 +107,7 @@ def _nothing_fits(outlook: Outlook, at: int, place: Place) -> Iterator[str]:
         )
     else:
         yield f"{place.name}: nothing fits at {tokens}, whose cache alone leaves nothing of its {room}."
-    ways = list(_ways(outlook, at, good))
+    ways = list(_ways(report, at, good))
     if ways:
         yield f"What would fit: {'; '.join(ways)}."
 
@@ -117,12 +117,12 @@ def _left(verdict: Verdict) -> int:
     return verdict.room - verdict.memory.cache - verdict.count * verdict.memory.working
 
 
-def _ways(outlook: Outlook, at: int, rows: Sequence[Row]) -> Iterator[str]:
+def _ways(report: PlanReport, at: int, rows: Sequence[Row]) -> Iterator[str]:
     ranked = sorted(rows, key=lambda row: row.rank)
     shorter = next((row for row in ranked if row.verdicts[at].kind == "less context"), None)
     if shorter is not None:
         yield f"{shorter.weights.target} with {shorter.verdicts[at].context:,} tokens of context"
-        if outlook.load.kv in ("f16", "f32", "bf16"):
+        if report.load.kv in ("f16", "f32", "bf16"):
             yield "more of them with a quantized cache (--kv q8_0; vLLM: fp8)"
     four = min(rows, key=lambda row: abs(row.bits_per_weight - 4.8))
     verdict, name = four.verdicts[at], four.weights.target
@@ -130,10 +130,10 @@ def _ways(outlook: Outlook, at: int, rows: Sequence[Row]) -> Iterator[str]:
         yield f"{verdict.needed} x {verdict.device.name} for {name}"
     if verdict.kind == "partly outside":
         speed = "" if verdict.speed is None else f", {verdict.speed:.1f} tokens/s at most"
-        layers = f"{verdict.outside} of {outlook.subject.network.layers} layers"
+        layers = f"{verdict.outside} of {report.subject.network.layers} layers"
         yield f"{name} with {layers} ({verdict.outside_bytes / 1e9:.1f} GB) in system memory{speed}"
     weights = 8 * _left(verdict) / four.bits_per_weight
-    if 2e8 < weights < outlook.subject.parameters:
+    if 2e8 < weights < report.subject.parameters:
         yield f"a model of {weights / 1e9:.2g} B weights in {name}"
 
 
@@ -154,14 +154,14 @@ def _number_types(row: Row, device: Device) -> Iterator[str]:
             yield "Its 4-bit weights are widened to 16 bits to be multiplied: they save memory, not arithmetic."
 
 
-def _published(outlook: Outlook, row: Row) -> Iterator[str]:
+def _published(report: PlanReport, row: Row) -> Iterator[str]:
     """Published figures of this format for the model nearest in size, each with how it was made."""
     format, method = _PUBLISHED_AS.get(row.weights.target, (row.weights.target, ""))
     for metric in ("kld", "perplexity"):
         found = [r for r in published.quality(format) if r.metric == metric and r.method.startswith(method)]
         if not found:
             continue
-        near = _nearest(found, outlook)
+        near = _nearest(found, report)
         against = "" if metric == "kld" else f" against {near.baseline:.4g} at 16 bits"
         what = "mean KLD" if metric == "kld" else metric
         yield (
@@ -170,24 +170,24 @@ def _published(outlook: Outlook, row: Row) -> Iterator[str]:
         )
 
 
-def _published_task(outlook: Outlook) -> str:
+def _published_task(report: PlanReport) -> str:
     """What 4 bits cost the model nearest in size at mathematics."""
     found = [r for r in published.quality("int4-g128") if r.metric == "gsm8k" and r.method == "nearest"]
     if not found:
         return ""
-    near = _nearest(found, outlook)
+    near = _nearest(found, report)
     source = "".join(near.source.rpartition("https://")[1:])
     return f" (published: {near.model} at int4 {near.value:g} % of GSM8K, {near.baseline:g} at 16 bits, {source})"
 
 
-def _nearest(records: Sequence[published.Quality], outlook: Outlook) -> published.Quality:
+def _nearest(records: Sequence[published.Quality], report: PlanReport) -> published.Quality:
     """The record of the model nearest in size."""
-    return min(records, key=lambda record: abs(math.log(record.parameters / outlook.subject.parameters)))
+    return min(records, key=lambda record: abs(math.log(record.parameters / report.subject.parameters)))
 
 
-def _larger_or_smaller(outlook: Outlook) -> Iterator[str]:
+def _larger_or_smaller(report: PlanReport) -> Iterator[str]:
     """This model at 4 bits beside a smaller one at 16, in about the same memory."""
-    subject = outlook.subject
+    subject = report.subject
     if subject.count:
         mine, size = f"{subject.name} at INT4", subject.count / 2
     else:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from bitsmith.arch.config import MAX_LAYERS
-from bitsmith.arch.fields import Fields
-from bitsmith.arch.gguf_config import plain_value
 from bitsmith.containers.base import Source
+from bitsmith.models.arch.config import MAX_LAYERS
+from bitsmith.models.arch.fields import Fields
+from bitsmith.models.arch.gguf_config import plain_value
 from bitsmith.planner.network import LayerCache, Network
 from bitsmith.recipe.category import layer_of
 

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from bitsmith.arch.names import gguf_name, skipped
 from bitsmith.containers.floats import FLOATS
 from bitsmith.errors import UnsupportedError
+from bitsmith.models.arch.families import FAMILIES
+from bitsmith.models.arch.names import gguf_name, skipped
 from bitsmith.planner.caches import layer_caches
-from bitsmith.planner.families import FAMILIES
 from bitsmith.planner.network import Network
 from bitsmith.planner.numbers import Numbers, read_numbers
 from bitsmith.planner.parts import network_tensors, rotary_tensors
-from bitsmith.tensor import TensorInfo
+from bitsmith.quant.tensor import TensorInfo
 
 _PREFIX = re.compile(r"^(model\.)?(language_model\.)?(model\.)?(transformer\.|decoder\.|gpt_neox\.)?")
 _LAYER = re.compile(r"(?:layers|h|blocks)\.(\d+)\.(.+)")

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from bitsmith.errors import UsageError
 from bitsmith.evaluation.bandwidth import read_bandwidth
-from bitsmith.machine import cores
-from bitsmith.model.memory import available_memory
 from bitsmith.planner.devices import Device, find_device
+from bitsmith.system.machine import cores
+from bitsmith.system.memory import available_memory
 
 _BUFFER, _PASSES = 64 << 20, 4  # a fifth of a second
 

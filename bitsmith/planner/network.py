@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
-from bitsmith.tensor import TensorInfo
+from bitsmith.quant.tensor import TensorInfo
 
 _LOOKED_UP = ("token_embd.weight", "position_embd.weight", "per_layer_token_embd.weight")  # of which a row is read
 _EXPERT = re.compile(r"_exps\.|\.experts\.")

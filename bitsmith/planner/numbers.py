@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bitsmith.arch.config import MAX_LAYERS
-from bitsmith.arch.fields import Fields
 from bitsmith.errors import FileError, UnsupportedError
-from bitsmith.planner.families import FAMILIES, Family
+from bitsmith.models.arch.config import MAX_LAYERS
+from bitsmith.models.arch.families import FAMILIES, Family
+from bitsmith.models.arch.fields import Fields
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _HIDDEN = ("hidden_size", "n_embd", "n_embed", "d_model")

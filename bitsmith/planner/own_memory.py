@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bitsmith.formats.base import Format
 from bitsmith.planner.network import Network
 from bitsmith.planner.weights import Stored
-from bitsmith.tensor import TensorInfo
+from bitsmith.quant.formats.base import Format
+from bitsmith.quant.tensor import TensorInfo
 
 # Fitted to peaks of `bitsmith run` by bench/plan.py, which holds them against others: docs/LOG.md.
 BASE = 52_000_000  # bytes: Python, numpy, the core and tokenizers, before a model is opened
@@ -37,7 +37,7 @@ def weight_memory(network: Network, weights: Stored) -> int:
 
 def _loaded(tensor: TensorInfo, format: Format) -> int:
     """Codes of a safetensors folder as the core lays them, else decoded to float32: see model/grids.py."""
-    from bitsmith.model.grids import block_bytes, grid_layout
+    from bitsmith.runtime.core_grids import block_bytes, grid_layout
 
     layout = grid_layout(format, tensor.cols)
     return 4 * tensor.parameters if layout is None else tensor.rows * block_bytes(layout, tensor.cols)

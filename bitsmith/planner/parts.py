@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bitsmith.planner.families import Family
+from bitsmith.models.arch.families import Family
 from bitsmith.planner.numbers import Numbers
-from bitsmith.tensor import TensorInfo
+from bitsmith.quant.tensor import TensorInfo
 
 Shape = tuple[int, ...]
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from bitsmith.errors import FileError, UsageError
-from bitsmith.planner.outlook import Outlook, Row
+from bitsmith.planner.report import PlanReport, Row
 from bitsmith.planner.runtimes import Memory, cache_in_memory, weights_in_memory, working
 
 _POINTS = 64
 _MOST = 131072  # tokens, where the model does not say how many it was made for
 
 
-def draw(outlook: Outlook, path: Path) -> None:
+def draw(report: PlanReport, path: Path) -> None:
     """Write a PNG. The runtime is that of the first device.
 
     Raises UsageError without matplotlib or for a name that is no .png, FileError where it cannot be written.
@@ -25,22 +25,22 @@ def draw(outlook: Outlook, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise UsageError("--plot needs matplotlib: pip install 'bitsmith[plot]'.") from None
-    network, load = outlook.subject.network, outlook.load
+    network, load = report.subject.network, report.load
     largest = max(network.context or _MOST, load.context)
     first = min(256, load.context)
     growth = math.log(largest / first) / _POINTS
     contexts = sorted({round(first * math.exp(growth * i)) for i in range(_POINTS + 1)})
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()
-    shown = [row for row in outlook.rows if row.verdicts[0].kind != "no runtime"]
+    shown = [row for row in report.rows if row.verdicts[0].kind != "no runtime"]
     for at, row in enumerate(shown):
-        needs = [_gigabytes(outlook, row, context) for context in contexts]
+        needs = [_gigabytes(report, row, context) for context in contexts]
         style = ("-", "--", ":")[at // 10 % 3]
         axes.plot(contexts, needs, label=row.weights.target, color=f"C{at % 10}", linestyle=style)
-    for at, place in enumerate(outlook.places):
+    for at, place in enumerate(report.places):
         room = place.count * place.device.usable / 1e9
         axes.axhline(room, color="black", linestyle="--", linewidth=1)
-        share = (at + 0.1) / len(outlook.places)  # of the width, so that labels of like memory do not overlap
+        share = (at + 0.1) / len(report.places)  # of the width, so that labels of like memory do not overlap
         axes.annotate(
             place.name, (share, room), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points"
         )
@@ -51,7 +51,7 @@ def draw(outlook: Outlook, path: Path) -> None:
     axes.set_ylabel("memory, GB")
     axes.set_ylim(bottom=0)
     batch = "" if load.batch == 1 else f", batch {load.batch}"
-    axes.set_title(f"{outlook.subject.name}: weights, {load.kv} cache and runtime{batch}")
+    axes.set_title(f"{report.subject.name}: weights, {load.kv} cache and runtime{batch}")
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     try:
         figure.savefig(path, dpi=120, format="png")
@@ -59,9 +59,9 @@ def draw(outlook: Outlook, path: Path) -> None:
         raise FileError(f"{path}: the picture cannot be written ({error.strerror or error}).") from error
 
 
-def _gigabytes(outlook: Outlook, row: Row, context: int) -> float:
+def _gigabytes(report: PlanReport, row: Row, context: int) -> float:
     """What a format takes with so much context, on the first devices."""
-    network, verdict, load = outlook.subject.network, row.verdicts[0], replace(outlook.load, context=context)
+    network, verdict, load = report.subject.network, row.verdicts[0], replace(report.load, context=context)
     cache = cache_in_memory(network, load, verdict.runtime)
     beside = working(network, load, verdict.runtime, verdict.device, count=verdict.count)
     return Memory(weights_in_memory(network, row.weights, verdict.runtime), cache, beside).total(verdict.count) / 1e9

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bitsmith.formats import get_format
+from bitsmith.quant.formats import get_format
 from bitsmith.recipe.plan import Target
 from bitsmith.recipe.scheme import parse
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bitsmith import hub
+from bitsmith.containers.hf_folder import CONFIG, TOKENIZER_FILES
 from bitsmith.containers.safetensors_layout import INDEX_NAME
 from bitsmith.errors import FileError
-from bitsmith.hf_folder import CONFIG, TOKENIZER_FILES
+from bitsmith.models import hub
 
 _FIRST = 100_000  # bytes: most headers are shorter
 _LARGEST = 100_000_000  # as containers/safetensors_header.py takes at most

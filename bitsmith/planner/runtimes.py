@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bitsmith.arch.spec import ARCHITECTURES
 from bitsmith.containers.floats import FLOATS, WRITTEN_FLOATS
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.errors import UsageError
+from bitsmith.models.arch.spec import ARCHITECTURES
 from bitsmith.planner import published
 from bitsmith.planner.cache_memory import BITS, cache_bytes
 from bitsmith.planner.devices import Device
@@ -132,7 +132,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Load:
+class Workload:
     """How a model is used: sequences at once, tokens of each, and how their keys and values are kept."""
 
     context: int
@@ -145,7 +145,7 @@ def weights_in_memory(network: Network, weights: Stored, runtime: Runtime) -> in
     return weight_memory(network, weights) if runtime.name == "bitsmith" else weights.total
 
 
-def cache_in_memory(network: Network, load: Load, runtime: Runtime) -> int:
+def cache_in_memory(network: Network, load: Workload, runtime: Runtime) -> int:
     """Bytes of keys and values as a runtime keeps them."""
     if runtime.name == "bitsmith":
         return own_cache(network, load.context, batch=load.batch, bits=BITS[load.kv])
@@ -153,7 +153,7 @@ def cache_in_memory(network: Network, load: Load, runtime: Runtime) -> int:
     return cache_bytes(network, load.context, batch=load.batch, type=load.kv, windows=windows)
 
 
-def working(network: Network, load: Load, runtime: Runtime, device: Device, *, count: int = 1) -> int:
+def working(network: Network, load: Workload, runtime: Runtime, device: Device, *, count: int = 1) -> int:
     """Bytes that a runtime takes beside both, on each of `count` devices."""
     if runtime.name == "bitsmith":
         return working_memory(network, load.context, batch=load.batch)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from bitsmith.errors import UsageError
 from bitsmith.planner.network import LayerCache, Network
+from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.category import layer_of
-from bitsmith.tensor import TensorInfo
 
 METHODS = ("full", "lora", "qlora", "qat")
 OPTIMIZERS: Mapping[str, int] = {  # bytes a trained parameter: float32 master weight, momentum, variance

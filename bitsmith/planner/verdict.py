@@ -7,7 +7,7 @@ from typing import Literal
 
 from bitsmith.planner.devices import Device
 from bitsmith.planner.network import Network
-from bitsmith.planner.runtimes import Load, Memory, Runtime, cache_in_memory, weights_in_memory, working
+from bitsmith.planner.runtimes import Memory, Runtime, Workload, cache_in_memory, weights_in_memory, working
 from bitsmith.planner.weights import Stored
 
 SYSTEM_BANDWIDTH = 50e9  # bytes/s of system memory that layers outside the device are read at: two channels of DDR4
@@ -58,12 +58,12 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Case:
+class FitCheck:
     """One question: a model in a format, a load, a runtime, devices of a kind."""
 
     network: Network
     weights: Stored
-    load: Load
+    load: Workload
     runtime: Runtime
     device: Device
     count: int = 1

@@ -12,16 +12,16 @@ from bitsmith.containers.base import Codec
 from bitsmith.containers.floats import NUMBERS, WRITTEN_FLOATS
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.errors import UnsupportedError, UsageError
-from bitsmith.formats import get_format, resolve
-from bitsmith.formats.base import Format
 from bitsmith.planner.network import Network
+from bitsmith.quant.formats import get_format, resolve
+from bitsmith.quant.formats.base import Format
+from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.category import layer_of
 from bitsmith.recipe.choose import choose_types
 from bitsmith.recipe.mixes import ALIASES, MIXES, find_mix
 from bitsmith.recipe.plan import Target
 from bitsmith.recipe.scheme import GROUPS, format_and_codec, parse
 from bitsmith.recipe.shape import ModelShape
-from bitsmith.tensor import TensorInfo
 
 _KEPT = re.compile(r"^(token_embd|output|position_embd|vision)\b|gate_inp|conv|norm|sinks")  # 16 bits outside GGUF
 _ALIASES = {"fp16": "f16", "fp32": "f32"}

@@ -1,6 +1,6 @@
 """Recipes: which type each tensor becomes. llama-quantize's mixes, the user's rules, fallbacks by row length."""
 
-from bitsmith.recipe.choose import Choice, Selection, choose_types
+from bitsmith.recipe.choose import Selection, TypeChoice, choose_types
 from bitsmith.recipe.fallbacks import FALLBACKS, fit_to_row
 from bitsmith.recipe.mixes import ALIASES, MIXES, Mix, find_mix
 from bitsmith.recipe.rules import GGUF_RULE_TYPES, Rule, first_match
@@ -11,11 +11,11 @@ __all__ = [
     "FALLBACKS",
     "GGUF_RULE_TYPES",
     "MIXES",
-    "Choice",
     "Mix",
     "ModelShape",
     "Rule",
     "Selection",
+    "TypeChoice",
     "choose_types",
     "find_mix",
     "first_match",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-from bitsmith.tensor import TensorInfo
+from bitsmith.quant.tensor import TensorInfo
 
 
 class Category(Enum):

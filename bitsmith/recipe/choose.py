@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bitsmith.containers.gguf.types import TYPES
+from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.category import Category, category_of, layer_of, why_kept
 from bitsmith.recipe.fallbacks import divides, fit_to_row
 from bitsmith.recipe.mixes import Mix, Place, find_mix
 from bitsmith.recipe.rules import Rule, first_match, unused_rules
 from bitsmith.recipe.shape import ModelShape
-from bitsmith.tensor import TensorInfo
 
 _EXACT = frozenset({"i8", "i16", "i32", "i64", "f64"})  # layouts that are copied whatever the mix
 _GLM5_SENSITIVE = ("attn_q_a", "attn_q_b", "nextn.eh_proj")
 
 
 @dataclass(frozen=True)
-class Choice:
+class TypeChoice:
     """One tensor's type and why.
 
     type: a ggml type name
@@ -38,7 +38,7 @@ class Selection:
     """Choices in the order of the tensors given, and what the user should be told of them."""
 
     mix: Mix
-    choices: tuple[Choice, ...]
+    choices: tuple[TypeChoice, ...]
     warnings: tuple[str, ...]
 
     def keeping(self, tensors: Sequence[TensorInfo]) -> Selection:
@@ -111,13 +111,13 @@ class _Chooser:
     tied: bool
     rules: tuple[Rule, ...]
 
-    def choose(self, tensor: TensorInfo, place: Place) -> Choice:
+    def choose(self, tensor: TensorInfo, place: Place) -> TypeChoice:
         """The type of one tensor, fitted to its row."""
         why = why_kept(tensor, self.shape.arch)
         if tensor.layout in _EXACT:
-            return Choice(tensor.name, tensor.layout, f"{tensor.layout} is copied", kept=True)
+            return TypeChoice(tensor.name, tensor.layout, f"{tensor.layout} is copied", kept=True)
         if why is not None:
-            return Choice(tensor.name, "f32", f"{why} stays f32", kept=True)
+            return TypeChoice(tensor.name, "f32", f"{why} stays f32", kept=True)
         rule = first_match(self.rules, tensor.name)
         if rule is not None:
             wanted, reason = rule.type, f"rule '{rule}'"
@@ -129,7 +129,7 @@ class _Chooser:
         if final != wanted:
             block = TYPES[wanted].block
             reason = f"fallback: row of {tensor.cols} does not divide by {block} ({reason}: {wanted})"
-        return Choice(tensor.name, final, reason)
+        return TypeChoice(tensor.name, final, reason)
 
     def _from_mix(self, tensor: TensorInfo, place: Place) -> tuple[str, str]:
         """What the mix wants for a tensor, and why, before it is fitted to the row."""
@@ -158,7 +158,7 @@ class _Chooser:
         return "q6_k", f"{self.mix.name}: {what}"
 
 
-def _warnings(mix: Mix, choices: Sequence[Choice], importance: bool) -> list[str]:
+def _warnings(mix: Mix, choices: Sequence[TypeChoice], importance: bool) -> list[str]:
     warnings = []
     if mix.name == "q2_k_s" and not importance:
         warnings.append(

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from bitsmith.arch.hf_config import config_to_hf
-from bitsmith.arch.names import hf_name, is_permuted
-from bitsmith.arch.spec import ARCHITECTURES
-from bitsmith.arch.tensors import ROPE_FREQS
-from bitsmith.checkpoint import Checkpoint
 from bitsmith.containers.floats import NUMBERS, WRITTEN_FLOATS
+from bitsmith.containers.hf_folder import CONFIG, tokenizer_files
 from bitsmith.errors import UnsupportedError
-from bitsmith.hf_folder import CONFIG, tokenizer_files
+from bitsmith.models.arch.hf_config import config_to_hf
+from bitsmith.models.arch.names import hf_name, is_permuted
+from bitsmith.models.arch.spec import ARCHITECTURES
+from bitsmith.models.arch.tensors import ROPE_FREQS
+from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.recipe.plan import PlannedTensor, RowOrder
 
 KEPT = re.compile(r"embed|\bwte\b|\bwpe\b|lm_head|router|\bgate\.weight$|conv|norm")
@@ -92,8 +92,8 @@ def as_json(config: Mapping[str, Any]) -> bytes:
 
 def _tokenizer_from_gguf(checkpoint: Checkpoint) -> dict[str, bytes]:
     """No file where the file has no vocabulary; weights without one can still be measured and taken apart."""
-    from bitsmith.tokenizer import to_hf
-    from bitsmith.tokenizer.from_gguf import vocabulary_from_gguf
+    from bitsmith.models.tokenizer import to_hf
+    from bitsmith.models.tokenizer.from_gguf import vocabulary_from_gguf
 
     metadata = checkpoint.source.metadata
     return to_hf.tokenizer_files(vocabulary_from_gguf(metadata)) if "tokenizer.ggml.model" in metadata else {}

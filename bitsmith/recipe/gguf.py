@@ -7,13 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from bitsmith import __version__
-from bitsmith.arch.config import ModelConfig
-from bitsmith.arch.gguf_config import config_to_gguf, rope_freqs
-from bitsmith.arch.names import hf_name, is_permuted
-from bitsmith.arch.spec import ARCHITECTURES
-from bitsmith.arch.tensors import ROPE_FREQS, check_tensors, expected_tensors
-from bitsmith.checkpoint import Checkpoint, quantized_already, require_float
 from bitsmith.containers.floats import FLOATS
 from bitsmith.containers.gguf.blocks import CODECS
 from bitsmith.containers.gguf.metadata_values import Value, string, u32
@@ -21,20 +14,27 @@ from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.containers.gguf.writer import gguf_layout
 from bitsmith.containers.layout import FileLayout
+from bitsmith.containers.manifest import Manifest, is_manifest_key, to_gguf_keys
 from bitsmith.errors import UnsupportedError
-from bitsmith.formats import get_format
-from bitsmith.manifest import Manifest, is_manifest_key, to_gguf_keys
-from bitsmith.recipe.choose import Choice, Selection, choose_types
+from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.gguf_config import config_to_gguf, rope_freqs
+from bitsmith.models.arch.names import hf_name, is_permuted
+from bitsmith.models.arch.spec import ARCHITECTURES
+from bitsmith.models.arch.tensors import ROPE_FREQS, check_tensors, expected_tensors
+from bitsmith.models.checkpoint import Checkpoint, quantized_already, require_float
+from bitsmith.quant.formats import get_format
+from bitsmith.quant.tensor import TensorInfo
+from bitsmith.recipe.choose import Selection, TypeChoice, choose_types
 from bitsmith.recipe.mixes import find_mix
-from bitsmith.recipe.plan import Options, Plan, PlannedTensor, RowOrder, Target
+from bitsmith.recipe.plan import Plan, PlannedTensor, PlanOptions, RowOrder, Target
 from bitsmith.recipe.rules import Rule
 from bitsmith.recipe.shape import ModelShape
-from bitsmith.tensor import TensorInfo
+from bitsmith.version import __version__
 
 _QUANTIZATION_VERSION = 2  # of ggml's block layouts, GGML_QNT_VERSION
 
 
-def plan_gguf(checkpoint: Checkpoint, target: Target, options: Options) -> Plan:
+def plan_gguf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Plan:
     """A GGUF v3 file of `checkpoint` in the mix `target.name`.
 
     Raises UsageError (unknown mix or rule), FileError (tensors that contradict the configuration),
@@ -51,7 +51,7 @@ def plan_gguf(checkpoint: Checkpoint, target: Target, options: Options) -> Plan:
 def plan_mix(
     checkpoint: Checkpoint,
     target: Target,
-    options: Options,
+    options: PlanOptions,
     wanted: Sequence[PlannedTensor],
     shape: ModelShape,
     keys: Mapping[str, Value],
@@ -133,8 +133,8 @@ def gguf_keys(checkpoint: Checkpoint, pre: str | None) -> dict[str, Value]:
     source = checkpoint.source
     if isinstance(source, GgufSource):
         return {name: value for name, value in source.keys.items() if not is_manifest_key(name)}
-    from bitsmith.tokenizer.from_hf import read_tokenizer
-    from bitsmith.tokenizer.to_gguf import vocabulary_keys
+    from bitsmith.models.tokenizer.from_hf import read_tokenizer
+    from bitsmith.models.tokenizer.to_gguf import vocabulary_keys
 
     config = checkpoint.config
     assert checkpoint.folder is not None
@@ -143,7 +143,7 @@ def gguf_keys(checkpoint: Checkpoint, pre: str | None) -> dict[str, Value]:
     return {"general.type": string("model"), **keys}
 
 
-def _planned(tensor: PlannedTensor, choice: Choice) -> PlannedTensor:
+def _planned(tensor: PlannedTensor, choice: TypeChoice) -> PlannedTensor:
     """The tensor in its final type. A copied type needs no codec, whatever it is."""
     kind = TYPES[choice.type]
     row_bytes = kind.row_bytes(tensor.info.cols)

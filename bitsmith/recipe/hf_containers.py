@@ -13,26 +13,26 @@ from typing import Any
 
 import numpy as np
 
-from bitsmith import __version__
-from bitsmith.checkpoint import Checkpoint, quantized_already, require_float
 from bitsmith.containers.floats import WRITTEN_FLOATS
 from bitsmith.containers.hf_files import StoredTensor, folder_files, module_names
 from bitsmith.containers.layout import FileLayout
+from bitsmith.containers.manifest import Manifest, placeholder
 from bitsmith.errors import UnsupportedError, UsageError
-from bitsmith.manifest import Manifest, placeholder
+from bitsmith.models.checkpoint import Checkpoint, quantized_already, require_float
 from bitsmith.recipe.folder import KEPT, as_float, as_json, beside, model_config, own_float, wanted_tensors
 from bitsmith.recipe.hf_quantization import further_files, quantization_config, uneven
-from bitsmith.recipe.plan import Options, Plan, PlannedTensor, Target
+from bitsmith.recipe.plan import Plan, PlannedTensor, PlanOptions, Target
 from bitsmith.recipe.rules import Rule, unused_rules
 from bitsmith.recipe.scheme import GROUPS, Scheme, adjusted, format_and_codec, names, parse
 from bitsmith.recipe.static_inputs import check_inputs
+from bitsmith.version import __version__
 
 _NO_LINEAR = re.compile(r"embed|\bwte\b|\bwpe\b|conv|norm")
 _READ_GROUPS = (0, 32, 64, 128)  # by vLLM's kernels
 
 
 @dataclass(frozen=True)
-class _Choice:
+class SchemeChoice:
     """What becomes of a tensor: a scheme, or None and a float type; and why."""
 
     tensor: PlannedTensor
@@ -51,7 +51,7 @@ class _Choice:
         return len(self.tensor.info.shape) > 1 and name.endswith(".weight") and not _NO_LINEAR.search(name)
 
 
-def plan_hf(checkpoint: Checkpoint, target: Target, options: Options) -> Plan:
+def plan_hf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Plan:
     """A folder that holds `checkpoint` in GPTQ's, AWQ's or compressed-tensors' layout.
 
     Raises UsageError (unknown name, rule or pattern, options that contradict each other, ranges of inputs without a
@@ -91,7 +91,7 @@ def plan_hf(checkpoint: Checkpoint, target: Target, options: Options) -> Plan:
     )
 
 
-def _main_scheme(target: Target, options: Options) -> Scheme:
+def _main_scheme(target: Target, options: PlanOptions) -> Scheme:
     if options.pure:
         raise UsageError(
             f"--pure is for gguf and native; {target.container} takes linear layers, and others by --rule."
@@ -104,7 +104,7 @@ def _main_scheme(target: Target, options: Options) -> Scheme:
     return adjusted(target.container, target.name, scheme, 0 if group == -1 else group, asymmetric)
 
 
-def _rules(target: Target, options: Options) -> list[Rule]:
+def _rules(target: Target, options: PlanOptions) -> list[Rule]:
     """The user's rules; a scheme's name may carry suffixes, so that it is read rather than looked up."""
     found = []
     for text in options.rules:
@@ -134,28 +134,28 @@ def _unused_patterns(keep: Sequence[Rule], names: Sequence[str]) -> list[str]:
 
 def _choose(
     tensor: PlannedTensor, target: Target, main: Scheme, rules: Sequence[Rule], keep: Sequence[Rule]
-) -> _Choice:
+) -> SchemeChoice:
     name, shape = tensor.info.name, tensor.info.shape
     kept = tensor.source_layout if tensor.source_layout in ("f16", "bf16") else "f16"
     if len(shape) < 2:
-        return _Choice(tensor, None, own_float(tensor, "f32"), "a vector")
+        return SchemeChoice(tensor, None, own_float(tensor, "f32"), "a vector")
     for rule in (rule for rule in rules if rule.matches(name)):
         if rule.type in WRITTEN_FLOATS:
-            return _Choice(tensor, None, rule.type, f"rule '{rule}'")
+            return SchemeChoice(tensor, None, rule.type, f"rule '{rule}'")
         scheme = parse(target.container, rule.type)
         if scheme.group is None:
             scheme = replace(scheme, group=main.group)
-        return _Choice(tensor, scheme, "", f"rule '{rule}'")
+        return SchemeChoice(tensor, scheme, "", f"rule '{rule}'")
     for rule in (rule for rule in keep if rule.matches(name)):
-        return _Choice(tensor, None, kept, f"--keep {rule.pattern.pattern}")
+        return SchemeChoice(tensor, None, kept, f"--keep {rule.pattern.pattern}")
     if KEPT.search(name):
-        return _Choice(tensor, None, kept, "embedding, head or router keeps its precision")
+        return SchemeChoice(tensor, None, kept, "embedding, head or router keeps its precision")
     if not name.endswith(".weight") or len(shape) > 2:
-        return _Choice(tensor, None, kept, f"no linear layer, which is all that {target.container} holds")
-    return _Choice(tensor, main, "", target.name)
+        return SchemeChoice(tensor, None, kept, f"no linear layer, which is all that {target.container} holds")
+    return SchemeChoice(tensor, main, "", target.name)
 
 
-def _grouped(main: Scheme, choices: list[_Choice], checkpoint: Checkpoint) -> tuple[Scheme, list[_Choice]]:
+def _grouped(main: Scheme, choices: list[SchemeChoice], checkpoint: Checkpoint) -> tuple[Scheme, list[SchemeChoice]]:
     """The same with a group size: the largest of 128, 64 and 32 that divides every row where nobody chose one."""
     quantized = [choice for choice in choices if choice.scheme is not None]
     if not quantized:
@@ -176,7 +176,7 @@ def _grouped(main: Scheme, choices: list[_Choice], checkpoint: Checkpoint) -> tu
     return filled(main), done
 
 
-def _planned(choice: _Choice, precision: str, legacy: bool) -> PlannedTensor:
+def _planned(choice: SchemeChoice, precision: str, legacy: bool) -> PlannedTensor:
     tensor, info = choice.tensor, choice.tensor.info
     if choice.scheme is None:
         return as_float(tensor, choice.float, choice.reason)
@@ -187,7 +187,7 @@ def _planned(choice: _Choice, precision: str, legacy: bool) -> PlannedTensor:
         raise UnsupportedError(f"{info.name}: {error}, with --keep '{re.escape(info.name)}'.") from error
     nbytes = sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in parts.values())
     info = replace(info, layout=layout, nbytes=nbytes)
-    inputs = choice.scheme.activations
+    inputs = choice.scheme.input_rounding
     return replace(tensor, info=info, parts=parts, reason=choice.reason, format=format, codec=codec, inputs=inputs)
 
 
@@ -201,7 +201,7 @@ def _configuration(
     checkpoint: Checkpoint,
     target: Target,
     main: Scheme,
-    choices: Sequence[_Choice],
+    choices: Sequence[SchemeChoice],
     precision: str,
     legacy: bool,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -219,7 +219,7 @@ def _configuration(
     return config, {name: as_json(value) for name, value in further_files(target.container, said).items()}
 
 
-def _warnings(target: Target, main: Scheme, choices: Sequence[_Choice]) -> list[str]:
+def _warnings(target: Target, main: Scheme, choices: Sequence[SchemeChoice]) -> list[str]:
     found = []
     if main.kind in ("gptq", "awq", "packed") and main.group not in _READ_GROUPS:
         found.append(f"groups of {main.group}: vLLM reads groups of 32, 64, 128 and whole rows only")

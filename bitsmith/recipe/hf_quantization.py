@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bitsmith import __version__
 from bitsmith.recipe.scheme import Scheme
+from bitsmith.version import __version__
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # that vLLM loads as one matrix
 _FUSED_NAMES = ("qkv_proj", "gate_up_proj")
@@ -121,13 +121,13 @@ def _group(scheme: Scheme, modules: list[str]) -> dict[str, Any]:
     kind = "float" if scheme.kind == "float" else "int"
     by = "group" if scheme.group else scheme.scope
     activations = None
-    if scheme.activations is not None:
+    if scheme.input_rounding is not None:
         activations = {
             "num_bits": 8,
             "type": kind,
             "symmetric": True,
             "group_size": None,
-            "strategy": scheme.activations.scope,
+            "strategy": scheme.input_rounding.scope,
             "dynamic": scheme.inputs == "dynamic",
         }
     return {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bitsmith.activations import Activations
 from bitsmith.errors import UsageError
-from bitsmith.formats.base import Format
-from bitsmith.rounders.effort import EFFORTS
+from bitsmith.quant.formats.base import Format
+from bitsmith.quant.input_rounding import InputRounding
+from bitsmith.quant.rounders.effort import EFFORTS
 
 TRANSFORMS = ("awq", "smoothquant")
 ROUNDERS = ("nearest", "gptq", "learned")
@@ -38,7 +38,7 @@ class Method:
         """Whether the model must run on calibration text; an importance file is not enough."""
         return bool(self.transform) or self.rounder != "nearest"
 
-    def streams(self, effort: str) -> int:
+    def hidden_state_buffers(self, effort: str) -> int:
         """Hidden states that are kept: of the quantized prefix, of the original, and a block's input to learn from."""
         gptq = 2 if EFFORTS[effort].corrects else 1
         return {"nearest": 1, "gptq": gptq, "learned": 3}[self.rounder]
@@ -69,7 +69,7 @@ def check_effort(effort: str) -> str:
     return effort
 
 
-def default_method(formats: Iterable[Format], effort: str, *, inputs: Iterable[Activations] = ()) -> Method:
+def default_method(formats: Iterable[Format], effort: str, *, inputs: Iterable[InputRounding] = ()) -> Method:
     """What loses least for the time allowed, by the figures of docs/quality.md.
 
     formats: of the tensors that are quantized; inputs: how what they are multiplied with is rounded, where it is

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from bitsmith.containers.floats import WRITTEN_FLOATS
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.errors import UsageError
-from bitsmith.formats import get_format
+from bitsmith.quant.formats import get_format
 from bitsmith.recipe.category import Category
 from bitsmith.recipe.rules import nearest_names
 from bitsmith.recipe.shape import ModelShape

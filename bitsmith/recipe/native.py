@@ -8,24 +8,24 @@ from dataclasses import replace
 
 import numpy as np
 
-from bitsmith import __version__
-from bitsmith.checkpoint import Checkpoint, quantized_already, require_float
 from bitsmith.containers import codec_for
 from bitsmith.containers.floats import WRITTEN_FLOATS
 from bitsmith.containers.layout import FileLayout
+from bitsmith.containers.manifest import Manifest, placeholder
 from bitsmith.containers.native import LAYOUT_PREFIX
 from bitsmith.containers.native_files import NativeTensor, native_files
 from bitsmith.errors import FileError, UnsupportedError
-from bitsmith.formats import FORMATS, get_format, resolve
-from bitsmith.manifest import Manifest, placeholder
+from bitsmith.models.checkpoint import Checkpoint, quantized_already, require_float
+from bitsmith.quant.formats import FORMATS, get_format, resolve
 from bitsmith.recipe.folder import KEPT, as_float, beside, is_vector, model_config, own_float, wanted_tensors
-from bitsmith.recipe.plan import Options, Plan, PlannedTensor, Target
+from bitsmith.recipe.plan import Plan, PlannedTensor, PlanOptions, Target
 from bitsmith.recipe.rules import Rule, first_match, unused_rules
+from bitsmith.version import __version__
 
 BARE = frozenset({"int8", "int4", "int3", "int2"} | {f"int{bits}-asym" for bits in (8, 4, 3, 2)})
 
 
-def plan_native(checkpoint: Checkpoint, target: Target, options: Options) -> Plan:
+def plan_native(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Plan:
     """A folder that holds `checkpoint` in the format `target.name`, or in a float type.
 
     Matrices become the format; embeddings, output head, routers and norms keep the source's float type unless
@@ -62,7 +62,7 @@ def plan_native(checkpoint: Checkpoint, target: Target, options: Options) -> Pla
     )
 
 
-def _plan_tensor(tensor: PlannedTensor, target: Target, options: Options, rules: Sequence[Rule]) -> PlannedTensor:
+def _plan_tensor(tensor: PlannedTensor, target: Target, options: PlanOptions, rules: Sequence[Rule]) -> PlannedTensor:
     rule = first_match(rules, tensor.info.name)
     if is_vector(tensor):
         return as_float(tensor, own_float(tensor, "f32"), "a vector" if tensor.info.parameters else "empty")

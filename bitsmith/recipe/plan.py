@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from bitsmith.activations import Activations
-from bitsmith.calibration.record import CalibrationRecord
-from bitsmith.checkpoint import Checkpoint
 from bitsmith.containers import CONTAINERS
 from bitsmith.containers.base import Codec
 from bitsmith.containers.layout import FileLayout
+from bitsmith.containers.manifest import Manifest, TensorRecord, placeholder
 from bitsmith.containers.static_input import StaticInput
 from bitsmith.errors import UsageError
-from bitsmith.formats.base import Format
-from bitsmith.manifest import Manifest, TensorRecord, placeholder
-from bitsmith.tensor import TensorInfo
+from bitsmith.models.checkpoint import Checkpoint
+from bitsmith.quant.formats.base import Format
+from bitsmith.quant.input_rounding import InputRounding
+from bitsmith.quant.tensor import TensorInfo
+from bitsmith.recipe.calibration_record import CalibrationRecord
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Options:
+class PlanOptions:
     """What the user chose beside the target.
 
     rules: "REGEX=TYPE", unparsed: the container knows its types
@@ -122,7 +122,7 @@ class PlannedTensor:
     reason: str
     format: Format | None = None
     codec: Codec | None = None
-    inputs: Activations | None = None
+    inputs: InputRounding | None = None
     order: RowOrder | None = None
     constant: np.ndarray | None = field(default=None, compare=False)
 
@@ -134,7 +134,7 @@ class PlannedTensor:
     @property
     def wants_input(self) -> bool:
         """Whether its codec must be told how large the weight's input gets, see `recipe.static_inputs`."""
-        return isinstance(self.codec, StaticInput) and self.codec.activations.scale is None and not self.verbatim
+        return isinstance(self.codec, StaticInput) and self.codec.input_rounding.scale is None and not self.verbatim
 
 
 @dataclass(frozen=True)

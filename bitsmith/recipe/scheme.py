@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from bitsmith.activations import Activations
 from bitsmith.containers.awq import AwqCodec
 from bitsmith.containers.base import Codec
 from bitsmith.containers.compressed import FloatCodec, IntegerCodec, PackedCodec
 from bitsmith.containers.gptq import GptqCodec
 from bitsmith.containers.static_input import StaticInput
 from bitsmith.errors import UsageError
-from bitsmith.formats.affine import Affine
-from bitsmith.formats.base import Format
-from bitsmith.formats.fp8 import fp8
-from bitsmith.formats.tensorwide import TensorWide
+from bitsmith.quant.formats.affine import Affine
+from bitsmith.quant.formats.base import Format
+from bitsmith.quant.formats.fp8 import fp8
+from bitsmith.quant.formats.tensorwide import TensorWide
+from bitsmith.quant.input_rounding import InputRounding
 
 GROUPS = (128, 64, 32)  # tried in this order where nobody chose one
 
@@ -38,11 +38,13 @@ class Scheme:
     inputs: str = "dynamic"
 
     @property
-    def activations(self) -> Activations | None:
+    def input_rounding(self) -> InputRounding | None:
         """How readers round the inputs; a stored scale is not known yet."""
         if self.kind not in ("integer", "float"):
             return None
-        return Activations("fp8" if self.kind == "float" else "int8", "tensor" if self.inputs == "static" else "token")
+        return InputRounding(
+            "fp8" if self.kind == "float" else "int8", "tensor" if self.inputs == "static" else "token"
+        )
 
     @property
     def legacy(self) -> bool:
@@ -135,5 +137,5 @@ def _with_input(
 ) -> IntegerCodec | FloatCodec | StaticInput:
     if scheme.inputs != "static":
         return codec
-    assert scheme.activations is not None
-    return StaticInput(codec, scheme.activations, precision)
+    assert scheme.input_rounding is not None
+    return StaticInput(codec, scheme.input_rounding, precision)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from bitsmith.arch.config import ModelConfig
-from bitsmith.arch.spec import ARCHITECTURES
 from bitsmith.errors import FileError
+from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.spec import ARCHITECTURES
+from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.category import layer_of
-from bitsmith.tensor import TensorInfo
 
 # layer counts at which llama.cpp calls a model of this architecture a 70B
 _70B_LAYERS = {"llama": 80, "qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}

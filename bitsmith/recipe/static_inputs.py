@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from bitsmith.arch.names import gguf_name
-from bitsmith.calibration.record import CalibrationRecord
+from bitsmith.calibration.stats import Stats
 from bitsmith.containers.static_input import StaticInput
 from bitsmith.errors import TensorError, UnsupportedError, UsageError
+from bitsmith.models.arch.names import gguf_name
+from bitsmith.recipe.calibration_record import CalibrationRecord
 from bitsmith.recipe.plan import Plan, PlannedTensor, Target
-from bitsmith.stats import Stats
 
 
 def inputs_wanted(plan: Plan) -> tuple[str, ...]:
@@ -60,10 +60,10 @@ def _told(tensor: PlannedTensor, stats: Mapping[str, Stats]) -> PlannedTensor:
             "calibrate on this model, with --calibration default or a text."
         )
     try:
-        codec = tensor.codec.told(float(seen.max_abs.max(initial=0)))
+        codec = tensor.codec.with_input_absmax(float(seen.max_abs.max(initial=0)))
     except TensorError as error:
         raise TensorError(f"{tensor.info.name}: {error}") from error
-    return replace(tensor, codec=codec, inputs=codec.activations)
+    return replace(tensor, codec=codec, inputs=codec.input_rounding)
 
 
 def _linear(tensor: PlannedTensor) -> str | None:

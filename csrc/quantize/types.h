@@ -24,7 +24,7 @@ constexpr TypeFacts kTypes[] = {{"q8_0", 32, 32, 34},   {"q4_0", 32, 32, 18},   
 
 constexpr const TypeFacts &facts(Type type) { return kTypes[static_cast<int>(type)]; }
 
-// How scales are searched; the numbers of the Python format, see `bitsmith.formats.native_fit.Search`.
+// How scales are searched; the numbers of the Python format, see `bitsmith.quant.formats.core_fit.Search`.
 struct Search {
   Type type;
   std::vector<float> targets;   // levels tried for the largest weight of a block

@@ -1,4 +1,4 @@
-// The running half of `bitsmith._core`.
+// The running half of `bitsmith.system._core`.
 #include "bind.h"
 
 #include <nanobind/ndarray.h>

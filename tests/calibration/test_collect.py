@@ -16,10 +16,10 @@ from bitsmith.calibration.collect import Calibration, Wanted, collect
 from bitsmith.calibration.generated import generate_tokens
 from bitsmith.calibration.hidden import HiddenStates
 from bitsmith.calibration.sources import CalibrationTokens, Request
-from bitsmith.checkpoint import open_checkpoint
 from bitsmith.errors import FileError, TensorError
-from bitsmith.kernels.dense import DenseKernel
-from bitsmith.progress import Progress
+from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.runtime.torch.dense import DenseKernel
+from bitsmith.system.progress import Progress
 from tests.tiny import CONFIG, HIDDEN, INNER, LAYERS, VOCAB, make_folder, weights
 
 WINDOWS, CONTEXT = 9, 24
@@ -176,7 +176,7 @@ def test_the_models_own_text(tiny: Path) -> None:
 
 
 def test_a_model_that_says_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bitsmith.tokenizer import Tokenizer
+    from bitsmith.models.tokenizer import Tokenizer
 
     model = bitsmith.load(tiny)
     monkeypatch.setattr(Tokenizer, "end_ids", frozenset(range(VOCAB)))

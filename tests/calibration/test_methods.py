@@ -10,16 +10,16 @@ import pytest
 
 import bitsmith
 from bitsmith.calibration import collect as collect_module
-from bitsmith.checkpoint import open_checkpoint
-from bitsmith.choices import Choices
 from bitsmith.errors import TensorError, UsageError
-from bitsmith.quantization import quantize_each
+from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.pipeline.config import QuantizeConfig
+from bitsmith.pipeline.quantization import quantize_each
 from bitsmith.recipe.method import METHODS
 from tests.cli.command import Command
 from tests.tiny import CONFIG, make_folder, weights
 
 WORDS = {"calibration": "default", "calibration_tokens": 2048, "calibration_context": 128, "effort": "fast"}
-CHOICES = Choices(calibration="default", calibration_tokens=1024, calibration_context=64)
+CHOICES = QuantizeConfig(calibration="default", calibration_tokens=1024, calibration_context=64)
 
 
 def logits(model: Path) -> np.ndarray:
@@ -143,7 +143,7 @@ def test_several_outputs_run_the_original_once(tiny: Path, tmp_path: Path, monke
         return plain(*words, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(collect_module, "collect", collect)
-    choices = Choices(
+    choices = QuantizeConfig(
         out=tmp_path / "all",
         method="awq",
         calibration="default",
@@ -164,27 +164,27 @@ def test_several_outputs_run_the_original_once(tiny: Path, tmp_path: Path, monke
 
 def test_nothing_is_begun_where_one_plan_fails(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="q9_k"):
-        quantize_each(tiny, ["q4_0", "q9_k"], Choices(out=tmp_path / "all"))
+        quantize_each(tiny, ["q4_0", "q9_k"], QuantizeConfig(out=tmp_path / "all"))
     (tmp_path / "all").mkdir()
     (tmp_path / "all" / "tiny-Q8_0.gguf").write_bytes(b"here first")
     with pytest.raises(UsageError, match=r"tiny-Q8_0\.gguf exists already"):
-        quantize_each(tiny, ["q4_0", "q8_0"], Choices(out=tmp_path / "all"))
+        quantize_each(tiny, ["q4_0", "q8_0"], QuantizeConfig(out=tmp_path / "all"))
     assert [path.name for path in (tmp_path / "all").iterdir()] == ["tiny-Q8_0.gguf"]
 
 
 def test_the_same_target_twice_is_refused(tiny: Path) -> None:
     with pytest.raises(UsageError, match="twice"):
-        quantize_each(tiny, ["q4_0", "gguf/q4_0"], Choices(dry_run=True))
+        quantize_each(tiny, ["q4_0", "gguf/q4_0"], QuantizeConfig(dry_run=True))
 
 
 def test_a_file_cannot_take_several_outputs(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"")
     with pytest.raises(UsageError, match="several targets need a folder"):
-        quantize_each(tiny, ["q4_0", "q8_0"], Choices(out=tmp_path / "x.gguf", dry_run=True))
+        quantize_each(tiny, ["q4_0", "q8_0"], QuantizeConfig(out=tmp_path / "x.gguf", dry_run=True))
 
 
 def test_words_for_one_container_pass_the_others_by(tiny: Path) -> None:
-    planned = quantize_each(tiny, ["q4_0", "gptq/int4"], Choices(group_size=32, dry_run=True))
+    planned = quantize_each(tiny, ["q4_0", "gptq/int4"], QuantizeConfig(group_size=32, dry_run=True))
     scales = {t.info.name: t.parts["scales"][0] for t in planned[1].plan.tensors if "scales" in t.parts}
     assert scales["model.layers.0.self_attn.q_proj.weight"] == (CONFIG["hidden_size"] // 32, CONFIG["hidden_size"])
     assert "group_size" not in planned[0].plan.recipe
@@ -262,7 +262,7 @@ def test_notes_name_tensors_as_the_output_does(tiny: Path, tmp_path: Path) -> No
 
 def test_a_refused_rule_names_its_target(tiny: Path) -> None:
     with pytest.raises(UsageError, match=r"--to gguf/q4_0: rule 'q_proj=int8'"):
-        quantize_each(tiny, ["q4_0", "gptq/int4"], Choices(rules=["q_proj=int8"], dry_run=True))
+        quantize_each(tiny, ["q4_0", "gptq/int4"], QuantizeConfig(rules=["q_proj=int8"], dry_run=True))
     with pytest.raises(UsageError, match=r"gptq is a container; .*gptq/int4"):
         bitsmith.quantize(tiny, to="gptq", dry_run=True)
     with pytest.raises(UsageError, match="rule 'q_proj': expected REGEX=TYPE"):
@@ -273,4 +273,4 @@ def test_a_refused_rule_names_its_target(tiny: Path) -> None:
 
 def test_two_spellings_of_a_target_are_one(tiny: Path) -> None:
     with pytest.raises(UsageError, match="twice"):
-        quantize_each(tiny, ["q4_k", "q4_k_m"], Choices(dry_run=True))
+        quantize_each(tiny, ["q4_k", "q4_k_m"], QuantizeConfig(dry_run=True))

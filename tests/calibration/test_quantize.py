@@ -12,22 +12,22 @@ import numpy as np
 import pytest
 
 import bitsmith
-from bitsmith import driver
-from bitsmith.arch.names import hf_name
 from bitsmith.calibration import collect as collect_module
 from bitsmith.calibration.imatrix import Entry, Imatrix, read_imatrix
 from bitsmith.calibration.importance import from_file
 from bitsmith.calibration.run import make_imatrix
-from bitsmith.checkpoint import open_checkpoint
 from bitsmith.containers.gguf.blocks import CODECS
 from bitsmith.containers.gguf.metadata_values import string, u32
 from bitsmith.containers.gguf.reader import GgufSource
+from bitsmith.containers.manifest import from_gguf_keys, from_json
 from bitsmith.errors import FileError, TensorError, UsageError
-from bitsmith.formats import get_format
-from bitsmith.manifest import from_gguf_keys, from_json
-from bitsmith.quantized import Quantized
-from bitsmith.rounders.nearest import nearest
-from bitsmith.tensor import QuantTensor
+from bitsmith.models.arch.names import hf_name
+from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.pipeline import executor as driver
+from bitsmith.pipeline.result import Quantized
+from bitsmith.quant.formats import get_format
+from bitsmith.quant.rounders.nearest import nearest
+from bitsmith.quant.tensor import QuantTensor
 from tests.calibration.test_imatrix import write
 from tests.cli.command import Command
 from tests.gguf_files import write_gguf

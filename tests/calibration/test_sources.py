@@ -11,10 +11,10 @@ import pytest
 from bitsmith.calibration import datasets
 from bitsmith.calibration.datasets import choose_file, looks_like_data_set
 from bitsmith.calibration.sources import CalibrationTokens, Request, read_tokens
-from bitsmith.checkpoint import open_checkpoint
 from bitsmith.errors import FileError, UnsupportedError, UsageError
-from bitsmith.texts import calibration_text
-from bitsmith.tokenizer import Tokenizer
+from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.models.tokenizer import Tokenizer
+from bitsmith.reference.texts import calibration_text
 
 TEXT = "\n\n".join(f"Paragraph {n}: the quick brown fox jumps over {n * n} lazy dogs." for n in range(200))
 VOCAB = 4096

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bitsmith.machine import cores
+from bitsmith.system.machine import cores
 from tests.cli.command import Command
 
 QUICK = ("--prompt", 8, "--gen", 4, "--repeat", 2, "--threads", 1)

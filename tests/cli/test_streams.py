@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bitsmith.native import core
+from bitsmith.system.core import core
 from tests.tiny import make_folder
 
 

@@ -11,8 +11,8 @@ import pytest
 from bitsmith.containers.awq import AwqCodec
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.errors import BitsmithError, UnsupportedError
-from bitsmith.formats.affine import Affine
-from bitsmith.tensor import QuantTensor
+from bitsmith.quant.formats.affine import Affine
+from bitsmith.quant.tensor import QuantTensor
 from tests.containers.foreign import check_reads, write_folder
 from tests.containers.published import awq_parts, values
 from tests.containers.test_gptq import GROUP, IN, OUT, drawn

@@ -12,11 +12,11 @@ import pytest
 from bitsmith.containers.compressed import FloatCodec, IntegerCodec, PackedCodec
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.errors import BitsmithError, TensorError, UnsupportedError
-from bitsmith.formats.affine import Affine
-from bitsmith.formats.fp8 import fp8
-from bitsmith.formats.tensorwide import TensorWide
-from bitsmith.rounders.nearest import nearest
-from bitsmith.tensor import QuantTensor
+from bitsmith.quant.formats.affine import Affine
+from bitsmith.quant.formats.fp8 import fp8
+from bitsmith.quant.formats.tensorwide import TensorWide
+from bitsmith.quant.rounders.nearest import nearest
+from bitsmith.quant.tensor import QuantTensor
 from tests.containers.foreign import MODULE, check_reads, write_folder
 from tests.containers.published import gptq_words, values
 from tests.containers.test_gptq import GROUP, IN, OUT, drawn

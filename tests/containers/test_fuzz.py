@@ -13,9 +13,9 @@ from bitsmith.containers.native import NativeCodec
 from bitsmith.containers.native import metadata as native_metadata
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.errors import FileError, TensorError, UnsupportedError
-from bitsmith.formats import get_format
-from bitsmith.rounders.nearest import nearest
-from bitsmith.tensor import QuantTensor
+from bitsmith.quant.formats import get_format
+from bitsmith.quant.rounders.nearest import nearest
+from bitsmith.quant.tensor import QuantTensor
 
 FORMATS = ("int4-g32", "nf4", "fp8", "q4_k")
 

@@ -12,9 +12,9 @@ import pytest
 from bitsmith.containers.gptq import GptqCodec
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.errors import BitsmithError, FileError, TensorError, UnsupportedError
-from bitsmith.formats.affine import Affine
-from bitsmith.rounders.nearest import nearest
-from bitsmith.tensor import QuantTensor
+from bitsmith.quant.formats.affine import Affine
+from bitsmith.quant.rounders.nearest import nearest
+from bitsmith.quant.tensor import QuantTensor
 from tests.containers.foreign import MODULE, check_reads, write_folder
 from tests.containers.published import gptq_parts, gptq_words, values
 

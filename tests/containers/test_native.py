@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from bitsmith.containers.manifest import JSON_KEY, Manifest, from_json, placeholder
 from bitsmith.containers.native import NativeCodec, metadata
 from bitsmith.containers.native_files import NativeTensor, native_files
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.errors import FileError, TensorError, UnsupportedError
-from bitsmith.formats import FORMATS, get_format
-from bitsmith.manifest import JSON_KEY, Manifest, from_json, placeholder
-from bitsmith.rounders.nearest import nearest
-from bitsmith.tensor import QuantTensor, TensorInfo
+from bitsmith.quant.formats import FORMATS, get_format
+from bitsmith.quant.rounders.nearest import nearest
+from bitsmith.quant.tensor import QuantTensor, TensorInfo
 
 NAMES = ["int4-g32", "int3-channel-asym", "int2-g64", "nf4", "fp4-dq", "fp8", "q4_k", "q6_k"]
 

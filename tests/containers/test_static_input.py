@@ -9,22 +9,22 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from bitsmith.activations import EPSILON, Activations
 from bitsmith.containers.compressed import FloatCodec, IntegerCodec, PackedCodec
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.containers.static_input import INPUT_SCALE, StaticInput
 from bitsmith.errors import BitsmithError, FileError, TensorError, UnsupportedError, UsageError
-from bitsmith.formats.affine import Affine
-from bitsmith.formats.fp8 import fp8
-from bitsmith.formats.tensorwide import TensorWide
-from bitsmith.rounders.nearest import nearest
-from bitsmith.tensor import QuantTensor
+from bitsmith.quant.formats.affine import Affine
+from bitsmith.quant.formats.fp8 import fp8
+from bitsmith.quant.formats.tensorwide import TensorWide
+from bitsmith.quant.input_rounding import EPSILON, InputRounding
+from bitsmith.quant.rounders.nearest import nearest
+from bitsmith.quant.tensor import QuantTensor
 from tests.containers.foreign import MODULE, check_reads, write_folder
 
 OUT, IN = 64, 96
 WEIGHT = np.random.default_rng(2).standard_normal((OUT, IN)).astype(np.float32)
 TENSOR_WIDE = TensorWide("fp8-bf16-tensor", fp8("bf16")).with_extent(float(WEIGHT.min()), float(WEIGHT.max()))
-INT8, FP8 = Activations("int8", "tensor"), Activations("fp8", "tensor")
+INT8, FP8 = InputRounding("int8", "tensor"), InputRounding("fp8", "tensor")
 CODECS = [
     StaticInput(IntegerCodec(Affine(8, 0, False, "bf16")), INT8, "bf16"),
     StaticInput(FloatCodec(fp8("bf16")), FP8, "bf16"),
@@ -56,20 +56,20 @@ def folder_of(
     weights = {"num_bits": 8, "type": kind, "symmetric": True, "strategy": scope}
     group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
     said = {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
-    made = {**codec.told(3.0).encode(tensor_of(codec)), **parts}
+    made = {**codec.with_input_absmax(3.0).encode(tensor_of(codec)), **parts}
     return write_folder(path, {name: part for name, part in made.items() if name != without}, said)
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
 def test_what_is_encoded_comes_back(codec: StaticInput) -> None:
-    told, tensor = codec.told(3.0), tensor_of(codec)
+    told, tensor = codec.with_input_absmax(3.0), tensor_of(codec)
     parts = told.encode(tensor)
     assert {part: (x.shape, x.dtype) for part, x in parts.items()} == codec.layout(WEIGHT.shape)
     assert codec.axes.keys() == parts.keys()
     assert np.array_equal(codec.decode(parts, IN).codes, tensor.codes)
-    assert codec.read(parts) == told.activations
-    exact = 3.0 / (127.5 if codec.activations.type == "int8" else 448)
-    assert told.activations.scale == pytest.approx(exact, rel=2**-8)
+    assert codec.read(parts) == told.input_rounding
+    exact = 3.0 / (127.5 if codec.input_rounding.type == "int8" else 448)
+    assert told.input_rounding.scale == pytest.approx(exact, rel=2**-8)
     slabs = [codec.window(parts, start, start + 32) for start in (0, 32)]
     joined = codec.join(slabs)
     assert all(joined[part].tobytes() == x.tobytes() for part, x in parts.items())
@@ -78,35 +78,41 @@ def test_what_is_encoded_comes_back(codec: StaticInput) -> None:
 
 def test_scales_that_cannot_be_stored() -> None:
     codec = CODECS[3]
-    assert codec.told(0.0).activations.scale == codec.told(1e-9).activations.scale == EPSILON
+    assert (
+        codec.with_input_absmax(0.0).input_rounding.scale
+        == codec.with_input_absmax(1e-9).input_rounding.scale
+        == EPSILON
+    )
     with pytest.raises(TensorError, match=r"the input reaches 1e\+08, whose scale does not fit f16"):
-        codec.told(1e8)
-    with pytest.raises(UsageError, match=r"compressed/int8-channel-static stores a scale.*codec\.told"):
+        codec.with_input_absmax(1e8)
+    with pytest.raises(UsageError, match=r"compressed/int8-channel-static stores a scale.*codec\.with_input_absmax"):
         CODECS[0].encode(tensor_of(CODECS[0]))
 
 
 @pytest.mark.parametrize("codec", CODECS[:3], ids=lambda codec: codec.name)
 def test_static_files(tmp_path: Path, codec: StaticInput) -> None:
-    path = folder_of(tmp_path / "m", args(type="float" if codec.activations.type == "fp8" else "int", **STATIC), codec)
+    path = folder_of(
+        tmp_path / "m", args(type="float" if codec.input_rounding.type == "fp8" else "int", **STATIC), codec
+    )
     source = check_reads(path, tensor_of(codec).values(), codec.name)
-    assert source.activations(NAME) == codec.told(3.0).activations
+    assert source.input_rounding(NAME) == codec.with_input_absmax(3.0).input_rounding
 
 
 @pytest.mark.parametrize(
     ("inputs", "expected"),
     [
         (None, None),
-        (args(), Activations("int8", "token")),
-        (args(type="float"), Activations("fp8", "token")),
-        (args(strategy="tensor"), Activations("int8", "tensor")),
-        (args(strategy=None, group_size=None), Activations("int8", "tensor")),
-        ({"dynamic": True}, Activations("int8", "tensor")),
+        (args(), InputRounding("int8", "token")),
+        (args(type="float"), InputRounding("fp8", "token")),
+        (args(strategy="tensor"), InputRounding("int8", "tensor")),
+        (args(strategy=None, group_size=None), InputRounding("int8", "tensor")),
+        ({"dynamic": True}, InputRounding("int8", "tensor")),
     ],
 )
-def test_dynamic_files(tmp_path: Path, inputs: dict[str, Any] | None, expected: Activations | None) -> None:
+def test_dynamic_files(tmp_path: Path, inputs: dict[str, Any] | None, expected: InputRounding | None) -> None:
     """An input_scale that lies beside them is not looked at, as in vLLM."""
     source = check_reads(folder_of(tmp_path / "m", inputs), tensor_of(CODECS[0]).values(), "compressed/int8-channel")
-    assert source.activations(NAME) == expected
+    assert source.input_rounding(NAME) == expected
 
 
 def test_groups_name_modules_and_patterns(tmp_path: Path) -> None:
@@ -116,9 +122,9 @@ def test_groups_name_modules_and_patterns(tmp_path: Path) -> None:
         plain = '{"targets": ["Linear"], "weights": {"num_bits": 8, "strategy": "channel"}}'
         config = config.replace('"Linear"', f'"{target}"').replace('"group_0"', f'"other": {plain}, "group_0"')
         (path / "config.json").write_text(config)
-        assert SafetensorsSource(path).activations(NAME) == Activations("int8", "token")
+        assert SafetensorsSource(path).input_rounding(NAME) == InputRounding("int8", "token")
     (path / "config.json").write_text(config.replace("down_proj", "up_proj"))
-    assert SafetensorsSource(path).activations(NAME) is None
+    assert SafetensorsSource(path).input_rounding(NAME) is None
 
 
 @pytest.mark.parametrize(
@@ -141,7 +147,7 @@ def test_what_the_decoder_cannot_run_says_so_when_asked(tmp_path: Path, changes:
         folder_of(tmp_path / "m", args(**changes)), tensor_of(CODECS[0]).values(), "compressed/int8-channel"
     )
     with pytest.raises(UnsupportedError, match=rf"{MODULE} rounds its inputs as .*, dynamic: .*--requantize"):
-        source.activations(NAME)
+        source.input_rounding(NAME)
 
 
 def test_rounded_outputs_are_not_run(tmp_path: Path) -> None:
@@ -149,7 +155,7 @@ def test_rounded_outputs_are_not_run(tmp_path: Path) -> None:
     config = (path / "config.json").read_text().replace('"input_activations"', '"output_activations"')
     (path / "config.json").write_text(config)
     with pytest.raises(UnsupportedError, match=f"{MODULE} rounds its outputs"):
-        SafetensorsSource(path).activations(NAME)
+        SafetensorsSource(path).input_rounding(NAME)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +171,7 @@ def test_rounded_outputs_are_not_run(tmp_path: Path) -> None:
 def test_damage_is_named(tmp_path: Path, words: dict[str, Any], message: str) -> None:
     path = folder_of(tmp_path / "m", args(**STATIC), **words)
     with pytest.raises(BitsmithError, match=message):
-        SafetensorsSource(path).activations(NAME)
+        SafetensorsSource(path).input_rounding(NAME)
 
 
 def test_a_configuration_of_another_shape(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from bitsmith.errors import FileError, TensorError, UsageError
 from bitsmith.evaluation import measure as module
 from bitsmith.evaluation.measure import evaluate
 from bitsmith.evaluation.perplexity import token_losses
-from bitsmith.progress import Progress
+from bitsmith.system.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from bitsmith.errors import UsageError
 from bitsmith.evaluation.bandwidth import _numpy_bandwidth, read_bandwidth
 from bitsmith.evaluation.speed import Rate, Speed, check_counts, measure_speed
-from bitsmith.progress import Progress
+from bitsmith.system.progress import Progress
 
 
 class Cache:

@@ -12,19 +12,19 @@ import pytest
 import torch
 
 import bitsmith
-from bitsmith.activations import Activations
 from bitsmith.calibration.run import prepare
-from bitsmith.checkpoint import open_checkpoint
+from bitsmith.calibration.stats import Stats
 from bitsmith.containers.compressed import PackedCodec
 from bitsmith.containers.safetensors import SafetensorsSource
-from bitsmith.driver import execute
-from bitsmith.formats.affine import Affine
+from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.pipeline.executor import execute
+from bitsmith.quant.formats.affine import Affine
+from bitsmith.quant.input_rounding import InputRounding
+from bitsmith.quant.rounders.nearest import nearest
+from bitsmith.quant.tensor import QuantTensor
 from bitsmith.recipe.hf_containers import plan_hf
-from bitsmith.recipe.plan import Options, Target
+from bitsmith.recipe.plan import PlanOptions, Target
 from bitsmith.recipe.static_inputs import with_inputs
-from bitsmith.rounders.nearest import nearest
-from bitsmith.stats import Stats
-from bitsmith.tensor import QuantTensor
 
 pytest.importorskip("compressed_tensors")
 pytest.importorskip("transformers")
@@ -82,10 +82,10 @@ def test_inputs_are_rounded_to_the_same_bits(type: str, scope: str, size: float)
     )
     if scope == "static":
         scale, zero = torch.tensor([0.75 * size]), torch.zeros(1)
-        ours = Activations(type, "tensor", float(scale))
+        ours = InputRounding(type, "tensor", float(scale))
     else:
         scale, zero = compute_dynamic_scales_and_zp(x, args, torch.nn.Linear(1, 1))
-        ours = Activations(type, scope)
+        ours = InputRounding(type, scope)
     theirs = fake_quantize(x, scale, zero, args)
     assert torch.equal(ours.rounded(x), theirs)
     assert np.array_equal(ours.rounded(x.numpy()), theirs.numpy())
@@ -125,7 +125,7 @@ def test_stored_input_scales_are_what_the_package_makes(tiny: Path, tmp_path: Pa
 def static_folder(model: Path, to: str, out: Path) -> Mapping[str, Stats]:
     """Written after a short calibration, whose statistics are returned."""
     prepared = prepare(open_checkpoint(model), None, tokens=640, context=64)
-    plan = plan_hf(prepared.checkpoint, Target("compressed", to), Options(calibration=prepared.record))
+    plan = plan_hf(prepared.checkpoint, Target("compressed", to), PlanOptions(calibration=prepared.record))
     stats = prepared.run().stats
     execute(with_inputs(plan, stats), out, threads=1)
     return stats
@@ -186,7 +186,7 @@ def test_transformers_rounds_the_same_inputs(tiny: Path, tmp_path: Path, to: str
         theirs = model(torch.from_numpy(SHORT)).logits.numpy()
     loaded = bitsmith.load(tmp_path / "out")
     assert typical(theirs, loaded.logits(SHORT)) < 1e-5
-    monkeypatch.setattr(Activations, "rounded", lambda self, x: x)
+    monkeypatch.setattr(InputRounding, "rounded", lambda self, x: x)
     assert typical(theirs, loaded.logits(SHORT)) > 1e-3
 
 

@@ -9,23 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitsmith.arch.config import ModelConfig, Rope
-from bitsmith.arch.gguf_config import config_from_gguf, config_to_gguf, rope_freqs
-from bitsmith.arch.hf_config import config_to_hf
-from bitsmith.arch.names import hf_name, is_permuted, permute_rows
-from bitsmith.arch.spec import ARCHITECTURES
-from bitsmith.arch.tensors import ROPE_FREQS, check_tensors, expected_tensors
-from bitsmith.checkpoint import open_checkpoint
 from bitsmith.containers.gguf.metadata_values import string
 from bitsmith.containers.gguf.reader import GgufSource
-from bitsmith.kernels.base import Weight
-from bitsmith.kernels.dense import DenseKernel
-from bitsmith.kernels.torch_ops import TorchOps
-from bitsmith.model.decoder import Decoder
-from bitsmith.model.weights import load_weights
+from bitsmith.models.arch.config import ModelConfig, Rope
+from bitsmith.models.arch.gguf_config import config_from_gguf, config_to_gguf, rope_freqs
+from bitsmith.models.arch.hf_config import config_to_hf
+from bitsmith.models.arch.names import hf_name, is_permuted, permute_rows
+from bitsmith.models.arch.spec import ARCHITECTURES
+from bitsmith.models.arch.tensors import ROPE_FREQS, check_tensors, expected_tensors
+from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.runtime.decoder import Decoder
+from bitsmith.runtime.kernel import Weight
+from bitsmith.runtime.torch.dense import DenseKernel
+from bitsmith.runtime.torch.ops import TorchOps
+from bitsmith.runtime.weights import load_weights
 from tests.gguf_files import write_gguf
-from tests.model.small import decoder_of, random_tensors
 from tests.oracle.llama import load
+from tests.runtime.small import decoder_of, random_tensors
 
 SMALL = ModelConfig(
     arch="llama",

@@ -19,11 +19,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from bitsmith.arch.hf_config import config_from_hf, config_to_hf
-from bitsmith.arch.names import is_permuted, permute_rows
-from bitsmith.arch.rope import rope_frequencies, rope_magnitude
-from bitsmith.model.decoder import Decoder
-from tests.model.small import decoder_of, from_state_dict
+from bitsmith.models.arch.hf_config import config_from_hf, config_to_hf
+from bitsmith.models.arch.names import is_permuted, permute_rows
+from bitsmith.models.arch.rope import rope_frequencies, rope_magnitude
+from bitsmith.runtime.decoder import Decoder
+from tests.runtime.small import decoder_of, from_state_dict
 
 SHAPE = {
     "vocab_size": 97,

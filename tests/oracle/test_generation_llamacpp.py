@@ -9,7 +9,7 @@ import pytest
 import xllamacpp
 
 import bitsmith
-from bitsmith.generate import GREEDY
+from bitsmith.runtime.generate import GREEDY
 
 PROMPT = "It was a dark evening in November, and"
 TOKENS = 24
@@ -49,7 +49,7 @@ def test_text_from_quantized_files(tmp_path: Path, to: str) -> None:
 
 
 def test_a_split_file_and_a_chat(tmp_path: Path) -> None:
-    from bitsmith.quantization import quantize
+    from bitsmith.pipeline.quantization import quantize
 
     made = quantize("reference", to="q8_0", out=tmp_path / "split.gguf", max_shard_size="4MB")
     assert len(made.paths) == 3

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file
 from bitsmith.containers.floats import encode_float
 from bitsmith.containers.gguf.blocks import CODECS, READ_ONLY, decode_rows
 from bitsmith.containers.gguf.types import TYPES
-from bitsmith.formats.ggml import GGML_FORMATS
-from bitsmith.rounders.nearest import nearest
-from bitsmith.tensor import QuantTensor
+from bitsmith.quant.formats.ggml import GGML_FORMATS
+from bitsmith.quant.rounders.nearest import nearest
+from bitsmith.quant.tensor import QuantTensor
 from tests.oracle import ggml
 
 REFERENCE = ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]

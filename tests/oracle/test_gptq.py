@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from bitsmith.formats import get_format
-from bitsmith.rounders.gptq import gptq
-from bitsmith.rounders.hessian import prepare
-from tests.rounders.problems import problem
+from bitsmith.quant.formats import get_format
+from bitsmith.quant.rounders.gptq import gptq
+from bitsmith.quant.rounders.hessian import prepare
+from tests.quant.rounders.problems import problem
 
 
 def written_out(

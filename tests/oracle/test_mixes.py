@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe import ALIASES, MIXES, ModelShape, choose_types
-from bitsmith.tensor import TensorInfo
 
 TABLE: dict[str, Any] = json.loads((Path(__file__).parent / "llama_quantize_types.json").read_text("utf-8"))
 

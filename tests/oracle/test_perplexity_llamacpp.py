@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 import bitsmith
-from bitsmith.arch.config import ModelConfig
 from bitsmith.evaluation import Evaluation, evaluate
-from bitsmith.model.language_model import LanguageModel
+from bitsmith.models.arch.config import ModelConfig
+from bitsmith.runtime.language_model import LanguageModel
 from tests.oracle import llama
 
 LICENSE = Path(__file__).parents[2] / "LICENSE"

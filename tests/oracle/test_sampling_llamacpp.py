@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitsmith.generate import Sampling, candidates
+from bitsmith.runtime.generate import Sampling, candidates
 from tests.oracle.llama import _library
 
 

@@ -12,15 +12,24 @@ import pytest
 import tokenizers
 from tokenizers import normalizers, pre_tokenizers
 
-from bitsmith.tokenizer import Tokenizer
-from bitsmith.tokenizer.from_gguf import to_tokenizers, vocabulary_from_gguf
-from bitsmith.tokenizer.from_hf import read_tokenizer
-from bitsmith.tokenizer.pretokenizers import BY_NAME
-from bitsmith.tokenizer.to_gguf import vocabulary_keys
-from bitsmith.tokenizer.vocabulary import Vocabulary
+from bitsmith.models.tokenizer import Tokenizer
+from bitsmith.models.tokenizer.from_gguf import to_tokenizers, vocabulary_from_gguf
+from bitsmith.models.tokenizer.from_hf import read_tokenizer
+from bitsmith.models.tokenizer.pretokenizers import BY_NAME
+from bitsmith.models.tokenizer.to_gguf import vocabulary_keys
+from bitsmith.models.tokenizer.vocabulary import Vocabulary
+from tests.models.tokenizer.folders import (
+    HOSTILE,
+    PLAIN,
+    byte_level,
+    plain,
+    split,
+    train,
+    write_folder,
+    write_vocabulary,
+)
+from tests.models.tokenizer.spm import merged_json, model_proto, small_model
 from tests.oracle import llama
-from tests.tokenizer.folders import HOSTILE, PLAIN, byte_level, plain, split, train, write_folder, write_vocabulary
-from tests.tokenizer.spm import merged_json, model_proto, small_model
 
 SIZE = 912
 _LLAMA3 = (

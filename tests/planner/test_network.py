@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 import bitsmith
-from bitsmith.arch.names import hf_name
-from bitsmith.checkpoint import open_checkpoint
 from bitsmith.errors import BitsmithError, FileError, UnsupportedError, UsageError
+from bitsmith.models.arch.names import hf_name
+from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.planner.cache_memory import cache_bytes, check_type
 from bitsmith.planner.hf_network import network_from_config, network_from_headers
+from bitsmith.planner.model_spec import find_subject
 from bitsmith.planner.network import LayerCache, Network
 from bitsmith.planner.shapes import known_shapes
-from bitsmith.planner.subject import find_subject
 from bitsmith.planner.weights import parse_target, stored
-from bitsmith.tensor import TensorInfo
+from bitsmith.quant.tensor import TensorInfo
 from tests.gguf_files import write_gguf
 
 KINDS = {  # kinds of layers, as their papers and configurations say

@@ -9,8 +9,8 @@ import pytest
 
 import bitsmith
 from bench.plan import CHECK, FIT, SHAPES, hollow, measured_peak
-from bitsmith.checkpoint import open_checkpoint
-from bitsmith.native import core
+from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.system.core import core
 
 pytestmark = [
     pytest.mark.skipif(core() is None, reason="no C++ core"),
@@ -32,8 +32,8 @@ def test_peak_memory_of_run_is_within_5_percent(name: str, mix: str, context: in
     path = folder / f"{name}-{mix}.gguf"
     if not path.exists():
         hollow(open_checkpoint("reference").config if name == "reference" else SHAPES[name], mix, path)
-    outlook = bitsmith.plan(path, devices=["cpu-ddr5"], memory="24GB", context=context)
-    found = outlook.rows[0].verdicts[0]
+    report = bitsmith.plan(path, devices=["cpu-ddr5"], memory="24GB", context=context)
+    found = report.rows[0].verdicts[0]
     assert found.runtime.name == "bitsmith"
     assert found.total == pytest.approx(measured_peak(path, context), rel=0.05)
 
@@ -41,6 +41,6 @@ def test_peak_memory_of_run_is_within_5_percent(name: str, mix: str, context: in
 @pytest.mark.parametrize("target", ["gptq/int4", "native/nf4", "native/fp8", "native/int8-channel"])
 def test_folders_as_the_core_lays_them(target: str, tmp_path: Path) -> None:
     made = bitsmith.quantize("reference", to=target, out=tmp_path / "made").out
-    outlook = bitsmith.plan(made, devices=["cpu-ddr5"], memory="24GB", context=500)
+    report = bitsmith.plan(made, devices=["cpu-ddr5"], memory="24GB", context=500)
     measured = measured_peak(made, 500)
-    assert outlook.rows[0].verdicts[0].total == pytest.approx(measured, rel=0.1)
+    assert report.rows[0].verdicts[0].total == pytest.approx(measured, rel=0.1)

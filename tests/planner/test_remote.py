@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import bitsmith
-from bitsmith.choices import Choices
-from bitsmith.quantization import quantize_each
+from bitsmith.pipeline.config import QuantizeConfig
+from bitsmith.pipeline.quantization import quantize_each
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -140,7 +140,7 @@ def test_with_the_tokenizer_files_are_exact(hub: tuple[type[Hub], dict[str, str]
     # the name is in the file: ours is "name" there and here
     named = handler.folder.parent / "name"
     handler.folder.rename(named)
-    (dry,) = quantize_each(named, ["q4_k_m"], Choices(dry_run=True))
+    (dry,) = quantize_each(named, ["q4_k_m"], QuantizeConfig(dry_run=True))
     assert row["file_bytes"] == dry.size
 
 

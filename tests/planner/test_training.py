@@ -9,9 +9,9 @@ import pytest
 
 from bitsmith.errors import UsageError
 from bitsmith.planner.hf_network import network_from_config
+from bitsmith.planner.model_spec import find_subject
 from bitsmith.planner.network import LayerCache, Network
 from bitsmith.planner.shapes import known_shapes
-from bitsmith.planner.subject import find_subject
 from bitsmith.planner.training import (
     METHODS,
     Training,
@@ -20,7 +20,7 @@ from bitsmith.planner.training import (
     kept_numbers,
     training_memory,
 )
-from bitsmith.tensor import TensorInfo
+from bitsmith.quant.tensor import TensorInfo
 
 SMALL = {
     "hidden_size": 256,

@@ -11,11 +11,11 @@ import bitsmith
 from bitsmith.errors import UsageError
 from bitsmith.planner import verdict as verdicts
 from bitsmith.planner.advice import advise
-from bitsmith.planner.outlook import Outlook, Row
+from bitsmith.planner.report import PlanReport, Row
 
 
-def row(outlook: Outlook, format: str) -> Row:
-    return next(row for row in outlook.rows if row.weights.target == format)
+def row(report: PlanReport, format: str) -> Row:
+    return next(row for row in report.rows if row.weights.target == format)
 
 
 def test_a_7b_in_int4_fits_a_card_of_6_gb_at_2048() -> None:
@@ -30,29 +30,29 @@ def test_a_7b_in_int4_fits_a_card_of_6_gb_at_2048() -> None:
 
 
 def test_a_70b_in_4_bits_does_not_fit_24_gb() -> None:
-    outlook = bitsmith.plan("70B", memory="24GB", formats=["int4"])
-    found = row(outlook, "int4").verdicts[0]
+    report = bitsmith.plan("70B", memory="24GB", formats=["int4"])
+    found = row(report, "int4").verdicts[0]
     assert found.kind == "partly outside"
     assert found.needed == 2
     inside = found.total - found.outside_bytes
     assert inside <= found.room < inside + 2 * found.outside_bytes / found.outside
-    said = " ".join(advise(outlook))
+    said = " ".join(advise(report))
     assert "2.4 bits a weight" in said
     assert "2 x 24GB" in said
 
 
 def test_two_a100_hold_a_70b_in_f16_with_a_cache_of_8k() -> None:
-    outlook = bitsmith.plan("70B", devices=["a100-80", "2x a100-80"], context=8192, formats=["f16", "q4_k_m"])
-    one, two = row(outlook, "f16").verdicts
+    report = bitsmith.plan("70B", devices=["a100-80", "2x a100-80"], context=8192, formats=["f16", "q4_k_m"])
+    one, two = row(report, "f16").verdicts
     assert one.needed == 2
     assert one.kind == "partly outside"
     assert two.kind == "fits"
-    assert row(outlook, "q4_k_m").verdicts[0].kind == "fits"  # one for Q4_K_M
+    assert row(report, "q4_k_m").verdicts[0].kind == "fits"  # one for Q4_K_M
 
 
 def test_largest_context_is_the_largest() -> None:
-    outlook = bitsmith.plan("llama-2-13b", devices=["rtx-3060"], context=4096, formats=["q5_k_m"])
-    found = row(outlook, "q5_k_m").verdicts[0]
+    report = bitsmith.plan("llama-2-13b", devices=["rtx-3060"], context=4096, formats=["q5_k_m"])
+    found = row(report, "q5_k_m").verdicts[0]
     assert found.kind == "less context"
     for context, kind in ((found.context, "fits"), (found.context + 1, "less context")):
         again = bitsmith.plan("llama-2-13b", devices=["rtx-3060"], context=context, formats=["q5_k_m"])
@@ -66,9 +66,9 @@ def test_batches_and_cache_types() -> None:
 
 
 def test_speed_is_bandwidth_over_bytes() -> None:
-    outlook = bitsmith.plan("llama-3-8b", devices=["rtx-4090"], formats=["q8_0"], context=1)
-    found = row(outlook, "q8_0")
-    read = found.weights.read_bytes(outlook.subject.network)
+    report = bitsmith.plan("llama-3-8b", devices=["rtx-4090"], formats=["q8_0"], context=1)
+    found = row(report, "q8_0")
+    read = found.weights.read_bytes(report.subject.network)
     speed = found.verdicts[0].speed
     assert speed == pytest.approx(0.7 * 1008e9 / read, rel=1e-3)
     longer = bitsmith.plan("llama-3-8b", devices=["rtx-4090"], formats=["q8_0"], context=8192)
@@ -76,8 +76,8 @@ def test_speed_is_bandwidth_over_bytes() -> None:
 
 
 def test_layers_outside_are_read_at_the_systems_speed() -> None:
-    outlook = bitsmith.plan("llama-3-70b", devices=["rtx-4090"], formats=["q4_k_m"])
-    found = row(outlook, "q4_k_m").verdicts[0]
+    report = bitsmith.plan("llama-3-70b", devices=["rtx-4090"], formats=["q4_k_m"])
+    found = row(report, "q4_k_m").verdicts[0]
     assert found.speed is not None
     outside = found.outside_bytes / verdicts.SYSTEM_BANDWIDTH
     assert found.speed < 1 / outside
@@ -85,14 +85,14 @@ def test_layers_outside_are_read_at_the_systems_speed() -> None:
 
 def test_cpus_and_macs_have_nothing_outside() -> None:
     for devices, memory in ((["m1-8"], None), (["cpu-ddr5"], "8GB")):
-        outlook = bitsmith.plan("llama-3-70b", devices=devices, memory=memory, formats=["q4_k_m"])
-        found = row(outlook, "q4_k_m").verdicts[0]
+        report = bitsmith.plan("llama-3-70b", devices=devices, memory=memory, formats=["q4_k_m"])
+        found = row(report, "q4_k_m").verdicts[0]
         assert (found.kind, found.needed, found.speed) == ("too large", 0, None)
 
 
 def test_formats_that_nothing_runs_there() -> None:
-    outlook = bitsmith.plan("llama-3-8b", devices=["m3-max-64"], formats=["gptq/int4", "q4_k_m"])
-    assert row(outlook, "gptq/int4").verdicts[0].kind == "no runtime"
+    report = bitsmith.plan("llama-3-8b", devices=["m3-max-64"], formats=["gptq/int4", "q4_k_m"])
+    assert row(report, "gptq/int4").verdicts[0].kind == "no runtime"
     usual = bitsmith.plan("llama-3-8b", devices=["m3-max-64"])
     assert all("/" not in each.weights.target for each in usual.rows)
 
@@ -163,21 +163,21 @@ def test_gigabytes_and_gibibytes() -> None:
 
 
 def test_this_machine() -> None:
-    outlook = bitsmith.plan("reference")
-    device = outlook.places[-1].device
+    report = bitsmith.plan("reference")
+    device = report.places[-1].device
     assert device.kind == "cpu"
     assert device.memory > 10**8
     assert 10**8 < device.bandwidth < 10**13
-    assert replace(outlook.load, context=1024) == outlook.load
+    assert replace(report.load, context=1024) == report.load
 
 
 def test_what_is_ruined_is_not_advised() -> None:
-    for outlook in (
+    for report in (
         bitsmith.plan("70B", devices=["rtx-4090"]),
         bitsmith.plan("70B", memory="24GB"),
     ):
-        assert row(outlook, "int2").verdicts[0].kind == "fits"
-        said = " ".join(advise(outlook))
+        assert row(report, "int2").verdicts[0].kind == "fits"
+        said = " ".join(advise(report))
         assert "nothing good fits" in said
         assert "int2," not in said
     mixed = bitsmith.plan("llama-3.2-1b", devices=["cpu-ddr5"], memory="16GB", formats=["native/int2", "q4_k_m"])
@@ -216,10 +216,10 @@ def test_batches_share_weights_and_read_their_own_caches() -> None:
 
 def test_layers_are_whole() -> None:
     """What cards hold is counted in layers: three of 1.37 of them each hold one."""
-    outlook = bitsmith.plan("deepseek-v3", devices=["v100-32"], formats=["f16"])
-    found = row(outlook, "f16").verdicts[0]
-    network = outlook.subject.network
-    per_card = int(found.device.usable // (max(row(outlook, "f16").weights.layer_bytes(network))))
+    report = bitsmith.plan("deepseek-v3", devices=["v100-32"], formats=["f16"])
+    found = row(report, "f16").verdicts[0]
+    network = report.subject.network
+    per_card = int(found.device.usable // (max(row(report, "f16").weights.layer_bytes(network))))
     assert found.needed == 0 or found.needed >= network.layers / (per_card + 1)
     assert found.needed > found.total / found.device.usable
 
@@ -241,8 +241,8 @@ def test_memory_that_is_not_one(name: str) -> None:
 
 
 def test_one_memory_for_several_cpus() -> None:
-    outlook = bitsmith.plan("7B", devices=["cpu-ddr4", "cpu-ddr5"], memory="32GiB")
-    assert [place.device.memory for place in outlook.places] == [32 * 2**30] * 2
+    report = bitsmith.plan("7B", devices=["cpu-ddr4", "cpu-ddr5"], memory="32GiB")
+    assert [place.device.memory for place in report.places] == [32 * 2**30] * 2
 
 
 def test_numbers_without_end() -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 import bitsmith
-from bitsmith.checkpoint import open_checkpoint
-from bitsmith.choices import Choices
 from bitsmith.errors import UnsupportedError, UsageError
+from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.pipeline.config import QuantizeConfig
+from bitsmith.pipeline.quantization import quantize_each
 from bitsmith.planner.files import file_bytes
+from bitsmith.planner.model_spec import find_subject
 from bitsmith.planner.network import Network
-from bitsmith.planner.subject import find_subject
 from bitsmith.planner.weights import as_it_is, parse_target, rule_of_thumb, stored
-from bitsmith.quantization import quantize_each
 from bitsmith.recipe.mixes import MIXES
 from tests.tiny import make_folder
 
@@ -36,7 +36,7 @@ def gigabytes(name: str, target: str) -> float:
 
 @pytest.fixture(scope="module")
 def planned() -> dict[str, int]:
-    found = quantize_each("reference", TARGETS, Choices(dry_run=True))
+    found = quantize_each("reference", TARGETS, QuantizeConfig(dry_run=True))
     return {str(each.target): sum(tensor.info.nbytes for tensor in each.plan.tensors) for each in found}
 
 
@@ -57,7 +57,7 @@ def test_files_are_those_that_quantize_writes(tmp_path: Path) -> None:
 def test_other_models_to_the_byte(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "tiny")
     for target in ("q8_0", "q4_k_m", "native/int8-channel"):
-        (dry,) = quantize_each(folder, [target], Choices(dry_run=True))
+        (dry,) = quantize_each(folder, [target], QuantizeConfig(dry_run=True))
         assert file_bytes(open_checkpoint(folder), [parse_target(target)])[parse_target(target)] == dry.size
 
 
@@ -67,7 +67,7 @@ def test_rotary_factors_are_counted(tmp_path: Path) -> None:
     scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     config["rope_scaling"] = {**scaling, "original_max_position_embeddings": 64}
     (folder / "config.json").write_text(json.dumps(config))
-    (dry,) = quantize_each(folder, ["q8_0"], Choices(dry_run=True))
+    (dry,) = quantize_each(folder, ["q8_0"], QuantizeConfig(dry_run=True))
     planned = sum(tensor.info.nbytes for tensor in dry.plan.tensors)
     assert stored(find_subject(folder, scratch=Path()).network, parse_target("q8_0")).total == planned
 

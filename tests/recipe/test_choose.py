@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bitsmith.arch.config import ModelConfig
 from bitsmith.errors import FileError
-from bitsmith.recipe import Choice, ModelShape, Rule, Selection, choose_types
-from bitsmith.tensor import TensorInfo
+from bitsmith.models.arch.config import ModelConfig
+from bitsmith.quant.tensor import TensorInfo
+from bitsmith.recipe import ModelShape, Rule, Selection, TypeChoice, choose_types
 
 SHAPE = ModelShape("llama", layers=16, heads=8, kv_heads=8)
 
@@ -24,7 +24,7 @@ def model(hidden: int = 256, layers: int = 16, tied: bool = False) -> list[Tenso
     return [TensorInfo(name, shape, "bf16", 0) for name, shape in shapes.items()]
 
 
-def by_name(selection: Selection) -> dict[str, Choice]:
+def by_name(selection: Selection) -> dict[str, TypeChoice]:
     return {choice.name: choice for choice in selection.choices}
 
 
@@ -36,7 +36,7 @@ def test_choices_keep_the_order_of_the_tensors() -> None:
 def test_reasons_say_why() -> None:
     found = by_name(choose_types("Q4_K", SHAPE, model()))
     assert found["blk.0.attn_v.weight"].reason.startswith("q4_k_m: attn_v in the first or last eighth")
-    assert found["blk.0.attn_norm.weight"] == Choice(
+    assert found["blk.0.attn_norm.weight"] == TypeChoice(
         "blk.0.attn_norm.weight", "f32", "one-dimensional stays f32", kept=True
     )
     narrow = by_name(choose_types("q4_k_m", SHAPE, model(hidden=192)))

@@ -13,7 +13,7 @@ import bitsmith
 from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.errors import BitsmithError, TensorError, UnsupportedError, UsageError
-from bitsmith.model.language_model import LanguageModel
+from bitsmith.runtime.language_model import LanguageModel
 from tests.tiny import CONFIG, make_folder, weights
 
 DOWN = "model.layers.0.mlp.down_proj"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bitsmith.activations import Activations
 from bitsmith.errors import UsageError
-from bitsmith.formats import get_format
+from bitsmith.quant.formats import get_format
+from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.recipe.method import METHODS, Method, check_effort, default_method
 
 
@@ -40,7 +40,7 @@ def test_the_default_follows_bits_and_effort() -> None:
     efforts = ("fast", "normal", "high")
     assert [str(default_method(coarse, effort)) for effort in efforts] == ["nearest", "gptq", "learned"]
     assert [str(default_method(fine, effort)) for effort in efforts] == ["nearest", "nearest", "gptq"]
-    int8, fp8 = [Activations("int8", "token")], [Activations("fp8", "token")]
+    int8, fp8 = [InputRounding("int8", "token")], [InputRounding("fp8", "token")]
     assert [str(default_method(fine, effort, inputs=int8)) for effort in efforts] == [
         "nearest",
         "smoothquant",
@@ -50,6 +50,6 @@ def test_the_default_follows_bits_and_effort() -> None:
 
 
 def test_hidden_states_are_counted() -> None:
-    assert [Method("gptq").streams(effort) for effort in ("fast", "normal", "high")] == [1, 2, 2]
-    assert Method("nearest", "awq").streams("normal") == 1
-    assert Method("learned").streams("fast") == 3
+    assert [Method("gptq").hidden_state_buffers(effort) for effort in ("fast", "normal", "high")] == [1, 2, 2]
+    assert Method("nearest", "awq").hidden_state_buffers("normal") == 1
+    assert Method("learned").hidden_state_buffers("fast") == 3

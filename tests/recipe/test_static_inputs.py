@@ -12,16 +12,16 @@ import pytest
 
 import bitsmith
 from bitsmith.calibration.collect import Calibration
-from bitsmith.calibration.record import CalibrationRecord
 from bitsmith.calibration.run import prepare
-from bitsmith.checkpoint import open_checkpoint
+from bitsmith.calibration.stats import StatsMeter
 from bitsmith.containers.safetensors import SafetensorsSource
-from bitsmith.driver import execute
 from bitsmith.errors import BitsmithError, TensorError, UnsupportedError, UsageError
+from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.pipeline.executor import execute
+from bitsmith.recipe.calibration_record import CalibrationRecord
 from bitsmith.recipe.hf_containers import plan_hf
-from bitsmith.recipe.plan import Options, Plan, Target
+from bitsmith.recipe.plan import Plan, PlanOptions, Target
 from bitsmith.recipe.static_inputs import inputs_wanted, with_inputs
-from bitsmith.stats import StatsMeter
 from tests.tiny import CONFIG, make_folder, weights
 
 RECORD = CalibrationRecord("text", "0" * 64, 640, 64, 0)
@@ -35,7 +35,7 @@ LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "f
 
 def planned(model: Path, name: str, **options: Any) -> Plan:
     checkpoint = open_checkpoint(model)
-    return plan_hf(checkpoint, Target("compressed", name), Options(**{"calibration": RECORD, **options}))
+    return plan_hf(checkpoint, Target("compressed", name), PlanOptions(**{"calibration": RECORD, **options}))
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_what_is_planned_is_written_and_read(tiny: Path, tmp_path: Path, calibra
     for module, linear in (("mlp.down_proj", "ffn_down"), ("self_attn.q_proj", "attn_q")):
         weight = f"model.layers.1.{module}.weight"
         assert source.tensors[weight].layout == TARGETS[name]
-        activations = source.activations(weight)
+        activations = source.input_rounding(weight)
         assert activations is not None
         largest = float(calibration.stats[f"blk.1.{linear}"].max_abs.max())
         assert activations.scale == pytest.approx(largest / half, rel=2**-8)
@@ -132,7 +132,7 @@ def test_static_files_go_on_to_other_containers(tiny: Path, tmp_path: Path, cali
     assert again.manifest is not None  # copied as it is, which needs no calibration
     before, after = SafetensorsSource(made), SafetensorsSource(again.out)
     weight = "model.layers.0.mlp.up_proj.weight"
-    assert before.activations(weight) == after.activations(weight)
+    assert before.input_rounding(weight) == after.input_rounding(weight)
     gguf = bitsmith.quantize(made, to="q8_0", out=tmp_path / "x.gguf", requantize=True)
     assert np.isfinite(bitsmith.load(gguf.out).logits(np.array([[3, 5, 7]]))).all()
     dynamic = bitsmith.quantize(made, to="compressed/w8a8", out=tmp_path / "dynamic", requantize=True)

@@ -15,7 +15,7 @@ from bitsmith.containers.gguf.blocks_simple import (
     from_nibbles,
     to_nibbles,
 )
-from bitsmith.formats.ggml import GGML_FORMATS
+from bitsmith.quant.formats.ggml import GGML_FORMATS
 
 
 def _to_pairs(codes: np.ndarray) -> np.ndarray:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitsmith.containers.gguf.types import TYPES
-from bitsmith.formats.base import Format
-from bitsmith.formats.ggml import GGML_FORMATS
-from bitsmith.tensor import QuantTensor
+from bitsmith.quant.formats.base import Format
+from bitsmith.quant.formats.ggml import GGML_FORMATS
+from bitsmith.quant.tensor import QuantTensor
 
 Fields = dict[str, np.ndarray]  # by name; leading dimension: blocks of the file
 Pack = Callable[[np.ndarray, Mapping[str, np.ndarray]], Fields]

@@ -16,7 +16,7 @@ import numpy as np
 from bitsmith.containers.gguf.metadata_values import DTYPES, GgufArray, Value, ValueType
 from bitsmith.containers.gguf.types import BY_NUMBER
 from bitsmith.errors import FileError, UnsupportedError
-from bitsmith.tensor import TensorInfo
+from bitsmith.quant.tensor import TensorInfo
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32

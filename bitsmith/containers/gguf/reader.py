@@ -29,7 +29,7 @@ from bitsmith.containers.gguf.split import (
 )
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.errors import FileError, UsageError
-from bitsmith.tensor import PackedTensor, QuantTensor, TensorInfo
+from bitsmith.quant.tensor import PackedTensor, QuantTensor, TensorInfo
 
 _LARGEST_READ = 1 << 30  # one system call moves less than 2 GiB
 
@@ -145,7 +145,7 @@ class GgufSource:
         codec = CODECS.get(packed.layout)
         return None if codec is None else codec.decode(packed.parts, packed.shape[-1])
 
-    def activations(self, name: str) -> None:
+    def input_rounding(self, name: str) -> None:
         """GGUF says nothing of inputs."""
 
     def extent(self, name: str) -> Extent:

@@ -17,7 +17,7 @@ from bitsmith.containers.gguf.split import SPLIT_COUNT, SPLIT_NO, SPLIT_PREFIX, 
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.containers.layout import FileLayout, Region
 from bitsmith.errors import UnsupportedError, UsageError
-from bitsmith.tensor import TensorInfo
+from bitsmith.quant.tensor import TensorInfo
 
 VERSION = 3
 MAX_TENSOR_NAME = 63  # bytes: llama.cpp's GGML_MAX_NAME less the final zero

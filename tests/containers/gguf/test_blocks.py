@@ -8,8 +8,8 @@ from bitsmith.containers.floats import NUMBERS, encode_float
 from bitsmith.containers.gguf.blocks import CODECS, READ_ONLY, decode_rows
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.errors import FileError, UnsupportedError
-from bitsmith.formats.ggml import GGML_FORMATS
-from bitsmith.tensor import QuantTensor
+from bitsmith.quant.formats.ggml import GGML_FORMATS
+from bitsmith.quant.tensor import QuantTensor
 
 ACTIVATIONS = {"q8_1", "q8_k"}  # types llama.cpp computes with; no file holds them
 

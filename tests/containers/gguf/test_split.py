@@ -9,7 +9,7 @@ from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.containers.gguf.split import split_name, split_parts, split_prefix
 from bitsmith.containers.gguf.writer import gguf_layout, header_bytes
 from bitsmith.errors import FileError, UsageError
-from bitsmith.tensor import TensorInfo
+from bitsmith.quant.tensor import TensorInfo
 from tests.gguf_files import random_stored, write_gguf
 
 KEYS = {"general.architecture": string("llama"), "tokens": array(["a", "b"])}

@@ -7,7 +7,7 @@ from bitsmith.containers.gguf.metadata_values import Value, ValueType, array, sc
 from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.containers.gguf.writer import gguf_layout, header_bytes
 from bitsmith.errors import UnsupportedError, UsageError
-from bitsmith.tensor import TensorInfo
+from bitsmith.quant.tensor import TensorInfo
 from tests.gguf_files import random_stored, raw_file, raw_key, raw_string, raw_tensor, write_gguf
 
 EVERY_TYPE = {

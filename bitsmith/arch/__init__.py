@@ -1,7 +1,0 @@
-"""Architectures as data: what sets model families apart, tensor names, configurations in and out."""
-
-from bitsmith.arch.config import ModelConfig, Rope
-from bitsmith.arch.spec import ARCHITECTURES, ArchSpec
-from bitsmith.arch.tensors import check_tensors, expected_tensors
-
-__all__ = ["ARCHITECTURES", "ArchSpec", "ModelConfig", "Rope", "check_tensors", "expected_tensors"]

@@ -1,0 +1,227 @@
+"""Learned rounding: offsets and scales of a whole block tuned together against its full-precision output.
+
+As SignRound / AutoRound (Cheng et al. 2023), the offset of each weight before rounding and the scales follow the
+gradient of the block's output error, straight through the rounding, with a step that falls to zero. Two things differ,
+each by small trials: Adam (Kingma and Ba 2014) in place of the gradient's sign, and an error relative to each token's
+size, since the next norm takes that size away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bitsmith.calibration.trainable import Start, TrainableMatrix
+from bitsmith.errors import TensorError, UsageError
+from bitsmith.quant.rounders.effort import Effort
+from bitsmith.quant.tensor import QuantTensor
+from bitsmith.runtime.decoder import Decoder
+from bitsmith.runtime.kernel import Weight
+from bitsmith.runtime.weights import LINEARS, Block, Linear
+from bitsmith.system.progress import Progress, Report, silent
+
+_HELD_OUT = 16  # one window in so many is not trained on and judges the iterates
+_JUDGED = 8  # how often they are judged
+_MOMENTS = (0.9, 0.99)  # Adam's memory, of gradients and of their squares
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Codes and stored parameters by linear's name, numpy arrays, and what they cost.
+
+    loss_before, loss_after: squared error of the block's output as a share of the output's own square, mean over the
+        tokens of windows that were not trained on; of the start, and of what is returned
+    step: the iterate that is returned; 0: nothing did better than the start
+    """
+
+    tensors: Mapping[str, QuantTensor]
+    loss_before: float
+    loss_after: float
+    step: int
+
+
+class Windows(Protocol):
+    """Hidden states of windows, float32 [windows, n, hidden], read some windows at a time: an array, or a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, windows: np.ndarray, /) -> Any:
+        """Windows by their numbers, int64 [count]: a numpy array or a torch tensor."""
+        ...
+
+
+@dataclass(frozen=True)
+class BlockTuner:
+    """Tunes the linears of one block.
+
+    decoder: its configuration and operations run the block; its weights are not used
+    layer: the block's number; block: its norms, with what was folded into them, and the linears that stay
+    seed: of the order of windows
+    """
+
+    decoder: Decoder
+    layer: int
+    block: Block
+    effort: Effort
+    seed: int = 0
+
+    def tune(self, starts: Mapping[str, Start], inputs: Windows, targets: Windows, report: Report = silent) -> Tuned:
+        """Tune the linears named in `starts` ("attn_q" ...); the others stay as they are in the block.
+
+        inputs: float32 [windows, n, hidden], hidden states before the block, as the quantized model so far gives them
+        targets: the same shape, what the block should give
+        report: called after each step
+        Memory: the block four times over (weights, offsets, Adam's two moments), its gradients, and one batch's
+        activations. Of a single window the same is trained on and judged. The same seed gives the same codes.
+        Raises UsageError for an unknown linear or shapes that do not fit, TensorError where the error is not finite.
+        """
+        self._check(starts, inputs, targets)
+        matrices = {name: TrainableMatrix(start, str(self.block.attn_norm.device)) for name, start in starts.items()}
+        block = self._with(matrices)
+        trained, judged = _split(inputs.shape[0])
+        before = least = self._judge(block, inputs, targets, judged)
+        if not np.isfinite(before):
+            raise TensorError(
+                f"block {self.layer}: its output's error is not finite; the hidden states of the calibration, or the "
+                "weights, hold NaN or Inf."
+            )
+        best, found = _frozen(matrices), 0
+        optimizer, rates = self._optimizer(matrices)
+        steps = self.effort.steps
+        for step, batch in enumerate(_batches(trained, self.effort, self.seed), 1):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * (1.0 - (step - 1) / steps)
+            optimizer.zero_grad()
+            with torch.enable_grad():
+                torch.autograd.backward(self._loss(block, inputs[batch], targets[batch]))
+            optimizer.step()
+            if step == steps or step % max(1, steps // _JUDGED) == 0:
+                loss = self._judge(block, inputs, targets, judged)
+                if loss < least:
+                    best, least, found = _frozen(matrices), loss, step
+            report(Progress("learn", step, steps, "steps", f"blk.{self.layer}"))
+        return Tuned(best, before, least, found)
+
+    def _with(self, matrices: Mapping[str, TrainableMatrix]) -> Block:
+        """The block with trainable matrices in place of its own, biases kept."""
+        kernel = _TrainableKernel()
+        linears: dict[str, Any] = {
+            LINEARS[name]: Linear(kernel, matrix, self._linear(name).bias) for name, matrix in matrices.items()
+        }
+        return replace(self.block, **linears)
+
+    def _linear(self, name: str) -> Linear:
+        linear: Linear = vars(self.block)[LINEARS[name]]
+        return linear
+
+    def _optimizer(self, matrices: Mapping[str, TrainableMatrix]) -> tuple[torch.optim.Adam, list[float]]:
+        """Adam over both kinds of variables, and the size of the first step for each of its groups."""
+        groups, rates = [], []
+        for matrix in matrices.values():
+            share = 2.0 ** (2 - matrix.format.bits)
+            groups.append({"params": [matrix.offsets]})
+            rates.append(self.effort.rounding * share)
+            if matrix.changes:
+                groups.append({"params": list(matrix.changes.values())})
+                rates.append(self.effort.scaling * share)
+        return torch.optim.Adam(groups, betas=_MOMENTS), rates
+
+    def _loss(self, block: Block, inputs: Any, targets: Any) -> Tensor:
+        device = self.block.attn_norm.device
+        x, wanted = torch.as_tensor(inputs, device=device), torch.as_tensor(targets, device=device)
+        out = self.decoder.run_block(self.layer, block, x, self.decoder.place(tuple(x.shape[:2]), 0))
+        size = wanted.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
+        loss: Tensor = ((out - wanted).square().sum(-1) / size).mean()
+        return loss
+
+    def _judge(self, block: Block, inputs: Windows, targets: Windows, windows: np.ndarray) -> float:
+        total = 0.0
+        with torch.no_grad():
+            for start in range(0, len(windows), self.effort.batch):
+                part = windows[start : start + self.effort.batch]
+                total += float(self._loss(block, inputs[part], targets[part])) * len(part)
+        return total / len(windows)
+
+    def _check(self, starts: Mapping[str, Start], inputs: Windows, targets: Windows) -> None:
+        hidden = self.decoder.config.hidden
+        if inputs.shape != targets.shape or len(inputs.shape) != 3 or inputs.shape[2] != hidden or 0 in inputs.shape:
+            raise UsageError(
+                f"block {self.layer}: inputs and targets must both be [windows, n, {hidden}], found "
+                f"{list(inputs.shape)} and {list(targets.shape)}."
+            )
+        for name, start in starts.items():
+            if name not in LINEARS:
+                raise UsageError(f"block {self.layer}: {name} is no linear of a block; known: {', '.join(LINEARS)}.")
+            wanted = expected_shape(self.decoder, name)
+            if start.weight.shape != wanted or start.tensor.codes.shape != wanted:
+                raise UsageError(
+                    f"block {self.layer}: {name} must be {list(wanted)}, found weights {list(start.weight.shape)} and "
+                    f"codes {list(start.tensor.codes.shape)}."
+                )
+
+
+class _TrainableKernel:
+    """A kernel whose prepared matrices are trainable; they are decoded anew for each product."""
+
+    def supports(self, layout: str, device: str) -> bool:
+        """Nothing is prepared from files."""
+        return False
+
+    def prepare(self, weight: Weight) -> Any:
+        """See `supports`."""
+        raise UsageError(f"{weight.info.name}: trainable matrices are not prepared from files.")
+
+    def linear(self, x: Tensor, prepared: TrainableMatrix) -> Tensor:
+        """float32 [..., cols] -> float32 [..., rows]."""
+        return functional.linear(x, prepared.values())
+
+    def gather(self, prepared: TrainableMatrix, ids: Tensor) -> Tensor:
+        """int64 [...] -> float32 [..., cols]."""
+        return prepared.values()[ids]
+
+    def nbytes(self, prepared: TrainableMatrix) -> int:
+        """Of the decoded matrix."""
+        return prepared.values().nbytes
+
+
+def expected_shape(decoder: Decoder, name: str) -> tuple[int, int]:
+    """[rows, cols] of a block's linear."""
+    config = decoder.config
+    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    shapes = {
+        "attn_q": (queries, config.hidden),
+        "attn_k": (keys, config.hidden),
+        "attn_v": (keys, config.hidden),
+        "attn_output": (config.hidden, queries),
+        "ffn_down": (config.hidden, config.intermediate),
+    }
+    return shapes.get(name, (config.intermediate, config.hidden))
+
+
+def _frozen(matrices: Mapping[str, TrainableMatrix]) -> dict[str, QuantTensor]:
+    return {name: matrix.frozen() for name, matrix in matrices.items()}
+
+
+def _split(windows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows to train on, and windows to judge by."""
+    every = np.arange(windows)
+    judged = every[::_HELD_OUT]
+    return (np.setdiff1d(every, judged) if windows > 1 else every), judged
+
+
+def _batches(trained: np.ndarray, effort: Effort, seed: int) -> Iterator[np.ndarray]:
+    """The windows of each step: every window comes once before any comes again."""
+    generator = np.random.default_rng(seed)
+    order = np.empty(0, np.int64)
+    for _ in range(effort.steps):
+        while len(order) < effort.batch:
+            order = np.concatenate([order, generator.permutation(trained)])
+        yield np.sort(order[: effort.batch])
+        order = order[effort.batch :]

@@ -1,0 +1,140 @@
+"""Streaming calibration statistics of one linear group's input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from bitsmith.errors import TensorError
+from bitsmith.quant.grid import Array
+
+_CHUNK = 1 << 20  # values summed at once: bounds the float64 temporaries
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What was seen of an input of `cols` features over `count` tokens.
+
+    square: [cols] float64, sum of x^2 (llama.cpp's imatrix, the Hessian's diagonal)
+    mean_abs, max_abs: [cols] float32; empty where only the gram matrix was gathered
+    gram: [cols, cols] float32, sum of x^T x; None where nobody asked for it. Of a `GramMeter` in its input's library
+    sample: [tokens, cols] float32, rows drawn with a seed; empty where nobody asked for it
+    """
+
+    count: int
+    square: np.ndarray
+    mean_abs: np.ndarray
+    max_abs: np.ndarray
+    gram: Array | None
+    sample: np.ndarray
+
+    @property
+    def importance(self) -> np.ndarray:
+        """Mean of x^2 by column, float32 [cols]; what `Format.fit` takes."""
+        return (self.square / max(self.count, 1)).astype(np.float32)
+
+
+class GramMeter:
+    """Adds up the gram matrix alone, for those who need it often: float32, on the device of what it is given."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self.sum: Array = None  # [cols, cols]; None before anything was added
+
+    def add(self, x: Array, other: Array = None) -> None:
+        """Count tokens: float32 [..., cols], numpy or torch. With `other`, of the same shape, other^T x is added."""
+        rows = array_namespace(x).reshape(x, (-1, x.shape[-1]))
+        left = rows if other is None else array_namespace(other).reshape(other, (-1, other.shape[-1]))
+        product = left.T @ rows
+        if self.sum is None:
+            self.sum = product
+        else:
+            self.sum += product
+        self._count += rows.shape[0]
+
+    def result(self) -> Stats:
+        """What was seen; something must have been. Raises TensorError where a value was NaN or infinite."""
+        xp = array_namespace(self.sum)
+        square = _numpy(xp.asarray(xp.linalg.diagonal(self.sum))).astype(np.float64)
+        if not np.isfinite(square).all():
+            column = int(np.flatnonzero(~np.isfinite(square))[0])
+            raise TensorError(f"the input holds NaN or infinite values, the first in column {column}")
+        empty = np.zeros(0, np.float32)
+        return Stats(self._count, square, empty, empty, self.sum, np.zeros((0, len(square)), np.float32))
+
+
+class StatsMeter:
+    """Adds up the statistics of an input that comes in batches; what it gives does not depend on how it was cut,
+    but for the last bits of the sums.
+
+    Sums of x^2 and |x| are float64. The gram matrix is a float32 product a batch, added in float32: half the memory,
+    and with batches of some thousand tokens as exact as the products.
+    The sample is uniform without replacement: each token draws a number from the seed, the `sample` lowest stay,
+    in the order they came. Meters of the same seed that see the same tokens keep the same ones.
+    """
+
+    def __init__(self, cols: int, *, gram: bool = False, sample: int = 0, seed: int = 0) -> None:
+        self._count = 0
+        self._square = np.zeros(cols, np.float64)
+        self._sum_abs = np.zeros(cols, np.float64)
+        self._max_abs = np.zeros(cols, np.float32)
+        self._gram: Array = None
+        self._wants_gram = gram
+        self._size = sample
+        self._random = np.random.default_rng(seed)
+        self._drawn = np.zeros(0, np.float64)
+        self._kept = np.zeros((0, cols), np.float32)
+
+    def add(self, x: Array) -> None:
+        """Count tokens: float32 [..., cols], numpy or torch.
+
+        Raises TensorError where a value is NaN or infinite; nothing is counted then.
+        """
+        xp = array_namespace(x)
+        rows = xp.reshape(x, (-1, x.shape[-1]))
+        largest = _numpy(xp.max(xp.abs(rows), axis=0))
+        if not np.isfinite(largest).all():
+            column = int(np.flatnonzero(~np.isfinite(largest))[0])
+            raise TensorError(f"the input holds NaN or infinite values, the first in column {column}")
+        step = max(1, _CHUNK // max(1, rows.shape[1]))
+        for start in range(0, rows.shape[0], step):
+            wide = xp.abs(xp.astype(rows[start : start + step], xp.float64))
+            self._sum_abs += _numpy(xp.sum(wide, axis=0))
+            self._square += _numpy(xp.sum(wide * wide, axis=0))
+        self._max_abs = np.maximum(self._max_abs, largest)
+        if self._wants_gram:
+            product = xp.matmul(rows.T, rows)
+            self._gram = product if self._gram is None else self._gram + product
+        if self._size:
+            self._draw(rows)
+        self._count += rows.shape[0]
+
+    def _draw(self, rows: Array) -> None:
+        drawn = np.concatenate([self._drawn, self._random.random(rows.shape[0])])
+        chosen = np.sort(np.argsort(drawn, kind="stable")[: self._size])
+        new = chosen[chosen >= len(self._drawn)] - len(self._drawn)
+        kept = self._kept[chosen[chosen < len(self._drawn)]]
+        self._kept = np.concatenate([kept, *(_numpy(rows[int(row)])[None] for row in new)])
+        self._drawn = drawn[chosen]
+
+    def result(self) -> Stats:
+        """What was seen so far; arrays of its own."""
+        gram = None
+        if self._wants_gram:
+            cols = len(self._square)
+            gram = np.zeros((cols, cols), np.float32) if self._gram is None else np.array(_numpy(self._gram))
+        return Stats(
+            count=self._count,
+            square=self._square.copy(),
+            mean_abs=(self._sum_abs / max(self._count, 1)).astype(np.float32),
+            max_abs=self._max_abs.copy(),
+            gram=gram,
+            sample=self._kept.copy(),
+        )
+
+
+def _numpy(x: Array) -> np.ndarray:
+    """A numpy array of a numpy array or a torch tensor, wherever it lies."""
+    return np.asarray(x if isinstance(x, np.ndarray) else x.detach().cpu().numpy())

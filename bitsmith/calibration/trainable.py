@@ -1,0 +1,227 @@
+"""A quantized matrix that gradients can reach: rounding offsets and scales that learn, through the format's own grid.
+
+Straight-through estimation (Bengio et al. 2013): forward, every weight is the value its code decodes to under
+parameters in stored precision; backward, roundings count as the identity and weights beyond the table as constants,
+so that scales get the gradient of learned step size quantization (Esser et al. 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from bitsmith.quant.formats.affine import Affine
+from bitsmith.quant.formats.base import Format
+from bitsmith.quant.formats.kquants import AffineK, SymmetricK
+from bitsmith.quant.formats.precision import stored, to_float32
+from bitsmith.quant.formats.tensorwide import TensorWide
+from bitsmith.quant.grid import Grid
+from bitsmith.quant.tensor import QuantTensor
+
+_FLOATS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where learning begins: what any rounder made of a matrix.
+
+    weight: float32 [rows, cols], what the codes stand for
+    tensor: its codes and parameters, numpy arrays
+    """
+
+    weight: np.ndarray
+    tensor: QuantTensor
+
+
+class TrainableMatrix:
+    """Rounding offsets and parameter changes of one matrix; all zero they give the codes and parameters of `start`.
+
+    offsets: float32 [rows, cols], added to each weight's place on the grid, counted in codes, before it is rounded
+    changes: by parameter name, float32 in the stored shape: relative for real numbers, in units of the range for
+        integers. Parameters that must agree across rows, and integers of unknown range, stay as they are.
+    """
+
+    def __init__(self, start: Start, device: str = "cpu") -> None:
+        self.format: Format = start.tensor.format
+        self._weight = torch.tensor(start.weight, dtype=torch.float32, device=device)
+        self._layout = self.format.params_layout(*start.weight.shape)
+        self._ranges = learned_ranges(self.format, self._layout)
+        self._origin = {
+            name: _as_torch(start.tensor.params[name], name in self._ranges, device) for name in self._layout
+        }
+        self.changes = {name: torch.zeros_like(self._origin[name], dtype=torch.float32) for name in self._ranges}
+        codes = torch.tensor(np.asarray(start.tensor.codes), device=device)
+        self.offsets = _first_offsets(self._weight, codes, self.format.grid(self._params()))
+        for variable in (self.offsets, *self.changes.values()):
+            variable.requires_grad_(True)
+
+    def values(self) -> Tensor:
+        """The decoded matrix, float32 [rows, cols], differentiable in `offsets` and `changes`."""
+        grid = self.format.grid(self._params())
+        blocks: Tensor = _Decoded.apply(self._weight, self.offsets, grid.scale, grid.offset, grid.table)  # type: ignore[no-untyped-call]
+        return blocks
+
+    def frozen(self) -> QuantTensor:
+        """Codes and stored parameters as they are now, numpy arrays; they decode to `values`."""
+        with torch.no_grad():
+            params = self._params()
+            grid = self.format.grid(params)
+            codes = _Place.of(self._weight, self.offsets, grid).codes
+        kept = {name: _as_stored(value, self._layout[name][1]) for name, value in params.items()}
+        return QuantTensor(self.format, codes.cpu().numpy(), kept)
+
+    def _params(self) -> dict[str, Tensor]:
+        """Learned parameters as float32 values that are exact in stored precision, the others as stored."""
+        return {name: self._param(name, origin) for name, origin in self._origin.items()}
+
+    def _param(self, name: str, origin: Tensor) -> Tensor:
+        if name not in self._ranges:
+            return origin
+        limits, change = self._ranges[name], self.changes[name]
+        if limits is None:
+            dtype = _FLOATS[self._layout[name][1].name]
+            wanted = origin * (1.0 + change)
+            largest = torch.finfo(dtype).max
+            exact = wanted.detach().clamp(-largest, largest).to(dtype).float()
+        else:
+            wanted = origin + change * float(limits[1])
+            exact = wanted.detach().round().clamp(*limits)
+        straight: Tensor = _Straight.apply(wanted, exact)  # type: ignore[no-untyped-call]
+        return straight
+
+
+def learned_ranges(
+    format: Format, layout: Mapping[str, tuple[tuple[int, ...], np.dtype]]
+) -> dict[str, tuple[int, int] | None]:
+    """The parameters of a format that learning may change: None for real numbers, (least, greatest) for integers."""
+    if isinstance(format, TensorWide):
+        return {}  # one value for all rows
+    integers: dict[str, tuple[int, int]] = {}
+    if isinstance(format, Affine) and format.asymmetric:
+        integers = {"zero": (0, (1 << format.bits) - 1)}
+    elif isinstance(format, AffineK):
+        integers = {"scales": (0, format.top), "mins": (0, format.top)}
+    elif isinstance(format, SymmetricK):
+        integers = {"scales": (format.low, format.high)}
+    return {
+        name: integers.get(name) for name, (_, dtype) in layout.items() if dtype.name in _FLOATS or name in integers
+    }
+
+
+def _as_torch(values: np.ndarray, learned: bool, device: str) -> Tensor:
+    """Parameters that learn as float32, exact; the others in their own dtype, bfloat16 as float32 too."""
+    plain = values if values.dtype.kind in "iu" and not learned else to_float32(values)
+    return torch.tensor(plain, device=device)
+
+
+def _as_stored(values: Tensor, dtype: np.dtype) -> np.ndarray:
+    plain = values.detach().cpu().numpy()
+    return plain.astype(dtype) if dtype.kind in "iu" else np.asarray(stored(plain.astype(np.float32), dtype))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where weights lie on a grid.
+
+    codes: uint8 [rows, cols]
+    levels: the table's entries at the codes, float32 [rows, cols]
+    unit: (weight - offset) / scale, in units of the table; float32 [rows, cols]
+    gap: distance of the two entries around it; None where it is one throughout
+    inside: whether the shifted weight lies between the ends of the table
+    """
+
+    codes: Tensor
+    levels: Tensor
+    unit: Tensor
+    gap: Tensor | None
+    inside: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, offsets: Tensor, grid: Grid) -> _Place:
+        """Weights and offsets float32 [rows, cols]; halves go to the lower code, as in `Grid.nearest`."""
+        index, unit, gap = _index(weight, grid)
+        index += offsets
+        top = grid.table.shape[0] - 1
+        codes = (index - 0.5).ceil_().clamp_(0, top)
+        inside = (index >= -0.5) & (index <= top + 0.5)
+        levels = codes + grid.table[0] if gap is None else grid.table[codes.long()]
+        return cls(codes.to(torch.uint8), levels, unit, gap, inside)
+
+
+def _index(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The place of each weight counted in codes, with fractions; `unit` and `gap` as in `_Place`."""
+    blocks = _by_block(weight, grid.scale)
+    if grid.offset is not None:
+        blocks = blocks - grid.offset[:, :, None]
+    divisor = torch.where(grid.scale != 0, grid.scale, torch.inf)
+    unit = (blocks / divisor[:, :, None]).reshape(weight.shape)
+    gaps = grid.table.diff()
+    if bool((gaps == 1.0).all()):
+        return unit - grid.table[0], unit, None
+    low = (torch.bucketize(unit, grid.table) - 1).clamp_(0, gaps.shape[0] - 1)
+    gap = gaps[low]
+    return low + (unit - grid.table[low]) / gap.clamp(min=1e-9), unit, gap
+
+
+def _by_block(x: Tensor, scale: Tensor) -> Tensor:
+    """[rows, cols] -> [rows, blocks, block]."""
+    return x.reshape(x.shape[0], scale.shape[1], -1)
+
+
+def _first_offsets(weight: Tensor, codes: Tensor, grid: Grid) -> Tensor:
+    """Offsets that give `codes`: zero where they are the nearest, else just over the border of the wanted cell.
+
+    The weight is mirrored at the border, so that it lies as deep in its new cell as it lay outside, but never beyond
+    the middle: learning may take back a choice as easily as the rounder's margin was small.
+    """
+    index, _, _ = _index(weight, grid)
+    index.clamp_(0, grid.table.shape[0] - 1)
+    away = codes - index
+    depth = (away.abs() - 0.5).clamp_(0.001, 0.5)
+    shifted = codes - away.sign() * (0.5 - depth)
+    near = _Place.of(weight, torch.zeros_like(weight), grid).codes == codes
+    return torch.where(near, 0.0, shifted - _index(weight, grid)[0])
+
+
+class _Decoded(torch.autograd.Function):
+    """Weights rounded on a grid: differentiable in the offsets, the scale and the grid's offset."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, offsets: Tensor, scale: Tensor, base: Tensor | None, table: Tensor) -> Tensor:
+        grid = Grid(table, scale, base, 0)
+        place = _Place.of(weight, offsets, grid)
+        ctx.place, ctx.scale, ctx.shifts = place, scale, base is not None
+        blocks = _by_block(place.levels, scale) * scale[:, :, None]
+        if base is not None:
+            blocks = blocks + base[:, :, None]
+        return blocks.reshape(weight.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        place, scale = ctx.place, ctx.scale
+        inside = gradient * place.inside
+        step = inside if place.gap is None else inside * place.gap
+        offsets = (_by_block(step, scale) * scale[:, :, None]).reshape(gradient.shape)
+        to_scale = _by_block(gradient * place.levels - inside * place.unit, scale).sum(2)
+        to_base = _by_block(gradient - inside, scale).sum(2) if ctx.shifts else None
+        return None, offsets, to_scale, to_base, None
+
+
+class _Straight(torch.autograd.Function):
+    """The rounded value forward, the identity backward."""
+
+    @staticmethod
+    def forward(ctx: Any, wanted: Tensor, exact: Tensor) -> Tensor:
+        return exact
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return gradient, None

@@ -1,0 +1,146 @@
+"""Activation-aware weight quantization (Lin et al. 2023): salient columns scaled up, extents clipped.
+
+Factors follow the size of the activations: s = mean|x|^alpha, and with "duo scaling" (as in the authors' successor
+code) s = mean|x|^alpha / mean|w|^(1 - alpha). What is minimised is the error of the outputs, exactly, through the Gram
+matrix G = X^T X: sum (x W'^T - x W^T)^2 = tr((W' - W) G (W' - W)^T).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from bitsmith.calibration.stats import Stats
+from bitsmith.calibration.transforms.base import Rescaling, require, settled
+from bitsmith.models.arch.groups import LinearGroup
+from bitsmith.quant.formats.affine import Affine, extents
+from bitsmith.quant.formats.base import Format, Params
+from bitsmith.quant.formats.codebook import Codebook
+from bitsmith.quant.grid import Array
+from bitsmith.quant.rounders.nearest import nearest
+
+Round = Callable[[Array, Format, Array | None], tuple[Array, Params]]
+_MOST_ROWS = 1024  # rows of a matrix that a search looks at, evenly spread
+_CLIP_STEPS = 21  # extents from 1 down to a half
+
+
+@dataclass(frozen=True)
+class Awq:
+    """The search for alpha, a group of linears at a time.
+
+    steps: values of alpha tried between 0 and 1, for either kind of factor
+    round: the rounding whose error is minimised; told the importance of the rescaled columns
+    """
+
+    steps: int = 20
+    round: Round = nearest
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """See `Transform`; without the Gram matrix a sample of rows will do, less exactly."""
+        return frozenset({"gram"})
+
+    def __call__(
+        self,
+        group: LinearGroup,
+        weights: Mapping[str, np.ndarray],
+        formats: Mapping[str, Format],
+        stats: Stats,
+        rows: np.ndarray,
+    ) -> Rescaling:
+        """See `Transform`. The losses are mean squared errors of the outputs of the rows looked at."""
+        if stats.gram is None:
+            require(stats.sample, "a Gram matrix or a sample", group)
+        seen = {name: _some_rows(w) for name, w in weights.items()}
+        ones = np.ones(rows.size, np.float32)
+        before = self._loss(seen, formats, stats, ones)
+        best, least, how = ones, before, "no rescaling does better"
+        for candidate, words in self._candidates(seen, stats, rows):
+            loss = self._loss(seen, formats, stats, candidate)
+            if loss < least:
+                best, least, how = candidate, loss, words
+        return Rescaling(group, best, before, least, how)
+
+    def _candidates(
+        self, weights: Mapping[str, np.ndarray], stats: Stats, rows: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, str]]:
+        live = stats.mean_abs > 0
+        x = np.where(live, stats.mean_abs, 1.0).astype(np.float64)
+        w = _mean_share(weights)
+        for step in range(1, self.steps + 1):
+            alpha = step / self.steps
+            yield settled(x**alpha, live, rows), f"alpha {alpha:.2f}"
+            if step < self.steps:
+                yield settled(x**alpha / w ** (1.0 - alpha), live, rows), f"alpha {alpha:.2f} with weights"
+
+    def _loss(
+        self, weights: Mapping[str, np.ndarray], formats: Mapping[str, Format], stats: Stats, scale: np.ndarray
+    ) -> float:
+        importance = stats.importance / (scale * scale)
+        total = 0.0
+        for name, w in weights.items():
+            codes, params = self.round(w * scale, formats[name], importance)
+            total += output_error(formats[name].grid(params).values(codes) / scale - w, stats)
+        return total
+
+
+def output_error(error: np.ndarray, stats: Stats) -> float:
+    """Mean squared error, a token, of the outputs of a matrix that is off by `error`, float32 [rows, cols].
+
+    Through the Gram matrix where there is one, else on the sample; summed in float64.
+    """
+    if stats.gram is not None:
+        product = error @ stats.gram
+        return float(np.einsum("rc,rc->", product, error, dtype=np.float64)) / max(stats.count, 1)
+    out = stats.sample @ error.T
+    return float(np.einsum("tr,tr->", out, out, dtype=np.float64)) / max(len(stats.sample), 1)
+
+
+def fit_clipped(w: np.ndarray, format: Format, stats: Stats) -> Params:
+    """Parameters of `format` for `w` float32 [rows, cols], extents clipped where that lowers the output's error.
+
+    Each group of weights tries ratios from 1 to a half of its extent and keeps the one with the least
+    tr(e G e^T), G its own part of the Gram matrix. Formats that search their scales (K-quants and the like), groups
+    of whole rows, and statistics without a Gram matrix take `Format.fit` with the importance, which clips as well.
+    """
+    block = format.group if isinstance(format, Affine) else format.block if isinstance(format, Codebook) else 0
+    if block == 0 or stats.gram is None or not isinstance(format, Affine | Codebook):
+        return format.fit(w, stats.importance)
+    blocks = w.shape[1] // block
+    diagonal = stats.gram.reshape(blocks, block, blocks, block)[np.arange(blocks), :, np.arange(blocks), :]
+    low, high = extents(w, block)
+    best: dict[str, np.ndarray] = {}
+    least: np.ndarray | None = None
+    for step in range(_CLIP_STEPS):
+        ratio = 1.0 - 0.025 * step
+        params = format.from_extent(low * ratio, high * ratio)
+        grid = format.grid(params)
+        error = (grid.values(grid.nearest(w)) - w).reshape(-1, blocks, block).transpose(1, 0, 2)
+        loss = np.einsum("brc,brc->rb", error @ diagonal, error, dtype=np.float64)
+        if least is None:
+            best, least = dict(params), loss
+            continue
+        better = loss < least
+        least = np.where(better, loss, least)
+        best = {name: np.where(better, params[name], kept) for name, kept in best.items()}
+    return best
+
+
+def _some_rows(w: np.ndarray) -> np.ndarray:
+    """At most _MOST_ROWS rows, evenly spread."""
+    return w[:: -(-w.shape[0] // _MOST_ROWS)]
+
+
+def _mean_share(weights: Mapping[str, np.ndarray], group: int = 128) -> np.ndarray:
+    """Mean size of each column's weights, as shares of the largest of their group: [cols] float64, > 0."""
+    shares = []
+    for w in weights.values():
+        rows, cols = w.shape
+        size = group if cols % group == 0 else cols
+        blocks = np.abs(w).reshape(rows, cols // size, size)
+        largest = blocks.max(axis=2, keepdims=True)
+        shares.append((blocks / np.where(largest > 0, largest, 1.0)).reshape(rows, cols))
+    mean: np.ndarray = np.concatenate(shares).mean(axis=0, dtype=np.float64)
+    return mean + 1e-4

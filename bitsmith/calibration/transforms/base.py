@@ -1,0 +1,125 @@
+"""What a transform is: a choice of one factor a column for linears that share an input, to be folded away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from bitsmith.calibration.stats import Stats
+from bitsmith.calibration.transforms.fold import fold, producer_rows, refusal
+from bitsmith.errors import UsageError
+from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.groups import LinearGroup
+from bitsmith.quant.formats.base import Format
+
+_SMALLEST, _LARGEST = 2.0**-10, 2.0**10  # of a factor: norms and biases stay well inside float16
+
+
+@dataclass(frozen=True)
+class Rescaling:
+    """The factors found for one group of linears.
+
+    scale: [cols] float32, > 0: columns are multiplied by it, the producer's rows divided; ones where nothing is gained
+    loss_before, loss_after: what the transform minimises, without and with it; 0.0 where nothing was tried
+    reason: how the factors came about, or why there are none
+    """
+
+    group: LinearGroup
+    scale: np.ndarray
+    loss_before: float
+    loss_after: float
+    reason: str
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is rescaled."""
+        return bool((self.scale != 1.0).any())
+
+    @classmethod
+    def none(cls, group: LinearGroup, cols: int, reason: str, loss: float = 0.0) -> Rescaling:
+        """No rescaling of an input of `cols` features, and why."""
+        return cls(group, np.ones(cols, np.float32), loss, loss, reason)
+
+
+class Transform(Protocol):
+    """A frozen value object.
+
+    needs: the statistics it reads beside the means: "gram", "sample"
+    """
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    def __call__(
+        self,
+        group: LinearGroup,
+        weights: Mapping[str, np.ndarray],
+        formats: Mapping[str, Format],
+        stats: Stats,
+        rows: np.ndarray,
+    ) -> Rescaling:
+        """Choose factors for one group.
+
+        weights: float32 [rows, cols] by the group's linears' names; formats: the same; linears left in 16 bits are
+            in neither
+        stats: of the group's input
+        rows: [cols] int64, which row of the producer feeds each column; columns of one row get one factor
+        Raises UsageError where the statistics lack what `needs` names.
+        """
+        ...
+
+
+def rescale_block(
+    transform: Transform,
+    config: ModelConfig,
+    groups: Sequence[LinearGroup],
+    tensors: Mapping[str, np.ndarray],
+    formats: Mapping[str, Format],
+    stats: Mapping[str, Stats],
+) -> tuple[dict[str, np.ndarray], tuple[Rescaling, ...]]:
+    """Rescale all groups of a block in turn; a refused group is reported, not skipped in silence.
+
+    tensors: float32 by name within the block ("attn_q.weight", "attn_norm.weight", "attn_v.bias"); left as they are
+    formats: by linear's name, without those that stay in 16 bits; stats: by group's name, of the block as it was
+    Returns all tensors of the block, folded, and one Rescaling a group.
+    """
+    folded = dict(tensors)
+    found = []
+    for group in groups:
+        cols = folded[f"{group.linears[0]}.weight"].shape[1]
+        weights = {name: folded[f"{name}.weight"] for name in group.linears if name in formats}
+        reason = "its linears stay in 16 bits" if not weights else refusal(group, config, folded)
+        if reason is not None:
+            found.append(Rescaling.none(group, cols, reason))
+            continue
+        rescaling = transform(group, weights, formats, stats[group.name], producer_rows(group, config, cols))
+        if rescaling.changes:
+            folded.update(fold(group, rescaling.scale, folded, config))
+        found.append(rescaling)
+    return folded, tuple(found)
+
+
+def settled(scale: np.ndarray, live: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Factors made usable: geometric mean 1 over live columns, dead columns 1, columns of one producer row equal.
+
+    scale: [cols] float64, > 0 where live; live: [cols] bool; rows: as in `Transform`. Returns [cols] float32.
+    """
+    logarithm = np.where(live, np.log(np.where(live, scale, 1.0)), 0.0)
+    count = np.bincount(rows, weights=live.astype(np.float64))
+    total = np.bincount(rows, weights=logarithm)
+    tied = (total / np.maximum(count, 1.0))[rows]
+    some = count[rows] > 0
+    tied = np.where(some, tied - (tied[some].mean() if some.any() else 0.0), 0.0)
+    return np.clip(np.exp(tied), _SMALLEST, _LARGEST).astype(np.float32)
+
+
+def require(array: np.ndarray | None, what: str, group: LinearGroup) -> np.ndarray:
+    """`array`, unless it is None or empty. Raises UsageError."""
+    if array is None or array.size == 0:
+        raise UsageError(
+            f"{group.name}: the calibration statistics hold no {what}; gather them with {what} switched on."
+        )
+    return array

@@ -1,0 +1,124 @@
+"""Folding: columns of linears multiplied, what produces their input divided, so that the block computes the same.
+
+Pure functions on float32 arrays by tensor name within a block ("attn_q.weight", "attn_norm.weight", "attn_v.bias").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from bitsmith.calibration.stats import Stats
+from bitsmith.errors import TensorError, UsageError
+from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.groups import LinearGroup
+
+NORM_READERS: dict[str, tuple[str, ...]] = {
+    "attn_norm": ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_gate"),
+    "ffn_norm": (
+        *("ffn_gate", "ffn_up", "ffn_gate_up", "ffn_gate_inp", "ffn_gate_inp_shexp"),
+        *("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps", "ffn_gate_shexp", "ffn_up_shexp"),
+    ),
+    "output_norm": ("output",),
+}
+
+
+def producer_rows(group: LinearGroup, config: ModelConfig, cols: int) -> np.ndarray:
+    """Which row of the producer feeds each of the group's `cols` input columns: [cols] int64.
+
+    One to one, but for grouped attention: the heads that share a value head read the same rows.
+    """
+    if group.repeats == 1:
+        return np.arange(cols, dtype=np.int64)
+    head, inside = np.divmod(np.arange(cols, dtype=np.int64), config.head_dim)
+    return head // group.repeats * config.head_dim + inside
+
+
+def refusal(group: LinearGroup, config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> str | None:
+    """Why a scale of this group's input cannot be folded; None where it can.
+
+    tensors: those of the block, to see whether anything outside the group reads the same norm
+    """
+    if group.producer is None:
+        return "nothing that produces its input can take a scale"
+    producer = tensors.get(f"{group.producer}.weight")
+    if producer is None:
+        return f"the block has no {group.producer}.weight"
+    if group.producer == "output_norm" and config.tied:
+        return "the output shares the embedding's table, which a scale would change"
+    if producer.ndim == 1:
+        readers = NORM_READERS.get(group.producer)
+        if readers is None:
+            return f"it is not known what else reads {group.producer}"
+        outside = [name for name in readers if name not in group.linears and f"{name}.weight" in tensors]
+        if outside:
+            return f"{', '.join(outside)} outside the group read {group.producer} too"
+    cols = [tensors[f"{name}.weight"].shape[-1] for name in group.linears]
+    if set(cols) != {producer.shape[0] * group.repeats}:
+        return f"{group.producer} has {producer.shape[0]} rows for {cols[0]} columns, {group.repeats} a row expected"
+    return None
+
+
+def fold(
+    group: LinearGroup, scale: np.ndarray, tensors: Mapping[str, np.ndarray], config: ModelConfig
+) -> dict[str, np.ndarray]:
+    """The tensors that change when the group's input is divided by `scale` and its columns multiplied by it.
+
+    scale: [cols] float32, finite and > 0, equal for columns that one row of the producer feeds
+    The producer's bias is divided too. In exact arithmetic the block computes the same.
+    Raises UsageError where `refusal` has a reason or columns of a row differ, TensorError for a scale that is not
+    finite and positive.
+    """
+    reason = refusal(group, config, tensors)
+    if reason is not None or group.producer is None:
+        raise UsageError(f"{group.name}: its scale cannot be folded: {reason}; leave this group as it is.")
+    cols = tensors[f"{group.linears[0]}.weight"].shape[1]
+    if scale.shape != (cols,):
+        raise UsageError(f"{group.name}: expected one factor for each of {cols} columns, found {list(scale.shape)}.")
+    if not (np.isfinite(scale).all() and (scale > 0).all()):
+        raise TensorError(f"{group.name}: the factors of a rescaling must be finite and positive; calibrate again.")
+    by_row = _by_row(group, scale, producer_rows(group, config, cols))
+    changed = {f"{name}.weight": tensors[f"{name}.weight"] * scale for name in group.linears}
+    weight = tensors[f"{group.producer}.weight"]
+    changed[f"{group.producer}.weight"] = weight / (by_row if weight.ndim == 1 else by_row[:, None])
+    bias = tensors.get(f"{group.producer}.bias")
+    if bias is not None:
+        changed[f"{group.producer}.bias"] = bias / by_row
+    return changed
+
+
+def rescaled_stats(stats: Stats, scale: np.ndarray) -> Stats:
+    """Statistics of the same input divided by `scale`, float32 [cols]."""
+    return replace(
+        stats,
+        square=stats.square / scale.astype(np.float64) ** 2,
+        mean_abs=stats.mean_abs / scale,
+        max_abs=stats.max_abs / scale,
+        gram=None if stats.gram is None else stats.gram / scale / scale[:, None],
+        sample=stats.sample / scale if stats.sample.size else stats.sample,
+    )
+
+
+def storable(scale: np.ndarray, norm: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Factors near `scale` for which norm / factor is exact in `dtype` (float16, bfloat16): float32 [cols].
+
+    A norm is stored in 16 bits in most files; its rounding would otherwise be an error of every column it feeds.
+    norm: float32 [cols]. Columns whose norm is zero, or rounds to zero or infinity, get factor 1.
+    """
+    with np.errstate(over="ignore"):
+        divided = (norm / scale).astype(dtype).astype(np.float32)
+    usable = (divided != 0) & np.isfinite(divided) & (norm != 0)
+    return np.where(usable, norm / np.where(usable, divided, 1.0), 1.0).astype(np.float32)
+
+
+def _by_row(group: LinearGroup, scale: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The factor of each producer row: [cols] -> [rows]. Raises UsageError where its columns differ."""
+    by_row = np.empty(int(rows.max()) + 1, np.float32)
+    by_row[rows] = scale
+    if not np.array_equal(by_row[rows], scale):
+        raise UsageError(
+            f"{group.name}: columns fed by one row of {group.producer} need one factor, but theirs differ; tie them."
+        )
+    return by_row

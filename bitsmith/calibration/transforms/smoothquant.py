@@ -1,0 +1,82 @@
+"""SmoothQuant (Xiao et al. 2022): the difficulty of activations moved into the weights, for products of 8 bits.
+
+Activations are divided by s = max|x|^alpha / max|w|^(1 - alpha), the columns of the weights multiplied by it; alpha is
+searched by rounding both and comparing the outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bitsmith.calibration.stats import Stats
+from bitsmith.calibration.transforms.base import Rescaling, require, settled
+from bitsmith.models.arch.groups import LinearGroup
+from bitsmith.quant.formats.base import Format
+from bitsmith.quant.input_rounding import InputRounding
+from bitsmith.quant.rounders.nearest import nearest
+
+INT8 = InputRounding("int8", "token")
+
+
+@dataclass(frozen=True)
+class SmoothQuant:
+    """The search for alpha, a group of linears at a time.
+
+    steps: values of alpha tried from 0 to 1, their ends included
+    activations: how inputs are rounded; with a scope of "tensor" by the extent that calibration saw
+    """
+
+    steps: int = 21
+    input_rounding: InputRounding = INT8
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """See `Transform`."""
+        return frozenset({"sample"})
+
+    def __call__(
+        self,
+        group: LinearGroup,
+        weights: Mapping[str, np.ndarray],
+        formats: Mapping[str, Format],
+        stats: Stats,
+        rows: np.ndarray,
+    ) -> Rescaling:
+        """See `Transform`. The losses are mean squared errors of the outputs on the sample, a token."""
+        require(stats.sample, "sample", group)
+        ones = np.ones(rows.size, np.float32)
+        before = self._loss(weights, formats, stats, ones)
+        best, least, how = ones, before, "no rescaling does better"
+        w = np.max([np.abs(each).max(axis=0) for each in weights.values()], axis=0).astype(np.float64)
+        x = stats.max_abs.astype(np.float64)
+        live = (x > 0) & (w > 0)
+        x, w = np.where(live, x, 1.0), np.where(live, w, 1.0)
+        for step in range(self.steps):
+            alpha = step / (self.steps - 1)
+            candidate = settled(x**alpha / w ** (1.0 - alpha), live, rows)
+            loss = self._loss(weights, formats, stats, candidate)
+            if loss < least:
+                best, least, how = candidate, loss, f"alpha {alpha:.2f}"
+        return Rescaling(group, best, before, least, how)
+
+    def _loss(
+        self, weights: Mapping[str, np.ndarray], formats: Mapping[str, Format], stats: Stats, scale: np.ndarray
+    ) -> float:
+        inputs = with_absmax(self.input_rounding, stats.max_abs / scale)
+        rounded = inputs.rounded(stats.sample / scale)
+        total = 0.0
+        for name, w in weights.items():
+            codes, params = nearest(w * scale, formats[name], stats.importance / (scale * scale))
+            error = rounded @ formats[name].grid(params).values(codes).T - stats.sample @ w.T
+            total += float(np.einsum("tr,tr->", error, error, dtype=np.float64))
+        return total / len(stats.sample)
+
+
+def with_absmax(input_rounding: InputRounding, largest: np.ndarray) -> InputRounding:
+    """The same with its scale where inputs share one; largest: [cols] float32, greatest magnitudes in calibration."""
+    if input_rounding.scope != "tensor":
+        return input_rounding
+    return replace(input_rounding, scale=float(input_rounding.scale_of(largest.max(initial=0, keepdims=True))[0]))

@@ -1,0 +1,167 @@
+"""The manifest inside every file bitsmith writes: what each tensor came from, its hash and its error.
+
+All fields are of fixed width: a manifest of `placeholder` records takes exactly the bytes of the final one, so
+that a file's size is known before any weight is read. No time stamps: same input, same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bitsmith.containers.gguf.metadata_values import Value, ValueType, array, string
+from bitsmith.errors import FileError, TensorError
+
+JSON_KEY = "bitsmith.manifest"  # of the safetensors `__metadata__`
+
+_PREFIX = "bitsmith."
+_NAMES = "bitsmith.tensor.names"
+_SHA256 = "bitsmith.tensor.sha256"
+_SOURCE = "bitsmith.tensor.source_sha256"
+_ERROR = "bitsmith.tensor.error"
+_HASH = re.compile(r"[0-9a-f]{64}")
+_LARGEST_ERROR = 1e38
+_SMALLEST_ERROR = 1.2e-38  # below it float32 loses digits; stored as zero
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """One tensor of the written file.
+
+    sha256: 64 hex digits, of the tensor's bytes in the file without padding; of several parts: `joined_hash`
+    source_sha256: the same of the bytes it was made from
+    error: sum of squared errors over sum of squared weights; 0 where nothing was lost; rounded to float32
+    """
+
+    name: str
+    sha256: str
+    source_sha256: str
+    error: float
+
+    def __post_init__(self) -> None:
+        if not (_HASH.fullmatch(self.sha256) and _HASH.fullmatch(self.source_sha256)):
+            raise TensorError(f"the manifest record of {self.name} needs hashes of 64 hex digits in lower case")
+        if not (math.isfinite(self.error) and 0 <= self.error < _LARGEST_ERROR):
+            raise TensorError(
+                f"the error of tensor {self.name} is {self.error}; expected a finite number that is not negative. "
+                "Its weights, or what was made of them, overflow: look for NaN, Inf or huge values in the source"
+            )
+        object.__setattr__(self, "error", float(np.float32(self.error)) if self.error >= _SMALLEST_ERROR else 0.0)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """version: of bitsmith; recipe: everything that decided the bytes, seed included, as one line of text."""
+
+    version: str
+    recipe: str
+    tensors: tuple[TensorRecord, ...]
+
+
+def joined_hash(parts: Sequence[str]) -> str:
+    """One hash for a tensor of these parts: its only part's, else SHA-256 of their hex digits joined in order."""
+    return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def placeholder(version: str, recipe: str, names: Iterable[str]) -> Manifest:
+    """A manifest of zero hashes that serialises to as many bytes as the final one of the same names."""
+    return Manifest(version, recipe, tuple(TensorRecord(name, "0" * 64, "0" * 64, 0.0) for name in names))
+
+
+def to_gguf_keys(manifest: Manifest) -> dict[str, Value]:
+    """The `bitsmith.*` keys of a GGUF file; the error as float32."""
+    records = manifest.tensors
+    return {
+        "bitsmith.version": string(manifest.version),
+        "bitsmith.recipe": string(manifest.recipe),
+        _NAMES: array([record.name for record in records], ValueType.STRING),
+        _SHA256: array([record.sha256 for record in records], ValueType.STRING),
+        _SOURCE: array([record.source_sha256 for record in records], ValueType.STRING),
+        _ERROR: array([record.error for record in records], ValueType.FLOAT32),
+    }
+
+
+def is_manifest_key(key: str) -> bool:
+    """Whether a GGUF key belongs to a manifest; a rewrite drops the old one."""
+    return key.startswith(_PREFIX)
+
+
+def from_gguf_keys(metadata: Mapping[str, Any]) -> Manifest | None:
+    """The manifest in a GGUF file's metadata (plain values); None where there is none.
+
+    Raises FileError where the `bitsmith.*` keys contradict each other.
+    """
+    if _NAMES not in metadata:
+        return None
+    columns = [metadata.get(key) for key in (_NAMES, _SHA256, _SOURCE, _ERROR)]
+    lengths = {len(column) if isinstance(column, Sequence | np.ndarray) else -1 for column in columns}
+    if len(lengths) != 1 or -1 in lengths:
+        raise _damaged("its arrays bitsmith.quant.tensor.* are missing or differ in length")
+    return _manifest(
+        metadata.get("bitsmith.version"),
+        metadata.get("bitsmith.recipe"),
+        zip(*columns, strict=True),
+    )
+
+
+def to_json(manifest: Manifest) -> str:
+    """The manifest as one JSON object of ASCII text, for the safetensors `__metadata__` entry JSON_KEY."""
+    tensors = {
+        record.name: {
+            "sha256": record.sha256,
+            "source_sha256": record.source_sha256,
+            "error": _fixed(record.error),
+        }
+        for record in manifest.tensors
+    }
+    return json.dumps(
+        {"version": manifest.version, "recipe": manifest.recipe, "tensors": tensors}, separators=(",", ":")
+    )
+
+
+def from_json(text: str) -> Manifest:
+    """The manifest of a JSON text that `to_json` made. Raises FileError where it is not one."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as cause:
+        raise _damaged(f"it is no JSON: {cause}") from None
+    tensors = content.get("tensors") if isinstance(content, dict) else None
+    if not isinstance(tensors, dict) or not all(isinstance(entry, dict) for entry in tensors.values()):
+        raise _damaged('it is no object with "version", "recipe" and "tensors"')
+    rows = [
+        (name, entry.get("sha256"), entry.get("source_sha256"), entry.get("error")) for name, entry in tensors.items()
+    ]
+    return _manifest(content.get("version"), content.get("recipe"), rows)
+
+
+def _manifest(version: object, recipe: object, rows: Iterable[tuple[Any, Any, Any, Any]]) -> Manifest:
+    if not isinstance(version, str) or not isinstance(recipe, str):
+        raise _damaged("its version or its recipe is missing")
+    records = []
+    for name, sha256, source, error in rows:
+        if not all(isinstance(text, str) for text in (name, sha256, source)):
+            raise _damaged("a name or a hash is no string")
+        try:
+            records.append(TensorRecord(name, sha256, source, float(error)))
+        except (TypeError, ValueError, TensorError) as cause:
+            raise _damaged(f"the record of {name}: {cause}") from None
+    return Manifest(version, recipe, tuple(records))
+
+
+def _fixed(error: float) -> str:
+    """Fourteen characters, "1.23456789e-03": nine digits give a float32 back exactly."""
+    return f"{error:.8e}"
+
+
+def _damaged(what: str) -> FileError:
+    return FileError(
+        f"the manifest in the file is damaged: {what}. The hashes of its tensors cannot be checked; "
+        "make the file again, or take it from a source you trust"
+    )

@@ -1,0 +1,1 @@
+"""Opening what a user names as a model: its files, architecture and tokenizer."""

@@ -1,0 +1,69 @@
+"""Rotary frequencies of every scaling, in numpy (Su et al. 2021; YaRN: Peng et al. 2023, arXiv:2309.00071)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from bitsmith.models.arch.config import Rope
+
+
+def rope_frequencies(rope: Rope) -> np.ndarray:
+    """Angle per position of each rotated pair: float32 [dim / 2], computed in float64."""
+    plain = _plain(rope)
+    if rope.scaling == "llama3":
+        return np.asarray(plain / _llama3_factors(rope, plain), np.float32)
+    if rope.freq_factors:
+        plain = plain / np.asarray(rope.freq_factors, np.float64)
+    if rope.scaling == "linear":
+        plain = plain / rope.factor
+    elif rope.scaling == "yarn":
+        kept = _yarn_kept(rope)
+        plain = plain * kept + plain / rope.factor * (1 - kept)
+    return np.asarray(plain, np.float32)
+
+
+def rope_magnitude(rope: Rope) -> float:
+    """The multiplier of cos and sin: YaRN's attention factor, 0.1 ln(factor) + 1 unless given; 1.0 otherwise."""
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    return yarn_magnitude(rope.factor) if rope.scaling == "yarn" else 1.0
+
+
+def yarn_magnitude(factor: float, multiplier: float = 1.0) -> float:
+    """YaRN's 0.1 multiplier ln(factor) + 1 (section 3.4); 1.0 where nothing is stretched."""
+    return 0.1 * multiplier * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def llama3_freq_factors(rope: Rope) -> np.ndarray:
+    """Divisors of the plain frequencies under "llama3" scaling: float32 [dim / 2], GGUF's rope_freqs.weight.
+
+    Frequencies whose wavelength is shorter than original_context / high_freq_factor are kept, those longer than
+    original_context / low_freq_factor divided by `factor`, those between interpolated (Llama 3.1 model card).
+    """
+    return np.asarray(_llama3_factors(rope, _plain(rope)), np.float32)
+
+
+def _plain(rope: Rope) -> np.ndarray:
+    return np.asarray(np.power(rope.theta, -np.arange(0, rope.dim, 2, dtype=np.float64) / rope.dim))
+
+
+def _llama3_factors(rope: Rope, plain: np.ndarray) -> np.ndarray:
+    turns = rope.original_context * plain / (2 * math.pi)  # rotations within the original context
+    smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    smooth = np.clip(smooth, 0.0, 1.0)
+    return np.asarray(1.0 / ((1.0 - smooth) / rope.factor + smooth))
+
+
+def _yarn_kept(rope: Rope) -> np.ndarray:
+    """How much of each frequency YaRN leaves as it was: 1 for fast pairs, 0 for slow ones, a ramp between."""
+
+    def pair_of(rotations: float) -> float:
+        turns = rope.original_context / (rotations * 2 * math.pi)
+        return rope.dim * math.log(turns) / (2 * math.log(rope.theta))
+
+    low = max(math.floor(pair_of(rope.beta_fast)), 0)
+    high = min(math.ceil(pair_of(rope.beta_slow)), rope.dim - 1)
+    span = high - low if high != low else 0.001
+    return np.asarray(1.0 - np.clip((np.arange(rope.dim // 2, dtype=np.float64) - low) / span, 0.0, 1.0))

@@ -1,0 +1,199 @@
+"""Tokenizers: text to ids and back, the same for a Hugging Face folder and a GGUF file, and chat templates."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from bitsmith.errors import FileError, UnsupportedError
+from bitsmith.models.tokenizer.from_gguf import to_tokenizers, vocabulary_from_gguf
+from bitsmith.models.tokenizer.from_hf import read_unpadded
+from bitsmith.models.tokenizer.vocabulary import TokenType, Vocabulary, piece
+
+__all__ = ["StreamDecoder", "Tokenizer", "Vocabulary"]
+
+
+class Tokenizer:
+    """Encodes and decodes; knows the special tokens and the chat template.
+
+    vocabulary: the tokenizer as data
+    source: text of a tokenizer.json that encodes as this tokenizer does; its post-processor is not used. None: the
+        vocabulary says how
+    """
+
+    def __init__(self, vocabulary: Vocabulary, source: str | None = None) -> None:
+        self.vocabulary = vocabulary
+        self._source = source
+
+    @classmethod
+    def from_folder(cls, path: Path) -> Tokenizer:
+        """The tokenizer of a Hugging Face folder: tokenizer.json itself where there is one, else tokenizer.model.
+
+        Raises FileError, UnsupportedError.
+        """
+        vocabulary = read_unpadded(path)
+        file = path / "tokenizer.json"
+        return cls(vocabulary, file.read_text("utf-8") if file.is_file() else None)
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any], *, pre: str | None = None) -> Tokenizer:
+        """The tokenizer a GGUF file holds, encoding as llama.cpp does.
+
+        metadata: plain values by key; pre: overrides the file's pre-tokenizer. Raises FileError, UnsupportedError.
+        """
+        return cls(vocabulary_from_gguf(metadata, pre=pre))
+
+    def encode(self, text: str, *, add_special: bool, parse_special: bool = False) -> list[int]:
+        """Ids of a text.
+
+        add_special: put the start and end tokens around it, where the model wants them
+        parse_special: control tokens written out in the text become their ids; otherwise they are plain text, as in
+            anything a user typed
+        """
+        encoder = self._parsing if parse_special else self._plain
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise FileError(f"the text is not Unicode: a lone surrogate at character {error.start}") from error
+        ids: list[int] = encoder.encode(text, add_special_tokens=False).ids
+        if not add_special:
+            return ids
+        special = self.vocabulary.special
+        start = [special["bos"]] if self.vocabulary.add_bos else []
+        return [*start, *ids, *([special["eos"]] if self.vocabulary.add_eos else [])]
+
+    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
+        """Text of ids; bytes that are no UTF-8 become U+FFFD. Without `special`, control tokens are left out."""
+        decoder = StreamDecoder(self, special=special)
+        return "".join(decoder.feed(token) for token in ids) + decoder.finish()
+
+    def stream(self, *, special: bool = False, continues: bool = False) -> StreamDecoder:
+        """A decoder for ids that come one by one.
+
+        continues: the ids continue a text, so that a leading space stays
+        """
+        return StreamDecoder(self, special=special, continues=continues)
+
+    @property
+    def size(self) -> int:
+        """Tokens in the vocabulary."""
+        return len(self.vocabulary.tokens)
+
+    @property
+    def bos(self) -> int | None:
+        """The start token's id."""
+        return self.vocabulary.special.get("bos")
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a generation."""
+        return self.vocabulary.end_ids
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the model wants its texts to begin with the start token."""
+        return self.vocabulary.add_bos
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+    ) -> str:
+        """The text of a conversation, by the model's chat template. Encode it with `parse_special`.
+
+        Most templates write the start token themselves: encode the result with `add_special` false where it begins
+        with one, see `encode_chat`.
+
+        template: used in place of the model's own: one of its further templates by name, or a template's text
+
+        Raises UnsupportedError where the model has no template or it refuses the messages, FileError where it is
+        broken.
+        """
+        named = self.vocabulary.chat_templates
+        text = named.get(template, template) if template is not None else self.vocabulary.chat_template
+        if text is None:
+            more = f" (it has others, by name: {', '.join(sorted(named))})" if named else ""
+            raise UnsupportedError(
+                f"this model has no chat template{more}, so there is no telling how it marks who speaks; it may not be "
+                "a chat model: continue a text with `run`, or give a template"
+            )
+        roles = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+        special = {f"{role}_token": self.vocabulary.token(role) for role in roles}
+        from bitsmith.models.tokenizer.chat import render  # jinja2 takes longer than all else here
+
+        return render(text, messages, special=special, add_generation_prompt=add_generation_prompt, tools=tools)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+    ) -> list[int]:
+        """Ids of a conversation: `chat`, encoded, with exactly one start token where the model wants one."""
+        text = self.chat(messages, add_generation_prompt=add_generation_prompt, tools=tools, template=template)
+        ids = self.encode(text, add_special=False, parse_special=True)
+        if self.adds_bos and self.bos is not None and ids[:1] != [self.bos]:
+            ids.insert(0, self.bos)
+        return ids
+
+    @cached_property
+    def _parsing(self) -> tokenizers.Tokenizer:
+        return self._encoder()
+
+    @cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        encoder = self._encoder()
+        encoder.encode_special_tokens = True
+        return encoder
+
+    def _encoder(self) -> tokenizers.Tokenizer:
+        if self._source is None:
+            return to_tokenizers(self.vocabulary)
+        try:
+            encoder = tokenizers.Tokenizer.from_str(self._source)
+        except Exception as error:  # the library raises nothing narrower
+            raise FileError(f"tokenizer.json: the tokenizers library cannot load it: {error}") from error
+        encoder.no_truncation()
+        encoder.no_padding()
+        return encoder
+
+
+class StreamDecoder:
+    """Decodes ids one by one and never gives half a character: the bytes of one wait until it is whole."""
+
+    def __init__(self, tokenizer: Tokenizer, *, special: bool = False, continues: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._special = special
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._strip = tokenizer.vocabulary.add_space_prefix and not continues
+
+    def feed(self, token: int) -> str:
+        """The text that is complete after this token; empty for control tokens, and while a character is not whole.
+
+        Raises FileError where the id is outside the vocabulary.
+        """
+        vocabulary = self._tokenizer.vocabulary
+        if not 0 <= token < len(vocabulary.tokens):
+            raise FileError(f"token {token} is outside the vocabulary of {len(vocabulary.tokens)} tokens")
+        if not self._special and vocabulary.types[token] in (TokenType.CONTROL, TokenType.UNKNOWN):
+            return ""
+        data = piece(vocabulary, token)
+        if self._strip and data:
+            self._strip = False
+            if vocabulary.types[token] == TokenType.NORMAL:
+                data = data.removeprefix(b" ")
+        return self._utf8.decode(data)
+
+    def finish(self) -> str:
+        """What is left at the end: U+FFFD for an unfinished character."""
+        return self._utf8.decode(b"", final=True)

@@ -1,0 +1,245 @@
+"""A tokenizer from the `tokenizer.*` keys of a GGUF file, encoding as llama.cpp does (llama-vocab.cpp, build 11434)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+
+from bitsmith.errors import FileError, UnsupportedError
+from bitsmith.models.tokenizer.pretokenizers import pretokenizer
+from bitsmith.models.tokenizer.vocabulary import END_TEXTS, TokenType, Vocabulary, end_ids_by_text
+
+# role -> key; the spelling of "seperator" is the format's
+SPECIAL_KEYS: dict[str, str] = {
+    "bos": "tokenizer.ggml.bos_token_id",
+    "eos": "tokenizer.ggml.eos_token_id",
+    "eot": "tokenizer.ggml.eot_token_id",
+    "eom": "tokenizer.ggml.eom_token_id",
+    "unk": "tokenizer.ggml.unknown_token_id",
+    "sep": "tokenizer.ggml.seperator_token_id",
+    "pad": "tokenizer.ggml.padding_token_id",
+    "cls": "tokenizer.ggml.cls_token_id",
+    "mask": "tokenizer.ggml.mask_token_id",
+    "fim_pre": "tokenizer.ggml.fim_pre_token_id",
+    "fim_suf": "tokenizer.ggml.fim_suf_token_id",
+    "fim_mid": "tokenizer.ggml.fim_mid_token_id",
+    "fim_pad": "tokenizer.ggml.fim_pad_token_id",
+    "fim_rep": "tokenizer.ggml.fim_rep_token_id",
+    "fim_sep": "tokenizer.ggml.fim_sep_token_id",
+}
+END_IDS_KEY = "tokenizer.ggml.eos_token_ids"
+TEMPLATE_KEY = "tokenizer.chat_template"
+
+# what llama.cpp assumes where a key is missing
+_DEFAULTS = {"gpt2": {"bos": 11, "eos": 11}, "llama": {"bos": 1, "eos": 2, "unk": 0}}
+_ALWAYS_SHOWN = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"))
+_ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+
+
+def vocabulary_from_gguf(metadata: Mapping[str, Any], *, pre: str | None = None) -> Vocabulary:
+    """The vocabulary a GGUF file holds.
+
+    metadata: plain Python or numpy values by key
+    pre: overrides the file's `tokenizer.ggml.pre`
+
+    Raises FileError where keys are missing or contradict each other, UnsupportedError for a tokenizer that is neither
+    byte-level BPE nor SentencePiece BPE, or an unknown pre-tokenizer.
+    """
+    model = str(metadata.get("tokenizer.ggml.model", ""))
+    if model not in _DEFAULTS:
+        raise UnsupportedError(
+            f"the file's tokenizer is {model or 'missing'!r} (tokenizer.ggml.model); bitsmith reads 'gpt2' (byte-level "
+            "BPE) and 'llama' (SentencePiece BPE)"
+        )
+    tokens = _named(_strings(metadata, "tokenizer.ggml.tokens"))
+    types = _numbers(metadata, "tokenizer.ggml.token_type", TokenType.NORMAL, len(tokens))
+    scores = _numbers(metadata, "tokenizer.ggml.scores", 0.0, len(tokens))
+    merges = _strings(metadata, "tokenizer.ggml.merges") if model == "gpt2" else []
+    name = pre or str(metadata.get("tokenizer.ggml.pre") or "default")
+    row = pretokenizer(name) if model == "gpt2" else None
+    special = _special_ids(metadata, model, len(tokens))
+    listed = {int(i) for i in _vector(metadata.get(END_IDS_KEY, []), END_IDS_KEY)}
+    listed |= {special[role] for role in _ENDS if role in special}
+    vocabulary = Vocabulary(
+        model=model,
+        tokens=tuple(tokens),
+        types=_as_llama_cpp(tokens, types.astype(np.int64).tolist()),
+        scores=tuple(float(score) for score in scores) if model == "llama" else (),
+        merges=tuple(merges),
+        pre=name if row else "default",
+        special=special,
+        end_ids=end_ids_by_text(tokens) | {i for i in listed if 0 <= i < len(tokens)},
+        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", row.add_bos if row else True)),
+        add_eos=bool(metadata.get("tokenizer.ggml.add_eos_token", False)),
+        add_space_prefix=model == "llama" and bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
+        chat_template=str(metadata[TEMPLATE_KEY]) if TEMPLATE_KEY in metadata else None,
+        chat_templates={
+            key.removeprefix(TEMPLATE_KEY + "."): str(text)
+            for key, text in metadata.items()
+            if key.startswith(TEMPLATE_KEY + ".")
+        },
+    )
+    for role, flag in (("bos", vocabulary.add_bos), ("eos", vocabulary.add_eos)):
+        if flag and role not in special:
+            raise FileError(f"tokenizer.ggml.add_{role}_token is set, but the file names no {role} token")
+    return vocabulary
+
+
+def to_tokenizers(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
+    """An encoder that gives llama.cpp's ids, start and end tokens left out.
+
+    Control tokens in a text become their ids; set `encode_special_tokens` on the result to read them as text, as
+    llama.cpp does with `parse_special` false. Two known differences, on contrived vocabularies only: where two special
+    tokens overlap in a text llama.cpp takes the longer, this the one further left; where tokens of equal score compete
+    llama.cpp merges the leftmost pair, this the token of lower id.
+    """
+    ids = {text: token for token, text in enumerate(vocabulary.tokens)}
+    if vocabulary.model == "gpt2":
+        row = pretokenizer(vocabulary.pre)
+        model = models.BPE(ids, _pairs(vocabulary, ids), ignore_merges=row.ignore_merges)
+        tokenizer = tokenizers.Tokenizer(model)
+        splits = [pre_tokenizers.Split(tokenizers.Regex(split), "isolated") for split in row.splits]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+        tokenizer.decoder = decoders.ByteLevel()
+    else:
+        unknown = vocabulary.token("unk") or None
+        model = models.BPE(ids, _merges_by_score(vocabulary, ids), unk_token=unknown, fuse_unk=True, byte_fallback=True)
+        tokenizer = tokenizers.Tokenizer(model)
+        escape = normalizers.Replace(" ", "▁")
+        prefix = [normalizers.Prepend("▁")] if vocabulary.add_space_prefix else []
+        tokenizer.normalizer = normalizers.Sequence([*prefix, escape])
+        strip = [decoders.Strip(" ", 1, 0)] if vocabulary.add_space_prefix else []
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+        )
+    tokenizer.add_special_tokens(_added(vocabulary, (TokenType.CONTROL, TokenType.UNKNOWN), special=True))
+    tokenizer.add_tokens(_added(vocabulary, (TokenType.USER_DEFINED,), special=False))
+    return tokenizer
+
+
+def tokenizer_json(vocabulary: Vocabulary) -> str:
+    """The text of a `tokenizer.json` (Hugging Face tokenizers) that encodes and decodes as the vocabulary does."""
+    return _with_start_and_end(to_tokenizers(vocabulary).to_str(), vocabulary)
+
+
+def _added(vocabulary: Vocabulary, kinds: tuple[int, ...], *, special: bool) -> list[AddedToken]:
+    return [
+        AddedToken(text, normalized=False, special=special)
+        for text, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
+        if kind in kinds
+    ]
+
+
+def _with_start_and_end(text: str, vocabulary: Vocabulary) -> str:
+    """The post-processor, so that other readers of the file add the start and end tokens too."""
+    start = [vocabulary.special["bos"]] if vocabulary.add_bos else []
+    end = [vocabulary.special["eos"]] if vocabulary.add_eos else []
+    if not start and not end:
+        return text
+    whole = json.loads(text)
+
+    def template(sequences: Sequence[str]) -> list[dict[str, Any]]:
+        result: list[dict[str, Any]] = []
+        for number, name in enumerate(sequences):
+            result += [{"SpecialToken": {"id": vocabulary.tokens[i], "type_id": number}} for i in start]
+            result.append({"Sequence": {"id": name, "type_id": number}})
+            result += [{"SpecialToken": {"id": vocabulary.tokens[i], "type_id": number}} for i in end]
+        return result
+
+    named = {
+        vocabulary.tokens[i]: {"id": vocabulary.tokens[i], "ids": [i], "tokens": [vocabulary.tokens[i]]}
+        for i in (*start, *end)
+    }
+    whole["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": template("A"),
+        "pair": template("AB"),
+        "special_tokens": named,
+    }
+    return json.dumps(whole, ensure_ascii=False)
+
+
+def _pairs(vocabulary: Vocabulary, ids: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Merges as pairs. The ones whose parts or result are no token are left out: the library takes none."""
+    pairs = []
+    for merge in vocabulary.merges:
+        left, _, right = merge.partition(" ")
+        if not left:  # a token that begins with a space
+            left, _, right = merge[1:].partition(" ")
+            left = " " + left
+        if left in ids and right in ids and left + right in ids:
+            pairs.append((left, right))
+    return pairs
+
+
+def _merges_by_score(vocabulary: Vocabulary, ids: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Every pair of tokens that makes a token, the highest score first (llama.cpp's SPM merges any such pair)."""
+    order = sorted(range(len(vocabulary.tokens)), key=lambda i: (-vocabulary.scores[i], i))
+    pairs = []
+    for token in order:
+        text = vocabulary.tokens[token]
+        for cut in range(1, len(text)):
+            if text[:cut] in ids and text[cut:] in ids:
+                pairs.append((text[:cut], text[cut:]))
+    return pairs
+
+
+def _as_llama_cpp(tokens: Sequence[str], types: list[int]) -> tuple[int, ...]:
+    """llama.cpp overrides the type of tokens whose text it knows."""
+    known = _ALWAYS_SHOWN | END_TEXTS
+    for token in [token for token, text in enumerate(tokens) if text in known]:
+        if tokens[token] in _ALWAYS_SHOWN:
+            types[token] = int(TokenType.USER_DEFINED)
+        elif types[token] == TokenType.NORMAL:
+            types[token] = int(TokenType.CONTROL)
+    return tuple(types)
+
+
+def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
+    if key not in metadata:
+        raise FileError(f"the file has a tokenizer, but lacks the key {key}; convert the model anew")
+    texts = metadata[key]
+    if not isinstance(texts, list | tuple) or not set(map(type, texts)) <= {str}:
+        raise FileError(f"the key {key}: expected an array of strings")
+    return list(texts)
+
+
+def _numbers(metadata: Mapping[str, Any], key: str, usual: float, size: int) -> np.ndarray:
+    """The first `size` entries; `usual` for all where the key is missing."""
+    values = _vector(metadata.get(key, [usual] * size), key)
+    if len(values) < size:
+        raise FileError(f"the key {key} has {len(values)} entries for {size} tokens")
+    return values[:size]
+
+
+def _vector(value: Any, key: str) -> np.ndarray:
+    numbers = np.asarray(value)
+    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iuf") or not np.isfinite(numbers).all():
+        raise FileError(f"the key {key}: expected an array of finite numbers")
+    return numbers
+
+
+def _named(tokens: list[str]) -> list[str]:
+    """Empty tokens get the name that llama.cpp gives them."""
+    return [text or f"[EMPTY_{token}]" for token, text in enumerate(tokens)]
+
+
+def _special_ids(metadata: Mapping[str, Any], model: str, size: int) -> dict[str, int]:
+    """Ids by role. As in llama.cpp, an id past the vocabulary is ignored, and defaults hold where a key is missing."""
+    special = {role: token for role, token in _DEFAULTS[model].items() if token < size}
+    if model == "gpt2" and SPECIAL_KEYS["bos"] not in metadata and not metadata.get("tokenizer.ggml.add_bos_token"):
+        special.pop("bos", None)
+    for role, key in SPECIAL_KEYS.items():
+        token = metadata.get(key)
+        if token is not None and not isinstance(token, int | np.integer):
+            raise FileError(f"the key {key}: expected a token's id, found {token!r:.80}")
+        if token is not None and 0 <= token < size:
+            special[role] = int(token)
+    return special

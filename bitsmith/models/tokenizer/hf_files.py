@@ -1,0 +1,120 @@
+"""The tokenizer files of a Hugging Face folder, read and merged, not yet interpreted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitsmith.containers.hf_folder import CONFIG, read_object
+from bitsmith.errors import FileError
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What the files say; empty mappings for files that are not there.
+
+    tokenizer: tokenizer.json
+    config: special_tokens_map.json, overridden by tokenizer_config.json
+    model: config.json; generation: generation_config.json
+    added: (id, text, special) of every added token, by ascending id
+    template, templates: the default chat template, and further ones by name
+    """
+
+    folder: Path
+    tokenizer: Mapping[str, Any]
+    config: Mapping[str, Any]
+    model: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    added: tuple[tuple[int, str, bool], ...]
+    template: str | None
+    templates: Mapping[str, str]
+
+
+def read_files(folder: Path) -> TokenizerFiles:
+    """Read all of them. Raises FileError where one is damaged."""
+    tokenizer = _read(folder / "tokenizer.json")
+    given = {k: v for k, v in _read(folder / "tokenizer_config.json").items() if v is not None}
+    config = {**_read(folder / "special_tokens_map.json"), **given}
+    template, templates = _templates(folder, config)
+    return TokenizerFiles(
+        folder=folder,
+        tokenizer=tokenizer,
+        config=config,
+        model=_read(folder / CONFIG),
+        generation=_read(folder / "generation_config.json"),
+        added=_added(folder, tokenizer, config),
+        template=template,
+        templates=templates,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no such file. Raises FileError for anything else."""
+    return read_object(path) if path.is_file() else {}
+
+
+def text_of(token: Any) -> str | None:
+    """The text of a token given as a string or as an object with `content`."""
+    content = token.get("content") if isinstance(token, Mapping) else token
+    return content if isinstance(content, str) else None
+
+
+def looks_special(text: str) -> bool:
+    """Whether an added token's text tells that it never stands in an ordinary text.
+
+    Some models forget to mark theirs; llama.cpp's converter goes by the same texts.
+    """
+    return (
+        text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+        or (text.startswith("<|") and text.endswith("|>"))
+        or (text.startswith("<｜") and text.endswith("｜>"))
+        or (text.startswith("<unused") and text.endswith(">"))
+    )
+
+
+def _added(folder: Path, tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[tuple[int, str, bool], ...]:
+    """Added tokens of added_tokens.json, tokenizer_config.json and tokenizer.json; the later named win."""
+    found: dict[int, tuple[str, bool]] = {}
+    entries: list[tuple[Any, Any, Any]] = [
+        (token, text, False) for text, token in _read(folder / "added_tokens.json").items()
+    ]
+    decoder = config.get("added_tokens_decoder") or {}
+    listed = [*((token, entry) for token, entry in decoder.items())]
+    listed += [(entry.get("id"), entry) for entry in tokenizer.get("added_tokens") or [] if isinstance(entry, Mapping)]
+    entries += [
+        (token, text_of(entry), bool(entry.get("special"))) for token, entry in listed if isinstance(entry, Mapping)
+    ]
+    for token, text, special in entries:
+        if not isinstance(text, str) or not str(token).isdecimal():
+            raise FileError(f"{folder}: expected added tokens with an id and a text, found id {token!r}, text {text!r}")
+        found[int(token)] = (text, special or looks_special(text))
+    return tuple((token, *found[token]) for token in sorted(found))
+
+
+def _templates(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, dict[str, str]]:
+    """chat_template.jinja wins over tokenizer_config.json, that over chat_template.json, as in transformers."""
+    named: dict[str, str] = {}
+    inner = config.get("chat_template") or _read(folder / "chat_template.json").get("chat_template")
+    if isinstance(inner, str):
+        named["default"] = inner
+    elif isinstance(inner, Mapping):
+        named.update({str(name): text for name, text in inner.items() if isinstance(text, str)})
+    elif isinstance(inner, list):
+        for entry in inner:
+            if isinstance(entry, Mapping) and isinstance(entry.get("template"), str):
+                named[str(entry.get("name"))] = entry["template"]
+    alone = folder / "chat_template.jinja"
+    if alone.is_file():
+        named["default"] = _text(alone)
+    for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        named[path.stem] = _text(path)
+    return named.pop("default", None), named
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: expected a text in UTF-8: {error}") from error

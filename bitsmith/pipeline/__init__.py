@@ -1,0 +1,1 @@
+"""One quantize run, from its configuration to verified files."""

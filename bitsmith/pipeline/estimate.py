@@ -1,0 +1,56 @@
+"""How long a plan will take: each format's speed measured on a small random sample of this machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from bitsmith.containers.gguf.core_blocks import encode_stored
+from bitsmith.containers.static_input import StaticInput
+from bitsmith.pipeline.executor import CHUNK_WEIGHTS, encode_rows
+from bitsmith.quant.formats.base import NeedsExtent
+from bitsmith.recipe.plan import Plan, PlannedTensor
+
+_SAMPLE_WEIGHTS = 1 << 16
+_DISK_BYTES_PER_SECOND = 400e6  # writing, flushing, reading back and hashing, together; a guess
+_OVERHEAD = 1.15  # reading the source, waiting for the last thread
+_FIXED_SECONDS = 0.3  # creating, flushing and renaming files
+
+
+def expected_seconds(plan: Plan, threads: int, *, importance: bool = False) -> float:
+    """Seconds that executing `plan` should take with so many threads; good to a factor of about 1.5.
+
+    importance: whether columns are weighted; the calibration pass itself is not counted
+    """
+    per_weight: dict[str, float] = {}
+    total = 0.0
+    for planned in plan.tensors:
+        if planned.constant is not None or planned.verbatim:
+            continue
+        layout = planned.info.layout
+        if layout not in per_weight:
+            per_weight[layout] = _seconds_per_weight(planned, importance)
+        total += per_weight[layout] * planned.info.parameters
+    return _FIXED_SECONDS + _OVERHEAD * total / threads + plan.size / _DISK_BYTES_PER_SECOND
+
+
+def _seconds_per_weight(planned: PlannedTensor, importance: bool) -> float:
+    cols = planned.info.cols
+    rows = min(max(1, _SAMPLE_WEIGHTS // cols), max(1, CHUNK_WEIGHTS // cols))
+    w = np.random.default_rng(0).standard_normal((rows, cols), dtype=np.float32)
+    if isinstance(planned.format, NeedsExtent):
+        planned = replace(planned, format=planned.format.with_extent(float(w.min()), float(w.max())))
+    if isinstance(planned.codec, StaticInput):
+        planned = replace(planned, codec=planned.codec.with_input_absmax(1.0))
+    columns = np.linspace(0.5, 1.5, cols, dtype=np.float32) if importance else None
+    _encode(planned, w[:1], columns)  # tables and imports are not what is measured
+    started = time.perf_counter()
+    _encode(planned, w, columns)
+    return (time.perf_counter() - started) / w.size
+
+
+def _encode(planned: PlannedTensor, w: np.ndarray, columns: np.ndarray | None) -> None:
+    if encode_stored(planned.codec, "f32", w.view(np.uint8), importance=columns) is None:
+        encode_rows(planned, w, columns)

@@ -1,0 +1,140 @@
+"""Quantized: what `quantize` made, or with --dry-run what it would make; as values, rows of a table, and JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitsmith.containers.manifest import Manifest
+from bitsmith.recipe.calibration_record import CalibrationRecord
+from bitsmith.recipe.plan import Plan, PlannedTensor, Target
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What was made, or with `manifest` None what would be made.
+
+    out: the file, or the folder; of a split file its first part
+    paths: every file
+    size: bytes of all files, exact before and after
+    calibration: what it was calibrated on; None without
+    calibration_memory: bytes that calibrating takes beside the rest: hidden states, a block twice, its largest Hessian,
+        the rows being rounded
+    method: how codes are chosen
+    notes: what happened that the user should know, of the run
+    expected_seconds, seconds: from a short measurement; real, 0.0 for a plan
+    verify_seconds, verify_cpu_seconds: of the real ones those for flushing to disk, reading back and comparing, by the
+        clock and by the processor's
+    peak_memory: bytes, of the whole process so far
+    """
+
+    target: Target
+    out: Path
+    paths: tuple[Path, ...]
+    plan: Plan
+    size: int
+    threads: int
+    expected_seconds: float
+    manifest: Manifest | None = None
+    seconds: float = 0.0
+    verify_seconds: float = 0.0
+    verify_cpu_seconds: float = 0.0
+    peak_memory: int = 0
+    calibration: CalibrationRecord | None = None
+    calibration_memory: int = 0
+    method: str = "nearest"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data a weight."""
+        return self.plan.bits_per_weight
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know."""
+        return self.plan.warnings
+
+    def worst(self, count: int = 3) -> list[tuple[str, float]]:
+        """The tensors of largest relative squared error."""
+        if self.manifest is None:
+            return []
+        lossy = [(t.name, t.error) for t in self.manifest.tensors if t.error > 0]
+        return sorted(lossy, key=lambda pair: -pair[1])[:count]
+
+    def tensor_rows(self) -> list[tuple[str, ...]]:
+        """One row a tensor: name, shape, from, to, bytes, why."""
+        return [
+            (
+                t.info.name,
+                "x".join(map(str, t.info.shape)),
+                t.source_layout,
+                t.info.layout,
+                f"{t.info.nbytes:,}",
+                t.reason,
+            )
+            for t in self.plan.tensors
+        ]
+
+    def grouped_rows(self) -> list[tuple[str, ...]]:
+        """One row for all tensors of the same kind in different blocks, layouts and reasons being equal."""
+        groups: dict[tuple[str, ...], list[PlannedTensor]] = {}
+        order: dict[str, int] = {}  # a kind's rows stay together, where it is first met
+        for t in self.plan.tensors:
+            kind = ".".join("*" if part.isdigit() else part for part in t.info.name.split("."))
+            shape = "x".join(map(str, t.info.shape))
+            order.setdefault(kind, len(order))
+            groups.setdefault((kind, shape, t.source_layout, t.info.layout, t.reason), []).append(t)
+        return [
+            (
+                kind if len(members) == 1 else f"{kind} ({len(members)})",
+                shape,
+                before,
+                after,
+                f"{sum(m.info.nbytes for m in members):,}",
+                why,
+            )
+            for (kind, shape, before, after, why), members in sorted(groups.items(), key=lambda g: order[g[0][0]])
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        errors = {t.name: t for t in self.manifest.tensors} if self.manifest else {}
+        return {
+            "model": str(self.plan.checkpoint.source.path),
+            "to": str(self.target),
+            "out": str(self.out),
+            "files": [str(path) for path in self.paths],
+            "written": self.manifest is not None,
+            "bytes": self.size,
+            "parameters": self.plan.parameters,
+            "bits_per_weight": self.bits_per_weight,
+            "threads": self.threads,
+            "expected_seconds": self.expected_seconds,
+            "seconds": self.seconds,
+            "verify_seconds": self.verify_seconds,
+            "verify_cpu_seconds": self.verify_cpu_seconds,
+            "peak_memory_bytes": self.peak_memory,
+            "method": self.method,
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
+            "calibration_memory_bytes": self.calibration_memory,
+            "notes": list(self.notes),
+            "warnings": list(self.warnings),
+            "tensors": [
+                {
+                    "name": t.info.name,
+                    "shape": list(t.info.shape),
+                    "from": t.source_layout,
+                    "to": t.info.layout,
+                    "bytes": t.info.nbytes,
+                    "why": t.reason,
+                    **(
+                        {"sha256": errors[t.info.name].sha256, "relative_squared_error": errors[t.info.name].error}
+                        if errors
+                        else {}
+                    ),
+                }
+                for t in self.plan.tensors
+            ],
+        }

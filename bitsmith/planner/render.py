@@ -1,0 +1,114 @@
+"""An report as plain values, for `--json`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from bitsmith.planner.advice import advise
+from bitsmith.planner.published import CUDA_CONTEXT
+from bitsmith.planner.report import DeviceSet, PlanReport, Row
+from bitsmith.planner.training import Training
+from bitsmith.planner.verdict import Verdict
+
+
+def to_dict(report: PlanReport) -> dict[str, Any]:
+    """Everything: the model, the load, the devices, every format with a verdict for each, training, advice.
+
+    Sizes in bytes, speeds in tokens a second, losses as mean KLD in nats a token.
+    """
+    subject, network = report.subject, report.subject.network
+    return {
+        "model": {
+            "name": subject.name,
+            "source": subject.said,
+            "architecture": network.arch,
+            "parameters": subject.parameters,
+            "active_parameters": subject.active,
+            "layers": network.layers,
+            "context": network.context,
+            "attention": network.attention,
+            "rule_of_thumb": subject.count is not None,
+        },
+        "load": asdict(report.load),
+        "devices": [_place(place) for place in report.places],
+        "formats": [_row(row, report.places) for row in report.rows],
+        "training": [
+            {
+                **asdict(training),
+                "total": training.total,
+                "assumptions": list(training.assumptions),
+                "fits": places_for(report, training),
+            }
+            for training in report.training
+        ],
+        "runtimes": {
+            verdict.runtime.name: {
+                "bandwidth_share": verdict.runtime.share,
+                "reserved": verdict.runtime.reserved,
+                "error": verdict.runtime.error,
+            }
+            for row in report.rows
+            for verdict in row.verdicts
+            if verdict.kind != "no runtime"
+        },
+        "advice": list(advise(report)),
+        "warnings": list(report.warnings),
+    }
+
+
+def places_for(report: PlanReport, training: Training) -> list[str]:
+    """Devices that hold a training by themselves, a process's context included."""
+    return [
+        place.name
+        for place in report.places
+        if training.total + (CUDA_CONTEXT if place.device.kind == "cuda" else 0) <= place.device.usable
+    ]
+
+
+def _place(place: DeviceSet) -> dict[str, Any]:
+    device = place.device
+    return {
+        "name": place.name,
+        "title": device.title,
+        "count": place.count,
+        "memory": device.memory,
+        "usable": device.usable,
+        "bandwidth": device.bandwidth or None,
+        "native": sorted(device.native),
+        "source": device.source,
+    }
+
+
+def _row(row: Row, places: tuple[DeviceSet, ...]) -> dict[str, Any]:
+    loss = row.loss
+    return {
+        "format": row.weights.target,
+        "tensor_bytes": row.weights.total,
+        "file_bytes": row.weights.file,
+        "exact": row.how,
+        "bits_per_weight": row.bits_per_weight,
+        "measured_kld": None if loss is None else loss.plain,
+        "measured_kld_calibrated": None if loss is None else loss.calibrated,
+        "notes": list(row.weights.notes),
+        "verdicts": [_verdict(verdict, place) for verdict, place in zip(row.verdicts, places, strict=True)],
+    }
+
+
+def _verdict(verdict: Verdict, place: DeviceSet) -> dict[str, Any]:
+    return {
+        "device": place.name,
+        "runtime": verdict.runtime.name,
+        "verdict": verdict.kind,
+        "text": verdict.text,
+        "weights": verdict.memory.weights,
+        "cache": verdict.memory.cache,
+        "working": verdict.memory.working,
+        "total": verdict.total,
+        "room": verdict.room,
+        "largest_context": verdict.context,
+        "layers_outside": verdict.outside,
+        "bytes_outside": verdict.outside_bytes,
+        "devices_needed": verdict.needed or None,
+        "tokens_per_second": verdict.speed,
+    }

@@ -1,0 +1,1 @@
+"""Number formats: which values a weight may take, and which code each weight gets."""

@@ -1,0 +1,92 @@
+"""The C++ core's part in ggml's formats: what it is told of a search, and the parameters that it finds.
+
+Its results equal those of the numpy code in `bitsmith.quant.scale_search` bit for bit. That code defines them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+
+from bitsmith.quant.formats.base import Format, Params
+from bitsmith.quant.grid import Array
+from bitsmith.quant.scale_search import column_weights
+from bitsmith.system.core import core
+
+if TYPE_CHECKING:
+    from bitsmith.system._core import Quantizer
+
+_ARGUMENTS = {"d": "d", "m": "m", "dmin": "m", "scales": "scales", "mins": "mins", "e": "scales"}  # by parameter
+
+
+@dataclass(frozen=True)
+class Search:
+    """The numbers of a format's search; bits, blocks and tables belong to the ggml type, which the core knows.
+
+    targets: levels tried for the largest weight of a block
+    divisors: what the largest scale of a super-block is divided by to get its d
+    reach: steps around the nearest integer scale that are tried; of scales that are bytes, the steps in their order
+    rounds: how often scales are refined
+    scales: what each scale byte means, ascending
+    """
+
+    type: str
+    targets: tuple[float, ...] = ()
+    divisors: tuple[float, ...] = ()
+    reach: tuple[int, ...] = ()
+    rounds: int = 0
+    scales: tuple[float, ...] = ()
+
+
+@runtime_checkable
+class Searched(Format, Protocol):
+    """A format that the core can search scales for."""
+
+    @property
+    def search(self) -> Search:
+        """What the core is told."""
+        ...
+
+    def fit_reference(self, w: Array, importance: Array | None = None) -> Params:
+        """`fit` without the core: its definition, and the way for torch tensors."""
+        ...
+
+
+def quantizer(format: Format, isa: str = "") -> Quantizer | None:
+    """The core's search for a format; None where there is no core, or it does not know the format.
+
+    isa: the instruction set it runs on; "" is the best there is. Results do not depend on it.
+    """
+    return _quantizer(format.search, isa) if isinstance(format, Searched) else None
+
+
+@cache
+def _quantizer(search: Search, isa: str) -> Quantizer | None:
+    native = core()
+    if native is None:
+        return None
+    found: Quantizer = native.Quantizer(
+        search.type,
+        targets=search.targets,
+        divisors=search.divisors,
+        reach=search.reach,
+        rounds=search.rounds,
+        scales=search.scales,
+        isa=isa,
+    )
+    return found
+
+
+def fitted(format: Searched, w: Array, importance: Array | None) -> Params:
+    """`Format.fit`, by the core where it is there and `w` is a numpy array of float32."""
+    chosen = quantizer(format) if isinstance(w, np.ndarray) and w.dtype == np.float32 else None
+    if chosen is None:
+        return format.fit_reference(w, importance)
+    layout = format.params_layout(*w.shape)
+    params = {name: np.empty(shape, dtype) for name, (shape, dtype) in layout.items()}
+    arguments = {_ARGUMENTS[name]: values for name, values in params.items()}
+    chosen.fit(np.require(w, requirements=["C", "A"]), columns=column_weights(importance), **arguments)
+    return params

@@ -1,0 +1,57 @@
+"""Stored precision of parameters, the same on numpy buffers and torch tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from array_api_compat import array_namespace, is_torch_array
+
+from bitsmith.quant.grid import Array
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+FLOAT16 = np.dtype(np.float16)
+FLOAT32 = np.dtype(np.float32)
+UINT8 = np.dtype(np.uint8)
+PRECISIONS: dict[str, np.dtype[Any]] = {"f32": FLOAT32, "f16": FLOAT16, "bf16": BFLOAT16}  # of scales, by name
+
+
+def stored(x: Array, dtype: np.dtype) -> Array:
+    """`x`, float32, rounded to `dtype` (half to even); what lies beyond its largest finite value becomes that."""
+    xp = array_namespace(x)
+    if dtype == FLOAT32:
+        return x
+    largest = float(ml_dtypes.finfo(dtype).max)
+    return xp.astype(xp.clip(x, -largest, largest), _dtype(xp, x, dtype))
+
+
+def to_float32(x: Array) -> Array:
+    """Stored parameters as float32, exact."""
+    xp = array_namespace(x)
+    return xp.astype(x, xp.float32)
+
+
+def constant(values: np.ndarray, like: Array) -> Array:
+    """`values` in the array namespace and on the device of `like`."""
+    xp = array_namespace(like)
+    return xp.asarray(values.copy(), device=like.device) if is_torch_array(like) else values
+
+
+def as_numpy(x: Array) -> np.ndarray:
+    """The same array on numpy's side; torch's bfloat16 becomes ml_dtypes' of the same bits."""
+    if not is_torch_array(x):
+        return np.asarray(x)
+    xp = array_namespace(x)
+    x = x.detach().cpu()
+    if x.dtype == xp.bfloat16:
+        bits: np.ndarray = x.contiguous().view(xp.int16).numpy()
+        return bits.view(BFLOAT16)
+    return np.asarray(x.numpy())
+
+
+def _dtype(xp: Any, x: Array, dtype: np.dtype) -> Any:
+    """The namespace's own name of a numpy dtype."""
+    if not is_torch_array(x):
+        return dtype
+    return {"bfloat16": xp.bfloat16, "float16": xp.float16, "uint8": xp.uint8}[dtype.name]

@@ -1,0 +1,188 @@
+"""GPTQ for every format: scales first, then codes column by column, each making up for the errors before it.
+
+Frantar et al. 2022 (GPTQ), in the form of Chee et al. 2023 (QuIP): see `hessian`. Scales are fitted before any code is
+chosen ("static groups"), so columns may be rounded in any order and files need no `g_idx`. What greedy rounding leaves
+is then taken up by coordinate descent on codes and scales under the same Hessian, see `descent` (codes alone: Behdin et
+al. 2023, QuantEase). Scales of groups fitted on the way ("dynamic groups") were measured too: no better than static
+ones that are fitted with D as importance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitsmith.errors import TensorError
+from bitsmith.quant.formats.base import Format, Params
+from bitsmith.quant.formats.precision import as_numpy
+from bitsmith.quant.grid import Array
+from bitsmith.quant.rounders.column_grid import STRIP, ColumnGrid, Slab, output_error, product
+from bitsmith.quant.rounders.descent import descend
+from bitsmith.quant.rounders.hessian import DAMPING, STEP, Factor, Order, prepare
+
+SLAB_ROWS = 2048  # rows worked on at once by `gptq`; a slab takes some ten times its weights in memory
+EVEN_ROWS = 16  # slabs are filled up to a multiple: products of fewer rows are summed in another order
+SWEEPS = 3
+
+
+@dataclass(frozen=True)
+class GptqReport:
+    """What rounding some rows cost. Errors are sums of e H e^T in the units of the Hessian, without damping.
+
+    rows: how many
+    error: of the codes returned; nearest: of the nearest values under weighted scales
+    kept: rows that kept the nearest values because GPTQ did worse
+    damping: see `Factor.damping`; dead: columns without input
+    """
+
+    rows: int
+    error: float
+    nearest: float
+    kept: int
+    damping: float
+    dead: int
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Codes uint8 [rows, cols] and stored parameters, in the library of the weights, and what they cost."""
+
+    codes: Array
+    params: Params
+    report: GptqReport
+
+
+def gptq(
+    w: Array,
+    format: Format,
+    hessian: Array,
+    *,
+    order: Order = "pivoted",
+    damping: float = DAMPING,
+    sweeps: int = SWEEPS,
+    refit: bool = True,
+) -> Rounded:
+    """Round `w`, float32 [rows, cols], so that the outputs lose little: `prepare`, then `gptq_rows` slab by slab."""
+    factor = prepare(hessian, order=order, damping=damping)
+    slabs = [
+        gptq_rows(w[start : start + SLAB_ROWS], format, factor, sweeps=sweeps, refit=refit)
+        for start in range(0, max(1, w.shape[0]), SLAB_ROWS)
+    ]
+    join = torch.cat if isinstance(w, Tensor) else np.concatenate
+    params = {name: join([slab.params[name] for slab in slabs]) for name in slabs[0].params}
+    return Rounded(join([slab.codes for slab in slabs]), params, joined(slab.report for slab in slabs))
+
+
+def gptq_rows(w: Array, format: Format, factor: Factor, *, sweeps: int = SWEEPS, refit: bool = True) -> Rounded:
+    """Round some rows of a matrix, float32 [rows, cols], numpy or torch; the factor serves all of them.
+
+    sweeps: rounds of coordinate descent after GPTQ's pass; 0 is GPTQ as published
+    refit: whether these rounds also refit scales and offsets to the codes, where the format can store others
+
+    A row that GPTQ rounds worse than nearest, with scales weighted by the Hessian's diagonal, keeps that. Rows do not
+    influence each other, and sums run in a fixed order: how rows are cut into slabs does not change the codes, nor does
+    the number of threads, as far as the linear algebra library sums 128 products in one order for any multiple of 16
+    rows (MKL does).
+    Raises TensorError where `w` is not finite or does not fit the Hessian.
+    """
+    rows = _even(_on_device(w, factor))
+    params = _fitted(format, rows, factor.diagonal)
+    grid = format.grid(params)
+    codes = grid.nearest(rows)
+    nearest_error = output_error((rows - grid.values(codes)).T.contiguous(), factor)
+    slab = _feedback(rows.T.contiguous(), format, _fitted(format, rows, factor.importance), factor)
+    for _ in range(sweeps):
+        descend(slab, format, factor, refit=refit)
+    error = output_error(slab.error, factor)
+    better = error < nearest_error
+    count = w.shape[0]
+    chosen = torch.where(better[:, None], slab.column_grid.codes(slab.levels).T, codes)[:count].contiguous()
+    params = {name: torch.where(better[:, None], slab.params[name], p)[:count] for name, p in params.items()}
+    report = GptqReport(
+        rows=count,
+        error=float(torch.minimum(error, nearest_error)[:count].sum()),
+        nearest=float(nearest_error[:count].sum()),
+        kept=int((error > nearest_error)[:count].sum()),
+        damping=factor.damping,
+        dead=factor.dead,
+    )
+    if isinstance(w, Tensor):
+        return Rounded(chosen, params, report)
+    return Rounded(as_numpy(chosen), {name: as_numpy(p) for name, p in params.items()}, report)
+
+
+def joined(reports: Iterable[GptqReport]) -> GptqReport:
+    """The report of all rows from those of slabs; at least one."""
+    parts = list(reports)
+    return GptqReport(
+        rows=sum(part.rows for part in parts),
+        error=sum(part.error for part in parts),
+        nearest=sum(part.nearest for part in parts),
+        kept=sum(part.kept for part in parts),
+        damping=max(part.damping for part in parts),
+        dead=parts[0].dead,
+    )
+
+
+def _on_device(w: Array, factor: Factor) -> Tensor:
+    rows = torch.as_tensor(w, device=factor.hessian.device)
+    if rows.ndim != 2 or rows.shape[1] != factor.cols:
+        raise TensorError(
+            f"weights [rows, {factor.cols}] were expected, as wide as the Hessian; found {list(rows.shape)}. The "
+            "statistics belong to another tensor."
+        )
+    if not bool(torch.isfinite(rows).all()):
+        raise TensorError("the weights hold NaN or infinite values; the checkpoint is damaged: download it again.")
+    return rows
+
+
+def _even(rows: Tensor) -> Tensor:
+    missing = -rows.shape[0] % EVEN_ROWS
+    return torch.cat([rows, rows.new_zeros(missing, rows.shape[1])]) if missing else rows
+
+
+def _fitted(format: Format, rows: Tensor, importance: Tensor) -> dict[str, Tensor]:
+    """`Format.fit`, which is fastest on numpy buffers where there is no accelerator."""
+    if rows.device.type != "cpu":
+        return dict(format.fit(rows, importance))
+    params = format.fit(rows.numpy(), importance.numpy())
+    return {name: _as_torch(np.ascontiguousarray(p)) for name, p in params.items()}
+
+
+def _as_torch(p: np.ndarray) -> Tensor:
+    if p.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(p.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(p)
+
+
+def _feedback(weights: Tensor, format: Format, params: dict[str, Tensor], factor: Factor) -> Slab:
+    """GPTQ's pass: weights [cols, rows] rounded in the factor's order, lazily by STEP columns."""
+    cols = factor.cols
+    column_grid = ColumnGrid(format.grid(params), cols)
+    order = factor.order.tolist()
+    ordered = weights if factor.natural else weights[factor.order]
+    levels, error = torch.empty_like(weights), torch.empty_like(weights)
+    u = factor.feedback
+    for start in range(0, cols, STEP):
+        stop = min(start + STEP, cols)
+        target = product(u[:start, start:stop], error[:start]).add_(ordered[start:stop])
+        for left in range(start, stop, STRIP):
+            right = min(left + STRIP, stop)
+            for j in range(left, right):
+                level = column_grid.level(order[j], target[j - start])
+                levels[order[j]] = level
+                torch.sub(ordered[j], column_grid.value(order[j], level), out=error[j])
+                if j + 1 < right:
+                    target[j + 1 - start : right - start].addr_(u[j, j + 1 : right], error[j])
+            if right < stop:
+                target[right - start :].addmm_(u[left:right, right:stop].T, error[left:right])
+    if not factor.natural:
+        by_column = torch.empty_like(error)
+        by_column[factor.order] = error
+        error = by_column
+    return Slab(weights, levels, error, column_grid, params)

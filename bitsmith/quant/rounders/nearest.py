@@ -1,0 +1,17 @@
+"""Round to nearest: scales fitted, then for each weight the nearest value of its grid."""
+
+from __future__ import annotations
+
+from bitsmith.quant.formats.base import Format, Params, ReferenceCoded
+from bitsmith.quant.grid import Array
+
+
+def nearest(w: Array, format: Format, importance: Array | None = None) -> tuple[Array, Params]:
+    """Codes uint8 [rows, cols] and stored parameters for `w`, float32 [rows, cols].
+
+    importance: [cols] float32 or None, see `Format.fit`.
+    """
+    if importance is None and isinstance(format, ReferenceCoded):
+        return format.reference(w)
+    params = format.fit(w, importance)
+    return format.grid(params).nearest(w), params

@@ -1,0 +1,255 @@
+"""The decoder on the C++ core: packed weights, numpy in and out, no torch.
+
+The same network as `model.decoder.Decoder`; all layers of a pass run in one call (csrc/run/model.cpp).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitsmith.errors import FileError, UsageError
+from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.rope import rope_frequencies, rope_magnitude
+from bitsmith.runtime.kernel import Weight
+from bitsmith.runtime.tokens import checked_padding, checked_tokens
+from bitsmith.runtime.types import FLOATS, PACKED
+from bitsmith.runtime.weights import LINEARS, WeightReader
+from bitsmith.system.core import core
+from bitsmith.system.progress import Progress, Report, silent
+
+_SLAB_WEIGHTS = 4 << 20  # weights decoded at a time: 16 MB of float32
+
+
+class CoreCache:
+    """Keys and values, and the rotations of all positions; see `model.base.AnyCache`.
+
+    type: "f16", "q8_0" (blocks of 32 int8 with a float16 scale), or "f32"
+    """
+
+    def __init__(
+        self, config: ModelConfig, capacity: int, *, type: str, batch: int = 1, padding: np.ndarray | None = None
+    ) -> None:
+        self.capacity, self.batch, self.length = capacity, batch, 0
+        self.padding = checked_padding(padding, batch)
+        self._config, self._type = config, type
+        angles = np.arange(capacity, dtype=np.float32)[:, None] * rope_frequencies(config.rope)
+        magnitude = np.float32(rope_magnitude(config.rope))
+        rotation = np.cos(angles) * magnitude, np.sin(angles) * magnitude
+        shape = (config.layers, batch, config.kv_heads, config.head_dim, capacity)
+        self.native = _core().Cache(*shape, type, *rotation)
+
+    def truncate(self, length: int) -> None:
+        """Forget all positions from `length` on. Raises UsageError for a length beyond what is filled."""
+        if not 0 <= length <= self.length:
+            raise UsageError(f"a cache filled to {self.length} cannot be cut to {length}.")
+        self.length = length
+
+    def grown(self, capacity: int) -> CoreCache:
+        """A copy with room for `capacity` positions, at least those filled."""
+        bigger = CoreCache(self._config, capacity, type=self._type, batch=self.batch, padding=self.padding)
+        bigger.native.copy(self.native, self.length)
+        bigger.length = self.length
+        return bigger
+
+
+class CoreDecoder:
+    """See `model.base.AnyDecoder`. Everything it returns is numpy, float32.
+
+    cache_type: of the caches it makes, see `CoreCache`
+    """
+
+    def __init__(self, config: ModelConfig, native: Any, token_bytes: int, *, cache_type: str) -> None:
+        self.config = config
+        self.token_bytes = token_bytes
+        self.cache_type = cache_type
+        self._native = native
+
+    def new_cache(self, capacity: int, *, batch: int = 1, padding: np.ndarray | None = None) -> CoreCache:
+        """An empty cache."""
+        return CoreCache(self.config, capacity, type=self.cache_type, batch=batch, padding=padding)
+
+    def forward(
+        self,
+        tokens: np.ndarray,
+        cache: CoreCache | None = None,
+        *,
+        padding: np.ndarray | None = None,
+        first: int = 0,
+    ) -> np.ndarray:
+        """See `Decoder.forward`: float32 [batch, n - first, vocab]."""
+        return self.logits(self.hidden(tokens, cache, padding=padding)[:, first:])
+
+    def hidden(
+        self, tokens: np.ndarray, cache: CoreCache | None = None, *, padding: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The hidden states after the last layer, before the final norm: float32 [batch, n, hidden]."""
+        ids = checked_tokens(tokens, self.config.vocab)
+        batch, n = ids.shape
+        if cache is None:
+            cache = self.new_cache(n, batch=batch, padding=padding)
+        elif cache.batch != batch or padding is not None:
+            raise UsageError(f"a cache for {cache.batch} sequences with its own padding got a batch of {batch}.")
+        if cache.length + n > cache.capacity:
+            raise UsageError(f"a cache of {cache.capacity} positions cannot hold {cache.length + n}.")
+        states: np.ndarray = self._native.hidden(ids, cache.length, cache.padding, cache.native)
+        cache.length += n
+        return states
+
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
+        """Final norm and output projection: float32 [..., hidden] -> [..., vocab]."""
+        rows: np.ndarray = self._native.logits(np.ascontiguousarray(hidden))
+        return rows.reshape(*hidden.shape[:-1], -1)
+
+    def prefill(self, tokens: np.ndarray, cache: CoreCache, *, chunk: int = 512) -> np.ndarray:
+        """See `Decoder.prefill`: float32 [batch, vocab]."""
+        for start in range(0, max(tokens.shape[1], 1), chunk):
+            states = self.hidden(tokens[:, start : start + chunk], cache)
+        return self.logits(states[:, -1])
+
+    def numpy(self, x: np.ndarray) -> np.ndarray:
+        """The same."""
+        return x
+
+
+def load_core(
+    config: ModelConfig,
+    read: WeightReader,
+    *,
+    threads: int,
+    exact: bool,
+    cache_type: str = "f16",
+    isa: str | None = None,
+    report: Report = silent,
+) -> CoreDecoder:
+    """Read every tensor and make it ready for products.
+
+    Matrices of ggml's block types (PACKED), integers by groups and NF4 stay packed, interleaved by 16 rows; floats are
+    mapped from their file where they lie in one piece; everything else is decoded to float32.
+
+    exact: inputs of products stay float32; otherwise those of packed matrices are rounded in blocks of 32, to int8 in
+        prompts and to 15 bits where a single row is computed
+    isa: instruction set; None: the best, or the one BITSMITH_ISA names
+    Raises FileError where a file ends too early.
+    """
+    native = _core()
+    loader = _Loader(read, native.Pool(threads))
+    model = native.Model(
+        config.hidden,
+        config.heads,
+        config.kv_heads,
+        config.head_dim,
+        config.norm_eps,
+        config.rope.interleaved,
+        exact,
+        isa or native.isa(),
+        loader.pool,
+    )
+    try:
+        sliding = config.window_layers or tuple(range(config.layers))
+        for layer in range(config.layers):
+            report(Progress("load", layer, config.layers, "layers", f"blk.{layer}"))
+            prefix = f"blk.{layer}."
+            biased = {"q": config.qkv_bias, "k": config.qkv_bias, "v": config.qkv_bias, "output": config.output_bias}
+            linears = [
+                loader.linear(prefix + name, biased.get(field, config.mlp_bias)) for name, field in LINEARS.items()
+            ]
+            heads = [loader.vector(f"{prefix}attn_{name}_norm.weight") if config.qk_norm else None for name in "qk"]
+            norms = [loader.vector(f"{prefix}{name}_norm.weight") for name in ("attn", "ffn")]
+            model.add_block(*norms, *heads, linears, config.window if layer in sliding else 0)
+        loaded = loader.bytes
+        embedding = loader.matrix("token_embd.weight")
+        output = embedding if config.tied else loader.matrix("output.weight")
+        model.set_ends(embedding, loader.vector("output_norm.weight"), output)
+    finally:
+        loader.close()
+    report(Progress("load", config.layers, config.layers, "layers"))
+    row = 0 if config.tied else embedding.row_bytes
+    return CoreDecoder(config, model, loaded + output.nbytes + row, cache_type=cache_type)
+
+
+class _Loader:
+    """Makes matrices. `bytes` counts them as they lie in memory."""
+
+    def __init__(self, read: WeightReader, pool: Any) -> None:
+        self.pool = pool
+        self.bytes = 0
+        self._read = read
+        self._files: dict[Path, int] = {}
+        self._maps: dict[Path, mmap.mmap] = {}
+
+    def vector(self, name: str) -> np.ndarray:
+        return np.ascontiguousarray(self._read(name).vector(), np.float32)
+
+    def linear(self, name: str, biased: bool) -> Any:
+        bias = self.vector(f"{name}.bias") if biased else None
+        return _core().Linear(self.matrix(f"{name}.weight"), bias)
+
+    def matrix(self, name: str) -> Any:
+        """The tensor as the core's Matrix."""
+        weight = self._read(name)
+        made = self._stored(weight) if weight.info.layout in PACKED + FLOATS and weight.extent else self._made(weight)
+        self.bytes += made.nbytes
+        return made
+
+    def _stored(self, weight: Weight) -> Any:
+        info, extent = weight.info, weight.extent
+        assert extent is not None
+        descriptor = self._open(extent.path)
+        if info.layout in FLOATS:
+            if os.fstat(descriptor).st_size < extent.offset + info.nbytes:
+                raise FileError(f"{extent.path}: {info.name}: the file is shorter than when it was opened.")
+            data = np.frombuffer(self._map(extent.path), np.uint8, info.nbytes, extent.offset)
+            return _core().view_matrix(info.layout, info.rows, info.cols, data)
+        matrix = _core().Matrix(info.layout, info.rows, info.cols)
+        try:
+            matrix.read(descriptor, extent.offset, self.pool)
+        except RuntimeError as error:
+            raise FileError(f"{extent.path}: {info.name}: {error} Something else may be writing to it.") from None
+        return matrix
+
+    def _made(self, weight: Weight) -> Any:
+        """From codes where the core has blocks for their format, else decoded."""
+        from bitsmith.runtime.core_grids import grid_layout, grid_rows  # and with it all formats
+
+        rows, cols = weight.info.rows, weight.info.cols
+        codes = weight.codes(0, 0)
+        layout = None if codes is None else grid_layout(codes.format, cols)
+        matrix = _core().Matrix(layout or "f32", rows, cols)
+        step = max(32, _SLAB_WEIGHTS // max(cols, 1) // 32 * 32)
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            if layout is None:
+                data = np.ascontiguousarray(weight.rows(start, stop), np.float32)
+            else:
+                slab = weight.codes(start, stop)
+                assert slab is not None
+                data = grid_rows(slab, layout)
+            matrix.fill(start, stop - start, data.reshape(-1).view(np.uint8), self.pool)
+        return matrix
+
+    def _open(self, path: Path) -> int:
+        if path not in self._files:
+            self._files[path] = os.open(path, os.O_RDONLY)
+        return self._files[path]
+
+    def _map(self, path: Path) -> mmap.mmap:
+        """The whole file: only then can the system use large pages."""
+        if path not in self._maps:
+            self._maps[path] = mmap.mmap(self._open(path), 0, access=mmap.ACCESS_READ)
+        return self._maps[path]
+
+    def close(self) -> None:
+        """Mapped pages stay without the files' descriptors."""
+        for descriptor in self._files.values():
+            os.close(descriptor)
+
+
+def _core() -> Any:
+    module = core()
+    assert module is not None
+    return module

@@ -1,0 +1,77 @@
+"""Codes of safetensors folders as the C++ core multiplies them: rows of its blocks (csrc/run/panels.h)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bitsmith.containers.gguf.blocks import CODECS
+from bitsmith.containers.gguf.types import TYPES
+from bitsmith.quant.formats.affine import Affine
+from bitsmith.quant.formats.base import Format
+from bitsmith.quant.formats.codebook import Codebook, DoublyQuantized
+from bitsmith.quant.formats.ggml import GGML_FORMATS
+from bitsmith.quant.formats.tensorwide import TensorWide
+from bitsmith.quant.tensor import QuantTensor
+from bitsmith.runtime.types import PACKED
+
+_WIDTHS = (128, 64, 32)  # columns of a block
+_RUN = 32  # columns whose nibbles lie together
+
+
+def grid_layout(format: Format, cols: int) -> str | None:
+    """The core's layout for rows of `cols` weights in a format, "int4_128"; None where it has none.
+
+    A block is as wide as divides the weights that share a scale, and stores their scale again.
+    """
+    if format.name in GGML_FORMATS:
+        return format.name if format.name in PACKED and cols % format.multiple == 0 else None
+    while isinstance(format, TensorWide | DoublyQuantized):
+        format = format.row if isinstance(format, TensorWide) else format.plain
+    if isinstance(format, Affine):
+        kind, shared = "int8" if format.bits == 8 else "int4", format.group or cols
+    elif isinstance(format, Codebook) and format.name == "nf4":
+        kind, shared = "nf4", format.block or cols
+    else:
+        return None
+    width = next((width for width in _WIDTHS if shared % width == 0), None)
+    return None if width is None else f"{kind}_{width}"
+
+
+def block_bytes(layout: str, cols: int) -> int:
+    """Bytes of a row in such a layout: codes, and for each block a scale and, of integers, an offset."""
+    if layout in TYPES:
+        return TYPES[layout].row_bytes(cols)
+    kind, _, width = layout.partition("_")
+    codes = cols if kind == "int8" else cols // 2
+    return codes + cols // int(width) * (4 if kind == "nf4" else 8)
+
+
+def grid_rows(tensor: QuantTensor, layout: str) -> np.ndarray:
+    """Rows of blocks: uint8 [rows, bytes per row]. The tensor's format must have this layout, see `grid_layout`.
+
+    ggml's formats become ggml's blocks.
+
+    A block: float32 scale; for integers float32 offset; codes, a byte each or two nibbles, of column j and j + 16 of
+    a run. Integers of fewer than 4 bits are stored as those of 4, all with half of the range added.
+    """
+    if layout in GGML_FORMATS:
+        return CODECS[layout].encode(tensor)["data"]
+    kind, _, width = layout.partition("_")
+    grid = tensor.format.grid(tensor.params)
+    codes = np.asarray(tensor.codes)
+    if kind != "nf4":
+        codes = codes + np.uint8((128 if kind == "int8" else 8) + int(grid.table[0]))
+    rows, cols = codes.shape
+    blocks = cols // int(width)
+    params = (
+        [grid.scale]
+        if kind == "nf4"
+        else [grid.scale, np.zeros_like(grid.scale) if grid.offset is None else grid.offset]
+    )
+    heads = [np.repeat(param, blocks // param.shape[1], axis=1)[:, :, None].view(np.uint8) for param in params]
+    if kind == "int8":
+        packed = codes.reshape(rows, blocks, -1)
+    else:
+        halves = codes.reshape(rows, blocks, -1, 2, _RUN // 2)
+        packed = (halves[:, :, :, 0] | halves[:, :, :, 1] << 4).reshape(rows, blocks, -1)
+    return np.concatenate([*heads, packed], axis=2).reshape(rows, -1)

@@ -1,0 +1,125 @@
+"""The seams of computing: the quantized linear (Kernel) and the few other operations a decoder needs (Ops)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from bitsmith.containers.base import Extent, Source
+from bitsmith.quant.tensor import QuantTensor, TensorInfo
+
+if TYPE_CHECKING:
+    from bitsmith.quant.input_rounding import InputRounding
+
+Tensor = Any  # a torch tensor or a numpy array: what the Ops at hand compute with
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor of an opened file, read when asked.
+
+    info: shape and layout
+    rows: (start, stop) -> float32 [stop - start, cols]; a vector is one row
+    activations: how the file wants a matrix's input rounded; None: not at all
+    extent: where its bytes lie in one piece; None where they do not
+    codes: (start, stop) -> the rows as codes, or None; see `Source.codes`
+    """
+
+    info: TensorInfo
+    rows: Callable[[int, int], np.ndarray]
+    input_rounding: InputRounding | None = None
+    extent: Extent | None = None
+    codes: Callable[[int, int], QuantTensor | None] = lambda start, stop: None
+
+    @classmethod
+    def of(cls, source: Source, name: str) -> Weight:
+        """The tensor `name` of `source`. Raises as `Source.input_rounding` does."""
+
+        def rows(start: int, stop: int) -> np.ndarray:
+            return source.rows(name, start, stop)
+
+        def codes(start: int, stop: int) -> QuantTensor | None:
+            return source.codes(name, start, stop)
+
+        return cls(source.tensors[name], rows, source.input_rounding(name), source.extent(name), codes)
+
+    def vector(self) -> np.ndarray:
+        """A one-dimensional tensor: float32 [n]."""
+        return self.rows(0, 1).reshape(-1)
+
+
+class Kernel(Protocol):
+    """The product with a stored matrix. What `prepare` returns is the kernel's own; nobody else looks into it."""
+
+    def supports(self, layout: str, device: str) -> bool:
+        """Whether matrices of this layout (see `TensorInfo.layout`) can be prepared on this device."""
+        ...
+
+    def prepare(self, weight: Weight) -> Any:
+        """Make a matrix [rows, cols] ready."""
+        ...
+
+    def linear(self, x: Tensor, prepared: Any) -> Tensor:
+        """x float32 [..., cols] times the matrix transposed: float32 [..., rows]."""
+        ...
+
+    def gather(self, prepared: Any, ids: Tensor) -> Tensor:
+        """Rows of the matrix: ids int64 [...] -> float32 [..., cols]. The embedding."""
+        ...
+
+    def nbytes(self, prepared: Any) -> int:
+        """Bytes that a product reads of the matrix, as it lies in memory."""
+        ...
+
+
+class Ops(Protocol):
+    """What a decoder does besides products with its weights. All floats are float32.
+
+    torch (`kernels.torch_ops`) is the reference. Tensors also need +, *, slicing, slice assignment, reshape and
+    swapaxes, which torch and numpy spell the same.
+    """
+
+    def array(self, values: np.ndarray) -> Tensor:
+        """A numpy array as a tensor of these operations, dtype kept."""
+        ...
+
+    def numpy(self, x: Tensor) -> np.ndarray:
+        """The reverse of `array`."""
+        ...
+
+    def zeros(self, shape: tuple[int, ...]) -> Tensor:
+        """Float32 zeros."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019)."""
+        ...
+
+    def rotation(self, positions: np.ndarray, frequencies: np.ndarray, magnitude: float) -> tuple[Tensor, Tensor]:
+        """cos and sin of positions int64 [batch, n] times frequencies float32 [dim / 2], each multiplied by
+        `magnitude`: float32 [batch, 1, n, dim / 2].
+        """
+        ...
+
+    def rotate(self, x: Tensor, rotation: tuple[Tensor, Tensor], interleaved: bool) -> Tensor:
+        """Turn the first dim dimensions of each head by pairs, (2 i, 2 i + 1) if interleaved, else (i, i + dim / 2).
+
+        x: [batch, heads, n, head_dim]
+        """
+        ...
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+        """softmax(q k^T / sqrt(head_dim)) v, grouped heads sharing keys and values without copies.
+
+        q: [batch, heads, n, head_dim]; k, v: [batch, kv_heads, m, head_dim]
+        visible: boolean [batch or 1, n, m], at least one key a query; None where every key is visible
+        Returns [batch, n, heads * head_dim].
+        """
+        ...
+
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        """gate * sigmoid(gate) * up (Shazeer 2020)."""
+        ...

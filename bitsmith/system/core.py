@@ -1,0 +1,75 @@
+"""The C++ core, where this installation has it.
+
+The environment variable BITSMITH_CORE is 0 to do without, or the path of another build of the core (`make sanitize`
+makes one, as does comparing two).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from bitsmith.errors import UsageError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+
+@cache
+def core() -> ModuleType | None:
+    """The extension module; None where it was not built, cannot be loaded, or BITSMITH_CORE=0 turns it off.
+
+    Raises UsageError where BITSMITH_CORE names a build that cannot be loaded, or BITSMITH_ISA an instruction set that
+    this processor has not.
+    """
+    return _loaded()[0]
+
+
+def missing() -> str | None:
+    """Why there is no core, for a note to the user; None where there is one."""
+    return _loaded()[1]
+
+
+@cache
+def _loaded() -> tuple[ModuleType | None, str | None]:
+    wanted = os.environ.get("BITSMITH_CORE", "")
+    if wanted == "0":
+        return None, "the C++ core is turned off (BITSMITH_CORE=0)"
+    if wanted not in ("", "1"):
+        return _checked(_load(wanted)), None
+    try:
+        return _checked(import_module("bitsmith.system._core")), None
+    except ModuleNotFoundError:
+        return None, "this installation has no C++ core"
+    except ImportError as error:
+        return None, f"the C++ core cannot be loaded ({error})"
+
+
+def _checked(module: ModuleType) -> ModuleType:
+    """The core. Raises UsageError where BITSMITH_ISA names an instruction set that is not there."""
+    try:
+        module.isa()
+    except ValueError as error:
+        raise UsageError(f"BITSMITH_ISA={os.environ.get('BITSMITH_ISA')}: {error}") from None
+    return module
+
+
+def _load(path: str) -> ModuleType:
+    """The build of the core at `path`, as the module that everything imports."""
+    from importlib.machinery import ExtensionFileLoader
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    name = "bitsmith.system._core"
+    spec = spec_from_file_location(name, path, loader=ExtensionFileLoader(name, path))
+    assert spec is not None
+    assert spec.loader is not None
+    try:
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise UsageError(f"BITSMITH_CORE={path}: expected 0, or a build of bitsmith's core; {error}.") from error
+    sys.modules[name] = module
+    return module
