@@ -13,8 +13,9 @@ from torch import Tensor
 from bitsmith.calibration.collect import HEAD, decoder_without_blocks, embed, not_finite, require_finite
 from bitsmith.calibration.folding import block_tensors, folded, with_tensors
 from bitsmith.calibration.hidden import HiddenStates
-from bitsmith.calibration.learned import BlockTuner
-from bitsmith.calibration.rounding import LinearRounder, RoundingReport, clipped_nearest, gptq_rounder
+from bitsmith.calibration.method import Method
+from bitsmith.calibration.resources import Resources
+from bitsmith.calibration.rounding import LinearRounder, RoundingReport
 from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.calibration.stats import GramMeter, Stats
 from bitsmith.calibration.trainable import Start
@@ -27,14 +28,14 @@ from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.quant.rounders.effort import EFFORTS, Effort
 from bitsmith.quant.rounders.gptq import SLAB_ROWS
 from bitsmith.quant.tensor import QuantTensor
-from bitsmith.recipe.method import Method
+from bitsmith.recipe.rounded_rows import RoundedRows
 from bitsmith.runtime.decoder import Decoder
 from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.ops import TorchOps
 from bitsmith.runtime.weights import LINEARS, Block, Linear, WeightLoader, weight_reader
 from bitsmith.system.memory import available_memory
-from bitsmith.system.progress import Progress, Report, silent
+from bitsmith.system.progress import Report, silent
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class BlockwiseTask:
     """What is to be made of a model's blocks.
 
     formats: by GGUF name without ".weight" ("blk.0.attn_q", "output"); linears that are not named keep their weights
-    inputs: how what linears are given is rounded, by the same names
+    inputs: how inputs of products are rounded, by the same names
     rescalings: by layer, found on the original model
     stored: types of norms, see `folded`
     effort: see `EFFORTS`; seed: of the order of its windows
@@ -58,156 +59,171 @@ class BlockwiseTask:
 
 
 @dataclass(frozen=True)
-class BlockTensor:
-    """Rows of a tensor of a block, or of the head, as they are to be stored.
+class Rounded:
+    """The result of one step.
 
-    name: GGUF's ("blk.0.attn_q.weight"); rows are in the source's order
-    start: of the rows; a tensor that comes in pieces comes in order
-    weight: float32 [rows, cols] (a vector is one row), what is to be stored, rescaled where it was
-    tensor: its codes, numpy arrays; None where it is stored as floats
+    rows: what is to be stored, under GGUF's names: the rounded linears, and what else was rescaled
+    reports: what rounding cost, by linear without ".weight"
     """
 
-    name: str
-    start: int
-    weight: np.ndarray
-    tensor: QuantTensor | None
+    rows: tuple[RoundedRows, ...]
+    reports: Mapping[str, RoundingReport]
 
 
-def round_blocks(
-    checkpoint: Checkpoint,
-    tokens: CalibrationTokens,
-    task: BlockwiseTask,
-    reports: dict[str, RoundingReport],
-    *,
-    memory: int | None = None,
-    threads: int | None = None,
-    device: str = "cpu",
-    report: Report = silent,
-) -> Iterator[BlockTensor]:
-    """All blocks, then the head where `task.formats` names it. Linears of a group share their statistics; groups are
-    taken in the order they are computed, each after the ones before it were rounded.
+class BlockwiseRounding:
+    """A model that is rounded step by step: `block(0)`, `block(1)`, ..., then the slabs of the head.
 
-    reports: filled with what rounding cost, by linear, as it goes
-    memory: bytes for all hidden states together, see `HiddenStates` and `Method.hidden_state_buffers`
-    threads: torch.set_num_threads for the whole process; None leaves it alone
-    One block's weights are held at a time, in float32, with one Hessian and its factor. Same tokens, same codes.
-    Raises TensorError where an input is not finite, naming the linear.
+    Each block sees the inputs that the rounded blocks before it give. Linears of a group share their statistics;
+    groups are taken in the order they are computed, each after the ones before it were rounded. One block's weights
+    are held at a time, in float32, with one Hessian and its factor. Same tokens, same codes.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    loader = WeightLoader(
-        checkpoint.config, weight_reader(checkpoint), DenseKernel(device=device), TorchOps(device), device
-    )
-    walk = _Walk(decoder_without_blocks(loader), task, reports, report)
-    share = _share(memory, task.method.hidden_state_buffers(task.effort))
-    hidden = embed(walk.decoder, tokens.tokens, memory=share)
-    truth = (
-        embed(walk.decoder, tokens.tokens, memory=share) if task.method.hidden_state_buffers(task.effort) > 1 else None
-    )
-    layers = checkpoint.config.layers
-    for layer in range(layers):
-        report(Progress(task.method.rounder, layer, layers, "blocks", f"blk.{layer}"))
-        block = loader.block(f"blk.{layer}.")
+
+    def __init__(
+        self, checkpoint: Checkpoint, tokens: CalibrationTokens, task: BlockwiseTask, resources: Resources
+    ) -> None:
+        """Embed the tokens."""
+        if resources.threads is not None:
+            torch.set_num_threads(resources.threads)
+        device = resources.device
+        self.layers = checkpoint.config.layers
+        self._loader = WeightLoader(
+            checkpoint.config, weight_reader(checkpoint), DenseKernel(device=device), TorchOps(device), device
+        )
+        self._steps = _Steps(decoder_without_blocks(self._loader), task)
+        self._next = 0
+        buffers = task.method.hidden_state_buffers(task.effort)
+        share = _share(resources.memory, buffers)
+        self._hidden = embed(self._steps.decoder, tokens.tokens, memory=share)
+        self._truth = embed(self._steps.decoder, tokens.tokens, memory=share) if buffers > 1 else None
+
+    def block(self, layer: int, report: Report = silent) -> Rounded:
+        """Round the next block, and move the hidden states behind it.
+
+        Raises TensorError, naming the linear, where a weight or an input is not finite; ValueError for a block out of
+        turn.
+        """
+        if layer != self._next:
+            raise ValueError(f"block {layer} was asked for, but block {self._next} is next.")
+        block = self._loader.block(f"blk.{layer}.")
         require_finite(block, f"blk.{layer}.")
-        yield from walk.block(layer, block, hidden, truth)
-    if HEAD in task.formats:
-        yield from walk.head(loader.read(f"{HEAD}.weight"), hidden, truth)
-    report(Progress(task.method.rounder, layers, layers, "blocks"))
+        self._next += 1
+        return self._steps.block(layer, block, _States(self._hidden, self._truth), report)
 
+    def head(self) -> Iterator[Rounded]:
+        """The output matrix in slabs of rows, one a step; nothing where the task does not name it.
 
-def _share(memory: int | None, hidden_state_buffers: int) -> int | None:
-    """Bytes for each of several hidden states."""
-    room = available_memory() if memory is None else 2 * memory
-    return None if room is None else room // 2 // hidden_state_buffers
+        To be taken after all blocks; raises as `block` does.
+        """
+        if HEAD not in self._steps.task.formats:
+            return
+        if self._next != self.layers:
+            raise ValueError(f"the head was asked for, but block {self._next} is next.")
+        weight = self._loader.read(f"{HEAD}.weight")
+        rounder = self._steps.head_rounder(_States(self._hidden, self._truth))
+        for start in range(0, weight.info.rows, SLAB_ROWS):
+            yield self._steps.head_slab(rounder, weight, start)
 
 
 @dataclass(frozen=True)
-class _Walk:
-    """What stays the same from block to block."""
+class _States:
+    """Hidden states before a block.
+
+    hidden: as the rounded blocks give them; truth: as the original model gives them, None where nothing needs them
+    """
+
+    hidden: HiddenStates
+    truth: HiddenStates | None
+
+
+def _share(memory: int | None, buffers: int) -> int | None:
+    """Bytes for each of several buffers of hidden states."""
+    room = available_memory() if memory is None else 2 * memory
+    return None if room is None else room // 2 // buffers
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What stays the same from step to step."""
 
     decoder: Decoder
     task: BlockwiseTask
-    reports: dict[str, RoundingReport]
-    report: Report
 
     @property
     def _effort(self) -> Effort:
         return EFFORTS[self.task.effort]
 
-    def block(
-        self, layer: int, original: Block, hidden: HiddenStates, truth: HiddenStates | None
-    ) -> Iterator[BlockTensor]:
-        """Round one block and move `hidden` behind what became of it, `truth` behind the original.
-
-        truth: hidden states of the original model, for rounders that make up for what the prefix lost
-        """
+    def block(self, layer: int, original: Block, states: _States, report: Report) -> Rounded:
+        """Round one block; its states are moved behind it."""
+        row = self.task.method.row
         changed = folded(original, self.task.rescalings.get(layer, ()), self.decoder.config, self.task.stored)
         start = with_tensors(original, changed)
-        inputs = hidden.copy() if self.task.method.rounder == "learned" else None
-        block, rounded = self._rounding_inputs(layer, start), dict[str, QuantTensor]()
+        inputs = None if row.tuner is None else states.hidden.copy()
+        block, codes, reports = self._groups(layer, start, states)
+        weights = block_tensors(start)
+        if inputs is not None and states.truth is not None and row.tuner is not None and codes:
+            starts = {name: Start(weights[f"{name}.weight"], tensor) for name, tensor in codes.items()}
+            tuner = row.tuner(self.decoder, layer, block, self._effort, self.task.seed)
+            codes = dict(tuner.tune(starts, inputs, states.truth, report).tensors)
+            block = with_tensors(block, {f"{name}.weight": tensor.values() for name, tensor in codes.items()})
+            states.hidden.become(inputs)
+            for name in HALVES:
+                advance_half(self.decoder, layer, block, name, states.hidden)
+        prefix = f"blk.{layer}."
+        return Rounded(
+            tuple(_rows(prefix, weights, codes, changed)), {prefix + name: said for name, said in reports.items()}
+        )
+
+    def _groups(
+        self, layer: int, start: Block, states: _States
+    ) -> tuple[Block, dict[str, QuantTensor], dict[str, RoundingReport]]:
+        """The linears of a block rounded group by group: the block they make, their codes and reports by name.
+
+        The states are moved behind the block: `hidden` by the rounded one, `truth` by `start`.
+        """
+        block = self._rounding_inputs(layer, start)
+        codes, reports = dict[str, QuantTensor](), dict[str, RoundingReport]()
         for group in linear_groups(self.decoder.config):
             formats = self._formats(layer, group)
             if formats:
-                rounder = self._rounder(self._compared(layer, group, block, hidden, start, truth))
+                rounder = self._rounder(self._compared(layer, group, block, start, states))
                 for name, format in formats.items():
                     linear: Linear = vars(start)[LINEARS[name]]
-                    rounded[name] = self._round(rounder, f"blk.{layer}.{name}", linear.prepared, format)
-                    block = with_tensors(block, {f"{name}.weight": rounded[name].values()})
+                    codes[name], reports[name] = _round(rounder, f"blk.{layer}.{name}", linear.prepared, format)
+                    block = with_tensors(block, {f"{name}.weight": codes[name].values()})
             if group.name in HALVES:
-                advance_half(self.decoder, layer, block, group.name, hidden)
-                if truth is not None:
-                    advance_half(self.decoder, layer, start, group.name, truth)
-        weights = block_tensors(start)
-        if inputs is not None and truth is not None and rounded:
-            starts = {name: Start(weights[f"{name}.weight"], tensor) for name, tensor in rounded.items()}
-            rounded = self._learned(layer, block, starts, inputs, truth)
-            block = with_tensors(block, {f"{name}.weight": tensor.values() for name, tensor in rounded.items()})
-            hidden.become(inputs)
-            for name in HALVES:
-                advance_half(self.decoder, layer, block, name, hidden)
-        yield from _emitted(f"blk.{layer}.", weights, rounded, changed)
+                advance_half(self.decoder, layer, block, group.name, states.hidden)
+                if states.truth is not None:
+                    advance_half(self.decoder, layer, start, group.name, states.truth)
+        return block, codes, reports
 
-    def head(self, weight: Weight, hidden: HiddenStates, truth: HiddenStates | None) -> Iterator[BlockTensor]:
-        """The output matrix, slab by slab of its rows."""
+    def head_rounder(self, states: _States) -> LinearRounder:
+        """The rounder of the output matrix, from what it is given."""
         seen = _Compared(HEAD, GramMeter(), GramMeter())
-        for at in hidden.batches():
-            seen.add(self._normed(hidden, at), None if truth is None else self._normed(truth, at))
-        rounder, format, rows = self._rounder(seen), self.task.formats[HEAD], weight.info.rows
-        for start in range(0, rows, SLAB_ROWS):
-            w = weight.rows(start, min(start + SLAB_ROWS, rows))
-            yield BlockTensor(f"{HEAD}.weight", start, w, self._round(rounder, HEAD, self.decoder.ops.array(w), format))
+        for at in states.hidden.batches():
+            seen.add(self._normed(states.hidden, at), None if states.truth is None else self._normed(states.truth, at))
+        return self._rounder(seen)
 
-    def _round(self, rounder: LinearRounder, name: str, weight: Tensor, format: Format) -> QuantTensor:
-        """A matrix, or the next rows of one; its report joins those of the rows before."""
-        try:
-            tensor, said = rounder(weight, format)
-        except TensorError as error:
-            raise TensorError(f"{name}: {error}") from error
-        before = [self.reports[name]] if name in self.reports else []
-        self.reports[name] = RoundingReport.joined([*before, said])
-        return tensor
+    def head_slab(self, rounder: LinearRounder, weight: Weight, start: int) -> Rounded:
+        """Some rows of the output matrix."""
+        w = weight.rows(start, min(start + SLAB_ROWS, weight.info.rows))
+        codes, said = _round(rounder, HEAD, self.decoder.ops.array(w), self.task.formats[HEAD])
+        return Rounded((RoundedRows(f"{HEAD}.weight", start, w, codes),), {HEAD: said})
 
     def _formats(self, layer: int, group: LinearGroup) -> dict[str, Format]:
         """Of the linears of a group that are to be rounded."""
         names = {name: f"blk.{layer}.{name}" for name in group.linears}
         return {name: self.task.formats[full] for name, full in names.items() if full in self.task.formats}
 
-    def _compared(
-        self,
-        layer: int,
-        group: LinearGroup,
-        block: Block,
-        hidden: HiddenStates,
-        start: Block,
-        truth: HiddenStates | None,
-    ) -> _Compared:
-        """A group's input as the block now gives it, beside what `start` gives on `truth`."""
+    def _compared(self, layer: int, group: LinearGroup, block: Block, start: Block, states: _States) -> _Compared:
+        """A group's input as the rounded block gives it, beside what `start` gives on the original's states."""
         seen = _Compared(f"blk.{layer}.{group.linears[0]}", GramMeter(), GramMeter())
         inputs = self.task.inputs.get(seen.name)
-        for at in hidden.batches():
-            x = input_of(self.decoder, layer, block, group.name, self._read(hidden, at))
+        for at in states.hidden.batches():
+            x = input_of(self.decoder, layer, block, group.name, self._read(states.hidden, at))
             x = x if inputs is None else inputs.rounded(x)
-            y = None if truth is None else input_of(self.decoder, layer, start, group.name, self._read(truth, at))
+            y = None
+            if states.truth is not None:
+                y = input_of(self.decoder, layer, start, group.name, self._read(states.truth, at))
             seen.add(x, y)
         return seen
 
@@ -221,16 +237,7 @@ class _Walk:
         return replace(block, **changed)
 
     def _rounder(self, seen: _Compared) -> LinearRounder:
-        if self.task.method.rounder == "nearest":
-            return clipped_nearest(seen.stats)
-        return gptq_rounder(seen.stats, seen.drift if self._effort.corrects else None, self._effort)
-
-    def _learned(
-        self, layer: int, block: Block, starts: Mapping[str, Start], inputs: HiddenStates, targets: HiddenStates
-    ) -> dict[str, QuantTensor]:
-        """GPTQ's codes and scales tuned together, until the block gives nearly what the original's gives."""
-        tuner = BlockTuner(self.decoder, layer, block, self._effort, self.task.seed)
-        return dict(tuner.tune(starts, inputs, targets, self.report).tensors)
+        return self.task.method.row.linear(seen.stats, seen.drift, self._effort)
 
     def _normed(self, hidden: HiddenStates, at: slice) -> Tensor:
         """What the head is given."""
@@ -302,15 +309,23 @@ def advance_half(decoder: Decoder, layer: int, block: Block, group: str, hidden:
         hidden.write(at, x + last(input_of(decoder, layer, block, group, x)))
 
 
-def _emitted(
+def _round(rounder: LinearRounder, name: str, weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:
+    """A matrix, or some rows of one, rounded. Errors name the linear."""
+    try:
+        return rounder(weight, format)
+    except TensorError as error:
+        raise TensorError(f"{name}: {error}") from error
+
+
+def _rows(
     prefix: str,
     weights: Mapping[str, np.ndarray],
-    rounded: Mapping[str, QuantTensor],
+    codes: Mapping[str, QuantTensor],
     changed: Mapping[str, np.ndarray],
-) -> Iterator[BlockTensor]:
+) -> Iterator[RoundedRows]:
     """What is to be stored of a block: the rounded linears, and what else was rescaled."""
-    for name, tensor in rounded.items():
-        yield BlockTensor(f"{prefix}{name}.weight", 0, weights[f"{name}.weight"], tensor)
+    for name, tensor in codes.items():
+        yield RoundedRows(f"{prefix}{name}.weight", 0, weights[f"{name}.weight"], tensor)
     for name, values in changed.items():
-        if name.removesuffix(".weight") not in rounded:
-            yield BlockTensor(prefix + name, 0, values.reshape(-1, values.shape[-1]), None)
+        if name.removesuffix(".weight") not in codes:
+            yield RoundedRows(prefix + name, 0, values.reshape(-1, values.shape[-1]), None)

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bitsmith.calibration.method import Method
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.quant.rounders.effort import EFFORTS
-from bitsmith.recipe.method import Method
 
 _FLOATS = 4  # bytes
 _HESSIANS = 4  # a Hessian, its factor, the drift of its input and what makes up for it
 _SLABS, _SLAB_ROWS = 10, 2048  # copies of the rows being rounded, see `rounders.gptq.SLAB_ROWS`
-_PASSES = {"nearest": 2.8, "gptq": 5.5, "learned": 7.5}  # runs of a block over all windows, statistics included
 _COLUMN_WORK = 4.5  # rounding: products of a row with the Hessian, in units of one
 _COLUMN_SECONDS = 1.5e-4  # what rounding a column takes, however short it is
 _STEP_SECONDS = 0.03  # what a step of learning takes, however small the block is
@@ -45,16 +44,16 @@ def calibration_cost(config: ModelConfig, method: Method, effort: str, tokens: i
         memory += _FLOATS * (_HESSIANS * widest**2 + _SLABS * min(_SLAB_ROWS, widest) * widest)
     rate = _multiply_adds_per_second()
     work = float(block * tokens)
-    passes = work * _PASSES[method.rounder] if method.needs_text else work
+    passes = work * method.row.passes if method.needs_text else work
     fixed = 0.0
     if method.transform:
         passes += 3 * work
         looked = ((min(rows, _SEEN_ROWS), cols) for rows, cols in _matrices(config))
         passes += _CANDIDATES * sum(rows * cols * (cols + _FIT_WORK) for rows, cols in looked)
-    if method.rounder != "nearest":
+    if method.row.by_column:
         passes += _COLUMN_WORK * sum(rows * cols * cols for rows, cols in _matrices(config))
         fixed += _COLUMN_SECONDS * (1 + EFFORTS[effort].sweeps) * sum(cols for _, cols in _matrices(config))
-    if method.rounder == "learned":
+    if method.row.tuner is not None:
         tuning = EFFORTS[effort]
         passes += 3.0 * block * tuning.steps * tuning.batch * context  # three products a window
         fixed += _STEP_SECONDS * tuning.steps

@@ -55,7 +55,7 @@ def imatrix(
     """Measure which columns of a model's matrices matter, and write them as llama.cpp's importance file."""
     from bitsmith.calibration import run
     from bitsmith.cli.drawing import progress_bar, stderr
-    from bitsmith.recipe.plan import parse_size
+    from bitsmith.system.sizes import parse_size
 
     with progress_bar() as report:
         result = run.make_imatrix(

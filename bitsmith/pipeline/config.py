@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitsmith.recipe.method import Method
+from bitsmith.calibration.method import Method
 
 _CALIBRATED_BY_DEFAULT = "default"  # the text where a method needs one and nobody chose
 
@@ -16,7 +16,7 @@ class QuantizeConfig:
     """What the user chose beside the model and the targets, in the command line's words.
 
     out: the file or folder; of several targets the folder that takes them all; None names it in the current folder
-    method: see `bitsmith.recipe.method.METHODS`; None takes what loses least, see `default_method`
+    method: see `bitsmith.calibration.method.methods`; None takes what loses least, see `default_method`
     effort: "fast", "normal" or "high"; None is normal. Given with no method it asks for a calibrated one
     calibration: "default" (the built-in text), a text or .jsonl file, a data set of the hub, "self" (the model's own
         text), or an importance file of llama.cpp's (.gguf, .dat); None rounds without, but where the method needs it.

@@ -9,7 +9,8 @@ import numpy as np
 
 from bitsmith.containers.gguf.core_blocks import encode_stored
 from bitsmith.containers.static_input import StaticInput
-from bitsmith.pipeline.executor import CHUNK_WEIGHTS, encode_rows
+from bitsmith.pipeline.chunks import CHUNK_WEIGHTS
+from bitsmith.pipeline.encode import encode_rows
 from bitsmith.quant.formats.base import NeedsExtent
 from bitsmith.recipe.plan import Plan, PlannedTensor
 

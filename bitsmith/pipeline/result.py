@@ -8,7 +8,8 @@ from typing import Any
 
 from bitsmith.containers.manifest import Manifest
 from bitsmith.recipe.calibration_record import CalibrationRecord
-from bitsmith.recipe.plan import Plan, PlannedTensor, Target
+from bitsmith.recipe.plan import Plan, PlannedTensor
+from bitsmith.recipe.target import Target
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from bitsmith.errors import BitsmithError
 from bitsmith.models.checkpoint import Checkpoint
-from bitsmith.recipe.gguf import gguf_keys, gguf_tensors, plan_mix
-from bitsmith.recipe.hf_containers import plan_hf
-from bitsmith.recipe.native import plan_native
-from bitsmith.recipe.plan import PlanOptions, Target
+from bitsmith.recipe.gguf import assign_mix, gguf_keys, gguf_tensors
+from bitsmith.recipe.hf_containers import assign_hf
+from bitsmith.recipe.native import assign_native
+from bitsmith.recipe.plan import Plan
+from bitsmith.recipe.recipe import PlanOptions
+from bitsmith.recipe.target import Target
 
 
 def file_bytes(checkpoint: Checkpoint, targets: Sequence[Target]) -> dict[Target, int | str]:
@@ -24,15 +26,16 @@ def file_bytes(checkpoint: Checkpoint, targets: Sequence[Target]) -> dict[Target
             wanted, shape = gguf_tensors(checkpoint)
             keys = gguf_keys(checkpoint, None)
             for mix in mixes:
-                found[mix] = plan_mix(checkpoint, mix, PlanOptions(filename="plan.gguf"), wanted, shape, keys).size
+                made = assign_mix(checkpoint, mix, PlanOptions(filename="plan.gguf"), wanted, shape, keys)
+                found[mix] = Plan.of(made).size
     except BitsmithError as error:
         found |= dict.fromkeys(mixes, str(error))
     for target in targets:
         if target.container == "gguf":
             continue
-        planner = plan_native if target.container == "native" else plan_hf
+        planner = assign_native if target.container == "native" else assign_hf
         try:
-            found[target] = planner(checkpoint, target, PlanOptions()).size
+            found[target] = Plan.of(planner(checkpoint, target, PlanOptions())).size
         except BitsmithError as error:
             found[target] = str(error)
     return found

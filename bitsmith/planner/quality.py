@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bitsmith.quant.formats import get_format
-from bitsmith.recipe.plan import Target
 from bitsmith.recipe.scheme import parse
+from bitsmith.recipe.target import Target
 
 SOURCE = "mean KLD of our small reference model, docs/quality.md"
 RUINED = 0.1  # nats, from which on a model is no longer itself

@@ -20,7 +20,8 @@ from bitsmith.planner.runtimes import Runtime, Workload, container_of, find_runt
 from bitsmith.planner.training import METHODS, Training, training_memory
 from bitsmith.planner.verdict import FitCheck, Verdict
 from bitsmith.planner.weights import Stored, as_it_is, parse_target, rule_of_thumb, stored
-from bitsmith.recipe.plan import Target, parse_size
+from bitsmith.recipe.target import Target
+from bitsmith.system.sizes import parse_size
 
 DEFAULT_CONTEXT = 8192
 _COUNTED = re.compile(r"([0-9]{1,4})\s*x\s*(.+)", re.IGNORECASE)  # "2x rtx-3090"

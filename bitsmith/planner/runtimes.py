@@ -14,7 +14,7 @@ from bitsmith.planner.devices import Device
 from bitsmith.planner.network import Network
 from bitsmith.planner.own_memory import own_cache, weight_memory, working_memory
 from bitsmith.planner.weights import Stored
-from bitsmith.recipe.plan import Target
+from bitsmith.recipe.target import Target
 
 _OWN = frozenset(spec.gguf for spec in ARCHITECTURES.values())
 _LARGE = 70 << 30  # bytes of a device from which on vLLM expects many requests

@@ -19,9 +19,9 @@ from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.category import layer_of
 from bitsmith.recipe.choose import choose_types
 from bitsmith.recipe.mixes import ALIASES, MIXES, find_mix
-from bitsmith.recipe.plan import Target
 from bitsmith.recipe.scheme import GROUPS, format_and_codec, parse
 from bitsmith.recipe.shape import ModelShape
+from bitsmith.recipe.target import Target
 
 _KEPT = re.compile(r"^(token_embd|output|position_embd|vision)\b|gate_inp|conv|norm|sinks")  # 16 bits outside GGUF
 _ALIASES = {"fp16": "f16", "fp32": "f32"}

@@ -1,4 +1,4 @@
-"""Plans for GGUF: from a Hugging Face checkpoint or from another GGUF file, the mixes of llama-quantize."""
+"""Assignments for GGUF: from a Hugging Face checkpoint or from another GGUF file, the mixes of llama-quantize."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from bitsmith.quant.formats import get_format
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.choose import Selection, TypeChoice, choose_types
 from bitsmith.recipe.mixes import find_mix
-from bitsmith.recipe.plan import Plan, PlannedTensor, PlanOptions, RowOrder, Target
+from bitsmith.recipe.plan import Assignment, PlannedTensor, RowOrder
+from bitsmith.recipe.recipe import PlanOptions
 from bitsmith.recipe.rules import Rule
 from bitsmith.recipe.shape import ModelShape
-from bitsmith.version import __version__
+from bitsmith.recipe.target import Target
 
 _QUANTIZATION_VERSION = 2  # of ggml's block layouts, GGML_QNT_VERSION
 
 
-def plan_gguf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Plan:
+def assign_gguf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Assignment:
     """A GGUF v3 file of `checkpoint` in the mix `target.name`.
 
     Raises UsageError (unknown mix or rule), FileError (tensors that contradict the configuration),
@@ -45,17 +46,17 @@ def plan_gguf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> P
         Rule.parse(text)
     require_float(checkpoint, requantize=options.requantize)
     wanted, shape = gguf_tensors(checkpoint)
-    return plan_mix(checkpoint, target, options, wanted, shape, gguf_keys(checkpoint, options.pre))
+    return assign_mix(checkpoint, target, options, wanted, shape, gguf_keys(checkpoint, options.pre))
 
 
-def plan_mix(
+def assign_mix(
     checkpoint: Checkpoint,
     target: Target,
     options: PlanOptions,
     wanted: Sequence[PlannedTensor],
     shape: ModelShape,
     keys: Mapping[str, Value],
-) -> Plan:
+) -> Assignment:
     """The same from what `gguf_tensors` and `gguf_keys` gave, which do not depend on the mix."""
     mix = find_mix(target.name)
     rules = [Rule.parse(text) for text in options.rules]
@@ -76,11 +77,10 @@ def plan_mix(
             options.filename, {**keys, **to_gguf_keys(manifest)}, infos, max_shard_bytes=options.max_shard_bytes
         )
 
-    return Plan(
+    return Assignment(
         checkpoint=checkpoint,
         target=Target("gguf", mix.name),
-        recipe=options.recipe(Target("gguf", mix.name)),
-        version=__version__,
+        options=options,
         tensors=tensors,
         layouts=layouts,
         extras={},

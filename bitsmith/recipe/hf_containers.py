@@ -1,4 +1,4 @@
-"""Plans for the folders that vLLM and transformers load: gptq, awq and compressed, any architecture.
+"""Assignments for the folders that vLLM and transformers load: gptq, awq and compressed, any architecture.
 
 Linear layers are quantized; the embedding, the output head, routers, norms and whatever `--keep` names stay in 16
 bits, and are listed in the configuration.
@@ -21,11 +21,12 @@ from bitsmith.errors import UnsupportedError, UsageError
 from bitsmith.models.checkpoint import Checkpoint, quantized_already, require_float
 from bitsmith.recipe.folder import KEPT, as_float, as_json, beside, model_config, own_float, wanted_tensors
 from bitsmith.recipe.hf_quantization import further_files, quantization_config, uneven
-from bitsmith.recipe.plan import Plan, PlannedTensor, PlanOptions, Target
+from bitsmith.recipe.plan import Assignment, PlannedTensor
+from bitsmith.recipe.recipe import PlanOptions
 from bitsmith.recipe.rules import Rule, unused_rules
 from bitsmith.recipe.scheme import GROUPS, Scheme, adjusted, format_and_codec, names, parse
 from bitsmith.recipe.static_inputs import check_inputs
-from bitsmith.version import __version__
+from bitsmith.recipe.target import Target
 
 _NO_LINEAR = re.compile(r"embed|\bwte\b|\bwpe\b|conv|norm")
 _READ_GROUPS = (0, 32, 64, 128)  # by vLLM's kernels
@@ -51,7 +52,7 @@ class SchemeChoice:
         return len(self.tensor.info.shape) > 1 and name.endswith(".weight") and not _NO_LINEAR.search(name)
 
 
-def plan_hf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Plan:
+def assign_hf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Assignment:
     """A folder that holds `checkpoint` in GPTQ's, AWQ's or compressed-tensors' layout.
 
     Raises UsageError (unknown name, rule or pattern, options that contradict each other, ranges of inputs without a
@@ -74,11 +75,10 @@ def plan_hf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Pla
         return folder_files(stored, manifest, max_shard_bytes=options.max_shard_bytes)[0]
 
     _, index = folder_files(stored, placeholder("", "", ()), max_shard_bytes=options.max_shard_bytes)
-    return Plan(
+    return Assignment(
         checkpoint=checkpoint,
         target=target,
-        recipe=options.recipe(target),
-        version=__version__,
+        options=options,
         tensors=tensors,
         layouts=layouts,
         extras={**beside(checkpoint, config), **further, **index},

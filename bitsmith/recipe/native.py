@@ -1,4 +1,4 @@
-"""Plans for the native container: every format in a safetensors folder, tensor by tensor, any architecture."""
+"""Assignments for the native container: every format in a safetensors folder, tensor by tensor, any architecture."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.checkpoint import Checkpoint, quantized_already, require_float
 from bitsmith.quant.formats import FORMATS, get_format, resolve
 from bitsmith.recipe.folder import KEPT, as_float, beside, is_vector, model_config, own_float, wanted_tensors
-from bitsmith.recipe.plan import Plan, PlannedTensor, PlanOptions, Target
+from bitsmith.recipe.plan import Assignment, PlannedTensor
+from bitsmith.recipe.recipe import PlanOptions
 from bitsmith.recipe.rules import Rule, first_match, unused_rules
-from bitsmith.version import __version__
+from bitsmith.recipe.target import Target
 
 BARE = frozenset({"int8", "int4", "int3", "int2"} | {f"int{bits}-asym" for bits in (8, 4, 3, 2)})
 
 
-def plan_native(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Plan:
+def assign_native(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Assignment:
     """A folder that holds `checkpoint` in the format `target.name`, or in a float type.
 
     Matrices become the format; embeddings, output head, routers and norms keep the source's float type unless
@@ -50,11 +51,10 @@ def plan_native(checkpoint: Checkpoint, target: Target, options: PlanOptions) ->
     if target.name not in WRITTEN_FLOATS:
         config["quantization_config"] = {"quant_method": "bitsmith", "format": target.name}
     _, index = native_files(stored, placeholder("", "", ()), max_shard_bytes=options.max_shard_bytes)
-    return Plan(
+    return Assignment(
         checkpoint=checkpoint,
         target=target,
-        recipe=options.recipe(target),
-        version=__version__,
+        options=options,
         tensors=tensors,
         layouts=layouts,
         extras={**beside(checkpoint, config), **index},

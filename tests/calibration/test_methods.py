@@ -14,7 +14,7 @@ from bitsmith.errors import TensorError, UsageError
 from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.pipeline.config import QuantizeConfig
 from bitsmith.pipeline.quantization import quantize_each
-from bitsmith.recipe.method import METHODS
+from bitsmith.calibration.method import methods
 from tests.cli.command import Command
 from tests.tiny import CONFIG, make_folder, weights
 
@@ -43,7 +43,7 @@ def loss(made: Path, original: np.ndarray) -> float:
     return float(((logits(made) - original) ** 2).mean())
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("smoothquant")])
+@pytest.mark.parametrize("method", [name for name in methods() if not name.startswith("smoothquant")])
 @pytest.mark.parametrize("to", ["native/int3-g32", "q4_k_m"])
 def test_every_method_serves_every_kind_of_output(tiny: Path, tmp_path: Path, method: str, to: str) -> None:
     made = bitsmith.quantize(tiny, to=to, method=method, out=tmp_path / "out.gguf", **WORDS)
@@ -109,7 +109,7 @@ def test_a_dead_channel_does_no_harm(tmp_path: Path) -> None:
             assert any("never used: model.layers.0.self_attn.q_proj.weight 1" in note for note in made.notes)
 
 
-def test_the_default_method_follows_the_calibration(tiny: Path, tmp_path: Path) -> None:
+def test_the_default_method, methods_follows_the_calibration(tiny: Path, tmp_path: Path) -> None:
     def method(**words: object) -> str:
         return bitsmith.quantize(tiny, to="q4_k_m", dry_run=True, **words).method  # type: ignore[arg-type]
 

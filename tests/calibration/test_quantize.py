@@ -23,7 +23,7 @@ from bitsmith.containers.manifest import from_gguf_keys, from_json
 from bitsmith.errors import FileError, TensorError, UsageError
 from bitsmith.models.arch.names import hf_name
 from bitsmith.models.checkpoint import open_checkpoint
-from bitsmith.pipeline import executor as driver
+from bitsmith.pipeline import chunks
 from bitsmith.pipeline.result import Quantized
 from bitsmith.quant.formats import get_format
 from bitsmith.quant.rounders.nearest import nearest
@@ -101,7 +101,7 @@ def test_a_pass_and_its_importance_file_give_the_same_bytes(
     content = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in first.paths}
     again = bitsmith.quantize(tiny, to=to, out=tmp_path / "out", threads=1, force=True, **WORDS)
     assert {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in again.paths} == content
-    monkeypatch.setattr(driver, "CHUNK_WEIGHTS", 1 << 12)
+    monkeypatch.setattr(chunks, "CHUNK_WEIGHTS", 1 << 12)
     second = bitsmith.quantize(tiny, to=to, out=tmp_path / "second", threads=3, calibration=str(imatrix))
     assert hashes(second) == hashes(first)
     other = bitsmith.quantize(tiny, to=to, out=tmp_path / "other", seed=1, **WORDS)
@@ -182,7 +182,7 @@ def test_embeddings_are_unweighted_unless_the_file_names_them(tmp_path: Path, ti
 
 
 def test_experts_in_one_tensor_are_weighted_each_by_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "CHUNK_WEIGHTS", 256)
+    monkeypatch.setattr(chunks, "CHUNK_WEIGHTS", 256)
     random = np.random.default_rng(1)
     w = random.standard_normal((3, 5, 64)).astype(np.float32)
     name, keys = "blk.0.ffn_down_exps.weight", {"general.architecture": string("unheard-of")}

@@ -17,7 +17,7 @@ from bitsmith.containers.gguf.blocks_k import K_CODECS
 from bitsmith.containers.gguf.blocks_simple import SIMPLE_CODECS
 from bitsmith.containers.gguf.core_blocks import encode_stored
 from bitsmith.errors import TensorError
-from bitsmith.pipeline.executor import _sum_of_squares
+from bitsmith.pipeline.encode import sum_of_squares
 from bitsmith.quant.formats.base import Format, ReferenceCoded
 from bitsmith.quant.formats.core_fit import Searched, quantizer
 from bitsmith.quant.formats.ggml import GGML_FORMATS
@@ -100,7 +100,7 @@ def test_bytes_and_errors_equal_those_of_numpy(format: Format, isa: str, importa
     weights = column_weights(columns(importance))
     found = chosen.encode(w.view(np.uint8), "f32", columns=weights, order=None, reference=reference, out=out)
     np.testing.assert_array_equal(out, wanted)
-    assert found == (np.abs(w).max(), _sum_of_squares(values - w), _sum_of_squares(w))
+    assert found == (np.abs(w).max(), sum_of_squares(values - w), sum_of_squares(w))
 
 
 @pytest.mark.parametrize("layout", FLOATS)
@@ -117,7 +117,7 @@ def test_rows_of_every_float_type_in_another_order(layout: str, isa: str) -> Non
     out = np.empty_like(wanted)
     found = chosen.encode(stored.view(np.uint8), layout, columns=None, order=order, reference=False, out=out)
     np.testing.assert_array_equal(out, wanted)
-    assert found[1] == _sum_of_squares(values - stored.astype(np.float32)[order])
+    assert found[1] == sum_of_squares(values - stored.astype(np.float32)[order])
 
 
 @pytest.mark.parametrize("cols", [32, 64, 96, 416])

@@ -22,9 +22,10 @@ from bitsmith.quant.formats.affine import Affine
 from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.quant.rounders.nearest import nearest
 from bitsmith.quant.tensor import QuantTensor
-from bitsmith.recipe.hf_containers import plan_hf
-from bitsmith.recipe.plan import PlanOptions, Target
-from bitsmith.recipe.static_inputs import with_inputs
+from bitsmith.recipe.hf_containers import assign_hf
+from bitsmith.recipe.plan import Plan
+from bitsmith.recipe.recipe import PlanOptions
+from bitsmith.recipe.target import Target
 
 pytest.importorskip("compressed_tensors")
 pytest.importorskip("transformers")
@@ -125,9 +126,10 @@ def test_stored_input_scales_are_what_the_package_makes(tiny: Path, tmp_path: Pa
 def static_folder(model: Path, to: str, out: Path) -> Mapping[str, Stats]:
     """Written after a short calibration, whose statistics are returned."""
     prepared = prepare(open_checkpoint(model), None, tokens=640, context=64)
-    plan = plan_hf(prepared.checkpoint, Target("compressed", to), PlanOptions(calibration=prepared.record))
+    assignment = assign_hf(prepared.checkpoint, Target("compressed", to), PlanOptions(calibration=prepared.record))
     stats = prepared.run().stats
-    execute(with_inputs(plan, stats), out, threads=1)
+    absmax = {name: float(seen.max_abs.max()) for name, seen in stats.items()}
+    execute(Plan.of(assignment, input_absmax=absmax), out, threads=1)
     return stats
 
 

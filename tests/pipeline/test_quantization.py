@@ -19,8 +19,7 @@ from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.containers.manifest import from_gguf_keys, from_json
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.errors import FileError, TensorError, UnsupportedError
-from bitsmith.pipeline import executor as driver
-from bitsmith.pipeline import quantization
+from bitsmith.pipeline import chunks, quantization
 from bitsmith.system.progress import Progress
 from tests.gguf_files import Stored, write_gguf
 from tests.tiny import CONFIG, make_folder, weights
@@ -50,7 +49,7 @@ def test_bytes_depend_on_nothing_but_the_input(
 ) -> None:
     first = bitsmith.quantize(tiny, to=to, out=tmp_path / "out", threads=1)
     before = content(first.paths)
-    monkeypatch.setattr(driver, "CHUNK_WEIGHTS", 1 << 12)
+    monkeypatch.setattr(chunks, "CHUNK_WEIGHTS", 1 << 12)
     second = bitsmith.quantize(tiny, to=to, out=tmp_path / "out", threads=3, force=True)
     data = {t.name: t.sha256 for t in first.manifest.tensors}  # type: ignore[union-attr]
     assert data == {t.name: t.sha256 for t in second.manifest.tensors}  # type: ignore[union-attr]

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from bitsmith.errors import UsageError
-from bitsmith.recipe.plan import PlanOptions, Target, parse_size
+from bitsmith.recipe.recipe import PlanOptions, Recipe
+from bitsmith.recipe.target import Target
+from bitsmith.system.sizes import parse_size
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,8 @@ def test_a_size_that_is_none(text: str) -> None:
 
 
 def test_the_recipe_is_one_line_that_names_every_choice() -> None:
-    recipe = PlanOptions(rules=("ffn=q6_k",), pure=True, pre="qwen2", filename="x.gguf").recipe(Target("gguf", "q4_k"))
+    options = PlanOptions(rules=("ffn=q6_k",), pure=True, pre="qwen2", filename="x.gguf")
+    recipe = Recipe(Target("gguf", "q4_k"), options).to_json()
     assert "\n" not in recipe
     chosen = {"to": "gguf/q4_k", "method": "nearest", "pure": True, "rules": ["ffn=q6_k"], "pre": "qwen2"}
     assert json.loads(recipe) == chosen

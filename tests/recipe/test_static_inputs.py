@@ -19,9 +19,11 @@ from bitsmith.errors import BitsmithError, TensorError, UnsupportedError, UsageE
 from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.pipeline.executor import execute
 from bitsmith.recipe.calibration_record import CalibrationRecord
-from bitsmith.recipe.hf_containers import plan_hf
-from bitsmith.recipe.plan import Plan, PlanOptions, Target
-from bitsmith.recipe.static_inputs import inputs_wanted, with_inputs
+from bitsmith.recipe.hf_containers import assign_hf
+from bitsmith.recipe.plan import Assignment, Plan
+from bitsmith.recipe.recipe import PlanOptions
+from bitsmith.recipe.static_inputs import inputs_wanted
+from bitsmith.recipe.target import Target
 from tests.tiny import CONFIG, make_folder, weights
 
 RECORD = CalibrationRecord("text", "0" * 64, 640, 64, 0)
@@ -33,9 +35,13 @@ TARGETS = {
 LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
-def planned(model: Path, name: str, **options: Any) -> Plan:
+def assigned(model: Path, name: str, **options: Any) -> Assignment:
     checkpoint = open_checkpoint(model)
-    return plan_hf(checkpoint, Target("compressed", name), PlanOptions(**{"calibration": RECORD, **options}))
+    return assign_hf(checkpoint, Target("compressed", name), PlanOptions(**{"calibration": RECORD, **options}))
+
+
+def absmax(calibration: Calibration) -> dict[str, float]:
+    return {name: float(stats.max_abs.max()) for name, stats in calibration.stats.items()}
 
 
 @pytest.fixture
@@ -45,10 +51,11 @@ def calibration(tiny: Path) -> Calibration:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_what_is_planned_is_written_and_read(tiny: Path, tmp_path: Path, calibration: Calibration, name: str) -> None:
-    plan = planned(tiny, name)
-    assert set(inputs_wanted(plan)) == {f"blk.{layer}.{linear}" for layer in (0, 1) for linear in LINEARS}
-    told = with_inputs(plan, calibration.stats)
-    assert inputs_wanted(told) == ()
+    assignment = assigned(tiny, name)
+    plan = Plan.of(assignment)
+    assert set(inputs_wanted(plan.tensors)) == {f"blk.{layer}.{linear}" for layer in (0, 1) for linear in LINEARS}
+    told = Plan.of(assignment, input_absmax=absmax(calibration))
+    assert inputs_wanted(told.tensors) == ()
     manifest = execute(told, tmp_path / "out", threads=2)
     assert plan.size == told.size == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
     assert bitsmith.inspect(tmp_path / "out", verify=True).problems == ()
@@ -80,19 +87,20 @@ def _entries(path: Path) -> dict[str, Any]:
 def test_bytes_do_not_depend_on_threads_or_shards(tiny: Path, tmp_path: Path, calibration: Calibration) -> None:
     hashes = []
     for number, (threads, limit) in enumerate([(1, None), (3, 30_000)]):
-        plan = with_inputs(planned(tiny, "w8a8-static", max_shard_bytes=limit), calibration.stats)
+        assignment = assigned(tiny, "w8a8-static", max_shard_bytes=limit)
+        plan = Plan.of(assignment, input_absmax=absmax(calibration))
         manifest = execute(plan, tmp_path / str(number), threads=threads)
         hashes.append({record.name: record.sha256 for record in manifest.tensors})
     assert hashes[0] == hashes[1]
 
 
 def test_rules_and_what_is_kept(tiny: Path) -> None:
-    plan = planned(tiny, "w8a8", rules=(r"mlp\.down=w8a8-static", r"layers\.0\.self_attn\.o=fp8-static"))
-    assert set(inputs_wanted(plan)) == {"blk.0.attn_output", "blk.0.ffn_down", "blk.1.ffn_down"}
+    plan = assigned(tiny, "w8a8", rules=(r"mlp\.down=w8a8-static", r"layers\.0\.self_attn\.o=fp8-static"))
+    assert set(inputs_wanted(plan.tensors)) == {"blk.0.attn_output", "blk.0.ffn_down", "blk.1.ffn_down"}
     said = json.loads(plan.extras["config.json"])["quantization_config"]["config_groups"]
     assert [group["input_activations"]["dynamic"] for group in said.values()].count(False) == 2
-    assert len(inputs_wanted(planned(tiny, "w8a8-static", keep=("mlp",)))) == 8
-    assert inputs_wanted(planned(tiny, "w8a8", calibration=None)) == ()
+    assert len(inputs_wanted(assigned(tiny, "w8a8-static", keep=("mlp",)).tensors)) == 8
+    assert inputs_wanted(assigned(tiny, "w8a8", calibration=None).tensors) == ()
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -101,7 +109,7 @@ def test_without_a_calibration_the_plan_fails(tiny: Path, name: str) -> None:
     with pytest.raises(UsageError, match=rf"compressed/{name} stores the range .*--calibration default.*/{dynamic}, "):
         bitsmith.quantize(tiny, to=f"compressed/{name}", dry_run=True)
     with pytest.raises(UsageError, match=r"and 13 more.*x\.gguf is an importance file, without activations"):
-        planned(tiny, name, calibration=replace(RECORD, source="x.gguf", seed=None))
+        assigned(tiny, name, calibration=replace(RECORD, source="x.gguf", seed=None))
 
 
 def test_layers_that_no_calibration_sees(tmp_path: Path) -> None:
@@ -109,25 +117,25 @@ def test_layers_that_no_calibration_sees(tmp_path: Path) -> None:
     odd = {**tensors, "model.layers.0.mlp.extra_proj.weight": tensors["lm_head.weight"][:64].copy()}
     folder = make_folder(tmp_path / "odd", tensors=odd)
     with pytest.raises(UnsupportedError, match=r"extra_proj\.weight: the calibration does not measure.*--keep"):
-        planned(folder, "fp8-static")
-    assert inputs_wanted(planned(folder, "fp8-static", keep=("extra",)))
+        assigned(folder, "fp8-static")
+    assert inputs_wanted(assigned(folder, "fp8-static", keep=("extra",)).tensors)
 
 
 def test_what_the_calibration_lacks_or_cannot_store(tiny: Path, calibration: Calibration) -> None:
-    plan = planned(tiny, "w8a8-static")
+    plan = assigned(tiny, "w8a8-static")
     with pytest.raises(UsageError, match=r"layers\.\d\..*weight: the calibration has not seen its input"):
-        with_inputs(plan, {})
+        Plan.of(plan, input_absmax={})
     meter = StatsMeter(64)
     meter.add(np.full((1, 64), 3.4e38, np.float32))
-    huge = {**calibration.stats, "blk.0.attn_q": meter.result()}
+    huge = {**absmax(calibration), "blk.0.attn_q": float(meter.result().max_abs.max())}
     half = make_folder(tiny.parent / "half", tensors={k: w.astype(np.float16) for k, w in weights(CONFIG).items()})
     with pytest.raises(TensorError, match=r"q_proj\.weight: the input reaches 3\.4e\+38, whose scale does not fit f16"):
-        with_inputs(planned(half, "w8a8-static"), huge)
+        Plan.of(assigned(half, "w8a8-static"), input_absmax=huge)
 
 
 def test_static_files_go_on_to_other_containers(tiny: Path, tmp_path: Path, calibration: Calibration) -> None:
     made = tmp_path / "static"
-    execute(with_inputs(planned(tiny, "w8a8-static"), calibration.stats), made, threads=1)
+    execute(Plan.of(assigned(tiny, "w8a8-static"), input_absmax=absmax(calibration)), made, threads=1)
     again = bitsmith.quantize(made, to="compressed/w8a8-static", out=tmp_path / "again", requantize=True)
     assert again.manifest is not None  # copied as it is, which needs no calibration
     before, after = SafetensorsSource(made), SafetensorsSource(again.out)
@@ -146,5 +154,5 @@ def _names(folder: Path) -> list[str]:
 
 def test_a_plan_that_was_not_told_is_not_carried_out(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(BitsmithError, match="only a calibration knows"):
-        execute(planned(tiny, "fp8-static"), tmp_path / "out", threads=1)
+        execute(Plan.of(assigned(tiny, "fp8-static")), tmp_path / "out", threads=1)
     assert not (tmp_path / "out").exists()

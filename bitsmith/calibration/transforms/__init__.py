@@ -1,20 +1,46 @@
-"""Rescalings of linears' inputs before rounding, by name: one visible table."""
+"""Transforms by name: one visible table. A transform rescales the inputs of linears before they are rounded.
+
+A new transform is one file with a class as `Transform` describes, and one row here.
+"""
 
 from __future__ import annotations
 
-from bitsmith.calibration.transforms.awq import Awq
-from bitsmith.calibration.transforms.base import Rescaling, Transform, rescale_block
-from bitsmith.calibration.transforms.smoothquant import SmoothQuant
-from bitsmith.quant.input_rounding import InputRounding
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-TRANSFORMS: dict[str, type[Awq] | type[SmoothQuant]] = {"awq": Awq, "smoothquant": SmoothQuant}
-
-
-def transform_of(name: str, inputs: InputRounding | None) -> Transform:
-    """The transform `name` for linears whose inputs are rounded so, or not at all."""
-    if name == "smoothquant" and inputs is not None:
-        return SmoothQuant(input_rounding=inputs)
-    return TRANSFORMS[name]()
+if TYPE_CHECKING:
+    from bitsmith.calibration.transforms.base import Transform
+    from bitsmith.quant.input_rounding import InputRounding
 
 
-__all__ = ["TRANSFORMS", "Awq", "Rescaling", "SmoothQuant", "Transform", "rescale_block", "transform_of"]
+@dataclass(frozen=True)
+class TransformRow:
+    """One row.
+
+    name: as in --method
+    make: how inputs are rounded (None: not at all) -> the transform
+    rounded_inputs_only: whether it is of use only where inputs are rounded too
+    """
+
+    name: str
+    make: Callable[[InputRounding | None], Transform]
+    rounded_inputs_only: bool = False
+
+
+def _awq(inputs: InputRounding | None) -> Transform:
+    from bitsmith.calibration.transforms.awq import Awq
+
+    return Awq()
+
+
+def _smoothquant(inputs: InputRounding | None) -> Transform:
+    from bitsmith.calibration.transforms.smoothquant import SmoothQuant
+
+    return SmoothQuant() if inputs is None else SmoothQuant(input_rounding=inputs)
+
+
+TRANSFORMS: dict[str, TransformRow] = {
+    row.name: row
+    for row in (TransformRow("awq", _awq), TransformRow("smoothquant", _smoothquant, rounded_inputs_only=True))
+}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from bitsmith.calibration.method import Method, check_effort, default_method, methods
 from bitsmith.errors import UsageError
 from bitsmith.quant.formats import get_format
 from bitsmith.quant.input_rounding import InputRounding
-from bitsmith.recipe.method import METHODS, Method, check_effort, default_method
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", methods())
 def test_names_come_back(name: str) -> None:
     assert str(Method.parse(name)) == name
 
@@ -32,7 +32,7 @@ def test_an_unknown_effort_is_refused() -> None:
 
 
 def test_only_the_nearest_codes_do_without_text() -> None:
-    assert [name for name in METHODS if not Method.parse(name).needs_text] == ["nearest"]
+    assert [name for name in methods() if not Method.parse(name).needs_text] == ["nearest"]
 
 
 def test_the_default_follows_bits_and_effort() -> None:

@@ -1,0 +1,112 @@
+"""One pass over the original model for all outputs of a run: importance, ranges of inputs, rescalings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from bitsmith.calibration.importance import Importance, from_calibration
+from bitsmith.calibration.method import Method
+from bitsmith.calibration.resources import Resources
+from bitsmith.calibration.run import Prepared
+from bitsmith.calibration.transforms import TRANSFORMS
+from bitsmith.calibration.work import inputs_of, linears_of
+from bitsmith.errors import UsageError
+from bitsmith.recipe.plan import Assignment
+from bitsmith.recipe.static_inputs import inputs_wanted
+from bitsmith.system.progress import Report, silent
+
+if TYPE_CHECKING:
+    from bitsmith.calibration.collect import Search
+    from bitsmith.calibration.stats import Stats
+    from bitsmith.calibration.transforms.base import Rescaling
+
+
+@dataclass(frozen=True)
+class Job:
+    """An output's tensors and how their codes are to be chosen."""
+
+    assignment: Assignment
+    method: Method
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the pass found for one job.
+
+    importance: None where no job needed the pass
+    rescalings: by layer
+    input_absmax: largest magnitude of each linear's input after rescaling, by GGUF name without ".weight"
+    """
+
+    importance: Importance | None = None
+    rescalings: Mapping[int, tuple[Rescaling, ...]] = field(default_factory=dict)
+    input_absmax: Mapping[str, float] = field(default_factory=dict)
+
+
+def check_method(assignment: Assignment, prepared: Prepared, method: Method) -> None:
+    """Raise UsageError where a method needs more than the calibration, or the output, can give."""
+    if method.transform and TRANSFORMS[method.transform].rounded_inputs_only and not assignment.inputs:
+        raise UsageError(
+            f"--method {method} makes inputs easier to round, but {assignment.target} leaves them alone; it is for "
+            "compressed/w8a8 and fp8. For weights alone there is awq."
+        )
+    if method.needs_text and prepared.request is None:
+        raise UsageError(
+            f"--method {method} needs a text to run the model on; {prepared.record.source} is an importance file, "
+            "without activations. Give --calibration default, or a text."
+        )
+
+
+def measure(
+    prepared: Prepared, jobs: Sequence[Job], resources: Resources, report: Report = silent
+) -> tuple[Measured, ...]:
+    """Run the original model once, if any job needs it. One result a job.
+
+    Rounders that need text take their inputs from the rounded blocks instead, see `blockwise`.
+    """
+    if prepared.ready is not None:
+        return tuple(Measured(prepared.ready) for _ in jobs)
+    searches = {at: _search(job) for at, job in enumerate(jobs) if job.method.transform}
+    needed = searches or any(not job.method.needs_text or inputs_wanted(job.assignment.tensors) for job in jobs)
+    if not needed:
+        return tuple(Measured() for _ in jobs)
+    found = prepared.run(
+        searches=tuple(searches.values()),
+        memory=resources.memory,
+        threads=resources.threads,
+        device=resources.device,
+        report=report,
+    )
+    rescalings = dict(zip(searches, found.rescalings, strict=True))
+    importance = from_calibration(found)
+    return tuple(
+        Measured(importance, rescalings.get(at, {}), _absmax(found.stats, rescalings.get(at, {})))
+        for at in range(len(jobs))
+    )
+
+
+def _search(job: Job) -> Search:
+    from bitsmith.calibration.collect import Search
+
+    inputs = next(iter(inputs_of(job.assignment.tensors).values()), None)
+    transform = TRANSFORMS[job.method.transform].make(inputs)
+    return Search(transform, linears_of(job.assignment.tensors, job.assignment.checkpoint.config))
+
+
+def _absmax(stats: Mapping[str, Stats], rescalings: Mapping[int, tuple[Rescaling, ...]]) -> dict[str, float]:
+    """Largest magnitudes of inputs after rescaling."""
+    return {name: float(seen.max_abs.max(initial=0)) for name, seen in _rescaled(stats, rescalings).items()}
+
+
+def _rescaled(stats: Mapping[str, Stats], rescalings: Mapping[int, tuple[Rescaling, ...]]) -> dict[str, Stats]:
+    """Statistics of inputs after rescaling."""
+    from bitsmith.calibration.transforms.fold import rescaled_stats
+
+    changed = dict(stats)
+    for layer, found in rescalings.items():
+        for rescaling in (each for each in found if each.changes):
+            names = [f"blk.{layer}.{name}" for name in rescaling.group.linears]
+            changed |= {name: rescaled_stats(stats[name], rescaling.scale) for name in names}
+    return changed

@@ -1,0 +1,80 @@
+"""Rounders by name: one visible table. A rounder chooses the code of each weight.
+
+A new rounder is one file with a function that gives a `LinearRounder`, and one row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bitsmith.quant.rounders.effort import EFFORTS, Effort
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bitsmith.calibration.learned import BlockTuner
+    from bitsmith.calibration.rounding import LinearRounder
+    from bitsmith.calibration.stats import Stats
+    from bitsmith.runtime.decoder import Decoder
+    from bitsmith.runtime.weights import Block
+
+
+@dataclass(frozen=True)
+class Rounder:
+    """One row.
+
+    name: as in --method
+    linear: (stats of a group's input, drift, effort) -> what rounds the matrices of that group. drift: sum of
+        (x - x')^T x', [cols, cols] float32, x the original's inputs, x' those that were counted; None where
+        `follows_original` is False
+    tuner: (decoder, layer, block, effort, seed) -> what tunes the codes of a whole block after `linear` chose them;
+        None where nothing does
+    needs_text: whether the model must run on calibration text even without a transform
+    heeds_effort: whether the effort changes the codes
+    follows_original: effort -> whether the original's hidden states are kept beside those of the quantized blocks
+    passes: forward passes of a block over the calibration text, statistics included; for the expected time
+    by_column: whether the time grows with columns times columns
+    """
+
+    name: str
+    linear: Callable[[Stats, Tensor | None, Effort], LinearRounder]
+    tuner: Callable[[Decoder, int, Block, Effort, int], BlockTuner] | None = None
+    needs_text: bool = True
+    heeds_effort: bool = True
+    follows_original: Callable[[Effort], bool] = lambda effort: False
+    passes: float = 5.5
+    by_column: bool = True
+
+    def hidden_state_buffers(self, effort: str) -> int:
+        """Number of hidden-state buffers this rounder needs, each float32 [windows, context, hidden]."""
+        return 1 + self.follows_original(EFFORTS[effort]) + (self.tuner is not None)
+
+
+def _nearest(stats: Stats, drift: Tensor | None, effort: Effort) -> LinearRounder:
+    from bitsmith.calibration.rounding import clipped_nearest
+
+    return clipped_nearest(stats)
+
+
+def _gptq(stats: Stats, drift: Tensor | None, effort: Effort) -> LinearRounder:
+    from bitsmith.calibration.rounding import gptq_rounder
+
+    return gptq_rounder(stats, drift if effort.corrects else None, effort)
+
+
+def _learned(decoder: Decoder, layer: int, block: Block, effort: Effort, seed: int) -> BlockTuner:
+    from bitsmith.calibration.learned import BlockTuner
+
+    return BlockTuner(decoder, layer, block, effort, seed)
+
+
+ROUNDERS: dict[str, Rounder] = {
+    row.name: row
+    for row in (
+        Rounder("nearest", _nearest, needs_text=False, heeds_effort=False, passes=2.8, by_column=False),
+        Rounder("gptq", _gptq, follows_original=lambda effort: effort.corrects),
+        Rounder("learned", _gptq, tuner=_learned, follows_original=lambda effort: True, passes=7.5),
+    )
+}

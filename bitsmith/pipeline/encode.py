@@ -1,0 +1,187 @@
+"""From the rows of one chunk to stored bytes: checked, rounded, packed, and compared with what was meant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bitsmith.containers.base import Source
+from bitsmith.containers.floats import WRITTEN_FLOATS, decode_numbers, encode_float
+from bitsmith.containers.gguf.blocks_simple import BlockCodec
+from bitsmith.containers.gguf.core_blocks import encode_stored
+from bitsmith.errors import TensorError
+from bitsmith.models.arch.names import permute_rows, unpermute_rows
+from bitsmith.pipeline.chunks import CHUNK_WEIGHTS, Chunk
+from bitsmith.quant.formats.base import NeedsExtent
+from bitsmith.quant.rounders.nearest import nearest
+from bitsmith.quant.scale_search import tree_sum
+from bitsmith.quant.tensor import PackedTensor, QuantTensor
+from bitsmith.recipe.plan import PlannedTensor, RowOrder
+from bitsmith.recipe.rounded_rows import RoundedRows
+
+_LARGEST_F16 = 65504.0
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of a chunk.
+
+    parts: stored bytes by part
+    squared_error, squared_weight: sums over the chunk, float64
+    """
+
+    parts: dict[str, np.ndarray]
+    squared_error: float
+    squared_weight: float
+
+
+def encode_chunk(source: Source, chunk: Chunk, packed: PackedTensor | None) -> Encoded:
+    """Check, round and pack the rows of one chunk, `packed` as stored in the source; None for a constant."""
+    planned = chunk.planned
+    if planned.constant is not None:
+        data = encode_float(planned.info.layout, planned.constant.reshape(1, -1))
+        return Encoded({"data": data}, 0.0, 0.0)
+    assert planned.source is not None
+    assert packed is not None
+    encoded = _encode_by_core(chunk, packed)
+    if encoded is not None:
+        return encoded
+    try:
+        w = source.decode(packed)
+    except TensorError as error:
+        raise TensorError(f"{source.path}: {planned.source}: {error}") from error
+    _check_finite(planned.source, w, chunk.start)
+    if planned.verbatim:
+        return Encoded(dict(packed.parts), 0.0, sum_of_squares(w))
+    if planned.order is not None:
+        w = _reordered(planned.order, w, chunk)
+    try:
+        parts, values = encode_rows(planned, w, chunk.importance)
+    except TensorError as error:
+        raise TensorError(f"{planned.source}: {error}") from error
+    _check_decoded(planned, values, w)
+    return Encoded(parts, sum_of_squares(values - w), sum_of_squares(w))
+
+
+def encode_rounded(chunk: Chunk, rounded: RoundedRows) -> Encoded:
+    """Pack rows whose values a calibrated method chose; `chunk` lies within them."""
+    planned = chunk.planned
+    rows = slice(chunk.start - rounded.start, chunk.stop - rounded.start)
+    w = rounded.weight[rows]
+    try:
+        if rounded.tensor is None:
+            wanted = w if planned.order is None else _reordered(planned.order, w, chunk)
+            data = encode_float(planned.info.layout, wanted)
+            parts, values = {"data": data}, decode_numbers(planned.info.layout, data)
+        else:
+            parts, values, wanted = _pack_codes(chunk, rounded.tensor, rows), rounded.tensor.rows(rows).values(), w
+        _check_decoded(planned, values, wanted)
+    except TensorError as error:
+        raise TensorError(f"{planned.source}: {error}") from error
+    return Encoded(parts, sum_of_squares(values - wanted), sum_of_squares(wanted))
+
+
+def _pack_codes(chunk: Chunk, tensor: QuantTensor, rows: slice) -> dict[str, np.ndarray]:
+    """Stored parts of some rows of codes, in the output's row order."""
+    planned, part = chunk.planned, tensor.rows(rows)
+    assert planned.codec is not None
+    if planned.order is not None:
+        order = planned.order
+        params = {name: _reordered(order, values, chunk) for name, values in part.params.items()}
+        part = QuantTensor(part.format, _reordered(order, part.codes, chunk), params)
+    return dict(planned.codec.encode(part))
+
+
+def with_extent(source: Source, planned: PlannedTensor) -> PlannedTensor:
+    """The same, its format told the tensor's extent where it needs one: a first pass over the tensor's rows."""
+    if planned.source is None or not isinstance(planned.format, NeedsExtent):
+        return planned
+    low, high = np.inf, -np.inf
+    step = max(1, CHUNK_WEIGHTS // max(planned.info.cols, 1))
+    for start in range(0, planned.info.rows, step):
+        w = source.rows(planned.source, start, min(start + step, planned.info.rows))
+        _check_finite(planned.source, w, start)
+        low, high = min(low, float(w.min())), max(high, float(w.max()))
+    return replace(planned, format=planned.format.with_extent(low, high))
+
+
+def _encode_by_core(chunk: Chunk, packed: PackedTensor) -> Encoded | None:
+    """What `encode_chunk` gives, in one call of the C++ core; None where it cannot, or finds what must be looked at."""
+    planned = chunk.planned
+    if planned.verbatim or not isinstance(planned.codec, BlockCodec) or packed.layout not in WRITTEN_FLOATS:
+        return None
+    order = None
+    if planned.order is not None:
+        order = _reordered(planned.order, np.arange(chunk.stop - chunk.start).reshape(-1, 1), chunk)[:, 0]
+    try:
+        blocks = encode_stored(
+            planned.codec, packed.layout, packed.parts["data"], importance=chunk.importance, order=order
+        )
+    except TensorError as error:
+        raise TensorError(f"{planned.source}: {error}") from error
+    if blocks is None:
+        return None
+    return Encoded({"data": blocks.data}, blocks.squared_error, blocks.squared_weight)
+
+
+def _reordered(order: RowOrder, w: np.ndarray, chunk: Chunk) -> np.ndarray:
+    """Whole heads of a q or k weight (or of its codes), or all of its bias: [1, rows of the weight]."""
+    info = chunk.planned.info
+    reorder = permute_rows if order.interleave else unpermute_rows
+    if len(info.shape) == 1:
+        return reorder(w.T, order.heads).T
+    return reorder(w, order.heads * (chunk.stop - chunk.start) // info.rows)
+
+
+def encode_rows(
+    planned: PlannedTensor, w: np.ndarray, importance: np.ndarray | None = None
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Stored parts of whole rows `w`, float32 [rows, cols], and the float32 values that they decode to.
+
+    importance: [cols] float32 or None, see `Format.fit`
+    """
+    if planned.format is None or planned.codec is None:
+        data = encode_float(planned.info.layout, w)
+        return {"data": data}, decode_numbers(planned.info.layout, data)
+    codes, params = nearest(w, planned.format, importance)
+    tensor = QuantTensor(planned.format, codes, params)
+    return planned.codec.encode(tensor), tensor.values()
+
+
+def _check_decoded(planned: PlannedTensor, values: np.ndarray, w: np.ndarray) -> None:
+    if not np.isfinite(values).all() or _clipped(w, values):
+        raise TensorError(
+            f"{planned.source}: some weights overflow {planned.info.layout} (the largest is {np.abs(w).max():.6g}); "
+            f"give it a wider type with --rule '^{planned.info.name}$=bf16', or f32."
+        )
+
+
+def _check_finite(name: str, w: np.ndarray, first_row: int) -> None:
+    finite = np.isfinite(w)
+    if finite.all():
+        return
+    row, column = np.argwhere(~finite)[0]
+    raise TensorError(
+        f"{name}: {w[row, column]} at row {first_row + row}, column {column}; weights must be finite. "
+        "The checkpoint is damaged: download it again or ask its author."
+    )
+
+
+def _clipped(w: np.ndarray, values: np.ndarray) -> bool:
+    """Whether a row's largest weight, beyond float16, came back at less than half: its float16 scale ran out.
+
+    w, values: float32 [rows, cols]
+    """
+    largest = np.maximum(w.max(axis=1, initial=0), -w.min(axis=1, initial=0))
+    huge = largest > _LARGEST_F16
+    return bool(huge.any()) and bool((np.abs(values[huge]).max(axis=1) < largest[huge] / 2).any())
+
+
+def sum_of_squares(x: np.ndarray) -> float:
+    """In float64, as sixteen running sums that are then added by halves: the order of the C++ core."""
+    flat = x.reshape(-1)
+    whole = len(flat) // 16 * 16
+    sums = np.square(flat[:whole].reshape(-1, 16), dtype=np.float64).sum(axis=0)
+    sums[: len(flat) - whole] += np.square(flat[whole:], dtype=np.float64)
+    return float(tree_sum(sums))

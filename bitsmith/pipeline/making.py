@@ -1,0 +1,157 @@
+"""The work of a run: the outputs made one after the other, each by plain steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bitsmith.calibration.measure import Job, Measured, measure
+from bitsmith.calibration.notes import rescaling_notes, rounding_notes
+from bitsmith.calibration.resources import Resources
+from bitsmith.calibration.run import Prepared
+from bitsmith.calibration.work import BlockwiseWork, Reports
+from bitsmith.containers.manifest import Manifest
+from bitsmith.pipeline.executor import PlanWriter, execute
+from bitsmith.pipeline.outputs import Output
+from bitsmith.pipeline.result import Quantized
+from bitsmith.recipe.plan import Plan
+from bitsmith.system.machine import peak_memory
+from bitsmith.system.progress import Progress, Report
+
+
+@dataclass(frozen=True)
+class Made:
+    """An output as it was made. notes: what the user should know of the run"""
+
+    plan: Plan
+    manifest: Manifest
+    notes: tuple[str, ...] = ()
+
+
+def make_all(
+    outputs: Sequence[Output],
+    expected: Sequence[Quantized],
+    prepared: Prepared | None,
+    resources: Resources,
+    *,
+    threads: int,
+    force: bool,
+    report: Report,
+) -> list[Quantized]:
+    """Make every output. The seconds of the shared calibration pass count for the first.
+
+    prepared: with its tokens read; None without a calibration
+    """
+    clock = time.monotonic()
+    measured: Sequence[Measured] = [Measured()] * len(outputs)
+    if prepared is not None:
+        measured = measure(prepared, [Job(each.assignment, each.method) for each in outputs], resources, report)
+    done = []
+    for output, promised, found in zip(outputs, expected, measured, strict=True):
+        watch = _Watch(report)
+        work = _Work(output, prepared, found, resources, threads, force, watch)
+        made = work.blockwise() if output.method.needs_text else work.nearest()
+        now = time.monotonic()
+        done.append(
+            replace(
+                promised,
+                plan=made.plan,
+                manifest=made.manifest,
+                seconds=now - clock,
+                verify_seconds=now - watch.verifying,
+                verify_cpu_seconds=time.process_time() - watch.worked,
+                peak_memory=peak_memory(),
+                calibration=made.plan.recipe.calibration,
+                notes=made.notes,
+            )
+        )
+        clock = now
+    return done
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The making of one output."""
+
+    output: Output
+    prepared: Prepared | None
+    measured: Measured
+    resources: Resources
+    threads: int
+    force: bool
+    report: Report
+
+    def nearest(self) -> Made:
+        """Every tensor takes the nearest codes, weighted where there is an importance."""
+        plan = self._plan()
+        manifest = execute(
+            plan,
+            self.output.path,
+            threads=self.threads,
+            importance=self._importance(plan),
+            force=self.force,
+            report=self.report,
+        )
+        return Made(plan, manifest)
+
+    def blockwise(self) -> Made:
+        """First the tensors outside the blocks, then the model block by block, then the head."""
+        from bitsmith.calibration.blockwise import BlockwiseRounding
+
+        assert self.prepared is not None
+        assert self.prepared.tokens is not None
+        plan, method = self._plan(), self.output.method
+        work = BlockwiseWork.of(
+            plan,
+            method,
+            effort=self.output.effort,
+            rescalings=self.measured.rescalings,
+            seed=self.prepared.tokens.seed,
+        )
+        reports = Reports(work)
+        with PlanWriter(plan, self.output.path, force=self.force, report=self.report) as writer:
+            writer.round_nearest(self._importance(plan), threads=self.threads, without=work.precomputed)
+            rounding = BlockwiseRounding(plan.checkpoint, self.prepared.tokens, work.task, self.resources)
+            for layer in range(rounding.layers):
+                self.report(Progress(method.rounder, layer, rounding.layers, "blocks", f"blk.{layer}"))
+                rounded = rounding.block(layer, self.report)
+                reports.add(rounded)
+                for rows in work.rows(rounded):
+                    writer.write_rounded(rows)
+            for rounded in rounding.head():
+                reports.add(rounded)
+                for rows in work.rows(rounded):
+                    writer.write_rounded(rows)
+            self.report(Progress(method.rounder, rounding.layers, rounding.layers, "blocks"))
+            manifest = writer.finish(threads=self.threads)
+        notes = (*rescaling_notes(self.measured.rescalings), *rounding_notes(reports.by_name))
+        return Made(plan, manifest, notes)
+
+    def _plan(self) -> Plan:
+        """The final plan: the text's hash and the ranges of inputs are known now."""
+        if self.prepared is None:
+            return self.output.plan(None)
+        return self.output.plan(self.prepared.record, self.measured.input_absmax)
+
+    def _importance(self, plan: Plan) -> dict[str, np.ndarray]:
+        if self.measured.importance is None:
+            return {}
+        return dict(self.measured.importance.by_output([tensor.info for tensor in plan.tensors]))
+
+
+class _Watch:
+    """Passes reports on, and remembers when the first of the stage "verify" came."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self.verifying = self.worked = math.inf  # the clock, and the processor's
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.stage == "verify":
+            self.verifying = min(self.verifying, time.monotonic())
+            self.worked = min(self.worked, time.process_time())
+        self._report(progress)

@@ -1,0 +1,26 @@
+"""From a target to an assignment, by the kind of its container."""
+
+from __future__ import annotations
+
+from bitsmith.models.checkpoint import Checkpoint
+from bitsmith.recipe.plan import Assignment
+from bitsmith.recipe.recipe import PlanOptions
+from bitsmith.recipe.target import Target
+
+
+def assign(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Assignment:
+    """The types of all tensors of `checkpoint` in `target`.
+
+    Raises UsageError for a wrong name or option, UnsupportedError and FileError for a model that does not go into it.
+    """
+    if target.container == "gguf":
+        from bitsmith.recipe.gguf import assign_gguf
+
+        return assign_gguf(checkpoint, target, options)
+    if target.container == "native":
+        from bitsmith.recipe.native import assign_native
+
+        return assign_native(checkpoint, target, options)
+    from bitsmith.recipe.hf_containers import assign_hf
+
+    return assign_hf(checkpoint, target, options)

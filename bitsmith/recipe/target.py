@@ -1,0 +1,38 @@
+"""Target: what `--to` names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bitsmith.containers import CONTAINERS
+from bitsmith.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Target:
+    """`--to`: a container and the name of a format or mix in it."""
+
+    container: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.container}/{self.name}"
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the output is a folder: all containers but GGUF."""
+        return self.container != "gguf"
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Read "CONTAINER/NAME"; a bare name means gguf/NAME. Raises UsageError on an unknown container."""
+        container, slash, name = text.strip().lower().partition("/")
+        if not slash:
+            container, name = "gguf", container
+        if not slash and name in CONTAINERS and name != "gguf":
+            raise UsageError(f"--to {text}: {name} is a container; say what goes into it, for instance {name}/int4.")
+        if container not in CONTAINERS:
+            raise UsageError(f"--to {text}: unknown container {container!r}; known: {', '.join(CONTAINERS)}.")
+        if not name:
+            raise UsageError(f"--to {text}: expected CONTAINER/FORMAT, for instance gguf/q4_k_m or native/int4.")
+        return cls(container, name)

@@ -1,0 +1,21 @@
+"""Sizes in bytes, as a person writes them."""
+
+from __future__ import annotations
+
+import re
+
+from bitsmith.errors import UsageError
+
+_UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9, "t": 10**12}
+_UNITS |= {"tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "2GB" (10^9), "512MiB" (2^20), "1000000". Raises UsageError on anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].lower() not in _UNITS:
+        raise UsageError(f"{text!r} is no size; expected for instance 2GB, 512MiB or a number of bytes.")
+    size = int(min(float(match[1]) * _UNITS[match[2].lower()], 1e24))
+    if size <= 0:
+        raise UsageError(f"{text!r}: a size must be above zero.")
+    return size
