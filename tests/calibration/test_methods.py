@@ -10,11 +10,11 @@ import pytest
 
 import bitsmith
 from bitsmith.calibration import collect as collect_module
+from bitsmith.calibration.method import methods
 from bitsmith.errors import TensorError, UsageError
 from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.pipeline.config import QuantizeConfig
 from bitsmith.pipeline.quantization import quantize_each
-from bitsmith.calibration.method import methods
 from tests.cli.command import Command
 from tests.tiny import CONFIG, make_folder, weights
 
@@ -109,7 +109,7 @@ def test_a_dead_channel_does_no_harm(tmp_path: Path) -> None:
             assert any("never used: model.layers.0.self_attn.q_proj.weight 1" in note for note in made.notes)
 
 
-def test_the_default_method, methods_follows_the_calibration(tiny: Path, tmp_path: Path) -> None:
+def test_the_default_method_follows_the_calibration(tiny: Path, tmp_path: Path) -> None:
     def method(**words: object) -> str:
         return bitsmith.quantize(tiny, to="q4_k_m", dry_run=True, **words).method  # type: ignore[arg-type]
 
@@ -187,7 +187,7 @@ def test_words_for_one_container_pass_the_others_by(tiny: Path) -> None:
     planned = quantize_each(tiny, ["q4_0", "gptq/int4"], QuantizeConfig(group_size=32, dry_run=True))
     scales = {t.info.name: t.parts["scales"][0] for t in planned[1].plan.tensors if "scales" in t.parts}
     assert scales["model.layers.0.self_attn.q_proj.weight"] == (CONFIG["hidden_size"] // 32, CONFIG["hidden_size"])
-    assert "group_size" not in planned[0].plan.recipe
+    assert "group_size" not in planned[0].plan.recipe.to_json()
 
 
 def test_the_command_makes_several(tiny: Path, tmp_path: Path, bitsmith_command: Command) -> None:

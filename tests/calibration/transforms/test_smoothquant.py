@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bitsmith.calibration.transforms.smoothquant import SmoothQuant, told
+from bitsmith.calibration.transforms.smoothquant import SmoothQuant, with_absmax
 from bitsmith.errors import UsageError
 from bitsmith.quant.formats import get_format
 from bitsmith.quant.input_rounding import InputRounding
@@ -30,8 +30,8 @@ def test_outliers_are_smoothed(input_rounding: InputRounding) -> None:
 def test_tokens_are_scaled_by_themselves_or_together() -> None:
     x = np.array([[1.0, -0.5, 0.004], [100.0, 3.0, 0.3]], np.float32)
     largest = np.abs(x).max(0)
-    alone_ = told(InputRounding("int8", "token"), largest).rounded(x)
-    together = told(InputRounding("int8", "tensor"), largest).rounded(x)
+    alone_ = with_absmax(InputRounding("int8", "token"), largest).rounded(x)
+    together = with_absmax(InputRounding("int8", "tensor"), largest).rounded(x)
     assert (np.abs(alone_ - x) <= 0.51 / 127 * np.array([[1.0], [100.0]], np.float32) + 1e-6).all()
     np.testing.assert_allclose(together, np.clip(np.round(x * 1.275), -128, 127) / 1.275, rtol=1e-5)
 
