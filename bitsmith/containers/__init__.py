@@ -1,70 +1,58 @@
-"""Containers: where the bytes go. `codec_for` says which codec puts a format into a container."""
+"""Containers: where the bytes go. One visible table.
+
+A new container is one file with a `Container` or a `ModuleContainer` called CONTAINER, and one row here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from bitsmith.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from bitsmith.containers.base import Codec
+    from bitsmith.containers.container import Container, ModuleContainer
     from bitsmith.quant.formats.base import Format
+
+CONTAINERS: dict[str, str] = {  # name -> its module, imported when first used
+    "gguf": "bitsmith.containers.gguf.blocks",
+    "native": "bitsmith.containers.native",
+    "gptq": "bitsmith.containers.gptq",
+    "awq": "bitsmith.containers.awq",
+    "compressed": "bitsmith.containers.compressed",
+}
+
+
+def find_container(name: str) -> Container:
+    """The container of that name. Raises UsageError where there is none."""
+    if name not in CONTAINERS:
+        raise UsageError(f"{name!r} is no container; known are {', '.join(CONTAINERS)}")
+    found: Container = vars(import_module(CONTAINERS[name]))["CONTAINER"]
+    return found
+
+
+def module_containers() -> dict[str, ModuleContainer]:
+    """The containers that hold linear layers by schemes, by name."""
+    from bitsmith.containers.container import ModuleContainer
+
+    found = {name: find_container(name) for name in CONTAINERS}
+    return {name: each for name, each in found.items() if isinstance(each, ModuleContainer)}
 
 
 def codec_for(container: str, format: Format) -> Codec:
-    """The codec of `format` in `container` ("gguf", "native", "gptq", "awq", "compressed").
+    """The codec of `format` in `container`.
 
     Raises UsageError for an unknown container, UnsupportedError where the container cannot hold the format.
     """
-    if container not in CONTAINERS:
-        raise UsageError(f"{container!r} is no container; known are {', '.join(CONTAINERS)}")
-    codec = CONTAINERS[container](format)
+    row = find_container(container)
+    codec = row.codec(format)
     if codec is None:
         from bitsmith.quant.formats import FORMATS
 
-        held = [name for name, other in FORMATS.items() if CONTAINERS[container](other) is not None]
+        held = [name for name, other in FORMATS.items() if row.codec(other) is not None]
         raise UnsupportedError(
             f"the {container} container cannot hold {format.name}; it holds {', '.join(held)}. Choose one of them, or "
             f"write --to native/{format.name}"
         )
     return codec
-
-
-def _native(format: Format) -> Codec | None:
-    from bitsmith.containers.native import NativeCodec
-
-    return NativeCodec(format)
-
-
-def _gguf(format: Format) -> Codec | None:
-    from bitsmith.containers.gguf.blocks import CODECS
-
-    return CODECS.get(format.name)
-
-
-def _gptq(format: Format) -> Codec | None:
-    from bitsmith.containers.gptq import gptq_codec
-
-    return gptq_codec(format)
-
-
-def _awq(format: Format) -> Codec | None:
-    from bitsmith.containers.awq import awq_codec
-
-    return awq_codec(format)
-
-
-def _compressed(format: Format) -> Codec | None:
-    from bitsmith.containers.compressed import compressed_codec
-
-    return compressed_codec(format)
-
-
-CONTAINERS: Mapping[str, Callable[[Format], Codec | None]] = {
-    "gguf": _gguf,
-    "native": _native,
-    "gptq": _gptq,
-    "awq": _awq,
-    "compressed": _compressed,
-}

@@ -11,18 +11,23 @@ value = scale * (code - zero).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bitsmith.containers.base import RowAxis, cut, join_slabs
+from bitsmith.containers.composite import CompositeTensor, Entries, fold
+from bitsmith.containers.container import ModuleContainer, Modules, Scheme
+from bitsmith.containers.hf_entries import group_size, known_integer, matrix_shape, modules, precision_of
 from bitsmith.containers.integers import WORD, checked_scale, layout_name, pack_words, unpack_words
 from bitsmith.errors import UnsupportedError
 from bitsmith.quant.formats.affine import Affine
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.formats.precision import as_numpy
-from bitsmith.quant.tensor import QuantTensor
+from bitsmith.quant.tensor import QuantTensor, TensorInfo
 
 _ORDER = np.array([0, 2, 4, 6, 1, 3, 5, 7])
 _BACK = np.argsort(_ORDER)
@@ -108,3 +113,60 @@ def _unpack(words: np.ndarray, count: int) -> np.ndarray:
     n, width = words.shape
     eights = unpack_words(words, 4, 8 * width).reshape(n, width, 8)[:, :, _BACK]
     return eights.reshape(n, 8 * width)[:, :count]
+
+
+def _stored(scheme: Scheme, precision: str, version: int) -> tuple[Format, AwqCodec]:
+    format = Affine(scheme.bits, scheme.group or 0, scheme.asymmetric, precision)
+    return format, AwqCodec(format)
+
+
+def _configuration(modules: Modules) -> dict[str, Any]:
+    """As AutoAWQ and transformers write it."""
+    return {
+        "quant_method": "awq",
+        "version": "gemm",
+        "bits": modules.main.bits,
+        "group_size": modules.main.group or -1,
+        "zero_point": True,
+        "modules_to_not_convert": list(modules.kept),
+    }
+
+
+def _further_files(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    old = {"zero_point": True, "q_group_size": config["group_size"], "w_bit": config["bits"], "version": "GEMM"}
+    return {"quant_config.json": {**old, "modules_to_not_convert": config["modules_to_not_convert"]}}
+
+
+def _read(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator[CompositeTensor]:
+    version = str(config.get("version", "gemm")).lower()
+    if version != "gemm":
+        raise UnsupportedError(
+            f"{folder}: AWQ's version {version[:40]!r} is not known; known is gemm: quantize again with version gemm"
+        )
+    values = {"bits": config.get("w_bit"), "group_size": config.get("q_group_size")}
+    values = {key: value for key, value in {**values, **config}.items() if value is not None}
+    known_integer(folder, values, "bits", (4,))
+    group = group_size(folder, values, "group_size")
+    for module in modules(entries, ".qweight"):
+        codec = AwqCodec(Affine(4, group, True, precision_of(folder, entries, f"{module}.scales")))
+        packed = matrix_shape(folder, entries, f"{module}.qweight")
+        info = TensorInfo(f"{module}.weight", (8 * packed[1], packed[0]), codec.name, 0)
+        names = {part: f"{module}.{part}" for part in codec.axes}
+        yield fold(folder, codec, info, names, entries, said_by="quantization_config")
+
+
+CONTAINER = ModuleContainer(
+    name="awq",
+    codec=awq_codec,
+    runtimes=frozenset({"vllm", "transformers"}),
+    schemes={"int4": Scheme("awq", 4, asymmetric=True, optional_zeros=False)},
+    stored=_stored,
+    precision="f16",
+    mixed=False,
+    configuration=_configuration,
+    further_files=_further_files,
+    quant_method="awq",
+    marks=(".qweight",),
+    old_config="quant_config.json",
+    read=_read,
+)

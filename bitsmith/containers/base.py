@@ -89,6 +89,13 @@ class Codec(Protocol):
         ...
 
 
+class ModuleCodec(Codec, Protocol):
+    """A codec with a name for its layout: "gptq/int4-g128"."""
+
+    @property
+    def name(self) -> str: ...
+
+
 class RowAxis(NamedTuple):
     """Where a tensor's rows lie in a part: along `axis`, every `rows` of them in `entries` entries."""
 

@@ -1,282 +1,236 @@
-"""One tensor in the layouts of compressed-tensors (github.com/vllm-project/compressed-tensors).
-
-- pack-quantized: weight_packed int32 [out, in * b / 32], codes along the rows, the first in the lowest bits;
-  weight_scale [out, groups]; weight_shape int64 [2]; with zero points weight_zero_point int32 [out * b / 32, groups],
-  packed along the outputs; weight_g_idx int32 [in] where columns were quantized by activation order
-- int-quantized: weight int8 [out, in], weight_scale [out, groups], weight_zero_point int8
-- float-quantized: weight float8_e4m3fn [out, in], weight_scale [out, 1], or [1] for the whole tensor
-
-Integers are signed there; packed ones are stored with 2^(b-1) added, which makes them our codes. Scales have the
-model's own dtype.
-"""
+"""Folders in compressed-tensors' layouts, as llm-compressor and vLLM read and write them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-import ml_dtypes
-import numpy as np
-
-from bitsmith.containers.base import RowAxis, cut, join_slabs
-from bitsmith.containers.integers import WORD, checked_scale, layout_name, pack_words, unpack_words, word_count
-from bitsmith.containers.patterns import from_patterns, to_patterns
-from bitsmith.errors import TensorError, UnsupportedError
+from bitsmith.containers.composite import CompositeTensor, Entries, fold
+from bitsmith.containers.compressed_codecs import FloatCodec, IntegerCodec, PackedCodec, compressed_codec
+from bitsmith.containers.container import ModuleContainer, Modules, Scheme
+from bitsmith.containers.gptq import BITS
+from bitsmith.containers.hf_entries import entry_of, group_size, known_integer, matrix_shape, modules, precision_of
+from bitsmith.containers.hf_input_rounding import inputs_of
+from bitsmith.containers.safetensors_header import HeaderEntry
+from bitsmith.containers.static_input import INPUT_SCALE, StaticInput
+from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.quant.formats.affine import Affine
 from bitsmith.quant.formats.base import Format
-from bitsmith.quant.formats.codebook import Codebook
-from bitsmith.quant.formats.precision import as_numpy
+from bitsmith.quant.formats.fp8 import fp8
 from bitsmith.quant.formats.tensorwide import TensorWide
-from bitsmith.quant.tensor import QuantTensor
+from bitsmith.quant.input_rounding import InputRounding
+from bitsmith.quant.tensor import TensorInfo
 
-_E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
-_SHAPE = np.dtype("<i8")
-Layout = dict[str, tuple[tuple[int, ...], np.dtype]]
+_FORMATS = {"packed": "pack-quantized", "integer": "int-quantized", "float": "float-quantized"}
+_BESIDE = (INPUT_SCALE, "output_scale", "input_zero_point", "output_zero_point")  # of compressed inputs and outputs
+_INTEGER = Scheme("integer", 8, 0, grouped=False, optional_zeros=False, inputs="int8")
+_FLOAT = Scheme("float", 8, 0, grouped=False, optional_zeros=False, inputs="fp8")
+SCHEMES = {
+    "w4a16": Scheme("packed", 4),
+    "w8a16": Scheme("packed", 8),
+    "w8a8": _INTEGER,
+    "fp8": _FLOAT,
+    "fp8-tensor": replace(_FLOAT, scope="tensor"),
+    "w8a8-static": replace(_INTEGER, static=True),
+    "fp8-static": replace(_FLOAT, static=True),
+    "fp8-tensor-static": replace(_FLOAT, scope="tensor", static=True),
+}
 
 
-@dataclass(frozen=True)
-class PackedCodec:
-    """pack-quantized. indexed: whether there is a weight_g_idx; such files are read, not written."""
+def _stored(
+    scheme: Scheme, precision: str, version: int
+) -> tuple[Format, PackedCodec | IntegerCodec | FloatCodec | StaticInput]:
+    if scheme.kind == "float":
+        row = fp8(precision)
+        wide = TensorWide(f"{row.name}-tensor", row) if scheme.scope == "tensor" else row
+        return wide, _with_input(scheme, FloatCodec(wide), precision)
+    format = Affine(scheme.bits, scheme.group or 0, scheme.asymmetric, precision)
+    if scheme.kind == "integer":
+        return format, _with_input(scheme, IntegerCodec(format), precision)
+    return format, PackedCodec(format)
 
-    format: Affine
-    indexed: bool = False
 
-    @property
-    def name(self) -> str:
-        """The layout's name: "compressed/pack-int4-g128", with other than bfloat16 scales "-f16"."""
-        name = layout_name("", self.format, "bf16", "g_idx" if self.indexed else "")
-        return f"compressed/pack-{name.removeprefix('/')}"
+def _with_input(
+    scheme: Scheme, codec: IntegerCodec | FloatCodec, precision: str
+) -> IntegerCodec | FloatCodec | StaticInput:
+    rounding = scheme.input_rounding
+    return StaticInput(codec, rounding, precision) if scheme.static and rounding is not None else codec
 
-    @property
-    def row_multiple(self) -> int:
-        """Rows whose zero points fill whole words, for all widths."""
-        return 32
 
-    @property
-    def axes(self) -> dict[str, RowAxis | None]:
-        """Rows lie along the first axis of every part."""
-        zero: dict[str, RowAxis | None] = {"weight_zero_point": RowAxis(0, 32, self.format.bits)}
-        index: dict[str, RowAxis | None] = {"weight_g_idx": None}
-        return {
-            "weight_packed": RowAxis(0),
-            "weight_scale": RowAxis(0),
-            "weight_shape": None,
-            **(zero if self.format.asymmetric else {}),
-            **(index if self.indexed else {}),
+def _configuration(modules: Modules) -> dict[str, Any]:
+    """As compressed-tensors 0.20 (`QuantizationConfig`) writes it."""
+    targets: dict[Scheme, list[str]] = {modules.main: ["Linear"]}
+    for module, scheme in modules.others.items():
+        targets.setdefault(scheme, []).append(module)
+    formats = [_FORMATS[scheme.kind] for scheme in targets]
+    return {
+        "config_groups": {
+            f"group_{number}": _said_of(scheme, names) for number, (scheme, names) in enumerate(targets.items())
+        },
+        "quant_method": "compressed-tensors",
+        "kv_cache_scheme": None,
+        "format": formats[0] if len(set(formats)) == 1 else "mixed-precision",
+        "quantization_status": "compressed",
+        "global_compression_ratio": None,
+        "ignore": list(modules.kept),
+    }
+
+
+def _said_of(scheme: Scheme, modules: list[str]) -> dict[str, Any]:
+    kind = "float" if scheme.kind == "float" else "int"
+    by = "group" if scheme.group else scheme.scope
+    inputs = None
+    if scheme.input_rounding is not None:
+        inputs = {
+            "num_bits": 8,
+            "type": kind,
+            "symmetric": True,
+            "group_size": None,
+            "strategy": scheme.input_rounding.scope,
+            "dynamic": not scheme.static,
         }
+    return {
+        "targets": modules,
+        "weights": {
+            "num_bits": scheme.bits,
+            "type": kind,
+            "symmetric": not scheme.asymmetric,
+            "group_size": scheme.group or None,
+            "strategy": by,
+            "dynamic": False,
+        },
+        "input_activations": inputs,
+        "output_activations": None,
+        "format": _FORMATS[scheme.kind],
+    }
 
-    def layout(self, shape: tuple[int, ...]) -> Layout:
-        """Stored shape and dtype of each part of a weight [out, in]. Raises UnsupportedError for other shapes."""
-        rows, cols = _matrix(shape)
-        (_, groups), scale_dtype = self.format.params_layout(rows, cols)["scale"]
-        bits = self.format.bits
-        zero: Layout = {"weight_zero_point": ((word_count(rows, bits), groups), WORD)}
-        index: Layout = {"weight_g_idx": ((cols,), WORD)}
-        return {
-            "weight_packed": ((rows, word_count(cols, bits)), WORD),
-            "weight_scale": ((rows, groups), scale_dtype),
-            "weight_shape": ((2,), _SHAPE),
-            **(zero if self.format.asymmetric else {}),
-            **(index if self.indexed else {}),
-        }
 
-    def encode(self, tensor: QuantTensor) -> dict[str, np.ndarray]:
-        """Parts of a slab of whole rows; zero points are padded to whole words."""
-        codes = as_numpy(tensor.codes)
-        parts = {
-            "weight_packed": pack_words(codes, self.format.bits),
-            "weight_scale": checked_scale(as_numpy(tensor.params["scale"]), self.format.scale_dtype),
-            "weight_shape": np.array(codes.shape, _SHAPE),
-        }
-        if self.format.asymmetric:
-            zero = as_numpy(tensor.params["zero"])
-            parts["weight_zero_point"] = np.ascontiguousarray(pack_words(zero.T, self.format.bits).T)
-        return parts
+def _read(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator[CompositeTensor]:
+    groups = config.get("config_groups")
+    if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
+        raise FileError(f"{folder}: quantization_config has no config_groups; download config.json again")
+    for module in modules(entries, ".weight_scale"):
+        packed = f"{module}.weight_packed" in entries
+        if not packed and f"{module}.weight" not in entries:
+            continue
+        group = _group_naming(folder, groups, module)
+        args = _arguments(folder, group)
+        scale = entry_of(folder, entries, f"{module}.weight_scale")
+        precision = precision_of(folder, entries, f"{module}.weight_scale")
+        codec: PackedCodec | IntegerCodec | FloatCodec | StaticInput
+        if packed:
+            shape, codec = _packed(folder, args, entries, module, precision)
+        else:
+            shape = matrix_shape(folder, entries, f"{module}.weight")
+            codec = _unpacked(folder, args, shape, scale, precision)
+        beside = [f"{module}.{name}" for name in _BESIDE]
+        if isinstance(codec, IntegerCodec) and not codec.format.asymmetric:
+            beside.append(f"{module}.weight_zero_point")
+        inputs, static = inputs_of(folder, group, module)
+        if static and isinstance(inputs, InputRounding):
+            codec = _with_input_scale(folder, entries, module, codec, inputs)
+        info = TensorInfo(f"{module}.weight", shape, codec.name, 0)
+        names = {part: f"{module}.{part}" for part in codec.layout(shape)}
+        present = tuple(name for name in beside if name in entries and name not in names.values())
+        found = fold(folder, codec, info, names, entries, said_by="quantization_config", beside=present)
+        yield replace(found, inputs=inputs)
 
-    def decode(self, parts: Mapping[str, np.ndarray], cols: int) -> QuantTensor:
-        """Codes and parameters of a slab of whole rows.
 
-        Columns in activation order come back as groups of one. Raises TensorError where weight_shape contradicts
-        the other parts and for groups that do not exist.
-        """
-        scale = parts["weight_scale"]
-        if int(parts["weight_shape"][1]) != cols:
-            raise TensorError(
-                f"weight_shape says {parts['weight_shape'].tolist()}, the other parts {cols} columns; the file is "
-                "damaged: download it again"
+def _with_input_scale(
+    folder: Path,
+    entries: Entries,
+    module: str,
+    codec: PackedCodec | IntegerCodec | FloatCodec,
+    input_rounding: InputRounding,
+) -> StaticInput:
+    name = f"{module}.{INPUT_SCALE}"
+    shape = entry_of(folder, entries, name).shape
+    if shape not in ((), (1,)):
+        raise FileError(f"{folder}: entry {name} is {list(shape)}; a tensor has one scale, [1]: make the file again")
+    return StaticInput(codec, input_rounding, precision_of(folder, entries, name), shape)
+
+
+def _packed(
+    folder: Path, args: Mapping[str, Any], entries: Entries, module: str, precision: str
+) -> tuple[tuple[int, int], PackedCodec]:
+    bits = known_integer(folder, args, "num_bits", BITS)
+    group = _strategy_group(folder, args, module)
+    format = Affine(bits, group, args.get("symmetric", True) is False, precision)
+    words = matrix_shape(folder, entries, f"{module}.weight_packed")
+    groups = matrix_shape(folder, entries, f"{module}.weight_scale")[1]
+    cols = groups * group if group else words[1] * 32 // bits
+    return (words[0], cols), PackedCodec(format, f"{module}.weight_g_idx" in entries)
+
+
+def _unpacked(
+    folder: Path, args: Mapping[str, Any], shape: tuple[int, int], scale: HeaderEntry, precision: str
+) -> IntegerCodec | FloatCodec:
+    if args.get("type") == "float":
+        if args.get("num_bits") != 8 or args.get("strategy") not in ("channel", "tensor"):
+            raise UnsupportedError(
+                f"{folder}: float weights of {args.get('num_bits')} bits by {args.get('strategy')} are not known; "
+                "known are 8 bits by channel or tensor"
             )
-        codes = unpack_words(parts["weight_packed"], self.format.bits, cols)
-        params = {"scale": scale}
-        if self.format.asymmetric:
-            params["zero"] = self._zeros(parts)
-        index = parts.get("weight_g_idx")
-        if index is None or not self.format.group or np.array_equal(index, np.arange(cols) // self.format.group):
-            return QuantTensor(self.format, codes, params)
-        if (index == -1).all():  # compressed-tensors' mark for "in order"
-            return QuantTensor(self.format, codes, params)
-        if index.min() < 0 or index.max() >= scale.shape[1]:
-            raise TensorError(
-                f"weight_g_idx names group {int(index.max())}, but there are {scale.shape[1]}; the file is damaged: "
-                "download it again"
-            )
-        single = Affine(self.format.bits, 1, self.format.asymmetric, self.format.precision)
-        return QuantTensor(single, codes, {name: param[:, index] for name, param in params.items()})
-
-    def join(self, slabs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """See `WholeTensorCodec`."""
-        parts = join_slabs(self, slabs)
-        shape = [len(parts["weight_packed"]), int(parts["weight_shape"][1])]
-        return {**parts, "weight_shape": np.array(shape, _SHAPE)}
-
-    def window(self, parts: Mapping[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
-        """See `WholeTensorCodec`; weight_shape stays the tensor's."""
-        cuts = {name: cut(parts[name], 0, start, stop) for name in ("weight_packed", "weight_scale")}
-        if self.format.asymmetric:
-            zero = pack_words(self._zeros(parts)[start:stop].T, self.format.bits)
-            cuts["weight_zero_point"] = np.ascontiguousarray(zero.T)
-        return {name: cuts.get(name, parts[name]) for name in parts}
-
-    def _zeros(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
-        """uint8 [rows, groups]."""
-        packed = parts["weight_zero_point"].T
-        return np.ascontiguousarray(unpack_words(packed, self.format.bits, len(parts["weight_scale"])).T)
+        row = fp8(precision)
+        if args["strategy"] == "tensor" or scale.shape in ((), (1,)):
+            return FloatCodec(TensorWide(f"{row.name}-tensor", row), scale.shape)
+        return FloatCodec(row)
+    bits = known_integer(folder, args, "num_bits", BITS)
+    group = _strategy_group(folder, args, scale.name)
+    return IntegerCodec(Affine(bits, group, args.get("symmetric", True) is False, precision))
 
 
-@dataclass(frozen=True)
-class IntegerCodec:
-    """int-quantized: one signed byte a weight, whatever its width."""
-
-    format: Affine
-
-    @property
-    def name(self) -> str:
-        """The layout's name: "compressed/int8-channel", with other than bfloat16 scales "-f32"."""
-        return layout_name("compressed", self.format, "bf16")
-
-    def layout(self, shape: tuple[int, ...]) -> Layout:
-        """Stored shape and dtype of each part of a weight [out, in]. Raises UnsupportedError for other shapes."""
-        rows, cols = _matrix(shape)
-        scale_shape, scale_dtype = self.format.params_layout(rows, cols)["scale"]
-        zero: Layout = {"weight_zero_point": (scale_shape, np.dtype(np.int8))}
-        return {
-            "weight": ((rows, cols), np.dtype(np.int8)),
-            "weight_scale": (scale_shape, scale_dtype),
-            **(zero if self.format.asymmetric else {}),
-        }
-
-    def encode(self, tensor: QuantTensor) -> dict[str, np.ndarray]:
-        """Parts of a slab of whole rows."""
-        parts = {
-            "weight": self._signed(as_numpy(tensor.codes)),
-            "weight_scale": checked_scale(as_numpy(tensor.params["scale"]), self.format.scale_dtype),
-        }
-        if self.format.asymmetric:
-            parts["weight_zero_point"] = self._signed(as_numpy(tensor.params["zero"]))
-        return parts
-
-    def decode(self, parts: Mapping[str, np.ndarray], cols: int) -> QuantTensor:
-        """Codes and parameters of a slab of whole rows. Raises TensorError for integers beyond the format's width."""
-        params = {"scale": parts["weight_scale"]}
-        if self.format.asymmetric:
-            params["zero"] = self._unsigned(parts["weight_zero_point"])
-        return QuantTensor(self.format, self._unsigned(parts["weight"]), params)
-
-    @property
-    def _half(self) -> int:
-        return 1 << (self.format.bits - 1)
-
-    def _signed(self, codes: np.ndarray) -> np.ndarray:
-        return (codes.astype(np.int16) - self._half).astype(np.int8)
-
-    def _unsigned(self, stored: np.ndarray) -> np.ndarray:
-        codes = stored.astype(np.int16) + self._half
-        if codes.size and (codes.min() < 0 or codes.max() >= 2 * self._half):
-            wrong = stored[(codes < 0) | (codes >= 2 * self._half)][0]
-            raise TensorError(
-                f"{int(wrong)} does not fit {self.format.bits} bits; the file is damaged: download it again"
-            )
-        return codes.astype(np.uint8)
+def _group_naming(folder: Path, groups: Mapping[str, Mapping[str, Any]], module: str) -> Mapping[str, Any]:
+    """The group that names the module, by name or "re:" pattern, else the one that names a class."""
+    by_class: list[Mapping[str, Any]] = []
+    for group in groups.values():
+        targets = group.get("targets")
+        for target in targets if isinstance(targets, list) else ():
+            if target == module or (str(target).startswith("re:") and _matches(folder, target[3:], module)):
+                return group
+            if "." not in str(target):
+                by_class.append(group)
+    if not by_class:
+        raise FileError(f"{folder}: no group of quantization_config names {module}, whose weight is quantized")
+    return by_class[0]
 
 
-@dataclass(frozen=True)
-class FloatCodec:
-    """float-quantized: E4M3 bytes, with one scale a row, or one a tensor (format TensorWide).
-
-    scale_shape: of a tensor's one scale: (1,), as compressed-tensors writes it, or what another tool chose
-    """
-
-    format: Codebook | TensorWide
-    scale_shape: tuple[int, ...] = (1,)
-
-    @property
-    def name(self) -> str:
-        """The layout's name: "compressed/fp8-channel" or "compressed/fp8-tensor", and other than bfloat16 scales."""
-        scope = "tensor" if isinstance(self.format, TensorWide) else "channel"
-        precision = "" if self._row.precision == "bf16" else f"-{self._row.precision}"
-        rank = "" if self.scale_shape == (1,) else f"-{len(self.scale_shape)}d"
-        return f"compressed/fp8-{scope}{precision}{rank}"
-
-    @property
-    def row_multiple(self) -> int:
-        """Rows are independent."""
-        return 1
-
-    @property
-    def axes(self) -> dict[str, RowAxis | None]:
-        """Rows lie along the first axis; a tensor's one scale has none."""
-        return {"weight": RowAxis(0), "weight_scale": None if isinstance(self.format, TensorWide) else RowAxis(0)}
-
-    def layout(self, shape: tuple[int, ...]) -> Layout:
-        """Stored shape and dtype of each part of a weight [out, in]. Raises UnsupportedError for other shapes."""
-        rows, cols = _matrix(shape)
-        scale = self.scale_shape if isinstance(self.format, TensorWide) else (rows, 1)
-        return {"weight": ((rows, cols), _E4M3), "weight_scale": (scale, self._row.scale_dtype)}
-
-    def encode(self, tensor: QuantTensor) -> dict[str, np.ndarray]:
-        """Parts of a slab of whole rows."""
-        scale = checked_scale(as_numpy(tensor.params["scale"]), self._row.scale_dtype)
-        if isinstance(self.format, TensorWide):
-            scale = scale[0].reshape(self.scale_shape)
-        weight = to_patterns(as_numpy(tensor.codes), self.format).view(_E4M3)
-        return {"weight": weight, "weight_scale": scale}
-
-    def decode(self, parts: Mapping[str, np.ndarray], cols: int) -> QuantTensor:
-        """Codes and parameters of a slab of whole rows. Raises TensorError for NaN patterns."""
-        codes = from_patterns(parts["weight"].view(np.uint8), self.format)
-        scale = parts["weight_scale"]
-        if isinstance(self.format, TensorWide):
-            scale = np.broadcast_to(scale.reshape(1, 1), (len(codes), 1))
-        return QuantTensor(self.format, codes, {"scale": np.ascontiguousarray(scale)})
-
-    def join(self, slabs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """See `WholeTensorCodec`."""
-        return join_slabs(self, slabs)
-
-    def window(self, parts: Mapping[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
-        """See `WholeTensorCodec`."""
-        return {
-            name: parts[name] if axis is None else cut(parts[name], axis.axis, start, stop)
-            for name, axis in self.axes.items()
-        }
-
-    @property
-    def _row(self) -> Codebook:
-        row = self.format.row if isinstance(self.format, TensorWide) else self.format
-        assert isinstance(row, Codebook)
-        return row
+def _arguments(folder: Path, group: Mapping[str, Any]) -> Mapping[str, Any]:
+    weights = group.get("weights")
+    if not isinstance(weights, dict):
+        raise FileError(f"{folder}: a group of quantization_config says nothing of weights; download it again")
+    return weights
 
 
-def compressed_codec(format: Format) -> PackedCodec | FloatCodec | None:
-    """The codec of integers, packed, and of FP8; None for other formats."""
-    if isinstance(format, Affine):
-        return PackedCodec(format)
-    row = format.row if isinstance(format, TensorWide) else format
-    if isinstance(row, Codebook) and row.name.startswith("fp8") and isinstance(format, Codebook | TensorWide):
-        return FloatCodec(format)
-    return None
+def _matches(folder: Path, pattern: str, module: str) -> bool:
+    try:
+        return re.match(pattern, module) is not None
+    except re.error as error:
+        raise FileError(f"{folder}: target {pattern[:80]!r} is no regular expression: {error}") from None
 
 
-def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    if len(shape) != 2 or not shape[0]:
-        raise UnsupportedError(f"compressed-tensors' layouts hold matrices, not {list(shape)}; leave the tensor in f16")
-    return shape[0], shape[1]
+def _strategy_group(folder: Path, args: Mapping[str, Any], name: str) -> int:
+    """Weights in a group; 0 for a whole row."""
+    if args.get("strategy") == "channel":
+        return 0
+    if args.get("strategy") in ("group", None) and args.get("group_size") is not None:
+        return group_size(folder, args, "group_size")
+    raise UnsupportedError(
+        f"{folder}: {name}: integers by {str(args.get('strategy'))[:40]} are not known; known are by group and channel"
+    )
+
+
+CONTAINER = ModuleContainer(
+    name="compressed",
+    codec=compressed_codec,
+    runtimes=frozenset({"vllm", "transformers"}),
+    schemes=SCHEMES,
+    stored=_stored,
+    configuration=_configuration,
+    quant_method="compressed-tensors",
+    marks=(".weight_packed", ".weight_scale"),
+    read=_read,
+)

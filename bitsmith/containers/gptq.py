@@ -13,18 +13,26 @@ zero point of 0; v2 ("gptq_v2") stores it as it is. Symmetric weights have the z
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bitsmith.containers.base import RowAxis, cut, join_slabs
+from bitsmith.containers.composite import CompositeTensor, Entries, fold
+from bitsmith.containers.container import ModuleContainer, Modules, Scheme
+from bitsmith.containers.fused import fused_schemes
+from bitsmith.containers.hf_entries import group_size, known_integer, matrix_shape, modules, precision_of
 from bitsmith.containers.integers import WORD, checked_scale, layout_name, pack_words, unpack_words, word_count
-from bitsmith.errors import TensorError, UnsupportedError
+from bitsmith.errors import FileError, TensorError, UnsupportedError
 from bitsmith.quant.formats.affine import Affine
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.formats.precision import as_numpy
-from bitsmith.quant.tensor import QuantTensor
+from bitsmith.quant.tensor import QuantTensor, TensorInfo
+from bitsmith.version import __version__
 
 BITS = (2, 3, 4, 8)
 
@@ -167,3 +175,99 @@ def gptq_codec(format: Format) -> GptqCodec | None:
     if not isinstance(format, Affine) or format.precision != "f16":
         return None
     return GptqCodec(format, int(not format.asymmetric and format.bits in (4, 8)))
+
+
+SCHEMES = {f"int{bits}": Scheme("gptq", bits) for bits in (8, 4, 3, 2)}
+
+
+def _version(schemes: Collection[Scheme]) -> int:
+    """1 where GPTQ's first checkpoint format holds every module and its readers take them, else 2."""
+    return 1 if all(scheme.bits in (4, 8) and not scheme.asymmetric for scheme in schemes) else 2
+
+
+def _stored(scheme: Scheme, precision: str, version: int) -> tuple[Format, GptqCodec]:
+    format = Affine(scheme.bits, scheme.group or 0, scheme.asymmetric, precision)
+    return format, GptqCodec(format, int(version == 1))
+
+
+def _configuration(modules: Modules) -> dict[str, Any]:
+    """As AutoGPTQ and GPTQModel write it."""
+    main, kept, others = modules.main, modules.kept, modules.others
+    dynamic: dict[str, Any] = {f"-:^{re.escape(module)}$": {} for module in kept if module != "lm_head"}
+    for module, scheme in [*others.items(), *fused_schemes(others).items()]:
+        dynamic[f"+:^{re.escape(module)}$"] = {
+            "bits": scheme.bits,
+            "group_size": scheme.group or -1,
+            "sym": not scheme.asymmetric,
+        }
+    return {
+        "bits": main.bits,
+        "group_size": main.group or -1,
+        "desc_act": False,
+        "sym": not main.asymmetric,
+        "lm_head": "lm_head" not in kept,
+        "quant_method": "gptq",
+        "checkpoint_format": "gptq" if modules.version == 1 else "gptq_v2",
+        "pack_dtype": "int32",
+        **({"dynamic": dynamic} if dynamic else {}),
+        "meta": {"quantizer": [f"bitsmith:{__version__}"]},
+    }
+
+
+def _warnings(main: Scheme, version: int) -> list[str]:
+    if version == 1:
+        return []
+    return ["vLLM reads gptq of 4 and 8 bits, symmetric, only; GPTQModel and transformers read others too"]
+
+
+def _read(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator[CompositeTensor]:
+    version = config.get("checkpoint_format") or "gptq"
+    if version not in ("gptq", "gptq_v2"):
+        raise UnsupportedError(
+            f"{folder}: checkpoint_format {str(version)[:40]!r} is not known; known are gptq and gptq_v2: convert the "
+            "model with the tool that made it"
+        )
+    for module in modules(entries, ".qweight"):
+        values = {**config, **_override(folder, config, module)}
+        bits = known_integer(folder, values, "bits", BITS)
+        group = group_size(folder, values, "group_size")
+        indexed = f"{module}.g_idx" in entries
+        format = Affine(
+            bits, group, values.get("sym", True) is False, precision_of(folder, entries, f"{module}.scales")
+        )
+        codec = GptqCodec(format, int(version == "gptq"), indexed)
+        packed = matrix_shape(folder, entries, f"{module}.qweight")
+        info = TensorInfo(f"{module}.weight", (packed[1], packed[0] * 32 // bits), codec.name, 0)
+        names = {part: f"{module}.{part}" for part in codec.axes}
+        yield fold(folder, codec, info, names, entries, said_by="quantization_config")
+
+
+def _override(folder: Path, config: Mapping[str, Any], module: str) -> Mapping[str, Any]:
+    """What GPTQModel's `dynamic` says of one module: the first pattern that matches from its beginning."""
+    rules = config.get("dynamic") or {}
+    for pattern, values in rules.items() if isinstance(rules, dict) else ():
+        try:
+            matches = re.match(pattern.removeprefix("+:"), module)
+        except re.error as error:
+            raise FileError(f"{folder}: {pattern[:80]!r} in `dynamic` is no regular expression: {error}") from None
+        if matches and not pattern.startswith("-:") and isinstance(values, dict):
+            return values
+    return {}
+
+
+CONTAINER = ModuleContainer(
+    name="gptq",
+    codec=gptq_codec,
+    runtimes=frozenset({"vllm", "transformers"}),
+    schemes=SCHEMES,
+    stored=_stored,
+    version=_version,
+    precision="f16",
+    configuration=_configuration,
+    further_files=lambda config: {"quantize_config.json": config},
+    warnings=_warnings,
+    quant_method="gptq",
+    marks=(".qweight",),
+    old_config="quantize_config.json",
+    read=_read,
+)

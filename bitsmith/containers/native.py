@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bitsmith.containers.container import Container
 from bitsmith.containers.patterns import from_patterns, to_patterns
 from bitsmith.errors import UnsupportedError
 from bitsmith.quant.bits import pack, packed_bytes, unpack
@@ -72,3 +73,6 @@ def metadata(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, st
         TENSORS_KEY: json.dumps(formats, separators=(",", ":")),
         SHAPES_KEY: json.dumps(shapes, separators=(",", ":")),
     }
+
+
+CONTAINER = Container("native", NativeCodec)

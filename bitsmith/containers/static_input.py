@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bitsmith.containers.base import RowAxis, WholeTensorCodec, cut, join_slabs
-from bitsmith.containers.compressed import FloatCodec, IntegerCodec, PackedCodec
+from bitsmith.containers.compressed_codecs import FloatCodec, IntegerCodec, PackedCodec
 from bitsmith.errors import TensorError, UsageError
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.formats.precision import PRECISIONS

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from bitsmith.calibration.cost import Cost, calibration_cost
 from bitsmith.calibration.method import Method, default_method
+from bitsmith.containers import module_containers
 from bitsmith.containers.destination import check_destination
 from bitsmith.errors import UsageError
 from bitsmith.models.checkpoint import Checkpoint
@@ -24,8 +25,6 @@ from bitsmith.system.sizes import parse_size
 
 if TYPE_CHECKING:
     from bitsmith.calibration.run import Prepared
-
-_GROUPED = ("gptq", "awq", "compressed")  # containers that --keep, --group-size and --sym are for
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def outputs_of(
 
 
 def _options(target: Target, path: Path, config: QuantizeConfig, prepared: Prepared | None) -> PlanOptions:
-    grouped = target.container in _GROUPED
+    grouped = target.container in module_containers()
     return PlanOptions(
         pure=config.pure,
         rules=tuple(config.rules),
@@ -152,11 +151,13 @@ def _method(assignment: Assignment, config: QuantizeConfig, effort: str, prepare
 
 def check_grouping(targets: Sequence[Target], config: QuantizeConfig) -> None:
     """Raise UsageError for words that no container of the targets knows."""
+    *others, last = module_containers()
+    grouped = f"{', '.join(others)} and {last}"
     words = {"--keep": config.keep, "--group-size": config.group_size, "--sym and --asym": config.symmetric}
     given = [word for word, value in words.items() if value not in ((), [], None)]
-    if given and all(target.container not in _GROUPED for target in targets):
+    if given and all(target.container not in (*others, last) for target in targets):
         raise UsageError(
-            f"{given[0]} is for gptq, awq and compressed; {targets[0].container} names formats (int4-g64-asym) and has "
+            f"{given[0]} is for {grouped}; {targets[0].container} names formats (int4-g64-asym) and has "
             "--rule 'REGEX=f16'."
         )
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from bitsmith.errors import BitsmithError
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.recipe.gguf import assign_mix, gguf_keys, gguf_tensors
-from bitsmith.recipe.hf_containers import assign_hf
-from bitsmith.recipe.native import assign_native
 from bitsmith.recipe.plan import Plan
+from bitsmith.recipe.planners import assign
 from bitsmith.recipe.recipe import PlanOptions
 from bitsmith.recipe.target import Target
 
@@ -33,9 +32,8 @@ def file_bytes(checkpoint: Checkpoint, targets: Sequence[Target]) -> dict[Target
     for target in targets:
         if target.container == "gguf":
             continue
-        planner = assign_native if target.container == "native" else assign_hf
         try:
-            found[target] = Plan.of(planner(checkpoint, target, PlanOptions())).size
+            found[target] = Plan.of(assign(checkpoint, target, PlanOptions())).size
         except BitsmithError as error:
             found[target] = str(error)
     return found

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bitsmith.containers.schemes import parse
 from bitsmith.quant.formats import get_format
-from bitsmith.recipe.scheme import parse
 from bitsmith.recipe.target import Target
 
 SOURCE = "mean KLD of our small reference model, docs/quality.md"

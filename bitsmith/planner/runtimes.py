@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bitsmith.containers import CONTAINERS, find_container, module_containers
 from bitsmith.containers.floats import FLOATS, WRITTEN_FLOATS
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.errors import UsageError
@@ -19,7 +20,6 @@ from bitsmith.recipe.target import Target
 _OWN = frozenset(spec.gguf for spec in ARCHITECTURES.values())
 _LARGE = 70 << 30  # bytes of a device from which on vLLM expects many requests
 _UNTRIMMED = ("llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "phi3")  # llama.cpp keeps all tokens of these
-_VLLM = ("gptq", "awq", "compressed")
 
 
 @dataclass(frozen=True)
@@ -101,17 +101,29 @@ def usual_runtime(network: Network, container: str, device: Device) -> Runtime:
     """
     if device.kind == "cpu" and _knows(network):
         return RUNTIMES["bitsmith"]
-    return RUNTIMES["vllm" if container in _VLLM and device.kind in ("cuda", "rocm") else "llama.cpp"]
+    return RUNTIMES["vllm" if _reads("vllm", container) and device.kind in ("cuda", "rocm") else "llama.cpp"]
 
 
 def runs(runtime: Runtime, container: str, name: str, network: Network, device: Device) -> bool:
     """Whether a runtime reads a container (see `container_of`) there. name: of the format in it"""
     if runtime.name == "bitsmith":  # where inputs are rounded to 8 bits only torch runs it, which is not planned
-        rounds = container == "compressed" and not name.startswith(("w4a16", "w8a16"))
-        return device.kind == "cpu" and _knows(network) and not rounds
+        return device.kind == "cpu" and _knows(network) and not _rounds_inputs(container, name)
     if runtime.name == "vllm":
-        return container in (*_VLLM, "floats") and device.kind in ("cuda", "rocm")
-    return container in ("gguf", "floats")
+        return (container == "floats" or _reads("vllm", container)) and device.kind in ("cuda", "rocm")
+    return container == "floats" or _reads("llama.cpp", container)
+
+
+def _reads(runtime: str, container: str) -> bool:
+    return container in CONTAINERS and runtime in find_container(container).runtimes
+
+
+def _rounds_inputs(container: str, name: str) -> bool:
+    """Whether products in this scheme round their inputs."""
+    row = module_containers().get(container)
+    if row is None or not any(scheme.inputs for scheme in row.schemes.values()):
+        return False
+    plain = tuple(known for known, scheme in row.schemes.items() if not scheme.inputs)
+    return not name.startswith(plain)
 
 
 def _knows(network: Network) -> bool:

@@ -7,10 +7,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from bitsmith.containers import codec_for
+from bitsmith.containers import codec_for, find_container
 from bitsmith.containers.base import Codec
+from bitsmith.containers.container import GROUPS, ModuleContainer
 from bitsmith.containers.floats import NUMBERS, WRITTEN_FLOATS
 from bitsmith.containers.gguf.types import TYPES
+from bitsmith.containers.schemes import parse
 from bitsmith.errors import UnsupportedError, UsageError
 from bitsmith.planner.network import Network
 from bitsmith.quant.formats import get_format, resolve
@@ -19,7 +21,6 @@ from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.category import layer_of
 from bitsmith.recipe.choose import choose_types
 from bitsmith.recipe.mixes import ALIASES, MIXES, find_mix
-from bitsmith.recipe.scheme import GROUPS, format_and_codec, parse
 from bitsmith.recipe.shape import ModelShape
 from bitsmith.recipe.target import Target
 
@@ -207,7 +208,9 @@ def _scheme_codec(network: Network, target: Target) -> Callable[[TensorInfo], Co
     if scheme.group is None:
         group = next((g for g in GROUPS if all(tensor.cols % g == 0 for tensor in matrices)), GROUPS[-1])
         scheme = replace(scheme, group=group)
-    _, made, _ = format_and_codec(scheme, "bf16", legacy=scheme.legacy)
+    container = find_container(target.container)
+    assert isinstance(container, ModuleContainer)
+    _, made = container.stored(scheme, container.precision or "bf16", container.version([scheme]))
 
     def codec(tensor: TensorInfo) -> Codec | None:
         try:

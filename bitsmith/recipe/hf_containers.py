@@ -13,18 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from bitsmith.containers import find_container
+from bitsmith.containers.container import GROUPS, ModuleContainer, Modules, Scheme
 from bitsmith.containers.floats import WRITTEN_FLOATS
+from bitsmith.containers.fused import uneven
 from bitsmith.containers.hf_files import StoredTensor, folder_files, module_names
 from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.manifest import Manifest, placeholder
+from bitsmith.containers.schemes import adjusted, parse
 from bitsmith.errors import UnsupportedError, UsageError
 from bitsmith.models.checkpoint import Checkpoint, quantized_already, require_float
 from bitsmith.recipe.folder import KEPT, as_float, as_json, beside, model_config, own_float, wanted_tensors
-from bitsmith.recipe.hf_quantization import further_files, quantization_config, uneven
 from bitsmith.recipe.plan import Assignment, PlannedTensor
 from bitsmith.recipe.recipe import PlanOptions
 from bitsmith.recipe.rules import Rule, unused_rules
-from bitsmith.recipe.scheme import GROUPS, Scheme, adjusted, format_and_codec, names, parse
 from bitsmith.recipe.static_inputs import check_inputs
 from bitsmith.recipe.target import Target
 
@@ -53,22 +55,26 @@ class SchemeChoice:
 
 
 def assign_hf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Assignment:
-    """A folder that holds `checkpoint` in GPTQ's, AWQ's or compressed-tensors' layout.
+    """A folder that holds `checkpoint` with its linear layers in the layout of a `ModuleContainer`.
 
     Raises UsageError (unknown name, rule or pattern, options that contradict each other, ranges of inputs without a
     calibration), UnsupportedError (rows that no group divides, a shape that the layout cannot hold, a quantized
     source).
     """
+    container = find_container(target.container)
+    assert isinstance(container, ModuleContainer)
     main = _main_scheme(target, options)
     require_float(checkpoint, requantize=options.requantize)
-    rules, keep = _rules(target, options), _patterns(options.keep)
+    rules, keep = _rules(container, options), _patterns(options.keep)
     choices = [_choose(t, target, main, rules, keep) for t in wanted_tensors(checkpoint)]
     main, choices = _grouped(main, choices, checkpoint)
-    precision = _precision(checkpoint)
-    legacy = all(choice.scheme.legacy for choice in choices if choice.scheme is not None)
-    tensors = tuple(_planned(choice, precision, legacy) for choice in choices)
+    own = _own_precision(checkpoint)
+    version = container.version([choice.scheme for choice in choices if choice.scheme is not None])
+    tensors = tuple(_planned(choice, container, container.precision or own, version) for choice in choices)
     check_inputs(target, tensors, options.calibration)
-    config, further = _configuration(checkpoint, target, main, choices, precision, legacy)
+    modules = _modules(main, choices, version)
+    config = _configuration(checkpoint, container, modules, container.precision or own)
+    further = {name: as_json(value) for name, value in container.further_files(config["quantization_config"]).items()}
     stored = [StoredTensor(t.info, t.parts, module_names(t.info.name, t.parts)) for t in tensors]
 
     def layouts(manifest: Manifest) -> list[FileLayout]:
@@ -85,7 +91,7 @@ def assign_hf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> A
         warnings=(
             *unused_rules(rules, [t.info.name for t in tensors]),
             *_unused_patterns(keep, [t.info.name for t in tensors]),
-            *_warnings(target, main, choices),
+            *_warnings(container, main, version, choices),
             *quantized_already(checkpoint),
         ),
     )
@@ -104,17 +110,17 @@ def _main_scheme(target: Target, options: PlanOptions) -> Scheme:
     return adjusted(target.container, target.name, scheme, 0 if group == -1 else group, asymmetric)
 
 
-def _rules(target: Target, options: PlanOptions) -> list[Rule]:
+def _rules(container: ModuleContainer, options: PlanOptions) -> list[Rule]:
     """The user's rules; a scheme's name may carry suffixes, so that it is read rather than looked up."""
     found = []
     for text in options.rules:
         name = text.rpartition("=")[2].strip().lower()
         if not text.rpartition("=")[0] or not name:
             raise UsageError(f"rule {text!r}: expected REGEX=TYPE, for example 'down_proj=f16'")
-        if name not in WRITTEN_FLOATS and target.container != "awq":
-            parse(target.container, name)
-        held = [] if target.container == "awq" else [name]
-        found.append(Rule.parse(text, {*WRITTEN_FLOATS, *held, *(names(target.container) if held else ())}))
+        if name not in WRITTEN_FLOATS and container.mixed:
+            parse(container.name, name)
+        held = {name, *container.schemes} if container.mixed else set()
+        found.append(Rule.parse(text, {*WRITTEN_FLOATS, *held}))
     return found
 
 
@@ -176,55 +182,52 @@ def _grouped(main: Scheme, choices: list[SchemeChoice], checkpoint: Checkpoint) 
     return filled(main), done
 
 
-def _planned(choice: SchemeChoice, precision: str, legacy: bool) -> PlannedTensor:
+def _planned(choice: SchemeChoice, container: ModuleContainer, precision: str, version: int) -> PlannedTensor:
     tensor, info = choice.tensor, choice.tensor.info
     if choice.scheme is None:
         return as_float(tensor, choice.float, choice.reason)
-    format, codec, layout = format_and_codec(choice.scheme, precision, legacy=legacy)
+    format, codec = container.stored(choice.scheme, precision, version)
     try:
         parts = codec.layout(info.shape)
     except UnsupportedError as error:
         raise UnsupportedError(f"{info.name}: {error}, with --keep '{re.escape(info.name)}'.") from error
     nbytes = sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in parts.values())
-    info = replace(info, layout=layout, nbytes=nbytes)
+    info = replace(info, layout=codec.name, nbytes=nbytes)
     inputs = choice.scheme.input_rounding
     return replace(tensor, info=info, parts=parts, reason=choice.reason, format=format, codec=codec, inputs=inputs)
 
 
-def _precision(checkpoint: Checkpoint) -> str:
+def _own_precision(checkpoint: Checkpoint) -> str:
     """The model's own 16-bit type: of its matrices, where they have one."""
     matrices = [info.layout for info in checkpoint.source.tensors.values() if info.rows > 1]
     return "bf16" if matrices.count("bf16") > matrices.count("f16") else "f16"
 
 
-def _configuration(
-    checkpoint: Checkpoint,
-    target: Target,
-    main: Scheme,
-    choices: Sequence[SchemeChoice],
-    precision: str,
-    legacy: bool,
-) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """config.json, and what the container's own tools want beside it."""
+def _modules(main: Scheme, choices: Sequence[SchemeChoice], version: int) -> Modules:
+    """What the configuration says of the linear layers."""
     kept = [choice.module for choice in choices if choice.scheme is None and choice.is_linear]
     quantized = {choice.module for choice in choices if choice.scheme is not None}
     if "lm_head" not in {*kept, *quantized}:  # tied to the embedding, and still a module
         kept.append("lm_head")
     others = {c.module: c.scheme for c in choices if c.scheme is not None and c.scheme != main}
-    said = quantization_config(target.container, main, others, kept, legacy=legacy)
+    return Modules(main, others, kept, version)
+
+
+def _configuration(
+    checkpoint: Checkpoint, container: ModuleContainer, modules: Modules, precision: str
+) -> dict[str, Any]:
+    """config.json."""
     config = model_config(checkpoint)
-    dtype = "bfloat16" if precision == "bf16" and target.container == "compressed" else "float16"
-    config["dtype" if "dtype" in config else "torch_dtype"] = dtype
-    config["quantization_config"] = said
-    return config, {name: as_json(value) for name, value in further_files(target.container, said).items()}
+    config["dtype" if "dtype" in config else "torch_dtype"] = "bfloat16" if precision == "bf16" else "float16"
+    config["quantization_config"] = container.configuration(modules)
+    return config
 
 
-def _warnings(target: Target, main: Scheme, choices: Sequence[SchemeChoice]) -> list[str]:
+def _warnings(container: ModuleContainer, main: Scheme, version: int, choices: Sequence[SchemeChoice]) -> list[str]:
     found = []
-    if main.kind in ("gptq", "awq", "packed") and main.group not in _READ_GROUPS:
+    if main.grouped and main.group not in _READ_GROUPS:
         found.append(f"groups of {main.group}: vLLM reads groups of 32, 64, 128 and whole rows only")
-    if main.kind == "gptq" and not main.legacy:
-        found.append("vLLM reads gptq of 4 and 8 bits, symmetric, only; GPTQModel and transformers read others too")
+    found += container.warnings(main, version)
     stacks = [c.tensor.info.name for c in choices if c.scheme is None and len(c.tensor.info.shape) > 2]
     if stacks:
         found.append(f"{len(stacks)} stacks of matrices stay in 16 bits, first {stacks[0]}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bitsmith.containers import find_container
+from bitsmith.containers.container import ModuleContainer
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.recipe.plan import Assignment
 from bitsmith.recipe.recipe import PlanOptions
@@ -13,14 +15,14 @@ def assign(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Assi
 
     Raises UsageError for a wrong name or option, UnsupportedError and FileError for a model that does not go into it.
     """
+    if isinstance(find_container(target.container), ModuleContainer):
+        from bitsmith.recipe.hf_containers import assign_hf
+
+        return assign_hf(checkpoint, target, options)
     if target.container == "gguf":
         from bitsmith.recipe.gguf import assign_gguf
 
         return assign_gguf(checkpoint, target, options)
-    if target.container == "native":
-        from bitsmith.recipe.native import assign_native
+    from bitsmith.recipe.native import assign_native
 
-        return assign_native(checkpoint, target, options)
-    from bitsmith.recipe.hf_containers import assign_hf
-
-    return assign_hf(checkpoint, target, options)
+    return assign_native(checkpoint, target, options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bitsmith.containers import CONTAINERS
+from bitsmith.containers import CONTAINERS, find_container
 from bitsmith.errors import UsageError
 
 
@@ -20,8 +20,8 @@ class Target:
 
     @property
     def is_folder(self) -> bool:
-        """Whether the output is a folder: all containers but GGUF."""
-        return self.container != "gguf"
+        """Whether the output is a folder."""
+        return find_container(self.container).is_folder
 
     @classmethod
     def parse(cls, text: str) -> Target:

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from bitsmith.containers.compressed import FloatCodec, IntegerCodec, PackedCodec
+from bitsmith.containers.compressed_codecs import FloatCodec, IntegerCodec, PackedCodec
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.containers.static_input import INPUT_SCALE, StaticInput
 from bitsmith.errors import BitsmithError, FileError, TensorError, UnsupportedError, UsageError

@@ -14,7 +14,7 @@ import torch
 import bitsmith
 from bitsmith.calibration.run import prepare
 from bitsmith.calibration.stats import Stats
-from bitsmith.containers.compressed import PackedCodec
+from bitsmith.containers.compressed_codecs import PackedCodec
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.pipeline.executor import execute

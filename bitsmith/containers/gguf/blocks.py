@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from bitsmith.containers.container import Container
 from bitsmith.containers.floats import NUMBERS, decode_numbers
 from bitsmith.containers.gguf.blocks_k import K_CODECS
 from bitsmith.containers.gguf.blocks_readonly import READ_ONLY, decode_read_only
@@ -48,3 +49,8 @@ def decode_rows(type_name: str, data: np.ndarray, cols: int) -> np.ndarray:
         values = CODECS[type_name].decode({"data": data}, cols).values()
     assert isinstance(values, np.ndarray)
     return values
+
+
+CONTAINER = Container(
+    "gguf", lambda format: CODECS.get(format.name), is_folder=False, runtimes=frozenset({"llama.cpp"})
+)

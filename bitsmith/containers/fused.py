@@ -1,0 +1,33 @@
+"""Modules that vLLM loads as one matrix, whose members must be quantized alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bitsmith.containers.container import Scheme
+
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+_FUSED_NAMES = ("qkv_proj", "gate_up_proj")
+
+
+def uneven(schemes: Mapping[str, Scheme | None]) -> list[str]:
+    """Groups of modules that vLLM loads as one matrix, but that differ here: "model.layers.0.self_attn.q_proj, ..."."""
+    found = []
+    for members in FUSED:
+        for module in schemes:
+            stem, _, last = module.rpartition(".")
+            together = [f"{stem}.{name}" for name in members if f"{stem}.{name}" in schemes]
+            if last == members[0] and len({schemes[name] for name in together}) > 1:
+                found.append(", ".join(together))
+    return found
+
+
+def fused_schemes(others: Mapping[str, Scheme]) -> dict[str, Scheme]:
+    """vLLM's names of the matrices it fuses, where all members have the same scheme."""
+    found = {}
+    for members, fused in zip(FUSED, _FUSED_NAMES, strict=True):
+        for module, scheme in others.items():
+            stem, _, last = module.rpartition(".")
+            if last == members[0] and all(others.get(f"{stem}.{name}") == scheme for name in members):
+                found[f"{stem}.{fused}"] = scheme
+    return found
