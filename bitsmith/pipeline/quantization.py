@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from bitsmith.calibration.cost import Cost, calibration_cost
 from bitsmith.containers.destination import check_destination, make_folder
@@ -19,15 +19,17 @@ from bitsmith.pipeline.executor import execute
 from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.gguf import plan_gguf
 from bitsmith.recipe.hf_containers import plan_hf
-from bitsmith.recipe.method import Method, check_effort, default_method
+from bitsmith.recipe.method import Method, default_method
 from bitsmith.recipe.native import plan_native
 from bitsmith.recipe.plan import Plan, PlanOptions, Target, parse_size
-from bitsmith.system.machine import cores, peak_memory
+from bitsmith.system.machine import peak_memory
+from bitsmith.system.options import check_words
 from bitsmith.system.progress import Progress, Report, silent
 
 if TYPE_CHECKING:
     from bitsmith.calibration.decide import CalibrationPass, Resources
     from bitsmith.calibration.run import Prepared
+    from bitsmith.pipeline.words import QuantizeWords
 
 _PLANNERS: dict[str, Callable[[Checkpoint, Target, PlanOptions], Plan]] = {
     "gguf": plan_gguf,
@@ -43,67 +45,25 @@ def quantize(
     model: str | Path,
     *,
     to: str,
-    out: str | Path | None = None,
-    method: str | None = None,
-    effort: str | None = None,
-    calibration: str | None = None,
-    calibration_tokens: int | None = None,
-    calibration_context: int | None = None,
-    seed: int = 0,
-    memory: str | None = None,
-    device: str | None = None,
-    pure: bool = False,
-    rules: Sequence[str] = (),
-    keep: Sequence[str] = (),
-    group_size: int | None = None,
-    symmetric: bool | None = None,
-    threads: int | None = None,
-    max_shard_size: str | None = None,
-    pre: str | None = None,
-    revision: str | None = None,
-    requantize: bool = False,
-    dry_run: bool = False,
-    force: bool = False,
     report: Report = silent,
     on_plan: Callable[[Quantized], None] | None = None,
+    **words: Unpack[QuantizeWords],
 ) -> Quantized:
-    """Quantize `model` to `to`; the words are the command line's: see `QuantizeConfig` and `bitsmith quantize --help`.
+    """Quantize `model` to `to`. The other keywords are the options of `bitsmith quantize`, see `QuantizeConfig`.
 
     model: a folder, a file, a hub id or "reference"; to: "CONTAINER/FORMAT", a bare name means gguf/NAME
     on_plan: called with the plan before any weight is read
     Everything that cannot work fails before that call. Raises UsageError for a wrong call, other BitsmithErrors
-    for bad data; nothing is then left under the output's name.
+    for bad data; then no file has the output's name.
     """
-    choices = QuantizeConfig(
-        out=out,
-        method=method,
-        effort=effort,
-        calibration=calibration,
-        calibration_tokens=calibration_tokens,
-        calibration_context=calibration_context,
-        seed=seed,
-        memory=memory,
-        device=device,
-        pure=pure,
-        rules=rules,
-        keep=keep,
-        group_size=group_size,
-        symmetric=symmetric,
-        threads=threads,
-        max_shard_size=max_shard_size,
-        pre=pre,
-        revision=revision,
-        requantize=requantize,
-        dry_run=dry_run,
-        force=force,
-    )
-    return quantize_each(model, [to], choices, report=report, on_plan=on_plan)[0]
+    check_words("quantize", QuantizeConfig, words, further=("to", "report", "on_plan"))
+    return quantize_each(model, [to], QuantizeConfig(**words), report=report, on_plan=on_plan)[0]
 
 
 def quantize_each(
     model: str | Path,
     to: Sequence[str],
-    choices: QuantizeConfig,
+    config: QuantizeConfig,
     *,
     report: Report = silent,
     on_plan: Callable[[Quantized], None] | None = None,
@@ -116,34 +76,30 @@ def quantize_each(
     targets = [Target.parse(each) for each in to]
     if not targets:
         raise UsageError("--to is missing; for instance --to q4_k_m.")
-    if choices.method is not None:
-        Method.parse(choices.method)
-    effort = check_effort(choices.effort or "normal")
-    _check_grouping(targets, choices)
-    workers = _thread_count(choices.threads)
-    room = None if choices.memory is None else parse_size(choices.memory)
-    checkpoint = open_checkpoint(model, revision=choices.revision)
-    prepared = _prepared(checkpoint, choices)
-    paths = _output_paths(checkpoint, targets, choices.out)
+    effort, workers, room = config.effort or "normal", config.worker_threads, config.memory_bytes
+    _check_grouping(targets, config)
+    checkpoint = open_checkpoint(model, revision=config.revision)
+    prepared = _prepared(checkpoint, config)
+    paths = _output_paths(checkpoint, targets, config.out)
     runs = prepared is not None and prepared.request is not None
-    device = _device(choices.device) if runs or choices.device else "cpu"
+    device = _device(config.device) if runs or config.device else "cpu"
     jobs = []
     for target, path in zip(targets, paths, strict=True):
         try:
-            jobs.append(_job(checkpoint, target, path, choices, effort, prepared, device))
+            jobs.append(_job(checkpoint, target, path, config, effort, prepared, device))
         except UsageError as error:
             raise UsageError(f"--to {target}: {error}" if len(targets) > 1 else str(error)) from error
     planned = [job.result(workers, prepared) for job in jobs]
     _check_distinct([str(each.target) for each in planned])
-    if not choices.dry_run:
-        if len(jobs) > 1 and choices.out is not None:
-            make_folder(Path(choices.out))
+    if not config.dry_run:
+        if len(jobs) > 1 and config.out is not None:
+            make_folder(Path(config.out))
         for job in jobs:
-            _check_free(job, force=choices.force)
+            _check_free(job, force=config.force)
     if on_plan is not None:
         for each in planned:
             on_plan(each)
-    if choices.dry_run:
+    if config.dry_run:
         return planned
     resources = None
     if prepared is not None:
@@ -151,7 +107,7 @@ def quantize_each(
 
         prepared = prepared.read(threads=workers, report=report)
         resources = Resources(room, workers, device)
-    return _carried_out(jobs, planned, prepared, resources, workers, choices.force, report)
+    return _carried_out(jobs, planned, prepared, resources, workers, config.force, report)
 
 
 @dataclass(frozen=True)
@@ -341,14 +297,6 @@ def _device(wanted: str | None) -> str:
     from bitsmith.runtime.torch.device import choose_device
 
     return choose_device(wanted)
-
-
-def _thread_count(threads: int | None) -> int:
-    if threads is None:
-        return cores()
-    if not 1 <= threads <= 1024:
-        raise UsageError(f"--threads {threads}: expected a number from 1 to 1024.")
-    return threads
 
 
 def _output_paths(checkpoint: Checkpoint, targets: Sequence[Target], out: str | Path | None) -> list[Path]:
