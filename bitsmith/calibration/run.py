@@ -160,10 +160,14 @@ def make_imatrix(model: str | Path, *, report: Report = silent, **words: Unpack[
     The other keywords are the options of `bitsmith imatrix`, see `ImatrixConfig`; `out` must be given. An importance
     file as `calibration` is rewritten in the other format. Raises BitsmithError.
     """
+    check_words("imatrix", ImatrixConfig, words, further=("report",))
+    return write_imatrix(model, ImatrixConfig(**words), report=report)
+
+
+def write_imatrix(model: str | Path, config: ImatrixConfig, *, report: Report = silent) -> ImatrixResult:
+    """The same as `make_imatrix`, from a configuration."""
     from bitsmith.calibration.imatrix import Imatrix, read_imatrix
 
-    check_words("imatrix", ImatrixConfig, words, further=("report",))
-    config = ImatrixConfig(**words)
     calibration, memory, threads, force = config.calibration, config.memory_bytes, config.threads, config.force
     path = Path(config.out)
     imatrix_file(Imatrix({}, (), 0, 0), path.name)  # says so where the name has a wrong ending

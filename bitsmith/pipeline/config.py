@@ -46,8 +46,8 @@ class QuantizeConfig(CalibrationConfig):
         None,
         group="Method",
         metavar="LEVEL",
-        help="fast (weighted scales), normal (gptq below 8 bits) or high (learned); default: normal. Without --method "
-        "and --calibration, normal and high calibrate on the built-in text.",
+        help="fast (weighted scales), normal (gptq below 8 bits) or high (learned); default: normal. Giving normal "
+        "or high without --method also calibrates, on the built-in text unless --calibration is given.",
     )
     pure: bool = option(False, group="Types", help="One type for all matrices, no mix.")
     rules: Sequence[str] = option(

@@ -25,8 +25,8 @@ class QuantizeWords(TypedDict, total=False):
     default: nearest without calibration, else the one that loses least for the format and --effort."""
 
     effort: str | None
-    """fast (weighted scales), normal (gptq below 8 bits) or high (learned); default: normal. Without --method and
-    --calibration, normal and high calibrate on the built-in text."""
+    """fast (weighted scales), normal (gptq below 8 bits) or high (learned); default: normal. Giving normal or high
+    without --method also calibrates, on the built-in text unless --calibration is given."""
 
     pure: bool
     """One type for all matrices, no mix."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 T = TypeVar("T")
 _KEY = "option"
@@ -50,7 +50,7 @@ def option(default: T, *flags: str, group: str, help: str, metavar: str | None =
     flags: short ones are added to `--field-name`; a long one stands in place of it
     """
     shown = _Shown(flags, help, group, metavar)
-    return cast(T, field(default=default, metadata={_KEY: shown}))
+    return field(default=default, metadata={_KEY: shown})
 
 
 def options_of(config: type[Any]) -> Iterator[Option]:
