@@ -52,14 +52,14 @@ def load(
     """Load a model for running: `.generate(prompt, max_tokens=..., sampling=Sampling(...))`, `.stream`, `.logits`.
 
     threads: for arithmetic; None: one a core, on torch its own choice
-    kernel: "native" (the C++ core; inputs of packed matrices are rounded to int8), "exact" (the core with float32
-        inputs) or "torch" (the reference); None: native where the core can run the model
-    cache_type: of keys and values: "f16", "q8_0", or "f32"; only the native kernel has a choice
+    kernel: "int8" (the C++ core; inputs of packed matrices are rounded to int8), "exact" (the core with float32
+        inputs) or "torch" (the reference); None: int8 if the core can run the model
+    cache_type: of keys and values: "f16", "q8_0", or "f32"; only the int8 kernel has a choice
     Raises BitsmithError.
     """
     check_threads(threads)
     checkpoint = open_checkpoint(model, revision=revision)
-    return _load(checkpoint, threads, kernel, "native", cache_type=cache_type, report=report)
+    return _load(checkpoint, threads, kernel, "int8", cache_type=cache_type, report=report)
 
 
 def _load(
@@ -94,7 +94,7 @@ def evaluate(
 
     text: a UTF-8 file; None takes the built-in text. context: tokens in a window
     kernel: what `model` runs on, see `load`; None: "exact" where the core can run it, so that the loss is that of the
-        weights alone; "native" adds what rounding inputs costs. `against` always runs exactly.
+        weights alone; "int8" adds what rounding inputs costs. `against` always runs exactly.
     Raises BitsmithError.
     """
     from bitsmith.evaluation import evaluate as measure
@@ -140,7 +140,7 @@ def bench(
     count = cores() if threads is None else threads
     checkpoint = open_checkpoint(model, revision=revision)
     prompt, gen = check_counts(checkpoint.config.context, prompt=prompt, gen=gen, repeat=repeat)
-    loaded = _load(checkpoint, count, kernel, "native", cache_type=cache_type, report=report)
+    loaded = _load(checkpoint, count, kernel, "int8", cache_type=cache_type, report=report)
     load_seconds = time.perf_counter() - started
     rates = measure_speed(loaded, prompt=prompt, gen=gen, repeat=repeat, report=report)
     peak = peak_memory()  # before measuring the memory, which takes some
