@@ -54,7 +54,7 @@ def quantize(
     model: a folder, a file, a hub id or "reference"; to: "CONTAINER/FORMAT", a bare name means gguf/NAME
     on_plan: called with the plan before any weight is read
     Everything that cannot work fails before that call. Raises UsageError for a wrong call, other BitsmithErrors
-    for bad data; then no file has the output's name.
+    for bad data; then no new file has the name of the output.
     """
     check_words("quantize", QuantizeConfig, words, further=("to", "report", "on_plan"))
     return quantize_each(model, [to], QuantizeConfig(**words), report=report, on_plan=on_plan)[0]
