@@ -52,9 +52,9 @@ sanitize: $(VENV)/core
 	$(BIN)/cmake -S csrc -B $(SANITIZED) -G Ninja -DBITSMITH_SANITIZE=ON \
 	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python
 	$(BIN)/cmake --build $(SANITIZED)
-	BITSMITH_NATIVE="$$(ls $(abspath $(SANITIZED))/_core*.so)" ASAN_OPTIONS=detect_leaks=0 \
+	BITSMITH_CORE="$$(ls $(abspath $(SANITIZED))/_core*.so)" ASAN_OPTIONS=detect_leaks=0 \
 	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	    $(BIN)/python -m pytest -p no:cacheprovider --capture=sys tests/native
+	    $(BIN)/python -m pytest -p no:cacheprovider --capture=sys tests/core
 
 clean:
 	rm -rf $(VENV) demo build dist

@@ -1,4 +1,4 @@
-"""What the native decoder's rounding of inputs costs: its divergence from the reference path, file type by file type.
+"""What the int8 kernel's rounding of inputs costs: its divergence from the torch kernel, file type by file type.
 
     python bench/paths.py [--type q4_k_m ...] [--windows 40] [--json]
 
@@ -44,7 +44,7 @@ MIXES = (
 
 @dataclass(frozen=True)
 class PathLoss:
-    """Mean KLD of the native path from the reference path, with its standard error."""
+    """Mean KLD of the int8 kernel from the torch kernel, with its standard error."""
 
     type: str
     prompt: float
@@ -56,16 +56,16 @@ class PathLoss:
 def measure(mix: str, folder: Path, windows: int) -> PathLoss:
     """Both ways of running one file."""
     file = bitsmith.quantize("reference", to=mix, out=folder / f"{mix}.gguf").out
-    native, reference = (bitsmith.load(file, kernel=kernel) for kernel in ("native", "torch"))
-    ids = np.asarray(native.tokenizer.encode(evaluation_text(), add_special=True), np.int64)
+    int8, reference = (bitsmith.load(file, kernel=kernel) for kernel in ("int8", "torch"))
+    ids = np.asarray(int8.tokenizer.encode(evaluation_text(), add_special=True), np.int64)
     cut = cut_windows(ids, CONTEXT, start_token=None, name="the built-in text").tokens[:windows]
-    prompt, generation = (DivergenceMeter(native.config.vocab) for _ in range(2))
+    prompt, generation = (DivergenceMeter(int8.config.vocab) for _ in range(2))
     for tokens in cut:
         expected = reference.logits(tokens[None, :-1])[0]
         targets = tokens[1:]
-        prompt.add(compare(native.logits(tokens[None, :-1])[0], expected, targets))
-        cache = native.decoder.new_cache(STEPS)
-        steps = [native.decoder.numpy(native.decoder.prefill(tokens[None, i : i + 1], cache))[0] for i in range(STEPS)]
+        prompt.add(compare(int8.logits(tokens[None, :-1])[0], expected, targets))
+        cache = int8.decoder.new_cache(STEPS)
+        steps = [int8.decoder.numpy(int8.decoder.prefill(tokens[None, i : i + 1], cache))[0] for i in range(STEPS)]
         generation.add(compare(np.stack(steps), expected[:STEPS], targets[:STEPS]))
     first, second = prompt.result().kld, generation.result().kld
     return PathLoss(mix, first.value, first.error, second.value, second.error)

@@ -7,9 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitsmith.errors import UsageError
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
-from bitsmith.system.machine import cores, peak_memory
+from bitsmith.system.machine import check_threads, cores, peak_memory
 from bitsmith.system.progress import Report, silent
 
 __all__ = ["QuantizeConfig", "bench", "evaluate", "imatrix", "inspect", "load", "plan", "quantize", "quantize_each"]
@@ -41,9 +40,6 @@ def __getattr__(name: str) -> Any:
     return vars(import_module(module))[function]
 
 
-MOST_THREADS = 1024
-
-
 def load(
     model: str | Path,
     *,
@@ -56,14 +52,14 @@ def load(
     """Load a model for running: `.generate(prompt, max_tokens=..., sampling=Sampling(...))`, `.stream`, `.logits`.
 
     threads: for arithmetic; None: one a core, on torch its own choice
-    kernel: "native" (the C++ core; inputs of packed matrices are rounded to int8), "exact" (the core with float32
-        inputs) or "torch" (the reference); None: native where the core can run the model
-    cache_type: of keys and values: "f16", "q8_0", or "f32"; only the native kernel has a choice
+    kernel: "int8" (the C++ core; inputs of packed matrices are rounded to int8), "exact" (the core with float32
+        inputs) or "torch" (the reference); None: int8 if the core can run the model
+    cache_type: of keys and values: "f16", "q8_0", or "f32"; only the int8 kernel has a choice
     Raises BitsmithError.
     """
-    _check_threads(threads)
+    check_threads(threads)
     checkpoint = open_checkpoint(model, revision=revision)
-    return _load(checkpoint, threads, kernel, "native", cache_type=cache_type, report=report)
+    return _load(checkpoint, threads, kernel, "int8", cache_type=cache_type, report=report)
 
 
 def _load(
@@ -98,12 +94,12 @@ def evaluate(
 
     text: a UTF-8 file; None takes the built-in text. context: tokens in a window
     kernel: what `model` runs on, see `load`; None: "exact" where the core can run it, so that the loss is that of the
-        weights alone; "native" adds what rounding inputs costs. `against` always runs exactly.
+        weights alone; "int8" adds what rounding inputs costs. `against` always runs exactly.
     Raises BitsmithError.
     """
     from bitsmith.evaluation import evaluate as measure
 
-    _check_threads(threads)
+    check_threads(threads)
     loaded = _load(open_checkpoint(model, revision=revision), threads, kernel, "exact", report=report)
     exactly = kernel if kernel == "torch" else None
     original = None if against is None else _load(open_checkpoint(against), threads, exactly, "exact", report=report)
@@ -140,11 +136,11 @@ def bench(
     from bitsmith.evaluation.speed import Speed, check_counts, measure_speed
 
     started = time.perf_counter()
-    _check_threads(threads)
+    check_threads(threads)
     count = cores() if threads is None else threads
     checkpoint = open_checkpoint(model, revision=revision)
     prompt, gen = check_counts(checkpoint.config.context, prompt=prompt, gen=gen, repeat=repeat)
-    loaded = _load(checkpoint, count, kernel, "native", cache_type=cache_type, report=report)
+    loaded = _load(checkpoint, count, kernel, "int8", cache_type=cache_type, report=report)
     load_seconds = time.perf_counter() - started
     rates = measure_speed(loaded, prompt=prompt, gen=gen, repeat=repeat, report=report)
     peak = peak_memory()  # before measuring the memory, which takes some
@@ -171,8 +167,3 @@ def inspect(
     from bitsmith.models.inspection import inspect as look
 
     return look(open_checkpoint(model, revision=revision).source, verify=verify, report=report)
-
-
-def _check_threads(threads: int | None) -> None:
-    if threads is not None and not 1 <= threads <= MOST_THREADS:
-        raise UsageError(f"--threads {threads}: expected 1 to {MOST_THREADS}; this machine has {cores()} cores.")

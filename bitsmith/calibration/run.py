@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
+from bitsmith.calibration.config import ImatrixConfig
 from bitsmith.calibration.imatrix import imatrix_file, is_imatrix_name
 from bitsmith.calibration.importance import Importance, from_file, to_imatrix
 from bitsmith.calibration.sources import SELF, CalibrationTokens, Request, own_text, read_tokens
@@ -18,10 +19,12 @@ from bitsmith.containers.output import OutputFiles
 from bitsmith.errors import UsageError
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.recipe.calibration_record import UNKNOWN_SHA256, CalibrationRecord
+from bitsmith.system.options import check_words
 from bitsmith.system.progress import Report, silent
 
 if TYPE_CHECKING:
     from bitsmith.calibration.collect import Calibration, Search, Wanted
+    from bitsmith.calibration.words import ImatrixWords
 
 
 @dataclass(frozen=True)
@@ -151,33 +154,26 @@ class ImatrixResult:
         }
 
 
-def make_imatrix(
-    model: str | Path,
-    *,
-    out: str | Path,
-    calibration: str | None = None,
-    calibration_tokens: int | None = None,
-    calibration_context: int | None = None,
-    seed: int = 0,
-    memory: int | None = None,
-    threads: int | None = None,
-    device: str | None = None,
-    revision: str | None = None,
-    force: bool = False,
-    report: Report = silent,
-) -> ImatrixResult:
-    """Write the importance of a model's matrices as a file that llama-quantize and `quantize --calibration` read.
+def make_imatrix(model: str | Path, *, report: Report = silent, **words: Unpack[ImatrixWords]) -> ImatrixResult:
+    """Measure which columns of a model's matrices matter; write it for llama-quantize and `quantize --calibration`.
 
-    out: NAME.gguf, or NAME.dat for llama.cpp's older format; calibration: as `prepare` takes it, but no importance
-    file, except to rewrite it in the other format. memory: bytes, see `HiddenStates`; device: see
-    `choose_device`. Raises BitsmithError.
+    The other keywords are the options of `bitsmith imatrix`, see `ImatrixConfig`; `out` must be given. An importance
+    file as `calibration` is rewritten in the other format. Raises BitsmithError.
     """
+    check_words("imatrix", ImatrixConfig, words, further=("report",))
+    return write_imatrix(model, ImatrixConfig(**words), report=report)
+
+
+def write_imatrix(model: str | Path, config: ImatrixConfig, *, report: Report = silent) -> ImatrixResult:
+    """The same as `make_imatrix`, from a configuration."""
     from bitsmith.calibration.imatrix import Imatrix, read_imatrix
 
-    path = Path(out)
+    calibration, memory, threads, force = config.calibration, config.memory_bytes, config.threads, config.force
+    path = Path(config.out)
     imatrix_file(Imatrix({}, (), 0, 0), path.name)  # says so where the name has a wrong ending
-    checkpoint = open_checkpoint(model, revision=revision)
-    prepared = prepare(checkpoint, calibration, tokens=calibration_tokens, context=calibration_context, seed=seed)
+    checkpoint = open_checkpoint(model, revision=config.revision)
+    tokens, context = config.calibration_tokens, config.calibration_context
+    prepared = prepare(checkpoint, calibration, tokens=tokens, context=context, seed=config.seed)
     with OutputFiles(path, [FileLayout(path.name, b"", (), 0)], force=force):
         pass  # fails now rather than after the pass
     if prepared.ready is not None:
@@ -185,7 +181,7 @@ def make_imatrix(
     else:
         from bitsmith.runtime.torch.device import choose_device
 
-        found = prepared.run(memory=memory, threads=threads, device=choose_device(device), report=report)
+        found = prepared.run(memory=memory, threads=threads, device=choose_device(config.device), report=report)
         content, record = to_imatrix(found), found.record
     layout, data = imatrix_file(content, path.name)
     with OutputFiles(path, [layout], force=force) as output:

@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
+from bitsmith.cli.command import command, model_argument, option
 from bitsmith.cli.core import note_missing_core
-from bitsmith.cli.options import AsJson, CacheType, Kernel, Revision, Threads
+from bitsmith.cli.options import as_json, runtime
 
 if TYPE_CHECKING:
     from bitsmith.evaluation.speed import Speed
 
 
+@command("bench")
+@model_argument("The model to measure: any model name or file.")
+@option("--prompt", type=int, help="Tokens of a prompt; 0: none; default: 512, or the model's context if less.")
+@option("--gen", type=int, help="Tokens to generate; 0: none; default: 128, or the model's context if less.")
+@option("--repeat", type=int, default=5, help="Number of measurements of each, after a warm-up.")
+@runtime
+@as_json
 def bench(
-    model: Annotated[str, typer.Argument(help="The model to measure: any model name or file.")],
-    prompt: Annotated[
-        int | None, typer.Option("--prompt", help="Tokens of a prompt; 0: none; default: 512, or the model's context.")
-    ] = None,
-    gen: Annotated[
-        int | None, typer.Option("--gen", help="Tokens to generate; 0: none; default: 128, or the model's context.")
-    ] = None,
-    repeat: Annotated[int, typer.Option("--repeat", help="Measurements of each, after a warm-up.")] = 5,
-    threads: Threads = None,
-    kernel: Kernel = None,
-    cache: CacheType = "f16",
-    revision: Revision = None,
-    as_json: AsJson = False,
+    model: str,
+    prompt: int | None,
+    gen: int | None,
+    repeat: int,
+    threads: int | None,
+    kernel: str | None,
+    cache: str,
+    revision: str | None,
+    as_json: bool,
 ) -> None:
-    """Measure tokens a second, for a prompt and for generation, as llama-bench counts them (pp512, tg128).
+    """Measure tokens per second of a prompt and of generation, as llama-bench counts them (pp512, tg128).
 
-    Also: the time to load, peak memory, and how near generation comes to what this machine reads from memory.
+    It also measures the time to load, the peak memory, and how much of the memory's bandwidth generation uses.
     """
     from bitsmith import api
     from bitsmith.cli.drawing import progress_bar, stderr
@@ -52,7 +56,7 @@ def bench(
     for warning in result.warnings:
         stderr().print(f"Warning: {warning}", style="yellow", markup=False)
     if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2))
+        click.echo(json.dumps(result.to_dict(), indent=2))
     else:
         _print(result)
 

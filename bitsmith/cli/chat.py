@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
+from bitsmith.cli.command import command, model_argument, option
 from bitsmith.cli.core import note_missing_core
-from bitsmith.cli.options import CacheType, Kernel, MinP, Revision, Seed, Temperature, Threads, TopK, TopP
+from bitsmith.cli.options import runtime, sampling
 
 if TYPE_CHECKING:
     from bitsmith.runtime.conversation import Conversation
@@ -16,19 +17,27 @@ if TYPE_CHECKING:
 _HELP = "Commands: /reset forgets the conversation, /exit leaves (so does Ctrl-D); Ctrl-C stops an answer."
 
 
+@command("chat")
+@model_argument("The model to talk to: any model name or file with a chat template.")
+@option("--system", help="A system message to begin with.")
+@option(
+    "-n", "--max-tokens", "tokens", type=click.IntRange(1), default=512, metavar="N", help="Tokens per answer, at most."
+)
+@sampling
+@runtime
 def chat(
-    model: Annotated[str, typer.Argument(help="The model to talk to: any model name or file with a chat template.")],
-    system: Annotated[str | None, typer.Option("--system", help="A system message to begin with.")] = None,
-    tokens: Annotated[int, typer.Option("-n", "--max-tokens", help="Tokens of an answer at most.", min=1)] = 512,
-    temperature: Temperature = 0.8,
-    top_k: TopK = 40,
-    top_p: TopP = 0.95,
-    min_p: MinP = 0.05,
-    seed: Seed = None,
-    threads: Threads = None,
-    kernel: Kernel = None,
-    cache: CacheType = "f16",
-    revision: Revision = None,
+    model: str,
+    system: str | None,
+    tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    seed: int | None,
+    threads: int | None,
+    kernel: str | None,
+    cache: str,
+    revision: str | None,
 ) -> None:
     """Talk with a model through its own chat template.
 

@@ -10,7 +10,7 @@ CURE = "to have it, install a C++17 compiler, then bitsmith again with pip's --f
 
 def note_missing_core() -> None:
     """One line on stderr where this installation has no core; nothing where BITSMITH_CORE=0 wants none."""
-    from bitsmith.system import core as native
+    from bitsmith.system import core
 
-    if native.core() is None and os.environ.get("BITSMITH_CORE") != "0":
-        sys.stderr.write(f"Note: {native.missing()}, so this is slow; {CURE}.\n")
+    if core.core() is None and os.environ.get("BITSMITH_CORE") != "0":
+        sys.stderr.write(f"Note: {core.missing()}, so this is slow; {CURE}.\n")

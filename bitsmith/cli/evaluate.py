@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
+from bitsmith.cli.command import command, model_argument, option
 from bitsmith.cli.core import note_missing_core
-from bitsmith.cli.options import AsJson, ExactKernel, Revision, Threads
+from bitsmith.cli.options import as_json, exact_kernel, revision, threads
 
 if TYPE_CHECKING:
     from bitsmith.evaluation import Evaluation
 
 
+@command("eval")
+@model_argument("The model to measure: any model name or file.")
+@option("--against", metavar="MODEL", help="The original; adds divergence and top-1 agreement.")
+@option("--text", type=click.Path(path_type=Path), metavar="FILE", help="UTF-8 text; default: a built-in one.")
+@option("--context", "-c", type=int, default=512, help="Tokens per window.")
+@option("--max-windows", type=int, help="Stop after N windows.")
+@threads
+@exact_kernel
+@revision
+@as_json
 def evaluate(
-    model: Annotated[str, typer.Argument(help="The model to measure: any model name or file.")],
-    against: Annotated[
-        str | None, typer.Option("--against", help="The original; adds divergence and top-1 agreement.")
-    ] = None,
-    text: Annotated[Path | None, typer.Option("--text", help="UTF-8 text; default: a built-in one.")] = None,
-    context: Annotated[int, typer.Option("--context", "-c", help="Tokens in a window.")] = 512,
-    max_windows: Annotated[int | None, typer.Option(help="Stop after this many windows.")] = None,
-    threads: Threads = None,
-    kernel: ExactKernel = None,
-    revision: Revision = None,
-    as_json: AsJson = False,
+    model: str,
+    against: str | None,
+    text: Path | None,
+    context: int,
+    max_windows: int | None,
+    threads: int | None,
+    kernel: str | None,
+    revision: str | None,
+    as_json: bool,
 ) -> None:
     """Measure perplexity, and what a file lost against its original (KLD, top-1 agreement)."""
     from bitsmith import api
@@ -46,7 +55,7 @@ def evaluate(
             report=report,
         )
     if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2))
+        click.echo(json.dumps(result.to_dict(), indent=2))
     else:
         _print(result)
 

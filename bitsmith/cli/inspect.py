@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from bitsmith.cli.options import AsJson, Revision
+from bitsmith.cli.command import command, flag, model_argument
+from bitsmith.cli.options import as_json, revision
 
 if TYPE_CHECKING:
     from bitsmith.models.inspection import Inspection
 
 
-def inspect(
-    model: Annotated[str, typer.Argument(help="The file or model to look at.")],
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Decode everything, check that it is finite and that hashes match.")
-    ] = False,
-    revision: Revision = None,
-    as_json: AsJson = False,
-) -> None:
+@command("inspect")
+@model_argument("The file or model to look at.")
+@flag("--verify", help="Decode everything; check that values are finite and hashes match.")
+@revision
+@as_json
+@click.pass_context
+def inspect(ctx: click.Context, model: str, verify: bool, revision: str | None, as_json: bool) -> None:
     """Show what is in a file: metadata, types by tensor, sizes, bits per weight."""
     from bitsmith import api
     from bitsmith.cli.drawing import progress_bar
@@ -28,11 +28,11 @@ def inspect(
     with progress_bar() as report:
         result = api.inspect(model, verify=verify, revision=revision, report=report)
     if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2))
+        click.echo(json.dumps(result.to_dict(), indent=2))
     else:
         _print(result)
     if result.problems:
-        raise typer.Exit(1)
+        ctx.exit(1)
 
 
 def _print(result: Inspection) -> None:

@@ -7,18 +7,18 @@ import os
 import signal
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator
 from importlib import import_module
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
-import typer
+import click
 
-from bitsmith.errors import BitsmithError, FileError
+from bitsmith.errors import BitsmithError
 
 _OUT_OF_MEMORY = "out of memory; close other programs, use fewer --threads, or a machine with more memory."
 
-COMMANDS = {  # name -> its module in this package, and the function there
+COMMANDS = {  # name -> its module in this package, and the command there
     "plan": "plan.plan",
     "quantize": "quantize.quantize",
     "eval": "evaluate.evaluate",
@@ -27,42 +27,75 @@ COMMANDS = {  # name -> its module in this package, and the function there
     "bench": "bench.bench",
     "imatrix": "imatrix.imatrix",
     "inspect": "inspect.inspect",
+    "completion": "completion.completion",
 }
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+class _Commands(click.Group):
+    """The group of all commands. Only the one that is called is imported: the others cost time."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all commands, in the help's order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """A command by its name; None if there is none."""
+        if name not in COMMANDS:
+            return None
+        module, command = COMMANDS[name].split(".")
+        found: click.Command = vars(import_module(f"bitsmith.cli.{module}"))[command]
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Every command with the whole first sentence of its help."""
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, command.get_short_help_str(limit=200)) for name, command in self._all(ctx)], col_max=26
+            )
+
+    def _all(self, ctx: click.Context) -> Iterator[tuple[str, click.Command]]:
+        for name in COMMANDS:
+            command = self.get_command(ctx, name)
+            assert command is not None
+            yield name, command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the words begin with. Raises UsageError, with a similar name, if there is none."""
+        if args[0] not in COMMANDS and not ctx.resilient_parsing:
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{meant}")
+        return super().resolve_command(ctx, args)
+
+
+def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
         from bitsmith.version import __version__
 
-        typer.echo(f"bitsmith {__version__}")
-        raise typer.Exit
+        click.echo(f"bitsmith {__version__}")
+        ctx.exit()
 
 
-def _common(
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-    _debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
-    """Options that stand before the command."""
-
-
-def _app(words: Sequence[str]) -> typer.Typer:
-    """The command line. Of a command that `words` begin with, that command alone: the others cost time."""
-    app = typer.Typer(
-        name="bitsmith",
-        help="Quantize large language models: make the file, prove what it lost, run it.",
-        no_args_is_help=True,
-        add_completion=True,
-        pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-    app.callback()(_common)
-    for name in words[:1] if words and words[0] in COMMANDS else COMMANDS:
-        module, function = COMMANDS[name].split(".")
-        app.command(name)(vars(import_module(f"bitsmith.cli.{module}"))[function])
-    return app
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print the version."
+)
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+@click.pass_context
+def _bitsmith(ctx: click.Context) -> None:
+    """Quantize large language models: make the file, prove what it lost, run it."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+        ctx.exit(2)
 
 
 def main() -> None:
@@ -80,43 +113,48 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]  # accepted anywhere, not only before the command
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        _app(arguments)(arguments)
-    except BitsmithError as error:
+        code = _bitsmith.main(arguments, prog_name="bitsmith", standalone_mode=False)
+    except click.ClickException as error:
+        _fail(_usage(error), error.exit_code)
+    except click.Abort as stopped:  # click has ended the line
+        if isinstance(stopped.__cause__, EOFError):
+            _fail("the input ended too early.", 1)
+        note = "; no half-written file was left" if "quantize" in arguments[:1] else ""
+        sys.stderr.write(f"Interrupted{note}.\n")
+        _leave(130)
+    except (BitsmithError, OSError, MemoryError) as error:
         if debug:
             raise
-        _fail(error, error.exit_code)
-    except SystemExit as leaving:  # what typer makes of Ctrl-C
-        if leaving.code == 130:
-            sys.stderr.write(
-                "\nInterrupted; no half-written file was left.\n" if "quantize" in arguments[:1] else "\nInterrupted.\n"
-            )
-        raise
-    except OSError as error:  # a file that nobody above could say more of: unreadable, too long a name, a dying disk
-        if debug:
-            raise
-        _fail(_explained(error), 1)
-    except MemoryError as error:
-        if debug:
-            raise
-        _fail(error, 1)
+        _fail(_explained(error), error.exit_code if isinstance(error, BitsmithError) else 1)
+    if code:
+        _leave(code)
 
 
-def _explained(error: OSError) -> Exception:
-    if error.errno == errno.ENOMEM:
-        return MemoryError()
+def _usage(error: click.ClickException) -> str:
+    """What is wrong with the call, and where the help is."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    path = "bitsmith" if context is None else context.command_path
+    return f"{' '.join(error.format_message().split())} Try '{path} --help'."
+
+
+def _explained(error: Exception) -> str:
+    """An error's message. Nobody else could say more of an OSError: unreadable, too long a name, a dying disk."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return _OUT_OF_MEMORY
+    if not isinstance(error, OSError):
+        return str(error)
     what = f"{error.filename or 'the output'}: {error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return FileError(f"{what}; make room and start again.")
-    return FileError(f"{what}; check its name and permissions.")
+        return f"{what}; make room and start again."
+    return f"{what}; check its name and permissions."
 
 
-def _fail(error: BaseException, code: int) -> None:
-    text = _OUT_OF_MEMORY if isinstance(error, MemoryError) else str(error)
-    sys.stderr.write(textwrap.fill(f"Error: {text}", 110, break_long_words=False, break_on_hyphens=False) + "\n")
+def _fail(message: str, code: int) -> NoReturn:
+    sys.stderr.write(textwrap.fill(f"Error: {message}", 110, break_long_words=False, break_on_hyphens=False) + "\n")
     _leave(code)
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     sys.stderr.flush()
     sys.exit(code)
 

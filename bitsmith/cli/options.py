@@ -2,28 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-import typer
+from bitsmith.cli.command import flag, option
 
-Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 takes the likeliest token each time.")]
-TopK = Annotated[int, typer.Option(help="Keep the K likeliest tokens; 0: all.")]
-TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens that hold this much probability.")]
-MinP = Annotated[float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")]
-Seed = Annotated[int | None, typer.Option(help="Same seed, same text; default: a new one each time.")]
-Threads = Annotated[int | None, typer.Option(help="Threads for arithmetic; default: one a core.", show_default=False)]
-_KERNELS = "native (C++, packed weights; prompts are rounded to int8), exact (C++, nothing rounded), torch"
-Kernel = Annotated[
-    str | None,
-    typer.Option(help=f"What computes: {_KERNELS}; default: native where it can.", show_default=False),
-]
-ExactKernel = Annotated[
-    str | None,
-    typer.Option(help=f"What computes: {_KERNELS}; default: exact where it can.", show_default=False),
-]
-CacheType = Annotated[
-    str, typer.Option("--cache", help="How keys and values are kept: f16, q8_0 (half the memory), f32; native only.")
-]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: CUDA where it is.", show_default=False)]
+F = TypeVar("F", bound=Callable[..., Any])
+_KERNELS = (
+    "int8 (C++, packed weights, inputs of prompts rounded to int8), exact (C++, nothing rounded), torch; "
+    "default: {default} if the C++ core can run the model"
+)
+
+temperature = option(
+    "--temperature", "-t", type=float, default=0.8, group="Sampling", help="0 takes the most likely token each time."
+)
+top_k = option("--top-k", type=int, default=40, group="Sampling", help="Keep the N most likely tokens; 0: all.")
+top_p = option(
+    "--top-p",
+    type=float,
+    default=0.95,
+    group="Sampling",
+    help="Keep the most likely tokens that together have this probability.",
+)
+min_p = option(
+    "--min-p",
+    type=float,
+    default=0.05,
+    group="Sampling",
+    help="Drop tokens whose probability is below this share of the highest.",
+)
+seed = option(
+    "--seed", type=int, group="Sampling", help="The same seed gives the same text; default: a new one each time."
+)
+threads = option("--threads", type=int, group="Machine", help="Number of threads; default: one per core.")
+kernel = option("--kernel", metavar="NAME", group="Machine", help=f"What computes: {_KERNELS.format(default='int8')}.")
+exact_kernel = option(
+    "--kernel", metavar="NAME", group="Machine", help=f"What computes: {_KERNELS.format(default='exact')}."
+)
+cache = option(
+    "--cache",
+    default="f16",
+    metavar="TYPE",
+    group="Machine",
+    help="Type of stored keys and values: f16, q8_0 (half the memory) or f32; only for --kernel int8.",
+)
+revision = option("--revision", metavar="NAME", group="Source", help="Branch, tag or commit of a model of the hub.")
+as_json = flag("--json", "as_json", group="Output", help="Print the result as JSON.")
+
+
+def sampling(function: F) -> F:
+    """All options that choose tokens."""
+    return temperature(top_k(top_p(min_p(seed(function)))))
+
+
+def runtime(function: F) -> F:
+    """All options of loading a model to run it."""
+    return revision(threads(kernel(cache(function))))

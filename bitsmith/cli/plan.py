@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from bitsmith.cli.options import AsJson, Revision
+from bitsmith.cli.command import command, flag, model_argument, option
+from bitsmith.cli.options import as_json, revision
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,68 +26,87 @@ _COLOURS = {
 }
 
 
+@command("plan")
+@model_argument(
+    "A folder, a GGUF file, a hub id (only its headers are read), a shape (llama-3-70b), or a number of weights (70B)."
+)
+@option(
+    "--device",
+    "-d",
+    multiple=True,
+    metavar="NAME",
+    group="Machine",
+    help="rtx-4090, a100-80, m3-max-64, 2x rtx-3090, this, ...; repeatable; default: this.",
+)
+@option(
+    "--memory",
+    "-m",
+    metavar="SIZE",
+    group="Machine",
+    help="Memory of a device that is not in the table: 24GB, 24GiB.",
+)
+@option("--context", "-c", type=int, help="Number of tokens; default: 8192, or the model's context if less.")
+@option("--batch", "-b", type=int, default=1, help="Number of sequences at once.")
+@option(
+    "--kv",
+    default="f16",
+    metavar="TYPE",
+    help="Type of keys and values: f16, bf16, f32, fp8, q8_0, q5_1, q5_0, q4_1, q4_0.",
+)
+@option(
+    "--format", "-f", multiple=True, metavar="FORMAT", help="As --to of quantize; repeatable; default: the usual ones."
+)
+@option("--runtime", metavar="NAME", help="bitsmith, llama.cpp or vllm; default: one that runs the format there.")
+@option(
+    "--training",
+    multiple=True,
+    metavar="METHOD",
+    group="Training",
+    help="Memory to train with full, lora, qlora or qat; repeatable; all: every method.",
+)
+@option("--rank", type=int, default=16, group="Training", help="Rank of LoRA's adapters.")
+@option("--optimizer", default="adamw", metavar="NAME", group="Training", help="adamw or adamw-8bit.")
+@flag("--tokenizer", group="Source", help="Fetch a hub model's tokenizer too; sizes of GGUF files are then exact.")
+@option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    group="Output",
+    help="Draw memory by context into this PNG file (needs matplotlib).",
+)
+@revision
+@as_json
 def plan(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A folder, a GGUF file, a hub id (its headers are read, not its weights), a shape (llama-3-70b), "
-            "or a count (70B)."
-        ),
-    ],
-    device: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--device", "-d", help="rtx-4090, a100-80, m3-max-64, 2x rtx-3090, this, ...; repeatable; default: this."
-        ),
-    ] = None,
-    memory: Annotated[
-        str | None, typer.Option("--memory", "-m", help="Of a device that is not in the table: 24GB, 24GiB.")
-    ] = None,
-    context: Annotated[
-        int | None,
-        typer.Option("--context", "-c", help="Tokens; default: 8192, or the model's.", show_default=False),
-    ] = None,
-    batch: Annotated[int, typer.Option("--batch", "-b", help="Sequences at once.")] = 1,
-    kv: Annotated[
-        str, typer.Option("--kv", help="Keys and values: f16, bf16, f32, fp8, q8_0, q5_1, q5_0, q4_1, q4_0.")
-    ] = "f16",
-    format: Annotated[
-        list[str] | None,
-        typer.Option("--format", "-f", help="As --to of quantize; repeatable; default: the usual ones."),
-    ] = None,
-    runtime: Annotated[
-        str | None,
-        typer.Option(help="bitsmith, llama.cpp or vllm; default: what runs the format there.", show_default=False),
-    ] = None,
-    training: Annotated[
-        list[str] | None,
-        typer.Option("--training", help="full, lora, qlora or qat: the memory that takes; repeatable; or all."),
-    ] = None,
-    rank: Annotated[int, typer.Option("--rank", help="Of LoRA's adapters.")] = 16,
-    optimizer: Annotated[str, typer.Option("--optimizer", help="adamw or adamw-8bit.")] = "adamw",
-    tokenizer: Annotated[
-        bool, typer.Option("--tokenizer", help="Fetch a hub model's tokenizer too: GGUF files exact to the byte.")
-    ] = False,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw memory by context into this PNG file (needs matplotlib).")
-    ] = None,
-    revision: Revision = None,
-    as_json: AsJson = False,
+    model: str,
+    device: tuple[str, ...],
+    memory: str | None,
+    context: int | None,
+    batch: int,
+    kv: str,
+    format: tuple[str, ...],
+    runtime: str | None,
+    training: tuple[str, ...],
+    rank: int,
+    optimizer: str,
+    tokenizer: bool,
+    plot: Path | None,
+    revision: str | None,
+    as_json: bool,
 ) -> None:
     """What fits, what it costs, what to choose: before anything is downloaded or quantized."""
     from bitsmith import api
     from bitsmith.planner.render import to_dict
     from bitsmith.planner.training import METHODS
 
-    methods = METHODS if training and "all" in training else tuple(training or ())
+    methods = METHODS if "all" in training else training
     report = api.plan(
         model,
-        devices=device or (),
+        devices=device,
         memory=memory,
         context=context,
         batch=batch,
         kv=kv,
-        formats=format or (),
+        formats=format,
         runtime=runtime,
         training=methods,
         adapter_rank=rank,
@@ -99,7 +119,7 @@ def plan(
 
         draw(report, plot)
     if as_json:
-        typer.echo(json.dumps(to_dict(report), indent=2))
+        click.echo(json.dumps(to_dict(report), indent=2))
     else:
         _print(report)
 

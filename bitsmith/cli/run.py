@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
 
-import typer
+import click
 
+from bitsmith.cli.command import command, model_argument, option
 from bitsmith.cli.core import note_missing_core
-from bitsmith.cli.options import CacheType, Kernel, MinP, Revision, Seed, Temperature, Threads, TopK, TopP
+from bitsmith.cli.options import runtime, sampling
 
 
+@command("run")
+@model_argument("The model to run: any model name or file.")
+@option("--prompt", "-p", help="The text to continue; without it, or with -, standard input is read.")
+@option(
+    "-n",
+    "--max-tokens",
+    "tokens",
+    type=click.IntRange(1),
+    default=128,
+    metavar="N",
+    help="Tokens to generate, at most.",
+)
+@sampling
+@runtime
 def run(
-    model: Annotated[str, typer.Argument(help="The model to run: any model name or file.")],
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="The text to continue; - or nothing reads standard input.")
-    ] = None,
-    tokens: Annotated[int, typer.Option("-n", "--max-tokens", help="Tokens to generate at most.", min=1)] = 128,
-    temperature: Temperature = 0.8,
-    top_k: TopK = 40,
-    top_p: TopP = 0.95,
-    min_p: MinP = 0.05,
-    seed: Seed = None,
-    threads: Threads = None,
-    kernel: Kernel = None,
-    cache: CacheType = "f16",
-    revision: Revision = None,
+    model: str,
+    prompt: str | None,
+    tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    seed: int | None,
+    threads: int | None,
+    kernel: str | None,
+    cache: str,
+    revision: str | None,
 ) -> None:
     """Continue a text; the continuation is streamed to standard output."""
     from bitsmith import api

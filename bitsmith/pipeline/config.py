@@ -1,4 +1,4 @@
-"""QuantizeConfig: what the user of `quantize` chose, in the command line's words."""
+"""QuantizeConfig: every option of `quantize`, for the command line and the library."""
 
 from __future__ import annotations
 
@@ -6,56 +6,96 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitsmith.calibration.method import Method
+from bitsmith.calibration.config import CalibrationConfig, size_in_bytes
+from bitsmith.errors import UsageError
+from bitsmith.system.machine import cores
+from bitsmith.system.options import option
 
 _CALIBRATED_BY_DEFAULT = "default"  # the text where a method needs one and nobody chose
+_GROUPED = "for gptq, awq and compressed"
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeConfig:
-    """What the user chose beside the model and the targets, in the command line's words.
+class QuantizeConfig(CalibrationConfig):
+    """All options of `quantize` beside the model and the targets. Raises UsageError for a value that is never valid.
 
-    out: the file or folder; of several targets the folder that takes them all; None names it in the current folder
-    method: see `bitsmith.calibration.method.methods`; None takes what loses least, see `default_method`
-    effort: "fast", "normal" or "high"; None is normal. Given with no method it asks for a calibrated one
-    calibration: "default" (the built-in text), a text or .jsonl file, a data set of the hub, "self" (the model's own
-        text), or an importance file of llama.cpp's (.gguf, .dat); None rounds without, but where the method needs it.
-        The next three say how many tokens, in windows of how many, and which
-    memory: "4GB", what its hidden states may take
-    device: "cpu" or "cuda" runs the calibration there; None takes CUDA where it is
-    rules: "REGEX=TYPE", the first match wins
-    keep: regular expressions of tensors that stay in 16 bits; group_size: weights that share a scale, -1 for a whole
-        row; symmetric: without zero points; None takes the container's usual. For gptq, awq and compressed
-    threads: None takes the machine's cores; max_shard_size: "2GB", "512MiB"
-    dry_run: only the plan, exact in size
+    What depends on the model, or on the target, is checked when the plan is made.
     """
 
-    out: str | Path | None = None
-    method: str | None = None
-    effort: str | None = None
-    calibration: str | None = None
-    calibration_tokens: int | None = None
-    calibration_context: int | None = None
-    seed: int = 0
-    memory: str | None = None
-    device: str | None = None
-    pure: bool = False
-    rules: Sequence[str] = ()
-    keep: Sequence[str] = ()
-    group_size: int | None = None
-    symmetric: bool | None = None
-    threads: int | None = None
-    max_shard_size: str | None = None
-    pre: str | None = None
-    revision: str | None = None
-    requantize: bool = False
-    dry_run: bool = False
-    force: bool = False
+    out: str | Path | None = option(
+        None,
+        "-o",
+        group="Output",
+        metavar="PATH",
+        help="Output file (gguf) or folder (others); with several --to: the folder for all outputs; default: a name "
+        "made from the model and the format.",
+    )
+    max_shard_size: str | None = option(
+        None, group="Output", metavar="SIZE", help="Split the output into files of at most this size: 2GB, 512MiB."
+    )
+    dry_run: bool = option(False, group="Output", help="Print only the plan: types, exact size, expected time.")
+    method: str | None = option(
+        None,
+        group="Method",
+        metavar="METHOD",
+        help="How codes are chosen: nearest, gptq or learned; awq and smoothquant rescale columns first: awq, "
+        "awq+gptq, ...; default: nearest without calibration, else the one that loses least for the format and "
+        "--effort.",
+    )
+    effort: str | None = option(
+        None,
+        group="Method",
+        metavar="LEVEL",
+        help="fast (weighted scales), normal (gptq below 8 bits) or high (learned); default: normal. Giving normal "
+        "or high without --method also calibrates, on the built-in text unless --calibration is given.",
+    )
+    pure: bool = option(False, group="Types", help="One type for all matrices, no mix.")
+    rules: Sequence[str] = option(
+        (),
+        "--rule",
+        group="Types",
+        metavar="REGEX=TYPE",
+        help="Type for output tensors whose name contains a match of REGEX; repeatable; the first match wins.",
+    )
+    keep: Sequence[str] = option(
+        (), group="Types", metavar="REGEX", help=f"Tensors that stay in 16 bits ({_GROUPED}); repeatable."
+    )
+    group_size: int | None = option(
+        None,
+        group="Types",
+        help=f"Number of weights that share a scale; -1: a whole row ({_GROUPED}); default: 128.",
+    )
+    symmetric: bool | None = option(
+        None, "--sym/--asym", group="Types", help=f"Without or with zero points ({_GROUPED})."
+    )
+    pre: str | None = option(
+        None, group="Source", metavar="NAME", help="Name of the pre-tokenizer, if it is not recognised."
+    )
+    requantize: bool = option(False, group="Source", help="Accept a source that is already quantized.")
+
+    def __post_init__(self) -> None:
+        from bitsmith.calibration.method import Method, check_effort
+
+        super().__post_init__()
+        if self.method is not None:
+            Method.parse(self.method)
+        if self.effort is not None:
+            check_effort(self.effort)
+        if isinstance(self.rules, str) or isinstance(self.keep, str):
+            raise UsageError("--rule and --keep: expected a list of strings, found one string; give [...].")
+        size_in_bytes("--max-shard-size", self.max_shard_size)
 
     @property
     def calibration_source(self) -> str | None:
-        """The calibration, the built-in text where the method or the effort asks for one and none was named."""
+        """The calibration; the built-in text if the method or the effort needs one and none was given."""
+        from bitsmith.calibration.method import Method
+
         if self.calibration is not None:
             return self.calibration
         wanted = self.effort not in (None, "fast") if self.method is None else Method.parse(self.method).needs_text
         return _CALIBRATED_BY_DEFAULT if wanted else None
+
+    @property
+    def worker_threads(self) -> int:
+        """The number of threads; one per core if none was given."""
+        return cores() if self.threads is None else self.threads

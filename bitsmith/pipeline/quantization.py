@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
-from bitsmith.calibration.method import Method, check_effort
 from bitsmith.calibration.resources import Resources
 from bitsmith.containers.destination import make_folder
 from bitsmith.errors import UsageError
@@ -15,73 +14,31 @@ from bitsmith.pipeline.config import QuantizeConfig
 from bitsmith.pipeline.outputs import check_grouping, outputs_of
 from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.target import Target
-from bitsmith.system.machine import cores
+from bitsmith.system.options import check_words
 from bitsmith.system.progress import Report, silent
-from bitsmith.system.sizes import parse_size
 
 if TYPE_CHECKING:
     from bitsmith.calibration.run import Prepared
+    from bitsmith.pipeline.words import QuantizeWords
 
 
 def quantize(
     model: str | Path,
     *,
     to: str,
-    out: str | Path | None = None,
-    method: str | None = None,
-    effort: str | None = None,
-    calibration: str | None = None,
-    calibration_tokens: int | None = None,
-    calibration_context: int | None = None,
-    seed: int = 0,
-    memory: str | None = None,
-    device: str | None = None,
-    pure: bool = False,
-    rules: Sequence[str] = (),
-    keep: Sequence[str] = (),
-    group_size: int | None = None,
-    symmetric: bool | None = None,
-    threads: int | None = None,
-    max_shard_size: str | None = None,
-    pre: str | None = None,
-    revision: str | None = None,
-    requantize: bool = False,
-    dry_run: bool = False,
-    force: bool = False,
     report: Report = silent,
     on_plan: Callable[[Quantized], None] | None = None,
+    **words: Unpack[QuantizeWords],
 ) -> Quantized:
-    """Quantize `model` to `to`; the words are the command line's: see `QuantizeConfig` and `bitsmith quantize --help`.
+    """Quantize `model` to `to`. The other keywords are the options of `bitsmith quantize`, see `QuantizeConfig`.
 
     model: a folder, a file, a hub id or "reference"; to: "CONTAINER/FORMAT", a bare name means gguf/NAME
     on_plan: called with the plan before any weight is read
     Everything that cannot work fails before that call. Raises UsageError for a wrong call, other BitsmithErrors
-    for bad data; nothing is then left under the output's name.
+    for bad data; then no new file has the name of the output.
     """
-    config = QuantizeConfig(
-        out=out,
-        method=method,
-        effort=effort,
-        calibration=calibration,
-        calibration_tokens=calibration_tokens,
-        calibration_context=calibration_context,
-        seed=seed,
-        memory=memory,
-        device=device,
-        pure=pure,
-        rules=rules,
-        keep=keep,
-        group_size=group_size,
-        symmetric=symmetric,
-        threads=threads,
-        max_shard_size=max_shard_size,
-        pre=pre,
-        revision=revision,
-        requantize=requantize,
-        dry_run=dry_run,
-        force=force,
-    )
-    return quantize_each(model, [to], config, report=report, on_plan=on_plan)[0]
+    check_words("quantize", QuantizeConfig, words, further=("to", "report", "on_plan"))
+    return quantize_each(model, [to], QuantizeConfig(**words), report=report, on_plan=on_plan)[0]
 
 
 def quantize_each(
@@ -100,12 +57,8 @@ def quantize_each(
     targets = [Target.parse(each) for each in to]
     if not targets:
         raise UsageError("--to is missing; for instance --to q4_k_m.")
-    if config.method is not None:
-        Method.parse(config.method)
-    effort = check_effort(config.effort or "normal")
+    effort, threads = config.effort or "normal", config.worker_threads
     check_grouping(targets, config)
-    threads = _thread_count(config.threads)
-    memory = None if config.memory is None else parse_size(config.memory)
     checkpoint = open_checkpoint(model, revision=config.revision)
     prepared = _prepared(checkpoint, config)
     runs = prepared is not None and prepared.request is not None
@@ -126,7 +79,7 @@ def quantize_each(
 
     if prepared is not None:
         prepared = prepared.read(threads=threads, report=report)
-    resources = Resources(memory, threads, device)
+    resources = Resources(config.memory_bytes, threads, device)
     return make_all(outputs, expected, prepared, resources, threads=threads, force=config.force, report=report)
 
 
@@ -150,11 +103,3 @@ def _device(wanted: str | None) -> str:
     from bitsmith.runtime.torch.device import choose_device
 
     return choose_device(wanted)
-
-
-def _thread_count(threads: int | None) -> int:
-    if threads is None:
-        return cores()
-    if not 1 <= threads <= 1024:
-        raise UsageError(f"--threads {threads}: expected a number from 1 to 1024.")
-    return threads

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from bitsmith.models.checkpoint import Checkpoint
     from bitsmith.quant.tensor import TensorInfo
 
-NATIVE, EXACT, TORCH = "native", "exact", "torch"
-KERNELS = (NATIVE, EXACT, TORCH)
+INT8, EXACT, TORCH = "int8", "exact", "torch"
+KERNELS = (INT8, EXACT, TORCH)
 
 
 def load_language_model(
@@ -35,7 +35,7 @@ def load_language_model(
 ) -> LanguageModel:
     """Load a checkpoint for running on the CPU.
 
-    kernel: "native", the C++ core with inputs rounded to int8 in blocks of 32; "exact", the core with float32 inputs;
+    kernel: "int8", the C++ core with inputs rounded to int8 in blocks of 32; "exact", the core with float32 inputs;
         "torch", the reference. See `choose_kernel`.
     threads: for arithmetic; None takes one a core (torch: its own choice)
     cache_type: of keys and values: "f16", "q8_0" or "f32"; torch's are always f32, and so are those of "exact"
@@ -93,8 +93,8 @@ def check_cache(cache_type: str, kernel: str) -> None:
 
     if cache_type not in CACHES:
         raise UsageError(f"--cache {cache_type}: unknown; expected {', '.join(CACHES)}.")
-    if kernel != NATIVE and cache_type not in ("f16", "f32"):
-        raise UsageError(f"--cache {cache_type}: --kernel {kernel} keeps float32; only the native kernel has a choice.")
+    if kernel != INT8 and cache_type not in ("f16", "f32"):
+        raise UsageError(f"--cache {cache_type}: --kernel {kernel} keeps float32; only --kernel int8 has a choice.")
 
 
 def _packs(source: Source, info: TensorInfo) -> bool:

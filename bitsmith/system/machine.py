@@ -7,10 +7,20 @@ import resource
 import sys
 from pathlib import Path
 
+from bitsmith.errors import UsageError
+
+MOST_THREADS = 1024
+
 
 def cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise UsageError for a number of threads out of range; None is the program's choice."""
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"--threads {threads}: expected 1 to {MOST_THREADS}; this machine has {cores()} cores.")
 
 
 def peak_memory() -> int:

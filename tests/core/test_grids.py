@@ -72,10 +72,10 @@ def test_every_format_on_every_instruction_set(name: str, isa: str) -> None:
     scale = spread(logits)
     exact = load_core(CONFIG, read, threads=2, exact=True, cache_type="f32", isa=isa)
     np.testing.assert_allclose(exact.forward(TOKENS), logits, atol=2e-4 * scale)
-    native = load_core(CONFIG, read, threads=2, exact=False, cache_type="f32", isa=isa)
-    assert np.sqrt(np.mean(np.square(native.forward(TOKENS) - logits))) < 0.03 * scale
+    int8 = load_core(CONFIG, read, threads=2, exact=False, cache_type="f32", isa=isa)
+    assert np.sqrt(np.mean(np.square(int8.forward(TOKENS) - logits))) < 0.03 * scale
     # one row: inputs of 15 bits; NF4's table has 8
-    few = native.forward(TOKENS[:1, :1])
+    few = int8.forward(TOKENS[:1, :1])
     assert np.abs(few - logits[:1, :1]).max() < (6e-2 if "nf4" in name else 2e-3) * scale
 
 
@@ -110,18 +110,18 @@ def test_rows_hold_scale_offset_and_codes() -> None:
 @pytest.mark.parametrize("target", ["native/int4", "native/nf4", "gptq/int4", "awq/int4", "compressed/w4a16"])
 def test_files_run_packed(target: str, tmp_path: Path) -> None:
     made = bitsmith.quantize("reference", to=target, out=tmp_path / "made", group_size=None)
-    native, reference = (bitsmith.load(made.out, kernel=kernel) for kernel in ("native", "torch"))
+    int8, reference = (bitsmith.load(made.out, kernel=kernel) for kernel in ("int8", "torch"))
     tokens = np.arange(1, 60)[None]
     theirs = reference.logits(tokens)
-    assert np.sqrt(np.mean(np.square(native.logits(tokens) - theirs))) < 0.03 * spread(theirs)
-    assert native.token_bytes < 1.2 * made.size
+    assert np.sqrt(np.mean(np.square(int8.logits(tokens) - theirs))) < 0.03 * spread(theirs)
+    assert int8.token_bytes < 1.2 * made.size
 
 
 @pytest.mark.parametrize("name", ["q4_k", "q6_k", "q8_0", "q2_k"])
 def test_ggml_formats_in_other_folders_stay_packed(name: str, tmp_path: Path) -> None:
     made = bitsmith.quantize("reference", to=f"native/{name}", out=tmp_path / "made")
-    native, reference = (bitsmith.load(made.out, kernel=kernel) for kernel in ("native", "torch"))
+    int8, reference = (bitsmith.load(made.out, kernel=kernel) for kernel in ("int8", "torch"))
     tokens = np.arange(1, 60)[None]
     theirs = reference.logits(tokens)
-    assert np.sqrt(np.mean(np.square(native.logits(tokens) - theirs))) < 0.03 * spread(theirs)
-    assert native.token_bytes < made.size
+    assert np.sqrt(np.mean(np.square(int8.logits(tokens) - theirs))) < 0.03 * spread(theirs)
+    assert int8.token_bytes < made.size

@@ -31,22 +31,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @needs_core
 def test_the_core_is_taken_where_it_can_run_the_model(tiny: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tiny)
-    assert choose_kernel(checkpoint, None, default="native") == "native"
+    assert choose_kernel(checkpoint, None, default="int8") == "int8"
     assert choose_kernel(checkpoint, None, default="exact") == "exact"
-    assert choose_kernel(checkpoint, "torch", default="native") == "torch"
+    assert choose_kernel(checkpoint, "torch", default="int8") == "torch"
     rounded = open_checkpoint(bitsmith.quantize(tiny, to="compressed/w8a8", out=tmp_path / "w8a8").out)
-    assert choose_kernel(rounded, None, default="native") == "torch"
+    assert choose_kernel(rounded, None, default="int8") == "torch"
     with pytest.raises(UnsupportedError, match=r"--kernel exact: .* does not round inputs as .*int8 a token"):
-        choose_kernel(rounded, "exact", default="native")
-    with pytest.raises(UsageError, match="--kernel fast: unknown; expected native, exact, torch"):
-        choose_kernel(checkpoint, "fast", default="native")
+        choose_kernel(rounded, "exact", default="int8")
+    with pytest.raises(UsageError, match="--kernel fast: unknown; expected int8, exact, torch"):
+        choose_kernel(checkpoint, "fast", default="int8")
 
 
 @needs_core
 def test_other_layouts_run_decoded_where_they_fit(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = bitsmith.quantize(tiny, to="native/fp8", out=tmp_path / "fp8").out
     checkpoint = open_checkpoint(made)
-    assert choose_kernel(checkpoint, None, default="native") == "native"
+    assert choose_kernel(checkpoint, None, default="int8") == "int8"
     tokens = np.arange(40)[None] + 100
     ours = bitsmith.load(made)
     assert isinstance(ours.decoder, CoreDecoder)
@@ -56,23 +56,23 @@ def test_other_layouts_run_decoded_where_they_fit(tiny: Path, tmp_path: Path, mo
         atol=1e-4,
     )
     monkeypatch.setattr(load, "available_memory", lambda: 1000)
-    assert choose_kernel(checkpoint, None, default="native") == "torch"
+    assert choose_kernel(checkpoint, None, default="int8") == "torch"
     with pytest.raises(UnsupportedError, match="takes too much memory; give --kernel torch"):
-        choose_kernel(checkpoint, "native", default="native")
+        choose_kernel(checkpoint, "int8", default="int8")
 
 
 def test_without_core_or_torch(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint: Any = open_checkpoint(tiny)
     monkeypatch.setattr(load, "core", lambda: None)
     monkeypatch.setattr(load, "missing", lambda: "this installation has no C++ core")
-    assert choose_kernel(checkpoint, None, default="native") == "torch"
-    with pytest.raises(UsageError, match="--kernel native: this installation has no C"):
-        choose_kernel(checkpoint, "native", default="native")
+    assert choose_kernel(checkpoint, None, default="int8") == "torch"
+    with pytest.raises(UsageError, match="--kernel int8: this installation has no C"):
+        choose_kernel(checkpoint, "int8", default="int8")
     monkeypatch.setattr(load, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"no C\+\+ core, so running a model needs torch"):
-        choose_kernel(checkpoint, None, default="native")
+        choose_kernel(checkpoint, None, default="int8")
     with pytest.raises(UsageError, match=r"^running a model needs torch"):
-        choose_kernel(checkpoint, "torch", default="native")
+        choose_kernel(checkpoint, "torch", default="int8")
 
 
 @needs_core

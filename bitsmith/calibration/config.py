@@ -1,0 +1,91 @@
+"""CalibrationConfig: the options that `quantize` and `imatrix` share. ImatrixConfig: all options of `imatrix`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitsmith.errors import UsageError
+from bitsmith.system.machine import check_threads
+from bitsmith.system.options import REQUIRED, option
+from bitsmith.system.sizes import parse_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """How to calibrate, and where. Raises UsageError for a value that no model can take."""
+
+    calibration: str | None = option(
+        None,
+        group="Calibration",
+        metavar="SOURCE",
+        help="Text to run the model on, to find which columns of its matrices matter: default (a built-in text), a "
+        "text or .jsonl file, owner/name[:FILE] of the hub, self (the model's own text), or an importance file "
+        "(.gguf, .dat).",
+    )
+    calibration_tokens: int | None = option(
+        None, group="Calibration", help="Number of tokens at most; default: 128 windows."
+    )
+    calibration_context: int | None = option(
+        None, group="Calibration", help="Tokens per window; default: 512, or the model's context if that is less."
+    )
+    seed: int = option(
+        0, group="Calibration", help="Chooses the windows of the text; the same seed gives the same bytes."
+    )
+    memory: str | None = option(
+        None,
+        group="Calibration",
+        metavar="SIZE",
+        help="Memory for hidden states, such as 4GB; what does not fit goes to disk; default: half of the free memory.",
+    )
+    device: str | None = option(
+        None,
+        group="Machine",
+        metavar="DEVICE",
+        help="Where the model runs for calibration: cpu, cuda or cuda:N; default: cuda if there is one.",
+    )
+    threads: int | None = option(None, group="Machine", help="Number of threads; default: one per core.")
+    revision: str | None = option(
+        None, group="Source", metavar="NAME", help="Branch, tag or commit of a model of the hub."
+    )
+    force: bool = option(False, group="Output", help="Replace an output that exists.")
+
+    def __post_init__(self) -> None:
+        check_threads(self.threads)
+        for flag, count in (
+            ("--calibration-tokens", self.calibration_tokens),
+            ("--calibration-context", self.calibration_context),
+        ):
+            if count is not None and count < 1:
+                raise UsageError(f"{flag} {count}: expected 1 or more.")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed}: expected 0 or more.")
+        size_in_bytes("--memory", self.memory)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """`memory` in bytes; None: not given."""
+        return size_in_bytes("--memory", self.memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImatrixConfig(CalibrationConfig):
+    """All options of `imatrix` beside the model."""
+
+    out: str | Path = option(
+        REQUIRED,
+        "-o",
+        group="Output",
+        metavar="FILE",
+        help="NAME.gguf, or NAME.dat for llama.cpp's older format.",
+    )
+
+
+def size_in_bytes(flag: str, size: str | None) -> int | None:
+    """Bytes of "4GB"; None of None. Raises UsageError that names the option."""
+    if size is None:
+        return None
+    try:
+        return parse_size(size)
+    except UsageError as error:
+        raise UsageError(f"{flag}: {error}") from error

@@ -1,0 +1,41 @@
+"""Generated from ImatrixConfig by `python bench/freeze_words.py`: keywords of `bitsmith.imatrix`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Required, TypedDict
+
+
+class ImatrixWords(TypedDict, total=False):
+    """Options of `bitsmith.imatrix`, see `bitsmith.calibration.config`."""
+
+    out: Required[str | Path]
+    """NAME.gguf, or NAME.dat for llama.cpp's older format."""
+
+    calibration: str | None
+    """Text to run the model on, to find which columns of its matrices matter: default (a built-in text), a text or
+    .jsonl file, owner/name[:FILE] of the hub, self (the model's own text), or an importance file (.gguf, .dat)."""
+
+    calibration_tokens: int | None
+    """Number of tokens at most; default: 128 windows."""
+
+    calibration_context: int | None
+    """Tokens per window; default: 512, or the model's context if that is less."""
+
+    seed: int
+    """Chooses the windows of the text; the same seed gives the same bytes."""
+
+    memory: str | None
+    """Memory for hidden states, such as 4GB; what does not fit goes to disk; default: half of the free memory."""
+
+    device: str | None
+    """Where the model runs for calibration: cpu, cuda or cuda:N; default: cuda if there is one."""
+
+    threads: int | None
+    """Number of threads; default: one per core."""
+
+    revision: str | None
+    """Branch, tag or commit of a model of the hub."""
+
+    force: bool
+    """Replace an output that exists."""

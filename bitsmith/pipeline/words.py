@@ -1,0 +1,78 @@
+"""Generated from QuantizeConfig by `python bench/freeze_words.py`: keywords of `bitsmith.quantize`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+
+class QuantizeWords(TypedDict, total=False):
+    """Options of `bitsmith.quantize`, see `bitsmith.pipeline.config`."""
+
+    out: str | Path | None
+    """Output file (gguf) or folder (others); with several --to: the folder for all outputs; default: a name made from
+    the model and the format."""
+
+    max_shard_size: str | None
+    """Split the output into files of at most this size: 2GB, 512MiB."""
+
+    dry_run: bool
+    """Print only the plan: types, exact size, expected time."""
+
+    method: str | None
+    """How codes are chosen: nearest, gptq or learned; awq and smoothquant rescale columns first: awq, awq+gptq, ...;
+    default: nearest without calibration, else the one that loses least for the format and --effort."""
+
+    effort: str | None
+    """fast (weighted scales), normal (gptq below 8 bits) or high (learned); default: normal. Giving normal or high
+    without --method also calibrates, on the built-in text unless --calibration is given."""
+
+    pure: bool
+    """One type for all matrices, no mix."""
+
+    rules: Sequence[str]
+    """Type for output tensors whose name contains a match of REGEX; repeatable; the first match wins."""
+
+    keep: Sequence[str]
+    """Tensors that stay in 16 bits (for gptq, awq and compressed); repeatable."""
+
+    group_size: int | None
+    """Number of weights that share a scale; -1: a whole row (for gptq, awq and compressed); default: 128."""
+
+    symmetric: bool | None
+    """Without or with zero points (for gptq, awq and compressed)."""
+
+    pre: str | None
+    """Name of the pre-tokenizer, if it is not recognised."""
+
+    requantize: bool
+    """Accept a source that is already quantized."""
+
+    calibration: str | None
+    """Text to run the model on, to find which columns of its matrices matter: default (a built-in text), a text or
+    .jsonl file, owner/name[:FILE] of the hub, self (the model's own text), or an importance file (.gguf, .dat)."""
+
+    calibration_tokens: int | None
+    """Number of tokens at most; default: 128 windows."""
+
+    calibration_context: int | None
+    """Tokens per window; default: 512, or the model's context if that is less."""
+
+    seed: int
+    """Chooses the windows of the text; the same seed gives the same bytes."""
+
+    memory: str | None
+    """Memory for hidden states, such as 4GB; what does not fit goes to disk; default: half of the free memory."""
+
+    device: str | None
+    """Where the model runs for calibration: cpu, cuda or cuda:N; default: cuda if there is one."""
+
+    threads: int | None
+    """Number of threads; default: one per core."""
+
+    revision: str | None
+    """Branch, tag or commit of a model of the hub."""
+
+    force: bool
+    """Replace an output that exists."""

@@ -1,0 +1,91 @@
+"""Options as fields of a dataclass: each field holds its default, its flags, its help line and its group.
+
+The command line (`bitsmith.cli.command`) and the keywords of the library's functions are made from these fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, TypeVar, get_type_hints
+
+T = TypeVar("T")
+_KEY = "option"
+REQUIRED: Any = MISSING  # as a default: the option must be given
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option, as a user sees it.
+
+    name: of the field, which is also the keyword of the library
+    hint: the field's type, resolved; annotation: the same as it is written in the source
+    default: None where the program chooses
+    flags: of the command line ("--out", "-o"); two spellings of a yes or no stand as "--sym/--asym"
+    metavar: what the help prints for the value; None: by its type
+    """
+
+    name: str
+    hint: Any
+    annotation: str
+    default: Any
+    required: bool
+    flags: tuple[str, ...]
+    help: str
+    group: str
+    metavar: str | None
+
+
+@dataclass(frozen=True)
+class _Shown:
+    flags: tuple[str, ...]
+    help: str
+    group: str
+    metavar: str | None
+
+
+def option(default: T, *flags: str, group: str, help: str, metavar: str | None = None) -> T:
+    """A dataclass field that is an option; `default` is REQUIRED where it has none.
+
+    flags: short ones are added to `--field-name`; a long one stands in place of it
+    """
+    shown = _Shown(flags, help, group, metavar)
+    return field(default=default, metadata={_KEY: shown})
+
+
+def options_of(config: type[Any]) -> Iterator[Option]:
+    """Options of a dataclass: its own fields first, then those of its bases."""
+    hints = get_type_hints(config)
+    by_name = {each.name: each for each in fields(config)}
+    for owner in config.__mro__:
+        for name in vars(owner).get("__annotations__", {}):
+            each = by_name.pop(name, None)
+            if each is not None:
+                yield _option(each, hints[name])
+
+
+def _option(each: Field[Any], hint: Any) -> Option:
+    shown: _Shown = each.metadata[_KEY]
+    long = any(flag.startswith("--") for flag in shown.flags)
+    flags = shown.flags if long else (f"--{each.name.replace('_', '-')}", *shown.flags)
+    required = each.default is MISSING
+    default = None if required else each.default
+    return Option(each.name, hint, str(each.type), default, required, flags, shown.help, shown.group, shown.metavar)
+
+
+def check_words(function: str, config: type[Any], words: Collection[str], *, further: tuple[str, ...] = ()) -> None:
+    """Raise TypeError, worded as Python's own, for a keyword that is no option, or an option that must be given.
+
+    function: the name that the user called; further: its keywords that are no options
+    """
+    known = [each.name for each in fields(config)]
+    unknown = next((word for word in words if word not in known), None)
+    if unknown is not None:
+        from difflib import get_close_matches
+
+        near = get_close_matches(unknown, [*known, *further], n=1)
+        meant = f". Did you mean {near[0]!r}?" if near else ""
+        raise TypeError(f"{function}() got an unexpected keyword argument {unknown!r}{meant}")
+    missing = next((each.name for each in fields(config) if each.default is MISSING and each.name not in words), None)
+    if missing is not None:
+        raise TypeError(f"{function}() missing 1 required keyword-only argument: {missing!r}")
