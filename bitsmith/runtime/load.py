@@ -1,28 +1,17 @@
-"""Loading a checkpoint for running, on whatever suits it."""
+"""Loading a checkpoint for running, on the kernel that suits it."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from bitsmith.errors import UnsupportedError, UsageError
-from bitsmith.models.arch.names import hf_name
-from bitsmith.models.arch.tensors import expected_tensors
-from bitsmith.runtime.language_model import LanguageModel
-from bitsmith.runtime.weights import weight_reader
-from bitsmith.system.core import core, missing
-from bitsmith.system.machine import cores
-from bitsmith.system.memory import available_memory
+from bitsmith.runtime.kernels import FALLBACK, KERNELS, LoadOptions
+from bitsmith.runtime.types import CACHES
 from bitsmith.system.progress import Report, silent
 
 if TYPE_CHECKING:
-    from bitsmith.containers.base import Source
     from bitsmith.models.checkpoint import Checkpoint
-    from bitsmith.quant.tensor import TensorInfo
-
-INT8, EXACT, TORCH = "int8", "exact", "torch"
-KERNELS = (INT8, EXACT, TORCH)
+    from bitsmith.runtime.language_model import LanguageModel
 
 
 def load_language_model(
@@ -35,97 +24,46 @@ def load_language_model(
 ) -> LanguageModel:
     """Load a checkpoint for running on the CPU.
 
-    kernel: "int8", the C++ core with inputs rounded to int8 in blocks of 32; "exact", the core with float32 inputs;
-        "torch", the reference. See `choose_kernel`.
-    threads: for arithmetic; None takes one a core (torch: its own choice)
-    cache_type: of keys and values: "f16", "q8_0" or "f32"; torch's are always f32, and so are those of "exact"
+    kernel: a name of `KERNELS`, see `choose_kernel`
+    threads, cache_type: see `LoadOptions`; kernels that keep float32 do not look at cache_type
     Raises FileError where the tensors are not those its configuration promises, UnsupportedError for an unknown
     architecture, or what the kernel cannot run.
     """
-    if kernel == TORCH:
-        from bitsmith.runtime.torch.model import load_torch_model
-
-        return load_torch_model(checkpoint, threads=threads, report=report)
-    from bitsmith.runtime.core_decoder import load_core
-
-    config, read = checkpoint.config, weight_reader(checkpoint)
-    with ThreadPoolExecutor(1) as beside:
-        tokenizer = beside.submit(checkpoint.tokenizer)
-        decoder = load_core(
-            config,
-            read,
-            threads=threads or cores(),
-            exact=kernel == EXACT,
-            cache_type="f32" if kernel == EXACT else cache_type,
-            report=report,
-        )
-        return LanguageModel(checkpoint.name, decoder, tokenizer.result())
+    return KERNELS[kernel].load(checkpoint, LoadOptions(threads, cache_type, report))
 
 
 def choose_kernel(checkpoint: Checkpoint, wanted: str | None, *, default: str) -> str:
-    """The kernel for a checkpoint: the wanted one, else the default where the core can run it, else torch.
+    """The kernel for a checkpoint: the wanted one, else the default where it can run it, else torch.
 
-    Raises UsageError where the wanted one is not there, UnsupportedError where it cannot run the checkpoint.
+    Raises UsageError where the kernel is not there, UnsupportedError where it cannot run the checkpoint.
     """
     if wanted not in (None, *KERNELS):
         raise UsageError(f"--kernel {wanted}: unknown; expected {', '.join(KERNELS)}.")
-    torch_found = find_spec("torch") is not None
-    if wanted == TORCH or (wanted is None and core() is None):
-        if torch_found:
-            return TORCH
-        why = "" if wanted else f"{missing()}, so "
-        raise UsageError(f"{why}running a model needs torch: pip install 'bitsmith[torch]'.")
-    if core() is None:
-        raise UsageError(f"--kernel {wanted}: {missing()}; reinstall bitsmith where a C++ compiler is.")
-    obstacle = _obstacle(checkpoint)
+    row, fallback = KERNELS[wanted or default], KERNELS[FALLBACK]
+    absent = row.missing()
+    if absent is not None and row is fallback:
+        raise UsageError(absent)
+    if absent is not None and wanted:
+        raise UsageError(f"--kernel {wanted}: {absent}; reinstall bitsmith where a C++ compiler is.")
+    if absent is not None:
+        if fallback.missing() is not None:
+            raise UsageError(f"{absent}, so {fallback.missing()}")
+        return fallback.name
+    obstacle = row.obstacle(checkpoint)
     if obstacle is None:
-        return wanted or default
+        return row.name
     if wanted:
-        raise UnsupportedError(f"--kernel {wanted}: {obstacle}; give --kernel torch.")
-    if not torch_found:
+        raise UnsupportedError(f"--kernel {wanted}: {obstacle}; give --kernel {FALLBACK}.")
+    if fallback.missing() is not None:
         raise UnsupportedError(f"{checkpoint.source.path}: {obstacle}; torch can: pip install 'bitsmith[torch]'.")
-    return TORCH
+    return fallback.name
 
 
 def check_cache(cache_type: str, kernel: str) -> None:
-    """Raise UsageError for a type of caches that is not known, and for one that this kernel does not heed."""
-    from bitsmith.runtime.types import CACHES
-
+    """Raise UsageError for a type of keys and values that is not known, or that this kernel does not keep."""
     if cache_type not in CACHES:
         raise UsageError(f"--cache {cache_type}: unknown; expected {', '.join(CACHES)}.")
-    if kernel != INT8 and cache_type not in ("f16", "f32"):
-        raise UsageError(f"--cache {cache_type}: --kernel {kernel} keeps float32; only --kernel int8 has a choice.")
-
-
-def _packs(source: Source, info: TensorInfo) -> bool:
-    from bitsmith.runtime.core_grids import grid_layout
-
-    codes = source.codes(info.name, 0, 0)
-    return codes is not None and grid_layout(codes.format, info.cols) is not None
-
-
-def _obstacle(checkpoint: Checkpoint) -> str | None:
-    """What keeps the core from running a checkpoint; None: nothing.
-
-    Matrices that it cannot multiply as they are stored are decoded to float32, as long as they fit half of the memory.
-    """
-    from bitsmith.runtime.types import FLOATS, PACKED
-
-    config, source = checkpoint.config, checkpoint.source
-    decoded = 0
-    if config.activation != "silu":
-        return f"the C++ core does not know the activation {config.activation}"
-    for name in expected_tensors(config):
-        own = name if checkpoint.naming == "gguf" else hf_name(name)
-        info = None if own is None else source.tensors.get(own)
-        if own is None or info is None:
-            continue  # `check_tensors` will say so
-        if len(info.shape) > 1 and info.layout not in PACKED + FLOATS and not _packs(source, info):
-            decoded += 4 * info.parameters
-            room = available_memory()
-            if room is not None and decoded > room // 2:
-                what = f"the C++ core has no products with {info.layout} ({own})"
-                return f"{what}, and decoded to float32 the model takes too much memory"
-        if len(info.shape) > 1 and source.input_rounding(own) is not None:
-            return f"the C++ core does not round inputs as {own} asks for ({source.input_rounding(own)})"
-    return None
+    if cache_type in KERNELS[kernel].cache_types or cache_type in ("f16", "f32"):  # f16 is what nobody chose
+        return
+    able = ", ".join(name for name, row in KERNELS.items() if cache_type in row.cache_types)
+    raise UsageError(f"--cache {cache_type}: --kernel {kernel} keeps float32; only --kernel {able} has a choice.")

@@ -14,7 +14,7 @@ import pytest
 import bitsmith
 from bitsmith.errors import UnsupportedError, UsageError
 from bitsmith.models.checkpoint import open_checkpoint
-from bitsmith.runtime import load
+from bitsmith.runtime import kernels
 from bitsmith.runtime.core_decoder import CoreDecoder
 from bitsmith.runtime.load import choose_kernel
 from bitsmith.system import core as native
@@ -55,7 +55,7 @@ def test_other_layouts_run_decoded_where_they_fit(tiny: Path, tmp_path: Path, mo
         bitsmith.load(made, kernel="torch").logits(tokens),
         atol=1e-4,
     )
-    monkeypatch.setattr(load, "available_memory", lambda: 1000)
+    monkeypatch.setattr(kernels, "available_memory", lambda: 1000)
     assert choose_kernel(checkpoint, None, default="int8") == "torch"
     with pytest.raises(UnsupportedError, match="takes too much memory; give --kernel torch"):
         choose_kernel(checkpoint, "int8", default="int8")
@@ -63,12 +63,12 @@ def test_other_layouts_run_decoded_where_they_fit(tiny: Path, tmp_path: Path, mo
 
 def test_without_core_or_torch(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint: Any = open_checkpoint(tiny)
-    monkeypatch.setattr(load, "core", lambda: None)
-    monkeypatch.setattr(load, "missing", lambda: "this installation has no C++ core")
+    monkeypatch.setattr(kernels, "core", lambda: None)
+    monkeypatch.setattr(kernels, "missing", lambda: "this installation has no C++ core")
     assert choose_kernel(checkpoint, None, default="int8") == "torch"
     with pytest.raises(UsageError, match="--kernel int8: this installation has no C"):
         choose_kernel(checkpoint, "int8", default="int8")
-    monkeypatch.setattr(load, "find_spec", lambda name: None)
+    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"no C\+\+ core, so running a model needs torch"):
         choose_kernel(checkpoint, None, default="int8")
     with pytest.raises(UsageError, match=r"^running a model needs torch"):

@@ -1,0 +1,142 @@
+"""Kernels by name: one visible table. A kernel is what computes a model.
+
+A new kernel is one file with a function that loads a checkpoint, and one row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from bitsmith.models.arch.names import hf_name
+from bitsmith.models.arch.tensors import expected_tensors
+from bitsmith.runtime.types import CACHES, FLOATS, PACKED
+from bitsmith.system.core import core, missing
+from bitsmith.system.machine import cores
+from bitsmith.system.memory import available_memory
+from bitsmith.system.progress import Report, silent
+
+if TYPE_CHECKING:
+    from bitsmith.containers.base import Source
+    from bitsmith.models.checkpoint import Checkpoint
+    from bitsmith.quant.tensor import TensorInfo
+    from bitsmith.runtime.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is loaded.
+
+    threads: for arithmetic; None takes one a core (torch: its own choice)
+    cache_type: of keys and values: "f16", "q8_0" or "f32"
+    """
+
+    threads: int | None = None
+    cache_type: str = "f16"
+    report: Report = silent
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """One row.
+
+    name: as in --kernel
+    load: makes a checkpoint ready to run
+    missing: why this installation does not have the kernel, for an error; None where it has
+    obstacle: why the kernel cannot run a checkpoint; None where it can
+    cache_types: of keys and values that may be asked for, the usual one first; a single one is always taken
+    """
+
+    name: str
+    load: Callable[[Checkpoint, LoadOptions], LanguageModel]
+    missing: Callable[[], str | None] = lambda: None
+    obstacle: Callable[[Checkpoint], str | None] = lambda checkpoint: None
+    cache_types: tuple[str, ...] = ("f32",)
+
+
+def _load_int8(checkpoint: Checkpoint, options: LoadOptions) -> LanguageModel:
+    return _load_core(checkpoint, options, exact=False)
+
+
+def _load_exact(checkpoint: Checkpoint, options: LoadOptions) -> LanguageModel:
+    return _load_core(checkpoint, options, exact=True)
+
+
+def _load_core(checkpoint: Checkpoint, options: LoadOptions, *, exact: bool) -> LanguageModel:
+    """The model on the C++ core. exact: inputs of products stay float32, and so do keys and values"""
+    from bitsmith.runtime.core_decoder import load_core
+    from bitsmith.runtime.language_model import LanguageModel
+    from bitsmith.runtime.weights import weight_reader
+
+    with ThreadPoolExecutor(1) as beside:
+        tokenizer = beside.submit(checkpoint.tokenizer)
+        decoder = load_core(
+            checkpoint.config,
+            weight_reader(checkpoint),
+            threads=options.threads or cores(),
+            exact=exact,
+            cache_type="f32" if exact else options.cache_type,
+            report=options.report,
+        )
+        return LanguageModel(checkpoint.name, decoder, tokenizer.result())
+
+
+def _load_torch(checkpoint: Checkpoint, options: LoadOptions) -> LanguageModel:
+    from bitsmith.runtime.torch.model import load_torch_model
+
+    return load_torch_model(checkpoint, threads=options.threads, report=options.report)
+
+
+def _no_core() -> str | None:
+    return missing() if core() is None else None
+
+
+def _no_torch() -> str | None:
+    found = find_spec("torch") is not None
+    return None if found else "running a model needs torch: pip install 'bitsmith[torch]'."
+
+
+def _packs(source: Source, info: TensorInfo) -> bool:
+    from bitsmith.runtime.core_grids import grid_layout
+
+    codes = source.codes(info.name, 0, 0)
+    return codes is not None and grid_layout(codes.format, info.cols) is not None
+
+
+def _core_obstacle(checkpoint: Checkpoint) -> str | None:
+    """What keeps the core from running a checkpoint; None: nothing.
+
+    Matrices that it cannot multiply as they are stored are decoded to float32, as long as they fit half of the memory.
+    """
+    config, source = checkpoint.config, checkpoint.source
+    decoded = 0
+    if config.activation != "silu":
+        return f"the C++ core does not know the activation {config.activation}"
+    for name in expected_tensors(config):
+        own = name if checkpoint.naming == "gguf" else hf_name(name)
+        info = None if own is None else source.tensors.get(own)
+        if own is None or info is None:
+            continue  # `check_tensors` will say so
+        if len(info.shape) > 1 and info.layout not in PACKED + FLOATS and not _packs(source, info):
+            decoded += 4 * info.parameters
+            room = available_memory()
+            if room is not None and decoded > room // 2:
+                what = f"the C++ core has no products with {info.layout} ({own})"
+                return f"{what}, and decoded to float32 the model takes too much memory"
+        if len(info.shape) > 1 and source.input_rounding(own) is not None:
+            return f"the C++ core does not round inputs as {own} asks for ({source.input_rounding(own)})"
+    return None
+
+
+FALLBACK = "torch"  # runs every checkpoint
+KERNELS: dict[str, KernelRow] = {
+    row.name: row
+    for row in (
+        KernelRow("int8", _load_int8, _no_core, _core_obstacle, CACHES),
+        KernelRow("exact", _load_exact, _no_core, _core_obstacle),
+        KernelRow("torch", _load_torch, _no_torch),
+    )
+}
