@@ -16,11 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bitsmith.quant.formats.affine import Affine
-from bitsmith.quant.formats.base import Format
-from bitsmith.quant.formats.kquants import AffineK, SymmetricK
+from bitsmith.quant.formats.base import Format, IntegerParams, NeedsExtent
 from bitsmith.quant.formats.precision import stored, to_float32
-from bitsmith.quant.formats.tensorwide import TensorWide
 from bitsmith.quant.grid import Grid
 from bitsmith.quant.tensor import QuantTensor
 
@@ -100,15 +97,9 @@ def learned_ranges(
     format: Format, layout: Mapping[str, tuple[tuple[int, ...], np.dtype]]
 ) -> dict[str, tuple[int, int] | None]:
     """The parameters of a format that learning may change: None for real numbers, (least, greatest) for integers."""
-    if isinstance(format, TensorWide):
+    if isinstance(format, NeedsExtent):
         return {}  # one value for all rows
-    integers: dict[str, tuple[int, int]] = {}
-    if isinstance(format, Affine) and format.asymmetric:
-        integers = {"zero": (0, (1 << format.bits) - 1)}
-    elif isinstance(format, AffineK):
-        integers = {"scales": (0, format.top), "mins": (0, format.top)}
-    elif isinstance(format, SymmetricK):
-        integers = {"scales": (format.low, format.high)}
+    integers = format.integer_ranges if isinstance(format, IntegerParams) else {}
     return {
         name: integers.get(name) for name, (_, dtype) in layout.items() if dtype.name in _FLOATS or name in integers
     }

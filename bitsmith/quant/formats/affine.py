@@ -59,6 +59,11 @@ class Affine:
         return f"int{self.bits}-{scope}{precision}" + ("-asym" if self.asymmetric else "")
 
     @property
+    def integer_ranges(self) -> dict[str, tuple[int, int]]:
+        """Of zero points, where there are any."""
+        return {"zero": (0, (1 << self.bits) - 1)} if self.asymmetric else {}
+
+    @property
     def multiple(self) -> int:
         """See `Format`."""
         return self.group or 1

@@ -67,6 +67,16 @@ class NeedsExtent(Protocol):
         ...
 
 
+@runtime_checkable
+class IntegerParams(Protocol):
+    """A format with integers among its parameters that learned rounding may change."""
+
+    @property
+    def integer_ranges(self) -> Mapping[str, tuple[int, int]]:
+        """The least and the greatest value of each, by the parameter's name."""
+        ...
+
+
 def check_row(name: str, cols: int, multiple: int) -> int:
     """`cols`, if it is a positive multiple. Raises UnsupportedError otherwise."""
     if cols < 1 or cols % multiple:

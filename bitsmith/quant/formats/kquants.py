@@ -58,6 +58,11 @@ class AffineK:
     rounds: int = 2
     multiple: int = SUPER
 
+    @property
+    def integer_ranges(self) -> dict[str, tuple[int, int]]:
+        """Of the scales and mins of blocks."""
+        return {"scales": (0, self.top), "mins": (0, self.top)}
+
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """d, dmin: float16 [rows, cols / 256]; scales, mins: uint8 [rows, cols / block]."""
         supers, blocks = (rows, cols // SUPER), (rows, cols // self.block)
@@ -214,6 +219,11 @@ class SymmetricK:
     reach: int = 1
     rounds: int = 2
     multiple: int = SUPER
+
+    @property
+    def integer_ranges(self) -> dict[str, tuple[int, int]]:
+        """Of the scales of blocks."""
+        return {"scales": (self.low, self.high)}
 
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """d: float16 [rows, cols / 256]; scales: int8 [rows, cols / block]."""
