@@ -32,7 +32,7 @@ from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.models.tokenizer.from_hf import read_tokenizer
 from bitsmith.models.tokenizer.to_gguf import vocabulary_keys
 from bitsmith.planner import own_memory
-from bitsmith.planner.model_spec import find_subject
+from bitsmith.planner.model_spec import find_model
 from bitsmith.planner.weights import as_it_is
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.choose import choose_types
@@ -143,7 +143,7 @@ def prompt_of(model: Path | str, tokens: int) -> bytes:
 
 def predicted_peak(model: Path | str, context: int) -> int:
     """What the plan says of the same."""
-    network = find_subject(model, scratch=Path()).network
+    network = find_model(model, scratch=Path()).network
     weights = own_memory.weight_memory(network, as_it_is(network))
     return (
         weights + own_memory.own_cache(network, context, batch=1, bits=16) + own_memory.working_memory(network, context)

@@ -130,8 +130,8 @@ def _print(report: PlanReport) -> None:
 
     console = stdout()
     _print_model(report, console)
-    for at, place in enumerate(report.places):
-        _print_place(report, at, place, console)
+    for at, device_set in enumerate(report.device_sets):
+        _print_devices(report, at, device_set, console)
     if report.training:
         _print_training(report, console)
     for sentence in advise(report):
@@ -144,14 +144,15 @@ def _print_model(report: PlanReport, console: Console) -> None:
     from bitsmith.cli.drawing import clean, human_bytes
     from bitsmith.planner.cache_memory import cache_bytes
 
-    subject, network, load = report.subject, report.subject.network, report.load
-    active = "" if not network.experts else f" ({subject.active / 1e9:.3g} B a token)"
-    console.print(f"{clean(subject.name)}: {_count(subject.parameters)} weights{active}", style="bold", markup=False)
-    console.print(f"from {clean(subject.said)}", markup=False)
-    cache = human_bytes(cache_bytes(network, load.context, batch=load.batch, type=load.kv))
-    batch = "" if load.batch == 1 else f" by {load.batch} sequences"
+    spec, network, workload = report.spec, report.spec.network, report.workload
+    active = "" if not network.experts else f" ({spec.active / 1e9:.3g} B a token)"
+    console.print(f"{clean(spec.name)}: {_count(spec.parameters)} weights{active}", style="bold", markup=False)
+    console.print(f"from {clean(spec.said)}", markup=False)
+    cache = human_bytes(cache_bytes(network, workload.context, batch=workload.batch, type=workload.kv))
+    batch = "" if workload.batch == 1 else f" by {workload.batch} sequences"
     console.print(
-        f"{network.layers} layers, {network.attention}; {load.kv} cache of {load.context:,} tokens{batch}: {cache}",
+        f"{network.layers} layers, {network.attention}; {workload.kv} cache of {workload.context:,} tokens{batch}: "
+        f"{cache}",
         markup=False,
     )
 
@@ -164,18 +165,18 @@ def _rate(speed: float) -> str:
     return f"{speed:,.0f}" if speed >= 20 else f"{speed:.2g}" if speed >= 0.1 else "< 0.1"
 
 
-def _print_place(report: PlanReport, at: int, place: DeviceSet, console: Console) -> None:
+def _print_devices(report: PlanReport, at: int, device_set: DeviceSet, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
     from bitsmith.cli.drawing import human_bytes
 
-    device = place.device
-    each = " each" if place.count > 1 else ""
+    device = device_set.device
+    each = " each" if device_set.count > 1 else ""
     bandwidth = f", {device.bandwidth / 1e9:,.0f} GB/s{each}" if device.bandwidth else ""
     console.print()
-    room = human_bytes(place.count * device.usable)
-    title = device.title if place.name in ("this", device.title) else f"{place.name}: {room}"
+    room = human_bytes(device_set.count * device.usable)
+    title = device.title if device_set.name in ("this", device.title) else f"{device_set.name}: {room}"
     console.print(f"{title}{bandwidth}", style="bold", markup=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("format", "weights", "bits", "loss", "in use", "verdict", "tokens/s"):

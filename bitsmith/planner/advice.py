@@ -33,29 +33,29 @@ _SIZE = re.compile(r"-(\d+(?:\.\d+)?)(b|m)\b")
 def advise(report: PlanReport) -> tuple[str, ...]:
     """Sentences, the most important first."""
     said: list[str] = []
-    for at, place in enumerate(report.places):
-        said += _for_place(report, at, place)
+    for at, device_set in enumerate(report.device_sets):
+        said += _for_devices(report, at, device_set)
     said += _larger_or_smaller(report)
     return tuple(dict.fromkeys(said))
 
 
 def _best(rows: Sequence[Row], at: int) -> Row | None:
-    """Of the formats that fit a place the one that loses least; of equals the smaller. None where none fits."""
+    """The format with the least loss among those that fit; among equals the smallest. None where none fits."""
     fitting = [row for row in rows if row.verdicts[at].kind == "fits" and row.advisable]
     return min(fitting, key=lambda row: (row.rank, row.weights.total), default=None)
 
 
-def _for_place(report: PlanReport, at: int, place: DeviceSet) -> Iterator[str]:
+def _for_devices(report: PlanReport, at: int, device_set: DeviceSet) -> Iterator[str]:
     best = _best(report.rows, at)
     if best is None:
-        yield from _nothing_fits(report, at, place)
+        yield from _nothing_fits(report, at, device_set)
         return
-    yield f"{place.name}: {best.weights.target}, which {_loses(best)}."
+    yield f"{device_set.name}: {best.weights.target}, which {_loses(best)}."
     faster = _faster(report.rows, best, at)
     if faster is not None:
         times = (faster.verdicts[at].speed or 0) / (best.verdicts[at].speed or 1)
-        yield f"{place.name}: {faster.weights.target} {_loses(faster)}, and generates {times:.1f} times as fast."
-    yield from _number_types(best, place.device)
+        yield f"{device_set.name}: {faster.weights.target} {_loses(faster)}, and generates {times:.1f} times as fast."
+    yield from _number_types(best, device_set.device)
     if best.bits_per_weight < _SENSITIVE:
         yield (
             "Code, mathematics and long reasoning suffer more from few bits than averages show"
@@ -90,23 +90,23 @@ def _loses(row: Row) -> str:
     return f"loses {row.loss.plain:.4f} nats{calibrated} ({SOURCE})"
 
 
-def _nothing_fits(report: PlanReport, at: int, place: DeviceSet) -> Iterator[str]:
+def _nothing_fits(report: PlanReport, at: int, device_set: DeviceSet) -> Iterator[str]:
     runnable = [row for row in report.rows if row.verdicts[at].kind != "no runtime"]
     if not runnable:
-        yield f"{place.name}: nothing runs these formats there; a GGUF mix (q4_k_m) would be run by llama.cpp."
+        yield f"{device_set.name}: nothing runs these formats there; a GGUF mix (q4_k_m) would be run by llama.cpp."
         return
     good = [row for row in runnable if row.advisable] or runnable
     smallest = min(good, key=lambda row: row.weights.total)
     verdict = smallest.verdicts[at]
-    bits = 8 * _left(verdict) / report.subject.parameters
-    room, tokens = f"{verdict.room / 1e9:.1f} GB", f"{report.load.context:,} tokens"
+    bits = 8 * _left(verdict) / report.spec.parameters
+    room, tokens = f"{verdict.room / 1e9:.1f} GB", f"{report.workload.context:,} tokens"
     if bits > 0:
         yield (
-            f"{place.name}: nothing good fits at {tokens}; its {room} hold {bits:.1f} bits a weight beside cache and "
-            f"runtime, and {smallest.weights.target} has {smallest.bits_per_weight:.1f}."
+            f"{device_set.name}: nothing good fits at {tokens}; its {room} hold {bits:.1f} bits a weight beside cache "
+            f"and runtime, and {smallest.weights.target} has {smallest.bits_per_weight:.1f}."
         )
     else:
-        yield f"{place.name}: nothing fits at {tokens}, whose cache alone leaves nothing of its {room}."
+        yield f"{device_set.name}: nothing fits at {tokens}, whose cache alone leaves nothing of its {room}."
     ways = list(_ways(report, at, good))
     if ways:
         yield f"What would fit: {'; '.join(ways)}."
@@ -122,7 +122,7 @@ def _ways(report: PlanReport, at: int, rows: Sequence[Row]) -> Iterator[str]:
     shorter = next((row for row in ranked if row.verdicts[at].kind == "less context"), None)
     if shorter is not None:
         yield f"{shorter.weights.target} with {shorter.verdicts[at].context:,} tokens of context"
-        if report.load.kv in ("f16", "f32", "bf16"):
+        if report.workload.kv in ("f16", "f32", "bf16"):
             yield "more of them with a quantized cache (--kv q8_0; vLLM: fp8)"
     four = min(rows, key=lambda row: abs(row.bits_per_weight - 4.8))
     verdict, name = four.verdicts[at], four.weights.target
@@ -130,10 +130,10 @@ def _ways(report: PlanReport, at: int, rows: Sequence[Row]) -> Iterator[str]:
         yield f"{verdict.needed} x {verdict.device.name} for {name}"
     if verdict.kind == "partly outside":
         speed = "" if verdict.speed is None else f", {verdict.speed:.1f} tokens/s at most"
-        layers = f"{verdict.outside} of {report.subject.network.layers} layers"
+        layers = f"{verdict.outside} of {report.spec.network.layers} layers"
         yield f"{name} with {layers} ({verdict.outside_bytes / 1e9:.1f} GB) in system memory{speed}"
     weights = 8 * _left(verdict) / four.bits_per_weight
-    if 2e8 < weights < report.subject.parameters:
+    if 2e8 < weights < report.spec.parameters:
         yield f"a model of {weights / 1e9:.2g} B weights in {name}"
 
 
@@ -182,17 +182,17 @@ def _published_task(report: PlanReport) -> str:
 
 def _nearest(records: Sequence[published.Quality], report: PlanReport) -> published.Quality:
     """The record of the model nearest in size."""
-    return min(records, key=lambda record: abs(math.log(record.parameters / report.subject.parameters)))
+    return min(records, key=lambda record: abs(math.log(record.parameters / report.spec.parameters)))
 
 
 def _larger_or_smaller(report: PlanReport) -> Iterator[str]:
     """This model at 4 bits beside a smaller one at 16, in about the same memory."""
-    subject = report.subject
-    if subject.count:
-        mine, size = f"{subject.name} at INT4", subject.count / 2
+    spec = report.spec
+    if spec.count:
+        mine, size = f"{spec.name} at INT4", spec.count / 2
     else:
-        mine, size = f"{subject.name} at q4_k_m", float(stored(subject.network, parse_target("q4_k_m")).total)
-    smaller, weights = _smaller(subject.network.name if not subject.count else "", size)
+        mine, size = f"{spec.name} at q4_k_m", float(stored(spec.network, parse_target("q4_k_m")).total)
+    smaller, weights = _smaller(spec.network.name if not spec.count else "", size)
     if not weights or 2 * weights < size / 3:
         return
     yield (

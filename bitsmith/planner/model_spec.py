@@ -70,13 +70,11 @@ def _written(count: int) -> str:
     return next((f"{count / scale:g}{letter.upper()}" for letter, scale in scales if count >= scale), str(count))
 
 
-def find_subject(
-    model: str | Path, *, scratch: Path, revision: str | None = None, tokenizer: bool = False
-) -> ModelSpec:
+def find_model(model: str | Path, *, scratch: Path, revision: str | None = None, tokenizer: bool = False) -> ModelSpec:
     """What `model` names: a folder or file, "reference", a bare count ("70B"), a built-in shape, or a hub id.
 
     A name that is a folder or file is that, whatever else it might mean.
-    scratch: a folder for what is fetched of a hub model, which the subject's checkpoint lies in
+    scratch: a folder for what is fetched of a hub model, where the checkpoint then lies
     tokenizer: fetch a hub model's tokenizer files too
     Raises FileError or UnsupportedError where it cannot be read, UsageError, with near names, for an unknown one.
     """
@@ -122,7 +120,7 @@ def _from_config(path: Path, name: str, said: str) -> ModelSpec:
 
 
 def from_checkpoint(checkpoint: Checkpoint, said: str, *, complete: bool = True) -> ModelSpec:
-    """The subject of an opened model; its tensors are those that a GGUF file of it would hold, where that is known."""
+    """What an opened model is; its tensors are those of a GGUF file of it, where that is known."""
     if checkpoint.naming == "gguf":
         network = network_from_gguf(checkpoint.source, name=checkpoint.name)
         return ModelSpec(network, said, checkpoint=checkpoint, complete=complete)
@@ -135,7 +133,7 @@ def from_checkpoint(checkpoint: Checkpoint, said: str, *, complete: bool = True)
 
 
 def from_shape(shape: KnownShape) -> ModelSpec:
-    """The subject of a built-in shape."""
+    """A built-in shape as a model."""
     network = network_from_config(shape.config, name=shape.name, origin=shape.name, parameters=shape.parameters)
     return ModelSpec(network, f"the built-in shape {shape.name} ({shape.source})")
 

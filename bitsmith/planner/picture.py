@@ -25,9 +25,9 @@ def draw(report: PlanReport, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise UsageError("--plot needs matplotlib: pip install 'bitsmith[plot]'.") from None
-    network, load = report.subject.network, report.load
-    largest = max(network.context or _MOST, load.context)
-    first = min(256, load.context)
+    network, workload = report.spec.network, report.workload
+    largest = max(network.context or _MOST, workload.context)
+    first = min(256, workload.context)
     growth = math.log(largest / first) / _POINTS
     contexts = sorted({round(first * math.exp(growth * i)) for i in range(_POINTS + 1)})
     figure = Figure(figsize=(9, 5.5), layout="constrained")
@@ -37,21 +37,25 @@ def draw(report: PlanReport, path: Path) -> None:
         needs = [_gigabytes(report, row, context) for context in contexts]
         style = ("-", "--", ":")[at // 10 % 3]
         axes.plot(contexts, needs, label=row.weights.target, color=f"C{at % 10}", linestyle=style)
-    for at, place in enumerate(report.places):
-        room = place.count * place.device.usable / 1e9
+    for at, device_set in enumerate(report.device_sets):
+        room = device_set.count * device_set.device.usable / 1e9
         axes.axhline(room, color="black", linestyle="--", linewidth=1)
-        share = (at + 0.1) / len(report.places)  # of the width, so that labels of like memory do not overlap
+        share = (at + 0.1) / len(report.device_sets)  # of the width, so that labels of like memory do not overlap
         axes.annotate(
-            place.name, (share, room), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points"
+            device_set.name,
+            (share, room),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
         )
-    axes.axvline(load.context, color="gray", linewidth=0.8)
+    axes.axvline(workload.context, color="gray", linewidth=0.8)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
     axes.set_xlabel("context, tokens")
     axes.set_ylabel("memory, GB")
     axes.set_ylim(bottom=0)
-    batch = "" if load.batch == 1 else f", batch {load.batch}"
-    axes.set_title(f"{report.subject.name}: weights, {load.kv} cache and runtime{batch}")
+    batch = "" if workload.batch == 1 else f", batch {workload.batch}"
+    axes.set_title(f"{report.spec.name}: weights, {workload.kv} cache and runtime{batch}")
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     try:
         figure.savefig(path, dpi=120, format="png")
@@ -61,7 +65,7 @@ def draw(report: PlanReport, path: Path) -> None:
 
 def _gigabytes(report: PlanReport, row: Row, context: int) -> float:
     """What a format takes with so much context, on the first devices."""
-    network, verdict, load = report.subject.network, row.verdicts[0], replace(report.load, context=context)
-    cache = cache_in_memory(network, load, verdict.runtime)
-    beside = working(network, load, verdict.runtime, verdict.device, count=verdict.count)
+    network, verdict, workload = report.spec.network, row.verdicts[0], replace(report.workload, context=context)
+    cache = cache_in_memory(network, workload, verdict.runtime)
+    beside = working(network, workload, verdict.runtime, verdict.device, count=verdict.count)
     return Memory(weights_in_memory(network, row.weights, verdict.runtime), cache, beside).total(verdict.count) / 1e9

@@ -13,26 +13,26 @@ from bitsmith.planner.verdict import Verdict
 
 
 def to_dict(report: PlanReport) -> dict[str, Any]:
-    """Everything: the model, the load, the devices, every format with a verdict for each, training, advice.
+    """Everything: the model, the workload, the devices, every format with a verdict for each, training, advice.
 
     Sizes in bytes, speeds in tokens a second, losses as mean KLD in nats a token.
     """
-    subject, network = report.subject, report.subject.network
+    spec, network = report.spec, report.spec.network
     return {
         "model": {
-            "name": subject.name,
-            "source": subject.said,
+            "name": spec.name,
+            "source": spec.said,
             "architecture": network.arch,
-            "parameters": subject.parameters,
-            "active_parameters": subject.active,
+            "parameters": spec.parameters,
+            "active_parameters": spec.active,
             "layers": network.layers,
             "context": network.context,
             "attention": network.attention,
-            "rule_of_thumb": subject.count is not None,
+            "rule_of_thumb": spec.count is not None,
         },
-        "load": asdict(report.load),
-        "devices": [_place(place) for place in report.places],
-        "formats": [_row(row, report.places) for row in report.rows],
+        "load": asdict(report.workload),
+        "devices": [_device_set(device_set) for device_set in report.device_sets],
+        "formats": [_row(row, report.device_sets) for row in report.rows],
         "training": [
             {
                 **asdict(training),
@@ -60,18 +60,18 @@ def to_dict(report: PlanReport) -> dict[str, Any]:
 def places_for(report: PlanReport, training: Training) -> list[str]:
     """Devices that hold a training by themselves, a process's context included."""
     return [
-        place.name
-        for place in report.places
-        if training.total + (CUDA_CONTEXT if place.device.kind == "cuda" else 0) <= place.device.usable
+        device_set.name
+        for device_set in report.device_sets
+        if training.total + (CUDA_CONTEXT if device_set.device.kind == "cuda" else 0) <= device_set.device.usable
     ]
 
 
-def _place(place: DeviceSet) -> dict[str, Any]:
-    device = place.device
+def _device_set(device_set: DeviceSet) -> dict[str, Any]:
+    device = device_set.device
     return {
-        "name": place.name,
+        "name": device_set.name,
         "title": device.title,
-        "count": place.count,
+        "count": device_set.count,
         "memory": device.memory,
         "usable": device.usable,
         "bandwidth": device.bandwidth or None,
@@ -80,7 +80,7 @@ def _place(place: DeviceSet) -> dict[str, Any]:
     }
 
 
-def _row(row: Row, places: tuple[DeviceSet, ...]) -> dict[str, Any]:
+def _row(row: Row, device_sets: tuple[DeviceSet, ...]) -> dict[str, Any]:
     loss = row.loss
     return {
         "format": row.weights.target,
@@ -91,13 +91,15 @@ def _row(row: Row, places: tuple[DeviceSet, ...]) -> dict[str, Any]:
         "measured_kld": None if loss is None else loss.plain,
         "measured_kld_calibrated": None if loss is None else loss.calibrated,
         "notes": list(row.weights.notes),
-        "verdicts": [_verdict(verdict, place) for verdict, place in zip(row.verdicts, places, strict=True)],
+        "verdicts": [
+            _verdict(verdict, device_set) for verdict, device_set in zip(row.verdicts, device_sets, strict=True)
+        ],
     }
 
 
-def _verdict(verdict: Verdict, place: DeviceSet) -> dict[str, Any]:
+def _verdict(verdict: Verdict, device_set: DeviceSet) -> dict[str, Any]:
     return {
-        "device": place.name,
+        "device": device_set.name,
         "runtime": verdict.runtime.name,
         "verdict": verdict.kind,
         "text": verdict.text,

@@ -13,7 +13,7 @@ from bitsmith.planner.cache_memory import check_type
 from bitsmith.planner.devices import Device, find_device
 from bitsmith.planner.files import file_bytes
 from bitsmith.planner.machine import this_machine
-from bitsmith.planner.model_spec import ModelSpec, find_subject
+from bitsmith.planner.model_spec import ModelSpec, find_model
 from bitsmith.planner.network import Network
 from bitsmith.planner.quality import Loss, advisable, measured, rank
 from bitsmith.planner.runtimes import Runtime, Workload, container_of, find_runtime, runs, usual_runtime
@@ -50,7 +50,7 @@ class DeviceSet:
 
 @dataclass(frozen=True)
 class Row:
-    """One format: its bytes, what it loses, and a verdict for each place.
+    """One format: its bytes, what it loses, and a verdict for each device set.
 
     target: None for the types that a file has
     how: "exact file", "exact tensors" or "rule of thumb"
@@ -78,9 +78,9 @@ class Row:
 class PlanReport:
     """All that a plan says."""
 
-    subject: ModelSpec
-    load: Workload
-    places: tuple[DeviceSet, ...]
+    spec: ModelSpec
+    workload: Workload
+    device_sets: tuple[DeviceSet, ...]
     rows: tuple[Row, ...]
     training: tuple[Training, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -125,63 +125,63 @@ def plan(
     unknown = [method for method in training if method not in METHODS]
     if unknown:
         raise UsageError(f"--training {unknown[0]}: unknown; expected {', '.join(METHODS)}.")
-    places = _places(devices, memory)
+    device_sets = _device_sets(devices, memory)
     with tempfile.TemporaryDirectory() as scratch:
-        subject = find_subject(model, scratch=Path(scratch), revision=revision, tokenizer=tokenizer)
-        network = subject.network
-        load = Workload(_context(context, network), batch, kv)
-        sizes = _weights(subject, targets)
-    rows = [_row(subject, load, chosen, places, *size) for size in sizes]
+        spec = find_model(model, scratch=Path(scratch), revision=revision, tokenizer=tokenizer)
+        network = spec.network
+        workload = Workload(_context(context, network), batch, kv)
+        sizes = _weights(spec, targets)
+    rows = [_row(spec, workload, chosen, device_sets, *size) for size in sizes]
     if not targets:  # of the usual formats those that something runs
         rows = [row for row in rows if any(verdict.kind != "no runtime" for verdict in row.verdicts)] or rows
     rows.sort(key=lambda row: -row.weights.total)
     trained = tuple(
-        _training(subject, load, method, rank=adapter_rank, optimizer=optimizer, checkpointing=checkpointing)
+        _training(spec, workload, method, rank=adapter_rank, optimizer=optimizer, checkpointing=checkpointing)
         for method in dict.fromkeys(training)
         for checkpointing in (True, False)
     )
-    return PlanReport(subject, load, places, tuple(rows), trained, _warnings(subject, rows, load))
+    return PlanReport(spec, workload, device_sets, tuple(rows), trained, _warnings(spec, rows, workload))
 
 
 def _row(
-    subject: ModelSpec,
-    load: Workload,
+    spec: ModelSpec,
+    workload: Workload,
     chosen: Runtime | None,
-    places: Sequence[DeviceSet],
+    device_sets: Sequence[DeviceSet],
     target: Target | None,
     weights: Stored,
     how: str,
 ) -> Row:
-    network = subject.network
+    network = spec.network
     container = container_of(target, network)
-    if subject.count and container == "native":  # "INT4" of a bare count is whatever holds 4 bits
+    if spec.count and container == "native":  # "INT4" of a bare count is whatever holds 4 bits
         container = "gguf"
     verdicts = []
-    for place in places:
-        runtime = chosen or usual_runtime(network, container, place.device)
-        case = FitCheck(network, weights, load, runtime, place.device, place.count)
-        known = runs(runtime, container, "" if target is None else target.name, network, place.device)
-        verdicts.append(case.judged() if known else case.unrunnable())
-    bits = 8 * weights.total / subject.parameters
+    for device_set in device_sets:
+        runtime = chosen or usual_runtime(network, container, device_set.device)
+        check = FitCheck(network, weights, workload, runtime, device_set.device, device_set.count)
+        known = runs(runtime, container, "" if target is None else target.name, network, device_set.device)
+        verdicts.append(check.judged() if known else check.unrunnable())
+    bits = 8 * weights.total / spec.parameters
     return Row(target, weights, bits, how, None if target is None else measured(target), tuple(verdicts))
 
 
 def _training(
-    subject: ModelSpec, load: Workload, method: str, *, rank: int, optimizer: str, checkpointing: bool
+    spec: ModelSpec, workload: Workload, method: str, *, rank: int, optimizer: str, checkpointing: bool
 ) -> Training:
     """Of a bare count what grows with the weights is scaled from the nearest built-in shape."""
     found = training_memory(
-        subject.network,
+        spec.network,
         method,
-        context=load.context,
-        batch=load.batch,
+        context=workload.context,
+        batch=workload.batch,
         rank=rank,
         checkpointing=checkpointing,
         optimizer=optimizer,
     )
-    if subject.count is None:
+    if spec.count is None:
         return found
-    scale = subject.count / subject.network.parameters
+    scale = spec.count / spec.network.parameters
     return replace(
         found,
         weights=round(scale * found.weights),
@@ -204,8 +204,8 @@ def _context(context: int | None, network: Network) -> int:
     return context
 
 
-def _places(devices: Sequence[str], memory: str | None) -> tuple[DeviceSet, ...]:
-    places: list[DeviceSet] = []
+def _device_sets(devices: Sequence[str], memory: str | None) -> tuple[DeviceSet, ...]:
+    device_sets: list[DeviceSet] = []
     needs_memory = False
     for name in devices:
         counted = _COUNTED.fullmatch(name.strip())
@@ -215,18 +215,20 @@ def _places(devices: Sequence[str], memory: str | None) -> tuple[DeviceSet, ...]
         if wanted.strip().lower() == "this":
             if count > 1:
                 raise UsageError(f"--device {name}: there is one of this machine.")
-            places += [DeviceSet(device, number) for device, number in this_machine()]
+            device_sets += [DeviceSet(device, number) for device, number in this_machine()]
             continue
         device = find_device(wanted)
         if count > 1 and (device.unified or device.kind == "cpu"):
             raise UsageError(f"--device {name}: the memory of several of them is not one; give one.")
         if not device.memory:
             device, needs_memory = replace(device, memory=_said(memory, device.name)), True
-        places.append(DeviceSet(device, count))
+        device_sets.append(DeviceSet(device, count))
     if memory is not None and not needs_memory:
         size = _memory_size(memory)
-        places.append(DeviceSet(Device(memory.strip(), f"{memory.strip()} of memory", "cuda", size, 0.0, frozenset())))
-    return tuple(dict.fromkeys(places)) or tuple(DeviceSet(*found) for found in this_machine())
+        device_sets.append(
+            DeviceSet(Device(memory.strip(), f"{memory.strip()} of memory", "cuda", size, 0.0, frozenset()))
+        )
+    return tuple(dict.fromkeys(device_sets)) or tuple(DeviceSet(*found) for found in this_machine())
 
 
 def _said(memory: str | None, name: str) -> int:
@@ -242,22 +244,22 @@ def _memory_size(text: str) -> int:
     return size
 
 
-def _weights(subject: ModelSpec, targets: Sequence[Target]) -> list[tuple[Target | None, Stored, str]]:
+def _weights(spec: ModelSpec, targets: Sequence[Target]) -> list[tuple[Target | None, Stored, str]]:
     """Every format with its bytes, and how exact they are."""
-    network = subject.network
-    if subject.count is not None:
+    network = spec.network
+    if spec.count is not None:
         wanted = targets or [parse_target(name) for name in USUAL_COUNT]
-        return [(target, rule_of_thumb(network, target, subject.count), "rule of thumb") for target in wanted]
+        return [(target, rule_of_thumb(network, target, spec.count), "rule of thumb") for target in wanted]
     found: list[tuple[Target | None, Stored, str]] = []
-    if subject.checkpoint is not None:
-        found.append((None, as_it_is(network, file=_size(subject)), "exact file"))
-        if subject.quantized:
+    if spec.checkpoint is not None:
+        found.append((None, as_it_is(network, file=_size(spec)), "exact file"))
+        if spec.quantized:
             return found
     wanted = list(targets or [parse_target(name) for name in USUAL])
     unstorable: list[str] = []
     files: dict[Target, int | str] = {}
-    if subject.checkpoint is not None and subject.complete:
-        files = file_bytes(subject.checkpoint, wanted)
+    if spec.checkpoint is not None and spec.complete:
+        files = file_bytes(spec.checkpoint, wanted)
     for target in wanted:
         try:
             weights, file = stored(network, target), files.get(target)
@@ -274,27 +276,27 @@ def _weights(subject: ModelSpec, targets: Sequence[Target]) -> list[tuple[Target
     return found
 
 
-def _size(subject: ModelSpec) -> int:
+def _size(spec: ModelSpec) -> int:
     """Bytes of the files that hold the weights; of a hub model's the sizes they have there."""
-    assert subject.checkpoint is not None
-    return sum(path.stat().st_size for path in subject.checkpoint.source.files)
+    assert spec.checkpoint is not None
+    return sum(path.stat().st_size for path in spec.checkpoint.source.files)
 
 
-def _warnings(subject: ModelSpec, rows: Sequence[Row], load: Workload) -> tuple[str, ...]:
+def _warnings(spec: ModelSpec, rows: Sequence[Row], workload: Workload) -> tuple[str, ...]:
     found = []
-    if subject.quantized:
-        what = f"{subject.network.name} is quantized already ({subject.quantized})"
+    if spec.quantized:
+        what = f"{spec.network.name} is quantized already ({spec.quantized})"
         found.append(f"{what}: only that is planned; for other formats name the original.")
     for runtime in {verdict.runtime.name: verdict.runtime for row in rows for verdict in row.verdicts}.values():
-        if load.kv not in runtime.kv:
+        if workload.kv not in runtime.kv:
             found.append(
-                f"{runtime.title} has no {load.kv} cache (it has {', '.join(runtime.kv)}); counted all the same."
+                f"{runtime.title} has no {workload.kv} cache (it has {', '.join(runtime.kv)}); counted all the same."
             )
-    if subject.network.experts and subject.network.active == subject.network.parameters:
+    if spec.network.experts and spec.network.active == spec.network.parameters:
         found.append(
             "the experts were not recognised among the tensors: speeds are as if every token passed all of them."
         )
-    vision = sum(tensor.parameters for tensor in subject.network.tensors if tensor.name.startswith("vision."))
+    vision = sum(tensor.parameters for tensor in spec.network.tensors if tensor.name.startswith("vision."))
     if vision:
         found.append(
             f"{vision / 1e6:,.0f} M weights that see or hear are counted in 16 bits; GGUF keeps them in a file apart."

@@ -157,21 +157,23 @@ def weights_in_memory(network: Network, weights: Stored, runtime: Runtime) -> in
     return weight_memory(network, weights) if runtime.name == "bitsmith" else weights.total
 
 
-def cache_in_memory(network: Network, load: Workload, runtime: Runtime) -> int:
+def cache_in_memory(network: Network, workload: Workload, runtime: Runtime) -> int:
     """Bytes of keys and values as a runtime keeps them."""
     if runtime.name == "bitsmith":
-        return own_cache(network, load.context, batch=load.batch, bits=BITS[load.kv])
+        return own_cache(network, workload.context, batch=workload.batch, bits=BITS[workload.kv])
     windows = runtime.name != "llama.cpp" or network.arch not in _UNTRIMMED
-    return cache_bytes(network, load.context, batch=load.batch, type=load.kv, windows=windows)
+    return cache_bytes(network, workload.context, batch=workload.batch, type=workload.kv, windows=windows)
 
 
-def working(network: Network, load: Workload, runtime: Runtime, device: Device, *, count: int = 1) -> int:
+def working(network: Network, workload: Workload, runtime: Runtime, device: Device, *, count: int = 1) -> int:
     """Bytes that a runtime takes beside both, on each of `count` devices."""
     if runtime.name == "bitsmith":
-        return working_memory(network, load.context, batch=load.batch)
+        return working_memory(network, workload.context, batch=workload.batch)
     context = published.CUDA_CONTEXT if device.kind in ("cuda", "rocm") else 0
     if runtime.name == "llama.cpp":
-        compute = published.llamacpp_compute(network.hidden, network.heads, network.vocab, load.context * load.batch)
+        compute = published.llamacpp_compute(
+            network.hidden, network.heads, network.vocab, workload.context * workload.batch
+        )
         return round(compute) + context
     many = device.memory >= _LARGE and "a100" not in device.name  # vLLM's default of max_num_seqs
     overhead = published.vllm_overhead(network.vocab, sequences=1024 if many else 256, gpus=count)

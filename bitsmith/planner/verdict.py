@@ -59,11 +59,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class FitCheck:
-    """One question: a model in a format, a load, a runtime, devices of a kind."""
+    """One question: a model in a format, a workload, a runtime, devices of a kind."""
 
     network: Network
     weights: Stored
-    load: Workload
+    workload: Workload
     runtime: Runtime
     device: Device
     count: int = 1
@@ -76,7 +76,7 @@ class FitCheck:
     def judged(self) -> Verdict:
         """The verdict, with what would help where it does not fit."""
         held = weights_in_memory(self.network, self.weights, self.runtime)
-        taken = self._memory(held, self.load.context)
+        taken = self._memory(held, self.workload.context)
         verdict = Verdict(self.device, self.count, self.runtime, taken, self.room, "fits", self._most_context(held))
         if not self._fits(taken):
             verdict = self._helped(verdict)
@@ -85,7 +85,7 @@ class FitCheck:
     def unrunnable(self) -> Verdict:
         """The verdict where nothing runs the format."""
         held = weights_in_memory(self.network, self.weights, self.runtime)
-        taken = self._memory(held, self.load.context)
+        taken = self._memory(held, self.workload.context)
         return Verdict(self.device, self.count, self.runtime, taken, self.room, "no runtime", 0)
 
     @property
@@ -98,9 +98,9 @@ class FitCheck:
         return not self.device.unified and self.device.kind != "cpu"
 
     def _memory(self, held: int, context: int) -> Memory:
-        load = replace(self.load, context=context)
-        beside = working(self.network, load, self.runtime, self.device, count=self.count)
-        return Memory(held, cache_in_memory(self.network, load, self.runtime), beside)
+        workload = replace(self.workload, context=context)
+        beside = working(self.network, workload, self.runtime, self.device, count=self.count)
+        return Memory(held, cache_in_memory(self.network, workload, self.runtime), beside)
 
     def _fits(self, taken: Memory) -> bool:
         if taken.total(self.count) > self.room:
@@ -168,8 +168,8 @@ class FitCheck:
         """
         if not self.device.bandwidth or verdict.kind == "too large":
             return None
-        load = replace(self.load, context=verdict.context) if verdict.kind == "less context" else self.load
-        read = self.weights.read_bytes(self.network) + cache_in_memory(self.network, load, self.runtime)
+        workload = replace(self.workload, context=verdict.context) if verdict.kind == "less context" else self.workload
+        read = self.weights.read_bytes(self.network) + cache_in_memory(self.network, workload, self.runtime)
         away = min(verdict.outside_bytes / max(verdict.memory.weights + verdict.memory.cache, 1), 1.0)
         seconds = read * ((1 - away) / self.device.bandwidth + away / SYSTEM_BANDWIDTH)
         return self.runtime.share / seconds

@@ -16,7 +16,7 @@ from bitsmith.models.arch.names import hf_name
 from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.planner.cache_memory import cache_bytes, check_type
 from bitsmith.planner.hf_network import network_from_config, network_from_headers
-from bitsmith.planner.model_spec import find_subject
+from bitsmith.planner.model_spec import find_model
 from bitsmith.planner.network import LayerCache, Network
 from bitsmith.planner.shapes import known_shapes
 from bitsmith.planner.weights import parse_target, stored
@@ -39,7 +39,7 @@ KINDS = {  # kinds of layers, as their papers and configurations say
 
 
 def network(name: str) -> Network:
-    return find_subject(name, scratch=Path()).network
+    return find_model(name, scratch=Path()).network
 
 
 @pytest.mark.parametrize("name", known_shapes())
@@ -101,7 +101,7 @@ def test_types_of_caches() -> None:
 
 
 def test_a_folder_gives_its_own_tensors() -> None:
-    found = find_subject("reference", scratch=Path())
+    found = find_model("reference", scratch=Path())
     source = open_checkpoint("reference").source
     assert found.network.parameters == sum(info.parameters for info in source.tensors.values())
     names = {tensor.name for tensor in found.network.tensors}
@@ -119,7 +119,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("target", ["q4_k_m", "f16", "gptq/int4", "native/nf4"])
 def test_files_that_bitsmith_wrote(made: dict[str, Path], target: str) -> None:
-    found, whole = find_subject(made[target], scratch=Path()), find_subject("reference", scratch=Path())
+    found, whole = find_model(made[target], scratch=Path()), find_model("reference", scratch=Path())
     assert found.network.parameters == whole.network.parameters
     assert found.network.caches == whole.network.caches
     assert {t.name for t in found.network.tensors} == {t.name for t in whole.network.tensors}
@@ -181,12 +181,12 @@ def test_gguf_keys_of_other_architectures(tmp_path: Path) -> None:
     numbers |= {"attention.value_length": 32, "attention.sliding_window": 512}
     keys |= {f"gemma3.{name}": u32(value) for name, value in numbers.items()}
     write_gguf(path, keys, {"token_embd.weight": np.zeros((32, 64), np.float32)})
-    found = find_subject(path, scratch=Path()).network
+    found = find_model(path, scratch=Path()).network
     assert [cache.window for cache in found.caches] == [512, 512, 512, 512, 512, 0] * 2
     heads = array([2, 0, 2, 0, 0, 2, 0, 0, 0, 0, 0, 0], ValueType.UINT32)
     keys |= {"gemma3.attention.head_count_kv": heads, "gemma3.ssm.inner_size": u32(64), "gemma3.ssm.state_size": u32(8)}
     write_gguf(path, keys, {"token_embd.weight": np.zeros((32, 64), np.float32)})
-    kinds = Counter(cache.kind for cache in find_subject(path, scratch=Path()).network.caches)
+    kinds = Counter(cache.kind for cache in find_model(path, scratch=Path()).network.caches)
     assert kinds == {"recurrent": 9, "window": 2, "full": 1}
 
 
@@ -210,7 +210,7 @@ def test_a_broken_configuration_names_the_field(case: str, tmp_path: Path) -> No
     config = {**known_shapes()["llama-3-8b"].config, **changes}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(FileError, match=match) as raised:
-        find_subject(tmp_path, scratch=Path())
+        find_model(tmp_path, scratch=Path())
     assert "config.json" in str(raised.value)
 
 
@@ -218,7 +218,7 @@ def test_unknown_models(tmp_path: Path) -> None:
     config = {**known_shapes()["llama-3-8b"].config, "model_type": "quite_new"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedError, match="quite_new"):
-        find_subject(tmp_path, scratch=Path())
+        find_model(tmp_path, scratch=Path())
     for name, kind, match in (
         ("", UsageError, "empty"),
         ("lama-3-8b", UsageError, "llama-3-8b"),
@@ -226,7 +226,7 @@ def test_unknown_models(tmp_path: Path) -> None:
         ("./no/such.gguf", FileError, "no such file"),
     ):
         with pytest.raises(BitsmithError, match=match) as raised:
-            find_subject(name, scratch=Path())
+            find_model(name, scratch=Path())
         assert isinstance(raised.value, kind)
 
 
@@ -275,7 +275,7 @@ def test_defaults_of_a_family(tmp_path: Path) -> None:
     text = {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
     text["sliding_window"] = 1024
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
-    found = find_subject(tmp_path, scratch=Path()).network
+    found = find_model(tmp_path, scratch=Path()).network
     assert found.parameters == known_shapes()["gemma-3-4b"].parameters
 
 
@@ -332,4 +332,4 @@ def test_gguf_keys_that_contradict_the_tensors(key: str, made: dict[str, Path], 
     path = tmp_path / "lies.gguf"
     write_gguf(path, keys, {name: source.rows(name).reshape(info.shape) for name, info in source.tensors.items()})
     with pytest.raises(FileError, match=key):
-        find_subject(path, scratch=Path())
+        find_model(path, scratch=Path())

@@ -9,7 +9,7 @@ import pytest
 
 from bitsmith.errors import UsageError
 from bitsmith.planner.hf_network import network_from_config
-from bitsmith.planner.model_spec import find_subject
+from bitsmith.planner.model_spec import find_model
 from bitsmith.planner.network import LayerCache, Network
 from bitsmith.planner.shapes import known_shapes
 from bitsmith.planner.training import (
@@ -34,7 +34,7 @@ SMALL = {
 
 
 def network(name: str) -> Network:
-    return find_subject(name, scratch=Path()).network
+    return find_model(name, scratch=Path()).network
 
 
 def layer_numbers(network: Network, layer: int = 0) -> dict[str, int]:

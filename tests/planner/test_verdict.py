@@ -68,7 +68,7 @@ def test_batches_and_cache_types() -> None:
 def test_speed_is_bandwidth_over_bytes() -> None:
     report = bitsmith.plan("llama-3-8b", devices=["rtx-4090"], formats=["q8_0"], context=1)
     found = row(report, "q8_0")
-    read = found.weights.read_bytes(report.subject.network)
+    read = found.weights.read_bytes(report.spec.network)
     speed = found.verdicts[0].speed
     assert speed == pytest.approx(0.7 * 1008e9 / read, rel=1e-3)
     longer = bitsmith.plan("llama-3-8b", devices=["rtx-4090"], formats=["q8_0"], context=8192)
@@ -158,17 +158,17 @@ def test_wrong_calls(case: str) -> None:
 
 def test_gigabytes_and_gibibytes() -> None:
     decimal, binary = (bitsmith.plan("7B", memory=text, formats=["int4"]) for text in ("24GB", "24GiB"))
-    assert decimal.places[0].device.memory == 24 * 10**9
-    assert binary.places[0].device.memory == 24 * 2**30
+    assert decimal.device_sets[0].device.memory == 24 * 10**9
+    assert binary.device_sets[0].device.memory == 24 * 2**30
 
 
 def test_this_machine() -> None:
     report = bitsmith.plan("reference")
-    device = report.places[-1].device
+    device = report.device_sets[-1].device
     assert device.kind == "cpu"
     assert device.memory > 10**8
     assert 10**8 < device.bandwidth < 10**13
-    assert replace(report.load, context=1024) == report.load
+    assert replace(report.workload, context=1024) == report.workload
 
 
 def test_what_is_ruined_is_not_advised() -> None:
@@ -209,7 +209,7 @@ def test_batches_share_weights_and_read_their_own_caches() -> None:
         row(bitsmith.plan("llama-3-8b", devices=["rtx-4090"], formats=["f16"], context=2048, batch=n), "f16")
         for n in (1, 16)
     )
-    read, cache = one.weights.read_bytes(bitsmith.plan("llama-3-8b", devices=["rtx-4090"]).subject.network), 2**28
+    read, cache = one.weights.read_bytes(bitsmith.plan("llama-3-8b", devices=["rtx-4090"]).spec.network), 2**28
     assert one.verdicts[0].speed == pytest.approx(0.7 * 1008e9 / (read + cache), rel=1e-3)
     assert many.verdicts[0].speed == pytest.approx(0.7 * 1008e9 / (read + 16 * cache), rel=1e-3)
 
@@ -218,7 +218,7 @@ def test_layers_are_whole() -> None:
     """What cards hold is counted in layers: three of 1.37 of them each hold one."""
     report = bitsmith.plan("deepseek-v3", devices=["v100-32"], formats=["f16"])
     found = row(report, "f16").verdicts[0]
-    network = report.subject.network
+    network = report.spec.network
     per_card = int(found.device.usable // (max(row(report, "f16").weights.layer_bytes(network))))
     assert found.needed == 0 or found.needed >= network.layers / (per_card + 1)
     assert found.needed > found.total / found.device.usable
@@ -242,7 +242,7 @@ def test_memory_that_is_not_one(name: str) -> None:
 
 def test_one_memory_for_several_cpus() -> None:
     report = bitsmith.plan("7B", devices=["cpu-ddr4", "cpu-ddr5"], memory="32GiB")
-    assert [place.device.memory for place in report.places] == [32 * 2**30] * 2
+    assert [device_set.device.memory for device_set in report.device_sets] == [32 * 2**30] * 2
 
 
 def test_numbers_without_end() -> None:

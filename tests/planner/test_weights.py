@@ -13,7 +13,7 @@ from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.pipeline.config import QuantizeConfig
 from bitsmith.pipeline.quantization import quantize_each
 from bitsmith.planner.files import file_bytes
-from bitsmith.planner.model_spec import find_subject
+from bitsmith.planner.model_spec import find_model
 from bitsmith.planner.network import Network
 from bitsmith.planner.weights import as_it_is, parse_target, rule_of_thumb, stored
 from bitsmith.recipe.mixes import MIXES
@@ -27,7 +27,7 @@ TARGETS = [
 
 
 def network(name: str) -> Network:
-    return find_subject(name, scratch=Path()).network
+    return find_model(name, scratch=Path()).network
 
 
 def gigabytes(name: str, target: str) -> float:
@@ -69,7 +69,7 @@ def test_rotary_factors_are_counted(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     (dry,) = quantize_each(folder, ["q8_0"], QuantizeConfig(dry_run=True))
     planned = sum(tensor.info.nbytes for tensor in dry.plan.tensors)
-    assert stored(find_subject(folder, scratch=Path()).network, parse_target("q8_0")).total == planned
+    assert stored(find_model(folder, scratch=Path()).network, parse_target("q8_0")).total == planned
 
 
 def test_what_cannot_be_made_says_why() -> None:
@@ -102,9 +102,9 @@ RULES = {
 
 @pytest.mark.parametrize(("name", "format"), RULES)
 def test_rules_of_thumb(name: str, format: str) -> None:
-    subject = find_subject(name, scratch=Path())
-    assert subject.count is not None
-    weights = rule_of_thumb(subject.network, parse_target(format), subject.count)
+    spec = find_model(name, scratch=Path())
+    assert spec.count is not None
+    weights = rule_of_thumb(spec.network, parse_target(format), spec.count)
     assert weights.total / 1e9 == pytest.approx(RULES[name, format], rel=1e-4)
 
 
@@ -151,7 +151,7 @@ def test_a_tied_embedding_is_read_whole() -> None:
 
 def test_a_file_as_it_is(tmp_path: Path) -> None:
     made = bitsmith.quantize("reference", to="gptq/int4", out=tmp_path / "made")
-    found = as_it_is(find_subject(made.out, scratch=Path()).network)
+    found = as_it_is(find_model(made.out, scratch=Path()).network)
     assert found.total == sum(tensor.info.nbytes for tensor in made.plan.tensors)
     assert {format.name for format in found.formats.values()} == {"int4-g128"}
 
@@ -170,7 +170,7 @@ def test_rows_that_nothing_divides() -> None:
     found = stored(config_sized, parse_target("q4_k_m"))
     assert "fallback" in found.notes[0]
     with pytest.raises(UnsupportedError, match="no matrix"):
-        odd = find_subject("reference", scratch=Path()).network
+        odd = find_model("reference", scratch=Path()).network
         stored(_with_rows(odd, 100), parse_target("native/int4-g64"))
 
 
