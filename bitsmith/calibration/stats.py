@@ -11,6 +11,7 @@ from bitsmith.errors import TensorError
 from bitsmith.quant.grid import Array
 
 _CHUNK = 1 << 20  # values summed at once: bounds the float64 temporaries
+SUMMED_ROWS = 512  # tokens in one product x^T x; longer sums are split among threads, and then depend on their number
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,12 @@ class GramMeter:
         """Count tokens: float32 [..., cols], numpy or torch. With `other`, of the same shape, other^T x is added."""
         rows = array_namespace(x).reshape(x, (-1, x.shape[-1]))
         left = rows if other is None else array_namespace(other).reshape(other, (-1, other.shape[-1]))
-        product = left.T @ rows
-        if self.sum is None:
-            self.sum = product
-        else:
-            self.sum += product
+        for start in range(0, rows.shape[0], SUMMED_ROWS):
+            product = left[start : start + SUMMED_ROWS].T @ rows[start : start + SUMMED_ROWS]
+            if self.sum is None:
+                self.sum = product
+            else:
+                self.sum += product
         self._count += rows.shape[0]
 
     def result(self) -> Stats:
@@ -105,8 +107,10 @@ class StatsMeter:
             self._square += _numpy(xp.sum(wide * wide, axis=0))
         self._max_abs = np.maximum(self._max_abs, largest)
         if self._wants_gram:
-            product = xp.matmul(rows.T, rows)
-            self._gram = product if self._gram is None else self._gram + product
+            for start in range(0, rows.shape[0], SUMMED_ROWS):
+                part = rows[start : start + SUMMED_ROWS]
+                product = xp.matmul(part.T, part)
+                self._gram = product if self._gram is None else self._gram + product
         if self._size:
             self._draw(rows)
         self._count += rows.shape[0]
