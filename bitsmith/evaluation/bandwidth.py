@@ -18,8 +18,8 @@ def read_bandwidth(threads: int, *, size: int = BUFFER, passes: int = PASSES) ->
 
     Without the C++ core numpy adds the buffer up, which may be slower than the memory is.
     """
-    native = core()
-    return _numpy_bandwidth(threads, size, passes) if native is None else native.read_bandwidth(threads, size, passes)
+    module = core()
+    return _numpy_bandwidth(threads, size, passes) if module is None else module.read_bandwidth(threads, size, passes)
 
 
 def _numpy_bandwidth(threads: int, size: int, passes: int) -> float:

@@ -141,14 +141,14 @@ def _number_types(row: Row, device: Device) -> Iterator[str]:
     if device.kind == "cpu" or not device.source:
         return
     target = row.weights.target
-    if "bf16" not in device.native and "fp16" in device.native:
+    if "bf16" not in device.matrix_types and "fp16" in device.matrix_types:
         yield f"{device.title} has no native BF16: take F16 where 16 bits are meant."
-    if "fp8" in target and "fp8" not in device.native:
+    if "fp8" in target and "fp8" not in device.matrix_types:
         yield f"{device.title} does not multiply FP8: it saves memory here, not arithmetic."
-    if "w8a8" in target and "int8" not in device.native:
+    if "w8a8" in target and "int8" not in device.matrix_types:
         yield f"{device.title} does not multiply INT8: it saves memory here, not arithmetic."
     if "int4" in target or "w4a16" in target:
-        if "int4" not in device.native:
+        if "int4" not in device.matrix_types:
             yield f"{device.title} does not multiply INT4: 4 bits save memory and bandwidth here, not arithmetic."
         else:
             yield "Its 4-bit weights are widened to 16 bits to be multiplied: they save memory, not arithmetic."

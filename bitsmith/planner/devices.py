@@ -1,4 +1,4 @@
-"""Devices as data: memory, bandwidth and native number types of what people run models on."""
+"""Devices as data: memory, bandwidth, and the number types that their matrix units multiply."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Device:
         delivered ("24 GB" are 24564 MiB on an RTX 4090, 23028 MiB on an A10); rocm-smi's bytes; Apple's GB are GiB.
         0 where only the user knows it. Of NVIDIA's figure the driver keeps 1 to 3 % for itself
     bandwidth: bytes/s between that memory and the chip, the vendor's peak
-    native: of NUMBER_TYPES, those its matrix units multiply without widening them first
+    matrix_types: of NUMBER_TYPES, those its matrix units multiply without widening them first
     unified: the memory is the system's
     source: where the figures stand
     """
@@ -36,7 +36,7 @@ class Device:
     kind: Literal["cuda", "rocm", "metal", "cpu"]
     memory: int
     bandwidth: float
-    native: frozenset[str]
+    matrix_types: frozenset[str]
     unified: bool = False
     source: str = ""
 
@@ -190,10 +190,10 @@ _APPLE: tuple[tuple[str, float, tuple[int, ...], str], ...] = (
 
 def _macs() -> Iterator[Device]:
     for chip, bandwidth, sizes, source in _APPLE:
-        native = _M1_M2 if chip.startswith(("m1", "m2")) else _M3_M4
+        types = _M1_M2 if chip.startswith(("m1", "m2")) else _M3_M4
         for size in sizes:
             title = f"Apple {chip.replace('-', ' ').title()} {size}GB"
-            yield Device(f"{chip}-{size}", title, "metal", size * _GIB, bandwidth, native, unified=True, source=source)
+            yield Device(f"{chip}-{size}", title, "metal", size * _GIB, bandwidth, types, unified=True, source=source)
 
 
 DEVICES: dict[str, Device] = {device.name: device for device in (*_CARDS, *_macs())}

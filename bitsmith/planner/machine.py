@@ -32,7 +32,7 @@ def _processor() -> Device:
         kind="cpu",
         memory=free,
         bandwidth=read_bandwidth(count, size=_BUFFER, passes=_PASSES),
-        native=frozenset(),
+        matrix_types=frozenset(),
         source="measured",
     )
 

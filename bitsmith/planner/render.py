@@ -75,7 +75,7 @@ def _device_set(device_set: DeviceSet) -> dict[str, Any]:
         "memory": device.memory,
         "usable": device.usable,
         "bandwidth": device.bandwidth or None,
-        "native": sorted(device.native),
+        "matrix_types": sorted(device.matrix_types),
         "source": device.source,
     }
 

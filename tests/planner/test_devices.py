@@ -18,13 +18,13 @@ def test_rows_are_sane(device: Device) -> None:
     assert device.title
     assert "https://" in device.source
     assert 30e9 <= device.bandwidth <= 10e12
-    assert device.native <= set(NUMBER_TYPES)
+    assert device.matrix_types <= set(NUMBER_TYPES)
     if device.kind == "cpu":
-        assert (device.memory, device.native) == (0, frozenset())
+        assert (device.memory, device.matrix_types) == (0, frozenset())
     else:
         assert 5 * 2**30 <= device.memory <= 512 * 2**30
         assert device.memory % 2**20 == 0
-        assert device.native
+        assert device.matrix_types
     assert device.unified == (device.kind == "metal")
 
 
@@ -185,7 +185,7 @@ def test_binned_macs_have_their_own_bandwidth() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "native"),
+    ("names", "types"),
     [
         (["gtx-1060", "p40"], "int8"),
         (["v100-16", "v100-32"], "fp16"),
@@ -201,9 +201,9 @@ def test_binned_macs_have_their_own_bandwidth() -> None:
         (["m3-8", "m3-ultra-512", "m4-16", "m4-max-128"], "fp16 bf16"),
     ],
 )
-def test_native_number_types(names: list[str], native: str) -> None:
+def test_number_types(names: list[str], types: str) -> None:
     for name in names:
-        assert DEVICES[name].native == set(native.split())
+        assert DEVICES[name].matrix_types == set(types.split())
 
 
 def test_relations_that_hold_by_construction() -> None:

@@ -65,10 +65,10 @@ def quantizer(format: Format, isa: str = "") -> Quantizer | None:
 
 @cache
 def _quantizer(search: Search, isa: str) -> Quantizer | None:
-    native = core()
-    if native is None:
+    module = core()
+    if module is None:
         return None
-    found: Quantizer = native.Quantizer(
+    found: Quantizer = module.Quantizer(
         search.type,
         targets=search.targets,
         divisors=search.divisors,
