@@ -6,8 +6,6 @@ import numpy as np
 
 from bitsmith.errors import UsageError
 
-_MOST = 2**31 - 1  # positions; padding of more is no different
-
 
 def checked_tokens(tokens: np.ndarray, vocab: int) -> np.ndarray:
     """`tokens` as int64 [batch, n]. Raises UsageError where they are none, or not below `vocab`."""
@@ -20,11 +18,3 @@ def checked_tokens(tokens: np.ndarray, vocab: int) -> np.ndarray:
             "tokenizer belongs to another model."
         )
     return np.ascontiguousarray(ids, np.int64)
-
-
-def checked_padding(padding: np.ndarray | None, batch: int) -> np.ndarray:
-    """int64 [batch], tokens of padding on the left of each sequence. Raises UsageError for anything else."""
-    counts = np.zeros(batch, np.int64) if padding is None else np.ascontiguousarray(padding, np.int64)
-    if counts.shape != (batch,) or (counts < 0).any():
-        raise UsageError(f"padding must be {batch} counts, one a sequence, found {counts.tolist()}.")
-    return np.minimum(counts, _MOST)
