@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,17 +24,19 @@ class Step:
     slots: int64 [rows], distinct
     starts: int64 [rows]
     counts: int64 [rows], each in 1..n
+    full: whether they all are n
     """
 
     tokens: np.ndarray
     slots: np.ndarray
     starts: np.ndarray
     counts: np.ndarray
+    full: bool
 
-    @cached_property
-    def full(self) -> bool:
-        """Whether no row has filler."""
-        return bool((self.counts == self.tokens.shape[1]).all())
+    def stops(self) -> np.ndarray:
+        """int64 [rows], the lengths of the slots behind the step."""
+        found: np.ndarray = self.starts + self.counts
+        return found
 
     def positions(self) -> np.ndarray:
         """int64 [rows, n]; filler has the position of its row's last token."""
@@ -47,8 +48,9 @@ class Step:
         for first in range(0, int(self.counts.max()), size):
             rows = np.flatnonzero(self.counts > first)
             counts = np.minimum(self.counts[rows] - first, size)
-            tokens = np.ascontiguousarray(self.tokens[rows, first : first + int(counts.max())])
-            yield rows, Step(tokens, self.slots[rows], self.starts[rows] + first, counts)
+            most = int(counts.max())
+            tokens = np.ascontiguousarray(self.tokens[rows, first : first + most])
+            yield rows, Step(tokens, self.slots[rows], self.starts[rows] + first, counts, int(counts.min()) == most)
 
 
 def checked_step(
@@ -67,19 +69,23 @@ def checked_step(
     if slots is None:
         if rows != cache.batch:
             raise UsageError(f"a cache of {cache.batch} slots got {rows} rows of tokens; say which slots they are for.")
-        chosen = np.arange(rows)
+        chosen, starts = np.arange(rows), cache.lengths.copy()
     else:
         chosen = _one_a_row("slots", slots, rows)
         if chosen.min() < 0 or chosen.max() >= cache.batch or len(set(chosen.tolist())) < rows:
             raise UsageError(f"slots must be distinct and lie in 0..{cache.batch - 1}, found {chosen.tolist()}.")
-    real = np.full(rows, n) if counts is None else _one_a_row("counts", counts, rows)
-    if counts is not None and (real.min() < 1 or real.max() > n):
-        raise UsageError(f"counts must lie in 1..{n}, the tokens of a row, found {real.tolist()}.")
-    starts = cache.lengths[chosen]
-    most = int((starts + real).max())
+        starts = cache.lengths[chosen]
+    if counts is None:
+        step = Step(ids, chosen, starts, np.array([n] * rows), True)
+    else:
+        real = _one_a_row("counts", counts, rows)
+        if real.min() < 1 or real.max() > n:
+            raise UsageError(f"counts must lie in 1..{n}, the tokens of a row, found {real.tolist()}.")
+        step = Step(ids, chosen, starts, real, int(real.min()) == n)
+    most = max(step.stops().tolist())  # of few rows, faster than numpy's
     if most > cache.capacity:
         raise UsageError(f"a cache of {cache.capacity} positions cannot hold {most}.")
-    return Step(ids, chosen, starts, real)
+    return step
 
 
 def refuse_without_cache(slots: np.ndarray | None, counts: np.ndarray | None) -> None:
