@@ -122,7 +122,7 @@ class CoreDecoder:
 
     def _step(self, step: Step, cache: CoreCache) -> np.ndarray:
         states: np.ndarray = self._native.hidden(step.tokens, step.slots, step.starts, step.counts, cache.native)
-        cache.lengths[step.slots] = step.stops()
+        cache.lengths[step.slots] = step.stops
         return states
 
     def numpy(self, x: np.ndarray) -> np.ndarray:

@@ -141,7 +141,7 @@ class Decoder:
             positions = positions[:1]
         shared = self._place(positions, int(positions[:, -1].max()) + 1, cache.cells(step))
         x = self._blocks(step.tokens, shared, cache)
-        cache.lengths[step.slots] = step.stops()
+        cache.lengths[step.slots] = step.stops
         return x
 
     def _blocks(self, ids: np.ndarray, shared: Pass, cache: Cache | None) -> Tensor:

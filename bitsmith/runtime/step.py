@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,19 +25,16 @@ class Step:
     slots: int64 [rows], distinct
     starts: int64 [rows]
     counts: int64 [rows], each in 1..n
-    full: whether they all are n
+    stops: int64 [rows], starts + counts: the lengths of the slots behind the step
+    full: whether all counts are n
     """
 
     tokens: np.ndarray
     slots: np.ndarray
     starts: np.ndarray
     counts: np.ndarray
+    stops: np.ndarray
     full: bool
-
-    def stops(self) -> np.ndarray:
-        """int64 [rows], the lengths of the slots behind the step."""
-        found: np.ndarray = self.starts + self.counts
-        return found
 
     def positions(self) -> np.ndarray:
         """int64 [rows, n]; filler has the position of its row's last token."""
@@ -47,10 +45,10 @@ class Step:
         """The same tokens as several steps of at most `size` tokens a row, each with the rows it has tokens of."""
         for first in range(0, int(self.counts.max()), size):
             rows = np.flatnonzero(self.counts > first)
-            counts = np.minimum(self.counts[rows] - first, size)
+            counts, starts = np.minimum(self.counts[rows] - first, size), self.starts[rows] + first
             most = int(counts.max())
             tokens = np.ascontiguousarray(self.tokens[rows, first : first + most])
-            yield rows, Step(tokens, self.slots[rows], self.starts[rows] + first, counts, int(counts.min()) == most)
+            yield rows, Step(tokens, self.slots[rows], starts, counts, starts + counts, int(counts.min()) == most)
 
 
 def checked_step(
@@ -69,23 +67,24 @@ def checked_step(
     if slots is None:
         if rows != cache.batch:
             raise UsageError(f"a cache of {cache.batch} slots got {rows} rows of tokens; say which slots they are for.")
-        chosen, starts = np.arange(rows), cache.lengths.copy()
+        chosen, starts = _order(rows), cache.lengths.copy()
     else:
         chosen = _one_a_row("slots", slots, rows)
         if chosen.min() < 0 or chosen.max() >= cache.batch or len(set(chosen.tolist())) < rows:
             raise UsageError(f"slots must be distinct and lie in 0..{cache.batch - 1}, found {chosen.tolist()}.")
         starts = cache.lengths[chosen]
     if counts is None:
-        step = Step(ids, chosen, starts, np.array([n] * rows), True)
+        real, full = _alike(rows, n), True
     else:
         real = _one_a_row("counts", counts, rows)
         if real.min() < 1 or real.max() > n:
             raise UsageError(f"counts must lie in 1..{n}, the tokens of a row, found {real.tolist()}.")
-        step = Step(ids, chosen, starts, real, int(real.min()) == n)
-    most = max(step.stops().tolist())  # of few rows, faster than numpy's
+        full = int(real.min()) == n
+    stops = starts + real
+    most = max(stops.tolist())  # of few rows, faster than numpy's
     if most > cache.capacity:
         raise UsageError(f"a cache of {cache.capacity} positions cannot hold {most}.")
-    return step
+    return Step(ids, chosen, starts, real, stops, full)
 
 
 def refuse_without_cache(slots: np.ndarray | None, counts: np.ndarray | None) -> None:
@@ -128,6 +127,22 @@ def checked_length(lengths: np.ndarray, slot: int, length: int) -> int:
     if not 0 <= length <= lengths[slot]:
         raise UsageError(f"a slot filled to {lengths[slot]} cannot be cut to {length}.")
     return length
+
+
+@lru_cache(maxsize=64)
+def _order(rows: int) -> np.ndarray:
+    """0 .. rows - 1, kept: making small arrays takes a percent of a small model's step."""
+    found = np.arange(rows)
+    found.flags.writeable = False
+    return found
+
+
+@lru_cache(maxsize=64)
+def _alike(rows: int, n: int) -> np.ndarray:
+    """`rows` times n, kept."""
+    found = np.full(rows, n)
+    found.flags.writeable = False
+    return found
 
 
 def _one_a_row(name: str, values: np.ndarray, rows: int) -> np.ndarray:
