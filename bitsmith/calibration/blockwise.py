@@ -296,7 +296,7 @@ def input_of(decoder: Decoder, layer: int, block: Block, group: str, x: Tensor) 
     if group == "down_proj_input":
         found = decoder.down_proj_input(block, found)
     if group == "o_proj_input":
-        found = decoder.o_proj_input(layer, block, found, decoder.place(tuple(x.shape[:2]), 0))
+        found = decoder.o_proj_input(layer, block, found, decoder.place(x.shape[1]))
     return found
 
 

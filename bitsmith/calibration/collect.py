@@ -188,7 +188,7 @@ def advance(decoder: Decoder, layer: int, block: Block, hidden: HiddenStates) ->
     """Replace the input of a block by its output, batch by batch."""
     for at in hidden.batches():
         x = hidden.read(at).to(block.attn_norm.device)
-        hidden.write(at, decoder.run_block(layer, block, x, decoder.place(tuple(x.shape[:2]), 0)))
+        hidden.write(at, decoder.run_block(layer, block, x, decoder.place(x.shape[1])))
 
 
 def meters_of(config: ModelConfig, wanted: Wanted, seed: int) -> dict[str, StatsMeter]:

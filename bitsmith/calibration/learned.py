@@ -136,7 +136,7 @@ class BlockTuner:
     def _loss(self, block: Block, inputs: Any, targets: Any) -> Tensor:
         device = self.block.attn_norm.device
         x, wanted = torch.as_tensor(inputs, device=device), torch.as_tensor(targets, device=device)
-        out = self.decoder.run_block(self.layer, block, x, self.decoder.place(tuple(x.shape[:2]), 0))
+        out = self.decoder.run_block(self.layer, block, x, self.decoder.place(x.shape[1]))
         size = wanted.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
         loss: Tensor = ((out - wanted).square().sum(-1) / size).mean()
         return loss

@@ -182,7 +182,7 @@ def _rate(network: Network, ids: np.ndarray, step: int, repeat: int, meter: _Met
 
 def _feed(network: Network, cache: Any, ids: np.ndarray, step: int, meter: _Meter) -> float:
     """Seconds for ids int64 [1, n], fed `step` at a time to a cache that is emptied first."""
-    cache.truncate(0)
+    cache.truncate(0, 0)
     started = time.perf_counter()
     for start in range(0, ids.shape[1], step):
         network.prefill(ids[:, start : start + step], cache)

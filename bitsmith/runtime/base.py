@@ -11,39 +11,62 @@ from bitsmith.runtime.kernel import Tensor
 
 
 class AnyCache(Protocol):
-    """Keys and values of `capacity` positions for each sequence of a batch; `length` of them are filled."""
+    """Keys and values of `batch` slots with room for `capacity` positions each; every slot holds one sequence.
+
+    lengths: int64 [batch], positions filled of each slot. Sequences start and end apart: `truncate(slot, 0)` empties
+        a slot for another.
+    """
 
     capacity: int
     batch: int
-    length: int
-    padding: np.ndarray
+    lengths: np.ndarray
 
-    def truncate(self, length: int) -> None:
-        """Forget all positions from `length` on. Raises UsageError for a length beyond what is filled."""
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget a slot's positions from `length` on; 0 empties it.
+
+        Raises UsageError where there is no such slot, or for a length beyond what is filled.
+        """
         ...
 
     def grown(self, capacity: int) -> AnyCache:
-        """A copy with room for `capacity` positions."""
+        """A copy with room for `capacity` positions a slot. Raises UsageError for fewer than are filled."""
         ...
 
 
 class AnyDecoder(Protocol):
-    """`model.decoder.Decoder` on torch, `model.native.CoreDecoder` on the C++ core."""
+    """`runtime.decoder.Decoder` on torch, `runtime.core_decoder.CoreDecoder` on the C++ core."""
 
     config: ModelConfig
 
-    def new_cache(self, capacity: int, *, batch: int = 1, padding: np.ndarray | None = None) -> AnyCache:
-        """An empty cache."""
+    def new_cache(self, capacity: int, *, batch: int = 1) -> AnyCache:
+        """An empty cache of `batch` slots."""
         ...
 
     def forward(
-        self, tokens: np.ndarray, cache: Any = None, *, padding: np.ndarray | None = None, first: int = 0
+        self,
+        tokens: np.ndarray,
+        cache: Any = None,
+        *,
+        slots: np.ndarray | None = None,
+        counts: np.ndarray | None = None,
+        first: int = 0,
     ) -> Tensor:
-        """Logits of the next token, float32 [batch, n - first, vocab]."""
+        """Logits of the next token, float32 [rows, n - first, vocab]; see `Decoder.forward`."""
         ...
 
-    def prefill(self, tokens: np.ndarray, cache: Any, *, chunk: int = 512) -> Tensor:
-        """Feed a prompt; logits of the last position, float32 [batch, vocab]."""
+    def prefill(
+        self,
+        tokens: np.ndarray,
+        cache: Any,
+        *,
+        slots: np.ndarray | None = None,
+        counts: np.ndarray | None = None,
+        chunk: int = 512,
+    ) -> Tensor:
+        """Feed tokens [rows, n] to slots; logits of each row's last real token, float32 [rows, vocab].
+
+        A prompt's chunk and single tokens of other sequences can be rows of one call; see `Decoder.forward`.
+        """
         ...
 
     def numpy(self, x: Tensor) -> np.ndarray:

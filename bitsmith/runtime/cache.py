@@ -1,56 +1,92 @@
-"""The key-value cache: static buffers, filled from the left, the same length for every sequence of a batch."""
+"""The key-value cache on a decoder's own operations: static buffers of slots, each filled from the left."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from bitsmith.errors import UsageError
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.runtime.kernel import Ops, Tensor
-from bitsmith.runtime.tokens import checked_padding
+from bitsmith.runtime.step import Step, checked_length
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Where the keys and values of one step go, and which slots it reads.
+
+    slots: int64 [rows]; None: all of the cache's, in order
+    start: the first new position of row 0
+    moves: int64 [tokens] each, for every real token: its row and column in the step, its slot and position.
+        None: all slots get as many tokens, from `start` on
+    """
+
+    slots: Tensor | None
+    start: int
+    moves: tuple[Tensor, Tensor, Tensor, Tensor] | None
 
 
 class Cache:
-    """Keys and values of `capacity` positions a layer, float32 [batch, kv_heads, capacity, head_dim] each.
+    """Keys and values of `batch` slots, float32 [batch, kv_heads, capacity, head_dim] a layer each.
 
-    length: positions filled so far
-    padding: int64 [batch], how many of the first positions are padding (batches of unequal prompts are padded on
-        the left, so that all end at the same place)
+    lengths: int64 [batch], positions filled of each slot
     """
 
-    def __init__(
-        self, config: ModelConfig, ops: Ops, capacity: int, *, batch: int = 1, padding: np.ndarray | None = None
-    ) -> None:
+    def __init__(self, config: ModelConfig, ops: Ops, capacity: int, *, batch: int = 1) -> None:
         self._config, self._ops = config, ops
         shape = (batch, config.kv_heads, capacity, config.head_dim)
         self.keys = [ops.zeros(shape) for _ in range(config.layers)]
         self.values = [ops.zeros(shape) for _ in range(config.layers)]
         self.capacity = capacity
         self.batch = batch
-        self.padding = checked_padding(padding, batch)
-        self.length = 0
+        self.lengths = np.zeros(batch, np.int64)
 
-    def store(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Write keys and values [batch, kv_heads, n, head_dim] behind the filled positions; `length` stays.
+    def cells(self, step: Step) -> Cells:
+        """Where a step's keys and values go."""
+        array, n, start = self._ops.array, step.tokens.shape[1], int(step.starts[0])
+        ordered = np.array_equal(step.slots, np.arange(self.batch))
+        if ordered and step.full and (step.starts == start).all():
+            return Cells(None, start, None)
+        rows, columns = np.nonzero(np.arange(n) < step.counts[:, None])
+        moves = array(rows), array(columns), array(step.slots[rows]), array(step.starts[rows] + columns)
+        return Cells(None if ordered else array(step.slots), start, moves)
 
-        The decoder sets `length` once all layers are written. Raises UsageError where they do not fit.
+    def store(self, layer: int, cells: Cells, keys: Tensor, values: Tensor) -> None:
+        """Write a step's keys and values [rows, kv_heads, n, head_dim]; `lengths` stay.
+
+        The decoder adds to `lengths` once all layers are written.
         """
-        stop = self.length + keys.shape[2]
-        if stop > self.capacity:
-            raise UsageError(f"a cache of {self.capacity} positions cannot hold {stop}.")
-        self.keys[layer][:, :, self.length : stop] = keys
-        self.values[layer][:, :, self.length : stop] = values
+        for kept, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            if cells.moves is None:
+                kept[:, :, cells.start : cells.start + new.shape[2]] = new
+            else:
+                rows, columns, slots, positions = cells.moves
+                kept[slots, :, positions] = new.swapaxes(1, 2)[rows, columns]
 
-    def truncate(self, length: int) -> None:
-        """Forget all positions from `length` on. Raises UsageError for a length beyond what is filled."""
-        if not 0 <= length <= self.length:
-            raise UsageError(f"a cache filled to {self.length} cannot be cut to {length}.")
-        self.length = length
+    def read(self, layer: int, cells: Cells, low: int, high: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of positions low .. high - 1: [rows, kv_heads, high - low, head_dim] each.
+
+        Those beyond what a slot holds are left from before, or zeros.
+        """
+        keys, values = self.keys[layer][:, :, low:high], self.values[layer][:, :, low:high]
+        return (keys, values) if cells.slots is None else (keys[cells.slots], values[cells.slots])
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget a slot's positions from `length` on; 0 empties it.
+
+        Raises UsageError where there is no such slot, or for a length beyond what is filled.
+        """
+        self.lengths[slot] = checked_length(self.lengths, slot, length)
 
     def grown(self, capacity: int) -> Cache:
-        """A copy with room for `capacity` positions, at least those filled."""
-        bigger = Cache(self._config, self._ops, capacity, batch=self.batch, padding=self.padding)
-        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
-            bigger.store(layer, keys[:, :, : self.length], values[:, :, : self.length])
-        bigger.length = self.length
+        """A copy with room for `capacity` positions a slot. Raises UsageError for fewer than are filled."""
+        filled = int(self.lengths.max())
+        if filled > capacity:
+            raise UsageError(f"a cache of {capacity} positions cannot hold {filled}.")
+        bigger = Cache(self._config, self._ops, capacity, batch=self.batch)
+        for layer in range(self._config.layers):
+            bigger.keys[layer][:, :, :filled] = self.keys[layer][:, :, :filled]
+            bigger.values[layer][:, :, :filled] = self.values[layer][:, :, :filled]
+        bigger.lengths[:] = self.lengths
         return bigger

@@ -16,7 +16,8 @@ from bitsmith.errors import FileError, UsageError
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.rope import rope_frequencies, rope_magnitude
 from bitsmith.runtime.kernel import Weight
-from bitsmith.runtime.tokens import checked_padding, checked_tokens
+from bitsmith.runtime.step import Step, checked_length, checked_step, refuse_without_cache, run_in_chunks
+from bitsmith.runtime.tokens import checked_tokens
 from bitsmith.runtime.types import FLOATS, PACKED
 from bitsmith.runtime.weights import LINEARS, WeightReader
 from bitsmith.system.core import core
@@ -31,11 +32,9 @@ class CoreCache:
     type: "f16", "q8_0" (blocks of 32 int8 with a float16 scale), or "f32"
     """
 
-    def __init__(
-        self, config: ModelConfig, capacity: int, *, type: str, batch: int = 1, padding: np.ndarray | None = None
-    ) -> None:
-        self.capacity, self.batch, self.length = capacity, batch, 0
-        self.padding = checked_padding(padding, batch)
+    def __init__(self, config: ModelConfig, capacity: int, *, type: str, batch: int = 1) -> None:
+        self.capacity, self.batch = capacity, batch
+        self.lengths = np.zeros(batch, np.int64)
         self._config, self._type = config, type
         angles = np.arange(capacity, dtype=np.float32)[:, None] * rope_frequencies(config.rope)
         magnitude = np.float32(rope_magnitude(config.rope))
@@ -43,17 +42,20 @@ class CoreCache:
         shape = (config.layers, batch, config.kv_heads, config.head_dim, capacity)
         self.native = _core().Cache(*shape, type, *rotation)
 
-    def truncate(self, length: int) -> None:
-        """Forget all positions from `length` on. Raises UsageError for a length beyond what is filled."""
-        if not 0 <= length <= self.length:
-            raise UsageError(f"a cache filled to {self.length} cannot be cut to {length}.")
-        self.length = length
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget a slot's positions from `length` on; 0 empties it.
+
+        Raises UsageError where there is no such slot, or for a length beyond what is filled.
+        """
+        self.lengths[slot] = checked_length(self.lengths, slot, length)
 
     def grown(self, capacity: int) -> CoreCache:
-        """A copy with room for `capacity` positions, at least those filled."""
-        bigger = CoreCache(self._config, capacity, type=self._type, batch=self.batch, padding=self.padding)
-        bigger.native.copy(self.native, self.length)
-        bigger.length = self.length
+        """A copy with room for `capacity` positions a slot. Raises UsageError for fewer than are filled."""
+        if self.lengths.max() > capacity:
+            raise UsageError(f"a cache of {capacity} positions cannot hold {self.lengths.max()}.")
+        bigger = CoreCache(self._config, capacity, type=self._type, batch=self.batch)
+        bigger.native.copy(self.native, self.lengths)
+        bigger.lengths[:] = self.lengths
         return bigger
 
 
@@ -69,47 +71,59 @@ class CoreDecoder:
         self.cache_type = cache_type
         self._native = native
 
-    def new_cache(self, capacity: int, *, batch: int = 1, padding: np.ndarray | None = None) -> CoreCache:
-        """An empty cache."""
-        return CoreCache(self.config, capacity, type=self.cache_type, batch=batch, padding=padding)
+    def new_cache(self, capacity: int, *, batch: int = 1) -> CoreCache:
+        """An empty cache of `batch` slots."""
+        return CoreCache(self.config, capacity, type=self.cache_type, batch=batch)
 
     def forward(
         self,
         tokens: np.ndarray,
         cache: CoreCache | None = None,
         *,
-        padding: np.ndarray | None = None,
+        slots: np.ndarray | None = None,
+        counts: np.ndarray | None = None,
         first: int = 0,
     ) -> np.ndarray:
-        """See `Decoder.forward`: float32 [batch, n - first, vocab]."""
-        return self.logits(self.hidden(tokens, cache, padding=padding)[:, first:])
+        """See `Decoder.forward`: float32 [rows, n - first, vocab]."""
+        return self.logits(self.hidden(tokens, cache, slots=slots, counts=counts)[:, first:])
 
     def hidden(
-        self, tokens: np.ndarray, cache: CoreCache | None = None, *, padding: np.ndarray | None = None
+        self,
+        tokens: np.ndarray,
+        cache: CoreCache | None = None,
+        *,
+        slots: np.ndarray | None = None,
+        counts: np.ndarray | None = None,
     ) -> np.ndarray:
-        """The hidden states after the last layer, before the final norm: float32 [batch, n, hidden]."""
-        ids = checked_tokens(tokens, self.config.vocab)
-        batch, n = ids.shape
+        """The hidden states after the last layer, before the final norm: float32 [rows, n, hidden], 0 for filler."""
         if cache is None:
-            cache = self.new_cache(n, batch=batch, padding=padding)
-        elif cache.batch != batch or padding is not None:
-            raise UsageError(f"a cache for {cache.batch} sequences with its own padding got a batch of {batch}.")
-        if cache.length + n > cache.capacity:
-            raise UsageError(f"a cache of {cache.capacity} positions cannot hold {cache.length + n}.")
-        states: np.ndarray = self._native.hidden(ids, cache.length, cache.padding, cache.native)
-        cache.length += n
-        return states
+            refuse_without_cache(slots, counts)
+            ids = checked_tokens(tokens, self.config.vocab)
+            cache = self.new_cache(ids.shape[1], batch=ids.shape[0])
+        return self._step(checked_step(tokens, self.config.vocab, cache, slots, counts), cache)
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """Final norm and output projection: float32 [..., hidden] -> [..., vocab]."""
         rows: np.ndarray = self._native.logits(np.ascontiguousarray(hidden))
         return rows.reshape(*hidden.shape[:-1], -1)
 
-    def prefill(self, tokens: np.ndarray, cache: CoreCache, *, chunk: int = 512) -> np.ndarray:
-        """See `Decoder.prefill`: float32 [batch, vocab]."""
-        for start in range(0, max(tokens.shape[1], 1), chunk):
-            states = self.hidden(tokens[:, start : start + chunk], cache)
-        return self.logits(states[:, -1])
+    def prefill(
+        self,
+        tokens: np.ndarray,
+        cache: CoreCache,
+        *,
+        slots: np.ndarray | None = None,
+        counts: np.ndarray | None = None,
+        chunk: int = 512,
+    ) -> np.ndarray:
+        """See `Decoder.prefill`: float32 [rows, vocab]."""
+        step = checked_step(tokens, self.config.vocab, cache, slots, counts)
+        return self.logits(run_in_chunks(step, chunk, lambda part: self._step(part, cache), self.numpy))
+
+    def _step(self, step: Step, cache: CoreCache) -> np.ndarray:
+        states: np.ndarray = self._native.hidden(step.tokens, step.slots, step.starts, step.counts, cache.native)
+        cache.lengths[step.slots] = step.stops
+        return states
 
     def numpy(self, x: np.ndarray) -> np.ndarray:
         """The same."""

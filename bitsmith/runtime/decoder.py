@@ -6,13 +6,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitsmith.errors import UsageError
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.rope import rope_frequencies, rope_magnitude
-from bitsmith.runtime.cache import Cache
+from bitsmith.runtime.cache import Cache, Cells
 from bitsmith.runtime.kernel import Ops, Tensor
+from bitsmith.runtime.step import Step, checked_step, refuse_without_cache, run_in_chunks
 from bitsmith.runtime.tokens import checked_tokens
 from bitsmith.runtime.weights import Block, Weights
+
+
+@dataclass(frozen=True)
+class Visible:
+    """Which keys queries see.
+
+    keys: (first, stop) of those that any of them sees
+    mask: boolean [rows or 1, n, stop - first]; None where all are visible to all
+    """
+
+    keys: tuple[int, int]
+    mask: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -20,16 +32,14 @@ class Pass:
     """What all layers of one forward pass share.
 
     rotation: cos and sin of the new positions
-    start: index of the first new position; it attends to those before it too
-    padding: int64 [batch]
-    masks: visible keys for full and for sliding layers, each (first visible key, boolean [batch or 1, n, keys]
-        or None where all are visible)
+    full, sliding: visible keys for full and for sliding layers
+    cells: where new keys and values go; None without a cache
     """
 
     rotation: tuple[Tensor, Tensor]
-    start: int
-    full: tuple[int, Tensor | None]
-    sliding: tuple[int, Tensor | None]
+    full: Visible
+    sliding: Visible
+    cells: Cells | None = None
 
 
 class Decoder:
@@ -44,51 +54,66 @@ class Decoder:
         layers = config.window_layers or tuple(range(config.layers))
         self._slides = frozenset(layers if config.window else ())
 
-    def new_cache(self, capacity: int, *, batch: int = 1, padding: np.ndarray | None = None) -> Cache:
-        """An empty cache; see `Cache`."""
-        return Cache(self.config, self.ops, capacity, batch=batch, padding=padding)
+    def new_cache(self, capacity: int, *, batch: int = 1) -> Cache:
+        """An empty cache of `batch` slots; see `Cache`."""
+        return Cache(self.config, self.ops, capacity, batch=batch)
 
     def forward(
-        self, tokens: np.ndarray, cache: Cache | None = None, *, padding: np.ndarray | None = None, first: int = 0
+        self,
+        tokens: np.ndarray,
+        cache: Cache | None = None,
+        *,
+        slots: np.ndarray | None = None,
+        counts: np.ndarray | None = None,
+        first: int = 0,
     ) -> Tensor:
-        """Logits of the next token, float32 [batch, n - first, vocab].
+        """Logits of the next token, float32 [rows, n - first, vocab].
 
-        tokens: integers [batch, n]; they follow what the cache holds, and are added to it
-        padding: int64 [batch], tokens of padding on the left of each sequence; only without a cache, which has its
-            own. Logits of padding mean nothing.
+        tokens: integers [rows, n]. Each row follows what its slot of the cache holds, and is added to it.
+        slots: integers [rows], the slots of the rows; None: all slots in order
+        counts: integers [rows], how many tokens of each row are real; the rest is filler, whose logits mean nothing.
+            None: all
         first: leave out the logits of the tokens before this one; negative counts from the end (-1: the last only)
-        Raises UsageError for tokens out of range or positions beyond the cache.
+        Raises UsageError for tokens, slots or counts out of range, or positions beyond the cache.
         """
-        hidden = self.hidden(tokens, cache, padding=padding)
-        return self.logits(hidden[:, first:])
+        return self.logits(self.hidden(tokens, cache, slots=slots, counts=counts)[:, first:])
 
-    def hidden(self, tokens: np.ndarray, cache: Cache | None = None, *, padding: np.ndarray | None = None) -> Tensor:
-        """The hidden states after the last layer, before the final norm: float32 [batch, n, hidden]."""
-        ids = checked_tokens(tokens, self.config.vocab)
-        if cache is not None and (cache.batch != ids.shape[0] or padding is not None):
-            raise UsageError(f"a cache for {cache.batch} sequences with its own padding got a batch of {ids.shape[0]}.")
-        padding = cache.padding if cache is not None else padding
-        shared = self.place(ids.shape, cache.length if cache is not None else 0, padding)
-        x = self.weights.embedding.gather(self.ops.array(ids))
-        for layer, block in enumerate(self.weights.blocks):
-            x = self.run_block(layer, block, x, shared, cache)
+    def hidden(
+        self,
+        tokens: np.ndarray,
+        cache: Cache | None = None,
+        *,
+        slots: np.ndarray | None = None,
+        counts: np.ndarray | None = None,
+    ) -> Tensor:
+        """The hidden states after the last layer, before the final norm: float32 [rows, n, hidden]; see `forward`."""
         if cache is not None:
-            cache.length += ids.shape[1]
-        return x
+            return self._step(checked_step(tokens, self.config.vocab, cache, slots, counts), cache)
+        refuse_without_cache(slots, counts)
+        ids = checked_tokens(tokens, self.config.vocab)
+        return self._blocks(ids, self.place(ids.shape[1]), None)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and output projection: float32 [..., hidden] -> [..., vocab]."""
         normed = self.ops.rms_norm(hidden, self.weights.output_norm, self.config.norm_eps)
         return self.weights.output(normed)
 
-    def prefill(self, tokens: np.ndarray, cache: Cache, *, chunk: int = 512) -> Tensor:
-        """Feed a prompt in chunks, so that attention never needs more than [chunk, length] scores a head.
+    def prefill(
+        self,
+        tokens: np.ndarray,
+        cache: Cache,
+        *,
+        slots: np.ndarray | None = None,
+        counts: np.ndarray | None = None,
+        chunk: int = 512,
+    ) -> Tensor:
+        """Feed tokens as `forward` does, but in chunks, so that attention never needs more than [chunk, length]
+        scores a head.
 
-        Returns the logits of the last position, float32 [batch, vocab]. tokens: integers [batch, n >= 1].
+        Returns the logits of each row's last real token, float32 [rows, vocab].
         """
-        for start in range(0, max(tokens.shape[1], 1), chunk):
-            hidden = self.hidden(tokens[:, start : start + chunk], cache)
-        return self.logits(hidden[:, -1])
+        step = checked_step(tokens, self.config.vocab, cache, slots, counts)
+        return self.logits(run_in_chunks(step, chunk, lambda part: self._step(part, cache), self.ops.array))
 
     @property
     def token_bytes(self) -> int:
@@ -99,18 +124,36 @@ class Decoder:
         """A tensor of these operations as numpy."""
         return self.ops.numpy(x)
 
-    def place(self, shape: tuple[int, ...], start: int, padding: np.ndarray | None = None) -> Pass:
-        """Rotation and masks for tokens of `shape` [batch, n] whose first position is `start`."""
-        batch, n = shape
-        skipped = np.zeros(batch, np.int64) if padding is None else np.asarray(padding, np.int64)
-        positions = np.maximum(np.arange(start, start + n) - skipped[:, None], 0)
+    def place(self, n: int) -> Pass:
+        """Rotation and masks of n tokens a row that begin their sequences, without a cache."""
+        return self._place(np.arange(n)[None], n)
+
+    def _place(self, positions: np.ndarray, stop: int, cells: Cells | None = None) -> Pass:
+        """Of queries at `positions` int64 [rows or 1, n], to keys before `stop`."""
         rotation = self.ops.rotation(positions, self._frequencies, self._magnitude)
-        full = self._visible(start, n, skipped, 0)
-        sliding = self._visible(start, n, skipped, self.config.window) if self._slides else full
-        return Pass(rotation, start, full, sliding)
+        full = self._visible(positions, stop, 0)
+        return Pass(rotation, full, self._visible(positions, stop, self.config.window) if self._slides else full, cells)
+
+    def _step(self, step: Step, cache: Cache) -> Tensor:
+        """Hidden states of a step, float32 [rows, n, hidden]; the cache is longer by its tokens."""
+        positions = step.positions()
+        if (positions == positions[0]).all():  # one mask for all
+            positions = positions[:1]
+        shared = self._place(positions, int(positions[:, -1].max()) + 1, cache.cells(step))
+        x = self._blocks(step.tokens, shared, cache)
+        cache.lengths[step.slots] = step.stops
+        return x
+
+    def _blocks(self, ids: np.ndarray, shared: Pass, cache: Cache | None) -> Tensor:
+        x = self.weights.embedding.gather(self.ops.array(ids))
+        for layer, block in enumerate(self.weights.blocks):
+            x = self.run_block(layer, block, x, shared, cache)
+        return x
 
     def run_block(self, layer: int, block: Block, x: Tensor, shared: Pass, cache: Cache | None = None) -> Tensor:
-        """One layer: float32 [batch, n, hidden] -> the same. Without a cache `shared.start` must be 0.
+        """One layer: float32 [batch, n, hidden] -> the same.
+
+        shared: of `place`, without a cache
 
         The four methods it consists of give the inputs of the block's linears, named as `LinearGroup` names them.
         """
@@ -141,29 +184,17 @@ class Decoder:
             k = ops.rms_norm(k, block.k_norm, config.norm_eps)
         q = ops.rotate(q.swapaxes(1, 2), shared.rotation, config.rope.interleaved)
         k = ops.rotate(k.swapaxes(1, 2), shared.rotation, config.rope.interleaved)
-        low, visible = shared.sliding if layer in self._slides else shared.full
-        if cache is not None:
-            cache.store(layer, k, v)
-            k = cache.keys[layer][:, :, low : shared.start + n]
-            v = cache.values[layer][:, :, low : shared.start + n]
-        else:
-            k, v = k[:, :, low:], v[:, :, low:]
-        return ops.attention(q, k, v, visible)
+        visible = shared.sliding if layer in self._slides else shared.full
+        if cache is not None and shared.cells is not None:
+            cache.store(layer, shared.cells, k, v)
+            k, v = cache.read(layer, shared.cells, *visible.keys)
+        return ops.attention(q, k, v, visible.mask)
 
-    def _visible(self, start: int, n: int, padding: np.ndarray, window: int) -> tuple[int, Tensor | None]:
-        """First key that any of n queries at start.. sees, and the mask from there on.
-
-        Key j is visible to query i where i - window < j <= i and j is no padding; a query that is padding itself
-        sees itself only, to stay finite.
-        """
-        low = max(0, start + 1 - window) if window else 0
-        queries = np.arange(start, start + n)[:, None]
-        keys = np.arange(low, start + n)[None, :]
+    def _visible(self, positions: np.ndarray, stop: int, window: int) -> Visible:
+        """Of queries at `positions` int64 [rows or 1, n]: key j is visible to query i where i - window < j <= i."""
+        low = max(0, int(positions[:, 0].min()) + 1 - window) if window else 0
+        queries, keys = positions[:, :, None], np.arange(low, stop)
         visible = keys <= queries
         if window:
             visible &= keys > queries - window
-        if padding.any():
-            visible = (visible[None] & (keys >= padding[:, None, None])) | (keys == queries)
-        else:
-            visible = visible[None]
-        return low, None if visible.all() else self.ops.array(visible)
+        return Visible((low, stop), None if visible.all() else self.ops.array(visible))

@@ -131,7 +131,7 @@ def generate(
 ) -> Generator[Generated]:
     """Continue a prompt of token ids; tokens come as they are drawn, and closing the iterator stops the work.
 
-    cache: an empty one, or one filled with the first tokens of the prompt (fewer than all), with room for what
+    cache: of one slot, empty or filled with the first tokens of the prompt (fewer than all), with room for what
         follows; None makes one
     Raises UsageError at once where the prompt is empty or longer than the context, or max_tokens < 1.
     """
@@ -143,7 +143,7 @@ def generate(
 def _continue(
     decoder: AnyDecoder, prompt: np.ndarray, max_tokens: int, sampler: Sampler, end_ids: frozenset[int], cache: AnyCache
 ) -> Generator[Generated]:
-    logits = decoder.prefill(prompt[None, cache.length :], cache)
+    logits = decoder.prefill(prompt[None, cache.lengths[0] :], cache)
     for count in range(1, max_tokens + 1):
         token = sampler(decoder.numpy(logits)[0])
         reason = _reason(token, count, len(prompt), end_ids, max_tokens, decoder.config.context)
@@ -162,7 +162,7 @@ def generate_batch(
     end_ids: Collection[int] = (),
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
-    """Continue several prompts at once, padded on the left to one length.
+    """Continue several prompts at once, each in a slot of one cache.
 
     on_token: called with (prompt's index, token) as tokens are drawn
     Raises UsageError as `generate` does.
@@ -171,18 +171,18 @@ def generate_batch(
         return []
     for prompt in prompts:
         capacity(decoder, len(prompt), max_tokens)
-    longest = max(len(prompt) for prompt in prompts)
-    padding = np.array([longest - len(prompt) for prompt in prompts])
+    counts = np.array([len(prompt) for prompt in prompts])
+    longest, shortest = int(counts.max()), int(counts.min())
     tokens = np.zeros((len(prompts), longest), np.int64)
     for row, prompt in enumerate(prompts):
-        tokens[row, padding[row] :] = prompt
-    room = min(max_tokens, decoder.config.context - (longest - int(padding.max())) + 1)  # of the shortest prompt
-    cache = decoder.new_cache(longest + room - 1, batch=len(prompts), padding=padding)
+        tokens[row, : len(prompt)] = prompt
+    room = min(max_tokens, decoder.config.context - shortest + 1)  # sequences that ended run on with the others
+    cache = decoder.new_cache(longest + room - 1, batch=len(prompts))
     samplers = [Sampler(sampling, row) for row in range(len(prompts))]
     ends = frozenset(end_ids)
     drawn: list[list[int]] = [[] for _ in prompts]
     reasons: list[Reason | None] = [None] * len(prompts)
-    logits = decoder.prefill(tokens, cache)
+    logits = decoder.prefill(tokens, cache, counts=counts)
     while True:
         values = decoder.numpy(logits)
         for row, prompt in enumerate(prompts):

@@ -78,8 +78,8 @@ class Kernel(Protocol):
 class Ops(Protocol):
     """What a decoder does besides products with its weights. All floats are float32.
 
-    torch (`kernels.torch_ops`) is the reference. Tensors also need +, *, slicing, slice assignment, reshape and
-    swapaxes, which torch and numpy spell the same.
+    torch (`kernels.torch_ops`) is the reference. Tensors also need +, *, reshape, swapaxes, and reading and
+    writing by slices and by int64 tensors, which torch and numpy spell the same.
     """
 
     def array(self, values: np.ndarray) -> Tensor:

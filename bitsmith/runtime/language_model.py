@@ -114,7 +114,7 @@ class LanguageModel:
             if rest:
                 yield rest
         finally:
-            self._kept = ids[: cache.length], cache
+            self._kept = ids[: cache.lengths[0]], cache
 
     def _decoding(self, prompt: Sequence[int]) -> StreamDecoder:
         return self.tokenizer.stream(continues=len(prompt) > 1)  # one token is the start token, or as good as none
@@ -135,5 +135,5 @@ class LanguageModel:
             same += 1
         if cache is None or same == 0:
             return self.decoder.new_cache(room)
-        cache.truncate(same)
+        cache.truncate(0, same)
         return cache if cache.capacity >= room else cache.grown(room)

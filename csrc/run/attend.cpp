@@ -120,10 +120,7 @@ void mix(const Block &block, const float (*weights)[kKeys], int n, float *sums) 
 }
 
 // The keys a query sees, from the lowest to itself.
-int lowest(const Attention &task, int query) {
-  if (query < task.padding) return query;
-  return std::max(task.padding, task.window ? std::max(0, query - task.window + 1) : 0);
-}
+int lowest(const Attention &task, int query) { return task.window ? std::max(0, query - task.window + 1) : 0; }
 
 }  // namespace
 
@@ -155,7 +152,7 @@ void attend(const Attention &task) {
   std::fill(running, running + rows, Running{-1e30f, 0.0f});
   alignas(64) float scores[kRows][kKeys];
 
-  block.first = std::min(lowest(task, position(0)), lowest(task, end - 1));
+  block.first = lowest(task, position(0));
   for (; block.first < end; block.first += kKeys) {
     block.count = std::min(kKeys, end - block.first);
     read_block(task, block);

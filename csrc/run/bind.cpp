@@ -10,6 +10,8 @@
 #include <algorithm>
 #include <memory>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "model.h"
 
@@ -23,7 +25,7 @@ using Bytes = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Tokens = nb::ndarray<const int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Counts = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Numbers = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Made = nb::ndarray<nb::numpy, float>;
 
 std::vector<float> copied(const Floats &values) { return {values.data(), values.data() + values.size()}; }
@@ -40,22 +42,45 @@ CacheType cache_type(const std::string &name) {
   throw std::invalid_argument("a cache of " + name + " is not known; expected f16, q8_0 or f32.");
 }
 
-Made hidden(Model &model, const Tokens &tokens, int start, const Counts &padding, Cache &cache) {
-  const size_t batch = tokens.shape(0), n = tokens.shape(1), width = model.shape().hidden;
-  if (padding.shape(0) != batch) throw std::invalid_argument("padding needs one count a sequence.");
-  auto out = std::make_unique<float[]>(batch * n * width);
-  const auto no_signal = [] {  // Ctrl-C is seen between layers
+std::string found(int64_t number) { return ", found " + std::to_string(number) + "."; }
+
+// Slots of the cache, each once, with room for what is put there.
+void check(const Feed &feed, const CacheShape &cache) {
+  std::vector<bool> taken(cache.batch);
+  for (int i = 0; i < feed.rows; ++i) {
+    const int64_t slot = feed.slots[i], start = feed.starts[i], count = feed.counts[i];
+    if (slot < 0 || slot >= cache.batch)
+      throw std::invalid_argument("slots must lie in 0.." + std::to_string(cache.batch - 1) + found(slot));
+    if (taken[slot]) throw std::invalid_argument("slots must be distinct, found " + std::to_string(slot) + " twice.");
+    taken[slot] = true;
+    if (count < 1 || count > feed.n)
+      throw std::invalid_argument("counts must lie in 1.." + std::to_string(feed.n) + found(count));
+    if (start < 0 || start > cache.capacity - count)
+      throw std::invalid_argument("a start and its count must lie in the cache's " + std::to_string(cache.capacity) +
+                                  " positions, found " + std::to_string(start) + " and " + std::to_string(count) + ".");
+  }
+}
+
+Made hidden(Model &model, const Tokens &tokens, const Numbers &slots, const Numbers &starts, const Numbers &counts,
+            Cache &cache) {
+  const size_t rows = tokens.shape(0), n = tokens.shape(1), width = model.shape().hidden;
+  if (slots.shape(0) != rows || starts.shape(0) != rows || counts.shape(0) != rows)
+    throw std::invalid_argument("slots, starts and counts need one number a row of tokens.");
+  const Feed feed{tokens.data(), static_cast<int>(rows), static_cast<int>(n),
+                  slots.data(),  starts.data(),          counts.data()};
+  check(feed, cache.shape());
+  auto out = std::make_unique<float[]>(rows * n * width);  // zeros, where there is filler
+  const auto no_signal = [] {                              // Ctrl-C is seen between layers
     nb::gil_scoped_acquire acquire;
     return PyErr_CheckSignals() == 0;
   };
   try {
     nb::gil_scoped_release release;
-    model.hidden(tokens.data(), static_cast<int>(batch), static_cast<int>(n), start, padding.data(), cache, out.get(),
-                 no_signal);
+    model.hidden(feed, cache, out.get(), no_signal);
   } catch (const Interrupted &) {
     throw nb::python_error();
   }
-  return owned(out.release(), {batch, n, width});
+  return owned(out.release(), {rows, n, width});
 }
 
 Made logits(Model &model, const Floats &hidden) {
@@ -141,14 +166,18 @@ void bind_cache(nb::module_ &m) {
           "layers"_a, "batch"_a, "kv_heads"_a, "head_dim"_a, "capacity"_a, "type"_a, "cosines"_a, "sines"_a)
       .def(
           "copy",
-          [](Cache &self, Cache &other, int length) {
+          [](Cache &self, Cache &other, const Numbers &lengths) {
             const CacheShape &a = self.shape(), &b = other.shape();
             if (a.layers != b.layers || a.batch != b.batch || a.kv_heads != b.kv_heads || a.head_dim != b.head_dim ||
-                a.type != b.type || length < 0 || length > std::min(a.capacity, b.capacity))
+                a.type != b.type || lengths.shape(0) != static_cast<size_t>(a.batch))
               throw std::invalid_argument("the caches do not match.");
-            self.copy(other, length);
+            const int most = std::min(a.capacity, b.capacity);
+            for (int slot = 0; slot < a.batch; ++slot)
+              if (lengths(slot) < 0 || lengths(slot) > most)
+                throw std::invalid_argument("lengths must lie in 0.." + std::to_string(most) + found(lengths(slot)));
+            self.copy(other, lengths.data());
           },
-          "other"_a, "length"_a)
+          "other"_a, "lengths"_a)
       .def_prop_ro("nbytes", [](const Cache &self) { return 2 * self.bytes(); });
 }
 
@@ -181,7 +210,7 @@ void bind_model(nb::module_ &m) {
             self.set_ends(std::move(embedding), copied(norm), std::move(output));
           },
           "embedding"_a, "norm"_a, "output"_a)
-      .def("hidden", &hidden, "tokens"_a, "start"_a, "padding"_a, "cache"_a)
+      .def("hidden", &hidden, "tokens"_a, "slots"_a, "starts"_a, "counts"_a, "cache"_a)
       .def("logits", &logits, "hidden"_a);
 }
 

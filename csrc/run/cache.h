@@ -8,6 +8,8 @@
 
 namespace bitsmith {
 
+// A cache has `batch` slots, each with room for one sequence of `capacity` positions. How many of them are filled, its
+// owner knows.
 struct CacheShape {
   int layers, batch, kv_heads, head_dim, capacity;
   CacheType type;
@@ -31,16 +33,16 @@ class Cache {
   const float *sines(int position) const { return sines_.data() + static_cast<size_t>(position) * (rotated_ / 2); }
 
   size_t row_bytes() const { return cache_row_bytes(shape_.type, width()); }
-  size_t head(int layer, int batch, int kv_head) const {  // where a head's rows begin
-    return ((static_cast<size_t>(layer) * shape_.batch + batch) * shape_.kv_heads + kv_head) * shape_.capacity *
+  size_t head(int layer, int slot, int kv_head) const {  // where a head's rows begin
+    return ((static_cast<size_t>(layer) * shape_.batch + slot) * shape_.kv_heads + kv_head) * shape_.capacity *
            row_bytes();
   }
   uint8_t *keys() { return keys_.data(); }
   uint8_t *values() { return values_.data(); }
   size_t bytes() const { return head(shape_.layers, 0, 0); }
 
-  // The first `length` positions of another cache of the same shape but for its capacity.
-  void copy(Cache &other, int length);
+  // The first lengths[slot] positions of each slot of another cache of the same shape but for its capacity.
+  void copy(Cache &other, const int64_t *lengths);
 
  private:
   CacheShape shape_;

@@ -61,8 +61,7 @@ struct Attention {
   int group;             // heads that share keys and values
   int width;             // of a head, padded with zeros to a multiple of 32
   int head_dim;
-  int window;   // 0: all earlier keys
-  int padding;  // keys that nobody but they themselves see
+  int window;  // 0: all earlier keys
   HeadRows keys, values;
   float *out;  // [positions, out_stride]: [group, head_dim]
   size_t out_stride;

@@ -47,21 +47,44 @@ constexpr int kQueries = 64;  // positions of a piece of attention
 
 }  // namespace
 
-void Cache::copy(Cache &other, int length) {
+void Cache::copy(Cache &other, const int64_t *lengths) {
   for (int layer = 0; layer < shape_.layers; ++layer)
-    for (int batch = 0; batch < shape_.batch; ++batch)
+    for (int slot = 0; slot < shape_.batch; ++slot)
       for (int h = 0; h < shape_.kv_heads; ++h) {
-        const size_t size = length * row_bytes();
-        std::memcpy(keys() + head(layer, batch, h), other.keys() + other.head(layer, batch, h), size);
-        std::memcpy(values() + head(layer, batch, h), other.values() + other.head(layer, batch, h), size);
+        const size_t size = static_cast<size_t>(lengths[slot]) * row_bytes();
+        std::memcpy(keys() + head(layer, slot, h), other.keys() + other.head(layer, slot, h), size);
+        std::memcpy(values() + head(layer, slot, h), other.values() + other.head(layer, slot, h), size);
       }
 }
 
+// The tokens of a pass without filler, sequence by sequence.
 struct Model::Step {
-  int batch, n, start;
-  const int64_t *padding;
+  struct Sequence {
+    int slot, start, count;  // positions start.. of its slot are new
+    int first;               // row of its first token in the pass
+  };
+  struct Tile {
+    int sequence, first;  // queries from `first` on, at most kQueries
+  };
+
+  Step(const Feed &feed, Cache &cache) : cache(cache) {
+    sequences.reserve(feed.rows);
+    for (int i = 0; i < feed.rows; ++i) {
+      const int start = static_cast<int>(feed.starts[i]), count = static_cast<int>(feed.counts[i]);
+      sequences.push_back({static_cast<int>(feed.slots[i]), start, count, rows()});
+      sequence_of.insert(sequence_of.end(), count, i);
+      for (int first = 0; first < count; first += kQueries) tiles.push_back({i, first});
+    }
+    // the last queries see most keys: they go first
+    const auto end = [&](const Tile &tile) { return sequences[tile.sequence].start + tile.first; };
+    std::stable_sort(tiles.begin(), tiles.end(), [&](const Tile &a, const Tile &b) { return end(a) > end(b); });
+  }
+  int rows() const { return static_cast<int>(sequence_of.size()); }
+
   Cache &cache;
-  int rows() const { return batch * n; }
+  std::vector<Sequence> sequences;
+  std::vector<int> sequence_of;  // [rows]
+  std::vector<Tile> tiles;
 };
 
 Model::Model(const Shape &shape, Isa isa, std::shared_ptr<Pool> pool)
@@ -172,25 +195,31 @@ void Model::multiply_part(const Input &x, const Matrix &w, int first, int count,
   }
 }
 
-void Model::hidden(const int64_t *tokens, int batch, int n, int start, const int64_t *padding, Cache &cache, float *out,
-                   const std::function<bool()> &go_on) {
+void Model::hidden(const Feed &feed, Cache &cache, float *out, const std::function<bool()> &go_on) {
   std::lock_guard<std::mutex> lock(mutex_);
   const CacheShape &kept = cache.shape();
-  if (kept.layers != static_cast<int>(blocks_.size()) || kept.batch != batch || kept.kv_heads != shape_.kv_heads ||
-      kept.head_dim != shape_.head_dim || start < 0 || start + n > kept.capacity || !embedding_)
-    throw std::invalid_argument("the cache does not fit the model, the batch, or the positions.");
-  for (int i = 0; i < batch * n; ++i)
-    if (tokens[i] < 0 || tokens[i] >= embedding_->rows()) throw std::invalid_argument("a token is out of range.");
-  Step step{batch, n, start, padding, cache};
-  float *x = sized(x_, static_cast<size_t>(step.rows()) * shape_.hidden);
-  each_row(step.rows(), [&](int row) {
-    embedding_->decode(kernels_, static_cast<int>(tokens[row]), x + static_cast<size_t>(row) * shape_.hidden);
-  });
+  if (kept.layers != static_cast<int>(blocks_.size()) || kept.kv_heads != shape_.kv_heads ||
+      kept.head_dim != shape_.head_dim || !embedding_)
+    throw std::invalid_argument("the cache does not fit the model.");
+  Step step(feed, cache);
+  const size_t hidden = shape_.hidden;
+  const auto token = [&](int row) {
+    const int i = step.sequence_of[row];
+    return feed.tokens[static_cast<size_t>(i) * feed.n + row - step.sequences[i].first];
+  };
+  for (int row = 0; row < step.rows(); ++row)
+    if (token(row) < 0 || token(row) >= embedding_->rows()) throw std::invalid_argument("a token is out of range.");
+  float *x = sized(x_, step.rows() * hidden);
+  each_row(step.rows(), [&](int row) { embedding_->decode(kernels_, static_cast<int>(token(row)), x + row * hidden); });
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
     if (step.rows() > 1 && !go_on()) throw Interrupted{};
     run_block(static_cast<int>(layer), blocks_[layer], step);
   }
-  std::copy(x, x + static_cast<size_t>(step.rows()) * shape_.hidden, out);
+  for (int i = 0; i < feed.rows; ++i) {
+    const Step::Sequence &sequence = step.sequences[i];
+    const float *from = x + sequence.first * hidden;
+    std::copy(from, from + sequence.count * hidden, out + static_cast<size_t>(i) * feed.n * hidden);
+  }
 }
 
 void Model::run_block(int layer, const Block &block, Step &step) {
@@ -251,9 +280,9 @@ void Model::run_block(int layer, const Block &block, Step &step) {
 // Biases, norms and rotation of one position's heads; its keys and values go to the cache.
 void Model::place_heads(int layer, const Block &block, Step &step, int row) {
   const int head_dim = shape_.head_dim, width = step.cache.width();
-  const int batch = row / step.n, at = step.start + row % step.n;
-  const int position = std::max(0, at - static_cast<int>(step.padding[batch]));
-  const float *cosines = step.cache.cosines(position), *sines = step.cache.sines(position);
+  const Step::Sequence &sequence = step.sequences[step.sequence_of[row]];
+  const int index = row - sequence.first, at = sequence.start + index;
+  const float *cosines = step.cache.cosines(at), *sines = step.cache.sines(at);
   const int rotated = step.cache.rotated();
   const auto prepare = [&](float *heads, int count, const Linear &linear, const std::vector<float> &norm) {
     if (!linear.bias.empty()) add(heads, linear.bias.data(), static_cast<size_t>(count) * head_dim);
@@ -264,8 +293,8 @@ void Model::place_heads(int layer, const Block &block, Step &step, int row) {
   float *q = q_.data() + row * padded(shape_.heads * head_dim);
   prepare(q, shape_.heads, block.q, block.q_norm);
   const int group = shape_.heads / shape_.kv_heads;
-  for (int h = 0; h < shape_.heads; ++h) {  // turned: [batch, kv_heads, n, group, width]
-    const size_t place = (static_cast<size_t>(batch) * shape_.kv_heads + h / group) * step.n + row % step.n;
+  for (int h = 0; h < shape_.heads; ++h) {  // turned, of each sequence: [kv_heads, count, group, width]
+    const size_t place = static_cast<size_t>(sequence.first) * shape_.kv_heads + h / group * sequence.count + index;
     float *turned = turned_.data() + (place * group + h % group) * width;
     rotate(q + h * head_dim, rotated, head_dim, cosines, sines, shape_.interleaved, turned);
     std::fill(turned + head_dim, turned + width, 0.0f);
@@ -277,7 +306,7 @@ void Model::place_heads(int layer, const Block &block, Step &step, int row) {
   static thread_local std::vector<float> head;
   head.assign(width, 0.0f);
   for (int h = 0; h < shape_.kv_heads; ++h) {
-    const size_t to = step.cache.head(layer, batch, h) + at * step.cache.row_bytes();
+    const size_t to = step.cache.head(layer, sequence.slot, h) + at * step.cache.row_bytes();
     rotate(k + h * head_dim, rotated, head_dim, cosines, sines, shape_.interleaved, head.data());
     kernels_.keep(head.data(), width, step.cache.shape().type, step.cache.keys() + to);
     std::copy(v + h * head_dim, v + (h + 1) * head_dim, head.data());
@@ -290,22 +319,20 @@ void Model::attention(int layer, const Block &block, Step &step) {
   sized(turned_, static_cast<size_t>(step.rows()) * shape_.heads * width);
   sized(mix_, static_cast<size_t>(step.rows()) * shape_.heads * shape_.head_dim);
   each_row(step.rows(), [&](int row) { place_heads(layer, block, step, row); });
-  const int tiles = (step.n + kQueries - 1) / kQueries;
-  pool_->run(step.batch * shape_.kv_heads * tiles, [&](int piece) {
-    // the last queries see most keys: they go first
-    const int tile = tiles - 1 - piece / (step.batch * shape_.kv_heads), rest = piece % (step.batch * shape_.kv_heads);
-    const int batch = rest / shape_.kv_heads, h = rest % shape_.kv_heads;
-    const size_t at = step.cache.head(layer, batch, h), row = static_cast<size_t>(batch) * step.n;
+  pool_->run(static_cast<int>(step.tiles.size()) * shape_.kv_heads, [&](int piece) {
+    const Step::Tile &tile = step.tiles[piece / shape_.kv_heads];
+    const Step::Sequence &sequence = step.sequences[tile.sequence];
+    const int h = piece % shape_.kv_heads;
+    const size_t at = step.cache.head(layer, sequence.slot, h), row = sequence.first;
     Attention task{};
-    task.queries = turned_.data() + (static_cast<size_t>(batch) * shape_.kv_heads + h) * step.n * group * width;
-    task.first = tile * kQueries;
-    task.count = std::min(kQueries, step.n - task.first);
-    task.start = step.start;
+    task.queries = turned_.data() + (row * shape_.kv_heads + static_cast<size_t>(h) * sequence.count) * group * width;
+    task.first = tile.first;
+    task.count = std::min(kQueries, sequence.count - tile.first);
+    task.start = sequence.start;
     task.group = group;
     task.width = width;
     task.head_dim = shape_.head_dim;
     task.window = block.window;
-    task.padding = static_cast<int>(step.padding[batch]);
     task.keys = {step.cache.keys() + at, step.cache.shape().type};
     task.values = {step.cache.values() + at, step.cache.shape().type};
     task.out_stride = static_cast<size_t>(shape_.heads) * shape_.head_dim;

@@ -71,6 +71,14 @@ class RoundedBuffer {
 
 struct Interrupted {};
 
+// Tokens for some slots of a cache: row i puts the first counts[i] of its n tokens behind the first starts[i] positions
+// of slots[i].
+struct Feed {
+  const int64_t *tokens;  // [rows, n]
+  int rows, n;
+  const int64_t *slots, *starts, *counts;  // [rows] each; slots distinct, counts in 1..n
+};
+
 class Model {
  public:
   Model(const Shape &shape, Isa isa, std::shared_ptr<Pool> pool);
@@ -79,11 +87,10 @@ class Model {
   void add_block(Block block);
   void set_ends(std::shared_ptr<Matrix> embedding, std::vector<float> norm, std::shared_ptr<Matrix> output);
 
-  // Hidden states after the last layer, out [batch, n, hidden], for tokens [batch, n] at positions start.. of the
-  // cache.
-  // `go_on` is asked before each layer of more than one token; where it says no, Interrupted is thrown.
-  void hidden(const int64_t *tokens, int batch, int n, int start, const int64_t *padding, Cache &cache, float *out,
-              const std::function<bool()> &go_on);
+  // Hidden states after the last layer, out [rows, n, hidden]; filler's are left as they are.
+  // `go_on` is asked before each layer of more than one token; where it says no, Interrupted is thrown. Throws
+  // std::invalid_argument where the cache does not fit, or a token is out of range.
+  void hidden(const Feed &feed, Cache &cache, float *out, const std::function<bool()> &go_on);
 
   // Logits of some hidden states: out [rows, vocab].
   void logits(const float *hidden, int rows, float *out);

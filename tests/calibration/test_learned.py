@@ -114,7 +114,7 @@ def block_problem(name: str) -> tuple[Decoder, dict[str, Start], np.ndarray, np.
     x = generator.standard_normal((20, 24, 12)) @ generator.standard_normal((12, WIDE.hidden))
     x = x.astype(np.float32)
     with torch.no_grad():
-        shared = decoder.place(x.shape[:2], 0)
+        shared = decoder.place(x.shape[1])
         y = decoder.run_block(0, decoder.weights.blocks[0], torch.tensor(x), shared).numpy()
     return decoder, {each: start_of(tensors[f"blk.0.{each}.weight"], name) for each in LINEARS}, x, y
 
@@ -140,7 +140,7 @@ def relative_error(decoder: Decoder, tensors: Mapping[str, QuantTensor], x: np.n
         for name, tensor in tensors.items()
     }
     with torch.no_grad():
-        shared = decoder.place(x.shape[:2], 0)
+        shared = decoder.place(x.shape[1])
         out = decoder.run_block(0, replace(block, **dense), torch.tensor(x), shared).numpy()
     return float((np.square(out - y).sum(-1) / np.square(y).sum(-1)).mean())
 

@@ -29,6 +29,7 @@ from bitsmith.runtime.types import CACHES, FLOATS, PACKED
 from bitsmith.runtime.weights import load_weights
 from bitsmith.system.core import core
 from tests.gguf_files import Stored, write_gguf
+from tests.runtime.slots import run_slots, sequences
 from tests.runtime.small import TINY, random_tensors
 
 pytestmark = pytest.mark.skipif(core() is None, reason="no C++ core")
@@ -127,17 +128,25 @@ def test_variants_of_the_network(name: str, folder: Path) -> None:
     layout = "q8_0" if name == "narrow heads" else "q4_k"
     source = source_of(config, layout, folder)
     expected, ours = on_torch(config, source), on_core(config, source)
-    padding = np.array([0, 11])
-    for options in ({}, {"padding": padding}, {"first": -3}):
+    for options in ({}, {"first": -3}):
         theirs = expected.numpy(expected.forward(TOKENS, **options))
-        mine = ours.forward(TOKENS, **options)
-        seen = slice(11, None) if "padding" in options else slice(None)
-        np.testing.assert_allclose(mine[:, seen], theirs[:, seen], atol=1e-3 * spread(theirs))
-    their_cache, our_cache = (d.new_cache(75, batch=2, padding=padding) for d in (expected, ours))
-    for part in (TOKENS[:, :40], TOKENS[:, 40:41], TOKENS[:, 41:]):
-        theirs = expected.numpy(expected.prefill(part, their_cache, chunk=16))
-        np.testing.assert_allclose(ours.prefill(part, our_cache, chunk=16), theirs, atol=1e-3 * spread(theirs))
-    assert our_cache.length == 75
+        np.testing.assert_allclose(ours.forward(TOKENS, **options), theirs, atol=1e-3 * spread(theirs))
+    their_cache, our_cache = (d.new_cache(75, batch=2) for d in (expected, ours))
+    for part, counts in ((TOKENS[:, :40], [40, 29]), (TOKENS[:, 40:41], [1, 1]), (TOKENS[:, 41:], [34, 34])):
+        theirs = expected.numpy(expected.prefill(part, their_cache, counts=np.array(counts), chunk=16))
+        mine = ours.prefill(part, our_cache, counts=np.array(counts), chunk=16)
+        np.testing.assert_allclose(mine, theirs, atol=1e-3 * spread(theirs))
+    assert our_cache.lengths.tolist() == [75, 64]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("cache_type", CACHES)
+def test_slots_of_different_lengths_equal_each_sequence_alone(name: str, cache_type: str, folder: Path) -> None:
+    config = VARIANTS[name]
+    ours = on_core(config, source_of(config, "q8_0", folder), cache_type=cache_type)
+    alone = ours.forward(sequences(config.vocab))
+    for sequence, position, logits in run_slots(ours):
+        np.testing.assert_allclose(logits, alone[sequence, position], atol=2e-4 * spread(alone), rtol=0)
 
 
 @pytest.mark.parametrize("layout", FLOATS)
@@ -160,11 +169,12 @@ def test_caches(cache_type: str, isa: str, folder: Path) -> None:
     np.testing.assert_allclose(ours.forward(TOKENS), logits, atol=tolerance)
     cache = ours.new_cache(80, batch=2)
     whole = ours.prefill(TOKENS, cache)
-    cache.truncate(30)
+    for slot in (0, 1):
+        cache.truncate(slot, 30)
     cache = cache.grown(90)
     again = ours.prefill(TOKENS[:, 30:], cache)
     np.testing.assert_allclose(again, whole, atol=1e-5 + 1e-4 * spread(logits))
-    assert (cache.length, cache.capacity) == (75, 90)
+    assert (cache.lengths.tolist(), cache.capacity) == ([75, 75], 90)
 
 
 def test_threads_do_not_change_a_bit(folder: Path) -> None:
@@ -195,6 +205,13 @@ def test_wrong_calls_are_refused(folder: Path) -> None:
     native: Any = core()
     source = source_of(CONFIG, "q4_k", folder)
     ours = on_core(CONFIG, source)
+    other = on_core(VARIANTS["narrow heads"], source_of(VARIANTS["narrow heads"], "q8_0", folder))
+    cache = ours.new_cache(75, batch=2).native
+
+    def fed(tokens: np.ndarray = TOKENS, **changed: list[int]) -> Any:
+        numbers = {"slots": [0, 1], "starts": [0, 0], "counts": [75, 75]} | changed
+        return ours._native.hidden(tokens, *map(np.array, numbers.values()), cache)
+
     for wrong, match in (
         (lambda: native.Matrix("q4_k", 4, 100), "no whole number of q4_k blocks"),
         (lambda: native.Matrix("q9_k", 4, 256), "no products with q9_k"),
@@ -204,8 +221,19 @@ def test_wrong_calls_are_refused(folder: Path) -> None:
         (lambda: native.view_matrix("f16", 2, 3, np.zeros(13, np.uint8)), "do not fit"),
         (lambda: native.view_matrix("q8_0", 2, 32, np.zeros(68, np.uint8)), "is packed"),
         (lambda: native.Pool(0), "threads"),
-        (lambda: ours._native.hidden(TOKENS, 70, np.zeros(2, np.int64), ours.new_cache(75, batch=2).native), "cache"),
-        (lambda: ours._native.hidden(TOKENS + 300, 0, np.zeros(2, np.int64), ours.new_cache(75, batch=2).native), "ra"),
+        (lambda: fed(tokens=TOKENS + 300), "a token is out of range"),
+        (lambda: fed(starts=[0, 1]), "75 positions, found 1 and 75"),
+        (lambda: fed(starts=[-1, 0]), "75 positions, found -1 and 75"),
+        (lambda: fed(starts=[1 << 40, 0]), "75 positions, found 1099511627776"),
+        (lambda: fed(slots=[0, 2]), r"slots must lie in 0\.\.1, found 2"),
+        (lambda: fed(slots=[-1, 0]), r"slots must lie in 0\.\.1, found -1"),
+        (lambda: fed(slots=[1, 1]), "slots must be distinct, found 1 twice"),
+        (lambda: fed(slots=[0]), "one number a row of tokens"),
+        (lambda: fed(counts=[75, 0]), r"counts must lie in 1\.\.75, found 0"),
+        (lambda: fed(counts=[76, 75]), r"counts must lie in 1\.\.75, found 76"),
+        (lambda: cache.copy(cache, np.array([0, 76])), r"lengths must lie in 0\.\.75, found 76"),
+        (lambda: cache.copy(cache, np.array([0])), "do not match"),
+        (lambda: other._native.hidden(TOKENS[:, :1], *np.array([[0, 1], [0, 0], [1, 1]]), cache), "fit the model"),
         (lambda: ours._native.logits(np.zeros((2, 5), np.float32)), "width"),
         (lambda: on_core(CONFIG, source, isa="avx9"), "not available"),
     ):
@@ -216,8 +244,14 @@ def test_wrong_calls_are_refused(folder: Path) -> None:
             ours.forward(tokens)
     with pytest.raises(UsageError, match="cannot hold 76"):
         ours.prefill(TOKENS[:, :1], _filled(ours))
+    with pytest.raises(UsageError, match="distinct"):
+        ours.forward(TOKENS, ours.new_cache(75, batch=3), slots=np.array([2, 2]))
+    with pytest.raises(UsageError, match="counts must lie in"):
+        ours.prefill(TOKENS, ours.new_cache(75, batch=2), counts=np.array([0, 1]))
+    with pytest.raises(UsageError, match="need a cache"):
+        ours.forward(TOKENS, counts=np.array([0, 1]))
     with pytest.raises(UsageError, match="cannot be cut"):
-        ours.new_cache(4).truncate(1)
+        ours.new_cache(4).truncate(0, 1)
     with pytest.raises(ValueError, match="a cache of int3 is not known"):
         on_core(CONFIG, source, cache_type="int3").new_cache(4)
 
@@ -282,7 +316,7 @@ def test_every_half_is_read_as_it_is(isa: str) -> None:
     cache = native.Cache(
         0, 1, 1, 32, 1 << 16, "f32", np.ones((1 << 16, 16), np.float32), np.zeros((1 << 16, 16), np.float32)
     )
-    states = model.hidden(np.arange(1 << 16)[None], 0, np.zeros(1, np.int64), cache)
+    states = model.hidden(np.arange(1 << 16)[None], *np.array([[0], [0], [1 << 16]]), cache)
     np.testing.assert_array_equal(states[0, :, 7], HALVES.view(np.float16).astype(np.float32))
 
 
@@ -305,9 +339,3 @@ def test_caches_do_not_hide_damage(wrong: float, cache_type: str, isa: str, fold
     with np.errstate(all="ignore"):
         logits = decoder.forward(TOKENS[:1, :3])
     assert not np.isfinite(logits).all() or (wrong == -3e38 and cache_type == "f32")
-
-
-def test_padding_beyond_all_positions(folder: Path) -> None:
-    ours = on_core(CONFIG, source_of(CONFIG, "q8_0", folder))
-    one, other = (ours.forward(TOKENS[:1, :5], padding=np.array([count])) for count in (1 << 20, (1 << 32) - 100000))
-    np.testing.assert_array_equal(one, other)

@@ -17,7 +17,8 @@ class Cache:
     def __init__(self, capacity: int) -> None:
         self.capacity, self.length = capacity, 0
 
-    def truncate(self, length: int) -> None:
+    def truncate(self, slot: int, length: int) -> None:
+        assert slot == 0
         self.length = length
 
 

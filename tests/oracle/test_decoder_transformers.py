@@ -117,17 +117,18 @@ def test_logits_equal(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral-window", "qwen2-window", "qwen3"])
-def test_left_padded_batch(name: str) -> None:
+def test_batch_of_unequal_lengths(name: str) -> None:
     model, values = _oracle(name)
-    tokens, padding = _tokens(3, 24), np.array([0, 5, 17])
-    mask = torch.as_tensor((np.arange(24) >= padding[:, None]).astype(np.int64))
-    positions = torch.clamp(mask.cumsum(-1) - 1, min=0)
+    tokens, counts = _tokens(3, 24), np.array([24, 19, 7])
+    mask = torch.as_tensor((np.arange(24) < counts[:, None]).astype(np.int64))
     with torch.no_grad():
-        expected = model(torch.as_tensor(tokens), attention_mask=mask, position_ids=positions).logits
-    logits = _ours(model, values).forward(tokens, padding=padding)
+        expected = model(torch.as_tensor(tokens), attention_mask=mask).logits
+    ours = _ours(model, values)
+    cache = ours.new_cache(30, batch=3)
+    logits = ours.forward(tokens, cache, counts=counts)
     assert torch.isfinite(logits).all()
-    for row, skipped in enumerate(padding):
-        torch.testing.assert_close(logits[row, skipped:], expected[row, skipped:], atol=1e-4, rtol=0)
+    for row, count in enumerate(counts):
+        torch.testing.assert_close(logits[row, :count], expected[row, :count], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-llama3", "mistral-window", "qwen2"])

@@ -1,4 +1,4 @@
-"""The decoder against itself: cached, chunked, padded and windowed passes equal the full one."""
+"""The decoder against itself: cached, chunked and windowed passes, and slots of any length, equal the full one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from bitsmith.runtime.torch.ondemand import OnDemandKernel
 from bitsmith.runtime.torch.ops import TorchOps
 from bitsmith.runtime.weights import load_weights
 from bitsmith.system.progress import Progress
+from tests.runtime.slots import run_slots, sequences
 from tests.runtime.small import TINY, decoder_of, random_tensors, weight_of
 
 PLAIN = replace(TINY, rope=Rope(dim=8))
@@ -52,23 +53,9 @@ def test_chunks_through_the_cache_equal_the_full_pass(name: str, chunk: int) -> 
     cache = decoder.new_cache(20, batch=2)
     parts = [decoder.forward(tokens[:, start : start + chunk], cache) for start in range(0, 17, chunk)]
     _close(torch.cat(parts, 1), full)
-    assert cache.length == 17
+    assert cache.lengths.tolist() == [17, 17]
     prefilled = decoder.prefill(tokens, decoder.new_cache(17, batch=2), chunk=chunk)
     _close(prefilled, full[:, -1])
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_left_padding_equals_each_sequence_alone(name: str) -> None:
-    decoder, tokens = _decoder(name), _tokens(3, 14)
-    padding = np.array([0, 6, 13])
-    padded = decoder.forward(tokens, padding=padding)
-    assert torch.isfinite(padded).all()
-    cache = decoder.new_cache(14, batch=3, padding=padding)
-    cached = torch.cat([decoder.forward(tokens[:, :9], cache), decoder.forward(tokens[:, 9:], cache)], 1)
-    for row, skipped in enumerate(padding):
-        alone = decoder.forward(tokens[row : row + 1, skipped:])[0]
-        _close(padded[row, skipped:], alone)
-        _close(cached[row, skipped:], alone)
 
 
 @pytest.mark.parametrize(("name", "reach"), [("window", 4), ("window-of-one", 0)])
@@ -108,7 +95,7 @@ def test_blocks_run_alone() -> None:
     """What calibration does: hidden states carried from block to block by hand."""
     decoder, tokens = _decoder("full"), _tokens(2, 8)
     x = decoder.weights.embedding.gather(torch.tensor(tokens))
-    shared = decoder.place(tokens.shape, 0)
+    shared = decoder.place(tokens.shape[1])
     for layer, block in enumerate(decoder.weights.blocks):
         x = decoder.run_block(layer, block, x, shared)
     _close(decoder.logits(x), decoder.forward(tokens))
@@ -127,24 +114,78 @@ def test_cache_limits() -> None:
     cache = decoder.new_cache(4)
     with pytest.raises(UsageError, match="4 positions cannot hold 5"):
         decoder.forward(_tokens(1, 5), cache)
-    assert cache.length == 0
-    with pytest.raises(UsageError, match="batch of 2"):
+    assert cache.lengths.tolist() == [0]
+    with pytest.raises(UsageError, match="a cache of 1 slots got 2 rows"):
         decoder.forward(_tokens(2, 2), cache)
-    with pytest.raises(UsageError, match="padding"):
-        decoder.new_cache(4, batch=2, padding=np.array([1]))
 
 
 def test_cache_truncated_and_grown() -> None:
     decoder, tokens = _decoder("window"), _tokens(1, 12)
     cache: Cache = decoder.new_cache(8)
     decoder.forward(_tokens(1, 8) * 0, cache)
-    cache.truncate(0)
+    cache.truncate(0, 0)
     decoder.forward(tokens[:, :6], cache)
-    cache.truncate(4)
+    cache.truncate(0, 4)
     grown = cache.grown(12)
     _close(decoder.forward(tokens[:, 4:], grown), decoder.forward(tokens)[:, 4:])
-    with pytest.raises(UsageError, match="cannot be cut"):
-        cache.truncate(9)
+    with pytest.raises(UsageError, match="filled to 4 cannot be cut to 9"):
+        cache.truncate(0, 9)
+    with pytest.raises(UsageError, match="3 positions cannot hold 4"):
+        cache.grown(3)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_slots_of_different_lengths_equal_each_sequence_alone(name: str) -> None:
+    decoder = _decoder(name)
+    alone = decoder.forward(sequences(TINY.vocab)).numpy()
+    for sequence, position, logits in run_slots(decoder):
+        np.testing.assert_allclose(logits, alone[sequence, position], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 100])
+def test_prefill_gives_each_rows_last_token(chunk: int) -> None:
+    decoder, tokens = _decoder("one-layer-slides"), _tokens(3, 9)
+    slots, counts = np.array([3, 0, 1]), np.array([5, 9, 1])
+    cache = decoder.new_cache(9, batch=4)
+    last = decoder.prefill(tokens, cache, slots=slots, counts=counts, chunk=chunk)
+    _close(last, decoder.forward(tokens)[np.arange(3), counts - 1])
+    assert cache.lengths.tolist() == [9, 1, 0, 5]
+    after = decoder.prefill(tokens[:1, 5:6], cache, slots=np.array([3]))
+    _close(after, decoder.forward(tokens[:1, :6])[:, -1])
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"slots": np.array([0, 3])}, r"distinct and lie in 0\.\.2, found \[0, 3\]"),
+        ({"slots": np.array([-1, 0])}, "distinct and lie in"),
+        ({"slots": np.array([1, 1])}, "distinct and lie in"),
+        ({"slots": np.array([1])}, "slots must be 2 integers, one a row"),
+        ({"slots": np.array([0.0, 1.0])}, "slots must be 2 integers"),
+        ({"slots": np.array([0, 1]), "counts": np.array([0, 4])}, r"counts must lie in 1\.\.4, .* found \[0, 4\]"),
+        ({"slots": np.array([0, 1]), "counts": np.array([1, 5])}, "counts must lie in"),
+        ({"slots": np.array([0, 1]), "counts": np.array([[1, 2]])}, "counts must be 2 integers"),
+        ({"slots": np.array([0, 2])}, "6 positions cannot hold 7"),
+        ({}, "a cache of 3 slots got 2 rows"),
+    ],
+)
+def test_bad_slots_and_counts(options: dict[str, np.ndarray], match: str) -> None:
+    decoder = _decoder("full")
+    cache = decoder.new_cache(6, batch=3)
+    decoder.forward(_tokens(1, 3), cache, slots=np.array([2]))
+    for call in (decoder.forward, decoder.prefill):
+        with pytest.raises(UsageError, match=match):
+            call(_tokens(2, 4), cache, **options)
+    assert cache.lengths.tolist() == [0, 0, 3]
+
+
+def test_slots_need_a_cache_and_caches_know_their_slots() -> None:
+    decoder = _decoder("full")
+    for options in ({"slots": np.array([0])}, {"counts": np.array([1])}):
+        with pytest.raises(UsageError, match="need a cache"):
+            decoder.forward(_tokens(1, 2), **options)
+    with pytest.raises(UsageError, match=r"slots lie in 0\.\.1, found 2"):
+        decoder.new_cache(4, batch=2).truncate(2, 0)
 
 
 def test_loading_reports_and_refuses_layouts() -> None:
