@@ -17,10 +17,10 @@ struct Tile {
 
 // from [kLanes][Group] to lanes [Group]
 template <int Group, class Change>
-LANES_INLINE void to_lanes(const float (&from)[kLanes][Group], Floats *to, const Change &change) {
+BITSMITH_INLINE void to_lanes(const float (&from)[kLanes][Group], Floats *to, const Change &change) {
   for (int at = 0; at < Group; at += kLanes) {
     Floats square[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) square[lane] = load(&from[lane][at]);
+    for (int lane = 0; lane < kLanes; ++lane) square[lane] = load<Floats>(&from[lane][at]);
     transpose(square);
     for (int i = 0; i < kLanes; ++i) to[at + i] = change(square[i]);
   }
