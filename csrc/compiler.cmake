@@ -1,16 +1,17 @@
-# What the compiler can do: all that the core needs, or a message that says what to do; and the instruction sets, ISAS,
-# with the flags of each in FLAGS_<isa>. Code and the environment variable BITSMITH_ISA know them by these names (isa.h).
+# Asks the compiler what it can do. A compiler that cannot build the core ends the build with a message that says what
+# to do. ISAS becomes the list of instruction sets, FLAGS_<isa> the flags of each. The code (isa.h) and the environment
+# variable BITSMITH_ISA know them by the same names.
 include(CheckCXXSourceCompiles)
 
 set(NEEDED "GCC 9, Clang 11 or Apple Clang 13, or newer")
-set(CURE "Install one, or name one that is there: CXX=g++-12 pip install -v --force-reinstall --no-deps --no-cache-dir .\
- Without, bitsmith works all the same, slower.")
+set(CURE "Install one of them. If one is there under another name, give the name: CXX=g++-12 pip install -v\
+ --force-reinstall --no-deps --no-cache-dir . bitsmith works without the core too, but slower.")
 set(FOUND "${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION} (${CMAKE_CXX_COMPILER})")
 if(NOT CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang" OR CMAKE_CXX_SIMULATE_ID STREQUAL "MSVC")
   message(FATAL_ERROR "bitsmith's C++ core needs ${NEEDED}; found ${FOUND}. ${CURE}")
 endif()
 
-# Whether a program compiles with these flags. It is not linked, so that cross compilers answer too.
+# Whether a program compiles with these flags. It is not linked, so that this works with cross compilers too.
 function(compiles result flags program)
   set(CMAKE_REQUIRED_FLAGS "${CMAKE_REQUIRED_FLAGS} ${flags}")
   set(CMAKE_REQUIRED_QUIET ON)
@@ -19,7 +20,7 @@ function(compiles result flags program)
   set(${result} "${${result}}" PARENT_SCOPE)
 endfunction()
 
-# C++17, and the vectors of vectors.h: choosing lane by lane, converting, picking lanes
+# C++17, and what vectors.h does with vectors: choosing by lanes, converting, picking lanes
 compiles(HAS_VECTORS "" "
   #include <atomic>
   #include <optional>
@@ -51,7 +52,7 @@ endif()
 set(ISAS generic)
 set(FLAGS_generic "")
 
-# Adds an instruction set if the compiler, and the assembler behind it, know it.
+# Adds an instruction set, if the compiler and its assembler know it.
 macro(add_isa name flags program)
   string(TOUPPER HAS_${name} known)
   compiles(${known} "${flags}" "${program}")
@@ -59,7 +60,8 @@ macro(add_isa name flags program)
     list(APPEND ISAS ${name})
     separate_arguments(FLAGS_${name} UNIX_COMMAND "${flags}")
   else()
-    message(WARNING "bitsmith's C++ core is built without ${name}, which ${FOUND} does not know; processors that have it will be slower than they could be. A newer compiler cures this.")
+    message(WARNING "${FOUND} cannot compile ${name}. bitsmith's C++ core is built without it, and is slower on "
+                    "processors that have it. Install a newer compiler to have it.")
   endif()
 endmacro()
 

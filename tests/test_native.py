@@ -30,6 +30,7 @@ def test_a_missing_core_is_noted_once_beside_clean_output(tiny: Path, tmp_path: 
     (note,) = done.stderr.splitlines()
     assert note.startswith("Note: ")
     assert "C++ core" in note
+    assert "pip install" in note
     silent = run(CLI, *words, BITSMITH_NATIVE="0")
     assert (silent.returncode, silent.stderr) == (0, "")
 
@@ -38,6 +39,8 @@ def test_turned_off() -> None:
     done = run("from bitsmith import native; print(native.core(), native.missing())", BITSMITH_NATIVE="0")
     assert done.stdout.startswith("None ")
     assert "BITSMITH_NATIVE=0" in done.stdout
+    done = run("from bitsmith import native; print(native.cure())", BITSMITH_NATIVE="0")
+    assert "unset" in done.stdout
 
 
 def test_a_build_named_by_its_path() -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
-CURE = "to have it, install a C++17 compiler, then bitsmith again with pip's --force-reinstall --no-cache-dir"
-
 
 def note_missing_core() -> None:
     """One line on stderr where this installation has no core; nothing where BITSMITH_NATIVE=0 wants none."""
     from bitsmith import native
 
     if native.core() is None and os.environ.get("BITSMITH_NATIVE") != "0":
-        sys.stderr.write(f"Note: {native.missing()}, so this is slow; {CURE}.\n")
+        sys.stderr.write(f"Note: {native.missing()}, so this is slow; {native.cure()}\n")

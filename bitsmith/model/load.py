@@ -13,7 +13,7 @@ from bitsmith.machine import cores
 from bitsmith.model.language_model import LanguageModel
 from bitsmith.model.memory import available_memory
 from bitsmith.model.weights import weight_reader
-from bitsmith.native import core, missing
+from bitsmith.native import core, cure, missing
 from bitsmith.progress import Report, silent
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def choose_kernel(checkpoint: Checkpoint, wanted: str | None, *, default: str) -
         why = "" if wanted else f"{missing()}, so "
         raise UsageError(f"{why}running a model needs torch: pip install 'bitsmith[torch]'.")
     if core() is None:
-        raise UsageError(f"--kernel {wanted}: {missing()}; reinstall bitsmith where a C++ compiler is.")
+        raise UsageError(f"--kernel {wanted}: {missing()}; {cure()}")
     obstacle = _obstacle(checkpoint)
     if obstacle is None:
         return wanted or default
