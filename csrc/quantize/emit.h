@@ -1,4 +1,4 @@
-// One ggml block, row-major: the nearest codes for its parameters, what was lost, the packed bytes.
+// One ggml block of a row: its nearest codes, what they lose, and the packed bytes.
 #pragma once
 
 #include "one_level.h"

@@ -5,9 +5,9 @@
 namespace bitsmith::quantize::BITSMITH_ISA {
 namespace {
 
-constexpr float kLargest = 1e15f;  // weights beyond count as this in the search: LARGEST of fit.py
+constexpr float kLargest = 1e15f;  // the search takes larger weights for this: LARGEST of fit.py
 
-// Up to kLanes groups: their weights row by row, and side by side as the search wants them.
+// Up to kLanes groups. rows: their weights, group by group. x, weight: lane i holds group i, as the search wants it.
 template <int Group>
 struct Tile {
   alignas(64) float rows[kLanes][Group];

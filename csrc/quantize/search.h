@@ -1,4 +1,5 @@
-// Searches for the scale and offset of one block a lane; the functions of the same names in fit.py, to the bit.
+// Searches for scales and offsets. Each lane holds one block. fit.py has functions of the same names; results are equal
+// to the bit.
 #pragma once
 
 #include <vector>
@@ -74,7 +75,7 @@ BITSMITH_INLINE Floats minimum(const Floats *x) {
   return low;
 }
 
-// The one of largest magnitude, the positive of two.
+// The one of largest magnitude; of two equal ones, the positive.
 BITSMITH_INLINE Floats extreme_of(Floats high, Floats low) { return high >= -low ? high : low; }
 
 template <class L, int N, bool W>
@@ -102,13 +103,13 @@ struct Pair {
   Floats scale, offset, score;
 };
 
-// Solves min sum w (u - s l - m)^2 for given levels l; the sums that do not depend on l are kept.
+// Finds s and m that minimise the sum of w (u - s l - m)^2 for given levels l. Holds the sums that do not depend on l.
 template <int N, bool W>
 struct LeastSquaresPair {
   const Floats *unit, *weighted, *weight;
   Floats total, first, limit;
 
-  // From the three sums that do; limited: offsets must not exceed the limit.
+  // From the three sums that depend on l. Limited: the offset may not exceed the limit.
   template <bool Limited>
   BITSMITH_INLINE Pair solve(Floats cross, Floats mass, Floats square) const {
     const Floats determinant = inverse(total * square - mass * mass);

@@ -31,12 +31,12 @@ void read_rows(const HeadRows &rows, int first, int count, int width, float *out
   }
 }
 
-// The softmax of some rows, as it grows block by block.
+// The softmax of one row so far: its largest score, and the sum of its weights.
 struct Running {
   float largest, total;
 };
 
-// Scores of one row in a block of keys become weights; what was summed before is worth `returned` times as much now.
+// Turns the scores of one row in a block of keys into weights. Returns the factor for what was summed before.
 float soften(float *scores, int from, int to, float scale, Running &row) {
   float most = row.largest;
   for (int j = from; j < to; ++j) {

@@ -11,7 +11,7 @@ namespace {
 constexpr int kDepth = 512;  // columns of a strip: 32 KB for two of them
 constexpr int kTile = 12;    // input rows whose sums stay in registers
 
-// 16 rows at most as [cols / 2, 16, 2] bfloat16; rows that are not there are zero.
+// Turns 16 rows at most into bfloat16 [cols / 2, 16, 2]. Missing rows are zero.
 void to_strip(const FloatRows &w, int first, int rows, int col, int depth, uint32_t *strip) {
   const uint8_t *p = w.data + (static_cast<size_t>(first) * w.cols + col) * 2;
   const size_t bytes = static_cast<size_t>(w.cols) * 2;

@@ -6,7 +6,7 @@
 namespace bitsmith::BITSMITH_ISA {
 namespace {
 
-constexpr int kAhead = 16384;  // bytes fetched ahead, which processors do not do so far for four rows at once
+constexpr int kAhead = 16384;  // bytes fetched ahead: for four rows at once, processors do not look so far
 
 template <FloatType type>
 constexpr int kSize = type == FloatType::f32 ? 4 : 2;
@@ -55,7 +55,7 @@ BITSMITH_INLINE void dots(const uint8_t *p, size_t bytes, int cols, const float 
     for (int r = 0; r < R; ++r) y[r] += one<type>(p + r * bytes + static_cast<size_t>(k) * kSize<type>) * x[k];
 }
 
-// 16 rows at most, columns col.. of them turned into a strip; rows that are not there are zero.
+// Turns columns from `col` on, of 16 rows at most, into a strip. Missing rows are zero.
 template <FloatType type>
 void to_strip(const FloatRows &w, int first, int rows, int col, int depth, float *strip) {
   const size_t bytes = static_cast<size_t>(w.cols) * kSize<type>;
@@ -89,7 +89,7 @@ void floats_row(const FloatRows &w, int first, int count, const float *x, float 
 void floats_rows(const FloatRows &w, int first, int count, const Rows &x, float *y, size_t stride) {
   constexpr int kDepth = 192;
   float *strips = scratch<float, 4>(2 * kDepth * 16);
-  // sums of whole vectors; the output may have fewer columns
+  // strips have 32 columns; the output may have fewer
   float *sums = scratch<float, 10>(static_cast<size_t>(x.count) * 32);
   std::fill(sums, sums + static_cast<size_t>(x.count) * 32, 0.0f);
   for (int col = 0; col < w.cols; col += kDepth) {

@@ -1,4 +1,4 @@
-// One rounded row times panels: bound by the memory's bandwidth, so words are unpacked in registers.
+// One rounded row times panels. The memory's bandwidth bounds it, so words are unpacked in registers.
 #include <algorithm>
 
 #include "dot.h"
@@ -25,7 +25,7 @@ BITSMITH_INLINE Ints start(int32_t negated) {
     return splat(negated * (1 << T::kZero));
 }
 
-// Products of columns 4 j .. of a run, first <= j < last.
+// Products of a run, of the columns from 4 * first up to 4 * last.
 template <class T>
 BITSMITH_INLINE Ints dot(Ints acc, const uint8_t *p, int run, const FineBlock &x, int first, int last) {
   Ints upper{};
@@ -38,7 +38,7 @@ BITSMITH_INLINE Ints dot(Ints acc, const uint8_t *p, int run, const FineBlock &x
   return acc + (upper << 7);
 }
 
-// One block of L rows: the value it adds to each row's sum. x: the inputs of its runs.
+// What one block of kLanes rows adds to each row's sum. x: the inputs of its runs.
 template <class T>
 BITSMITH_INLINE Floats block(const uint8_t *p, const uint8_t *half, const FineBlock *x) {
   constexpr int kRuns = layout_of(T::kType).weights / 32;
@@ -83,7 +83,7 @@ void rows_of(const PanelRows &w, int first, int count, const FineBlock *x, float
     const uint8_t *half = p + static_cast<size_t>(blocks) * layout.words * 64;
     Floats sums[kGroups] = {};
     for (int at = 0; at < blocks; ++at) {
-      // the words of a block are not read in order, which processors do not foresee
+      // fetched by hand: words of a block are not read in order, and processors do not foresee that
       for (int word = 0; word < layout.words; ++word) __builtin_prefetch(p + kAhead + 64 * word);
 #pragma GCC unroll kUnrolled
       for (int g = 0; g < kGroups; ++g)

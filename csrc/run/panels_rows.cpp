@@ -1,4 +1,4 @@
-// Many rows times panels: bound by arithmetic, so panels are unpacked once, into the first-level cache, for all rows.
+// Many rows times panels. Arithmetic bounds it, so panels are unpacked once for all rows, into the first-level cache.
 #include <algorithm>
 
 #include "dot.h"
@@ -12,7 +12,8 @@ constexpr int kDepth = 512;  // columns unpacked at a time: 16 KB of codes for t
 constexpr int kTile = 4;     // input rows whose sums stay in registers
 constexpr int kGroups = kPanelRows / kLanes;
 
-// Codes times integer scales still fit a byte: 3 * 15. All columns of a block then share a scale.
+// Whether codes are multiplied by their integer scales: 3 * 15 still fits a byte. All columns of a block then share one
+// scale.
 template <class T>
 constexpr bool kMultiplied = T::kType == PanelType::q2_k;
 
@@ -64,8 +65,8 @@ void unpack(const PanelRows &w, int panel, int col, int cols, const Strip &out) 
   }
 }
 
-// What one tile needs to know of its type, at compile time: columns that share a scale, and a low; whether sums begin
-// with what the added zero takes.
+// What a tile knows of its type at compile time. sub, low_sub: columns that share a scale, or a low. corrected: sums
+// begin with what the number added to the codes must be paid back with.
 template <int sub, int low_sub, bool affine, bool wide, bool corrected>
 struct Kind {
   static constexpr int kSub = sub, kLowSub = low_sub;
@@ -83,8 +84,9 @@ BITSMITH_INLINE float value(const Strip &strip, int k, int r) {
   return T::kAffine ? scaled - strip.lows[k / T::kSub * 16 + r] : scaled;
 }
 
-// y[row][lanes] (+)= over `runs` runs of 32 columns; P vectors of rows times R input rows.
-// x: the first run of the first row, rows `blocks` apart; strips: of these rows, a panel `kStrip` behind the other
+// Products of P vectors of rows with R input rows, over `runs` runs of 32 columns. They are added to y, or replace it.
+// x: the first run of the first input row; the next row is `blocks` further. strip: the second panel lies kDepth
+// columns behind the first.
 template <class K, int P, int R>
 BITSMITH_INLINE void tile(const Strip &strip, const RoundedBlock *x, size_t blocks, int runs, int zero, bool add,
                           float *y, size_t stride) {

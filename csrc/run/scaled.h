@@ -1,17 +1,17 @@
-// 32 numbers in the steps that int8 codes count, as products and caches take them.
+// Blocks of 32 numbers, scaled so that rounding gives int8 codes. Products and caches take them.
 #pragma once
 
 #include "vectors.h"
 
 namespace bitsmith::BITSMITH_ISA {
 
-// The largest takes 127.
+// values: between -127 and 127; the number of largest magnitude is at one end. step: what a code of 1 means
 struct Scaled {
   Floats values[32 / kLanes];
   float step;
 };
 
-// The step of NaN and infinities is NaN, so that they do not vanish in the rounding; their codes are bounded.
+// If a number is NaN or infinite, the step is NaN, so that rounding does not hide it. `max` takes NaN to -127.
 BITSMITH_INLINE Scaled scaled(const float *x) {
   Scaled out;
   Floats most{}, total{};

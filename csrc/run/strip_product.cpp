@@ -14,7 +14,7 @@ BITSMITH_INLINE void tile(const float *x, size_t x_stride, int depth, const floa
 #pragma GCC unroll 12
   for (int i = 0; i < R; ++i)
     for (int p = 0; p < P; ++p) sums[i][p] = load<Floats>(y + i * stride + kLanes * p);
-  // three rows a pointer: their places are within reach of the processor's addressing
+  // one pointer for three rows: the processor's addressing reaches all three from it
   const float *in[(R + 2) / 3];
   for (int i = 0; i < R; i += 3) in[i / 3] = x + i * x_stride;
   const float *first = strips[0], *second = strips[P - 1];

@@ -1,7 +1,7 @@
-// What the words of a block mean, type by type: codes, integer scales and mins of 16 (or kLanes) rows at once.
+// What the words of a block mean for each type: codes, integer scales and mins, of kLanes rows at once.
 //
 // Layouts: ggml-quants.h and `dequantize_row_*` of llama.cpp. Columns of a block come in runs of 32; `codes(p, run, j)`
-// are columns 4 j .. 4 j + 3 of a run, one byte each, offset by kZero so that none is negative.
+// are columns 4 j .. 4 j + 3 of a run, one byte each. What is added to a code keeps it from being negative.
 //
 //   kSub      columns that share an integer scale (16 or 32); blocks of 32 have no integer scales
 //   kZero     log2 of what is added to a code's value; -1: nothing
@@ -20,11 +20,11 @@ BITSMITH_INLINE Words word(const uint8_t *p, int index) { return load<Words>(p +
 BITSMITH_INLINE Floats real(const uint8_t *p, int index) { return load<Floats>(p + 64 * index); }
 BITSMITH_INLINE Words nibbles(Words v, bool high) { return (high ? v >> 4 : v) & 0x0f0f0f0fu; }
 
-// How each type's float16 outside the words is read: p points at the words, half at the 16 float16 of the block.
+// The scale d of each type. p points at the words of a block, half at its 16 float16 outside the words.
 struct HalfScale {
   static BITSMITH_INLINE Floats d(const uint8_t *, const uint8_t *half) { return load_half(half); }
 };
-struct WordScale {  // float16 d and a second float16 (dmin, or m) in the word at kScaleWord
+struct WordScale {  // float16 d and a second float16 (dmin, or m) in one word
   static BITSMITH_INLINE Floats low(Words v) { return from_half(v & 0xffffu); }
   static BITSMITH_INLINE Floats high(Words v) { return from_half(v >> 16); }
 };
@@ -254,7 +254,7 @@ struct Nf4Codes {
 template <class Codes, int weights>
 struct GridOf : Codes, GridBlock<Codes, weights> {};
 
-// The value of a code before its scales: what `codes()` gives less what was added, but for tables of other numbers.
+// The value of a code before its scales: what `codes()` gives, less what was added. NF4 has a table of its own.
 template <class T>
 BITSMITH_INLINE float level(int code) {
   if constexpr (std::is_base_of_v<Nf4Codes, T>) return kNf4Levels.of[code];
