@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CXX_FILES := $(shell git ls-files --cached --others --exclude-standard 'csrc/*.cpp' 'csrc/*.h')
-CORE_FILES := $(CXX_FILES) csrc/CMakeLists.txt csrc/editable/CMakeLists.txt
-SANITIZED := build/sanitize
+CORE_FILES := $(CXX_FILES) csrc/CMakeLists.txt csrc/compiler.cmake csrc/editable/CMakeLists.txt
+CXX_FILES += tests/core/vectors.cpp
 
-.PHONY: demo test check format core sanitize clean
+.PHONY: demo test check format core sanitize sanitize-thread clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -37,24 +37,33 @@ check: $(VENV)/core
 	$(BIN)/ruff check bitsmith tests bench
 	$(BIN)/ruff format --check bitsmith tests bench
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/clang-format --style=file:csrc/.clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/python -m pytest -n auto
 
 format: $(VENV)/dev
 	$(BIN)/ruff format bitsmith tests bench
 	$(BIN)/ruff check --fix bitsmith tests bench
-	$(BIN)/clang-format -i $(CXX_FILES)
+	$(BIN)/clang-format --style=file:csrc/.clang-format -i $(CXX_FILES)
 
 core: $(VENV)/core
 
-# tests of the core with AddressSanitizer and UndefinedBehaviorSanitizer; Python itself leaks, so leaks are not looked for
-sanitize: $(VENV)/core
-	$(BIN)/cmake -S csrc -B $(SANITIZED) -G Ninja -DBITSMITH_SANITIZE=ON \
+# tests of the core, built to notice errors while it runs; libstdc++ is loaded early so that its exceptions are seen
+define sanitized_tests
+	$(BIN)/cmake -S csrc -B build/$@ -G Ninja -DBITSMITH_SANITIZE=$(1) \
 	    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python
-	$(BIN)/cmake --build $(SANITIZED)
-	BITSMITH_CORE="$$(ls $(abspath $(SANITIZED))/_core*.so)" ASAN_OPTIONS=detect_leaks=0 \
-	    LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	    $(BIN)/python -m pytest -p no:cacheprovider --capture=sys tests/core
+	$(BIN)/cmake --build build/$@
+	BITSMITH_CORE="$$(ls $(abspath build/$@)/_core*.so)" $(3) \
+	    LD_PRELOAD="$$($(CXX) -print-file-name=$(2)) $$($(CXX) -print-file-name=libstdc++.so)" \
+	    $(4) $(BIN)/python -m pytest -p no:cacheprovider --capture=sys tests/core
+endef
+
+# AddressSanitizer and UndefinedBehaviorSanitizer; Python itself leaks, so leaks are not looked for
+sanitize: $(VENV)/core
+	$(call sanitized_tests,address,libasan.so,ASAN_OPTIONS=detect_leaks=0)
+
+# ThreadSanitizer: the core alone, as Python and numpy are not built for it
+sanitize-thread: $(VENV)/core
+	$(call sanitized_tests,thread,libtsan.so,TSAN_OPTIONS=halt_on_error=1)
 
 clean:
 	rm -rf $(VENV) demo build dist

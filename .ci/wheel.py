@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 
 import bitsmith
-from bitsmith.system import core as native
+from bitsmith.system import core as cpp
 
-core = native.core()
-assert core is not None, native.missing()
+core = cpp.core()
+assert core is not None, cpp.missing()
 with tempfile.TemporaryDirectory() as folder:
     made = bitsmith.quantize("reference", to="q4_0", out=Path(folder) / "reference.gguf")
     print(f"{core.isas()}: {made.size:,} bytes, {made.bits_per_weight:.3f} bits per weight")

@@ -3,7 +3,52 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "isas.h"
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 namespace bitsmith {
+namespace {
+
+#if defined(__aarch64__)
+// Whether the processor multiplies signed bytes and adds four products at once.
+bool has_dot_product() {
+#if defined(__linux__)
+  constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP, which old headers do not name
+  return getauxval(AT_HWCAP) & kDotProduct;
+#elif defined(__APPLE__)
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &value, &size, nullptr, 0) == 0 && value;
+#else
+  return false;
+#endif
+}
+#endif
+
+bool runs_here(Isa isa) {
+  if (isa == Isa::generic) return true;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  bool runs = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+  if (isa >= Isa::avx512)
+    runs = runs && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (isa >= Isa::avx512vnni) runs = runs && __builtin_cpu_supports("avx512vnni");
+  if (isa >= Isa::avx512bf16) runs = runs && __builtin_cpu_supports("avx512bf16");
+  return runs && isa != Isa::dotprod;
+#elif defined(__aarch64__)
+  return isa == Isa::dotprod && has_dot_product();
+#else
+  return false;
+#endif
+}
+
+}  // namespace
 
 const char *isa_name(Isa isa) {
   switch (isa) {
@@ -11,23 +56,19 @@ const char *isa_name(Isa isa) {
     case Isa::avx512: return "avx512";
     case Isa::avx512vnni: return "avx512vnni";
     case Isa::avx512bf16: return "avx512bf16";
+    case Isa::dotprod: return "dotprod";
     default: return "generic";
   }
 }
 
 std::vector<Isa> available_isas() {
-  std::vector<Isa> found{Isa::generic};
-#ifdef BITSMITH_HAS_avx2
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-  if (avx2) found.push_back(Isa::avx2);
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512) found.push_back(Isa::avx512);
-  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-  if (vnni) found.push_back(Isa::avx512vnni);
-  if (vnni && __builtin_cpu_supports("avx512bf16")) found.push_back(Isa::avx512bf16);
-#endif
+  std::vector<Isa> found;
+  for (Isa isa : {
+#define BITSMITH_ENTRY(isa) Isa::isa,
+           BITSMITH_ISAS(BITSMITH_ENTRY)
+#undef BITSMITH_ENTRY
+       })
+    if (runs_here(isa)) found.push_back(isa);
   return found;
 }
 

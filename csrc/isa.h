@@ -6,7 +6,8 @@
 
 namespace bitsmith {
 
-enum class Isa { generic, avx2, avx512, avx512vnni, avx512bf16 };
+// Of one processor's, each contains those before it. x86-64 has the ones with avx in their names, ARM has dotprod.
+enum class Isa { generic, avx2, avx512, avx512vnni, avx512bf16, dotprod };
 
 // Those that this build has and this processor runs, poorest first.
 std::vector<Isa> available_isas();

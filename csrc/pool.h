@@ -11,8 +11,8 @@
 
 namespace bitsmith {
 
-// The caller works too. Idle workers spin for some microseconds, as loops of a forward pass follow each other closely,
-// then sleep; pieces are claimed one at a time, so that a worker whose core is busy elsewhere holds up one piece only.
+// The caller works too. Idle workers spin for some microseconds before they sleep, as loops of a forward pass follow
+// each other closely. Pieces are claimed one at a time, so that a worker whose core is busy elsewhere delays one only.
 // Where the system gives fewer threads than were asked for, those do. A forked child has none and works alone; one that
 // is forked while a loop runs must not use the pool.
 // One loop at a time: `run` is not to be called from two threads, nor from within a piece.

@@ -40,11 +40,11 @@ def test_running_imports_what_it_uses(tiny: Path, tmp_path: Path) -> None:
     bitsmith.quantize(tiny, to="q8_0", out=file)
     code = (
         "import sys\n"
-        "from bitsmith.system import core as native\n"
+        "from bitsmith.system import core as cpp\n"
         "from bitsmith.cli import main\n"
         f"sys.argv = ['bitsmith', 'run', {str(file)!r}, '--prompt', 'Once', '-n', '2']\n"
         "try:\n    main()\nexcept SystemExit as leaving:\n    assert not leaving.code\n"
         f"found = [name for name in {UNUSED} if name in sys.modules]\n"
-        "assert native.core() is None or not found, found\n"
+        "assert cpp.core() is None or not found, found\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

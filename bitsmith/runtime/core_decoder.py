@@ -1,6 +1,6 @@
 """The decoder on the C++ core: packed weights, numpy in and out, no torch.
 
-The same network as `model.decoder.Decoder`; all layers of a pass run in one call (csrc/run/model.cpp).
+The same network as `runtime.decoder.Decoder`; all layers of a pass run in one call (csrc/run/model.cpp).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SLAB_WEIGHTS = 4 << 20  # weights decoded at a time: 16 MB of float32
 
 
 class CoreCache:
-    """Keys and values, and the rotations of all positions; see `model.base.AnyCache`.
+    """Keys and values, and the rotations of all positions; see `runtime.base.AnyCache`.
 
     type: "f16", "q8_0" (blocks of 32 int8 with a float16 scale), or "f32"
     """
@@ -40,7 +40,7 @@ class CoreCache:
         magnitude = np.float32(rope_magnitude(config.rope))
         rotation = np.cos(angles) * magnitude, np.sin(angles) * magnitude
         shape = (config.layers, batch, config.kv_heads, config.head_dim, capacity)
-        self.native = _core().Cache(*shape, type, *rotation)
+        self.handle = _core().Cache(*shape, type, *rotation)
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget a slot's positions from `length` on; 0 empties it.
@@ -54,22 +54,22 @@ class CoreCache:
         if self.lengths.max() > capacity:
             raise UsageError(f"a cache of {capacity} positions cannot hold {self.lengths.max()}.")
         bigger = CoreCache(self._config, capacity, type=self._type, batch=self.batch)
-        bigger.native.copy(self.native, self.lengths)
+        bigger.handle.copy(self.handle, self.lengths)
         bigger.lengths[:] = self.lengths
         return bigger
 
 
 class CoreDecoder:
-    """See `model.base.AnyDecoder`. Everything it returns is numpy, float32.
+    """See `runtime.base.AnyDecoder`. Everything it returns is numpy, float32.
 
     cache_type: of the caches it makes, see `CoreCache`
     """
 
-    def __init__(self, config: ModelConfig, native: Any, token_bytes: int, *, cache_type: str) -> None:
+    def __init__(self, config: ModelConfig, model: Any, token_bytes: int, *, cache_type: str) -> None:
         self.config = config
         self.token_bytes = token_bytes
         self.cache_type = cache_type
-        self._native = native
+        self._model = model
 
     def new_cache(self, capacity: int, *, batch: int = 1) -> CoreCache:
         """An empty cache of `batch` slots."""
@@ -104,7 +104,7 @@ class CoreDecoder:
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """Final norm and output projection: float32 [..., hidden] -> [..., vocab]."""
-        rows: np.ndarray = self._native.logits(np.ascontiguousarray(hidden))
+        rows: np.ndarray = self._model.logits(np.ascontiguousarray(hidden))
         return rows.reshape(*hidden.shape[:-1], -1)
 
     def prefill(
@@ -121,7 +121,7 @@ class CoreDecoder:
         return self.logits(run_in_chunks(step, chunk, lambda part: self._step(part, cache), self.numpy))
 
     def _step(self, step: Step, cache: CoreCache) -> np.ndarray:
-        states: np.ndarray = self._native.hidden(step.tokens, step.slots, step.starts, step.counts, cache.native)
+        states: np.ndarray = self._model.hidden(step.tokens, step.slots, step.starts, step.counts, cache.handle)
         cache.lengths[step.slots] = step.stops
         return states
 
@@ -150,9 +150,9 @@ def load_core(
     isa: instruction set; None: the best, or the one BITSMITH_ISA names
     Raises FileError where a file ends too early.
     """
-    native = _core()
-    loader = _Loader(read, native.Pool(threads))
-    model = native.Model(
+    module = _core()
+    loader = _Loader(read, module.Pool(threads))
+    model = module.Model(
         config.hidden,
         config.heads,
         config.kv_heads,
@@ -160,7 +160,7 @@ def load_core(
         config.norm_eps,
         config.rope.interleaved,
         exact,
-        isa or native.isa(),
+        isa or module.isa(),
         loader.pool,
     )
     try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from bitsmith.models.arch.names import hf_name
 from bitsmith.models.arch.tensors import expected_tensors
 from bitsmith.runtime.types import CACHES, FLOATS, PACKED
-from bitsmith.system.core import core, missing
+from bitsmith.system.core import core, install_hint, missing
 from bitsmith.system.machine import cores
 from bitsmith.system.memory import available_memory
 from bitsmith.system.progress import Report, silent
@@ -45,7 +45,8 @@ class KernelRow:
 
     name: as in --kernel
     load: makes a checkpoint ready to run
-    missing: why this installation does not have the kernel, for an error; None where it has
+    missing: why this installation does not have the kernel; None where it has
+    advice: what the user does to have it
     obstacle: why the kernel cannot run a checkpoint; None where it can
     cache_types: of keys and values that may be asked for, the usual one first; a single one is always taken
     """
@@ -53,6 +54,7 @@ class KernelRow:
     name: str
     load: Callable[[Checkpoint, LoadOptions], LanguageModel]
     missing: Callable[[], str | None] = lambda: None
+    advice: Callable[[], str] = lambda: ""
     obstacle: Callable[[Checkpoint], str | None] = lambda checkpoint: None
     cache_types: tuple[str, ...] = ("f32",)
 
@@ -135,8 +137,8 @@ FALLBACK = "torch"  # runs every checkpoint
 KERNELS: dict[str, KernelRow] = {
     row.name: row
     for row in (
-        KernelRow("int8", _load_int8, _no_core, _core_obstacle, CACHES),
-        KernelRow("exact", _load_exact, _no_core, _core_obstacle),
+        KernelRow("int8", _load_int8, _no_core, install_hint, _core_obstacle, CACHES),
+        KernelRow("exact", _load_exact, _no_core, install_hint, _core_obstacle),
         KernelRow("torch", _load_torch, _no_torch),
     )
 }

@@ -44,7 +44,7 @@ def choose_kernel(checkpoint: Checkpoint, wanted: str | None, *, default: str) -
     if absent is not None and row is fallback:
         raise UsageError(absent)
     if absent is not None and wanted:
-        raise UsageError(f"--kernel {wanted}: {absent}; reinstall bitsmith where a C++ compiler is.")
+        raise UsageError(f"--kernel {wanted}: {absent}; {row.advice()}")
     if absent is not None:
         if fallback.missing() is not None:
             raise UsageError(f"{absent}, so {fallback.missing()}")

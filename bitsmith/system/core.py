@@ -33,6 +33,19 @@ def missing() -> str | None:
     return _loaded()[1]
 
 
+def install_hint() -> str:
+    """What the user does to have a core that is missing, for the same note."""
+    if os.environ.get("BITSMITH_CORE") == "0":
+        return "to have it, unset BITSMITH_CORE."
+    if sys.platform == "win32":
+        return "to have it, use bitsmith on Linux, WSL or macOS."
+    # csrc/compiler.cmake and pyproject.toml name the same compilers; pip's -v shows why a build fails
+    return (
+        "to have it, install GCC 9, Clang 11 or newer, then run in bitsmith's source folder: "
+        "pip install -v --force-reinstall --no-deps --no-cache-dir ."
+    )
+
+
 @cache
 def _loaded() -> tuple[ModuleType | None, str | None]:
     wanted = os.environ.get("BITSMITH_CORE", "")

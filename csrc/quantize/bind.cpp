@@ -10,35 +10,34 @@
 #include <stdexcept>
 #include <tuple>
 
-#include "../isa.h"
+#include "isa.h"
+#include "isas.h"
 #include "types.h"
 
 namespace nb = nanobind;
 
 namespace bitsmith::quantize {
 
-#define KERNELS_OF(isa)          \
+#define BITSMITH_DECLARE(isa)    \
   namespace isa {                \
   extern const Kernels kKernels; \
   }
-KERNELS_OF(generic)
-#ifdef BITSMITH_HAS_avx2
-KERNELS_OF(avx2)
-KERNELS_OF(avx512)
-#endif
+BITSMITH_FLOAT_ISAS(BITSMITH_DECLARE)
+#undef BITSMITH_DECLARE
 
 namespace {
 
 using Read = nb::ndarray<nb::ro, nb::device::cpu>;
 using Write = nb::ndarray<nb::device::cpu>;
 
+// The kernels of the richest instruction set that `isa` contains. Sets that only add integer instructions have none.
 const Kernels &kernels(Isa isa) {
-#ifdef BITSMITH_HAS_avx2
-  if (isa == Isa::avx2) return avx2::kKernels;
-  if (isa != Isa::generic) return avx512::kKernels;
-#endif
-  (void)isa;
-  return generic::kKernels;
+  const Kernels *found = &generic::kKernels;
+#define BITSMITH_TAKE(richer) \
+  if (isa >= Isa::richer) found = &richer::kKernels;
+  BITSMITH_FLOAT_ISAS(BITSMITH_TAKE)
+#undef BITSMITH_TAKE
+  return *found;
 }
 
 [[noreturn]] void refuse(const std::string &what) { throw std::invalid_argument(what); }

@@ -1,4 +1,4 @@
-// One ggml block, row-major: the nearest codes for its parameters, what was lost, the packed bytes.
+// One ggml block of a row: its nearest codes, what they lose, and the packed bytes.
 #pragma once
 
 #include "one_level.h"
@@ -10,8 +10,8 @@ namespace bitsmith::quantize::BITSMITH_ISA {
 class SquareSum {
  public:
   // Column `at` of a row and those beside it; columns before are done.
-  LANES_INLINE void add(int at, Floats a) {
-    const Doubles wide = __builtin_convertvector(a, Doubles);
+  BITSMITH_INLINE void add(int at, Floats a) {
+    const Doubles wide = convert<Doubles>(a);
     sums_[at / kLanes % (16 / kLanes)] += wide * wide;
   }
 
@@ -92,8 +92,8 @@ Stored stored(const Chosen &chosen, int lane) {
   return p;
 }
 
-LANES_INLINE void put_codes(uint8_t *code, Ints codes) {
-  const Bytes bytes = __builtin_convertvector(codes, Bytes);
+BITSMITH_INLINE void put_codes(uint8_t *code, Ints codes) {
+  const Bytes bytes = convert<Bytes>(codes);
   std::memcpy(code, &bytes, sizeof bytes);
 }
 
@@ -107,7 +107,7 @@ void emit(const Search &search, const Chosen &chosen, int lane, const float *w, 
     const Grid grid = grid_of<T>(search, chosen, lane, part);
     const Floats divisor = splat(grid.scale != 0 ? grid.scale : __builtin_inff());
     for (int i = part * kBlock; i < (part + 1) * kBlock; i += kLanes) {
-      const Floats x = load(w + i);
+      const Floats x = load<Floats>(w + i);
       const Ints codes = G::Levels::code((G::kOffset ? x - grid.offset : x) / divisor);
       put_codes(code + i, codes);
       const Floats product = G::Levels::level(codes) * grid.scale;
@@ -120,9 +120,9 @@ void emit(const Search &search, const Chosen &chosen, int lane, const float *w, 
 
 // Truncate targets >= 0 to codes; what is not finite becomes 0.
 template <int Top>
-LANES_INLINE Ints truncated(Floats t) {
+BITSMITH_INLINE Ints truncated(Floats t) {
   t = absolute(t) < __builtin_inff() ? t : Floats{};
-  return __builtin_convertvector(clip(t, 0, Top), Ints);
+  return convert<Ints>(clip(t, 0, Top));
 }
 
 // Codes from the unrounded scale, values from the stored one.
@@ -136,13 +136,13 @@ void emit_reference(const Chosen &chosen, int lane, const float *w, uint8_t *out
   p.d = f16_bits(kept[0]);
   p.m = f16_bits(kept[1]);
   for (int i = 0; i < 32; i += kLanes) {
-    const Floats x = load(w + i);
+    const Floats x = load<Floats>(w + i);
     Ints codes;
     if constexpr (T == Type::q8_0) {
       Floats t = x * inverted;
       t = absolute(t) < __builtin_inff() ? t : Floats{};
-      const Floats whole = __builtin_convertvector(__builtin_convertvector(t, Ints), Floats);
-      const Floats away = bits_to_floats(floats_to_bits(splat(1.0f)) | (floats_to_bits(t) & INT32_MIN));
+      const Floats whole = convert<Floats>(convert<Ints>(t));
+      const Floats away = as<Floats>(as<Ints>(splat(1.0f)) | (as<Ints>(t) & INT32_MIN));
       codes = truncated<255>(whole + (absolute(t - whole) >= 0.5f ? away : Floats{}) + 128.0f);
     } else if constexpr (G::kOffset) {
       constexpr int kTop = T == Type::q4_1 ? 15 : 31;

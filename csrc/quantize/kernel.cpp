@@ -5,9 +5,9 @@
 namespace bitsmith::quantize::BITSMITH_ISA {
 namespace {
 
-constexpr float kLargest = 1e15f;  // weights beyond count as this in the search: LARGEST of fit.py
+constexpr float kLargest = 1e15f;  // the search takes larger weights for this: LARGEST of fit.py
 
-// Up to kLanes groups: their weights row by row, and side by side as the search wants them.
+// Up to kLanes groups. rows: their weights, group by group. x, weight: lane i holds group i, as the search wants it.
 template <int Group>
 struct Tile {
   alignas(64) float rows[kLanes][Group];
@@ -17,10 +17,10 @@ struct Tile {
 
 // from [kLanes][Group] to lanes [Group]
 template <int Group, class Change>
-LANES_INLINE void to_lanes(const float (&from)[kLanes][Group], Floats *to, const Change &change) {
+BITSMITH_INLINE void to_lanes(const float (&from)[kLanes][Group], Floats *to, const Change &change) {
   for (int at = 0; at < Group; at += kLanes) {
     Floats square[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) square[lane] = load(&from[lane][at]);
+    for (int lane = 0; lane < kLanes; ++lane) square[lane] = load<Floats>(&from[lane][at]);
     transpose(square);
     for (int i = 0; i < kLanes; ++i) to[at + i] = change(square[i]);
   }

@@ -4,23 +4,21 @@
 // code: its index, for what is stored (halves down); level: back again
 #pragma once
 
-#include "lanes.h"
+#include "fit.h"
 
 namespace bitsmith::quantize::BITSMITH_ISA {
 
 // The integers Low .. High.
 template <int Low, int High>
 struct Integers {
-  static LANES_INLINE Floats round(Floats t) { return clip(rint(t), Low, High); }
+  static BITSMITH_INLINE Floats round(Floats t) { return clip(rint(t), Low, High); }
 
-  static LANES_INLINE Ints code(Floats t) {
+  static BITSMITH_INLINE Ints code(Floats t) {
     const Floats bounded = clip(t, Low, High), rounded = rint(bounded);
-    return __builtin_convertvector(rounded - static_cast<float>(Low), Ints) + (rounded - bounded == 0.5f);
+    return convert<Ints>(rounded - static_cast<float>(Low)) + (rounded - bounded == 0.5f);
   }
 
-  static LANES_INLINE Floats level(Ints code) {
-    return __builtin_convertvector(code, Floats) + static_cast<float>(Low);
-  }
+  static BITSMITH_INLINE Floats level(Ints code) { return convert<Floats>(code) + static_cast<float>(Low); }
 };
 
 // Sixteen ascending levels.
@@ -28,35 +26,28 @@ template <class Table>
 struct Tabled {
   static constexpr float middle(int i) { return (Table::level[i] + Table::level[i + 1]) * 0.5f; }
 
-  static LANES_INLINE Floats round(Floats t) {
+  static BITSMITH_INLINE Floats round(Floats t) {
     if constexpr (kLanes == 16 && Table::kCells) return by_cell(t);
     Floats found = splat(Table::level[0]);
     for (int i = 0; i < 15; ++i) {
       const Floats step = splat(Table::level[i + 1] - Table::level[i]);
-      found += bits_to_floats((t > splat(middle(i))) & floats_to_bits(step));
+      found += as<Floats>((t > splat(middle(i))) & as<Ints>(step));
     }
     return found;
   }
 
-  static LANES_INLINE Ints code(Floats t) {
+  static BITSMITH_INLINE Ints code(Floats t) {
     Ints found{};
     for (int i = 0; i < 15; ++i) found -= t > splat(middle(i));
     return found;
   }
 
-  static LANES_INLINE Floats level(Ints code) {
-#if defined(__AVX512F__)
-    return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(code), load(Table::level));
-#else
-    Floats found;
-    for (int i = 0; i < kLanes; ++i) found[i] = Table::level[code[i] & 15];
-    return found;
-#endif
-  }
+  static BITSMITH_INLINE Floats level(Ints code) { return look_up(Table::level, code); }
 
  private:
-  // Cells of eight from -128 hold at most one middle each: its place, and the levels on both sides. A target that is
-  // rounded into the neighbouring cell meets the same level there; the one middle on a border, -16, opens its cell.
+  // The range from -128 is cut into cells of width 8. No cell holds more than one middle between levels. For each cell:
+  // its middle, and the levels below and above it. A target that is rounded into the next cell meets the same level
+  // there. One middle, -16, lies on the border of two cells; it belongs to the upper one.
   struct Cells {
     alignas(64) float middle[32], below[32], above[32];
     constexpr Cells() : middle(), below(), above() {
@@ -71,16 +62,12 @@ struct Tabled {
     }
   };
 
-  static LANES_INLINE Floats by_cell([[maybe_unused]] Floats t) {
-#if defined(__AVX512F__)
+  static BITSMITH_INLINE Floats by_cell(Floats t) {
     static constexpr Cells cells;
     const Floats bounded = clip(t, -128.0f, 127.0f);
-    const __m512i cell = _mm512_cvttps_epi32((bounded + 128.0f) * 0.125f);
-    const auto find = [&](const float *table) { return _mm512_permutex2var_ps(load(table), cell, load(table + 16)); };
-    return bounded > find(cells.middle) ? find(cells.above) : find(cells.below);
-#else
-    return t;
-#endif
+    const Ints cell = convert<Ints>((bounded + 128.0f) * 0.125f);
+    const Ints above = bounded > look_up(cells.middle, cell);
+    return above ? look_up(cells.above, cell) : look_up(cells.below, cell);
   }
 };
 

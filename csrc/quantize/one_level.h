@@ -9,9 +9,9 @@
 namespace bitsmith::quantize::BITSMITH_ISA {
 
 template <class L, int N, bool W>
-LANES_PASS Sums<2> scale_moments(Block b, Floats scale) {
+BITSMITH_PASS Sums<2> scale_moments(Block b, Floats scale) {
   const Floats inverted = inverse(scale);
-  return tree<N>([&](int i) LANES_LAMBDA {
+  return tree<N>([&](int i) BITSMITH_INLINE_LAMBDA {
     const Floats level = L::round(b.x[i] * inverted), mass = counted<W>(level, b.weight, i);
     return Sums<2>{{mass * b.x[i], mass * level}};
   });
@@ -52,14 +52,14 @@ struct AffineBlocks {
   }
 
  private:
-  static LANES_PASS Floats round_and_sum_rest(Block b, Floats d, Floats m, Floats *level) {
+  static BITSMITH_PASS Floats round_and_sum_rest(Block b, Floats d, Floats m, Floats *level) {
     const Floats inverted = inverse(d);
     for (int i = 0; i < 32; ++i) level[i] = L::round((b.x[i] - m) * inverted);
-    return tree<32>([&](int i) LANES_LAMBDA { return counted<W>(b.x[i] - level[i] * d, b.weight, i); });
+    return tree<32>([&](int i) BITSMITH_INLINE_LAMBDA { return counted<W>(b.x[i] - level[i] * d, b.weight, i); });
   }
 
-  static LANES_PASS Sums<2> scale_sums(Block b, Floats m, const Floats *level) {
-    return tree<32>([&](int i) LANES_LAMBDA {
+  static BITSMITH_PASS Sums<2> scale_sums(Block b, Floats m, const Floats *level) {
+    return tree<32>([&](int i) BITSMITH_INLINE_LAMBDA {
       const Floats mass = counted<W>(level[i], b.weight, i);
       return Sums<2>{{mass * (b.x[i] - m), mass * level[i]}};
     });
@@ -71,7 +71,7 @@ template <int N, bool W>
 Floats choose_byte(Block b, const Search &search) {
   const int top = static_cast<int>(search.scales.size()) - 1;
   Floats largest{};
-  for (int i = 0; i < N; ++i) largest = at_least(largest, absolute(b.x[i]));
+  for (int i = 0; i < N; ++i) largest = max(absolute(b.x[i]), largest);
   largest /= 12.0f;
   Ints start;
   for (int i = 0; i < kLanes; ++i) {
@@ -96,12 +96,12 @@ Floats choose_byte(Block b, const Search &search) {
     best = better ? byte : best;
     lost = better ? found : lost;
   }
-  return __builtin_convertvector(best, Floats);
+  return convert<Floats>(best);
 }
 
-LANES_INLINE Floats largest_magnitude(const Floats *x) {
+BITSMITH_INLINE Floats largest_magnitude(const Floats *x) {
   Floats largest = absolute(x[0]);
-  for (int i = 1; i < 32; ++i) largest = at_least(largest, absolute(x[i]));
+  for (int i = 1; i < 32; ++i) largest = max(absolute(x[i]), largest);
   return largest;
 }
 
@@ -124,8 +124,8 @@ inline void reference_scale(Type type, const Floats *x, Chosen &chosen) {
   }
   Floats low = x[0], high = x[0];
   for (int i = 1; i < 32; ++i) {
-    low = at_most(low, x[i]);
-    high = at_least(high, x[i]);
+    low = min(x[i], low);
+    high = max(x[i], high);
   }
   chosen.d = (high - low) / (type == Type::q4_1 ? 15.0f : 31.0f);
   chosen.m = low;

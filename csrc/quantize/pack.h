@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "lanes.h"
+#include "fit.h"
 #include "types.h"
 
 namespace bitsmith::quantize::BITSMITH_ISA {

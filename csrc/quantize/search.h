@@ -1,4 +1,5 @@
-// Searches for the scale and offset of one block a lane; the functions of the same names in fit.py, to the bit.
+// Searches for scales and offsets. Each lane holds one block. fit.py has functions of the same names; results are equal
+// to the bit.
 #pragma once
 
 #include <vector>
@@ -7,7 +8,7 @@
 
 namespace bitsmith::quantize::BITSMITH_ISA {
 
-#define LANES_PASS __attribute__((noinline)) inline  // one pass over a block: worth a call, and compiled once
+#define BITSMITH_PASS __attribute__((noinline)) inline  // one pass over a block: worth a call, and compiled once
 
 // x, weight: [N] lanes; weight is read where W says so.
 struct Block {
@@ -15,30 +16,30 @@ struct Block {
 };
 
 template <bool W>
-LANES_INLINE Floats counted(Floats a, const Floats *weight, int i) {
+BITSMITH_INLINE Floats counted(Floats a, const Floats *weight, int i) {
   if constexpr (W) return a * weight[i];
   return a;
 }
 
 template <int N, bool W>
-LANES_INLINE Floats weight_sum(Block b) {
+BITSMITH_INLINE Floats weight_sum(Block b) {
   if constexpr (W) return tree<N>([&](int i) { return b.weight[i]; });
-  return splat(N);
+  return splat(static_cast<float>(N));
 }
 
 template <class L, int N, bool W>
-LANES_PASS Floats grid_error(Block b, Floats scale) {
+BITSMITH_PASS Floats grid_error(Block b, Floats scale) {
   const Floats inverted = inverse(scale);
-  return tree<N>([&](int i) LANES_LAMBDA {
+  return tree<N>([&](int i) BITSMITH_INLINE_LAMBDA {
     const Floats lost = L::round(b.x[i] * inverted) * scale - b.x[i];
     return counted<W>(lost * lost, b.weight, i);
   });
 }
 
 template <class L, int N, bool W>
-LANES_PASS Floats grid_error(Block b, Floats scale, Floats offset) {
+BITSMITH_PASS Floats grid_error(Block b, Floats scale, Floats offset) {
   const Floats inverted = inverse(scale);
-  return tree<N>([&](int i) LANES_LAMBDA {
+  return tree<N>([&](int i) BITSMITH_INLINE_LAMBDA {
     const Floats lost = L::round((b.x[i] - offset) * inverted) * scale + offset - b.x[i];
     return counted<W>(lost * lost, b.weight, i);
   });
@@ -50,9 +51,9 @@ struct ScaleScore {
 
 // The best scale for the levels that unit * step rounds to, and the error it takes away.
 template <class L, int N, bool W>
-LANES_PASS ScaleScore least_squares_scale(const Floats *unit, const Floats *weighted, const Floats *weight,
-                                          Floats step) {
-  const auto sums = tree<N>([&](int i) LANES_LAMBDA {
+BITSMITH_PASS ScaleScore least_squares_scale(const Floats *unit, const Floats *weighted, const Floats *weight,
+                                             Floats step) {
+  const auto sums = tree<N>([&](int i) BITSMITH_INLINE_LAMBDA {
     const Floats level = L::round(unit[i] * step);
     return Sums<2>{{weighted[i] * level, counted<W>(level * level, weight, i)}};
   });
@@ -61,21 +62,21 @@ LANES_PASS ScaleScore least_squares_scale(const Floats *unit, const Floats *weig
 }
 
 template <int N>
-LANES_INLINE Floats maximum(const Floats *x) {
+BITSMITH_INLINE Floats maximum(const Floats *x) {
   Floats high = x[0];
-  for (int i = 1; i < N; ++i) high = at_least(high, x[i]);
+  for (int i = 1; i < N; ++i) high = max(x[i], high);
   return high;
 }
 
 template <int N>
-LANES_INLINE Floats minimum(const Floats *x) {
+BITSMITH_INLINE Floats minimum(const Floats *x) {
   Floats low = x[0];
-  for (int i = 1; i < N; ++i) low = at_most(low, x[i]);
+  for (int i = 1; i < N; ++i) low = min(x[i], low);
   return low;
 }
 
-// The one of largest magnitude, the positive of two.
-LANES_INLINE Floats extreme_of(Floats high, Floats low) { return high >= -low ? high : low; }
+// The one of largest magnitude; of two equal ones, the positive.
+BITSMITH_INLINE Floats extreme_of(Floats high, Floats low) { return high >= -low ? high : low; }
 
 template <class L, int N, bool W>
 Floats search_scale(Block b, const std::vector<float> &targets) {
@@ -102,15 +103,15 @@ struct Pair {
   Floats scale, offset, score;
 };
 
-// Solves min sum w (u - s l - m)^2 for given levels l; the sums that do not depend on l are kept.
+// Finds s and m that minimise the sum of w (u - s l - m)^2 for given levels l. Holds the sums that do not depend on l.
 template <int N, bool W>
 struct LeastSquaresPair {
   const Floats *unit, *weighted, *weight;
   Floats total, first, limit;
 
-  // From the three sums that do; limited: offsets must not exceed the limit.
+  // From the three sums that depend on l. Limited: the offset may not exceed the limit.
   template <bool Limited>
-  LANES_INLINE Pair solve(Floats cross, Floats mass, Floats square) const {
+  BITSMITH_INLINE Pair solve(Floats cross, Floats mass, Floats square) const {
     const Floats determinant = inverse(total * square - mass * mass);
     Floats scale = (total * cross - first * mass) * determinant;
     Floats offset = (square * first - mass * cross) * determinant;
@@ -126,8 +127,8 @@ struct LeastSquaresPair {
 
   // For the levels of (unit - start) * step.
   template <class L, bool Limited, bool Shifted>
-  LANES_PASS Pair attempt(Floats step, Floats start) const {
-    const auto sums = tree<N>([&](int i) LANES_LAMBDA {
+  BITSMITH_PASS Pair attempt(Floats step, Floats start) const {
+    const auto sums = tree<N>([&](int i) BITSMITH_INLINE_LAMBDA {
       const Floats level = L::round((Shifted ? unit[i] - start : unit[i]) * step);
       const Floats mass = counted<W>(level, weight, i);
       return Sums<3>{{weighted[i] * level, mass, mass * level}};
@@ -143,7 +144,7 @@ Pair search_affine(Block b, const std::vector<float> &targets) {
   Floats unit[N], product[W ? N : 1];
   Floats low = minimum<N>(b.x);
   const Floats high = maximum<N>(b.x);
-  if constexpr (Limited) low = at_most(low, Floats{});
+  if constexpr (Limited) low = min(Floats{}, low);
   const Floats extent = high - low, inverted = inverse(extent);
   for (int i = 0; i < N; ++i) {
     unit[i] = (b.x[i] - low) * inverted;
@@ -152,7 +153,7 @@ Pair search_affine(Block b, const std::vector<float> &targets) {
   const Floats *weighted = W ? product : unit;
   const Floats first = tree<N>([&](int i) { return weighted[i]; });
   const LeastSquaresPair<N, W> pair{unit, weighted, b.weight, weight_sum<N, W>(b), first, (0.0f - low) * inverted};
-  Pair best = pair.template attempt<L, Limited, false>(splat(Top), Floats{});
+  Pair best = pair.template attempt<L, Limited, false>(splat(static_cast<float>(Top)), Floats{});
   const auto keep = [&](const Pair &found) {
     const Ints better = found.score > best.score;
     best = {better ? found.scale : best.scale, better ? found.offset : best.offset, better ? found.score : best.score};

@@ -117,16 +117,16 @@ struct AffineK {
   }
 
   // The mean code.
-  static LANES_PASS Floats middle(Block b, Floats scale, Floats offset) {
+  static BITSMITH_PASS Floats middle(Block b, Floats scale, Floats offset) {
     const Floats inverted = inverse(scale);
-    const Floats sum =
-        tree<N>([&](int i) LANES_LAMBDA { return counted<W>(L::round((b.x[i] - offset) * inverted), b.weight, i); });
+    const Floats sum = tree<N>(
+        [&](int i) BITSMITH_INLINE_LAMBDA { return counted<W>(L::round((b.x[i] - offset) * inverted), b.weight, i); });
     return sum / weight_sum<N, W>(b);
   }
 
-  static LANES_PASS Sums<4> moments(Block b, Floats scale, Floats offset) {
+  static BITSMITH_PASS Sums<4> moments(Block b, Floats scale, Floats offset) {
     const Floats inverted = inverse(scale);
-    return tree<N>([&](int i) LANES_LAMBDA {
+    return tree<N>([&](int i) BITSMITH_INLINE_LAMBDA {
       const Floats level = L::round((b.x[i] - offset) * inverted);
       const Floats mass = counted<W>(level, b.weight, i), weighted = counted<W>(b.x[i], b.weight, i);
       return Sums<4>{{mass * level, mass, weighted * level, weighted}};
@@ -214,9 +214,9 @@ struct SymmetricK {
     }
   }
 
-  static LANES_PASS Sums<2> moments(Block b, Floats scale) {
+  static BITSMITH_PASS Sums<2> moments(Block b, Floats scale) {
     const Floats inverted = inverse(scale);
-    return tree<N>([&](int i) LANES_LAMBDA {
+    return tree<N>([&](int i) BITSMITH_INLINE_LAMBDA {
       const Floats level = L::round(b.x[i] * inverted), mass = counted<W>(level, b.weight, i);
       return Sums<2>{{mass * b.x[i], mass * level}};
     });

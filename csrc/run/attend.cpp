@@ -20,23 +20,23 @@ void read_rows(const HeadRows &rows, int first, int count, int width, float *out
   const uint8_t *p = rows.data + first * bytes;
   if (rows.type == CacheType::f32) std::memcpy(out, p, count * bytes);
   if (rows.type == CacheType::f16)
-    for (int i = 0; i < count * width; i += L) store(out + i, load_half(p + 2 * i));
+    for (int i = 0; i < count * width; i += kLanes) store(out + i, load_half(p + 2 * i));
   if (rows.type != CacheType::q8_0) return;
   for (int block = 0; block < count * width / 32; ++block, p += 34) {
     uint16_t bits;
     std::memcpy(&bits, p, 2);
-    const F scale = from_half(U{} + bits);
-    for (int i = 0; i < 32; i += L)
-      store(out + 32 * block + i, to_float(__builtin_convertvector(load<S8>(p + 2 + i), I)) * scale);
+    const Floats scale = from_half(Words{} + bits);
+    for (int i = 0; i < 32; i += kLanes)
+      store(out + 32 * block + i, convert<Floats>(convert<Ints>(load<SignedBytes>(p + 2 + i))) * scale);
   }
 }
 
-// The softmax of some rows, as it grows block by block.
+// The softmax of one row so far: its largest score, and the sum of its weights.
 struct Running {
   float largest, total;
 };
 
-// Scores of one row in a block of keys become weights; what was summed before is worth `returned` times as much now.
+// Turns the scores of one row in a block of keys into weights. Returns the factor for what was summed before.
 float soften(float *scores, int from, int to, float scale, Running &row) {
   float most = row.largest;
   for (int j = from; j < to; ++j) {
@@ -47,9 +47,9 @@ float soften(float *scores, int from, int to, float scale, Running &row) {
   row.largest = most;
   std::fill(scores, scores + from, -INFINITY);
   std::fill(scores + to, scores + kKeys, -INFINITY);
-  F total{};
-  for (int j = 0; j < kKeys; j += L) {
-    const F weight = exponential(load<F>(scores + j) - most);
+  Floats total{};
+  for (int j = 0; j < kKeys; j += kLanes) {
+    const Floats weight = exponential(load<Floats>(scores + j) - most);
     store(scores + j, weight);
     total += weight;
   }
@@ -113,9 +113,9 @@ void mix(const Block &block, const float (*weights)[kKeys], int n, float *sums) 
   }
   for (int i = 0; i < n; ++i)
     for (int j = 0; j < block.count; ++j)
-      for (size_t d = 0; d < width; d += L) {
+      for (size_t d = 0; d < width; d += kLanes) {
         float *out = sums + i * width + d;
-        store(out, fma(broadcast(weights[i][j]), load<F>(block.values + j * width + d), load<F>(out)));
+        store(out, fma(splat(weights[i][j]), load<Floats>(block.values + j * width + d), load<Floats>(out)));
       }
 }
 
@@ -127,14 +127,15 @@ int lowest(const Attention &task, int query) { return task.window ? std::max(0, 
 void keep(const float *x, int width, CacheType type, uint8_t *row) {
   if (type == CacheType::f32) std::memcpy(row, x, width * sizeof(float));
   if (type == CacheType::f16)
-    for (int i = 0; i < width; i += L) store_half(row + 2 * i, load<F>(x + i));
+    for (int i = 0; i < width; i += kLanes) store_half(row + 2 * i, load<Floats>(x + i));
   if (type != CacheType::q8_0) return;
   for (int block = 0; block < width / 32; ++block, row += 34) {
     const Scaled in = scaled(x + 32 * block);
-    uint16_t halves[L];
-    store_half(halves, broadcast(in.step));
+    uint16_t halves[kLanes];
+    store_half(halves, splat(in.step));
     std::memcpy(row, halves, 2);
-    for (int i = 0; i < 32 / L; ++i) store_codes(reinterpret_cast<int8_t *>(row) + 2 + L * i, nearest(in.values[i]));
+    for (int i = 0; i < 32 / kLanes; ++i)
+      store_codes(reinterpret_cast<int8_t *>(row) + 2 + kLanes * i, rint_to_ints(in.values[i]));
   }
 }
 
@@ -171,7 +172,7 @@ void attend(const Attention &task) {
         const float kept = soften(scores[i], from, to, scale, running[row]);
         float *out = sums + static_cast<size_t>(row) * width;
         if (kept != 1.0f)
-          for (int d = 0; d < width; d += L) store(out + d, load<F>(out + d) * kept);
+          for (int d = 0; d < width; d += kLanes) store(out + d, load<Floats>(out + d) * kept);
       }
       mix(block, scores, n, sums + static_cast<size_t>(tile) * width);
     }

@@ -11,7 +11,7 @@ namespace {
 constexpr int kDepth = 512;  // columns of a strip: 32 KB for two of them
 constexpr int kTile = 12;    // input rows whose sums stay in registers
 
-// 16 rows at most as [cols / 2, 16, 2] bfloat16; rows that are not there are zero.
+// Turns 16 rows at most into bfloat16 [cols / 2, 16, 2]. Missing rows are zero.
 void to_strip(const FloatRows &w, int first, int rows, int col, int depth, uint32_t *strip) {
   const uint8_t *p = w.data + (static_cast<size_t>(first) * w.cols + col) * 2;
   const size_t bytes = static_cast<size_t>(w.cols) * 2;
@@ -39,20 +39,19 @@ void to_strip(const FloatRows &w, int first, int rows, int col, int depth, uint3
 template <int R>
 BITSMITH_INLINE void tile(const uint16_t *x, size_t x_stride, int pairs, const uint32_t *first, const uint32_t *second,
                           float *y) {
-  F sums[R][2];
+  Floats sums[R][2];
 #pragma GCC unroll 12
   for (int i = 0; i < R; ++i)
-    for (int p = 0; p < 2; ++p) sums[i][p] = load<F>(y + 32 * i + 16 * p);
+    for (int p = 0; p < 2; ++p) sums[i][p] = load<Floats>(y + 32 * i + 16 * p);
   const uint16_t *in[(R + 2) / 3];
   for (int i = 0; i < R; i += 3) in[i / 3] = x + i * x_stride;
   for (int k = 0; k < pairs; ++k) {
-    const __m512bh w[2] = {reinterpret_cast<__m512bh>(load<__m512i>(first + 16 * k)),
-                           reinterpret_cast<__m512bh>(load<__m512i>(second + 16 * k))};
+    const __m512bh w[2] = {as<__m512bh>(load<__m512i>(first + 16 * k)), as<__m512bh>(load<__m512i>(second + 16 * k))};
 #pragma GCC unroll 12
     for (int i = 0; i < R; ++i) {
       int32_t pair;
       std::memcpy(&pair, in[i / 3] + static_cast<size_t>(i % 3) * x_stride, 4);
-      const __m512bh input = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
+      const __m512bh input = as<__m512bh>(_mm512_set1_epi32(pair));
 #pragma GCC unroll 2
       for (int p = 0; p < 2; ++p) sums[i][p] = _mm512_dpbf16_ps(sums[i][p], w[p], input);
     }
@@ -68,11 +67,11 @@ BITSMITH_INLINE void tile(const uint16_t *x, size_t x_stride, int pairs, const u
 
 void to_bfloat(const float *x, int n, uint16_t *y) {
   int i = 0;
-  for (; i + 16 <= n; i += 16) store(y + i, _mm512_cvtneps_pbh(load<F>(x + i)));
+  for (; i + 16 <= n; i += 16) store(y + i, _mm512_cvtneps_pbh(load<Floats>(x + i)));
   float rest[16] = {};
   uint16_t rounded[16];
   std::memcpy(rest, x + i, (n - i) * sizeof(float));
-  store(rounded, _mm512_cvtneps_pbh(load<F>(rest)));
+  store(rounded, _mm512_cvtneps_pbh(load<Floats>(rest)));
   std::memcpy(y + i, rounded, (n - i) * sizeof(uint16_t));
 }
 

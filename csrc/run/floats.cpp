@@ -6,21 +6,21 @@
 namespace bitsmith::BITSMITH_ISA {
 namespace {
 
-constexpr int kAhead = 16384;  // bytes fetched ahead, which processors do not do so far for four rows at once
+constexpr int kAhead = 16384;  // bytes fetched ahead: for four rows at once, processors do not look so far
 
 template <FloatType type>
 constexpr int kSize = type == FloatType::f32 ? 4 : 2;
 
 template <FloatType type>
-BITSMITH_INLINE F load_as(const uint8_t *p) {
-  if constexpr (type == FloatType::f32) return load<F>(p);
+BITSMITH_INLINE Floats load_as(const uint8_t *p) {
+  if constexpr (type == FloatType::f32) return load<Floats>(p);
   if constexpr (type == FloatType::f16) return load_half(p);
   return load_bfloat(p);
 }
 
 template <FloatType type>
 BITSMITH_INLINE float one(const uint8_t *p) {
-  alignas(64) uint8_t padded[4 * L] = {};
+  alignas(64) uint8_t padded[4 * kLanes] = {};
   std::memcpy(padded, p, kSize<type>);
   return load_as<type>(padded)[0];
 }
@@ -37,17 +37,17 @@ BITSMITH_INLINE void with_type(FloatType type, const Visit &visit) {
 // R rows times one input.
 template <FloatType type, int R>
 BITSMITH_INLINE void dots(const uint8_t *p, size_t bytes, int cols, const float *x, float *y) {
-  F sums[R][2] = {};
+  Floats sums[R][2] = {};
   int k = 0;
-  for (; k + 2 * L <= cols; k += 2 * L) {
-    const F a = load<F>(x + k), b = load<F>(x + k + L);
+  for (; k + 2 * kLanes <= cols; k += 2 * kLanes) {
+    const Floats a = load<Floats>(x + k), b = load<Floats>(x + k + kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const uint8_t *at = p + r * bytes + static_cast<size_t>(k) * kSize<type>;
       __builtin_prefetch(at + kAhead);
       if (type == FloatType::f32) __builtin_prefetch(at + kAhead + 64);
       sums[r][0] = fma(load_as<type>(at), a, sums[r][0]);
-      sums[r][1] = fma(load_as<type>(at + L * kSize<type>), b, sums[r][1]);
+      sums[r][1] = fma(load_as<type>(at + kLanes * kSize<type>), b, sums[r][1]);
     }
   }
   for (int r = 0; r < R; ++r) y[r] = sum(sums[r][0] + sums[r][1]);
@@ -55,18 +55,18 @@ BITSMITH_INLINE void dots(const uint8_t *p, size_t bytes, int cols, const float 
     for (int r = 0; r < R; ++r) y[r] += one<type>(p + r * bytes + static_cast<size_t>(k) * kSize<type>) * x[k];
 }
 
-// 16 rows at most, columns col.. of them turned into a strip; rows that are not there are zero.
+// Turns columns from `col` on, of 16 rows at most, into a strip. Missing rows are zero.
 template <FloatType type>
 void to_strip(const FloatRows &w, int first, int rows, int col, int depth, float *strip) {
   const size_t bytes = static_cast<size_t>(w.cols) * kSize<type>;
   if (rows < 16) std::fill(strip, strip + static_cast<size_t>(depth) * 16, 0.0f);
   const uint8_t *p = w.data + first * bytes + static_cast<size_t>(col) * kSize<type>;
   int k = 0;
-  for (; k + L <= depth; k += L) {
-    float values[16][L];
+  for (; k + kLanes <= depth; k += kLanes) {
+    float values[16][kLanes];
     for (int r = 0; r < rows; ++r)
       store(values[r], load_as<type>(p + r * bytes + static_cast<size_t>(k) * kSize<type>));
-    for (int i = 0; i < L; ++i)
+    for (int i = 0; i < kLanes; ++i)
       for (int r = 0; r < rows; ++r) strip[(k + i) * 16 + r] = values[r][i];
   }
   for (; k < depth; ++k)
@@ -89,7 +89,7 @@ void floats_row(const FloatRows &w, int first, int count, const float *x, float 
 void floats_rows(const FloatRows &w, int first, int count, const Rows &x, float *y, size_t stride) {
   constexpr int kDepth = 192;
   float *strips = scratch<float, 4>(2 * kDepth * 16);
-  // sums of whole vectors; the output may have fewer columns
+  // strips have 32 columns; the output may have fewer
   float *sums = scratch<float, 10>(static_cast<size_t>(x.count) * 32);
   std::fill(sums, sums + static_cast<size_t>(x.count) * 32, 0.0f);
   for (int col = 0; col < w.cols; col += kDepth) {
@@ -109,7 +109,7 @@ void floats_decode(const FloatRows &w, int row, float *y) {
     constexpr FloatType kType = decltype(type)::value;
     const uint8_t *p = w.data + static_cast<size_t>(row) * w.cols * kSize<kType>;
     int k = 0;
-    for (; k + L <= w.cols; k += L) store(y + k, load_as<kType>(p + static_cast<size_t>(k) * kSize<kType>));
+    for (; k + kLanes <= w.cols; k += kLanes) store(y + k, load_as<kType>(p + static_cast<size_t>(k) * kSize<kType>));
     for (; k < w.cols; ++k) y[k] = one<kType>(p + static_cast<size_t>(k) * kSize<kType>);
   });
 }

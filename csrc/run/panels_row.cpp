@@ -1,14 +1,15 @@
-// One rounded row times panels: bound by the memory's bandwidth, so words are unpacked in registers.
+// One rounded row times panels. The memory's bandwidth bounds it, so words are unpacked in registers.
 #include <algorithm>
 
+#include "dot.h"
 #include "products.h"
 #include "types.h"
 
 namespace bitsmith::BITSMITH_ISA {
 namespace {
 
-constexpr int kGroups = kPanelRows / L;  // vectors that hold a value of each row of a panel
-constexpr int kAhead = 16384;            // bytes of words fetched ahead
+constexpr int kGroups = kPanelRows / kLanes;  // vectors that hold a value of each row of a panel
+constexpr int kAhead = 16384;                 // bytes of words fetched ahead
 
 BITSMITH_INLINE int32_t four(const int8_t *codes) {
   int32_t x;
@@ -17,50 +18,51 @@ BITSMITH_INLINE int32_t four(const int8_t *codes) {
 }
 
 template <class T>
-BITSMITH_INLINE I start(int32_t negated) {
-  if constexpr (T::kZero < 0 || (T::kWide && !kWideCorrected))
-    return I{};
+BITSMITH_INLINE Ints start(int32_t negated) {
+  if constexpr (T::kZero < 0 || (T::kWide && !kWideAsTheyAre))
+    return Ints{};
   else
-    return broadcast(negated * (1 << T::kZero));
+    return splat(negated * (1 << T::kZero));
 }
 
-// Products of columns 4 j .. of a run, first <= j < last.
+// Products of a run, of the columns from 4 * first up to 4 * last.
 template <class T>
-BITSMITH_INLINE I dot(I acc, const uint8_t *p, int run, const FineBlock &x, int first, int last) {
-  I upper{};
+BITSMITH_INLINE Ints dot(Ints acc, const uint8_t *p, int run, const FineBlock &x, int first, int last) {
+  Ints upper{};
 #pragma GCC unroll kUnrolled
   for (int j = first; j < last; ++j) {
-    const U codes = T::codes(p, run, j);
+    const Words codes = T::codes(p, run, j);
     upper = dot4<T::kWide>(upper, codes, four(x.upper + 4 * j));
     acc = dot4<T::kWide>(acc, codes, four(x.lower + 4 * j));
   }
   return acc + (upper << 7);
 }
 
-// One block of L rows: the value it adds to each row's sum. x: the inputs of its runs.
+// What one block of kLanes rows adds to each row's sum. x: the inputs of its runs.
 template <class T>
-BITSMITH_INLINE F block(const uint8_t *p, const uint8_t *half, const FineBlock *x) {
+BITSMITH_INLINE Floats block(const uint8_t *p, const uint8_t *half, const FineBlock *x) {
   constexpr int kRuns = layout_of(T::kType).weights / 32;
-  F total{}, low{};
+  Floats total{}, low{};
 #pragma GCC unroll kUnrolled
   for (int run = 0; run < kRuns; ++run) {
     const FineBlock &in = x[run];
-    const F scale = broadcast(in.scale);
+    const Floats scale = splat(in.scale);
     if constexpr (kRuns == 1) {
-      total = to_float(dot<T>(start<T>(in.negated), p, 0, in, 0, 8)) * scale;
-      if constexpr (T::kAffine) low = broadcast(in.sum);
+      total = convert<Floats>(dot<T>(start<T>(in.negated), p, 0, in, 0, 8)) * scale;
+      if constexpr (T::kAffine) low = splat(in.sum);
     } else if constexpr (T::kSub == 32) {
-      const F sum = to_float(dot<T>(start<T>(in.negated), p, run, in, 0, 8));
-      total = fma(sum, to_float(T::scale(p, run)) * scale, total);
-      if constexpr (T::kAffine) low = fma(to_float(T::mins(p, run)), broadcast(in.sum), low);
+      const Floats sum = convert<Floats>(dot<T>(start<T>(in.negated), p, run, in, 0, 8));
+      total = fma(sum, convert<Floats>(T::scale(p, run)) * scale, total);
+      if constexpr (T::kAffine) low = fma(convert<Floats>(T::mins(p, run)), splat(in.sum), low);
     } else {
-      const I a = dot<T>(start<T>(in.negated_16[0]), p, run, in, 0, 4);
-      const I b = dot<T>(start<T>(in.negated_16[1]), p, run, in, 4, 8);
-      const F sum = fma(to_float(a), to_float(T::scale(p, 2 * run)), to_float(b) * to_float(T::scale(p, 2 * run + 1)));
+      const Ints a = dot<T>(start<T>(in.negated_16[0]), p, run, in, 0, 4);
+      const Ints b = dot<T>(start<T>(in.negated_16[1]), p, run, in, 4, 8);
+      const Floats sum = fma(convert<Floats>(a), convert<Floats>(T::scale(p, 2 * run)),
+                             convert<Floats>(b) * convert<Floats>(T::scale(p, 2 * run + 1)));
       total = fma(sum, scale, total);
       if constexpr (T::kAffine) {
-        low = fma(to_float(T::mins(p, 2 * run)), broadcast(in.halves[0]), low);
-        low = fma(to_float(T::mins(p, 2 * run + 1)), broadcast(in.halves[1]), low);
+        low = fma(convert<Floats>(T::mins(p, 2 * run)), splat(in.halves[0]), low);
+        low = fma(convert<Floats>(T::mins(p, 2 * run + 1)), splat(in.halves[1]), low);
       }
     }
   }
@@ -79,17 +81,17 @@ void rows_of(const PanelRows &w, int first, int count, const FineBlock *x, float
   for (int panel = 0; panel < count; ++panel) {
     const uint8_t *p = w.data + (first + panel) * bytes;
     const uint8_t *half = p + static_cast<size_t>(blocks) * layout.words * 64;
-    F sums[kGroups] = {};
+    Floats sums[kGroups] = {};
     for (int at = 0; at < blocks; ++at) {
-      // the words of a block are not read in order, which processors do not foresee
+      // fetched by hand: words of a block are not read in order, and processors do not foresee that
       for (int word = 0; word < layout.words; ++word) __builtin_prefetch(p + kAhead + 64 * word);
 #pragma GCC unroll kUnrolled
       for (int g = 0; g < kGroups; ++g)
-        sums[g] += block<T>(p + 4 * L * g, half + 2 * L * g, x + at * (layout.weights / 32));
+        sums[g] += block<T>(p + 4 * kLanes * g, half + 2 * kLanes * g, x + at * (layout.weights / 32));
       p += layout.words * 64;
       if (layout.half != Half::none) half += 2 * kPanelRows;
     }
-    for (int g = 0; g < kGroups; ++g) store(y + kPanelRows * panel + L * g, sums[g]);
+    for (int g = 0; g < kGroups; ++g) store(y + kPanelRows * panel + kLanes * g, sums[g]);
   }
 }
 

@@ -1,6 +1,7 @@
-// Many rows times panels: bound by arithmetic, so panels are unpacked once, into the first-level cache, for all rows.
+// Many rows times panels. Arithmetic bounds it, so panels are unpacked once for all rows, into the first-level cache.
 #include <algorithm>
 
+#include "dot.h"
 #include "products.h"
 #include "types.h"
 
@@ -9,9 +10,10 @@ namespace {
 
 constexpr int kDepth = 512;  // columns unpacked at a time: 16 KB of codes for two panels
 constexpr int kTile = 4;     // input rows whose sums stay in registers
-constexpr int kGroups = kPanelRows / L;
+constexpr int kGroups = kPanelRows / kLanes;
 
-// Codes times integer scales still fit a byte: 3 * 15. All columns of a block then share a scale.
+// Whether codes are multiplied by their integer scales: 3 * 15 still fits a byte. All columns of a block then share one
+// scale.
 template <class T>
 constexpr bool kMultiplied = T::kType == PanelType::q2_k;
 
@@ -31,32 +33,31 @@ void unpack(const PanelRows &w, int panel, int col, int cols, const Strip &out) 
   for (int at = 0; at < cols / layout.weights; ++at) {
     const int block = col / layout.weights + at;
     for (int g = 0; g < kGroups; ++g) {
-      const uint8_t *p = base + static_cast<size_t>(block) * layout.words * 64 + 4 * L * g;
-      const F d = T::d(p, halves + static_cast<size_t>(block) * 2 * kPanelRows + 2 * L * g);
-      F dmin{};
+      const uint8_t *p = base + static_cast<size_t>(block) * layout.words * 64 + 4 * kLanes * g;
+      const Floats d = T::d(p, halves + static_cast<size_t>(block) * 2 * kPanelRows + 2 * kLanes * g);
+      Floats dmin{};
       if constexpr (T::kAffine) dmin = T::dmin(p);
 #pragma GCC unroll kUnrolled
       for (int run = 0; run < kRuns; ++run) {
         const int r = at * kRuns + run;
 #pragma GCC unroll kUnrolled
         for (int j = 0; j < 8; ++j) {
-          U codes = T::codes(p, run, j);
-          if constexpr (kMultiplied<T>)
-            codes *= reinterpret_cast<U>(T::scale(p, 2 * run + j / 4));  // no byte overflows
-          store(out.codes + (8 * r + j) * 64 + 4 * L * g, codes);
+          Words codes = T::codes(p, run, j);
+          if constexpr (kMultiplied<T>) codes *= as<Words>(T::scale(p, 2 * run + j / 4));  // no byte overflows
+          store(out.codes + (8 * r + j) * 64 + 4 * kLanes * g, codes);
         }
 #pragma GCC unroll kUnrolled
         for (int sub = 0; sub < kSubs; ++sub) {
-          const size_t s = static_cast<size_t>(r * kSubs + sub) * kPanelRows + L * g;
+          const size_t s = static_cast<size_t>(r * kSubs + sub) * kPanelRows + kLanes * g;
           if constexpr (kMultiplied<T>) {
-            if (sub == 0) store(out.scales + static_cast<size_t>(r) * kPanelRows + L * g, d);
-            store(out.lows + s, dmin * to_float(T::mins(p, run * kSubs + sub)));
+            if (sub == 0) store(out.scales + static_cast<size_t>(r) * kPanelRows + kLanes * g, d);
+            store(out.lows + s, dmin * convert<Floats>(T::mins(p, run * kSubs + sub)));
           } else if constexpr (kRuns == 1) {
             store(out.scales + s, d);
             if constexpr (T::kAffine) store(out.lows + s, dmin);
           } else {
-            store(out.scales + s, d * to_float(T::scale(p, run * kSubs + sub)));
-            if constexpr (T::kAffine) store(out.lows + s, dmin * to_float(T::mins(p, run * kSubs + sub)));
+            store(out.scales + s, d * convert<Floats>(T::scale(p, run * kSubs + sub)));
+            if constexpr (T::kAffine) store(out.lows + s, dmin * convert<Floats>(T::mins(p, run * kSubs + sub)));
           }
         }
       }
@@ -64,8 +65,8 @@ void unpack(const PanelRows &w, int panel, int col, int cols, const Strip &out) 
   }
 }
 
-// What one tile needs to know of its type, at compile time: columns that share a scale, and a low; whether sums begin
-// with what the added zero takes.
+// What a tile knows of its type at compile time. sub, low_sub: columns that share a scale, or a low. corrected: sums
+// begin with what the number added to the codes must be paid back with.
 template <int sub, int low_sub, bool affine, bool wide, bool corrected>
 struct Kind {
   static constexpr int kSub = sub, kLowSub = low_sub;
@@ -74,7 +75,7 @@ struct Kind {
 
 template <class T>
 using KindOf = Kind<kMultiplied<T> ? 32 : T::kSub, T::kSub, T::kAffine, T::kWide,
-                    (T::kZero >= 0 && !(T::kWide && !kWideCorrected))>;
+                    (T::kZero >= 0 && !(T::kWide && !kWideAsTheyAre))>;
 
 // The weight in column k of an unpacked strip, row r of 16.
 template <class T>
@@ -83,32 +84,35 @@ BITSMITH_INLINE float value(const Strip &strip, int k, int r) {
   return T::kAffine ? scaled - strip.lows[k / T::kSub * 16 + r] : scaled;
 }
 
-// y[row][lanes] (+)= over `runs` runs of 32 columns; P vectors of rows times R input rows.
-// x: the first run of the first row, rows `blocks` apart; strips: of these rows, a panel `kStrip` behind the other
+// Products of P vectors of rows with R input rows, over `runs` runs of 32 columns. They are added to y, or replace it.
+// x: the first run of the first input row; the next row is `blocks` further. strip: the second panel lies kDepth
+// columns behind the first.
 template <class K, int P, int R>
 BITSMITH_INLINE void tile(const Strip &strip, const RoundedBlock *x, size_t blocks, int runs, int zero, bool add,
                           float *y, size_t stride) {
   constexpr int kSubs = 32 / K::kSub;
-  F sums[R][P];
+  Floats sums[R][P];
 #pragma GCC unroll kUnrolled
   for (int i = 0; i < R; ++i)
-    for (int p = 0; p < P; ++p) sums[i][p] = add ? load<F>(y + i * stride + L * p) : F{};
+    for (int p = 0; p < P; ++p) sums[i][p] = add ? load<Floats>(y + i * stride + kLanes * p) : Floats{};
   for (int run = 0; run < runs; ++run) {
-    U codes[P][8];
+    Words codes[P][8];
 #pragma GCC unroll kUnrolled
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll kUnrolled
-      for (int j = 0; j < 8; ++j) codes[p][j] = load<U>(strip.codes + p * kDepth * 16 + (8 * run + j) * 64);
-    const auto at = [&](const float *values, int p, int index) { return load<F>(values + p * kDepth + index * 16); };
+      for (int j = 0; j < 8; ++j) codes[p][j] = load<Words>(strip.codes + p * kDepth * 16 + (8 * run + j) * 64);
+    const auto at = [&](const float *values, int p, int index) {
+      return load<Floats>(values + p * kDepth + index * 16);
+    };
 #pragma GCC unroll kUnrolled
     for (int i = 0; i < R; ++i) {
       const RoundedBlock &in = x[i * blocks + run];
-      const F scale = broadcast(in.scale);
-      I dots[P][kSubs];
+      const Floats scale = splat(in.scale);
+      Ints dots[P][kSubs];
 #pragma GCC unroll kUnrolled
       for (int s = 0; s < kSubs; ++s) {
-        I begin{};
-        if constexpr (K::kCorrected) begin = broadcast(kSubs == 1 ? in.negated : in.negated_16[s]) << zero;
+        Ints begin{};
+        if constexpr (K::kCorrected) begin = splat(kSubs == 1 ? in.negated : in.negated_16[s]) << zero;
 #pragma GCC unroll kUnrolled
         for (int p = 0; p < P; ++p) dots[p][s] = begin;
       }
@@ -118,30 +122,31 @@ BITSMITH_INLINE void tile(const Strip &strip, const RoundedBlock *x, size_t bloc
         std::memcpy(&four, in.codes + 4 * j, 4);
 #pragma GCC unroll kUnrolled
         for (int p = 0; p < P; ++p) {
-          I &sum = dots[p][kSubs == 1 ? 0 : j / 4];
+          Ints &sum = dots[p][kSubs == 1 ? 0 : j / 4];
           sum = dot4<K::kWide>(sum, codes[p][j], four);
         }
       }
 #pragma GCC unroll kUnrolled
       for (int p = 0; p < P; ++p) {
         if constexpr (kSubs == 1) {
-          sums[i][p] = fma(to_float(dots[p][0]), at(strip.scales, p, run) * scale, sums[i][p]);
+          sums[i][p] = fma(convert<Floats>(dots[p][0]), at(strip.scales, p, run) * scale, sums[i][p]);
         } else {
-          const F first = to_float(dots[p][0]) * at(strip.scales, p, 2 * run);
-          sums[i][p] = fma(fma(to_float(dots[p][1]), at(strip.scales, p, 2 * run + 1), first), scale, sums[i][p]);
+          const Floats first = convert<Floats>(dots[p][0]) * at(strip.scales, p, 2 * run);
+          sums[i][p] =
+              fma(fma(convert<Floats>(dots[p][1]), at(strip.scales, p, 2 * run + 1), first), scale, sums[i][p]);
         }
         if constexpr (K::kAffine && K::kLowSub == 32)
-          sums[i][p] = fma(at(strip.lows, p, run), broadcast(-in.sum), sums[i][p]);
+          sums[i][p] = fma(at(strip.lows, p, run), splat(-in.sum), sums[i][p]);
         if constexpr (K::kAffine && K::kLowSub == 16) {
-          sums[i][p] = fma(at(strip.lows, p, 2 * run), broadcast(-in.halves[0]), sums[i][p]);
-          sums[i][p] = fma(at(strip.lows, p, 2 * run + 1), broadcast(-in.halves[1]), sums[i][p]);
+          sums[i][p] = fma(at(strip.lows, p, 2 * run), splat(-in.halves[0]), sums[i][p]);
+          sums[i][p] = fma(at(strip.lows, p, 2 * run + 1), splat(-in.halves[1]), sums[i][p]);
         }
       }
     }
   }
 #pragma GCC unroll kUnrolled
   for (int i = 0; i < R; ++i)
-    for (int p = 0; p < P; ++p) store(y + i * stride + L * p, sums[i][p]);
+    for (int p = 0; p < P; ++p) store(y + i * stride + kLanes * p, sums[i][p]);
 }
 
 template <class K, int P>
@@ -182,10 +187,10 @@ void rows_of(const PanelRows &w, int first, int count, const RoundedRows &x, int
       const int cols = std::min(kDepth, w.cols - col);
       for (int p = 0; p < panels; ++p) unpack<T>(w, first + pair + p, col, cols, part(strip, p, 0));
       float *out = y + kPanelRows * pair;
-      if (L == 16 && panels == 2) {
+      if (kLanes == 16 && panels == 2) {
         tiles<K, 2>(strip, x, rows, col / 32, cols / 32, zero, out, stride);
       } else {
-        for (int lane = 0; lane < kPanelRows * panels; lane += L)
+        for (int lane = 0; lane < kPanelRows * panels; lane += kLanes)
           tiles<K, 1>(part(strip, lane / 16, lane % 16), x, rows, col / 32, cols / 32, zero, out + lane, stride);
       }
     }

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "kernels.h"
-#include "simd.h"
+#include "vectors.h"
 
 namespace bitsmith::BITSMITH_ISA {
 

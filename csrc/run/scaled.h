@@ -1,32 +1,32 @@
-// 32 numbers in the steps that int8 codes count, as products and caches take them.
+// Blocks of 32 numbers, scaled so that rounding gives int8 codes. Products and caches take them.
 #pragma once
 
-#include "simd.h"
+#include "vectors.h"
 
 namespace bitsmith::BITSMITH_ISA {
 
-// The largest takes 127.
+// values: between -127 and 127; the number of largest magnitude is at one end. step: what a code of 1 means
 struct Scaled {
-  F values[32 / L];
+  Floats values[32 / kLanes];
   float step;
 };
 
-// The step of NaN and infinities is NaN, so that they do not vanish in the rounding; their codes are bounded.
+// If a number is NaN or infinite, the step is NaN, so that rounding does not hide it. `max` takes NaN to -127.
 BITSMITH_INLINE Scaled scaled(const float *x) {
   Scaled out;
-  F most{}, total{};
-  for (int i = 0; i < 32 / L; ++i) {
-    out.values[i] = load<F>(x + L * i);
-    most = max(most, magnitude(out.values[i]));
+  Floats most{}, total{};
+  for (int i = 0; i < 32 / kLanes; ++i) {
+    out.values[i] = load<Floats>(x + kLanes * i);
+    most = max(most, absolute(out.values[i]));
     total += out.values[i];
   }
   const float absmax = largest(most), check = sum(total);
   const float inverse = absmax > 0 ? 127.0f / absmax : 0.0f;
   out.step = absmax / 127.0f + (check - check);
-  for (F &v : out.values) v = min(max(v * inverse, broadcast(-127.0f)), broadcast(127.0f));
+  for (Floats &v : out.values) v = min(max(v * inverse, splat(-127.0f)), splat(127.0f));
   return out;
 }
 
-BITSMITH_INLINE void store_codes(int8_t *to, I codes) { store(to, __builtin_convertvector(codes, S8)); }
+BITSMITH_INLINE void store_codes(int8_t *to, Ints codes) { store(to, convert<SignedBytes>(codes)); }
 
 }  // namespace bitsmith::BITSMITH_ISA

@@ -5,26 +5,26 @@ namespace bitsmith::BITSMITH_ISA {
 namespace {
 
 // The sums of a tile must stay in registers: two vectors of columns for each input row.
-constexpr int kTile = L == 16 ? 12 : 6;
+constexpr int kTile = kLanes == 16 ? 12 : 6;
 
 template <int R, int P>
 BITSMITH_INLINE void tile(const float *x, size_t x_stride, int depth, const float *const *strips, float *y,
                           size_t stride) {
-  F sums[R][P];
+  Floats sums[R][P];
 #pragma GCC unroll 12
   for (int i = 0; i < R; ++i)
-    for (int p = 0; p < P; ++p) sums[i][p] = load<F>(y + i * stride + L * p);
-  // three rows a pointer: their places are within reach of the processor's addressing
+    for (int p = 0; p < P; ++p) sums[i][p] = load<Floats>(y + i * stride + kLanes * p);
+  // one pointer for three rows: the processor's addressing reaches all three from it
   const float *in[(R + 2) / 3];
   for (int i = 0; i < R; i += 3) in[i / 3] = x + i * x_stride;
   const float *first = strips[0], *second = strips[P - 1];
   for (int k = 0; k < depth; ++k) {
-    const F w[2] = {load<F>(first), load<F>(second)};
+    const Floats w[2] = {load<Floats>(first), load<Floats>(second)};
     first += 16;
     second += 16;
 #pragma GCC unroll 12
     for (int i = 0; i < R; ++i) {
-      const F input = broadcast(in[i / 3][static_cast<size_t>(i % 3) * x_stride]);
+      const Floats input = splat(in[i / 3][static_cast<size_t>(i % 3) * x_stride]);
 #pragma GCC unroll 2
       for (int p = 0; p < P; ++p) sums[i][p] = fma(input, w[p], sums[i][p]);
     }
@@ -33,7 +33,7 @@ BITSMITH_INLINE void tile(const float *x, size_t x_stride, int depth, const floa
   }
 #pragma GCC unroll 12
   for (int i = 0; i < R; ++i)
-    for (int p = 0; p < P; ++p) store(y + i * stride + L * p, sums[i][p]);
+    for (int p = 0; p < P; ++p) store(y + i * stride + kLanes * p, sums[i][p]);
 }
 
 template <int P>
@@ -49,16 +49,16 @@ void tiles(const Rows &x, int depth, const float *const *strips, float *y, size_
 }  // namespace
 
 void strip_product(const Rows &x, int depth, const float *strip, const float *second, float *y, size_t stride) {
-  if constexpr (L == 16) {
+  if constexpr (kLanes == 16) {
     const float *strips[2] = {strip, second};
     if (second)
       tiles<2>(x, depth, strips, y, stride);
     else
       tiles<1>(x, depth, strips, y, stride);
   } else {
-    for (int lane = 0; lane < (second ? 32 : 16); lane += 2 * L) {
+    for (int lane = 0; lane < (second ? 32 : 16); lane += 2 * kLanes) {
       const float *from = lane < 16 ? strip + lane : second + lane - 16;
-      const float *strips[2] = {from, from + L};
+      const float *strips[2] = {from, from + kLanes};
       tiles<2>(x, depth, strips, y + lane, stride);
     }
   }

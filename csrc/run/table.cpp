@@ -1,33 +1,21 @@
+#include "isas.h"
 #include "kernels.h"
 
 namespace bitsmith {
 
-namespace generic {
-extern const Kernels kKernels;
-}
-#ifdef BITSMITH_HAS_avx2
-namespace avx2 {
-extern const Kernels kKernels;
-}
-namespace avx512 {
-extern const Kernels kKernels;
-}
-namespace avx512bf16 {
-extern const Kernels kKernels;
-}
-namespace avx512vnni {
-extern const Kernels kKernels;
-}
-#endif
+#define BITSMITH_DECLARE(isa)    \
+  namespace isa {                \
+  extern const Kernels kKernels; \
+  }
+BITSMITH_ISAS(BITSMITH_DECLARE)
+#undef BITSMITH_DECLARE
 
 const Kernels &kernels(Isa isa) {
   switch (isa) {
-#ifdef BITSMITH_HAS_avx2
-    case Isa::avx512bf16: return avx512bf16::kKernels;
-    case Isa::avx512vnni: return avx512vnni::kKernels;
-    case Isa::avx512: return avx512::kKernels;
-    case Isa::avx2: return avx2::kKernels;
-#endif
+#define BITSMITH_CASE(isa) \
+  case Isa::isa: return isa::kKernels;
+    BITSMITH_ISAS(BITSMITH_CASE)
+#undef BITSMITH_CASE
     default: return generic::kKernels;
   }
 }

@@ -1,7 +1,7 @@
-// What the words of a block mean, type by type: codes, integer scales and mins of 16 (or L) rows at once.
+// What the words of a block mean for each type: codes, integer scales and mins, of kLanes rows at once.
 //
 // Layouts: ggml-quants.h and `dequantize_row_*` of llama.cpp. Columns of a block come in runs of 32; `codes(p, run, j)`
-// are columns 4 j .. 4 j + 3 of a run, one byte each, offset by kZero so that none is negative.
+// are columns 4 j .. 4 j + 3 of a run, one byte each. What is added to a code keeps it from being negative.
 //
 //   kSub      columns that share an integer scale (16 or 32); blocks of 32 have no integer scales
 //   kZero     log2 of what is added to a code's value; -1: nothing
@@ -12,41 +12,41 @@
 #include <type_traits>
 
 #include "panels.h"
-#include "simd.h"
+#include "vectors.h"
 
 namespace bitsmith::BITSMITH_ISA {
 
-BITSMITH_INLINE U word(const uint8_t *p, int index) { return load<U>(p + 64 * index); }
-BITSMITH_INLINE F real(const uint8_t *p, int index) { return load<F>(p + 64 * index); }
-BITSMITH_INLINE U nibbles(U v, bool high) { return (high ? v >> 4 : v) & 0x0f0f0f0fu; }
+BITSMITH_INLINE Words word(const uint8_t *p, int index) { return load<Words>(p + 64 * index); }
+BITSMITH_INLINE Floats real(const uint8_t *p, int index) { return load<Floats>(p + 64 * index); }
+BITSMITH_INLINE Words nibbles(Words v, bool high) { return (high ? v >> 4 : v) & 0x0f0f0f0fu; }
 
-// How each type's float16 outside the words is read: p points at the words, half at the 16 float16 of the block.
+// The scale d of each type. p points at the words of a block, half at its 16 float16 outside the words.
 struct HalfScale {
-  static BITSMITH_INLINE F d(const uint8_t *, const uint8_t *half) { return load_half(half); }
+  static BITSMITH_INLINE Floats d(const uint8_t *, const uint8_t *half) { return load_half(half); }
 };
-struct WordScale {  // float16 d and a second float16 (dmin, or m) in the word at kScaleWord
-  static BITSMITH_INLINE F low(U v) { return from_half(v & 0xffffu); }
-  static BITSMITH_INLINE F high(U v) { return from_half(v >> 16); }
+struct WordScale {  // float16 d and a second float16 (dmin, or m) in one word
+  static BITSMITH_INLINE Floats low(Words v) { return from_half(v & 0xffffu); }
+  static BITSMITH_INLINE Floats high(Words v) { return from_half(v >> 16); }
 };
 
 struct Q4_0 : HalfScale {
   static constexpr PanelType kType = PanelType::q4_0;
   static constexpr int kSub = 32, kZero = 3;
   static constexpr bool kWide = false, kAffine = false;
-  static BITSMITH_INLINE U codes(const uint8_t *p, int, int j) { return nibbles(word(p, j & 3), j > 3); }
+  static BITSMITH_INLINE Words codes(const uint8_t *p, int, int j) { return nibbles(word(p, j & 3), j > 3); }
 };
 
 struct Q4_1 : WordScale {
   static constexpr PanelType kType = PanelType::q4_1;
   static constexpr int kSub = 32, kZero = -1;
   static constexpr bool kWide = false, kAffine = true;
-  static BITSMITH_INLINE U codes(const uint8_t *p, int, int j) { return nibbles(word(p, 1 + (j & 3)), j > 3); }
-  static BITSMITH_INLINE F d(const uint8_t *p, const uint8_t *) { return low(word(p, 0)); }
-  static BITSMITH_INLINE F dmin(const uint8_t *p) { return -high(word(p, 0)); }
+  static BITSMITH_INLINE Words codes(const uint8_t *p, int, int j) { return nibbles(word(p, 1 + (j & 3)), j > 3); }
+  static BITSMITH_INLINE Floats d(const uint8_t *p, const uint8_t *) { return low(word(p, 0)); }
+  static BITSMITH_INLINE Floats dmin(const uint8_t *p) { return -high(word(p, 0)); }
 };
 
 // Bits 4 j .. 4 j + 3 of a row's 32 high bits, each at bit 4 of its byte.
-BITSMITH_INLINE U fifth_bits(U v, int j) {
+BITSMITH_INLINE Words fifth_bits(Words v, int j) {
   return (v >> (4 * j) & 15u) * 0x02040810u & 0x10101010u;  // bit i to bit 8 i + 4
 }
 
@@ -54,7 +54,7 @@ struct Q5_0 : HalfScale {
   static constexpr PanelType kType = PanelType::q5_0;
   static constexpr int kSub = 32, kZero = 4;
   static constexpr bool kWide = false, kAffine = false;
-  static BITSMITH_INLINE U codes(const uint8_t *p, int, int j) {
+  static BITSMITH_INLINE Words codes(const uint8_t *p, int, int j) {
     return nibbles(word(p, 1 + (j & 3)), j > 3) | fifth_bits(word(p, 0), j);
   }
 };
@@ -63,18 +63,18 @@ struct Q5_1 : WordScale {
   static constexpr PanelType kType = PanelType::q5_1;
   static constexpr int kSub = 32, kZero = -1;
   static constexpr bool kWide = false, kAffine = true;
-  static BITSMITH_INLINE U codes(const uint8_t *p, int, int j) {
+  static BITSMITH_INLINE Words codes(const uint8_t *p, int, int j) {
     return nibbles(word(p, 2 + (j & 3)), j > 3) | fifth_bits(word(p, 1), j);
   }
-  static BITSMITH_INLINE F d(const uint8_t *p, const uint8_t *) { return low(word(p, 0)); }
-  static BITSMITH_INLINE F dmin(const uint8_t *p) { return -high(word(p, 0)); }
+  static BITSMITH_INLINE Floats d(const uint8_t *p, const uint8_t *) { return low(word(p, 0)); }
+  static BITSMITH_INLINE Floats dmin(const uint8_t *p) { return -high(word(p, 0)); }
 };
 
 struct Q8_0 : HalfScale {
   static constexpr PanelType kType = PanelType::q8_0;
   static constexpr int kSub = 32, kZero = 7;
   static constexpr bool kWide = true, kAffine = false;
-  static BITSMITH_INLINE U codes(const uint8_t *p, int, int j) { return word(p, j) ^ 0x80808080u; }
+  static BITSMITH_INLINE Words codes(const uint8_t *p, int, int j) { return word(p, j) ^ 0x80808080u; }
 };
 
 alignas(16) constexpr uint8_t kIq4Table[16] = {1,   24,  45,  63,  79,  93,  106, 118,
@@ -84,7 +84,7 @@ struct IQ4_NL : HalfScale {
   static constexpr PanelType kType = PanelType::iq4_nl;
   static constexpr int kSub = 32, kZero = 7;
   static constexpr bool kWide = true, kAffine = false;
-  static BITSMITH_INLINE U codes(const uint8_t *p, int, int j) {
+  static BITSMITH_INLINE Words codes(const uint8_t *p, int, int j) {
     return look_up(kIq4Table, nibbles(word(p, j & 3), j > 3));
   }
 };
@@ -93,34 +93,34 @@ struct IQ4_XS : WordScale {
   static constexpr PanelType kType = PanelType::iq4_xs;
   static constexpr int kSub = 32, kZero = 7;
   static constexpr bool kWide = true, kAffine = false;
-  static BITSMITH_INLINE U codes(const uint8_t *p, int run, int j) {
+  static BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) {
     return look_up(kIq4Table, nibbles(word(p, 2 + 4 * run + (j & 3)), j > 3));
   }
-  static BITSMITH_INLINE F d(const uint8_t *p, const uint8_t *) { return low(word(p, 0)); }
-  static BITSMITH_INLINE I scale(const uint8_t *p, int sub) {
-    const U lower = word(p, 1) >> (4 * sub) & 15u, upper = word(p, 0) >> (16 + 2 * sub) & 3u;
-    return reinterpret_cast<I>(lower | upper << 4) - 32;
+  static BITSMITH_INLINE Floats d(const uint8_t *p, const uint8_t *) { return low(word(p, 0)); }
+  static BITSMITH_INLINE Ints scale(const uint8_t *p, int sub) {
+    const Words lower = word(p, 1) >> (4 * sub) & 15u, upper = word(p, 0) >> (16 + 2 * sub) & 3u;
+    return as<Ints>(lower | upper << 4) - 32;
   }
 };
 
 // Q4_K and Q5_K: eight scales and mins of six bits in words 1..3
 struct SixBits : WordScale {
-  static BITSMITH_INLINE I six(U own, U shared, int sub, int nibble) {
-    if (sub < 4) return reinterpret_cast<I>(own >> (8 * sub) & 63u);
+  static BITSMITH_INLINE Ints six(Words own, Words shared, int sub, int nibble) {
+    if (sub < 4) return as<Ints>(own >> (8 * sub) & 63u);
     const int at = 8 * (sub - 4);
-    return reinterpret_cast<I>((shared >> (at + nibble) & 15u) | (own >> (at + 6) & 3u) << 4);
+    return as<Ints>((shared >> (at + nibble) & 15u) | (own >> (at + 6) & 3u) << 4);
   }
-  static BITSMITH_INLINE F d(const uint8_t *p, const uint8_t *) { return low(word(p, 0)); }
-  static BITSMITH_INLINE F dmin(const uint8_t *p) { return high(word(p, 0)); }
-  static BITSMITH_INLINE I scale(const uint8_t *p, int sub) { return six(word(p, 1), word(p, 3), sub, 0); }
-  static BITSMITH_INLINE I mins(const uint8_t *p, int sub) { return six(word(p, 2), word(p, 3), sub, 4); }
+  static BITSMITH_INLINE Floats d(const uint8_t *p, const uint8_t *) { return low(word(p, 0)); }
+  static BITSMITH_INLINE Floats dmin(const uint8_t *p) { return high(word(p, 0)); }
+  static BITSMITH_INLINE Ints scale(const uint8_t *p, int sub) { return six(word(p, 1), word(p, 3), sub, 0); }
+  static BITSMITH_INLINE Ints mins(const uint8_t *p, int sub) { return six(word(p, 2), word(p, 3), sub, 4); }
 };
 
 struct Q4_K : SixBits {
   static constexpr PanelType kType = PanelType::q4_k;
   static constexpr int kSub = 32, kZero = -1;
   static constexpr bool kWide = false, kAffine = true;
-  static BITSMITH_INLINE U codes(const uint8_t *p, int run, int j) {
+  static BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) {
     return nibbles(word(p, 4 + 8 * (run / 2) + j), run & 1);
   }
 };
@@ -129,9 +129,9 @@ struct Q5_K : SixBits {
   static constexpr PanelType kType = PanelType::q5_k;
   static constexpr int kSub = 32, kZero = -1;
   static constexpr bool kWide = false, kAffine = true;
-  static BITSMITH_INLINE U codes(const uint8_t *p, int run, int j) {
-    const U high = word(p, 4 + j);
-    const U fifth = (run < 4 ? high << (4 - run) : high >> (run - 4)) & 0x10101010u;
+  static BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) {
+    const Words high = word(p, 4 + j);
+    const Words fifth = (run < 4 ? high << (4 - run) : high >> (run - 4)) & 0x10101010u;
     return nibbles(word(p, 12 + 8 * (run / 2) + j), run & 1) | fifth;
   }
 };
@@ -140,13 +140,13 @@ struct Q6_K : HalfScale {
   static constexpr PanelType kType = PanelType::q6_k;
   static constexpr int kSub = 16, kZero = 5;
   static constexpr bool kWide = false, kAffine = false;
-  static BITSMITH_INLINE U codes(const uint8_t *p, int run, int j) {
+  static BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) {
     const int half = run / 4, at = run & 3;
-    const U lower = nibbles(word(p, 16 * half + 8 * (at & 1) + j), at > 1), upper = word(p, 32 + 8 * half + j);
+    const Words lower = nibbles(word(p, 16 * half + 8 * (at & 1) + j), at > 1), upper = word(p, 32 + 8 * half + j);
     return lower | ((at < 2 ? upper << (4 - 2 * at) : upper >> (2 * at - 4)) & 0x30303030u);
   }
-  static BITSMITH_INLINE I scale(const uint8_t *p, int sub) {
-    return reinterpret_cast<I>(word(p, 48 + sub / 4) << (24 - 8 * (sub & 3))) >> 24;
+  static BITSMITH_INLINE Ints scale(const uint8_t *p, int sub) {
+    return as<Ints>(word(p, 48 + sub / 4) << (24 - 8 * (sub & 3))) >> 24;
   }
 };
 
@@ -154,15 +154,15 @@ struct Q3_K : HalfScale {  // 32 bytes of high bits, 64 of pairs, 12 of scales
   static constexpr PanelType kType = PanelType::q3_k;
   static constexpr int kSub = 16, kZero = 2;
   static constexpr bool kWide = false, kAffine = false;
-  static BITSMITH_INLINE U codes(const uint8_t *p, int run, int j) {
-    const U pair = word(p, 8 + 8 * (run / 4) + j) >> (2 * (run & 3)) & 0x03030303u, high = word(p, j);
+  static BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) {
+    const Words pair = word(p, 8 + 8 * (run / 4) + j) >> (2 * (run & 3)) & 0x03030303u, high = word(p, j);
     return pair | ((run < 2 ? high << (2 - run) : high >> (run - 2)) & 0x04040404u);
   }
-  static BITSMITH_INLINE I scale(const uint8_t *p, int sub) {
+  static BITSMITH_INLINE Ints scale(const uint8_t *p, int sub) {
     const int byte = 8 * (sub & 3);
-    const U lower = word(p, 24 + (sub / 4 & 1)) >> (byte + (sub < 8 ? 0 : 4)) & 15u;
-    const U upper = word(p, 26) >> (byte + 2 * (sub / 4)) & 3u;
-    return reinterpret_cast<I>(lower | upper << 4) - 32;
+    const Words lower = word(p, 24 + (sub / 4 & 1)) >> (byte + (sub < 8 ? 0 : 4)) & 15u;
+    const Words upper = word(p, 26) >> (byte + 2 * (sub / 4)) & 3u;
+    return as<Ints>(lower | upper << 4) - 32;
   }
 };
 
@@ -170,16 +170,16 @@ struct Q2_K : WordScale {  // 16 bytes of scales and mins, 64 of pairs, d and dm
   static constexpr PanelType kType = PanelType::q2_k;
   static constexpr int kSub = 16, kZero = -1;
   static constexpr bool kWide = false, kAffine = true;
-  static BITSMITH_INLINE U codes(const uint8_t *p, int run, int j) {
+  static BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) {
     return word(p, 4 + 8 * (run / 4) + j) >> (2 * (run & 3)) & 0x03030303u;
   }
-  static BITSMITH_INLINE F d(const uint8_t *p, const uint8_t *) { return low(word(p, 20)); }
-  static BITSMITH_INLINE F dmin(const uint8_t *p) { return high(word(p, 20)); }
-  static BITSMITH_INLINE I scale(const uint8_t *p, int sub) {
-    return reinterpret_cast<I>(word(p, sub / 4) >> (8 * (sub & 3)) & 15u);
+  static BITSMITH_INLINE Floats d(const uint8_t *p, const uint8_t *) { return low(word(p, 20)); }
+  static BITSMITH_INLINE Floats dmin(const uint8_t *p) { return high(word(p, 20)); }
+  static BITSMITH_INLINE Ints scale(const uint8_t *p, int sub) {
+    return as<Ints>(word(p, sub / 4) >> (8 * (sub & 3)) & 15u);
   }
-  static BITSMITH_INLINE I mins(const uint8_t *p, int sub) {
-    return reinterpret_cast<I>(word(p, sub / 4) >> (8 * (sub & 3) + 4) & 15u);
+  static BITSMITH_INLINE Ints mins(const uint8_t *p, int sub) {
+    return as<Ints>(word(p, sub / 4) >> (8 * (sub & 3) + 4) & 15u);
   }
 };
 
@@ -188,27 +188,27 @@ template <class T, int weights>
 struct GridBlock {
   static constexpr PanelType kType = static_cast<PanelType>(static_cast<int>(T::kFirst) + (weights / 64));
   static constexpr int kSub = 32;
-  static BITSMITH_INLINE I scale(const uint8_t *, int) { return broadcast(1); }
-  static BITSMITH_INLINE I mins(const uint8_t *, int) { return broadcast(1); }
-  static BITSMITH_INLINE F dmin(const uint8_t *p) { return -real(p, 1); }
+  static BITSMITH_INLINE Ints scale(const uint8_t *, int) { return splat(1); }
+  static BITSMITH_INLINE Ints mins(const uint8_t *, int) { return splat(1); }
+  static BITSMITH_INLINE Floats dmin(const uint8_t *p) { return -real(p, 1); }
 };
 
 struct Int4Codes {  // -8 .. 7
   static constexpr PanelType kFirst = PanelType::int4_32;
   static constexpr int kZero = 3;
   static constexpr bool kWide = false, kAffine = true;
-  static BITSMITH_INLINE U codes(const uint8_t *p, int run, int j) {
+  static BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) {
     return nibbles(word(p, 2 + 4 * run + (j & 3)), j > 3);
   }
-  static BITSMITH_INLINE F d(const uint8_t *p, const uint8_t *) { return real(p, 0); }
+  static BITSMITH_INLINE Floats d(const uint8_t *p, const uint8_t *) { return real(p, 0); }
 };
 
 struct Int8Codes {  // -128 .. 127
   static constexpr PanelType kFirst = PanelType::int8_32;
   static constexpr int kZero = 7;
   static constexpr bool kWide = true, kAffine = true;
-  static BITSMITH_INLINE U codes(const uint8_t *p, int run, int j) { return word(p, 2 + 8 * run + j); }
-  static BITSMITH_INLINE F d(const uint8_t *p, const uint8_t *) { return real(p, 0); }
+  static BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) { return word(p, 2 + 8 * run + j); }
+  static BITSMITH_INLINE Floats d(const uint8_t *p, const uint8_t *) { return real(p, 0); }
 };
 
 // NormalFloat4 (Dettmers et al. 2023, QLoRA, appendix E), and each entry in steps of 1 / 112, where the rounding errs
@@ -245,16 +245,16 @@ struct Nf4Codes {
   static constexpr PanelType kFirst = PanelType::nf4_32;
   static constexpr int kZero = 7;
   static constexpr bool kWide = true, kAffine = false;
-  static BITSMITH_INLINE U codes(const uint8_t *p, int run, int j) {
+  static BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) {
     return look_up(kNf4Rounded, nibbles(word(p, 1 + 4 * run + (j & 3)), j > 3));
   }
-  static BITSMITH_INLINE F d(const uint8_t *p, const uint8_t *) { return real(p, 0) * kNf4Step; }
+  static BITSMITH_INLINE Floats d(const uint8_t *p, const uint8_t *) { return real(p, 0) * kNf4Step; }
 };
 
 template <class Codes, int weights>
 struct GridOf : Codes, GridBlock<Codes, weights> {};
 
-// The value of a code before its scales: what `codes()` gives less what was added, but for tables of other numbers.
+// The value of a code before its scales: what `codes()` gives, less what was added. NF4 has a table of its own.
 template <class T>
 BITSMITH_INLINE float level(int code) {
   if constexpr (std::is_base_of_v<Nf4Codes, T>) return kNf4Levels.of[code];

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from bitsmith.system import core as native
+from bitsmith.system import core as cpp
 
-core = native.core()
-pytestmark = pytest.mark.skipif(core is None, reason=str(native.missing()))
+core = cpp.core()
+pytestmark = pytest.mark.skipif(core is None, reason=str(cpp.missing()))
 
 
 def test_instruction_sets() -> None:
@@ -21,7 +21,7 @@ def test_instruction_sets() -> None:
 
 
 def test_an_unknown_instruction_set_is_refused() -> None:
-    code = "from bitsmith.system import core as native; native.core().isa()"
+    code = "from bitsmith.system import core as cpp; cpp.core().isa()"
     environment = os.environ | {"BITSMITH_ISA": "z80"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 1

@@ -28,8 +28,8 @@ from bitsmith.system.core import core
 from tests.quant.formats.samples import hostile
 from tests.tiny import make_folder
 
-native = core()
-if native is None:
+module = core()
+if module is None:
     pytest.skip("this installation has no C++ core", allow_module_level=True)
 
 FORMATS = list(GGML_FORMATS.values())
@@ -38,7 +38,7 @@ COLS = 512
 FLOATS: dict[str, type] = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
 
 each_format = pytest.mark.parametrize("format", FORMATS, ids=[format.name for format in FORMATS])
-each_isa = pytest.mark.parametrize("isa", native.isas())
+each_isa = pytest.mark.parametrize("isa", module.isas())
 weighted = pytest.mark.parametrize("importance", [False, True], ids=["plain", "weighted"])
 
 
@@ -202,7 +202,7 @@ def test_bad_arguments_are_refused(changed: dict[str, object], message: str) -> 
 
 
 def test_settings_that_cannot_work_are_refused() -> None:
-    assert native is not None
+    assert module is not None
     settings: dict[str, object] = {"targets": (), "divisors": (), "reach": (), "rounds": 0, "scales": ()}
     for type, message in [
         ("q9_k", "no ggml type"),
@@ -210,11 +210,11 @@ def test_settings_that_cannot_work_are_refused() -> None:
         ("mxfp4", "1 to 256 scales"),
     ]:
         with pytest.raises(ValueError, match=message):
-            native.Quantizer(type, **settings)
+            module.Quantizer(type, **settings)
     with pytest.raises(ValueError, match="one reach"):
-        native.Quantizer("q6_k", **{**settings, "divisors": (1.0,), "reach": (1, 2)})
+        module.Quantizer("q6_k", **{**settings, "divisors": (1.0,), "reach": (1, 2)})
     with pytest.raises(ValueError, match="'mmx' is not available"):
-        native.Quantizer("q8_0", **settings, isa="mmx")
+        module.Quantizer("q8_0", **settings, isa="mmx")
 
 
 @pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])

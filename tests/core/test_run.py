@@ -83,7 +83,7 @@ def _stored(w: np.ndarray, layout: str) -> Stored:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    yield tmp_path_factory.mktemp("native")
+    yield tmp_path_factory.mktemp("core")
     source_of.cache_clear()
 
 
@@ -111,14 +111,14 @@ def test_every_layout_on_every_instruction_set(layout: str, isa: str, folder: Pa
     scale = spread(logits)
     exact = on_core(CONFIG, source, isa=isa)
     np.testing.assert_allclose(exact.forward(TOKENS), logits, atol=2e-4 * scale)
-    native = on_core(CONFIG, source, exact=False, isa=isa)
-    many = native.forward(TOKENS)
+    rounded = on_core(CONFIG, source, exact=False, isa=isa)
+    many = rounded.forward(TOKENS)
     assert np.sqrt(np.mean(np.square(many - logits))) < 0.03 * scale
     for n in (1, 2, 3, 6):
-        few = native.forward(TOKENS[:1, :n])
+        few = rounded.forward(TOKENS[:1, :n])
         assert np.abs(few - logits[:1, :n]).max() < (2e-3 if n == 1 else 0.15) * scale, n
-    cache = native.new_cache(8)
-    steps = np.stack([native.prefill(TOKENS[:1, i : i + 1], cache) for i in range(8)], axis=1)
+    cache = rounded.new_cache(8)
+    steps = np.stack([rounded.prefill(TOKENS[:1, i : i + 1], cache) for i in range(8)], axis=1)
     np.testing.assert_allclose(steps, logits[:1, :8], atol=4e-3 * scale)  # rows of one: rounded to 15 bits
 
 
@@ -202,25 +202,25 @@ def test_damaged_weights_are_seen_in_the_logits(folder: Path) -> None:
 
 
 def test_wrong_calls_are_refused(folder: Path) -> None:
-    native: Any = core()
+    module: Any = core()
     source = source_of(CONFIG, "q4_k", folder)
     ours = on_core(CONFIG, source)
     other = on_core(VARIANTS["narrow heads"], source_of(VARIANTS["narrow heads"], "q8_0", folder))
-    cache = ours.new_cache(75, batch=2).native
+    cache = ours.new_cache(75, batch=2).handle
 
     def fed(tokens: np.ndarray = TOKENS, **changed: list[int]) -> Any:
         numbers = {"slots": [0, 1], "starts": [0, 0], "counts": [75, 75]} | changed
         return ours._native.hidden(tokens, *map(np.array, numbers.values()), cache)
 
     for wrong, match in (
-        (lambda: native.Matrix("q4_k", 4, 100), "no whole number of q4_k blocks"),
-        (lambda: native.Matrix("q9_k", 4, 256), "no products with q9_k"),
-        (lambda: native.Matrix("f16", 4, 0), "needs rows and columns"),
-        (lambda: native.Matrix("q8_0", 40, 32).fill(8, 32, np.zeros(32 * 34, np.uint8), native.Pool(1)), "do not fit"),
-        (lambda: native.Matrix("q8_0", 40, 32).fill(0, 32, np.zeros(33, np.uint8), native.Pool(1)), "do not fit"),
-        (lambda: native.view_matrix("f16", 2, 3, np.zeros(13, np.uint8)), "do not fit"),
-        (lambda: native.view_matrix("q8_0", 2, 32, np.zeros(68, np.uint8)), "is packed"),
-        (lambda: native.Pool(0), "threads"),
+        (lambda: module.Matrix("q4_k", 4, 100), "no whole number of q4_k blocks"),
+        (lambda: module.Matrix("q9_k", 4, 256), "no products with q9_k"),
+        (lambda: module.Matrix("f16", 4, 0), "needs rows and columns"),
+        (lambda: module.Matrix("q8_0", 40, 32).fill(8, 32, np.zeros(32 * 34, np.uint8), module.Pool(1)), "do not fit"),
+        (lambda: module.Matrix("q8_0", 40, 32).fill(0, 32, np.zeros(33, np.uint8), module.Pool(1)), "do not fit"),
+        (lambda: module.view_matrix("f16", 2, 3, np.zeros(13, np.uint8)), "do not fit"),
+        (lambda: module.view_matrix("q8_0", 2, 32, np.zeros(68, np.uint8)), "is packed"),
+        (lambda: module.Pool(0), "threads"),
         (lambda: fed(tokens=TOKENS + 300), "a token is out of range"),
         (lambda: fed(starts=[0, 1]), "75 positions, found 1 and 75"),
         (lambda: fed(starts=[-1, 0]), "75 positions, found -1 and 75"),
@@ -307,13 +307,13 @@ HALVES = np.arange(1 << 16, dtype=np.uint16)
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_half_is_read_as_it_is(isa: str) -> None:
     """All 65,536 float16, infinities and NaN included, through an embedding of one column a row."""
-    native: Any = core()
-    model = native.Model(32, 1, 1, 32, 1e-5, False, True, isa, native.Pool(1))
+    module: Any = core()
+    model = module.Model(32, 1, 1, 32, 1e-5, False, True, isa, module.Pool(1))
     table = np.zeros((1 << 16, 32), np.uint16)
     table[:, 7] = HALVES
-    embedding = native.view_matrix("f16", 1 << 16, 32, table.view(np.uint8).reshape(-1))
+    embedding = module.view_matrix("f16", 1 << 16, 32, table.view(np.uint8).reshape(-1))
     model.set_ends(embedding, np.ones(32, np.float32), embedding)
-    cache = native.Cache(
+    cache = module.Cache(
         0, 1, 1, 32, 1 << 16, "f32", np.ones((1 << 16, 16), np.float32), np.zeros((1 << 16, 16), np.float32)
     )
     states = model.hidden(np.arange(1 << 16)[None], *np.array([[0], [0], [1 << 16]]), cache)

@@ -17,10 +17,10 @@ from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.runtime import kernels
 from bitsmith.runtime.core_decoder import CoreDecoder
 from bitsmith.runtime.load import choose_kernel
-from bitsmith.system import core as native
+from bitsmith.system import core as cpp
 from tests.tiny import make_folder
 
-needs_core = pytest.mark.skipif(native.core() is None, reason="no C++ core")
+needs_core = pytest.mark.skipif(cpp.core() is None, reason="no C++ core")
 
 
 @pytest.fixture(scope="module")

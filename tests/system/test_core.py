@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bitsmith.system import core as native
+from bitsmith.system import core as cpp
 
 WITHOUT = (
     "import sys; sys.modules['bitsmith.system._core'] = None; "  # an import of it then fails as if it were not there
@@ -32,21 +32,24 @@ def test_a_missing_core_is_noted_once_beside_clean_output(tiny: Path, tmp_path: 
     (note,) = done.stderr.splitlines()
     assert note.startswith("Note: ")
     assert "C++ core" in note
+    assert "pip install" in note
     silent = run(CLI, *words, BITSMITH_CORE="0")
     assert (silent.returncode, silent.stderr) == (0, "")
 
 
 def test_turned_off() -> None:
-    done = run("from bitsmith.system import core as native; print(native.core(), native.missing())", BITSMITH_CORE="0")
+    done = run("from bitsmith.system import core as cpp; print(cpp.core(), cpp.missing())", BITSMITH_CORE="0")
     assert done.stdout.startswith("None ")
     assert "BITSMITH_CORE=0" in done.stdout
+    done = run("from bitsmith.system import core; print(core.install_hint())", BITSMITH_CORE="0")
+    assert "unset" in done.stdout
 
 
 def test_a_build_named_by_its_path() -> None:
-    core = native.core()
+    core = cpp.core()
     if core is None:
         pytest.skip("no C++ core here")
-    show = "from bitsmith.system import core as native; core = native.core(); import bitsmith.system._core; "
+    show = "from bitsmith.system import core as cpp; core = cpp.core(); import bitsmith.system._core; "
     show += "print(core.__file__)"
     assert run(show, BITSMITH_CORE=str(core.__file__)).stdout.strip() == core.__file__
 
