@@ -292,11 +292,18 @@ def input_of(decoder: Decoder, layer: int, block: Block, group: str, x: Tensor) 
 
     x: hidden states [windows, n, hidden] before the half of the block that the group belongs to
     """
-    found: Tensor = decoder.ffn_in(block, x) if group.startswith("ffn") else decoder.attn_in(block, x)
-    if group == "down_proj_input":
-        found = decoder.down_proj_input(block, found)
-    if group == "o_proj_input":
-        found = decoder.o_proj_input(layer, block, found, decoder.place(x.shape[1]))
+    found: Tensor
+    match group:
+        case "attn_in":
+            found = decoder.attn_in(block, x)
+        case "o_proj_input":
+            found = decoder.o_proj_input(layer, block, decoder.attn_in(block, x), decoder.place(x.shape[1]))
+        case "ffn_in":
+            found = decoder.ffn_in(block, x)
+        case "down_proj_input":
+            found = decoder.down_proj_input(block, decoder.ffn_in(block, x))
+        case _:
+            raise ValueError(f"{group} is the input of no group of linears.")
     return found
 
 
