@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bitsmith.calibration.blockwise import BlockwiseRounding, BlockwiseTask, input_of
-from bitsmith.calibration.collect import recording
+from bitsmith.calibration.collect import decoder_without_blocks, recording
 from bitsmith.calibration.method import Method
 from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.sources import CalibrationTokens
@@ -27,8 +27,6 @@ WINDOWS, CONTEXT = 2, 12
 
 @torch.inference_mode()
 def test_the_input_of_every_group(tiny: Path) -> None:
-    from bitsmith.calibration.collect import decoder_without_blocks
-
     checkpoint = open_checkpoint(tiny)
     config = checkpoint.config
     loader = WeightLoader(config, weight_reader(checkpoint), DenseKernel(), TorchOps(), "cpu")
