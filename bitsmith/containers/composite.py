@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from bitsmith.containers.base import Codec
 from bitsmith.containers.hf_input_rounding import Inputs
-from bitsmith.containers.native import SHAPES_KEY, TENSORS_KEY, NativeCodec
 from bitsmith.containers.safetensors_header import DTYPES, HeaderEntry
-from bitsmith.errors import FileError, UnsupportedError, UsageError
-from bitsmith.quant.formats import get_format
+from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.quant.tensor import TensorInfo
 
 Entries = Mapping[str, tuple[Path, HeaderEntry]]  # every entry of a checkpoint by name, with its file
@@ -71,40 +67,3 @@ def fold(
         nbytes += entry.nbytes
     whole = TensorInfo(info.name, info.shape, info.layout, nbytes)
     return CompositeTensor(whole, codec, {part: names[part] for part in layout}, beside)
-
-
-def fold_native(path: Path, metadata: Mapping[str, str], entries: Entries) -> list[CompositeTensor]:
-    """The weights of the native container, as its metadata names them. Raises FileError where it contradicts itself."""
-    found = []
-    shapes = table(path, SHAPES_KEY, metadata.get(SHAPES_KEY, "{}"))
-    for name, format in table(path, TENSORS_KEY, metadata.get(TENSORS_KEY, "{}")).items():
-        try:
-            codec = NativeCodec(get_format(str(format)))
-        except UsageError as error:
-            raise FileError(f"{path}: the format of {name!r} is unknown to this version: {error}") from error
-        info = TensorInfo(name, _shape(path, name, codec, shapes.get(name)), f"bitsmith/{codec.format.name}", 0)
-        names = {part: f"{name}.{part}" for part in ("codes", *codec.format.params_layout(1, codec.format.multiple))}
-        found.append(fold(path, codec, info, names, entries, said_by=TENSORS_KEY))
-    return found
-
-
-def table(path: Path, key: str, text: str) -> dict[str, object]:
-    """A JSON object of a file's metadata. Raises FileError."""
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{path}: {key} in its metadata is not JSON ({str(error)[:80]}); make the file again") from None
-    if not isinstance(content, dict):
-        raise FileError(f"{path}: {key} in its metadata is no JSON object; make the file again")
-    return content
-
-
-def _shape(path: Path, name: str, codec: NativeCodec, shape: object) -> tuple[int, ...]:
-    if not isinstance(shape, list) or not shape or not all(type(n) is int and 0 < n < 1 << 48 for n in shape):
-        raise FileError(
-            f"{path}: {name!r} is {codec.format.name} but {SHAPES_KEY} in the metadata gives it the shape "
-            f"{str(shape)[:80]}; the file is damaged: make it again"
-        )
-    if math.prod(shape[:-1]) >= 1 << 48:
-        raise FileError(f"{path}: {name!r} cannot have the shape {shape}; the file is damaged: make it again")
-    return tuple(shape)

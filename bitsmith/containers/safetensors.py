@@ -15,9 +15,10 @@ from types import MappingProxyType
 import numpy as np
 
 from bitsmith.containers.base import Extent, RowAxis, WholeTensorCodec
-from bitsmith.containers.composite import CompositeTensor, fold_native, table
+from bitsmith.containers.composite import CompositeTensor
 from bitsmith.containers.hf_reader import fold_quantized
 from bitsmith.containers.native import SHAPES_KEY, TENSORS_KEY
+from bitsmith.containers.native_reader import fold_native, table
 from bitsmith.containers.safetensors_header import DTYPES, Header, HeaderEntry, read_header
 from bitsmith.containers.safetensors_layout import INDEX_NAME
 from bitsmith.containers.static_input import StaticInput
