@@ -16,14 +16,12 @@ from bitsmith.containers.native import LAYOUT_PREFIX
 from bitsmith.containers.native_files import NativeTensor, native_files
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.checkpoint import Checkpoint, quantized_already, require_float
-from bitsmith.quant.formats import FORMATS, get_format, resolve
+from bitsmith.quant.formats import FORMATS, UNSCOPED, get_format, resolve
 from bitsmith.recipe.folder import KEPT, as_float, beside, is_vector, model_config, own_float, wanted_tensors
 from bitsmith.recipe.plan import Assignment, PlannedTensor
 from bitsmith.recipe.recipe import PlanOptions
 from bitsmith.recipe.rules import Rule, first_match, unused_rules
 from bitsmith.recipe.target import Target
-
-BARE = frozenset({"int8", "int4", "int3", "int2"} | {f"int{bits}-asym" for bits in (8, 4, 3, 2)})
 
 
 def assign_native(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Assignment:
@@ -35,7 +33,7 @@ def assign_native(checkpoint: Checkpoint, target: Target, options: PlanOptions) 
     """
     if target.name not in WRITTEN_FLOATS:
         get_format(target.name)
-    rules = [Rule.parse(text, {*FORMATS, *BARE, *WRITTEN_FLOATS}) for text in options.rules]
+    rules = [Rule.parse(text, {*FORMATS, *UNSCOPED, *WRITTEN_FLOATS}) for text in options.rules]
     require_float(checkpoint, requantize=options.requantize)
     tensors = tuple(_plan_tensor(t, target, options, rules) for t in wanted_tensors(checkpoint))
     if not any(tensor.info.parameters for tensor in tensors):

@@ -7,13 +7,11 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from bitsmith.containers.gguf.types import TYPES
 from bitsmith.errors import UsageError
 
 # ggml types that can be written, hence named by a rule for a GGUF file
-GGUF_RULE_TYPES: frozenset[str] = frozenset(
-    {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"}
-    | {"q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs"}
-)
+GGUF_RULE_TYPES: frozenset[str] = frozenset(name for name, type in TYPES.items() if type.written)
 
 
 def nearest_names(name: str, known: Collection[str]) -> str:

@@ -35,6 +35,13 @@ _GENERIC: tuple[Format, ...] = (
 
 FORMATS: dict[str, Format] = {format.name: format for format in _GENERIC} | GGML_FORMATS
 
+# Integer formats without a scope, for which `resolve` finds the group: "int4", "int4-asym"
+UNSCOPED = frozenset(
+    Affine(format.bits, 0, format.asymmetric).name.replace("-channel", "")
+    for format in _GENERIC
+    if isinstance(format, Affine)
+)
+
 _INTEGER = re.compile(r"(int[0-9]+)((?:-[a-z0-9]+)*)")
 
 
