@@ -1,7 +1,7 @@
 """The vectors that kernels are written in, on ARM too: cross-compiled and emulated where both tools are installed.
 
-Debian has them as g++-aarch64-linux-gnu and qemu-user. The other tests of this folder run on all instruction sets of the
-machine at hand.
+Debian has them as g++-aarch64-linux-gnu and qemu-user. The other tests of this folder run on every instruction set of
+the machine at hand.
 """
 
 from __future__ import annotations
