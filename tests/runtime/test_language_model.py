@@ -18,9 +18,9 @@ from bitsmith.models.arch.gguf_config import config_to_gguf
 from bitsmith.models.arch.names import hf_name, is_permuted, permute_rows
 from bitsmith.models.arch.tensors import expected_tensors
 from bitsmith.models.checkpoint import open_checkpoint
-from bitsmith.runtime import torch_model
 from bitsmith.runtime.generate import GREEDY, generate
 from bitsmith.runtime.language_model import LanguageModel
+from bitsmith.runtime.torch import model as torch_model
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.model import choose_kernel, dense_bytes
 from bitsmith.runtime.torch.model import load_torch_model as load_language_model

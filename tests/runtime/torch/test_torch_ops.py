@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitsmith.runtime.torch import torch_ops
+from bitsmith.runtime.torch import ops as torch_ops
 from bitsmith.runtime.torch.ops import TorchOps
 
 OPS = TorchOps()
