@@ -164,6 +164,103 @@ def test_an_unfinished_tensor_is_a_mistake(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("at", "message"), [(1, "the header read back"), (9, "tensor a read back"), (17, "tensor b"), (20, "the header")]
+)
+def test_what_the_disk_changes_after_the_flush_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, message: str
+) -> None:
+    """In the header, in a tensor, and behind the last one."""
+    flush = os.fsync
+
+    def spoiled(handle: int) -> None:
+        flush(handle)
+        os.pwrite(handle, b"X", at)
+
+    with pytest.raises(FileError, match=message), OutputFiles(tmp_path / "model.bin", [LAYOUT]) as files:
+        write_all(files)
+        monkeypatch.setattr(output.os, "fsync", spoiled)
+        files.commit([FINAL])
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system cannot be told to drop its cache")
+def test_files_are_read_back_from_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system is told to drop what it holds of a file after the flush and before anything is read."""
+    asked: list[str] = []
+
+    def noted(name: str) -> None:
+        call = getattr(os, name)
+        monkeypatch.setattr(output.os, name, lambda *words: asked.append(name) or call(*words))
+
+    for name in ("fsync", "posix_fadvise", "pread", "preadv"):
+        noted(name)
+    with OutputFiles(tmp_path / "model.bin", [LAYOUT]) as files:
+        write_all(files)
+        files.commit([FINAL])
+    assert asked == ["fsync", "posix_fadvise", "pread", "preadv", "preadv", "fsync"]
+
+
+def test_parts_larger_than_the_buffer_are_read_back_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "_READ_BACK_BYTES", 3)
+    with OutputFiles(tmp_path / "model.bin", [LAYOUT]) as files:
+        write_all(files)
+        files.commit([FINAL])
+    assert names(tmp_path) == ["model.bin"]
+
+
+def test_a_disk_that_takes_a_byte_at_a_time_gets_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.pwrite
+    monkeypatch.setattr(output.os, "pwrite", lambda handle, data, offset: write(handle, data[:1], offset))
+    with OutputFiles(tmp_path / "model.bin", [LAYOUT]) as files:
+        write_all(files)
+        files.commit([FINAL])
+    assert (tmp_path / "model.bin").read_bytes() == b"head\0\0\0\x001234\0\0\0\x005678"
+
+
+def test_a_folder_that_cannot_be_named_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, rename = tmp_path / "out", os.rename
+    target.mkdir()
+    (target / "model.safetensors").write_bytes(b"old")
+
+    def refused(old: Path, new: Path) -> None:
+        if old.name.endswith(".partial"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(old, new)
+
+    monkeypatch.setattr(output.os, "rename", refused)
+    with (
+        pytest.raises(FileError, match="cannot be written"),
+        OutputFiles(target, [LAYOUT], as_folder=True, force=True) as files,
+    ):
+        write_all(files)
+        files.commit([FINAL])
+    assert (target / "model.safetensors").read_bytes() == b"old"
+    assert names(tmp_path) == ["out"]
+
+
+def test_more_bytes_than_a_part_has_are_a_mistake(tmp_path: Path) -> None:
+    with OutputFiles(tmp_path / "model.bin", [LAYOUT]) as files:
+        files.write("a", "data", memoryview(b"123"))
+        with pytest.raises(ValueError, match=r"a\.data: 5 bytes for a region of 4"):
+            files.write("a", "data", memoryview(b"45"))
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        FileLayout("model.bin", b"longer", LAYOUT.regions, 20),
+        FileLayout("model.bin", b"head", LAYOUT.regions[::-1], 20),
+        FileLayout("model.bin", b"head", LAYOUT.regions, 24),
+    ],
+)
+def test_a_final_header_that_moves_tensors_is_a_mistake(tmp_path: Path, moved: FileLayout) -> None:
+    with pytest.raises(ValueError, match="moved the tensors"), OutputFiles(tmp_path / "model.bin", [LAYOUT]) as files:
+        write_all(files)
+        files.commit([moved])
+    assert names(tmp_path) == []
+
+
 SHARDS = [
     FileLayout(f"model-{n}-of-2.bin", b"HEAD", (Region(name, "data", 8, 4),), 12) for n, name in ((1, "a"), (2, "b"))
 ]
