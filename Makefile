@@ -7,7 +7,7 @@ CXX_FILES := $(shell git ls-files --cached --others --exclude-standard 'csrc/*.c
 CORE_FILES := $(CXX_FILES) csrc/CMakeLists.txt csrc/compiler.cmake csrc/editable/CMakeLists.txt
 CXX_FILES += tests/core/vectors.cpp
 
-.PHONY: demo test check format core sanitize sanitize-thread clean
+.PHONY: demo test test-all check format core sanitize sanitize-thread clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,10 @@ demo: $(VENV)/run
 
 test: $(VENV)/core
 	$(BIN)/python -m pytest -n auto
+
+# also those that take minutes each
+test-all: $(VENV)/core
+	$(BIN)/python -m pytest -n auto -m ""
 
 check: $(VENV)/core
 	$(BIN)/ruff check bitsmith tests bench

@@ -19,7 +19,7 @@ from tests.cli.command import Command
 from tests.tiny import CONFIG, make_folder, weights
 
 WORDS = {"calibration": "default", "calibration_tokens": 2048, "calibration_context": 128, "effort": "fast"}
-CHOICES = QuantizeConfig(calibration="default", calibration_tokens=1024, calibration_context=64)
+ONE_LAYER = {**CONFIG, "num_hidden_layers": 1}  # where nothing depends on there being a second
 
 
 def logits(model: Path) -> np.ndarray:
@@ -41,6 +41,12 @@ def outlying(folder: Path) -> Path:
 
 def loss(made: Path, original: np.ndarray) -> float:
     return float(((logits(made) - original) ** 2).mean())
+
+
+@pytest.fixture
+def one_layer(tmp_path: Path) -> Path:
+    """As `tiny`, with one layer."""
+    return make_folder(tmp_path / "tiny", num_hidden_layers=1)
 
 
 @pytest.mark.parametrize("method", [name for name in methods() if not name.startswith("smoothquant")])
@@ -97,10 +103,10 @@ def test_smoothquant_is_refused_where_inputs_stay(tiny: Path, tmp_path: Path) ->
 
 
 def test_a_dead_channel_does_no_harm(tmp_path: Path) -> None:
-    tensors = weights(CONFIG)
+    tensors = weights(ONE_LAYER)
     tensors["model.layers.0.input_layernorm.weight"][3] = 0.0
     tensors["model.layers.0.mlp.up_proj.weight"][5] = 0.0
-    model = make_folder(tmp_path / "model", tensors=tensors)
+    model = make_folder(tmp_path / "model", tensors=tensors, num_hidden_layers=1)
     original = logits(model)
     for method in ("nearest", "gptq", "awq+gptq", "learned"):
         made = bitsmith.quantize(model, to="native/int4-g32", method=method, out=tmp_path / method, **WORDS)
@@ -122,10 +128,11 @@ def test_the_default_method_follows_the_calibration(tiny: Path, tmp_path: Path) 
     assert method(effort="fast", calibration="default") == "nearest"
 
 
-def test_effort_reaches_the_learned_codes(tiny: Path, tmp_path: Path) -> None:
+def test_effort_reaches_the_learned_codes(one_layer: Path, tmp_path: Path) -> None:
+    words = {**WORDS, "calibration_tokens": 256, "calibration_context": 16}
     made = [
         bitsmith.quantize(
-            tiny, to="q2_k", method="learned", out=tmp_path / f"{effort}.gguf", **{**WORDS, "effort": effort}
+            one_layer, to="q2_k", method="learned", out=tmp_path / f"{effort}.gguf", **{**words, "effort": effort}
         )
         for effort in ("fast", "normal")
     ]
@@ -134,7 +141,9 @@ def test_effort_reaches_the_learned_codes(tiny: Path, tmp_path: Path) -> None:
     assert any(a.sha256 != b.sha256 for a, b in zip(first, second, strict=True))
 
 
-def test_several_outputs_run_the_original_once(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_outputs_run_the_original_once(
+    one_layer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs: list[int] = []
     plain = collect_module.collect
 
@@ -151,13 +160,19 @@ def test_several_outputs_run_the_original_once(tiny: Path, tmp_path: Path, monke
         calibration_context=64,
         group_size=32,
     )
-    made = quantize_each(tiny, ["gptq/int4", "awq/int4", "q4_k_m"], choices)
+    made = quantize_each(one_layer, ["gptq/int4", "awq/int4", "q4_k_m"], choices)
     assert len(runs) == 1
     assert [each.out.parent for each in made] == [tmp_path / "all"] * 3
     for each in made:
         assert bitsmith.inspect(each.out, verify=True).problems == ()
     alone = bitsmith.quantize(
-        tiny, to="q4_k_m", out=made[2].out, force=True, method="awq", calibration_tokens=1024, calibration_context=64
+        one_layer,
+        to="q4_k_m",
+        out=made[2].out,
+        force=True,
+        method="awq",
+        calibration_tokens=1024,
+        calibration_context=64,
     )
     assert alone.manifest == made[2].manifest
 
@@ -208,7 +223,7 @@ def test_an_absent_device_is_refused(tiny: Path) -> None:
 
 
 def test_hidden_states_on_disk_change_nothing(tiny: Path, tmp_path: Path) -> None:
-    words = {**WORDS, "method": "learned", "to": "q4_0"}
+    words = {**WORDS, "method": "learned", "to": "q4_0", "calibration_context": 32}
     first = bitsmith.quantize(tiny, out=tmp_path / "a.gguf", **words)
     second = bitsmith.quantize(tiny, out=tmp_path / "b.gguf", memory="1kB", **words)
     assert first.manifest == second.manifest

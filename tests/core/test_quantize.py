@@ -244,7 +244,8 @@ FILES = ("q4_k_m", "q3_k_m", "q2_k", "q6_k", "q8_0", "q5_1", "iq4_xs")
 
 
 def test_whole_files_with_and_without_the_core_and_for_any_number_of_threads(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "model", hidden_size=256, intermediate_size=512)
+    changes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1, "tie_word_embeddings": True}
+    folder = make_folder(tmp_path / "model", **changes)
     words = [sys.executable, "-m", "bitsmith", "quantize", str(folder), "--out", str(tmp_path / "numpy")]
     without = subprocess.Popen(
         [*words, *(word for to in FILES for word in ("--to", to))],

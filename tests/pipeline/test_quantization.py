@@ -252,7 +252,7 @@ def test_quantize_imports_neither_torch_nor_transformers(tiny: Path, tmp_path: P
         "import sys, bitsmith\n"
         f"bitsmith.quantize({str(tiny)!r}, to='q4_k_m', out={str(tmp_path / 'x.gguf')!r})\n"
         f"bitsmith.inspect({str(tmp_path / 'x.gguf')!r}, verify=True)\n"
-        "heavy = {'torch', 'transformers', 'matplotlib', 'huggingface_hub'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
+        "print(sorted({'torch', 'transformers', 'matplotlib', 'huggingface_hub'} & set(sys.modules)))\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["[]"]

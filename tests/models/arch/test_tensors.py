@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Literal
 
@@ -46,8 +47,13 @@ def test_shapes() -> None:
 @pytest.mark.parametrize("naming", ["gguf", "hf"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_sound_file(naming: Naming, tied: bool) -> None:
+    """It passes; without any one of its tensors it does not."""
     config = replace(TINY, tied=tied)
-    check_tensors(config, _file(config, naming), naming=naming)
+    infos = _file(config, naming)
+    check_tensors(config, infos, naming=naming)
+    for name in infos:
+        with pytest.raises(FileError, match=re.escape(name)):
+            check_tensors(config, {other: info for other, info in infos.items() if other != name}, naming=naming)
 
 
 def test_more_layers_promised_than_there_are() -> None:
