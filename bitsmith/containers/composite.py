@@ -1,4 +1,4 @@
-"""Weights that lie in several entries of a safetensors file, seen as one tensor each."""
+"""Weights stored in several entries of a safetensors file, each seen as one tensor."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Entries = Mapping[str, tuple[Path, HeaderEntry]]  # every entry of a checkpoint 
 class CompositeTensor:
     """One weight.
 
-    entries: name by part, in the codec's order
-    beside: further entries of the same weight that its values do not depend on
+    entries: entry name by part, in the codec's order
+    beside: further entries of the weight, which do not affect its values
     inputs: how the weight's input is rounded
     """
 
@@ -45,10 +45,11 @@ def fold(
     said_by: str,
     beside: tuple[str, ...] = (),
 ) -> CompositeTensor:
-    """A weight whose parts lie under `names`, each held against what the codec needs.
+    """A weight with its parts in the entries `names`. Each entry is checked against the codec's layout.
 
-    info: nbytes is filled in. said_by: what says that the tensor has this layout, for errors
-    Raises FileError where the shape is impossible, or an entry is missing or has another dtype or shape.
+    info: the tensor; its nbytes is filled in
+    said_by: the key that gives the tensor's layout, for errors
+    Raises FileError if the shape is impossible, or an entry is missing or has another dtype or shape.
     """
     label = info.layout.removeprefix("bitsmith/")
     try:
@@ -59,8 +60,8 @@ def fold(
     for part, (expected, dtype) in layout.items():
         if names[part] not in entries:
             raise FileError(
-                f"{path}: {info.name} is {label} by {said_by} but its entry {names[part]} is missing; the file is "
-                "damaged: make it again"
+                f"{path}: {info.name} is {label} according to {said_by}, but its entry {names[part]} is missing; the "
+                "file is damaged: make it again"
             )
         file, entry = entries[names[part]]
         if entry.shape != expected or DTYPES[entry.dtype] != dtype:
@@ -74,7 +75,7 @@ def fold(
 
 
 def fold_native(path: Path, metadata: Mapping[str, str], entries: Entries) -> list[CompositeTensor]:
-    """The weights of the native container, as its metadata names them. Raises FileError where it contradicts itself."""
+    """The weights of the native container, from its metadata. Raises FileError if metadata and entries disagree."""
     found = []
     shapes = table(path, SHAPES_KEY, metadata.get(SHAPES_KEY, "{}"))
     for name, format in table(path, TENSORS_KEY, metadata.get(TENSORS_KEY, "{}")).items():
@@ -89,13 +90,13 @@ def fold_native(path: Path, metadata: Mapping[str, str], entries: Entries) -> li
 
 
 def table(path: Path, key: str, text: str) -> dict[str, object]:
-    """A JSON object of a file's metadata. Raises FileError."""
+    """A JSON object in a file's metadata. Raises FileError for any other text."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path}: {key} in its metadata is not JSON ({str(error)[:80]}); make the file again") from None
     if not isinstance(content, dict):
-        raise FileError(f"{path}: {key} in its metadata is no JSON object; make the file again")
+        raise FileError(f"{path}: {key} in its metadata is not a JSON object; make the file again")
     return content
 
 
