@@ -47,7 +47,7 @@ class TensorRecord:
 
     def __post_init__(self) -> None:
         if not (_HASH.fullmatch(self.sha256) and _HASH.fullmatch(self.source_sha256)):
-            raise TensorError(f"the manifest record of {self.name} needs hashes of 64 lower-case hex digits")
+            raise TensorError(f"the manifest record of {self.name} needs hashes of 64 hex digits in lower case")
         if not (math.isfinite(self.error) and 0 <= self.error < _LARGEST_ERROR):
             raise TensorError(
                 f"the error of tensor {self.name} is {self.error}; expected a finite number that is not negative. "

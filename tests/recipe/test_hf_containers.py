@@ -194,7 +194,7 @@ def test_warnings_say_what_vllm_refuses(tiny: Path) -> None:
         return " ".join(bitsmith.quantize(tiny, dry_run=True, **words).warnings)
 
     assert warnings(to="gptq/int4") == ""
-    assert "symmetric, only" in warnings(to="gptq/int3")
+    assert "vLLM reads only symmetric gptq" in warnings(to="gptq/int3")
     assert "groups of 16" in warnings(to="awq/int4", group_size=16)
     assert "q_proj, model.layers.0.self_attn.k_proj" in warnings(to="gptq/int4", keep=[r"layers\.0\.self_attn\.k"])
     assert "matches no tensor" in warnings(to="gptq/int4", keep=["nothing_like_it"])
