@@ -1,4 +1,4 @@
-"""Rounding block by block: each block's linears see the inputs that the quantized blocks before them give."""
+"""Rounding block by block: each block sees the inputs that the rounded blocks before it produce."""
 
 from __future__ import annotations
 
@@ -40,13 +40,15 @@ from bitsmith.system.progress import Report, silent
 
 @dataclass(frozen=True)
 class BlockwiseTask:
-    """What is to be made of a model's blocks.
+    """How to round a model's blocks.
 
-    formats: by GGUF name without ".weight" ("blk.0.attn_q", "output"); linears that are not named keep their weights
-    inputs: how inputs of products are rounded, by the same names
-    rescalings: by layer, found on the original model
-    stored: types of norms, see `folded`
-    effort: see `EFFORTS`; seed: of the order of its windows
+    formats: format of each linear, by GGUF name without ".weight" ("blk.0.attn_q", "output"); other linears keep
+        their weights
+    inputs: how the inputs of linears are rounded, by the same names
+    rescalings: the rescalings of each layer, found on the original model
+    stored: dtypes of stored norms, see `folded`
+    effort: a name in `EFFORTS`
+    seed: seed for the order of the training windows
     """
 
     formats: Mapping[str, Format]
@@ -62,8 +64,8 @@ class BlockwiseTask:
 class Rounded:
     """The result of one step.
 
-    rows: what is to be stored, under GGUF's names: the rounded linears, and what else was rescaled
-    reports: what rounding cost, by linear without ".weight"
+    rows: rows to store, under GGUF names: the rounded linears and the other rescaled tensors
+    reports: the report of each linear, by name without ".weight"
     """
 
     rows: tuple[RoundedRows, ...]
@@ -71,11 +73,11 @@ class Rounded:
 
 
 class BlockwiseRounding:
-    """A model that is rounded step by step: `block(0)`, `block(1)`, ..., then the slabs of the head.
+    """Rounds a model step by step: `block(0)`, `block(1)`, ..., then the slabs of the head.
 
-    Each block sees the inputs that the rounded blocks before it give. Linears of a group share their statistics;
-    groups are taken in the order they are computed, each after the ones before it were rounded. One block's weights
-    are held at a time, in float32, with one Hessian and its factor. Same tokens, same codes.
+    Each block sees the inputs that the rounded blocks before it produce. Linears of a group share their statistics.
+    The groups of a block are rounded in the order in which they are computed. Memory holds the weights of one block
+    in float32, one Hessian and its factor. The same tokens give the same codes.
     """
 
     def __init__(
@@ -97,10 +99,10 @@ class BlockwiseRounding:
         self._truth = embed(self._steps.decoder, tokens.tokens, memory=share) if buffers > 1 else None
 
     def block(self, layer: int, report: Report = silent) -> Rounded:
-        """Round the next block, and move the hidden states behind it.
+        """Round the next block and advance the hidden states through it.
 
-        Raises TensorError, naming the linear, where a weight or an input is not finite; ValueError for a block out of
-        turn.
+        Raises TensorError, naming the linear, if a weight or an input is not finite; ValueError if `layer` is not the
+        next block.
         """
         if layer != self._next:
             raise ValueError(f"block {layer} was asked for, but block {self._next} is next.")
@@ -110,9 +112,9 @@ class BlockwiseRounding:
         return self._steps.block(layer, block, _States(self._hidden, self._truth), report)
 
     def head(self) -> Iterator[Rounded]:
-        """The output matrix in slabs of rows, one a step; nothing where the task does not name it.
+        """Round the output matrix, one slab of rows per step. Yields nothing if the task does not name it.
 
-        To be taken after all blocks; raises as `block` does.
+        Call it after all blocks. Raises the same errors as `block`.
         """
         if HEAD not in self._steps.task.formats:
             return
@@ -128,7 +130,8 @@ class BlockwiseRounding:
 class _States:
     """Hidden states before a block.
 
-    hidden: as the rounded blocks give them; truth: as the original model gives them, None where nothing needs them
+    hidden: from the rounded blocks
+    truth: from the original model; None if the method does not need them
     """
 
     hidden: HiddenStates
@@ -136,14 +139,14 @@ class _States:
 
 
 def _share(memory: int | None, buffers: int) -> int | None:
-    """Bytes for each of several buffers of hidden states."""
+    """Memory for each of `buffers` hidden-state buffers, in bytes."""
     room = available_memory() if memory is None else 2 * memory
     return None if room is None else room // 2 // buffers
 
 
 @dataclass(frozen=True)
 class _Steps:
-    """What stays the same from step to step."""
+    """What all steps share."""
 
     decoder: Decoder
     task: BlockwiseTask
@@ -153,7 +156,7 @@ class _Steps:
         return EFFORTS[self.task.effort]
 
     def block(self, layer: int, original: Block, states: _States, report: Report) -> Rounded:
-        """Round one block; its states are moved behind it."""
+        """Round one block and advance `states` through it."""
         row = self.task.method.row
         changed = folded(original, self.task.rescalings.get(layer, ()), self.decoder.config, self.task.stored)
         start = with_tensors(original, changed)
@@ -176,9 +179,9 @@ class _Steps:
     def _groups(
         self, layer: int, start: Block, states: _States
     ) -> tuple[Block, dict[str, QuantTensor], dict[str, RoundingReport]]:
-        """The linears of a block rounded group by group: the block they make, their codes and reports by name.
+        """Round the linears of a block, group by group. Returns the rounded block, and codes and reports by name.
 
-        The states are moved behind the block: `hidden` by the rounded one, `truth` by `start`.
+        Advances `states.hidden` through the rounded block, and `states.truth` through `start`.
         """
         block = self._rounding_inputs(layer, start)
         codes, reports = dict[str, QuantTensor](), dict[str, RoundingReport]()
@@ -197,25 +200,25 @@ class _Steps:
         return block, codes, reports
 
     def head_rounder(self, states: _States) -> LinearRounder:
-        """The rounder of the output matrix, from what it is given."""
+        """The rounder of the output matrix, from the statistics of its input."""
         seen = _Compared(HEAD, GramMeter(), GramMeter())
         for at in states.hidden.batches():
             seen.add(self._normed(states.hidden, at), None if states.truth is None else self._normed(states.truth, at))
         return self._rounder(seen)
 
     def head_slab(self, rounder: LinearRounder, weight: Weight, start: int) -> Rounded:
-        """Some rows of the output matrix."""
+        """Round one slab of the output matrix, from row `start` on."""
         w = weight.rows(start, min(start + SLAB_ROWS, weight.info.rows))
         codes, said = _round(rounder, HEAD, self.decoder.ops.array(w), self.task.formats[HEAD])
         return Rounded((RoundedRows(f"{HEAD}.weight", start, w, codes),), {HEAD: said})
 
     def _formats(self, layer: int, group: LinearGroup) -> dict[str, Format]:
-        """Of the linears of a group that are to be rounded."""
+        """Formats of the group's linears that are rounded, by name."""
         names = {name: f"blk.{layer}.{name}" for name in group.linears}
         return {name: self.task.formats[full] for name, full in names.items() if full in self.task.formats}
 
     def _compared(self, layer: int, group: LinearGroup, block: Block, start: Block, states: _States) -> _Compared:
-        """A group's input as the rounded block gives it, beside what `start` gives on the original's states."""
+        """Statistics of a group's input in the rounded block, and its drift from the input in the original model."""
         seen = _Compared(f"blk.{layer}.{group.linears[0]}", GramMeter(), GramMeter())
         inputs = self.task.inputs.get(seen.name)
         for at in states.hidden.batches():
@@ -228,7 +231,7 @@ class _Steps:
         return seen
 
     def _rounding_inputs(self, layer: int, block: Block) -> Block:
-        """The block with linears that round what they are given, where the file's readers will."""
+        """The block with linears that round their inputs, if the runtimes of the file do so."""
         changed: dict[str, Any] = {
             field: replace(vars(block)[field], input_rounding=self.task.inputs[f"blk.{layer}.{name}"])
             for name, field in LINEARS.items()
@@ -240,7 +243,7 @@ class _Steps:
         return self.task.method.row.linear(seen.stats, seen.drift, self._effort)
 
     def _normed(self, hidden: HiddenStates, at: slice) -> Tensor:
-        """What the head is given."""
+        """Input of the head: hidden states after the final norm."""
         x = self._read(hidden, at)
         normed: Tensor = self.decoder.ops.rms_norm(x, self.decoder.weights.output_norm, self.decoder.config.norm_eps)
         return normed
@@ -251,9 +254,11 @@ class _Steps:
 
 @dataclass(frozen=True)
 class _Compared:
-    """An input, counted, and how it drifted from the original's.
+    """Statistics of an input, and its drift from the original model's input.
 
-    name: of its linear, for errors
+    name: name of the linear, for errors
+    meter: sums the Gram matrix
+    drifted: sums the drift
     """
 
     name: str
@@ -261,14 +266,14 @@ class _Compared:
     drifted: GramMeter
 
     def add(self, x: Tensor, original: Tensor | None) -> None:
-        """float32 [..., cols] each."""
+        """Add tokens: float32 [..., cols] each."""
         self.meter.add(x)
         if original is not None:
             self.drifted.add(x, original - x)
 
     @property
     def stats(self) -> Stats:
-        """Raises TensorError, naming the linear, where a value is not finite."""
+        """Raises TensorError, naming the linear, if a value is not finite."""
         try:
             return self.meter.result()
         except TensorError as error:
@@ -276,7 +281,7 @@ class _Compared:
 
     @property
     def drift(self) -> Tensor | None:
-        """Sum of (x - x')^T x', [cols, cols]; None where there is no original."""
+        """Sum of (x - x')^T x', [cols, cols]: x original inputs, x' inputs of the rounded block; None without x."""
         drift: Tensor | None = self.drifted.sum
         return drift
 
@@ -284,11 +289,11 @@ class _Compared:
 HALVES: Mapping[str, str] = {
     "o_proj_input": "output",
     "down_proj_input": "down",
-}  # a half's last group -> the linear it feeds
+}  # last group of each half of a block -> the linear it feeds
 
 
 def input_of(decoder: Decoder, layer: int, block: Block, group: str, x: Tensor) -> Tensor:
-    """What a group's linears are given: float32 [windows, n, cols].
+    """Input of a group's linears: float32 [windows, n, cols].
 
     x: hidden states [windows, n, hidden] before the half of the block that the group belongs to
     """
@@ -308,7 +313,7 @@ def input_of(decoder: Decoder, layer: int, block: Block, group: str, x: Tensor) 
 
 
 def advance_half(decoder: Decoder, layer: int, block: Block, group: str, hidden: HiddenStates) -> None:
-    """Replace hidden states by those behind the half of a block that ends with `group`."""
+    """Advance hidden states through the half of a block that ends with `group`."""
     last: Linear = vars(block)[HALVES[group]]
     device = block.attn_norm.device
     for at in hidden.batches():
@@ -317,7 +322,7 @@ def advance_half(decoder: Decoder, layer: int, block: Block, group: str, hidden:
 
 
 def _round(rounder: LinearRounder, name: str, weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:
-    """A matrix, or some rows of one, rounded. Errors name the linear."""
+    """Round a matrix, or some of its rows. Errors name the linear."""
     try:
         return rounder(weight, format)
     except TensorError as error:
@@ -330,7 +335,7 @@ def _rows(
     codes: Mapping[str, QuantTensor],
     changed: Mapping[str, np.ndarray],
 ) -> Iterator[RoundedRows]:
-    """What is to be stored of a block: the rounded linears, and what else was rescaled."""
+    """The rows of a block to store: the rounded linears and the other rescaled tensors."""
     for name, tensor in codes.items():
         yield RoundedRows(f"{prefix}{name}.weight", 0, weights[f"{name}.weight"], tensor)
     for name, values in changed.items():

@@ -1,4 +1,4 @@
-"""The statistics pass: the original model, block by block, over all calibration windows."""
+"""The statistics pass: runs the original model, block by block, over all calibration windows."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from bitsmith.runtime.torch.ops import TorchOps
 from bitsmith.runtime.weights import LINEARS, Block, Linear, WeightLoader, Weights, weight_reader
 from bitsmith.system.progress import Progress, Report, silent
 
-SAMPLE = 512  # input rows that a search looks at where it needs a sample
-HEAD = "output"  # name of the head's input, whether or not the model has an output matrix of its own
+SAMPLE = 512  # input rows in the sample of a search that needs one
+HEAD = "output"  # name of the head's input, also if the head is the token embedding
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to collect beside sums, per input.
+    """What to collect for each input in addition to sums.
 
-    gram: the matrix of products, [cols, cols] float32 for every group of every block: for small models
-    sample: rows to keep of each input; the same tokens everywhere
+    gram: the Gram matrix, [cols, cols] float32 for every group of every block; for small models
+    sample: number of rows to keep; the same tokens for every input
     """
 
     gram: bool = False
@@ -45,9 +45,9 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Search:
-    """Rescalings to be found on the way, for one output.
+    """A search for rescalings during the pass, for one output.
 
-    formats: what the linears will be rounded to, by GGUF name without ".weight"
+    formats: the formats of the linears, by GGUF name without ".weight"
     """
 
     transform: Transform
@@ -61,8 +61,8 @@ class Calibration:
     stats: by GGUF name without ".weight" ("blk.0.attn_q", and "output" for the head); linears that share an input
         share the object
     record: tokens, their hash, context and seed
-    tied: the head is the token embedding
-    rescalings: of each search, by layer
+    tied: whether the head is the token embedding
+    rescalings: for each search, its rescalings by layer
     """
 
     stats: Mapping[str, Stats]
@@ -73,7 +73,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class RecordedLinear(Linear):
-    """A linear that shows its input to `record`, before it is rounded or computed with."""
+    """A linear that passes its input to `record`, before the input is rounded."""
 
     record: Callable[[Tensor], None] = field(default=lambda x: None)
 
@@ -95,13 +95,14 @@ def collect(
     device: str = "cpu",
     report: Report = silent,
 ) -> Calibration:
-    """Run the model over the tokens and count what its linears are given.
+    """Run the model over the tokens and collect statistics of every linear's input.
 
-    One block's weights are held at a time, as dense float32; the hidden states of all windows too, up to `memory`
-    bytes, beyond it on disk (see `HiddenStates`). threads: torch.set_num_threads for the whole process; None leaves
-    it alone. Same tokens, same result. The statistics that only searches need live as long as their block.
-    Raises TensorError where an input holds NaN or infinite values, naming the linear; UnsupportedError for an
-    architecture that is not known.
+    Memory holds one block's weights, as dense float32, and the hidden states of all windows. If these need more than
+    `memory` bytes, they go to disk (see `HiddenStates`). Statistics that only searches need are dropped after each
+    block. The same tokens give the same result.
+    threads: number of torch threads, set for the whole process; None: torch's present setting
+    Raises TensorError, naming the linear, if an input holds NaN or infinite values; UnsupportedError for an unknown
+    architecture.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -132,13 +133,13 @@ def collect(
 
 
 def _with_needs(wanted: Wanted, searches: Sequence[Search]) -> Wanted:
-    """`wanted`, and what the searches read."""
+    """`wanted`, plus what the searches read."""
     needs = frozenset[str]().union(*(search.transform.needs for search in searches))
     return Wanted(wanted.gram or "gram" in needs, max(wanted.sample, SAMPLE if "sample" in needs else 0))
 
 
 def _only(wanted: Wanted, stats: Mapping[str, Stats]) -> dict[str, Stats]:
-    """Statistics without what nobody wants to keep; linears that share them still do."""
+    """Statistics without unwanted Gram matrices and samples. Linears that share statistics still share them."""
     kept: dict[int, Stats] = {}
     for each in stats.values():
         gram = each.gram if wanted.gram else None
@@ -149,7 +150,7 @@ def _only(wanted: Wanted, stats: Mapping[str, Stats]) -> dict[str, Stats]:
 def _rescalings(
     config: ModelConfig, layer: int, block: Block, search: Search, stats: Mapping[str, Stats]
 ) -> tuple[Rescaling, ...]:
-    """What a search finds for one block."""
+    """The rescalings that a search finds for one block."""
     groups = linear_groups(config)
     names = [name for group in groups for name in group.linears]
     formats = {name: search.formats[f"blk.{layer}.{name}"] for name in names if f"blk.{layer}.{name}" in search.formats}
@@ -158,7 +159,7 @@ def _rescalings(
 
 
 def require_finite(block: Block, prefix: str) -> None:
-    """Raise TensorError, naming it, where a matrix of the block holds NaN or infinite values."""
+    """Raise TensorError, naming the matrix, if a matrix of the block holds NaN or infinite values."""
     for name, place in LINEARS.items():
         linear: Linear = vars(block)[place]
         if not bool(torch.isfinite(linear.prepared).all()):
@@ -192,7 +193,7 @@ def advance(decoder: Decoder, layer: int, block: Block, hidden: HiddenStates) ->
 
 
 def meters_of(config: ModelConfig, wanted: Wanted, seed: int) -> dict[str, StatsMeter]:
-    """A meter a group of a block, by the names of its linears (q, k and v share one)."""
+    """One meter per group of a block, by the names of its linears (q, k and v share one)."""
     widths = {
         "attn_in": config.hidden,
         "o_proj_input": config.heads * config.head_dim,
@@ -207,9 +208,9 @@ def meters_of(config: ModelConfig, wanted: Wanted, seed: int) -> dict[str, Stats
 
 
 def recording(block: Block, prefix: str, meters: Mapping[str, StatsMeter]) -> Block:
-    """The block with its linears recording into `meters`: of linears that share a meter the first one does.
+    """The block with linears that record into `meters`. If linears share a meter, only the first one records.
 
-    prefix: "blk.N.", for the error that a meter raises
+    prefix: "blk.N.", for errors
     """
     firsts: dict[int, str] = {}
     for name, meter in meters.items():
@@ -225,7 +226,7 @@ def _recorded(block: Block, name: str, prefix: str, meter: StatsMeter) -> Record
 
 
 def counting(meter: StatsMeter, name: str) -> Callable[[Tensor], None]:
-    """`meter.add`, whose error names the linear."""
+    """`meter.add` with errors that name the linear."""
 
     def add(x: Tensor) -> None:
         try:
@@ -237,15 +238,15 @@ def counting(meter: StatsMeter, name: str) -> Callable[[Tensor], None]:
 
 
 def not_finite(name: str, error: TensorError) -> TensorError:
-    """The error of a meter, with the linear's name and what to do."""
+    """The error of a meter, with the linear's name and advice."""
     return TensorError(
-        f"{name}: {error} during calibration; the weights before it are damaged, or overflow. Check the model with "
+        f"{name}: {error} during calibration; earlier weights are damaged, or a value overflows. Check the model with "
         "`bitsmith inspect --verify`, or calibrate on another text."
     )
 
 
 def _results(meters: Mapping[str, StatsMeter]) -> dict[str, Stats]:
-    """One result a meter, shared by its linears."""
+    """One result per meter, shared by its linears."""
     done: dict[int, Stats] = {}
     for meter in meters.values():
         if id(meter) not in done:

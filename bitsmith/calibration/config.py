@@ -13,7 +13,7 @@ from bitsmith.system.sizes import parse_size
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:
-    """How to calibrate, and where. Raises UsageError for a value that no model can take."""
+    """How to calibrate, and where. Raises UsageError for a value that is invalid for every model."""
 
     calibration: str | None = option(
         None,
@@ -24,7 +24,7 @@ class CalibrationConfig:
         "(.gguf, .dat).",
     )
     calibration_tokens: int | None = option(
-        None, group="Calibration", help="Number of tokens at most; default: 128 windows."
+        None, group="Calibration", help="Maximum number of tokens; default: 128 windows."
     )
     calibration_context: int | None = option(
         None, group="Calibration", help="Tokens per window; default: 512, or the model's context if that is less."
@@ -70,7 +70,7 @@ class CalibrationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ImatrixConfig(CalibrationConfig):
-    """All options of `imatrix` beside the model."""
+    """All options of `imatrix` except the model."""
 
     out: str | Path = option(
         REQUIRED,
@@ -82,7 +82,7 @@ class ImatrixConfig(CalibrationConfig):
 
 
 def size_in_bytes(flag: str, size: str | None) -> int | None:
-    """Bytes of "4GB"; None of None. Raises UsageError that names the option."""
+    """Bytes of a size such as "4GB"; None for None. Raises UsageError that names the option."""
     if size is None:
         return None
     try:

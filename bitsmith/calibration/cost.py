@@ -1,4 +1,4 @@
-"""What calibrating takes, known from shapes: memory, and time with a short measurement."""
+"""What calibration costs: memory from shapes, and time from shapes and a short measurement."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from bitsmith.models.arch.config import ModelConfig
 from bitsmith.quant.rounders.effort import EFFORTS
 
 _FLOATS = 4  # bytes
-_HESSIANS = 4  # a Hessian, its factor, the drift of its input and what makes up for it
+_HESSIANS = 4  # a Hessian, its factor, the drift of its input and the correction for it
 _SLABS, _SLAB_ROWS = 10, 2048  # copies of the rows being rounded, see `rounders.gptq.SLAB_ROWS`
-_COLUMN_WORK = 4.5  # rounding: products of a row with the Hessian, in units of one
-_COLUMN_SECONDS = 1.5e-4  # what rounding a column takes, however short it is
-_STEP_SECONDS = 0.03  # what a step of learning takes, however small the block is
-_CANDIDATES, _SEEN_ROWS, _FIT_WORK = 40, 1024, 8000.0  # of a rescaling's search: tried, rows looked at, a weight's fit
+_COLUMN_WORK = 4.5  # cost of rounding a row, in products of one row with the Hessian
+_COLUMN_SECONDS = 1.5e-4  # fixed time to round one column
+_STEP_SECONDS = 0.03  # fixed time of one learning step
+_CANDIDATES, _SEEN_ROWS, _FIT_WORK = 40, 1024, 8000.0  # a search for factors: candidates, rows used, work per weight
 _PROBE = 768
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What it takes.
+    """Cost of calibration.
 
-    seconds: expected
-    memory: bytes of hidden states, two blocks (original and quantized), the largest Hessian and what is made of it,
-        and the rows being rounded
+    seconds: expected time
+    memory: bytes for hidden states, two blocks (original and quantized), the largest Hessian and the matrices derived
+        from it, and the rows being rounded
     """
 
     seconds: float
@@ -35,7 +35,7 @@ class Cost:
 
 
 def calibration_cost(config: ModelConfig, method: Method, effort: str, tokens: int, context: int) -> Cost:
-    """Of calibrating on so many tokens in windows of `context`; good to a factor of two in time."""
+    """Cost of calibrating on `tokens` tokens in windows of `context`. The time is right within a factor of two."""
     block = block_weights(config)
     widest = max(config.hidden, config.heads * config.head_dim, config.intermediate)
     hidden_state_buffers = method.hidden_state_buffers(effort) if method.needs_text else 1
@@ -55,13 +55,13 @@ def calibration_cost(config: ModelConfig, method: Method, effort: str, tokens: i
         fixed += _COLUMN_SECONDS * (1 + EFFORTS[effort].sweeps) * sum(cols for _, cols in _matrices(config))
     if method.row.tuner is not None:
         tuning = EFFORTS[effort]
-        passes += 3.0 * block * tuning.steps * tuning.batch * context  # three products a window
+        passes += 3.0 * block * tuning.steps * tuning.batch * context  # three products per window
         fixed += _STEP_SECONDS * tuning.steps
     return Cost(config.layers * (passes / rate + fixed), memory)
 
 
 def block_weights(config: ModelConfig) -> int:
-    """Weights of the linears of one block."""
+    """Number of weights in the linears of one block."""
     return sum(rows * cols for rows, cols in _matrices(config))
 
 
@@ -75,7 +75,7 @@ def _matrices(config: ModelConfig) -> tuple[tuple[int, int], ...]:
 
 
 def _multiply_adds_per_second() -> float:
-    """Of float32 matrix products on this machine."""
+    """Speed of float32 matrix products on this machine."""
     a = np.ones((_PROBE, _PROBE), np.float32)
     a @ a
     started = time.perf_counter()

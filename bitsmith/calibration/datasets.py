@@ -1,4 +1,4 @@
-"""Calibration text from data sets of the Hugging Face hub: one plain or JSON-lines file of theirs."""
+"""Calibration text from data sets of the Hugging Face hub: one text or JSON-lines file."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _READ = (".jsonl", ".ndjson", ".txt")
 
 
 def looks_like_data_set(source: str) -> bool:
-    """Whether `source` has the form "owner/name" or "owner/name:FILE"; a name that ends like a file's does not."""
+    """Whether `source` has the form "owner/name:FILE", or "owner/name" without the ending of a file name."""
     match = _ID.fullmatch(source)
     return match is not None and (match["file"] is not None or not source.lower().endswith(_LOCAL))
 
 
 def download_text(source: str) -> Path:
-    """Fetch the file that `source` names, or a data set's only one, preferably of its training split.
+    """Download the file that `source` names. If it names a data set only, `choose_file` chooses the file.
 
-    Raises FileError where the hub has it not, refuses it or cannot be reached, UnsupportedError where the data set
-    has no file of text or JSON lines.
+    Raises FileError if the hub does not have it, refuses it or cannot be reached; UnsupportedError if the data set
+    has no text or JSON-lines file.
     """
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -41,13 +41,13 @@ def download_text(source: str) -> Path:
     except refused as error:
         reason = str(error).strip().split("\n")[0]
         raise FileError(
-            f"--calibration {source}: there is no such file, and no such data set can be fetched from the hub "
-            f"({reason}); check the name, log in for a private one (`hf auth login`), or give a local file."
+            f"--calibration {source}: there is no such file, and the hub does not give such a data set ({reason}); "
+            "check the name, log in for a private data set (`hf auth login`), or give a local file."
         ) from error
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
-    """What the HTTP library under huggingface_hub, whichever its version has, raises where there is no network."""
+    """Network errors of the HTTP library that the installed huggingface_hub uses."""
     found: list[type[Exception]] = []
     for name in ("httpx", "httpx2"):
         if name in sys.modules:
@@ -56,15 +56,15 @@ def _transport_errors() -> tuple[type[Exception], ...]:
 
 
 def choose_file(repo: str, files: list[str]) -> str:
-    """The file of a data set to calibrate on: a training split before others, then by name.
+    """The file of a data set to calibrate on: the first by name, but training splits come before others.
 
-    Raises UnsupportedError where none is text or JSON lines.
+    Raises UnsupportedError if no file is text or JSON lines.
     """
     texts = sorted((f for f in files if f.lower().endswith(_READ)), key=lambda f: ("train" not in f.lower(), f))
     if not texts:
         kinds = sorted({Path(f).suffix for f in files if Path(f).suffix} - {".md"})
         raise UnsupportedError(
             f"--calibration {repo}: the data set has no .txt or .jsonl file (it has {', '.join(kinds) or 'none'}); "
-            "save some of its rows as text or JSON lines and give that: --calibration FILE."
+            "save some of its rows as text or JSON lines, and give that file with --calibration FILE."
         )
     return texts[0]

@@ -1,4 +1,4 @@
-"""Rescalings folded into a block as it was loaded, so that it computes the same with other weights."""
+"""Folds rescalings into a loaded block, so that it computes the same with other weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NORMS = ("attn_norm", "ffn_norm")
 
 
 def block_tensors(block: Block) -> dict[str, np.ndarray]:
-    """Matrices, biases and norms of a block, float32 by GGUF name without "blk.N."; shared, not copied, on a CPU."""
+    """Matrices, biases and norms of a block, float32 by GGUF name without "blk.N."; not copied on a CPU."""
     tensors = {f"{name}.weight": _numpy(vars(block)[name]) for name in NORMS}
     for name, field in LINEARS.items():
         linear: Linear = vars(block)[field]
@@ -46,10 +46,10 @@ def with_tensors(block: Block, tensors: Mapping[str, np.ndarray]) -> Block:
 def folded(
     block: Block, rescalings: Iterable[Rescaling], config: ModelConfig, stored: Mapping[str, np.dtype]
 ) -> dict[str, np.ndarray]:
-    """The tensors that rescalings change, as `block_tensors` names them; nothing where none does.
+    """The tensors that rescalings change, with names as in `block_tensors`; empty if nothing changes.
 
-    stored: float16 or bfloat16 by producer's name ("attn_norm"), where norms are stored so: factors then give norms
-        that these types hold exactly
+    stored: float16 or bfloat16 by norm ("attn_norm"), for norms stored in these types; factors are then chosen so
+        that the type holds the new norm exactly
     """
     tensors = block_tensors(block)
     changed: dict[str, np.ndarray] = {}

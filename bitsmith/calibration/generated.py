@@ -11,16 +11,16 @@ from bitsmith.runtime.language_model import LanguageModel
 from bitsmith.system.progress import Progress, Report, silent
 
 BATCH = 32  # texts generated together
-_SHORTEST = 8  # tokens a text must have on average
+_SHORTEST = 8  # minimum average length of a text, in tokens
 
 
 def generate_tokens(request: Request, model: LanguageModel, *, report: Report = silent) -> CalibrationTokens:
-    """Windows of what the model says when nothing is asked of it, as LLM-QAT (Liu et al. 2023, section 3.1) does.
+    """Windows of text that the model generates without a prompt, as in LLM-QAT (Liu et al. 2023, section 3.1).
 
-    Each text begins with the start token, or, where the tokenizer adds none, with a token drawn from the seed; all
-    later ones are drawn at temperature 1 from the whole vocabulary, until an end token or a window's length. Texts
-    follow each other without gaps. Same seed, same tokens.
-    Raises FileError where the model ends its texts at once.
+    Each text begins with the start token. If the tokenizer adds none, the first token is drawn with the seed. Later
+    tokens are drawn at temperature 1 from the whole vocabulary, until an end token or a window's length. Texts follow
+    each other without gaps. The same seed gives the same tokens.
+    Raises FileError if the texts are too short.
     """
     needed = request.windows * request.context
     random = np.random.default_rng(request.seed)
@@ -40,8 +40,8 @@ def generate_tokens(request: Request, model: LanguageModel, *, report: Report = 
         )
         if sum(len(text.tokens) for text in texts) < _SHORTEST * count:
             raise FileError(
-                f"{model.name}: --calibration self: the model ends its texts after {_SHORTEST} tokens or fewer; "
-                "give a text instead, --calibration FILE."
+                f"{model.name}: --calibration self: the model ends its texts after fewer than {_SHORTEST} tokens on "
+                "average; give a text with --calibration FILE."
             )
         for first, text in zip(firsts, texts, strict=True):
             ids += [first, *text.tokens]

@@ -1,4 +1,4 @@
-"""The hidden states of all calibration windows between two blocks: in memory, or in a file beyond a bound."""
+"""The hidden states of all calibration windows between two blocks: in memory, or in a file if they are large."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ BATCH_TOKENS = 2048  # tokens that go through a block at a time
 
 
 class HiddenStates:
-    """float32 [windows, context, hidden], read and overwritten by batches of windows.
+    """float32 [windows, context, hidden], read and overwritten in batches of windows.
 
-    memory: bytes that may be held; more goes to an unnamed temporary file (in TMPDIR), which disappears with the
-        process. None takes half of the memory that is available now.
+    memory: bytes that they may take in memory; larger ones go to an unnamed temporary file (in TMPDIR), which
+        disappears with the process. None: half of the memory that is available now
     """
 
     def __init__(self, windows: int, context: int, hidden: int, *, memory: int | None = None) -> None:
-        """Reserve the room. Raises FileError where the temporary file cannot be made that long."""
+        """Reserve the space. Raises FileError if the disk has no room for the temporary file."""
         self.shape = (windows, context, hidden)
         size = 4 * windows * context * hidden
         room = available_memory() if memory is None else 2 * memory
@@ -41,22 +41,22 @@ class HiddenStates:
             raise self._cannot(error) from error
 
     def copy(self) -> HiddenStates:
-        """The same values in room of their own, where these lie: in memory or on disk."""
+        """A copy, in memory or on disk like this one."""
         other = HiddenStates(*self.shape, memory=0 if self.on_disk else self._window_bytes * self.shape[0])
         other.become(self)
         return other
 
     def become(self, other: HiddenStates) -> None:
-        """Take over the values of states of the same shape."""
+        """Copy the values of `other`, which has the same shape."""
         for at in self.batches():
             self.write(at, other.read(at))
 
     def __len__(self) -> int:
-        """How many windows."""
+        """Number of windows."""
         return self.shape[0]
 
     def __getitem__(self, windows: np.ndarray) -> Tensor:
-        """Windows by their numbers, int64 [n] -> float32 [n, context, hidden]."""
+        """Windows by number, int64 [n] -> float32 [n, context, hidden]."""
         return torch.cat([self.read(slice(int(window), int(window) + 1)) for window in windows])
 
     def batches(self) -> Iterator[slice]:
@@ -84,7 +84,7 @@ class HiddenStates:
         return torch.from_numpy(values)
 
     def write(self, at: slice, values: Tensor) -> None:
-        """Replace windows `at`. Raises FileError where the disk refuses them."""
+        """Replace windows `at`. Raises FileError if they cannot be written to disk."""
         if self._held is not None:
             self._held[at] = values
             return

@@ -1,10 +1,10 @@
-"""llama.cpp's importance files: `imatrix.gguf` and the older `.dat`, read and written.
+"""Reads and writes llama.cpp's importance files: `imatrix.gguf` and the older `.dat`.
 
 Source: llama.cpp, tools/imatrix/imatrix.cpp and common/imatrix-loader.cpp (build 11434).
 GGUF: keys general.type = "imatrix", imatrix.datasets, imatrix.chunk_count, imatrix.chunk_size (tokens); for each
 tensor NAME float32 NAME.in_sum2 [matrices, cols], the sums of squared inputs, and NAME.counts [matrices, 1], tokens.
-`.dat`, little-endian: int32 entries; for each int32 length and name, int32 chunks, int32 n, n float32 of mean square
-times chunks; then int32 chunks, int32 length and name of the data set, which may be missing.
+`.dat`, little-endian: int32 entries; for each entry int32 length and name, int32 chunks, int32 n, n float32 of mean
+square times chunks; then int32 chunks, int32 length and name of the data set. These last three may be missing.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from bitsmith.recipe.calibration_record import CalibrationRecord
 SUFFIXES = (".gguf", ".dat")
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
-_AGAIN = "It is damaged, or no importance file; make it again with `bitsmith imatrix` or llama-imatrix"
+_AGAIN = "It is damaged or not an importance file; make it again with `bitsmith imatrix` or llama-imatrix"
 _INT = struct.Struct("<i")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a tensor's input was.
+    """Sums of squares of one tensor's input.
 
-    sums: [matrices, cols] float32, sums of squares over the tokens; experts in one tensor are several matrices
-    counts: [matrices] int64, how many were summed
+    sums: [matrices, cols] float32, sums of squares over the tokens; a tensor of experts holds several matrices
+    counts: [matrices] int64, number of tokens in each sum (number of chunks in a `.dat` file)
     """
 
     sums: np.ndarray
@@ -47,7 +47,7 @@ class Entry:
 
     @property
     def importance(self) -> np.ndarray:
-        """Mean squares, float32 [matrices, cols]; ones for a matrix that saw no token, as llama-quantize takes it."""
+        """Mean squares, float32 [matrices, cols]; ones for a matrix that saw no token, as in llama-quantize."""
         counts = np.maximum(self.counts, 1)[:, None]
         seen = (self.counts > 0)[:, None]
         return np.where(seen, self.sums / counts.astype(np.float32), np.float32(1.0)).astype(np.float32)
@@ -55,11 +55,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Imatrix:
-    """An importance file's content.
+    """Content of an importance file.
 
     entries: by GGUF tensor name, ".weight" included
     datasets: names of the texts
-    chunks: windows of text; chunk_size: tokens in each; 0: the file does not say (`.dat`; counts are then in chunks)
+    chunks: number of windows of text
+    chunk_size: tokens per window; 0 if the file does not give it (`.dat`); counts are then in chunks
     """
 
     entries: Mapping[str, Entry]
@@ -69,14 +70,14 @@ class Imatrix:
 
 
 def is_imatrix_name(path: Path) -> bool:
-    """Whether a file's name is that of an importance file."""
+    """Whether a file has the name of an importance file."""
     return path.suffix.lower() in SUFFIXES
 
 
 def read_imatrix(path: Path) -> Imatrix:
-    """Read either format, told apart by the first bytes.
+    """Read either format; the first bytes decide which.
 
-    Raises FileError where the file is missing, damaged, or holds a model instead.
+    Raises FileError if the file is missing, damaged or holds a model.
     """
     try:
         with path.open("rb") as file:
@@ -87,7 +88,7 @@ def read_imatrix(path: Path) -> Imatrix:
 
 
 def record_of(path: Path, imatrix: Imatrix) -> CalibrationRecord:
-    """What a manifest keeps of a file that was read."""
+    """The record of an importance file, for a manifest."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     tokens = max(int(entry.counts.max()) for entry in imatrix.entries.values()) if imatrix.chunk_size else 0
@@ -103,7 +104,7 @@ def _read_gguf(path: Path) -> Imatrix:
         if metadata.get("general.type") != "imatrix":
             raise FileError(
                 f"{path}: expected an importance file (general.type = imatrix), found a GGUF file of type "
-                f"{metadata.get('general.type', 'model')!r}; make one with `bitsmith imatrix`, or name a text."
+                f"{metadata.get('general.type', 'model')!r}; make one with `bitsmith imatrix`, or give a text."
             )
         names = [name.removesuffix(_SUMS) for name in source.tensors if name.endswith(_SUMS)]
         entries = {name: _gguf_entry(source, name) for name in names}
@@ -156,7 +157,7 @@ def _read_dat(path: Path) -> Imatrix:
         name = cursor.text(cursor.count("bytes of a name", 1))
         chunks = np.array([max(cursor.number(), 0)], np.float64)
         values = cursor.floats(cursor.count("values", 4))
-        if chunks[0] == 0:  # llama-quantize takes the values as they are
+        if chunks[0] == 0:  # llama-quantize then uses the values unchanged
             chunks += 1
         entries[name] = _checked(path, name, values.reshape(1, -1), chunks)
     last = cursor.number() if cursor.left >= 4 else max(int(entry.counts.max()) for entry in entries.values())
@@ -166,7 +167,7 @@ def _read_dat(path: Path) -> Imatrix:
 
 
 class _Cursor:
-    """Reads forward through the bytes of a `.dat` file; every count is held against what is left."""
+    """Reads the bytes of a `.dat` file in order and checks every count against the bytes left."""
 
     def __init__(self, path: Path, data: bytes) -> None:
         self._path = path
@@ -181,7 +182,7 @@ class _Cursor:
         return int(_INT.unpack(self._take(4))[0])
 
     def count(self, what: str, smallest: int) -> int:
-        """A number of things that take at least `smallest` bytes each."""
+        """Read a count of things that take at least `smallest` bytes each."""
         count = self.number()
         if not 0 < count * smallest <= self.left:
             raise FileError(f"{self._path}: claims {count} {what}, but {self.left} bytes follow. {_AGAIN}.")
@@ -195,7 +196,9 @@ class _Cursor:
 
     def _take(self, count: int) -> bytes:
         if count > self.left:
-            raise FileError(f"{self._path}: ends at {len(self._data)} bytes; {count - self.left} more are needed.")
+            raise FileError(
+                f"{self._path}: ends at {len(self._data)} bytes, but {count - self.left} more are needed. {_AGAIN}."
+            )
         self._at += count
         return self._data[self._at - count : self._at]
 
@@ -204,9 +207,9 @@ class _Cursor:
 
 
 def imatrix_file(imatrix: Imatrix, filename: str) -> tuple[FileLayout, dict[str, np.ndarray]]:
-    """The file's layout and the data of its regions by tensor; the format by the name's ending.
+    """The file's layout and the data of its regions by tensor. The ending of `filename` decides the format.
 
-    Entries are written in the order of their names, as llama-imatrix does. Raises UsageError for another ending.
+    Entries are written in the order of their names, as in llama-imatrix. Raises UsageError for any other ending.
     """
     ending = Path(filename).suffix.lower()
     if ending == ".gguf":
@@ -222,7 +225,7 @@ def _gguf_file(imatrix: Imatrix, filename: str) -> tuple[FileLayout, dict[str, n
         "general.type": string("imatrix"),
         "imatrix.datasets": array(list(imatrix.datasets), ValueType.STRING),
         "imatrix.chunk_count": u32(imatrix.chunks),
-        "imatrix.chunk_size": u32(imatrix.chunk_size or 1),  # counts are in chunks then
+        "imatrix.chunk_size": u32(imatrix.chunk_size or 1),  # if 1, counts are in chunks
     }
     data: dict[str, np.ndarray] = {}
     for name in sorted(imatrix.entries):
@@ -234,7 +237,7 @@ def _gguf_file(imatrix: Imatrix, filename: str) -> tuple[FileLayout, dict[str, n
 
 
 def _dat_bytes(imatrix: Imatrix) -> bytes:
-    """Chunks are the counts in windows, rounded up."""
+    """The bytes of a `.dat` file. Its chunks are the token counts in windows, rounded up."""
     parts = [_INT.pack(len(imatrix.entries))]
     for name in sorted(imatrix.entries):
         entry = imatrix.entries[name]

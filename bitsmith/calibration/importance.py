@@ -1,4 +1,4 @@
-"""Importance: what `quantize --calibration` takes from a statistics pass or from an importance file."""
+"""Importance of columns for `quantize --calibration`, from a statistics pass or from an importance file."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ _SHOWN = 3
 class Importance:
     """How much each column of a matrix counts.
 
-    values: by GGUF tensor name, ".weight" included: float32 [matrices, cols], mean squared input; one matrix but for
-        experts that share a tensor. Tensors that are not named count alike throughout.
-    record: where it comes from
+    values: by GGUF tensor name, ".weight" included: float32 [matrices, cols], mean squared input. Only tensors of
+        experts have several matrices. In tensors without an entry all columns count equally.
+    record: its source
     """
 
     values: Mapping[str, np.ndarray]
     record: CalibrationRecord
 
     def of(self, name: str) -> np.ndarray | None:
-        """[matrices, cols] of a tensor by its GGUF or Hugging Face name; None where nothing is known."""
+        """[matrices, cols] of a tensor by its GGUF or Hugging Face name; None if unknown."""
         return self.values.get(gguf_name(name) or name)
 
     def by_output(self, outputs: Iterable[TensorInfo]) -> dict[str, np.ndarray]:
-        """Of tensors to be written, by the output's names: float32 [matrices, cols] each."""
+        """Importance of the tensors to write, by the output's names: float32 [matrices, cols] each."""
         found = {}
         for info in outputs:
             values = self.of(info.name)
             if values is not None and len(info.shape) > 1:
-                found[info.name] = values.reshape(-1, info.cols)  # a .dat file does not tell matrices apart
+                found[info.name] = values.reshape(-1, info.cols)  # a .dat file does not separate matrices
         return found
 
 
 def from_calibration(calibration: Calibration) -> Importance:
-    """Of a statistics pass. A head that is the token embedding stays unweighted, like every embedding."""
+    """Importance from a statistics pass. A head that is the token embedding stays unweighted, like all embeddings."""
     values = {name: entry.importance for name, entry in _entries(calibration).items()}
     return Importance(values, calibration.record)
 
 
 def to_imatrix(calibration: Calibration) -> Imatrix:
-    """What an importance file holds of a statistics pass."""
+    """Content of an importance file, from a statistics pass."""
     record = calibration.record
     return Imatrix(_entries(calibration), (record.source,), record.tokens // record.context, record.context)
 
@@ -74,11 +74,11 @@ def _entries(calibration: Calibration) -> dict[str, Entry]:
 
 
 def from_file(path: Path, tensors: Iterable[TensorInfo]) -> tuple[Importance, tuple[str, ...]]:
-    """Of an importance file for a model of these tensors, and what the user should know of it.
+    """Importance from an importance file, and warnings for the user.
 
-    tensors: of the model, under GGUF or Hugging Face names
-    Raises FileError where the file cannot be read or is another model's: it names tensors that the model lacks, has
-    rows of another length, or says nothing of a whole layer.
+    tensors: the model's tensors, under GGUF or Hugging Face names
+    Raises FileError if the file cannot be read or belongs to another model: it names tensors that the model lacks,
+    has rows of another length, or has no entry for a whole layer.
     """
     imatrix = read_imatrix(path)
     shapes = {gguf_name(info.name) or info.name: info for info in tensors if len(info.shape) > 1}
@@ -89,13 +89,13 @@ def from_file(path: Path, tensors: Iterable[TensorInfo]) -> tuple[Importance, tu
     warnings: tuple[str, ...] = ()
     if missing:
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        warnings = (f"{path.name} says nothing of {', '.join(missing[:_SHOWN])}{more}: rounded without importance",)
+        warnings = (f"{path.name} has no entry for {', '.join(missing[:_SHOWN])}{more}: rounded without importance",)
     values = {name: entry.importance for name, entry in imatrix.entries.items()}
     return Importance(values, record_of(path, imatrix)), warnings
 
 
 def _check(path: Path, name: str, entry: Entry, info: TensorInfo | None) -> None:
-    belongs = "the importance file belongs to another model; make one of this model with `bitsmith imatrix`."
+    belongs = "the importance file belongs to another model; make one for this model with `bitsmith imatrix`."
     if info is None:
         raise FileError(f"{path}: it has an entry {name}, but the model has no such matrix; {belongs}")
     matrices = int(np.prod(info.shape[:-2]))
@@ -111,6 +111,6 @@ def _check_layers(path: Path, missing: list[str], imatrix: Imatrix) -> None:
     for name in missing:
         if name.split(".")[1] not in known:
             raise FileError(
-                f"{path}: it has entries for {len(known)} layers, none for that of {name}; the importance file belongs "
-                "to another model; make one of this model with `bitsmith imatrix`."
+                f"{path}: it has entries for {len(known)} layers, but none for the layer of {name}; the importance "
+                "file belongs to another model; make one for this model with `bitsmith imatrix`."
             )

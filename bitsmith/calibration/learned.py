@@ -1,9 +1,9 @@
-"""Learned rounding: offsets and scales of a whole block tuned together against its full-precision output.
+"""Learned rounding: tunes the offsets and scales of a whole block against its full-precision output.
 
-As SignRound / AutoRound (Cheng et al. 2023), the offset of each weight before rounding and the scales follow the
-gradient of the block's output error, straight through the rounding, with a step that falls to zero. Two things differ,
-each by small trials: Adam (Kingma and Ba 2014) in place of the gradient's sign, and an error relative to each token's
-size, since the next norm takes that size away.
+As in SignRound / AutoRound (Cheng et al. 2023), each weight has an offset that is added before rounding. Offsets and
+scales follow the gradient of the block's output error with a straight-through estimator and a step size that falls to
+zero. Small trials led to two differences: Adam (Kingma and Ba 2014) instead of the gradient's sign, and an error
+relative to each token's size, because the next norm removes that size.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.weights import LINEARS, Block, Linear
 from bitsmith.system.progress import Progress, Report, silent
 
-_HELD_OUT = 16  # one window in so many is not trained on and judges the iterates
-_JUDGED = 8  # how often they are judged
-_MOMENTS = (0.9, 0.99)  # Adam's memory, of gradients and of their squares
+_HELD_OUT = 16  # one window in so many is held out to judge the results
+_JUDGED = 8  # how often results are judged
+_MOMENTS = (0.9, 0.99)  # Adam's beta1 and beta2
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """Codes and stored parameters by linear's name, numpy arrays, and what they cost.
+    """Codes and stored parameters by linear name, numpy arrays, and their loss.
 
-    loss_before, loss_after: squared error of the block's output as a share of the output's own square, mean over the
-        tokens of windows that were not trained on; of the start, and of what is returned
-    step: the iterate that is returned; 0: nothing did better than the start
+    loss_before, loss_after: loss of the start and of the result: squared error of the block's output as a share of
+        the output's own square, mean over the tokens of held-out windows
+    step: the step that gave the result; 0 if no step improved on the start
     """
 
     tensors: Mapping[str, QuantTensor]
@@ -47,13 +47,13 @@ class Tuned:
 
 
 class Windows(Protocol):
-    """Hidden states of windows, float32 [windows, n, hidden], read some windows at a time: an array, or a file."""
+    """Hidden states of windows, float32 [windows, n, hidden], read a few windows at a time: an array or a file."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
 
     def __getitem__(self, windows: np.ndarray, /) -> Any:
-        """Windows by their numbers, int64 [count]: a numpy array or a torch tensor."""
+        """Windows by number, int64 [count]: a numpy array or a torch tensor."""
         ...
 
 
@@ -62,8 +62,9 @@ class BlockTuner:
     """Tunes the linears of one block.
 
     decoder: its configuration and operations run the block; its weights are not used
-    layer: the block's number; block: its norms, with what was folded into them, and the linears that stay
-    seed: of the order of windows
+    layer: the block's number
+    block: gives the norms, with rescalings folded in, and the linears that are not tuned
+    seed: seed for the order of windows
     """
 
     decoder: Decoder
@@ -73,14 +74,14 @@ class BlockTuner:
     seed: int = 0
 
     def tune(self, starts: Mapping[str, Start], inputs: Windows, targets: Windows, report: Report = silent) -> Tuned:
-        """Tune the linears named in `starts` ("attn_q" ...); the others stay as they are in the block.
+        """Tune the linears named in `starts` ("attn_q" ...); the block's other linears stay unchanged.
 
-        inputs: float32 [windows, n, hidden], hidden states before the block, as the quantized model so far gives them
-        targets: the same shape, what the block should give
+        inputs: float32 [windows, n, hidden], hidden states before the block, from the quantized blocks before it
+        targets: the same shape, the output that the block should give
         report: called after each step
-        Memory: the block four times over (weights, offsets, Adam's two moments), its gradients, and one batch's
-        activations. Of a single window the same is trained on and judged. The same seed gives the same codes.
-        Raises UsageError for an unknown linear or shapes that do not fit, TensorError where the error is not finite.
+        Memory: four times the block (weights, offsets, Adam's two moments), its gradients, and one batch's
+        activations. A single window serves for training and for judging. The same seed gives the same codes.
+        Raises UsageError for an unknown linear or wrong shapes, TensorError if the loss is not finite.
         """
         self._check(starts, inputs, targets)
         matrices = {name: TrainableMatrix(start, str(self.block.attn_norm.device)) for name, start in starts.items()}
@@ -89,8 +90,8 @@ class BlockTuner:
         before = least = self._judge(block, inputs, targets, judged)
         if not np.isfinite(before):
             raise TensorError(
-                f"block {self.layer}: its output's error is not finite; the hidden states of the calibration, or the "
-                "weights, hold NaN or Inf."
+                f"block {self.layer}: the error of its output is not finite; the hidden states or the weights hold NaN "
+                "or infinite values. Check the model with `bitsmith inspect --verify`."
             )
         best, found = _frozen(matrices), 0
         optimizer, rates = self._optimizer(matrices)
@@ -110,7 +111,7 @@ class BlockTuner:
         return Tuned(best, before, least, found)
 
     def _with(self, matrices: Mapping[str, TrainableMatrix]) -> Block:
-        """The block with trainable matrices in place of its own, biases kept."""
+        """The block with trainable matrices and its own biases."""
         kernel = _TrainableKernel()
         linears: dict[str, Any] = {
             LINEARS[name]: Linear(kernel, matrix, self._linear(name).bias) for name, matrix in matrices.items()
@@ -122,7 +123,7 @@ class BlockTuner:
         return linear
 
     def _optimizer(self, matrices: Mapping[str, TrainableMatrix]) -> tuple[torch.optim.Adam, list[float]]:
-        """Adam over both kinds of variables, and the size of the first step for each of its groups."""
+        """Adam for offsets and parameter changes, and the first step size of each of its groups."""
         groups, rates = [], []
         for matrix in matrices.values():
             share = 2.0 ** (2 - matrix.format.bits)
@@ -158,7 +159,7 @@ class BlockTuner:
             )
         for name, start in starts.items():
             if name not in LINEARS:
-                raise UsageError(f"block {self.layer}: {name} is no linear of a block; known: {', '.join(LINEARS)}.")
+                raise UsageError(f"block {self.layer}: {name} is not a linear of a block; known: {', '.join(LINEARS)}.")
             wanted = expected_shape(self.decoder, name)
             if start.weight.shape != wanted or start.tensor.codes.shape != wanted:
                 raise UsageError(
@@ -168,10 +169,10 @@ class BlockTuner:
 
 
 class _TrainableKernel:
-    """A kernel whose prepared matrices are trainable; they are decoded anew for each product."""
+    """A kernel for trainable matrices. It decodes them for each product."""
 
     def supports(self, layout: str, device: str) -> bool:
-        """Nothing is prepared from files."""
+        """False: trainable matrices are not prepared from files."""
         return False
 
     def prepare(self, weight: Weight) -> Any:
@@ -187,7 +188,7 @@ class _TrainableKernel:
         return prepared.values()[ids]
 
     def nbytes(self, prepared: TrainableMatrix) -> int:
-        """Of the decoded matrix."""
+        """Bytes of the decoded matrix."""
         return prepared.values().nbytes
 
 
@@ -210,14 +211,14 @@ def _frozen(matrices: Mapping[str, TrainableMatrix]) -> dict[str, QuantTensor]:
 
 
 def _split(windows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Windows to train on, and windows to judge by."""
+    """Numbers of the windows for training, and of the windows for judging."""
     every = np.arange(windows)
     judged = every[::_HELD_OUT]
     return (np.setdiff1d(every, judged) if windows > 1 else every), judged
 
 
 def _batches(trained: np.ndarray, effort: Effort, seed: int) -> Iterator[np.ndarray]:
-    """The windows of each step: every window comes once before any comes again."""
+    """The windows of each step. Every window is used once before any is used again."""
     generator = np.random.default_rng(seed)
     order = np.empty(0, np.int64)
     for _ in range(effort.steps):

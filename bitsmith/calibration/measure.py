@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """An output's tensors and how their codes are to be chosen."""
+    """One output's tensors, and how to choose their codes."""
 
     assignment: Assignment
     method: Method
@@ -33,9 +33,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the pass found for one job.
+    """What the pass measured for one job.
 
-    importance: None where no job needed the pass
+    importance: None if no job needed the pass
     rescalings: by layer
     input_absmax: largest magnitude of each linear's input after rescaling, by GGUF name without ".weight"
     """
@@ -46,23 +46,23 @@ class Measured:
 
 
 def check_method(assignment: Assignment, prepared: Prepared, method: Method) -> None:
-    """Raise UsageError where a method needs more than the calibration, or the output, can give."""
+    """Raise UsageError if the calibration or the output does not fit the method."""
     if method.transform and TRANSFORMS[method.transform].rounded_inputs_only and not assignment.inputs:
         raise UsageError(
-            f"--method {method} makes inputs easier to round, but {assignment.target} leaves them alone; it is for "
-            "compressed/w8a8 and fp8. For weights alone there is awq."
+            f"--method {method} makes inputs easier to round, but {assignment.target} does not round inputs; use it "
+            "with compressed/w8a8 or fp8. To round weights only, use awq."
         )
     if method.needs_text and prepared.request is None:
         raise UsageError(
-            f"--method {method} needs a text to run the model on; {prepared.record.source} is an importance file, "
-            "without activations. Give --calibration default, or a text."
+            f"--method {method} needs a text to run the model on, but {prepared.record.source} is an importance file "
+            "and holds no activations. Give --calibration default, or a text."
         )
 
 
 def measure(
     prepared: Prepared, jobs: Sequence[Job], resources: Resources, report: Report = silent
 ) -> tuple[Measured, ...]:
-    """Run the original model once, if any job needs it. One result a job.
+    """Run the original model once, if any job needs it. Returns one result per job.
 
     Rounders that need text take their inputs from the rounded blocks instead, see `blockwise`.
     """

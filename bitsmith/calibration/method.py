@@ -12,17 +12,18 @@ from bitsmith.quant.formats.base import Format
 from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.quant.rounders.effort import EFFORTS
 
-FINE_BITS = 8  # from here on the nearest codes under weighted scales lose next to nothing
+FINE_BITS = 8  # with so many bits, nearest codes with weighted scales lose almost nothing
 
-# The default by effort, for codes of less than 8 bits and for those of 8 and more
+# The default rounders of each effort: below 8 bits, and from 8 bits on
 _DEFAULTS = {"fast": ("nearest", "nearest"), "normal": ("gptq", "nearest"), "high": ("learned", "gptq")}
 
 
 @dataclass(frozen=True)
 class Method:
-    """How codes come about.
+    """How codes are chosen.
 
-    rounder: of `ROUNDERS`; transform: of `TRANSFORMS`, which rescales columns before; "" does not
+    rounder: a name in `ROUNDERS`
+    transform: a name in `TRANSFORMS`, which rescales columns before rounding; "" for none
     """
 
     rounder: str
@@ -35,7 +36,7 @@ class Method:
 
     @property
     def row(self) -> Rounder:
-        """The rounder."""
+        """The rounder's row in `ROUNDERS`."""
         return ROUNDERS[self.rounder]
 
     @property
@@ -69,7 +70,7 @@ def methods() -> tuple[str, ...]:
 
 
 def check_effort(effort: str) -> str:
-    """`effort`. Raises UsageError where it is none."""
+    """Return `effort`. Raises UsageError if it is unknown."""
     if effort not in EFFORTS:
         raise UsageError(f"--effort {effort}: unknown; known: {', '.join(EFFORTS)}.")
     return effort
@@ -78,11 +79,12 @@ def check_effort(effort: str) -> str:
 def default_method(formats: Iterable[Format], effort: str, *, inputs: Iterable[InputRounding] = ()) -> Method:
     """The method with the least loss for the time allowed, by the figures of docs/quality.md.
 
-    formats: of the tensors that are quantized; inputs: how inputs of products are rounded, where they are
+    formats: formats of the quantized tensors
+    inputs: how inputs of linears are rounded, for those that are
 
-    Codes of less than 8 bits are chosen by GPTQ, and with high effort tuned by gradients. From 8 bits on the nearest
-    codes lose next to nothing, and GPTQ comes with high effort only. SmoothQuant goes before where inputs become int8.
-    AWQ is never the default: in none of our measurements did it gain over GPTQ.
+    Below 8 bits GPTQ chooses the codes, and high effort tunes them by gradients. From 8 bits on, nearest codes lose
+    almost nothing, so GPTQ needs high effort. SmoothQuant goes first if inputs become int8. AWQ is never the default:
+    in our measurements it never gained over GPTQ.
     """
     fine = all(format.bits >= FINE_BITS for format in formats)
     smooth = effort != "fast" and any(each.type == "int8" for each in inputs)

@@ -1,4 +1,4 @@
-"""What a calibrated run should tell the user, in sentences."""
+"""Notes for the user about a calibrated run."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _SHOWN = 3
 
 
 def rounding_notes(reports: Mapping[str, RoundingReport]) -> tuple[str, ...]:
-    """What GPTQ gained, where it kept the nearest codes, which Hessians needed more damping, dead columns."""
+    """Notes on GPTQ: its gain, rows that kept the nearest codes, Hessians with more damping, dead columns."""
     gptq = {name: report.gptq for name, report in reports.items() if report.gptq is not None}
     if not gptq:
         return ()
     notes = [_gain(gptq)]
     kept = [f"{name} {one.kept} of {one.rows}" for name, one in gptq.items() if one.kept]
     if kept:
-        notes.append(f"rows that GPTQ rounded worse than the nearest codes kept these: {_few(kept)}")
+        notes.append(f"rows that kept the nearest codes, because GPTQ's codes were worse: {_few(kept)}")
     usual = min(one.damping for one in gptq.values())
     damped = [f"{name} {one.damping:g}" for name, one in gptq.items() if one.damping > usual]
     if damped:
-        notes.append(f"Hessians that were not positive definite got more damping than {usual:g}: {_few(damped)}")
+        notes.append(f"Hessians with more damping than {usual:g}, because not positive definite: {_few(damped)}")
     dead = [f"{name} {one.dead}" for name, one in gptq.items() if one.dead]
     if dead:
         notes.append(f"columns that the calibration text never used: {_few(dead)}")
@@ -34,20 +34,20 @@ def rounding_notes(reports: Mapping[str, RoundingReport]) -> tuple[str, ...]:
 
 
 def rescaling_notes(rescalings: Mapping[int, tuple[Rescaling, ...]]) -> tuple[str, ...]:
-    """How many groups of linears were rescaled, and why the others were not."""
+    """A note on how many groups of linears were rescaled, and why the others were not."""
     found = [each for layer in rescalings.values() for each in layer]
     if not found:
         return ()
     changed = sum(each.changes for each in found)
     reasons = Counter(f"{each.group.name}: {each.reason}" for each in found if not each.changes)
     why = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(_SHOWN))
-    return (f"{changed} of {len(found)} inputs rescaled" + (f"; not: {why}" if why else ""),)
+    return (f"{changed} of {len(found)} inputs rescaled" + (f"; not rescaled: {why}" if why else ""),)
 
 
 def _gain(reports: Mapping[str, GptqReport]) -> str:
     shares = [one.error / one.nearest for one in reports.values() if one.nearest > 0]
     mean = sum(shares) / len(shares) if shares else 1.0
-    return f"error of the linears' outputs on the calibration text: {mean:.2f} of the nearest codes' on average"
+    return f"error of the linears' outputs on the calibration text: on average {mean:.2f} times that of nearest codes"
 
 
 def _few(items: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Resources: what calibrated work may use."""
+"""Resources: limits on memory, threads and device for calibration."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Resources:
     """Limits of this machine.
 
-    memory: bytes for all hidden states together, more goes to disk; None: half of what is available
-    threads: torch.set_num_threads for the whole process; None leaves it alone
+    memory: bytes for all hidden states together; larger ones go to disk; None: half of the available memory
+    threads: number of torch threads, set for the whole process; None: torch's present setting
     device: "cpu", "cuda" or "cuda:N"
     """
 

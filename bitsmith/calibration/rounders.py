@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rounder:
-    """One row.
+    """One row of the table.
 
     name: as in --method
-    linear: (stats of a group's input, drift, effort) -> what rounds the matrices of that group. drift: sum of
-        (x - x')^T x', [cols, cols] float32, x the original's inputs, x' those that were counted; None where
-        `follows_original` is False
-    tuner: (decoder, layer, block, effort, seed) -> what tunes the codes of a whole block after `linear` chose them;
-        None where nothing does
+    linear: (stats of a group's input, drift, effort) -> the rounder of that group's matrices. drift: sum of
+        (x - x')^T x', [cols, cols] float32, where x are the original model's inputs and x' the inputs in `stats`;
+        None if `follows_original` is False
+    tuner: (decoder, layer, block, effort, seed) -> the tuner of a block's codes, after `linear` chose them; None for
+        no tuning
     needs_text: whether the model must run on calibration text even without a transform
     heeds_effort: whether the effort changes the codes
-    follows_original: effort -> whether the original's hidden states are kept beside those of the quantized blocks
+    follows_original: effort -> whether to keep the original model's hidden states beside those of the rounded blocks
     passes: forward passes of a block over the calibration text, statistics included; for the expected time
-    by_column: whether the time grows with columns times columns
+    by_column: whether the time grows with the square of the number of columns
     """
 
     name: str

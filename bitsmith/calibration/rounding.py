@@ -1,4 +1,4 @@
-"""How one matrix is rounded once the statistics of its input are there."""
+"""Rounds one matrix, given the statistics of its input."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from bitsmith.quant.tensor import QuantTensor
 
 @dataclass(frozen=True)
 class RoundingReport:
-    """What rounding a matrix cost; `gptq` is None where codes are the nearest."""
+    """The report on rounding a matrix. gptq: None if the codes are the nearest"""
 
     gptq: GptqReport | None = None
 
     @classmethod
     def joined(cls, parts: Iterable[RoundingReport]) -> RoundingReport:
-        """Of all rows, from those of slabs."""
+        """The report on all rows, from the reports on slabs of rows."""
         found = [part.gptq for part in parts if part.gptq is not None]
         return cls(joined(found) if found else None)
 
 
-_ACCELERATED_ROWS = 8 * SLAB_ROWS  # there the time goes by columns, whatever their length
-LinearRounder = Callable[[Tensor, Format], tuple[QuantTensor, RoundingReport]]  # of a weight, float32 [rows, cols]
+_ACCELERATED_ROWS = 8 * SLAB_ROWS  # on an accelerator the time depends on the number of columns, not on their length
+LinearRounder = Callable[[Tensor, Format], tuple[QuantTensor, RoundingReport]]  # the weight: float32 [rows, cols]
 
 
 def clipped_nearest(stats: Stats) -> LinearRounder:
-    """Nearest codes under scales that lower the error of the outputs, see `fit_clipped`."""
+    """Nearest codes with scales that lower the error of the outputs, see `fit_clipped`."""
     stats = replace(stats, gram=as_numpy(stats.gram))
 
     def round(weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:
         w = as_numpy(weight)
-        format = _told(format, w)
+        format = _with_extent(format, w)
         slabs = []
         for start in range(0, len(w), SLAB_ROWS):
             rows = w[start : start + SLAB_ROWS]
@@ -53,10 +53,10 @@ def clipped_nearest(stats: Stats) -> LinearRounder:
 
 
 def gptq_rounder(stats: Stats, drift: Tensor | None, effort: Effort) -> LinearRounder:
-    """GPTQ under the statistics' Hessian, factored once.
+    """GPTQ with the Hessian of the statistics, which is factored once.
 
-    drift: sum of (x - x')^T x', [cols, cols], x the original's inputs, x' those that were counted; weights are first
-        moved to make up for it, see `correction`
+    drift: sum of (x - x')^T x', [cols, cols], where x are the original model's inputs and x' the inputs in `stats`;
+        weights are first corrected for it, see `correction`
     """
     assert stats.gram is not None
     factor = prepare(stats.gram / max(stats.count, 1))
@@ -67,7 +67,7 @@ def gptq_rounder(stats: Stats, drift: Tensor | None, effort: Effort) -> LinearRo
     def round(weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:
         if moves is not None:
             weight = corrected(weight, moves)
-        format = _told(format, weight)
+        format = _with_extent(format, weight)
         slabs = [
             gptq_rows(weight[start : start + step], format, factor, sweeps=effort.sweeps)
             for start in range(0, weight.shape[0], step)
@@ -78,12 +78,12 @@ def gptq_rounder(stats: Stats, drift: Tensor | None, effort: Effort) -> LinearRo
     return round
 
 
-def _told(format: Format, w: Tensor | np.ndarray) -> Format:
-    """The format, told the matrix's extent where it needs it."""
+def _with_extent(format: Format, w: Tensor | np.ndarray) -> Format:
+    """The format, with the extent of the matrix if it needs one."""
     return format.with_extent(float(w.min()), float(w.max())) if isinstance(format, NeedsExtent) else format
 
 
 def _whole(format: Format, slabs: list[tuple[Tensor | np.ndarray, Params]]) -> QuantTensor:
-    """Codes and parameters of slabs of rows as one tensor of numpy arrays."""
+    """Join the codes and parameters of slabs of rows to one tensor of numpy arrays."""
     params = {name: np.concatenate([as_numpy(slab[name]) for _, slab in slabs]) for name in slabs[0][1]}
     return QuantTensor(format, np.concatenate([as_numpy(codes) for codes, _ in slabs]), params)

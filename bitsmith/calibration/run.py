@@ -1,4 +1,4 @@
-"""From the words of the command line to statistics: what is checked at once, and the pass that runs later."""
+"""A calibration from its options: reads and checks the source first, runs the pass later."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A calibration whose input has been read and checked, but whose pass has not run.
+    """A calibration with a checked source, before its pass.
 
-    record: what the manifest will say; its hash is zeros where the model has yet to generate the text
-    warnings: what the user should know
-    request: None for an importance file; tokens: None for text that the model generates
-    ready: the importance of an importance file
+    record: the record for the manifest; its hash is zeros until the model has generated its own text
+    warnings: warnings for the user
+    request: None for an importance file
+    tokens: None for text that the model generates
+    ready: the importance, if the source is an importance file
     """
 
     checkpoint: Checkpoint
@@ -78,7 +79,7 @@ class Prepared:
         )
 
     def read(self, *, threads: int | None = None, report: Report = silent) -> Prepared:
-        """The same with its tokens: where they are the model's own text, it is generated now."""
+        """The same with its tokens. If the model writes its own text, it does so now."""
         if self.request is None or self.tokens is not None:
             return self
         from bitsmith.calibration.generated import generate_tokens
@@ -97,11 +98,11 @@ def prepare(
     context: int | None = None,
     seed: int = 0,
 ) -> Prepared:
-    """Read and check a calibration's source; no weight is touched.
+    """Read and check a calibration's source. Reads no weights.
 
     source: "self", an importance file (.gguf, .dat), or what `read_tokens` takes; None: the built-in text
     tokens, context, seed: see `Request.of`
-    Raises UsageError, FileError or UnsupportedError for all that can be known beforehand.
+    Raises UsageError, FileError or UnsupportedError for every problem that is visible before the pass.
     """
     path = Path(source or "").expanduser()
     if source is not None and is_imatrix_name(path):
@@ -117,12 +118,14 @@ def prepare(
     read = read_tokens(request, checkpoint.tokenizer(), vocab=config.vocab)
     warnings: tuple[str, ...] = ()
     if len(read.tokens) < request.windows and tokens is not None:
-        warnings = (f"{read.source} has {read.tokens.size:,} tokens in whole windows, fewer than the {tokens:,} asked",)
+        warnings = (
+            f"{read.source} has {read.tokens.size:,} tokens in whole windows, fewer than the requested {tokens:,}",
+        )
     return Prepared(checkpoint, read.record, warnings, request=request, tokens=read)
 
 
 def require_torch() -> None:
-    """Raise UsageError where torch is not installed."""
+    """Raise UsageError if torch is not installed."""
     if find_spec("torch") is None:
         raise UsageError(
             "calibrating runs the model, which needs torch: pip install 'bitsmith[torch]'; or give an importance file."
@@ -131,7 +134,7 @@ def require_torch() -> None:
 
 @dataclass(frozen=True)
 class ImatrixResult:
-    """An importance file that was written. entries: matrices in it; windows: seen"""
+    """An importance file that was written. entries: number of tensors; windows: number of windows of text"""
 
     model: str
     out: Path
@@ -155,27 +158,28 @@ class ImatrixResult:
 
 
 def make_imatrix(model: str | Path, *, report: Report = silent, **words: Unpack[ImatrixWords]) -> ImatrixResult:
-    """Measure which columns of a model's matrices matter; write it for llama-quantize and `quantize --calibration`.
+    """Measure which matrix columns of a model matter, and write an importance file.
 
-    The other keywords are the options of `bitsmith imatrix`, see `ImatrixConfig`; `out` must be given. An importance
-    file as `calibration` is rewritten in the other format. Raises BitsmithError.
+    llama-quantize and `quantize --calibration` read the file. The other keywords are the options of `bitsmith
+    imatrix`, see `ImatrixConfig`; `out` must be given. If `calibration` is an importance file, it is converted to the
+    format of `out`. Raises BitsmithError.
     """
     check_words("imatrix", ImatrixConfig, words, further=("report",))
     return write_imatrix(model, ImatrixConfig(**words), report=report)
 
 
 def write_imatrix(model: str | Path, config: ImatrixConfig, *, report: Report = silent) -> ImatrixResult:
-    """The same as `make_imatrix`, from a configuration."""
+    """The same as `make_imatrix`, with a configuration."""
     from bitsmith.calibration.imatrix import Imatrix, read_imatrix
 
     calibration, memory, threads, force = config.calibration, config.memory_bytes, config.threads, config.force
     path = Path(config.out)
-    imatrix_file(Imatrix({}, (), 0, 0), path.name)  # says so where the name has a wrong ending
+    imatrix_file(Imatrix({}, (), 0, 0), path.name)  # fails here if the name has a wrong ending
     checkpoint = open_checkpoint(model, revision=config.revision)
     tokens, context = config.calibration_tokens, config.calibration_context
     prepared = prepare(checkpoint, calibration, tokens=tokens, context=context, seed=config.seed)
     with OutputFiles(path, [FileLayout(path.name, b"", (), 0)], force=force):
-        pass  # fails now rather than after the pass
+        pass  # fails before the long pass if the file cannot be written
     if prepared.ready is not None:
         content, record = read_imatrix(Path(calibration or "").expanduser()), prepared.record
     else:

@@ -30,9 +30,12 @@ _ADVICE = "give a longer one with --calibration, or a smaller --calibration-cont
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for, the model's own limits applied.
+    """The calibration tokens that are requested, within the model's limits.
 
-    source: see `read_tokens`; windows: at most so many; context: tokens in a window; seed: which windows
+    source: see `read_tokens`
+    windows: maximum number of windows
+    context: tokens per window
+    seed: seed that chooses the windows
     """
 
     source: str
@@ -44,22 +47,23 @@ class Request:
     def of(
         cls, source: str | None, *, limit: int, tokens: int | None = None, context: int | None = None, seed: int = 0
     ) -> Request:
-        """Defaults filled in: windows of 512 tokens, or the model's `limit`, and 128 of them.
+        """A request with defaults filled in: 128 windows of 512 tokens, or of `limit` tokens if that is less.
 
-        Raises UsageError for a context of less than 8 or more than `limit` tokens, fewer tokens than one window, a
-        negative seed.
+        limit: the model's context, in tokens
+        Raises UsageError if the context is below 8 or above `limit` tokens, if `tokens` is less than one window, or
+        if the seed is negative.
         """
         wanted = min(DEFAULT_CONTEXT, limit) if context is None else context
         if not MIN_CONTEXT <= wanted <= limit:
             raise UsageError(
-                f"--calibration-context {wanted}: expected {MIN_CONTEXT} to {limit} tokens, which is the context the "
-                "model was made for."
+                f"--calibration-context {wanted}: expected {MIN_CONTEXT} to {limit} tokens; the model's context is the "
+                "upper limit."
             )
         total = DEFAULT_WINDOWS * wanted if tokens is None else tokens
         if total < wanted:
             raise UsageError(
-                f"--calibration-tokens {total}: one window alone has {wanted} tokens; give more, or a smaller "
-                "--calibration-context."
+                f"--calibration-tokens {total}: expected at least one window of {wanted} tokens; give more tokens, or "
+                "a smaller --calibration-context."
             )
         if seed < 0:
             raise UsageError(f"--seed {seed}: expected 0 or more.")
@@ -70,9 +74,9 @@ class Request:
 class CalibrationTokens:
     """Windows of token ids.
 
-    source: the text's name, without its folder
+    source: name of the text, without its folder
     tokens: int64 [windows, context]
-    seed: of the choice of windows
+    seed: seed that chose the windows
     """
 
     source: str
@@ -81,37 +85,36 @@ class CalibrationTokens:
 
     @property
     def record(self) -> CalibrationRecord:
-        """What a manifest keeps."""
+        """The record for a manifest."""
         digest = hashlib.sha256(np.ascontiguousarray(self.tokens, "<i8").tobytes()).hexdigest()
         windows, context = self.tokens.shape
         return CalibrationRecord(self.source, digest, windows * context, context, self.seed)
 
 
 def own_text(name: str) -> str:
-    """What records call the text that model `name` generates."""
+    """Name of the text that model `name` generates, for records."""
     return f"{name}'s own text"
 
 
 def read_tokens(request: Request, tokenizer: Tokenizer, *, vocab: int) -> CalibrationTokens:
-    """The windows of a text, everywhere but "self" (see `bitsmith.calibration.generated`).
+    """The windows of a text. For the source "self" use `bitsmith.calibration.generated`.
 
     request.source: "default" (the built-in text), a UTF-8 text file, a .jsonl file with {"messages": [...]} (rendered
         by the model's chat template) or {"text": ...} on each line, or a data set of the hub ("owner/name", or
         "owner/name:FILE")
-    vocab: tokens the model knows
+    vocab: number of tokens the model knows
 
-    Texts of a .jsonl file follow each other without gaps, so that no window holds padding. Where the text has more
-    windows than asked for, the seed draws them; they keep the text's order. As llama-imatrix does it, windows do not
-    overlap, what is left over at the end is dropped, and where the tokenizer adds a start token it replaces each
-    window's first token.
-    Raises FileError where the text cannot be read or has no full window, UsageError where tokens lie outside the
-    model, UnsupportedError where chats cannot be rendered.
+    Texts of a .jsonl file follow each other without gaps, so no window holds padding. If the text has more windows
+    than requested, the seed draws some; they keep the text's order. As in llama-imatrix, windows do not overlap and an
+    incomplete last window is dropped. If the tokenizer adds a start token, it replaces each window's first token.
+    Raises FileError if the text cannot be read or has no full window, UsageError if a token is outside the model's
+    vocabulary, UnsupportedError if chats cannot be rendered.
     """
     name, ids = _token_ids(request.source, tokenizer)
     if ids.size and (ids.min() < 0 or ids.max() >= vocab):
         raise UsageError(
-            f"{name}: the tokenizer gives token {int(ids.max())}, but the model has {vocab} tokens; the tokenizer and "
-            "the weights do not belong together."
+            f"{name}: the tokenizer gives token {int(ids.max())}, but the model has {vocab} tokens; use the tokenizer "
+            "that belongs to the weights."
         )
     return CalibrationTokens(name, _windows(ids, request, name, tokenizer), request.seed)
 
@@ -149,7 +152,7 @@ def _array(ids: Iterable[int]) -> np.ndarray:
 
 
 def _found(source: str) -> Path:
-    """The file `source` names; of a data set of the hub the file fetched."""
+    """The file that `source` names. A file of a hub data set is downloaded."""
     from bitsmith.calibration.datasets import download_text, looks_like_data_set
 
     path = Path(source).expanduser()
@@ -165,11 +168,11 @@ def _found(source: str) -> Path:
 
 
 def read_utf8(path: Path) -> str:
-    """The file's text, line ends as they are. Raises FileError where it cannot be read, is empty or is no UTF-8."""
+    """The file's text with its own line ends. Raises FileError if it cannot be read, is empty or is not UTF-8."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise FileError(f"{path}: the calibration text cannot be read ({error.strerror}); check it.") from error
+        raise FileError(f"{path}: the calibration text cannot be read ({error.strerror}); check the path.") from error
     if not data.strip():
         raise FileError(f"{path}: the calibration text is empty; give a file of UTF-8 text with --calibration.")
     try:
@@ -182,7 +185,7 @@ def read_utf8(path: Path) -> str:
 
 
 def _encoded_lines(text: str, path: Path, tokenizer: Tokenizer) -> Iterator[Sequence[int]]:
-    """Token ids of each line of a .jsonl file that holds a text or a chat; blank lines and empty texts give none."""
+    """Token ids of each text or chat in a .jsonl file, one per line; blank lines and empty texts give none."""
     found = False
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -198,14 +201,14 @@ def _encoded_lines(text: str, path: Path, tokenizer: Tokenizer) -> Iterator[Sequ
         found = found or bool(ids)
         yield ids
     if not found:
-        raise FileError(f"{path}: all its chats and texts are empty; there is nothing to calibrate on.")
+        raise FileError(f"{path}: all chats and texts are empty; give a file with text.")
 
 
 def _entry(line: str, where: str) -> Mapping[str, Any]:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{where}: no JSON ({error}); a .jsonl file has one JSON object on each line.") from error
+        raise FileError(f"{where}: not JSON ({error}); a .jsonl file has one JSON object on each line.") from error
     if not isinstance(entry, dict) or not ("messages" in entry or "text" in entry):
         keys = f"an object with {', '.join(list(entry)[:5]) or 'nothing'}" if isinstance(entry, dict) else "no object"
         raise FileError(f'{where}: expected {{"messages": [...]}} or {{"text": "..."}}, found {keys}.')
@@ -213,7 +216,7 @@ def _entry(line: str, where: str) -> Mapping[str, Any]:
 
 
 def _messages(messages: Any, where: str) -> list[Mapping[str, Any]]:
-    """A chat's messages, those without content left out."""
+    """A chat's messages, except those without content."""
     if not isinstance(messages, list) or not all(
         isinstance(each, dict) and isinstance(each.get("role"), str) for each in messages
     ):

@@ -11,17 +11,17 @@ from bitsmith.errors import TensorError
 from bitsmith.quant.grid import Array
 
 _CHUNK = 1 << 20  # values summed at once: bounds the float64 temporaries
-SUMMED_ROWS = 512  # tokens in one product x^T x; longer sums are split among threads, and then depend on their number
+SUMMED_ROWS = 512  # tokens in one product x^T x; the result of longer sums depends on the number of threads
 
 
 @dataclass(frozen=True)
 class Stats:
-    """What was seen of an input of `cols` features over `count` tokens.
+    """Statistics of an input with `cols` features over `count` tokens.
 
     square: [cols] float64, sum of x^2 (llama.cpp's imatrix, the Hessian's diagonal)
-    mean_abs, max_abs: [cols] float32; empty where only the gram matrix was gathered
-    gram: [cols, cols] float32, sum of x^T x; None where nobody asked for it. Of a `GramMeter` in its input's library
-    sample: [tokens, cols] float32, rows drawn with a seed; empty where nobody asked for it
+    mean_abs, max_abs: [cols] float32, mean and largest |x|; empty from a `GramMeter`
+    gram: [cols, cols] float32, sum of x^T x; None if not requested. A `GramMeter` returns its input's kind of array
+    sample: [tokens, cols] float32, rows drawn with a seed; empty if not requested
     """
 
     count: int
@@ -33,19 +33,19 @@ class Stats:
 
     @property
     def importance(self) -> np.ndarray:
-        """Mean of x^2 by column, float32 [cols]; what `Format.fit` takes."""
+        """Mean of x^2 per column, float32 [cols]: the importance that `Format.fit` takes."""
         return (self.square / max(self.count, 1)).astype(np.float32)
 
 
 class GramMeter:
-    """Adds up the gram matrix alone, for those who need it often: float32, on the device of what it is given."""
+    """Sums the Gram matrix only, in float32, on the input's device."""
 
     def __init__(self) -> None:
         self._count = 0
-        self.sum: Array = None  # [cols, cols]; None before anything was added
+        self.sum: Array = None  # [cols, cols]; None before the first `add`
 
     def add(self, x: Array, other: Array = None) -> None:
-        """Count tokens: float32 [..., cols], numpy or torch. With `other`, of the same shape, other^T x is added."""
+        """Add tokens: float32 [..., cols], numpy or torch. With `other`, of the same shape, sum other^T x instead."""
         rows = array_namespace(x).reshape(x, (-1, x.shape[-1]))
         left = rows if other is None else array_namespace(other).reshape(other, (-1, other.shape[-1]))
         for start in range(0, rows.shape[0], SUMMED_ROWS):
@@ -57,7 +57,7 @@ class GramMeter:
         self._count += rows.shape[0]
 
     def result(self) -> Stats:
-        """What was seen; something must have been. Raises TensorError where a value was NaN or infinite."""
+        """The statistics; call `add` first. Raises TensorError if a value was NaN or infinite."""
         xp = array_namespace(self.sum)
         square = _numpy(xp.asarray(xp.linalg.diagonal(self.sum))).astype(np.float64)
         if not np.isfinite(square).all():
@@ -68,13 +68,12 @@ class GramMeter:
 
 
 class StatsMeter:
-    """Adds up the statistics of an input that comes in batches; what it gives does not depend on how it was cut,
-    but for the last bits of the sums.
+    """Sums the statistics of an input that comes in batches.
 
-    Sums of x^2 and |x| are float64. The gram matrix is a float32 product a batch, added in float32: half the memory,
-    and with batches of some thousand tokens as exact as the products.
-    The sample is uniform without replacement: each token draws a number from the seed, the `sample` lowest stay,
-    in the order they came. Meters of the same seed that see the same tokens keep the same ones.
+    The size of the batches changes only the last bits of the sums. Sums of x^2 and |x| are float64. The Gram matrix
+    is a sum of float32 products, added in float32 to save memory.
+    The sample is uniform without replacement. Each token gets a random number from the seed, and the `sample` tokens
+    with the lowest numbers stay, in order. Meters with the same seed that see the same tokens keep the same ones.
     """
 
     def __init__(self, cols: int, *, gram: bool = False, sample: int = 0, seed: int = 0) -> None:
@@ -90,9 +89,9 @@ class StatsMeter:
         self._kept = np.zeros((0, cols), np.float32)
 
     def add(self, x: Array) -> None:
-        """Count tokens: float32 [..., cols], numpy or torch.
+        """Add tokens: float32 [..., cols], numpy or torch.
 
-        Raises TensorError where a value is NaN or infinite; nothing is counted then.
+        Raises TensorError if a value is NaN or infinite; nothing is added then.
         """
         xp = array_namespace(x)
         rows = xp.reshape(x, (-1, x.shape[-1]))
@@ -124,7 +123,7 @@ class StatsMeter:
         self._drawn = drawn[chosen]
 
     def result(self) -> Stats:
-        """What was seen so far; arrays of its own."""
+        """The statistics so far, in new arrays."""
         gram = None
         if self._wants_gram:
             cols = len(self._square)
@@ -140,5 +139,5 @@ class StatsMeter:
 
 
 def _numpy(x: Array) -> np.ndarray:
-    """A numpy array of a numpy array or a torch tensor, wherever it lies."""
+    """A numpy array or a torch tensor on any device, as a numpy array."""
     return np.asarray(x if isinstance(x, np.ndarray) else x.detach().cpu().numpy())

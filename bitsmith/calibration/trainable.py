@@ -1,8 +1,8 @@
-"""A quantized matrix that gradients can reach: rounding offsets and scales that learn, through the format's own grid.
+"""A trainable quantized matrix: rounding offsets and scales learn through the format's own grid.
 
-Straight-through estimation (Bengio et al. 2013): forward, every weight is the value its code decodes to under
-parameters in stored precision; backward, roundings count as the identity and weights beyond the table as constants,
-so that scales get the gradient of learned step size quantization (Esser et al. 2020).
+Straight-through estimation (Bengio et al. 2013). Forward: every weight is the decoded value of its code, with
+parameters in stored precision. Backward: rounding counts as the identity, and weights beyond the table as constants.
+Scales thus get the gradient of learned step size quantization (Esser et al. 2020).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _FLOATS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 
 @dataclass(frozen=True)
 class Start:
-    """Where learning begins: what any rounder made of a matrix.
+    """The start of learning: a matrix and the codes that a rounder chose for it.
 
-    weight: float32 [rows, cols], what the codes stand for
+    weight: float32 [rows, cols], before rounding
     tensor: its codes and parameters, numpy arrays
     """
 
@@ -37,11 +37,11 @@ class Start:
 
 
 class TrainableMatrix:
-    """Rounding offsets and parameter changes of one matrix; all zero they give the codes and parameters of `start`.
+    """Rounding offsets and parameter changes of one matrix. At first they give the codes and parameters of `start`.
 
-    offsets: float32 [rows, cols], added to each weight's place on the grid, counted in codes, before it is rounded
+    offsets: float32 [rows, cols], added to each weight's place on the grid before rounding; in units of codes
     changes: by parameter name, float32 in the stored shape: relative for real numbers, in units of the range for
-        integers. Parameters that must agree across rows, and integers of unknown range, stay as they are.
+        integers. Parameters shared by all rows, and integers of unknown range, do not change.
     """
 
     def __init__(self, start: Start, device: str = "cpu") -> None:
@@ -65,7 +65,7 @@ class TrainableMatrix:
         return blocks
 
     def frozen(self) -> QuantTensor:
-        """Codes and stored parameters as they are now, numpy arrays; they decode to `values`."""
+        """The present codes and stored parameters, numpy arrays; they decode to `values`."""
         with torch.no_grad():
             params = self._params()
             grid = self.format.grid(params)
@@ -74,7 +74,7 @@ class TrainableMatrix:
         return QuantTensor(self.format, codes.cpu().numpy(), kept)
 
     def _params(self) -> dict[str, Tensor]:
-        """Learned parameters as float32 values that are exact in stored precision, the others as stored."""
+        """The parameters: learned ones as float32 values that are exact in stored precision, others as stored."""
         return {name: self._param(name, origin) for name, origin in self._origin.items()}
 
     def _param(self, name: str, origin: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def learned_ranges(
 
 
 def _as_torch(values: np.ndarray, learned: bool, device: str) -> Tensor:
-    """Parameters that learn as float32, exact; the others in their own dtype, bfloat16 as float32 too."""
+    """A parameter as a tensor: float32 if it is learned or bfloat16, else its own dtype."""
     plain = values if values.dtype.kind in "iu" and not learned else to_float32(values)
     return torch.tensor(plain, device=device)
 
@@ -123,7 +123,7 @@ class _Place:
     codes: uint8 [rows, cols]
     levels: the table's entries at the codes, float32 [rows, cols]
     unit: (weight - offset) / scale, in units of the table; float32 [rows, cols]
-    gap: distance of the two entries around it; None where it is one throughout
+    gap: distance of the two entries around it; None if it is one everywhere
     inside: whether the shifted weight lies between the ends of the table
     """
 
@@ -135,7 +135,7 @@ class _Place:
 
     @classmethod
     def of(cls, weight: Tensor, offsets: Tensor, grid: Grid) -> _Place:
-        """Weights and offsets float32 [rows, cols]; halves go to the lower code, as in `Grid.nearest`."""
+        """Weights and offsets: float32 [rows, cols]. Ties go to the lower code, as in `Grid.nearest`."""
         index, unit, gap = _index(weight, grid)
         index += offsets
         top = grid.table.shape[0] - 1
@@ -166,10 +166,10 @@ def _by_block(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def _first_offsets(weight: Tensor, codes: Tensor, grid: Grid) -> Tensor:
-    """Offsets that give `codes`: zero where they are the nearest, else just over the border of the wanted cell.
+    """Offsets that give `codes`: zero if the code is the nearest, else enough to enter the cell of the wanted code.
 
-    The weight is mirrored at the border, so that it lies as deep in its new cell as it lay outside, but never beyond
-    the middle: learning may take back a choice as easily as the rounder's margin was small.
+    The weight is mirrored at the cell's border: it lies as deep inside the cell as it lay outside, but at most in the
+    middle. Learning can then easily reverse choices that were close.
     """
     index, _, _ = _index(weight, grid)
     index.clamp_(0, grid.table.shape[0] - 1)
@@ -206,7 +206,7 @@ class _Decoded(torch.autograd.Function):
 
 
 class _Straight(torch.autograd.Function):
-    """The rounded value forward, the identity backward."""
+    """Forward: the rounded value. Backward: the identity."""
 
     @staticmethod
     def forward(ctx: Any, wanted: Tensor, exact: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ class ImatrixWords(TypedDict, total=False):
     .jsonl file, owner/name[:FILE] of the hub, self (the model's own text), or an importance file (.gguf, .dat)."""
 
     calibration_tokens: int | None
-    """Number of tokens at most; default: 128 windows."""
+    """Maximum number of tokens; default: 128 windows."""
 
     calibration_context: int | None
     """Tokens per window; default: 512, or the model's context if that is less."""

@@ -1,4 +1,4 @@
-"""What a calibrated method does to a plan: which tensors it rounds block by block, and under which names."""
+"""The part of a plan that is rounded block by block: which tensors, and under which names."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from bitsmith.calibration.rounding import RoundingReport
     from bitsmith.calibration.transforms.base import Rescaling
 
-_HEAD = "output"  # rounded behind the blocks
+_HEAD = "output"  # rounded after the blocks
 
 
 @dataclass(frozen=True)
 class BlockwiseWork:
     """The part of a plan that is rounded block by block.
 
-    task: what the blocks' rounding is told
-    outputs: the output's name of each tensor, by GGUF's
-    precomputed: output names of the tensors that this gives; all others take the nearest codes
+    task: the task for `BlockwiseRounding`
+    outputs: the output's name of each tensor, by GGUF name
+    precomputed: output names of the tensors that this work makes; all others get the nearest codes
     """
 
     task: BlockwiseTask
@@ -49,7 +49,7 @@ class BlockwiseWork:
         rescalings: Mapping[int, tuple[Rescaling, ...]],
         seed: int,
     ) -> BlockwiseWork:
-        """The work of a plan. seed: of the order of windows"""
+        """The work of a plan. seed: seed for the order of the training windows"""
         from bitsmith.calibration.blockwise import BlockwiseTask
 
         outputs = {own_name(tensor): tensor.info.name for tensor in plan.tensors}
@@ -73,13 +73,13 @@ class BlockwiseWork:
 
 @dataclass
 class Reports:
-    """What rounding cost, gathered step by step, under the output's names."""
+    """The reports of all steps so far, under the output's names."""
 
     work: BlockwiseWork
     by_name: dict[str, RoundingReport] = field(default_factory=dict)
 
     def add(self, rounded: Rounded) -> None:
-        """Count a step in; rows of one matrix are joined."""
+        """Add the reports of a step; reports on rows of one matrix are joined."""
         from bitsmith.calibration.rounding import RoundingReport
 
         for linear, said in rounded.reports.items():
@@ -89,17 +89,17 @@ class Reports:
 
 
 def inputs_of(tensors: Iterable[PlannedTensor]) -> dict[str, InputRounding]:
-    """How inputs of products are rounded, by GGUF name without ".weight"."""
+    """How the inputs of linears are rounded, by GGUF name without ".weight"."""
     return {own_name(tensor).removesuffix(".weight"): tensor.inputs for tensor in tensors if tensor.inputs is not None}
 
 
 def own_name(tensor: PlannedTensor) -> str:
-    """GGUF's name of a tensor; its own where GGUF has none."""
+    """The GGUF name of a tensor, or its own name if GGUF has none."""
     return gguf_name(tensor.info.name) or tensor.info.name
 
 
 def linears_of(tensors: Iterable[PlannedTensor], config: ModelConfig) -> dict[str, Format]:
-    """Formats of the linears that are rounded, by GGUF name without ".weight": of all blocks, and of the head."""
+    """Formats of the rounded linears of all blocks and of the head, by GGUF name without ".weight"."""
     linears = {name for group in linear_groups(config) for name in group.linears}
     formats: dict[str, Format] = {}
     for tensor in tensors:

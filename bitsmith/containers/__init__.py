@@ -25,15 +25,15 @@ CONTAINERS: dict[str, str] = {  # name -> its module, imported when first used
 
 
 def find_container(name: str) -> Container:
-    """The container of that name. Raises UsageError where there is none."""
+    """The container of that name. Raises UsageError if the name is unknown."""
     if name not in CONTAINERS:
-        raise UsageError(f"{name!r} is no container; known are {', '.join(CONTAINERS)}")
+        raise UsageError(f"{name!r} is not a container; known: {', '.join(CONTAINERS)}")
     found: Container = vars(import_module(CONTAINERS[name]))["CONTAINER"]
     return found
 
 
 def module_containers() -> dict[str, ModuleContainer]:
-    """The containers that hold linear layers by schemes, by name."""
+    """The containers that store linear layers in schemes, by name."""
     from bitsmith.containers.container import ModuleContainer
 
     found = {name: find_container(name) for name in CONTAINERS}
@@ -43,7 +43,7 @@ def module_containers() -> dict[str, ModuleContainer]:
 def codec_for(container: str, format: Format) -> Codec:
     """The codec of `format` in `container`.
 
-    Raises UsageError for an unknown container, UnsupportedError where the container cannot hold the format.
+    Raises UsageError for an unknown container, UnsupportedError if the container cannot hold the format.
     """
     row = find_container(container)
     codec = row.codec(format)

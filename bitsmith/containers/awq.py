@@ -2,8 +2,8 @@
 
 A weight [out, in] of 4-bit codes in groups along its rows becomes:
 
-- qweight int32 [in, out / 8]: eight outputs a word; nibble i, from the lowest, holds output 0 2 4 6 1 3 5 7 [i]
-- qzeros int32 [groups, out / 8]: zero points, packed alike
+- qweight int32 [in, out / 8]: eight outputs per word; nibble i, from the lowest, holds output 0 2 4 6 1 3 5 7 [i]
+- qzeros int32 [groups, out / 8]: zero points, packed in the same way
 - scales float16 [groups, out]
 
 value = scale * (code - zero).
@@ -41,13 +41,13 @@ class AwqCodec:
 
     @property
     def name(self) -> str:
-        """The layout's name: "awq/int4-g128"; AWQ is always asymmetric, so that it does not say."""
+        """The layout's name: "awq/int4-g128", without "asym" because AWQ is always asymmetric."""
         symmetric = Affine(self.format.bits, self.format.group, False, self.format.precision)
         return layout_name("awq", symmetric, "f16")
 
     @property
     def row_multiple(self) -> int:
-        """Outputs in a word."""
+        """Number of outputs in a word."""
         return 8
 
     @property
@@ -109,7 +109,7 @@ def _pack(codes: np.ndarray) -> np.ndarray:
 
 
 def _unpack(words: np.ndarray, count: int) -> np.ndarray:
-    """The inverse: int32 [n, words] -> uint8 [n, count]."""
+    """The inverse of `_pack`: int32 [n, words] -> uint8 [n, count]."""
     n, width = words.shape
     eights = unpack_words(words, 4, 8 * width).reshape(n, width, 8)[:, :, _BACK]
     return eights.reshape(n, 8 * width)[:, :count]
@@ -121,7 +121,7 @@ def _stored(scheme: Scheme, precision: str, version: int) -> tuple[Format, AwqCo
 
 
 def _configuration(modules: Modules) -> dict[str, Any]:
-    """As AutoAWQ and transformers write it."""
+    """`quantization_config` as AutoAWQ and transformers write it."""
     return {
         "quant_method": "awq",
         "version": "gemm",
@@ -141,7 +141,7 @@ def _read(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator
     version = str(config.get("version", "gemm")).lower()
     if version != "gemm":
         raise UnsupportedError(
-            f"{folder}: AWQ's version {version[:40]!r} is not known; known is gemm: quantize again with version gemm"
+            f"{folder}: AWQ's version {version[:40]!r} is unknown; known: gemm. Quantize again with version gemm"
         )
     values = {"bits": config.get("w_bit"), "group_size": config.get("q_group_size")}
     values = {key: value for key, value in {**values, **config}.items() if value is not None}

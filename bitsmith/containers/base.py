@@ -1,4 +1,4 @@
-"""The seams of every container: where tensors are read from, how one tensor's bytes are laid out."""
+"""The interfaces of every container: a source of tensors, and the codec of one tensor's bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Extent(NamedTuple):
-    """A tensor's bytes in one piece, rows in order."""
+    """Position of a tensor's bytes in a file: one piece, rows in order."""
 
     path: Path
     offset: int
@@ -25,9 +25,9 @@ class Extent(NamedTuple):
 class Source(Protocol):
     """An opened checkpoint file or folder. Opening validates every header and offset; data is read on demand.
 
-    tensors: by the name the file gives them, in file order
+    tensors: by the file's own names, in file order
     metadata: GGUF key-values, or the safetensors `__metadata__`
-    files: the files the tensors lie in
+    files: the files that hold the tensors
     """
 
     @property
@@ -44,7 +44,7 @@ class Source(Protocol):
         ...
 
     def decode(self, packed: PackedTensor) -> np.ndarray:
-        """What `packed` gave, as float32 [rows, cols]."""
+        """Decode the result of `packed`: float32 [rows, cols]."""
         ...
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -52,32 +52,32 @@ class Source(Protocol):
         ...
 
     def codes(self, name: str, start: int = 0, stop: int | None = None) -> QuantTensor | None:
-        """Rows start..stop as codes and parameters; None where there are none: floats, and types that only decode.
+        """Rows start..stop as codes and parameters; None for floats, and for types that can only be decoded.
 
-        No rows at all tell the format.
+        An empty range of rows is allowed; its result names the format.
         """
         ...
 
     def input_rounding(self, name: str) -> InputRounding | None:
-        """How a matrix wants its input rounded; None: not at all.
+        """How the input of a matrix is rounded; None: not at all.
 
-        Raises UnsupportedError where the file asks for what is not known, TensorError for a scale without sense.
+        Raises UnsupportedError if the file asks for an unknown rounding, TensorError for an invalid scale.
         """
         ...
 
     def extent(self, name: str) -> Extent | None:
-        """Where a tensor's stored bytes lie in one piece; None where they are spread over several entries."""
+        """Position of a tensor's stored bytes; None if they are spread over several entries."""
         ...
 
 
 class Codec(Protocol):
-    """One tensor layout of one container: codes and parameters <-> bytes. Quirks of a layout live here only."""
+    """One tensor layout of one container: codes and parameters <-> bytes. Only codecs know a layout's quirks."""
 
     @property
     def format(self) -> Format: ...
 
     def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Stored shape and dtype of each part. Raises UnsupportedError where the shape is impossible."""
+        """Stored shape and dtype of each part. Raises UnsupportedError if the shape is impossible."""
         ...
 
     def encode(self, tensor: QuantTensor) -> dict[str, np.ndarray]:
@@ -97,34 +97,34 @@ class ModuleCodec(Codec, Protocol):
 
 
 class RowAxis(NamedTuple):
-    """Where a tensor's rows lie in a part: along `axis`, every `rows` of them in `entries` entries."""
+    """How a tensor's rows lie in a part: along `axis`, with `rows` rows in `entries` entries."""
 
     axis: int
     rows: int = 1
     entries: int = 1
 
     def entry(self, row: int) -> int:
-        """The entries that the rows before `row` take."""
+        """Number of entries that the rows before `row` take."""
         return -(-row * self.entries // self.rows)
 
 
 @runtime_checkable
 class WholeTensorCodec(Protocol):
-    """A codec whose parts do not follow the order of the tensor's rows, so that a tensor is written whole.
+    """A codec whose parts do not keep the order of the tensor's rows. Such a tensor is written whole.
 
-    Slabs are encoded as ever, and joined. `encode` and `decode` take slabs that begin at a multiple of
-    `row_multiple`; `window` cuts others out of one that does.
+    Slabs are encoded one by one and then joined. `encode` and `decode` take slabs that begin at a multiple of
+    `row_multiple`; `window` cuts any other rows out of such a slab.
     """
 
     @property
     def row_multiple(self) -> int: ...
     @property
     def axes(self) -> Mapping[str, RowAxis | None]:
-        """By part; None: the same in every slab."""
+        """The axis of each part; None if the part is the same in every slab."""
         ...
 
     def join(self, slabs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """The parts of a tensor from those of its slabs, in order."""
+        """Join the parts of a tensor's slabs, which come in order."""
         ...
 
     def window(self, parts: Mapping[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:

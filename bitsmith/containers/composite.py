@@ -1,4 +1,4 @@
-"""Weights that lie in several entries of a safetensors file, seen as one tensor each."""
+"""Weights stored in several entries of a safetensors file, each seen as one tensor."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Entries = Mapping[str, tuple[Path, HeaderEntry]]  # every entry of a checkpoint 
 class CompositeTensor:
     """One weight.
 
-    entries: name by part, in the codec's order
-    beside: further entries of the same weight that its values do not depend on
+    entries: entry name by part, in the codec's order
+    beside: further entries of the weight, which do not affect its values
     inputs: how the weight's input is rounded
     """
 
@@ -41,10 +41,11 @@ def fold(
     said_by: str,
     beside: tuple[str, ...] = (),
 ) -> CompositeTensor:
-    """A weight whose parts lie under `names`, each held against what the codec needs.
+    """A weight with its parts in the entries `names`. Each entry is checked against the codec's layout.
 
-    info: nbytes is filled in. said_by: what says that the tensor has this layout, for errors
-    Raises FileError where the shape is impossible, or an entry is missing or has another dtype or shape.
+    info: the tensor; its nbytes is filled in
+    said_by: the key that gives the tensor's layout, for errors
+    Raises FileError if the shape is impossible, or an entry is missing or has another dtype or shape.
     """
     label = info.layout.removeprefix("bitsmith/")
     try:
@@ -55,8 +56,8 @@ def fold(
     for part, (expected, dtype) in layout.items():
         if names[part] not in entries:
             raise FileError(
-                f"{path}: {info.name} is {label} by {said_by} but its entry {names[part]} is missing; the file is "
-                "damaged: make it again"
+                f"{path}: {info.name} is {label} according to {said_by}, but its entry {names[part]} is missing; the "
+                "file is damaged: make it again"
             )
         file, entry = entries[names[part]]
         if entry.shape != expected or DTYPES[entry.dtype] != dtype:

@@ -1,4 +1,4 @@
-"""Folders in compressed-tensors' layouts, as llm-compressor and vLLM read and write them."""
+"""Folders in compressed-tensors' layouts, which llm-compressor writes and vLLM reads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.quant.tensor import TensorInfo
 
 _FORMATS = {"packed": "pack-quantized", "integer": "int-quantized", "float": "float-quantized"}
-_BESIDE = (INPUT_SCALE, "output_scale", "input_zero_point", "output_zero_point")  # of compressed inputs and outputs
+_BESIDE = (INPUT_SCALE, "output_scale", "input_zero_point", "output_zero_point")  # for rounded inputs and outputs
 _INTEGER = Scheme("integer", 8, 0, grouped=False, optional_zeros=False, inputs="int8")
 _FLOAT = Scheme("float", 8, 0, grouped=False, optional_zeros=False, inputs="fp8")
 SCHEMES = {
@@ -61,14 +61,14 @@ def _with_input(
 
 
 def _configuration(modules: Modules) -> dict[str, Any]:
-    """As compressed-tensors 0.20 (`QuantizationConfig`) writes it."""
+    """`quantization_config` as compressed-tensors 0.20 (`QuantizationConfig`) writes it."""
     targets: dict[Scheme, list[str]] = {modules.main: ["Linear"]}
     for module, scheme in modules.others.items():
         targets.setdefault(scheme, []).append(module)
     formats = [_FORMATS[scheme.kind] for scheme in targets]
     return {
         "config_groups": {
-            f"group_{number}": _said_of(scheme, names) for number, (scheme, names) in enumerate(targets.items())
+            f"group_{number}": _config_group(scheme, names) for number, (scheme, names) in enumerate(targets.items())
         },
         "quant_method": "compressed-tensors",
         "kv_cache_scheme": None,
@@ -79,7 +79,7 @@ def _configuration(modules: Modules) -> dict[str, Any]:
     }
 
 
-def _said_of(scheme: Scheme, modules: list[str]) -> dict[str, Any]:
+def _config_group(scheme: Scheme, modules: list[str]) -> dict[str, Any]:
     kind = "float" if scheme.kind == "float" else "int"
     by = "group" if scheme.group else scheme.scope
     inputs = None
@@ -171,8 +171,8 @@ def _unpacked(
     if args.get("type") == "float":
         if args.get("num_bits") != 8 or args.get("strategy") not in ("channel", "tensor"):
             raise UnsupportedError(
-                f"{folder}: float weights of {args.get('num_bits')} bits by {args.get('strategy')} are not known; "
-                "known are 8 bits by channel or tensor"
+                f"{folder}: float weights of {args.get('num_bits')} bits by {args.get('strategy')} are unknown; "
+                "known: 8 bits by channel or tensor"
             )
         row = fp8(precision)
         if args["strategy"] == "tensor" or scale.shape in ((), (1,)):
@@ -184,7 +184,7 @@ def _unpacked(
 
 
 def _group_naming(folder: Path, groups: Mapping[str, Mapping[str, Any]], module: str) -> Mapping[str, Any]:
-    """The group that names the module, by name or "re:" pattern, else the one that names a class."""
+    """The group that targets the module by name or "re:" pattern, else the first that targets a class."""
     by_class: list[Mapping[str, Any]] = []
     for group in groups.values():
         targets = group.get("targets")
@@ -194,14 +194,17 @@ def _group_naming(folder: Path, groups: Mapping[str, Mapping[str, Any]], module:
             if "." not in str(target):
                 by_class.append(group)
     if not by_class:
-        raise FileError(f"{folder}: no group of quantization_config names {module}, whose weight is quantized")
+        raise FileError(
+            f"{folder}: no group of quantization_config targets {module}, whose weight is quantized; download "
+            "config.json again"
+        )
     return by_class[0]
 
 
 def _arguments(folder: Path, group: Mapping[str, Any]) -> Mapping[str, Any]:
     weights = group.get("weights")
     if not isinstance(weights, dict):
-        raise FileError(f"{folder}: a group of quantization_config says nothing of weights; download it again")
+        raise FileError(f"{folder}: a group of quantization_config has no weights; download config.json again")
     return weights
 
 
@@ -209,17 +212,17 @@ def _matches(folder: Path, pattern: str, module: str) -> bool:
     try:
         return re.match(pattern, module) is not None
     except re.error as error:
-        raise FileError(f"{folder}: target {pattern[:80]!r} is no regular expression: {error}") from None
+        raise FileError(f"{folder}: target {pattern[:80]!r} is not a regular expression: {error}") from None
 
 
 def _strategy_group(folder: Path, args: Mapping[str, Any], name: str) -> int:
-    """Weights in a group; 0 for a whole row."""
+    """Number of weights in a group; 0 for a whole row."""
     if args.get("strategy") == "channel":
         return 0
     if args.get("strategy") in ("group", None) and args.get("group_size") is not None:
         return group_size(folder, args, "group_size")
     raise UnsupportedError(
-        f"{folder}: {name}: integers by {str(args.get('strategy'))[:40]} are not known; known are by group and channel"
+        f"{folder}: {name}: integers by {str(args.get('strategy'))[:40]} are unknown; known: by group, by channel"
     )
 
 

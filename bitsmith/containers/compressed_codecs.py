@@ -2,11 +2,11 @@
 
 - pack-quantized: weight_packed int32 [out, in * b / 32], codes along the rows, the first in the lowest bits;
   weight_scale [out, groups]; weight_shape int64 [2]; with zero points weight_zero_point int32 [out * b / 32, groups],
-  packed along the outputs; weight_g_idx int32 [in] where columns were quantized by activation order
+  packed along the outputs; weight_g_idx int32 [in] if columns were quantized in activation order
 - int-quantized: weight int8 [out, in], weight_scale [out, groups], weight_zero_point int8
 - float-quantized: weight float8_e4m3fn [out, in], weight_scale [out, 1], or [1] for the whole tensor
 
-Integers are signed there; packed ones are stored with 2^(b-1) added, which makes them our codes. Scales have the
+Their integers are signed. Packed integers are stored with 2^(b-1) added, which makes them our codes. Scales have the
 model's own dtype.
 """
 
@@ -43,13 +43,13 @@ class PackedCodec:
 
     @property
     def name(self) -> str:
-        """The layout's name: "compressed/pack-int4-g128", with other than bfloat16 scales "-f16"."""
+        """The layout's name: "compressed/pack-int4-g128", plus for instance "-f16" if scales are not bfloat16."""
         name = layout_name("", self.format, "bf16", "g_idx" if self.indexed else "")
         return f"compressed/pack-{name.removeprefix('/')}"
 
     @property
     def row_multiple(self) -> int:
-        """Rows whose zero points fill whole words, for all widths."""
+        """Number of rows whose zero points fill whole words, for all bit widths."""
         return 32
 
     @property
@@ -96,14 +96,14 @@ class PackedCodec:
     def decode(self, parts: Mapping[str, np.ndarray], cols: int) -> QuantTensor:
         """Codes and parameters of a slab of whole rows.
 
-        Columns in activation order come back as groups of one. Raises TensorError where weight_shape contradicts
-        the other parts and for groups that do not exist.
+        Columns in activation order are returned as groups of one. Raises TensorError if weight_shape contradicts the
+        other parts, and for groups that do not exist.
         """
         scale = parts["weight_scale"]
         if int(parts["weight_shape"][1]) != cols:
             raise TensorError(
-                f"weight_shape says {parts['weight_shape'].tolist()}, the other parts {cols} columns; the file is "
-                "damaged: download it again"
+                f"weight_shape says {parts['weight_shape'].tolist()}, the other parts have {cols} columns; the file "
+                "is damaged: download it again"
             )
         codes = unpack_words(parts["weight_packed"], self.format.bits, cols)
         params = {"scale": scale}
@@ -144,13 +144,13 @@ class PackedCodec:
 
 @dataclass(frozen=True)
 class IntegerCodec:
-    """int-quantized: one signed byte a weight, whatever its width."""
+    """int-quantized: one signed byte per weight for all bit widths."""
 
     format: Affine
 
     @property
     def name(self) -> str:
-        """The layout's name: "compressed/int8-channel", with other than bfloat16 scales "-f32"."""
+        """The layout's name: "compressed/int8-channel", plus for instance "-f32" if scales are not bfloat16."""
         return layout_name("compressed", self.format, "bf16")
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
@@ -200,9 +200,9 @@ class IntegerCodec:
 
 @dataclass(frozen=True)
 class FloatCodec:
-    """float-quantized: E4M3 bytes, with one scale a row, or one a tensor (format TensorWide).
+    """float-quantized: E4M3 bytes, with one scale per row, or one per tensor (format TensorWide).
 
-    scale_shape: of a tensor's one scale: (1,), as compressed-tensors writes it, or what another tool chose
+    scale_shape: shape of a scale per tensor: (1,) in compressed-tensors; other tools write ()
     """
 
     format: Codebook | TensorWide
@@ -210,7 +210,7 @@ class FloatCodec:
 
     @property
     def name(self) -> str:
-        """The layout's name: "compressed/fp8-channel" or "compressed/fp8-tensor", and other than bfloat16 scales."""
+        """The layout's name: "compressed/fp8-channel" or "compressed/fp8-tensor", plus unusual scales ("-f32")."""
         scope = "tensor" if isinstance(self.format, TensorWide) else "channel"
         precision = "" if self._row.precision == "bf16" else f"-{self._row.precision}"
         rank = "" if self.scale_shape == (1,) else f"-{len(self.scale_shape)}d"
@@ -223,7 +223,7 @@ class FloatCodec:
 
     @property
     def axes(self) -> dict[str, RowAxis | None]:
-        """Rows lie along the first axis; a tensor's one scale has none."""
+        """Rows lie along the first axis; a scale per tensor has none."""
         return {"weight": RowAxis(0), "weight_scale": None if isinstance(self.format, TensorWide) else RowAxis(0)}
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
@@ -267,7 +267,7 @@ class FloatCodec:
 
 
 def compressed_codec(format: Format) -> PackedCodec | FloatCodec | None:
-    """The codec of integers, packed, and of FP8; None for other formats."""
+    """The codec of packed integers or of FP8; None for other formats."""
     if isinstance(format, Affine):
         return PackedCodec(format)
     row = format.row if isinstance(format, TensorWide) else format

@@ -1,4 +1,4 @@
-"""What a container is: where the bytes of a quantized model go, who reads them, and how."""
+"""What a container is: how a quantized model is stored, and which programs read it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 from bitsmith.quant.input_rounding import InputRounding
 
-GROUPS = (128, 64, 32)  # tried in this order where nobody chose a group size
+GROUPS = (128, 64, 32)  # tried in this order if the user gives no group size
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Container:
     """A container: a row of `bitsmith.containers.CONTAINERS`.
 
     name: as in `--to`
-    codec: the codec of a format in it; None where it cannot hold the format
+    codec: format -> its codec; None if the container cannot hold the format
     is_folder: whether an output is a folder, not a file
-    runtimes: the programs that read it, beside bitsmith
+    runtimes: programs other than bitsmith that read it
     """
 
     name: str
@@ -37,13 +37,14 @@ class Container:
 class Scheme:
     """One way to store the matrix of a linear layer.
 
-    kind: a word of the container's own, which its `stored` reads
-    group: weights that share a scale; 0: a whole row; None: the largest of GROUPS that divides every row
+    kind: the container's own name for the layout, read by its `stored`
+    group: number of weights that share a scale; 0: a whole row; None: the largest of GROUPS that divides every row
     asymmetric: whether there are zero points
-    grouped: whether the user may choose the group size; optional_zeros: whether the user may choose zero points
-    scope: of a scale where there are no groups: "channel" or "tensor"
+    grouped: whether the user may choose the group size
+    optional_zeros: whether the user may choose zero points
+    scope: what one scale covers if there are no groups: "channel" or "tensor"
     inputs: how the layer's input is rounded: "", "int8" or "fp8"
-    static: whether the scale of the input is stored, one a tensor; otherwise it is found as the model runs, one a token
+    static: whether the file stores one scale per input tensor; if not, each token gets its scale when the model runs
     """
 
     kind: str
@@ -58,16 +59,18 @@ class Scheme:
 
     @property
     def input_rounding(self) -> InputRounding | None:
-        """How readers round the inputs; a stored scale is not known yet."""
+        """How runtimes round the inputs, without a value for a stored scale."""
         return InputRounding(self.inputs, "tensor" if self.static else "token") if self.inputs else None
 
 
 @dataclass(frozen=True)
 class Modules:
-    """The linear layers of a folder, by the names of their modules.
+    """The linear layers of a folder, by module name.
 
-    main: the scheme of most modules; others: of modules that have another; kept: linear modules in 16 bits
-    version: of the layout, see `ModuleContainer.version`
+    main: the scheme of most modules
+    others: schemes of modules that differ from `main`
+    kept: linear modules in 16 bits
+    version: version of the layout, see `ModuleContainer.version`
     """
 
     main: Scheme
@@ -78,19 +81,19 @@ class Modules:
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleContainer(Container):
-    """A safetensors folder whose linear layers are quantized and whose config.json says how.
+    """A safetensors folder with quantized linear layers, described in its config.json.
 
-    schemes: by the name that stands in `--to CONTAINER/NAME`
+    schemes: by the NAME in `--to CONTAINER/NAME`
     stored: (scheme with its group, precision of scales, version) -> format and codec
-    configuration: the value of config.json's `quantization_config`
-    further_files: that value -> small files which the container's own tools look for, by name
-    version: the schemes of all modules -> which version of the layout holds them
-    precision: of scales, "f16"; "" takes the model's own 16-bit type
+    configuration: modules -> the value of `quantization_config` in config.json
+    further_files: that value -> content of small files that the container's own tools need, by name
+    version: the schemes of all modules -> the version of the layout that can hold them
+    precision: precision of scales, "f16"; "": the model's own 16-bit type
     mixed: whether modules may have different schemes
-    warnings: (main scheme, version) -> what readers will refuse
-    quant_method: in `quantization_config`, by which a folder is recognised
-    marks: ends of the names of entries that show a quantized weight
-    old_config: the file that older tools wrote in place of `quantization_config`; "": none
+    warnings: (main scheme, version) -> warnings about runtimes that refuse the folder
+    quant_method: value of `quant_method` in `quantization_config`, which identifies a folder
+    marks: endings of entry names that identify a quantized weight
+    old_config: the file that older tools wrote instead of `quantization_config`; "" if there is none
     read: (folder, its configuration, its entries) -> its quantized weights
     """
 

@@ -1,4 +1,4 @@
-"""Whether an output may be written where it is to go; known before any work starts."""
+"""Checks before any work starts whether an output may be written to its destination."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bitsmith.errors import FileError, UsageError
 
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
 _TEMPLATES = "additional_chat_templates"
-_SPARE_BYTES = 1 << 20  # left free on the disk beside the files themselves
+_SPARE_BYTES = 1 << 20  # free space to leave on the disk
 
 
 def check_destination(
@@ -24,11 +24,11 @@ def check_destination(
     force: bool,
     source: Path | None = None,
 ) -> None:
-    """Raise unless `target` and its shards, or with `as_folder` the folder, can be written.
+    """Raise if `target` and its shards, or with `as_folder` the folder, cannot be written.
 
-    UsageError where something is there already (with `force`: something that is no model), FileError where the folder
-    around it is missing, not writable, or on a disk without the room.
     source: the model's folder or file, which is never replaced
+    Raises UsageError if the output exists already (with `force`: if it is not a model), FileError if its parent folder
+    is missing or not writable, or if the disk has too little space.
     """
     parent = target.parent
     if not parent.is_dir():
@@ -37,11 +37,11 @@ def check_destination(
         raise FileError(f"{target}: the folder {parent} is not writable; choose another --out.")
     wants, found = ("a folder", "a file") if as_folder else ("a file", "a folder")
     if target.exists() and target.is_dir() != as_folder:
-        raise UsageError(f"{target}: the output is {wants}, but {found} of that name exists.")
+        raise UsageError(f"{target}: the output is {wants}, but {found} of that name exists; choose another --out.")
     outputs = [target] if as_folder else [parent / layout.filename for layout in layouts]
     taken = [path for path in outputs if path.exists()]
     if taken and not force:
-        raise UsageError(f"{taken[0]} exists already; give --force to replace it, or another --out.")
+        raise UsageError(f"{taken[0]} exists already; give --force to replace it, or choose another --out.")
     for path in taken:
         if source is not None and _holds(path, source):
             raise UsageError(f"{path}: the output would replace the model it is made from; choose another --out.")
@@ -56,12 +56,12 @@ def check_destination(
 
 
 def _holds(path: Path, source: Path) -> bool:
-    """Whether replacing `path` would take `source` away."""
+    """Whether replacing `path` would remove `source`."""
     return path.samefile(source) or (path.is_dir() and path.resolve() in source.resolve().parents)
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder that is to take several outputs, where it is not there. Raises FileError."""
+    """Make the folder for several outputs, if it is missing. Raises FileError if it cannot be made."""
     try:
         path.mkdir(exist_ok=True)
     except OSError as error:
@@ -76,11 +76,11 @@ def _check_file(path: Path) -> None:
 
 
 def _check_folder(path: Path) -> None:
-    """--force replaces folders of nothing but a model's files."""
+    """Raise UsageError if a folder holds anything but a model's files: --force does not replace it then."""
     for entry in sorted(path.iterdir()):
         templates = entry.name == _TEMPLATES and entry.is_dir()
         if not templates and not (entry.is_file() and any(entry.match(pattern) for pattern in _MODEL_FILES)):
             raise UsageError(
-                f"{path} holds {entry.name}, which is no file of a model; --force would delete it. "
+                f"{path} holds {entry.name}, which is not a file of a model; --force would delete it. "
                 "Move it away, or choose another --out."
             )

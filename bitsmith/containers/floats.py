@@ -1,4 +1,4 @@
-"""Layouts of one plain number a weight: floats, and the integers that GGUF files may hold beside them."""
+"""Layouts with one plain number per weight: floats, and the integers that GGUF files may hold."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ NUMBERS: dict[str, np.dtype] = {
     "i32": np.dtype("<i4"),
     "i64": np.dtype("<i8"),
 }
-WRITTEN_FLOATS = ("f32", "f16", "bf16")  # what a weight that is not quantized becomes
-FLOATS = frozenset({*WRITTEN_FLOATS, "f64"})  # what a weight that was never quantized may have in a source
+WRITTEN_FLOATS = ("f32", "f16", "bf16")  # layouts of written weights that are not quantized
+FLOATS = frozenset({*WRITTEN_FLOATS, "f64"})  # layouts of source weights that are not quantized
 
 
 def decode_numbers(name: str, data: np.ndarray) -> np.ndarray:

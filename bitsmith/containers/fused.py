@@ -1,4 +1,4 @@
-"""Modules that vLLM loads as one matrix, whose members must be quantized alike."""
+"""Modules that vLLM loads as one matrix. They must have the same scheme."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FUSED_NAMES = ("qkv_proj", "gate_up_proj")
 
 
 def uneven(schemes: Mapping[str, Scheme | None]) -> list[str]:
-    """Groups of modules that vLLM loads as one matrix, but that differ here: "model.layers.0.self_attn.q_proj, ..."."""
+    """Groups of modules that vLLM loads as one matrix although their schemes differ. Each names its modules."""
     found = []
     for members in FUSED:
         for module in schemes:
@@ -23,7 +23,7 @@ def uneven(schemes: Mapping[str, Scheme | None]) -> list[str]:
 
 
 def fused_schemes(others: Mapping[str, Scheme]) -> dict[str, Scheme]:
-    """vLLM's names of the matrices it fuses, where all members have the same scheme."""
+    """Schemes of fused matrices by vLLM's names, if all their members have the same scheme."""
     found = {}
     for members, fused in zip(FUSED, _FUSED_NAMES, strict=True):
         for module, scheme in others.items():

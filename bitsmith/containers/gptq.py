@@ -1,14 +1,14 @@
-"""One tensor in GPTQ's layout, as AutoGPTQ, GPTQModel, transformers and vLLM read it.
+"""One tensor in GPTQ's layout, which AutoGPTQ, GPTQModel, transformers and vLLM read.
 
 A weight [out, in] of b-bit codes in groups along its rows becomes (AutoGPTQ, `qlinear`):
 
 - qweight int32 [in * b / 32, out]: the codes of each row, packed downwards, the first in the lowest bits
 - qzeros int32 [groups, out * b / 32]: zero points, packed along the outputs
 - scales float16 [groups, out]
-- g_idx int32 [in]: the group of each input; out of order where columns were quantized by activation order
+- g_idx int32 [in]: the group of each input; out of order if columns were quantized in activation order
 
-value = scale * (code - zero). Checkpoint format v1 ("gptq") stores each zero point less one, and so cannot store a
-zero point of 0; v2 ("gptq_v2") stores it as it is. Symmetric weights have the zero point 2^(b-1).
+value = scale * (code - zero). Checkpoint format v1 ("gptq") stores zero - 1, so it cannot store a zero point of 0;
+v2 ("gptq_v2") stores zero. Symmetric weights have the zero point 2^(b-1).
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ BITS = (2, 3, 4, 8)
 
 @dataclass(frozen=True)
 class GptqCodec:
-    """Codes and parameters of integers by groups <-> GPTQ's parts.
+    """Codes and parameters of integers in groups <-> GPTQ's parts.
 
-    zero_shift: what is taken off a zero point before it is stored: 1 in v1 files, 0 in v2
+    zero_shift: number subtracted from a stored zero point: 1 in v1 files, 0 in v2
     indexed: whether there is a g_idx
     """
 
@@ -51,18 +51,18 @@ class GptqCodec:
 
     @property
     def name(self) -> str:
-        """The layout's name: "gptq/int4-g128"; "-v2" and "-noindex" where that is so."""
+        """The layout's name: "gptq/int4-g128", followed by "-v2" and "-noindex" if they apply."""
         version = "" if self.zero_shift else "v2"
         return layout_name("gptq", self.format, "f16", version, "" if self.indexed else "noindex")
 
     @property
     def row_multiple(self) -> int:
-        """Rows whose zero points fill whole words, for all widths."""
+        """Number of rows whose zero points fill whole words, for all bit widths."""
         return 32
 
     @property
     def axes(self) -> dict[str, RowAxis | None]:
-        """Outputs lie along the second axis of everything but g_idx."""
+        """Outputs lie along the second axis of all parts except g_idx."""
         axes: dict[str, RowAxis | None] = {
             "qweight": RowAxis(1),
             "qzeros": RowAxis(1, 32, self.format.bits),
@@ -73,7 +73,7 @@ class GptqCodec:
     def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Stored shape and dtype of each part of a weight [out, in].
 
-        Raises UnsupportedError for other than two dimensions and where codes do not fill words.
+        Raises UnsupportedError if the weight is not a matrix or its codes do not fill words.
         """
         if len(shape) != 2:
             raise UnsupportedError(f"GPTQ's layout holds matrices, not {len(shape)} dimensions; leave it in f16")
@@ -102,7 +102,7 @@ class GptqCodec:
         zeros = self._zeros(tensor, scale.shape) - self.zero_shift
         if zeros.size and zeros.min() < 0:
             raise TensorError(
-                "a zero point of 0 cannot be stored in checkpoint format v1, which stores it less one; write v2"
+                "a zero point of 0 cannot be stored in checkpoint format v1, which stores zero - 1; write v2"
             )
         parts = {
             "qweight": np.ascontiguousarray(pack_words(codes, self.format.bits).T),
@@ -114,8 +114,8 @@ class GptqCodec:
     def decode(self, parts: Mapping[str, np.ndarray], cols: int) -> QuantTensor:
         """Codes and parameters of a slab of whole rows.
 
-        Columns in activation order come back as groups of one, each with the parameters of its group. Raises
-        TensorError for groups that do not exist and for zero points that contradict the configuration.
+        Columns in activation order are returned as groups of one, each with the parameters of its group.
+        Raises TensorError for groups that do not exist and for zero points that contradict the configuration.
         """
         scale = np.ascontiguousarray(parts["scales"].T)
         rows, groups = scale.shape
@@ -127,7 +127,7 @@ class GptqCodec:
         if not self.format.asymmetric and (zeros != 1 << (bits - 1)).any():
             raise TensorError(
                 f'the configuration says "sym": true, so zero points should be {1 << (bits - 1)}, but qzeros holds '
-                f"{int(zeros[zeros != 1 << (bits - 1)][0])}; set sym, or checkpoint_format, to what the file is"
+                f"{int(zeros[zeros != 1 << (bits - 1)][0])}; correct sym or checkpoint_format in the configuration"
             )
         index = parts.get("g_idx")
         if index is None or np.array_equal(index, self._in_order(cols)):
@@ -171,7 +171,7 @@ class GptqCodec:
 
 
 def gptq_codec(format: Format) -> GptqCodec | None:
-    """The codec of integers with float16 scales; v1 where it can be: symmetric, 4 or 8 bits. None for other formats."""
+    """The codec of integers with float16 scales: v1 for symmetric 4 or 8 bits, else v2. None for other formats."""
     if not isinstance(format, Affine) or format.precision != "f16":
         return None
     return GptqCodec(format, int(not format.asymmetric and format.bits in (4, 8)))
@@ -181,7 +181,7 @@ SCHEMES = {f"int{bits}": Scheme("gptq", bits) for bits in (8, 4, 3, 2)}
 
 
 def _version(schemes: Collection[Scheme]) -> int:
-    """1 where GPTQ's first checkpoint format holds every module and its readers take them, else 2."""
+    """1 if checkpoint format v1 can hold every module and its readers support them, else 2."""
     return 1 if all(scheme.bits in (4, 8) and not scheme.asymmetric for scheme in schemes) else 2
 
 
@@ -191,7 +191,7 @@ def _stored(scheme: Scheme, precision: str, version: int) -> tuple[Format, GptqC
 
 
 def _configuration(modules: Modules) -> dict[str, Any]:
-    """As AutoGPTQ and GPTQModel write it."""
+    """`quantization_config` as AutoGPTQ and GPTQModel write it."""
     main, kept, others = modules.main, modules.kept, modules.others
     dynamic: dict[str, Any] = {f"-:^{re.escape(module)}$": {} for module in kept if module != "lm_head"}
     for module, scheme in [*others.items(), *fused_schemes(others).items()]:
@@ -217,15 +217,15 @@ def _configuration(modules: Modules) -> dict[str, Any]:
 def _warnings(main: Scheme, version: int) -> list[str]:
     if version == 1:
         return []
-    return ["vLLM reads gptq of 4 and 8 bits, symmetric, only; GPTQModel and transformers read others too"]
+    return ["vLLM reads only symmetric gptq of 4 or 8 bits; GPTQModel and transformers read this folder too"]
 
 
 def _read(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator[CompositeTensor]:
     version = config.get("checkpoint_format") or "gptq"
     if version not in ("gptq", "gptq_v2"):
         raise UnsupportedError(
-            f"{folder}: checkpoint_format {str(version)[:40]!r} is not known; known are gptq and gptq_v2: convert the "
-            "model with the tool that made it"
+            f"{folder}: checkpoint_format {str(version)[:40]!r} is unknown; known: gptq, gptq_v2. Convert the model "
+            "with the tool that made it"
         )
     for module in modules(entries, ".qweight"):
         values = {**config, **_override(folder, config, module)}
@@ -243,13 +243,13 @@ def _read(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator
 
 
 def _override(folder: Path, config: Mapping[str, Any], module: str) -> Mapping[str, Any]:
-    """What GPTQModel's `dynamic` says of one module: the first pattern that matches from its beginning."""
+    """GPTQModel's `dynamic` settings of one module: those of the first pattern that matches its beginning."""
     rules = config.get("dynamic") or {}
     for pattern, values in rules.items() if isinstance(rules, dict) else ():
         try:
             matches = re.match(pattern.removeprefix("+:"), module)
         except re.error as error:
-            raise FileError(f"{folder}: {pattern[:80]!r} in `dynamic` is no regular expression: {error}") from None
+            raise FileError(f"{folder}: {pattern[:80]!r} in `dynamic` is not a regular expression: {error}") from None
         if matches and not pattern.startswith("-:") and isinstance(values, dict):
             return values
     return {}

@@ -1,4 +1,4 @@
-"""A folder of safetensors files: entries of tensors in one part or several, their manifest, one file or shards."""
+"""Files of a safetensors folder: the entries of tensors in one or several parts, the manifest, and shards."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from bitsmith.quant.tensor import TensorInfo
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor to be written: a float ("f32", "f16", "bf16"; one part, "data"), or several parts.
+    """A tensor to write: a float ("f32", "f16", "bf16"; one part, "data"), or several parts.
 
-    parts: shape and dtype of each part; not looked at for a float
-    names: entry name by part; not looked at for a float, which has its own name
+    parts: shape and dtype of each part; not used for a float
+    names: entry name by part; not used for a float, whose entry has the tensor's name
     """
 
     info: TensorInfo
@@ -38,7 +38,7 @@ class StoredTensor:
 
 
 def module_names(name: str, parts: Mapping[str, object]) -> dict[str, str]:
-    """Entries that lie beside a weight "MODULE.weight": "MODULE.PART" by part."""
+    """Entry names of a weight "MODULE.weight": "MODULE.PART" by part."""
     module = name.removesuffix(".weight")
     return {part: f"{module}.{part}" for part in parts}
 
@@ -50,12 +50,12 @@ def folder_files(
     metadata: Callable[[Sequence[TensorInfo]], Mapping[str, str]] = lambda infos: {},
     max_shard_bytes: int | None = None,
 ) -> tuple[list[FileLayout], dict[str, bytes]]:
-    """Layouts of the files that hold `tensors` in that order, and the index file by name (none for one file).
+    """Layouts of the files that hold `tensors` in this order, and the index file by name (none for one file).
 
-    metadata: what else `__metadata__` says of a file with these tensors
-    Each file carries the records of its own tensors. Offsets depend on the manifest's length only, so one of
-    placeholders gives the sizes of the final one.
-    Raises UsageError where two entries would have one name.
+    metadata: tensors of a file -> further entries of its `__metadata__`
+    Each file holds the manifest records of its own tensors. Offsets depend only on the manifest's length, so a
+    placeholder manifest gives the final sizes.
+    Raises UsageError if two entries would have the same name.
     """
     known = {tensor.info.name: tensor.info for tensor in tensors}
     records = {record.name: record for record in manifest.tensors}
@@ -64,7 +64,7 @@ def folder_files(
         infos = [known[name] for name in dict.fromkeys(entry.tensor for entry in entries)]
         own = tuple(records[info.name] for info in infos if info.name in records)
         return {
-            "format": "pt",  # transformers asks for it
+            "format": "pt",  # transformers requires it
             JSON_KEY: to_json(Manifest(manifest.version, manifest.recipe, own)),
             **metadata(infos),
         }

@@ -1,4 +1,4 @@
-"""The files of a Hugging Face folder beside its weights: their names, and how the JSON ones are read."""
+"""The files of a Hugging Face folder other than weights: their names, and reading of JSON files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from bitsmith.errors import FileError
 
 CONFIG = "config.json"
-TOKENIZER_FILES = (  # patterns; what is fetched from the hub, and copied beside weights written anew
+TOKENIZER_FILES = (  # patterns of files that are downloaded from the hub and copied to a new folder
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
@@ -20,7 +20,7 @@ TOKENIZER_FILES = (  # patterns; what is fetched from the hub, and copied beside
     "chat_template.json",
     "additional_chat_templates/*.jinja",
 )
-_LARGEST = 256 << 20  # bytes; the largest tokenizer.json known has 35 MB
+_LARGEST = 256 << 20  # bytes; the largest known tokenizer.json has 35 MB
 
 
 def tokenizer_files(folder: Path) -> dict[str, Path]:
@@ -30,11 +30,11 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object in UTF-8. Raises FileError where the file is missing, too large, or anything else."""
+    """A JSON object in UTF-8. Raises FileError if the file is missing, too large, or not a JSON object."""
     try:
         size = path.stat().st_size
         if size > _LARGEST:
-            raise FileError(f"{path}: {size:,} bytes, more than such a file can have; download it again.")
+            raise FileError(f"{path}: {size:,} bytes, expected at most {_LARGEST:,}; download it again.")
         value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise FileError(f"{path}: missing; a model folder needs it.") from error

@@ -1,4 +1,4 @@
-"""`input_activations` of compressed-tensors' configuration: what becomes of the inputs of a group's linears."""
+"""`input_activations` of compressed-tensors' configuration: how the inputs of linears are rounded."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.quant.input_rounding import InputRounding
 
-Inputs = InputRounding | UnsupportedError | None  # the error says why the decoder cannot run it; None: left alone
+Inputs = InputRounding | UnsupportedError | None  # the error says why the decoder cannot run it; None: not rounded
 
 _TYPES = {"int": "int8", "float": "fp8"}
 
 
 def inputs_of(folder: Path, group: Mapping[str, Any], module: str) -> tuple[Inputs, bool]:
-    """How `module`, of a group of `config_groups`, rounds its input, and whether with a stored scale.
+    """How `module`, in a group of `config_groups`, rounds its input, and whether the scale is stored.
 
-    What is left out has compressed-tensors' defaults (`QuantizationArgs`). Weights can be read whatever it is, so
-    what cannot be run is returned. Raises FileError where it is no object.
+    Missing values have compressed-tensors' defaults (`QuantizationArgs`). An unsupported rounding is returned as an
+    error, not raised, because the weights can still be read. Raises FileError if `input_activations` is not an object.
     """
     if group.get("output_activations") is not None:
         return _unsupported(folder, module, "rounds its outputs"), False
@@ -26,7 +26,9 @@ def inputs_of(folder: Path, group: Mapping[str, Any], module: str) -> tuple[Inpu
     if args is None:
         return None, False
     if not isinstance(args, dict):
-        raise FileError(f"{folder}: input_activations in quantization_config is no object; download config.json again")
+        raise FileError(
+            f"{folder}: input_activations in quantization_config is not an object; download config.json again"
+        )
     dynamic, scope = args.get("dynamic", False), _scope(args)
     type = _TYPES.get(str(args.get("type", "int")).lower())
     known = type is not None and args.get("num_bits", 8) == 8 and args.get("symmetric", True) is True
@@ -50,6 +52,6 @@ def _in_words(args: Mapping[str, Any], scope: str) -> str:
 
 def _unsupported(folder: Path, module: str, does: str) -> UnsupportedError:
     return UnsupportedError(
-        f"{folder}: {module} {does}; the decoder knows symmetric int and float of 8 bits by token (dynamic) and by "
-        "tensor only. Run the folder with vLLM, or quantize it to another format with --requantize"
+        f"{folder}: {module} {does}; the decoder supports only symmetric int and float of 8 bits, by token (dynamic) "
+        "or by tensor. Run the folder with vLLM, or quantize it to another format with --requantize"
     )

@@ -1,7 +1,7 @@
-"""Folders that other tools quantized: which entries make up one weight, by config.json's `quantization_config`.
+"""Folders from other tools: finds the entries of each weight with config.json's `quantization_config`.
 
-GPTQ (AutoGPTQ, GPTQModel, optimum), AWQ (AutoAWQ) and compressed-tensors (llm-compressor). Other methods' entries
-stay as they are in the file.
+Known are GPTQ (AutoGPTQ, GPTQModel, optimum), AWQ (AutoAWQ) and compressed-tensors (llm-compressor). Entries of other
+methods remain separate tensors.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _CONFIG_BYTES = 16 << 20
 
 
 def fold_quantized(folder: Path, entries: Entries) -> list[CompositeTensor]:
-    """The quantized weights of the checkpoint in `folder`; none where nothing is quantized by a known method.
+    """The quantized weights of the checkpoint in `folder`; empty if no known method quantized it.
 
-    Raises FileError where entries contradict the configuration, UnsupportedError for a variant that is not known.
+    Raises FileError if entries contradict the configuration, UnsupportedError for an unknown variant.
     """
     containers = module_containers().values()
     marks = tuple(mark for container in containers for mark in container.marks)
@@ -36,7 +36,7 @@ def fold_quantized(folder: Path, entries: Entries) -> list[CompositeTensor]:
 
 
 def _quantization_config(folder: Path) -> Mapping[str, Any] | None:
-    """`quantization_config`, or the older tools' file of its own; None where config.json is missing."""
+    """`quantization_config`, or the separate file of older tools; None if config.json is missing."""
     whole = _read_json(folder / "config.json")
     if whole is None:
         return None
@@ -49,7 +49,7 @@ def _quantization_config(folder: Path) -> Mapping[str, Any] | None:
         if old is not None:
             return {"quant_method": container.quant_method, **old}
     raise FileError(
-        f"{folder / 'config.json'} has no quantization_config, though the weights beside it are quantized; it belongs "
+        f"{folder / 'config.json'} has no quantization_config, though the folder's weights are quantized; it belongs "
         "to another model: download the folder again"
     )
 

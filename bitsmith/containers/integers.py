@@ -1,4 +1,4 @@
-"""What the GPTQ, AWQ and compressed-tensors layouts share: codes packed into 32-bit words, and layouts' names."""
+"""Shared by the GPTQ, AWQ and compressed-tensors layouts: codes packed into 32-bit words, and names of layouts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ WORD = np.dtype("<i4")
 
 
 def word_count(count: int, bits: int) -> int:
-    """32-bit words that hold `count` codes."""
+    """Number of 32-bit words that hold `count` codes."""
     return -(-count * bits // 32)
 
 
 def pack_words(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes uint8 [rows, n] -> int32 [rows, word_count(n, bits)]: one bit string a row, least significant bit first.
+    """Codes uint8 [rows, n] -> int32 [rows, word_count(n, bits)]: one bit string per row, lowest bit first.
 
-    Padding is zero. Three-bit codes cross words: 32 of them take three, as in AutoGPTQ.
+    Padding is zero. Three-bit codes cross word borders: 32 codes take three words, as in AutoGPTQ.
     """
     packed = pack(codes, bits)
     padded = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 4)))
@@ -35,7 +35,8 @@ def unpack_words(words: np.ndarray, bits: int, count: int) -> np.ndarray:
 def layout_name(container: str, format: Affine, usual: str, *marks: str) -> str:
     """`TensorInfo.layout` of an integer format: "gptq/int4-g128", "gptq/int4-g64-asym-bf16-v2".
 
-    usual: the precision of scales that the container's name implies; marks: what else sets a file apart
+    usual: the usual precision of the container's scales, left out of the name
+    marks: further parts of the name
     """
     scope = f"g{format.group}" if format.group else "channel"
     precision = format.precision or ("bf16" if format.group else "f32")
@@ -44,13 +45,13 @@ def layout_name(container: str, format: Affine, usual: str, *marks: str) -> str:
 
 
 def checked_scale(scale: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Scales as they are stored, contiguous. Raises TensorError where float16 is too narrow for the weights.
+    """Scales in their stored dtype, contiguous. Raises TensorError if float16 is too narrow for the weights.
 
-    Formats saturate their scales; one at float16's largest value no longer spans its weights.
+    Formats saturate their scales. A scale at float16's largest value no longer covers its weights.
     """
     if dtype == np.float16 and scale.size and float(np.max(scale)) >= float(np.finfo(np.float16).max):
         raise TensorError(
-            "weights so large that their scales overflow float16, which this container stores; write compressed/w4a16 "
-            "from a bfloat16 model, or leave the tensor in 16 bits with --keep"
+            "the weights are so large that their scales overflow float16, which this container stores; write "
+            "compressed/w4a16 from a bfloat16 model, or leave the tensor in 16 bits with --keep"
         )
     return np.ascontiguousarray(scale, dtype)

@@ -1,4 +1,4 @@
-"""FileLayout: where every byte of an output file will lie, known before any work starts."""
+"""FileLayout: the position of every byte of an output file, known before any work starts."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Region:
 class FileLayout:
     """One output file.
 
-    header: everything before the first region, padding included. It is rebuilt once the hashes of its manifest
+    header: everything before the first region, padding included. It is made again when the hashes of its manifest
         are known; fixed-width fields keep its length.
     regions: in file order; gaps between them are zero bytes
-    size: bytes of the whole file, exact
+    size: exact size of the whole file, in bytes
     """
 
     filename: str

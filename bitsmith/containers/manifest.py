@@ -1,7 +1,7 @@
-"""The manifest inside every file bitsmith writes: what each tensor came from, its hash and its error.
+"""The manifest inside every file that bitsmith writes: the source hash, the hash and the error of each tensor.
 
-All fields are of fixed width: a manifest of `placeholder` records takes exactly the bytes of the final one, so
-that a file's size is known before any weight is read. No time stamps: same input, same bytes.
+All fields have a fixed width. A manifest of `placeholder` records has exactly the size of the final one, so a file's
+size is known before any weight is read. There are no time stamps: the same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from bitsmith.containers.gguf.metadata_values import Value, ValueType, array, string
 from bitsmith.errors import FileError, TensorError
 
-JSON_KEY = "bitsmith.manifest"  # of the safetensors `__metadata__`
+JSON_KEY = "bitsmith.manifest"  # key in the safetensors `__metadata__`
 
 _PREFIX = "bitsmith."
 _NAMES = "bitsmith.tensor.names"
@@ -28,16 +28,16 @@ _SOURCE = "bitsmith.tensor.source_sha256"
 _ERROR = "bitsmith.tensor.error"
 _HASH = re.compile(r"[0-9a-f]{64}")
 _LARGEST_ERROR = 1e38
-_SMALLEST_ERROR = 1.2e-38  # below it float32 loses digits; stored as zero
+_SMALLEST_ERROR = 1.2e-38  # float32 loses digits below it, so smaller errors are stored as zero
 
 
 @dataclass(frozen=True)
 class TensorRecord:
     """One tensor of the written file.
 
-    sha256: 64 hex digits, of the tensor's bytes in the file without padding; of several parts: `joined_hash`
-    source_sha256: the same of the bytes it was made from
-    error: sum of squared errors over sum of squared weights; 0 where nothing was lost; rounded to float32
+    sha256: 64 hex digits, the hash of the tensor's bytes in the file without padding; for several parts `joined_hash`
+    source_sha256: the same for the bytes of the source tensor
+    error: sum of squared errors over sum of squared weights; 0 if nothing was lost; rounded to float32
     """
 
     name: str
@@ -51,14 +51,18 @@ class TensorRecord:
         if not (math.isfinite(self.error) and 0 <= self.error < _LARGEST_ERROR):
             raise TensorError(
                 f"the error of tensor {self.name} is {self.error}; expected a finite number that is not negative. "
-                "Its weights, or what was made of them, overflow: look for NaN, Inf or huge values in the source"
+                "Its weights, or their quantized values, overflow: look for NaN, Inf or huge values in the source"
             )
         object.__setattr__(self, "error", float(np.float32(self.error)) if self.error >= _SMALLEST_ERROR else 0.0)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """version: of bitsmith; recipe: everything that decided the bytes, seed included, as one line of text."""
+    """A manifest.
+
+    version: version of bitsmith
+    recipe: everything that decided the bytes, seed included, as one line of text
+    """
 
     version: str
     recipe: str
@@ -66,17 +70,17 @@ class Manifest:
 
 
 def joined_hash(parts: Sequence[str]) -> str:
-    """One hash for a tensor of these parts: its only part's, else SHA-256 of their hex digits joined in order."""
+    """One hash for a tensor: the hash of its only part, or SHA-256 of the parts' hex digits, joined in order."""
     return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def placeholder(version: str, recipe: str, names: Iterable[str]) -> Manifest:
-    """A manifest of zero hashes that serialises to as many bytes as the final one of the same names."""
+    """A manifest of zero hashes, with the same size in a file as the final one of the same names."""
     return Manifest(version, recipe, tuple(TensorRecord(name, "0" * 64, "0" * 64, 0.0) for name in names))
 
 
 def to_gguf_keys(manifest: Manifest) -> dict[str, Value]:
-    """The `bitsmith.*` keys of a GGUF file; the error as float32."""
+    """The `bitsmith.*` keys of a GGUF file; errors are float32."""
     records = manifest.tensors
     return {
         "bitsmith.version": string(manifest.version),
@@ -94,16 +98,16 @@ def is_manifest_key(key: str) -> bool:
 
 
 def from_gguf_keys(metadata: Mapping[str, Any]) -> Manifest | None:
-    """The manifest in a GGUF file's metadata (plain values); None where there is none.
+    """The manifest in a GGUF file's metadata (plain values); None if there is none.
 
-    Raises FileError where the `bitsmith.*` keys contradict each other.
+    Raises FileError if the `bitsmith.*` keys contradict each other.
     """
     if _NAMES not in metadata:
         return None
     columns = [metadata.get(key) for key in (_NAMES, _SHA256, _SOURCE, _ERROR)]
     lengths = {len(column) if isinstance(column, Sequence | np.ndarray) else -1 for column in columns}
     if len(lengths) != 1 or -1 in lengths:
-        raise _damaged("its arrays bitsmith.quant.tensor.* are missing or differ in length")
+        raise _damaged("its arrays bitsmith.tensor.* are missing or differ in length")
     return _manifest(
         metadata.get("bitsmith.version"),
         metadata.get("bitsmith.recipe"),
@@ -127,14 +131,14 @@ def to_json(manifest: Manifest) -> str:
 
 
 def from_json(text: str) -> Manifest:
-    """The manifest of a JSON text that `to_json` made. Raises FileError where it is not one."""
+    """The manifest in a JSON text from `to_json`. Raises FileError if the text is damaged."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as cause:
-        raise _damaged(f"it is no JSON: {cause}") from None
+        raise _damaged(f"it is not JSON: {cause}") from None
     tensors = content.get("tensors") if isinstance(content, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(entry, dict) for entry in tensors.values()):
-        raise _damaged('it is no object with "version", "recipe" and "tensors"')
+        raise _damaged('it is not an object with "version", "recipe" and "tensors"')
     rows = [
         (name, entry.get("sha256"), entry.get("source_sha256"), entry.get("error")) for name, entry in tensors.items()
     ]
@@ -147,7 +151,7 @@ def _manifest(version: object, recipe: object, rows: Iterable[tuple[Any, Any, An
     records = []
     for name, sha256, source, error in rows:
         if not all(isinstance(text, str) for text in (name, sha256, source)):
-            raise _damaged("a name or a hash is no string")
+            raise _damaged("a name or a hash is not a string")
         try:
             records.append(TensorRecord(name, sha256, source, float(error)))
         except (TypeError, ValueError, TensorError) as cause:

@@ -1,9 +1,9 @@
-"""The native container's tensors: any format as packed codes and one array a parameter.
+"""The native container's tensors: any format as packed codes and one array per parameter.
 
-A weight T of a safetensors file becomes the entries T.codes, uint8 [..., bytes per row], packed as in
-`bitsmith.quant.bits`, and T.<parameter> for each parameter, [..., per row]. The file's `__metadata__` names the
-format of each weight, see `metadata`. Formats with patterns of their own (FP8's bytes, bitsandbytes' FP4 nibbles)
-are stored in those patterns, all others as codes.
+A weight T becomes several entries of a safetensors file: T.codes, uint8 [..., bytes per row], packed as in
+`bitsmith.quant.bits`, and T.<parameter> for each parameter, [..., per row]. The file's `__metadata__` gives the format
+of each weight, see `metadata`. Formats with their own bit patterns (FP8's bytes, bitsandbytes' FP4 nibbles) are stored
+in those patterns, all others as codes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bitsmith.quant.formats.precision import UINT8, as_numpy
 from bitsmith.quant.tensor import QuantTensor
 
 CODES = "codes"
-LAYOUT_PREFIX = "bitsmith/"  # of `TensorInfo.layout`, before the format's name
+LAYOUT_PREFIX = "bitsmith/"  # in `TensorInfo.layout`, before the format's name
 TENSORS_KEY = "bitsmith.tensors"
 SHAPES_KEY = "bitsmith.shapes"
 
@@ -38,7 +38,7 @@ class NativeCodec:
     def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Stored shape and dtype of each part of a weight of `shape`, [..., cols]; "codes" first.
 
-        Raises UnsupportedError for a scalar and where the format cannot divide the row.
+        Raises UnsupportedError for a scalar, and if the format cannot divide the row.
         """
         if not shape:
             raise UnsupportedError(f"a scalar cannot be stored as {self.format.name}; leave it in f32")
@@ -48,7 +48,7 @@ class NativeCodec:
         return {CODES: ((*lead, packed_bytes(cols, self.format.bits)), UINT8), **parts}
 
     def encode(self, tensor: QuantTensor) -> dict[str, np.ndarray]:
-        """Parts of a slab of whole rows, each [rows, ...]; numpy arrays, wherever the codes came from."""
+        """Parts of a slab of whole rows, each a numpy array [rows, ...]."""
         codes = to_patterns(as_numpy(tensor.codes), self.format)
         layout = self.format.params_layout(*codes.shape)
         params = {
@@ -63,9 +63,10 @@ class NativeCodec:
 
 
 def metadata(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, str]:
-    """What a file's `__metadata__` must say of its weights: name -> (format name, shape), as two JSON objects.
+    """Entries of a file's `__metadata__` for its weights, name -> (format name, shape), as two JSON objects.
 
-    "bitsmith.tensors" maps weights to formats, "bitsmith.shapes" to shapes (padding hides a row's length).
+    "bitsmith.tensors" maps weights to formats. "bitsmith.shapes" maps them to shapes, because padding hides a row's
+    length.
     """
     formats = {name: format for name, (format, _) in tensors.items()}
     shapes = {name: list(shape) for name, (_, shape) in tensors.items()}

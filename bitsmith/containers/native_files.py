@@ -1,4 +1,4 @@
-"""The native container's files: what their metadata says, and where every byte lies."""
+"""The native container's files: their metadata, and the position of every byte."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from bitsmith.quant.tensor import TensorInfo
 
 @dataclass(frozen=True)
 class NativeTensor:
-    """A tensor to be written: a float ("f32", "f16", "bf16"; one part, "data") or "bitsmith/<format>".
+    """A tensor to write: a float ("f32", "f16", "bf16"; one part, "data") or "bitsmith/<format>".
 
-    parts: of a quantized one, `NativeCodec.layout(info.shape)`; its entries are named NAME.PART
+    parts: for a quantized tensor `NativeCodec.layout(info.shape)`; its entries are named NAME.PART
     """
 
     info: TensorInfo
@@ -28,7 +28,7 @@ class NativeTensor:
 def native_files(
     tensors: Sequence[NativeTensor], manifest: Manifest, *, max_shard_bytes: int | None = None
 ) -> tuple[list[FileLayout], dict[str, bytes]]:
-    """`folder_files` of native tensors; the metadata of each file names the format and shape of its weights."""
+    """`folder_files` for native tensors; each file's metadata gives the format and shape of its weights."""
 
     def native_metadata(infos: Sequence[TensorInfo]) -> Mapping[str, str]:
         quantized = {

@@ -15,7 +15,7 @@ from bitsmith.quant.tensor import TensorInfo
 
 
 def fold_native(path: Path, metadata: Mapping[str, str], entries: Entries) -> list[CompositeTensor]:
-    """The weights of the native container, as its metadata names them. Raises FileError where it contradicts itself."""
+    """The weights of the native container, from its metadata. Raises FileError if metadata and entries disagree."""
     found = []
     shapes = table(path, SHAPES_KEY, metadata.get(SHAPES_KEY, "{}"))
     for name, format in table(path, TENSORS_KEY, metadata.get(TENSORS_KEY, "{}")).items():
@@ -30,13 +30,13 @@ def fold_native(path: Path, metadata: Mapping[str, str], entries: Entries) -> li
 
 
 def table(path: Path, key: str, text: str) -> dict[str, object]:
-    """A JSON object of a file's metadata. Raises FileError."""
+    """A JSON object in a file's metadata. Raises FileError for any other text."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path}: {key} in its metadata is not JSON ({str(error)[:80]}); make the file again") from None
     if not isinstance(content, dict):
-        raise FileError(f"{path}: {key} in its metadata is no JSON object; make the file again")
+        raise FileError(f"{path}: {key} in its metadata is not a JSON object; make the file again")
     return content
 
 

@@ -1,4 +1,4 @@
-"""Writing files that either exist whole under their final name or not at all."""
+"""Writes files that either exist complete under their final name or not at all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class OutputFiles:
     """The files of one output, written under temporary names and renamed together at the end.
 
     `target` is a file (its shards lie beside it) or, with `as_folder`, a folder that holds every file.
-    Use as a context manager: leaving it without `commit` removes all that was written.
+    Use it as a context manager: leaving it without `commit` removes everything that was written.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class OutputFiles:
     ) -> None:
         """Create the temporary files with their provisional headers.
 
-        extras: small files written whole, by name; only with `as_folder`
-        Raises UsageError where the target exists and `force` is not given, FileError where it cannot be written.
+        extras: content of small files by name; only with `as_folder`
+        Raises UsageError if the target exists and `force` is not given, FileError if it cannot be written.
         """
         self.target = target
         self.layouts = tuple(layouts)
@@ -62,14 +62,14 @@ class OutputFiles:
         except OSError as error:
             self.abort()
             raise self._cannot_write(error) from error
-        except BaseException:  # Ctrl-C before anybody could call abort
+        except BaseException:  # such as Ctrl-C, before a caller can call abort
             self.abort()
             raise
 
     # -- writing
 
     def write(self, tensor: str, part: str, data: memoryview) -> None:
-        """Append bytes to one part of one tensor. Raises FileError when the disk refuses them."""
+        """Append bytes to one part of one tensor. Raises FileError if they cannot be written."""
         filename, region = self._where[tensor, part]
         key = (tensor, part)
         cursor = self._cursor.get(key, 0)
@@ -83,12 +83,12 @@ class OutputFiles:
         self._cursor[key] = cursor + len(data)
 
     def commit(self, final: Sequence[FileLayout], report: Report = silent, *, threads: int = 1) -> None:
-        """Put the final headers in place, flush to disk, read all back, rename.
+        """Write the final headers, flush to disk, read everything back, and rename.
 
-        final: the same layouts with their final headers, equal in every offset
-        threads: that hash what is read back
-        Reports all of this as the stage "verify".
-        Raises FileError where what is on the disk is not what was meant.
+        final: the same layouts with their final headers and the same offsets
+        threads: number of threads that hash the data read back
+        Reports progress as the stage "verify".
+        Raises FileError if the data read back differs from the data written.
         """
         for (tensor, part), (_, region) in self._where.items():
             if self._cursor.get((tensor, part), 0) != region.nbytes:
@@ -131,7 +131,7 @@ class OutputFiles:
     # -- names
 
     def final_paths(self) -> list[Path]:
-        """Where the files lie once committed."""
+        """Paths of the files after `commit`."""
         folder = self.target if self.as_folder else self.target.parent
         return [folder / name for name in [layout.filename for layout in self.layouts] + list(self.extras)]
 
@@ -143,7 +143,7 @@ class OutputFiles:
     # -- before
 
     def _remove_stale(self) -> None:
-        """Remove what a killed run left of the same outputs."""
+        """Remove temporary files of the same outputs that a killed run left behind."""
         names = {self.target.name, *(layout.filename for layout in self.layouts)}
         pattern = re.compile(r"\.(" + "|".join(map(re.escape, sorted(names))) + r")\.(\d+)\.partial")
         for path in self.target.parent.iterdir():
@@ -179,12 +179,12 @@ class OutputFiles:
                 os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
             if os.pread(handle, len(layout.header), 0) != layout.header or os.fstat(handle).st_size != layout.size:
                 raise FileError(
-                    f"{layout.filename}: the header read back differs from the one written; check the disk."
+                    f"{layout.filename}: the header read back differs from the header written; check the disk."
                 )
             for region, found in _hash_regions(handle, layout.regions, threads):
                 if found != self.sha256(region.tensor, region.part):
                     raise FileError(
-                        f"{layout.filename}: tensor {region.tensor} read back with hash {found}, "
+                        f"{layout.filename}: tensor {region.tensor} read back with hash {found}, but "
                         f"{self.sha256(region.tensor, region.part)} was written; check the disk."
                     )
                 done += region.nbytes
@@ -198,7 +198,7 @@ class OutputFiles:
     def _rename(self) -> None:
         parent = self.target.parent
         if not self.as_folder:
-            for layout in reversed(self.layouts):  # the first shard last: a loader starts from it
+            for layout in reversed(self.layouts):  # the first shard last, because loaders start from it
                 os.replace(self._temporary(layout.filename), parent / layout.filename)
         else:
             _sync(self._work)
@@ -230,7 +230,7 @@ def _write_all(handle: int, data: memoryview, offset: int) -> None:
 
 
 def _hash_regions(handle: int, regions: Sequence[Region], threads: int) -> Iterator[tuple[Region, str]]:
-    """What lies in the regions of a file, hashed; in order."""
+    """The regions of a file with the hashes of their bytes, in order."""
     with ThreadPoolExecutor(threads) as pool:
         hashing = [(region, pool.submit(_hash_region, handle, region)) for region in regions]
         try:

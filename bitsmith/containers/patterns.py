@@ -1,4 +1,4 @@
-"""Stored bit patterns of formats whose files do not hold the codes themselves: FP8's bytes, bitsandbytes' FP4."""
+"""Stored bit patterns of formats whose files do not hold codes: FP8's bytes, bitsandbytes' FP4."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bitsmith.quant.formats.tensorwide import TensorWide
 
 
 def to_patterns(codes: np.ndarray, format: Format) -> np.ndarray:
-    """Codes uint8 -> the patterns that files hold, uint8; the codes themselves for most formats."""
+    """Codes uint8 -> the patterns in files, uint8. For most formats these are the codes."""
     codebook = _with_patterns(format)
     if codebook is None:
         return codes
@@ -22,7 +22,7 @@ def to_patterns(codes: np.ndarray, format: Format) -> np.ndarray:
 
 
 def from_patterns(patterns: np.ndarray, format: Format) -> np.ndarray:
-    """The inverse, uint8 [rows, cols]. Raises TensorError for a pattern that means no value."""
+    """The inverse of `to_patterns`, uint8 [rows, cols]. Raises TensorError for a pattern without a value."""
     codebook = _with_patterns(format)
     if codebook is None:
         return patterns
@@ -31,7 +31,7 @@ def from_patterns(patterns: np.ndarray, format: Format) -> np.ndarray:
         row, column = np.argwhere(found < 0)[0]
         raise TensorError(
             f"{format.name} has no value for the pattern {patterns[row, column]:#04x} (NaN) at row {row}, "
-            f"column {column}; the file is damaged or was written by something else: make it again"
+            f"column {column}; the file is damaged or from an incompatible program: make it again"
         )
     codes: np.ndarray = found.astype(np.uint8)
     return codes
@@ -49,7 +49,7 @@ def _with_patterns(format: Format) -> Codebook | None:
 
 @lru_cache
 def _tables(codebook: Codebook) -> tuple[np.ndarray, np.ndarray]:
-    """From code to pattern (uint8) and back (int16, -1 where there is none)."""
+    """Tables from code to pattern (uint8), and from pattern to code (int16, -1 for none)."""
     back = np.full(1 << codebook.bits, -1, np.int16)
     back[list(codebook.patterns)] = np.arange(len(codebook.patterns))
     for pattern, code in codebook.aliases:

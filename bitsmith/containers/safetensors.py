@@ -1,7 +1,7 @@
-"""Reading checkpoints in safetensors files: one file, or a folder with an index of shards.
+"""Reads checkpoints in safetensors files: one file, or a folder with an index of shards.
 
-All headers are checked on opening. Data is read by slabs of rows into fresh buffers, never mapped. Weights that lie
-in several entries (the native container's, and GPTQ's, AWQ's and compressed-tensors') appear as one tensor each.
+All headers are checked on opening. Data is read in slabs of rows into fresh buffers and is never mapped. A weight that
+is stored in several entries (native, GPTQ, AWQ, compressed-tensors) appears as one tensor.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class SafetensorsSource:
     """A checkpoint in safetensors, see `bitsmith.containers.base.Source`.
 
     Opens a .safetensors file, or a folder with model.safetensors, model.safetensors.index.json and its shards, or
-    one other .safetensors file. Raises FileError, naming file and tensor, for anything that is missing or
-    contradicts itself, and for pickled checkpoints, which are never read.
+    one other .safetensors file. Raises FileError, naming file and tensor, if anything is missing or contradictory, and
+    for pickled checkpoints, which are never read.
 
-    Layouts of plain tensors are safetensors' dtypes in lower case ("f32", "bf16", "f8_e4m3", "i8"); native weights
-    have "bitsmith/<format>", others for instance "gptq/int4-g128", "awq/int4-g128", "compressed/pack-int4-g128".
+    Layouts of plain tensors are safetensors' dtypes in lower case ("f32", "bf16", "f8_e4m3", "i8"). Native weights
+    have "bitsmith/<format>". Others are for instance "gptq/int4-g128", "awq/int4-g128", "compressed/pack-int4-g128".
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -57,22 +57,22 @@ class SafetensorsSource:
 
     @property
     def path(self) -> Path:
-        """As it was given."""
+        """The path as given."""
         return self._path
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files the tensors lie in, by name."""
+        """The files that hold the tensors, sorted by name."""
         return tuple(self._headers)
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """In file order; folded weights where their first part lies."""
+        """Tensors in file order; a folded weight takes the place of its first part."""
         return self._tensors
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """`__metadata__` of all files together; of different values for one key the first, but native tables united."""
+        """`__metadata__` of all files together. If values differ, the first counts, but native tables are merged."""
         return MappingProxyType(self._metadata)
 
     @property
@@ -83,8 +83,8 @@ class SafetensorsSource:
     def packed(self, name: str, start: int = 0, stop: int | None = None) -> PackedTensor:
         """Rows start..stop as stored: part "data", uint8 [rows, bytes per row], or a folded weight's parts.
 
-        The shape is the tensor's own where all rows are asked for, else [rows, cols]. Raises UsageError for an
-        unknown tensor or rows outside it, FileError where the file no longer holds what its header said.
+        The shape is the tensor's own if all rows are read, else [rows, cols]. Raises UsageError for an unknown tensor
+        or rows outside it, FileError if the file has changed since it was opened.
         """
         info = self._info(name)
         stop = info.rows if stop is None else stop
@@ -129,14 +129,14 @@ class SafetensorsSource:
         return Extent(path, entry.offset)
 
     def gathered(self, name: str) -> bool:
-        """Whether rows are no contiguous bytes of the tensor's entries, see `WholeTensorCodec`."""
+        """Whether rows are not contiguous in the tensor's entries, see `WholeTensorCodec`."""
         folded = self._folded.get(name)
         return folded is not None and isinstance(folded.codec, WholeTensorCodec)
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows start..stop decoded: float32 [stop - start, cols]; a vector is one row.
 
-        Raises as `packed`, and TensorError for codes that mean no value.
+        Raises as `packed` does, and TensorError for codes without a value.
         """
         try:
             return self.decode(self.packed(name, start, stop))
@@ -153,7 +153,7 @@ class SafetensorsSource:
             raise TensorError(f"{self._path}: {name}: {error}") from error
 
     def decode(self, packed: PackedTensor) -> np.ndarray:
-        """What `packed` gave, as float32 [rows, cols]. Raises TensorError for codes that mean no value."""
+        """Decode the result of `packed`: float32 [rows, cols]. Raises TensorError for codes without a value."""
         cols = packed.shape[-1] if packed.shape else 1
         codec = self._codecs.get(packed.layout)
         if codec is not None:
@@ -183,13 +183,13 @@ class SafetensorsSource:
         return self._tensors[name]
 
     def _fold(self) -> Mapping[str, TensorInfo]:
-        """Plain entries as they are; the parts of a folded weight as one tensor in its first part's place."""
+        """Each plain entry as a tensor, and the parts of a folded weight as one tensor in its first part's place."""
         owner: dict[str, str] = {}
         for name, folded in self._folded.items():
             owner |= dict.fromkeys((*folded.entries.values(), *folded.beside), name)
             if name in self._entries and name not in folded.entries.values():
                 raise FileError(
-                    f"{self._path}: {name!r} is there twice, plain and as {folded.info.layout}; write it again"
+                    f"{self._path}: {name!r} is there twice, plain and as {folded.info.layout}; write the file again"
                 )
         tensors: dict[str, TensorInfo] = {}
         for entry_name, (_, entry) in self._entries.items():
@@ -200,7 +200,7 @@ class SafetensorsSource:
         return MappingProxyType(tensors)
 
     def _read(self, entry_name: str, shape: tuple[int, ...], axis: RowAxis, start: int, stop: int) -> np.ndarray:
-        """Rows start..stop of an entry seen as `shape`, along `axis`: uint8 [outer, bytes]; outer is 1 on axis 0."""
+        """Rows start..stop of an entry of shape `shape`, along `axis`: uint8 [outer, bytes]; outer is 1 for axis 0."""
         path, entry = self._entries[entry_name]
         outer = math.prod(shape[: axis.axis])
         stride = entry.nbytes // max(outer, 1)
@@ -215,7 +215,7 @@ class SafetensorsSource:
 
 
 def _read_into(path: Path, size: int, entry: HeaderEntry, pieces: Sequence[tuple[int, np.ndarray]]) -> None:
-    """Fill each buffer from so many bytes into the entry's data."""
+    """Fill each buffer from the entry's data. pieces: (offset in the data, buffer)"""
     try:
         with path.open("rb", buffering=0) as file:
             if path.stat().st_size != size:
@@ -229,7 +229,7 @@ def _read_into(path: Path, size: int, entry: HeaderEntry, pieces: Sequence[tuple
                     count = file.readinto(left)
                     if not count:
                         raise FileError(
-                            f"{path} ended while {entry.name!r} was read; it is truncated, or being written"
+                            f"{path} ended while {entry.name!r} was read; it is truncated, or a program is writing it"
                         )
                     left = left[count:]
     except OSError as error:
@@ -243,7 +243,7 @@ def _find_files(path: Path) -> tuple[list[Path], Mapping[str, str] | None]:
             raise _pickled(path, [path.name])
         return [path], None
     if not path.is_dir():
-        raise FileError(f"{path} is neither a file nor a folder; name a .safetensors file or a folder that holds one")
+        raise FileError(f"{path} is neither a file nor a folder; give a .safetensors file or a folder that holds one")
     if (path / "model.safetensors").is_file():
         return [path / "model.safetensors"], None
     if (path / INDEX_NAME).is_file():
@@ -254,7 +254,7 @@ def _find_files(path: Path) -> tuple[list[Path], Mapping[str, str] | None]:
         return found, None
     if found:
         names = ", ".join(file.name for file in found[:4])
-        raise FileError(f"{path} holds {len(found)} safetensors files ({names}) but no {INDEX_NAME}; name one of them")
+        raise FileError(f"{path} holds {len(found)} safetensors files ({names}) but no {INDEX_NAME}; give one of them")
     pickles = sorted(file.name for file in path.iterdir() if file.suffix.lower() in _PICKLES)
     if pickles:
         raise _pickled(path, pickles)
@@ -264,12 +264,12 @@ def _find_files(path: Path) -> tuple[list[Path], Mapping[str, str] | None]:
 def _pickled(path: Path, names: list[str]) -> FileError:
     return FileError(
         f"{path}: {names[0]} is a pickled checkpoint, which can run code when it is opened; bitsmith never reads "
-        "those. Download the model's safetensors files, or convert it with transformers: save_pretrained(...)"
+        "such files. Download the model's safetensors files, or convert it with transformers: save_pretrained(...)"
     )
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    """The index's map from entry to file name, with every file there and none outside the folder."""
+    """The index's map from entry to file name. Checks that every file exists and lies in the folder."""
     try:
         if path.stat().st_size > _INDEX_LIMIT:
             raise FileError(f"{path} has {path.stat().st_size} bytes, too many for an index; download it again")
@@ -284,7 +284,7 @@ def _read_index(path: Path) -> dict[str, str]:
     for tensor, name in table.items():
         if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
             raise FileError(
-                f"{path}: tensor {tensor!r} lies in {name!r}, which is no plain file name in the same folder"
+                f"{path}: tensor {tensor!r} lies in {name!r}, which is not a plain file name in the same folder"
             )
         if not (path.parent / name).is_file():
             raise FileError(f"{path}: tensor {tensor!r} lies in {name}, which is missing; download that file")
@@ -292,7 +292,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _check_index(path: Path, headers: Iterable[Header], wanted: Mapping[str, str] | None) -> None:
-    """Every tensor of the index lies in the shard it names, and no tensor in two shards."""
+    """Check that every tensor lies in the shard that the index names, and no tensor in two shards."""
     seen: dict[str, Path] = {}
     for header in headers:
         for name in header.entries:

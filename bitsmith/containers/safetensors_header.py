@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read strictly: every offset and size is checked before data is touched.
+"""Reads the header of a safetensors file. Every offset and size is checked before data is read.
 
 Format (github.com/huggingface/safetensors): 8 bytes, the header's length N, little-endian; N bytes of JSON, an object
 from names to {"dtype", "shape", "data_offsets": [begin, end]} and an optional "__metadata__" of strings; then
@@ -57,7 +57,7 @@ class HeaderEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header; entries in the order of their data."""
+    """A checked header. entries: in the order of their data"""
 
     path: Path
     size: int
@@ -66,7 +66,7 @@ class Header:
 
 
 def dtype_name(dtype: np.dtype) -> str:
-    """safetensors' name of a numpy dtype."""
+    """The safetensors name of a numpy dtype."""
     return _NAMES[np.dtype(dtype)]
 
 
@@ -74,7 +74,7 @@ def read_header(path: Path) -> Header:
     """Read and check the header of `path`. Raises FileError naming the file and the entry that is wrong."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise FileError(f"{path} is no regular file; expected a safetensors file")
+            raise FileError(f"{path} is not a regular file; expected a safetensors file")
         with path.open("rb") as file:
             size = path.stat().st_size
             length = _header_length(path, size, file.read(8))
@@ -95,8 +95,8 @@ def _header_length(path: Path, size: int, first: bytes) -> int:
     length = int.from_bytes(first, "little")
     if length > HEADER_LIMIT or length > size - 8 or length < 2:
         raise FileError(
-            f"{path} says its header has {length} bytes, but the file has {size} bytes and headers 2 to "
-            f"{HEADER_LIMIT}; it is no safetensors file, or is truncated or damaged: download or write it again"
+            f"{path} says its header has {length} bytes, but the file has {size} bytes and headers have 2 to "
+            f"{HEADER_LIMIT}; it is not a safetensors file, or truncated or damaged: download or write it again"
         )
     return length
 
@@ -111,7 +111,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
         return found
 
     if not text.startswith(b"{"):
-        raise FileError(f"{path} is no safetensors file: its header begins with {text[:8]!r}, not with '{{'")
+        raise FileError(f"{path} is not a safetensors file: its header begins with {text[:8]!r}, not with '{{'")
     try:
         content = json.loads(text.decode("utf-8"), object_pairs_hook=once)
     except RecursionError:
@@ -119,7 +119,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise FileError(f"{path}: the header is not JSON ({error}); the file is damaged: download it again") from None
     if not isinstance(content, dict):
-        raise FileError(f"{path}: the header is JSON but no object; the file is damaged: download it again")
+        raise FileError(f"{path}: the header is JSON but not an object; the file is damaged: download it again")
     return content
 
 
@@ -130,7 +130,7 @@ def _metadata(path: Path, value: object) -> dict[str, str]:
 
 
 def _entry(path: Path, name: str, value: object, start: int) -> HeaderEntry:
-    """Check one entry by itself."""
+    """Check one entry on its own."""
 
     def wrong(what: str) -> FileError:
         return FileError(f"{path}: entry {name!r}: {what}; the file is damaged: download or write it again")
@@ -139,7 +139,7 @@ def _entry(path: Path, name: str, value: object, start: int) -> HeaderEntry:
         raise wrong("expected dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise FileError(f"{path}: entry {name!r} has the unknown dtype {dtype!r}; known are {', '.join(DTYPES)}")
+        raise FileError(f"{path}: entry {name!r} has the unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     if not _sizes(shape) or any(size > _LARGEST_DIMENSION for size in shape):
         raise wrong(f"shape must be a list of sizes, not {str(shape)[:80]}")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
@@ -151,12 +151,12 @@ def _entry(path: Path, name: str, value: object, start: int) -> HeaderEntry:
 
 
 def _sizes(value: object) -> bool:
-    """Whether `value` is a list of integers >= 0 (True and False are none)."""
+    """Whether `value` is a list of integers >= 0. True and False do not count as integers."""
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
 def _check_cover(path: Path, entries: list[HeaderEntry], start: int, size: int) -> None:
-    """The entries, sorted, must cover start..size without gaps or overlaps."""
+    """Check that the sorted entries cover start..size without gaps or overlaps."""
     end, previous = start, "the header"
     for entry in entries:
         if entry.offset < end:

@@ -1,4 +1,4 @@
-"""Where every byte of a safetensors file will lie, for one file or several with an index."""
+"""The position of every byte of a safetensors file, for one file or several with an index."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ INDEX_NAME = "model.safetensors.index.json"
 
 
 class Entry(NamedTuple):
-    """One entry to be written: part `part` of tensor `tensor`, under `name`.
+    """One entry to write: part `part` of tensor `tensor`, under `name`.
 
-    dtype: safetensors' name, either case ("BF16", "bf16")
+    dtype: the safetensors name, in upper or lower case ("BF16", "bf16")
     """
 
     tensor: str
@@ -28,7 +28,7 @@ class Entry(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of data. Raises UsageError for a dtype that safetensors does not know."""
+        """Size of the data in bytes. Raises UsageError for a dtype unknown to safetensors."""
         return math.prod(self.shape) * _itemsize(self)
 
 
@@ -37,11 +37,11 @@ def safetensors_layout(
     metadata: Mapping[str, str],
     parts: Sequence[tuple[str, str, str, str, tuple[int, ...]]],
 ) -> FileLayout:
-    """The layout of one file: entries in the order given, data without gaps from a multiple of 8 bytes on.
+    """The layout of one file: entries in the given order; the data starts at a multiple of 8 bytes and has no gaps.
 
-    parts: as `Entry`. The format allows no gaps between entries; put wide dtypes first where alignment matters.
-    The same arguments give the same bytes; metadata keys are sorted.
-    Raises UsageError for two entries of one name, UnsupportedError where the header exceeds the format's limit.
+    parts: as `Entry`. The format allows no gaps between entries; put wide dtypes first if alignment matters.
+    The same arguments give the same bytes. Metadata keys are sorted.
+    Raises UsageError for two entries with one name, UnsupportedError if the header exceeds the format's limit.
     """
     entries = [Entry(*part) for part in parts]
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
@@ -73,11 +73,11 @@ def safetensors_files(
     *,
     max_shard_bytes: int | None = None,
 ) -> tuple[list[FileLayout], bytes | None]:
-    """One file, "model.safetensors", or several with the bytes of their index file (`INDEX_NAME`).
+    """One file, "model.safetensors", or several files and the bytes of their index file (`INDEX_NAME`).
 
     parts: in order; the parts of one tensor must be neighbours and stay in one file
-    metadata: of a file with these entries
-    max_shard_bytes: of data in a file; a larger tensor has a file to itself. None: one file.
+    metadata: entries of a file -> its metadata
+    max_shard_bytes: maximum size of the data in a file; a larger tensor gets its own file. None: one file.
     """
     shards = _split(parts, max_shard_bytes)
     if len(shards) == 1:
@@ -92,7 +92,7 @@ def safetensors_files(
 
 
 def _split(parts: Sequence[Entry], limit: int | None) -> list[list[Entry]]:
-    """Cut between tensors, as late as the limit allows. At least one shard."""
+    """Split between tensors, as late as the limit allows. Returns at least one shard."""
     shards: list[list[Entry]] = [[]]
     filled = 0
     tensors: dict[str, list[Entry]] = {}
@@ -111,5 +111,5 @@ def _split(parts: Sequence[Entry], limit: int | None) -> list[list[Entry]]:
 def _itemsize(entry: Entry) -> int:
     dtype = DTYPES.get(entry.dtype.upper())
     if dtype is None:
-        raise UsageError(f"{entry.name}: safetensors has no dtype {entry.dtype!r}; known are {', '.join(DTYPES)}")
+        raise UsageError(f"{entry.name}: safetensors has no dtype {entry.dtype!r}; known: {', '.join(DTYPES)}")
     return dtype.itemsize

@@ -22,7 +22,7 @@ def schemes_of(container: str) -> Mapping[str, Scheme]:
 
 
 def parse(container: str, text: str) -> Scheme:
-    """Read "int4", "int4-g64-asym", "w8a16-channel". Raises UsageError for a name that the container has not."""
+    """Read "int4", "int4-g64-asym", "w8a16-channel". Raises UsageError for a name unknown to the container."""
     schemes = schemes_of(container)
     base, group, asymmetric = text.strip().lower(), None, None
     while base not in schemes and (match := _SUFFIX.search(base)):
@@ -32,22 +32,22 @@ def parse(container: str, text: str) -> Scheme:
         elif group is None and suffix not in ("asym", "sym"):
             group = 0 if suffix == "channel" else int(suffix[1:])
         else:
-            base = ""  # the same said twice
+            base = ""  # the same suffix twice
     if base not in schemes:
         raise UsageError(
-            f"{text!r} is nothing that {container} holds; it holds {', '.join(schemes)}"
-            + (", with -g128, -channel and the like, and -asym where it has groups." if base else ".")
+            f"{container} has no scheme {text!r}; known: {', '.join(schemes)}"
+            + (", with -g128, -channel or similar, and -asym if the scheme has groups." if base else ".")
         )
     return adjusted(container, base, schemes[base], group, asymmetric)
 
 
 def adjusted(container: str, name: str, scheme: Scheme, group: int | None, asymmetric: bool | None) -> Scheme:
-    """The scheme with another group size (0: whole rows) or symmetry. Raises UsageError where it has no choice."""
+    """The scheme with another group size (0: whole rows) or symmetry. Raises UsageError if it allows no choice."""
     if group is not None:
         if not scheme.grouped and group != scheme.group:
-            raise UsageError(f"{container}/{name} has one scale a row or a tensor, no groups; leave out --group-size.")
+            raise UsageError(f"{container}/{name} has one scale per row or tensor, no groups; leave out --group-size.")
         if scheme.grouped and scheme.group is not None and group != scheme.group:
-            raise UsageError(f"{container}/{name} and --group-size contradict each other; say it once.")
+            raise UsageError(f"{container}/{name} and --group-size contradict each other; give the size once.")
         scheme = replace(scheme, group=group)
     if asymmetric is not None and asymmetric != scheme.asymmetric:
         if not scheme.optional_zeros:

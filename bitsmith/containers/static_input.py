@@ -1,4 +1,4 @@
-"""A weight whose input is rounded with a stored scale: another codec's parts, and compressed-tensors' `input_scale`."""
+"""A weight with a stored input scale: the parts of another codec, plus compressed-tensors' `input_scale`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ Layout = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 @dataclass(frozen=True)
 class StaticInput:
-    """The parts of `weights`, and one number.
+    """The parts of `weights`, and an input scale.
 
-    activations: int8 or fp8 a tensor; `scale` is None until `told`, which only `encode` needs
-    precision: of the number, "bf16", "f16" or "f32"; compressed-tensors takes the model's own
-    shape: (1,) as compressed-tensors writes it, or what another tool chose
+    input_rounding: int8 or fp8 with scope "tensor"; its scale is None until `with_input_absmax`, and only `encode`
+        needs it
+    precision: precision of the input scale, "bf16", "f16" or "f32"; compressed-tensors uses the model's own
+    shape: shape of the input scale: (1,) in compressed-tensors; other tools write ()
     """
 
     weights: PackedCodec | IntegerCodec | FloatCodec
@@ -36,14 +37,14 @@ class StaticInput:
 
     @property
     def name(self) -> str:
-        """The layout's name: "compressed/int8-channel-static", with another than one bfloat16 "-f32", "-0d"."""
+        """The layout's name: "compressed/int8-channel-static", plus "-f32" or "-0d" for another precision or shape."""
         precision = "" if self.precision == "bf16" else f"-{self.precision}"
         rank = "" if self.shape == (1,) else f"-{len(self.shape)}d"
         return f"{self.weights.name}-static{precision}{rank}"
 
     @property
     def format(self) -> Format:
-        """Of the weights."""
+        """Format of the weights."""
         return self.weights.format
 
     @property
@@ -53,16 +54,16 @@ class StaticInput:
 
     @property
     def axes(self) -> dict[str, RowAxis | None]:
-        """Those of the weights; the number has none."""
+        """The axes of the weights' parts; the input scale has none."""
         axes: dict[str, RowAxis | None] = {INPUT_SCALE: None}
         if isinstance(self.weights, WholeTensorCodec):
             return {**self.weights.axes, **axes}
         return {**dict.fromkeys(self.weights.layout((1, self.format.multiple)), RowAxis(0)), **axes}
 
     def with_input_absmax(self, largest: float) -> StaticInput:
-        """The same codec for a weight whose input reaches `largest` in magnitude.
+        """The same codec with a scale for inputs of magnitude up to `largest`.
 
-        Raises TensorError where the scale does not fit its precision.
+        Raises TensorError if the scale does not fit its precision.
         """
         with np.errstate(over="ignore"):
             scale = self.input_rounding.scale_of(np.array([largest], np.float32)).astype(PRECISIONS[self.precision])
@@ -71,32 +72,32 @@ class StaticInput:
                 f"the input reaches {largest:.6g}, whose scale does not fit {self.precision}; leave the layer in 16 "
                 "bits with --keep, or calibrate on another text"
             )
-        stored = float(scale[0]) or EPSILON  # what rounds to zero
+        stored = float(scale[0]) or EPSILON  # replaces a scale that rounds to zero
         return replace(self, input_rounding=replace(self.input_rounding, scale=stored))
 
     def read(self, parts: Mapping[str, np.ndarray]) -> InputRounding:
-        """What the parts of a stored weight say. Raises TensorError for a scale that is not finite or above zero."""
+        """Input rounding of a stored weight. Raises TensorError if its scale is not finite and above zero."""
         scale = float(parts[INPUT_SCALE].astype(np.float32).reshape(()))
         if not (math.isfinite(scale) and scale > 0):
             raise TensorError(f"its {INPUT_SCALE} is {scale}; expected a number above zero: make the file again")
         return replace(self.input_rounding, scale=scale)
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
-        """Stored shape and dtype of each part of a weight [out, in]; raises as the weights' codec does."""
+        """Stored shape and dtype of each part of a weight [out, in]. Raises as the codec of the weights does."""
         return {**self.weights.layout(shape), INPUT_SCALE: (self.shape, PRECISIONS[self.precision])}
 
     def encode(self, tensor: QuantTensor) -> dict[str, np.ndarray]:
-        """Parts of a slab of whole rows. Raises UsageError before `told`."""
+        """Parts of a slab of whole rows. Raises UsageError before `with_input_absmax`."""
         if self.input_rounding.scale is None:
             raise UsageError(
-                f"{self.name} stores a scale of the weight's input, which only a calibration knows; call "
-                "codec.with_input_absmax(largest) with the largest magnitude of the input first"
+                f"{self.name} stores a scale of the weight's input, which comes from calibration; first call "
+                "codec.with_input_absmax(largest) with the largest magnitude of the input"
             )
         scale = np.full(self.shape, self.input_rounding.scale, PRECISIONS[self.precision])
         return {**self.weights.encode(tensor), INPUT_SCALE: scale}
 
     def decode(self, parts: Mapping[str, np.ndarray], cols: int) -> QuantTensor:
-        """Codes and parameters of a slab of whole rows; the number plays no part in them."""
+        """Codes and parameters of a slab of whole rows; the input scale does not affect them."""
         return self.weights.decode(parts, cols)
 
     def join(self, slabs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

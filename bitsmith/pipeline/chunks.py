@@ -1,4 +1,4 @@
-"""Chunks: the pieces of work that a plan's tensors are cut into, in file order."""
+"""Chunks: splits a plan's tensors into pieces of work, in file order."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from bitsmith.containers.base import WholeTensorCodec
 from bitsmith.recipe.plan import PlannedTensor
 
-CHUNK_WEIGHTS = 1 << 19  # weights in one chunk; results do not depend on it, error sums are added in order
+CHUNK_WEIGHTS = 1 << 19  # weights in one chunk; results do not depend on it, because error sums are added in order
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows start..stop of one planned tensor; importance: of their columns, [cols] float32 or None."""
+    """Rows start..stop of one planned tensor. importance: importance of the columns, [cols] float32 or None"""
 
     planned: PlannedTensor
     start: int
@@ -52,13 +52,13 @@ def rows_of(planned: PlannedTensor, start: int, stop: int, importance: np.ndarra
 
 
 def chunk_rows(planned: PlannedTensor) -> int:
-    """Rows of a chunk. Each chunk holds whole groups of rows that belong together."""
+    """Number of rows in a chunk. Each chunk holds whole groups of rows that belong together."""
     together = _rows_together(planned)
     return max(1, CHUNK_WEIGHTS // max(planned.info.cols, 1) // together) * together
 
 
 def _rows_together(planned: PlannedTensor) -> int:
-    """Rows that one chunk must hold: a head whose rows are reordered, outputs that share a word of the file."""
+    """Number of rows that must stay in one chunk: a head with reordered rows, or outputs that share a 32-bit word."""
     reordered = planned.order is not None and len(planned.info.shape) > 1  # a bias is one row anyway
     head = planned.info.rows // planned.order.heads if reordered and planned.order is not None else 1
     return math.lcm(head, planned.codec.row_multiple if isinstance(planned.codec, WholeTensorCodec) else 1)

@@ -11,15 +11,15 @@ from bitsmith.errors import UsageError
 from bitsmith.system.machine import cores
 from bitsmith.system.options import option
 
-_CALIBRATED_BY_DEFAULT = "default"  # the text where a method needs one and nobody chose
+_CALIBRATED_BY_DEFAULT = "default"  # the text if a method needs one and none is given
 _GROUPED = "for gptq, awq and compressed"
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig(CalibrationConfig):
-    """All options of `quantize` beside the model and the targets. Raises UsageError for a value that is never valid.
+    """All options of `quantize` except the model and the targets. Raises UsageError for a value that is never valid.
 
-    What depends on the model, or on the target, is checked when the plan is made.
+    Checks that depend on the model or the target come later, when the plan is made.
     """
 
     out: str | Path | None = option(

@@ -1,4 +1,4 @@
-"""From the rows of one chunk to stored bytes: checked, rounded, packed, and compared with what was meant."""
+"""From the rows of one chunk to stored bytes: checks, rounds, packs, and computes the error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LARGEST_F16 = 65504.0
 
 @dataclass(frozen=True)
 class Encoded:
-    """What became of a chunk.
+    """An encoded chunk.
 
     parts: stored bytes by part
     squared_error, squared_weight: sums over the chunk, float64
@@ -37,7 +37,7 @@ class Encoded:
 
 
 def encode_chunk(source: Source, chunk: Chunk, packed: PackedTensor | None) -> Encoded:
-    """Check, round and pack the rows of one chunk, `packed` as stored in the source; None for a constant."""
+    """Check, round and pack the rows of one chunk. packed: the rows as stored in the source; None for a constant"""
     planned = chunk.planned
     if planned.constant is not None:
         data = encode_float(planned.info.layout, planned.constant.reshape(1, -1))
@@ -65,7 +65,7 @@ def encode_chunk(source: Source, chunk: Chunk, packed: PackedTensor | None) -> E
 
 
 def encode_rounded(chunk: Chunk, rounded: RoundedRows) -> Encoded:
-    """Pack rows whose values a calibrated method chose; `chunk` lies within them."""
+    """Pack the rows of `chunk`, a part of `rounded`, whose values a calibrated method chose."""
     planned = chunk.planned
     rows = slice(chunk.start - rounded.start, chunk.stop - rounded.start)
     w = rounded.weight[rows]
@@ -94,7 +94,7 @@ def _pack_codes(chunk: Chunk, tensor: QuantTensor, rows: slice) -> dict[str, np.
 
 
 def with_extent(source: Source, planned: PlannedTensor) -> PlannedTensor:
-    """The same, its format told the tensor's extent where it needs one: a first pass over the tensor's rows."""
+    """The same tensor; a format that needs the tensor's extent gets it from a first pass over the rows."""
     if planned.source is None or not isinstance(planned.format, NeedsExtent):
         return planned
     low, high = np.inf, -np.inf
@@ -107,7 +107,7 @@ def with_extent(source: Source, planned: PlannedTensor) -> PlannedTensor:
 
 
 def _encode_by_core(chunk: Chunk, packed: PackedTensor) -> Encoded | None:
-    """What `encode_chunk` gives, in one call of the C++ core; None where it cannot, or finds what must be looked at."""
+    """`encode_chunk` in one call of the C++ core. Returns None if the core cannot do it, see `encode_stored`."""
     planned = chunk.planned
     if planned.verbatim or not isinstance(planned.codec, BlockCodec) or packed.layout not in WRITTEN_FLOATS:
         return None
@@ -126,7 +126,7 @@ def _encode_by_core(chunk: Chunk, packed: PackedTensor) -> Encoded | None:
 
 
 def _reordered(order: RowOrder, w: np.ndarray, chunk: Chunk) -> np.ndarray:
-    """Whole heads of a q or k weight (or of its codes), or all of its bias: [1, rows of the weight]."""
+    """Reorder whole heads of a q or k weight (or of its codes), or its whole bias: [1, rows of the weight]."""
     info = chunk.planned.info
     reorder = permute_rows if order.interleave else unpermute_rows
     if len(info.shape) == 1:
@@ -137,7 +137,7 @@ def _reordered(order: RowOrder, w: np.ndarray, chunk: Chunk) -> np.ndarray:
 def encode_rows(
     planned: PlannedTensor, w: np.ndarray, importance: np.ndarray | None = None
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Stored parts of whole rows `w`, float32 [rows, cols], and the float32 values that they decode to.
+    """Stored parts of whole rows `w`, float32 [rows, cols], and their decoded float32 values.
 
     importance: [cols] float32 or None, see `Format.fit`
     """
@@ -169,7 +169,7 @@ def _check_finite(name: str, w: np.ndarray, first_row: int) -> None:
 
 
 def _clipped(w: np.ndarray, values: np.ndarray) -> bool:
-    """Whether a row's largest weight, beyond float16, came back at less than half: its float16 scale ran out.
+    """Whether a row's largest weight is beyond float16 and decodes to less than half, because its scale saturated.
 
     w, values: float32 [rows, cols]
     """
@@ -179,7 +179,7 @@ def _clipped(w: np.ndarray, values: np.ndarray) -> bool:
 
 
 def sum_of_squares(x: np.ndarray) -> float:
-    """In float64, as sixteen running sums that are then added by halves: the order of the C++ core."""
+    """Sum of squares in float64. As in the C++ core, sixteen running sums are added by halves at the end."""
     flat = x.reshape(-1)
     whole = len(flat) // 16 * 16
     sums = np.square(flat[:whole].reshape(-1, 16), dtype=np.float64).sum(axis=0)

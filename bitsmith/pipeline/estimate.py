@@ -1,4 +1,4 @@
-"""How long a plan will take: each format's speed measured on a small random sample of this machine."""
+"""The expected time of a plan, from the speed of each format on a small random sample on this machine."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _FIXED_SECONDS = 0.3  # creating, flushing and renaming files
 
 
 def expected_seconds(plan: Plan, threads: int, *, importance: bool = False) -> float:
-    """Seconds that executing `plan` should take with so many threads; good to a factor of about 1.5.
+    """Expected time of executing `plan`, in seconds; right within a factor of about 1.5.
 
-    importance: whether columns are weighted; the calibration pass itself is not counted
+    importance: whether columns are weighted; the calibration pass itself is not included
     """
     per_weight: dict[str, float] = {}
     total = 0.0
@@ -46,7 +46,7 @@ def _seconds_per_weight(planned: PlannedTensor, importance: bool) -> float:
     if isinstance(planned.codec, StaticInput):
         planned = replace(planned, codec=planned.codec.with_input_absmax(1.0))
     columns = np.linspace(0.5, 1.5, cols, dtype=np.float32) if importance else None
-    _encode(planned, w[:1], columns)  # tables and imports are not what is measured
+    _encode(planned, w[:1], columns)  # the first call imports modules and builds tables, which are not measured
     started = time.perf_counter()
     _encode(planned, w, columns)
     return (time.perf_counter() - started) / w.size

@@ -1,4 +1,4 @@
-"""Carrying out a plan: its tensors written chunk by chunk in bounded memory, then verified."""
+"""Executes a plan: writes its tensors chunk by chunk in bounded memory, then verifies them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def execute(
     """Round all tensors of a plan to the nearest codes, write them to `target` and verify. Returns the manifest.
 
     importance: by output name, float32 [matrices, cols], see `Format.fit`
-    Raises TensorError for weights that cannot be stored, FileError for the disk.
+    Raises TensorError for weights that cannot be stored, FileError for problems with the disk.
     """
     with PlanWriter(plan, target, force=force, report=report) as writer:
         writer.round_nearest(importance or {}, threads=threads)
@@ -42,15 +42,15 @@ def execute(
 
 
 class PlanWriter:
-    """The output of one plan while it is made.
+    """Writes the output of one plan.
 
-    Tensors may come in any order, the rows of one tensor in theirs. Peak memory is a few chunks a thread, whatever
-    the model's size, and the packed bytes of one tensor where its container does not keep the order of rows. The bytes
-    written depend neither on the thread count nor on the time. Without `finish` nothing keeps a final name.
+    Tensors may come in any order; the rows of each tensor must come in order. Peak memory is a few chunks per thread
+    for any size of model, plus the packed bytes of one tensor if its container does not keep the order of rows. The
+    bytes do not depend on the number of threads or on the time. No file gets its final name before `finish`.
     """
 
     def __init__(self, plan: Plan, target: Path, *, force: bool = False, report: Report = silent) -> None:
-        """Open temporary files. Raises FileError where the output exists (without `force`) or cannot be made."""
+        """Open temporary files. Raises as `check_destination` does."""
         self._plan, self._report = plan, report
         self._by_name = {tensor.info.name: tensor for tensor in plan.tensors}
         self._records: dict[str, TensorRecord] = {}
@@ -61,22 +61,23 @@ class PlanWriter:
         self._output = OutputFiles(target, plan.layouts(), extras=plan.extras, as_folder=folder, force=force)
 
     def __enter__(self) -> PlanWriter:
-        """Itself."""
+        """Return this writer."""
         self._output.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove what was not finished."""
+        """Remove everything that was not finished."""
         self._output.__exit__(kind, error, trace)
 
     def round_nearest(
         self, importance: Mapping[str, np.ndarray], *, threads: int, without: Collection[str] = ()
     ) -> None:
-        """Write all tensors but those named in `without`, by output name, with the nearest codes.
+        """Write all tensors with the nearest codes, except those in `without` (output names).
 
-        importance: see `execute`. One thread reads and hashes, a pool rounds and packs.
+        importance: see `execute`
+        One thread reads and hashes; a pool rounds and packs.
         """
         source = self._plan.checkpoint.source
         tensors = (with_extent(source, t) for t in self._plan.tensors if t.info.name not in without)
@@ -92,20 +93,20 @@ class PlanWriter:
                 self._write(chunk, encoded)
 
     def write_rounded(self, rounded: RoundedRows) -> None:
-        """Write rows whose values a calibrated method chose; their name is the output's."""
+        """Write rows whose values a calibrated method chose, under the output's name."""
         planned = self._by_name[rounded.name]
         for chunk in rows_of(planned, rounded.start, rounded.start + len(rounded.weight)):
             self._read(chunk)
             self._write(chunk, encode_rounded(chunk, rounded))
 
     def finish(self, *, threads: int) -> Manifest:
-        """Flush, rename, read back and compare. Returns the manifest written."""
+        """Flush, read back, compare and rename. Returns the written manifest."""
         records = [self._records[tensor.info.name] for tensor in self._plan.tensors]
         self._output.commit(self._plan.layouts(records), self._report, threads=threads)
         return self._plan.manifest(records)
 
     def _read(self, chunk: Chunk) -> PackedTensor | None:
-        """The stored rows of a chunk, counted into their tensor's hash; None for a constant."""
+        """Read the stored rows of a chunk and add them to their tensor's hash. Returns None for a constant."""
         sums = self._begun.setdefault(chunk.planned.info.name, _TensorSums())
         if chunk.planned.source is None:
             return None
@@ -128,9 +129,9 @@ class PlanWriter:
 
 
 class _TensorSums:
-    """What is summed up of one tensor while its chunks come, in order.
+    """Running sums of one tensor, whose chunks come in order.
 
-    source: hash of the stored bytes that it was made from
+    source: hash of the stored bytes of its source
     error, weight: sums of squares, float64
     """
 
@@ -140,7 +141,7 @@ class _TensorSums:
         self._slabs: list[Mapping[str, np.ndarray]] = []
 
     def in_file_order(self, chunk: Chunk, parts: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """What can be written now: nothing before the last chunk of a tensor whose codec must see it whole."""
+        """The parts that can be written now. A `WholeTensorCodec` gives nothing before the tensor's last chunk."""
         codec = chunk.planned.codec
         if not isinstance(codec, WholeTensorCodec):
             return parts
@@ -157,7 +158,7 @@ class _TensorSums:
 def _in_order(
     chunks: Iterable[Chunk], submit: Callable[[Chunk], Future[Encoded]], *, ahead: int
 ) -> Iterator[tuple[Chunk, Encoded]]:
-    """Results in the order of the chunks, with at most `ahead` of them waiting."""
+    """Results in the order of the chunks, with at most `ahead` chunks waiting."""
     waiting: deque[tuple[Chunk, Future[Encoded]]] = deque()
     try:
         for chunk in chunks:

@@ -1,4 +1,4 @@
-"""The work of a run: the outputs made one after the other, each by plain steps."""
+"""The work of a run: makes one output after the other."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bitsmith.system.progress import Progress, Report
 
 @dataclass(frozen=True)
 class Made:
-    """An output as it was made. notes: what the user should know of the run"""
+    """A finished output. notes: notes for the user about the run"""
 
     plan: Plan
     manifest: Manifest
@@ -42,9 +42,9 @@ def make_all(
     force: bool,
     report: Report,
 ) -> list[Quantized]:
-    """Make every output. The seconds of the shared calibration pass count for the first.
+    """Make every output. The time of the shared calibration pass counts for the first output.
 
-    prepared: with its tokens read; None without a calibration
+    prepared: the calibration with its tokens; None without a calibration
     """
     clock = time.monotonic()
     measured: Sequence[Measured] = [Measured()] * len(outputs)
@@ -75,7 +75,7 @@ def make_all(
 
 @dataclass(frozen=True)
 class _Work:
-    """The making of one output."""
+    """Makes one output."""
 
     output: Output
     prepared: Prepared | None
@@ -86,7 +86,7 @@ class _Work:
     report: Report
 
     def nearest(self) -> Made:
-        """Every tensor takes the nearest codes, weighted where there is an importance."""
+        """Give every tensor the nearest codes, with weighted scales if there is an importance."""
         plan = self._plan()
         manifest = execute(
             plan,
@@ -99,7 +99,7 @@ class _Work:
         return Made(plan, manifest)
 
     def blockwise(self) -> Made:
-        """First the tensors outside the blocks, then the model block by block, then the head."""
+        """Make first the tensors outside the blocks, then the blocks one by one, then the head."""
         from bitsmith.calibration.blockwise import BlockwiseRounding
 
         assert self.prepared is not None
@@ -132,7 +132,7 @@ class _Work:
         return Made(plan, manifest, notes)
 
     def _plan(self) -> Plan:
-        """The final plan: the text's hash and the ranges of inputs are known now."""
+        """The final plan, with the text's hash and the ranges of inputs."""
         if self.prepared is None:
             return self.output.plan(None)
         return self.output.plan(self.prepared.record, self.measured.input_absmax)
@@ -144,11 +144,11 @@ class _Work:
 
 
 class _Watch:
-    """Passes reports on, and remembers when the first of the stage "verify" came."""
+    """Passes reports on, and records the time of the first report of the stage "verify"."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
-        self.verifying = self.worked = math.inf  # the clock, and the processor's
+        self.verifying = self.worked = math.inf  # wall-clock time, and processor time
 
     def __call__(self, progress: Progress) -> None:
         if progress.stage == "verify":

@@ -1,4 +1,4 @@
-"""The outputs of a run: where each goes, what type each tensor gets, by which method, and what it will take."""
+"""The outputs of a run: the path, the tensor types, the method and the expected cost of each."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 class Output:
     """One output of a run.
 
-    path: the file, or the folder
-    device: where the calibration runs
-    warnings: of the calibration
+    path: the file or the folder
+    device: the device of the calibration
+    warnings: warnings of the calibration
     """
 
     path: Path
@@ -44,16 +44,17 @@ class Output:
     warnings: tuple[str, ...] = ()
 
     def plan(self, record: CalibrationRecord | None, input_absmax: Mapping[str, float] | None = None) -> Plan:
-        """The plan, with what is known: sizes are exact before the calibration ran, and the plan is final after it.
+        """The plan. Its sizes are exact before the calibration pass, and it is final after the pass.
 
-        record: of the calibration; None without one. input_absmax: see `Plan.of`
+        record: record of the calibration; None without one
+        input_absmax: see `Plan.of`
         """
         effort = self.effort if self.method.heeds_effort else ""
         recipe = Recipe(self.assignment.target, self.assignment.options, str(self.method), effort, record, self.device)
         return Plan.of(self.assignment, recipe, input_absmax=input_absmax, warnings=self.warnings)
 
     def expected(self, threads: int, prepared: Prepared | None) -> Quantized:
-        """What will be made, before any weight is read."""
+        """The expected result, before any weight is read."""
         plan = self.plan(None if prepared is None else prepared.record)
         layouts, as_folder = plan.layouts(), plan.target.is_folder
         files = [layout.filename for layout in layouts]
@@ -74,7 +75,7 @@ class Output:
         )
 
     def check_free(self, *, force: bool) -> None:
-        """Raise FileError where the output exists (without `force`), is the source, or has no room."""
+        """Raise UsageError or FileError if the output must not or cannot be written, see `check_destination`."""
         plan = self.plan(self.assignment.options.calibration)
         check_destination(
             self.path,
@@ -86,7 +87,7 @@ class Output:
         )
 
     def _cost(self, prepared: Prepared | None) -> Cost:
-        """Of the calibration."""
+        """Cost of the calibration."""
         if prepared is None or prepared.request is None:
             return Cost(0.0, 0)
         tokens, context = prepared.record.tokens, prepared.record.context
@@ -102,7 +103,7 @@ def outputs_of(
     prepared: Prepared | None,
     device: str,
 ) -> list[Output]:
-    """One output a target. Raises UsageError for options that no target knows, and as containers do."""
+    """One output per target. Raises UsageError for options that do not fit a target, and errors of the containers."""
     paths = output_paths(checkpoint, targets, config.out)
     found = []
     for target, path in zip(targets, paths, strict=True):
@@ -134,7 +135,7 @@ def _options(target: Target, path: Path, config: QuantizeConfig, prepared: Prepa
 
 
 def _method(assignment: Assignment, config: QuantizeConfig, effort: str, prepared: Prepared | None) -> Method:
-    """The method asked for, or the usual one. Raises UsageError where the calibration cannot serve it."""
+    """The requested method, or the default. Raises UsageError if the calibration does not fit it."""
     if prepared is None:
         return Method("nearest")
     from bitsmith.calibration.measure import check_method
@@ -150,34 +151,34 @@ def _method(assignment: Assignment, config: QuantizeConfig, effort: str, prepare
 
 
 def check_grouping(targets: Sequence[Target], config: QuantizeConfig) -> None:
-    """Raise UsageError for words that no container of the targets knows."""
+    """Raise UsageError for options of linear layers if no target has such a container."""
     *others, last = module_containers()
     grouped = f"{', '.join(others)} and {last}"
     words = {"--keep": config.keep, "--group-size": config.group_size, "--sym and --asym": config.symmetric}
     given = [word for word, value in words.items() if value not in ((), [], None)]
     if given and all(target.container not in (*others, last) for target in targets):
         raise UsageError(
-            f"{given[0]} is for {grouped}; {targets[0].container} names formats (int4-g64-asym) and has "
+            f"{given[0]} is for {grouped}; for {targets[0].container} give a format (int4-g64-asym) or "
             "--rule 'REGEX=f16'."
         )
 
 
 def _check_distinct(targets: Sequence[str]) -> None:
-    """Raise UsageError where two of them, under whatever names they were given, are the same."""
+    """Raise UsageError if two targets are the same, even with different spellings."""
     twice = next((target for target in targets if targets.count(target) > 1), None)
     if twice is not None:
         raise UsageError(f"--to names {twice} twice; give every target once.")
 
 
 def output_paths(checkpoint: Checkpoint, targets: Sequence[Target], out: str | Path | None) -> list[Path]:
-    """Of every target; `out` names the output itself where there is one target, and a folder where there are more."""
+    """The path of every target. For one target, `out` is the output itself; for several, it is their folder."""
     usual = [Path(_usual_name(checkpoint, target)) for target in targets]
     if len(targets) == 1:
         return [_output_path(usual[0], targets[0], out)]
     if out is None:
         return usual
     if Path(out).is_file():
-        raise UsageError(f"--out {out}: several targets need a folder, and this is a file; give a folder's name.")
+        raise UsageError(f"--out {out}: several targets need a folder, but this is a file; give a folder's name.")
     return [Path(out) / path for path in usual]
 
 

@@ -1,4 +1,4 @@
-"""`quantize`: from a model's name to finished files, or to the plans of them."""
+"""`quantize`: from a model's name to finished files, or to their plans."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ def quantize(
 ) -> Quantized:
     """Quantize `model` to `to`. The other keywords are the options of `bitsmith quantize`, see `QuantizeConfig`.
 
-    model: a folder, a file, a hub id or "reference"; to: "CONTAINER/FORMAT", a bare name means gguf/NAME
+    model: a folder, a file, a hub id or "reference"
+    to: "CONTAINER/FORMAT"; a name alone means gguf/NAME
     on_plan: called with the plan before any weight is read
-    Everything that cannot work fails before that call. Raises UsageError for a wrong call, other BitsmithErrors
-    for bad data; then no new file has the name of the output.
+    Everything that can be checked is checked before `on_plan` is called. Raises UsageError for a wrong call, other
+    BitsmithErrors for bad data. After an error the output does not exist.
     """
     check_words("quantize", QuantizeConfig, words, further=("to", "report", "on_plan"))
     return quantize_each(model, [to], QuantizeConfig(**words), report=report, on_plan=on_plan)[0]
@@ -49,14 +50,14 @@ def quantize_each(
     report: Report = silent,
     on_plan: Callable[[Quantized], None] | None = None,
 ) -> list[Quantized]:
-    """Quantize `model` to several targets, one after the other, calibrating once for all of them; see `quantize`.
+    """Quantize `model` to several targets, one after the other, with one calibration for all; see `quantize`.
 
-    on_plan: called with what is expected of every output, before any weight is read. All outputs are checked before
-    the first is begun; outputs that were finished when a later one fails stay.
+    on_plan: called with the plan of every output, before any weight is read
+    All outputs are checked before the first one is made. If an output fails, the outputs before it stay.
     """
     targets = [Target.parse(each) for each in to]
     if not targets:
-        raise UsageError("--to is missing; for instance --to q4_k_m.")
+        raise UsageError("--to is missing; give for instance --to q4_k_m.")
     effort, threads = config.effort or "normal", config.worker_threads
     check_grouping(targets, config)
     checkpoint = open_checkpoint(model, revision=config.revision)
@@ -84,7 +85,7 @@ def quantize_each(
 
 
 def _prepared(checkpoint: Checkpoint, config: QuantizeConfig) -> Prepared | None:
-    """The calibration, its input read and checked; None where none was asked for."""
+    """The calibration with a checked source; None if none is requested."""
     source, tokens, context = config.calibration_source, config.calibration_tokens, config.calibration_context
     if source is None:
         if tokens is not None or context is not None:
@@ -99,7 +100,7 @@ def _prepared(checkpoint: Checkpoint, config: QuantizeConfig) -> Prepared | None
 
 
 def _device(wanted: str | None) -> str:
-    """Where calibration runs. Raises UsageError for a device that is not there."""
+    """The device of the calibration. Raises UsageError if the machine does not have it."""
     from bitsmith.runtime.torch.device import choose_device
 
     return choose_device(wanted)

@@ -1,4 +1,4 @@
-"""Quantized: what `quantize` made, or with --dry-run what it would make; as values, rows of a table, and JSON."""
+"""Quantized: the result of `quantize`, or its plan with --dry-run; as values, rows of a table, and JSON."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from bitsmith.recipe.target import Target
 
 @dataclass(frozen=True)
 class Quantized:
-    """What was made, or with `manifest` None what would be made.
+    """One finished output, or a planned output if `manifest` is None.
 
-    out: the file, or the folder; of a split file its first part
+    out: the file or the folder; for a split file its first part
     paths: every file
-    size: bytes of all files, exact before and after
-    calibration: what it was calibrated on; None without
-    calibration_memory: bytes that calibrating takes beside the rest: hidden states, a block twice, its largest Hessian,
+    size: bytes of all files, exact also for a plan
+    calibration: the record of the calibration; None without one
+    calibration_memory: bytes that calibration needs in addition: hidden states, a block twice, its largest Hessian,
         the rows being rounded
     method: how codes are chosen
-    notes: what happened that the user should know, of the run
-    expected_seconds, seconds: from a short measurement; real, 0.0 for a plan
-    verify_seconds, verify_cpu_seconds: of the real ones those for flushing to disk, reading back and comparing, by the
-        clock and by the processor's
+    notes: notes for the user about the run
+    expected_seconds: from a short measurement
+    seconds: real time; 0.0 for a plan
+    verify_seconds, verify_cpu_seconds: the part of `seconds` for flushing to disk, reading back and comparing, as
+        wall-clock time and as processor time
     peak_memory: bytes, of the whole process so far
     """
 
@@ -49,23 +50,23 @@ class Quantized:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of tensor data a weight."""
+        """Bits of tensor data per weight."""
         return self.plan.bits_per_weight
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user should know."""
+        """Warnings for the user."""
         return self.plan.warnings
 
     def worst(self, count: int = 3) -> list[tuple[str, float]]:
-        """The tensors of largest relative squared error."""
+        """The tensors with the largest relative squared error."""
         if self.manifest is None:
             return []
         lossy = [(t.name, t.error) for t in self.manifest.tensors if t.error > 0]
         return sorted(lossy, key=lambda pair: -pair[1])[:count]
 
     def tensor_rows(self) -> list[tuple[str, ...]]:
-        """One row a tensor: name, shape, from, to, bytes, why."""
+        """One row per tensor: name, shape, from, to, bytes, why."""
         return [
             (
                 t.info.name,
@@ -79,9 +80,9 @@ class Quantized:
         ]
 
     def grouped_rows(self) -> list[tuple[str, ...]]:
-        """One row for all tensors of the same kind in different blocks, layouts and reasons being equal."""
+        """One row for all tensors of the same kind in different blocks with the same layouts and reasons."""
         groups: dict[tuple[str, ...], list[PlannedTensor]] = {}
-        order: dict[str, int] = {}  # a kind's rows stay together, where it is first met
+        order: dict[str, int] = {}  # rows of one kind stay together, in the place of the first
         for t in self.plan.tensors:
             kind = ".".join("*" if part.isdigit() else part for part in t.info.name.split("."))
             shape = "x".join(map(str, t.info.shape))

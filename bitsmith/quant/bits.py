@@ -1,7 +1,7 @@
 """Packing of codes: 1 to 8 bits each, rows padded to whole bytes.
 
-Code i of a row occupies bits i * bits .. (i + 1) * bits - 1 of the row's bit string; bit k of the string is bit
-k % 8, counted from the least significant, of byte k // 8. Padding bits are zero.
+Code i of a row occupies bits i * bits .. (i + 1) * bits - 1 of the row's bit string. Bit k of the string is bit k % 8
+of byte k // 8, where bit 0 is the least significant. Padding bits are zero.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     rows, cols = codes.shape
     width = packed_bytes(cols, bits)
     if codes.size and int(codes.max()) >> bits:
-        raise UsageError(f"codes of {bits} bits must be below {1 << bits}; the largest one here is {int(codes.max())}")
+        raise UsageError(f"codes of {bits} bits must be below {1 << bits}; the largest code is {int(codes.max())}")
     if bits == 8:
         return codes.copy()
     if cols % 8:
@@ -48,7 +48,7 @@ def unpack(packed: np.ndarray, bits: int, cols: int) -> np.ndarray:
     rows, width = packed.shape
     expected = packed_bytes(cols, bits)
     if width != expected:
-        raise UsageError(f"{cols} codes of {bits} bits take {expected} bytes a row, got rows of {width} bytes")
+        raise UsageError(f"{cols} codes of {bits} bits take {expected} bytes per row, found rows of {width} bytes")
     if bits == 8:
         return packed.copy()
     groups = -(-cols // 8)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
 
-Array = Any  # a numpy array or a torch tensor: whatever the array API standard describes
+Array = Any  # a numpy array or a torch tensor, used through the array API standard
 
-_CHUNK = 1 << 16  # weights worked on at once on numpy buffers: temporaries stay in the processor's cache
+_CHUNK = 1 << 16  # weights processed at once on numpy buffers, so that temporaries stay in the processor's cache
 _COUNTED = 16  # tables up to this size are searched by counting, larger ones by halving
 
 
@@ -21,11 +21,11 @@ class Grid:
 
     table: [levels] float32, finite, ascending; levels <= 256
     scale: [rows, cols // block] float32, finite, may be negative or zero
-    offset: the same shape, float32; None where it is zero by construction
-    block: weights that share a scale; 0: a whole row, whatever its length
+    offset: the same shape, float32; None if the format has no offset
+    block: number of weights that share a scale; 0: a whole row
 
-    All arrays belong to one array namespace (numpy or torch) and one device. A code is an index into the
-    table; where a file stores another bit pattern (FP8, FP4), its codec translates.
+    All arrays belong to one array namespace (numpy or torch) and one device. A code is an index into the table. If a
+    file stores another bit pattern (FP8, FP4), its codec translates.
     """
 
     table: Array
@@ -53,17 +53,16 @@ class Grid:
                 blocks = blocks + offset[:, :, None]
             return xp.reshape(blocks, part.shape)
 
-        with np.errstate(over="ignore", invalid="ignore"):  # absurd scales of a file give infinities, not warnings
+        with np.errstate(over="ignore", invalid="ignore"):  # extreme scales in a file give infinities, not warnings
             return self._by_rows(codes, array_namespace(self.scale).float32, chunk)
 
     def nearest(self, w: Array) -> Array:
         """The code whose value lies nearest to each weight: float32 [rows, cols] -> uint8 [rows, cols].
 
-        The distance is measured on the table's side, between (w - offset) / scale, rounded to float32, and
-        the table. Between two equally near entries the lower code is taken, whatever the scale's sign.
-        A block whose scale is zero has one value only; all its weights get the code whose table entry is
-        nearest to zero, the lowest of them. Weights beyond the ends of the table get its first or last
-        code. Weights must be finite.
+        The distance is measured between (w - offset) / scale, rounded to float32, and the table's entries. If two
+        entries are equally near, the lower code is chosen, for either sign of the scale. A block with scale zero has
+        only one value: its weights get the lowest code whose entry is nearest to zero. Weights beyond the ends of the
+        table get its first or last code. Weights must be finite.
         """
         first = _first_integer(self.table)
         xp = array_namespace(w)
@@ -80,7 +79,7 @@ class Grid:
             search = _count if self.table.shape[0] <= _COUNTED else _halve
             return search(xp, target, middles)
 
-        with np.errstate(over="ignore"):  # a weight far beyond the table divides to infinity: the last code
+        with np.errstate(over="ignore"):  # a weight far beyond the table becomes infinite and gets an end code
             return self._by_rows(w, xp.uint8, chunk)
 
     def _blocks(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -89,7 +88,7 @@ class Grid:
         return rows, cols // block, block
 
     def _by_rows(self, x: Array, dtype: Any, chunk: Callable[[Array, Array, Array | None], Array]) -> Array:
-        """Apply `chunk` to slabs of rows of `x` with their scales and offsets; at once unless on numpy buffers."""
+        """Apply `chunk` to slabs of rows of `x` with their scales and offsets. Torch tensors are one slab."""
         rows, cols = x.shape
         step = max(1, _CHUNK // max(1, cols))
         if not is_numpy_array(x) or rows <= step:
@@ -110,7 +109,7 @@ def _first_integer(table: Array) -> float | None:
 
 
 def _round(xp: Any, target: Array, first: float, levels: int) -> Array:
-    """Nearest of the consecutive integers from `first`; a half goes down. Equal to a search of the table."""
+    """Nearest of the consecutive integers from `first`; a half goes down. Gives the same as a table search."""
     bounded = xp.clip(target, first, first + (levels - 1))
     rounded = xp.round(bounded)  # halves to even
     down = rounded - bounded == 0.5  # exact: both are below 2**9
@@ -118,7 +117,7 @@ def _round(xp: Any, target: Array, first: float, levels: int) -> Array:
 
 
 def _count(xp: Any, target: Array, middles: Array) -> Array:
-    """How many of `middles` lie strictly below each target."""
+    """Number of `middles` that lie strictly below each target."""
     codes = xp.zeros(target.shape, dtype=xp.uint8, device=target.device)
     for i in range(middles.shape[0]):
         codes += xp.astype(target > middles[i], xp.uint8)
@@ -126,7 +125,7 @@ def _count(xp: Any, target: Array, middles: Array) -> Array:
 
 
 def _halve(xp: Any, target: Array, middles: Array) -> Array:
-    """The same by binary search, for longer tables."""
+    """The same as `_count`, by binary search, for longer tables."""
     endless = xp.full((256 - middles.shape[0],), float("inf"), dtype=middles.dtype, device=middles.device)
     padded = xp.concat([middles, endless])
     flat = xp.reshape(target, (-1,))

@@ -1,7 +1,7 @@
-"""InputRounding: how the input of a linear is rounded before its product, where a file says so (w8a8, fp8).
+"""InputRounding: how the input of a linear is rounded before the matrix product, if a file asks for it (w8a8, fp8).
 
-The arithmetic is compressed-tensors' (0.20, `calculate_qparams` and `fake_quantize`), to the last bit on float32.
-vLLM's own kernels differ by a hair: most divide by 127 where this divides by 127.5.
+The arithmetic equals compressed-tensors' (0.20, `calculate_qparams` and `fake_quantize`) to the last bit in float32.
+vLLM's own kernels differ slightly: most divide by 127 instead of 127.5.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from array_api_compat import array_namespace, is_torch_array
 
 from bitsmith.quant.grid import Array
 
-EPSILON = float(np.finfo(np.float32).eps)  # the scale of an input that is zero throughout
+EPSILON = float(np.finfo(np.float32).eps)  # the scale of an input of zeros
 _LOWEST = {"int8": -128.0, "fp8": -448.0}
 _LARGEST = {"int8": 127.0, "fp8": 448.0}
 TYPES = tuple(_LARGEST)
@@ -23,11 +23,11 @@ TYPES = tuple(_LARGEST)
 
 @dataclass(frozen=True)
 class InputRounding:
-    """Symmetric rounding with one scale a token or a tensor.
+    """Symmetric rounding with one scale per token or per tensor.
 
     type: "int8" (half to even) or "fp8" (E4M3, half to even, saturating at 448)
-    scope: of a scale: "token", a row of the input, or "tensor", all that one product is given
-    scale: stored with the weight; None where each input gives its own: its absmax over half the type's range
+    scope: what one scale covers: "token", a row of the input, or "tensor", the whole input of one product
+    scale: the scale stored with the weight; None if it comes from each input: absmax over half the type's range
     """
 
     type: str
@@ -46,9 +46,9 @@ class InputRounding:
         return xp.where(scale == 0, xp.full_like(scale, EPSILON), scale)
 
     def rounded(self, x: Array) -> Array:
-        """An input float32 [..., cols], numpy or torch, as it is after rounding: float32 [..., cols].
+        """Round an input, float32 [..., cols], numpy or torch -> float32 [..., cols].
 
-        A scale of a tensor that the input gives is one for the whole batch: results depend on what is in it.
+        With scope "tensor" and no stored scale, the whole batch shares a scale, so results depend on the batch.
         """
         xp = array_namespace(x)
         if self.scale is not None:

@@ -1,10 +1,10 @@
-"""Scale choice: searches for the scale and offset of many blocks at once that minimise the squared error.
+"""Scale search: finds the scale and offset of many blocks at once that minimise the squared error.
 
-Blocks stand side by side as columns, x [block, ...], so that every step is one pass over a whole chunk. Sums run
-in a fixed order (`tree_sum`), and everything else is elementwise and exactly rounded: what a block gets depends on
-that block alone, never on its neighbours, the size of the slab or the number of threads.
+Blocks are columns of an array x [block, ...], so every step is one pass over a whole chunk. Sums have a fixed order
+(`tree_sum`), and all other operations are elementwise and exactly rounded. The result of a block therefore depends on
+that block alone, not on its neighbours, the size of the slab or the number of threads.
 
-Everything works on numpy arrays and torch tensors; numpy ones are reused in place where it pays.
+Everything works on numpy arrays and torch tensors. Some numpy arrays are reused in place.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from array_api_compat import array_namespace, device
 from bitsmith.errors import TensorError
 from bitsmith.quant.grid import Array
 
-CHUNK = 1 << 15  # weights worked on at once: each temporary is 128 KiB and stays in the second-level cache
+CHUNK = 1 << 15  # weights processed at once: each temporary is 128 KiB and stays in the second-level cache
 F16_MAX = 65504.0
-LARGEST = 1e15  # weights beyond count as this in the search, far beyond what scales reach: squares stay finite
-WEIGHT_FLOOR = 1e-5  # of the mean importance: columns that calibration never saw still count a little
+LARGEST = 1e15  # the search clips weights to this, far beyond any scale, so that squares stay finite
+WEIGHT_FLOOR = 1e-5  # share of the mean importance; columns without input in calibration still count a little
 
 
 def tree_sum(a: Array) -> Array:
@@ -35,11 +35,11 @@ def tree_sum(a: Array) -> Array:
 
 
 def column_weights(importance: Array | None) -> Array | None:
-    """What each column's squared error counts: [cols] float32 of mean 1; None for plain squared error.
+    """Weight of each column's squared error: [cols] float32 with mean 1; None for plain squared error.
 
-    An importance that is zero throughout counts as None. Raises TensorError where it is negative, NaN or infinite.
-    The one place where importance becomes a weight. The weights do not depend on the values being quantized
-    (llama.cpp multiplies by a term in |w|), so that what is minimised is what is reported.
+    An importance of all zeros counts as None. Raises TensorError if it is negative, NaN or infinite.
+    Importance becomes a weight only here. The weights do not depend on the values being quantized (llama.cpp
+    multiplies by a term in |w|), so the minimised error is the reported error.
     """
     if importance is None:
         return None
@@ -56,15 +56,15 @@ def column_weights(importance: Array | None) -> Array | None:
 
 
 def rows_of_chunk(cols: int) -> int:
-    """Rows of `cols` weights that are worked on at once."""
+    """Number of rows of `cols` weights that are processed at once."""
     return max(1, CHUNK // max(1, cols))
 
 
 def chunks(w: Array, importance: Array | None, block: int, parts: int) -> Iterator[tuple[slice, Array, Array | None]]:
-    """Cut `w` float32 [rows, cols] into chunks of whole rows, blocks as columns.
+    """Cut `w` float32 [rows, cols] into chunks of whole rows, with blocks as columns.
 
-    Yields (rows, x, weight): x float32 [block, parts, n], where a group is `parts` neighbouring blocks and n counts
-    the groups of these rows, row by row; weight of the same shape, or None.
+    Yields (rows, x, weight). x is float32 [block, parts, n], where a group is `parts` neighbouring blocks and n counts
+    the groups of these rows, row by row. weight has the same shape, or is None.
     """
     xp = array_namespace(w)
     rows, cols = w.shape
@@ -77,7 +77,7 @@ def chunks(w: Array, importance: Array | None, block: int, parts: int) -> Iterat
     for start in range(0, rows, step):
         stop = min(rows, start + step)
         part = None if tiled is None else tiled[:, :, : (stop - start) * (cols // group)]
-        x = xp.clip(w[start:stop, :], -LARGEST, LARGEST) + 0.0  # no -0, so that sums of zeros have one sign
+        x = xp.clip(w[start:stop, :], -LARGEST, LARGEST) + 0.0  # removes -0, so that sums of zeros have one sign
         yield slice(start, stop), _as_columns(x, block, parts), part
 
 
@@ -94,7 +94,7 @@ def f16(a: Array) -> Array:
 
 
 def inverse(a: Array) -> Array:
-    """1 / a, and 0 where a is 0 (or so small that 1 / a overflows)."""
+    """1 / a, but 0 if a is 0 or so small that 1 / a overflows."""
     xp = array_namespace(a)
     alive = xp.abs(a) > 1e-37
     return xp.where(alive, 1.0 / xp.where(alive, a, xp.ones_like(a)), xp.zeros_like(a))
@@ -102,9 +102,9 @@ def inverse(a: Array) -> Array:
 
 @dataclass(frozen=True)
 class Levels:
-    """The values of a table, before the scale: integers low..high, or `table` ascending with integer entries.
+    """The values of a table, before the scale: integers low..high, or an ascending `table` of integers.
 
-    `round_(t)` replaces targets by the nearest level, in place where it can.
+    `round_(t)` replaces targets by the nearest level, in place if possible.
     """
 
     low: int
@@ -120,7 +120,7 @@ class Levels:
             return t.round_().clamp_(self.low, self.high)
         xp = array_namespace(t)
         lookup = xp.asarray(self._lookup(), device=device(t))
-        # midpoints of integers are multiples of 1/2: ceil(2 t) tells the interval exactly
+        # midpoints of integers are multiples of 1/2, so ceil(2 t) identifies the interval exactly
         t = xp.clip(xp.ceil(t * 2.0), 2.0 * self.low, 2.0 * self.high) - 2.0 * self.low
         index = xp.astype(t, xp.int32)
         return xp.reshape(xp.take(lookup, xp.reshape(index, (-1,))), t.shape)
@@ -140,7 +140,7 @@ class Levels:
 
 
 def error(x: Array, weight: Array | None, rounded: Array) -> Array:
-    """(Weighted) squared error of each block: x, rounded [block, ...] -> [...] float32. Spoils `rounded`."""
+    """(Weighted) squared error of each block: x, rounded [block, ...] -> [...] float32. Overwrites `rounded`."""
     rounded -= x
     rounded *= rounded
     if weight is not None:
@@ -149,13 +149,13 @@ def error(x: Array, weight: Array | None, rounded: Array) -> Array:
 
 
 def quantized(x: Array, scale: Array, offset: Array | None, levels: Levels) -> Array:
-    """x [block, ...] rounded to levels * scale + offset: the levels chosen, float32 [block, ...]."""
+    """Levels of x [block, ...] after rounding to levels * scale + offset: float32 [block, ...]."""
     t = x * inverse(scale) if offset is None else (x - offset) * inverse(scale)
     return levels.round_(t)
 
 
 def grid_error(x: Array, weight: Array | None, scale: Array, offset: Array | None, levels: Levels) -> Array:
-    """Squared error [...] of rounding x [block, ...] to the nearest level under scale and offset [...]."""
+    """Squared error [...] of rounding x [block, ...] to the nearest level, with scale and offset [...]."""
     t = quantized(x, scale, offset, levels)
     t *= scale
     if offset is not None:
@@ -166,10 +166,10 @@ def grid_error(x: Array, weight: Array | None, scale: Array, offset: Array | Non
 def search_scale(x: Array, weight: Array | None, levels: Levels, targets: tuple[float, ...]) -> Array:
     """The scale of each block, x [block, ...] ~ level * scale: float32 [...], of either sign.
 
-    Each entry of `targets` is tried as the level that the weight of largest magnitude is mapped to (negative
-    entries give the scale the opposite sign); the scale is then the least-squares one for the levels chosen, and
-    two rounds of alternation polish the best. With a least-squares scale the error falls as (sum w x l)^2 / sum w l^2
-    rises, so only those sums are needed.
+    Each entry of `targets` is tried as the level of the weight with the largest magnitude (a negative entry gives the
+    scale the opposite sign). The scale is then the least-squares scale for the chosen levels. Two rounds of rounding
+    and refitting improve the best scale. With a least-squares scale the error falls as (sum w x l)^2 / sum w l^2
+    rises, so only these sums are computed.
     """
     xp = array_namespace(x)
     high, low = xp.max(x, axis=0), xp.min(x, axis=0)
@@ -190,7 +190,7 @@ def search_scale(x: Array, weight: Array | None, levels: Levels, targets: tuple[
 
 
 def _least_squares_scale(weighted: Array, weight: Array | None, level: Array) -> tuple[Array, Array]:
-    """The best scale for given levels, and the error it takes away."""
+    """The best scale for given levels, and how much it lowers the error."""
     cross = tree_sum(weighted * level)
     square = tree_sum(level * level if weight is None else level * level * weight)
     scale = cross * inverse(square)
@@ -202,9 +202,10 @@ def search_affine(
 ) -> tuple[Array, Array]:
     """Scale >= 0 and offset of each block, x [block, ...] ~ level * scale + offset with levels 0..top.
 
-    Each entry of `targets` is tried as the level the largest weight is mapped to while the smallest is mapped to 0;
-    scale and offset are then the least-squares pair for the levels chosen; alternation polishes the best.
-    ceiling: the offset may not exceed it (K-quants store offsets that are never positive)
+    Each entry of `targets` is tried as the level of the largest weight, with level 0 for the smallest. Scale and
+    offset are then the least-squares pair for the chosen levels. Two rounds of rounding and refitting improve the best
+    pair.
+    ceiling: maximum of the offset (K-quants store offsets that are never positive)
     """
     xp = array_namespace(x)
     levels = Levels(0, top)
@@ -222,12 +223,12 @@ def search_affine(
         better = score > gain
         scale, offset = xp.where(better, new_scale, scale), xp.where(better, new_offset, offset)
         gain = xp.where(better, score, gain)
-    return scale * extent + 0.0, offset * extent + low  # no scale of -0
+    return scale * extent + 0.0, offset * extent + low  # removes a scale of -0
 
 
 @dataclass(frozen=True)
 class _LeastSquaresPair:
-    """Solves min sum w (u - s l - m)^2 for given levels l; the sums that do not depend on l are kept."""
+    """Solves min sum w (u - s l - m)^2 for given levels l. Holds the sums that do not depend on l."""
 
     unit: Array
     weight: Array | None
@@ -243,7 +244,7 @@ class _LeastSquaresPair:
         return cls(unit, weight, weighted, total, tree_sum(weighted), limit)
 
     def solve(self, level: Array) -> tuple[Array, Array, Array]:
-        """Scale, offset, and the error they take away, each [...]."""
+        """Scale, offset, and how much they lower the error, each [...]."""
         xp = array_namespace(level)
         cross = tree_sum(self.weighted * level)
         counted = level if self.weight is None else level * self.weight
@@ -265,9 +266,9 @@ Chosen = Callable[[Array, Array | None], dict[str, Array]]
 
 
 def fit_chunks(w: Array, importance: Array | None, block: int, parts: int, choose: Chosen) -> dict[str, Array]:
-    """Run `choose` over all chunks of `w` [rows, cols] and put its results in rows.
+    """Run `choose` over all chunks of `w` [rows, cols] and arrange its results in rows.
 
-    choose(x, weight): x [block, parts, n] -> parameters [parts, n] (one a block) or [n] (one a group), in stored dtype
+    choose(x, weight): x [block, parts, n] -> parameters [parts, n] (per block) or [n] (per group), in stored dtype
     Returns parameters [rows, blocks] and [rows, groups].
     """
     xp = array_namespace(w)

@@ -1,4 +1,4 @@
-"""Tensors as values: what a file says of one, its unpacked codes, its packed bytes."""
+"""Tensors as values: their description in a file, their unpacked codes, their packed bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TensorInfo:
     """One entry of a container: sizes are known before any work starts.
 
     shape: row-major as in numpy and safetensors, [..., cols]; GGUF's reversed order is undone on reading
-    layout: how the bytes are laid out: a float type ("f32", "f16", "bf16"), a ggml type ("q4_k"), or
+    layout: layout of the bytes: a float type ("f32", "f16", "bf16"), a ggml type ("q4_k"), or
         "bitsmith/<format>" for the native container
     nbytes: bytes of data in the file, padding excluded
     """
@@ -47,10 +47,10 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class QuantTensor:
-    """Codes, unpacked, with the parameters of their grid. Lives for one slab or one tensor.
+    """Unpacked codes with the parameters of their grid, for one slab or one tensor.
 
     codes: [rows, cols] uint8
-    params: arrays in the precision they are stored in, see `Format.params_layout`
+    params: arrays in stored precision, see `Format.params_layout`
     """
 
     format: Format
@@ -71,7 +71,7 @@ class PackedTensor:
     """A read-only view of a container's bytes.
 
     parts: by name; single-buffer layouts (floats, ggml types) have one part, "data", as uint8
-        [rows, bytes per row]; native layouts have "codes" and one part a parameter
+        [rows, bytes per row]; native layouts have "codes" and one part per parameter
     """
 
     layout: str

@@ -1,7 +1,8 @@
-"""The built-in texts: Python's own documentation, as the interpreter carries it for `help()`.
+"""The built-in texts: Python's own documentation, which the interpreter contains for `help()`.
 
-No download, and the same bytes for everyone with the same Python. Versions of Python differ in it, so results are
-reported with the text's SHA-256, and figures from two versions are not for comparison. The package ships no text.
+They need no download and are the same for everyone with the same Python. Other versions of Python have other texts, so
+results are reported with the text's SHA-256, and figures from two versions must not be compared. The package contains
+no text of its own.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from collections.abc import Mapping
 from bitsmith.errors import FileError
 
 EVALUATION_SHARE = 3  # one topic in so many is for evaluation, the others for calibration
-REPEATED_FROM = 40  # a paragraph longer than this many characters is kept where it first occurs only
+REPEATED_FROM = 40  # a paragraph with more characters is kept only the first time
 
 
 def evaluation_text() -> str:
     """Text to measure on: about 127,000 characters. It shares no topic and no paragraph with the calibration text.
 
-    Raises FileError where this Python carries no documentation.
+    Raises FileError if this Python has no documentation.
     """
     return _joined(evaluation=True)
 
@@ -30,7 +31,7 @@ def calibration_text() -> str:
 
 
 def built_in_name() -> str:
-    """What reports call the built-in texts."""
+    """Name of the built-in texts in reports."""
     return f"pydoc_data.topics of Python {platform.python_version()}"
 
 
@@ -44,22 +45,22 @@ def _topics() -> Mapping[str, str]:
         from pydoc_data.topics import topics
     except ImportError as error:
         raise FileError(
-            "the built-in text is Python's own documentation (pydoc_data.topics), and this Python installation "
-            "leaves it out; give a file of UTF-8 text with --text FILE."
+            "the built-in text is Python's own documentation (pydoc_data.topics), but this Python installation does "
+            "not have it; give a file of UTF-8 text with --text FILE."
         ) from error
     found: Mapping[str, str] = topics
     return found
 
 
 def for_evaluation(topic: str) -> bool:
-    """Whether a topic belongs to the evaluation text. Its name decides, so topics added later move no other."""
+    """Whether a topic belongs to the evaluation text. Only its name decides, so new topics do not move others."""
     return hashlib.sha256(topic.encode()).digest()[0] % EVALUATION_SHARE == 0
 
 
 def distinct_topics(topics: Mapping[str, str]) -> dict[str, str]:
-    """Topics by name, sorted, each without the paragraphs that an earlier one holds; empty ones left out.
+    """Topics sorted by name, each without paragraphs of earlier topics. Empty topics are left out.
 
-    Topics quote each other at length (a fifth of the text): without this the two texts would overlap.
+    Topics quote each other at length (a fifth of the text). Without this the two texts would overlap.
     """
     seen: set[str] = set()
     distinct = {}

@@ -1,7 +1,7 @@
-"""The C++ core, where this installation has it.
+"""The C++ core, if this installation has it.
 
-The environment variable BITSMITH_CORE is 0 to do without, or the path of another build of the core (`make sanitize`
-makes one, as does comparing two).
+The environment variable BITSMITH_CORE can be 0 to turn the core off, or the path of another build of it (such as the
+build of `make sanitize`).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 @cache
 def core() -> ModuleType | None:
-    """The extension module; None where it was not built, cannot be loaded, or BITSMITH_CORE=0 turns it off.
+    """The extension module; None if it was not built, cannot be loaded, or is turned off by BITSMITH_CORE=0.
 
-    Raises UsageError where BITSMITH_CORE names a build that cannot be loaded, or BITSMITH_ISA an instruction set that
-    this processor has not.
+    Raises UsageError if BITSMITH_CORE names a build that cannot be loaded, or BITSMITH_ISA an instruction set that
+    this processor lacks.
     """
     return _loaded()[0]
 
 
 def missing() -> str | None:
-    """Why there is no core, for a note to the user; None where there is one."""
+    """Why there is no core, for a note to the user; None if there is one."""
     return _loaded()[1]
 
 
@@ -62,7 +62,7 @@ def _loaded() -> tuple[ModuleType | None, str | None]:
 
 
 def _checked(module: ModuleType) -> ModuleType:
-    """The core. Raises UsageError where BITSMITH_ISA names an instruction set that is not there."""
+    """Return the core. Raises UsageError if BITSMITH_ISA names an instruction set that this processor lacks."""
     try:
         module.isa()
     except ValueError as error:
@@ -71,7 +71,7 @@ def _checked(module: ModuleType) -> ModuleType:
 
 
 def _load(path: str) -> ModuleType:
-    """The build of the core at `path`, as the module that everything imports."""
+    """Load the build of the core at `path` as the module `bitsmith.system._core`."""
     from importlib.machinery import ExtensionFileLoader
     from importlib.util import module_from_spec, spec_from_file_location
 

@@ -1,4 +1,4 @@
-"""The machine at hand: its cores, and what this process has taken of its memory."""
+"""This machine: its cores, and the memory that this process has used."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ MOST_THREADS = 1024
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_threads(threads: int | None) -> None:
-    """Raise UsageError for a number of threads out of range; None is the program's choice."""
+    """Raise UsageError if the number of threads is out of range. None is allowed."""
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise UsageError(f"--threads {threads}: expected 1 to {MOST_THREADS}; this machine has {cores()} cores.")
 
 
 def peak_memory() -> int:
-    """Bytes of physical memory this process has held at most.
+    """Most physical memory that this process has used, in bytes.
 
-    On Linux the mark of /proc, which begins anew with a program; getrusage's remembers the one that started it. Its
-    unit is the kilobyte, except on macOS.
+    On Linux it comes from /proc, because getrusage there includes the program that started this one. getrusage counts
+    in kilobytes, except on macOS.
     """
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()

@@ -1,4 +1,4 @@
-"""How much memory a process may still take."""
+"""The memory that a process can still use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def available_memory() -> int | None:
-    """Bytes that can be taken without swapping, a container's limit included; None where the system does not say.
+    """Bytes that can be used without swapping, within a container's limit; None if the system does not tell.
 
     Linux: MemAvailable of /proc/meminfo and the control group's memory.max; elsewhere half of the physical memory.
     """
@@ -34,7 +34,7 @@ def _meminfo(path: Path) -> int | None:
 
 
 def _group_room(folder: Path) -> int | None:
-    """What a control group (version 2) leaves; None without a limit."""
+    """Bytes left in a control group (version 2); None without a limit."""
     try:
         limit = (folder / "memory.max").read_text(encoding="ascii").strip()
         used = int((folder / "memory.current").read_text(encoding="ascii"))

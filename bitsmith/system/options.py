@@ -18,11 +18,12 @@ REQUIRED: Any = MISSING  # as a default: the option must be given
 class Option:
     """One option, as a user sees it.
 
-    name: of the field, which is also the keyword of the library
-    hint: the field's type, resolved; annotation: the same as it is written in the source
-    default: None where the program chooses
-    flags: of the command line ("--out", "-o"); two spellings of a yes or no stand as "--sym/--asym"
-    metavar: what the help prints for the value; None: by its type
+    name: name of the field, which is also the keyword of the library
+    hint: the field's type, resolved
+    annotation: the field's type as written in the source
+    default: None if the program chooses
+    flags: flags of the command line ("--out", "-o"); yes and no flags are one entry, "--sym/--asym"
+    metavar: name of the value in the help; None: chosen by its type
     """
 
     name: str
@@ -45,9 +46,9 @@ class _Shown:
 
 
 def option(default: T, *flags: str, group: str, help: str, metavar: str | None = None) -> T:
-    """A dataclass field that is an option; `default` is REQUIRED where it has none.
+    """A dataclass field that is an option. Without a default, `default` is REQUIRED.
 
-    flags: short ones are added to `--field-name`; a long one stands in place of it
+    flags: short flags are added to `--field-name`; a long flag replaces it
     """
     shown = _Shown(flags, help, group, metavar)
     return field(default=default, metadata={_KEY: shown})
@@ -74,9 +75,10 @@ def _option(each: Field[Any], hint: Any) -> Option:
 
 
 def check_words(function: str, config: type[Any], words: Collection[str], *, further: tuple[str, ...] = ()) -> None:
-    """Raise TypeError, worded as Python's own, for a keyword that is no option, or an option that must be given.
+    """Raise TypeError, with Python's own words, for an unknown keyword or a missing required option.
 
-    function: the name that the user called; further: its keywords that are no options
+    function: name of the function that the user called
+    further: keywords of the function that are not options
     """
     known = [each.name for each in fields(config)]
     unknown = next((word for word in words if word not in known), None)

@@ -1,4 +1,4 @@
-"""How work below the command line reports what it is doing: through one callback, never by printing."""
+"""Progress reports of long work: through one callback, never by printing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 class Progress:
     """One report of a long task.
 
-    stage: what is being done ("load", "quantize", "verify", "evaluate")
+    stage: the present stage ("load", "quantize", "verify", "evaluate")
     done, total: in `unit`s
     unit: "weights", "B" (bytes), "layers", "windows"
-    detail: the tensor or file at hand
+    detail: the present tensor or file
     """
 
     stage: str

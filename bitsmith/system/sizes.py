@@ -1,4 +1,4 @@
-"""Sizes in bytes, as a person writes them."""
+"""Sizes in bytes, in the notation of users."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _UNITS |= {"tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "2GB" (10^9), "512MiB" (2^20), "1000000". Raises UsageError on anything else."""
+    """Bytes of "2GB" (10^9), "512MiB" (2^20), "1000000". Raises UsageError for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].lower() not in _UNITS:
-        raise UsageError(f"{text!r} is no size; expected for instance 2GB, 512MiB or a number of bytes.")
+        raise UsageError(f"{text!r} is not a size; expected for instance 2GB, 512MiB or a number of bytes.")
     size = int(min(float(match[1]) * _UNITS[match[2].lower()], 1e24))
     if size <= 0:
         raise UsageError(f"{text!r}: a size must be above zero.")

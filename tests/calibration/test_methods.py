@@ -98,7 +98,7 @@ def test_smoothquant_helps_where_inputs_are_rounded(tmp_path: Path, to: str) -> 
 
 
 def test_smoothquant_is_refused_where_inputs_stay(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"gguf/q4_0 leaves them alone.*compressed/w8a8"):
+    with pytest.raises(UsageError, match=r"gguf/q4_0 does not round inputs.*compressed/w8a8"):
         bitsmith.quantize(tiny, to="q4_0", method="smoothquant", dry_run=True)
 
 

@@ -207,7 +207,7 @@ def test_experts_in_one_tensor_are_weighted_each_by_its_own(tmp_path: Path, monk
         ({"blk.1.attn_q.weight": Entry(np.ones((2, HIDDEN), np.float32), np.array([1, 1]))}, "found 128"),
         (
             {f"blk.1.{name}.weight": None for name in LINEARS},
-            r"entries for 1 layers, none for that of blk\.1\.",
+            r"entries for 1 layers, but none for the layer of blk\.1\.",
         ),
     ],
 )
@@ -222,7 +222,7 @@ def test_the_importance_of_another_model(
 def test_what_a_file_leaves_out_is_told(tiny: Path, tmp_path: Path, imatrix: Path) -> None:
     part = edited(imatrix, tmp_path / "part.gguf", {"blk.1.attn_k.weight": None})
     made = bitsmith.quantize(tiny, to="q4_0", out=tmp_path / "x.gguf", calibration=str(part))
-    assert any("part.gguf says nothing of blk.1.attn_k.weight" in warning for warning in made.warnings)
+    assert any("part.gguf has no entry for blk.1.attn_k.weight" in warning for warning in made.warnings)
     plain = hashes(bitsmith.quantize(tiny, to="q4_0", out=tmp_path / "plain.gguf"))
     same = {name for name, each in hashes(made).items() if each == plain[name] and name.startswith("blk.1.")}
     assert {name for name in same if "norm" not in name} == {"blk.1.attn_k.weight"}
@@ -294,7 +294,7 @@ def test_the_imatrix_command(bitsmith_command: Command, tiny: Path, tmp_path: Pa
         (1, ["--calibration", "none.dat"], "cannot be read"),
         (2, ["--calibration", "default", "--calibration-context", 512], "8 to 256 tokens"),
         (2, ["--calibration", "default", "--seed", -1], "--seed -1"),
-        (2, ["--calibration", "default", "--memory", "lots"], "is no size"),
+        (2, ["--calibration", "default", "--memory", "lots"], "is not a size"),
         (2, ["--calibration", "default", "--calibration-tokens", 10], "one window alone has 256"),
     ],
 )

@@ -48,7 +48,7 @@ def test_defaults_follow_the_model() -> None:
     [
         ({"context": 2048}, "--calibration-context 2048: expected 8 to 1024"),
         ({"context": 4}, "--calibration-context 4"),
-        ({"tokens": 100, "context": 128}, "--calibration-tokens 100: one window alone has 128"),
+        ({"tokens": 100, "context": 128}, "--calibration-tokens 100: expected at least one window of 128"),
         ({"seed": -1}, "--seed -1"),
     ],
 )
@@ -121,7 +121,7 @@ def test_chats_go_through_the_template_and_follow_each_other(tmp_path: Path, tok
 @pytest.mark.parametrize(
     ("lines", "named"),
     [
-        (['{"text": "fine"}', "{broken"], r"x\.jsonl, line 2: no JSON"),
+        (['{"text": "fine"}', "{broken"], r"x\.jsonl, line 2: not JSON"),
         (['{"text": "fine"}', "[1]"], "line 2: expected .* found no object"),
         (['{"prompt": "fine"}'], "line 1: expected .* found an object with prompt"),
         (['{"text": 5}'], 'line 1: expected "text" to be a string, found int'),
@@ -129,7 +129,7 @@ def test_chats_go_through_the_template_and_follow_each_other(tmp_path: Path, tok
         (['{"messages": [{"content": "hello"}]}'], 'line 1: expected "messages" to be a list'),
         (['{"messages": []}', '{"messages": [{"role": "user", "content": ""}]}', '{"text": "  "}'], "all .* are empty"),
         (['{"text": "short"}'], "one window needs 32"),
-        (["[" * 100_000], "line 1: no JSON"),
+        (["[" * 100_000], "line 1: not JSON"),
     ],
 )
 def test_bad_lines_are_named(tmp_path: Path, tokenizer: Tokenizer, lines: list[str], named: str) -> None:

@@ -68,8 +68,8 @@ def test_files_of_other_tools(tmp_path: Path, changes: dict[str, Any], layout: s
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": "gemv"}, "AWQ's version 'gemv' is not known"),
-        ({"bits": 8}, "bits 8; known are 4"),
+        ({"version": "gemv"}, "AWQ's version 'gemv' is unknown"),
+        ({"bits": 8}, "bits 8; known: 4"),
         ({"group_size": 64}, r"qzeros is I32 .4, 8.; awq/int4-g64"),
     ],
 )

@@ -124,7 +124,7 @@ def test_groups_name_modules_classes_and_patterns(tmp_path: Path) -> None:
         folder = write_folder(tmp_path / str(number), parts, said)
         check_reads(folder, values(codes, scale, zero, np.arange(IN) // GROUP), "compressed/pack-int4-g32-f16")
     said["config_groups"] = {"b": {**said["config_groups"]["b"], "targets": ["re:.*up_proj"]}}
-    with pytest.raises(BitsmithError, match=f"no group of quantization_config names {MODULE}"):
+    with pytest.raises(BitsmithError, match=f"no group of quantization_config targets {MODULE}"):
         SafetensorsSource(write_folder(tmp_path / "none", parts, said))
 
 
@@ -133,7 +133,7 @@ def test_groups_name_modules_classes_and_patterns(tmp_path: Path) -> None:
     [
         ({"num_bits": 6}, "num_bits 6"),
         ({"group_size": 64}, r"weight_packed is I32 .64, 16.; compressed/pack-int4-g64-f16 .* needs int32 .64, 32."),
-        ({"strategy": "block"}, "integers by block are not known"),
+        ({"strategy": "block"}, "integers by block are unknown"),
         ({"symmetric": False}, "weight_zero_point is missing"),
     ],
 )
@@ -147,7 +147,7 @@ def test_damage_names_the_tensor(tmp_path: Path) -> None:
     codes, scale, _ = drawn(4, IN // GROUP, asymmetric=False)
     parts = packed_parts(codes, scale, None, 4)
     wrong = {**parts, "weight_shape": np.array([OUT, IN - 1])}
-    with pytest.raises(TensorError, match=rf"{MODULE}.weight: weight_shape says .64, 127., the other parts 128"):
+    with pytest.raises(TensorError, match=rf"{MODULE}.weight: weight_shape says .64, 127., the other parts have 128"):
         SafetensorsSource(write_folder(tmp_path / "a", wrong, config())).rows(f"{MODULE}.weight")
     nan = {"weight": np.full((OUT, IN), 0x7F, np.uint8).view(ml_dtypes.float8_e4m3fn), "weight_scale": scale[:, :1]}
     said = config(num_bits=8, type="float", strategy="channel", group_size=None)

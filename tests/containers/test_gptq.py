@@ -125,13 +125,13 @@ def test_variants_of_the_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bits": 5}, "bits 5; known are 2, 3, 4, 8"),
+        ({"bits": 5}, "bits 5; known: 2, 3, 4, 8"),
         ({"bits": None}, "bits None"),
         ({"group_size": 0}, "group_size 0"),
         ({"group_size": 48}, "shape .64, 128. is impossible"),
         ({"group_size": 64}, r"down_proj.qzeros is I32 .4, 8.; gptq/int4-g64 .* needs int32 .2, 8."),
         ({"checkpoint_format": "marlin"}, "checkpoint_format 'marlin'"),
-        ({"dynamic": {"+:(": {"bits": 8}}}, "no regular expression"),
+        ({"dynamic": {"+:(": {"bits": 8}}}, "not a regular expression"),
     ],
 )
 def test_configurations_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -216,7 +216,7 @@ def rewrite(folder: Path, change: dict[str, object]) -> None:
     ("change", "message"),
     [
         ({"bitsmith.tensors": "nonsense"}, "bitsmith.tensors in its metadata is not JSON"),
-        ({"bitsmith.tensors": "[]"}, "bitsmith.tensors in its metadata is no JSON object"),
+        ({"bitsmith.tensors": "[]"}, "bitsmith.tensors in its metadata is not a JSON object"),
         ({"bitsmith.tensors": "[" * 100_000}, "bitsmith.tensors in its metadata is not JSON"),
         ({"bitsmith.tensors": {"layers.nf4.weight": "nf7"}}, "the format of 'layers.nf4.weight' is unknown"),
         ({"bitsmith.tensors": {"layers.nf4.weight": 4}}, "the format of 'layers.nf4.weight' is unknown"),

@@ -178,5 +178,5 @@ def test_a_configuration_of_another_shape(tmp_path: Path) -> None:
     path = folder_of(tmp_path / "m", args())
     config = (path / "config.json").read_text().replace('"input_activations": {', '"input_activations": 8, "x": {')
     (path / "config.json").write_text(config)
-    with pytest.raises(FileError, match="input_activations in quantization_config is no object"):
+    with pytest.raises(FileError, match="input_activations in quantization_config is not an object"):
         SafetensorsSource(path)

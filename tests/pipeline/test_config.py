@@ -63,7 +63,7 @@ def test_an_unknown_keyword_is_named() -> None:
         ({"effort": "big"}, "--effort big: unknown; known: fast, normal, high"),
         ({"threads": 0}, "--threads 0: expected 1 to 1024"),
         ({"threads": 1025}, "--threads 1025"),
-        ({"memory": "much"}, "--memory: 'much' is no size"),
+        ({"memory": "much"}, "--memory: 'much' is not a size"),
         ({"max_shard_size": "0GB"}, "--max-shard-size: '0GB': a size must be above zero"),
         ({"calibration_tokens": 0}, "--calibration-tokens 0: expected 1 or more"),
         ({"calibration_context": -1}, "--calibration-context -1: expected 1 or more"),

@@ -86,5 +86,5 @@ def test_stored_bits_per_weight_are_near_the_codes(name: str) -> None:
 
 
 def test_an_unknown_container() -> None:
-    with pytest.raises(UsageError, match="'exl2' is no container; known are gguf, native, gptq, awq, compressed"):
+    with pytest.raises(UsageError, match="'exl2' is not a container; known: gguf, native, gptq, awq, compressed"):
         codec_for("exl2", FORMATS["q4_k"])

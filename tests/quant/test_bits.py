@@ -34,12 +34,12 @@ def test_no_rows() -> None:
 
 
 def test_codes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(UsageError, match="below 8; the largest one here is 8"):
+    with pytest.raises(UsageError, match="below 8; the largest code is 8"):
         pack(np.array([[8]], np.uint8), 3)
     for bits in (0, 9):
         with pytest.raises(UsageError, match="1 to 8 bits"):
             pack(np.zeros((1, 8), np.uint8), bits)
-    with pytest.raises(UsageError, match="take 3 bytes a row, got rows of 4"):
+    with pytest.raises(UsageError, match="take 3 bytes per row, found rows of 4"):
         unpack(np.zeros((1, 4), np.uint8), 3, 8)
 
 

@@ -140,17 +140,17 @@ def test_shards(tiny: Path, tmp_path: Path, to: str) -> None:
 @pytest.mark.parametrize(
     ("to", "words", "message"),
     [
-        ("gptq/int5", {}, "'int5' is nothing that gptq holds; it holds int8, int4, int3, int2"),
-        ("gptq/q4_k", {}, "nothing that gptq holds"),
-        ("awq/int8", {}, "nothing that awq holds; it holds int4"),
-        ("compressed/int4", {}, "it holds w4a16, w8a16, w8a8, fp8, fp8-tensor"),
+        ("gptq/int5", {}, "gptq has no scheme 'int5'; known: int8, int4, int3, int2"),
+        ("gptq/q4_k", {}, "gptq has no scheme 'q4_k'"),
+        ("awq/int8", {}, "awq has no scheme 'int8'; known: int4"),
+        ("compressed/int4", {}, "known: w4a16, w8a16, w8a8, fp8, fp8-tensor"),
         ("awq/int4", {"symmetric": True}, "awq/int4 always has zero points; leave out --sym"),
         ("compressed/w8a8", {"symmetric": False}, "w8a8 has no zero points; leave out --asym"),
-        ("compressed/fp8", {"group_size": 64}, "fp8 has one scale a row or a tensor, no groups"),
+        ("compressed/fp8", {"group_size": 64}, "fp8 has one scale per row or tensor, no groups"),
         ("gptq/int4-g64", {"group_size": 32}, "contradict each other"),
         ("gptq/int4", {"group_size": 0}, "--group-size 0"),
         ("gptq/int4", {"keep": ["("]}, "is not a regular expression"),
-        ("gptq/int4", {"rules": ["down=q4_k"]}, "nothing that gptq holds"),
+        ("gptq/int4", {"rules": ["down=q4_k"]}, "gptq has no scheme 'q4_k'"),
         ("awq/int4", {"rules": ["down=int4"]}, "unknown type '?int4"),
         ("gptq/int4", {"pure": True}, "--pure is for gguf and native"),
         ("q8_0", {"keep": ["down"]}, "--keep is for gptq, awq and compressed"),
@@ -194,7 +194,7 @@ def test_warnings_say_what_vllm_refuses(tiny: Path) -> None:
         return " ".join(bitsmith.quantize(tiny, dry_run=True, **words).warnings)
 
     assert warnings(to="gptq/int4") == ""
-    assert "symmetric, only" in warnings(to="gptq/int3")
+    assert "vLLM reads only symmetric gptq" in warnings(to="gptq/int3")
     assert "groups of 16" in warnings(to="awq/int4", group_size=16)
     assert "q_proj, model.layers.0.self_attn.k_proj" in warnings(to="gptq/int4", keep=[r"layers\.0\.self_attn\.k"])
     assert "matches no tensor" in warnings(to="gptq/int4", keep=["nothing_like_it"])

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TransformRow:
-    """One row.
+    """One row of the table.
 
     name: as in --method
-    make: how inputs are rounded (None: not at all) -> the transform
-    rounded_inputs_only: whether it is of use only where inputs are rounded too
+    make: makes the transform, given how inputs are rounded (None: not rounded)
+    rounded_inputs_only: whether it helps only if inputs are rounded too
     """
 
     name: str

@@ -1,8 +1,8 @@
-"""Activation-aware weight quantization (Lin et al. 2023): salient columns scaled up, extents clipped.
+"""Activation-aware weight quantization (Lin et al. 2023): scales up important columns and clips extents.
 
-Factors follow the size of the activations: s = mean|x|^alpha, and with "duo scaling" (as in the authors' successor
-code) s = mean|x|^alpha / mean|w|^(1 - alpha). What is minimised is the error of the outputs, exactly, through the Gram
-matrix G = X^T X: sum (x W'^T - x W^T)^2 = tr((W' - W) G (W' - W)^T).
+Factors follow the size of the activations: s = mean|x|^alpha, or with "duo scaling" (from the authors' later code)
+s = mean|x|^alpha / mean|w|^(1 - alpha). The search minimises the exact error of the outputs, from the Gram matrix
+G = X^T X: sum (x W'^T - x W^T)^2 = tr((W' - W) G (W' - W)^T).
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from bitsmith.quant.grid import Array
 from bitsmith.quant.rounders.nearest import nearest
 
 Round = Callable[[Array, Format, Array | None], tuple[Array, Params]]
-_MOST_ROWS = 1024  # rows of a matrix that a search looks at, evenly spread
-_CLIP_STEPS = 21  # extents from 1 down to a half
+_MOST_ROWS = 1024  # rows of a matrix that a search uses, evenly spread
+_CLIP_STEPS = 21  # number of clipping ratios, from 1 down to 0.5
 
 
 @dataclass(frozen=True)
 class Awq:
-    """The search for alpha, a group of linears at a time.
+    """The search for alpha, one group of linears at a time.
 
-    steps: values of alpha tried between 0 and 1, for either kind of factor
-    round: the rounding whose error is minimised; told the importance of the rescaled columns
+    steps: number of values of alpha, up to 1, for each kind of factor
+    round: the rounding whose error is minimised; it gets the importance of the rescaled columns
     """
 
     steps: int = 20
@@ -39,7 +39,7 @@ class Awq:
 
     @property
     def needs(self) -> frozenset[str]:
-        """See `Transform`; without the Gram matrix a sample of rows will do, less exactly."""
+        """See `Transform`. Without the Gram matrix, a sample of rows serves, which is less exact."""
         return frozenset({"gram"})
 
     def __call__(
@@ -50,13 +50,13 @@ class Awq:
         stats: Stats,
         rows: np.ndarray,
     ) -> Rescaling:
-        """See `Transform`. The losses are mean squared errors of the outputs of the rows looked at."""
+        """See `Transform`. The losses are mean squared errors of the outputs of the searched rows."""
         if stats.gram is None:
             require(stats.sample, "a Gram matrix or a sample", group)
         seen = {name: _some_rows(w) for name, w in weights.items()}
         ones = np.ones(rows.size, np.float32)
         before = self._loss(seen, formats, stats, ones)
-        best, least, how = ones, before, "no rescaling does better"
+        best, least, how = ones, before, "no rescaling lowers the error"
         for candidate, words in self._candidates(seen, stats, rows):
             loss = self._loss(seen, formats, stats, candidate)
             if loss < least:
@@ -87,9 +87,9 @@ class Awq:
 
 
 def output_error(error: np.ndarray, stats: Stats) -> float:
-    """Mean squared error, a token, of the outputs of a matrix that is off by `error`, float32 [rows, cols].
+    """Squared error of a matrix's outputs, averaged over tokens. error: float32 [rows, cols], error of the weights.
 
-    Through the Gram matrix where there is one, else on the sample; summed in float64.
+    Uses the Gram matrix if there is one, else the sample. The sum is float64.
     """
     if stats.gram is not None:
         product = error @ stats.gram
@@ -99,11 +99,11 @@ def output_error(error: np.ndarray, stats: Stats) -> float:
 
 
 def fit_clipped(w: np.ndarray, format: Format, stats: Stats) -> Params:
-    """Parameters of `format` for `w` float32 [rows, cols], extents clipped where that lowers the output's error.
+    """Parameters of `format` for `w` float32 [rows, cols], with extents clipped if that lowers the output's error.
 
-    Each group of weights tries ratios from 1 to a half of its extent and keeps the one with the least
-    tr(e G e^T), G its own part of the Gram matrix. Formats that search their scales (K-quants and the like), groups
-    of whole rows, and statistics without a Gram matrix take `Format.fit` with the importance, which clips as well.
+    Each group of weights tries ratios from 1 to 0.5 of its extent. It keeps the one with the smallest tr(e G e^T),
+    where G is the group's part of the Gram matrix. Formats that search their scales (such as K-quants), groups of
+    whole rows, and statistics without a Gram matrix use `Format.fit` with the importance, which clips too.
     """
     block = format.group if isinstance(format, Affine) else format.block if isinstance(format, Codebook) else 0
     if block == 0 or stats.gram is None or not isinstance(format, Affine | Codebook):
@@ -134,7 +134,7 @@ def _some_rows(w: np.ndarray) -> np.ndarray:
 
 
 def _mean_share(weights: Mapping[str, np.ndarray], group: int = 128) -> np.ndarray:
-    """Mean size of each column's weights, as shares of the largest of their group: [cols] float64, > 0."""
+    """Mean size of each column's weights, as a share of the largest in their group: [cols] float64, > 0."""
     shares = []
     for w in weights.values():
         rows, cols = w.shape

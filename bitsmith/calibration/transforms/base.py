@@ -1,4 +1,4 @@
-"""What a transform is: a choice of one factor a column for linears that share an input, to be folded away."""
+"""What a transform is: it chooses one factor per column for linears that share an input."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.groups import LinearGroup
 from bitsmith.quant.formats.base import Format
 
-_SMALLEST, _LARGEST = 2.0**-10, 2.0**10  # of a factor: norms and biases stay well inside float16
+_SMALLEST, _LARGEST = 2.0**-10, 2.0**10  # limits of a factor; norms and biases stay well inside float16
 
 
 @dataclass(frozen=True)
 class Rescaling:
     """The factors found for one group of linears.
 
-    scale: [cols] float32, > 0: columns are multiplied by it, the producer's rows divided; ones where nothing is gained
-    loss_before, loss_after: what the transform minimises, without and with it; 0.0 where nothing was tried
-    reason: how the factors came about, or why there are none
+    scale: [cols] float32, > 0. Columns are multiplied by it, and the producer's rows divided by it; all ones if no
+        factors help
+    loss_before, loss_after: the loss that the transform minimises, without and with the factors; 0.0 if not computed
+    reason: how the factors were found, or why there are none
     """
 
     group: LinearGroup
@@ -35,19 +36,19 @@ class Rescaling:
 
     @property
     def changes(self) -> bool:
-        """Whether anything is rescaled."""
+        """Whether any factor differs from 1."""
         return bool((self.scale != 1.0).any())
 
     @classmethod
     def none(cls, group: LinearGroup, cols: int, reason: str, loss: float = 0.0) -> Rescaling:
-        """No rescaling of an input of `cols` features, and why."""
+        """A rescaling that changes nothing, for an input of `cols` features, with its reason."""
         return cls(group, np.ones(cols, np.float32), loss, loss, reason)
 
 
 class Transform(Protocol):
-    """A frozen value object.
+    """A frozen value object that chooses factors.
 
-    needs: the statistics it reads beside the means: "gram", "sample"
+    needs: the statistics it reads in addition to means and maxima: "gram", "sample"
     """
 
     @property
@@ -63,11 +64,11 @@ class Transform(Protocol):
     ) -> Rescaling:
         """Choose factors for one group.
 
-        weights: float32 [rows, cols] by the group's linears' names; formats: the same; linears left in 16 bits are
-            in neither
-        stats: of the group's input
-        rows: [cols] int64, which row of the producer feeds each column; columns of one row get one factor
-        Raises UsageError where the statistics lack what `needs` names.
+        weights: float32 [rows, cols] by linear name, without linears that stay in 16 bits
+        formats: the format of each of these linears
+        stats: statistics of the group's input
+        rows: [cols] int64, the producer row that feeds each column; columns of one row get one factor
+        Raises UsageError if the statistics lack something that `needs` names.
         """
         ...
 
@@ -80,11 +81,12 @@ def rescale_block(
     formats: Mapping[str, Format],
     stats: Mapping[str, Stats],
 ) -> tuple[dict[str, np.ndarray], tuple[Rescaling, ...]]:
-    """Rescale all groups of a block in turn; a refused group is reported, not skipped in silence.
+    """Rescale all groups of a block in turn. If a group cannot be rescaled, its Rescaling gives the reason.
 
-    tensors: float32 by name within the block ("attn_q.weight", "attn_norm.weight", "attn_v.bias"); left as they are
-    formats: by linear's name, without those that stay in 16 bits; stats: by group's name, of the block as it was
-    Returns all tensors of the block, folded, and one Rescaling a group.
+    tensors: float32 by name within the block ("attn_q.weight", "attn_norm.weight", "attn_v.bias"); not changed
+    formats: by linear name, without linears that stay in 16 bits
+    stats: by group name, from the block before rescaling
+    Returns all tensors of the block with factors folded in, and one Rescaling per group.
     """
     folded = dict(tensors)
     found = []
@@ -103,7 +105,7 @@ def rescale_block(
 
 
 def settled(scale: np.ndarray, live: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Factors made usable: geometric mean 1 over live columns, dead columns 1, columns of one producer row equal.
+    """Make factors usable: geometric mean 1 over live columns, 1 for dead columns, equal within a producer row.
 
     scale: [cols] float64, > 0 where live; live: [cols] bool; rows: as in `Transform`. Returns [cols] float32.
     """
@@ -117,9 +119,7 @@ def settled(scale: np.ndarray, live: np.ndarray, rows: np.ndarray) -> np.ndarray
 
 
 def require(array: np.ndarray | None, what: str, group: LinearGroup) -> np.ndarray:
-    """`array`, unless it is None or empty. Raises UsageError."""
+    """Return `array`. Raises UsageError if it is None or empty."""
     if array is None or array.size == 0:
-        raise UsageError(
-            f"{group.name}: the calibration statistics hold no {what}; gather them with {what} switched on."
-        )
+        raise UsageError(f"{group.name}: the calibration statistics lack {what}; collect them again with {what}.")
     return array

@@ -1,4 +1,4 @@
-"""Folding: columns of linears multiplied, what produces their input divided, so that the block computes the same.
+"""Folding: multiply columns of linears and divide the producer of their input; the block computes the same.
 
 Pure functions on float32 arrays by tensor name within a block ("attn_q.weight", "attn_norm.weight", "attn_v.bias").
 """
@@ -26,9 +26,9 @@ NORM_READERS: dict[str, tuple[str, ...]] = {
 
 
 def producer_rows(group: LinearGroup, config: ModelConfig, cols: int) -> np.ndarray:
-    """Which row of the producer feeds each of the group's `cols` input columns: [cols] int64.
+    """The producer row that feeds each of the group's `cols` input columns: [cols] int64.
 
-    One to one, but for grouped attention: the heads that share a value head read the same rows.
+    Each row feeds one column, except in grouped attention: heads that share a value head read the same rows.
     """
     if group.repeats == 1:
         return np.arange(cols, dtype=np.int64)
@@ -37,27 +37,27 @@ def producer_rows(group: LinearGroup, config: ModelConfig, cols: int) -> np.ndar
 
 
 def refusal(group: LinearGroup, config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> str | None:
-    """Why a scale of this group's input cannot be folded; None where it can.
+    """Why a scale of this group's input cannot be folded; None if it can.
 
-    tensors: those of the block, to see whether anything outside the group reads the same norm
+    tensors: the block's tensors, to find readers of the same norm outside the group
     """
     if group.producer is None:
-        return "nothing that produces its input can take a scale"
+        return "nothing before its input can take a scale"
     producer = tensors.get(f"{group.producer}.weight")
     if producer is None:
         return f"the block has no {group.producer}.weight"
     if group.producer == "output_norm" and config.tied:
-        return "the output shares the embedding's table, which a scale would change"
+        return "the output shares the embedding table, which the scale would change"
     if producer.ndim == 1:
         readers = NORM_READERS.get(group.producer)
         if readers is None:
-            return f"it is not known what else reads {group.producer}"
+            return f"it is not known which other tensors read {group.producer}"
         outside = [name for name in readers if name not in group.linears and f"{name}.weight" in tensors]
         if outside:
             return f"{', '.join(outside)} outside the group read {group.producer} too"
     cols = [tensors[f"{name}.weight"].shape[-1] for name in group.linears]
     if set(cols) != {producer.shape[0] * group.repeats}:
-        return f"{group.producer} has {producer.shape[0]} rows for {cols[0]} columns, {group.repeats} a row expected"
+        return f"{group.producer} has {producer.shape[0]} rows for {cols[0]} columns, expected {group.repeats} per row"
     return None
 
 
@@ -68,12 +68,12 @@ def fold(
 
     scale: [cols] float32, finite and > 0, equal for columns that one row of the producer feeds
     The producer's bias is divided too. In exact arithmetic the block computes the same.
-    Raises UsageError where `refusal` has a reason or columns of a row differ, TensorError for a scale that is not
+    Raises UsageError if `refusal` gives a reason or the factors of one row differ, TensorError if a factor is not
     finite and positive.
     """
     reason = refusal(group, config, tensors)
     if reason is not None or group.producer is None:
-        raise UsageError(f"{group.name}: its scale cannot be folded: {reason}; leave this group as it is.")
+        raise UsageError(f"{group.name}: its scale cannot be folded: {reason}; do not rescale this group.")
     cols = tensors[f"{group.linears[0]}.weight"].shape[1]
     if scale.shape != (cols,):
         raise UsageError(f"{group.name}: expected one factor for each of {cols} columns, found {list(scale.shape)}.")
@@ -104,7 +104,7 @@ def rescaled_stats(stats: Stats, scale: np.ndarray) -> Stats:
 def storable(scale: np.ndarray, norm: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Factors near `scale` for which norm / factor is exact in `dtype` (float16, bfloat16): float32 [cols].
 
-    A norm is stored in 16 bits in most files; its rounding would otherwise be an error of every column it feeds.
+    Most files store norms in 16 bits. Rounding the norm would otherwise add an error to every column it feeds.
     norm: float32 [cols]. Columns whose norm is zero, or rounds to zero or infinity, get factor 1.
     """
     with np.errstate(over="ignore"):
@@ -114,11 +114,11 @@ def storable(scale: np.ndarray, norm: np.ndarray, dtype: np.dtype) -> np.ndarray
 
 
 def _by_row(group: LinearGroup, scale: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The factor of each producer row: [cols] -> [rows]. Raises UsageError where its columns differ."""
+    """The factor of each producer row: [cols] -> [rows]. Raises UsageError if the factors of its columns differ."""
     by_row = np.empty(int(rows.max()) + 1, np.float32)
     by_row[rows] = scale
     if not np.array_equal(by_row[rows], scale):
         raise UsageError(
-            f"{group.name}: columns fed by one row of {group.producer} need one factor, but theirs differ; tie them."
+            f"{group.name}: columns fed by one row of {group.producer} need one factor, found several; make them equal."
         )
     return by_row

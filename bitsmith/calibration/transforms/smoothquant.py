@@ -1,7 +1,7 @@
-"""SmoothQuant (Xiao et al. 2022): the difficulty of activations moved into the weights, for products of 8 bits.
+"""SmoothQuant (Xiao et al. 2022): moves large activations into the weights, for 8-bit matrix products.
 
-Activations are divided by s = max|x|^alpha / max|w|^(1 - alpha), the columns of the weights multiplied by it; alpha is
-searched by rounding both and comparing the outputs.
+Activations are divided by s = max|x|^alpha / max|w|^(1 - alpha), and the columns of the weights are multiplied by s.
+The search rounds both for several values of alpha and compares the outputs.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ INT8 = InputRounding("int8", "token")
 
 @dataclass(frozen=True)
 class SmoothQuant:
-    """The search for alpha, a group of linears at a time.
+    """The search for alpha, one group of linears at a time.
 
-    steps: values of alpha tried from 0 to 1, their ends included
-    activations: how inputs are rounded; with a scope of "tensor" by the extent that calibration saw
+    steps: number of values of alpha, from 0 to 1 inclusive
+    input_rounding: how inputs are rounded; with scope "tensor", the scale comes from the largest input seen
     """
 
     steps: int = 21
@@ -45,11 +45,11 @@ class SmoothQuant:
         stats: Stats,
         rows: np.ndarray,
     ) -> Rescaling:
-        """See `Transform`. The losses are mean squared errors of the outputs on the sample, a token."""
-        require(stats.sample, "sample", group)
+        """See `Transform`. The losses are squared errors of the outputs, averaged over the sample's tokens."""
+        require(stats.sample, "a sample", group)
         ones = np.ones(rows.size, np.float32)
         before = self._loss(weights, formats, stats, ones)
-        best, least, how = ones, before, "no rescaling does better"
+        best, least, how = ones, before, "no rescaling lowers the error"
         w = np.max([np.abs(each).max(axis=0) for each in weights.values()], axis=0).astype(np.float64)
         x = stats.max_abs.astype(np.float64)
         live = (x > 0) & (w > 0)
@@ -76,7 +76,7 @@ class SmoothQuant:
 
 
 def with_absmax(input_rounding: InputRounding, largest: np.ndarray) -> InputRounding:
-    """The same with its scale where inputs share one; largest: [cols] float32, greatest magnitudes in calibration."""
+    """The same with its scale set, if all inputs share one. largest: [cols] float32, largest |x| in calibration."""
     if input_rounding.scope != "tensor":
         return input_rounding
     return replace(input_rounding, scale=float(input_rounding.scale_of(largest.max(initial=0, keepdims=True))[0]))

@@ -1,7 +1,7 @@
-"""Bytes of ggml's block types: codes and parameters <-> rows of blocks, and decoding of every type that holds weights.
+"""Bytes of ggml's block types: codes and parameters <-> rows of blocks, and decoding of all types that hold weights.
 
 Layouts: ggml-common.h and `dequantize_row_*` in ggml-quants.c of llama.cpp. Types whose values fit a `Grid` have a
-codec in `CODECS`; the vector-codebook and one- and two-bit families only decode (see `blocks_readonly`).
+codec in `CODECS`. The vector-codebook and one- and two-bit families can only be decoded (see `blocks_readonly`).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ CODECS: Mapping[str, BlockCodec] = {**SIMPLE_CODECS, **K_CODECS}
 def decode_rows(type_name: str, data: np.ndarray, cols: int) -> np.ndarray:
     """Decode rows of a ggml type: uint8 [rows, bytes per row] -> float32 [rows, cols].
 
-    Bit-equal to llama.cpp's `dequantize_row_*`. An infinite or NaN scale is data like any other: it gives infinite
-    or NaN weights (which NaN is not specified); the scale 255 of MXFP4, NaN in its specification, reads as 2^127 as
-    in llama.cpp. f64 and i32, i64 round to float32.
+    Bit-equal to llama.cpp's `dequantize_row_*`. An infinite or NaN scale gives infinite or NaN weights (the NaN
+    pattern is not specified). The scale 255 of MXFP4 is NaN in its specification, but 2^127 here as in llama.cpp.
+    f64, i32 and i64 are rounded to float32.
 
-    Raises UnsupportedError for a type that holds no weights or an impossible row length, FileError where the bytes
-    of a row do not match `cols`.
+    Raises UnsupportedError for a type that holds no weights or an impossible row length, FileError if the bytes of a
+    row do not match `cols`.
     """
     kind = TYPES.get(type_name)
     if kind is None or not (type_name in NUMBERS or type_name in CODECS or type_name in READ_ONLY):

@@ -19,7 +19,7 @@ from bitsmith.quant.formats.ggml import GGML_FORMATS
 
 
 def _to_pairs(codes: np.ndarray) -> np.ndarray:
-    """Codes < 4 [n, 256] -> bytes [n, 64]: of each 128, run k of 32 in bits 2k and 2k + 1."""
+    """Codes < 4 [n, 256] -> bytes [n, 64]: in each 128 codes, run k of 32 takes bits 2k and 2k + 1."""
     runs = codes.reshape(-1, 2, 4, 32)
     packed: np.ndarray = runs[:, :, 0] | (runs[:, :, 1] << 2) | (runs[:, :, 2] << 4) | (runs[:, :, 3] << 6)
     return packed.reshape(-1, 64)
@@ -32,7 +32,7 @@ def _from_pairs(packed: np.ndarray) -> np.ndarray:
 
 
 def _to_bit_rows(bits: np.ndarray) -> np.ndarray:
-    """Bits [n, 256] -> bytes [n, 32]: bit k of byte j is weight 32 k + j."""
+    """Bits [n, 256] -> bytes [n, 32]: bit k of byte j belongs to weight 32 k + j."""
     return np.packbits(bits.reshape(-1, 8, 32), axis=1, bitorder="little").reshape(-1, 32)
 
 
@@ -44,8 +44,8 @@ def _from_bit_rows(packed: np.ndarray) -> np.ndarray:
 def _to_six_bits(scales: np.ndarray, mins: np.ndarray) -> np.ndarray:
     """Eight scales and eight mins < 64, [n, 8] each -> bytes [n, 12] of Q4_K and Q5_K.
 
-    Bytes 0..3 and 4..7 hold scales and mins 0..3 with the upper two bits of 4..7 above; bytes 8..11 the lower
-    four bits of both.
+    Bytes 0..3 hold scales 0..3, and in their upper two bits those of scales 4..7. Bytes 4..7 hold mins in the same
+    way. Bytes 8..11 hold the lower four bits of scales and mins 4..7.
     """
     return np.concatenate(
         [
@@ -119,7 +119,7 @@ def _unpack_q5(blocks: np.ndarray) -> tuple[np.ndarray, Fields]:
 
 
 def _pack_q6(codes: np.ndarray, params: Mapping[str, np.ndarray]) -> Fields:
-    # the lower nibbles of runs 0, 1 and 2, 3 of each 128 share 64 bytes
+    # of each 128 codes, the lower nibbles of the first and the second 64 share 64 bytes
     return {"d": params["d"], "scales": params["scales"], "ql": to_nibbles(codes & 15, 64), "qh": _to_pairs(codes >> 4)}
 
 

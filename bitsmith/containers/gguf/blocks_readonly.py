@@ -1,7 +1,7 @@
 """ggml types that are only read: ternary, binary and vector-codebook families, which do not fit a `Grid`.
 
-Layouts: ggml-common.h and `dequantize_row_*` in ggml-quants.c of llama.cpp. The lattices of IQ1..IQ3 come from the
-`gguf` package, whose decoding is bit-equal; it is imported when the first such tensor is read.
+Layouts: ggml-common.h and `dequantize_row_*` in ggml-quants.c of llama.cpp. The `gguf` package decodes IQ1 to IQ3 and
+TQ, bit-equal to llama.cpp. It is imported when the first such tensor is read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def decode_read_only(name: str, data: np.ndarray) -> np.ndarray:
 
 
 def _decode_q1(data: np.ndarray) -> np.ndarray:
-    """Blocks of 128 signs: bit set is d, bit clear is -d."""
+    """Blocks of 128 signs: a set bit is d, a clear bit is -d."""
     blocks = np.ascontiguousarray(data).reshape(-1).view(_Q1)
     d = blocks["d"].astype(np.float32)[:, None]
     positive = np.unpackbits(blocks["qs"], axis=1, bitorder="little").astype(bool)
@@ -36,7 +36,7 @@ def _decode_q1(data: np.ndarray) -> np.ndarray:
 
 
 def _decode_q2(data: np.ndarray) -> np.ndarray:
-    """Blocks of 64 two-bit codes, four to a byte in order: value = (code - 1) d."""
+    """Blocks of 64 two-bit codes, four per byte in order: value = (code - 1) d."""
     blocks = np.ascontiguousarray(data).reshape(-1).view(_Q2)
     d = blocks["d"].astype(np.float32)[:, None]
     codes = (blocks["qs"][:, :, None] >> np.array([0, 2, 4, 6], np.uint8)) & 3

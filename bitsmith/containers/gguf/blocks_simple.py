@@ -12,7 +12,7 @@ from bitsmith.quant.formats.base import Format
 from bitsmith.quant.formats.ggml import GGML_FORMATS
 from bitsmith.quant.tensor import QuantTensor
 
-Fields = dict[str, np.ndarray]  # by name; leading dimension: blocks of the file
+Fields = dict[str, np.ndarray]  # by name; the first dimension counts blocks
 Pack = Callable[[np.ndarray, Mapping[str, np.ndarray]], Fields]
 Unpack = Callable[[np.ndarray], tuple[np.ndarray, Fields]]
 
@@ -22,7 +22,8 @@ class BlockCodec:
     """Rows of ggml blocks, see `Codec`. One part, "data": uint8 [rows, bytes per row].
 
     block: numpy structure of one block in the file, field by field, little-endian
-    pack: codes [n, weights of a block] and parameters [n, per block] -> the fields; unpack: the reverse
+    pack: codes [n, weights of a block] and parameters [n, per block] -> the fields
+    unpack: the reverse
     """
 
     format: Format
@@ -32,11 +33,11 @@ class BlockCodec:
 
     @property
     def name(self) -> str:
-        """Name of the ggml type."""
+        """The name of the ggml type."""
         return self.format.name
 
     def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """See `Codec.layout`. Raises UnsupportedError where a row is no whole number of blocks."""
+        """See `Codec.layout`. Raises UnsupportedError if a row is not a whole number of blocks."""
         rows = int(np.prod(shape[:-1], dtype=np.int64))
         return {"data": ((rows, TYPES[self.name].row_bytes(shape[-1])), np.dtype(np.uint8))}
 
@@ -104,7 +105,7 @@ def _unpack_bytes(blocks: np.ndarray) -> tuple[np.ndarray, Fields]:
     return np.ascontiguousarray(blocks["qs"]).view(np.uint8) ^ 128, {"d": blocks["d"].copy()}
 
 
-# MXFP4 and NVFP4 codes count from -6 up to 6; the file has sign and magnitude: 0..7 up, 8..15 down
+# our codes of MXFP4 and NVFP4 go from -6 up to 6; files store sign and magnitude: 0..7 are >= 0, 8..15 are <= 0
 _TO_SIGN = np.array([15, 14, 13, 12, 11, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7], np.uint8)
 _FROM_SIGN = np.argsort(_TO_SIGN).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""Stored weights to ggml blocks in one call of the C++ core: checked, searched, rounded, packed and compared."""
+"""Stored weights to ggml blocks in one call of the C++ core, which checks, fits, rounds, packs and compares."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ _READ = {"f32": 4, "f16": 2, "bf16": 2}  # bytes of a weight, by the layouts tha
 
 @dataclass(frozen=True)
 class Blocks:
-    """data: uint8 [rows, row bytes]; squared_error, squared_weight: sums over all weights, float64."""
+    """Encoded rows.
+
+    data: uint8 [rows, row bytes]
+    squared_error, squared_weight: sums over all weights, float64
+    """
 
     data: np.ndarray
     squared_error: float
@@ -32,12 +36,13 @@ def encode_stored(
     importance: np.ndarray | None = None,
     order: np.ndarray | None = None,
 ) -> Blocks | None:
-    """Rows of stored weights to ggml blocks, as `nearest` and the codec would make them, bit for bit.
+    """Rows of stored weights as ggml blocks, bit-equal to `nearest` and the codec.
 
-    layout: of `data`, uint8 [rows, bytes per row]; importance: see `Format.fit`; order: int64 [rows], the row that
-        comes n-th
-    None where the core does not do it: it is not there, or does not know codec or layout, or some weight is not finite
-    or beyond float16, which wants a closer look. Raises TensorError for an impossible importance.
+    layout: layout of `data`, uint8 [rows, bytes per row]
+    importance: see `Format.fit`
+    order: int64 [rows], the number of the source row for each output row
+    Returns None if the core is missing, does not support the codec or layout, or found a weight that is not finite or
+    beyond float16. The caller then uses the numpy code. Raises TensorError for an invalid importance.
     """
     if not isinstance(codec, BlockCodec) or layout not in _READ or not data.size:
         return None

@@ -1,6 +1,6 @@
-"""Parsing of a GGUF header (v2 and v3, little-endian), trusting nothing: every count is checked before it is used.
+"""Parses a GGUF header (v2 and v3, little-endian). Every count is checked before it is used.
 
-Source: the GGUF specification (ggml repository, docs/gguf.md). Limits that the specification leaves open are below.
+Source: the GGUF specification (ggml repository, docs/gguf.md). The limits below are our own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_NESTED_ARRAYS = 1 << 16
 
 _SMALLEST_KEY = 8 + 1 + 4 + 1  # name length, name, type, value
 _SMALLEST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8  # name length, name, dimensions, one dimension, type, offset
-_FETCH = "The file is damaged or was cut off while being copied; fetch it again from its source"
+_FETCH = "The file is damaged or incomplete; download it again from its source"
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -50,7 +50,7 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """All that a GGUF file says before its data. data_start: offset of the data section, in bytes."""
+    """Everything in a GGUF file before its data. data_start: offset of the data section, in bytes."""
 
     version: int
     alignment: int
@@ -60,10 +60,10 @@ class Header:
 
 
 def read_header(descriptor: int, path: Path) -> Header:
-    """Parse and check the header of an open file, and that the data of every tensor lies inside the file.
+    """Parse and check the header of an open file. Checks also that every tensor's data lies inside the file.
 
-    Raises FileError where the file is damaged or lies, UnsupportedError for versions, byte orders and tensor types
-    that are not read.
+    Raises FileError if the file is damaged or contradictory, UnsupportedError for unsupported versions, byte orders
+    and tensor types.
     """
     cursor = _Cursor(descriptor, path)
     version, tensor_count, key_count = _preamble(cursor)
@@ -77,7 +77,7 @@ def read_header(descriptor: int, path: Path) -> Header:
 
 
 class _Cursor:
-    """Reads forward through a file; `where` says what is being read, for the errors."""
+    """Reads a file from start to end. where: what is being read, for errors"""
 
     def __init__(self, descriptor: int, path: Path) -> None:
         self.path = path
@@ -104,11 +104,11 @@ class _Cursor:
         return int(_U64.unpack(self.take(8))[0])
 
     def count(self, what: str, limit: int, smallest: int) -> int:
-        """A 64-bit number of things that take at least `smallest` bytes each."""
+        """Read a 64-bit count of things that take at least `smallest` bytes each."""
         return self.checked(self.u64(), what, limit, smallest)
 
     def checked(self, number: int, what: str, limit: int, smallest: int) -> int:
-        """The same for a number already read."""
+        """Check a count that was already read."""
         if number > limit or number * smallest > self.size - self.at:
             self.fail(f"claims {number} {what}, but only {self.size - self.at} bytes follow (limit {limit})")
         return number
@@ -145,12 +145,12 @@ class _Cursor:
         return found
 
     def _ensure(self, end: int) -> int:
-        """Have the file's first `end` bytes in memory; they are read in growing pieces."""
+        """Read the file up to byte `end` into memory, in growing pieces."""
         loaded = len(self._data)
         if end <= loaded:
             return end
         if end > self.size:
-            self.fail(f"the file ends here: {end} bytes are needed, it has {self.size}")
+            self.fail(f"the file ends here: {end} bytes are needed, but it has {self.size}")
         if end > MAX_HEADER_BYTES:
             self.fail(f"the header is larger than {MAX_HEADER_BYTES} bytes")
         target = min(self.size, MAX_HEADER_BYTES, max(end, 2 * loaded, 1 << 16))
@@ -167,7 +167,7 @@ def _preamble(cursor: _Cursor) -> tuple[int, int, int]:
     """Version, number of tensors, number of keys."""
     magic = bytes(cursor.take(4))
     if magic != MAGIC:
-        cursor.fail(f"expected the magic bytes {MAGIC!r}, found {magic!r}", "This is no GGUF file")
+        cursor.fail(f"expected the magic bytes {MAGIC!r}, found {magic!r}", "This is not a GGUF file")
     version = cursor.u32()
     if version and version & 0xFFFF == 0:
         raise UnsupportedError(
@@ -270,13 +270,13 @@ def _tensor(cursor: _Cursor, index: int) -> tuple[TensorInfo, int]:
         )
     cols = reversed_shape[0]
     if cols % kind.block:
-        cursor.fail(f"its rows of {cols} weights are no whole number of {kind.name} blocks of {kind.block}")
+        cursor.fail(f"its rows of {cols} weights are not a whole number of {kind.name} blocks of {kind.block}")
     nbytes = weights // kind.block * kind.block_bytes
     return TensorInfo(name, tuple(reversed(reversed_shape)), kind.name, nbytes), cursor.u64()
 
 
 def _check_places(cursor: _Cursor, tensors: tuple[TensorEntry, ...], alignment: int) -> None:
-    """Names are unique; data is aligned, inside the file, and apart."""
+    """Check that names are unique, and that data is aligned, inside the file, and without overlaps."""
     names: set[str] = set()
     for entry in tensors:
         name = entry.info.name

@@ -1,4 +1,4 @@
-"""The typed values of GGUF keys, kept so that a file rewritten from them is the same, byte for byte."""
+"""The typed values of GGUF keys. A file written from them again is the same, byte for byte."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Value:
 
 
 def scalar(value_type: ValueType, value: int | float) -> Value:
-    """A number of the given type. Raises UsageError where it does not fit; floats are rounded to their type."""
+    """A number of the given type. Floats are rounded to their type. Raises UsageError if the number does not fit."""
     if value_type in _FLOATS:
         with np.errstate(over="ignore"):
             return Value(value_type, float(DTYPES[value_type].type(value)))
@@ -140,15 +140,16 @@ def array(items: np.ndarray | Sequence[Any], item: ValueType | None = None) -> V
     """An array value.
 
     items: a numpy vector (its dtype gives the type), strings, nested array values, or Python numbers:
-        booleans, integers (stored as int32) or floats (stored as float32) unless `item` says otherwise
-    item: the type of the items; needed where `items` is an empty list
+        booleans, integers (stored as int32) or floats (stored as float32) unless `item` is given
+    item: the type of the items; required if `items` is an empty list
+    Raises UsageError if the items do not fit the type, or if the type is missing.
     """
     if isinstance(items, np.ndarray) and item is None:
         item = _BY_DTYPE.get(items.dtype)
     elif item is None:
         item = _guessed(items)
     if item is None:
-        raise UsageError("the type of an array of GGUF values must be given where its items do not tell it")
+        raise UsageError("the items of a GGUF array do not determine its type; give the type as `item`")
     if item is ValueType.STRING:
         return Value(ValueType.ARRAY, GgufArray(item, tuple(str(text) for text in items)))
     if item is ValueType.ARRAY:

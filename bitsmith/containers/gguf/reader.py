@@ -1,4 +1,4 @@
-"""GgufSource: a GGUF file, or all the files of a split one, opened for reading."""
+"""GgufSource: a GGUF file, or all files of a split set, opened for reading."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Part:
 class GgufSource:
     """A GGUF file opened for reading (v2, v3, little-endian); any file of a split set opens the whole set.
 
-    The files stay open, nothing is mapped: data is read on demand with positioned reads, from any thread.
+    The files stay open and are not mapped. Data is read on demand with positioned reads, from any thread.
     `close`, a `with` block, or dropping the last reference closes them.
 
     keys: typed values of the first file, without the `split.*` keys, in file order
@@ -52,10 +52,10 @@ class GgufSource:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Open and check `path` and the files that belong to it.
+        """Open and check `path` and the other files of its set.
 
-        Raises FileError where a file is missing, damaged or lies about itself, UnsupportedError where its version,
-        byte order or a tensor's type is not read.
+        Raises FileError if a file is missing, damaged or contradictory, UnsupportedError if its version, byte order or
+        a tensor's type is not supported.
         """
         self._path = Path(path)
         self._descriptors: list[int] = []
@@ -85,7 +85,7 @@ class GgufSource:
 
     @property
     def path(self) -> Path:
-        """As given."""
+        """The path as given."""
         return self._path
 
     @property
@@ -110,26 +110,26 @@ class GgufSource:
 
     @property
     def architecture(self) -> str | None:
-        """`general.architecture`; None where the file does not say."""
+        """`general.architecture`; None if the file does not give it."""
         value = self.metadata.get("general.architecture")
         return value if isinstance(value, str) else None
 
     @property
     def file_type(self) -> int | None:
-        """`general.file_type` (llama.cpp's llama_ftype); None where the file does not say."""
+        """`general.file_type` (llama.cpp's llama_ftype); None if the file does not give it."""
         value = self.metadata.get("general.file_type")
         return value if isinstance(value, int) else None
 
     def packed(self, name: str, start: int = 0, stop: int | None = None) -> PackedTensor:
         """Rows start..stop as stored, in a fresh buffer: part "data", uint8 [stop - start, bytes per row].
 
-        The result has the tensor's own shape where all rows are asked for, else [stop - start, cols].
-        Raises UsageError for an unknown tensor or rows outside it, FileError where the file no longer holds them.
+        The result has the tensor's own shape if all rows are read, else [stop - start, cols].
+        Raises UsageError for an unknown tensor or rows outside it, FileError if the file no longer holds them.
         """
         info = self._info(name)
         stop = info.rows if stop is None else stop
         if not 0 <= start <= stop <= info.rows:
-            raise UsageError(f"rows {start}..{stop} of tensor {name!r} were asked for; it has {info.rows}")
+            raise UsageError(f"{self._path}: rows {start} to {stop} of {name!r} do not exist; it has {info.rows}")
         row_bytes = TYPES[info.layout].row_bytes(info.cols)
         data = np.empty((stop - start, row_bytes), np.uint8)
         descriptor, offset = self._places[name]
@@ -146,7 +146,7 @@ class GgufSource:
         return None if codec is None else codec.decode(packed.parts, packed.shape[-1])
 
     def input_rounding(self, name: str) -> None:
-        """GGUF says nothing of inputs."""
+        """None: GGUF files do not describe inputs."""
 
     def extent(self, name: str) -> Extent:
         """See `Source.extent`."""
@@ -156,10 +156,10 @@ class GgufSource:
         return Extent(path, offset)
 
     def decode(self, packed: PackedTensor) -> np.ndarray:
-        """What `packed` gave, decoded: float32 [rows, cols]."""
+        """Decode the result of `packed`: float32 [rows, cols]."""
         if packed.layout in NUMBERS:
             return decode_numbers(packed.layout, packed.parts["data"])
-        from bitsmith.containers.gguf.blocks import decode_rows  # and with it all formats; running packed needs none
+        from bitsmith.containers.gguf.blocks import decode_rows  # imports all formats; running packed needs none
 
         return decode_rows(packed.layout, packed.parts["data"], packed.shape[-1])
 
@@ -175,7 +175,7 @@ class GgufSource:
 
     def _read(self, descriptor: int, offset: int, buffer: memoryview, name: str) -> None:
         if not self.close.alive:
-            raise UsageError(f"{self._path} was closed; tensor {name!r} cannot be read from it any more")
+            raise UsageError(f"{self._path} was closed, so tensor {name!r} cannot be read; open it again")
         done = 0
         while done < len(buffer):
             try:
@@ -185,14 +185,14 @@ class GgufSource:
             if not got:
                 raise FileError(
                     f"{self._path}: tensor {name!r}: the file ends at {offset + done} bytes, but it was longer when it "
-                    "was opened. Something else is writing to it; wait until it is done and start again"
+                    "was opened. Another program is writing to it; wait until it is done and start again"
                 )
             done += got
 
     def _open(self, path: Path) -> _Part:
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
-                raise FileError(f"{path} is no regular file; expected a GGUF file. Check the path")
+                raise FileError(f"{path} is not a regular file; expected a GGUF file. Check the path")
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except OSError as cause:
             raise FileError(f"{path} cannot be opened: {cause.strerror}. Check the path") from None
@@ -200,7 +200,7 @@ class GgufSource:
         return _Part(path, descriptor, read_header(descriptor, path))
 
     def _open_all(self) -> tuple[_Part, ...]:
-        """The file, or all files of its set in order."""
+        """Open the file, or all files of its set in order."""
         opened = self._open(self._path)
         named = split_parts(self._path.name)
         count = _split_number(opened, SPLIT_COUNT, 1)
@@ -216,7 +216,7 @@ class GgufSource:
         for number in range(1, count + 1):
             path = self._path.with_name(split_name(named[0], number, count))
             if path != self._path and not path.exists():
-                raise FileError(f"{path} is missing: {self._path} is one of {count} files of a model. Fetch it too")
+                raise FileError(f"{path} is missing: {self._path} is one of {count} files of a model. Download it too")
             part = opened if path == self._path else self._open(path)
             _check_part(part, number, count)
             parts.append(part)
@@ -229,7 +229,7 @@ def _check_part(part: _Part, number: int, count: int) -> None:
     if found != (number, count):
         raise FileError(
             f"{part.path}: expected part {number} of {count} from its name, found part {found[0]} of {found[1]} in its "
-            "split.no and split.count keys. Files of different sets were mixed, or renamed; fetch them again"
+            "split.no and split.count keys. Files of different sets were mixed or renamed; download them again"
         )
 
 
@@ -241,13 +241,13 @@ def _check_set(parts: list[_Part]) -> None:
         if expected != total:
             raise FileError(
                 f"{part.path}: expected {expected} tensors in the {len(parts)} files of the set "
-                f"(split.tensors.count), found {total}. Files of different sets were mixed; fetch them again"
+                f"(split.tensors.count), found {total}. Files of different sets were mixed; download them again"
             )
         for entry in part.header.tensors:
             if entry.info.name in names:
                 raise FileError(
                     f"{part.path}: tensor {entry.info.name[:80]!r} is already in another file of the set. "
-                    "Files of different sets were mixed; fetch them again"
+                    "Files of different sets were mixed; download them again"
                 )
             names.add(entry.info.name)
 
@@ -258,7 +258,7 @@ def _split_number(part: _Part, key: str, default: int) -> int:
         return default
     if value.type is ValueType.BOOL or not isinstance(value.value, int):
         raise FileError(
-            f"{part.path}: key {key!r}: expected an integer, found {value.type.name.lower()}. Fetch it again"
+            f"{part.path}: key {key!r}: expected an integer, found {value.type.name.lower()}. Download it again"
         )
     return value.value
 

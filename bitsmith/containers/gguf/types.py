@@ -1,4 +1,4 @@
-"""The ggml types as data: number in the file, weights in a block, bytes of a block (ggml.h, GGUF specification)."""
+"""The ggml types as data: number in the file, weights per block, bytes per block (ggml.h, GGUF specification)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ class GgmlType:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of storage a weight."""
+        """Stored bits per weight."""
         return self.block_bytes * 8 / self.block
 
     def row_bytes(self, cols: int) -> int:
-        """Bytes of a row. Raises UnsupportedError where the row is no whole number of blocks."""
+        """Bytes of a row. Raises UnsupportedError if the row is not a whole number of blocks."""
         if cols % self.block:
-            raise UnsupportedError(f"a row of {cols} weights is no whole number of {self.name} blocks of {self.block}")
+            raise UnsupportedError(
+                f"a row of {cols} weights is not a whole number of {self.name} blocks of {self.block}"
+            )
         return cols // self.block * self.block_bytes
 
 

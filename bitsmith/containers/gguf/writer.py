@@ -1,7 +1,7 @@
-"""GGUF v3 files laid out: the exact header bytes, and where each tensor's data goes, one file or a split set.
+"""The layout of GGUF v3 files: the header's bytes, and the position of each tensor's data, for one file or a split set.
 
-Source: the GGUF specification; end of file, order and split keys as llama.cpp's gguf.cpp and llama-gguf-split
-write them: each tensor's data is padded to the alignment, the last one too.
+Source: the GGUF specification. The end of the file, the order and the split keys follow llama.cpp's gguf.cpp and
+llama-gguf-split: the data of every tensor is padded to the alignment, also of the last one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bitsmith.errors import UnsupportedError, UsageError
 from bitsmith.quant.tensor import TensorInfo
 
 VERSION = 3
-MAX_TENSOR_NAME = 63  # bytes: llama.cpp's GGML_MAX_NAME less the final zero
+MAX_TENSOR_NAME = 63  # bytes: llama.cpp's GGML_MAX_NAME without the final zero
 MAX_SPLITS = 0xFFFF  # split.count is 16 bits wide
 _MORE = "Give a larger --max-shard-size."
 
@@ -29,10 +29,10 @@ def header_bytes(keys: Mapping[str, Value], tensors: Sequence[TensorInfo], align
     """Everything before the data of `tensors`, final padding included.
 
     keys: written in their order; `split.*` keys are written as given
-    tensors: in the order of their data; `layout` is the ggml type's name
-    alignment: of data, in bytes; by default what the key `general.alignment` says, or 32. Any other is written
-        as that key, in front of the others where `keys` lacks it.
-    Raises UsageError for a name over 63 bytes, a name given twice, an alignment that is no power of two or
+    tensors: in the order of their data; `layout` is the name of the ggml type
+    alignment: alignment of data in bytes; default: the key `general.alignment`, or 32. Another value is written as
+        that key, before all others, if `keys` lacks it.
+    Raises UsageError for a name over 63 bytes, a name given twice, and an alignment that is not a power of two or
     contradicts the key; UnsupportedError for a type or shape that GGUF cannot hold.
     """
     keys, alignment = _aligned(keys, alignment)
@@ -46,13 +46,13 @@ def header_bytes(keys: Mapping[str, Value], tensors: Sequence[TensorInfo], align
 def gguf_layout(
     filename: str, keys: Mapping[str, Value], tensors: Sequence[TensorInfo], *, max_shard_bytes: int | None = None
 ) -> list[FileLayout]:
-    """The file, or the files of a split set, byte for byte: headers, and one region, part "data", for each tensor.
+    """Layouts of the file, or of the files of a split set: the header, and one region (part "data") for each tensor.
 
     filename: "NAME.gguf"; a split set is named NAME-00001-of-0000N.gguf and so on
     keys: as for `header_bytes`; old `split.*` keys are left out
-    max_shard_bytes: upper bound of each file, its header included; None writes one file. A set whose tensors all
-        fit one file stays one file. Metadata goes into the first file, which holds no tensor where none fits.
-    Raises UsageError where a tensor or the metadata alone exceeds the bound; otherwise as `header_bytes`.
+    max_shard_bytes: maximum size of each file, its header included; None: one file. If all tensors fit into one file,
+        there is one file. Metadata goes into the first file, which may hold no tensor.
+    Raises UsageError if a tensor or the metadata alone exceeds the maximum; otherwise as `header_bytes` does.
     """
     keys = {name: value for name, value in keys.items() if not name.startswith(SPLIT_PREFIX)}
     keys, alignment = _aligned(keys, None)
@@ -85,16 +85,16 @@ def _file(filename: str, keys: Mapping[str, Value], tensors: Sequence[TensorInfo
 
 
 def _shards(tensors: Sequence[TensorInfo], base: list[int], alignment: int, limit: int) -> list[list[TensorInfo]]:
-    """Tensors by file: each file takes, in order, as many as fit.
+    """The tensors of each file. In order, each file takes as many as fit.
 
-    base: bytes of the first file's header without tensors, and of any other's
+    base: size of the first file's header without tensors, and of the other files' headers, in bytes
     """
     shards: list[list[TensorInfo]] = [[]]
     if base[0] > limit:
         raise UsageError(f"the metadata alone takes {base[0]} bytes; files of {limit} bytes are too small. {_MORE}")
     header, data = base[0], 0
     for tensor in tensors:
-        # header lengths are padded; adding unpadded table entries to them errs to the safe side by < 1 alignment
+        # header lengths are padded; adding unpadded table entries overestimates by less than one alignment
         entry, size = len(_tensor_bytes(tensor, 0)), _padded(tensor.nbytes, alignment)
         if _padded(header + entry, alignment) + data + size > limit:
             shards.append([])
@@ -107,7 +107,7 @@ def _shards(tensors: Sequence[TensorInfo], base: list[int], alignment: int, limi
             )
         shards[-1].append(tensor)
     if len(shards) > MAX_SPLITS:
-        raise UsageError(f"files of {limit} bytes make a set of {len(shards)}; {MAX_SPLITS} are possible. {_MORE}")
+        raise UsageError(f"files of {limit} bytes make a set of {len(shards)}, more than {MAX_SPLITS}. {_MORE}")
     return shards
 
 
@@ -116,10 +116,10 @@ def _split_keys(number: int, count: int, tensors: int) -> dict[str, Value]:
 
 
 def _aligned(keys: Mapping[str, Value], alignment: int | None) -> tuple[Mapping[str, Value], int]:
-    """Keys that tell the alignment, and the alignment."""
+    """Keys that give the alignment, and the alignment."""
     given = keys.get(ALIGNMENT_KEY)
     if given is not None and (given.type is not ValueType.UINT32 or alignment not in (None, given.value)):
-        raise UsageError(f"{ALIGNMENT_KEY} must be uint32 {alignment or ''}; it is {given.type.name} {given.value}")
+        raise UsageError(f"{ALIGNMENT_KEY} must be uint32 {alignment or ''}; found {given.type.name} {given.value}")
     if given is not None and isinstance(given.value, int):
         alignment = given.value
     alignment = DEFAULT_ALIGNMENT if alignment is None else alignment
@@ -166,7 +166,7 @@ def _tensor_bytes(tensor: TensorInfo, offset: int) -> bytes:
         )
     if kind.row_bytes(tensor.cols) * tensor.rows != tensor.nbytes:
         raise UsageError(
-            f"tensor {tensor.name!r}: {tensor.nbytes} bytes were announced; {kind.name} of shape {shape} takes "
+            f"tensor {tensor.name!r}: {tensor.nbytes} bytes were announced, but {kind.name} of shape {shape} takes "
             f"{kind.row_bytes(tensor.cols) * tensor.rows}"
         )
     extents = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))

@@ -46,9 +46,9 @@ _INTEGER = re.compile(r"(int[0-9]+)((?:-[a-z0-9]+)*)")
 
 
 def get_format(name: str) -> Format:
-    """The format of that name. Suffixes of integer formats stand in any order; without a scope they mean -g128.
+    """The format of that name. Integer formats take suffixes in any order; without a scope they mean -g128.
 
-    Raises UsageError, naming the nearest names, where there is none.
+    Raises UsageError, with the nearest names, if the name is unknown.
     """
     canonical = _canonical(name, "g128")
     if canonical not in FORMATS:
@@ -56,7 +56,7 @@ def get_format(name: str) -> Format:
         hint = f"; did you mean {' or '.join(near)}?" if near else "."
         others = [other for other in FORMATS if not _INTEGER.fullmatch(other)]
         raise UsageError(
-            f"{name!r} is no format{hint} Known are int8, int4, int3 and int2 with -g128, -g64, -g32, -channel or "
+            f"{name!r} is not a format{hint} Known: int8, int4, int3 and int2 with -g128, -g64, -g32, -channel or "
             f"-tensor, -f16 (scales) and -asym; {', '.join(others)}."
         )
     return FORMATS[canonical]
@@ -66,7 +66,7 @@ def resolve(name: str, cols: int) -> Format:
     """The format of that name for rows of `cols` weights.
 
     An integer format without a scope ("int4", "int4-asym") gets the largest group of 128, 64 and 32 that
-    divides the row. Raises UsageError for an unknown name, UnsupportedError where the row does not divide.
+    divides the row. Raises UsageError for an unknown name, UnsupportedError if the row does not divide.
     """
     for group in _GROUPS:
         format = get_format(_canonical(name, f"g{group}"))
@@ -82,7 +82,7 @@ def resolve(name: str, cols: int) -> Format:
 
 
 def _canonical(name: str, scope: str) -> str:
-    """`name` in lower case, an integer format's suffixes in order, with `scope` where none is given."""
+    """`name` in lower case, with an integer format's suffixes in order, and with `scope` if it has none."""
     name = name.strip().lower()
     match = _INTEGER.fullmatch(name)
     if match is None:

@@ -1,16 +1,16 @@
-"""Plain integer formats: int2..int8 by groups or whole rows, symmetric or with a zero point.
+"""Plain integer formats: int2..int8 in groups or whole rows, symmetric or with a zero point.
 
 Symmetric: value = scale * q with q in -2^(b-1) .. 2^(b-1) - 1 and scale = absmax / (2^(b-1) - 1), the usual
-absmax rule. The lowest level stays in the table, but absmax never needs it; the weighted search may use it.
-Asymmetric (min-max): value = scale * (q - zero) with q and zero in 0 .. 2^b - 1; the range is widened to
-include zero, so that zero is always a value. As a grid: scale * (q - 2^(b-1)) + scale * (2^(b-1) - zero).
+absmax rule. absmax never uses the lowest level, but the weighted search may.
+Asymmetric (min-max): value = scale * (q - zero) with q and zero in 0 .. 2^b - 1. The range is widened to include zero,
+so zero is always a value. As a grid: scale * (q - 2^(b-1)) + scale * (2^(b-1) - zero).
 
-Scales of groups are stored as bfloat16. It keeps float32's range, so nothing over- or underflows where float16
-would (int8 groups below 1e-6, int4 above 458,000). Its coarser steps cost little, since codes are chosen after the
-scale is rounded: int8 0.3 % more error than with float32 scales on the reference model, int4 and below none. And
-bfloat16 scales from 7.6e-6 to 65504 are exact in float16 too, so they fit into other people's files unchanged.
-A scale that serves a whole row is float32. Where a container stores another precision, the format says so and its
-name ends in it: int4-g128-f16.
+Scales of groups are stored as bfloat16. It has float32's range, so scales do not overflow or underflow as in float16
+(int8 groups below 1e-6, int4 above 458,000). Its coarser steps cost little, because codes are chosen after the scale is
+rounded: on the reference model 0.3 % more error than with float32 scales for int8, and none for int4 and below.
+bfloat16 scales from 7.6e-6 to 65504 are exact in float16 too, so other file formats can hold them unchanged.
+A scale of a whole row is float32. If a container stores another precision, the format's name contains it:
+int4-g128-f16.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Affine:
-    """Integers of `bits` bits sharing a scale (and a zero point) by groups of a row.
+    """Integers of `bits` bits. Each group of a row shares a scale (and a zero point).
 
     bits: 2, 3, 4 or 8
-    group: weights that share a scale; 0: a whole row
-    asymmetric: with a zero point
-    precision: of the scales: "f32", "f16", "bf16"; "" is bfloat16, or float32 for whole rows
+    group: number of weights that share a scale; 0: a whole row
+    asymmetric: whether there is a zero point
+    precision: precision of the scales: "f32", "f16", "bf16"; "" is bfloat16, or float32 for whole rows
 
     Parameters: "scale" [rows, groups] in that precision, and "zero" [rows, groups] uint8.
     """
@@ -48,7 +48,7 @@ class Affine:
     precision: str = ""
 
     def __post_init__(self) -> None:
-        if self.precision == ("bf16" if self.group else "f32"):  # the usual one has no name of its own
+        if self.precision == ("bf16" if self.group else "f32"):  # the usual precision is ""
             object.__setattr__(self, "precision", "")
 
     @property
@@ -60,7 +60,7 @@ class Affine:
 
     @property
     def integer_ranges(self) -> dict[str, tuple[int, int]]:
-        """Of zero points, where there are any."""
+        """Range of the zero points, if there are any."""
         return {"zero": (0, (1 << self.bits) - 1)} if self.asymmetric else {}
 
     @property
@@ -71,14 +71,14 @@ class Affine:
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """scale: bfloat16, or float32 for whole rows; zero: uint8; [rows, groups] each.
 
-        Raises UnsupportedError where groups do not divide the row.
+        Raises UnsupportedError if groups do not divide the row.
         """
         shape = (rows, check_row(self.name, cols, self.multiple) // (self.group or cols))
         layout: dict[str, tuple[tuple[int, ...], np.dtype]] = {"scale": (shape, self.scale_dtype)}
         return layout | ({"zero": (shape, UINT8)} if self.asymmetric else {})
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
-        """absmax or min-max; with importance the best of several clip ratios of it, see `search`."""
+        """Scales from absmax or min-max; with importance from the best of several clip ratios, see `search`."""
         check_row(self.name, w.shape[1], self.multiple)
         if usable(importance):
             return search(w, importance, self._candidates, self.grid)
@@ -87,7 +87,8 @@ class Affine:
     def from_extent(self, low: Array, high: Array) -> Params:
         """Parameters for blocks whose weights lie in low..high, float32 [rows, groups] each.
 
-        Extents so near float32's largest that a scale or zero point rounded up would overflow are narrowed.
+        Extents near float32's largest value are narrowed, so that a scale or zero point that is rounded up does not
+        overflow.
         """
         xp = array_namespace(low)
         top = self._top
@@ -130,7 +131,7 @@ class Affine:
 
     @property
     def _top(self) -> int:
-        """Steps between zero, or the lowest weight, and the largest weight."""
+        """Number of steps from zero (asymmetric: from the smallest weight) to the largest weight."""
         return (1 << self.bits) - 1 if self.asymmetric else (1 << (self.bits - 1)) - 1
 
     @property
@@ -140,7 +141,7 @@ class Affine:
 
 
 def extents(w: Array, block: int) -> tuple[Array, Array]:
-    """Least and greatest weight of each block (0: each row): float32 [rows, cols] -> twice [rows, blocks]."""
+    """Smallest and largest weight of each block (0: each row): float32 [rows, cols] -> two of [rows, blocks]."""
     xp = array_namespace(w)
     rows, cols = w.shape
     blocks = xp.reshape(w, (rows, cols // (block or cols), block or cols))

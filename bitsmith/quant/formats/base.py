@@ -11,14 +11,14 @@ import numpy as np
 from bitsmith.errors import UnsupportedError
 from bitsmith.quant.grid import Array, Grid
 
-Params = Mapping[str, Array]  # by name, in stored precision; leading dimension: rows
+Params = Mapping[str, Array]  # by name, in stored precision; the first dimension is rows
 
 
 class Format(Protocol):
-    """A frozen value object. Formats never touch bytes of containers (codecs do) and never read files.
+    """A frozen value object. Formats do not handle the bytes of containers (codecs do) and do not read files.
 
     name: as written in recipes and files: "q4_k", "int4-g128", "nf4"
-    bits: width of a code
+    bits: bits per code
     multiple: a row's length must divide by this
     """
 
@@ -30,27 +30,27 @@ class Format(Protocol):
     def multiple(self) -> int: ...
 
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Stored shape and dtype of each parameter for a [rows, cols] matrix; leading dimension `rows`."""
+        """Stored shape and dtype of each parameter for a [rows, cols] matrix; the first dimension is `rows`."""
         ...
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
-        """Choose scales for `w`, float32 [rows, cols], rounded to the precision they are stored in.
+        """Choose scales for `w`, float32 [rows, cols], rounded to stored precision.
 
         importance: [cols] float32, >= 0, mean squared input of each column; None minimises plain
-            squared error. An all-zero importance counts as None.
+            squared error. An importance of all zeros counts as None.
         """
         ...
 
     def grid(self, params: Params) -> Grid:
-        """The frozen grid of stored parameters; float32."""
+        """The float32 grid of stored parameters."""
         ...
 
 
 @runtime_checkable
 class ReferenceCoded(Protocol):
-    """A format whose nearest codes follow a published reference that rounds before its scale is stored.
+    """A format whose nearest codes follow a published reference that chooses codes before it rounds the scale.
 
-    Only ggml's Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 without importance: bytes then equal llama.cpp's.
+    These are ggml's Q8_0, Q4_0, Q4_1, Q5_0 and Q5_1 without importance. Their bytes then equal llama.cpp's.
     """
 
     def reference(self, w: Array) -> tuple[Array, Params]:
@@ -60,7 +60,7 @@ class ReferenceCoded(Protocol):
 
 @runtime_checkable
 class NeedsExtent(Protocol):
-    """A format with one scale for the whole tensor: slabs of rows must be told the tensor's extent first."""
+    """A format with one scale for the whole tensor. It needs the tensor's extent before it fits slabs of rows."""
 
     def with_extent(self, low: float, high: float) -> Format:
         """The same format for a tensor whose smallest weight is `low` and largest is `high`."""
@@ -69,16 +69,16 @@ class NeedsExtent(Protocol):
 
 @runtime_checkable
 class IntegerParams(Protocol):
-    """A format with integers among its parameters that learned rounding may change."""
+    """A format with integer parameters that learned rounding may change."""
 
     @property
     def integer_ranges(self) -> Mapping[str, tuple[int, int]]:
-        """The least and the greatest value of each, by the parameter's name."""
+        """Lowest and highest value of each integer parameter, by name."""
         ...
 
 
 def check_row(name: str, cols: int, multiple: int) -> int:
-    """`cols`, if it is a positive multiple. Raises UnsupportedError otherwise."""
+    """Return `cols` if it is a positive multiple of `multiple`. Raises UnsupportedError otherwise."""
     if cols < 1 or cols % multiple:
         raise UnsupportedError(
             f"{name} needs rows whose length divides by {multiple}; these have {cols} weights. "
@@ -89,10 +89,10 @@ def check_row(name: str, cols: int, multiple: int) -> int:
 
 @dataclass(frozen=True)
 class StoredScales:
-    """What some neighbouring blocks can store of the scales and offsets wanted for them.
+    """The storable scales and offsets of some neighbouring blocks.
 
-    params: the parameters that belong to these blocks alone, [rows, blocks] each, in stored precision
-    scale, offset: what they mean, float32 [rows, blocks]; offset is None where the grid has none
+    params: the parameters that only these blocks use, [rows, blocks] each, in stored precision
+    scale, offset: their values, float32 [rows, blocks]; offset is None if the grid has none
     """
 
     params: Params
@@ -102,12 +102,12 @@ class StoredScales:
 
 @runtime_checkable
 class Refittable(Protocol):
-    """A format that can store other scales for a block than `fit` chose, so that rounders refit them to the codes."""
+    """A format in which rounders can refit the scale of a block to its codes after `fit`."""
 
     def project(self, params: Params, blocks: slice, scale: Array, offset: Array | None) -> StoredScales:
-        """The nearest that can be stored for `blocks` of each row, float32 [rows, blocks].
+        """The storable values nearest to `scale` and `offset`, float32 [rows, blocks], for `blocks` of each row.
 
-        params: of the whole rows; those that other blocks share stay as they are
-        offset: None where the grid has none
+        params: parameters of whole rows; those shared with other blocks do not change
+        offset: None if the grid has none
         """
         ...

@@ -1,4 +1,4 @@
-"""Formats with a fixed table of values and one scale a block: NF4 and FP4 of bitsandbytes, and their tables.
+"""Formats with a fixed table of values and one scale per block: NF4 and FP4 of bitsandbytes, with their tables.
 
 NF4 (Dettmers et al. 2023, QLoRA, appendix E): quantiles of a normal distribution, zero and both ends included.
 FP4 (bitsandbytes): sign, two exponent bits, one mantissa bit, divided by its largest value 12.
@@ -32,12 +32,12 @@ _FP4_PATTERNS = {0: 0.0, 1: 0.0625, 6: 2.0, 7: 3.0, 4: 4.0, 5: 6.0, 2: 8.0, 3: 1
 class Codebook:
     """value = scale * table[code]; scale is absmax / largest table entry.
 
-    bits: width of the stored pattern
-    table: ascending, finite, without a second zero; fewer than 2**bits entries where patterns are unused
+    bits: bits of the stored pattern
+    table: ascending, finite, with only one zero; fewer than 2**bits entries if some patterns are unused
     patterns: the stored bit pattern of each code, for codecs
-    aliases: further patterns a file may hold, with the code they mean (minus zero)
-    block: weights that share a scale; 0: a whole row
-    precision: of the scales: "f32", "f16", "bf16"
+    aliases: further patterns that a file may hold, each with its code (minus zero)
+    block: number of weights that share a scale; 0: a whole row
+    precision: precision of the scales: "f32", "f16", "bf16"
 
     Parameters: "scale" [rows, blocks] in that precision.
     """
@@ -61,11 +61,11 @@ class Codebook:
         return self.block or 1
 
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """scale: float32 or as `precision` says, [rows, blocks]. Raises UnsupportedError where blocks do not divide."""
+        """scale: [rows, blocks] in `precision`. Raises UnsupportedError if blocks do not divide the row."""
         return {"scale": ((rows, check_row(self.name, cols, self.multiple) // (self.block or cols)), self.scale_dtype)}
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
-        """absmax; with importance the best of several clip ratios of it, see `search`."""
+        """Scales from absmax; with importance from the best of several clip ratios of absmax, see `search`."""
         check_row(self.name, w.shape[1], self.multiple)
         if usable(importance):
             return search(w, importance, self._candidates, self.grid)
@@ -96,11 +96,11 @@ class Codebook:
 
 @dataclass(frozen=True)
 class DoublyQuantized:
-    """A codebook whose scales are quantized in turn (QLoRA, section 3, "Double Quantization").
+    """A codebook whose scales are quantized too (QLoRA, section 3, "Double Quantization").
 
-    The scales of up to 256 neighbouring blocks of a row, less their mean, are coded by 8 bits on the dynamic
-    map (Dettmers et al. 2021, 8-bit optimizers), which resolves values near the mean and outliers alike.
-    bitsandbytes lets super-blocks cross rows and has one mean a tensor; here rows stay independent.
+    The scales of up to 256 neighbouring blocks of a row, minus their mean, get 8-bit codes on the dynamic map
+    (Dettmers et al. 2021, 8-bit optimizers), which represents values near the mean and outliers well. In bitsandbytes
+    super-blocks cross rows and there is one mean per tensor; here rows are independent.
 
     Parameters: "scale_code" [rows, blocks] uint8; "scale_range" and "scale_mean" [rows, super-blocks] float32.
     """
@@ -110,7 +110,7 @@ class DoublyQuantized:
 
     @property
     def name(self) -> str:
-        """The plain format's with "-dq"."""
+        """The plain format's name with "-dq"."""
         return f"{self.plain.name}-dq"
 
     @property
@@ -126,7 +126,7 @@ class DoublyQuantized:
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """scale_code: uint8 [rows, blocks]; scale_range, scale_mean: float32 [rows, super-blocks].
 
-        Raises UnsupportedError where blocks do not divide the row.
+        Raises UnsupportedError if blocks do not divide the row.
         """
         blocks = check_row(self.name, cols, self.multiple) // self.plain.block
         supers = (rows, -(-blocks // self.superblock))
@@ -156,7 +156,7 @@ class DoublyQuantized:
         }
 
     def project(self, params: Params, blocks: slice, scale: Array, offset: Array | None) -> StoredScales:
-        """See `Refittable.project`; range and mean of the super-block stay."""
+        """See `Refittable.project`; range and mean of the super-block do not change."""
         xp = array_namespace(scale)
         codes, values = [], []
         for at, block in enumerate(range(blocks.start, blocks.stop)):
@@ -210,7 +210,8 @@ def _as_array(table: tuple[float, ...]) -> np.ndarray:
 def _dynamic_map() -> np.ndarray:
     """Dynamic tree quantization, signed, 8 bits: 256 ascending values in (-1, 1], float32.
 
-    Per decade 10^(i - 6), i = 0..6, the middles of 2^i equal intervals of 0.1..1, of both signs; zero; one.
+    For each decade 10^(i - 6), i = 0..6: the middles of 2^i equal intervals of 0.1..1, with both signs. Also zero and
+    one.
     """
     positive = [
         10.0 ** (i - 6) * middle

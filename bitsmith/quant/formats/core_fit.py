@@ -1,6 +1,6 @@
-"""The C++ core's part in ggml's formats: what it is told of a search, and the parameters that it finds.
+"""Scale searches of ggml's formats in the C++ core: the settings of a search, and the parameters it finds.
 
-Its results equal those of the numpy code in `bitsmith.quant.scale_search` bit for bit. That code defines them.
+Results equal the numpy code in `bitsmith.quant.scale_search` bit for bit. The numpy code is the definition.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _ARGUMENTS = {"d": "d", "m": "m", "dmin": "m", "scales": "scales", "mins": "mins
 
 @dataclass(frozen=True)
 class Search:
-    """The numbers of a format's search; bits, blocks and tables belong to the ggml type, which the core knows.
+    """Settings of a format's search. The core knows bits, blocks and tables from the ggml type.
 
     targets: levels tried for the largest weight of a block
-    divisors: what the largest scale of a super-block is divided by to get its d
-    reach: steps around the nearest integer scale that are tried; of scales that are bytes, the steps in their order
-    rounds: how often scales are refined
-    scales: what each scale byte means, ascending
+    divisors: candidates for the largest scale of a super-block divided by its d
+    reach: steps tried around the nearest integer scale; for scale bytes, the steps in the order of trial
+    rounds: number of times scales are refined
+    scales: the scale of each byte, ascending
     """
 
     type: str
@@ -43,22 +43,22 @@ class Search:
 
 @runtime_checkable
 class Searched(Format, Protocol):
-    """A format that the core can search scales for."""
+    """A format whose scales the core can search."""
 
     @property
     def search(self) -> Search:
-        """What the core is told."""
+        """The settings of the search."""
         ...
 
     def fit_reference(self, w: Array, importance: Array | None = None) -> Params:
-        """`fit` without the core: its definition, and the way for torch tensors."""
+        """`fit` without the core. It defines the results, and handles torch tensors."""
         ...
 
 
 def quantizer(format: Format, isa: str = "") -> Quantizer | None:
-    """The core's search for a format; None where there is no core, or it does not know the format.
+    """The core's search for a format; None if there is no core or it does not support the format.
 
-    isa: the instruction set it runs on; "" is the best there is. Results do not depend on it.
+    isa: the instruction set to use; "" is the best available one. Results do not depend on it.
     """
     return _quantizer(format.search, isa) if isinstance(format, Searched) else None
 
@@ -81,7 +81,7 @@ def _quantizer(search: Search, isa: str) -> Quantizer | None:
 
 
 def fitted(format: Searched, w: Array, importance: Array | None) -> Params:
-    """`Format.fit`, by the core where it is there and `w` is a numpy array of float32."""
+    """`Format.fit`, by the core if it is available and `w` is a numpy array of float32."""
     chosen = quantizer(format) if isinstance(w, np.ndarray) and w.dtype == np.float32 else None
     if chosen is None:
         return format.fit_reference(w, importance)

@@ -1,9 +1,9 @@
 """FP8 weights: E4M3 without infinities (Micikevicius et al. 2022, "FP8 formats for deep learning"; E4M3FN).
 
-Of the 256 bit patterns 253 are distinct finite values: two are NaN, and minus zero repeats zero. Codes number
-those values upwards, so code 126 is zero and no code means NaN; codecs store the E4M3 byte of each. `nearest` never
-yields minus zero, takes the lower value of two that are equally near (a cast rounds to the even
-mantissa there; everywhere else the two agree) and saturates at 448 instead of overflowing to NaN.
+The 256 bit patterns hold 253 distinct finite values: two patterns are NaN, and minus zero equals zero. Codes number
+these values in ascending order, so code 126 is zero and no code means NaN. Codecs store the E4M3 byte of each code.
+`nearest` never gives minus zero and saturates at 448 instead of overflowing to NaN. Of two equally near values it takes
+the lower one, while a cast takes the even mantissa; otherwise `nearest` equals a cast.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from bitsmith.quant.formats.codebook import Codebook
 
 
 def fp8(precision: str = "f32") -> Codebook:
-    """E4M3 with one scale a row, absmax / 448; "fp8-bf16" and the like where it is not stored as float32."""
+    """E4M3 with one scale per row, absmax / 448. The name is for instance "fp8-bf16" if scales are not float32."""
     values = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
-    negative = range(0xFE, 0x80, -1)  # -448 .. the least below zero; 0xFF is NaN, 0x80 is minus zero
+    negative = range(0xFE, 0x80, -1)  # -448 up to the last below zero; 0xFF is NaN, 0x80 is minus zero
     patterns = (*negative, *range(0x7F))  # 0x7F is NaN
     name = "fp8" if precision == "f32" else f"fp8-{precision}"
     table = tuple(float(values[p]) for p in patterns)

@@ -1,7 +1,7 @@
 """One-level formats of ggml: blocks of 32 weights with a float16 scale, and a float16 minimum in Q4_1 and Q5_1.
 
 Layouts, value formulas and the reference rounding: ggml-quants.c (`quantize_row_*_ref`, `dequantize_row_*`) of
-llama.cpp. Without importance the reference is followed to the bit, with it the scales are searched.
+llama.cpp. Without importance the codes equal the reference bit for bit; with importance the scales are searched.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from bitsmith.quant.scale_search import (
 from bitsmith.quant.scale_search import inverse as bounded_inverse
 
 BLOCK = 32
-_REFITS = 2  # of d and m in turn
+_REFITS = 2  # times that d and m are refitted in turn
 
 
 def _blocks(w: Array) -> Array:
@@ -46,20 +46,20 @@ def _pick(blocks: Array, index: Array) -> Array:
 
 
 def _reference_inverse(d: Array) -> Array:
-    """1 / d as ggml takes it: 0 for 0, infinite for the smallest denormals."""
+    """1 / d as in ggml: 0 for 0, infinite for the smallest denormals."""
     xp = array_namespace(d)
     return xp.where(d != 0, 1.0 / xp.where(d != 0, d, xp.ones_like(d)), xp.zeros_like(d))
 
 
 def _codes(t: Array, top: int) -> Array:
-    """Truncate targets >= 0 to codes; what is not finite becomes 0, as x86-64's conversion to int8 does."""
+    """Truncate targets >= 0 to codes. Values that are not finite become 0, as in x86-64's conversion to int8."""
     xp = array_namespace(t)
     t = xp.clip(xp.where(xp.isfinite(t), t, xp.zeros_like(t)), 0.0, float(top))
     return xp.reshape(xp.astype(t, xp.uint8), (t.shape[0], -1))
 
 
 def _by_chunks(w: Array, encode: Callable[[Array], tuple[Array, Params]]) -> tuple[Array, Params]:
-    """`encode` on chunks of rows of [rows, cols], its codes and parameters put together again."""
+    """Run `encode` on chunks of rows of [rows, cols] and join its codes and parameters."""
     xp = array_namespace(w)
     rows, cols = w.shape
     step = rows_of_chunk(cols)
@@ -70,7 +70,7 @@ def _by_chunks(w: Array, encode: Callable[[Array], tuple[Array, Params]]) -> tup
 
 
 def project_d(scale: Array) -> StoredScales:
-    """`Refittable.project` of formats whose only parameter is d, a float16 a block."""
+    """`Refittable.project` of formats whose only parameter is d, one float16 per block."""
     xp = array_namespace(scale)
     kept = f16(scale)
     return StoredScales({"d": xp.astype(kept, xp.float16)}, kept, None)
@@ -78,7 +78,7 @@ def project_d(scale: Array) -> StoredScales:
 
 @dataclass(frozen=True)
 class Q8Blocks:
-    """Q8_0: value = d * (code - 128). Codes -127..127 are chosen; -128 is only read."""
+    """Q8_0: value = d * (code - 128). Chosen codes are 1..255; code 0 is only read."""
 
     name: str = "q8_0"
     bits: int = 8
@@ -89,7 +89,7 @@ class Q8Blocks:
         return {"d": ((rows, cols // BLOCK), FLOAT16)}
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
-        """d = max |w| / 127, as ggml: at eight bits there is nothing to gain from importance."""
+        """d = max |w| / 127, as in ggml: at eight bits importance gains nothing."""
         return fitted(self, w, importance)
 
     @property
@@ -99,12 +99,12 @@ class Q8Blocks:
 
     def fit_reference(self, w: Array, importance: Array | None = None) -> Params:
         """See `Searched.fit_reference`."""
-        column_weights(importance)  # refused where it is impossible, though it changes nothing
+        column_weights(importance)  # only checks the importance, which is not used
         xp = array_namespace(w)
         return {"d": xp.astype(f16(xp.max(xp.abs(_blocks(w)), axis=2) / 127.0), xp.float16)}
 
     def reference(self, w: Array) -> tuple[Array, Params]:
-        """`quantize_row_q8_0_ref`: codes from the float32 scale, half away from zero."""
+        """As `quantize_row_q8_0_ref`: codes from the float32 scale, half away from zero."""
         return _by_chunks(w, self._encode)
 
     def _encode(self, blocks: Array) -> tuple[Array, Params]:
@@ -158,7 +158,7 @@ class SymmetricBlocks:
         return fit_chunks(w, importance, BLOCK, 1, self._choose)
 
     def reference(self, w: Array) -> tuple[Array, Params]:
-        """`quantize_row_q4_0_ref`, `quantize_row_q5_0_ref`: the weight of largest magnitude maps to code 0."""
+        """As `quantize_row_q4_0_ref`, `quantize_row_q5_0_ref`: the weight of largest magnitude gets code 0."""
         return _by_chunks(w, self._encode)
 
     def _encode(self, blocks: Array) -> tuple[Array, Params]:
@@ -226,13 +226,13 @@ class AffineBlocks:
         return fit_chunks(w, importance, BLOCK, 1, self._choose)
 
     def reference(self, w: Array) -> tuple[Array, Params]:
-        """`quantize_row_q4_1_ref`, `quantize_row_q5_1_ref`: smallest to code 0, largest to the highest."""
+        """As `quantize_row_q4_1_ref`, `quantize_row_q5_1_ref`: the smallest weight gets code 0, the largest the top."""
         return _by_chunks(w, self._encode)
 
     def _encode(self, blocks: Array) -> tuple[Array, Params]:
         xp = array_namespace(blocks)
         top = (1 << self.bits) - 1
-        # the first of equals, both times: 0 and -0 differ in storage
+        # of equal weights take the first, because 0 and -0 are stored differently
         low, high = _pick(blocks, xp.argmin(blocks, axis=2)), _pick(blocks, xp.argmax(blocks, axis=2))
         d = (high - low) / float(top)
         t = (blocks - low[:, :, None]) * _reference_inverse(d)[:, :, None] + 0.5
@@ -251,7 +251,7 @@ class AffineBlocks:
         return Grid(self._levels.entries(d), d, m, BLOCK)
 
     def _choose(self, x: Array, weight: Array | None) -> dict[str, Array]:
-        """The pair from the search, its minimum rounded, then both refitted in turn; what loses least is kept."""
+        """Take the pair from the search, round both, then refit them in turn. The pair with the least error stays."""
         xp = array_namespace(x)
         scale, low = search_affine(x, weight, self._levels.high, self.targets)
         d, m = f16(scale), f16(low)

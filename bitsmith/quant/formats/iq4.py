@@ -1,4 +1,4 @@
-"""IQ4_NL: four-bit codes into a table of 16 uneven levels; and the levels, which IQ4_XS shares.
+"""IQ4_NL: four-bit codes into a table of 16 uneven levels. IQ4_XS uses the same levels.
 
 Layout and table: ggml-common.h (`kvalues_iq4nl`) and ggml-quants.c (`dequantize_row_iq4_nl`) of llama.cpp.
 """
@@ -18,7 +18,7 @@ from bitsmith.quant.scale_search import Levels, fit_chunks
 
 IQ4_TABLE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 IQ4_LEVELS = Levels(-127, 113, IQ4_TABLE)
-# levels for the weight of largest magnitude; either end of the uneven table may take it
+# levels tried for the weight of largest magnitude, at both ends of the uneven table
 IQ4_TARGETS = (-100.0, -106.0, -112.0, -118.0, -124.0, -130.0, -136.0, 90.0, 96.0, 102.0, 108.0, 114.0, 120.0)
 
 

@@ -1,7 +1,7 @@
 """Two-level formats of ggml: super-blocks of 256 weights whose block scales are small integers times a float16.
 
 Layouts and value formulas: ggml-quants.c (`dequantize_row_q2_K` ... `dequantize_row_q6_K`, `dequantize_row_iq4_xs`)
-of llama.cpp. The searches are our own: scales are refitted after every rounding they suffer.
+of llama.cpp. The searches are our own: scales are refitted each time after they are rounded.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from bitsmith.quant.scale_search import (
     tree_sum,
 )
 
-SUPER = 256  # weights of a super-block
+SUPER = 256  # weights in a super-block
 
 
 def _spread(d: Array, parts: int) -> Array:
-    """One value a super-block [rows, n] -> one a block [rows, n * parts]."""
+    """One value per super-block [rows, n] -> one per block [rows, n * parts]."""
     xp = array_namespace(d)
     return xp.repeat(to_float32(d), parts, axis=1)
 
@@ -42,10 +42,12 @@ def _spread(d: Array, parts: int) -> Array:
 class AffineK:
     """value = d * scales * code - dmin * mins: Q2_K, Q4_K, Q5_K.
 
-    block: weights that share a scale and a min; top: largest integer of scales and mins (15 or 63)
+    block: number of weights that share a scale and a min
+    top: largest integer of scales and mins (15 or 63)
     targets: levels tried for the largest weight of a block, see `search_affine`
-    shares: what the largest block scale (and min) is divided by to get d (and dmin), as shares of `top`
-    reach: how far from the rounded scale and min the refinement looks; rounds: how often it runs
+    shares: d is the largest block scale divided by `top` times one of these; the same for dmin and the largest min
+    reach: number of steps around the rounded scale and min that the refinement tries
+    rounds: number of refinements
     """
 
     name: str
@@ -60,7 +62,7 @@ class AffineK:
 
     @property
     def integer_ranges(self) -> dict[str, tuple[int, int]]:
-        """Of the scales and mins of blocks."""
+        """Ranges of the blocks' scales and mins."""
         return {"scales": (0, self.top), "mins": (0, self.top)}
 
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -69,7 +71,7 @@ class AffineK:
         return {"d": (supers, FLOAT16), "dmin": (supers, FLOAT16), "scales": (blocks, UINT8), "mins": (blocks, UINT8)}
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
-        """See `Format.fit`; a search of block scales and mins, then coordinate descent on their integers."""
+        """See `Format.fit`. Searches block scales and mins, then improves their integers by coordinate descent."""
         return fitted(self, w, importance)
 
     def fit_reference(self, w: Array, importance: Array | None = None) -> Params:
@@ -83,7 +85,7 @@ class AffineK:
         return Search(self.name, self.targets, divisors, (self.reach,), self.rounds)
 
     def project(self, params: Params, blocks: slice, scale: Array, offset: Array | None) -> StoredScales:
-        """See `Refittable.project`; d and dmin stay."""
+        """See `Refittable.project`; d and dmin do not change."""
         assert offset is not None
         xp = array_namespace(scale)
         d, dmin = (_spread(params[name], SUPER // self.block)[:, blocks] for name in ("d", "dmin"))
@@ -129,10 +131,10 @@ class AffineK:
                 yield _AffineState(d, dmin, scales, mins, lost)
 
     def _descend(self, x: Array, weight: Array | None, state: _AffineState) -> _AffineState:
-        """Per block, the best pair of integers in reach, d and dmin fixed.
+        """For each block, the best pair of integers in reach, with d and dmin fixed.
 
-        The pairs tried lie along the valley of the error: a larger scale wants a larger min, so that the mean
-        code's value stays where it is.
+        The tried pairs lie along the valley of the error: a larger scale goes with a larger min, so that the value of
+        the mean code does not change.
         """
         xp = array_namespace(x)
         level = quantized(x, state.d * state.scales, -(state.dmin * state.mins), self._levels)
@@ -154,7 +156,7 @@ class AffineK:
         return _AffineState(state.d, state.dmin, scales, mins, lost)
 
     def _refit(self, x: Array, weight: Array | None, state: _AffineState) -> _AffineState:
-        """d and dmin by least squares for the codes at hand, rounded to float16; kept where the error falls."""
+        """d and dmin by least squares for the present codes, rounded to float16. They are kept if the error falls."""
         xp = array_namespace(x)
         scale, offset = state.d * state.scales, -(state.dmin * state.mins)
         level = quantized(x, scale, offset, self._levels)
@@ -188,7 +190,7 @@ class _AffineState:
     lost: Array
 
     def better(self, other: _AffineState) -> _AffineState:
-        """Per super-block, whichever loses less; self on a tie."""
+        """For each super-block the state with the smaller error; self if both are equal."""
         xp = array_namespace(self.d)
         take = tree_sum(other.lost) < tree_sum(self.lost)
         return _AffineState(
@@ -204,8 +206,11 @@ class _AffineState:
 class SymmetricK:
     """value = d * scales * level, level = table[code]: Q3_K, Q6_K, IQ4_XS. Scales may be negative.
 
-    block: weights that share a scale; low, high: range of the integer scales
-    levels: the table; targets: see `search_scale`; reach, rounds: see `AffineK`
+    block: number of weights that share a scale
+    low, high: range of the integer scales
+    levels: the table
+    targets: see `search_scale`
+    shares, reach, rounds: see `AffineK`
     """
 
     name: str
@@ -222,7 +227,7 @@ class SymmetricK:
 
     @property
     def integer_ranges(self) -> dict[str, tuple[int, int]]:
-        """Of the scales of blocks."""
+        """Range of the blocks' scales."""
         return {"scales": (self.low, self.high)}
 
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -230,7 +235,7 @@ class SymmetricK:
         return {"d": ((rows, cols // SUPER), FLOAT16), "scales": ((rows, cols // self.block), np.dtype(np.int8))}
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
-        """See `Format.fit`; a search of block scales, then coordinate descent on their integers."""
+        """See `Format.fit`. Searches block scales, then improves their integers by coordinate descent."""
         return fitted(self, w, importance)
 
     def fit_reference(self, w: Array, importance: Array | None = None) -> Params:
@@ -244,7 +249,7 @@ class SymmetricK:
         return Search(self.name, self.targets, divisors, (self.reach,), self.rounds)
 
     def project(self, params: Params, blocks: slice, scale: Array, offset: Array | None) -> StoredScales:
-        """See `Refittable.project`; d stays."""
+        """See `Refittable.project`; d does not change."""
         xp = array_namespace(scale)
         d = _spread(params["d"], SUPER // self.block)[:, blocks]
         scales = xp.clip(xp.round(scale * inverse(d)), self.low, self.high)
@@ -264,7 +269,7 @@ class SymmetricK:
         return {"d": xp.astype(best.d, xp.float16), "scales": xp.astype(best.scales, xp.int8)}
 
     def _starts(self, x: Array, weight: Array | None, scale: Array) -> Iterator[_SymmetricState]:
-        """Candidate d, with the integers nearest to the wanted scales; the largest maps to the lowest integer."""
+        """Candidate d, with the integers nearest to the wanted scales. The largest scale gets the lowest integer."""
         xp = array_namespace(x)
         high, low = xp.max(scale, axis=0), xp.min(scale, axis=0)
         extreme = xp.where(high >= -low, high, low)
@@ -274,7 +279,7 @@ class SymmetricK:
             yield _SymmetricState(d, scales, grid_error(x, weight, d * scales, None, self.levels))
 
     def _descend(self, x: Array, weight: Array | None, state: _SymmetricState) -> _SymmetricState:
-        """Per block, the best integer scale in reach, d fixed."""
+        """For each block, the best integer scale in reach, with d fixed."""
         xp = array_namespace(x)
         scales, lost = state.scales, state.lost
         for step in range(-self.reach, self.reach + 1):
@@ -286,7 +291,7 @@ class SymmetricK:
         return _SymmetricState(state.d, scales, lost)
 
     def _refit(self, x: Array, weight: Array | None, state: _SymmetricState) -> _SymmetricState:
-        """d by least squares for the codes at hand, rounded to float16; kept where the error falls."""
+        """d by least squares for the present codes, rounded to float16. It is kept if the error falls."""
         level = quantized(x, state.d * state.scales, None, self.levels)
         counted = level if weight is None else level * weight
         s = state.scales
@@ -303,7 +308,7 @@ class _SymmetricState:
     lost: Array
 
     def better(self, other: _SymmetricState) -> _SymmetricState:
-        """Per super-block, whichever loses less; self on a tie."""
+        """For each super-block the state with the smaller error; self if both are equal."""
         xp = array_namespace(self.d)
         take = tree_sum(other.lost) < tree_sum(self.lost)
         return _SymmetricState(

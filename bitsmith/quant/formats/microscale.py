@@ -1,8 +1,8 @@
-"""MXFP4 and NVFP4 as ggml stores them: E2M1 values under a power-of-two or an E4M3 scale.
+"""MXFP4 and NVFP4 as ggml stores them: E2M1 values with a power-of-two or an E4M3 scale.
 
 Values: OCP Microscaling Formats (MX) Specification v1.0 (E2M1, E8M0); NVFP4 without its tensor scale, as in
-ggml-quants.c (`dequantize_row_mxfp4`, `dequantize_row_nvfp4`) of llama.cpp. Tables hold twice the E2M1 values, as
-there, and scales are halved.
+ggml-quants.c (`dequantize_row_mxfp4`, `dequantize_row_nvfp4`) of llama.cpp. As there, tables hold twice the E2M1
+values, and scales are halved.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from bitsmith.quant.formats.precision import UINT8
 from bitsmith.quant.grid import Array, Grid
 from bitsmith.quant.scale_search import Levels, fit_chunks, grid_error
 
-# code 7 is -0, code 8 is +0: codes count upwards, the sign-and-magnitude order is the codec's business
+# codes are in ascending order (7 is -0, 8 is +0); the codec converts to sign and magnitude
 E2M1_TWICE = (-12, -8, -6, -4, -3, -2, -1, 0, 0, 1, 2, 3, 4, 6, 8, 12)
 E2M1_LEVELS = Levels(-12, 12, E2M1_TWICE)
 
 
 def _half_e8m0() -> np.ndarray:
-    """2^(e - 128) for each byte e, float32 [256]; exact, the first two are denormal."""
+    """2^(e - 128) for each byte e, float32 [256]. All are exact; the first two are denormal."""
     return np.ldexp(np.float32(1.0), np.arange(256) - 128).astype(np.float32)
 
 
 def _half_ue4m3() -> np.ndarray:
-    """Half the value of each E4M3 byte, its sign bit an exponent bit as in ggml: float32 [256].
+    """Half the value of each E4M3 byte, as ggml reads it: float32 [256].
 
-    0x7f, NaN in E4M3, reads as 0 as in ggml; the upper half repeats the lower, whose byte 0xff is 0x7f's twin
-    and reads as 480 / 2.
+    Bytes 0x80..0xff have the values of 0x00..0x7f. 0x7f is NaN in E4M3 and 0 here, as in ggml, but 0xff is 480 / 2.
     """
     byte = np.arange(256)
     exponent, mantissa = (byte >> 3) & 15, byte & 7
@@ -45,10 +44,13 @@ def _half_ue4m3() -> np.ndarray:
 
 @dataclass(frozen=True)
 class MicroScaled:
-    """value = scales[byte] * level, with a table of the 256 scales a byte can mean.
+    """value = scales[byte] * level, with a table of the scale of each of the 256 bytes.
 
-    param: name of the stored byte; block: weights that share a scale; multiple: weights of a ggml block
-    top: highest byte that `fit` chooses; reach: how many scale bytes around max |w| / 6 it tries
+    param: name of the stored byte
+    block: number of weights that share a scale
+    multiple: number of weights in a ggml block
+    top: highest byte that `fit` chooses
+    reach: steps from the byte for max |w| / 6 to the other bytes that `fit` tries
     """
 
     name: str
@@ -60,11 +62,11 @@ class MicroScaled:
     bits: int = 4
 
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """One byte a block: uint8 [rows, cols / block]."""
+        """One byte per block: uint8 [rows, cols / block]."""
         return {self.param: ((rows, cols // self.block), UINT8)}
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
-        """See `Format.fit`: the scales nearest to the one that fits the largest weight are compared."""
+        """See `Format.fit`. Compares the scale that fits the largest weight with its neighbours."""
         return fitted(self, w, importance)
 
     @property

@@ -14,11 +14,11 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT16 = np.dtype(np.float16)
 FLOAT32 = np.dtype(np.float32)
 UINT8 = np.dtype(np.uint8)
-PRECISIONS: dict[str, np.dtype[Any]] = {"f32": FLOAT32, "f16": FLOAT16, "bf16": BFLOAT16}  # of scales, by name
+PRECISIONS: dict[str, np.dtype[Any]] = {"f32": FLOAT32, "f16": FLOAT16, "bf16": BFLOAT16}  # by name
 
 
 def stored(x: Array, dtype: np.dtype) -> Array:
-    """`x`, float32, rounded to `dtype` (half to even); what lies beyond its largest finite value becomes that."""
+    """`x`, float32, rounded to `dtype` (half to even), saturating at its largest finite value."""
     xp = array_namespace(x)
     if dtype == FLOAT32:
         return x
@@ -39,7 +39,7 @@ def constant(values: np.ndarray, like: Array) -> Array:
 
 
 def as_numpy(x: Array) -> np.ndarray:
-    """The same array on numpy's side; torch's bfloat16 becomes ml_dtypes' of the same bits."""
+    """The same array as a numpy array. torch's bfloat16 becomes ml_dtypes' bfloat16 with the same bits."""
     if not is_torch_array(x):
         return np.asarray(x)
     xp = array_namespace(x)
@@ -51,7 +51,7 @@ def as_numpy(x: Array) -> np.ndarray:
 
 
 def _dtype(xp: Any, x: Array, dtype: np.dtype) -> Any:
-    """The namespace's own name of a numpy dtype."""
+    """The dtype of the namespace that matches a numpy dtype."""
     if not is_torch_array(x):
         return dtype
     return {"bfloat16": xp.bfloat16, "float16": xp.float16, "uint8": xp.uint8}[dtype.name]

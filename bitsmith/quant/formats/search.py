@@ -1,4 +1,4 @@
-"""Choice of scales by trial: of several candidates each block keeps the one with the least weighted error."""
+"""Choice of scales by trial: each block keeps the candidate with the least weighted error."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from array_api_compat import array_namespace
 from bitsmith.quant.formats.base import Params
 from bitsmith.quant.grid import Array, Grid
 
-_CHUNK = 1 << 20  # weights tried at once: bounds the float64 temporaries
+_CHUNK = 1 << 20  # weights processed at once; limits the float64 temporaries
 
 
 def usable(importance: Array | None) -> bool:
-    """Whether an importance says anything: None and all zeros do not."""
+    """Whether an importance has an effect: None and all zeros do not."""
     if importance is None:
         return False
     xp = array_namespace(importance)
@@ -27,15 +27,15 @@ def search(
     candidates: Callable[[Array], Iterable[Params]],
     grid: Callable[[Params], Grid],
 ) -> Params:
-    """Per block, the candidate with the least sum of importance * (value - weight)^2 after nearest rounding.
+    """For each block, the candidate with the least sum of importance * (value - weight)^2 after nearest rounding.
 
     w: float32 [rows, cols]
     importance: [cols] float32, >= 0
     candidates: yields complete parameters for some rows of `w`, each [rows, blocks], in stored precision
-    grid: of such parameters
+    grid: parameters -> their grid
 
-    Errors are summed in float64. Between equals the earlier candidate stays, so with absmax first the
-    result is never worse than absmax. Rows do not influence each other.
+    Errors are summed in float64. The earlier of two equal candidates stays, so if absmax is first, the result is never
+    worse than absmax. Rows do not influence each other.
     """
     xp = array_namespace(w)
     step = max(1, _CHUNK // max(1, w.shape[1]))

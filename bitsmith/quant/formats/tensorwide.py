@@ -1,4 +1,4 @@
-"""One scale for a whole tensor, which slabs of rows must be told beforehand."""
+"""One scale for a whole tensor. The tensor's extent must be given before slabs of rows are fitted."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bitsmith.quant.grid import Array, Grid
 
 @dataclass(frozen=True)
 class TensorWide:
-    """A format of whole rows whose parameters are the same in every row of a tensor.
+    """A format of whole rows with the same parameters in every row of a tensor.
 
-    row: the format with one scale a row
-    low, high: the tensor's extent; None until `with_extent`, which only `fit` needs. Not part of comparisons.
+    row: the format with one scale per row
+    low, high: the tensor's extent; None until `with_extent`. Only `fit` needs them. They are not compared.
 
-    The parameters are stored once a row, so that slabs of rows stay independent; it costs 4 bytes a row.
+    Parameters are kept once per row, so that slabs of rows are independent; this costs 4 bytes per row.
     """
 
     name: str
@@ -44,18 +44,18 @@ class TensorWide:
         return replace(self, low=low, high=high)
 
     def params_layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """See `Format.params_layout`: those of the row's format."""
+        """See `Format.params_layout`: the same as the row's format."""
         return self.row.params_layout(rows, cols)
 
     def fit(self, w: Array, importance: Array | None = None) -> Params:
-        """absmax or min-max of the extent; importance is not used, since a slab does not see the whole tensor.
+        """absmax or min-max of the extent. Importance is not used, because a slab is only a part of the tensor.
 
         Raises UsageError before `with_extent`.
         """
         if self.low is None or self.high is None:
             raise UsageError(
-                f"{self.name} has one scale a tensor and was not told the tensor's extent; call "
-                "format.with_extent(low, high) with its smallest and largest weight first"
+                f"{self.name} has one scale per tensor and needs the tensor's extent; first call "
+                "format.with_extent(low, high) with its smallest and largest weight"
             )
         xp = array_namespace(w)
         ones = xp.ones((w.shape[0], 1), dtype=xp.float32, device=w.device)

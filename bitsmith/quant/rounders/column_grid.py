@@ -1,4 +1,4 @@
-"""A slab of weights while its codes are being chosen: the grid by columns, what is rounded so far, what it costs."""
+"""A slab of weights during rounding: its grid by columns, the levels chosen so far, and their error."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bitsmith.quant.grid import Grid
 from bitsmith.quant.rounders.hessian import STEP, Factor
 from bitsmith.quant.scale_search import tree_sum
 
-STRIP = 32  # columns between which errors are passed on one by one, not by products
+STRIP = 32  # columns that pass errors on one by one; wider updates are matrix products
 
 
 class ColumnGrid:
-    """A grid whose blocks can change, by columns: the value nearest to a target, ties to the lower level.
+    """A grid by columns, with blocks that can change. Finds the level nearest to a target; ties go to the lower one.
 
-    block: neighbouring columns that share a scale
-    scale, offset: [blocks, rows] float32; offset is None where it is zero by construction
+    block: number of neighbouring columns that share a scale
+    scale, offset: [blocks, rows] float32; offset is None if the format has no offset
     """
 
     def __init__(self, grid: Grid, cols: int) -> None:
@@ -33,7 +33,7 @@ class ColumnGrid:
         self._counts = bool((steps == 1).all()) and self._ends[0].is_integer()
 
     def level(self, column: int, target: Tensor) -> Tensor:
-        """The table's entry for each target: [rows] -> [rows]. The target may be overwritten."""
+        """The nearest table entry for each target: [rows] -> [rows]. May overwrite `target`."""
         at = column // self.block
         if self.offset is not None:
             target = target.sub_(self.offset[at])
@@ -43,7 +43,7 @@ class ColumnGrid:
         return self._table[torch.bucketize(target, self._middles)]
 
     def value(self, column: int, level: Tensor) -> Tensor:
-        """What an entry is worth: [rows] -> [rows]."""
+        """The decoded value of table entries: [rows] -> [rows]."""
         at = column // self.block
         value = level * self.scale[at]
         return value if self.offset is None else value.add_(self.offset[at])
@@ -56,24 +56,25 @@ class ColumnGrid:
             self.offset[at] = offset
 
     def codes(self, levels: Tensor) -> Tensor:
-        """Entries [cols, rows] as codes, uint8 [cols, rows]."""
+        """Codes of table entries: [cols, rows] -> uint8 [cols, rows]."""
         if self._counts:
             return (levels - self._ends[0]).to(torch.uint8)
         return torch.bucketize(levels, self._middles).to(torch.uint8)
 
 
 def _divisor(scale: Tensor) -> Tensor:
-    """A block whose scale is zero has the one value of its offset; all targets then count as zero."""
+    """Divisors from scales: infinity for a scale of zero, so that all targets of the block become zero."""
     return torch.where(scale != 0, scale, torch.inf)
 
 
 @dataclass
 class Slab:
-    """Rows being rounded, by columns, so that a column is one stretch of memory.
+    """Rows being rounded, transposed so that a column is contiguous in memory.
 
-    weights: [cols, rows] float32; error: the same less the values of `levels`
-    levels: entries of the table, [cols, rows] float32
-    params: the format's, [rows, ...] in stored precision; belongs to the slab and changes with the column_grid
+    weights: [cols, rows] float32
+    levels: chosen table entries, [cols, rows] float32
+    error: weights minus the values of `levels`, [cols, rows] float32
+    params: the format's parameters, [rows, ...] in stored precision; changed together with `column_grid`
     """
 
     weights: Tensor
@@ -84,7 +85,7 @@ class Slab:
 
 
 def product(columns: Tensor, x: Tensor) -> Tensor:
-    """columns^T x: [n, k], [n, rows] -> [k, rows], summed over STEP at a time, in order."""
+    """columns^T x: [n, k], [n, rows] -> [k, rows], summed in order over STEP rows at a time."""
     out = torch.zeros((columns.shape[1], x.shape[1]), dtype=x.dtype, device=x.device)
     for start in range(0, columns.shape[0], STEP):
         out.addmm_(columns[start : start + STEP].T, x[start : start + STEP])
@@ -92,7 +93,7 @@ def product(columns: Tensor, x: Tensor) -> Tensor:
 
 
 def column_sum(x: Tensor) -> Tensor:
-    """The sum over the first axis, [n, rows] -> [rows], in an order that depends on n alone."""
+    """The sum over the first axis, [n, rows] -> [rows], in an order that depends only on n."""
     n = x.shape[0]
     if n & (n - 1) == 0:
         return torch.as_tensor(tree_sum(x))
@@ -106,7 +107,7 @@ def column_sum(x: Tensor) -> Tensor:
 def output_error(error: Tensor, factor: Factor) -> Tensor:
     """e H e^T of each row, without damping: [cols, rows] -> float64 [rows].
 
-    The factor makes it a sum of squares, at half the cost of a product with the Hessian.
+    The factor gives it as a sum of squares, at half the cost of a product with the Hessian.
     """
     ordered = error if factor.natural else error[factor.order]
     u = factor.feedback

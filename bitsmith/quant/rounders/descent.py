@@ -1,8 +1,8 @@
-"""Coordinate descent under a Hessian: each code, then each scale, set to its best with all others held.
+"""Coordinate descent under a Hessian: sets each code and each scale to its best value while all others stay fixed.
 
-For errors e the slope at column j is r_j = (e H)_j; the best value for column j alone is its present one plus
-r_j / H_jj, rounded. Scale and offset move the values of a block along its levels l and along 1: least squares in two
-unknowns under the block's part of the Hessian. Every step lowers the error under the damped Hessian, or is not taken.
+For errors e the slope at column j is r_j = (e H)_j. The best value for column j alone is its present value plus
+r_j / H_jj, rounded. Scale and offset move the values of a block along its levels l and along 1, which is least squares
+in two unknowns with the block's part of the Hessian. Only steps that lower the error under the damped Hessian are kept.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from bitsmith.quant.rounders.hessian import STEP, Factor
 
 
 def descend(slab: Slab, format: Format, factor: Factor, *, refit: bool) -> None:
-    """One sweep over all columns, from left to right; `slab` is changed.
+    """One sweep over all columns, from left to right. Changes `slab`.
 
-    refit: before its codes, refit each block's scale and offset, where the format can store others
+    refit: whether to refit each block's scale and offset before its codes, if the format can store them
     """
     cols, block = factor.cols, slab.column_grid.block
     refits = format if refit and isinstance(format, Refittable) else None
-    wide = block > 2 * STEP  # the block of a whole row: refitted before all codes
+    wide = block > 2 * STEP  # a block as long as a row is refitted before all codes
     if refits is not None and wide:
         _refit(slab, refits, factor, _slope(slab, factor, 0, cols), 0)
     step = STEP if wide else -(-STEP // block) * block
@@ -43,7 +43,7 @@ def _slope(slab: Slab, factor: Factor, start: int, stop: int) -> Tensor:
 
 
 def _recode(slab: Slab, factor: Factor, slope: Tensor, start: int) -> None:
-    """The codes of the columns from `start` that `slope` covers, one column after another. `slope` is spoiled."""
+    """Set the codes of the columns that `slope` covers, from `start`, one by one. Overwrites `slope`."""
     h, stop = factor.hessian, start + slope.shape[0]
     diagonal = (h.diagonal() + factor.added)[start:stop].tolist()
     for left in range(start, stop, STRIP):
@@ -64,7 +64,7 @@ def _recode(slab: Slab, factor: Factor, slope: Tensor, start: int) -> None:
 
 
 def _refit(slab: Slab, format: Refittable, factor: Factor, slope: Tensor, start: int) -> None:
-    """Scales and offsets of the blocks from `start` that `slope` covers; `slope` is kept up to date."""
+    """Refit scales and offsets of the blocks that `slope` covers, from `start`. Updates `slope`."""
     block, stop = slab.column_grid.block, start + slope.shape[0]
     for left in range(start, stop, block):
         at = slice(left, left + block)
@@ -73,12 +73,12 @@ def _refit(slab: Slab, format: Refittable, factor: Factor, slope: Tensor, start:
         moved = _refit_block(slab, format, left // block, h, slope[here])
         slab.error[at] -= moved
         slope[here] -= product(h, moved)
-        if here.stop < slope.shape[0]:  # blocks before this one are done with
+        if here.stop < slope.shape[0]:  # blocks before this one are finished
             slope[here.stop :] -= product(factor.hessian[at, at.stop : stop], moved)
 
 
 def _refit_block(slab: Slab, format: Refittable, at: int, h: Tensor, slope: Tensor) -> Tensor:
-    """Refit one block, keeping in each row what gains most. Returns what its values rose by, [block, rows]."""
+    """Refit one block; each row keeps the pair with the largest gain. Returns the change of values, [block, rows]."""
     column_grid = slab.column_grid
     levels = slab.levels[at * column_grid.block : (at + 1) * column_grid.block]
     scale = column_grid.scale[at].clone()
@@ -108,7 +108,7 @@ def _column(x: Tensor | None) -> Tensor | None:
 
 
 def _wanted(format: Refittable, slab: Slab, at: int, gain: _Quadratic) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Scales and offsets worth trying: the best pair, then the best scale with the offset in a storable proportion."""
+    """Candidate scales and offsets: the best pair, then the best scales with a storable ratio of offset to scale."""
     scale = slab.column_grid.scale[at].clone()
     if slab.column_grid.offset is None:
         yield scale + gain.best_scale(), None
@@ -127,9 +127,9 @@ def _wanted(format: Refittable, slab: Slab, at: int, gain: _Quadratic) -> Iterat
 
 @dataclass(frozen=True)
 class _Quadratic:
-    """How much the error of each row falls when scale and offset of a block move by s and o.
+    """The gain of each row (fall of its error) if scale and offset of a block move by s and o.
 
-    2 (s first + o sum) - s^2 square - 2 s o mass - o^2 total, each [rows]
+    gain = 2 (s first + o sum) - s^2 square - 2 s o mass - o^2 total, each [rows]
     """
 
     first: Tensor
@@ -151,7 +151,7 @@ class _Quadratic:
         )
 
     def of_move(self, s: Tensor, o: Tensor | None) -> Tensor:
-        """The gain for a move."""
+        """The gain of a move."""
         gain = s * (2.0 * self.first - s * self.square)
         return gain if o is None else gain + o * (2.0 * (self.sum - s * self.mass) - o * self.total)
 
@@ -160,19 +160,19 @@ class _Quadratic:
         return _ratio(self.first, self.square)
 
     def best_pair(self) -> tuple[Tensor, Tensor]:
-        """The best move of both; of the offset alone where the levels are all the same."""
+        """The best move of both; of the offset alone if all levels are equal."""
         determinant = self.square * self.total - self.mass * self.mass
         sound = determinant > 1e-5 * self.square * self.total
         s = _ratio(self.total * self.first - self.mass * self.sum, torch.where(sound, determinant, 0.0))
         return s, (self.sum - s * self.mass) / self.total
 
     def best_along(self, scale: Tensor, offset: Tensor, ratio: Tensor) -> Tensor:
-        """The best scale, from the present scale and offset, if the offset becomes `ratio` times the scale."""
+        """The best new scale if the new offset is `ratio` times it, given the present scale and offset."""
         pull = self.first + scale * self.square + offset * self.mass
         pull = pull + ratio * (self.sum + scale * self.mass + offset * self.total)
         return _ratio(pull, self.square + ratio * (2.0 * self.mass + ratio * self.total))
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
-    """above / below, and 0 where there is nothing below."""
+    """above / below, but 0 if below is not positive."""
     return torch.where(below > 0, above / torch.where(below > 0, below, 1.0), 0.0)

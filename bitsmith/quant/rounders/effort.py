@@ -1,4 +1,4 @@
-"""Effort: how long a rounder may take, by name: one visible table."""
+"""Effort: how much work a rounder does, by name: one visible table."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Effort:
-    """What GPTQ and learned rounding do beyond GPTQ as published.
+    """What GPTQ and learned rounding do in addition to GPTQ as published.
 
-    steps: of gradient descent a block; batch: windows a step
-    sweeps: rounds of coordinate descent after GPTQ's pass, scales refitted
-    corrects: whether weights first make up for what earlier rounding did to their inputs
-    rounding: size of the first steps at two bits, in codes; scaling: the same as a share of a scale. Both halve with
-        each further bit, as errors do, and fall linearly to zero.
+    steps: steps of gradient descent per block
+    batch: windows per step
+    sweeps: rounds of coordinate descent with refitted scales, after GPTQ's pass
+    corrects: whether weights are first corrected for the change of their inputs by earlier rounding
+    rounding: size of the first steps of offsets at two bits, in codes
+    scaling: size of the first steps of scales at two bits, as a share of a scale. Both sizes halve with each further
+        bit, as errors do, and fall linearly to zero.
     """
 
     steps: int

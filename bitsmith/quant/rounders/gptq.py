@@ -1,10 +1,10 @@
-"""GPTQ for every format: scales first, then codes column by column, each making up for the errors before it.
+"""GPTQ for every format: scales first, then codes column by column. Each column compensates earlier errors.
 
 Frantar et al. 2022 (GPTQ), in the form of Chee et al. 2023 (QuIP): see `hessian`. Scales are fitted before any code is
-chosen ("static groups"), so columns may be rounded in any order and files need no `g_idx`. What greedy rounding leaves
-is then taken up by coordinate descent on codes and scales under the same Hessian, see `descent` (codes alone: Behdin et
-al. 2023, QuantEase). Scales of groups fitted on the way ("dynamic groups") were measured too: no better than static
-ones that are fitted with D as importance.
+chosen ("static groups"), so columns may be rounded in any order and files need no `g_idx`. Then coordinate descent
+under the same Hessian improves codes and scales, see `descent` (codes alone: Behdin et al. 2023, QuantEase). We also
+measured scales that are fitted during the pass ("dynamic groups"). They were not better than static groups that are
+fitted with D as importance.
 """
 
 from __future__ import annotations
@@ -25,19 +25,21 @@ from bitsmith.quant.rounders.column_grid import STRIP, ColumnGrid, Slab, output_
 from bitsmith.quant.rounders.descent import descend
 from bitsmith.quant.rounders.hessian import DAMPING, STEP, Factor, Order, prepare
 
-SLAB_ROWS = 2048  # rows worked on at once by `gptq`; a slab takes some ten times its weights in memory
-EVEN_ROWS = 16  # slabs are filled up to a multiple: products of fewer rows are summed in another order
+SLAB_ROWS = 2048  # rows that `gptq` rounds at once; a slab takes about ten times the memory of its weights
+EVEN_ROWS = 16  # slabs are padded to a multiple; products with fewer rows are summed in another order
 SWEEPS = 3
 
 
 @dataclass(frozen=True)
 class GptqReport:
-    """What rounding some rows cost. Errors are sums of e H e^T in the units of the Hessian, without damping.
+    """Report on rounding some rows. Errors are sums of e H e^T in the units of the Hessian, without damping.
 
-    rows: how many
-    error: of the codes returned; nearest: of the nearest values under weighted scales
-    kept: rows that kept the nearest values because GPTQ did worse
-    damping: see `Factor.damping`; dead: columns without input
+    rows: number of rows
+    error: error of the returned codes
+    nearest: error of the nearest codes with weighted scales
+    kept: number of rows that kept the nearest codes because GPTQ's were worse
+    damping: see `Factor.damping`
+    dead: number of columns without input
     """
 
     rows: int
@@ -50,7 +52,7 @@ class GptqReport:
 
 @dataclass(frozen=True)
 class Rounded:
-    """Codes uint8 [rows, cols] and stored parameters, in the library of the weights, and what they cost."""
+    """Codes uint8 [rows, cols] and stored parameters, as the weights' kind of array, and a report."""
 
     codes: Array
     params: Params
@@ -67,7 +69,7 @@ def gptq(
     sweeps: int = SWEEPS,
     refit: bool = True,
 ) -> Rounded:
-    """Round `w`, float32 [rows, cols], so that the outputs lose little: `prepare`, then `gptq_rows` slab by slab."""
+    """Round `w`, float32 [rows, cols], with a small error of the outputs: `prepare`, then `gptq_rows` per slab."""
     factor = prepare(hessian, order=order, damping=damping)
     slabs = [
         gptq_rows(w[start : start + SLAB_ROWS], format, factor, sweeps=sweeps, refit=refit)
@@ -79,16 +81,16 @@ def gptq(
 
 
 def gptq_rows(w: Array, format: Format, factor: Factor, *, sweeps: int = SWEEPS, refit: bool = True) -> Rounded:
-    """Round some rows of a matrix, float32 [rows, cols], numpy or torch; the factor serves all of them.
+    """Round some rows of a matrix, float32 [rows, cols], numpy or torch. All rows use the same factor.
 
     sweeps: rounds of coordinate descent after GPTQ's pass; 0 is GPTQ as published
-    refit: whether these rounds also refit scales and offsets to the codes, where the format can store others
+    refit: whether these rounds also refit scales and offsets to the codes, if the format can store them
 
-    A row that GPTQ rounds worse than nearest, with scales weighted by the Hessian's diagonal, keeps that. Rows do not
-    influence each other, and sums run in a fixed order: how rows are cut into slabs does not change the codes, nor does
-    the number of threads, as far as the linear algebra library sums 128 products in one order for any multiple of 16
-    rows (MKL does).
-    Raises TensorError where `w` is not finite or does not fit the Hessian.
+    A row keeps the nearest codes, with scales weighted by the Hessian's diagonal, if GPTQ's codes are worse. Rows do
+    not influence each other, and sums have a fixed order. So neither the size of slabs nor the number of threads
+    changes the codes, if the linear algebra library sums 128 products in one order for any multiple of 16 rows (MKL
+    does).
+    Raises TensorError if `w` is not finite or does not fit the Hessian.
     """
     rows = _even(_on_device(w, factor))
     params = _fitted(format, rows, factor.diagonal)
@@ -117,7 +119,7 @@ def gptq_rows(w: Array, format: Format, factor: Factor, *, sweeps: int = SWEEPS,
 
 
 def joined(reports: Iterable[GptqReport]) -> GptqReport:
-    """The report of all rows from those of slabs; at least one."""
+    """The report on all rows from the reports on slabs; at least one."""
     parts = list(reports)
     return GptqReport(
         rows=sum(part.rows for part in parts),
@@ -133,8 +135,8 @@ def _on_device(w: Array, factor: Factor) -> Tensor:
     rows = torch.as_tensor(w, device=factor.hessian.device)
     if rows.ndim != 2 or rows.shape[1] != factor.cols:
         raise TensorError(
-            f"weights [rows, {factor.cols}] were expected, as wide as the Hessian; found {list(rows.shape)}. The "
-            "statistics belong to another tensor."
+            f"expected weights [rows, {factor.cols}] to match the Hessian, found {list(rows.shape)}. The statistics "
+            "belong to another tensor; calibrate again."
         )
     if not bool(torch.isfinite(rows).all()):
         raise TensorError("the weights hold NaN or infinite values; the checkpoint is damaged: download it again.")
@@ -147,7 +149,7 @@ def _even(rows: Tensor) -> Tensor:
 
 
 def _fitted(format: Format, rows: Tensor, importance: Tensor) -> dict[str, Tensor]:
-    """`Format.fit`, which is fastest on numpy buffers where there is no accelerator."""
+    """`Format.fit`, on numpy buffers if the rows are on the CPU, because that is faster."""
     if rows.device.type != "cpu":
         return dict(format.fit(rows, importance))
     params = format.fit(rows.numpy(), importance.numpy())
@@ -161,7 +163,7 @@ def _as_torch(p: np.ndarray) -> Tensor:
 
 
 def _feedback(weights: Tensor, format: Format, params: dict[str, Tensor], factor: Factor) -> Slab:
-    """GPTQ's pass: weights [cols, rows] rounded in the factor's order, lazily by STEP columns."""
+    """GPTQ's pass: rounds weights [cols, rows] in the factor's order, with lazy updates of STEP columns."""
     cols = factor.cols
     column_grid = ColumnGrid(format.grid(params), cols)
     order = factor.order.tolist()

@@ -1,9 +1,10 @@
 """The Hessian of a linear's output error, factored once for all linears that share an input.
 
-For inputs x the squared output error of a row's rounding error e is e H e^T with H = mean of x^T x. With
-H = U D U^T, U unit upper triangular, it is the sum of D_j (e_j + sum_{i<j} e_i U_ij)^2: column j should be rounded to
-whatever lies nearest to its weight plus what the columns before it owe. That is GPTQ (Frantar et al. 2022) as LDLQ
-(Chee et al. 2023, QuIP, theorem 6): the same codes as with the Cholesky factor of the inverse, and no inverse.
+For inputs x, a row's rounding error e causes the squared output error e H e^T, with H = mean of x^T x. With
+H = U D U^T, U unit upper triangular, this is the sum of D_j (e_j + sum_{i<j} e_i U_ij)^2. So column j should be rounded
+to the value nearest to its weight plus the feedback from the columns before it. This is GPTQ (Frantar et al. 2022) as
+LDLQ (Chee et al. 2023, QuIP, theorem 6). It gives the same codes as the Cholesky factor of the inverse, without an
+inverse.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from bitsmith.quant.grid import Array
 
 Order = Literal["natural", "activation", "pivoted"]
 
-STEP = 128  # columns taken together; every product sums over so many at a time, so that its order is fixed
+STEP = 128  # columns processed together; products are summed over this many at a time, in a fixed order
 DAMPING = 0.03
 _MOST_DAMPING = 1.0
 
 
 @dataclass(frozen=True)
 class Factor:
-    """A Hessian and its factor. All on one device, in float32.
+    """A Hessian and its factor, all on one device and in float32.
 
     hessian: [cols, cols], symmetric, as given, in the columns' own order
-    feedback: [cols, cols], U above its diagonal, in the order of rounding; what lies elsewhere means nothing
+    feedback: [cols, cols], U above its diagonal, in the order of rounding; ignore the other entries
     pivots: [cols], D of the damped Hessian, in the order of rounding
     order: [cols] int64, the column that is rounded first, second, ...
-    added: [cols], what damping added to the diagonal; dead columns, whose input was zero throughout, got its mean
-    damping: the share of the diagonal's mean that was added; more than asked for where that was not enough
+    added: [cols], added to the diagonal by damping; dead columns, whose input was always zero, get the diagonal's mean
+    damping: the share of the diagonal's mean that was added; larger than requested if that was not enough
     natural: whether columns are rounded from left to right
     dead: number of dead columns
     """
@@ -51,19 +52,19 @@ class Factor:
 
     @property
     def cols(self) -> int:
-        """Columns of the linears it serves."""
+        """Number of columns of the linears."""
         return self.hessian.shape[0]
 
     @property
     def diagonal(self) -> Tensor:
-        """Mean squared input by column, [cols]: what scales for nearest rounding are fitted with."""
+        """Mean squared input per column, [cols]: the importance for fitting scales of nearest rounding."""
         return self.hessian.diagonal().contiguous()
 
     @property
     def importance(self) -> Tensor:
-        """What a column's rounding error costs where the columns after it make up for it: D by column, [cols].
+        """Cost of a column's rounding error if later columns compensate it: D by column, [cols].
 
-        What scales for GPTQ are fitted with: it beats the diagonal there.
+        The importance for fitting GPTQ's scales; it is better there than the diagonal.
         """
         by_column = torch.empty_like(self.pivots)
         by_column[self.order] = self.pivots
@@ -73,15 +74,15 @@ class Factor:
 def prepare(hessian: Array, *, order: Order = "pivoted", damping: float = DAMPING) -> Factor:
     """Factor a Hessian: the mean or sum of x^T x, [cols, cols], numpy or torch; its scale does not matter.
 
-    order: "activation" rounds the columns of largest diagonal first; "pivoted" chooses from the last to the first,
-        each time the column that those still to be placed tell least of: it costs a second factorisation and gains
-        1 to 4 % over "activation", 20 % where the Hessian is nearly singular
-    damping: share of the diagonal's mean that is added to it; multiplied by ten as often as it takes for the matrix
-        to be positive definite, each in float32 and then in float64
+    order: "activation" rounds the columns with the largest diagonal first. "pivoted" chooses from the last to the
+        first, each time the column with the smallest pivot; it costs a second factorisation and gains 1 to 4 % over
+        "activation", 20 % if the Hessian is nearly singular
+    damping: share of the diagonal's mean that is added to the diagonal; multiplied by ten until the matrix is positive
+        definite, tried each time in float32 and then in float64
 
-    The result's memory is that of `hessian`, which is kept, and once more the same. Bytes do not depend on the number
-    of threads. Raises TensorError for a matrix that is not square, holds NaN or Inf or a negative diagonal, or cannot
-    be made positive definite.
+    The result keeps `hessian` and takes the same memory again. Bytes do not depend on the number of threads.
+    Raises TensorError for a matrix that is not square, holds NaN or Inf or a negative diagonal, or cannot be made
+    positive definite.
     """
     h = _checked(hessian)
     diagonal = h.diagonal()
@@ -100,7 +101,7 @@ def prepare(hessian: Array, *, order: Order = "pivoted", damping: float = DAMPIN
         if share >= _MOST_DAMPING:
             raise TensorError(
                 f"the Hessian of {h.shape[0]} columns is not positive definite even with {share:g} of its diagonal's "
-                "mean added; it is no sum of x^T x. Calibrate again, or round without it (--method nearest)."
+                "mean added; it is not a sum of x^T x. Calibrate again, or round without it (--method nearest)."
             )
         share = min(max(share, 1e-4) * 10.0, _MOST_DAMPING)
 
@@ -111,8 +112,8 @@ def _checked(hessian: Array) -> Tensor:
         raise TensorError(f"a Hessian must be square, [cols, cols]; found {list(h.shape)}. Give the gram X^T X.")
     if not math.isfinite(float(h.sum())) or bool((h.diagonal() < 0).any()):
         raise TensorError(
-            f"the Hessian of {h.shape[0]} columns holds NaN, infinite or negative diagonal values; the hidden states "
-            "it was summed from overflowed. Calibrate again, with other text."
+            f"the Hessian of {h.shape[0]} columns holds NaN, infinite or negative diagonal values, because hidden "
+            "states overflowed. Calibrate again, with other text."
         )
     return h
 
@@ -126,16 +127,16 @@ def _by_activation(h: Tensor, added: Tensor) -> Tensor:
 
 
 def _pivoted(h: Tensor, added: Tensor) -> Tensor:
-    """Cholesky with the smallest pivot first, for its order only; its first pivot is the last column to be rounded.
+    """The order of a Cholesky factorisation with the smallest pivot first; its first pivot is rounded last.
 
-    The product of all D is the determinant, whatever the order; their sum, which is what rounding costs, is least
-    where they are alike. Small ones first keeps the large ones, which come last, from growing. The order is that of
-    at least 1 % damping, since float32 tells little of smaller pivots; of a matrix that is not positive definite even
-    then it is the order by activation.
+    In any order, the product of all D is the determinant. Their sum, which is the cost of rounding, is smallest if
+    they are similar. Small pivots first keep the large ones, which come last, from growing. At least 1 % damping is
+    used, because smaller pivots are inexact in float32. If the matrix is still not positive definite, the result is
+    the order by activation.
     """
     mean = float(h.diagonal().mean())
     rest = h + torch.diag(added.clamp(min=0.01 * mean))
-    places = torch.arange(h.shape[0], device=h.device)  # of the rows and columns of `rest`
+    places = torch.arange(h.shape[0], device=h.device)  # original columns of the rows and columns of `rest`
     found: list[Tensor] = []
     while places.numel():
         diagonal = rest.diagonal().clone()
@@ -163,7 +164,7 @@ _ORDERS = {"natural": _natural, "activation": _by_activation, "pivoted": _pivote
 
 
 def _factored(h: Tensor, order: Tensor, added: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-    """U and D of h with `added` on its diagonal, in the given order; None where it is not positive definite.
+    """U and D of h with `added` on its diagonal, in the given order; None if it is not positive definite.
 
     A blocked right-looking factorisation from the last column to the first, in place. The diagonal blocks are
     factored and inverted in float64.
@@ -191,7 +192,7 @@ def _factored(h: Tensor, order: Tensor, added: Tensor, dtype: torch.dtype) -> tu
 
 
 def _upper_root(block: Tensor) -> Tensor | None:
-    """R, upper triangular, with R R^T = block; None where there is none."""
+    """R, upper triangular, with R R^T = block; None if the block is not positive definite."""
     symmetric = torch.triu(block) + torch.triu(block, 1).T
     lower, failed = torch.linalg.cholesky_ex(symmetric.flip(0, 1))
     if int(failed) != 0 or not bool((lower.diagonal() > 0).all()):
@@ -201,20 +202,20 @@ def _upper_root(block: Tensor) -> Tensor | None:
 
 
 def correction(factor: Factor, drift: Array) -> Tensor:
-    """What makes up for inputs that earlier rounding has changed: M, float32 [cols, cols], see `corrected`.
+    """Correction of weights for inputs that earlier rounding has changed: M, float32 [cols, cols], see `corrected`.
 
-    drift: mean of (x - x')^T x', [cols, cols], in the units of the Hessian: x the original model's input of this
-        linear, x' the quantized prefix's, which the Hessian is made of
+    drift: mean of (x - x')^T x', [cols, cols], in the units of the Hessian: x are this linear's inputs in the original
+        model, x' those in the rounded model, which also give the Hessian
 
-    Weights w + w M come nearest to giving x' the outputs that w gives x: |w x - v x'|^2 is least for
-    v = w + w (x - x')^T x' (x'^T x')^-1, and what a rounded v loses beyond that is e H e^T as ever. This is the
-    asymmetric calibration of Li et al. 2025 (GPTAQ), solved at once instead of column by column, so that it serves
-    every rounder. The Hessian is damped. Raises TensorError where `drift` has another shape or is not finite.
+    The outputs of weights w + w M for x' are nearest to the outputs of w for x: |w x - v x'|^2 is smallest for
+    v = w + w (x - x')^T x' (x'^T x')^-1. Rounding v then adds e H e^T as usual. This is the asymmetric calibration of
+    Li et al. 2025 (GPTAQ), but solved at once instead of column by column, so that every rounder can use it. The
+    Hessian is damped. Raises TensorError if `drift` has another shape or is not finite.
     """
     given = torch.as_tensor(drift, device=factor.hessian.device).float()
     if given.shape != factor.hessian.shape or not math.isfinite(float(given.abs().sum())):
         raise TensorError(
-            f"the drift of inputs must be finite and {list(factor.hessian.shape)}, like the Hessian; found "
+            f"the drift of inputs must be finite, with the Hessian's shape {list(factor.hessian.shape)}; found shape "
             f"{list(given.shape)}. Calibrate again."
         )
     upper = torch.triu(factor.feedback, 1)

@@ -1,4 +1,4 @@
-"""Round to nearest: scales fitted, then for each weight the nearest value of its grid."""
+"""Round to nearest: fits the scales, then chooses the nearest value of the grid for each weight."""
 
 from __future__ import annotations
 

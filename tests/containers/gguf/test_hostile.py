@@ -134,7 +134,7 @@ def test_versions_and_types_that_are_not_read(tmp_path: Path, content: bytes, me
 
 def test_a_file_of_43_bytes_claims_more_than_it_holds(tmp_path: Path) -> None:
     content = raw_file([raw_key("abc", ARRAY, raw_array(ARRAY, HUGE))])
-    refuse(tmp_path / "m.gguf", content[:43], "the file ends here: 51 bytes are needed, it has 43")
+    refuse(tmp_path / "m.gguf", content[:43], "the file ends here: 51 bytes are needed, but it has 43")
     for item in (0, 7, STRING, ARRAY, 12):
         head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 0)[:3]
         refuse(tmp_path / "m.gguf", (head + raw_array(item, HUGE) + bytes(43))[:43], "m.gguf")

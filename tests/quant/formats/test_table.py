@@ -71,7 +71,7 @@ def test_resolve_says_what_is_impossible(name: str, cols: int, message: str) -> 
         ("int4-g64-g32", "int4-g64"),
         ("int4-asym-asym", "int4-g128-asym"),
         ("int4-", "int4-g128"),
-        ("", "no format. Known are int8, int4"),
+        ("", "not a format. Known: int8, int4"),
     ],
 )
 def test_unknown_names_list_the_nearest(name: str, near: str) -> None:
