@@ -1,4 +1,4 @@
-"""The library's functions, with the words of the command line."""
+"""The library's functions. Their names and options are those of the command line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bitsmith.planner.report import plan
     from bitsmith.runtime.language_model import LanguageModel
 
-_ELSEWHERE = {  # imported when first used: who runs a model does not wait for what quantizes one
+_ELSEWHERE = {  # imported at first use, so that running a model does not import the code that quantizes
     "QuantizeConfig": ("bitsmith.pipeline.config", "QuantizeConfig"),
     "imatrix": ("bitsmith.calibration.run", "make_imatrix"),
     "plan": ("bitsmith.planner.report", "plan"),
@@ -33,7 +33,7 @@ _ELSEWHERE = {  # imported when first used: who runs a model does not wait for w
 
 
 def __getattr__(name: str) -> Any:
-    """The functions whose modules are not imported yet."""
+    """Import a function of _ELSEWHERE at its first use."""
     if name not in _ELSEWHERE:
         raise AttributeError(f"module 'bitsmith.api' has no attribute {name!r}")
     module, function = _ELSEWHERE[name]
@@ -51,10 +51,12 @@ def load(
 ) -> LanguageModel:
     """Load a model for running: `.generate(prompt, max_tokens=..., sampling=Sampling(...))`, `.stream`, `.logits`.
 
-    threads: for arithmetic; None: one a core, on torch its own choice
+    threads: number of threads for arithmetic; None for one a core (with torch, for torch's own choice)
     kernel: "int8" (the C++ core; inputs of packed matrices are rounded to int8), "exact" (the core with float32
-        inputs) or "torch" (the reference); None: int8 if the core can run the model
-    cache_type: of keys and values: "f16", "q8_0", or "f32"; only the int8 kernel has a choice
+        inputs) or "torch" (the reference); None for int8 if the core can run the model
+    cache_type: type of keys and values: "f16", "q8_0" or "f32"; only the int8 kernel has a choice
+    revision: branch, tag or commit of a hub model
+    report: called with the progress
     Raises BitsmithError.
     """
     check_threads(threads)
@@ -92,9 +94,13 @@ def evaluate(
 ) -> Evaluation:
     """Perplexity of a model on a text, and its divergence from the model `against`.
 
-    text: a UTF-8 file; None takes the built-in text. context: tokens in a window
-    kernel: what `model` runs on, see `load`; None: "exact" where the core can run it, so that the loss is that of the
-        weights alone; "int8" adds what rounding inputs costs. `against` always runs exactly.
+    against: the original model; None measures perplexity only
+    text: a UTF-8 file; None for the built-in text
+    context: number of tokens in a window
+    max_windows: largest number of windows; None for all
+    threads, revision, report: see `load`
+    kernel: kernel of `model`, see `load`. None is "exact" if the core can run the model, so that only the weights cause
+        loss; "int8" adds the loss of rounded inputs. `against` always runs without rounded inputs.
     Raises BitsmithError.
     """
     from bitsmith.evaluation import evaluate as measure
@@ -125,11 +131,12 @@ def bench(
     revision: str | None = None,
     report: Report = silent,
 ) -> Speed:
-    """Tokens a second of a model, for a prompt and for generation; what else it reports, see `Speed`.
+    """Tokens a second of a model, for a prompt and for generation, and the other figures of `Speed`.
 
-    prompt, gen: tokens of each; 0 leaves one out, None takes 512 and 128, or the model's context where that is less
-    repeat: measurements of each, after a warm-up. threads: for arithmetic; None: one a core
-    kernel, cache_type: see `load`
+    prompt, gen: number of tokens of each; 0 skips it; None is 512 and 128, or less if the model's context is shorter
+    repeat: number of measurements of each, after a warm-up
+    threads: number of threads for arithmetic; None for one a core
+    kernel, cache_type, revision, report: see `load`
     Raises BitsmithError.
     """
     from bitsmith.evaluation.bandwidth import read_bandwidth
@@ -143,8 +150,8 @@ def bench(
     loaded = _load(checkpoint, count, kernel, "int8", cache_type=cache_type, report=report)
     load_seconds = time.perf_counter() - started
     rates = measure_speed(loaded, prompt=prompt, gen=gen, repeat=repeat, report=report)
-    peak = peak_memory()  # before measuring the memory, which takes some
-    crowded = f"{count} threads on {cores()} cores: they wait for each other; give --threads {cores()} or fewer."
+    peak = peak_memory()  # read now, since measuring the bandwidth takes memory too
+    crowded = f"{count} threads on {cores()} cores wait for each other; give --threads {cores()} or fewer."
     return Speed(
         loaded.name,
         count,
@@ -160,9 +167,11 @@ def bench(
 def inspect(
     model: str | Path, *, verify: bool = False, revision: str | None = None, report: Report = silent
 ) -> Inspection:
-    """What is in a file: metadata, tensors, sizes; with `verify` all of it decoded and checked.
+    """Metadata, tensors and sizes of a file.
 
-    Raises BitsmithError where it cannot be opened; what `verify` finds is listed in `problems`.
+    verify: also decode and check all tensors; what is wrong is listed in `problems`
+    revision, report: see `load`
+    Raises BitsmithError if the file cannot be opened.
     """
     from bitsmith.models.inspection import inspect as look
 

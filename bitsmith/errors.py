@@ -1,6 +1,6 @@
-"""The exception tree: every error that bitsmith raises on purpose.
+"""The exceptions that bitsmith raises on purpose.
 
-A message is one paragraph: the file or tensor, what was expected, what was found, what to do.
+A message is one paragraph. It names the file or tensor, what was expected, what was found and what to do.
 The command line prints it on stderr and exits with `exit_code`.
 """
 
@@ -22,7 +22,7 @@ class FileError(BitsmithError):
 
 
 class UnsupportedError(BitsmithError):
-    """The input is sound, but bitsmith cannot do this with it."""
+    """The input is valid, but bitsmith does not support it."""
 
 
 class TensorError(BitsmithError):

@@ -1,4 +1,4 @@
-"""How fast this machine's memory can be read."""
+"""Measures how fast this machine reads its memory."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 
 from bitsmith.system.core import core
 
-BUFFER = 256 << 20  # bytes: well beyond the caches
+BUFFER = 256 << 20  # bytes; much larger than the caches
 PASSES = 8
 
 
 def read_bandwidth(threads: int, *, size: int = BUFFER, passes: int = PASSES) -> float:
-    """Bytes a second that `threads` threads together read from a buffer of `size` bytes, the best of some passes.
+    """Bytes a second that `threads` threads together read from a buffer of `size` bytes. The best pass counts.
 
-    Without the C++ core numpy adds the buffer up, which may be slower than the memory is.
+    Without the C++ core, numpy sums the buffer. That may be slower than the memory.
     """
     module = core()
     return _numpy_bandwidth(threads, size, passes) if module is None else module.read_bandwidth(threads, size, passes)
@@ -28,6 +28,6 @@ def _numpy_bandwidth(threads: int, size: int, passes: int) -> float:
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(passes):
             started = time.perf_counter()
-            read = sum(pool.map(lambda part: int(part.sum()), parts))  # of ones: the words read
+            read = sum(pool.map(lambda part: int(part.sum()), parts))  # all words are 1: the sum is their number
             best = max(best, 8 * read / (time.perf_counter() - started))
     return best

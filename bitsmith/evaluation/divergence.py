@@ -1,4 +1,4 @@
-"""Divergence: how far a model's predictions lie from a reference model's, token by token."""
+"""Divergence: how far a model's predictions are from those of a reference model, token by token."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from bitsmith.evaluation.perplexity import (
 
 @dataclass(frozen=True)
 class Divergence:
-    """A model against its reference, over the scored tokens; the statistics llama-perplexity prints.
+    """A model compared with its reference over the scored tokens. The statistics are those of llama-perplexity.
 
     kld: mean Kullback-Leibler divergence KL(reference || model), nats per token
     kld_median, kld_99, kld_999, kld_max, kld_min: its quantiles (50 %, 99 %, 99.9 %) and extremes
-    top1: share of tokens where both models find the same token most probable
-    delta_p: mean of p - p_reference of the token that came
-    delta_p_rms: root of the mean square of the same
-    reference_perplexity: the reference model's own
+    top1: share of positions where both models give the same most probable token, 0 to 1
+    delta_p: mean of p - p_reference, where p is the probability of the text's next token
+    delta_p_rms: root mean square of p - p_reference
+    reference_perplexity: perplexity of the reference model
     log_ratio: mean of ln(perplexity / reference perplexity)
-    ratio: its exponential
-    vocab: number of tokens, from id 0, that the distributions were compared on
+    ratio: exponential of log_ratio
+    vocab: number of tokens, from id 0, over which the distributions are compared
     """
 
     kld: Estimate
@@ -60,10 +60,10 @@ def compare(logits: np.ndarray, reference: np.ndarray, targets: np.ndarray) -> T
     """KL(reference || model), both losses, and whether the most probable tokens agree, for each row.
 
     logits, reference: [rows, vocab] float32, finite; everything after is float64
-    targets: [rows] int, the token that came
+    targets: [rows] int, the text's next token
 
-    Where the vocabularies differ in width (padding), KLD and the most probable token are taken over the common
-    tokens, both distributions normalised over them; losses are always over each model's own vocabulary.
+    If one vocabulary is wider (padding), KLD and the most probable token use the common tokens, and both distributions
+    are normalised over them. Losses always use each model's whole vocabulary.
     """
     common = min(logits.shape[1], reference.shape[1])
     rows = len(targets)
@@ -87,7 +87,7 @@ def compare(logits: np.ndarray, reference: np.ndarray, targets: np.ndarray) -> T
 
 
 class DivergenceMeter:
-    """Takes tokens as they come. Keeps one float32 per token, for the quantiles."""
+    """Adds up the divergence of tokens, batch by batch. It keeps one float32 per token, for the quantiles."""
 
     def __init__(self, vocab: int) -> None:
         self._vocab = vocab
@@ -97,7 +97,7 @@ class DivergenceMeter:
         self._klds: list[np.ndarray] = []
 
     def add(self, tokens: TokenDivergence) -> None:
-        """Take in some tokens."""
+        """Add some tokens."""
         self._reference.add(tokens.reference_losses)
         self._kld.add(tokens.kld)
         self._log_ratio.add(tokens.losses - tokens.reference_losses)
@@ -108,7 +108,7 @@ class DivergenceMeter:
         self._klds.append(tokens.kld.astype(np.float32))
 
     def result(self) -> Divergence:
-        """The state so far; standard errors are taken over tokens. At least two tokens must have been added."""
+        """The divergence of all tokens so far, at least two. Standard errors are over tokens."""
         klds = np.concatenate(self._klds)
         low, median, high, higher, top = np.quantile(klds, [0.0, 0.5, 0.99, 0.999, 1.0]).tolist()
         agreement = self._same_top / klds.size

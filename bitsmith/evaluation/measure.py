@@ -1,4 +1,4 @@
-"""Measuring: a model over a text, window by window, alone or against a reference model."""
+"""Measures a model on a text, window by window, alone or against a reference model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from bitsmith.reference.texts import built_in_name, evaluation_text
 from bitsmith.system.progress import Progress, Report, silent
 
 DEFAULT_CONTEXT = 512
-BATCH_LOGITS = 1 << 23  # logits asked of a model at a time: 32 MB of float32, more only where one window needs it
-BATCH_TOKENS = 2048  # tokens given to a model at a time: more is no faster on a CPU
+BATCH_LOGITS = 1 << 23  # logits computed at once: 32 MB of float32; more only if one window needs it
+BATCH_TOKENS = 2048  # tokens computed at once; more is not faster on a CPU
 
 
 class Encoder(Protocol):
     """What the evaluation needs of a tokenizer.
 
-    adds_bos: whether `encode` with add_special puts the start token `bos` before the text
+    adds_bos: True if `encode` with add_special puts the start token `bos` before the text
     """
 
     @property
@@ -38,7 +38,7 @@ class Encoder(Protocol):
 
 
 class Shape(Protocol):
-    """What the evaluation needs of a model's configuration: positions and tokens it knows."""
+    """What the evaluation needs of a model's configuration: number of positions and of tokens."""
 
     @property
     def context(self) -> int: ...
@@ -69,16 +69,17 @@ def evaluate(
     max_windows: int | None = None,
     report: Report = silent,
 ) -> Evaluation:
-    """Measure `model` over a text, as llama-perplexity does, and its divergence from `against`.
+    """Perplexity of `model` on a text, as llama-perplexity measures it, and its divergence from `against`.
 
-    The text is cut into windows of `context` tokens that do not overlap; the second half of each is scored.
+    The text is cut into windows of `context` tokens that do not overlap. The second half of each is scored.
 
-    against: the reference model, usually the original; it must give the same token ids for the text
-    text: a file of UTF-8 text; None takes the built-in text, see `bitsmith.reference.texts`
-    max_windows: score the first so many windows only
-    report: called after each batch with the windows done
+    against: the reference model, usually the original; its tokenizer must give the same ids for the text
+    text: a file of UTF-8 text; None for the built-in text, see `bitsmith.reference.texts`
+    max_windows: largest number of windows to score, from the start of the text; None for all
+    report: called after each batch with the number of windows done
 
-    Raises UsageError (context, tokenizers that differ), FileError (the text), TensorError (logits not finite).
+    Raises UsageError for a wrong context and for tokenizers that differ, FileError for a text that cannot be used,
+    TensorError for logits that are not finite.
     """
     for each in (model, against):
         if each is not None:
@@ -121,13 +122,14 @@ def _windows(model: Scorer, content: str, context: int, name: str) -> Windows:
     if ids.size and (ids.min() < 0 or ids.max() >= model.config.vocab):
         raise UsageError(
             f"{model.name}: its tokenizer gives token {int(ids.max())} for {name}, but the model has "
-            f"{model.config.vocab} tokens; the tokenizer and the weights do not belong together."
+            f"{model.config.vocab} tokens; the tokenizer and the weights do not belong together. Use the tokenizer of "
+            "these weights."
         )
     return cut_windows(ids, context, start_token=tokenizer.bos if tokenizer.adds_bos else None, name=name)
 
 
 def _require_same_tokens(model: Scorer, against: Scorer, windows: Windows, content: str, name: str) -> None:
-    """Raise UsageError unless both models see the same tokens. Vocabularies may differ in width (padding)."""
+    """Raise UsageError unless both models get the same tokens. One vocabulary may be wider (padding)."""
     theirs = _windows(against, content, windows.context, name)
     if np.array_equal(windows.tokens, theirs.tokens):
         return
@@ -175,8 +177,8 @@ def _measure(
 def _scored_logits(model: Scorer, tokens: np.ndarray, first: int) -> np.ndarray:
     """Logits of the scored positions, float32 [windows * (context - first - 1), vocab].
 
-    The window's last token is not needed as input: nothing after it is predicted.
-    Raises TensorError where they are not finite.
+    A window's last token is no input, since no token after it is predicted.
+    Raises TensorError for logits that are not finite.
     """
     logits = np.asarray(model.logits(tokens[:, :-1], first=first), dtype=np.float32)
     rows = logits.reshape(-1, logits.shape[-1])
@@ -184,6 +186,6 @@ def _scored_logits(model: Scorer, tokens: np.ndarray, first: int) -> np.ndarray:
     if bad:
         raise TensorError(
             f"{model.name}: the model's logits must be finite, but {bad} of {len(rows)} predictions hold NaN or Inf; "
-            "its weights are damaged, or overflow. Check the file with `bitsmith inspect --verify`."
+            "its weights are damaged or overflow. Check the file with `bitsmith inspect --verify`."
         )
     return rows

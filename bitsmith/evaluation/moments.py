@@ -17,7 +17,7 @@ class Estimate:
 
 
 class Moments:
-    """Count, mean and sum of squared deviations of a stream of numbers; batches are merged without cancellation.
+    """Count, mean and sum of squared deviations of a stream of numbers. Batches are merged without cancellation.
 
     Source: Chan, Golub, LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
     """
@@ -28,7 +28,7 @@ class Moments:
         self._squares = 0.0
 
     def add(self, values: np.ndarray) -> None:
-        """Take in `values`, any shape; converted to float64."""
+        """Add `values`, an array of any shape; it is converted to float64."""
         values = np.asarray(values, dtype=np.float64)
         if values.size == 0:
             return
@@ -41,20 +41,20 @@ class Moments:
         self.count = total
 
     def estimate(self) -> Estimate:
-        """The mean, and its standard error sqrt(sum of squared deviations / n / (n - 1)); NaN below two values."""
+        """The mean and its standard error, sqrt(sum of squared deviations / n / (n - 1)). NaN with fewer than two."""
         if self.count < 2:
             return Estimate(self.mean if self.count else math.nan, math.nan)
         return Estimate(self.mean, math.sqrt(self._squares / self.count / (self.count - 1)))
 
 
 def exponential(estimate: Estimate) -> Estimate:
-    """exp of an estimate, its error by the delta method: d exp(x) = exp(x) dx."""
+    """exp of an estimate. Its error is by the delta method: d exp(x) = exp(x) dx."""
     value = math.exp(estimate.value)
     return Estimate(value, value * estimate.error)
 
 
 def square_root(estimate: Estimate) -> Estimate:
-    """Square root of an estimate >= 0, its error by the delta method; no error where the value is zero."""
+    """Square root of an estimate >= 0. Its error is by the delta method; 0 if the value is zero."""
     if estimate.value <= 0.0:
         return Estimate(0.0, 0.0)
     value = math.sqrt(estimate.value)

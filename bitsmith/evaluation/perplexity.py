@@ -9,16 +9,16 @@ import numpy as np
 
 from bitsmith.evaluation.moments import Estimate, Moments, exponential
 
-CHUNK_VALUES = 1 << 17  # logits worked on at a time: one megabyte of float64, so that the passes stay in cache
+CHUNK_VALUES = 1 << 17  # logits processed at once: one megabyte of float64, which stays in the cache
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """What a model made of a text.
+    """Perplexity of a model on a text.
 
-    tokens: predictions scored
+    tokens: number of scored predictions
     loss: mean negative log likelihood, nats per token
-    perplexity: exp(loss), its error by the delta method
+    perplexity: exp(loss), with its error by the delta method
     """
 
     tokens: int
@@ -27,17 +27,17 @@ class Perplexity:
 
 
 class PerplexityMeter:
-    """Takes losses as they come; memory does not grow."""
+    """Adds up losses batch by batch. Its memory does not grow."""
 
     def __init__(self) -> None:
         self._losses = Moments()
 
     def add(self, losses: np.ndarray) -> None:
-        """Take in the losses of some tokens, float64 [tokens], nats."""
+        """Add the losses of some tokens, float64 [tokens], nats."""
         self._losses.add(losses)
 
     def result(self) -> Perplexity:
-        """The state so far. Standard errors are taken over tokens, as llama-perplexity does."""
+        """The perplexity of all tokens so far. Standard errors are over tokens, as in llama-perplexity."""
         loss = self._losses.estimate()
         return Perplexity(self._losses.count, loss, exponential(loss))
 
@@ -46,7 +46,7 @@ def token_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Negative log likelihood of each target in nats: float64 [rows].
 
     logits: [rows, vocab] float32, finite; the softmax is computed in float64
-    targets: [rows] int, the token that came
+    targets: [rows] int, the text's next token
     """
     losses = np.empty(len(targets), dtype=np.float64)
     for rows in row_chunks(logits):
@@ -63,7 +63,7 @@ def row_chunks(logits: np.ndarray) -> Iterator[slice]:
 
 
 def shifted_logits(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logits less their maximum, float64 [rows, vocab], and the log of the sum of their exponentials [rows].
+    """Logits minus the maximum of their row, float64 [rows, vocab], and the log of the sum of their exp, [rows].
 
     The first minus the second is the log-softmax.
     """

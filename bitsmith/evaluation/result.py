@@ -1,4 +1,4 @@
-"""Evaluation: what was measured, on what, as a value, as JSON, as text."""
+"""Evaluation: the result of a measurement, as a value, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from bitsmith.evaluation.moments import Estimate
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured, on what.
+    """The result of a measurement, and what was measured.
 
-    model, against: names of the files; against is None where there was no reference
-    text: name of the text; text_sha256 is taken over its UTF-8 bytes
-    context: tokens in a window
-    windows: windows scored
-    tokens: predictions scored, context / 2 - 1 a window
+    model, against: names of the model and of the reference; against is None without a reference
+    text: name of the text
+    text_sha256: hash of its UTF-8 bytes
+    context: number of tokens in a window
+    windows: number of scored windows
+    tokens: number of scored predictions, context / 2 - 1 in each window
     loss: mean negative log likelihood, nats per token
     perplexity: exp(loss)
-    divergence: from the reference; None where there was none
+    divergence: divergence from the reference; None without a reference
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""Speed: tokens a second of a loaded model, for a prompt and for generation, as llama-bench counts them."""
+"""Speed: tokens a second of a loaded model, for a prompt and for generation, as llama-bench measures them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from bitsmith.errors import UsageError
 from bitsmith.system.progress import Progress, Report, silent
 
 DEFAULT_PROMPT, DEFAULT_GEN, DEFAULT_REPEAT = 512, 128, 5
-REPORT_EVERY = 0.5  # seconds: drawing takes time from what is measured
+REPORT_EVERY = 0.5  # seconds; drawing progress more often would slow the measurement
 
 
 class Shape(Protocol):
-    """What measuring needs of a model's configuration: positions and tokens it knows."""
+    """What measuring needs of a model's configuration: number of positions and of tokens."""
 
     @property
     def context(self) -> int: ...
@@ -45,8 +45,8 @@ class Runner(Protocol):
 class Rate:
     """Tokens a second, measured several times.
 
-    tokens: of one measurement
-    seconds: what each of them took
+    tokens: number of tokens in one measurement
+    seconds: time of each measurement
     """
 
     tokens: int
@@ -59,12 +59,12 @@ class Rate:
 
     @property
     def mean(self) -> float:
-        """Of the measurements' tokens a second, not of their times, as llama-bench has it."""
+        """Mean of the tokens a second of all measurements, as in llama-bench. It is not computed from the mean time."""
         return statistics.fmean(self.values)
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of a measurement; 0 of a single one."""
+        """Standard deviation of one measurement, tokens a second; 0 with a single measurement."""
         return statistics.stdev(self.values) if len(self.seconds) > 1 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,15 +76,15 @@ class Rate:
 
 @dataclass(frozen=True)
 class Speed:
-    """What `bitsmith bench` finds.
+    """The result of `bitsmith bench`.
 
-    threads: for arithmetic
-    prompt, generation: None where none was asked for
-    load_seconds: from the model's name to a model ready to run
-    peak_memory: bytes, of the whole process
+    threads: number of threads for arithmetic
+    prompt, generation: None if not measured
+    load_seconds: time to open the model and make it ready to run
+    peak_memory: bytes of the whole process
     token_bytes: bytes of matrices that one generated token reads
-    bandwidth: bytes a second that as many threads read from memory
-    warnings: what may spoil the figures
+    bandwidth: bytes a second that the same number of threads reads from memory
+    warnings: what may make the figures wrong
     """
 
     model: str
@@ -99,7 +99,7 @@ class Speed:
 
     @property
     def read_rate(self) -> float | None:
-        """Bytes a second that generation reads; above `bandwidth` where the model stays in the caches."""
+        """Bytes a second that generation reads. More than `bandwidth` if the model stays in the caches."""
         return None if self.generation is None else self.generation.mean * self.token_bytes
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,17 +121,18 @@ class Speed:
 
 
 def check_counts(context: int, *, prompt: int | None, gen: int | None, repeat: int) -> tuple[int, int]:
-    """The tokens of the prompt and of generation to measure; None takes the usual number, or what the context holds.
+    """The number of tokens to measure, for the prompt and for generation.
 
-    Raises UsageError where they, or `repeat`, are out of range. The two are measured apart, each in an empty cache.
+    None becomes the usual number, or the context if that is less. The two are measured apart, each with an empty
+    cache. Raises UsageError for a number out of range.
     """
     for name, count, least in (("prompt", prompt, 0), ("gen", gen, 0), ("repeat", repeat, 1)):
         if count is not None and count < least:
             raise UsageError(f"--{name} {count}: expected {least} or more.")
         if name != "repeat" and count is not None and count > context:
-            raise UsageError(f"--{name} {count}: beyond the model's context of {context} tokens.")
+            raise UsageError(f"--{name} {count}: expected at most the model's context of {context} tokens.")
     if prompt == gen == 0:
-        raise UsageError("--prompt 0 --gen 0: there is nothing to measure.")
+        raise UsageError("--prompt 0 --gen 0: nothing to measure; give one of them 1 or more.")
     return (
         min(DEFAULT_PROMPT, context) if prompt is None else prompt,
         min(DEFAULT_GEN, context) if gen is None else gen,
@@ -141,10 +142,12 @@ def check_counts(context: int, *, prompt: int | None, gen: int | None, repeat: i
 def measure_speed(
     model: Runner, *, prompt: int, gen: int, repeat: int = DEFAULT_REPEAT, report: Report = silent
 ) -> tuple[Rate | None, Rate | None]:
-    """Of a prompt of random tokens, read into an empty cache; and of tokens generated one by one behind nothing.
+    """The rates of reading a prompt and of generating tokens one by one, each starting with an empty cache.
 
-    As llama-bench's pp and tg: after a warm-up, without sampling, tokens random (which changes no time). 0 tokens leave
-    a measurement out. report: stages "prompt" and "generate", in tokens.
+    They are llama-bench's pp and tg: after a warm-up, without sampling, with random tokens, which do not change the
+    time. A rate with 0 tokens is not measured.
+    prompt, gen: number of tokens of one measurement
+    report: called with the stages "prompt" and "generate", in tokens
     """
     network, random = model.decoder, np.random.default_rng(0)
     ids = random.integers(0, model.config.vocab, (1, max(prompt, gen)))
@@ -155,7 +158,7 @@ def measure_speed(
 
 
 class _Meter:
-    """Reports tokens done, but seldom."""
+    """Reports the number of tokens done, at most every REPORT_EVERY seconds."""
 
     def __init__(self, stage: str, total: int, report: Report) -> None:
         self._stage, self._total, self._report = stage, total, report
@@ -170,7 +173,7 @@ class _Meter:
 
 
 def _rate(network: Network, ids: np.ndarray, step: int, repeat: int, meter: _Meter) -> Rate | None:
-    """Of ids int64 [1, n], fed `step` at a time, after one step to warm up; None where there are none."""
+    """The rate for ids int64 [1, n], fed `step` at a time after one step of warm-up; None if n is 0."""
     count = ids.shape[1]
     if count == 0:
         return None
@@ -181,7 +184,7 @@ def _rate(network: Network, ids: np.ndarray, step: int, repeat: int, meter: _Met
 
 
 def _feed(network: Network, cache: Any, ids: np.ndarray, step: int, meter: _Meter) -> float:
-    """Seconds for ids int64 [1, n], fed `step` at a time to a cache that is emptied first."""
+    """Seconds for ids int64 [1, n], fed `step` at a time. The cache is emptied first."""
     cache.truncate(0, 0)
     started = time.perf_counter()
     for start in range(0, ids.shape[1], step):

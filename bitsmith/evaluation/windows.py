@@ -1,4 +1,4 @@
-"""Windows: a text's tokens cut as llama-perplexity cuts them; the second half of each window is scored."""
+"""Windows: cuts a text's tokens like llama-perplexity. The second half of each window is scored."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ MIN_CONTEXT = 8
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows that do not overlap; tokens left over at the end of the text are dropped.
+    """Windows that do not overlap. Tokens at the end of the text that fill no window are dropped.
 
-    tokens: [windows, context] int64, what the model is given; each window starts with the start token where the
-        tokenizer adds one
+    tokens: [windows, context] int64, the model's input; each window begins with the start token, if the tokenizer adds
+        one
     """
 
     tokens: np.ndarray
 
     @property
     def context(self) -> int:
-        """Tokens in a window."""
+        """Number of tokens in a window."""
         return int(self.tokens.shape[1])
 
     @property
@@ -42,7 +42,7 @@ class Windows:
 
 
 def check_context(context: int, limit: int, name: str) -> None:
-    """Raise UsageError unless `context` is even, at least 8, and at most `limit`, the positions model `name` knows."""
+    """Raise UsageError unless `context` is even, at least 8, and at most `limit`, the context of the model `name`."""
     if context < MIN_CONTEXT or context % 2:
         raise UsageError(
             f"the context must be an even number of tokens, {MIN_CONTEXT} or more (the second half of each window "
@@ -50,15 +50,15 @@ def check_context(context: int, limit: int, name: str) -> None:
         )
     if context > limit:
         raise UsageError(
-            f"{name}: a context of {context} tokens was asked for, but the model was made for {limit}; "
+            f"{name}: a context of {context} tokens is more than the model's {limit}; "
             f"give --context {limit - limit % 2} or less."
         )
 
 
 def read_text(path: Path) -> str:
-    """The file's text: UTF-8, line ends left as they are.
+    """The text of a UTF-8 file. Line ends do not change.
 
-    Raises FileError where the file cannot be read, is empty, or is not UTF-8 (with the byte's position).
+    Raises FileError if the file cannot be read, is empty, or is not UTF-8 (with the byte's position).
     """
     try:
         data = path.read_bytes()
@@ -78,11 +78,11 @@ def read_text(path: Path) -> str:
 def cut_windows(ids: np.ndarray, context: int, *, start_token: int | None, name: str) -> Windows:
     """Cut token ids [tokens] into windows of `context`.
 
-    start_token: where the tokenizer adds a start token, its id: it then replaces each window's first token, so
-        that tokens and positions stay where they are. None where it adds none.
-    name: the text's name, for errors
+    start_token: id of the start token, if the tokenizer adds one. It replaces the first token of each window, so that
+        the other tokens keep their positions.
+    name: name of the text, for errors
 
-    Raises FileError where the text is shorter than one window.
+    Raises FileError if the text is shorter than one window.
     """
     count = len(ids) // context
     if count == 0:

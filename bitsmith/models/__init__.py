@@ -1,1 +1,1 @@
-"""Opening what a user names as a model: its files, architecture and tokenizer."""
+"""Opens a model that the user names: its files, architecture and tokenizer."""

@@ -1,4 +1,4 @@
-"""Checkpoint: whatever the user names as a model, opened: its tensors, its shape, its tokenizer."""
+"""Checkpoint: an opened model, with its tensors, its configuration and its tokenizer."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Checkpoint:
     """An opened model.
 
     name: a short name for output files and reports
-    naming: whose tensor names the source uses: Hugging Face's or GGUF's
-    hf_config: config.json as it stands; empty for GGUF
-    folder: where tokenizer files lie; None for GGUF
-    shape: the decoder's configuration, or the error that says why there is none
+    naming: whether the names of tensors are Hugging Face's or GGUF's
+    hf_config: the contents of config.json; empty for GGUF
+    folder: folder of the tokenizer files; None for GGUF
+    shape: the decoder's configuration, or the error that its reading raised
     """
 
     name: str
@@ -42,7 +42,7 @@ class Checkpoint:
 
     @property
     def config(self) -> ModelConfig:
-        """The decoder's configuration. Raises where the architecture is unknown or its config is damaged."""
+        """The decoder's configuration. Raises FileError or UnsupportedError if it cannot be read."""
         if isinstance(self.shape, BitsmithError):
             raise self.shape
         return self.shape
@@ -60,7 +60,7 @@ class Checkpoint:
 def open_checkpoint(model: str | Path, *, revision: str | None = None) -> Checkpoint:
     """Open "reference", a Hugging Face folder, a .safetensors or .gguf file, or a hub id.
 
-    Headers are read and validated; weights are not. Raises FileError or UnsupportedError.
+    Headers are read and checked; weights are not read. Raises FileError or UnsupportedError.
     """
     if not str(model):
         raise UsageError('the model\'s name is empty; give a folder, a file, a hub id, or "reference".')
@@ -68,7 +68,7 @@ def open_checkpoint(model: str | Path, *, revision: str | None = None) -> Checkp
         return _open(model, revision)
     except OSError as error:
         raise FileError(
-            f"{model}: cannot be opened ({error.strerror or error}); check name and permissions."
+            f"{model} cannot be opened ({error.strerror or error}); check its name and permissions."
         ) from error
 
 
@@ -79,7 +79,7 @@ def _open(model: str | Path, revision: str | None) -> Checkpoint:
     if not path.exists():
         if not hub.looks_like_id(str(model)):
             raise FileError(
-                f"{model}: no such file or folder; a model is a Hugging Face folder, a .safetensors or .gguf file, "
+                f"{model}: no such file or folder; give a Hugging Face folder, a .safetensors or .gguf file, "
                 'a hub id (owner/name or owner/name:file.gguf), or "reference".'
             )
         path = hub.download(str(model), revision)
@@ -108,14 +108,14 @@ def _open_gguf(path: Path) -> Checkpoint:
 
 
 def _open_folder(folder: Path, name: str, weights: Path | None = None) -> Checkpoint:
-    """Open a Hugging Face folder; `weights` names one file of it, where the user named the file."""
+    """Open a Hugging Face folder. `weights` is one file of it, if the user named the file."""
     from bitsmith.containers.safetensors import SafetensorsSource
     from bitsmith.models.arch.hf_config import config_from_hf
 
     if weights is None and not any(folder.glob("*.safetensors*")):
         ggufs = sorted(folder.glob("*.gguf"))
         if ggufs:
-            raise FileError(f"{folder}: a folder of GGUF files; name one of them, for instance {ggufs[0]}.")
+            raise FileError(f"{folder} is a folder of GGUF files; name one of them, for instance {ggufs[0]}.")
     source = SafetensorsSource(weights or folder)
     config: Mapping[str, Any] = {}
     shape: ModelConfig | BitsmithError
@@ -128,16 +128,16 @@ def _open_folder(folder: Path, name: str, weights: Path | None = None) -> Checkp
 
 
 def require_float(checkpoint: Checkpoint, *, requantize: bool) -> None:
-    """Raise UnsupportedError where the source is quantized already and the user did not accept that."""
+    """Raise UnsupportedError if the source is already quantized and `requantize` is False."""
     quantized = [info for info in checkpoint.source.tensors.values() if info.layout not in FLOATS and info.rows > 1]
     if quantized and not requantize:
         raise UnsupportedError(
-            f"{checkpoint.source.path}: already quantized ({quantized[0].name} is {quantized[0].layout}); quantizing "
-            "again adds loss to loss. Start from the original, or give --requantize to accept it."
+            f"{checkpoint.source.path} is already quantized ({quantized[0].name} is {quantized[0].layout}). Quantizing "
+            "it again adds more loss. Use the original, or give --requantize to accept the loss."
         )
 
 
 def quantized_already(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """A warning where the source is quantized already, for plans that accepted it."""
+    """A warning if the source is already quantized; else an empty tuple."""
     found = {info.layout for info in checkpoint.source.tensors.values() if info.rows > 1} - FLOATS
     return (f"the source is quantized already ({', '.join(sorted(found))}): losses add up",) if found else ()

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: only safetensors, configuration and tokenizer files are ever asked for."""
+"""Fetches models from the Hugging Face hub: only safetensors, GGUF, configuration and tokenizer files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from bitsmith.containers.hf_folder import CONFIG, TOKENIZER_FILES
 from bitsmith.errors import FileError, UsageError
 
 PATTERNS = ["*.safetensors", "*.safetensors.index.json", CONFIG, *TOKENIZER_FILES]
-_NOT = ["consolidated*", "original/*", "*/*.safetensors"]  # the same weights again, in other people's layouts
+_NOT = ["consolidated*", "original/*", "*/*.safetensors"]  # the same weights in other layouts
 
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<file>[\w./-]+\.gguf))?")
 
 
 class UnreachableError(FileError):
-    """The hub cannot be asked: no network, offline mode, or it is down."""
+    """The hub cannot be reached: no network, offline mode, or the hub is down."""
 
 
 def looks_like_id(model: str) -> bool:
@@ -28,10 +28,10 @@ def looks_like_id(model: str) -> bool:
 
 
 def download(model: str, revision: str | None = None) -> Path:
-    """Fetch a model, or find it in the cache; returns its folder, or the GGUF file asked for.
+    """Fetch a model, or find it in the cache. Returns its folder or its GGUF file.
 
-    model: "owner/name" or "owner/name:file.gguf" (of a split file any one name; all its parts are fetched)
-    Raises FileError where the hub has no such model, refuses it, or cannot be reached.
+    model: "owner/name" or "owner/name:file.gguf"; for a split file, the name of any part fetches all parts
+    Raises FileError if the hub has no such model, refuses access, or cannot be reached.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
 
@@ -46,16 +46,16 @@ def download(model: str, revision: str | None = None) -> Path:
 
 
 def parse_id(model: str) -> tuple[str, str | None]:
-    """Repository and GGUF file, or None, of a hub id. Raises UsageError for anything else."""
+    """Repository and GGUF file (None if it names no file) of a hub id. Raises UsageError if it is no hub id."""
     match = _ID.fullmatch(model)
     if match is None:
-        raise UsageError(f"{model!r} is no hub id; expected owner/name or owner/name:file.gguf.")
+        raise UsageError(f"{model!r} is not a hub id; expected owner/name or owner/name:file.gguf.")
     return match["repo"], match["file"]
 
 
 @contextmanager
 def explained(repo: str, file: str | None, revision: str | None) -> Iterator[None]:
-    """Turn the hub's refusals into FileErrors that say what to do."""
+    """Turn errors of the hub into FileErrors that say what to do."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -73,19 +73,19 @@ def explained(repo: str, file: str | None, revision: str | None) -> Iterator[Non
         ) from error
     except RepositoryNotFoundError as error:
         raise FileError(
-            f"{repo}: the hub has no such model, or it is private; check the name, and log in for a private one."
+            f"{repo}: the hub has no such model, or it is private; check the name, and log in for a private model."
         ) from error
     except RevisionNotFoundError as error:
         raise FileError(f"{repo} has no revision {revision!r}; check --revision.") from error
     except LocalEntryNotFoundError as error:
         raise UnreachableError(
             f"{repo} cannot be fetched (no network, or offline mode) and is not in the cache; "
-            "connect once, or give a local folder."
+            "connect to the network, or give a local folder."
         ) from error
     except EntryNotFoundError as error:
         if file is None:
             raise FileError(
-                f"{repo} has no model.safetensors, nor an index of shards; of a repository of GGUF files name one: "
+                f"{repo} has no model.safetensors and no index of shards. If it holds GGUF files, name one of them: "
                 f"{repo}:file.gguf."
             ) from error
         raise FileError(f"{repo} has no file {file!r}; check the name after the colon.") from error
@@ -98,7 +98,7 @@ def explained(repo: str, file: str | None, revision: str | None) -> Iterator[Non
 
 
 def _unreachable() -> tuple[type[Exception], ...]:
-    """What says that the hub cannot be asked, of the library too that huggingface_hub speaks through."""
+    """Exceptions that mean the hub cannot be reached, with those of the HTTP library under huggingface_hub."""
     from huggingface_hub.errors import HfHubHTTPError
 
     found = [vars(sys.modules[name])["HTTPError"] for name in ("httpx", "httpx2") if name in sys.modules]
@@ -106,7 +106,7 @@ def _unreachable() -> tuple[type[Exception], ...]:
 
 
 def split_names(file: str) -> list[str]:
-    """All names of the split set that `file` belongs to; empty where it is a single file."""
+    """Names of all parts of the split file that `file` belongs to; empty if the file is not split."""
     parts = split_parts(file)
     if parts is None:
         return []

@@ -1,4 +1,4 @@
-"""What is in a model's files, and whether their bytes are what the manifest says."""
+"""Lists the contents of a model's files, and checks their bytes against the manifest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bitsmith.errors import BitsmithError, FileError, UnsupportedError
 from bitsmith.quant.tensor import PackedTensor, TensorInfo
 from bitsmith.system.progress import Progress, Report, silent
 
-SLAB_WEIGHTS = 1 << 20  # decoded at once
+SLAB_WEIGHTS = 1 << 20  # number of weights decoded at once
 _SHOWN_ITEMS = 8
 _SHOWN_CHARACTERS = 200
 _LISTED_NAMES = 3
@@ -27,14 +27,14 @@ _LISTED_NAMES = 3
 
 @dataclass(frozen=True)
 class InspectedTensor:
-    """One tensor; the last three are None where nothing was verified.
+    """One tensor. The last three fields are None if the file was not verified.
 
-    bits_per_weight: of its data, padding excluded
-    input_rounding: how runtimes round the input of its product: "int8 a token", "fp8 a tensor, scale 0.0213",
-        "not supported" by the decoder here; empty where they do not
-    finite: every weight decodes to a finite number; None also where the bytes could not be read or decoded
-    sha256: of the stored bytes, as in the manifest
-    matches: sha256 is the manifest's; None also where the manifest has no record of the tensor
+    bits_per_weight: bits of its data for each weight, without padding
+    input_rounding: how runtimes round the input of its product: "int8 a token", "fp8 a tensor, scale 0.0213"; "not
+        supported" if our decoder cannot; empty if they do not round it
+    finite: True if every weight decodes to a finite number; None if the bytes cannot be read or decoded
+    sha256: hash of the stored bytes, as in the manifest
+    matches: True if sha256 is that of the manifest; None if the manifest has no record of the tensor
     """
 
     name: str
@@ -49,7 +49,7 @@ class InspectedTensor:
 
     @property
     def check(self) -> str:
-        """The outcome of verifying in a few words."""
+        """The result of the verification, in a few words."""
         if self.finite is None:
             return "unreadable" if self.sha256 is None else "not decoded"
         if not self.finite:
@@ -59,14 +59,14 @@ class InspectedTensor:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found.
+    """The result of `inspect`.
 
     container: "gguf" or "safetensors"
     size: bytes of all files
-    architecture: as the file, or the config.json beside it, names it; None where neither does
-    bits_per_weight: of all tensors' data
-    metadata: JSON-ready values; long arrays and texts abbreviated, control characters escaped
-    problems: one sentence each; empty where nothing is wrong
+    architecture: name in the file or in the config.json beside it; None if there is none
+    bits_per_weight: bits of all tensors' data for each weight
+    metadata: values for JSON; long arrays and texts are shortened, control characters are escaped
+    problems: one sentence each; empty if nothing is wrong
     """
 
     path: Path
@@ -87,8 +87,9 @@ class Inspection:
         return any(tensor.input_rounding for tensor in self.tensors)
 
     def rows(self) -> list[tuple[str, ...]]:
-        """One row a tensor: name, shape, type, bytes, bits a weight; `input_rounding` if any has them, the outcome of
-        verifying if that was done.
+        """One row for each tensor: name, shape, type, bytes and bits a weight.
+
+        `input_rounding` follows if any tensor has it, and the result of the verification if there was one.
         """
         return [
             (
@@ -104,7 +105,7 @@ class Inspection:
         ]
 
     def types(self) -> dict[str, tuple[int, int]]:
-        """Number of tensors and bytes of data by layout, the largest first."""
+        """Number of tensors and bytes of data for each layout, the largest first."""
         totals: dict[str, tuple[int, int]] = {}
         for tensor in self.tensors:
             count, nbytes = totals.get(tensor.layout, (0, 0))
@@ -141,9 +142,10 @@ class Inspection:
 
 
 def inspect(source: Source, *, verify: bool = False, report: Report = silent) -> Inspection:
-    """What `source` holds. With `verify` every tensor is read, decoded and hashed, by slabs, in bounded memory.
+    """The contents of `source`.
 
-    Nothing that is wrong with the data raises; it is listed in `problems`.
+    verify: read, decode and hash every tensor, some rows at a time, in bounded memory
+    Damaged data raises no error; it is listed in `problems`.
     """
     problems: list[str] = []
     records = _records(source, problems)
@@ -190,7 +192,7 @@ def _verified(
     problems: list[str],
     report: Report,
 ) -> tuple[InspectedTensor, ...]:
-    """The tensors with what reading all of them showed; adds to `problems`."""
+    """The tensors with the results of the verification. Adds to `problems`."""
     total, done, checked = sum(tensor.nbytes for tensor in tensors), 0, []
     for tensor in tensors:
         start = done
@@ -214,11 +216,11 @@ def _verified(
 def _read_through(
     source: Source, info: TensorInfo, advance: Callable[[float], None], problems: list[str]
 ) -> tuple[bool | None, str]:
-    """Whether all weights are finite (None: they do not decode), and the hash of the stored bytes."""
+    """Whether all weights are finite (None if they cannot be decoded), and the hash of the stored bytes."""
     hashes: dict[str, hashlib._Hash] = {}
     finite: bool | None = True
     gathered = isinstance(source, SafetensorsSource) and source.gathered(info.name)
-    if gathered:  # slabs of rows are no pieces of its entries
+    if gathered:  # its rows do not lie together in the file, so the hash needs the whole tensor
         _feed(hashes, source.packed(info.name))
     step = max(1, SLAB_WEIGHTS // max(1, info.cols))
     for start in range(0, max(1, info.rows), step):
@@ -247,8 +249,8 @@ def _finite(source: Source, info: TensorInfo, packed: PackedTensor, first: int, 
         return True
     row, column = np.argwhere(~finite)[0]
     problems.append(
-        f"tensor {name} holds NaN or Inf, first at row {first + row}, column {column}: a model with it gives no sense; "
-        "make the file again or fetch it again"
+        f"tensor {name} holds NaN or Inf, first at row {first + row}, column {column}; the model cannot work with it. "
+        "Make the file again or fetch it again"
     )
     return False
 
@@ -260,13 +262,13 @@ def _compare(name: str, sha256: str, records: Mapping[str, TensorRecord], proble
     if record.sha256 != sha256:
         problems.append(
             f"tensor {_printable(name)} has the hash {sha256}, the manifest says {record.sha256}: its bytes changed "
-            "after they were written; make the file again or fetch it again"
+            "after they were written. Make the file again or fetch it again"
         )
     return record.sha256 == sha256
 
 
 def _records(source: Source, problems: list[str]) -> dict[str, TensorRecord]:
-    """The manifest's records by tensor; what contradicts the files goes to `problems`."""
+    """The manifest's records by tensor. Contradictions to the files are added to `problems`."""
     try:
         manifests = _manifests(source)
     except FileError as error:
@@ -276,8 +278,8 @@ def _records(source: Source, problems: list[str]) -> dict[str, TensorRecord]:
     if not manifests:
         return records
     for names, what in (
-        (records.keys() - source.tensors.keys(), "tensors that the file does not hold"),
-        (source.tensors.keys() - records.keys(), "no record of tensors that the file holds"),
+        (records.keys() - source.tensors.keys(), "tensors that the file does not have"),
+        (source.tensors.keys() - records.keys(), "no record of tensors that the file has"),
     ):
         if names:
             listed = ", ".join(_printable(name) for name in sorted(names)[:_LISTED_NAMES])
@@ -286,7 +288,7 @@ def _records(source: Source, problems: list[str]) -> dict[str, TensorRecord]:
 
 
 def _manifests(source: Source) -> list[Manifest]:
-    """One manifest of a GGUF file or set, one of each safetensors file that has one."""
+    """The manifests: one for a GGUF file or all of its parts, one for each safetensors file that has one."""
     if isinstance(source, SafetensorsSource):
         texts = [metadata[JSON_KEY] for metadata in source.file_metadata.values() if JSON_KEY in metadata]
         return [from_json(text) for text in texts]
@@ -305,7 +307,7 @@ def _architecture(source: Source) -> str | None:
 
 
 def _abbreviated(value: Any) -> Any:
-    """A JSON-ready value: short lists whole, long ones as a text that shows their beginning."""
+    """The value for JSON. A long text or list becomes a text that shows its beginning."""
     if isinstance(value, str):
         text = _printable(value[: _SHOWN_CHARACTERS + 1])
         return text if len(value) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}... ({len(value)} characters)"
@@ -319,5 +321,5 @@ def _abbreviated(value: Any) -> Any:
 
 
 def _printable(text: str) -> str:
-    """Control characters and lone surrogates as escapes, so that no file can write to the terminal."""
+    """The text with control characters and lone surrogates escaped, so that no file can control the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

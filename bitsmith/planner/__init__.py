@@ -1,1 +1,1 @@
-"""Planner: which formats of a model fit a device, before anything is downloaded or quantized."""
+"""Planner: finds which formats of a model fit a device, before anything is downloaded or quantized."""

@@ -1,4 +1,4 @@
-"""Advice: the format that loses least of those that fit, what its numbers mean on the device, what else would fit."""
+"""Advice: the best format that fits, what its numbers mean on the device, and what else would fit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bitsmith.planner.verdict import Verdict
 from bitsmith.planner.weights import parse_target, stored
 
 _NEXT_TO_NOTHING = 0.001  # nats
-_PUBLISHED_AS = {  # our target -> the format's name in published tables, and how their method begins
+_PUBLISHED_AS = {  # our target -> the format's name in published tables, and the first word of the method there
     "gptq/int4": ("int4-g128", "gptq"),
     "awq/int4": ("int4-g128", "awq"),
     "compressed/w4a16": ("int4-g128", "gptq"),
@@ -26,12 +26,12 @@ _PUBLISHED_AS = {  # our target -> the format's name in published tables, and ho
     "compressed/fp8": ("fp8", ""),
 }
 _LADDER = (0.5, 1, 1.5, 3, 7, 13, 34, 70, 123, 175)  # sizes that models come in, billions of weights
-_SENSITIVE = 7.5  # bits a weight, from which on code, mathematics and long reasoning are safe to begin with
+_SENSITIVE = 7.5  # bits a weight; below this, the plan warns about code, mathematics and long reasoning
 _SIZE = re.compile(r"-(\d+(?:\.\d+)?)(b|m)\b")
 
 
 def advise(report: PlanReport) -> tuple[str, ...]:
-    """Sentences, the most important first."""
+    """The advice, one sentence an entry. The most important comes first."""
     said: list[str] = []
     for at, device_set in enumerate(report.device_sets):
         said += _for_devices(report, at, device_set)
@@ -40,7 +40,7 @@ def advise(report: PlanReport) -> tuple[str, ...]:
 
 
 def _best(rows: Sequence[Row], at: int) -> Row | None:
-    """The format with the least loss among those that fit; among equals the smallest. None where none fits."""
+    """The format that fits and loses least. If two lose the same, the smaller one. None if no format fits."""
     fitting = [row for row in rows if row.verdicts[at].kind == "fits" and row.advisable]
     return min(fitting, key=lambda row: (row.rank, row.weights.total), default=None)
 
@@ -58,15 +58,15 @@ def _for_devices(report: PlanReport, at: int, device_set: DeviceSet) -> Iterator
     yield from _number_types(best, device_set.device)
     if best.bits_per_weight < _SENSITIVE:
         yield (
-            "Code, mathematics and long reasoning suffer more from few bits than averages show"
-            f"{_published_task(report)}: for them start from 8 bits (q8_0, compressed/w8a8) and measure "
+            "Code, mathematics and long reasoning lose more than averages show"
+            f"{_published_task(report)}. For these, start with 8 bits (q8_0, compressed/w8a8) and measure the loss "
             "(bitsmith eval --against)."
         )
     yield from _published(report, best)
 
 
 def _faster(rows: Sequence[Row], best: Row, at: int) -> Row | None:
-    """The fastest of those that lose next to nothing; None where that gains little."""
+    """The fastest format among those with almost no loss. None if it is not much faster than `best`."""
     near = [
         row
         for row in rows
@@ -93,7 +93,7 @@ def _loses(row: Row) -> str:
 def _nothing_fits(report: PlanReport, at: int, device_set: DeviceSet) -> Iterator[str]:
     runnable = [row for row in report.rows if row.verdicts[at].kind != "no runtime"]
     if not runnable:
-        yield f"{device_set.name}: nothing runs these formats there; a GGUF mix (q4_k_m) would be run by llama.cpp."
+        yield f"{device_set.name}: no runtime runs these formats there. llama.cpp runs GGUF mixes (q4_k_m)."
         return
     good = [row for row in runnable if row.advisable] or runnable
     smallest = min(good, key=lambda row: row.weights.total)
@@ -102,18 +102,18 @@ def _nothing_fits(report: PlanReport, at: int, device_set: DeviceSet) -> Iterato
     room, tokens = f"{verdict.room / 1e9:.1f} GB", f"{report.workload.context:,} tokens"
     if bits > 0:
         yield (
-            f"{device_set.name}: nothing good fits at {tokens}; its {room} hold {bits:.1f} bits a weight beside cache "
-            f"and runtime, and {smallest.weights.target} has {smallest.bits_per_weight:.1f}."
+            f"{device_set.name}: no good format fits with {tokens}. Beside cache and runtime, its {room} hold "
+            f"{bits:.1f} bits a weight. The smallest, {smallest.weights.target}, needs {smallest.bits_per_weight:.1f}."
         )
     else:
-        yield f"{device_set.name}: nothing fits at {tokens}, whose cache alone leaves nothing of its {room}."
+        yield f"{device_set.name}: nothing fits with {tokens}. Cache and runtime alone need all of its {room}."
     ways = list(_ways(report, at, good))
     if ways:
         yield f"What would fit: {'; '.join(ways)}."
 
 
 def _left(verdict: Verdict) -> int:
-    """Bytes for weights, beside cache and runtime."""
+    """Bytes left for the weights, after cache and runtime."""
     return verdict.room - verdict.memory.cache - verdict.count * verdict.memory.working
 
 
@@ -123,7 +123,7 @@ def _ways(report: PlanReport, at: int, rows: Sequence[Row]) -> Iterator[str]:
     if shorter is not None:
         yield f"{shorter.weights.target} with {shorter.verdicts[at].context:,} tokens of context"
         if report.workload.kv in ("f16", "f32", "bf16"):
-            yield "more of them with a quantized cache (--kv q8_0; vLLM: fp8)"
+            yield "a longer context with a quantized cache (--kv q8_0; vLLM: fp8)"
     four = min(rows, key=lambda row: abs(row.bits_per_weight - 4.8))
     verdict, name = four.verdicts[at], four.weights.target
     if verdict.needed > verdict.count:
@@ -142,20 +142,20 @@ def _number_types(row: Row, device: Device) -> Iterator[str]:
         return
     target = row.weights.target
     if "bf16" not in device.matrix_types and "fp16" in device.matrix_types:
-        yield f"{device.title} has no native BF16: take F16 where 16 bits are meant."
+        yield f"{device.title} has no native BF16. For 16 bits, use F16."
     if "fp8" in target and "fp8" not in device.matrix_types:
-        yield f"{device.title} does not multiply FP8: it saves memory here, not arithmetic."
+        yield f"{device.title} does not multiply FP8. The format saves memory here, but computes no faster."
     if "w8a8" in target and "int8" not in device.matrix_types:
-        yield f"{device.title} does not multiply INT8: it saves memory here, not arithmetic."
+        yield f"{device.title} does not multiply INT8. The format saves memory here, but computes no faster."
     if "int4" in target or "w4a16" in target:
         if "int4" not in device.matrix_types:
-            yield f"{device.title} does not multiply INT4: 4 bits save memory and bandwidth here, not arithmetic."
+            yield f"{device.title} does not multiply INT4. 4 bits save memory and bandwidth, but compute no faster."
         else:
-            yield "Its 4-bit weights are widened to 16 bits to be multiplied: they save memory, not arithmetic."
+            yield f"{target} widens its 4-bit weights to 16 bits to multiply. It saves memory, but computes no faster."
 
 
 def _published(report: PlanReport, row: Row) -> Iterator[str]:
-    """Published figures of this format for the model nearest in size, each with how it was made."""
+    """Published figures of this format, for the model nearest in size. Each names its method, text and source."""
     format, method = _PUBLISHED_AS.get(row.weights.target, (row.weights.target, ""))
     for metric in ("kld", "perplexity"):
         found = [r for r in published.quality(format) if r.metric == metric and r.method.startswith(method)]
@@ -171,13 +171,14 @@ def _published(report: PlanReport, row: Row) -> Iterator[str]:
 
 
 def _published_task(report: PlanReport) -> str:
-    """What 4 bits cost the model nearest in size at mathematics."""
+    """Published loss at mathematics (GSM8K) with 4 bits, for the model nearest in size."""
     found = [r for r in published.quality("int4-g128") if r.metric == "gsm8k" and r.method == "nearest"]
     if not found:
         return ""
     near = _nearest(found, report)
     source = "".join(near.source.rpartition("https://")[1:])
-    return f" (published: {near.model} at int4 {near.value:g} % of GSM8K, {near.baseline:g} at 16 bits, {source})"
+    figures = f"{near.value:g} % of GSM8K at int4, {near.baseline:g} at 16 bits"
+    return f" (published: {near.model} solves {figures}, {source})"
 
 
 def _nearest(records: Sequence[published.Quality], report: PlanReport) -> published.Quality:
@@ -186,7 +187,7 @@ def _nearest(records: Sequence[published.Quality], report: PlanReport) -> publis
 
 
 def _larger_or_smaller(report: PlanReport) -> Iterator[str]:
-    """This model at 4 bits beside a smaller one at 16, in about the same memory."""
+    """Compares this model at 4 bits with a smaller one at 16 bits that needs about the same memory."""
     spec = report.spec
     if spec.count:
         mine, size = f"{spec.name} at INT4", spec.count / 2
@@ -196,14 +197,16 @@ def _larger_or_smaller(report: PlanReport) -> Iterator[str]:
     if not weights or 2 * weights < size / 3:
         return
     yield (
-        f"{mine} takes {size / 1e9:.3g} GB, {smaller} at 16 bits {2 * weights / 1e9:.3g} GB: where both fit, the "
-        f"larger at 4 bits is usually the better one{_published_pair()}."
+        f"{mine} takes {size / 1e9:.3g} GB, {smaller} at 16 bits {2 * weights / 1e9:.3g} GB. If both fit, the larger "
+        f"model at 4 bits is usually better{_published_pair()}."
     )
 
 
 def _smaller(name: str, size: float) -> tuple[str, float]:
-    """The largest model whose 16-bit weights take at most `size` bytes: of the series where it has one that takes half
-    of that at least, else of the usual sizes. Its name and weights; 0 where there is none.
+    """The largest model whose 16-bit weights take at most `size` bytes.
+
+    Prefers a model of the same series, if one takes at least half of `size`. Else takes the usual sizes.
+    Returns its name and number of weights; 0 weights if there is none.
     """
     match = _SIZE.search(name)
     series = name[: match.start()] + "-" if match else None
@@ -220,12 +223,12 @@ def _smaller(name: str, size: float) -> tuple[str, float]:
 
 
 def _published_pair() -> str:
-    """The larger LLaMA at 4 bits against the smaller at 16."""
+    """Published perplexity of LLaMA-13B at 4 bits and of LLaMA-7B at 16 bits."""
     found = {record.model: record for record in published.quality("q4_k_m") if record.metric == "perplexity"}
     small, large = found.get("LLaMA-7B"), found.get("LLaMA-13B")
     if small is None or large is None:
         return ""
     return (
-        f" (published: perplexity {large.value:.3g} of LLaMA-13B in q4_k_m, {small.baseline:.3g} of 7B at 16 bits, "
-        f"{large.source.partition(' ')[0]})"
+        f" (published: perplexity of LLaMA-13B in q4_k_m {large.value:.3g}, of LLaMA-7B at 16 bits "
+        f"{small.baseline:.3g}, {large.source.partition(' ')[0]})"
     )

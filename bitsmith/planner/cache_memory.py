@@ -1,4 +1,4 @@
-"""Bytes of keys and values, by context, batch and type."""
+"""Bytes of the cache of keys and values, by context, batch and type."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from bitsmith.errors import UsageError
 from bitsmith.planner.network import LayerCache, Network
 
-BITS: Mapping[str, float] = {  # a number; blocks of 32 with their float16 scale, as ggml stores them
+BITS: Mapping[str, float] = {  # bits a number; ggml's types are blocks of 32 and include their float16 scales
     "f32": 32,
     "f16": 16,
     "bf16": 16,
@@ -21,7 +21,7 @@ BITS: Mapping[str, float] = {  # a number; blocks of 32 with their float16 scale
 
 
 def check_type(type: str) -> str:
-    """The name in lower case. Raises UsageError for a type of caches that is not known."""
+    """The cache type in lower case. Raises UsageError for an unknown type."""
     name = {"fp16": "f16", "int8": "q8_0"}.get(type.lower(), type.lower())
     if name not in BITS:
         raise UsageError(f"--kv {type}: unknown; expected {', '.join(BITS)}.")
@@ -31,13 +31,13 @@ def check_type(type: str) -> str:
 def cache_bytes(network: Network, context: int, *, batch: int = 1, type: str = "f16", windows: bool = True) -> int:
     """Bytes for `batch` sequences of `context` tokens.
 
-    windows: layers with a window keep that many tokens; where a runtime keeps all of them, False
-    Recurrent states are float32 whatever the type.
+    windows: True if a layer with a window keeps only the tokens of the window; False if the runtime keeps all tokens
+    Recurrent states are always float32.
     """
     return sum(layer_bytes(cache, context, batch=batch, type=type, windows=windows) for cache in network.caches)
 
 
 def layer_bytes(cache: LayerCache, context: int, *, batch: int, type: str, windows: bool) -> int:
-    """The same of one layer."""
+    """Bytes of one layer's cache; the options are those of `cache_bytes`."""
     kept = min(context, cache.window) if cache.window and windows else context
     return batch * (4 * cache.state + int(kept * (cache.keys + cache.values) * BITS[type] / 8))

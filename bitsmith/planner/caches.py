@@ -1,4 +1,4 @@
-"""What each layer keeps of earlier tokens, by config.json: full, windowed, latent, shared and recurrent layers."""
+"""Reads from config.json what each layer keeps of earlier tokens: full, window, latent, shared or recurrent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LETTERS = {
 
 
 def layer_caches(numbers: Numbers) -> tuple[LayerCache, ...]:
-    """One entry a layer. Raises FileError for fields that make no sense."""
+    """The cache of each layer. Raises FileError for fields with impossible values."""
     fields = numbers.fields
     if numbers.latent:
         return (LayerCache(keys=numbers.latent),) * numbers.layers
@@ -40,7 +40,7 @@ def layer_caches(numbers: Numbers) -> tuple[LayerCache, ...]:
 
 
 def _window_size(numbers: Numbers) -> int:
-    """Tokens of the window; 0: none."""
+    """Tokens of the attention window; 0 if there is none."""
     fields = numbers.fields
     for name in ("sliding_window", "attention_chunk_size", "sliding_window_size"):
         if fields.has(name):
@@ -49,7 +49,7 @@ def _window_size(numbers: Numbers) -> int:
 
 
 def _kinds(numbers: Numbers, window: int) -> list[str]:
-    """The kind of each layer, in the words of config.json's layer_types."""
+    """The kind of each layer, with the names that config.json's layer_types uses."""
     fields, layers = numbers.fields, numbers.layers
     types = fields.values.get("layer_types")
     if types is not None:
@@ -90,7 +90,7 @@ def _kinds(numbers: Numbers, window: int) -> list[str]:
 
 
 def _state(numbers: Numbers) -> int:
-    """Numbers that a recurrent layer keeps, convolution included."""
+    """Numbers that a recurrent layer keeps, including those of its convolution."""
     fields = numbers.fields
     if fields.has("linear_num_value_heads"):  # gated delta rule (Qwen3-Next): a matrix a head
         keys, values = fields.integer("linear_key_head_dim"), fields.integer("linear_value_head_dim")

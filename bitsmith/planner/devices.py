@@ -1,4 +1,4 @@
-"""Devices as data: memory, bandwidth, and the number types that their matrix units multiply."""
+"""Table of devices: memory, bandwidth, and the number types that their matrix units multiply."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Device:
     """One device that holds a model.
 
     name: key of DEVICES, lower case: "rtx-4090", "a100-80", "m3-max-64"
-    title: the vendor's own name
-    memory: bytes as the driver reports them, not the box: nvidia-smi's memory.total in MiB, with ECC as the card is
-        delivered ("24 GB" are 24564 MiB on an RTX 4090, 23028 MiB on an A10); rocm-smi's bytes; Apple's GB are GiB.
-        0 where only the user knows it. Of NVIDIA's figure the driver keeps 1 to 3 % for itself
-    bandwidth: bytes/s between that memory and the chip, the vendor's peak
-    matrix_types: of NUMBER_TYPES, those its matrix units multiply without widening them first
-    unified: the memory is the system's
-    source: where the figures stand
+    title: the vendor's name
+    memory: bytes that the driver reports; 0 if only the user knows. The box says more: "24 GB" are 24564 MiB on an
+        RTX 4090 and 23028 MiB on an A10. For NVIDIA it is nvidia-smi's memory.total, with the factory's ECC setting;
+        the driver keeps 1 to 3 % of it. For AMD it is rocm-smi's figure. Apple's GB are GiB
+    bandwidth: peak bytes/s between this memory and the chip, as the vendor says
+    matrix_types: the NUMBER_TYPES that its matrix units multiply without widening them first
+    unified: True if the device shares the system's memory
+    source: where the figures are published
     """
 
     name: str
@@ -42,13 +42,13 @@ class Device:
 
     @property
     def usable(self) -> int:
-        """Bytes a program can take at most by default: all of `memory`, but on a Mac Metal's working set.
+        """Largest number of bytes that a program can take by default: all of `memory`, except on a Mac.
 
-        macOS gives the GPU 2/3 of the memory below 36 GB and 3/4 from there on, the newest systems some more;
-        `sudo sysctl iogpu.wired_limit_mb=...` sets it. Apple documents the call, not the share
-        (https://developer.apple.com/documentation/metal/mtldevice/recommendedmaxworkingsetsize), which is what users
-        of llama.cpp see: 21845 MiB of 32 GiB (https://github.com/ollama/ollama/issues/434) and 49152 of 64
-        (https://github.com/ggml-org/llama.cpp/issues/1870, and discussion 2182 for the rule).
+        macOS gives the GPU 2/3 of a memory below 36 GB, and 3/4 of a larger one. The newest systems give a little
+        more. `sudo sysctl iogpu.wired_limit_mb=...` changes the limit. Apple documents the call
+        (https://developer.apple.com/documentation/metal/mtldevice/recommendedmaxworkingsetsize), but not the share.
+        The share is what users of llama.cpp report: 21845 MiB of 32 GiB (https://github.com/ollama/ollama/issues/434)
+        and 49152 of 64 (https://github.com/ggml-org/llama.cpp/issues/1870; the rule is in discussion 2182).
         """
         if not self.unified:
             return self.memory
@@ -57,7 +57,7 @@ class Device:
 
 # Inputs of the tensor cores by compute capability: CUDA Programming Guide, "Compute Capabilities",
 # https://docs.nvidia.com/cuda/cuda-programming-guide/05-appendices/compute-capabilities.html
-_PASCAL = frozenset({"int8"})  # no matrix units: dp4a, four int8 products an instruction; fp16 at 1/64 of fp32's rate
+_PASCAL = frozenset({"int8"})  # no matrix units; dp4a does four int8 products at once; fp16 has 1/64 of fp32's rate
 _VOLTA = frozenset({"fp16"})
 _TURING = frozenset({"fp16", "int8", "int4"})
 _AMPERE = frozenset({"fp16", "bf16", "tf32", "int8", "int4"})
@@ -65,13 +65,13 @@ _ADA = _AMPERE | {"fp8"}
 _HOPPER = _ADA - {"int4"}
 _BLACKWELL = _HOPPER | {"fp4"}
 
-# AMD, "Data types and precision support", https://rocm.docs.amd.com/en/latest/reference/precision-support.html, and
-# for RDNA 3, which also multiplies int4, https://gpuopen.com/learn/wmma_on_rdna3/
+# AMD, "Data types and precision support", https://rocm.docs.amd.com/en/latest/reference/precision-support.html
+# RDNA 3 also multiplies int4: https://gpuopen.com/learn/wmma_on_rdna3/
 _CDNA2 = frozenset({"fp16", "bf16", "int8"})
 _CDNA3 = frozenset({"fp16", "bf16", "tf32", "int8", "fp8"})  # tf32 is AMD's xf32
 _RDNA3 = frozenset({"fp16", "bf16", "int8", "int4"})
 
-# Metal takes bfloat on all of them, but M1 and M2 (families Apple7, Apple8) widen it in software:
+# Metal accepts bfloat on all of these chips, but M1 and M2 (families Apple7, Apple8) widen it in software:
 # https://github.com/philipturner/metal-flash-attention (GEMMOperandPrecision, supportsFamily(.apple9))
 _M1_M2 = frozenset({"fp16"})
 _M3_M4 = frozenset({"fp16", "bf16"})
@@ -149,13 +149,13 @@ _CARDS: tuple[Device, ...] = (
     Device("h100-sxm", "NVIDIA H100 SXM 80GB", "cuda", 81559 * _MIB, 3.35e12, _HOPPER, source=_H100),
     Device("h100-pcie", "NVIDIA H100 PCIe 80GB", "cuda", 81559 * _MIB, 2.0e12, _HOPPER, source=_H100),
     Device("h200", "NVIDIA H200 SXM 141GB", "cuda", 143771 * _MIB, 4.8e12, _HOPPER, source=_DATA_CENTER + "h200/"),
-    # 7680 bit at 8 Gbit/s; the 8 TB/s of the launch were for 192 GB
+    # 7680 bit at 8 Gbit/s; the launch announced 8 TB/s for 192 GB
     Device("b200", "NVIDIA B200 180GB", "cuda", 183359 * _MIB, 7.7e12, _BLACKWELL, source=_DATA_CENTER + "hgx/"),
     Device("mi300x", "AMD Instinct MI300X", "rocm", 206141652992, 5.3e12, _CDNA3, source=_MI300X),
-    # two dies that the driver shows as two devices: half of the card's 128 GB and 3.2768 TB/s
+    # the driver shows the two dies as two devices, each with half of the card's 128 GB and 3.2768 TB/s
     Device("mi250x", "AMD Instinct MI250X, one die", "rocm", 68702699520, 1.6384e12, _CDNA2, source=_MI250X),
     Device("rx-7900-xtx", "AMD Radeon RX 7900 XTX", "rocm", 25753026560, 960e9, _RDNA3, source=_RADEON),
-    # memory 0: the size is the user's to say (--memory)
+    # memory 0: the user gives the size with --memory
     Device("cpu-ddr4", "CPU with two channels of DDR4-3200", "cpu", 0, 51.2e9, frozenset(), source=_JEDEC),
     Device("cpu-ddr5", "CPU with two channels of DDR5-5600", "cpu", 0, 89.6e9, frozenset(), source=_JEDEC),
 )
@@ -165,8 +165,8 @@ _SPECS = "https://support.apple.com/en-us/"
 _M1_PRO_MAX = _NEWS + "2021/10/introducing-m1-pro-and-m1-max-the-most-powerful-chips-apple-has-ever-built/"
 _M2_PRO_MAX = _NEWS + "2023/01/apple-unveils-m2-pro-and-m2-max-next-generation-chips-for-next-level-workflows/"
 
-# chip -> bytes/s, sizes of memory in GiB, source. The smaller GPU of M3 Max and of M4 Max has fewer memory channels;
-# Apple sold it with these sizes and no others.
+# chip -> bytes/s, sizes of memory in GiB, source. M3 Max and M4 Max with the smaller GPU have fewer memory channels;
+# Apple sold them with these sizes only.
 _APPLE: tuple[tuple[str, float, tuple[int, ...], str], ...] = (
     ("m1", 68.25e9, (8, 16), _SPECS + "111883 (128 bit of LPDDR4X-4266)"),
     ("m1-pro", 200e9, (16, 32), _M1_PRO_MAX),
@@ -198,7 +198,7 @@ def _macs() -> Iterator[Device]:
 
 DEVICES: dict[str, Device] = {device.name: device for device in (*_CARDS, *_macs())}
 
-# Other names of rows above: the chip's sibling, what is meant without more, and what nvidia-smi prints.
+# Other names of the rows above: similar cards, short names, and the names that nvidia-smi prints.
 ALIASES: dict[str, str] = {
     "a10g": "a10",
     "a100-80-sxm": "a100-80",
@@ -221,10 +221,10 @@ _UNSAID = {"nvidia", "geforce", "tesla", "amd", "radeon", "instinct", "apple", "
 
 
 def find_device(name: str) -> Device:
-    """The device of that name: "RTX 4090", "4090", "a100 80 gb", "NVIDIA H100 PCIe", "M3 Max 64GB", "m2-16".
+    """The device with this name: "RTX 4090", "4090", "a100 80 gb", "NVIDIA H100 PCIe", "M3 Max 64GB", "m2-16".
 
-    Case, separators, vendors' words and a size that is the device's own do not matter. Raises UsageError, listing the
-    sizes where the name fits several, else the nearest names.
+    Case, separators, vendors' words and the device's own size do not matter. Raises UsageError for a name that fits
+    several sizes (and lists them), and for an unknown name (and lists the nearest ones).
     """
     index = {_words(known): device for known, device in DEVICES.items()}
     index |= {_words(alias): DEVICES[known] for alias, known in ALIASES.items()}
@@ -240,18 +240,18 @@ def find_device(name: str) -> Device:
     }
     if fits:
         sizes = ", ".join(sorted(fits, key=fits.__getitem__))
-        raise UsageError(f"device {name!r} comes in several sizes: say one of {sizes}.")
+        raise UsageError(f"device {name!r} comes in several sizes; give one of {sizes}.")
     names = {"-".join(known): device.name for known, device in index.items()}
     near = dict.fromkeys(names[close] for close in get_close_matches("-".join(words), names, n=3, cutoff=0.5))
     hint = f"; did you mean {' or '.join(near)}?" if near else "."
-    raise UsageError(f"{name!r} is no device of the table{hint} For anything else say its memory: --memory 24GB.")
+    raise UsageError(f"{name!r} is no device that bitsmith knows{hint} For another device, give --memory 24GB.")
 
 
 def _words(name: str) -> tuple[str, ...]:
-    """Letters and numbers apart, without what may stay unsaid: "RTX 4060Ti 16GB" is ("4060", "ti", "16")."""
+    """Words and numbers of a name, without optional words: "RTX 4060Ti 16GB" gives ("4060", "ti", "16")."""
     return tuple(word for word in re.findall(r"[a-z]+|[0-9]+", name.lower()) if word not in _UNSAID)
 
 
 def _is_size(word: str, device: Device) -> bool:
-    """Whether the word is the size on the device's box: the driver reports up to a tenth less."""
+    """Whether the word is the size on the device's box. The driver reports up to a tenth less."""
     return word.isdigit() and abs(int(word) - device.memory / _GIB) <= 0.1 * int(word)

@@ -1,4 +1,4 @@
-"""Bytes of whole files, exact, by the very plans that `quantize` carries out."""
+"""Exact sizes of whole files, from the same plans that `quantize` uses."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from bitsmith.recipe.target import Target
 
 
 def file_bytes(checkpoint: Checkpoint, targets: Sequence[Target]) -> dict[Target, int | str]:
-    """What `quantize --dry-run` says of each target; why not, where it cannot be made.
+    """Size of the file for each target, in bytes, as `quantize --dry-run` gives it. A message if it cannot be made.
 
-    Tokenizer files are read once for all.
+    Tokenizer files are read only once.
     """
     found: dict[Target, int | str] = {}
     mixes = [target for target in targets if target.container == "gguf"]

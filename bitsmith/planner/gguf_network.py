@@ -1,4 +1,4 @@
-"""A Network from a GGUF file's keys and tensors."""
+"""Makes a Network from the keys and tensors of a GGUF file."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bitsmith.models.arch.gguf_config import plain_value
 from bitsmith.planner.network import LayerCache, Network
 from bitsmith.recipe.category import layer_of
 
-# of how many layers the last sees everything, as llama.cpp knows it; 1: none of them slides, 0: all do
+# every how many layers one has full attention, as in llama.cpp; 1: no layer has a window, 0: all have one
 _EVERY = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2, "cohere2": 4, "exaone4": 4, "olmo3": 4, "llama4": 4}
 _EVERY |= {"llama": 0, "qwen2": 0, "qwen3": 0, "phi3": 0}
 
 
 def network_from_gguf(source: Source, *, name: str) -> Network:
-    """The network of an opened GGUF file. Raises FileError for keys that are missing or make no sense."""
+    """The network of an opened GGUF file. Raises FileError for missing keys and impossible values."""
     origin = str(source.path)
     plain = {key: plain_value(value) for key, value in source.metadata.items() if not key.startswith("tokenizer.")}
     arch = Fields(plain, origin).text("general.architecture")
@@ -53,7 +53,7 @@ def network_from_gguf(source: Source, *, name: str) -> Network:
 
 
 def _check(fields: Fields, source: Source, layers: int, hidden: int, kv_heads: list[int], head_dim: int) -> None:
-    """Raise FileError where keys contradict the tensors."""
+    """Raise FileError if the keys contradict the tensors."""
     found = {layer_of(name) for name in source.tensors} - {-1}
     if found and not layers - 1 <= max(found) <= layers + 8:  # layers beyond the last draft further tokens
         raise fields.fail("block_count", f"the {max(found) + 1} layers that have tensors", layers)
@@ -69,7 +69,7 @@ def _check(fields: Fields, source: Source, layers: int, hidden: int, kv_heads: l
 
 
 def _each(fields: Fields, name: str, layers: int, default: list[int] | None) -> list[int]:
-    """A number for each layer, however the file says it."""
+    """One number for each layer. The file may hold one number for all layers, or a list."""
     value = fields.values.get(fields.prefix + name)
     if value is None and default is not None:
         return default if len(default) == layers else default * layers
@@ -104,7 +104,7 @@ def _caches(fields: Fields, arch: str, kv_heads: list[int], head_dim: int) -> tu
 
 
 def _sliding(fields: Fields, arch: str, layers: int) -> list[bool]:
-    """Which layers slide: as the file says, else as llama.cpp knows of the architecture, else none."""
+    """Which layers have a window. If the file does not say, llama.cpp's rule for the architecture; else no layer."""
     pattern: Any = fields.values.get(f"{fields.prefix}attention.sliding_window_pattern")
     if isinstance(pattern, list):
         if len(pattern) != layers:
@@ -115,7 +115,7 @@ def _sliding(fields: Fields, arch: str, layers: int) -> list[bool]:
 
 
 def _state(fields: Fields) -> int:
-    """Numbers that a recurrent layer keeps: its states and the convolution's last inputs; 0: no such layers."""
+    """Numbers that a recurrent layer keeps: its states and its convolution's last inputs. 0 if there is none."""
     if not fields.has("ssm.inner_size"):
         return 0
     inner, states = fields.integer("ssm.inner_size"), fields.integer("ssm.state_size")

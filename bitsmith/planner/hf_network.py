@@ -1,4 +1,4 @@
-"""A Network from a Hugging Face configuration, and from the headers of the weights beside it."""
+"""Makes a Network from a Hugging Face config.json, alone or with the headers of its weight files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _EXPERT = re.compile(r"experts\.(\d+)\.(.+)")
 _STACKED = re.compile(r"(blk\.\d+\.ffn_\w+_exps)\.\d+\.weight")
 _VISION = re.compile(r"vision|visual|multi_modal|mm_projector|audio|image|^vpm\.|^resampler\.|^apm\.")
 
-# the first that is found in a layer's tensor decides its part
+# the first pattern found in a tensor's name decides its part
 _PARTS = (
     (r"(shared_expert_gate)\.weight", "ffn_gate_inp_shexp"),
     (r"(shared_experts?)\.gate_proj", "ffn_gate_shexp"),
@@ -47,17 +47,18 @@ _PARTS = (
 
 
 def network_from_config(config: Mapping[str, Any], *, name: str, origin: str, parameters: int | None = None) -> Network:
-    """The network that a config.json promises.
+    """The network that a config.json describes.
 
-    parameters: all weights where they are known; of families without a table of tensors they say what matrices add up
-        to. Raises FileError for a missing or nonsensical field, UnsupportedError for such a family without them.
+    parameters: number of all weights, if known; needed for an unknown family, whose tensors then only add up to it
+    Raises FileError for a missing field or an impossible value, UnsupportedError for an unknown family without
+    `parameters`.
     """
     numbers = read_numbers(config, origin)
     tensors = network_tensors(numbers, parameters=parameters)
     if not tensors:
         raise UnsupportedError(
-            f"{origin}: the tensors of model_type {numbers.model_type!r} are not known; known are "
-            f"{', '.join(FAMILIES)}. Give the folder with its safetensors, whose headers say them."
+            f"{origin}: the tensors of model_type {numbers.model_type!r} are unknown; known are "
+            f"{', '.join(FAMILIES)}. Give the folder with its safetensors files: their headers list the tensors."
         )
     return _network(numbers, name, tensors)
 
@@ -65,10 +66,10 @@ def network_from_config(config: Mapping[str, Any], *, name: str, origin: str, pa
 def network_from_headers(
     config: Mapping[str, Any], tensors: Iterable[TensorInfo], *, name: str, origin: str
 ) -> Network:
-    """The network of a configuration with the tensors that a file has, renamed as GGUF names parts.
+    """The network of a config.json and of the tensors in its weight files, with GGUF's names.
 
-    Where codes and scales lie in tensors that are not known to belong together, weights are counted by the family's
-    table, if it has one.
+    If bitsmith does not know which tensors of codes and scales belong together, the weights are counted by the
+    family's table, if there is one.
     """
     numbers = read_numbers(config, origin)
     renamed = _renamed(_wanted(tensors, numbers))
@@ -101,7 +102,7 @@ def _network(numbers: Numbers, name: str, tensors: tuple[TensorInfo, ...], count
 
 
 def _wanted(tensors: Iterable[TensorInfo], numbers: Numbers) -> Iterable[TensorInfo]:
-    """Without what is stored twice, and without layers beyond the last, which draft further tokens."""
+    """The tensors without duplicates, and without extra layers after the last, which only draft tokens."""
     for tensor in tensors:
         layer = _LAYER.search(tensor.name)
         drafts = layer is not None and int(layer[1]) >= numbers.layers and not _VISION.search(tensor.name)
@@ -110,9 +111,9 @@ def _wanted(tensors: Iterable[TensorInfo], numbers: Numbers) -> Iterable[TensorI
 
 
 def _renamed(tensors: Iterable[TensorInfo]) -> tuple[TensorInfo, ...]:
-    """Every tensor under a name of its own, the experts of a layer as one stack, as GGUF has them.
+    """Every tensor with a unique name; the experts of a layer form one stack, as in GGUF.
 
-    Where two would share a name, the later keeps the file's.
+    If two tensors would get the same name, the second keeps its name in the file.
     """
     found: dict[str, TensorInfo] = {}
     for tensor in tensors:
@@ -133,7 +134,7 @@ def _renamed(tensors: Iterable[TensorInfo]) -> tuple[TensorInfo, ...]:
 
 
 def _renamed_part(name: str) -> str:
-    """GGUF's name of a part that mixes look at, in whatever family; other names are kept, below their layer."""
+    """GGUF's name, for the parts that mixes treat specially. Other parts keep their name, after "blk.N."."""
     if _VISION.search(name):
         return f"vision.{name}"
     stem = _PREFIX.sub("", name)

@@ -1,4 +1,4 @@
-"""`--device this`: the machine at hand, its cards as the driver reports them, its free memory and its bandwidth."""
+"""`--device this`: this machine's cards as the driver reports them, its free memory and its bandwidth."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BUFFER, _PASSES = 64 << 20, 4  # a fifth of a second
 
 
 def this_machine() -> list[tuple[Device, int]]:
-    """Its NVIDIA cards, how many of each, and its processor with the memory that can be taken without swapping."""
+    """This machine's NVIDIA cards with their number, and its processor. Its memory is what is free without swapping."""
     return [*Counter(_cards()).items(), (_processor(), 1)]
 
 
@@ -38,7 +38,7 @@ def _processor() -> Device:
 
 
 def _cards() -> list[Device]:
-    """What nvidia-smi lists; nothing without it."""
+    """The cards that nvidia-smi lists. Empty if nvidia-smi is not installed or fails."""
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
@@ -51,7 +51,7 @@ def _cards() -> list[Device]:
 
 
 def _card(title: str, mebibytes: int) -> Device:
-    """A row of the table, with the memory that the driver reports; one without bandwidth where there is none."""
+    """The card's row in DEVICES, with the memory that the driver reports. An unknown card gets no bandwidth."""
     for name in (title, f"{title} {round(mebibytes / 1024)}GB"):
         try:
             return replace(find_device(name), memory=mebibytes << 20)

@@ -1,4 +1,4 @@
-"""ModelSpec: the model that a plan is asked about: a file, a hub id, a built-in shape, or a bare count of weights."""
+"""ModelSpec: the model to plan for. It is a file, a hub id, a built-in shape, or a bare count of weights."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _SCALE = {"k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What is planned for.
+    """The model to plan for.
 
-    network: the model's shape; of a bare count that of the nearest built-in one
-    said: where the shape comes from, in a sentence
-    count: weights, of a bare count; sizes are then a rule of thumb
-    checkpoint: opened, where a file or folder was named; with it files are exact to the byte
-    complete: whether tokenizer files are at hand, so that whole files can be told
+    network: the model's shape; for a bare count, the nearest built-in shape
+    said: where the shape comes from, in words
+    count: number of weights, if the user gave only that; sizes are then a rule of thumb
+    checkpoint: the opened file or folder, if there is one; sizes are then exact to the byte
+    complete: True if the tokenizer files are there, so that sizes of whole files are known
     """
 
     network: Network
@@ -42,22 +42,22 @@ class ModelSpec:
 
     @property
     def name(self) -> str:
-        """As the report calls it."""
+        """The model's name in the report."""
         return self.network.name if self.count is None else _written(self.count)
 
     @property
     def parameters(self) -> int:
-        """All weights."""
+        """Number of all weights."""
         return self.count or self.network.parameters
 
     @property
     def active(self) -> int:
-        """Weights that one token reads; those of a bare count all."""
+        """Number of weights that one token reads. For a bare count: all."""
         return self.count or self.network.active
 
     @property
     def quantized(self) -> str | None:
-        """The commonest type of a file that is quantized already; None for floats and shapes without weights."""
+        """The most common type, if the file is already quantized. None for floats and for shapes without weights."""
         found: dict[str, int] = {}
         for tensor in self.network.tensors if self.checkpoint else ():
             if tensor.rows > 1 and tensor.layout not in FLOATS:
@@ -71,17 +71,19 @@ def _written(count: int) -> str:
 
 
 def find_model(model: str | Path, *, scratch: Path, revision: str | None = None, tokenizer: bool = False) -> ModelSpec:
-    """What `model` names: a folder or file, "reference", a bare count ("70B"), a built-in shape, or a hub id.
+    """Find the model: a folder or file, "reference", a bare count ("70B"), a built-in shape, or a hub id.
 
-    A name that is a folder or file is that, whatever else it might mean.
-    scratch: a folder for what is fetched of a hub model, where the checkpoint then lies
+    An existing folder or file comes first.
+    scratch: folder for the headers of a hub model; the checkpoint reads from it
     tokenizer: fetch a hub model's tokenizer files too
-    Raises FileError or UnsupportedError where it cannot be read, UsageError, with near names, for an unknown one.
+    Raises FileError or UnsupportedError if the model cannot be read, UsageError for an unknown name.
     """
     text = str(model).strip()
     path = Path(os.path.expanduser(text))
     if not text:
-        raise UsageError("the model's name is empty; give a folder, a file, a hub id, a shape (llama-3-8b) or 70B.")
+        raise UsageError(
+            "the model's name is empty; give a folder, a file, a hub id, a shape (llama-3-8b) or a count (70B)."
+        )
     if path.exists() or text == REFERENCE:
         return _from_path(path, text)
     count = _COUNT.fullmatch(text)
@@ -99,7 +101,8 @@ def find_model(model: str | Path, *, scratch: Path, revision: str | None = None,
     near = near_names(text)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UsageError(
-        f"{text}: neither a file or folder nor a built-in shape.{hint} Else give a hub id (owner/name) or a count (7B)."
+        f"{text}: there is no such file, folder or built-in shape.{hint} You can also give a hub id (owner/name) or a "
+        "count (7B)."
     )
 
 
@@ -107,20 +110,20 @@ def _from_path(path: Path, text: str) -> ModelSpec:
     if path.is_file() and path.suffix == ".json":
         return _from_config(path, path.resolve().parent.name, f"{path} alone")
     if path.is_dir() and (path / CONFIG).is_file() and not any(path.glob("*.safetensors*")):
-        said = f"{path / CONFIG}; no weights beside it, so their shapes are the family's"
+        said = f"{path / CONFIG}; there are no weights beside it, so tensor shapes come from the model family"
         return _from_config(path / CONFIG, path.resolve().name, said)
     return from_checkpoint(open_checkpoint(text), f"the headers of {text}")
 
 
 def _from_config(path: Path, name: str, said: str) -> ModelSpec:
-    """A configuration without weights, as if it were in floats."""
+    """A config.json without weights, planned as if the weights were floats."""
     config = read_object(path)
-    quantized = "" if "quantization_config" not in config else "; what its quantization_config says is not planned"
+    quantized = "" if "quantization_config" not in config else "; its quantization_config is ignored"
     return ModelSpec(network_from_config(config, name=name, origin=str(path)), said + quantized)
 
 
 def from_checkpoint(checkpoint: Checkpoint, said: str, *, complete: bool = True) -> ModelSpec:
-    """What an opened model is; its tensors are those of a GGUF file of it, where that is known."""
+    """The spec of an opened model. Its tensors get GGUF's names if they are known."""
     if checkpoint.naming == "gguf":
         network = network_from_gguf(checkpoint.source, name=checkpoint.name)
         return ModelSpec(network, said, checkpoint=checkpoint, complete=complete)
@@ -133,26 +136,26 @@ def from_checkpoint(checkpoint: Checkpoint, said: str, *, complete: bool = True)
 
 
 def from_shape(shape: KnownShape) -> ModelSpec:
-    """A built-in shape as a model."""
+    """The spec of a built-in shape."""
     network = network_from_config(shape.config, name=shape.name, origin=shape.name, parameters=shape.parameters)
     return ModelSpec(network, f"the built-in shape {shape.name} ({shape.source})")
 
 
 def _from_count(text: str, count: int) -> ModelSpec:
     if count < 1_000_000:
-        raise UsageError(f"{text}: a model has a million weights at least; give for instance 350M, 7B or 1.1T.")
+        raise UsageError(f"{text}: a count must be at least a million weights; give for instance 350M, 7B or 1.1T.")
     shape = nearest_by_count(count)
     near = replace(from_shape(shape).network, context=0)
     return ModelSpec(
-        near, f"a count; layers and cache are those of {shape.name}, the nearest built-in shape", count=count
+        near, f"a count of weights; layers and cache are those of the nearest shape, {shape.name}", count=count
     )
 
 
 def _from_hub(model: str, revision: str | None, tokenizer: bool, scratch: Path) -> ModelSpec:
-    """Headers from the hub; where it cannot be reached, a copy in its cache."""
+    """A hub model from its headers. If the hub cannot be reached, from the copy in its cache."""
     try:
         path = fetch_headers(model, scratch, revision=revision, tokenizer=tokenizer)
-        said = f"headers fetched from {model}, no weights"
+        said = f"the headers of {model} on the hub, without its weights"
     except hub.UnreachableError as error:
         kept = cached(model, revision)
         if kept is None:
@@ -160,7 +163,7 @@ def _from_hub(model: str, revision: str | None, tokenizer: bool, scratch: Path) 
             hint = "" if known is None else f" The built-in shape {known.name} needs no network."
             raise FileError(f"{error}{hint}") from error
         path, tokenizer = kept, True
-        said = f"the copy of {model} in the cache; the hub itself could not be asked"
+        said = f"the copy of {model} in the cache; the hub could not be reached"
     if path.is_dir() and not holds_weights(path):
         return _from_config(path / CONFIG, model.split("/")[-1], said)
     complete = tokenizer or path.is_file()

@@ -1,4 +1,4 @@
-"""Network: what a plan knows of a model: its tensors' shapes, and what each layer keeps of earlier tokens."""
+"""Network: a model's tensors with their shapes, and what each layer keeps of earlier tokens."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from functools import cached_property
 
 from bitsmith.quant.tensor import TensorInfo
 
-_LOOKED_UP = ("token_embd.weight", "position_embd.weight", "per_layer_token_embd.weight")  # of which a row is read
+_LOOKED_UP = ("token_embd.weight", "position_embd.weight", "per_layer_token_embd.weight")  # one row a token is read
 _EXPERT = re.compile(r"_exps\.|\.experts\.")
 
 
 @dataclass(frozen=True)
 class LayerCache:
-    """What one layer keeps of the tokens before.
+    """What one layer keeps of earlier tokens.
 
-    keys, values: numbers a token; of latent attention the latent vector and its rotary part, as keys
-    window: tokens that are kept; 0: all of them
-    state: numbers kept whatever the context, of recurrent layers
-    kind: "full", "window", "latent", "recurrent", or "shared" where an earlier layer's keys and values are used
+    keys, values: numbers a token; for latent attention, keys are the latent vector and its rotary part
+    window: number of tokens kept; 0 for all
+    state: numbers that a recurrent layer keeps; they do not grow with the context
+    kind: "full", "window", "latent", "recurrent", or "shared" if the layer uses an earlier layer's keys and values
     """
 
     keys: int = 0
@@ -30,7 +30,7 @@ class LayerCache:
 
     @property
     def kind(self) -> str:
-        """See above."""
+        """The kind of cache; see the class."""
         if self.state:
             return "recurrent"
         if not self.keys:
@@ -44,16 +44,16 @@ class LayerCache:
 class Network:
     """A model's shape.
 
-    name: for the report
-    arch: GGUF's general.architecture where it has one, else config.json's model_type; what mixes look at
-    context: tokens it was made for; 0 where it does not say
+    name: name in the report
+    arch: GGUF's general.architecture if there is one, else config.json's model_type; mixes depend on it
+    context: largest context of the model, in tokens; 0 if unknown
     heads, kv_heads, head_dim: of the attention; latent attention has as many key heads as heads
-    intermediate: width of the widest MLP a token passes, all of its experts together
-    experts, experts_used: of a routed MLP, and how many a token passes; 0 where dense
-    rotary: tensors that a GGUF file holds beside them
-    counted: weights, where the tensors hold codes that do not tell; 0: what the tensors hold
-    caches: one a layer
-    tensors: with GGUF's names where they are known; layouts and bytes as they are stored, where they are stored
+    intermediate: width of the widest MLP that a token passes; the experts that it passes are added up
+    experts, experts_used: number of experts of a routed MLP, and number that one token passes; 0 if dense
+    rotary: further tensors that a GGUF file holds
+    counted: number of weights, if the tensors hold codes of unknown packing; else 0
+    caches: one for each layer
+    tensors: with GGUF's names if known; layouts and bytes are those in the file, if there is one
     """
 
     name: str
@@ -79,7 +79,7 @@ class Network:
 
     @cached_property
     def parameters(self) -> int:
-        """All weights."""
+        """Number of all weights."""
         return self.counted or sum(tensor.parameters for tensor in self.tensors)
 
     @cached_property
@@ -88,9 +88,10 @@ class Network:
         return all(tensor.name != "output.weight" for tensor in self.tensors)
 
     def used(self, tensor: TensorInfo) -> float:
-        """The share of a tensor's weights that one generated token reads.
+        """Share of a tensor's weights that one generated token reads, 0 to 1.
 
-        Of experts those that are chosen; of the embedding a row, unless it is the output projection too.
+        A token reads only the chosen experts. It reads one row of the embedding, unless that is the output projection
+        too.
         """
         if self.experts and _EXPERT.search(tensor.name):
             return self.experts_used / self.experts
@@ -102,7 +103,7 @@ class Network:
 
     @cached_property
     def active(self) -> int:
-        """Weights that one token reads, the embedding's rows counted in full, as makers publish it."""
+        """Number of weights that one token reads. All of the embedding counts, as in published figures."""
         whole = sum(tensor.parameters for tensor in self.tensors) or 1
         read = sum(t.parameters * (self.used(t) if _EXPERT.search(t.name) else 1) for t in self.tensors)
         return round(self.parameters / whole * read)

@@ -1,4 +1,4 @@
-"""config.json's numbers under one name each, whatever the family calls them."""
+"""Reads the numbers of a config.json. Families have different names for them; here each has one name."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ _VOCAB = ("vocab_size", "padded_vocab_size")
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _USED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k")
-_SECTIONS = ("attn_config", "ffn_config")  # that some configurations put parts of these into
+_SECTIONS = ("attn_config", "ffn_config")  # nested sections that hold some of these fields in some families
 _NO_DECODERS = ("bert", "roberta", "xlm-roberta", "distilbert", "electra", "deberta", "deberta-v2", "t5", "mt5", "bart")
-_LARGEST_CONTEXT = 100_000_000  # tokens; tokenizers write 1e30 where there is no limit
+_LARGEST_CONTEXT = 100_000_000  # tokens; tokenizers write 1e30 for "no limit"
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """A decoder's numbers.
+    """The numbers of a decoder.
 
-    fields: all of config.json's, of the text part where a model has several
-    family: None where the model_type is not known
-    intermediate: of dense MLPs; expert_width: of one expert, 0 where there are none
+    fields: all fields of config.json; those of the text part if the model has several parts
+    family: None for an unknown model_type
+    intermediate: width of a dense MLP
+    expert_width: width of one expert; 0 if there are no experts
     """
 
     fields: Fields
@@ -52,7 +53,7 @@ class Numbers:
 
     @property
     def latent(self) -> int:
-        """Numbers a token and layer that latent attention keeps; 0 elsewhere."""
+        """Numbers that latent attention keeps for one token in one layer; 0 without latent attention."""
         rank = self.fields.integer("kv_lora_rank", 0, minimum=0)
         return rank + self.fields.integer("qk_rope_head_dim", minimum=1) if rank else 0
 
@@ -60,14 +61,17 @@ class Numbers:
 def read_numbers(config: Mapping[str, Any], origin: str) -> Numbers:
     """Read a parsed config.json; `origin` names it in errors.
 
-    Raises FileError for a field that is missing, with all names it may have, or makes no sense.
+    Raises FileError for a missing field (naming all names it may have) or an impossible value, UnsupportedError for a
+    model that is no decoder.
     """
     config = _text_part(config)
     model_type = Fields(config, origin).text("model_type", "")
     family = FAMILIES.get(model_type)
     fields = Fields({**(family.defaults if family else {}), **_flat(config)}, origin)
     if model_type in _NO_DECODERS or fields.flag("is_encoder_decoder", False):
-        raise UnsupportedError(f"{origin}: {model_type or 'an encoder'} does not generate token by token from a cache.")
+        raise UnsupportedError(
+            f"{origin}: {model_type or 'an encoder'} does not generate text token by token; give a decoder model."
+        )
     layers = _any(fields, _LAYERS, maximum=MAX_LAYERS)
     hidden, heads = _any(fields, _HIDDEN), _any(fields, _HEADS)
     kv_heads = _kv_heads(fields, family, heads)
@@ -78,7 +82,7 @@ def read_numbers(config: Mapping[str, Any], origin: str) -> Numbers:
     widening = family.widening if family else 4
     inner = _widest(fields, _INNER, 0 if family and family.gated else widening * hidden)
     if not inner:
-        raise FileError(f"{origin}: {_INNER[0]} is missing; the MLP's width is unknown without it.")
+        raise FileError(f"{origin}: {_INNER[0]} is missing; it gives the width of the MLP.")
     experts = _any(fields, _EXPERTS, default=0, minimum=0)
     width = _widest(fields, ("moe_intermediate_size",), inner)
     used = _any(fields, _USED) if experts else 0
@@ -104,7 +108,7 @@ def read_numbers(config: Mapping[str, Any], origin: str) -> Numbers:
 
 
 def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The decoder of a model that sees or hears too."""
+    """The fields of the text decoder, if the model also takes images or sound."""
     for name in ("text_config", "language_config", "llm_config"):
         part = config.get(name)
         if isinstance(part, dict) and any(field in part for field in _HIDDEN):
@@ -113,13 +117,13 @@ def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without nulls, and with the fields of nested sections."""
+    """All fields, with those of nested sections and without nulls."""
     parts = [config, *(config[name] for name in _SECTIONS if isinstance(config.get(name), dict))]
     return {name: value for part in parts for name, value in part.items() if value is not None}
 
 
 def _widest(fields: Fields, names: tuple[str, ...], default: int) -> int:
-    """A width; of one for each layer the widest."""
+    """A width. If the field lists one for each layer, the largest."""
     name = _present(fields, names)
     value = fields.values.get(name)
     if isinstance(value, list) and value:
@@ -129,7 +133,7 @@ def _widest(fields: Fields, names: tuple[str, ...], default: int) -> int:
 
 
 def _context(fields: Fields, family: Family | None) -> int:
-    """Tokens the model was made for, stretched where its positions are; 0 where it does not say."""
+    """The model's context in tokens, with YaRN's scaling; 0 if the fields do not say."""
     said = _any(fields, _CONTEXT, default=family.context if family else 0, minimum=0)
     longest = fields.values.get("model_max_length")
     if isinstance(longest, int) and said < longest <= _LARGEST_CONTEXT:
@@ -151,14 +155,15 @@ def _kv_heads(fields: Fields, family: Family | None, heads: int) -> int:
 def _any(
     fields: Fields, names: tuple[str, ...], *, default: int | None = None, minimum: int = 1, maximum: int | None = None
 ) -> int:
-    """The first of several names that is there."""
+    """The value of a field that has several possible names."""
     name = _present(fields, names)
     if default is None and not fields.has(name):
         others = f" (or {', '.join(names[1:])})" if names[1:] else ""
-        raise FileError(f"{fields.origin}: {names[0]}{others} is missing; the model's shape is unknown without it.")
+        raise FileError(f"{fields.origin}: {names[0]}{others} is missing; the plan needs it for the model's shape.")
     limit = {} if maximum is None else {"maximum": maximum}
     return fields.integer(name, default, minimum=minimum, **limit)
 
 
 def _present(fields: Fields, names: tuple[str, ...]) -> str:
+    """The first of the names that config.json has; the first name if it has none."""
     return next((name for name in names if fields.has(name)), names[0])

@@ -1,4 +1,4 @@
-"""What `bitsmith run` takes on the C++ core, added up as the core allocates it (csrc/run)."""
+"""Memory that `bitsmith run` takes on the C++ core. It adds up the core's allocations (csrc/run)."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from bitsmith.planner.weights import Stored
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.tensor import TensorInfo
 
-# Fitted to peaks of `bitsmith run` by bench/plan.py, which holds them against others: docs/LOG.md.
+# Fitted to the peak memory of `bitsmith run` by bench/plan.py, which also checks them on other runs (docs/LOG.md).
 BASE = 52_000_000  # bytes: Python, numpy, the core and tokenizers, before a model is opened
-TOKEN = 360  # bytes a token of the vocabulary: the tokenizer's tables, and sampling
+TOKEN = 360  # bytes for each token of the vocabulary: the tokenizer's tables, and sampling
 
-CODES = 14_500_000  # bytes: what reading codes of a safetensors folder imports and leaves behind
+CODES = 14_500_000  # bytes that stay in use after codes of a safetensors folder were read: imported modules
 
 CHUNK = 512  # tokens of a prompt computed at once
-_PANEL = 16  # rows that lie together
-_WIDTH = 32  # to a multiple of which keys and values are padded
+_PANEL = 16  # rows in one panel
+_WIDTH = 32  # keys and values are padded to a multiple of this
 _FLOATS = ("f32", "f16", "bf16")
 
 
 def weight_memory(network: Network, weights: Stored) -> int:
-    """Bytes of matrices in memory: rows padded to whole panels; of mapped floats what is read of them."""
+    """Bytes of the weights in memory. Rows are padded to whole panels. Mapped floats count as far as they are read."""
     found = float(CODES if weights.formats else 0)
     for tensor in network.tensors:
         nbytes = weights.tensors[tensor.name]
@@ -36,7 +36,7 @@ def weight_memory(network: Network, weights: Stored) -> int:
 
 
 def _loaded(tensor: TensorInfo, format: Format) -> int:
-    """Codes of a safetensors folder as the core lays them, else decoded to float32: see model/grids.py."""
+    """Bytes of codes from a safetensors folder, in the core's layout; in float32 if the core has no layout for them."""
     from bitsmith.runtime.core_grids import block_bytes, grid_layout
 
     layout = grid_layout(format, tensor.cols)
@@ -48,16 +48,16 @@ def _mapped(tensor: TensorInfo, nbytes: int) -> bool:
 
 
 def own_cache(network: Network, context: int, *, batch: int, bits: float) -> int:
-    """Bytes of keys and values: heads padded to multiples of 32, windows kept whole."""
+    """Bytes of keys and values. Heads are padded to multiples of 32. Layers with a window keep all tokens."""
     width = -(-network.head_dim // _WIDTH) * _WIDTH
     return int(2 * network.layers * batch * network.kv_heads * width * context * bits / 8)
 
 
 def working_memory(network: Network, context: int, *, batch: int = 1) -> int:
-    """Bytes beside weights and cache: rotations, activations of a chunk of the prompt, logits, tokenizer, Python."""
+    """Bytes beside weights and cache: rotations, activations of one prompt chunk, logits, tokenizer, Python."""
     rows = batch * min(context, CHUNK)
     q, kv, hidden = network.heads * network.head_dim, network.kv_heads * network.head_dim, network.hidden
-    # input, normed, added, output; q and its turned heads and what they mix; k, v; gate and up; rounded inputs
+    # input, norm, sum, output; q, rotated q and the attention's output; k, v; gate and up; rounded inputs
     floats = 4 * hidden + 3 * q + 2 * kv + 2 * network.intermediate
     rounded = 2 * max(hidden, q, network.intermediate)
     rotations = 5 * 4 * context * network.head_dim // 2

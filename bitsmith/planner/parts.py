@@ -1,4 +1,4 @@
-"""The tensors that a configuration promises, under GGUF's names: of dense models, experts and latent attention."""
+"""Lists a model's tensors from its config.json, with GGUF's names: dense models, experts and latent attention."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ Shape = tuple[int, ...]
 
 
 def network_tensors(numbers: Numbers, *, parameters: int | None = None) -> tuple[TensorInfo, ...]:
-    """Every tensor, layouts and bytes open. Names as llama.cpp's converter gives them.
+    """All tensors, without layouts and bytes. Names are those of llama.cpp's converter.
 
-    parameters: all weights, where they are known; of an unknown family what embedding and output leave of them is one
-        matrix a layer. Returns nothing for an unknown family without them.
+    parameters: number of all weights, if known; for an unknown family, weights beside embedding, output and experts
+        form one matrix a layer
+    Returns an empty tuple for an unknown family without `parameters`.
     """
     if numbers.family is not None:
         named = [*_ends(numbers, numbers.family), *_layers(numbers, numbers.family)]
@@ -27,7 +28,7 @@ def network_tensors(numbers: Numbers, *, parameters: int | None = None) -> tuple
 
 
 def _lump(numbers: Numbers, parameters: int) -> Iterator[tuple[str, Shape]]:
-    """Of an unknown family: experts by their widths, the rest in one matrix a layer."""
+    """Tensors of an unknown family: the experts, and one matrix a layer for the rest."""
     hidden = numbers.hidden
     ends = {"token_embd.weight": (numbers.vocab, hidden)}
     ends |= {} if numbers.tied else {"output.weight": (numbers.vocab, hidden)}
@@ -105,7 +106,7 @@ def _attention(numbers: Numbers, family: Family, blk: str) -> Iterator[tuple[str
 
 
 def _latent(numbers: Numbers, blk: str) -> Iterator[tuple[str, Shape]]:
-    """DeepSeek-V2 (2024), section 2.1; the up projections split by head, as converters do since 2025."""
+    """Latent attention (DeepSeek-V2, 2024, section 2.1). Converters split up projections by head since 2025."""
     fields, hidden, heads = numbers.fields, numbers.hidden, numbers.heads
     rank, rope = fields.integer("kv_lora_rank"), fields.integer("qk_rope_head_dim")
     plain, value = fields.integer("qk_nope_head_dim"), fields.integer("v_head_dim")
@@ -141,7 +142,7 @@ def _dense(numbers: Numbers, family: Family, blk: str) -> Iterator[tuple[str, Sh
 
 
 def _routed(numbers: Numbers) -> tuple[int, ...]:
-    """The layers whose MLP is a mixture of experts."""
+    """Numbers of the layers whose MLP is a mixture of experts."""
     fields, layers = numbers.fields, range(numbers.layers)
     if not numbers.experts:
         return ()
@@ -181,7 +182,7 @@ def _experts(numbers: Numbers, blk: str, experts: int, suffix: str) -> Iterator[
 
 
 def rotary_tensors(numbers: Numbers) -> tuple[TensorInfo, ...]:
-    """What only GGUF files store: the divisors of rotary frequencies, of Llama 3's scaling and of LongRoPE."""
+    """Tensors that only GGUF files store: divisors of rotary frequencies, for Llama 3's scaling and LongRoPE."""
     fields = numbers.fields
     scaling = fields.values.get("rope_scaling") or fields.values.get("rope_parameters")
     kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else None

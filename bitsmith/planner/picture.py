@@ -1,4 +1,4 @@
-"""A picture of memory by context: a line for each format, and the devices' memory across."""
+"""Draws memory by context: one curve for each format, and one horizontal line for each device's memory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bitsmith.planner.report import PlanReport, Row
 from bitsmith.planner.runtimes import Memory, cache_in_memory, weights_in_memory, working
 
 _POINTS = 64
-_MOST = 131072  # tokens, where the model does not say how many it was made for
+_MOST = 131072  # tokens, if the model's context is unknown
 
 
 def draw(report: PlanReport, path: Path) -> None:
-    """Write a PNG. The runtime is that of the first device.
+    """Write the picture as a PNG file. The runtime is that of the first device.
 
-    Raises UsageError without matplotlib or for a name that is no .png, FileError where it cannot be written.
+    Raises UsageError without matplotlib or if the name does not end in .png, FileError if the file cannot be written.
     """
     if path.suffix.lower() != ".png":
         raise UsageError(f"--plot {path}: expected a name that ends in .png.")
@@ -40,7 +40,7 @@ def draw(report: PlanReport, path: Path) -> None:
     for at, device_set in enumerate(report.device_sets):
         room = device_set.count * device_set.device.usable / 1e9
         axes.axhline(room, color="black", linestyle="--", linewidth=1)
-        share = (at + 0.1) / len(report.device_sets)  # of the width, so that labels of like memory do not overlap
+        share = (at + 0.1) / len(report.device_sets)  # of the width, so that labels of similar devices do not overlap
         axes.annotate(
             device_set.name,
             (share, room),
@@ -64,7 +64,7 @@ def draw(report: PlanReport, path: Path) -> None:
 
 
 def _gigabytes(report: PlanReport, row: Row, context: int) -> float:
-    """What a format takes with so much context, on the first devices."""
+    """Memory in GB that a format takes with this context on the first devices."""
     network, verdict, workload = report.spec.network, row.verdicts[0], replace(report.workload, context=context)
     cache = cache_in_memory(network, workload, verdict.runtime)
     beside = working(network, workload, verdict.runtime, verdict.device, count=verdict.count)

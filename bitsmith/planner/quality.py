@@ -1,4 +1,4 @@
-"""What formats lose: measured by this project on its reference model, apart from what others published."""
+"""Loss of each format, measured by this project on its reference model. Figures of others are in `published`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from bitsmith.quant.formats import get_format
 from bitsmith.recipe.target import Target
 
 SOURCE = "mean KLD of our small reference model, docs/quality.md"
-RUINED = 0.1  # nats, from which on a model is no longer itself
-_LEAST_BITS = 3.0  # of a format that was not measured, below which nothing good is to be expected
+RUINED = 0.1  # nats; a format that loses this much or more is never advised
+_LEAST_BITS = 3.0  # bits a code; a format with fewer that was not measured is never advised
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Mean KLD in nats a token: of the nearest codes, and with a calibration (GPTQ); None where not measured."""
+    """Mean KLD in nats a token: `plain` with the nearest codes, `calibrated` with GPTQ; None if not measured."""
 
     plain: float
     calibrated: float | None = None
@@ -52,14 +52,14 @@ MEASURED: Mapping[str, Loss] = {
 
 
 def measured(target: Target) -> Loss | None:
-    """What was measured of a format; None where nothing was."""
+    """The measured loss of a format; None if it was not measured."""
     return MEASURED.get(target.name if target.container == "gguf" else str(target))
 
 
 def rank(target: Target | None, bits: float) -> tuple[int, float]:
-    """Grows with the loss; formats that were not measured come after those that were, by the bits of their codes.
+    """Sort key that grows with the loss. Formats without a measurement come last, ordered by the bits of their codes.
 
-    target: None for a file as it is, of `bits` bits a weight
+    target: None for an existing file with `bits` bits a weight
     """
     loss = None if target is None else measured(target)
     if loss is not None:
@@ -70,13 +70,13 @@ def rank(target: Target | None, bits: float) -> tuple[int, float]:
 
 
 def advisable(target: Target | None, bits: float) -> bool:
-    """Whether a format may be advised at all."""
+    """Whether a plan may advise this format."""
     loss = None if target is None else measured(target)
     return loss.plain < RUINED if loss is not None else _code_bits(target, bits) >= _LEAST_BITS
 
 
 def _code_bits(target: Target | None, bits: float) -> float:
-    """Bits of a code, without scales and without what stays in 16 bits."""
+    """Bits of one code, without scales and without the tensors that stay in 16 bits."""
     if target is None or target.container == "gguf":
         return bits
     if target.container == "native":

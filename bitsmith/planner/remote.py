@@ -1,7 +1,7 @@
-"""A hub model without its weights: configuration and headers, in a folder whose weight files are holes.
+"""Fetches config.json and headers of a hub model into a folder. Its weight files are sparse: they hold no weights.
 
-What opens such a folder sees every tensor's name, type and shape, and all sizes; nothing has to know that the data is
-not there. Some kilobytes are fetched for each file of weights.
+The folder opens like any model: names, types, shapes and file sizes are right. Only some kilobytes of each weight
+file are fetched.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from bitsmith.errors import FileError
 from bitsmith.models import hub
 
 _FIRST = 100_000  # bytes: most headers are shorter
-_LARGEST = 100_000_000  # as containers/safetensors_header.py takes at most
-_GGUF_STEPS = (1 << 20, 16 << 20, 128 << 20)  # tokenizers lie in the header
+_LARGEST = 100_000_000  # bytes; the limit in containers/safetensors_header.py
+_GGUF_STEPS = (1 << 20, 16 << 20, 128 << 20)  # bytes; a GGUF header holds the tokenizer and can be long
 
 
 def fetch_headers(model: str, scratch: Path, *, revision: str | None, tokenizer: bool) -> Path:
-    """Fetch what a plan needs of "owner/name" or "owner/name:file.gguf" below `scratch`; returns the folder or file.
+    """Fetch the headers of "owner/name" or "owner/name:file.gguf" into `scratch`. Returns the folder or file.
 
-    tokenizer: its files too
-    Raises FileError where the hub has no such model, refuses it, or cannot be reached.
+    tokenizer: fetch the tokenizer files too
+    Raises FileError if the hub has no such model or refuses access, hub.UnreachableError if it cannot be reached.
     """
     repo, file = hub.parse_id(model)
     folder = scratch / repo
@@ -45,7 +45,7 @@ def fetch_headers(model: str, scratch: Path, *, revision: str | None, tokenizer:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars: they would flash by."""
+    """Turns off the progress bars of huggingface_hub. The files are too small for them."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     if are_progress_bars_disabled():
@@ -59,7 +59,7 @@ def _quiet() -> Iterator[None]:
 
 
 def cached(model: str, revision: str | None) -> Path | None:
-    """The folder or file of a model that was downloaded before, its weights perhaps not; None where there is none."""
+    """The folder or file of a model in the hub's cache, or None. The weights may be missing from it."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -75,7 +75,7 @@ def cached(model: str, revision: str | None) -> Path | None:
 
 
 def holds_weights(folder: Path) -> bool:
-    """Whether every file of weights that a folder's index names is there."""
+    """Whether the folder has every weight file that its index names."""
     return all((folder / name).is_file() for name in _shards(folder))
 
 
@@ -87,14 +87,14 @@ def _small_files(repo: str, revision: str | None, tokenizer: bool) -> list[Path]
     wanted = [CONFIG, INDEX_NAME]
     files = [found / name for name in wanted if (found / name).is_file()]
     if not files or files[0].name != CONFIG:
-        raise FileError(f"{repo} has no {CONFIG}; of a repository of GGUF files name one: {repo}:file.gguf.")
+        raise FileError(f"{repo} has no {CONFIG}. If it holds GGUF files, name one of them: {repo}:file.gguf.")
     if tokenizer:
         files += [path for pattern in TOKENIZER_FILES if "/" not in pattern for path in sorted(found.glob(pattern))]
     return files
 
 
 def _shards(folder: Path) -> list[str]:
-    """The names of the weight files. Raises FileError for names that leave the folder."""
+    """The names of the weight files. Raises FileError for a name outside the folder."""
     index = folder / INDEX_NAME
     if not index.is_file():
         return ["model.safetensors"]
@@ -102,9 +102,9 @@ def _shards(folder: Path) -> list[str]:
         table = json.loads(index.read_bytes())["weight_map"]
         names = sorted(set(table.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FileError(f"{index}: not an index of safetensors files ({error!r}).") from None
+        raise FileError(f"{index} is not an index of safetensors files ({error!r}).") from None
     if any(not isinstance(name, str) or Path(name).name != name for name in names):
-        raise FileError(f"{index}: names files outside the model's folder.")
+        raise FileError(f"{index} names files outside the model's folder.")
     return names
 
 
@@ -112,14 +112,17 @@ def _fetch_safetensors(repo: str, name: str, revision: str | None, target: Path)
     head, size = _read(repo, name, revision, _FIRST)
     length = struct.unpack("<Q", head[:8])[0] + 8 if len(head) >= 8 else 0
     if not 8 < length <= _LARGEST:
-        raise FileError(f"{repo}: {name} is no safetensors file: its header would have {length:,} bytes.")
+        raise FileError(f"{repo}: {name} is not a safetensors file; its header would have {length:,} bytes.")
     if length > len(head):
         head, size = _read(repo, name, revision, length)
     _write_hollow(target, head[:length], size)
 
 
 def _fetch_gguf(repo: str, name: str, revision: str | None, folder: Path) -> None:
-    """A file, or all of a split one. Headers say nowhere how long they are: more is fetched until they can be read."""
+    """Fetch the header of a file, or of all parts of a split file.
+
+    A GGUF file does not say how long its header is, so more is fetched until it can be read.
+    """
     from bitsmith.containers.gguf.reader import GgufSource
 
     for step in _GGUF_STEPS:
@@ -137,7 +140,7 @@ def _fetch_gguf(repo: str, name: str, revision: str | None, folder: Path) -> Non
 
 
 def _read(repo: str, name: str, revision: str | None, count: int) -> tuple[bytes, int]:
-    """The first bytes of a file, at most `count`, and the size of all of it."""
+    """The first `count` bytes of a file (fewer if it is shorter), and the size of the whole file."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 

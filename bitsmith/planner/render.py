@@ -1,4 +1,4 @@
-"""An report as plain values, for `--json`."""
+"""Turns a report into plain values, for `--json`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bitsmith.planner.verdict import Verdict
 
 
 def to_dict(report: PlanReport) -> dict[str, Any]:
-    """Everything: the model, the workload, the devices, every format with a verdict for each, training, advice.
+    """The whole report: model, workload, devices, formats with a verdict for each device, training, advice.
 
-    Sizes in bytes, speeds in tokens a second, losses as mean KLD in nats a token.
+    Sizes are in bytes, speeds in tokens a second, losses are mean KLD in nats a token.
     """
     spec, network = report.spec, report.spec.network
     return {
@@ -58,7 +58,7 @@ def to_dict(report: PlanReport) -> dict[str, Any]:
 
 
 def places_for(report: PlanReport, training: Training) -> list[str]:
-    """Devices that hold a training by themselves, a process's context included."""
+    """Names of the devices on which a training fits, with the memory of a CUDA context."""
     return [
         device_set.name
         for device_set in report.device_sets

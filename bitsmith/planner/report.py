@@ -1,4 +1,4 @@
-"""`plan`: what fits, what it costs, what to choose, before any weight is read or fetched."""
+"""`plan`: what fits, what it costs and what to choose. It reads and fetches no weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MOST_DEVICES = 64
 _MOST_SEQUENCES = 100_000
 _MOST_CONTEXT = 100_000_000
 _MOST_RANK = 65_536
-_LEAST_MEMORY = 10_000_000  # bytes; whoever says less forgot the unit
+_LEAST_MEMORY = 10_000_000  # bytes; with less, the user probably forgot the unit
 USUAL: tuple[str, ...] = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q3_k_m", "q2_k")
 USUAL += ("compressed/w8a8", "compressed/fp8", "gptq/int4")
 USUAL_COUNT = ("f32", "f16", "int8", "int4", "int3", "int2", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
@@ -37,23 +37,23 @@ USUAL_COUNT = ("f32", "f16", "int8", "int4", "int3", "int2", "q8_0", "q6_k", "q5
 
 @dataclass(frozen=True)
 class DeviceSet:
-    """A device, or several of a kind."""
+    """One device, or several of the same kind."""
 
     device: Device
     count: int = 1
 
     @property
     def name(self) -> str:
-        """As the user may say it: "rtx-4090", "2x rtx-3090"."""
+        """The name for `--device`: "rtx-4090", "2x rtx-3090"."""
         return self.device.name if self.count == 1 else f"{self.count}x {self.device.name}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One format: its bytes, what it loses, and a verdict for each device set.
+    """One format: its bytes, its loss, and a verdict for each device set.
 
-    target: None for the types that a file has
-    how: "exact file", "exact tensors" or "rule of thumb"
+    target: None for a file with the types it has now
+    how: how exact the bytes are: "exact file", "exact tensors" or "rule of thumb"
     """
 
     target: Target | None
@@ -65,18 +65,18 @@ class Row:
 
     @property
     def rank(self) -> tuple[int, float]:
-        """Grows with the loss."""
+        """Sort key that grows with the loss."""
         return rank(self.target, self.bits_per_weight)
 
     @property
     def advisable(self) -> bool:
-        """Whether it may be advised."""
+        """Whether the plan may advise this format."""
         return advisable(self.target, self.bits_per_weight)
 
 
 @dataclass(frozen=True)
 class PlanReport:
-    """All that a plan says."""
+    """The result of a plan."""
 
     spec: ModelSpec
     workload: Workload
@@ -102,17 +102,20 @@ def plan(
     tokenizer: bool = False,
     revision: str | None = None,
 ) -> PlanReport:
-    """What `model` takes in each format, and whether it fits.
+    """Memory that `model` takes in each format, and whether it fits.
 
-    model: a folder, a file, a hub id (configuration and headers are read, no weights), a built-in shape, or a count
-    devices: names, "this", or several of a kind ("2x rtx-3090"); memory: "24GB", "24GiB", for others. None of both
-        takes this machine
-    context: tokens of a sequence; None: 8192, or the model's where that is less. batch: sequences at once
-    kv: type of keys and values. formats: as `--to`; none takes the usual ones
-    runtime: "bitsmith", "llama.cpp" or "vllm"; None: what usually runs the format on the device
-    training: of "full", "lora", "qlora", "qat"; each with checkpointing and without. adapter_rank: of LoRA. optimizer:
-        "adamw" or "adamw-8bit"
-    tokenizer: fetch a hub model's tokenizer, so that whole GGUF files are exact
+    model: a folder, a file, a hub id (only config.json and headers are read), a built-in shape, or a count ("70B")
+    devices: names, "this", or several of a kind ("2x rtx-3090")
+    memory: memory of another device: "24GB", "24GiB". Without devices and memory, the plan is for this machine
+    context: number of tokens of a sequence; None: 8192, or the model's context if that is less
+    batch: number of sequences at once
+    kv: type of keys and values
+    formats: targets as for `--to`; empty for the usual ones
+    runtime: "bitsmith", "llama.cpp" or "vllm"; None for the usual runtime of the format on the device
+    training: any of "full", "lora", "qlora", "qat"; each is planned with and without checkpointing
+    adapter_rank: rank of LoRA's adapters
+    optimizer: "adamw" or "adamw-8bit"
+    tokenizer: fetch a hub model's tokenizer, so that sizes of whole GGUF files are exact
     Raises UsageError for a wrong call, FileError or UnsupportedError for a model that cannot be read.
     """
     kv = check_type(kv)
@@ -132,7 +135,7 @@ def plan(
         workload = Workload(_context(context, network), batch, kv)
         sizes = _weights(spec, targets)
     rows = [_row(spec, workload, chosen, device_sets, *size) for size in sizes]
-    if not targets:  # of the usual formats those that something runs
+    if not targets:  # drop the usual formats that no runtime runs
         rows = [row for row in rows if any(verdict.kind != "no runtime" for verdict in row.verdicts)] or rows
     rows.sort(key=lambda row: -row.weights.total)
     trained = tuple(
@@ -154,7 +157,7 @@ def _row(
 ) -> Row:
     network = spec.network
     container = container_of(target, network)
-    if spec.count and container == "native":  # "INT4" of a bare count is whatever holds 4 bits
+    if spec.count and container == "native":  # for a bare count, "INT4" may be in any container
         container = "gguf"
     verdicts = []
     for device_set in device_sets:
@@ -169,7 +172,7 @@ def _row(
 def _training(
     spec: ModelSpec, workload: Workload, method: str, *, rank: int, optimizer: str, checkpointing: bool
 ) -> Training:
-    """Of a bare count what grows with the weights is scaled from the nearest built-in shape."""
+    """Memory of one training. For a bare count, weights, gradients and optimizer are scaled from the nearest shape."""
     found = training_memory(
         spec.network,
         method,
@@ -199,7 +202,7 @@ def _context(context: int | None, network: Network) -> int:
         raise UsageError(f"--context {context}: expected 1 to {_MOST_CONTEXT:,} tokens.")
     if limit and context > limit:
         raise UsageError(
-            f"--context {context}: {network.name} was made for {limit:,} tokens; beyond them it writes nonsense."
+            f"--context {context}: {network.name} takes at most {limit:,} tokens; give --context {limit} or less."
         )
     return context
 
@@ -214,12 +217,12 @@ def _device_sets(devices: Sequence[str], memory: str | None) -> tuple[DeviceSet,
             raise UsageError(f"--device {name}: expected 1 to {_MOST_DEVICES} devices of a kind.")
         if wanted.strip().lower() == "this":
             if count > 1:
-                raise UsageError(f"--device {name}: there is one of this machine.")
+                raise UsageError(f"--device {name}: there is only one machine; give --device this.")
             device_sets += [DeviceSet(device, number) for device, number in this_machine()]
             continue
         device = find_device(wanted)
         if count > 1 and (device.unified or device.kind == "cpu"):
-            raise UsageError(f"--device {name}: the memory of several of them is not one; give one.")
+            raise UsageError(f"--device {name}: several of these cannot share a model; give one.")
         if not device.memory:
             device, needs_memory = replace(device, memory=_said(memory, device.name)), True
         device_sets.append(DeviceSet(device, count))
@@ -233,19 +236,19 @@ def _device_sets(devices: Sequence[str], memory: str | None) -> tuple[DeviceSet,
 
 def _said(memory: str | None, name: str) -> int:
     if memory is None:
-        raise UsageError(f"--device {name}: only you know how much memory it has; add --memory, for instance 32GiB.")
+        raise UsageError(f"--device {name}: its memory is unknown; add --memory, for instance --memory 32GiB.")
     return _memory_size(memory)
 
 
 def _memory_size(text: str) -> int:
     size = parse_size(text)
     if size < _LEAST_MEMORY:
-        raise UsageError(f"--memory {text}: {size:,} bytes hold no model; give a unit, for instance 24GB or 24GiB.")
+        raise UsageError(f"--memory {text}: no model fits {size:,} bytes; add a unit, for instance 24GB or 24GiB.")
     return size
 
 
 def _weights(spec: ModelSpec, targets: Sequence[Target]) -> list[tuple[Target | None, Stored, str]]:
-    """Every format with its bytes, and how exact they are."""
+    """Each format with its bytes and with how exact they are."""
     network = spec.network
     if spec.count is not None:
         wanted = targets or [parse_target(name) for name in USUAL_COUNT]
@@ -277,7 +280,7 @@ def _weights(spec: ModelSpec, targets: Sequence[Target]) -> list[tuple[Target | 
 
 
 def _size(spec: ModelSpec) -> int:
-    """Bytes of the files that hold the weights; of a hub model's the sizes they have there."""
+    """Bytes of the weight files. For a hub model, their sizes on the hub."""
     assert spec.checkpoint is not None
     return sum(path.stat().st_size for path in spec.checkpoint.source.files)
 
@@ -286,19 +289,21 @@ def _warnings(spec: ModelSpec, rows: Sequence[Row], workload: Workload) -> tuple
     found = []
     if spec.quantized:
         what = f"{spec.network.name} is quantized already ({spec.quantized})"
-        found.append(f"{what}: only that is planned; for other formats name the original.")
+        found.append(f"{what}: the plan is for this type only. For other formats, name the original model.")
     for runtime in {verdict.runtime.name: verdict.runtime for row in rows for verdict in row.verdicts}.values():
         if workload.kv not in runtime.kv:
             found.append(
-                f"{runtime.title} has no {workload.kv} cache (it has {', '.join(runtime.kv)}); counted all the same."
+                f"{runtime.title} has no {workload.kv} cache (it has {', '.join(runtime.kv)}). The plan counts its "
+                "bytes all the same."
             )
     if spec.network.experts and spec.network.active == spec.network.parameters:
         found.append(
-            "the experts were not recognised among the tensors: speeds are as if every token passed all of them."
+            "the experts were not found among the tensors. Speeds are computed as if every token passed all experts."
         )
     vision = sum(tensor.parameters for tensor in spec.network.tensors if tensor.name.startswith("vision."))
     if vision:
         found.append(
-            f"{vision / 1e6:,.0f} M weights that see or hear are counted in 16 bits; GGUF keeps them in a file apart."
+            f"{vision / 1e6:,.0f} M weights for images or sound are counted in 16 bits; GGUF stores them in a second "
+            "file."
         )
     return tuple(found)

@@ -1,4 +1,4 @@
-"""What a runtime takes beside weights and cache, and how near generation comes to the memory's bandwidth."""
+"""Memory that a runtime takes beside weights and cache, and how much of the bandwidth its generation reaches."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from bitsmith.planner.weights import Stored
 from bitsmith.recipe.target import Target
 
 _OWN = frozenset(spec.gguf for spec in ARCHITECTURES.values())
-_LARGE = 70 << 30  # bytes of a device from which on vLLM expects many requests
-_UNTRIMMED = ("llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "phi3")  # llama.cpp keeps all tokens of these
+_LARGE = 70 << 30  # bytes; on devices with this much memory vLLM reserves for more requests
+_UNTRIMMED = ("llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "phi3")  # for these, llama.cpp ignores windows
 
 
 @dataclass(frozen=True)
 class Runtime:
     """A program that runs models.
 
-    share: of the bandwidth that generation reaches; told with every estimate
-    reserved: of the device's memory that it leaves alone
-    kv: types of keys and values that it has
-    error: how far its working memory may be off, and what that rests on
+    share: share of the bandwidth that generation reaches, 0 to 1; printed with every estimate
+    reserved: share of the device's memory that it does not use, 0 to 1
+    kv: its types of keys and values
+    error: error of its working memory and how it was found, in words
     """
 
     name: str
@@ -75,14 +75,14 @@ def find_runtime(name: str) -> Runtime:
     """A runtime by name. Raises UsageError for an unknown one."""
     key = {"llamacpp": "llama.cpp", "ollama": "llama.cpp", "lmstudio": "llama.cpp"}.get(name.lower(), name.lower())
     if key not in RUNTIMES:
-        raise UsageError(f"--runtime {name}: unknown; known are {', '.join(RUNTIMES)}.")
+        raise UsageError(f"--runtime {name}: unknown; expected {', '.join(RUNTIMES)}.")
     return RUNTIMES[key]
 
 
 def container_of(target: Target | None, network: Network) -> str:
-    """What holds a format: "gguf", "native", "gptq", ..., or "floats" where every reader of folders takes it.
+    """The container of a format: "gguf", "native", "gptq", ...; "floats" if every runtime reads it.
 
-    target: None for a file as it is
+    target: None for a file with the types it has now
     """
     if target is None:
         layouts = {tensor.layout for tensor in network.tensors if tensor.rows > 1}
@@ -91,13 +91,15 @@ def container_of(target: Target | None, network: Network) -> str:
             return "native" if held == "bitsmith" else held
         if layouts <= FLOATS:
             return "floats"
-        return "gguf" if layouts <= TYPES.keys() else "compressed"  # others' FP8 and the like, which vLLM reads
+        return "gguf" if layouts <= TYPES.keys() else "compressed"  # for example FP8 of other tools; vLLM reads these
     return "floats" if target.name in WRITTEN_FLOATS else target.container
 
 
 def usual_runtime(network: Network, container: str, device: Device) -> Runtime:
-    """What runs a container on a device: bitsmith on a plain CPU, where it knows the architecture; vLLM what GGUF does
-    not hold, on GPUs; llama.cpp for the rest.
+    """The usual runtime of a container on a device.
+
+    It is bitsmith on a CPU if bitsmith knows the architecture, vLLM on GPUs for the containers it reads, else
+    llama.cpp.
     """
     if device.kind == "cpu" and _knows(network):
         return RUNTIMES["bitsmith"]
@@ -105,8 +107,8 @@ def usual_runtime(network: Network, container: str, device: Device) -> Runtime:
 
 
 def runs(runtime: Runtime, container: str, name: str, network: Network, device: Device) -> bool:
-    """Whether a runtime reads a container (see `container_of`) there. name: of the format in it"""
-    if runtime.name == "bitsmith":  # where inputs are rounded to 8 bits only torch runs it, which is not planned
+    """Whether a runtime runs a container (see `container_of`) on the device. name: name of the format"""
+    if runtime.name == "bitsmith":  # only torch runs formats that round their inputs, and torch is not planned
         return device.kind == "cpu" and _knows(network) and not _rounds_inputs(container, name)
     if runtime.name == "vllm":
         return (container == "floats" or _reads("vllm", container)) and device.kind in ("cuda", "rocm")
@@ -118,7 +120,7 @@ def _reads(runtime: str, container: str) -> bool:
 
 
 def _rounds_inputs(container: str, name: str) -> bool:
-    """Whether products in this scheme round their inputs."""
+    """Whether this scheme rounds the inputs of its products."""
     row = module_containers().get(container)
     if row is None or not any(scheme.inputs for scheme in row.schemes.values()):
         return False
@@ -132,20 +134,25 @@ def _knows(network: Network) -> bool:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a model takes while it runs; `working` on each of several devices."""
+    """Bytes that a running model takes. Each device takes `working` bytes."""
 
     weights: int
     cache: int
     working: int
 
     def total(self, count: int) -> int:
-        """All of it, on `count` devices together."""
+        """All bytes on `count` devices together."""
         return self.weights + self.cache + count * self.working
 
 
 @dataclass(frozen=True)
 class Workload:
-    """How a model is used: sequences at once, tokens of each, and how their keys and values are kept."""
+    """How a model is used.
+
+    context: number of tokens of one sequence
+    batch: number of sequences at once
+    kv: type of keys and values
+    """
 
     context: int
     batch: int = 1
@@ -153,12 +160,12 @@ class Workload:
 
 
 def weights_in_memory(network: Network, weights: Stored, runtime: Runtime) -> int:
-    """Bytes of the weights as a runtime lays them."""
+    """Bytes of the weights in the runtime's layout."""
     return weight_memory(network, weights) if runtime.name == "bitsmith" else weights.total
 
 
 def cache_in_memory(network: Network, workload: Workload, runtime: Runtime) -> int:
-    """Bytes of keys and values as a runtime keeps them."""
+    """Bytes of keys and values in the runtime's layout."""
     if runtime.name == "bitsmith":
         return own_cache(network, workload.context, batch=workload.batch, bits=BITS[workload.kv])
     windows = runtime.name != "llama.cpp" or network.arch not in _UNTRIMMED
@@ -166,7 +173,7 @@ def cache_in_memory(network: Network, workload: Workload, runtime: Runtime) -> i
 
 
 def working(network: Network, workload: Workload, runtime: Runtime, device: Device, *, count: int = 1) -> int:
-    """Bytes that a runtime takes beside both, on each of `count` devices."""
+    """Bytes that a runtime takes beside weights and cache, on each of `count` devices."""
     if runtime.name == "bitsmith":
         return working_memory(network, workload.context, batch=workload.batch)
     context = published.CUDA_CONTEXT if device.kind in ("cuda", "rocm") else 0

@@ -1,4 +1,4 @@
-"""What training takes: weights, gradients, optimizer and activations of full fine-tuning, LoRA, QLoRA and QAT."""
+"""Memory of training: weights, gradients, optimizer and activations of full fine-tuning, LoRA, QLoRA and QAT."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.category import layer_of
 
 METHODS = ("full", "lora", "qlora", "qat")
-OPTIMIZERS: Mapping[str, int] = {  # bytes a trained parameter: float32 master weight, momentum, variance
+OPTIMIZERS: Mapping[str, int] = {  # bytes for each trained parameter: float32 master weight, momentum, variance
     "adamw": 4 + 4 + 4,  # ZeRO (Rajbhandari et al. 2020), section 3.1
-    "adamw-8bit": 4 + 1 + 1,  # Dettmers et al. 2021, section 2; one float32 to a block of 2048 is left out
+    "adamw-8bit": 4 + 1 + 1,  # Dettmers et al. 2021, section 2; without the one float32 for each block of 2048
 }
 
 _NUMBER = 2  # bytes, bf16
 _MASK = 1  # bytes, a boolean
-_NF4_BLOCK, _SUPER_BLOCK = 64, 256  # weights to an 8-bit scale; scales to a float32
-_RECURRENT = 12  # numbers a hidden one
+_NF4_BLOCK, _SUPER_BLOCK = 64, 256  # weights for each 8-bit scale; scales for each float32 scale
+_RECURRENT = 12  # numbers kept for each number of the hidden state
 
-_APART = re.compile(r"norm|conv|gate_inp|sinks")  # matrices of a layer that are no linears, and routers
+_APART = re.compile(r"norm|conv|gate_inp|sinks")  # tensors of a layer that are no linears, and routers
 _ROUTED = re.compile(r"_exps\.|\.experts\.")
 _LAYER_NORM = re.compile(r"(?<![qk])(?<!_a)_norm(_2)?\.weight$")
 
@@ -31,13 +31,13 @@ _LAYER_NORM = re.compile(r"(?<![qk])(?<!_a)_norm(_2)?\.weight$")
 class Training:
     """Bytes that training takes at its peak, on one device.
 
-    weights: as they are multiplied: bf16, or NF4 with one unpacked matrix; adapters included
-    gradients: bf16, of what is trained
-    optimizer: float32 master weights, momentum and variance
-    activations: what the backward pass needs of the forward one, logits included; of qat fake-quantized weights too
-    trained: parameters that receive gradients
-    checkpointing: whether layers are recomputed in the backward pass
-    assumptions: a sentence each
+    weights: bytes of the weights in bf16, or in NF4 with one unpacked matrix; adapters included
+    gradients: bytes of the gradients of the trained parameters, in bf16
+    optimizer: bytes of float32 master weights, momentum and variance
+    activations: bytes kept for the backward pass, with logits and, for qat, fake-quantized weights
+    trained: number of parameters that receive gradients
+    checkpointing: True if layers are recomputed in the backward pass
+    assumptions: one sentence each
     """
 
     method: str
@@ -65,19 +65,22 @@ def training_memory(
     checkpointing: bool = True,
     optimizer: str = "adamw",
 ) -> Training:
-    """What a method of METHODS takes for `batch` sequences of `context` tokens, with an optimizer of OPTIMIZERS.
+    """Memory of training with a method of METHODS and an optimizer of OPTIMIZERS.
 
-    full: 2 bytes of weights, 2 of gradients and 12 of AdamW a parameter: ZeRO (Rajbhandari et al. 2020), section 3.1
-    lora: bf16 weights stay as they are; adapters of `rank` on every linear of attention and MLP, rank x (in + out)
-        parameters each, take those 16 bytes a parameter. None on routed experts and routers. Hu et al. 2021,
-        section 4.1, equation 3
-    qlora: linears of the layers in NF4, 8-bit scales of 64 weights and float32 scales of 256 of those, 4.127 bits a
-        weight; the rest in bf16; the largest matrix is unpacked to bf16 while it is multiplied. Dettmers et al. 2023,
-        section 3
-    qat: as full; linears of the layers fake-quantized in the forward pass (Jacob et al. 2018, section 3; LLM-QAT, Liu
-        et al. 2023, section 2.2). Autograd keeps their copy in bf16 and a byte a weight of the straight-through
-        estimator's mask: of one layer with checkpointing, else of all
-    rank: read for lora and qlora only
+    Methods:
+    full: a parameter takes 2 bytes of weights, 2 of gradients and 12 of AdamW. ZeRO (Rajbhandari et al. 2020),
+        section 3.1
+    lora: weights are frozen in bf16. Every linear of attention and MLP has an adapter with rank x (in + out)
+        parameters of 16 bytes; routed experts and routers have none. Hu et al. 2021, section 4.1, equation 3
+    qlora: linears of the layers are NF4 with 8-bit scales for 64 weights and float32 scales for 256 of these scales:
+        4.127 bits a weight. The rest is bf16. The largest matrix is unpacked to bf16 to multiply. Dettmers et al.
+        2023, section 3
+    qat: like full, with linears of the layers fake-quantized in the forward pass (Jacob et al. 2018, section 3;
+        LLM-QAT, Liu et al. 2023, section 2.2). Autograd keeps the quantized copy in bf16 and the mask of the
+        straight-through estimator in 1 byte a weight: for one layer with checkpointing, else for all
+
+    context, batch: number of tokens of a sequence; number of sequences at once
+    rank: rank of the adapters of lora and qlora
     checkpointing: see `activation_bytes`
     Raises UsageError for an unknown method or optimizer, and for numbers below one.
     """
@@ -111,13 +114,13 @@ def training_memory(
 
 
 def activation_bytes(network: Network, *, context: int, batch: int, checkpointing: bool) -> int:
-    """Bytes kept for the backward pass: `kept_numbers` of each layer, the last norm, and logits.
+    """Bytes kept for the backward pass: `kept_numbers` of each layer, the last norm, and the logits.
 
-    checkpointing: each layer's input is kept, 2 bytes x hidden a token (Korthikanti et al. 2022, section 5), and one
-        layer, the largest, is recomputed at a time
-    Logits and their gradient are float32, context x batch x vocab each; with large vocabularies and checkpointing
-    they are most of it. They are gone before the first layer is recomputed; their room stands for the gradients of
-    activations, which are not counted. Of frozen weights the count is the same.
+    checkpointing: only each layer's input is kept, 2 bytes x hidden for each token (Korthikanti et al. 2022,
+        section 5); one layer at a time is recomputed, and the largest counts
+    Logits and their gradient are float32, context x batch x vocab each. With checkpointing and a large vocabulary they
+    are the largest part. They are freed before the first layer is recomputed. Gradients of activations are not
+    counted, since they fit into that memory. Frozen weights do not change the result.
     Raises UsageError for numbers below one.
     """
     if context < 1:
@@ -134,21 +137,25 @@ def activation_bytes(network: Network, *, context: int, batch: int, checkpointin
 
 
 def kept_numbers(network: Network, cache: LayerCache, parts: Mapping[str, TensorInfo]) -> dict[str, int]:
-    """Numbers of 2 bytes that one layer keeps of one token, without checkpointing.
+    """Numbers of 2 bytes that one layer keeps for one token, without checkpointing.
 
-    parts: the layer's tensors by their names below it; where a family's are unknown, the usual is taken
-    norms: inputs and outputs of the norms before attention and MLP; inputs of those after them
-    q, k, v: as they are multiplied, and before their norms where they have some; of latent attention the latents too
-    attention: its output. log-sum-exp: a float32 a head, in place of the scores (FlashAttention-2, Dao 2023,
-        section 3.1.1); windows change nothing
-    mlp: gate, up, activated gate and their product; without a gate up and activated up; of routed MLPs the chosen
-        experts', with input and output of each
-    recurrent: in place of attention; 12 x hidden, roughly what Mamba (Gu and Dao 2023) keeps at an expansion of 2: x
-        and z, the convolution's, the step's, the scan's and the gated output
+    parts: the layer's tensors, by their names without "blk.N."; if they are unknown, the usual parts are assumed
+    Entries of the result:
+    norms: inputs and outputs of the norms before attention and MLP; only inputs of norms after them
+    q, k, v: inputs of the attention; with norms on them, also the values before the norms; for latent attention, also
+        the latents
+    attention: output of the attention
+    log-sum-exp: one float32 for each head, in place of the scores (FlashAttention-2, Dao 2023, section 3.1.1); a
+        window does not change it
+    mlp: gate, up, activated gate and their product; without a gate, up and activated up; for routed MLPs these of the
+        chosen experts, with each expert's input and output
+    recurrent: in place of attention, 12 x hidden. Mamba (Gu and Dao 2023) keeps about this at an expansion of 2: x, z,
+        and the outputs of convolution, step, scan and gate
 
-    The way is that of Korthikanti et al. 2022, equation 1: s b h (34 + 5 a s / h) bytes a layer of a GPT. Of it 2 are
-    dropout masks, 5 a s / h are scores and their dropout; both are not kept here, which leaves 32. Norms are taken as
-    one kernel, as there; transformers computes them in float32 step by step and keeps 4 bytes x hidden more for each.
+    The method follows Korthikanti et al. 2022, equation 1: s b h (34 + 5 a s / h) bytes for a layer of a GPT. There, 2
+    of the 34 are dropout masks, and 5 a s / h are scores with their dropout. Neither is kept here, which leaves 32. A
+    norm counts as one kernel. transformers computes norms step by step in float32, and keeps 4 bytes x hidden more for
+    each.
     """
     norms = _norm_count(parts)
     kept = 2 * min(norms, 2) + max(norms - 2, 0)
@@ -157,12 +164,12 @@ def kept_numbers(network: Network, cache: LayerCache, parts: Mapping[str, Tensor
 
 
 def adapter_parameters(matrices: Iterable[TensorInfo], rank: int) -> int:
-    """Parameters of an adapter on each matrix: rank x (in + out), Hu et al. 2021, section 4.1."""
+    """Number of parameters with an adapter on each matrix: rank x (in + out). Hu et al. 2021, section 4.1."""
     return sum(rank * sum(_ends(matrix)) for matrix in matrices)
 
 
 def _ends(matrix: TensorInfo) -> tuple[int, int]:
-    """Inputs and outputs. GGUF splits latent attention's up projection by head, the half for keys transposed."""
+    """Number of inputs and outputs. GGUF splits latent attention's key projection by head and transposes it."""
     if "attn_k_b." in matrix.name and len(matrix.shape) == 3:
         heads, latent, width = matrix.shape
         return latent, heads * width
@@ -179,7 +186,7 @@ def _by_layer(network: Network) -> dict[int, dict[str, TensorInfo]]:
 
 
 def _norm_count(parts: Mapping[str, TensorInfo]) -> int:
-    """Norms of the hidden state; two where they are unknown."""
+    """Number of norms of the hidden state; two if they are unknown."""
     return sum(_LAYER_NORM.search(name) is not None for name in parts) or 2
 
 
@@ -216,12 +223,12 @@ def _mlp(network: Network, parts: Mapping[str, TensorInfo]) -> int:
 
 
 def _logits(network: Network) -> int:
-    """Bytes a token: float32, and their gradient."""
+    """Bytes of logits and their gradient for one token, in float32."""
     return 2 * 4 * network.vocab
 
 
 def _linears(network: Network) -> list[TensorInfo]:
-    """Matrices of the layers, experts too; no routers."""
+    """Matrices of the layers, with experts and without routers."""
     return [
         tensor
         for tensor in network.tensors
@@ -237,7 +244,7 @@ def _adapted(network: Network) -> list[TensorInfo]:
 
 
 def _nf4_weights(network: Network) -> int:
-    """Linears in NF4, the largest of them unpacked, the rest in bf16; bytes."""
+    """Bytes of the weights for qlora: linears in NF4, the largest of them unpacked too, the rest in bf16."""
     linears = _linears(network)
     packed = sum(_nf4_bytes(tensor.parameters) for tensor in linears)
     rest = network.parameters - sum(tensor.parameters for tensor in linears)
@@ -245,13 +252,13 @@ def _nf4_weights(network: Network) -> int:
 
 
 def _nf4_bytes(weights: int) -> int:
-    """Dettmers et al. 2023, section 3: 4 + 8/64 + 32/(64 x 256) bits a weight, whole blocks."""
+    """Bytes in NF4: 4 + 8/64 + 32/(64 x 256) bits a weight, in whole blocks. Dettmers et al. 2023, section 3."""
     scales = -(-weights // _NF4_BLOCK)
     return -(-weights // 2) + scales + 4 * -(-scales // _SUPER_BLOCK)
 
 
 def _matrix(tensor: TensorInfo) -> int:
-    """Weights that are unpacked at once: of stacked experts one."""
+    """Number of weights that are unpacked at once. For stacked experts: one expert."""
     stacked = len(tensor.shape) > 2 and _ROUTED.search(tensor.name)
     return tensor.parameters // tensor.shape[0] if stacked else tensor.parameters
 
@@ -268,41 +275,41 @@ def _fake_quantized(network: Network, checkpointing: bool) -> int:
 
 def _of_method(method: str, rank: int, checkpointing: bool) -> Sequence[str]:
     adapters = (
-        f"Adapters of rank {rank} on every matrix of attention and MLP, none on routed experts or routers.",
-        "Activations are counted as in full fine-tuning, an upper bound: a matrix that has no adapter keeps no input.",
+        f"Every matrix of attention and MLP has an adapter of rank {rank}, except routed experts and routers.",
+        "Activations are counted as in full fine-tuning, an upper bound: matrices without adapter keep no input.",
     )
     if method == "lora":
-        return ("LoRA: the model stays as it is in bf16.", *adapters)
+        return ("LoRA: the model's weights are bf16 and do not change.", *adapters)
     if method == "qlora":
         return (
-            "QLoRA: matrices of the layers are NF4 at 4.127 bits a weight, experts too; the rest is bf16.",
-            "Weights of QLoRA include one matrix, the largest, unpacked to bf16.",
+            "QLoRA: matrices of the layers and experts are NF4 at 4.127 bits a weight; the rest is bf16.",
+            "QLoRA: weights include the largest matrix, unpacked to bf16.",
             *adapters,
         )
     if method == "qat":
         kept = "one layer" if checkpointing else "every layer"
         return (
             f"QAT: activations include quantized copies and clipping masks of {kept}, 3 bytes a weight.",
-            "QAT: no teacher model.",
+            "QAT: there is no teacher model.",
         )
     return ("Full fine-tuning trains every parameter.",)
 
 
 def _of_optimizer(optimizer: str) -> Sequence[str]:
-    moments = "in 8 bits" if optimizer == "adamw-8bit" else "in float32 too"
-    return (f"Gradients are bf16; the optimizer holds float32 master weights, momentum and variance {moments}.",)
+    moments = "in 8 bits" if optimizer == "adamw-8bit" else "in float32"
+    return (f"Gradients are bf16. The optimizer holds float32 master weights, and momentum and variance {moments}.",)
 
 
 def _of_activations(network: Network, tokens: int, checkpointing: bool) -> Sequence[str]:
-    said = ["Checkpointing: each layer's input is kept, one layer is recomputed at a time."]
+    said = ["Checkpointing: only each layer's input is kept, and one layer at a time is recomputed."]
     if not checkpointing:
         norms = 4 * network.hidden * tokens * sum(_norm_count(parts) for parts in _by_layer(network).values())
-        said = [f"All activations are kept; norms that are not one kernel would keep {norms / 1e9:.1f} GB more."]
+        said = [f"All activations are kept. Norms count as one kernel; without it they keep {norms / 1e9:.1f} GB more."]
     said += [
-        "FlashAttention keeps no scores; no dropout.",
-        f"Logits and their gradient, float32, are {_logits(network) * tokens / 1e9:.1f} GB of the activations.",
-        "One device, without buffers of kernels and the framework's own.",
+        "Attention is FlashAttention, which keeps no scores. There is no dropout.",
+        f"Activations include {_logits(network) * tokens / 1e9:.1f} GB of float32 logits and their gradient.",
+        "Training runs on one device. Buffers of kernels and of the framework are not counted.",
     ]
     if any(cache.state for cache in network.caches) or any(t.name.endswith(".rest.weight") for t in network.tensors):
-        said.append("Not every layer of this family is known in detail: activations and adapters are rough.")
+        said.append("Some layers of this family are not known in detail: activations and adapters are rough estimates.")
     return said

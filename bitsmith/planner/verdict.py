@@ -1,4 +1,4 @@
-"""Whether a model in a format fits a device: with how much context, how many layers outside, on how many devices."""
+"""Whether a model in a format fits a device. If not: with how much context, or how many layers outside, or devices."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from bitsmith.planner.network import Network
 from bitsmith.planner.runtimes import Memory, Runtime, Workload, cache_in_memory, weights_in_memory, working
 from bitsmith.planner.weights import Stored
 
-SYSTEM_BANDWIDTH = 50e9  # bytes/s of system memory that layers outside the device are read at: two channels of DDR4
-_LEAST_CONTEXT = 256  # tokens: with fewer a model is of no use
+SYSTEM_BANDWIDTH = 50e9  # bytes/s of the system memory that holds layers outside the device: two channels of DDR4
+_LEAST_CONTEXT = 256  # tokens; a shorter context is useless
 _MOST_DEVICES = 64
-_UNLIMITED = 1 << 20  # tokens, where a model does not say how many it was made for
+_UNLIMITED = 1 << 20  # tokens, if the model's context is unknown
 
 Kind = Literal["fits", "less context", "partly outside", "too large", "no runtime"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A model in a format on a device, or on `count` of them.
+    """Whether a model in a format fits `count` devices of one kind.
 
-    room: bytes that the runtime may take, on all of them together
-    context: tokens that fit, at most the model's own context; 0: none
-    outside: layers that must lie in system memory, and their bytes; 0 where all fit
-    needed: devices of this kind that hold it all; 0 for unified memory and CPUs, and where no number does
-    speed: tokens a second of one sequence, generation, at the asked context; None where the bandwidth is not known
+    room: bytes that the runtime may take, on all devices together
+    context: number of tokens that fit, at most the model's context; 0 if none fit
+    outside, outside_bytes: number of layers that must lie in system memory, and their bytes; 0 if all fit
+    needed: number of these devices that hold the whole model; 0 if no number does, and for unified memory and CPUs
+    speed: generated tokens a second of one sequence, at the planned context; None if the bandwidth is unknown or the
+        model is too large
     """
 
     device: Device
@@ -48,18 +49,18 @@ class Verdict:
 
     @property
     def text(self) -> str:
-        """In a few words."""
+        """The verdict in a few words, for the table."""
         if self.kind in ("fits", "no runtime"):
-            return "fits" if self.kind == "fits" else "nothing runs it there"
+            return "fits" if self.kind == "fits" else "no runtime for it"
         if self.kind == "less context":
-            return f"fits to {self.context:,} tokens"
+            return f"fits {self.context:,} tokens"
         needs = f"needs {self.needed}" if self.needed > self.count else "does not fit"
         return f"{needs}, or {self.outside} out" if self.kind == "partly outside" else needs
 
 
 @dataclass(frozen=True)
 class FitCheck:
-    """One question: a model in a format, a workload, a runtime, devices of a kind."""
+    """Checks whether a model in a format, with a workload and a runtime, fits devices of one kind."""
 
     network: Network
     weights: Stored
@@ -74,7 +75,7 @@ class FitCheck:
         return self.count * self._free
 
     def judged(self) -> Verdict:
-        """The verdict, with what would help where it does not fit."""
+        """The verdict. If the model does not fit, it says what would help."""
         held = weights_in_memory(self.network, self.weights, self.runtime)
         taken = self._memory(held, self.workload.context)
         verdict = Verdict(self.device, self.count, self.runtime, taken, self.room, "fits", self._most_context(held))
@@ -83,7 +84,7 @@ class FitCheck:
         return replace(verdict, speed=self._speed(verdict))
 
     def unrunnable(self) -> Verdict:
-        """The verdict where nothing runs the format."""
+        """The verdict for a format that no runtime runs on the device."""
         held = weights_in_memory(self.network, self.weights, self.runtime)
         taken = self._memory(held, self.workload.context)
         return Verdict(self.device, self.count, self.runtime, taken, self.room, "no runtime", 0)
@@ -94,7 +95,7 @@ class FitCheck:
 
     @property
     def _cards(self) -> bool:
-        """Whether there is system memory beside the device's, and may be more than one device."""
+        """Whether the device has its own memory beside the system's, so that several can be used together."""
         return not self.device.unified and self.device.kind != "cpu"
 
     def _memory(self, held: int, context: int) -> Memory:
@@ -108,7 +109,7 @@ class FitCheck:
         return self.count == 1 or 0 < self._needed(taken) <= self.count
 
     def _most_context(self, held: int) -> int:
-        """Tokens of context that fit, up to the model's own; 0 where not even a few do."""
+        """Number of tokens that fit, at most the model's context; 0 if fewer than _LEAST_CONTEXT fit."""
         low, high = 0, self.network.context or _UNLIMITED
         if self._fits(self._memory(held, high)):
             return high
@@ -118,24 +119,27 @@ class FitCheck:
         return low if low >= _LEAST_CONTEXT else 0
 
     def _helped(self, verdict: Verdict) -> Verdict:
-        """What makes it fit: less context, else layers in system memory, else more devices."""
+        """The verdict with what makes the model fit: less context, else layers in system memory, else more devices."""
         needed = self._needed(verdict.memory) if self._cards else 0
         if verdict.context:
             return replace(verdict, kind="less context", needed=needed)
-        if not self._cards or self.runtime.name == "vllm":  # which reads weights over the bus, slowly, or not at all
+        if not self._cards or self.runtime.name == "vllm":  # vLLM with weights in system memory is not planned
             return replace(verdict, kind="too large", needed=needed)
         outside, nbytes = self._outside(verdict)
         kind: Kind = "partly outside" if outside < self.network.layers else "too large"
         return replace(verdict, kind=kind, outside=outside, outside_bytes=nbytes, needed=needed)
 
     def _layer_bytes(self, taken: Memory) -> list[int]:
-        """Of each layer weights and cache, as they lie in memory."""
+        """Bytes in memory of each layer's weights and cache."""
         stored = self.weights.layer_bytes(self.network)
         scale = taken.weights / max(self.weights.total, 1)
         return [round(scale * nbytes) + taken.cache // max(len(stored), 1) for nbytes in stored]
 
     def _needed(self, taken: Memory) -> int:
-        """Devices that hold it, layers whole but with vLLM, which cuts every matrix; 0 where no number does."""
+        """Number of devices that hold the model; 0 if no number does.
+
+        A device holds whole layers. With vLLM it holds a part of every matrix.
+        """
         free = self._free - taken.working
         if free <= 0:
             return 0
@@ -152,7 +156,7 @@ class FitCheck:
         return count if count <= _MOST_DEVICES else 0
 
     def _outside(self, verdict: Verdict) -> tuple[int, int]:
-        """Layers, with their cache, that must leave the devices for the rest to fit, and their bytes."""
+        """Number of layers, with their cache, that must leave the devices so that the rest fits, and their bytes."""
         over = verdict.total - verdict.room
         left, moved = 0, 0
         for nbytes in self._layer_bytes(verdict.memory):
@@ -162,9 +166,10 @@ class FitCheck:
         return (left, moved) if over <= moved else (self.network.layers, moved)
 
     def _speed(self, verdict: Verdict) -> float | None:
-        """Bytes read for a token over the bandwidth, the runtime's share of it; layers outside at system memory's.
+        """Tokens a second: the runtime's share of the bandwidth, divided by the bytes read for a token.
 
-        Sequences of a batch share the weights, and each reads its own cache. Several devices work one after the other.
+        Layers outside are read at SYSTEM_BANDWIDTH. Sequences of a batch share the weights, and each reads its own
+        cache. Several devices work one after the other.
         """
         if not self.device.bandwidth or verdict.kind == "too large":
             return None

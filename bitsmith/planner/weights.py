@@ -1,4 +1,4 @@
-"""Bytes of a model's weights in a format, tensor by tensor, by the rules that `quantize` follows."""
+"""Bytes of a model's tensors in a format, by the rules that `quantize` follows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bitsmith.recipe.mixes import ALIASES, MIXES, find_mix
 from bitsmith.recipe.shape import ModelShape
 from bitsmith.recipe.target import Target
 
-_KEPT = re.compile(r"^(token_embd|output|position_embd|vision)\b|gate_inp|conv|norm|sinks")  # 16 bits outside GGUF
+_KEPT = re.compile(r"^(token_embd|output|position_embd|vision)\b|gate_inp|conv|norm|sinks")  # floats outside GGUF
 _ALIASES = {"fp16": "f16", "fp32": "f32"}
 
 
@@ -32,11 +32,11 @@ _ALIASES = {"fp16": "f16", "fp32": "f32"}
 class Stored:
     """A model in a format.
 
-    target: as in `--to`; "as it is" for a file's own types
-    tensors: bytes by tensor, in the network's order
-    file: bytes of the files that `quantize` writes, exact; None where tokenizer files are not at hand
-    notes: what departs from the format's name
-    formats: of tensors that are codes of one in a safetensors folder
+    target: name as for `--to`; "as it is" for a file with the types it has now
+    tensors: bytes of each tensor, in the network's order
+    file: exact bytes of the files that `quantize` writes; None if the tokenizer files are not there
+    notes: differences from the named format
+    formats: format of each tensor that a safetensors folder stores as codes
     """
 
     target: str
@@ -51,7 +51,7 @@ class Stored:
         return sum(self.tensors.values())
 
     def layer_bytes(self, network: Network) -> list[int]:
-        """Bytes of each layer's tensors; what lies outside layers (embedding, head) is not among them."""
+        """Bytes of each layer's tensors. Embedding and head belong to no layer."""
         found = [0] * network.layers
         for name, nbytes in self.tensors.items():
             if 0 <= layer_of(name) < network.layers:
@@ -59,13 +59,13 @@ class Stored:
         return found
 
     def read_bytes(self, network: Network) -> float:
-        """Bytes read for one generated token: what `Network.used` says of each tensor."""
+        """Bytes read for one generated token; `Network.used` gives each tensor's share."""
         rotary = sum(self.tensors.get(tensor.name, 0) for tensor in network.rotary)
         return rotary + sum(self.tensors[tensor.name] * network.used(tensor) for tensor in network.tensors)
 
 
 def parse_target(text: str) -> Target:
-    """`--format`: as `--to`, but a bare name that is no mix of GGUF's means native/NAME; fp16 is f16.
+    """The target of `--format`. It is like `--to`, but a bare name that is no GGUF mix means native/NAME; fp16 is f16.
 
     Raises UsageError for an unknown name.
     """
@@ -81,7 +81,7 @@ def _parsed(text: str) -> Target:
         try:
             get_format(name)
         except UsageError:
-            find_mix(name)  # whose error names both
+            find_mix(name)  # its error names mixes and formats
         return Target("native", name)
     target = Target.parse(name)
     if target.container == "gguf":
@@ -94,7 +94,7 @@ def _parsed(text: str) -> Target:
 
 
 def stored(network: Network, target: Target) -> Stored:
-    """The network in a format. Raises UnsupportedError where no tensor can take it."""
+    """The network in a format. Raises UnsupportedError if no matrix can be stored in it."""
     if target.container == "gguf":
         return _in_gguf(network, target)
     if target.container == "native":
@@ -103,14 +103,14 @@ def stored(network: Network, target: Target) -> Stored:
 
 
 def as_it_is(network: Network, *, file: int | None = None) -> Stored:
-    """The types and bytes that the file has."""
+    """The network with the types and bytes that its file has now."""
     found = {tensor.name: _layout_format(tensor.layout) for tensor in network.tensors}
     formats = {name: format for name, format in found.items() if format is not None}
     return Stored("as it is", {tensor.name: tensor.nbytes for tensor in network.tensors}, file, formats=formats)
 
 
 def _layout_format(layout: str) -> Format | None:
-    """The format of "gptq/int4-g128" and the like; None for ggml's types, floats, and what is not known by name."""
+    """The format in a layout's name, for example "gptq/int4-g128". None for ggml's types, floats and unknown names."""
     container, slash, name = layout.partition("/")
     try:
         return get_format(name.removeprefix("pack-")) if slash and container else None
@@ -119,9 +119,9 @@ def _layout_format(layout: str) -> Format | None:
 
 
 def rule_of_thumb(network: Network, target: Target, count: int) -> Stored:
-    """A bare count of weights in a format: nominal bits times weights; of mixes the bits that `network` gets.
+    """A bare count of weights in a format: nominal bits times weights. For mixes, the bits are those of `network`.
 
-    Tensors share the bytes as they do in `network`, the nearest built-in shape.
+    The bytes are divided among tensors as in `network`, the nearest built-in shape.
     """
     like = stored(network, target)
     if target.container == "gguf" and target.name not in WRITTEN_FLOATS:
@@ -152,7 +152,7 @@ def _in_gguf(network: Network, target: Target) -> Stored:
 
 
 def _by_codec(network: Network, target: Target, codec_of: Callable[[TensorInfo], Codec | None]) -> Stored:
-    """Matrices by their codec, each expert one matrix; the rest in the floats that the source has, else in 16 bits."""
+    """Matrices take the bytes of their codec; each expert is one matrix. Other tensors keep their floats or 16 bits."""
     found, left, formats = {}, [], {}
     for tensor in network.tensors:
         codec = None if _whole(tensor) else codec_of(tensor)
@@ -162,14 +162,17 @@ def _by_codec(network: Network, target: Target, codec_of: Callable[[TensorInfo],
         if codec is not None:
             formats[tensor.name] = codec.format
     if target.name not in WRITTEN_FLOATS and len(left) == sum(not _whole(tensor) for tensor in network.tensors):
-        raise UnsupportedError(f"{network.name}: no matrix can be stored as {target}; its rows do not divide.")
+        raise UnsupportedError(
+            f"{network.name}: no matrix can be stored as {target}: its row lengths do not divide by the group or "
+            "block; use another format."
+        )
     left = [] if target.name in WRITTEN_FLOATS else left
-    notes = (f"{len(left)} matrices stay in 16 bits, first {left[0]}",) if left else ()
+    notes = (f"{len(left)} matrices stay in 16 bits, the first is {left[0]}",) if left else ()
     return Stored(str(target), found, notes=notes, formats=formats)
 
 
 def _whole(tensor: TensorInfo) -> bool:
-    """Whether a tensor keeps its floats: vectors, embedding, head, routers, convolutions."""
+    """Whether a tensor stays in floats: vectors, embedding, head, routers, convolutions."""
     return (
         len(tensor.shape) < 2
         or _KEPT.search(tensor.name.split(".", 2)[-1] if layer_of(tensor.name) >= 0 else tensor.name) is not None
@@ -202,7 +205,7 @@ def _native_codec(name: str) -> Callable[[TensorInfo], Codec | None]:
 
 
 def _scheme_codec(network: Network, target: Target) -> Callable[[TensorInfo], Codec | None]:
-    """One group size for all: the largest of 128, 64 and 32 that divides every row."""
+    """Codecs of a scheme. All tensors have one group size: the largest of 128, 64 and 32 that divides every row."""
     scheme = parse(target.container, target.name)
     matrices = [tensor for tensor in network.tensors if not _whole(tensor)]
     if scheme.group is None:

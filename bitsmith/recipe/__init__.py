@@ -1,4 +1,4 @@
-"""Recipes: which type each tensor becomes. llama-quantize's mixes, the user's rules, fallbacks by row length."""
+"""Recipes decide the type of each tensor: llama-quantize's mixes, the user's rules, fallbacks for row lengths."""
 
 from bitsmith.recipe.choose import Selection, TypeChoice, choose_types
 from bitsmith.recipe.fallbacks import FALLBACKS, fit_to_row

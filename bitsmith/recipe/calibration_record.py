@@ -1,4 +1,4 @@
-"""CalibrationRecord: what a file's manifest says of the calibration behind it."""
+"""CalibrationRecord: the calibration of an output file, as its manifest records it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ UNKNOWN_SHA256 = "0" * 64
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """Everything that decided the statistics.
+    """Everything that decides the statistics of a calibration.
 
     source: name of the text, data set or importance file, without its folder
-    sha256: of the token ids, int64 little-endian, window by window; of an importance file: of its bytes. Zeros until
-        it is known (text the model has yet to generate); of fixed width, so that sizes are exact beforehand.
-    tokens: tokens seen; 0 where an importance file does not say
-    context: tokens in a window; 0 where an importance file does not say
-    seed: of the choice of windows; None for an importance file
+    sha256: hash of the token ids (int64 little-endian, window by window), or of the bytes of an importance file. It is
+        zeros until it is known, if the model generates the text. Its width is fixed, so that sizes are exact
+    tokens: number of tokens seen; 0 if an importance file does not say
+    context: number of tokens in a window; 0 if an importance file does not say
+    seed: seed for the choice of windows; None for an importance file
     """
 
     source: str

@@ -1,4 +1,4 @@
-"""Which part of a model a tensor is, judged by its GGUF name, and which tensors are never quantized."""
+"""Finds from a tensor's GGUF name which part of the model it is, and whether it is never quantized."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bitsmith.quant.tensor import TensorInfo
 
 
 class Category(Enum):
-    """The parts that llama-quantize's mixes tell apart; the value is the name used in reasons."""
+    """The parts of a model that llama-quantize's mixes distinguish. The value is the name in reasons."""
 
     EMBEDDING = "token_embd"
     OUTPUT = "output"
@@ -98,13 +98,13 @@ _LAYER = re.compile(r"blk\.(\d+)")
 
 
 def layer_of(name: str) -> int:
-    """The block a GGUF tensor name belongs to; -1 for tensors outside blocks."""
+    """Number of the block that a GGUF tensor belongs to; -1 for a tensor outside blocks."""
     match = _LAYER.match(name)
     return int(match[1]) if match else -1
 
 
 def category_of(name: str) -> Category:
-    """The part of the model that the tensor called `name` (GGUF naming) is."""
+    """The part of the model that the tensor with this GGUF name is."""
     if name == "output.weight":
         return Category.OUTPUT
     if name in _EMBEDDINGS:
@@ -113,7 +113,7 @@ def category_of(name: str) -> Category:
 
 
 def why_kept(tensor: TensorInfo, arch: str) -> str | None:
-    """Why llama-quantize never quantizes this tensor (build 11434, src/llama-quant.cpp); None where it does."""
+    """Why llama-quantize (build 11434, src/llama-quant.cpp) never quantizes this tensor; None if it does."""
     name = tensor.name
     if tensor.rows == 1:
         return "one-dimensional"

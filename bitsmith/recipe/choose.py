@@ -1,4 +1,4 @@
-"""Which type each tensor of a GGUF file gets: llama-quantize's choice (build 11434), and the user's rules."""
+"""Chooses the type of each tensor of a GGUF file, by llama-quantize's mixes (build 11434) and the user's rules."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from bitsmith.recipe.mixes import Mix, Place, find_mix
 from bitsmith.recipe.rules import Rule, first_match, unused_rules
 from bitsmith.recipe.shape import ModelShape
 
-_EXACT = frozenset({"i8", "i16", "i32", "i64", "f64"})  # layouts that are copied whatever the mix
+_EXACT = frozenset({"i8", "i16", "i32", "i64", "f64"})  # layouts that are always copied
 _GLM5_SENSITIVE = ("attn_q_a", "attn_q_b", "nextn.eh_proj")
 
 
 @dataclass(frozen=True)
 class TypeChoice:
-    """One tensor's type and why.
+    """The type of one tensor, and the reason for it.
 
     type: a ggml type name
     reason: a short phrase for the plan
-    kept: the tensor is one that is never quantized
+    kept: True if the tensor is never quantized
     """
 
     name: str
@@ -35,16 +35,16 @@ class TypeChoice:
 
 @dataclass(frozen=True)
 class Selection:
-    """Choices in the order of the tensors given, and what the user should be told of them."""
+    """The choices, in the order of the tensors, and warnings for the user."""
 
     mix: Mix
     choices: tuple[TypeChoice, ...]
     warnings: tuple[str, ...]
 
     def keeping(self, tensors: Sequence[TensorInfo]) -> Selection:
-        """The same, but tensors that are never quantized keep the layout they have in `tensors`.
+        """A copy in which tensors that are never quantized keep their layout in `tensors`.
 
-        For GGUF sources, where llama-quantize copies them as they are.
+        It is for GGUF sources: llama-quantize copies such tensors without change.
         """
         layouts = {t.name: t.layout for t in tensors}
         return replace(self, choices=tuple(replace(c, type=layouts[c.name]) if c.kept else c for c in self.choices))
@@ -61,12 +61,12 @@ def choose_types(
 ) -> Selection:
     """The ggml type of every tensor of a GGUF file.
 
-    mix: a name of `MIXES`, an alias, in any case
-    tensors: all tensors of the output, with GGUF names; their order does not matter
-    importance: whether an importance matrix is given
-    pure: the mix's base type throughout, output and embedding included
-    rules: the user's; the first that matches decides. A tensor that a rule takes still counts among its
-        category, so that a rule changes no other tensor (llama-quantize's --tensor-type shifts the rest).
+    mix: a name of `MIXES` or an alias, in upper or lower case
+    tensors: all tensors of the output, with GGUF names, in any order
+    importance: True if there is an importance matrix
+    pure: use the mix's base type for all tensors, with output and embedding
+    rules: the user's rules; the first that matches a tensor decides. The tensor still counts in its category, so a
+        rule changes no other tensor (unlike llama-quantize's --tensor-type).
 
     Tensors that are never quantized become f32. Raises UsageError for an unknown mix.
     """
@@ -82,13 +82,13 @@ def choose_types(
 
 
 def _order(name: str) -> tuple[int, str]:
-    return layer_of(name), name  # the order in which llama.cpp walks a model's tensors
+    return layer_of(name), name  # llama.cpp's order of a model's tensors
 
 
 def _places(tensors: Sequence[TensorInfo], shape: ModelShape, importance: bool) -> dict[str, Place]:
-    """Count each category's tensors that can be quantized, in llama.cpp's order.
+    """The place of each tensor among the tensors of its category that can be quantized, in llama.cpp's order.
 
-    Experts may be missing from some layers: there ffn_down goes by its layer.
+    With experts, some layers may have no ffn_down, so ffn_down is counted by its layer.
     """
     totals = Counter(category_of(t.name) for t in tensors)
     seen: Counter[Category] = Counter()
@@ -112,12 +112,12 @@ class _Chooser:
     rules: tuple[Rule, ...]
 
     def choose(self, tensor: TensorInfo, place: Place) -> TypeChoice:
-        """The type of one tensor, fitted to its row."""
+        """The type of one tensor. It is a fallback if the row length does not fit."""
         why = why_kept(tensor, self.shape.arch)
         if tensor.layout in _EXACT:
             return TypeChoice(tensor.name, tensor.layout, f"{tensor.layout} is copied", kept=True)
         if why is not None:
-            return TypeChoice(tensor.name, "f32", f"{why} stays f32", kept=True)
+            return TypeChoice(tensor.name, "f32", f"{why}, stays f32", kept=True)
         rule = first_match(self.rules, tensor.name)
         if rule is not None:
             wanted, reason = rule.type, f"rule '{rule}'"
@@ -132,10 +132,10 @@ class _Chooser:
         return TypeChoice(tensor.name, final, reason)
 
     def _from_mix(self, tensor: TensorInfo, place: Place) -> tuple[str, str]:
-        """What the mix wants for a tensor, and why, before it is fitted to the row."""
+        """The mix's type for a tensor and the reason, without a fallback for the row length."""
         mix, shape, category = self.mix, self.shape, category_of(tensor.name)
         if shape.arch == "glm5-next" and any(part in tensor.name for part in _GLM5_SENSITIVE):
-            return "q8_0", "glm5-next: q8_0 at least"
+            return "q8_0", "glm5-next: at least q8_0"
         if category is Category.OUTPUT or (self.tied and category is Category.EMBEDDING):
             return self._for_output(tensor)
         chosen, reason = mix.base, mix.name
@@ -146,7 +146,7 @@ class _Chooser:
         if category is Category.ATTN_V and shape.is_70b and chosen in ("q3_k", "q4_k"):
             chosen, reason = "q5_k", f"{mix.name}: attn_v of a 70B"
         if category in (Category.ATTN_V, Category.ATTN_K) and shape.experts == 8:
-            chosen, reason = "q8_0", f"{mix.name}: {category.value} of a model of eight experts"
+            chosen, reason = "q8_0", f"{mix.name}: {category.value} of a model with eight experts"
         return chosen, reason
 
     def _for_output(self, tensor: TensorInfo) -> tuple[str, str]:
@@ -162,13 +162,12 @@ def _warnings(mix: Mix, choices: Sequence[TypeChoice], importance: bool) -> list
     warnings = []
     if mix.name == "q2_k_s" and not importance:
         warnings.append(
-            "q2_k_s is meant for use with an importance matrix; without one expect a poor model, "
-            "and consider q2_k or q3_k_s"
+            "q2_k_s needs an importance matrix to give a good model; give --calibration, or use q2_k or q3_k_s"
         )
     fallen = sum(c.reason.startswith("fallback") for c in choices)
     if fallen:
         warnings.append(
-            f"{fallen} of {len(choices)} tensors have rows that do not divide by the block of the type "
-            f"that {mix.name} gives them, and take a fallback type"
+            f"{fallen} of {len(choices)} tensors take a fallback type: their rows do not divide by the block of the "
+            f"type that {mix.name} gives them"
         )
     return warnings

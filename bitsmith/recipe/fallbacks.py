@@ -1,4 +1,4 @@
-"""What a type becomes where a row is no whole number of its blocks."""
+"""Fallback types for rows that are not a whole number of blocks."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def divides(type_name: str, cols: int) -> bool:
 
 
 def fit_to_row(type_name: str, cols: int) -> str:
-    """The ggml type to use for rows of `cols` weights in place of `type_name`.
+    """The ggml type for rows of `cols` weights, if `type_name` is wanted.
 
-    The type itself where it divides the row; else its fallback with blocks of 32; else "f16"
+    It is the type itself if its blocks divide the row, else its fallback with blocks of 32, else "f16"
     (llama-quantize build 11434, src/llama-quant.cpp).
     """
     if divides(type_name, cols):

@@ -1,4 +1,4 @@
-"""What the plans of all safetensors folders share: tensors by their Hugging Face names, configuration, tokenizer."""
+"""Shared parts of the plans of all safetensors folders: Hugging Face names, config.json, tokenizer files."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ KEPT = re.compile(r"embed|\bwte\b|\bwpe\b|lm_head|router|\bgate\.weight$|conv|no
 
 
 def wanted_tensors(checkpoint: Checkpoint) -> list[PlannedTensor]:
-    """Every tensor of the source under its Hugging Face name, still in its own layout.
+    """Every tensor of the source with its Hugging Face name and the layout of the source.
 
-    A GGUF source of unknown architecture keeps its GGUF names.
+    A GGUF source of unknown architecture keeps its GGUF names. Raises UnsupportedError for a tensor without a Hugging
+    Face name.
     """
     tensors = checkpoint.source.tensors.values()
     if checkpoint.naming == "hf" or isinstance(checkpoint.shape, Exception):
@@ -35,10 +36,13 @@ def wanted_tensors(checkpoint: Checkpoint) -> list[PlannedTensor]:
     wanted: list[PlannedTensor] = []
     for info in tensors:
         name = hf_name(info.name)
-        if info.name == ROPE_FREQS:  # config.json says the same
+        if info.name == ROPE_FREQS:  # config.json holds the same values
             continue
         if name is None:
-            raise UnsupportedError(f"{checkpoint.source.path}: {info.name} has no Hugging Face name.")
+            raise UnsupportedError(
+                f"{checkpoint.source.path}: {info.name} has no Hugging Face name; write a GGUF file, for instance "
+                "--to q4_k_m."
+            )
         order = None
         if ARCHITECTURES[config.arch].permuted and is_permuted(info.name):
             order = RowOrder(config.heads if ".attn_q." in info.name else config.kv_heads, interleave=False)
@@ -47,12 +51,12 @@ def wanted_tensors(checkpoint: Checkpoint) -> list[PlannedTensor]:
 
 
 def is_vector(tensor: PlannedTensor) -> bool:
-    """Whether the tensor is no matrix, or empty."""
+    """Whether the tensor has fewer than two dimensions, or no weights."""
     return len(tensor.info.shape) < 2 or not tensor.info.parameters
 
 
 def own_float(tensor: PlannedTensor, otherwise: str) -> str:
-    """The float layout a tensor has in the source; `otherwise` where it has none that is written."""
+    """The tensor's float layout in the source; `otherwise` if it is not one of WRITTEN_FLOATS."""
     return tensor.source_layout if tensor.source_layout in WRITTEN_FLOATS else otherwise
 
 
@@ -65,7 +69,7 @@ def as_float(tensor: PlannedTensor, name: str, reason: str) -> PlannedTensor:
 
 
 def model_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """config.json of a folder that holds the model, without the source's own quantization."""
+    """config.json for the model, without the quantization fields of the source."""
     if checkpoint.naming == "hf":
         config = dict(checkpoint.hf_config)
     else:
@@ -76,7 +80,7 @@ def model_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def beside(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, bytes]:
-    """The small files of the folder: `config` as config.json, and the tokenizer's."""
+    """The small files of the folder: `config` as config.json, and the tokenizer files."""
     if checkpoint.naming == "hf":
         assert checkpoint.folder is not None
         files = {name: path.read_bytes() for name, path in tokenizer_files(checkpoint.folder).items()}
@@ -86,12 +90,12 @@ def beside(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, bytes
 
 
 def as_json(config: Mapping[str, Any]) -> bytes:
-    """As transformers writes its small files."""
+    """JSON in the form in which transformers writes its small files."""
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _tokenizer_from_gguf(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """No file where the file has no vocabulary; weights without one can still be measured and taken apart."""
+    """Tokenizer files made from a GGUF file. Empty if it has no vocabulary; its weights can still be quantized."""
     from bitsmith.models.tokenizer import to_hf
     from bitsmith.models.tokenizer.from_gguf import vocabulary_from_gguf
 

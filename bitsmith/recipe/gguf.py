@@ -1,4 +1,4 @@
-"""Assignments for GGUF: from a Hugging Face checkpoint or from another GGUF file, the mixes of llama-quantize."""
+"""Assignments for GGUF in llama-quantize's mixes, from a Hugging Face checkpoint or another GGUF file."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from bitsmith.recipe.rules import Rule
 from bitsmith.recipe.shape import ModelShape
 from bitsmith.recipe.target import Target
 
-_QUANTIZATION_VERSION = 2  # of ggml's block layouts, GGML_QNT_VERSION
+_QUANTIZATION_VERSION = 2  # version of ggml's block layouts, GGML_QNT_VERSION
 
 
 def assign_gguf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Assignment:
-    """A GGUF v3 file of `checkpoint` in the mix `target.name`.
+    """The assignment of a GGUF v3 file of `checkpoint` in the mix `target.name`.
 
-    Raises UsageError (unknown mix or rule), FileError (tensors that contradict the configuration),
-    UnsupportedError (an architecture, tokenizer or quantized source that cannot be converted).
+    Raises UsageError for an unknown mix or rule, FileError for tensors that contradict the configuration,
+    UnsupportedError for an architecture, tokenizer or quantized source that cannot be converted.
     """
     find_mix(target.name)
     for text in options.rules:
@@ -57,7 +57,7 @@ def assign_mix(
     shape: ModelShape,
     keys: Mapping[str, Value],
 ) -> Assignment:
-    """The same from what `gguf_tensors` and `gguf_keys` gave, which do not depend on the mix."""
+    """Like `assign_gguf`, with the results of `gguf_tensors` and `gguf_keys`. These do not depend on the mix."""
     mix = find_mix(target.name)
     rules = [Rule.parse(text) for text in options.rules]
     source = checkpoint.source
@@ -68,7 +68,7 @@ def assign_mix(
         selection = selection.keeping(outputs)
     tensors = tuple(_planned(tensor, choice) for tensor, choice in zip(wanted, selection.choices, strict=True))
     infos = [tensor.info for tensor in tensors]
-    # the place of file_type is kept: first the general keys, then the architecture's, then the tokenizer's
+    # keep the order of keys: general keys first, then those of the architecture, then those of the tokenizer
     general = {"general.file_type": u32(mix.file_type), "general.quantization_version": u32(_QUANTIZATION_VERSION)}
     keys = _with_general(keys, general)
 
@@ -89,7 +89,7 @@ def assign_mix(
 
 
 def _with_general(keys: Mapping[str, Value], general: Mapping[str, Value]) -> dict[str, Value]:
-    """`general` after the other general.* keys; keys that are there already keep their place."""
+    """Put `general` after the other general.* keys. Keys that exist already keep their place."""
     merged = {name: general.get(name, value) for name, value in keys.items()}
     missing = {name: value for name, value in general.items() if name not in merged}
     front = {name: value for name, value in merged.items() if name.startswith("general.")}
@@ -97,7 +97,7 @@ def _with_general(keys: Mapping[str, Value], general: Mapping[str, Value]) -> di
 
 
 def gguf_tensors(checkpoint: Checkpoint) -> tuple[list[PlannedTensor], ModelShape]:
-    """What a GGUF file of `checkpoint` holds, still in the source's layouts, and what a mix looks at.
+    """The tensors of a GGUF file of `checkpoint`, in the source's layouts, and the shape that mixes depend on.
 
     Raises FileError for tensors that contradict the configuration, UnsupportedError for an unknown architecture.
     """
@@ -126,9 +126,10 @@ def gguf_tensors(checkpoint: Checkpoint) -> tuple[list[PlannedTensor], ModelShap
 
 
 def gguf_keys(checkpoint: Checkpoint, pre: str | None) -> dict[str, Value]:
-    """The keys of a GGUF file of `checkpoint`; of a GGUF source every key it has, known or not.
+    """The keys of a GGUF file of `checkpoint`. A GGUF source keeps all of its keys.
 
-    pre: the pre-tokenizer's name, where it cannot be recognised. Raises as the tokenizer's reading does.
+    pre: name of the pre-tokenizer; None to recognise it from the tokenizer files
+    Raises FileError or UnsupportedError for a tokenizer that cannot be read, see `from_hf.read_tokenizer`.
     """
     source = checkpoint.source
     if isinstance(source, GgufSource):
@@ -144,7 +145,7 @@ def gguf_keys(checkpoint: Checkpoint, pre: str | None) -> dict[str, Value]:
 
 
 def _planned(tensor: PlannedTensor, choice: TypeChoice) -> PlannedTensor:
-    """The tensor in its final type. A copied type needs no codec, whatever it is."""
+    """The tensor in its final type. A tensor that is copied needs no codec."""
     kind = TYPES[choice.type]
     row_bytes = kind.row_bytes(tensor.info.cols)
     info = replace(tensor.info, layout=choice.type, nbytes=row_bytes * tensor.info.rows)
@@ -153,7 +154,9 @@ def _planned(tensor: PlannedTensor, choice: TypeChoice) -> PlannedTensor:
     if choice.type in FLOATS or done.verbatim:
         return done
     if choice.type not in CODECS:
-        raise UnsupportedError(f"{info.name}: {choice.type} can be read but not written; give it another --rule.")
+        raise UnsupportedError(
+            f"{info.name}: bitsmith reads {choice.type} but does not write it; give another type with --rule."
+        )
     return replace(done, format=get_format(choice.type), codec=CODECS[choice.type])
 
 
@@ -164,7 +167,7 @@ def _warnings(checkpoint: Checkpoint, selection: Selection) -> tuple[str, ...]:
     if isinstance(shape, ModelConfig) and 0 < shape.window < shape.context:
         warnings = (
             *warnings,
-            f"the model attends to the last {shape.window} tokens only, but llama.cpp has no sliding window for "
-            f"{ARCHITECTURES[shape.arch].gguf} files: there, longer texts give other results than the original",
+            f"the model attends only to the last {shape.window} tokens, but llama.cpp has no sliding window for "
+            f"{ARCHITECTURES[shape.arch].gguf} files. For longer texts, llama.cpp's results differ from the original",
         )
     return tuple(warnings)

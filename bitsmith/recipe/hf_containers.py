@@ -1,7 +1,7 @@
-"""Assignments for the folders that vLLM and transformers load: gptq, awq and compressed, any architecture.
+"""Assignments for the folders that vLLM and transformers load: gptq, awq and compressed, for any architecture.
 
-Linear layers are quantized; the embedding, the output head, routers, norms and whatever `--keep` names stay in 16
-bits, and are listed in the configuration.
+Linear layers are quantized. Embedding, output head, routers, norms and the tensors of `--keep` stay in 16 bits;
+config.json lists them.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from bitsmith.recipe.static_inputs import check_inputs
 from bitsmith.recipe.target import Target
 
 _NO_LINEAR = re.compile(r"embed|\bwte\b|\bwpe\b|conv|norm")
-_READ_GROUPS = (0, 32, 64, 128)  # by vLLM's kernels
+_READ_GROUPS = (0, 32, 64, 128)  # group sizes that vLLM's kernels read; 0 is a whole row
 
 
 @dataclass(frozen=True)
 class SchemeChoice:
-    """What becomes of a tensor: a scheme, or None and a float type; and why."""
+    """How a tensor is stored, and the reason: in a scheme, or (scheme None) in the type `float`."""
 
     tensor: PlannedTensor
     scheme: Scheme | None
@@ -49,17 +49,17 @@ class SchemeChoice:
 
     @property
     def is_linear(self) -> bool:
-        """Whether readers would take it for a linear layer."""
+        """Whether readers treat the tensor as a linear layer."""
         name = self.tensor.info.name
         return len(self.tensor.info.shape) > 1 and name.endswith(".weight") and not _NO_LINEAR.search(name)
 
 
 def assign_hf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Assignment:
-    """A folder that holds `checkpoint` with its linear layers in the layout of a `ModuleContainer`.
+    """The assignment of a folder that holds the linear layers of `checkpoint` in the layout of a `ModuleContainer`.
 
-    Raises UsageError (unknown name, rule or pattern, options that contradict each other, ranges of inputs without a
-    calibration), UnsupportedError (rows that no group divides, a shape that the layout cannot hold, a quantized
-    source).
+    Raises UsageError for an unknown name, rule or pattern, for options that contradict each other, and for static
+    inputs without a calibration. Raises UnsupportedError for rows that no group divides, for a shape that the layout
+    cannot hold, and for a quantized source.
     """
     container = find_container(target.container)
     assert isinstance(container, ModuleContainer)
@@ -100,7 +100,8 @@ def assign_hf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> A
 def _main_scheme(target: Target, options: PlanOptions) -> Scheme:
     if options.pure:
         raise UsageError(
-            f"--pure is for gguf and native; {target.container} takes linear layers, and others by --rule."
+            f"--pure is for gguf and native only. {target.container} quantizes linear layers; for other tensors use "
+            "--rule."
         )
     group = options.group_size
     if group is not None and (group < -1 or group == 0):
@@ -111,12 +112,12 @@ def _main_scheme(target: Target, options: PlanOptions) -> Scheme:
 
 
 def _rules(container: ModuleContainer, options: PlanOptions) -> list[Rule]:
-    """The user's rules; a scheme's name may carry suffixes, so that it is read rather than looked up."""
+    """The user's rules. A scheme's name may have suffixes, so it is parsed and not looked up."""
     found = []
     for text in options.rules:
         name = text.rpartition("=")[2].strip().lower()
         if not text.rpartition("=")[0] or not name:
-            raise UsageError(f"rule {text!r}: expected REGEX=TYPE, for example 'down_proj=f16'")
+            raise UsageError(f"rule {text!r}: expected REGEX=TYPE, for example 'down_proj=f16'.")
         if name not in WRITTEN_FLOATS and container.mixed:
             parse(container.name, name)
         held = {name, *container.schemes} if container.mixed else set()
@@ -157,22 +158,25 @@ def _choose(
     if KEPT.search(name):
         return SchemeChoice(tensor, None, kept, "embedding, head or router keeps its precision")
     if not name.endswith(".weight") or len(shape) > 2:
-        return SchemeChoice(tensor, None, kept, f"no linear layer, which is all that {target.container} holds")
+        return SchemeChoice(tensor, None, kept, f"{target.container} quantizes only linear layers")
     return SchemeChoice(tensor, main, "", target.name)
 
 
 def _grouped(main: Scheme, choices: list[SchemeChoice], checkpoint: Checkpoint) -> tuple[Scheme, list[SchemeChoice]]:
-    """The same with a group size: the largest of 128, 64 and 32 that divides every row where nobody chose one."""
+    """The schemes with a group size. If the user gave none: the largest of 128, 64 and 32 that divides every row."""
     quantized = [choice for choice in choices if choice.scheme is not None]
     if not quantized:
-        raise UnsupportedError(f"{checkpoint.source.path}: no linear layer is left to be quantized.")
+        raise UnsupportedError(
+            f"{checkpoint.source.path}: no linear layer is left to quantize; change --keep or --rule, or give a model "
+            "with linear layers."
+        )
     open_ = [choice for choice in quantized if choice.scheme is not None and choice.scheme.group is None]
     group = next((g for g in GROUPS if all(choice.tensor.info.cols % g == 0 for choice in open_)), None)
     if group is None:
         worst = next(choice.tensor.info for choice in open_ if choice.tensor.info.cols % GROUPS[-1])
         raise UnsupportedError(
-            f"{worst.name}: rows of {worst.cols} weights divide into no groups of {GROUPS[-1]}; give --group-size -1 "
-            f"for a scale a row, or leave it in 16 bits with --keep '{re.escape(worst.name)}'."
+            f"{worst.name}: rows of {worst.cols} weights do not divide into groups of {GROUPS[-1]}; give "
+            f"--group-size -1 for one scale a row, or keep the tensor in 16 bits with --keep '{re.escape(worst.name)}'."
         )
 
     def filled(scheme: Scheme) -> Scheme:
@@ -198,16 +202,16 @@ def _planned(choice: SchemeChoice, container: ModuleContainer, precision: str, v
 
 
 def _own_precision(checkpoint: Checkpoint) -> str:
-    """The model's own 16-bit type: of its matrices, where they have one."""
+    """The more common 16-bit type of the source's matrices; "f16" if there is none."""
     matrices = [info.layout for info in checkpoint.source.tensors.values() if info.rows > 1]
     return "bf16" if matrices.count("bf16") > matrices.count("f16") else "f16"
 
 
 def _modules(main: Scheme, choices: Sequence[SchemeChoice], version: int) -> Modules:
-    """What the configuration says of the linear layers."""
+    """The schemes of the linear layers, for config.json."""
     kept = [choice.module for choice in choices if choice.scheme is None and choice.is_linear]
     quantized = {choice.module for choice in choices if choice.scheme is not None}
-    if "lm_head" not in {*kept, *quantized}:  # tied to the embedding, and still a module
+    if "lm_head" not in {*kept, *quantized}:  # a head that is tied to the embedding is still a module
         kept.append("lm_head")
     others = {c.module: c.scheme for c in choices if c.scheme is not None and c.scheme != main}
     return Modules(main, others, kept, version)
@@ -216,7 +220,7 @@ def _modules(main: Scheme, choices: Sequence[SchemeChoice], version: int) -> Mod
 def _configuration(
     checkpoint: Checkpoint, container: ModuleContainer, modules: Modules, precision: str
 ) -> dict[str, Any]:
-    """config.json."""
+    """The contents of config.json."""
     config = model_config(checkpoint)
     config["dtype" if "dtype" in config else "torch_dtype"] = "bfloat16" if precision == "bf16" else "float16"
     config["quantization_config"] = container.configuration(modules)
@@ -226,13 +230,13 @@ def _configuration(
 def _warnings(container: ModuleContainer, main: Scheme, version: int, choices: Sequence[SchemeChoice]) -> list[str]:
     found = []
     if main.grouped and main.group not in _READ_GROUPS:
-        found.append(f"groups of {main.group}: vLLM reads groups of 32, 64, 128 and whole rows only")
+        found.append(f"groups of {main.group}: vLLM reads only groups of 32, 64, 128 and whole rows")
     found += container.warnings(main, version)
     stacks = [c.tensor.info.name for c in choices if c.scheme is None and len(c.tensor.info.shape) > 2]
     if stacks:
-        found.append(f"{len(stacks)} stacks of matrices stay in 16 bits, first {stacks[0]}")
+        found.append(f"{len(stacks)} stacks of matrices stay in 16 bits, the first is {stacks[0]}")
     schemes: Mapping[str, Scheme | None] = {c.module: c.scheme for c in choices if c.is_linear}
     mixed = uneven(schemes)
     if mixed:
-        found.append(f"vLLM loads {mixed[0]} as one matrix and refuses members that differ; give them all one type")
+        found.append(f"vLLM loads {mixed[0]} as one matrix and refuses different types in it; give them the same type")
     return found

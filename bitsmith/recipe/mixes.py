@@ -1,7 +1,7 @@
 """llama-quantize's mixes as data (build 11434, src/llama-quant.cpp).
 
-A mix has a base type, which every tensor gets that no row of its table speaks of. A row is a type and the
-condition under which it is taken; the first row whose condition holds decides.
+A mix has a base type and a table of exceptions. A row of the table has a type and a condition. The first row whose
+condition holds decides the type; without such a row the tensor gets the base type.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from bitsmith.recipe.shape import ModelShape
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor stands among those of its category.
+    """The position of a tensor among the tensors of its category.
 
-    index, count: the how-manieth of how many; for ffn_down `count` is the number of layers
-    importance: whether an importance matrix is given
+    index, count: its number, from 0, and the number of these tensors; for ffn_down `count` is the number of layers
+    importance: True if there is an importance matrix
     """
 
     index: int
@@ -34,7 +34,7 @@ class Place:
 
 @dataclass(frozen=True)
 class When:
-    """A condition on a place; `text` completes "attn_v ..."."""
+    """A condition on a place. `text` says it in words, after a name: "attn_v in the first eighth"."""
 
     text: str
     holds: Callable[[Place], bool]
@@ -61,12 +61,12 @@ Rows = tuple[tuple[str, When], ...]
 class Mix:
     """One of llama-quantize's mixes.
 
-    name: as the user writes it
+    name: name on the command line
     file_type: GGUF's general.file_type (llama_ftype)
-    base: the ggml type of whatever the table does not name
-    table: exceptions by category, the first row that holds decides
-    falcon: rows that replace the table's for the falcon architecture; a category missing here keeps its rows
-    heavier_with_8_experts: attn_output becomes q5_k in models of eight experts
+    base: the ggml type of tensors without an exception
+    table: exceptions for each category; the first row that holds decides
+    falcon: rows that replace those of `table` for the falcon architecture; other categories keep their rows
+    heavier_with_8_experts: True if attn_output becomes q5_k in models with eight experts
     """
 
     name: str
@@ -82,7 +82,7 @@ class Mix:
         return self.base not in WRITTEN_FLOATS
 
     def rows(self, category: Category, shape: ModelShape) -> Rows:
-        """The rows that speak of `category` in a model of this shape."""
+        """The exceptions for `category` in a model of this shape."""
         if shape.arch == "falcon" and category in self.falcon:
             return self.falcon[category]
         if shape.experts == 8 and shape.arch != "falcon" and category is Category.ATTN_OUTPUT:
@@ -165,20 +165,20 @@ ALIASES: dict[str, str] = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
 
 
 def find_mix(name: str) -> Mix:
-    """The mix called `name`, in any case, aliases included.
+    """The mix with this name or alias, in upper or lower case.
 
-    Raises UsageError for an unknown name, with the nearest names and the whole list.
+    Raises UsageError for an unknown name, with the nearest names and all names.
     """
     key = name.strip().lower()
     mix = MIXES.get(ALIASES.get(key, key))
     if mix is None:
-        note = f"{key} can be read but not written; " if key in TYPES else _native_hint(key)
+        note = f"bitsmith reads {key} but does not write it; " if key in TYPES else _native_hint(key)
         raise UsageError(f"unknown GGUF mix {name!r}; {note}{nearest_names(key, {*MIXES, *ALIASES})}")
     return mix
 
 
 def _native_hint(key: str) -> str:
-    """For names that only the native container knows."""
+    """A hint for names that only the native container has; else an empty string."""
     try:
         get_format(key)
     except UsageError:

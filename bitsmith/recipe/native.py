@@ -1,4 +1,4 @@
-"""Assignments for the native container: every format in a safetensors folder, tensor by tensor, any architecture."""
+"""Assignments for the native container: every format in a safetensors folder, for any architecture."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from bitsmith.recipe.target import Target
 
 
 def assign_native(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Assignment:
-    """A folder that holds `checkpoint` in the format `target.name`, or in a float type.
+    """The assignment of a folder that holds `checkpoint` in the format `target.name`, or in a float type.
 
-    Matrices become the format; embeddings, output head, routers and norms keep the source's float type unless
-    --pure (all matrices) or a --rule says otherwise. Raises UsageError (unknown format or rule),
-    UnsupportedError (rows that no group divides, a quantized source), FileError (no weights at all).
+    Matrices get the format. Embeddings, output head, routers and norms keep the source's float type, unless --pure or
+    a --rule changes it. Raises UsageError for an unknown format or rule, UnsupportedError for rows that no group
+    divides and for a quantized source, FileError for a source without weights.
     """
     if target.name not in WRITTEN_FLOATS:
         get_format(target.name)

@@ -1,4 +1,4 @@
-"""Plan: what becomes what, and where every byte will lie, before any weight is read."""
+"""Plan: the type of every tensor and the place of every byte, decided before any weight is read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ from bitsmith.version import __version__
 
 @dataclass(frozen=True)
 class RowOrder:
-    """q/k rows between Hugging Face's order and GGUF's interleaved one; whole heads stay where they are."""
+    """How the rows of q and k move between Hugging Face's order and GGUF's interleaved order, inside each head.
+
+    heads: number of heads of the tensor
+    interleave: True towards GGUF's order, False back
+    """
 
     heads: int
     interleave: bool
@@ -34,12 +38,12 @@ class RowOrder:
 class PlannedTensor:
     """One tensor of the output.
 
-    info: its output name, shape, layout and bytes
-    source: its name in the source; None for a constant
-    format, codec: None for float layouts and verbatim copies
-    inputs: how readers round what the matrix is multiplied with; None where they do not
+    info: name, shape, layout and bytes in the output
+    source: name in the source; None for a constant
+    format, codec: None for float layouts and for copies
+    inputs: how readers round the inputs of this matrix; None if they do not
     parts: shape and dtype of each stored part
-    reason: why this layout
+    reason: why it gets this layout
     """
 
     info: TensorInfo
@@ -55,25 +59,25 @@ class PlannedTensor:
 
     @property
     def verbatim(self) -> bool:
-        """Whether the stored bytes are copied as they are."""
+        """Whether the stored bytes are copied without change."""
         return self.constant is None and self.order is None and self.source_layout == self.info.layout
 
     @property
     def linear(self) -> str | None:
-        """GGUF's name of the linear it belongs to, without ".weight"; None for names without one."""
+        """GGUF's name of the tensor's linear, without ".weight"; None if GGUF has no name for it."""
         name = gguf_name(self.info.name)
         return None if name is None else name.removesuffix(".weight")
 
     @property
     def wants_input(self) -> bool:
-        """Whether its codec stores the scale of its input, and does not know it yet."""
+        """Whether the codec stores a scale of the input and the scale is not known yet."""
         return isinstance(self.codec, StaticInput) and self.codec.input_rounding.scale is None and not self.verbatim
 
     def with_input_absmax(self, absmax: Mapping[str, float]) -> PlannedTensor:
-        """The tensor with the scale of its input; the same where it stores none.
+        """The tensor with the scale of its input. A tensor that stores none does not change.
 
         absmax: largest magnitude of each linear's input, by GGUF name without ".weight"
-        Raises UsageError where its linear is not among them, TensorError where a scale does not fit its precision.
+        Raises UsageError if the tensor's linear is missing, TensorError if a scale does not fit its precision.
         """
         if not self.wants_input:
             return self
@@ -81,8 +85,8 @@ class PlannedTensor:
         seen = absmax.get(self.linear or "")
         if seen is None:
             raise UsageError(
-                f"{self.info.name}: the calibration has not seen its input, whose range {self.info.layout} stores; "
-                "calibrate on this model, with --calibration default or a text."
+                f"{self.info.name}: the calibration has not seen its input, and {self.info.layout} stores the range of "
+                "that input; calibrate on this model, with --calibration default or a text."
             )
         try:
             codec = self.codec.with_input_absmax(seen)
@@ -93,10 +97,10 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Assignment:
-    """The type of every tensor of an output, and where its bytes will lie. Everything unsupported failed before.
+    """The type of every tensor of an output, and the place of its bytes. It holds only what is supported.
 
-    layouts: the output files for a given manifest; only hashes and errors may differ between calls
-    extras: small files beside the weights: configuration and tokenizer of a folder
+    layouts: gives the output files for a manifest; between calls only hashes and errors may differ
+    extras: small files beside the weights: config.json and tokenizer files of a folder
     """
 
     checkpoint: Checkpoint
@@ -109,21 +113,21 @@ class Assignment:
 
     @property
     def formats(self) -> tuple[Format, ...]:
-        """Formats of the tensors that are quantized."""
+        """Formats of the quantized tensors."""
         return tuple(tensor.format for tensor in self.tensors if tensor.format is not None)
 
     @property
     def inputs(self) -> tuple[InputRounding, ...]:
-        """How inputs of products are rounded, for the tensors where they are."""
+        """The input roundings of all tensors that have one."""
         return tuple(tensor.inputs for tensor in self.tensors if tensor.inputs is not None)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """An assignment and its recipe: what `execute` carries out. Made once everything is known, never changed.
+    """An assignment and its recipe, for the executor. It is made once everything is known, and never changed.
 
-    recipe: what decides the bytes, as the manifest keeps it
-    tensors: those of the assignment, with the measured ranges of their inputs
+    recipe: everything that decides the bytes, for the manifest
+    tensors: tensors of the assignment, with the measured ranges of their inputs
     """
 
     assignment: Assignment
@@ -142,11 +146,11 @@ class Plan:
     ) -> Plan:
         """The plan of an assignment.
 
-        recipe: None: nearest codes without calibration
-        input_absmax: largest magnitude of each linear's input, by GGUF name without ".weight", for scales that are
-            stored; None where it is not measured yet: such a plan has the right sizes, but cannot be carried out
-        warnings: beside those of the assignment
-        Raises UsageError for a linear that was not measured, TensorError where a scale does not fit its precision.
+        recipe: None for nearest codes without calibration
+        input_absmax: largest magnitude of each linear's input, by GGUF name without ".weight", for stored scales; None
+            if not measured yet: the plan then has the right sizes, but cannot be executed
+        warnings: further warnings beside those of the assignment
+        Raises UsageError for a linear that was not measured, TensorError if a scale does not fit its precision.
         """
         tensors = assignment.tensors
         if input_absmax is not None:
@@ -156,7 +160,7 @@ class Plan:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The source."""
+        """The source model."""
         return self.assignment.checkpoint
 
     @property
@@ -170,11 +174,11 @@ class Plan:
         return self.assignment.extras
 
     def layouts(self, records: Sequence[TensorRecord] | None = None) -> list[FileLayout]:
-        """The output files, for the manifest of `records` or for one of the same size."""
+        """The output files with the manifest of `records`; without records, with placeholder hashes."""
         return self.assignment.layouts(self.manifest(records))
 
     def manifest(self, records: Sequence[TensorRecord] | None = None) -> Manifest:
-        """The manifest of `records`, or one of the same size with placeholder hashes."""
+        """The manifest of `records`; without records, a manifest of the same size with placeholder hashes."""
         recipe = self.recipe.to_json()
         if records is None:
             return placeholder(__version__, recipe, [tensor.info.name for tensor in self.tensors])
@@ -182,15 +186,15 @@ class Plan:
 
     @property
     def size(self) -> int:
-        """Bytes of all output files together, exact."""
+        """Exact bytes of all output files together."""
         return sum(file.size for file in self.layouts()) + sum(len(data) for data in self.extras.values())
 
     @property
     def parameters(self) -> int:
-        """Weights in the output."""
+        """Number of weights in the output."""
         return sum(tensor.info.parameters for tensor in self.tensors)
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of tensor data a weight, over all tensors."""
+        """Bits of tensor data for each weight, over all tensors."""
         return 8 * sum(tensor.info.nbytes for tensor in self.tensors) / self.parameters

@@ -1,4 +1,4 @@
-"""From a target to an assignment, by the kind of its container."""
+"""Makes the assignment of a target with the module for its kind of container."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from bitsmith.recipe.target import Target
 
 
 def assign(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Assignment:
-    """The types of all tensors of `checkpoint` in `target`.
+    """The assignment of all tensors of `checkpoint` for `target`.
 
-    Raises UsageError for a wrong name or option, UnsupportedError and FileError for a model that does not go into it.
+    Raises UsageError for a wrong name or option, UnsupportedError and FileError for a model that the container cannot
+    hold.
     """
     if isinstance(find_container(target.container), ModuleContainer):
         from bitsmith.recipe.hf_containers import assign_hf

@@ -1,4 +1,4 @@
-"""Recipe: what decides the bytes of an output, as the user chose it and as the manifest keeps it."""
+"""Recipe: everything that decides the bytes of an output. The manifest stores it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from bitsmith.recipe.target import Target
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What the user chose beside the target, as far as it decides the tensors' types.
+    """The user's options, beside the target, that decide the types of the tensors.
 
-    rules: "REGEX=TYPE", unparsed: the container knows its types
-    pre: the pre-tokenizer's name; None: recognised
-    filename: the output's own name
-    calibration: None without one; mixes choose other types with one, as llama-quantize does with an imatrix
-    keep: regular expressions; tensors whose name one of them finds stay in 16 bits
-    group_size: weights that share a scale, -1: a whole row; None: the container's usual
-    symmetric: None: the container's usual. These last three are for containers with schemes
+    pure: use one type for all tensors
+    rules: "REGEX=TYPE", not parsed yet, since each container has its own types
+    pre: name of the pre-tokenizer; None to recognise it
+    max_shard_bytes: largest size of one output file; None for no limit
+    requantize: True if a quantized source is allowed
+    filename: name of the output file
+    calibration: None without calibration; with one, mixes choose other types, like llama-quantize with an imatrix
+    keep: regular expressions; tensors whose name matches one stay in 16 bits
+    group_size: number of weights that share a scale; -1 for a whole row, None for the container's usual size
+    symmetric: None for the container's usual choice
+    Only containers with schemes use keep, group_size and symmetric.
     """
 
     pure: bool = False
@@ -39,9 +43,9 @@ class PlanOptions:
 class Recipe:
     """Everything that decides the bytes of an output.
 
-    method, effort: see `bitsmith.calibration.method`; effort is "" where it does not matter
-    calibration: None without one
-    device: where calibration runs; sums differ in their last bits between devices
+    method, effort: see `bitsmith.calibration.method`; effort is "" if it does not matter
+    calibration: None without calibration
+    device: where calibration runs; the last bits of sums differ between devices
     """
 
     target: Target
@@ -52,7 +56,7 @@ class Recipe:
     device: str = "cpu"
 
     def to_json(self) -> str:
-        """One line, as the manifest keeps it."""
+        """The recipe as one line of JSON, for the manifest."""
         options = self.options
         chosen: dict[str, Any] = {"to": str(self.target), "method": self.method, "pure": options.pure}
         chosen |= {"rules": list(options.rules), "pre": options.pre}

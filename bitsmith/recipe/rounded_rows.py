@@ -1,4 +1,4 @@
-"""RoundedRows: rows of a tensor whose stored values a calibrated method chose."""
+"""RoundedRows: rows of a tensor that a calibrated method has rounded."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from bitsmith.quant.tensor import QuantTensor
 class RoundedRows:
     """Rows of one tensor, in the source's order.
 
-    name: GGUF's ("blk.0.attn_q.weight")
+    name: GGUF's name ("blk.0.attn_q.weight")
     start: number of the first row; pieces of one tensor come in order, and each holds whole chunks of the executor
-    weight: float32 [rows, cols], what the codes stand for: the source's weights, rescaled where a transform did that;
-        a vector is one row
-    tensor: the codes, numpy arrays; None for a tensor that is stored as floats
+    weight: float32 [rows, cols], the weights that the codes approximate: the source's, rescaled by the transforms; a
+        vector is one row
+    tensor: the codes as numpy arrays; None for a tensor that is stored as floats
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""ModelShape: the facts of a model that a mix's rules look at."""
+"""ModelShape: the numbers of a model that a mix depends on."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from bitsmith.models.arch.spec import ARCHITECTURES
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.category import layer_of
 
-# layer counts at which llama.cpp calls a model of this architecture a 70B
+# number of layers with which llama.cpp calls a model of this architecture a 70B
 _70B_LAYERS = {"llama": 80, "qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What llama-quantize's rules know of a model besides its tensors' names and shapes.
+    """What llama-quantize's mixes use of a model, beside the names and shapes of its tensors.
 
-    arch: GGUF's general.architecture ("llama", "qwen2", ...); "" where unknown
-    layers: blocks, `<arch>.block_count`
-    heads, kv_heads: attention heads of the first block; 0 where there is no attention
-    experts: of a routed MLP; 0 where dense
+    arch: GGUF's general.architecture ("llama", "qwen2", ...); "" if unknown
+    layers: number of blocks, `<arch>.block_count`
+    heads, kv_heads: number of attention heads of the first block; 0 without attention
+    experts: number of experts of a routed MLP; 0 if dense
 
-    Whether the output projection is tied to the embedding is not kept here: the list of tensors says it.
+    The list of tensors says whether the output projection is tied to the embedding.
     """
 
     arch: str
@@ -38,12 +38,12 @@ class ModelShape:
 
     @property
     def queries_per_key(self) -> int:
-        """Query heads that share a key head; 0 without attention."""
+        """Number of query heads that share a key head; 0 without attention."""
         return self.heads // self.kv_heads if self.kv_heads else 0
 
     @property
     def is_70b(self) -> bool:
-        """Whether llama.cpp's loader would name this shape "70B" (src/models/*.cpp, build 11434)."""
+        """Whether llama.cpp's loader calls this shape "70B" (src/models/*.cpp, build 11434)."""
         if self.layers != _70B_LAYERS.get(self.arch):
             return False
         return self.arch != "llama" or (self.heads != self.kv_heads and self.experts != 8)
@@ -55,16 +55,16 @@ class ModelShape:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], tensors: Iterable[TensorInfo] = ()) -> ModelShape:
-        """The shape that GGUF keys give, as plain values.
+        """The shape from GGUF keys, given as plain values.
 
-        Where block_count is missing, layers are counted in `tensors`' names; other missing counts are 0, and
-        kv_heads equals heads. Raises FileError for a count that is no whole number.
+        Without block_count, layers are counted in the names of `tensors`. Other missing counts are 0; missing kv_heads
+        equals heads. Raises FileError for a count that is not a whole number.
         """
         arch = str(metadata.get("general.architecture", ""))
 
         def number(key: str, default: int) -> int:
             value = metadata.get(f"{arch}.{key}", default)
-            if isinstance(value, list | tuple | np.ndarray):  # per layer: the first block's, as llama-quantize takes it
+            if isinstance(value, list | tuple | np.ndarray):  # one for each layer: llama-quantize uses the first
                 value = value[0] if len(value) else default
             if isinstance(value, bool) or not isinstance(value, int | np.integer):
                 raise FileError(f"GGUF key {arch}.{key}: expected a whole number, found {value!r:.60}.")

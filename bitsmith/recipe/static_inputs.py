@@ -1,4 +1,4 @@
-"""Weights that are stored with a scale of their input, and the calibration that they need."""
+"""Checks that a calibration measures the inputs whose scales are stored with the weights."""
 
 from __future__ import annotations
 
@@ -12,26 +12,29 @@ from bitsmith.recipe.target import Target
 
 
 def inputs_wanted(tensors: Iterable[PlannedTensor]) -> tuple[str, ...]:
-    """GGUF names without ".weight" of the linears whose inputs a calibration must have seen."""
+    """GGUF names, without ".weight", of the linears whose inputs a calibration must measure."""
     return tuple(tensor.linear or tensor.info.name for tensor in tensors if tensor.wants_input)
 
 
 def check_inputs(target: Target, tensors: Iterable[PlannedTensor], calibration: CalibrationRecord | None) -> None:
-    """Raise UsageError where inputs are wanted and nothing will measure them, UnsupportedError where nothing can."""
+    """Check that the calibration measures every input whose scale is stored.
+
+    Raises UsageError without such a calibration, UnsupportedError for a layer whose input cannot be measured.
+    """
     wanting = [tensor for tensor in tensors if tensor.wants_input]
     if not wanting:
         return
     dynamic = target.name.replace("-static", "")
     if calibration is None or calibration.seed is None:
-        given = "" if calibration is None else f"; {calibration.source} is an importance file, without activations"
+        given = "" if calibration is None else f". {calibration.source} is an importance file, without activations"
         raise UsageError(
             f"{target} stores the range of every layer's input ({wanting[0].info.name} and {len(wanting) - 1} more), "
-            f"which has to be measured{given}. Give --calibration default, or a text; or write "
-            f"{target.container}/{dynamic}, whose ranges are found as it runs."
+            f"which a calibration must measure{given}. Give --calibration default or a text, or write "
+            f"{target.container}/{dynamic}, which finds ranges while it runs."
         )
     for tensor in wanting:
         if tensor.linear is None:
             raise UnsupportedError(
-                f"{tensor.info.name}: the calibration does not measure this layer's input; leave it in 16 bits with "
+                f"{tensor.info.name}: the calibration does not measure this layer's input; keep it in 16 bits with "
                 f"--keep '{re.escape(tensor.info.name)}', or write {target.container}/{dynamic}."
             )

@@ -1,4 +1,4 @@
-"""Target: what `--to` names."""
+"""Target: the value of `--to`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bitsmith.errors import UsageError
 
 @dataclass(frozen=True)
 class Target:
-    """`--to`: a container and the name of a format or mix in it."""
+    """A container, and the name of a format or mix in it."""
 
     container: str
     name: str
@@ -25,12 +25,12 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """Read "CONTAINER/NAME"; a bare name means gguf/NAME. Raises UsageError on an unknown container."""
+        """Read "CONTAINER/NAME"; a bare name means gguf/NAME. Raises UsageError for an unknown container."""
         container, slash, name = text.strip().lower().partition("/")
         if not slash:
             container, name = "gguf", container
         if not slash and name in CONTAINERS and name != "gguf":
-            raise UsageError(f"--to {text}: {name} is a container; say what goes into it, for instance {name}/int4.")
+            raise UsageError(f"--to {text}: {name} is a container; add a format, for instance {name}/int4.")
         if container not in CONTAINERS:
             raise UsageError(f"--to {text}: unknown container {container!r}; known: {', '.join(CONTAINERS)}.")
         if not name:

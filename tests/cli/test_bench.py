@@ -47,7 +47,7 @@ def test_one_of_them_alone(bitsmith_command: Command, tiny: Path, left_out: str)
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--prompt", 257], "--prompt 257: beyond the model's context of 256 tokens"),
+        (["--prompt", 257], "--prompt 257: expected at most the model's context of 256 tokens"),
         (["--gen", 1000], "--gen 1000"),
         (["--gen", -1], "--gen -1"),
         (["--repeat", 0], "--repeat 0"),

@@ -148,8 +148,8 @@ def test_a_manifest_of_other_tensors_is_a_problem(tmp_path: Path) -> None:
     keys = manifest_keys({"w": W, "gone": W})
     found = inspect(gguf(tmp_path, {"w": W, "new": W}, keys))
     assert len(found.problems) == 2
-    assert "does not hold (1: gone)" in found.problems[0]
-    assert "no record of tensors that the file holds (1: new)" in found.problems[1]
+    assert "does not have (1: gone)" in found.problems[0]
+    assert "no record of tensors that the file has (1: new)" in found.problems[1]
     keys["bitsmith.tensor.sha256"] = array(["x", "y"])
     assert "damaged" in inspect(gguf(tmp_path, TENSORS, keys)).problems[0]
 

@@ -37,7 +37,7 @@ def test_reasons_say_why() -> None:
     found = by_name(choose_types("Q4_K", SHAPE, model()))
     assert found["blk.0.attn_v.weight"].reason.startswith("q4_k_m: attn_v in the first or last eighth")
     assert found["blk.0.attn_norm.weight"] == TypeChoice(
-        "blk.0.attn_norm.weight", "f32", "one-dimensional stays f32", kept=True
+        "blk.0.attn_norm.weight", "f32", "one-dimensional, stays f32", kept=True
     )
     narrow = by_name(choose_types("q4_k_m", SHAPE, model(hidden=192)))
     assert narrow["blk.3.attn_q.weight"].type == "q5_0"
@@ -74,7 +74,7 @@ def test_rules_that_decide_nothing_are_reported() -> None:
     warnings = choose_types("q4_k_m", SHAPE, model(), rules=[Rule.parse(t) for t in texts]).warnings
     assert warnings[0] == "rule 'ffn_gate=q6_k' matches no tensor"
     assert warnings[1].startswith("rule 'norm=q8_0' matches only tensors that are never quantized")
-    assert warnings[2] == "rule 'ffn_up=q4_k' never decides: earlier rules match all its tensors"
+    assert warnings[2] == "rule 'ffn_up=q4_k' has no effect: earlier rules match all its tensors"
     assert len(warnings) == 3
 
 

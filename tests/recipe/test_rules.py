@@ -60,7 +60,7 @@ def test_rules_that_decide_nothing_are_told() -> None:
     rules = [Rule.parse(text) for text in ("ffn=q6_k", "ffn_up=q8_0", "norm=f16", "attn=q4_k")]
     names = ["blk.0.ffn_up.weight", "blk.0.attn_norm.weight", "blk.0.attn_q.weight"]
     assert unused_rules(rules, names, kept={"blk.0.attn_norm.weight"}) == [
-        "rule 'ffn_up=q8_0' never decides: earlier rules match all its tensors",
+        "rule 'ffn_up=q8_0' has no effect: earlier rules match all its tensors",
         "rule 'norm=f16' matches only tensors that are never quantized, such as blk.0.attn_norm.weight",
     ]
     assert unused_rules(rules[:1], ["output.weight"]) == ["rule 'ffn=q6_k' matches no tensor"]

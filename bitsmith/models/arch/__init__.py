@@ -1,4 +1,4 @@
-"""Architectures as data: what sets model families apart, tensor names, configurations in and out."""
+"""Architectures as data: differences of model families, tensor names, reading and writing of configurations."""
 
 from bitsmith.models.arch.config import ModelConfig, Rope
 from bitsmith.models.arch.spec import ARCHITECTURES, ArchSpec

@@ -1,11 +1,11 @@
-"""ModelConfig: the numbers a decoder needs, the same whether they came from config.json or from GGUF keys."""
+"""ModelConfig: the numbers that a decoder needs, from config.json or from GGUF keys."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-MAX_LAYERS = 4096  # no model has more; a file that claims them is damaged
+MAX_LAYERS = 4096  # no model has more; a file that says so is damaged
 
 
 @dataclass(frozen=True)
@@ -13,16 +13,16 @@ class Rope:
     """Rotary position embedding (Su et al. 2021).
 
     theta: base of the frequencies
-    dim: rotated dimensions of a head
-    interleaved: True: pairs are (0, 1), (2, 3), ... (GGUF's llama layout); False: (i, i + dim / 2) (Hugging Face).
-        It depends on the file the weights come from, not on the architecture.
+    dim: number of rotated dimensions of a head
+    interleaved: True if pairs are (0, 1), (2, 3), ... (GGUF's llama layout), False if they are (i, i + dim / 2)
+        (Hugging Face). It depends on the file that holds the weights, not on the architecture.
     scaling: "none", "linear", "yarn" (Peng et al. 2023) or "llama3" (Llama 3.1, by wavelength)
-    factor: how much longer than original_context; 1.0 for "none"
-    original_context: tokens of the pre-training context; yarn and llama3
-    low_freq_factor, high_freq_factor: llama3
-    beta_fast, beta_slow: yarn
-    attention_factor: multiplier of cos and sin; None: 0.1 ln(factor) + 1 for yarn, else 1
-    freq_factors: divisors of each frequency, [dim / 2]; GGUF's rope_freqs.weight; empty where not given
+    factor: new context divided by original_context; 1.0 for "none"
+    original_context: tokens of the pre-training context, for yarn and llama3
+    low_freq_factor, high_freq_factor: parameters of llama3
+    beta_fast, beta_slow: parameters of yarn
+    attention_factor: multiplier of cos and sin; None for 0.1 ln(factor) + 1 with yarn, else for 1
+    freq_factors: divisors of each frequency, [dim / 2]: GGUF's rope_freqs.weight; empty if there are none
     """
 
     theta: float = 10000.0
@@ -44,12 +44,12 @@ class ModelConfig:
     """Shape of a decoder-only transformer. Tensor names are GGUF's, see `bitsmith.models.arch.names`.
 
     arch: key of `bitsmith.models.arch.ARCHITECTURES` ("llama", "mistral", "qwen2", "qwen3")
-    context: positions the model was trained for (max_position_embeddings)
-    window: sliding attention window in tokens; 0 where attention is full
-    window_layers: layers whose attention slides; empty with window > 0 means all
-    tied: the output projection is the token embedding
-    qkv_bias, output_bias, mlp_bias: which linears carry a bias
-    qk_norm: RMSNorm over each head of q and k (Qwen3)
+    context: number of positions that the model was trained for (max_position_embeddings)
+    window: sliding attention window in tokens; 0 for full attention
+    window_layers: layers with a window; if it is empty and window > 0, all layers
+    tied: True if the output projection is the token embedding
+    qkv_bias, output_bias, mlp_bias: True if these linears have a bias
+    qk_norm: True if there is an RMSNorm over each head of q and k (Qwen3)
     """
 
     arch: str

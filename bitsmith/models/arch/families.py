@@ -1,4 +1,4 @@
-"""Model families as data, as far as a plan needs them: which matrices a layer has, and which of them carry a bias."""
+"""Model families as data, for plans: which matrices a layer has, and which of them have a bias."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Family:
-    """What config.json of a family leaves unsaid.
+    """What the config.json of a family does not say.
 
     gguf: GGUF's general.architecture
-    norms: of a layer: two, four around attention and MLP, or one where the two run side by side
-    norm_bias: norms have a bias (LayerNorm)
-    gated: the MLP has a gate beside its up projection
-    fused_qkv, fused_gate: stored as one matrix
-    qkv_bias, output_bias, mlp_bias: whether they have one; None: what attention_bias or mlp_bias says
-    qk_norm: norms of q and k: of each head, or of the whole width
-    tied: the default of tie_word_embeddings
-    window: which layers slide where config.json gives a window and no layer_types
-    positions: rows of a learned position embedding beyond the context; None: no such embedding
-    embedding_norm: a norm behind the embedding
-    sinks: a learned number a head that takes attention
-    expert_bias, score_bias: experts and their router have biases; a bias is added to the scores that choose experts
-    widening: width of the MLP in hidden sizes, where config.json does not say
-    context: the default
-    defaults: of further fields, transformers'
+    norms: number of norms in a layer: 2; 4 if attention and MLP have one before and after; 1 if both run in parallel
+    norm_bias: True if norms have a bias (LayerNorm)
+    gated: True if the MLP has a gate beside its up projection
+    fused_qkv, fused_gate: True if these matrices are stored as one
+    qkv_bias, output_bias, mlp_bias: whether these linears have a bias; None if attention_bias or mlp_bias decides
+    qk_norm: norms of q and k, over each head or over the whole width
+    tied: default of tie_word_embeddings
+    window: which layers have a window, if config.json gives a window and no layer_types
+    positions: rows of a learned position embedding beyond the context; None if there is no such embedding
+    embedding_norm: True if there is a norm after the embedding
+    sinks: True if each head has a learned attention sink
+    expert_bias: True if experts and their router have biases
+    score_bias: True if a bias is added to the scores that choose experts
+    widening: width of the MLP divided by the hidden size, if config.json does not say
+    context: default context, in tokens
+    defaults: transformers' defaults of further fields
     """
 
     gguf: str
@@ -53,7 +54,7 @@ class Family:
 
 _LAYER_NORM = Family(
     "", norm_bias=True, gated=False, qkv_bias=True, output_bias=True, mlp_bias=True, tied=True
-)  # decoders of before 2023
+)  # decoders from before 2023
 _GEMMA3 = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208}
 _GEMMA3 |= {"max_position_embeddings": 131072}
 

@@ -1,4 +1,4 @@
-"""Reading the values of a configuration: each checked for its type and range, errors naming file and field."""
+"""Reads the values of a configuration. Each is checked for type and range; errors name the file and the field."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 from bitsmith.errors import FileError
 
 _LARGEST = 2**31 - 1
-_LARGEST_FLOAT = 1e300  # NaN, too, is not below it
+_LARGEST_FLOAT = 1e300  # the comparison with it also rejects NaN
 
 
 @dataclass(frozen=True)
 class Fields:
     """A mapping read from a file.
 
-    values: name -> value, as JSON or GGUF give them
-    origin: the file, for errors
-    prefix: put before every name ("llama." for GGUF keys)
+    values: values by name, from JSON or GGUF
+    origin: name of the file, for errors
+    prefix: prefix of every name ("llama." for GGUF keys)
     """
 
     values: Mapping[str, Any]
@@ -28,24 +28,27 @@ class Fields:
     prefix: str = ""
 
     def has(self, name: str) -> bool:
-        """Whether the field is there and not null."""
+        """Whether the field exists and is not null."""
         return self.values.get(self.prefix + name) is not None
 
     def fail(self, name: str, expected: str, found: object) -> FileError:
-        """The error of a field that holds something else than expected."""
+        """The error for a field with an unexpected value."""
         shown = repr(found)
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
         return FileError(f"{self.origin}: {self.prefix}{name}: expected {expected}, found {shown}.")
 
     def integer(self, name: str, default: int | None = None, *, minimum: int = 1, maximum: int = _LARGEST) -> int:
-        """An integer in minimum..maximum; `default` where the field is missing or null, FileError without one."""
+        """An integer in minimum..maximum. `default` if the field is missing or null.
+
+        Raises FileError for another value, and for a missing field without a default.
+        """
         value = self._get(name, default)
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not minimum <= value <= maximum:
             raise self.fail(name, f"an integer in {minimum}..{maximum}", value)
         return int(value)
 
     def number(self, name: str, default: float | None = None, *, positive: bool = True) -> float:
-        """A finite number, greater than zero if `positive`; otherwise as `integer`."""
+        """A finite number, greater than zero if `positive`. Defaults and errors are those of `integer`."""
         value = self._get(name, default)
         sound = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST_FLOAT
         if not sound or (positive and value <= 0):
@@ -71,5 +74,5 @@ class Fields:
         if value is None:
             value = default
         if value is None:
-            raise FileError(f"{self.origin}: {self.prefix}{name} is missing; the model's shape is unknown without it.")
+            raise FileError(f"{self.origin}: {self.prefix}{name} is missing; it is needed for the model's shape.")
         return value

@@ -1,4 +1,7 @@
-"""ModelConfig <-> the architecture keys of a GGUF file (key names: GGUF specification; use: llama.cpp's loader)."""
+"""Converts between ModelConfig and the architecture keys of a GGUF file.
+
+Key names are those of the GGUF specification; their use is that of llama.cpp's loader.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,11 @@ from bitsmith.models.arch.tensors import ROPE_FREQS, expected_tensors
 
 
 def config_to_gguf(config: ModelConfig, *, name: str) -> dict[str, Value]:
-    """general.architecture, general.name and every "{arch}." key, typed, in the order llama.cpp's converter uses.
+    """Typed values of general.architecture, general.name and all "{arch}." keys, in the order of llama.cpp's converter.
 
-    The "llama3" scaling is no key but a tensor, see `rope_freqs`. llama.cpp reads the sliding window of none of
-    our families (it attends to everything); the key is written all the same, so that our decoder can.
-    Raises UnsupportedError for a bias that llama.cpp's loader has no place for.
+    The "llama3" scaling is not a key but a tensor, see `rope_freqs`. llama.cpp reads no sliding window for our
+    families and attends to all tokens. The key is written for our own decoder.
+    Raises UnsupportedError for a bias that llama.cpp's loader does not read.
     """
     spec = ARCHITECTURES[config.arch]
     _check_biases(config, spec)
@@ -51,7 +54,7 @@ def config_to_gguf(config: ModelConfig, *, name: str) -> dict[str, Value]:
 
 
 def rope_freqs(config: ModelConfig) -> np.ndarray | None:
-    """The float32 [dim / 2] values of rope_freqs.weight, or None where the file needs no such tensor."""
+    """The values of rope_freqs.weight, float32 [dim / 2], or None if the file needs no such tensor."""
     if config.rope.scaling == "llama3":
         return llama3_freq_factors(config.rope)
     return np.asarray(config.rope.freq_factors, np.float32) if config.rope.freq_factors else None
@@ -62,8 +65,8 @@ def _check_biases(config: ModelConfig, spec: ArchSpec) -> None:
         part, _, kind = tensor.removeprefix("blk.0.").rpartition(".")
         if kind == "bias" and part not in spec.gguf_biases:
             raise UnsupportedError(
-                f"{tensor}: llama.cpp's loader has no bias there for a {spec.gguf} model, so the GGUF file would not "
-                "load; write --to native/... instead."
+                f"{tensor}: llama.cpp reads no such bias in a {spec.gguf} model, so it would not load the GGUF file; "
+                "write --to native/... instead."
             )
 
 
@@ -85,17 +88,18 @@ def _rope_keys(rope: Rope) -> dict[str, Value]:
 
 
 def config_from_gguf(metadata: Mapping[str, Any], source: Source) -> ModelConfig:
-    """The decoder's shape from a GGUF file's keys, its tensors' names and its rope_freqs.weight.
+    """The decoder's configuration, from a GGUF file's keys, names of tensors and rope_freqs.weight.
 
-    metadata: key -> `Value` or plain Python value; source: the opened file.
-    Raises FileError for missing or nonsensical keys, UnsupportedError for what the decoder does not know.
+    metadata: `Value` or plain Python value by key
+    source: the opened file
+    Raises FileError for missing keys and impossible values, UnsupportedError for what the decoder does not support.
     """
     origin = str(source.path)
     plain = {key: plain_value(value) for key, value in metadata.items() if not key.startswith("tokenizer.")}
     spec = spec_of_gguf(Fields(plain, origin).text("general.architecture"), origin)
     fields = Fields(plain, origin, f"{spec.gguf}.")
     if fields.integer("expert_count", 0, minimum=0):
-        raise UnsupportedError(f"{origin}: a mixture of experts, which the decoder does not know yet.")
+        raise UnsupportedError(f"{origin}: the decoder does not support mixtures of experts yet.")
     layers = fields.integer("block_count", maximum=MAX_LAYERS)
     hidden = fields.integer("embedding_length")
     heads = fields.integer("attention.head_count")
@@ -128,7 +132,7 @@ def config_from_gguf(metadata: Mapping[str, Any], source: Source) -> ModelConfig
 
 
 def plain_value(value: Any) -> Any:
-    """A scalar or a list; an array of one repeated value (a number per layer) becomes that value."""
+    """A scalar or a list. A list of integers that are all equal (one per layer) becomes that number."""
     if isinstance(value, (Value, GgufArray)):
         value = value.plain()
     if isinstance(value, np.ndarray):
@@ -145,7 +149,7 @@ def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
     value_dim = fields.integer("attention.value_length", hidden // heads if hidden % heads == 0 else head_dim)
     rotated = fields.integer("rope.dimension_count", head_dim)
     if head_dim % 2 or rotated != head_dim:
-        raise fields.fail("rope.dimension_count", f"the head's length, {head_dim}, and even", rotated)
+        raise fields.fail("rope.dimension_count", f"the head's length ({head_dim}), an even number", rotated)
     if value_dim != head_dim:
         raise UnsupportedError(
             f"{fields.origin}: keys of {head_dim} and values of {value_dim} dimensions; the decoder needs them equal."

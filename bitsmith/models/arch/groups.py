@@ -1,4 +1,4 @@
-"""LinearGroup: linears that share an input, and what produces it; for shared Hessians, rescaling and fusion."""
+"""LinearGroup: linears that share an input, and the tensor that produces it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from bitsmith.models.arch.config import ModelConfig
 class LinearGroup:
     """Linears of a block that read the same input. Names are GGUF's, without "blk.N." and ".weight".
 
-    name: of the input ("attn_in", "o_proj_input", "ffn_in", "down_proj_input")
-    linears: ALL consumers of the input; they share one Hessian
-    producer: the norm or linear whose output (rows) is this input, so that a scale of the input folds into it; None
-        where nothing can take it
-    repeats: consumer columns fed by each producer row (grouped attention: query heads that share a value head); scales
-        of a fold must then be tied across the repeated heads
+    Shared Hessians, rescaling and fused loading use the groups.
+    name: name of the input ("attn_in", "o_proj_input", "ffn_in", "down_proj_input")
+    linears: all linears that read the input; they share one Hessian
+    producer: the norm or linear whose output rows are this input, so that scales can be folded into it; None if scales
+        cannot be folded
+    repeats: number of input columns that each row of the producer feeds. With grouped attention, query heads share a
+        value head, and folded scales must be equal across these heads
     """
 
     name: str
@@ -26,7 +27,7 @@ class LinearGroup:
 
 
 def linear_groups(config: ModelConfig) -> tuple[LinearGroup, ...]:
-    """The groups of every block of a dense decoder, in the order they are computed."""
+    """The groups of each block of a dense decoder, in the order of computation."""
     return (
         LinearGroup("attn_in", ("attn_q", "attn_k", "attn_v"), "attn_norm"),
         LinearGroup("o_proj_input", ("attn_output",), "attn_v", config.heads // config.kv_heads),

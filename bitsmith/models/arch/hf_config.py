@@ -1,4 +1,4 @@
-"""config.json -> ModelConfig and back, with transformers' defaults."""
+"""Converts between config.json and ModelConfig, with transformers' defaults."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from bitsmith.models.arch.spec import ARCHITECTURES, ArchSpec, spec_of_hf
 
 
 def config_from_hf(config: Mapping[str, Any], *, origin: str = "config.json") -> ModelConfig:
-    """The decoder's shape from a parsed config.json; `origin` names the file in errors.
+    """The decoder's configuration from a parsed config.json.
 
-    Fields that transformers derives or defaults may be missing. Raises FileError for a missing, nonsensical or
-    contradictory field, UnsupportedError for an architecture, activation or rope scaling we do not know.
+    origin: name of the file, for errors
+    Fields for which transformers has a default may be missing. Raises FileError for a missing field and for impossible
+    or contradictory values, UnsupportedError for an unknown architecture, activation or rope scaling.
     """
     fields = Fields(config, origin)
     spec = spec_of_hf(_classes(fields), config.get("model_type"), origin)
@@ -34,7 +35,7 @@ def config_from_hf(config: Mapping[str, Any], *, origin: str = "config.json") ->
         raise fields.fail("num_key_value_heads", f"a divisor of num_attention_heads ({heads})", kv_heads)
     activation = fields.text("hidden_act", "silu")
     if activation not in ("silu", "swish"):
-        raise UnsupportedError(f"{origin}: hidden_act {activation!r} is not supported; the decoder knows silu.")
+        raise UnsupportedError(f"{origin}: hidden_act {activation!r} is not supported; expected silu.")
     window, window_layers = _window(fields, spec, layers)
     attention_bias = fields.flag("attention_bias", False) if spec.name in ("llama", "qwen3") else False
     return ModelConfig(
@@ -78,7 +79,7 @@ def _head_dim(fields: Fields, spec: ArchSpec, hidden: int, heads: int) -> int:
 
 
 def _window(fields: Fields, spec: ArchSpec, layers: int) -> tuple[int, tuple[int, ...]]:
-    """Window in tokens (0: none) and the layers that slide (empty: all)."""
+    """The window in tokens (0 for none), and the layers with a window (empty for all)."""
     explicit_null = "sliding_window" in fields.values and not fields.has("sliding_window")
     if spec.windowed == "never" or explicit_null:
         return 0, ()
@@ -100,18 +101,18 @@ def _window(fields: Fields, spec: ArchSpec, layers: int) -> tuple[int, tuple[int
 
 
 def _rope(fields: Fields, head_dim: int, context: int) -> Rope:
-    """Both spellings: rope_theta with rope_scaling, and transformers 5's rope_parameters."""
+    """The rotary embedding, from rope_theta with rope_scaling or from transformers 5's rope_parameters."""
     values = fields.values.get("rope_scaling") or fields.values.get("rope_parameters") or {}
     if not isinstance(values, dict):
         raise fields.fail("rope_scaling", "an object or null", values)
     if any(isinstance(value, dict) for value in values.values()):
-        raise UnsupportedError(f"{fields.origin}: rope_parameters differ by layer type, which is not supported.")
+        raise UnsupportedError(f"{fields.origin}: rope_parameters that differ by layer type are not supported.")
     scaling = Fields(values, f"{fields.origin}: rope_parameters")
     kind = scaling.text("rope_type", scaling.text("type", "default"))
     theta = scaling.number("rope_theta", fields.number("rope_theta", 10000.0))
     partial = scaling.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
     if partial != 1.0:
-        raise UnsupportedError(f"{fields.origin}: partial_rotary_factor {partial} is not supported, only 1.0.")
+        raise UnsupportedError(f"{fields.origin}: partial_rotary_factor {partial} is not supported; expected 1.0.")
     if theta <= 1:
         raise scaling.fail("rope_theta", "a number greater than 1", theta)
     plain = Rope(theta=theta, dim=head_dim)
@@ -141,7 +142,7 @@ def _llama3(scaling: Fields, rope: Rope) -> Rope:
 
 def _yarn(scaling: Fields, rope: Rope) -> Rope:
     if not scaling.flag("truncate", True):
-        raise UnsupportedError(f"{scaling.origin}: yarn without truncation of its range is not supported.")
+        raise UnsupportedError(f"{scaling.origin}: yarn with truncate false is not supported.")
     attention_factor = scaling.number("attention_factor") if scaling.has("attention_factor") else None
     if attention_factor is None and scaling.has("mscale") and scaling.has("mscale_all_dim"):
         numerator = yarn_magnitude(rope.factor, scaling.number("mscale", positive=False))
@@ -155,10 +156,10 @@ def _yarn(scaling: Fields, rope: Rope) -> Rope:
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """A config.json (as a dict) that transformers 4 and 5 read: rope_theta with rope_scaling.
+    """The contents of a config.json for transformers 4 and 5, with rope_theta and rope_scaling.
 
-    A "llama" with a window becomes a MistralForCausalLM. Raises UnsupportedError where transformers has no class
-    for the shape (single biases, frequency factors that are no llama3 scaling).
+    A "llama" with a window becomes a MistralForCausalLM. Raises UnsupportedError if transformers has no class for the
+    shape (other biases, frequency factors of no llama3 scaling).
     """
     spec = ARCHITECTURES["mistral" if config.arch == "llama" and config.window else config.arch]
     values: dict[str, Any] = {
@@ -204,7 +205,7 @@ def _bias_fields(config: ModelConfig, spec: ArchSpec) -> dict[str, Any]:
     if has == (spec.always_qkv_bias, False, False):
         return {}
     raise UnsupportedError(
-        f"a {config.arch} model with biases (qkv, output, mlp) = {has} has no class in transformers; write GGUF."
+        f"transformers has no class for a {config.arch} model with biases (qkv, output, mlp) = {has}; write GGUF."
     )
 
 
@@ -214,7 +215,8 @@ def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
         rope = llama3_from_factors(rope)
     if rope.attention_factor is not None and rope.scaling != "yarn":
         raise UnsupportedError(
-            f"cos and sin multiplied by {rope.attention_factor} without yarn, which config.json cannot say; write GGUF."
+            f"the model multiplies cos and sin by {rope.attention_factor} without yarn; config.json has no field for "
+            "this; write GGUF."
         )
     if rope.scaling == "none":
         return None
@@ -231,10 +233,10 @@ def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def llama3_from_factors(rope: Rope) -> Rope:
-    """The llama3 scaling that `rope.freq_factors` came from: GGUF keeps the factors, transformers the parameters.
+    """The llama3 scaling with the factors `rope.freq_factors`. GGUF stores the factors, transformers the parameters.
 
-    Looks for the published settings (low 1, high 4) over original contexts of powers of two. Raises
-    UnsupportedError where none gives these factors.
+    It tries the published settings (low 1, high 4) with original contexts of powers of two. Raises UnsupportedError if
+    none gives these factors.
     """
     given = np.asarray(rope.freq_factors, np.float64)
     for power in range(10, 21):
@@ -250,5 +252,6 @@ def llama3_from_factors(rope: Rope) -> Rope:
         if rope.scaling == "none" and np.allclose(llama3_freq_factors(candidate), given, rtol=1e-4, atol=0):
             return candidate
     raise UnsupportedError(
-        "rope_freqs.weight is no llama3 scaling with the published settings, so config.json cannot say it; write GGUF."
+        "rope_freqs.weight is not a llama3 scaling with the published settings, and config.json has no field for other "
+        "factors; write GGUF."
     )

@@ -1,4 +1,4 @@
-"""Tensor names: Hugging Face <-> GGUF, and the order of the rows of q and k that llama.cpp expects."""
+"""Converts tensor names, and the row order of q and k, between Hugging Face and GGUF."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ _SKIPPED = re.compile(r"(model\.(layers\.\d+\.self_attn\.)?)?rotary_emb\.(inv_fr
 
 
 def skipped(hf_name: str, *, tied: bool) -> bool:
-    """Whether a tensor of a Hugging Face file is no weight of its own: a rotary buffer that old checkpoints
-    store, or with tied embeddings a second copy of the embedding.
+    """Whether a tensor of a Hugging Face file is not needed.
+
+    Old checkpoints store rotary buffers. With tied embeddings, some files store the embedding twice.
     """
     return _SKIPPED.fullmatch(hf_name) is not None or (tied and hf_name == "lm_head.weight")
 
 
 def gguf_name(hf_name: str) -> str | None:
-    """The GGUF name of a Hugging Face tensor; None where the decoder has no such tensor (see `skipped`)."""
+    """The GGUF name of a Hugging Face tensor; None if the decoder has no such tensor (see `skipped`)."""
     match = _HF_LAYER.fullmatch(hf_name)
     if match:
         layer, part, kind = match.groups()
@@ -52,7 +53,7 @@ def gguf_name(hf_name: str) -> str | None:
 
 
 def hf_name(gguf_name: str) -> str | None:
-    """The Hugging Face name of a GGUF tensor; None where there is none (rope_freqs.weight)."""
+    """The Hugging Face name of a GGUF tensor; None if there is none (rope_freqs.weight)."""
     match = _GGUF_LAYER.fullmatch(gguf_name)
     if match:
         layer, part, kind = match.groups()
@@ -62,17 +63,17 @@ def hf_name(gguf_name: str) -> str | None:
 
 
 def is_permuted(gguf_name: str) -> bool:
-    """Whether the tensor is a weight or bias of q or k, whose rows families with `ArchSpec.permuted` reorder."""
+    """Whether the tensor is a weight or bias of q or k. Families with `ArchSpec.permuted` reorder its rows."""
     match = _GGUF_LAYER.fullmatch(gguf_name)
     return match is not None and match.group(2) in ("attn_q", "attn_k")
 
 
 def permute_rows(w: np.ndarray, heads: int) -> np.ndarray:
-    """Hugging Face's order of the rows of q or k -> GGUF's llama order.
+    """Change the rows of q or k from Hugging Face's order to GGUF's llama order. Returns a copy.
 
-    Within each head rows (i, i + dim / 2), which rotate together, become neighbours (2 i, 2 i + 1).
-    w: [rows, cols], or [rows] for a bias, a whole number of heads; any dtype. Heads do not mix, so slabs of
-    whole heads can be permuted alone. Returns a copy.
+    In each head, the rows i and i + dim / 2 rotate together. They become neighbours, 2 i and 2 i + 1.
+    w: [rows, cols], or [rows] for a bias; any dtype. It holds whole heads; rows never leave their head, so some heads
+    of a tensor can be permuted alone.
     """
     halves = w.reshape(heads, 2, w.shape[0] // heads // 2, *w.shape[1:])
     return np.ascontiguousarray(np.swapaxes(halves, 1, 2)).reshape(w.shape)

@@ -1,4 +1,4 @@
-"""Rotary frequencies of every scaling, in numpy (Su et al. 2021; YaRN: Peng et al. 2023, arXiv:2309.00071)."""
+"""Rotary frequencies with every scaling, in numpy (Su et al. 2021; YaRN: Peng et al. 2023, arXiv:2309.00071)."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ def rope_frequencies(rope: Rope) -> np.ndarray:
 
 
 def rope_magnitude(rope: Rope) -> float:
-    """The multiplier of cos and sin: YaRN's attention factor, 0.1 ln(factor) + 1 unless given; 1.0 otherwise."""
+    """Multiplier of cos and sin: `attention_factor` if given, else YaRN's 0.1 ln(factor) + 1, else 1.0."""
     if rope.attention_factor is not None:
         return rope.attention_factor
     return yarn_magnitude(rope.factor) if rope.scaling == "yarn" else 1.0
 
 
 def yarn_magnitude(factor: float, multiplier: float = 1.0) -> float:
-    """YaRN's 0.1 multiplier ln(factor) + 1 (section 3.4); 1.0 where nothing is stretched."""
+    """YaRN's 0.1 multiplier ln(factor) + 1 (section 3.4); 1.0 for a factor of 1 or less."""
     return 0.1 * multiplier * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def llama3_freq_factors(rope: Rope) -> np.ndarray:
     """Divisors of the plain frequencies under "llama3" scaling: float32 [dim / 2], GGUF's rope_freqs.weight.
 
-    Frequencies whose wavelength is shorter than original_context / high_freq_factor are kept, those longer than
-    original_context / low_freq_factor divided by `factor`, those between interpolated (Llama 3.1 model card).
+    Frequencies with a wavelength below original_context / high_freq_factor do not change. Those with a wavelength above
+    original_context / low_freq_factor are divided by `factor`. Those between are interpolated (Llama 3.1 model card).
     """
     return np.asarray(_llama3_factors(rope, _plain(rope)), np.float32)
 
@@ -57,7 +57,7 @@ def _llama3_factors(rope: Rope, plain: np.ndarray) -> np.ndarray:
 
 
 def _yarn_kept(rope: Rope) -> np.ndarray:
-    """How much of each frequency YaRN leaves as it was: 1 for fast pairs, 0 for slow ones, a ramp between."""
+    """YaRN's share of each unscaled frequency: 1 for fast pairs, 0 for slow pairs, a ramp between."""
 
     def pair_of(rotations: float) -> float:
         turns = rope.original_context / (rotations * 2 * math.pi)

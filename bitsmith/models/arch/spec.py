@@ -1,4 +1,4 @@
-"""Architectures as data: one row a model family."""
+"""Table of architectures: one row for each model family."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _ALL_LINEARS = (*_ATTENTION, "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 @dataclass(frozen=True)
 class ArchSpec:
-    """What sets one family of decoder-only transformers apart from the others.
+    """The differences of one family of decoder-only transformers from the others.
 
     name: key of ARCHITECTURES and `ModelConfig.arch`
     hf_classes: class names in config.json's "architectures"
     model_type: config.json's "model_type"
     gguf: GGUF's general.architecture
-    permuted: GGUF holds the rows of q and k so that rotary pairs are neighbours (rope interleaved)
-    qk_norm: RMSNorm over each head of q and k
-    always_qkv_bias: q, k and v carry a bias whatever the config says
-    gguf_biases: linears whose bias llama.cpp's loader for this family reads
-    context, kv_heads, head_dim, window: transformers' defaults for fields that config.json leaves out; None
-        where the default is derived (kv_heads = heads, head_dim = hidden / heads) or there is none (window)
-    windowed: "always" where every layer slides if a window is given, "by_layer" where the config chooses the
-        layers, "never" where the family has no window
+    permuted: True if GGUF orders the rows of q and k so that rotary pairs are neighbours (interleaved rope)
+    qk_norm: True if there is an RMSNorm over each head of q and k
+    always_qkv_bias: True if q, k and v always have a bias
+    gguf_biases: linears for which llama.cpp's loader of this family reads a bias
+    context, kv_heads, head_dim, window: transformers' defaults for fields that are missing in config.json. None if the
+        default is computed (kv_heads = heads, head_dim = hidden / heads) or if there is none (window)
+    windowed: "always" if every layer has the window, "by_layer" if the config chooses the layers, "never" if the family
+        has no window
     """
 
     name: str
@@ -96,9 +96,10 @@ ARCHITECTURES: dict[str, ArchSpec] = {
 
 
 def spec_of_hf(classes: Sequence[str], model_type: str | None, origin: str) -> ArchSpec:
-    """The family of a Hugging Face config, by its class names or, where it gives none, its model_type.
+    """The family of a Hugging Face config, by its class names; without class names, by its model_type.
 
-    origin: the file, for the error. Raises UnsupportedError, listing what is known.
+    origin: name of the file, for errors
+    Raises UnsupportedError for an unknown family, with the known ones.
     """
     for spec in ARCHITECTURES.values():
         if any(name in spec.hf_classes for name in classes) or (not classes and model_type == spec.model_type):
@@ -111,9 +112,10 @@ def spec_of_hf(classes: Sequence[str], model_type: str | None, origin: str) -> A
 
 
 def spec_of_gguf(architecture: str, origin: str) -> ArchSpec:
-    """The family of a GGUF file, by general.architecture ("llama" covers Mistral too).
+    """The family of a GGUF file, by general.architecture ("llama" is also Mistral).
 
-    origin: the file, for the error. Raises UnsupportedError, listing what is known.
+    origin: name of the file, for errors
+    Raises UnsupportedError for an unknown family, with the known ones.
     """
     for spec in ARCHITECTURES.values():
         if spec.gguf == architecture:

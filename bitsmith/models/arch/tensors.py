@@ -1,4 +1,4 @@
-"""What a configuration promises: every tensor with its shape, held against what a file holds."""
+"""Lists the tensors that a configuration requires, with their shapes, and checks a file for them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ROPE_FREQS = "rope_freqs.weight"
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """GGUF name -> shape (row-major, [rows, cols]) of every tensor of the model, in file order.
+    """Shape (row-major, [rows, cols]) of every tensor of the model by GGUF name, in file order.
 
-    A tied model has no "output.weight"; rope_freqs.weight is not counted (it is made from the config).
+    A tied model has no "output.weight". rope_freqs.weight is left out, since it is computed from the config.
     """
     hidden, inner = config.hidden, config.intermediate
     q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
@@ -49,29 +49,32 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def check_tensors(
     config: ModelConfig, tensors: Mapping[str, TensorInfo], *, naming: Naming = "gguf", origin: str = ""
 ) -> None:
-    """Raise FileError unless the tensors of a file are exactly those its configuration promises.
+    """Raise FileError unless a file has exactly the tensors that its configuration requires.
 
-    tensors: by the file's own names; naming says whose they are; origin: the file, for the error.
+    tensors: the file's tensors by name
+    naming: whether the names are Hugging Face's or GGUF's
+    origin: name of the file, for errors
     """
     where = f"{origin}: " if origin else ""
     wanted = {_file_name(name, naming): shape for name, shape in expected_tensors(config).items()}
     missing = [name for name in wanted if name not in tensors]
     if missing:
         raise FileError(
-            f"{where}{len(missing)} of {len(wanted)} tensors that the configuration promises ({config.layers} layers) "
-            f"are missing, first {missing[0]}; the file is incomplete or its configuration belongs to another model."
+            f"{where}{len(missing)} of {len(wanted)} tensors that the configuration requires ({config.layers} layers) "
+            f"are missing, first {missing[0]}; the file is incomplete, or its configuration belongs to another model. "
+            "Fetch or convert the model again."
         )
     for name, shape in wanted.items():
         if tuple(tensors[name].shape) != shape:
             raise FileError(
-                f"{where}{name} has shape {list(tensors[name].shape)}, but the configuration promises {list(shape)}; "
+                f"{where}{name} has shape {list(tensors[name].shape)}, but the configuration requires {list(shape)}; "
                 "the file's configuration belongs to another model."
             )
     for name in tensors:
         if name not in wanted and not _is_known_extra(name, naming, config):
             raise FileError(
                 f"{where}unexpected tensor {name}: the configuration ({config.arch}, {config.layers} layers) has no "
-                "place for it; the file's configuration belongs to another model."
+                "such tensor; the file's configuration belongs to another model."
             )
 
 

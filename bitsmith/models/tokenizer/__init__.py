@@ -1,4 +1,4 @@
-"""Tokenizers: text to ids and back, the same for a Hugging Face folder and a GGUF file, and chat templates."""
+"""Tokenizers: text to ids and back, for Hugging Face folders and GGUF files; and chat templates."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ __all__ = ["StreamDecoder", "Tokenizer", "Vocabulary"]
 
 
 class Tokenizer:
-    """Encodes and decodes; knows the special tokens and the chat template.
+    """Encodes and decodes text, with special tokens and the chat template.
 
     vocabulary: the tokenizer as data
-    source: text of a tokenizer.json that encodes as this tokenizer does; its post-processor is not used. None: the
-        vocabulary says how
+    source: text of a tokenizer.json for encoding, without its post-processor; None to encode by the vocabulary
     """
 
     def __init__(self, vocabulary: Vocabulary, source: str | None = None) -> None:
@@ -32,7 +31,7 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: Path) -> Tokenizer:
-        """The tokenizer of a Hugging Face folder: tokenizer.json itself where there is one, else tokenizer.model.
+        """The tokenizer of a Hugging Face folder, from tokenizer.json if there is one, else from tokenizer.model.
 
         Raises FileError, UnsupportedError.
         """
@@ -42,18 +41,21 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], *, pre: str | None = None) -> Tokenizer:
-        """The tokenizer a GGUF file holds, encoding as llama.cpp does.
+        """The tokenizer of a GGUF file. It encodes like llama.cpp.
 
-        metadata: plain values by key; pre: overrides the file's pre-tokenizer. Raises FileError, UnsupportedError.
+        metadata: plain values by key
+        pre: name of a pre-tokenizer in place of the file's
+        Raises FileError, UnsupportedError.
         """
         return cls(vocabulary_from_gguf(metadata, pre=pre))
 
     def encode(self, text: str, *, add_special: bool, parse_special: bool = False) -> list[int]:
         """Ids of a text.
 
-        add_special: put the start and end tokens around it, where the model wants them
-        parse_special: control tokens written out in the text become their ids; otherwise they are plain text, as in
-            anything a user typed
+        add_special: add the start and end tokens, if the model wants them
+        parse_special: control tokens that the text spells out become their ids; if False they are plain text, which is
+            right for text from a user
+        Raises FileError for a text that is not Unicode.
         """
         encoder = self._parsing if parse_special else self._plain
         try:
@@ -68,20 +70,20 @@ class Tokenizer:
         return [*start, *ids, *([special["eos"]] if self.vocabulary.add_eos else [])]
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
-        """Text of ids; bytes that are no UTF-8 become U+FFFD. Without `special`, control tokens are left out."""
+        """Text of ids. Bytes that are not UTF-8 become U+FFFD. Control tokens are left out unless `special`."""
         decoder = StreamDecoder(self, special=special)
         return "".join(decoder.feed(token) for token in ids) + decoder.finish()
 
     def stream(self, *, special: bool = False, continues: bool = False) -> StreamDecoder:
         """A decoder for ids that come one by one.
 
-        continues: the ids continue a text, so that a leading space stays
+        continues: True if the ids continue a text, so that a leading space stays
         """
         return StreamDecoder(self, special=special, continues=continues)
 
     @property
     def size(self) -> int:
-        """Tokens in the vocabulary."""
+        """Number of tokens in the vocabulary."""
         return len(self.vocabulary.tokens)
 
     @property
@@ -96,7 +98,7 @@ class Tokenizer:
 
     @property
     def adds_bos(self) -> bool:
-        """Whether the model wants its texts to begin with the start token."""
+        """Whether the model wants the start token before a text."""
         return self.vocabulary.add_bos
 
     def chat(
@@ -109,25 +111,25 @@ class Tokenizer:
     ) -> str:
         """The text of a conversation, by the model's chat template. Encode it with `parse_special`.
 
-        Most templates write the start token themselves: encode the result with `add_special` false where it begins
-        with one, see `encode_chat`.
+        Most templates write the start token. If the result begins with it, encode with `add_special` false; see
+        `encode_chat`.
 
-        template: used in place of the model's own: one of its further templates by name, or a template's text
+        template: another template: the name of one of the model's templates, or a template's text
 
-        Raises UnsupportedError where the model has no template or it refuses the messages, FileError where it is
-        broken.
+        Raises UnsupportedError if the model has no template or the template refuses the messages, FileError for a
+        broken template.
         """
         named = self.vocabulary.chat_templates
         text = named.get(template, template) if template is not None else self.vocabulary.chat_template
         if text is None:
             more = f" (it has others, by name: {', '.join(sorted(named))})" if named else ""
             raise UnsupportedError(
-                f"this model has no chat template{more}, so there is no telling how it marks who speaks; it may not be "
-                "a chat model: continue a text with `run`, or give a template"
+                f"this model has no chat template{more}, so it may not be a chat model; continue a text with `run`, or "
+                "give a template"
             )
         roles = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
         special = {f"{role}_token": self.vocabulary.token(role) for role in roles}
-        from bitsmith.models.tokenizer.chat import render  # jinja2 takes longer than all else here
+        from bitsmith.models.tokenizer.chat import render  # imported here because jinja2 is slow to import
 
         return render(text, messages, special=special, add_generation_prompt=add_generation_prompt, tools=tools)
 
@@ -139,7 +141,7 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: str | None = None,
     ) -> list[int]:
-        """Ids of a conversation: `chat`, encoded, with exactly one start token where the model wants one."""
+        """Ids of a conversation: the text of `chat`, with exactly one start token if the model wants one."""
         text = self.chat(messages, add_generation_prompt=add_generation_prompt, tools=tools, template=template)
         ids = self.encode(text, add_special=False, parse_special=True)
         if self.adds_bos and self.bos is not None and ids[:1] != [self.bos]:
@@ -161,7 +163,7 @@ class Tokenizer:
             return to_tokenizers(self.vocabulary)
         try:
             encoder = tokenizers.Tokenizer.from_str(self._source)
-        except Exception as error:  # the library raises nothing narrower
+        except Exception as error:  # the library has no narrower exception
             raise FileError(f"tokenizer.json: the tokenizers library cannot load it: {error}") from error
         encoder.no_truncation()
         encoder.no_padding()
@@ -169,7 +171,7 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Decodes ids one by one and never gives half a character: the bytes of one wait until it is whole."""
+    """Decodes ids one by one. The bytes of a character are kept until it is complete."""
 
     def __init__(self, tokenizer: Tokenizer, *, special: bool = False, continues: bool = False) -> None:
         self._tokenizer = tokenizer
@@ -178,9 +180,9 @@ class StreamDecoder:
         self._strip = tokenizer.vocabulary.add_space_prefix and not continues
 
     def feed(self, token: int) -> str:
-        """The text that is complete after this token; empty for control tokens, and while a character is not whole.
+        """The text that this token completes. Empty for control tokens and while a character is incomplete.
 
-        Raises FileError where the id is outside the vocabulary.
+        Raises FileError for an id outside the vocabulary.
         """
         vocabulary = self._tokenizer.vocabulary
         if not 0 <= token < len(vocabulary.tokens):
@@ -195,5 +197,5 @@ class StreamDecoder:
         return self._utf8.decode(data)
 
     def finish(self) -> str:
-        """What is left at the end: U+FFFD for an unfinished character."""
+        """The rest at the end: U+FFFD for an incomplete character, else empty."""
         return self._utf8.decode(b"", final=True)

@@ -1,7 +1,7 @@
-"""Chat templates: a conversation becomes the text the model was trained to answer.
+"""Chat templates turn a conversation into the text that the model was trained on.
 
-The environment is the one Hugging Face documents for chat templates: Jinja with trim_blocks, lstrip_blocks, loop
-controls, `tojson`, `raise_exception`, `strftime_now`; bounded, as a template comes with a model that is not trusted.
+The environment is the one that Hugging Face documents for chat templates: Jinja with trim_blocks, lstrip_blocks, loop
+controls, `tojson`, `raise_exception` and `strftime_now`. It is bounded, since the template of a model is not trusted.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ def render(
 ) -> str:
     """The text of a conversation.
 
-    messages: with "role" and "content", oldest first
+    messages: messages with "role" and "content", oldest first
     special: texts of special tokens by variable name ("bos_token", ...)
-    add_generation_prompt: end with what starts the assistant's answer
-    tools: JSON schemas of functions; None where there are none
+    add_generation_prompt: end with the beginning of the assistant's answer
+    tools: JSON schemas of functions; None without tools
 
-    Raises UnsupportedError where the template refuses these messages, FileError where it is broken or goes past its
-    bounds.
+    Raises UnsupportedError if the template refuses these messages, FileError if it is broken or exceeds its bounds.
     """
     environment = BoundedEnvironment()
     compiled = _compiled(template, environment)
@@ -69,7 +68,7 @@ def render(
 def _compiled(template: str, environment: BoundedEnvironment) -> jinja2.Template:
     if len(template) > _LONGEST_TEMPLATE:
         raise FileError(
-            f"the model's chat template has {len(template):,} characters, more than {_LONGEST_TEMPLATE:,}; give another"
+            f"the model's chat template has {len(template):,} characters, more than {_LONGEST_TEMPLATE:,}; use another"
         )
     try:
         return environment.from_string(template)

@@ -1,4 +1,4 @@
-"""A tokenizer from the `tokenizer.*` keys of a GGUF file, encoding as llama.cpp does (llama-vocab.cpp, build 11434)."""
+"""Makes a tokenizer from the `tokenizer.*` keys of a GGUF file, as in llama.cpp (llama-vocab.cpp, build 11434)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.tokenizer.pretokenizers import pretokenizer
 from bitsmith.models.tokenizer.vocabulary import END_TEXTS, TokenType, Vocabulary, end_ids_by_text
 
-# role -> key; the spelling of "seperator" is the format's
+# role -> key; GGUF spells "seperator" this way
 SPECIAL_KEYS: dict[str, str] = {
     "bos": "tokenizer.ggml.bos_token_id",
     "eos": "tokenizer.ggml.eos_token_id",
@@ -35,20 +35,20 @@ SPECIAL_KEYS: dict[str, str] = {
 END_IDS_KEY = "tokenizer.ggml.eos_token_ids"
 TEMPLATE_KEY = "tokenizer.chat_template"
 
-# what llama.cpp assumes where a key is missing
+# llama.cpp's defaults for missing keys
 _DEFAULTS = {"gpt2": {"bos": 11, "eos": 11}, "llama": {"bos": 1, "eos": 2, "unk": 0}}
 _ALWAYS_SHOWN = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"))
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 
 
 def vocabulary_from_gguf(metadata: Mapping[str, Any], *, pre: str | None = None) -> Vocabulary:
-    """The vocabulary a GGUF file holds.
+    """The vocabulary of a GGUF file.
 
     metadata: plain Python or numpy values by key
-    pre: overrides the file's `tokenizer.ggml.pre`
+    pre: name of a pre-tokenizer in place of the file's `tokenizer.ggml.pre`
 
-    Raises FileError where keys are missing or contradict each other, UnsupportedError for a tokenizer that is neither
-    byte-level BPE nor SentencePiece BPE, or an unknown pre-tokenizer.
+    Raises FileError for keys that are missing or contradict each other, UnsupportedError for a tokenizer that is
+    neither byte-level BPE nor SentencePiece BPE, and for an unknown pre-tokenizer.
     """
     model = str(metadata.get("tokenizer.ggml.model", ""))
     if model not in _DEFAULTS:
@@ -86,17 +86,19 @@ def vocabulary_from_gguf(metadata: Mapping[str, Any], *, pre: str | None = None)
     )
     for role, flag in (("bos", vocabulary.add_bos), ("eos", vocabulary.add_eos)):
         if flag and role not in special:
-            raise FileError(f"tokenizer.ggml.add_{role}_token is set, but the file names no {role} token")
+            raise FileError(
+                f"tokenizer.ggml.add_{role}_token is set, but the file names no {role} token; convert again"
+            )
     return vocabulary
 
 
 def to_tokenizers(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
-    """An encoder that gives llama.cpp's ids, start and end tokens left out.
+    """An encoder that gives the same ids as llama.cpp, without start and end tokens.
 
-    Control tokens in a text become their ids; set `encode_special_tokens` on the result to read them as text, as
-    llama.cpp does with `parse_special` false. Two known differences, on contrived vocabularies only: where two special
-    tokens overlap in a text llama.cpp takes the longer, this the one further left; where tokens of equal score compete
-    llama.cpp merges the leftmost pair, this the token of lower id.
+    Control tokens in a text become their ids. Set `encode_special_tokens` on the result to read them as plain text,
+    like llama.cpp with `parse_special` false. Two differences are known, only on artificial vocabularies. If two
+    special tokens overlap in a text, llama.cpp takes the longer one; this encoder takes the left one. If two tokens
+    have the same score, llama.cpp merges the leftmost pair; this encoder merges the token with the lower id.
     """
     ids = {text: token for token, text in enumerate(vocabulary.tokens)}
     if vocabulary.model == "gpt2":
@@ -125,7 +127,7 @@ def to_tokenizers(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
 
 
 def tokenizer_json(vocabulary: Vocabulary) -> str:
-    """The text of a `tokenizer.json` (Hugging Face tokenizers) that encodes and decodes as the vocabulary does."""
+    """The text of a `tokenizer.json` (Hugging Face tokenizers) that encodes and decodes like the vocabulary."""
     return _with_start_and_end(to_tokenizers(vocabulary).to_str(), vocabulary)
 
 
@@ -138,7 +140,7 @@ def _added(vocabulary: Vocabulary, kinds: tuple[int, ...], *, special: bool) -> 
 
 
 def _with_start_and_end(text: str, vocabulary: Vocabulary) -> str:
-    """The post-processor, so that other readers of the file add the start and end tokens too."""
+    """The tokenizer.json with a post-processor, so that other programs add the start and end tokens too."""
     start = [vocabulary.special["bos"]] if vocabulary.add_bos else []
     end = [vocabulary.special["eos"]] if vocabulary.add_eos else []
     if not start and not end:
@@ -167,7 +169,7 @@ def _with_start_and_end(text: str, vocabulary: Vocabulary) -> str:
 
 
 def _pairs(vocabulary: Vocabulary, ids: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Merges as pairs. The ones whose parts or result are no token are left out: the library takes none."""
+    """Merges as pairs. Merges whose parts or result are not tokens are left out, since the library rejects them."""
     pairs = []
     for merge in vocabulary.merges:
         left, _, right = merge.partition(" ")
@@ -180,7 +182,7 @@ def _pairs(vocabulary: Vocabulary, ids: Mapping[str, int]) -> list[tuple[str, st
 
 
 def _merges_by_score(vocabulary: Vocabulary, ids: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Every pair of tokens that makes a token, the highest score first (llama.cpp's SPM merges any such pair)."""
+    """All pairs of tokens that form a token, the highest score first. llama.cpp's SPM merges all such pairs."""
     order = sorted(range(len(vocabulary.tokens)), key=lambda i: (-vocabulary.scores[i], i))
     pairs = []
     for token in order:
@@ -192,7 +194,7 @@ def _merges_by_score(vocabulary: Vocabulary, ids: Mapping[str, int]) -> list[tup
 
 
 def _as_llama_cpp(tokens: Sequence[str], types: list[int]) -> tuple[int, ...]:
-    """llama.cpp overrides the type of tokens whose text it knows."""
+    """The types of the tokens. Like llama.cpp, it changes the type of tokens with certain texts."""
     known = _ALWAYS_SHOWN | END_TEXTS
     for token in [token for token, text in enumerate(tokens) if text in known]:
         if tokens[token] in _ALWAYS_SHOWN:
@@ -204,42 +206,42 @@ def _as_llama_cpp(tokens: Sequence[str], types: list[int]) -> tuple[int, ...]:
 
 def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     if key not in metadata:
-        raise FileError(f"the file has a tokenizer, but lacks the key {key}; convert the model anew")
+        raise FileError(f"the file has a tokenizer, but the key {key} is missing; convert the model again")
     texts = metadata[key]
     if not isinstance(texts, list | tuple) or not set(map(type, texts)) <= {str}:
-        raise FileError(f"the key {key}: expected an array of strings")
+        raise FileError(f"the key {key}: expected an array of strings; convert the model again")
     return list(texts)
 
 
 def _numbers(metadata: Mapping[str, Any], key: str, usual: float, size: int) -> np.ndarray:
-    """The first `size` entries; `usual` for all where the key is missing."""
+    """The first `size` entries; if the key is missing, `usual` for all."""
     values = _vector(metadata.get(key, [usual] * size), key)
     if len(values) < size:
-        raise FileError(f"the key {key} has {len(values)} entries for {size} tokens")
+        raise FileError(f"the key {key} has {len(values)} entries for {size} tokens; convert the model again")
     return values[:size]
 
 
 def _vector(value: Any, key: str) -> np.ndarray:
     numbers = np.asarray(value)
     if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iuf") or not np.isfinite(numbers).all():
-        raise FileError(f"the key {key}: expected an array of finite numbers")
+        raise FileError(f"the key {key}: expected an array of finite numbers; convert the model again")
     return numbers
 
 
 def _named(tokens: list[str]) -> list[str]:
-    """Empty tokens get the name that llama.cpp gives them."""
+    """The tokens. Empty ones get llama.cpp's names."""
     return [text or f"[EMPTY_{token}]" for token, text in enumerate(tokens)]
 
 
 def _special_ids(metadata: Mapping[str, Any], model: str, size: int) -> dict[str, int]:
-    """Ids by role. As in llama.cpp, an id past the vocabulary is ignored, and defaults hold where a key is missing."""
+    """Ids by role. Like llama.cpp, it ignores ids beyond the vocabulary and has defaults for missing keys."""
     special = {role: token for role, token in _DEFAULTS[model].items() if token < size}
     if model == "gpt2" and SPECIAL_KEYS["bos"] not in metadata and not metadata.get("tokenizer.ggml.add_bos_token"):
         special.pop("bos", None)
     for role, key in SPECIAL_KEYS.items():
         token = metadata.get(key)
         if token is not None and not isinstance(token, int | np.integer):
-            raise FileError(f"the key {key}: expected a token's id, found {token!r:.80}")
+            raise FileError(f"the key {key}: expected the id of a token, found {token!r:.80}; convert the model again")
         if token is not None and 0 <= token < size:
             special[role] = int(token)
     return special

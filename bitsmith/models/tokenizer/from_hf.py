@@ -1,4 +1,4 @@
-"""A Vocabulary from the tokenizer files of a Hugging Face folder."""
+"""Makes a Vocabulary from the tokenizer files of a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _ADDED_SCORE = -1000.0
 def read_tokenizer(folder: Path, *, pre: str | None = None, vocab_size: int) -> Vocabulary:
     """The vocabulary of a Hugging Face folder, padded to the rows of the embedding.
 
-    pre: llama.cpp's name for the pre-tokenizer; None finds it from tokenizer.json
-    vocab_size: rows of the embedding (`vocab_size` in config.json)
+    pre: llama.cpp's name of the pre-tokenizer; None to find it from tokenizer.json
+    vocab_size: number of rows of the embedding (`vocab_size` in config.json)
 
-    Raises FileError where files are missing, damaged or hold more tokens than `vocab_size`; UnsupportedError for an
-    algorithm other than BPE, or a pre-tokenizer that llama.cpp has no name for.
+    Raises FileError for files that are missing, damaged or hold more tokens than `vocab_size`; UnsupportedError for an
+    algorithm other than BPE and for a pre-tokenizer that llama.cpp does not have.
     """
     files = read_files(folder)
     vocabulary = _vocabulary(files, vocab_size)
@@ -38,7 +38,7 @@ def read_tokenizer(folder: Path, *, pre: str | None = None, vocab_size: int) -> 
 
 
 def read_unpadded(folder: Path) -> Vocabulary:
-    """The same without padding and without a pre-tokenizer's name: what decoding needs."""
+    """The vocabulary without padding and without the name of the pre-tokenizer. Decoding needs neither."""
     files = read_files(folder)
     return with_special(_vocabulary(files, None), files)
 
@@ -52,8 +52,8 @@ def _vocabulary(files: TokenizerFiles, vocab_size: int | None) -> Vocabulary:
     kind = model.get("type") or ("BPE" if "merges" in model else "unknown")
     if kind != "BPE":
         raise UnsupportedError(
-            f"{files.folder / 'tokenizer.json'}: a tokenizer of type {kind}; bitsmith reads BPE ones (byte-level, or "
-            "SentencePiece with byte fallback), not WordPiece, Unigram or word-level ones"
+            f"{files.folder / 'tokenizer.json'}: a tokenizer of type {kind}; bitsmith reads only BPE (byte-level, or "
+            "SentencePiece with byte fallback), not WordPiece, Unigram or word-level"
         )
     for option in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
@@ -64,8 +64,8 @@ def _vocabulary(files: TokenizerFiles, vocab_size: int | None) -> Vocabulary:
         return _byte_level(files, vocab_size)
     if not model.get("byte_fallback"):
         raise UnsupportedError(
-            f"{files.folder / 'tokenizer.json'}: BPE on characters, neither byte-level nor with byte fallback, which "
-            "llama.cpp cannot encode"
+            f"{files.folder / 'tokenizer.json'}: this BPE is not byte-level and has no byte fallback; llama.cpp cannot "
+            "encode with it"
         )
     if (files.folder / "tokenizer.model").is_file():
         return _sentencepiece(files, vocab_size)
@@ -109,10 +109,10 @@ def _sentencepiece(files: TokenizerFiles, vocab_size: int | None) -> Vocabulary:
 
 
 def _scored_by_merges(files: TokenizerFiles, vocab_size: int | None) -> Vocabulary:
-    """SentencePiece BPE without its model: a token scores minus the rank of the first merge that makes it.
+    """SentencePiece BPE without its model. The score of a token is minus the rank of the first merge that makes it.
 
-    llama.cpp merges any two neighbours that make a token, the highest score first; a file converted from a
-    SentencePiece model lists all such pairs, in that order, so the ids are the same.
+    llama.cpp merges any two neighbours that form a token, the highest score first. A file converted from a
+    SentencePiece model lists all such pairs in that order, so the ids are the same.
     """
     scores: dict[str, float] = {}
     merges = _merges(files)
@@ -143,14 +143,14 @@ def _with_added(files: TokenizerFiles, by_id: dict[int, tuple[str, int, float]],
 
 
 def _user_text(text: str, kind: int) -> str:
-    """User-defined tokens are looked for in the text before its spaces become "▁"."""
+    """The text of a token. User-defined tokens have spaces, since they are searched before spaces become "▁"."""
     return text.replace("▁", " ") if kind == TokenType.USER_DEFINED else text
 
 
 def _columns(
     files: TokenizerFiles, by_id: Mapping[int, tuple[str, int, float]], vocab_size: int | None
 ) -> tuple[tuple[str, ...], tuple[int, ...], tuple[float, ...]]:
-    """Texts, types and scores by id; ids without a token become padding."""
+    """Texts, types and scores by id. Ids without a token become padding."""
     last = max(by_id, default=-1)
     limit = max(len(by_id) * 2 + 65536 if vocab_size is None else vocab_size, 0)
     if last >= limit or min(by_id, default=0) < 0:
@@ -208,9 +208,9 @@ def _pre_name(files: TokenizerFiles, pre: str | None, vocabulary: Vocabulary) ->
     rows = matching(splits) if splits and normalizers <= {"NFC"} else []
     if not rows:
         raise UnsupportedError(
-            f"{path}: no pre-tokenizer of llama.cpp is known to cut words as this one does "
+            f"{path}: no pre-tokenizer of llama.cpp is known to cut words like this one "
             f"({files.tokenizer.get('pre_tokenizer')!r:.300}); known: {known_names()}; "
-            "choose the one that does with --pre"
+            "choose one that cuts words the same way with --pre"
         )
     ignores = bool(files.tokenizer["model"].get("ignore_merges", False))
     if "[gMASK]" in vocabulary.tokens and BY_NAME["glm4"] in rows:
@@ -221,15 +221,14 @@ def _pre_name(files: TokenizerFiles, pre: str | None, vocabulary: Vocabulary) ->
     unreachable = _unreachable(vocabulary)
     if unreachable:
         raise UnsupportedError(
-            f"{path}: words are cut as {rows[0].name} does, but ignore_merges is {ignores}, and {len(unreachable)} "
-            f"tokens depend on it (such as {unreachable[0]!r}); choose with --pre "
-            "which pre-tokenizer llama.cpp shall use"
+            f"{path}: words are cut like in {rows[0].name}, but ignore_merges is {ignores}, and {len(unreachable)} "
+            f"tokens depend on it (for instance {unreachable[0]!r}); choose a pre-tokenizer of llama.cpp with --pre"
         )
     return rows[0].name
 
 
 def _unreachable(vocabulary: Vocabulary) -> list[str]:
-    """Tokens that the merges alone do not make from their own text."""
+    """Tokens that the merges do not form from the token's own text."""
     ids = {text: token for token, text in enumerate(vocabulary.tokens)}
     merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in vocabulary.merges)]
     bpe = models.BPE(ids, [pair for pair in merges if pair[0] in ids and pair[1] in ids and "".join(pair) in ids])

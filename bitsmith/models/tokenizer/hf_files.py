@@ -1,4 +1,4 @@
-"""The tokenizer files of a Hugging Face folder, read and merged, not yet interpreted."""
+"""Reads and merges the tokenizer files of a Hugging Face folder, without interpreting them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from bitsmith.errors import FileError
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What the files say; empty mappings for files that are not there.
+    """The contents of the files; empty mappings for missing files.
 
     tokenizer: tokenizer.json
-    config: special_tokens_map.json, overridden by tokenizer_config.json
-    model: config.json; generation: generation_config.json
-    added: (id, text, special) of every added token, by ascending id
-    template, templates: the default chat template, and further ones by name
+    config: special_tokens_map.json, with tokenizer_config.json over it
+    model: config.json
+    generation: generation_config.json
+    added: (id, text, special) of every added token, ordered by id
+    template: the default chat template
+    templates: further chat templates by name
     """
 
     folder: Path
@@ -33,7 +35,7 @@ class TokenizerFiles:
 
 
 def read_files(folder: Path) -> TokenizerFiles:
-    """Read all of them. Raises FileError where one is damaged."""
+    """Read all tokenizer files. Raises FileError for a damaged file."""
     tokenizer = _read(folder / "tokenizer.json")
     given = {k: v for k, v in _read(folder / "tokenizer_config.json").items() if v is not None}
     config = {**_read(folder / "special_tokens_map.json"), **given}
@@ -51,20 +53,20 @@ def read_files(folder: Path) -> TokenizerFiles:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no such file. Raises FileError for anything else."""
+    """The JSON object in a file; empty if there is no such file. Raises FileError if it holds no JSON object."""
     return read_object(path) if path.is_file() else {}
 
 
 def text_of(token: Any) -> str | None:
-    """The text of a token given as a string or as an object with `content`."""
+    """The text of a token that is a string or an object with `content`; None for anything else."""
     content = token.get("content") if isinstance(token, Mapping) else token
     return content if isinstance(content, str) else None
 
 
 def looks_special(text: str) -> bool:
-    """Whether an added token's text tells that it never stands in an ordinary text.
+    """Whether an added token is special by its text.
 
-    Some models forget to mark theirs; llama.cpp's converter goes by the same texts.
+    Some models do not mark their special tokens. llama.cpp's converter uses the same texts.
     """
     return (
         text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
@@ -75,7 +77,7 @@ def looks_special(text: str) -> bool:
 
 
 def _added(folder: Path, tokenizer: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[tuple[int, str, bool], ...]:
-    """Added tokens of added_tokens.json, tokenizer_config.json and tokenizer.json; the later named win."""
+    """Added tokens of added_tokens.json, tokenizer_config.json and tokenizer.json. The later file wins."""
     found: dict[int, tuple[str, bool]] = {}
     entries: list[tuple[Any, Any, Any]] = [
         (token, text, False) for text, token in _read(folder / "added_tokens.json").items()
@@ -94,7 +96,10 @@ def _added(folder: Path, tokenizer: Mapping[str, Any], config: Mapping[str, Any]
 
 
 def _templates(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, dict[str, str]]:
-    """chat_template.jinja wins over tokenizer_config.json, that over chat_template.json, as in transformers."""
+    """The default chat template, and others by name.
+
+    As in transformers, chat_template.jinja wins over tokenizer_config.json, which wins over chat_template.json.
+    """
     named: dict[str, str] = {}
     inner = config.get("chat_template") or _read(folder / "chat_template.json").get("chat_template")
     if isinstance(inner, str):
@@ -117,4 +122,4 @@ def _text(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except (OSError, ValueError) as error:
-        raise FileError(f"{path}: expected a text in UTF-8: {error}") from error
+        raise FileError(f"{path}: expected a UTF-8 text: {error}") from error

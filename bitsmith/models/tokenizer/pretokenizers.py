@@ -1,8 +1,8 @@
-"""Pre-tokenizers as data: how a text is cut into words before byte-level BPE merges, by llama.cpp's names.
+"""Table of pre-tokenizers: how a text is cut into words before byte-level BPE merges, by llama.cpp's names.
 
-Each regular expression is applied in turn to every piece that the ones before left; matches, and what lies between
-them, become pieces. The expressions are those of llama.cpp (llama-vocab.cpp, build 11434), in Oniguruma's syntax;
-most are the models' own. `written` holds the models' own expressions where they differ.
+The regular expressions are applied one after the other. Each cuts every piece of the text into its matches and the
+pieces between them. The expressions are those of llama.cpp (llama-vocab.cpp, build 11434), in Oniguruma's syntax. Most
+are the same in the models' own files; `written` holds those that differ.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PUNCTUATION = r"[\p{P}\$\+<=>\^~\|`]+"
 
 
 def _cased(first: str, second: str, ending: str, rest: str) -> str:
-    """Words whose capitals come first, then small letters (GPT-4o's and Tekken's rule)."""
+    """An expression for words with capital letters first, then small letters (the rule of GPT-4o and Tekken)."""
     lead = r"[^\r\n\p{L}\p{N}]?"
     return f"{lead}{first}*{second}+{ending}|{lead}{first}+{second}*{ending}|{rest}"
 
@@ -81,15 +81,15 @@ _AFMOE_SCRIPTS = "[一-鿿㐀-䶿豈-﫿぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-�
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """One behaviour.
+    """One way to cut a text.
 
-    name: what is written to `tokenizer.ggml.pre` for it
-    splits: applied in order, matches isolated
-    ignore_merges: a word that is a token is that token, whatever the merges say
-    aliases: further names under which llama.cpp knows the same behaviour
-    add_bos: llama.cpp's default where a file does not say
-    written: other spellings of `splits` in the models' own files; the first is what the models' tokenizer does where
-        llama.cpp's differs from it on some texts
+    name: name that is written to `tokenizer.ggml.pre`
+    splits: regular expressions, applied in order; matches are isolated
+    ignore_merges: True if a word that is a token becomes that token, without merges
+    aliases: llama.cpp's other names for it
+    add_bos: llama.cpp's default if a file does not say
+    written: other forms of `splits` in the models' own files; if llama.cpp differs from the model's tokenizer on some
+        texts, the first form is the model's
     """
 
     name: str
@@ -194,19 +194,19 @@ def known_names() -> str:
 
 
 def pretokenizer(name: str) -> PreTokenizer:
-    """The pre-tokenizer of a name. Raises UnsupportedError, which lists the known ones."""
+    """The pre-tokenizer with this name. Raises UnsupportedError for an unknown name, with the known names."""
     if name not in BY_NAME:
         raise UnsupportedError(
-            f"the pre-tokenizer {name!r} is not one bitsmith knows; known: {known_names()}; choose one of these with "
-            "--pre where the model's words are cut the same way"
+            f"the pre-tokenizer {name!r} is unknown; known: {known_names()}; choose one that cuts words the same way "
+            "with --pre"
         )
     return BY_NAME[name]
 
 
 def fingerprint(pre_tokenizer: Mapping[str, Any] | None) -> tuple[str, ...] | None:
-    """The splits that a tokenizer.json's `pre_tokenizer` makes, spelled as in this table.
+    """The splits of the `pre_tokenizer` in a tokenizer.json, in the form of this table.
 
-    None where it has a step that the table cannot express, or does not end in bytes.
+    None if it has a step that the table cannot express, or if it is not byte-level.
     """
     steps = _steps(pre_tokenizer)
     splits: list[str] = []
@@ -227,7 +227,7 @@ def fingerprint(pre_tokenizer: Mapping[str, Any] | None) -> tuple[str, ...] | No
 
 
 def matching(splits: tuple[str, ...]) -> list[PreTokenizer]:
-    """The rows that cut a text as these splits do, in the table's order."""
+    """The rows that cut a text with these splits, in the table's order."""
     return [row for row in PRETOKENIZERS if splits == row.splits or splits in row.written]
 
 
@@ -252,7 +252,7 @@ def _split(step: Mapping[str, Any]) -> str | None:
 
 
 def _spelled(pattern: str) -> str:
-    """One spelling for expressions that mean the same: escapes for line ends, letters in both cases for (?i:...)."""
+    """One form for equal expressions: escapes for line ends, letters in both cases for (?i:...)."""
     for found, same in (
         ("\r", r"\r"),
         ("\n", r"\n"),

@@ -1,8 +1,8 @@
-"""Jinja for templates that are not trusted: sandboxed, and bounded in steps, sizes and output.
+"""Jinja for templates that are not trusted: sandboxed, with bounds for steps, sizes and output.
 
-jinja2's immutable sandbox keeps a template from Python's internals and from changing what it is given. It does not
-stop one that loops for hours or doubles a string forty times; this environment does. It counts a step for every turn
-of a loop, call of a macro and value looked at, and weighs every value that goes into or comes out of an operation.
+jinja2's immutable sandbox keeps a template away from Python's internals and from changing its inputs. It does not stop
+a template that loops for hours or doubles a string forty times. This environment does. It counts a step for every turn
+of a loop, every call of a macro and every value in an operation, and it measures the size of inputs and results.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import jinja2.parser
 import jinja2.runtime
 import jinja2.sandbox
 
-LONGEST = 10_000_000  # weight of a value, or of the whole output: characters and items
+LONGEST = 10_000_000  # largest size of a value or of the output, in characters and items
 MOST_STEPS = 2_000_000
 _UNBOUNDED = ("center", "ljust", "rjust", "zfill", "expandtabs", "format_map", "indent", "wordwrap", "translate")
 _WIDE = re.compile(r"\d{4}|\*|\{[^{}]*\{")
@@ -32,15 +32,15 @@ _LAZY = ("map", "select", "reject", "selectattr", "rejectattr", "items")
 
 
 class StoppedError(Exception):
-    """The template refuses the conversation, by raise_exception."""
+    """The template refuses the conversation with raise_exception."""
 
 
 class TooMuchError(Exception):
-    """The template goes past a bound."""
+    """The template exceeds a bound."""
 
 
 class GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}...{% endgeneration %}` marks the assistant's words for training; here it changes nothing."""
+    """`{% generation %}...{% endgeneration %}` marks the assistant's text for training. Here it has no effect."""
 
     tags: set[str] = {"generation"}  # noqa: RUF012 - declared so by jinja2
 
@@ -51,7 +51,7 @@ class GenerationTag(jinja2.ext.Extension):
 
 
 class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """An environment for one rendering, with what chat templates may use (see `bitsmith.models.tokenizer.chat`)."""
+    """The environment for rendering one chat template once (see `bitsmith.models.tokenizer.chat`)."""
 
     intercepted_binops = frozenset(["+", "-", "*", "/", "//", "%", "**"])
 
@@ -70,18 +70,18 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
 
     def step(self, count: int = 1) -> None:
-        """Counts a turn of a loop, a call, values looked at. Raises TooMuchError past the bound."""
+        """Count a turn of a loop, a call, or some values. Raises TooMuchError beyond MOST_STEPS."""
         self.steps += count
         if self.steps > MOST_STEPS:
             raise TooMuchError(f"takes more than {MOST_STEPS:,} steps")
 
     def turn(self) -> bool:
-        """One turn of a loop, one call of a macro; true, so that it can stand before a loop's condition."""
+        """Count one turn of a loop or one call of a macro. Returns True, so that a loop's condition can include it."""
         self.step()
         return True
 
     def weigh(self, *values: Any) -> int:
-        """Characters and items of the values, nested ones as often as they occur. Raises TooMuchError."""
+        """Number of characters and items in the values, with nested ones. Raises TooMuchError beyond LONGEST."""
         total = 0
         stack = list(values)
         while stack:
@@ -134,7 +134,7 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return result
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
-        """The syntax tree, with a step in every loop and macro, and `~` made a bounded call."""
+        """The syntax tree, with a step in every loop and macro, and a bounded call in place of `~`."""
         nodes = jinja2.nodes
         tree = super()._parse(source, name, filename)
         for found in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
@@ -166,20 +166,20 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return weighed
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """`"...".format`, refused where it pads without bound."""
+        """`"...".format`. Raises TooMuchError if it pads to a large width."""
         wrapped = super().wrap_str_format(value)
         if wrapped is not None:
             self._check("format", (value.__self__,))
         return wrapped
 
     def _listed(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Generators as lists, each item a step."""
+        """The values, with generators as lists. Each item counts as a step."""
         return tuple(
             [item for item in value if self.turn()] if isinstance(value, Iterator) else value for value in values
         )
 
     def _check(self, name: str, given: tuple[Any, ...]) -> None:
-        """Filters and methods whose result may be far larger than what they are given."""
+        """Raise TooMuchError for filters and methods whose result is much larger than their inputs."""
         if name in _UNBOUNDED and any(isinstance(value, int) and value > 999 for value in given[1:]):
             raise TooMuchError(f"calls {name} with a width of more than 999")
         if name in ("format", "__mod__") and given and _WIDE.search(str(given[0])):
@@ -194,7 +194,7 @@ class BoundedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 
 def _replace_concatenations(node: jinja2.nodes.Node) -> None:
-    """Make every `a ~ b` below a call of `BoundedEnvironment.joined`."""
+    """Replace every `a ~ b` below `node` by a call of `BoundedEnvironment.joined`."""
     for name, value in list(node.iter_fields()):
         if isinstance(value, list):
             setattr(node, name, [_replaced(entry) for entry in value])
@@ -218,7 +218,7 @@ def to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """The filter `tojson`: plain JSON, nothing escaped for HTML."""
+    """The filter `tojson`: plain JSON, without escapes for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

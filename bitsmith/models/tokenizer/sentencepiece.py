@@ -1,4 +1,4 @@
-"""A reader of SentencePiece models (`tokenizer.model`): protobuf's wire format, only the fields that matter here.
+"""Reads SentencePiece models (`tokenizer.model`): protobuf's wire format, only the fields that are needed.
 
 Source: sentencepiece_model.proto of google/sentencepiece (ModelProto), and protobuf's encoding specification.
 """
@@ -19,10 +19,10 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """Pieces by id, with scores and types (their numbers are those of `TokenType`).
+    """Pieces by id, with scores and types (the numbers of `TokenType`).
 
-    add_dummy_prefix: a space is put before every text
-    special: ids that the trainer gave to "unk", "bos", "eos", "pad"; absent where it gave none
+    add_dummy_prefix: True if a space is put before every text
+    special: ids of "unk", "bos", "eos" and "pad"; a role without an id is missing
     """
 
     pieces: tuple[str, ...]
@@ -35,12 +35,12 @@ class SentencePieceModel:
 def read_model(path: Path) -> SentencePieceModel:
     """Parse a SentencePiece BPE model.
 
-    Raises FileError where the file is no ModelProto, UnsupportedError where the model is not BPE.
+    Raises FileError if the file is no ModelProto, UnsupportedError if the model is not BPE.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise FileError(f"{path}: cannot be read: {error.strerror}") from error
+        raise FileError(f"{path} cannot be read: {error.strerror}") from error
     pieces: list[tuple[str, float, int]] = []
     trainer: dict[int, int] = {}
     normalizer: dict[int, int] = {}
@@ -59,8 +59,8 @@ def read_model(path: Path) -> SentencePieceModel:
     kind = _MODEL_TYPES.get(trainer.get(3, 1), "unknown")
     if kind != "bpe":
         raise UnsupportedError(
-            f"{path}: a SentencePiece model of type {kind}; bitsmith reads BPE ones only, as unigram models need "
-            "another algorithm"
+            f"{path}: a SentencePiece model of type {kind}; bitsmith reads only BPE models, since others need another "
+            "algorithm"
         )
     ids = {"unk": trainer.get(40, 0), "bos": trainer.get(41, 1), "eos": trainer.get(42, 2), "pad": trainer.get(43, -1)}
     return SentencePieceModel(
@@ -87,7 +87,7 @@ def _piece(data: bytes) -> tuple[str, float, int]:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | float | bytes]]:
-    """Field numbers and values of one message; 32-bit fields as floats."""
+    """Field numbers and values of one message. 32-bit fields are floats."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)

@@ -1,4 +1,4 @@
-"""Special tokens of a Hugging Face folder: which ids start, end, pad, and what encoding adds."""
+"""Finds the special tokens of a Hugging Face folder, and whether encoding adds start and end tokens."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _CONFIGURED = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "Cohere
 
 
 def with_special(vocabulary: Vocabulary, files: TokenizerFiles) -> Vocabulary:
-    """The vocabulary with special ids, ends, start and end flags and chat templates.
+    """The vocabulary with special ids, end ids, add_bos and add_eos, and chat templates.
 
-    Ids come from the tokenizer's configuration by text, then from config.json and generation_config.json. Every id
-    that `eos_token_id` lists ends a generation, and so do the tokens at which llama.cpp stops by their text.
+    Ids come from the texts in the tokenizer's configuration, else from config.json and generation_config.json. A
+    generation ends at every id in `eos_token_id`, and at the tokens where llama.cpp stops because of their text.
     """
     ids = {text: token for token, text in enumerate(vocabulary.tokens)}
     first, last = _post_processed(files.tokenizer.get("post_processor"))
@@ -64,7 +64,7 @@ def _listed(files: TokenizerFiles, role: str, size: int) -> list[int]:
 
 
 def _post_processed(processor: Any) -> tuple[str | None, str | None]:
-    """Texts of the special tokens that tokenizer.json's post-processor puts before and after a text."""
+    """Texts of the special tokens that tokenizer.json's post-processor adds before and after a text."""
     if not isinstance(processor, Mapping):
         return None, None
     for step in processor.get("processors", [processor]):
@@ -83,7 +83,7 @@ def _added_around(
     special: Mapping[str, int],
     around: tuple[str | None, str | None],
 ) -> tuple[bool, bool]:
-    """Whether encoding adds the start token, and the end token."""
+    """Whether encoding adds the start token, and whether it adds the end token."""
     name = str(files.config.get("tokenizer_class", ""))
     configured = name.removesuffix("Fast") in _CONFIGURED
     processed = bool(files.tokenizer.get("post_processor"))

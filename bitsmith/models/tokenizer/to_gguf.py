@@ -1,4 +1,4 @@
-"""The `tokenizer.*` keys of a GGUF file: what llama.cpp, Ollama and LM Studio read."""
+"""Makes the `tokenizer.*` keys of a GGUF file, which llama.cpp, Ollama and LM Studio read."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from bitsmith.models.tokenizer.vocabulary import Vocabulary, end_ids_by_text
 def vocabulary_keys(vocabulary: Vocabulary) -> dict[str, Value]:
     """Typed values by key, in a fixed order (GGUF specification, section "Tokenizer").
 
-    Ends beyond "eos" that llama.cpp does not find by their text become "eot" and "eom", where these are free; all
-    ends are listed under `tokenizer.ggml.eos_token_ids` too, which Ollama reads.
+    llama.cpp knows some end tokens by their text. Other end tokens beside "eos" become "eot" and "eom", if these are
+    free. All end tokens are also listed in `tokenizer.ggml.eos_token_ids`, which Ollama reads.
     """
     keys: dict[str, Value] = {
         "tokenizer.ggml.model": string(vocabulary.model),
@@ -44,7 +44,7 @@ def vocabulary_keys(vocabulary: Vocabulary) -> dict[str, Value]:
 
 
 def _merge(merge: str) -> str:
-    """A merge splits at its first space past the first character, so other spaces take their byte-level letter."""
+    """A merge with byte-level letters for further spaces, since readers split it at the first space after its start."""
     left, _, right = merge.partition(" ")
     return f"{left} {right.replace(' ', 'Ġ')}"
 

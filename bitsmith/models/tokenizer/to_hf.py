@@ -1,4 +1,4 @@
-"""A Vocabulary -> the tokenizer files of a Hugging Face folder."""
+"""Makes the tokenizer files of a Hugging Face folder from a Vocabulary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bitsmith.models.tokenizer.vocabulary import Vocabulary
 def tokenizer_files(vocabulary: Vocabulary) -> dict[str, bytes]:
     """tokenizer.json, tokenizer_config.json, generation_config.json and chat templates, by file name.
 
-    bitsmith and transformers read the same tokenizer from them.
+    bitsmith and transformers get the same tokenizer from them.
     """
     special = vocabulary.special
     config: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Vocabulary: a tokenizer as data, the same whether it came from a Hugging Face folder or from GGUF keys."""
+"""Vocabulary: a tokenizer as data, from a Hugging Face folder or from GGUF keys."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ class TokenType(IntEnum):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """All that is needed to encode and decode.
+    """Everything that encoding and decoding need.
 
     model: "gpt2" (byte-level BPE) or "llama" (SentencePiece BPE with byte fallback), as in `tokenizer.ggml.model`
-    tokens: by id, as GGUF stores them: byte-level tokens in the GPT-2 byte alphabet, SentencePiece's with "▁" for a
-        space, added tokens as they appear in the text; no two are equal
-    types: of each token
-    scores: of each token, higher merges first; empty for "gpt2"
-    merges: "left right", earlier merges first; empty for "llama"
-    pre: llama.cpp's name for the pre-tokenizer ("llama-bpe"); "default" for "llama"
+    tokens: texts by id, as in GGUF: byte-level tokens in the GPT-2 byte alphabet, SentencePiece's with "▁" for a space,
+        added tokens as in the text; all are different
+    types: type of each token
+    scores: score of each token, the highest merges first; empty for "gpt2"
+    merges: "left right", in the order of merging; empty for "llama"
+    pre: llama.cpp's name of the pre-tokenizer ("llama-bpe"); "default" for "llama"
     special: ids by role ("bos", "eos", "eot", "eom", "unk", "sep", "pad", "cls", "mask", "fim_pre", ...)
     end_ids: tokens that end a generation
-    add_bos, add_eos: whether encoding adds them
-    add_space_prefix: whether a text is encoded as if a space stood before it ("llama" only)
-    chat_template: the default one; chat_templates: further ones by name
+    add_bos, add_eos: True if encoding adds this token
+    add_space_prefix: True if a text is encoded with a space before it ("llama" only)
+    chat_template: the default chat template
+    chat_templates: further chat templates by name
     """
 
     model: str
@@ -61,13 +62,13 @@ class Vocabulary:
                 raise FileError(f"the {role} token has id {token}, but the vocabulary ends at {len(self.tokens) - 1}")
 
     def token(self, role: str) -> str:
-        """Text of a special token; empty where the vocabulary has none for this role."""
+        """Text of the special token with this role; empty if there is none."""
         return self.tokens[self.special[role]] if role in self.special else ""
 
     def padded(self, size: int) -> Vocabulary:
-        """The same with `[PAD<id>]` tokens of type UNUSED up to `size`, as llama.cpp's converter writes them.
+        """The vocabulary with `[PAD<id>]` tokens of type UNUSED up to `size`, as in llama.cpp's converter.
 
-        Raises FileError where there are more tokens than `size`.
+        Raises FileError if there are more tokens than `size`.
         """
         have = len(self.tokens)
         if have > size:
@@ -88,32 +89,33 @@ _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 def pad_token(token: int) -> str:
-    """Text of a row of the embedding that has no token."""
+    """Text for a row of the embedding that has no token."""
     return f"[PAD{token}]"
 
 
 def check_tokens(tokens: Sequence[str], types: Sequence[int]) -> None:
-    """Raise FileError where two tokens have the same text (llama.cpp aborts on such a file), one is not Unicode, or
-    one of type BYTE is not spelled `<0xFF>`.
+    """Raise FileError if two tokens have the same text, a token is not Unicode, or a BYTE token is not like `<0xFF>`.
+
+    llama.cpp aborts on a file with two equal tokens.
     """
     byte = int(TokenType.BYTE)
     spelled = all(_BYTE.fullmatch(text) for text, kind in zip(tokens, types, strict=True) if kind == byte)
     if spelled and len(set(tokens)) == len(tokens) and _is_unicode("".join(tokens)):
-        return  # as good as always, and faster than looking at each
+        return  # the usual case, faster than a check of each token
     seen: dict[str, int] = {}
     for token, (text, kind) in enumerate(zip(tokens, types, strict=True)):
         if seen.setdefault(text, token) != token:
             raise FileError(f"tokens {seen[text]} and {token} of the vocabulary have the same text, {text!r}")
         if kind == TokenType.BYTE and not _BYTE.fullmatch(text):
             raise FileError(
-                f"token {token} of the vocabulary stands for a byte: expected <0xFF> or alike, not {text!r}"
+                f"token {token} of the vocabulary stands for a byte: expected a text like <0xFF>, not {text!r}"
             )
         if not _is_unicode(text):
-            raise FileError(f"token {token} of the vocabulary is not UTF-8: {text!r}; convert the model anew")
+            raise FileError(f"token {token} of the vocabulary is not UTF-8: {text!r}; convert the model again")
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether there are no lone surrogates, which stand for bytes that are not UTF-8."""
+    """Whether the text has no lone surrogates. They stand for bytes that are not UTF-8."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -121,7 +123,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-# The texts at which llama.cpp ends a generation, whatever the file's keys say (build 11434).
+# llama.cpp always ends a generation at tokens with these texts (build 11434).
 END_TEXTS = frozenset(
     [
         *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
@@ -129,7 +131,7 @@ END_TEXTS = frozenset(
         *("<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
     ]
 )
-# Texts by which llama.cpp finds the fill-in-the-middle tokens that end a generation too: padding, repository, file.
+# llama.cpp finds by these texts the fill-in-the-middle tokens that also end a generation: padding, repository, file.
 FIM_END_TEXTS = (
     ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
     ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
@@ -138,10 +140,10 @@ FIM_END_TEXTS = (
 
 
 def end_ids_by_text(tokens: Sequence[str]) -> frozenset[int]:
-    """Ids that llama.cpp takes for ends by their text alone.
+    """Ids of the tokens that end a generation in llama.cpp because of their text.
 
-    Where a vocabulary has <|return|> and <|call|> (harmony), or <|calls|> and <|flush|>, its <|end|> ends a message,
-    not a generation; where it has <|tool_response>, its </s> is an ordinary token.
+    If a vocabulary has <|return|> and <|call|> (harmony), or <|calls|> and <|flush|>, its <|end|> ends a message, not a
+    generation. If it has <|tool_response>, its </s> is an ordinary token.
     """
     looked_for = END_TEXTS.union(*FIM_END_TEXTS)
     found = {text: token for token, text in enumerate(tokens) if text in looked_for}
@@ -157,7 +159,7 @@ def end_ids_by_text(tokens: Sequence[str]) -> frozenset[int]:
 
 
 def byte_alphabet() -> dict[int, str]:
-    """GPT-2's printable character for each byte (Radford et al. 2019): Latin-1 where printable, else from U+0100 on."""
+    """GPT-2's printable character for each byte (Radford et al. 2019): Latin-1 if printable, else from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {byte: chr(byte) for byte in printable}
     for byte in range(256):
@@ -172,7 +174,7 @@ def _bytes_by_character() -> dict[str, int]:
 
 
 def piece(vocabulary: Vocabulary, token: int) -> bytes:
-    """The bytes a token stands for; empty for an UNUSED one."""
+    """The bytes of a token; empty for an UNUSED token."""
     text, kind = vocabulary.tokens[token], vocabulary.types[token]
     if kind == TokenType.UNUSED:
         return b""

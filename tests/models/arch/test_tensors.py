@@ -1,4 +1,4 @@
-"""What a configuration promises, against what a file holds."""
+"""The tensors that a configuration requires, and the check of a file for them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_fewer_layers_promised_than_there_are() -> None:
 
 
 def test_wrong_shape() -> None:
-    with pytest.raises(FileError, match=r"blk\.0\.attn_k\.weight has shape \[32, 32\], .*promises \[16, 32\]"):
+    with pytest.raises(FileError, match=r"blk\.0\.attn_k\.weight has shape \[32, 32\], .*requires \[16, 32\]"):
         check_tensors(TINY, _with(_file(TINY), "blk.0.attn_k.weight", (32, 32)))
 
 

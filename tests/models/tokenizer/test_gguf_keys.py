@@ -101,7 +101,7 @@ def test_empty_tokens_get_llamacpps_name() -> None:
 
 
 def test_pre_can_be_overridden() -> None:
-    with pytest.raises(UnsupportedError, match=r"'brand-new' is not one bitsmith knows; known: .*qwen2.*--pre"):
+    with pytest.raises(UnsupportedError, match=r"'brand-new' is unknown; known: .*qwen2.*--pre"):
         vocabulary_from_gguf(_changed(pre="brand-new"))
     assert vocabulary_from_gguf(_changed(pre="brand-new"), pre="tekken").pre == "tekken"
 
@@ -112,8 +112,8 @@ def test_pre_can_be_overridden() -> None:
         ({"model": None}, UnsupportedError, "'missing'"),
         ({"model": "bert"}, UnsupportedError, "'bert'"),
         ({"model": "t5"}, UnsupportedError, "'t5'"),
-        ({"tokens": None}, FileError, r"lacks the key tokenizer\.ggml\.tokens"),
-        ({"merges": None}, FileError, r"lacks the key tokenizer\.ggml\.merges"),
+        ({"tokens": None}, FileError, r"the key tokenizer\.ggml\.tokens is missing"),
+        ({"merges": None}, FileError, r"the key tokenizer\.ggml\.merges is missing"),
         ({"token_type": [1, 1]}, FileError, "token_type has 2 entries for 7 tokens"),
         ({"scores": [0.0, float("nan")]}, FileError, "array of finite numbers"),
         ({"scores": "high"}, FileError, "array of finite numbers"),
