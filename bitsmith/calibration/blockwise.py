@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ from bitsmith.runtime.decoder import Decoder
 from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.ops import TorchOps
-from bitsmith.runtime.weights import LINEARS, Block, Linear, WeightLoader, weight_reader
+from bitsmith.runtime.weights import Block, WeightLoader, weight_reader
 from bitsmith.system.memory import available_memory
 from bitsmith.system.progress import Report, silent
 
@@ -190,7 +189,7 @@ class _Steps:
             if formats:
                 rounder = self._rounder(self._compared(layer, group, block, start, states))
                 for name, format in formats.items():
-                    linear: Linear = vars(start)[LINEARS[name]]
+                    linear = start.linears[name]
                     codes[name], reports[name] = _round(rounder, f"blk.{layer}.{name}", linear.prepared, format)
                     block = with_tensors(block, {f"{name}.weight": codes[name].values()})
             if group.name in HALVES:
@@ -232,12 +231,14 @@ class _Steps:
 
     def _rounding_inputs(self, layer: int, block: Block) -> Block:
         """The block with linears that round their inputs, if the runtimes of the file do so."""
-        changed: dict[str, Any] = {
-            field: replace(vars(block)[field], input_rounding=self.task.inputs[f"blk.{layer}.{name}"])
-            for name, field in LINEARS.items()
-            if f"blk.{layer}.{name}" in self.task.inputs
-        }
-        return replace(block, **changed)
+        wanted = {name: self.task.inputs.get(f"blk.{layer}.{name}") for name in block.linears}
+        return block.with_linears(
+            {
+                name: replace(block.linears[name], input_rounding=rounding)
+                for name, rounding in wanted.items()
+                if rounding is not None
+            }
+        )
 
     def _rounder(self, seen: _Compared) -> LinearRounder:
         return self.task.method.row.linear(seen.stats, seen.drift, self._effort)
@@ -287,8 +288,8 @@ class _Compared:
 
 
 HALVES: Mapping[str, str] = {
-    "o_proj_input": "output",
-    "down_proj_input": "down",
+    "o_proj_input": "attn_output",
+    "down_proj_input": "ffn_down",
 }  # last group of each half of a block -> the linear it feeds
 
 
@@ -314,10 +315,9 @@ def input_of(decoder: Decoder, layer: int, block: Block, group: str, x: Tensor) 
 
 def advance_half(decoder: Decoder, layer: int, block: Block, group: str, hidden: HiddenStates) -> None:
     """Advance hidden states through the half of a block that ends with `group`."""
-    last: Linear = vars(block)[HALVES[group]]
-    device = block.attn_norm.device
+    last = block.linears[HALVES[group]]
     for at in hidden.batches():
-        x = hidden.read(at).to(device)
+        x = hidden.read(at).to(block.device)
         hidden.write(at, x + last(input_of(decoder, layer, block, group, x)))
 
 

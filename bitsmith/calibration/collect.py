@@ -24,7 +24,7 @@ from bitsmith.runtime.decoder import Decoder
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.ondemand import OnDemandKernel
 from bitsmith.runtime.torch.ops import TorchOps
-from bitsmith.runtime.weights import LINEARS, Block, Linear, WeightLoader, Weights, weight_reader
+from bitsmith.runtime.weights import Block, Linear, WeightLoader, Weights, weight_reader
 from bitsmith.system.progress import Progress, Report, silent
 
 SAMPLE = 512  # input rows in the sample of a search that needs one
@@ -160,8 +160,7 @@ def _rescalings(
 
 def require_finite(block: Block, prefix: str) -> None:
     """Raise TensorError, naming the matrix, if a matrix of the block holds NaN or infinite values."""
-    for name, place in LINEARS.items():
-        linear: Linear = vars(block)[place]
+    for name, linear in block.linears.items():
         if not bool(torch.isfinite(linear.prepared).all()):
             raise TensorError(
                 f"{prefix}{name}: the weights hold NaN or infinite values; the checkpoint is damaged: download it "
@@ -188,7 +187,7 @@ def embed(decoder: Decoder, tokens: np.ndarray, *, memory: int | None = None) ->
 def advance(decoder: Decoder, layer: int, block: Block, hidden: HiddenStates) -> None:
     """Replace the input of a block by its output, batch by batch."""
     for at in hidden.batches():
-        x = hidden.read(at).to(block.attn_norm.device)
+        x = hidden.read(at).to(block.device)
         hidden.write(at, decoder.run_block(layer, block, x, decoder.place(x.shape[1])))
 
 
@@ -215,12 +214,11 @@ def recording(block: Block, prefix: str, meters: Mapping[str, StatsMeter]) -> Bl
     firsts: dict[int, str] = {}
     for name, meter in meters.items():
         firsts.setdefault(id(meter), name)
-    recorded = {LINEARS[name]: _recorded(block, name, prefix, meters[name]) for name in firsts.values()}
-    return replace(block, **recorded)
+    return block.with_linears({name: _recorded(block, name, prefix, meters[name]) for name in firsts.values()})
 
 
 def _recorded(block: Block, name: str, prefix: str, meter: StatsMeter) -> RecordedLinear:
-    linear: Linear = vars(block)[LINEARS[name]]
+    linear = block.linears[name]
     record = counting(meter, f"{prefix}{name}")
     return RecordedLinear(linear.kernel, linear.prepared, linear.bias, linear.input_rounding, record)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,16 +11,13 @@ import torch
 from bitsmith.calibration.transforms.base import Rescaling
 from bitsmith.calibration.transforms.fold import fold, storable
 from bitsmith.models.arch.config import ModelConfig
-from bitsmith.runtime.weights import LINEARS, Block, Linear
-
-NORMS = ("attn_norm", "ffn_norm")
+from bitsmith.runtime.weights import NORMS, Block
 
 
 def block_tensors(block: Block) -> dict[str, np.ndarray]:
     """Matrices, biases and norms of a block, float32 by GGUF name without "blk.N."; not copied on a CPU."""
-    tensors = {f"{name}.weight": _numpy(vars(block)[name]) for name in NORMS}
-    for name, field in LINEARS.items():
-        linear: Linear = vars(block)[field]
+    tensors = {f"{name}.weight": _numpy(block.norms[name]) for name in NORMS}
+    for name, linear in block.linears.items():
         tensors[f"{name}.weight"] = _numpy(linear.prepared)
         if linear.bias is not None:
             tensors[f"{name}.bias"] = _numpy(linear.bias)
@@ -30,17 +26,17 @@ def block_tensors(block: Block) -> dict[str, np.ndarray]:
 
 def with_tensors(block: Block, tensors: Mapping[str, np.ndarray]) -> Block:
     """The block with some of its tensors replaced; names as in `block_tensors`."""
-    device = block.attn_norm.device
-    changed: dict[str, Any] = {}
-    for name in NORMS:
-        if f"{name}.weight" in tensors:
-            changed[name] = torch.as_tensor(tensors[f"{name}.weight"], device=device)
-    for name, field in LINEARS.items():
-        parts = {"prepared": tensors.get(f"{name}.weight"), "bias": tensors.get(f"{name}.bias")}
-        given = {part: torch.as_tensor(value, device=device) for part, value in parts.items() if value is not None}
-        if given:
-            changed[field] = replace(vars(block)[field], **given)
-    return replace(block, **changed)
+    found = {name: torch.as_tensor(values, device=block.device) for name, values in tensors.items()}
+    norms = {name: found[f"{name}.weight"] for name in NORMS if f"{name}.weight" in found}
+    linears = {
+        name: replace(
+            linear,
+            prepared=found.get(f"{name}.weight", linear.prepared),
+            bias=found.get(f"{name}.bias", linear.bias),
+        )
+        for name, linear in block.linears.items()
+    }
+    return block.with_norms(norms).with_linears(linears)
 
 
 def folded(

@@ -9,7 +9,7 @@ relative to each token's size, because the next norm removes that size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -84,7 +84,7 @@ class BlockTuner:
         Raises UsageError for an unknown linear or wrong shapes, TensorError if the loss is not finite.
         """
         self._check(starts, inputs, targets)
-        matrices = {name: TrainableMatrix(start, str(self.block.attn_norm.device)) for name, start in starts.items()}
+        matrices = {name: TrainableMatrix(start, str(self.block.device)) for name, start in starts.items()}
         block = self._with(matrices)
         trained, judged = _split(inputs.shape[0])
         before = least = self._judge(block, inputs, targets, judged)
@@ -113,14 +113,9 @@ class BlockTuner:
     def _with(self, matrices: Mapping[str, TrainableMatrix]) -> Block:
         """The block with trainable matrices and its own biases."""
         kernel = _TrainableKernel()
-        linears: dict[str, Any] = {
-            LINEARS[name]: Linear(kernel, matrix, self._linear(name).bias) for name, matrix in matrices.items()
-        }
-        return replace(self.block, **linears)
-
-    def _linear(self, name: str) -> Linear:
-        linear: Linear = vars(self.block)[LINEARS[name]]
-        return linear
+        return self.block.with_linears(
+            {name: Linear(kernel, matrix, self.block.linears[name].bias) for name, matrix in matrices.items()}
+        )
 
     def _optimizer(self, matrices: Mapping[str, TrainableMatrix]) -> tuple[torch.optim.Adam, list[float]]:
         """Adam for offsets and parameter changes, and the first step size of each of its groups."""
@@ -135,7 +130,7 @@ class BlockTuner:
         return torch.optim.Adam(groups, betas=_MOMENTS), rates
 
     def _loss(self, block: Block, inputs: Any, targets: Any) -> Tensor:
-        device = self.block.attn_norm.device
+        device = self.block.device
         x, wanted = torch.as_tensor(inputs, device=device), torch.as_tensor(targets, device=device)
         out = self.decoder.run_block(self.layer, block, x, self.decoder.place(x.shape[1]))
         size = wanted.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)

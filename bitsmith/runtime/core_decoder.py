@@ -19,7 +19,7 @@ from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.step import Step, checked_length, checked_step, refuse_without_cache, run_in_chunks
 from bitsmith.runtime.tokens import checked_tokens
 from bitsmith.runtime.types import FLOATS, PACKED
-from bitsmith.runtime.weights import LINEARS, WeightReader
+from bitsmith.runtime.weights import HEAD_NORMS, LINEARS, NORMS, WeightReader
 from bitsmith.system.core import core
 from bitsmith.system.progress import Progress, Report, silent
 
@@ -168,12 +168,9 @@ def load_core(
         for layer in range(config.layers):
             report(Progress("load", layer, config.layers, "layers", f"blk.{layer}"))
             prefix = f"blk.{layer}."
-            biased = {"q": config.qkv_bias, "k": config.qkv_bias, "v": config.qkv_bias, "output": config.output_bias}
-            linears = [
-                loader.linear(prefix + name, biased.get(field, config.mlp_bias)) for name, field in LINEARS.items()
-            ]
-            heads = [loader.vector(f"{prefix}attn_{name}_norm.weight") if config.qk_norm else None for name in "qk"]
-            norms = [loader.vector(f"{prefix}{name}_norm.weight") for name in ("attn", "ffn")]
+            linears = [loader.linear(prefix + name, config.has_bias(name)) for name in LINEARS]
+            heads = [loader.vector(f"{prefix}{name}.weight") if config.qk_norm else None for name in HEAD_NORMS]
+            norms = [loader.vector(f"{prefix}{name}.weight") for name in NORMS]
             model.add_block(*norms, *heads, linears, config.window if layer in sliding else 0)
         loaded = loader.bytes
         embedding = loader.matrix("token_embd.weight")

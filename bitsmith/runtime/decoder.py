@@ -157,31 +157,31 @@ class Decoder:
 
         The four methods it consists of give the inputs of the block's linears, named as `LinearGroup` names them.
         """
-        x = x + block.output(self.o_proj_input(layer, block, self.attn_in(block, x), shared, cache))
-        return x + block.down(self.down_proj_input(block, self.ffn_in(block, x)))
+        x = x + block.linears["attn_output"](self.o_proj_input(layer, block, self.attn_in(block, x), shared, cache))
+        return x + block.linears["ffn_down"](self.down_proj_input(block, self.ffn_in(block, x)))
 
     def attn_in(self, block: Block, x: Tensor) -> Tensor:
         """What q, k and v are given: float32 [batch, n, hidden] -> the same."""
-        return self.ops.rms_norm(x, block.attn_norm, self.config.norm_eps)
+        return self.ops.rms_norm(x, block.norms["attn_norm"], self.config.norm_eps)
 
     def ffn_in(self, block: Block, x: Tensor) -> Tensor:
         """What gate and up are given, of the hidden states after attention: [batch, n, hidden] -> the same."""
-        return self.ops.rms_norm(x, block.ffn_norm, self.config.norm_eps)
+        return self.ops.rms_norm(x, block.norms["ffn_norm"], self.config.norm_eps)
 
     def down_proj_input(self, block: Block, x: Tensor) -> Tensor:
         """What down is given, of `ffn_in`: [batch, n, hidden] -> [batch, n, intermediate]."""
-        return self.ops.swiglu(block.gate(x), block.up(x))
+        return self.ops.swiglu(block.linears["ffn_gate"](x), block.linears["ffn_up"](x))
 
     def o_proj_input(self, layer: int, block: Block, x: Tensor, shared: Pass, cache: Cache | None = None) -> Tensor:
         """What the output projection is given, of `attn_in`: [batch, n, hidden] -> [batch, n, heads * head_dim]."""
         config, ops = self.config, self.ops
         batch, n = x.shape[0], x.shape[1]
-        q = block.q(x).reshape(batch, n, config.heads, config.head_dim)
-        k = block.k(x).reshape(batch, n, config.kv_heads, config.head_dim)
-        v = block.v(x).reshape(batch, n, config.kv_heads, config.head_dim).swapaxes(1, 2)
-        if block.q_norm is not None:
-            q = ops.rms_norm(q, block.q_norm, config.norm_eps)
-            k = ops.rms_norm(k, block.k_norm, config.norm_eps)
+        q = block.linears["attn_q"](x).reshape(batch, n, config.heads, config.head_dim)
+        k = block.linears["attn_k"](x).reshape(batch, n, config.kv_heads, config.head_dim)
+        v = block.linears["attn_v"](x).reshape(batch, n, config.kv_heads, config.head_dim).swapaxes(1, 2)
+        if config.qk_norm:
+            q = ops.rms_norm(q, block.norms["attn_q_norm"], config.norm_eps)
+            k = ops.rms_norm(k, block.norms["attn_k_norm"], config.norm_eps)
         q = ops.rotate(q.swapaxes(1, 2), shared.rotation, config.rope.interleaved)
         k = ops.rotate(k.swapaxes(1, 2), shared.rotation, config.rope.interleaved)
         visible = shared.sliding if layer in self._slides else shared.full

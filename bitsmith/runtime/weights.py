@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bitsmith.errors import UnsupportedError
@@ -19,15 +19,10 @@ if TYPE_CHECKING:
 
 WeightReader = Callable[[str], Weight]  # GGUF tensor name -> the tensor, wherever it lies
 
-LINEARS: Mapping[str, str] = {  # GGUF name of a block's linear, without "blk.N." and ".weight" -> field of `Block`
-    "attn_q": "q",
-    "attn_k": "k",
-    "attn_v": "v",
-    "attn_output": "output",
-    "ffn_gate": "gate",
-    "ffn_up": "up",
-    "ffn_down": "down",
-}
+# Of a block, by GGUF's names without "blk.N." and ".weight", in the order they are computed
+LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+NORMS = ("attn_norm", "ffn_norm")
+HEAD_NORMS = ("attn_q_norm", "attn_k_norm")  # of queries and keys, in some families
 
 
 def weight_reader(checkpoint: Checkpoint) -> WeightReader:
@@ -74,19 +69,27 @@ class Linear:
 
 @dataclass(frozen=True)
 class Block:
-    """One layer. Norms are float32 vectors; q_norm and k_norm are None but for Qwen3."""
+    """One layer, as named tensors. Names are GGUF's without "blk.N." and ".weight".
 
-    attn_norm: Tensor
-    q: Linear
-    k: Linear
-    v: Linear
-    output: Linear
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-    ffn_norm: Tensor
-    gate: Linear
-    up: Linear
-    down: Linear
+    norms: float32 vectors, of `NORMS` and, where the family has them, of `HEAD_NORMS`
+    linears: of `LINEARS`
+    """
+
+    norms: Mapping[str, Tensor]
+    linears: Mapping[str, Linear]
+
+    @property
+    def device(self) -> Any:
+        """Where its tensors lie."""
+        return self.norms["attn_norm"].device
+
+    def with_linears(self, linears: Mapping[str, Linear]) -> Block:
+        """The block with some of its linears replaced."""
+        return replace(self, linears={**self.linears, **linears})
+
+    def with_norms(self, norms: Mapping[str, Tensor]) -> Block:
+        """The block with some of its norms replaced."""
+        return replace(self, norms={**self.norms, **norms})
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class Weights:
     @property
     def token_bytes(self) -> int:
         """Bytes of matrices, as they lie in memory, that a generated token reads; not its one row of the embedding."""
-        linears: list[Linear] = [getattr(block, field) for block in self.blocks for field in LINEARS.values()]
+        linears = (linear for block in self.blocks for linear in block.linears.values())
         return sum(linear.nbytes for linear in linears) + self.output.nbytes
 
 
@@ -149,17 +152,8 @@ class WeightLoader:
 
     def block(self, prefix: str) -> Block:
         """All of one layer; prefix: "blk.N."."""
-        config = self.config
+        norms = (*NORMS, *HEAD_NORMS) if self.config.qk_norm else NORMS
         return Block(
-            attn_norm=self.vector(f"{prefix}attn_norm.weight"),
-            q=self.linear(f"{prefix}attn_q", bias=config.qkv_bias),
-            k=self.linear(f"{prefix}attn_k", bias=config.qkv_bias),
-            v=self.linear(f"{prefix}attn_v", bias=config.qkv_bias),
-            output=self.linear(f"{prefix}attn_output", bias=config.output_bias),
-            q_norm=self.vector(f"{prefix}attn_q_norm.weight") if config.qk_norm else None,
-            k_norm=self.vector(f"{prefix}attn_k_norm.weight") if config.qk_norm else None,
-            ffn_norm=self.vector(f"{prefix}ffn_norm.weight"),
-            gate=self.linear(f"{prefix}ffn_gate", bias=config.mlp_bias),
-            up=self.linear(f"{prefix}ffn_up", bias=config.mlp_bias),
-            down=self.linear(f"{prefix}ffn_down", bias=config.mlp_bias),
+            {name: self.vector(f"{prefix}{name}.weight") for name in norms},
+            {name: self.linear(f"{prefix}{name}", bias=self.config.has_bias(name)) for name in LINEARS},
         )

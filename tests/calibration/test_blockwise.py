@@ -40,13 +40,15 @@ def test_the_input_of_every_group(tiny: Path) -> None:
         for name in group.linears
     }
     out = decoder.run_block(0, recording(block, "blk.0.", meters), x, decoder.place(CONTEXT))
-    half = x + block.output(input_of(decoder, 0, block, "o_proj_input", x))
+    half = x + block.linears["attn_output"](input_of(decoder, 0, block, "o_proj_input", x))
     for group in groups:
         before = half if group.name in ("ffn_in", "down_proj_input") else x
         found = input_of(decoder, 0, block, group.name, before).reshape(WINDOWS * CONTEXT, -1)
         seen = meters[group.linears[0]].result().sample
         np.testing.assert_array_equal(found.numpy(), seen, err_msg=group.name)
-    np.testing.assert_array_equal(out, half + block.down(input_of(decoder, 0, block, "down_proj_input", half)))
+    np.testing.assert_array_equal(
+        out, half + block.linears["ffn_down"](input_of(decoder, 0, block, "down_proj_input", half))
+    )
     with pytest.raises(ValueError, match="ffn_out is the input of no group"):
         input_of(decoder, 0, block, "ffn_out", x)
 

@@ -136,12 +136,11 @@ def relative_error(decoder: Decoder, tensors: Mapping[str, QuantTensor], x: np.n
     """The same, through plain dense weights."""
     block = decoder.weights.blocks[0]
     dense = {
-        LINEARS[name]: replace(getattr(block, LINEARS[name]), prepared=torch.tensor(tensor.values()))
-        for name, tensor in tensors.items()
+        name: replace(block.linears[name], prepared=torch.tensor(tensor.values())) for name, tensor in tensors.items()
     }
     with torch.no_grad():
         shared = decoder.place(x.shape[1])
-        out = decoder.run_block(0, replace(block, **dense), torch.tensor(x), shared).numpy()
+        out = decoder.run_block(0, block.with_linears(dense), torch.tensor(x), shared).numpy()
     return float((np.square(out - y).sum(-1) / np.square(y).sum(-1)).mean())
 
 

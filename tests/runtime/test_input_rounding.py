@@ -74,12 +74,10 @@ def _typical(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _stored(model: LanguageModel, weights: object) -> list[tuple[object, Weight]]:
-    fields = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "output": "attn_output"}
-    fields |= {"gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
     return [
-        (vars(block)[field].prepared, weights(f"blk.{layer}.{name}.weight"))  # type: ignore[operator]
+        (linear.prepared, weights(f"blk.{layer}.{name}.weight"))  # type: ignore[operator]
         for layer, block in enumerate(model.decoder.weights.blocks)
-        for field, name in fields.items()
+        for name, linear in block.linears.items()
     ]
 
 
@@ -101,7 +99,7 @@ def test_files_without_rounded_inputs_are_what_they_were(tiny: Path, tmp_path: P
         made = bitsmith.quantize(tiny, to=to, out=tmp_path / to.replace("/", "-"))
         model = bitsmith.load(made.out, kernel="torch")
         assert isinstance(model, LanguageModel)
-        assert all(vars(block)["down"].input_rounding is None for block in model.decoder.weights.blocks), to
+        assert all(block.linears["ffn_down"].input_rounding is None for block in model.decoder.weights.blocks), to
         for tensor in bitsmith.inspect(made.out).tensors:
             assert tensor.input_rounding == "", to
 

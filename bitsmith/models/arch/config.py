@@ -71,3 +71,9 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     activation: str = "silu"
+
+    def has_bias(self, linear: str) -> bool:
+        """Whether a linear of a block has a bias; linear: GGUF's name without "blk.N." ("attn_q")."""
+        if linear.startswith("ffn"):
+            return self.mlp_bias
+        return self.output_bias if linear == "attn_output" else self.qkv_bias
