@@ -1,10 +1,36 @@
-"""Model families as data, for plans: which matrices a layer has, and which of them have a bias."""
+"""Model families as data: one table. A new family is one row.
+
+Plans know every family. Families with a `Decoder` can be converted, calibrated and run as well.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+ATTENTION = ("attn_q", "attn_k", "attn_v")
+ALL_LINEARS = (*ATTENTION, "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What converting and running a family needs beside the rest of its row.
+
+    hf_classes: class names in config.json's "architectures"
+    permuted: True if GGUF orders the rows of q and k so that rotary pairs are neighbours (interleaved rope)
+    gguf_biases: linears for which llama.cpp's loader of this family reads a bias
+    context, kv_heads, head_dim, window: transformers' defaults for fields that are missing in config.json. None if the
+        default is computed (kv_heads = heads, head_dim = hidden / heads) or if there is none (window)
+    """
+
+    hf_classes: tuple[str, ...]
+    permuted: bool = False
+    gguf_biases: tuple[str, ...] = ATTENTION
+    context: int = 2048
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -28,6 +54,7 @@ class Family:
     widening: width of the MLP divided by the hidden size, if config.json does not say
     context: default context, in tokens
     defaults: transformers' defaults of further fields
+    decoder: None if bitsmith cannot convert and run the family
     """
 
     gguf: str
@@ -50,6 +77,7 @@ class Family:
     widening: int = 4
     context: int = 0
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    decoder: Decoder | None = None
 
 
 _LAYER_NORM = Family(
@@ -58,13 +86,20 @@ _LAYER_NORM = Family(
 _GEMMA3 = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208}
 _GEMMA3 |= {"max_position_embeddings": 131072}
 
+_LLAMA = Decoder(("LlamaForCausalLM", "LLaMAForCausalLM"), permuted=True, gguf_biases=ALL_LINEARS)
+_MISTRAL = Decoder(
+    ("MistralForCausalLM",), permuted=True, gguf_biases=ALL_LINEARS, context=131072, kv_heads=8, window=4096
+)
+_QWEN2 = Decoder(("Qwen2ForCausalLM",), context=32768, kv_heads=32, window=4096)
+_QWEN3 = Decoder(("Qwen3ForCausalLM",), context=32768, kv_heads=32, head_dim=128, window=4096)
+
 FAMILIES: Mapping[str, Family] = {  # by config.json's model_type
-    "llama": Family("llama"),
-    "mistral": Family("llama", window="all"),
+    "llama": Family("llama", decoder=_LLAMA),
+    "mistral": Family("llama", window="all", decoder=_MISTRAL),
     "mixtral": Family("llama", window="all"),
-    "qwen2": Family("qwen2", qkv_bias=True, output_bias=False, window="by_field"),
+    "qwen2": Family("qwen2", qkv_bias=True, output_bias=False, window="by_field", decoder=_QWEN2),
     "qwen2_moe": Family("qwen2moe", qkv_bias=True, output_bias=False, window="by_field"),
-    "qwen3": Family("qwen3", qk_norm="head", window="by_field"),
+    "qwen3": Family("qwen3", qk_norm="head", window="by_field", decoder=_QWEN3),
     "qwen3_moe": Family("qwen3moe", qk_norm="head", window="by_field"),
     "gemma": Family("gemma", tied=True),
     "gemma2": Family("gemma2", norms=4, tied=True, window="alternating"),

@@ -63,7 +63,7 @@ def rope_freqs(config: ModelConfig) -> np.ndarray | None:
 def _check_biases(config: ModelConfig, spec: ArchSpec) -> None:
     for tensor in expected_tensors(replace(config, layers=min(config.layers, 1))):
         part, _, kind = tensor.removeprefix("blk.0.").rpartition(".")
-        if kind == "bias" and part not in spec.gguf_biases:
+        if kind == "bias" and part not in spec.decoder.gguf_biases:
             raise UnsupportedError(
                 f"{tensor}: llama.cpp reads no such bias in a {spec.gguf} model, so it would not load the GGUF file; "
                 "write --to native/... instead."

@@ -27,8 +27,8 @@ def config_from_hf(config: Mapping[str, Any], *, origin: str = "config.json") ->
     layers = fields.integer("num_hidden_layers", maximum=MAX_LAYERS)
     hidden = fields.integer("hidden_size")
     heads = fields.integer("num_attention_heads")
-    context = fields.integer("max_position_embeddings", spec.context)
-    kv_default = heads if "num_key_value_heads" in config else spec.kv_heads or heads
+    context = fields.integer("max_position_embeddings", spec.decoder.context)
+    kv_default = heads if "num_key_value_heads" in config else spec.decoder.kv_heads or heads
     kv_heads = fields.integer("num_key_value_heads", kv_default)
     head_dim = _head_dim(fields, spec, hidden, heads)
     if heads % kv_heads:
@@ -70,9 +70,9 @@ def _classes(fields: Fields) -> tuple[str, ...]:
 
 
 def _head_dim(fields: Fields, spec: ArchSpec, hidden: int, heads: int) -> int:
-    if not fields.has("head_dim") and spec.head_dim is None and hidden % heads:
+    if not fields.has("head_dim") and spec.decoder.head_dim is None and hidden % heads:
         raise fields.fail("num_attention_heads", f"a divisor of hidden_size ({hidden})", heads)
-    head_dim = fields.integer("head_dim", spec.head_dim or hidden // heads)
+    head_dim = fields.integer("head_dim", spec.decoder.head_dim or hidden // heads)
     if head_dim % 2:
         raise fields.fail("head_dim", "an even number, for rotary pairs", head_dim)
     return head_dim
@@ -84,10 +84,10 @@ def _window(fields: Fields, spec: ArchSpec, layers: int) -> tuple[int, tuple[int
     if spec.windowed == "never" or explicit_null:
         return 0, ()
     if spec.windowed == "always":
-        return fields.integer("sliding_window", spec.window), ()
+        return fields.integer("sliding_window", spec.decoder.window), ()
     if not fields.flag("use_sliding_window", False):
         return 0, ()
-    window = fields.integer("sliding_window", spec.window)
+    window = fields.integer("sliding_window", spec.decoder.window)
     types = fields.values.get("layer_types")
     if types is None:
         first = fields.integer("max_window_layers", 28, minimum=0)
@@ -163,8 +163,8 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """
     spec = ARCHITECTURES["mistral" if config.arch == "llama" and config.window else config.arch]
     values: dict[str, Any] = {
-        "architectures": [spec.hf_classes[0]],
-        "model_type": spec.model_type,
+        "architectures": [spec.decoder.hf_classes[0]],
+        "model_type": spec.name,
         "hidden_act": config.activation,
         "hidden_size": config.hidden,
         "intermediate_size": config.intermediate,
