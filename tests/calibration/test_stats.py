@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bitsmith.calibration import stats
-from bitsmith.calibration.stats import StatsMeter
+from bitsmith.calibration.stats import GramMeter, StatsMeter
 from bitsmith.errors import TensorError
 
 
@@ -89,3 +89,46 @@ def test_values_that_are_not_finite_are_refused(bad: float) -> None:
         meter.add(x)
     assert meter.result().count == before.count
     np.testing.assert_array_equal(meter.result().square, before.square)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_the_gram_matrix_alone(kind) -> None:
+    x, meter = inputs(), GramMeter()
+    for part in (x[:20], x[20:]):
+        meter.add(kind(part).reshape(2, -1, 12))
+    found, wide = meter.result(), x.astype(np.float64)
+    assert found.count == 50
+    np.testing.assert_allclose(np.asarray(found.gram), wide.T @ wide, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.importance, (wide**2).mean(0), rtol=1e-5)
+    assert found.mean_abs.shape == found.max_abs.shape == (0,)
+    assert found.sample.shape == (0, 12)
+
+
+def test_products_of_two_inputs_are_other_transposed_times_x() -> None:
+    x, meter = inputs(), GramMeter()
+    other = x + np.random.default_rng(4).standard_normal(x.shape).astype(np.float32)
+    for start in (0, 25):
+        meter.add(x[start : start + 25], other[start : start + 25])
+    np.testing.assert_allclose(meter.sum, other.astype(np.float64).T @ x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gram_matrix_that_is_not_finite_is_refused(bad: float) -> None:
+    x, meter = inputs(), GramMeter()
+    x[20, 7] = bad
+    x[21, 9] = bad
+    with np.errstate(invalid="ignore"):
+        meter.add(x)
+    with pytest.raises(TensorError, match="column 7"):
+        meter.result()
+
+
+def test_what_was_given_out_does_not_change_with_later_tokens() -> None:
+    meter = StatsMeter(12, gram=True, sample=3)
+    meter.add(inputs())
+    first = meter.result()
+    kept = {name: np.array(getattr(first, name)) for name in ("square", "mean_abs", "max_abs", "gram", "sample")}
+    meter.add(inputs())
+    for name, values in kept.items():
+        np.testing.assert_array_equal(getattr(first, name), values)
+    np.testing.assert_array_equal(meter.result().square, 2 * kept["square"])

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from bitsmith.containers.gptq import GptqCodec
+from bitsmith.containers.gptq import GptqCodec, gptq_codec
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.errors import BitsmithError, FileError, TensorError, UnsupportedError
 from bitsmith.quant.formats.affine import Affine
@@ -68,6 +68,42 @@ def test_slabs_join_and_windows_cut(bits: int) -> None:
     window = codec.decode(codec.window(whole, 5, 50), IN)
     assert np.array_equal(window.codes, codes[5:50])
     assert np.array_equal(window.params["zero"], params["zero"][5:50])
+
+
+@pytest.mark.parametrize(
+    ("format", "name"),
+    [
+        (Affine(4, 32, False, "f16"), "gptq/int4-g32"),
+        (Affine(8, 0, False, "f16"), "gptq/int8-channel"),
+        (Affine(3, 32, False, "f16"), "gptq/int3-g32-v2"),
+        (Affine(2, 32, False, "f16"), "gptq/int2-g32-v2"),
+        (Affine(4, 32, True, "f16"), "gptq/int4-g32-asym-v2"),
+        (Affine(4, 32, False, "bf16"), None),
+    ],
+)
+def test_v1_where_its_readers_take_it(format: Affine, name: str | None) -> None:
+    codec = gptq_codec(format)
+    assert (codec and codec.name) == name
+    assert codec is None or codec.zero_shift == int("v2" not in codec.name)
+
+
+def test_the_version_decides_what_is_stored() -> None:
+    """Symmetric codes of four bits have the zero point 8: v1, the default, stores 7, v2 stores 8."""
+    format = Affine(4, GROUP, False, "f16")
+    codes, scale, _ = drawn(4, IN // GROUP, asymmetric=False)
+    tensor = QuantTensor(format, codes, {"scale": scale})
+    for codec, stored in ((GptqCodec(format), 0x77777777), (GptqCodec(format, 0), 0x88888888)):
+        assert (codec.encode(tensor)["qzeros"].view(np.uint32) == stored).all()
+
+
+def test_a_zero_point_of_256_is_refused() -> None:
+    format = Affine(8, GROUP, True, "f16")
+    codes, scale, _ = drawn(8, IN // GROUP, asymmetric=True)
+    zero = np.full(scale.shape, 255, np.uint8)
+    parts = GptqCodec(format, 0).encode(QuantTensor(format, codes, {"scale": scale, "zero": zero}))
+    assert (GptqCodec(format, 0).decode(parts, IN).params["zero"] == 255).all()
+    with pytest.raises(TensorError, match="zero point of 256"):
+        GptqCodec(format, 1).decode(parts, IN)
 
 
 def test_v1_cannot_store_a_zero_point_of_zero() -> None:
@@ -151,6 +187,9 @@ def test_entries_that_do_not_fit(tmp_path: Path) -> None:
     beyond = {**parts, "g_idx": np.full(IN, 4, np.int32)}
     with pytest.raises(TensorError, match=rf"{MODULE}.weight: g_idx names group 4, but there are 4"):
         SafetensorsSource(write_folder(tmp_path / "b", beyond, CONFIG)).rows(f"{MODULE}.weight")
+    before = {**parts, "g_idx": np.full(IN, -1, np.int32)}
+    with pytest.raises(TensorError, match=rf"{MODULE}.weight: g_idx names group -1, but there are 4"):
+        SafetensorsSource(write_folder(tmp_path / "e", before, CONFIG)).rows(f"{MODULE}.weight")
     uneven = {**parts, "qzeros": np.ascontiguousarray(gptq_words(zero - 2, 4).T)}
     with pytest.raises(TensorError, match=rf'{MODULE}.weight: .*"sym": true.*8, but qzeros holds 7'):
         SafetensorsSource(write_folder(tmp_path / "c", uneven, CONFIG)).rows(f"{MODULE}.weight")

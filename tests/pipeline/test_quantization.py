@@ -19,7 +19,7 @@ from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.containers.manifest import from_gguf_keys, from_json
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.errors import FileError, TensorError, UnsupportedError
-from bitsmith.pipeline import chunks, quantization
+from bitsmith.pipeline import chunks, encode, quantization
 from bitsmith.system.progress import Progress
 from tests.gguf_files import Stored, write_gguf
 from tests.tiny import CONFIG, make_folder, weights
@@ -49,7 +49,8 @@ def test_bytes_depend_on_nothing_but_the_input(
 ) -> None:
     first = bitsmith.quantize(tiny, to=to, out=tmp_path / "out", threads=1)
     before = content(first.paths)
-    monkeypatch.setattr(chunks, "CHUNK_WEIGHTS", 1 << 12)
+    for module in (chunks, encode):
+        monkeypatch.setattr(module, "CHUNK_WEIGHTS", 1 << 12)
     second = bitsmith.quantize(tiny, to=to, out=tmp_path / "out", threads=3, force=True)
     data = {t.name: t.sha256 for t in first.manifest.tensors}  # type: ignore[union-attr]
     assert data == {t.name: t.sha256 for t in second.manifest.tensors}  # type: ignore[union-attr]
@@ -108,6 +109,22 @@ def test_weights_beyond_the_scales_range_are_an_error_that_names_the_tensor(tmp_
     with pytest.raises(TensorError, match=f"{re.escape(name)}.*overflow"):
         bitsmith.quantize(folder, to=to, out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(("weight", "refused"), [(16646144.0, True), (16580608.0, False)])
+def test_a_weight_may_come_back_at_half_but_no_less(tmp_path: Path, weight: float, refused: bool) -> None:
+    """The largest value of iq4_nl is 127 * 65504."""
+    config = {**CONFIG, "num_hidden_layers": 1}
+    tensors = weights(config)
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name][3, 5] = weight
+    folder = make_folder(tmp_path / "large", tensors=tensors, num_hidden_layers=1)
+    if refused:
+        with pytest.raises(TensorError, match=rf"{re.escape(name)}.*overflow.*1\.66461e\+07"):
+            bitsmith.quantize(folder, to="native/iq4_nl", out=tmp_path / "x")
+    else:
+        made = bitsmith.quantize(folder, to="native/iq4_nl", out=tmp_path / "x")
+        assert SafetensorsSource(made.out).rows(name, 3, 4)[0, 5] == 127 * 65504
 
 
 def test_empty_tensors_are_copied_and_a_file_of_nothing_else_is_refused(tmp_path: Path) -> None:

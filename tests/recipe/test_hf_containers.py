@@ -94,6 +94,12 @@ def test_rules_make_modules_differ_and_are_read_back(tiny: Path, tmp_path: Path)
     said = config["quantization_config"]
     assert said["lm_head"] is True
     assert said["dynamic"][r"+:^model\.layers\.0\.self_attn\.qkv_proj$"] == {"bits": 8, "group_size": 32, "sym": True}
+    source, config = made(tiny, "gptq/int4", tmp_path / "mixed", rules=["lm_head=int3"])
+    assert config["quantization_config"]["checkpoint_format"] == "gptq_v2"  # one module that v1 cannot hold
+    assert {layout for layout in layouts(source).values() if "gptq" in layout} == {
+        "gptq/int4-g64-v2",
+        "gptq/int3-g64-v2",
+    }
     rules = [r"layers\.0\.mlp=w8a8", r"layers\.1\.mlp=fp8", r"self_attn\.o=w8a16-channel"]
     source, config = made(tiny, "compressed/w4a16", tmp_path / "compressed", rules=rules)
     assert set(layouts(source).values()) == {
