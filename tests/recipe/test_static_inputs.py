@@ -153,6 +153,6 @@ def _names(folder: Path) -> list[str]:
 
 
 def test_a_plan_that_was_not_told_is_not_carried_out(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(BitsmithError, match="only a calibration knows"):
+    with pytest.raises(BitsmithError, match="which comes from calibration"):
         execute(Plan.of(assigned(tiny, "fp8-static")), tmp_path / "out", threads=1)
     assert not (tmp_path / "out").exists()
