@@ -100,7 +100,7 @@ def evaluate(
     max_windows: largest number of windows; None for all
     threads, revision, report: see `load`
     kernel: kernel of `model`, see `load`. None is "exact" if the core can run the model, so that only the weights cause
-        loss; "int8" adds the loss of rounded inputs. `against` always runs without rounded inputs.
+        loss; "int8" adds the loss of rounded inputs. `against` always runs on "exact" or "torch".
     Raises BitsmithError.
     """
     from bitsmith.evaluation import evaluate as measure

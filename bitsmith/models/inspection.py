@@ -249,8 +249,8 @@ def _finite(source: Source, info: TensorInfo, packed: PackedTensor, first: int, 
         return True
     row, column = np.argwhere(~finite)[0]
     problems.append(
-        f"tensor {name} holds NaN or Inf, first at row {first + row}, column {column}; the model cannot work with it. "
-        "Make the file again or fetch it again"
+        f"tensor {name} holds NaN or Inf, first at row {first + row}, column {column}: the model cannot work with it; "
+        "make the file again or fetch it again"
     )
     return False
 
@@ -262,7 +262,7 @@ def _compare(name: str, sha256: str, records: Mapping[str, TensorRecord], proble
     if record.sha256 != sha256:
         problems.append(
             f"tensor {_printable(name)} has the hash {sha256}, the manifest says {record.sha256}: its bytes changed "
-            "after they were written. Make the file again or fetch it again"
+            "after they were written; make the file again or fetch it again"
         )
     return record.sha256 == sha256
 

@@ -151,7 +151,7 @@ def _number_types(row: Row, device: Device) -> Iterator[str]:
         if "int4" not in device.matrix_types:
             yield f"{device.title} does not multiply INT4. 4 bits save memory and bandwidth, but compute no faster."
         else:
-            yield f"{target} widens its 4-bit weights to 16 bits to multiply. It saves memory, but computes no faster."
+            yield f"Runtimes widen the 4-bit weights of {target} to 16 bits. They save memory, but compute no faster."
 
 
 def _published(report: PlanReport, row: Row) -> Iterator[str]:

@@ -110,9 +110,9 @@ class Network:
 
     @cached_property
     def attention(self) -> str:
-        """The attention in a few words."""
+        """The attention in a few words, for the report."""
         kinds = Counter(cache.kind for cache in self.caches)
-        shared = "" if self.kv_heads in (0, self.heads) else f", {self.heads} heads share {self.kv_heads}"
+        shared = "" if self.kv_heads in (0, self.heads) else f", {self.heads} heads share {self.kv_heads} key heads"
         if kinds["latent"]:
             return f"latent attention, {max(cache.keys for cache in self.caches)} numbers a token and layer"
         words = []
@@ -123,6 +123,6 @@ class Network:
         if kinds["recurrent"]:
             words.append(f"{kinds['recurrent']} of {self.layers} layers recurrent")
         if kinds["shared"]:
-            words.append(f"{kinds['shared']} layers keep nothing of their own")
+            words.append(f"{kinds['shared']} layers use another layer's cache")
         name = "multi-head" if self.kv_heads == self.heads else "multi-query" if self.kv_heads == 1 else "grouped"
         return ", ".join([f"{name} attention{shared}", *words])

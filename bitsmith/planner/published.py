@@ -24,12 +24,12 @@ RTX 3090 (https://github.com/invoke-ai/InvokeAI/issues/9413); about 300 MB with 
 LLAMACPP_BESIDE_LOGITS = 0.999
 LLAMACPP_BESIDE_SCORES = 4.000
 
-LLAMACPP_ERROR = "at most 12.8 %, median 3.1 %, on 6 logs that were not fitted"
+LLAMACPP_ERROR = "at most 12.8 %, median 3.1 %, on 6 other logs"
 """Relative error of `llamacpp_compute`."""
 
 VLLM_COPIES = 9.815  # number of float32 copies of the logits at the peak; fitted, see `vllm_overhead`
 
-VLLM_ERROR = "activations at most 4.7 %, median 0.9 %, on 5 logs that were not fitted; graphs 0.1 to 1 GiB"
+VLLM_ERROR = "activations at most 4.7 %, median 0.9 %, on 5 other logs; graphs 0.1 to 1 GiB"
 """Relative error of the largest part of `vllm_overhead`."""
 
 

@@ -49,7 +49,7 @@ RUNTIMES = {
             share=0.8,
             reserved=0.0,
             kv=("f16", "q8_0", "f32"),
-            error="whole process, within 5 % (bench/plan.py)",
+            error="the whole process, error at most 5 % (bench/plan.py)",
         ),
         Runtime(
             "llama.cpp",
@@ -57,7 +57,7 @@ RUNTIMES = {
             share=0.7,
             reserved=0.0,
             kv=("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"),
-            error=f"buffers of published logs, {published.LLAMACPP_ERROR}",
+            error=f"buffers fitted to published logs, error {published.LLAMACPP_ERROR}",
         ),
         Runtime(
             "vllm",
@@ -65,7 +65,7 @@ RUNTIMES = {
             share=0.7,
             reserved=0.1,  # gpu_memory_utilization 0.9
             kv=("f16", "bf16", "fp8"),
-            error=f"published profiles, {published.VLLM_ERROR}",
+            error=f"fitted to published profiles, error of {published.VLLM_ERROR}",
         ),
     )
 }

@@ -304,7 +304,7 @@ def _of_activations(network: Network, tokens: int, checkpointing: bool) -> Seque
     said = ["Checkpointing: only each layer's input is kept, and one layer at a time is recomputed."]
     if not checkpointing:
         norms = 4 * network.hidden * tokens * sum(_norm_count(parts) for parts in _by_layer(network).values())
-        said = [f"All activations are kept. Norms count as one kernel; without it they keep {norms / 1e9:.1f} GB more."]
+        said = [f"All activations are kept. A norm is one kernel; with several, norms keep {norms / 1e9:.1f} GB more."]
     said += [
         "Attention is FlashAttention, which keeps no scores. There is no dropout.",
         f"Activations include {_logits(network) * tokens / 1e9:.1f} GB of float32 logits and their gradient.",

@@ -1,4 +1,4 @@
-"""Whether a model in a format fits a device. If not: with how much context, or how many layers outside, or devices."""
+"""Whether a model in a format fits a device. If not: how much context fits, or how many layers or devices it needs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Verdict:
     room: bytes that the runtime may take, on all devices together
     context: number of tokens that fit, at most the model's context; 0 if none fit
     outside, outside_bytes: number of layers that must lie in system memory, and their bytes; 0 if all fit
-    needed: number of these devices that hold the whole model; 0 if no number does, and for unified memory and CPUs
+    needed: if it does not fit, number of these devices that hold the model; 0 if no number does, and for unified
+        memory and CPUs
     speed: generated tokens a second of one sequence, at the planned context; None if the bandwidth is unknown or the
         model is too large
     """

@@ -114,7 +114,7 @@ def test_spellings(name: str, expected: str) -> None:
 def test_several_sizes_are_asked_about(name: str, expected: list[str]) -> None:
     with pytest.raises(UsageError, match="several sizes") as caught:
         find_device(name)
-    assert str(caught.value).endswith(f"say one of {', '.join(expected)}.")
+    assert str(caught.value).endswith(f"give one of {', '.join(expected)}.")
     assert repr(name) in str(caught.value)
 
 

@@ -151,7 +151,7 @@ def fit_vllm(logs: Sequence[VllmMemory]) -> float:
 
 def told(errors: Sequence[float]) -> str:
     sizes = [abs(error) for error in errors]
-    unseen = f"on {len(errors)} logs that were not fitted"
+    unseen = f"on {len(errors)} other logs"
     return f"at most {max(sizes):.1%}, median {statistics.median(sizes):.1%}, {unseen}".replace("%", " %")
 
 

@@ -106,7 +106,7 @@ def test_advice_takes_what_loses_least_of_what_fits() -> None:
     hopper = " ".join(advise(bitsmith.plan("llama-3-70b", devices=["h100"], formats=["gptq/int4"])))
     assert "does not multiply INT4" in hopper
     volta = " ".join(advise(bitsmith.plan("llama-3-8b", devices=["v100-32"])))
-    assert "no native BF16: take F16" in volta
+    assert "has no native BF16. For 16 bits, use F16" in volta
 
 
 def test_a_larger_model_beside_a_smaller_one() -> None:

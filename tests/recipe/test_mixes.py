@@ -37,5 +37,5 @@ def test_an_unknown_name_lists_the_known_and_suggests() -> None:
     with pytest.raises(UsageError, match=r"'q4_km'.*did you mean .*q4_k_m") as caught:
         find_mix("q4_km")
     assert all(name in str(caught.value) for name in MIXES)
-    with pytest.raises(UsageError, match="iq2_xs can be read but not written"):
+    with pytest.raises(UsageError, match="bitsmith reads iq2_xs but does not write it"):
         find_mix("iq2_xs")

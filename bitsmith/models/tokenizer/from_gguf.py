@@ -87,7 +87,7 @@ def vocabulary_from_gguf(metadata: Mapping[str, Any], *, pre: str | None = None)
     for role, flag in (("bos", vocabulary.add_bos), ("eos", vocabulary.add_eos)):
         if flag and role not in special:
             raise FileError(
-                f"tokenizer.ggml.add_{role}_token is set, but the file names no {role} token; convert again"
+                f"tokenizer.ggml.add_{role}_token is set, but the file names no {role} token; convert the model again"
             )
     return vocabulary
 

@@ -221,7 +221,7 @@ def test_yarn() -> None:
     config = config_from_hf(LLAMA | {"rope_scaling": scaling | {"mscale": 1.0, "mscale_all_dim": 1.0}})
     assert config.rope.factor == 4.0  # 2048 / 512
     assert config.rope.attention_factor == 1.0
-    with pytest.raises(UnsupportedError, match="truncation"):
+    with pytest.raises(UnsupportedError, match="truncate false"):
         config_from_hf(LLAMA | {"rope_scaling": scaling | {"truncate": False}})
 
 
@@ -314,5 +314,5 @@ def test_writing_refuses_biases_transformers_has_no_class_for() -> None:
 
 def test_writing_refuses_a_magnitude_without_yarn() -> None:
     config = config_from_hf(LLAMA)
-    with pytest.raises(UnsupportedError, match="multiplied by"):
+    with pytest.raises(UnsupportedError, match="multiplies cos and sin by"):
         config_to_hf(replace(config, rope=replace(config.rope, attention_factor=1.5)))

@@ -178,7 +178,7 @@ def test_other_algorithms_are_refused(
 
 def test_characters_without_bytes_are_refused(trained: tokenizers.Tokenizer, tmp_path: Path) -> None:
     folder = write_folder(tmp_path, edited(trained, pre_tokenizer=None, decoder=None))
-    with pytest.raises(UnsupportedError, match="neither byte-level nor with byte fallback"):
+    with pytest.raises(UnsupportedError, match="not byte-level and has no byte fallback"):
         read_tokenizer(folder, vocab_size=SIZE)
 
 

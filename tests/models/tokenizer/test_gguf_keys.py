@@ -119,7 +119,7 @@ def test_pre_can_be_overridden() -> None:
         ({"scores": "high"}, FileError, "array of finite numbers"),
         ({"tokens": [1, 2, 3]}, FileError, "array of strings"),
         ({"tokens": "abc"}, FileError, "array of strings"),
-        ({"eos_token_id": "x"}, FileError, "expected a token's id, found 'x'"),
+        ({"eos_token_id": "x"}, FileError, "expected the id of a token, found 'x'"),
         ({"eos_token_ids": 7}, FileError, "array of finite numbers"),
         ({"tokens": [*BYTES.tokens[:-1], "\udcff"]}, FileError, "token 6 of the vocabulary is not UTF-8"),
         ({"token_type": [6] * 7}, FileError, "token 0 of the vocabulary stands for a byte: .* not 'a'"),
