@@ -1,4 +1,4 @@
-"""The key-value cache on a decoder's own operations: static buffers of slots, each filled from the left."""
+"""The key-value cache of the torch decoder: fixed buffers with one slot for each sequence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bitsmith.runtime.step import Step, checked_length
 class Cells:
     """Where the keys and values of one step go, and which slots it reads.
 
-    slots: int64 [rows]; None: all of the cache's, in order
+    slots: int64 [rows]; None: all slots of the cache, in order
     start: the first new position of row 0
     moves: int64 [tokens] each, for every real token: its row and column in the step, its slot and position.
         None: all slots get as many tokens, from `start` on
@@ -30,7 +30,7 @@ class Cells:
 class Cache:
     """Keys and values of `batch` slots, float32 [batch, kv_heads, capacity, head_dim] a layer each.
 
-    lengths: int64 [batch], positions filled of each slot
+    lengths: int64 [batch], number of filled positions of each slot
     """
 
     def __init__(self, config: ModelConfig, ops: Ops, capacity: int, *, batch: int = 1) -> None:
@@ -43,7 +43,7 @@ class Cache:
         self.lengths = np.zeros(batch, np.int64)
 
     def cells(self, step: Step) -> Cells:
-        """Where a step's keys and values go."""
+        """The places of the keys and values of a step."""
         array, n, start = self._ops.array, step.tokens.shape[1], int(step.starts[0])
         ordered = np.array_equal(step.slots, np.arange(self.batch))
         if ordered and step.full and (step.starts == start).all():
@@ -73,14 +73,14 @@ class Cache:
         return (keys, values) if cells.slots is None else (keys[cells.slots], values[cells.slots])
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget a slot's positions from `length` on; 0 empties it.
+        """Keep only the first `length` positions of a slot; 0 empties it.
 
         Raises UsageError where there is no such slot, or for a length beyond what is filled.
         """
         self.lengths[slot] = checked_length(self.lengths, slot, length)
 
     def grown(self, capacity: int) -> Cache:
-        """A copy with room for `capacity` positions a slot. Raises UsageError for fewer than are filled."""
+        """A copy with room for `capacity` positions a slot. Raises UsageError if a slot holds more."""
         filled = int(self.lengths.max())
         if filled > capacity:
             raise UsageError(f"a cache of {capacity} positions cannot hold {filled}.")

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from bitsmith.runtime.generate import Sampling
     from bitsmith.runtime.language_model import LanguageModel
 
-_LEAST_ANSWER = 16  # tokens of room an answer needs
+_LEAST_ANSWER = 16  # tokens that an answer needs
 
 
 class Conversation:
-    """Messages so far; each `say` adds one of the user's and streams the model's.
+    """The messages so far. `say` adds the user's next message and streams the model's answer.
 
     When the prompt would leave no room for an answer, the oldest exchanges are dropped, never the system message;
     `take_notes` says how many.
@@ -32,11 +32,11 @@ class Conversation:
         self._notes: list[str] = []
 
     def reset(self) -> None:
-        """Forget all but the system message."""
+        """Forget everything except the system message."""
         self._turns = []
 
     def take_notes(self) -> list[str]:
-        """What happened that the user should know of, since the last call."""
+        """Notes for the user since the last call."""
         notes, self._notes = self._notes, []
         return notes
 

@@ -43,14 +43,14 @@ class CoreCache:
         self.handle = _core().Cache(*shape, type, *rotation)
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget a slot's positions from `length` on; 0 empties it.
+        """Keep only the first `length` positions of a slot; 0 empties it.
 
         Raises UsageError where there is no such slot, or for a length beyond what is filled.
         """
         self.lengths[slot] = checked_length(self.lengths, slot, length)
 
     def grown(self, capacity: int) -> CoreCache:
-        """A copy with room for `capacity` positions a slot. Raises UsageError for fewer than are filled."""
+        """A copy with room for `capacity` positions a slot. Raises UsageError if a slot holds more."""
         if self.lengths.max() > capacity:
             raise UsageError(f"a cache of {capacity} positions cannot hold {self.lengths.max()}.")
         bigger = CoreCache(self._config, capacity, type=self._type, batch=self.batch)
@@ -62,7 +62,7 @@ class CoreCache:
 class CoreDecoder:
     """See `runtime.base.AnyDecoder`. Everything it returns is numpy, float32.
 
-    cache_type: of the caches it makes, see `CoreCache`
+    cache_type: type of the caches that `new_cache` makes, see `CoreCache`
     """
 
     def __init__(self, config: ModelConfig, model: Any, token_bytes: int, *, cache_type: str) -> None:

@@ -17,10 +17,10 @@ from bitsmith.runtime.weights import Block, Weights
 
 @dataclass(frozen=True)
 class Visible:
-    """Which keys queries see.
+    """The keys that the queries of a step see.
 
-    keys: (first, stop) of those that any of them sees
-    mask: boolean [rows or 1, n, stop - first]; None where all are visible to all
+    keys: (first, stop), the range of keys that at least one query sees
+    mask: boolean [rows or 1, n, stop - first]; None if every query sees all of them
     """
 
     keys: tuple[int, int]
@@ -29,11 +29,11 @@ class Visible:
 
 @dataclass(frozen=True)
 class Pass:
-    """What all layers of one forward pass share.
+    """Values that all layers of one forward pass share.
 
     rotation: cos and sin of the new positions
     full, sliding: visible keys for full and for sliding layers
-    cells: where new keys and values go; None without a cache
+    cells: places of the new keys and values; None without a cache
     """
 
     rotation: tuple[Tensor, Tensor]
@@ -43,7 +43,7 @@ class Pass:
 
 
 class Decoder:
-    """config, weights and the operations they run on. Stateless: sequences live in a `Cache`."""
+    """A configuration, its weights and the operations they run on. It has no state: sequences live in a `Cache`."""
 
     def __init__(self, config: ModelConfig, weights: Weights, ops: Ops) -> None:
         self.config = config
@@ -69,9 +69,9 @@ class Decoder:
     ) -> Tensor:
         """Logits of the next token, float32 [rows, n - first, vocab].
 
-        tokens: integers [rows, n]. Each row follows what its slot of the cache holds, and is added to it.
+        tokens: integers [rows, n]. Each row continues its slot of the cache, and is added to it.
         slots: integers [rows], the slots of the rows; None: all slots in order
-        counts: integers [rows], how many tokens of each row are real; the rest is filler, whose logits mean nothing.
+        counts: integers [rows], number of real tokens of each row; the rest is filler, and its logits have no meaning.
             None: all
         first: leave out the logits of the tokens before this one; negative counts from the end (-1: the last only)
         Raises UsageError for tokens, slots or counts out of range, or positions beyond the cache.
@@ -117,7 +117,7 @@ class Decoder:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of matrices, as they lie in memory, that one generated token reads."""
+        """Bytes of matrices in memory that one generated token reads."""
         return self.weights.token_bytes
 
     def numpy(self, x: Tensor) -> np.ndarray:
@@ -129,13 +129,13 @@ class Decoder:
         return self._place(np.arange(n)[None], n)
 
     def _place(self, positions: np.ndarray, stop: int, cells: Cells | None = None) -> Pass:
-        """Of queries at `positions` int64 [rows or 1, n], to keys before `stop`."""
+        """Masks for queries at `positions`, int64 [rows or 1, n], and keys before `stop`."""
         rotation = self.ops.rotation(positions, self._frequencies, self._magnitude)
         full = self._visible(positions, stop, 0)
         return Pass(rotation, full, self._visible(positions, stop, self.config.window) if self._slides else full, cells)
 
     def _step(self, step: Step, cache: Cache) -> Tensor:
-        """Hidden states of a step, float32 [rows, n, hidden]; the cache is longer by its tokens."""
+        """Hidden states of a step, float32 [rows, n, hidden]. Its tokens are added to the cache."""
         positions = step.positions()
         if (positions == positions[0]).all():  # one mask for all
             positions = positions[:1]
@@ -153,7 +153,7 @@ class Decoder:
     def run_block(self, layer: int, block: Block, x: Tensor, shared: Pass, cache: Cache | None = None) -> Tensor:
         """One layer: float32 [batch, n, hidden] -> the same.
 
-        shared: of `place`, without a cache
+        shared: from `place`; without a cache
 
         The four methods it consists of give the inputs of the block's linears, named as `LinearGroup` names them.
         """
@@ -161,19 +161,19 @@ class Decoder:
         return x + block.linears["ffn_down"](self.down_proj_input(block, self.ffn_in(block, x)))
 
     def attn_in(self, block: Block, x: Tensor) -> Tensor:
-        """What q, k and v are given: float32 [batch, n, hidden] -> the same."""
+        """Input of q, k and v: float32 [batch, n, hidden] -> the same."""
         return self.ops.rms_norm(x, block.norms["attn_norm"], self.config.norm_eps)
 
     def ffn_in(self, block: Block, x: Tensor) -> Tensor:
-        """What gate and up are given, of the hidden states after attention: [batch, n, hidden] -> the same."""
+        """Input of gate and up, from the hidden states after attention: [batch, n, hidden] -> the same."""
         return self.ops.rms_norm(x, block.norms["ffn_norm"], self.config.norm_eps)
 
     def down_proj_input(self, block: Block, x: Tensor) -> Tensor:
-        """What down is given, of `ffn_in`: [batch, n, hidden] -> [batch, n, intermediate]."""
+        """Input of down, from `ffn_in`: [batch, n, hidden] -> [batch, n, intermediate]."""
         return self.ops.swiglu(block.linears["ffn_gate"](x), block.linears["ffn_up"](x))
 
     def o_proj_input(self, layer: int, block: Block, x: Tensor, shared: Pass, cache: Cache | None = None) -> Tensor:
-        """What the output projection is given, of `attn_in`: [batch, n, hidden] -> [batch, n, heads * head_dim]."""
+        """Input of the output projection, from `attn_in`: [batch, n, hidden] -> [batch, n, heads * head_dim]."""
         config, ops = self.config, self.ops
         batch, n = x.shape[0], x.shape[1]
         q = block.linears["attn_q"](x).reshape(batch, n, config.heads, config.head_dim)
@@ -191,7 +191,7 @@ class Decoder:
         return ops.attention(q, k, v, visible.mask)
 
     def _visible(self, positions: np.ndarray, stop: int, window: int) -> Visible:
-        """Of queries at `positions` int64 [rows or 1, n]: key j is visible to query i where i - window < j <= i."""
+        """The keys that queries at `positions`, int64 [rows or 1, n], see: i - window < j <= i for query i, key j."""
         low = max(0, int(positions[:, 0].min()) + 1 - window) if window else 0
         queries, keys = positions[:, :, None], np.arange(low, stop)
         visible = keys <= queries

@@ -50,7 +50,7 @@ GREEDY = Sampling(temperature=0.0)
 
 
 class Sampler:
-    """Draws tokens for one sequence. `row` tells the sequences of a batch apart: each has its own random numbers."""
+    """Draws tokens for one sequence. `row` is its number in a batch: each sequence has its own random numbers."""
 
     def __init__(self, sampling: Sampling, row: int = 0) -> None:
         self._sampling = sampling
@@ -58,7 +58,7 @@ class Sampler:
 
     @cached_property
     def _random(self) -> np.random.Generator:
-        """Made when first drawn from: numpy.random takes a twentieth of a start."""
+        """Made at the first use: importing numpy.random takes a twentieth of the start time."""
         return np.random.default_rng(self._seed)
 
     def __call__(self, logits: np.ndarray) -> int:
@@ -79,7 +79,7 @@ class Sampler:
 def candidates(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
     """Tokens that may be drawn, likeliest first, and their probabilities: int64 [k], float64 [k].
 
-    logits: float64 [vocab], finite; sampling.temperature > 0. Of equally likely tokens the lower id comes first.
+    logits: float64 [vocab], finite; sampling.temperature > 0. Among equally likely tokens the lower id comes first.
     llama.cpp (llama-sampler.cpp): top_p's probabilities are those among the tokens top_k kept, before temperature;
     min_p compares logits with the largest, also before temperature.
     """
@@ -129,7 +129,7 @@ def generate(
     end_ids: Collection[int] = (),
     cache: AnyCache | None = None,
 ) -> Generator[Generated]:
-    """Continue a prompt of token ids; tokens come as they are drawn, and closing the iterator stops the work.
+    """Continue a prompt of token ids. Yields tokens as they are drawn; closing the iterator stops the work.
 
     cache: of one slot, empty or filled with the first tokens of the prompt (fewer than all), with room for what
         follows; None makes one
@@ -215,7 +215,7 @@ def capacity(decoder: AnyDecoder, prompt: int, max_tokens: int) -> int:
 def _reason(
     token: int, count: int, prompt: int, end_ids: frozenset[int], max_tokens: int, context: int
 ) -> Reason | None:
-    """Why the count-th token drawn is the last one."""
+    """Why the count-th token is the last one; None if it is not."""
     if token in end_ids:
         return "end"
     if count >= max_tokens:

@@ -14,7 +14,7 @@ from bitsmith.quant.tensor import QuantTensor, TensorInfo
 if TYPE_CHECKING:
     from bitsmith.quant.input_rounding import InputRounding
 
-Tensor = Any  # a torch tensor or a numpy array: what the Ops at hand compute with
+Tensor = Any  # a torch tensor or a numpy array
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Weight:
 
     info: shape and layout
     rows: (start, stop) -> float32 [stop - start, cols]; a vector is one row
-    activations: how the file wants a matrix's input rounded; None: not at all
-    extent: where its bytes lie in one piece; None where they do not
+    input_rounding: how the input of a product is rounded; None: not at all
+    extent: where its bytes lie in one piece; None if they lie in several
     codes: (start, stop) -> the rows as codes, or None; see `Source.codes`
     """
 
@@ -52,7 +52,7 @@ class Weight:
 
 
 class Kernel(Protocol):
-    """The product with a stored matrix. What `prepare` returns is the kernel's own; nobody else looks into it."""
+    """The product with a stored matrix. Only the kernel knows what `prepare` returns."""
 
     def supports(self, layout: str, device: str) -> bool:
         """Whether matrices of this layout (see `TensorInfo.layout`) can be prepared on this device."""
@@ -71,7 +71,7 @@ class Kernel(Protocol):
         ...
 
     def nbytes(self, prepared: Any) -> int:
-        """Bytes that a product reads of the matrix, as it lies in memory."""
+        """Bytes of the matrix in memory that a product reads."""
         ...
 
 
@@ -87,7 +87,7 @@ class Ops(Protocol):
         ...
 
     def numpy(self, x: Tensor) -> np.ndarray:
-        """The reverse of `array`."""
+        """The inverse of `array`."""
         ...
 
     def zeros(self, shape: tuple[int, ...]) -> Tensor:
@@ -112,10 +112,10 @@ class Ops(Protocol):
         ...
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-        """softmax(q k^T / sqrt(head_dim)) v, grouped heads sharing keys and values without copies.
+        """softmax(q k^T / sqrt(head_dim)) v. Grouped heads share keys and values without copies.
 
         q: [batch, heads, n, head_dim]; k, v: [batch, kv_heads, m, head_dim]
-        visible: boolean [batch or 1, n, m], at least one key a query; None where every key is visible
+        visible: boolean [batch or 1, n, m], at least one key for each query; None if every key is visible
         Returns [batch, n, heads * head_dim].
         """
         ...

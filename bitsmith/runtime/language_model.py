@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class LanguageModel:
     """A decoder with its tokenizer.
 
-    name: short, for reports
-    config: the decoder's shape
+    name: short name for reports
+    config: the shape of the model
     tokenizer: see `bitsmith.models.tokenizer.Tokenizer`
     decoder: the network, for those who need hidden states or a cache of their own
     """
@@ -40,7 +40,7 @@ class LanguageModel:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of matrices, as they lie in memory, that one generated token reads."""
+        """Bytes of matrices in memory that one generated token reads."""
         return self.decoder.token_bytes
 
     def logits(self, tokens: np.ndarray, *, first: int = 0) -> np.ndarray:
@@ -53,7 +53,7 @@ class LanguageModel:
     def stream(
         self, prompt: str | Sequence[int], *, max_tokens: int = 128, sampling: Sampling = DEFAULT
     ) -> Generator[str]:
-        """Continue a text, or token ids; pieces of text come as they are generated, end tokens left out.
+        """Continue a text or token ids. Yields pieces of text as they are generated, without end tokens.
 
         Closing the iterator stops the work. Keys and values of the last call are kept: a prompt that begins like
         it (the next turn of a conversation) is computed from where the two part.
@@ -90,7 +90,7 @@ class LanguageModel:
         return ids
 
     def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a conversation, ready for the model's answer.
+        """Token ids of a conversation up to the place of the model's answer.
 
         messages: {"role": "system" | "user" | "assistant", "content": text}, oldest first. Raises UnsupportedError
         where the model has no chat template.

@@ -1,4 +1,4 @@
-"""One forward step: tokens for some slots of a cache, each behind what its slot holds."""
+"""One forward step: new tokens for some slots of a cache."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """Tokens of one forward pass. Row i puts counts[i] tokens behind the first starts[i] positions of slots[i].
+    """Tokens of one forward pass. Row i adds counts[i] tokens to slots[i], which holds starts[i] tokens.
 
-    tokens: int64 [rows, n], filler on the right of rows with fewer than n
+    tokens: int64 [rows, n]; rows with fewer than n tokens have filler on the right
     slots: int64 [rows], distinct
     starts: int64 [rows]
     counts: int64 [rows], each in 1..n
-    stops: int64 [rows], starts + counts: the lengths of the slots behind the step
+    stops: int64 [rows], starts + counts: the lengths of the slots after the step
     full: whether all counts are n
     """
 
@@ -42,7 +42,7 @@ class Step:
         return found
 
     def chunks(self, size: int) -> Iterator[tuple[np.ndarray, Step]]:
-        """The same tokens as several steps of at most `size` tokens a row, each with the rows it has tokens of."""
+        """The same tokens in steps of at most `size` tokens a row. A step has only the rows that still have tokens."""
         for first in range(0, int(self.counts.max()), size):
             rows = np.flatnonzero(self.counts > first)
             counts, starts = np.minimum(self.counts[rows] - first, size), self.starts[rows] + first
@@ -57,8 +57,8 @@ def checked_step(
     """The step that adds `tokens` to `cache`.
 
     tokens: integers [rows, n]
-    slots: integers [rows]; None: all of the cache's, in order
-    counts: integers [rows]; None: n each
+    slots: integers [rows]; None: all slots of the cache, in order
+    counts: integers [rows]; None: n for each row
     Raises UsageError for tokens that are none or not below `vocab`, slots that are not the cache's or named twice,
     counts outside 1..n, and positions beyond the cache.
     """
@@ -66,7 +66,7 @@ def checked_step(
     rows, n = ids.shape
     if slots is None:
         if rows != cache.batch:
-            raise UsageError(f"a cache of {cache.batch} slots got {rows} rows of tokens; say which slots they are for.")
+            raise UsageError(f"a cache of {cache.batch} slots got {rows} rows of tokens; name their slots with slots=.")
         chosen, starts = _order(rows), cache.lengths.copy()
     else:
         chosen = _one_a_row("slots", slots, rows)
@@ -81,7 +81,7 @@ def checked_step(
             raise UsageError(f"counts must lie in 1..{n}, the tokens of a row, found {real.tolist()}.")
         full = int(real.min()) == n
     stops = starts + real
-    most = max(stops.tolist())  # of few rows, faster than numpy's
+    most = max(stops.tolist())  # faster than numpy's for few rows
     if most > cache.capacity:
         raise UsageError(f"a cache of {cache.capacity} positions cannot hold {most}.")
     return Step(ids, chosen, starts, real, stops, full)
@@ -114,14 +114,14 @@ def run_in_chunks(
 
 
 def _last_states(step: Step, states: Tensor, array: Callable[[np.ndarray], Tensor]) -> Tensor:
-    """Of states [rows, n, width], those of each row's last token: [rows, width]."""
+    """The states of the last token of each row: [rows, n, width] -> [rows, width]."""
     if step.full:
         return states[:, -1]
     return states[array(np.arange(len(step.counts))), array(step.counts - 1)]
 
 
 def checked_length(lengths: np.ndarray, slot: int, length: int) -> int:
-    """`length`, to which a slot can be cut. Raises UsageError where there is no such slot, or it holds less."""
+    """`length`, checked. Raises UsageError if there is no such slot, or if it holds fewer positions."""
     if not 0 <= slot < len(lengths):
         raise UsageError(f"slots lie in 0..{len(lengths) - 1}, found {slot}.")
     if not 0 <= length <= lengths[slot]:

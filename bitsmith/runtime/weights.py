@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 WeightReader = Callable[[str], Weight]  # GGUF tensor name -> the tensor, wherever it lies
 
-# Of a block, by GGUF's names without "blk.N." and ".weight", in the order they are computed
+# The linears of a block in the order of computation; GGUF's names without "blk.N." and ".weight"
 LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 NORMS = ("attn_norm", "ffn_norm")
 HEAD_NORMS = ("attn_q_norm", "attn_k_norm")  # of queries and keys, in some families
 
 
 def weight_reader(checkpoint: Checkpoint) -> WeightReader:
-    """What finds a checkpoint's tensors by their GGUF names.
+    """A function that finds the tensors of a checkpoint by their GGUF names.
 
-    Raises FileError where the tensors are not those its configuration promises, UnsupportedError for an unknown
+    Raises FileError if the tensors are not those that the configuration requires, UnsupportedError for an unknown
     architecture.
     """
     config, source = checkpoint.config, checkpoint.source
@@ -71,8 +71,8 @@ class Linear:
 class Block:
     """One layer, as named tensors. Names are GGUF's without "blk.N." and ".weight".
 
-    norms: float32 vectors, of `NORMS` and, where the family has them, of `HEAD_NORMS`
-    linears: of `LINEARS`
+    norms: float32 vectors: all of `NORMS`, and those of `HEAD_NORMS` if the family has them
+    linears: all of `LINEARS`
     """
 
     norms: Mapping[str, Tensor]
@@ -80,7 +80,7 @@ class Block:
 
     @property
     def device(self) -> Any:
-        """Where its tensors lie."""
+        """The device of its tensors."""
         return self.norms["attn_norm"].device
 
     def with_linears(self, linears: Mapping[str, Linear]) -> Block:
@@ -94,7 +94,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Weights:
-    """A whole model. `output` is `embedding` where the two are tied."""
+    """A whole model. If the embedding is tied, `output` is `embedding`."""
 
     embedding: Linear
     blocks: tuple[Block, ...]
@@ -103,7 +103,7 @@ class Weights:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of matrices, as they lie in memory, that a generated token reads; not its one row of the embedding."""
+        """Bytes of matrices in memory that one generated token reads, without its row of the embedding."""
         linears = (linear for block in self.blocks for linear in block.linears.values())
         return sum(linear.nbytes for linear in linears) + self.output.nbytes
 
@@ -111,7 +111,7 @@ class Weights:
 def load_weights(
     config: ModelConfig, read: WeightReader, kernel: Kernel, ops: Ops, *, device: str = "cpu", report: Report = silent
 ) -> Weights:
-    """Read and prepare every tensor, layer by layer. Raises UnsupportedError where the kernel cannot take a layout."""
+    """Read and prepare every tensor, layer by layer. Raises UnsupportedError if the kernel cannot take a layout."""
     loader = WeightLoader(config, read, kernel, ops, device)
     embedding = loader.linear("token_embd", bias=False)
     blocks = []
@@ -125,9 +125,9 @@ def load_weights(
 
 @dataclass(frozen=True)
 class WeightLoader:
-    """Reads and prepares parts of a model, for those who do not want all of it at once.
+    """Reads and prepares a model in parts.
 
-    Every method raises UnsupportedError where the kernel cannot take a layout.
+    Every method raises UnsupportedError if the kernel cannot take a layout.
     """
 
     config: ModelConfig
