@@ -271,7 +271,7 @@ def test_quantizing_twice_is_told(tiny: Path, tmp_path: Path, to: str) -> None:
 
 def test_notes_name_tensors_as_the_output_does(tiny: Path, tmp_path: Path) -> None:
     made = bitsmith.quantize(tiny, to="gptq/int4", group_size=32, method="gptq", out=tmp_path / "out", **WORDS)
-    kept = next(note for note in made.notes if note.startswith("rows that GPTQ"))
+    kept = next(note for note in made.notes if note.startswith("rows that kept the nearest codes"))
     assert "model.layers.0." in kept
 
 

@@ -129,7 +129,7 @@ def test_corrected_weights_give_the_original_outputs(order: str) -> None:
 
 def test_drift_of_another_input_is_refused() -> None:
     _, h = problem(cols=64, rows=1)
-    with pytest.raises(TensorError, match=r"\[64, 64\].*found \[32, 32\]"):
+    with pytest.raises(TensorError, match=r"\[64, 64\].*found shape \[32, 32\]"):
         correction(prepare(h), h[:32, :32])
     with pytest.raises(TensorError, match="finite"):
         correction(prepare(h), np.full_like(h, np.inf))
