@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.plan import Plan
 from bitsmith.system.machine import peak_memory
 from bitsmith.system.progress import Progress, Report
+
+if TYPE_CHECKING:
+    from bitsmith.calibration.blockwise import Rounded
 
 
 @dataclass(frozen=True)
@@ -118,18 +122,20 @@ class _Work:
             rounding = BlockwiseRounding(plan.checkpoint, self.prepared.tokens, work.task, self.resources)
             for layer in range(rounding.layers):
                 self.report(Progress(method.rounder, layer, rounding.layers, "blocks", f"blk.{layer}"))
-                rounded = rounding.block(layer, self.report)
-                reports.add(rounded)
-                for rows in work.rows(rounded):
-                    writer.write_rounded(rows)
-            for rounded in rounding.head():
-                reports.add(rounded)
-                for rows in work.rows(rounded):
-                    writer.write_rounded(rows)
+                self._write(writer, work, reports, rounding.block(layer, self.report))
+            for slab in rounding.head():
+                self._write(writer, work, reports, slab)
             self.report(Progress(method.rounder, rounding.layers, rounding.layers, "blocks"))
             manifest = writer.finish(threads=self.threads)
         notes = (*rescaling_notes(self.measured.rescalings), *rounding_notes(reports.by_name))
         return Made(plan, manifest, notes)
+
+    @staticmethod
+    def _write(writer: PlanWriter, work: BlockwiseWork, reports: Reports, rounded: Rounded) -> None:
+        """Write the rows of one step, and count its reports in."""
+        reports.add(rounded)
+        for rows in work.rows(rounded):
+            writer.write_rounded(rows)
 
     def _plan(self) -> Plan:
         """The final plan, with the text's hash and the ranges of inputs."""
