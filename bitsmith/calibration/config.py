@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bitsmith.errors import UsageError
 from bitsmith.system.machine import check_threads
-from bitsmith.system.options import REQUIRED, option
+from bitsmith.system.options import REQUIRED, check_types, option
 from bitsmith.system.sizes import parse_size
 
 
@@ -51,6 +51,7 @@ class CalibrationConfig:
     force: bool = option(False, group="Output", help="Replace an output that exists.")
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_threads(self.threads)
         for flag, count in (
             ("--calibration-tokens", self.calibration_tokens),

@@ -50,7 +50,7 @@ def check_method(assignment: Assignment, prepared: Prepared, method: Method) -> 
     if method.transform and TRANSFORMS[method.transform].rounded_inputs_only and not assignment.inputs:
         raise UsageError(
             f"--method {method} makes inputs easier to round, but {assignment.target} does not round inputs; use it "
-            "with compressed/w8a8 or fp8. To round weights only, use awq."
+            "with compressed/w8a8 or compressed/fp8. To round weights only, use awq."
         )
     if method.needs_text and prepared.request is None:
         raise UsageError(

@@ -26,7 +26,7 @@ def rounding_notes(reports: Mapping[str, RoundingReport]) -> tuple[str, ...]:
     usual = min(one.damping for one in gptq.values())
     damped = [f"{name} {one.damping:g}" for name, one in gptq.items() if one.damping > usual]
     if damped:
-        notes.append(f"Hessians with more damping than {usual:g}, because not positive definite: {_few(damped)}")
+        notes.append(f"Hessians that were not positive definite got more damping than {usual:g}: {_few(damped)}")
     dead = [f"{name} {one.dead}" for name, one in gptq.items() if one.dead]
     if dead:
         notes.append(f"columns that the calibration text never used: {_few(dead)}")

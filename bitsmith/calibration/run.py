@@ -19,7 +19,7 @@ from bitsmith.containers.output import OutputFiles
 from bitsmith.errors import UsageError
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.recipe.calibration_record import UNKNOWN_SHA256, CalibrationRecord
-from bitsmith.system.options import check_words
+from bitsmith.system.options import check_words, with_signature
 from bitsmith.system.progress import Report, silent
 
 if TYPE_CHECKING:
@@ -166,6 +166,9 @@ def make_imatrix(model: str | Path, *, report: Report = silent, **words: Unpack[
     """
     check_words("imatrix", ImatrixConfig, words, further=("report",))
     return write_imatrix(model, ImatrixConfig(**words), report=report)
+
+
+with_signature(make_imatrix, ImatrixConfig)
 
 
 def write_imatrix(model: str | Path, config: ImatrixConfig, *, report: Report = silent) -> ImatrixResult:

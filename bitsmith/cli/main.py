@@ -134,7 +134,8 @@ def _usage(error: click.ClickException) -> str:
     """What is wrong with the call, and where the help is."""
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = "bitsmith" if context is None else context.command_path
-    return f"{' '.join(error.format_message().split())} Try '{path} --help'."
+    text = " ".join(error.format_message().split())
+    return f"{text if text.endswith(('.', '?', '!')) else text + '.'} Try '{path} --help'."
 
 
 def _explained(error: Exception) -> str:

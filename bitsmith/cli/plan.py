@@ -212,8 +212,8 @@ def _print_legend(report: PlanReport, at: int, console: Console) -> None:
     console.print(f"weights: {sizes}. {loss}.", style="dim", markup=False)
     for runtime in runtimes.values():
         console.print(
-            f"{runtime.title}: in use: {runtime.error}{_reserve(runtime)}; tokens/s: of one sequence, at most: "
-            f"{100 * runtime.share:.0f} % of the bandwidth over the bytes read.",
+            f"{runtime.title}: in use: {runtime.error}{_reserve(runtime)}; tokens/s: upper estimate for one sequence, "
+            f"{100 * runtime.share:.0f} % of the bandwidth divided by the bytes read for a token.",
             style="dim",
             markup=False,
             soft_wrap=not console.is_terminal,

@@ -32,7 +32,7 @@ def print_plan(planned: Quantized, *, full: bool) -> None:
         record = planned.calibration
         seen = f"{record.tokens:,} tokens of {record.source}" if record.tokens else record.source
         room = (
-            f"; it takes {human_bytes(planned.calibration_memory)} of memory beside torch"
+            f"; calibrating takes {human_bytes(planned.calibration_memory)} of memory beside torch"
             if planned.calibration_memory
             else ""
         )
@@ -48,7 +48,7 @@ def print_summary(result: Quantized) -> None:
     console.print(
         f"wrote {result.out} ({human_bytes(result.size)}, {result.bits_per_weight:.3f} bits per weight) in "
         f"{human_seconds(result.seconds)}, peak memory {human_bytes(result.peak_memory)}; "
-        f"read back and verified in {human_seconds(result.verify_seconds)} of them",
+        f"of this time, {human_seconds(result.verify_seconds)} for reading back and verifying",
         soft_wrap=True,
         markup=False,
     )

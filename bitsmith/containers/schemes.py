@@ -36,7 +36,7 @@ def parse(container: str, text: str) -> Scheme:
     if base not in schemes:
         raise UsageError(
             f"{container} has no scheme {text!r}; known: {', '.join(schemes)}"
-            + (", with -g128, -channel or similar, and -asym if the scheme has groups." if base else ".")
+            + ("; schemes with groups also take endings such as -g64, -channel and -asym." if base else ".")
         )
     return adjusted(container, base, schemes[base], group, asymmetric)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitsmith.calibration.config import CalibrationConfig, size_in_bytes
-from bitsmith.errors import UsageError
 from bitsmith.system.machine import cores
 from bitsmith.system.options import option
 
@@ -66,7 +65,7 @@ class QuantizeConfig(CalibrationConfig):
         help=f"Number of weights that share a scale; -1: a whole row ({_GROUPED}); default: 128.",
     )
     symmetric: bool | None = option(
-        None, "--sym/--asym", group="Types", help=f"Without or with zero points ({_GROUPED})."
+        None, "--sym/--asym", group="Types", help=f"--sym: without zero points; --asym: with zero points ({_GROUPED})."
     )
     pre: str | None = option(
         None, group="Source", metavar="NAME", help="Name of the pre-tokenizer, if it is not recognised."
@@ -81,8 +80,6 @@ class QuantizeConfig(CalibrationConfig):
             Method.parse(self.method)
         if self.effort is not None:
             check_effort(self.effort)
-        if isinstance(self.rules, str) or isinstance(self.keep, str):
-            raise UsageError("--rule and --keep: expected a list of strings, found one string; give [...].")
         size_in_bytes("--max-shard-size", self.max_shard_size)
 
     @property

@@ -158,8 +158,7 @@ def check_grouping(targets: Sequence[Target], config: QuantizeConfig) -> None:
     given = [word for word, value in words.items() if value not in ((), [], None)]
     if given and all(target.container not in (*others, last) for target in targets):
         raise UsageError(
-            f"{given[0]} is for {grouped}; for {targets[0].container} give a format (int4-g64-asym) or "
-            "--rule 'REGEX=f16'."
+            f"{given[0]} is for {grouped}; for {targets[0].container} give another --to, or --rule 'REGEX=f16'."
         )
 
 

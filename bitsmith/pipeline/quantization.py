@@ -14,7 +14,7 @@ from bitsmith.pipeline.config import QuantizeConfig
 from bitsmith.pipeline.outputs import check_grouping, outputs_of
 from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.target import Target
-from bitsmith.system.options import check_words
+from bitsmith.system.options import check_words, with_signature
 from bitsmith.system.progress import Report, silent
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ def quantize(
     on_plan: Callable[[Quantized], None] | None = None,
     **words: Unpack[QuantizeWords],
 ) -> Quantized:
-    """Quantize `model` to `to`. The other keywords are the options of `bitsmith quantize`, see `QuantizeConfig`.
+    """Quantize `model` to `to`. The other keywords are the options of `bitsmith quantize`.
+
+    `bitsmith.QuantizeConfig` describes them.
 
     model: a folder, a file, a hub id or "reference"
     to: "CONTAINER/FORMAT"; a name alone means gguf/NAME
@@ -40,6 +42,9 @@ def quantize(
     """
     check_words("quantize", QuantizeConfig, words, further=("to", "report", "on_plan"))
     return quantize_each(model, [to], QuantizeConfig(**words), report=report, on_plan=on_plan)[0]
+
+
+with_signature(quantize, QuantizeConfig)
 
 
 def quantize_each(

@@ -41,7 +41,7 @@ class QuantizeWords(TypedDict, total=False):
     """Number of weights that share a scale; -1: a whole row (for gptq, awq and compressed); default: 128."""
 
     symmetric: bool | None
-    """Without or with zero points (for gptq, awq and compressed)."""
+    """--sym: without zero points; --asym: with zero points (for gptq, awq and compressed)."""
 
     pre: str | None
     """Name of the pre-tokenizer, if it is not recognised."""

@@ -15,10 +15,10 @@ GGUF_RULE_TYPES: frozenset[str] = frozenset(name for name, type in TYPES.items()
 
 
 def nearest_names(name: str, known: Collection[str]) -> str:
-    """For errors about an unknown name: the nearest names of `known`, and all of them."""
+    """The part of an error about an unknown name: the nearest names of `known`, and all of them."""
     close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    return f"{hint}Known: {', '.join(sorted(known))}."
+    return f"{hint}known: {', '.join(sorted(known))}."
 
 
 @dataclass(frozen=True)

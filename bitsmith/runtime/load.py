@@ -66,4 +66,6 @@ def check_cache(cache_type: str, kernel: str) -> None:
     if cache_type in KERNELS[kernel].cache_types or cache_type in ("f16", "f32"):  # f16 is what nobody chose
         return
     able = ", ".join(name for name, row in KERNELS.items() if cache_type in row.cache_types)
-    raise UsageError(f"--cache {cache_type}: --kernel {kernel} keeps float32; only --kernel {able} has a choice.")
+    raise UsageError(
+        f"--cache {cache_type}: --kernel {kernel} always keeps keys and values in float32; use --kernel {able}."
+    )

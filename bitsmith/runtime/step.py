@@ -148,5 +148,5 @@ def _alike(rows: int, n: int) -> np.ndarray:
 def _one_a_row(name: str, values: np.ndarray, rows: int) -> np.ndarray:
     found = np.asarray(values)
     if found.shape != (rows,) or found.dtype.kind not in "iu":
-        raise UsageError(f"{name} must be {rows} integers, one a row of tokens, found {found.tolist()}.")
+        raise UsageError(f"{name} must be {rows} integers, one for each row of tokens, found {found.tolist()}.")
     return np.ascontiguousarray(found, np.int64)

@@ -5,11 +5,18 @@ The command line (`bitsmith.cli.command`) and the keywords of the library's func
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, TypeVar, get_type_hints
+from inspect import Parameter, Signature, signature
+from numbers import Integral
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from bitsmith.errors import UsageError
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 _KEY = "option"
 REQUIRED: Any = MISSING  # as a default: the option must be given
 
@@ -72,6 +79,46 @@ def _option(each: Field[Any], hint: Any) -> Option:
     required = each.default is MISSING
     default = None if required else each.default
     return Option(each.name, hint, str(each.type), default, required, flags, shown.help, shown.group, shown.metavar)
+
+
+def check_types(config: Any) -> None:
+    """Raise UsageError for a value of a dataclass of options that has not the type of its field."""
+    for each in options_of(type(config)):
+        value = getattr(config, each.name)
+        kinds = get_args(each.hint) if isinstance(each.hint, UnionType) else (each.hint,)
+        if not any(_is_of(value, kind) for kind in kinds):
+            raise UsageError(f"{each.name}: expected {_in_words(each.annotation)}, found {value!r:.40}.")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if kind is int:
+        return isinstance(value, Integral) and not isinstance(value, bool)
+    if kind is str or kind is Path:
+        return isinstance(value, kind)
+    if get_origin(kind) is Sequence:
+        return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+    return isinstance(value, kind)
+
+
+def _in_words(annotation: str) -> str:
+    words = {"Sequence[str]": "a list of strings", "str": "a string", "int": "a whole number", "bool": "True or False"}
+    return " or ".join(words.get(part.strip(), part.strip()) for part in annotation.split("|"))
+
+
+def with_signature(function: F, config: type[Any]) -> F:
+    """Give `function`, whose last parameter collects the options of `config`, a signature that lists them."""
+    own = [each for each in signature(function).parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
+    listed = [
+        Parameter(
+            each.name,
+            Parameter.KEYWORD_ONLY,
+            default=Parameter.empty if each.required else each.default,
+            annotation=each.annotation,
+        )
+        for each in options_of(config)
+    ]
+    vars(function)["__signature__"] = Signature([*own, *listed])
+    return function
 
 
 def check_words(function: str, config: type[Any], words: Collection[str], *, further: tuple[str, ...] = ()) -> None:

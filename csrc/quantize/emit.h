@@ -6,7 +6,7 @@
 
 namespace bitsmith::quantize::BITSMITH_ISA {
 
-// Sums of squares in sixteen running sums by column: the order of `sum_of_squares` in driver.py.
+// Sums of squares in sixteen running sums by column: the order of `sum_of_squares` in pipeline/encode.py.
 class SquareSum {
  public:
   // Column `at` of a row and those beside it; columns before are done.

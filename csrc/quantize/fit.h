@@ -1,4 +1,4 @@
-// What all searches share: numbers and sums of bitsmith/fit.py, to the bit.
+// What all searches share: numbers and sums of bitsmith/quant/scale_search.py, to the bit.
 #pragma once
 
 #include "vectors.h"
@@ -9,13 +9,13 @@ using namespace bitsmith::BITSMITH_ISA;  // the names of vectors.h
 
 constexpr float kF16Max = 65504.0f;
 
-// 1 / a, and 0 where a is 0 (or so small that 1 / a overflows); `inverse` of fit.py.
+// 1 / a, and 0 where a is 0 (or so small that 1 / a overflows); `inverse` of scale_search.py.
 BITSMITH_INLINE Floats inverse(Floats a) {
   const Ints alive = absolute(a) > 1e-37f;
   return alive ? 1.0f / (alive ? a : splat(1.0f)) : Floats{};
 }
 
-// Rounded to float16 and back. What is too large becomes the largest float16; `f16` of fit.py.
+// Rounded to float16 and back. What is too large becomes the largest float16; `f16` of scale_search.py.
 BITSMITH_INLINE Floats f16(Floats a) {
   const Ints bits = as<Ints>(clip(a, -kF16Max, kF16Max));
   const Ints size = bits & 0x7fffffff, sign = bits & INT32_MIN;
@@ -35,7 +35,7 @@ inline uint16_t f16_bits(float value) {
   return static_cast<uint16_t>(sign | static_cast<uint32_t>(small * 0x1p24f));
 }
 
-// Sum of leaf(0) .. leaf(N - 1) by halving, N a power of two: the order of `tree_sum` in fit.py, depth first.
+// Sum of leaf(0) .. leaf(N - 1) by halving, N a power of two: the order of `tree_sum` in scale_search.py, depth first.
 template <int N, int I = 0, int Step = 1, class Leaf>
 BITSMITH_INLINE auto tree(const Leaf &leaf) {
   if constexpr (Step == N) {

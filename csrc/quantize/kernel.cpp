@@ -5,7 +5,7 @@
 namespace bitsmith::quantize::BITSMITH_ISA {
 namespace {
 
-constexpr float kLargest = 1e15f;  // the search takes larger weights for this: LARGEST of fit.py
+constexpr float kLargest = 1e15f;  // the search takes larger weights for this: LARGEST of scale_search.py
 
 // Up to kLanes groups. rows: their weights, group by group. x, weight: lane i holds group i, as the search wants it.
 template <int Group>

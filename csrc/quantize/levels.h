@@ -1,4 +1,4 @@
-// Rules that take a target to the nearest level of a table; `Levels` of fit.py and `Grid.nearest` of grid.py.
+// Rules that take a target to the nearest level of a table; `Levels` of scale_search.py and `Grid.nearest` of grid.py.
 //
 // round: the level itself, for the search (halves to even on integers, down on tables)
 // code: its index, for what is stored (halves down); level: back again

@@ -1,4 +1,4 @@
-// Searches for scales and offsets. Each lane holds one block. fit.py has functions of the same names; results are equal
+// Searches for scales and offsets. Each lane holds one block. scale_search.py has functions of the same names; results are equal
 // to the bit.
 #pragma once
 

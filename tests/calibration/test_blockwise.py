@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from bitsmith.calibration.blockwise import BlockwiseRounding, BlockwiseTask, input_of
+import bitsmith
+from bitsmith.calibration.blockwise import BlockwiseRounding, BlockwiseTask, Rounded, input_of
 from bitsmith.calibration.collect import decoder_without_blocks, recording
 from bitsmith.calibration.method import Method
 from bitsmith.calibration.resources import Resources
@@ -20,6 +23,7 @@ from bitsmith.quant.formats import get_format
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.ops import TorchOps
 from bitsmith.runtime.weights import WeightLoader, weight_reader
+from bitsmith.system.progress import Report, silent
 from tests.tiny import HIDDEN, VOCAB
 
 WINDOWS, CONTEXT = 2, 12
@@ -70,3 +74,20 @@ def test_blocks_come_in_order(tiny: Path) -> None:
         (0, 2048),
         (2048, 2048),
     ]
+
+
+def test_a_block_is_freed_before_the_next(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[object]] = []
+    plain = BlockwiseRounding.block
+
+    def block(self: BlockwiseRounding, layer: int, report: Report = silent) -> Rounded:
+        gc.collect()
+        assert [seen() for seen in made] == [None] * len(made)
+        rounded = plain(self, layer, report)
+        made.extend(weakref.ref(rows) for rows in rounded.rows)
+        return rounded
+
+    monkeypatch.setattr(BlockwiseRounding, "block", block)
+    words = {"calibration": "default", "calibration_tokens": 256, "calibration_context": 64, "device": "cpu"}
+    bitsmith.quantize(tiny, to="q4_0", method="gptq", out=tmp_path / "x.gguf", **words)  # type: ignore[arg-type]
+    assert len(made) == 14

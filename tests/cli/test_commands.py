@@ -26,7 +26,7 @@ def test_quantize_prints_plan_and_summary(bitsmith_command: Command, tiny: Path,
     result = bitsmith_command("quantize", tiny, "--to", "q4_k_m", "--out", tmp_path / "x.gguf")
     assert result.code == 0
     assert "blk.*.ffn_down.weight" in result.out
-    assert "read back and verified" in result.out
+    assert "for reading back and verifying" in result.out
     assert "peak memory" in result.out
     assert "largest relative squared errors" in result.out
     assert "fallback" in result.err  # rows of 64 do not divide by 256: a warning says so

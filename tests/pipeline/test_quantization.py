@@ -273,3 +273,7 @@ def test_quantize_imports_neither_torch_nor_transformers(tiny: Path, tmp_path: P
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.splitlines() == ["[]"]
+
+
+def test_bits_per_weight_of_what_is_copied(tiny: Path) -> None:
+    assert bitsmith.quantize(tiny, to="native/bf16", dry_run=True).plan.bits_per_weight == 16

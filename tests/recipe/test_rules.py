@@ -23,7 +23,7 @@ def test_the_last_equals_sign_separates() -> None:
 
 def test_types_are_those_of_the_container() -> None:
     assert Rule.parse("down=int4-g32", {"int4-g32", "nf4"}).type == "int4-g32"
-    with pytest.raises(UsageError, match=r"unknown type 'q6_k'.*Known: int4-g32, nf4"):
+    with pytest.raises(UsageError, match=r"unknown type 'q6_k'.*known: int4-g32, nf4"):
         Rule.parse("down=q6_k", {"int4-g32", "nf4"})
 
 

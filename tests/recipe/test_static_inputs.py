@@ -156,3 +156,11 @@ def test_a_plan_that_was_not_told_is_not_carried_out(tiny: Path, tmp_path: Path)
     with pytest.raises(BitsmithError, match="which comes from calibration"):
         execute(Plan.of(assigned(tiny, "fp8-static")), tmp_path / "out", threads=1)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_final_plan_rounds_inputs_by_what_it_stores(tiny: Path) -> None:
+    seen = {f"blk.{layer}.{linear}": 2.0 + layer for layer in (0, 1) for linear in LINEARS}
+    told = Plan.of(assigned(tiny, "w8a8-static"), input_absmax=seen)
+    scales = {t.info.name: t.inputs.scale for t in told.tensors if t.inputs is not None}
+    assert scales["model.layers.1.mlp.up_proj.weight"] == pytest.approx(3 / 127.5, rel=2**-8)
+    assert len(scales) == 14

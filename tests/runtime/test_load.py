@@ -95,8 +95,8 @@ def test_running_and_measuring_import_no_torch(tmp_path: Path) -> None:
 def test_caches_that_are_not_there(tiny: Path) -> None:
     for options, match in (
         ({"cache_type": "q9"}, "--cache q9: unknown; expected f16, q8_0, f32"),
-        ({"cache_type": "q8_0", "kernel": "exact"}, "--kernel exact keeps float32"),
-        ({"cache_type": "q8_0", "kernel": "torch"}, "--kernel torch keeps float32"),
+        ({"cache_type": "q8_0", "kernel": "exact"}, "--kernel exact always keeps keys and values in float32"),
+        ({"cache_type": "q8_0", "kernel": "torch"}, "--kernel torch always keeps keys and values in float32"),
     ):
         with pytest.raises(UsageError, match=match):
             bitsmith.load(tiny, **options)

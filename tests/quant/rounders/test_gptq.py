@@ -175,3 +175,12 @@ def test_no_rows() -> None:
     rounded = gptq(np.zeros((0, 64), np.float32), get_format("int4-g32-asym"), h)
     assert rounded.codes.shape == (0, 64)
     assert rounded.params["zero"].shape == (0, 2)
+
+
+def test_slabs_cover_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    w, h = problem(rows=21, cols=64)
+    whole = gptq(w, get_format("int4-g32"), h, sweeps=1)
+    monkeypatch.setattr("bitsmith.quant.rounders.gptq.SLAB_ROWS", 5)
+    cut = gptq(w, get_format("int4-g32"), h, sweeps=1)
+    assert same(whole, cut)
+    assert (cut.report.rows, cut.report.kept) == (21, whole.report.kept)

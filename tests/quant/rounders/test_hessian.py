@@ -133,3 +133,10 @@ def test_drift_of_another_input_is_refused() -> None:
         correction(prepare(h), h[:32, :32])
     with pytest.raises(TensorError, match="finite"):
         correction(prepare(h), np.full_like(h, np.inf))
+
+
+def test_damping_grows_tenfold() -> None:
+    _, h = problem(cols=64, rows=1)
+    values, vectors = np.linalg.eigh(h.astype(np.float64))
+    values[0] = -0.1 * np.diagonal(h).mean()
+    assert prepare((vectors * values @ vectors.T).astype(np.float32)).damping == pytest.approx(0.3)
