@@ -6,7 +6,8 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -55,6 +56,8 @@ class OutputFiles:
         self._committed = False
         self._work = target.parent / f".{target.name}.{os.getpid()}.partial"
         self._made: list[Path] = []
+        # runs at the latest when the process ends: an interrupt may come before a `with` holds this object
+        self._remove_made = weakref.finalize(self, _remove, self._made, os.getpid())
         try:
             check_destination(target, layouts, extras=self.extras, as_folder=as_folder, force=force)
             self._remove_stale()
@@ -113,12 +116,9 @@ class OutputFiles:
             os.close(handle)
         self._handles = {}
         if self._committed:
-            return
-        for path in self._made:
-            if self.as_folder:
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            self._remove_made.detach()
+        else:
+            self._remove_made()
 
     def __enter__(self) -> OutputFiles:
         return self
@@ -153,13 +153,15 @@ class OutputFiles:
 
     def _create(self) -> None:
         if self.as_folder:
-            self._work.mkdir()
-            self._made.append(self._work)
+            self._make(self._work, self._work.mkdir)
         for layout in self.layouts:
             path = self._temporary(layout.filename)
-            handle = self._handles[layout.filename] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-            if not self.as_folder:
-                self._made.append(path)
+
+            def create(path: Path = path, name: str = layout.filename) -> None:
+                self._handles[name] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+
+            self._make(path, create)
+            handle = self._handles[layout.filename]
             os.truncate(handle, layout.size)
             _write_all(handle, memoryview(layout.header), 0)
         for name, data in self.extras.items():
@@ -167,6 +169,15 @@ class OutputFiles:
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(data)
             _sync(path)
+
+    def _make(self, path: Path, create: Callable[[], object]) -> None:
+        """Create a file or folder that is to be removed unless it gets its final name; never one that is there."""
+        self._made.append(path)
+        try:
+            create()
+        except OSError:  # nothing was made
+            self._made.remove(path)
+            raise
 
     # -- after
 
@@ -220,6 +231,17 @@ class OutputFiles:
             f"{self.target}: cannot be written ({error.strerror or error}); nothing was left behind. "
             "Check space and permissions, or choose another --out."
         )
+
+
+def _remove(made: list[Path], process: int) -> None:
+    """Remove temporary files and folders; not in a child that was forked later."""
+    if os.getpid() != process:
+        return
+    for path in made:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _write_all(handle: int, data: memoryview, offset: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -342,3 +343,13 @@ def test_a_folder_reaches_the_disk_before_its_name(tmp_path: Path, monkeypatch: 
         assert disk.size_flushed(path) == path.stat().st_size > 0
         assert disk.times("write", path)[-1:] < disk.times("flush", path)[-1:]
     assert disk.times("flush", tmp_path)[-1] > renamed
+
+
+def test_an_output_that_nobody_holds_leaves_nothing(tmp_path: Path) -> None:
+    """As after an interrupt between making it and entering `with`."""
+    for as_folder in (False, True):
+        output = OutputFiles(tmp_path / "out", [FileLayout("out", b"head", (), 4)], as_folder=as_folder)
+        assert [path.name for path in tmp_path.iterdir()] == [f".out.{os.getpid()}.partial"]
+        del output
+        gc.collect()
+        assert list(tmp_path.iterdir()) == []

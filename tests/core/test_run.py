@@ -210,7 +210,7 @@ def test_wrong_calls_are_refused(folder: Path) -> None:
 
     def fed(tokens: np.ndarray = TOKENS, **changed: list[int]) -> Any:
         numbers = {"slots": [0, 1], "starts": [0, 0], "counts": [75, 75]} | changed
-        return ours._native.hidden(tokens, *map(np.array, numbers.values()), cache)
+        return ours._model.hidden(tokens, *map(np.array, numbers.values()), cache)
 
     for wrong, match in (
         (lambda: module.Matrix("q4_k", 4, 100), "no whole number of q4_k blocks"),
@@ -233,8 +233,8 @@ def test_wrong_calls_are_refused(folder: Path) -> None:
         (lambda: fed(counts=[76, 75]), r"counts must lie in 1\.\.75, found 76"),
         (lambda: cache.copy(cache, np.array([0, 76])), r"lengths must lie in 0\.\.75, found 76"),
         (lambda: cache.copy(cache, np.array([0])), "do not match"),
-        (lambda: other._native.hidden(TOKENS[:, :1], *np.array([[0, 1], [0, 0], [1, 1]]), cache), "fit the model"),
-        (lambda: ours._native.logits(np.zeros((2, 5), np.float32)), "width"),
+        (lambda: other._model.hidden(TOKENS[:, :1], *np.array([[0, 1], [0, 0], [1, 1]]), cache), "fit the model"),
+        (lambda: ours._model.logits(np.zeros((2, 5), np.float32)), "width"),
         (lambda: on_core(CONFIG, source, isa="avx9"), "not available"),
     ):
         with pytest.raises(ValueError, match=match):

@@ -136,7 +136,7 @@ def test_windows_by_runtime() -> None:
 
 WRONG = {
     "unknown device": ({"devices": ["rtx-4900"]}, "rtx-4090"),
-    "size": ({"memory": "24 bananas"}, "24GB|no size"),
+    "size": ({"memory": "24 bananas"}, "24 bananas. is not a size"),
     "context of zero": ({"context": 0}, "--context 0"),
     "context beyond": ({"context": 9000}, "8,192"),
     "batch": ({"batch": 0}, "--batch 0"),
