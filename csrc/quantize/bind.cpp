@@ -184,7 +184,8 @@ class Quantizer {
 void bitsmith::bind_quantize(nb::module_ &m) {
   using namespace nb::literals;
   using quantize::Quantizer;
-  nb::class_<Quantizer>(m, "Quantizer", "The search, rounding and packing of one ggml type; see quant/formats/core_fit.py.")
+  nb::class_<Quantizer>(m, "Quantizer",
+                        "The search, rounding and packing of one ggml type; see quant/formats/core_fit.py.")
       .def(nb::init<const std::string &, std::vector<float>, std::vector<float>, std::vector<int>, int,
                     std::vector<float>, const std::string &>(),
            "type"_a, nb::kw_only(), "targets"_a, "divisors"_a, "reach"_a, "rounds"_a, "scales"_a, "isa"_a = "",

@@ -1,5 +1,5 @@
-// Searches for scales and offsets. Each lane holds one block. scale_search.py has functions of the same names; results are equal
-// to the bit.
+// Searches for scales and offsets. Each lane holds one block. scale_search.py has functions of the same names; results
+// are equal to the bit.
 #pragma once
 
 #include <vector>
