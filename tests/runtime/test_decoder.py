@@ -160,7 +160,7 @@ def test_prefill_gives_each_rows_last_token(chunk: int) -> None:
         ({"slots": np.array([0, 3])}, r"distinct and lie in 0\.\.2, found \[0, 3\]"),
         ({"slots": np.array([-1, 0])}, "distinct and lie in"),
         ({"slots": np.array([1, 1])}, "distinct and lie in"),
-        ({"slots": np.array([1])}, "slots must be 2 integers, one a row"),
+        ({"slots": np.array([1])}, "slots must be 2 integers, one for each row"),
         ({"slots": np.array([0.0, 1.0])}, "slots must be 2 integers"),
         ({"slots": np.array([0, 1]), "counts": np.array([0, 4])}, r"counts must lie in 1\.\.4, .* found \[0, 4\]"),
         ({"slots": np.array([0, 1]), "counts": np.array([1, 5])}, "counts must lie in"),
