@@ -1,8 +1,8 @@
-"""Write the typed keywords of `bitsmith.quantize` and `bitsmith.imatrix` from their options.
+"""Write the typed keywords of `bitsmith.quantize`, `bitsmith.convert` and `bitsmith.imatrix` from their options.
 
     python bench/freeze_words.py [--root FOLDER]
 
-Run it after a change to `QuantizeConfig` or `ImatrixConfig`; a test compares.
+Run it after a change to `QuantizeConfig`, `ConvertConfig` or `ImatrixConfig`; a test compares.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import Any
 
 from bitsmith.calibration.config import ImatrixConfig
 from bitsmith.pipeline.config import QuantizeConfig
+from bitsmith.pipeline.convert_config import ConvertConfig
 from bitsmith.system.options import Option, options_of
 
 WORDS = {  # file -> its class, the options it is made from, the function
     "bitsmith/calibration/words.py": ("ImatrixWords", ImatrixConfig, "imatrix"),
+    "bitsmith/pipeline/convert_words.py": ("ConvertWords", ConvertConfig, "convert"),
     "bitsmith/pipeline/words.py": ("QuantizeWords", QuantizeConfig, "quantize"),
 }
 _IMPORTS = {  # a name that annotations use -> where it comes from

@@ -137,7 +137,8 @@ def require_float(checkpoint: Checkpoint, *, requantize: bool) -> None:
     if quantized and not requantize:
         raise UnsupportedError(
             f"{checkpoint.source.path} is already quantized ({quantized[0].name} is {quantized[0].layout}). Quantizing "
-            "it again adds more loss. Use the original, or give --requantize to accept the loss."
+            "it again adds more loss. Use the original, or give --requantize to accept the loss. To make a 16-bit "
+            "model of it, use `bitsmith convert`."
         )
 
 

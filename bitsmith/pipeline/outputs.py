@@ -51,7 +51,17 @@ class Output:
         input_absmax: see `Plan.of`
         """
         effort = self.effort if self.method.heeds_effort else ""
-        recipe = Recipe(self.assignment.target, self.assignment.options, str(self.method), effort, record, self.device)
+        recipe = Recipe(
+            self.assignment.target,
+            self.assignment.options,
+            str(self.method),
+            effort,
+            record,
+            self.device,
+            self.assignment.command,
+            self.assignment.checkpoint.name,
+            self.assignment.origin,
+        )
         return Plan.of(self.assignment, recipe, input_absmax=input_absmax, warnings=self.warnings)
 
     def expected(self, threads: int, prepared: Prepared | None) -> Quantized:
