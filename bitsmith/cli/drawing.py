@@ -33,7 +33,7 @@ def cells(row: Iterable[str]) -> list[Text]:
 
 def clean(text: str) -> str:
     """A text that gives the terminal no orders."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def plain_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = ()) -> str:

@@ -56,4 +56,6 @@ def _cut(text: str) -> str:
 
 def printable(text: str) -> str:
     """The text with control characters and lone surrogates escaped, so that no file can control the terminal."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
