@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ class Removal:
     name: str
     files: tuple[Path, ...]
     size: int
-    strategy: DeleteCacheStrategy
+    strategy: DeleteCacheStrategy = field(repr=False)
 
     def execute(self) -> None:
         """Remove the files, through huggingface_hub. Raises FileError if some of them stay."""
