@@ -15,6 +15,7 @@ from typing import NoReturn
 import click
 
 from bitsmith.errors import BitsmithError
+from bitsmith.system.printable import printable
 
 _OUT_OF_MEMORY = "out of memory; close other programs, use fewer --threads, or a machine with more memory."
 
@@ -151,7 +152,8 @@ def _explained(error: Exception) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    sys.stderr.write(textwrap.fill(f"Error: {message}", 110, break_long_words=False, break_on_hyphens=False) + "\n")
+    text = printable(f"Error: {message}", keep="\n")
+    sys.stderr.write(textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False) + "\n")
     _leave(code)
 
 

@@ -17,6 +17,7 @@ from bitsmith.containers.manifest import JSON_KEY, Manifest, TensorRecord, from_
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.errors import BitsmithError, FileError, UnsupportedError
 from bitsmith.quant.tensor import PackedTensor, TensorInfo
+from bitsmith.system.printable import printable
 from bitsmith.system.progress import Progress, Report, silent
 
 SLAB_WEIGHTS = 1 << 20  # number of weights decoded at once
@@ -93,7 +94,7 @@ class Inspection:
         """
         return [
             (
-                _printable(tensor.name),
+                _shown(tensor.name),
                 "x".join(map(str, tensor.shape)),
                 tensor.layout,
                 f"{tensor.nbytes:,}",
@@ -116,7 +117,7 @@ class Inspection:
         """A few lines of text."""
         files = f"{len(self.files)} files" if len(self.files) > 1 else "1 file"
         lines = [
-            f"{self.container}, {_printable(self.architecture or 'unknown architecture')}, {files} of "
+            f"{self.container}, {_shown(self.architecture or 'unknown architecture')}, {files} of "
             f"{self.size:,} bytes, {len(self.tensors)} tensors, {self.parameters:,} weights, "
             f"{self.bits_per_weight:.3f} bits a weight",
             ", ".join(f"{layout}: {count} ({nbytes:,} bytes)" for layout, (count, nbytes) in self.types().items()),
@@ -160,7 +161,7 @@ def inspect(source: Source, *, verify: bool = False, report: Report = silent) ->
         architecture=_architecture(source),
         parameters=parameters,
         bits_per_weight=8 * sum(tensor.nbytes for tensor in tensors) / parameters if parameters else 0.0,
-        metadata={_printable(key): _abbreviated(value) for key, value in source.metadata.items()},
+        metadata={_shown(key): _abbreviated(value) for key, value in source.metadata.items()},
         tensors=tensors,
         verified=verify,
         problems=tuple(problems),
@@ -203,7 +204,7 @@ def _verified(
         try:
             finite, sha256 = _read_through(source, source.tensors[tensor.name], advance, problems)
         except BitsmithError as error:
-            problems.append(f"tensor {_printable(tensor.name)} cannot be read: {error}")
+            problems.append(f"tensor {_shown(tensor.name)} cannot be read: {error}")
             checked.append(tensor)
         else:
             matches = _compare(tensor.name, sha256, records, problems)
@@ -239,7 +240,7 @@ def _feed(hashes: dict[str, hashlib._Hash], packed: PackedTensor) -> None:
 
 
 def _finite(source: Source, info: TensorInfo, packed: PackedTensor, first: int, problems: list[str]) -> bool | None:
-    name = _printable(info.name)
+    name = _shown(info.name)
     try:
         finite = np.isfinite(source.decode(packed))
     except BitsmithError as error:
@@ -261,7 +262,7 @@ def _compare(name: str, sha256: str, records: Mapping[str, TensorRecord], proble
         return None
     if record.sha256 != sha256:
         problems.append(
-            f"tensor {_printable(name)} has the hash {sha256}, the manifest says {record.sha256}: its bytes changed "
+            f"tensor {_shown(name)} has the hash {sha256}, the manifest says {record.sha256}: its bytes changed "
             "after they were written; make the file again or fetch it again"
         )
     return record.sha256 == sha256
@@ -282,7 +283,7 @@ def _records(source: Source, problems: list[str]) -> dict[str, TensorRecord]:
         (source.tensors.keys() - records.keys(), "no record of tensors that the file has"),
     ):
         if names:
-            listed = ", ".join(_printable(name) for name in sorted(names)[:_LISTED_NAMES])
+            listed = ", ".join(_shown(name) for name in sorted(names)[:_LISTED_NAMES])
             problems.append(f"the manifest has {what} ({len(names)}: {listed}): the file was changed after it was made")
     return records
 
@@ -309,7 +310,7 @@ def _architecture(source: Source) -> str | None:
 def _abbreviated(value: Any) -> Any:
     """The value for JSON. A long text or list becomes a text that shows its beginning."""
     if isinstance(value, str):
-        text = _printable(value[: _SHOWN_CHARACTERS + 1])
+        text = _shown(value[: _SHOWN_CHARACTERS + 1])
         return text if len(value) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}... ({len(value)} characters)"
     if not isinstance(value, list | np.ndarray):
         return value
@@ -320,6 +321,6 @@ def _abbreviated(value: Any) -> Any:
     return f"[{', '.join(map(str, first))}, ...] ({len(value)} items)"
 
 
-def _printable(text: str) -> str:
-    """The text with control characters and lone surrogates escaped, so that no file can control the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+def _shown(text: str) -> str:
+    """A name or value in one line, so that no file can control the terminal."""
+    return printable(text, keep="")
