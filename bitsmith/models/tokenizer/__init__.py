@@ -11,6 +11,7 @@ from typing import Any
 import tokenizers
 
 from bitsmith.errors import FileError, UnsupportedError
+from bitsmith.models.tokenizer.chat import TemplateRenderer
 from bitsmith.models.tokenizer.from_gguf import to_tokenizers, vocabulary_from_gguf
 from bitsmith.models.tokenizer.from_hf import read_unpadded
 from bitsmith.models.tokenizer.vocabulary import TokenType, Vocabulary, piece
@@ -129,9 +130,9 @@ class Tokenizer:
             )
         roles = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
         special = {f"{role}_token": self.vocabulary.token(role) for role in roles}
-        from bitsmith.models.tokenizer.chat import render  # imported here because jinja2 is slow to import
-
-        return render(text, messages, special=special, add_generation_prompt=add_generation_prompt, tools=tools)
+        return self._templates.render(
+            text, messages, special=special, add_generation_prompt=add_generation_prompt, tools=tools
+        )
 
     def encode_chat(
         self,
@@ -147,6 +148,10 @@ class Tokenizer:
         if self.adds_bos and self.bos is not None and ids[:1] != [self.bos]:
             ids.insert(0, self.bos)
         return ids
+
+    @cached_property
+    def _templates(self) -> TemplateRenderer:
+        return TemplateRenderer()
 
     @cached_property
     def _parsing(self) -> tokenizers.Tokenizer:
