@@ -83,7 +83,7 @@ def beside(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, bytes
     """The small files of the folder: `config` as config.json, and the tokenizer files."""
     if checkpoint.naming == "hf":
         assert checkpoint.folder is not None
-        files = {name: path.read_bytes() for name, path in tokenizer_files(checkpoint.folder).items()}
+        files = tokenizer_files(checkpoint.folder)
     else:
         files = _tokenizer_from_gguf(checkpoint)
     return {CONFIG: as_json(config), **files}

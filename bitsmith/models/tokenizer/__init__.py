@@ -10,6 +10,7 @@ from typing import Any
 
 import tokenizers
 
+from bitsmith.containers.hf_folder import read_text
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.tokenizer.chat import TemplateRenderer
 from bitsmith.models.tokenizer.from_gguf import to_tokenizers, vocabulary_from_gguf
@@ -38,7 +39,7 @@ class Tokenizer:
         """
         vocabulary = read_unpadded(path)
         file = path / "tokenizer.json"
-        return cls(vocabulary, file.read_text("utf-8") if file.is_file() else None)
+        return cls(vocabulary, read_text(file) if file.is_file() else None)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], *, pre: str | None = None) -> Tokenizer:
