@@ -112,12 +112,12 @@ def _read(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator
     groups = config.get("config_groups")
     if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
         raise FileError(f"{folder}: quantization_config has no config_groups; download config.json again")
-    names = [
+    quantized = [
         module
         for module in modules(entries, ".weight_scale")
         if f"{module}.weight_packed" in entries or f"{module}.weight" in entries
     ]
-    for module, group in zip(names, _groups_naming(folder, groups, names), strict=True):
+    for module, group in zip(quantized, _groups_naming(folder, groups, quantized), strict=True):
         packed = f"{module}.weight_packed" in entries
         if group is None:
             raise FileError(

@@ -228,8 +228,8 @@ def _read(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator
             f"{folder}: checkpoint_format {str(version)[:40]!r} is unknown; known: gptq, gptq_v2. Convert the model "
             "with the tool that made it"
         )
-    names = modules(entries, ".qweight")
-    for module, own in zip(names, _overrides(folder, config, names), strict=True):
+    quantized = modules(entries, ".qweight")
+    for module, own in zip(quantized, _overrides(folder, config, quantized), strict=True):
         values = {**config, **own}
         bits = known_integer(folder, values, "bits", BITS)
         group = group_size(folder, values, "group_size")

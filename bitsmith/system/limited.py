@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 _CHILD = Path(__file__).with_name("limited_child.py")
+_START_SECONDS = 20.0  # for Python's start; it takes a tenth of a second on an idle machine
 _KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")  # what Python needs to start, and the time zone
 
 
@@ -35,8 +36,9 @@ class LimitedProcess:
     task: a Python file that imports nothing but the standard library and `packages`
     packages: names of installed packages that the task may import
     memory: bytes of address space
-    seconds: for one request, start included
+    seconds: for one request
     reply_bytes: size of a reply as JSON
+    first: a request that every new process gets before any other; its reply is not looked at
     """
 
     def __init__(
@@ -47,9 +49,11 @@ class LimitedProcess:
         memory: int = 512 << 20,
         seconds: float = 10.0,
         reply_bytes: int = 64 << 20,
+        first: Mapping[str, Any] | None = None,
     ) -> None:
         self._task, self._packages = task, packages
         self._memory, self._seconds, self._reply_bytes = memory, seconds, reply_bytes
+        self._first = first
         self._lock = threading.Lock()
         self._running: list[subprocess.Popen[bytes]] = []
         self.close = weakref.finalize(self, _end, self._running)
@@ -62,7 +66,7 @@ class LimitedProcess:
         request starts another.
         """
         seconds = self._seconds + more_seconds
-        payload = json.dumps({**request, "seconds": seconds}).encode()
+        payload = _payload(request, seconds)
         with self._lock:
             try:
                 process = self._running[0] if self._running else self._start()
@@ -86,6 +90,9 @@ class LimitedProcess:
             process_group=0,  # Ctrl-C is for us; we end it
         )
         self._running.append(process)
+        self._exchange(process, b"", _START_SECONDS)
+        if self._first is not None:
+            self._exchange(process, _payload(self._first, self._seconds), self._seconds)
         return process
 
     def _exchange(self, process: subprocess.Popen[bytes], payload: bytes, seconds: float) -> bytes:
@@ -93,12 +100,13 @@ class LimitedProcess:
         assert process.stdout is not None
         to, back = process.stdin.fileno(), process.stdout.fileno()
         os.set_blocking(to, False)
-        left = memoryview(len(payload).to_bytes(8, "little") + payload)
+        left = memoryview(payload)
         reply = bytearray()
         end = time.monotonic() + seconds
         with selectors.DefaultSelector() as ready:
             ready.register(back, selectors.EVENT_READ)
-            ready.register(to, selectors.EVENT_WRITE)
+            if left:
+                ready.register(to, selectors.EVENT_WRITE)
             while len(reply) < 8 or len(reply) < 8 + int.from_bytes(reply[:8], "little"):
                 events = ready.select(max(0.0, end - time.monotonic()))
                 if not events:
@@ -138,6 +146,12 @@ class LimitedProcess:
 
     def _too_much_memory(self) -> str:
         return f"takes more than {self._memory >> 20} MB of memory, or nests too deeply"
+
+
+def _payload(request: Mapping[str, Any], seconds: float) -> bytes:
+    """A request as it is sent: its length, and JSON."""
+    text = json.dumps({**request, "seconds": seconds}).encode()
+    return len(text).to_bytes(8, "little") + text
 
 
 def _places(packages: Sequence[str]) -> list[str]:

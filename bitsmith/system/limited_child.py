@@ -27,6 +27,7 @@ def main() -> None:
     answer = runpy.run_path(given["task"])["answer"]
     _limit(given["memory"])
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
+    _send(replies, {})  # ready
     while len(head := requests.read(8)) == 8:
         request = json.loads(requests.read(int.from_bytes(head, "little")))
         seconds = request.pop("seconds")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,33 @@ import tokenizers
 from bitsmith.containers.hf_folder import read_text
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.tokenizer.chat import TemplateRenderer
-from bitsmith.models.tokenizer.from_gguf import to_tokenizers, vocabulary_from_gguf
-from bitsmith.models.tokenizer.from_hf import read_unpadded
+from bitsmith.models.tokenizer.encoders import Encoder, LibraryEncoder, LimitedEncoder, LimitedEncoders, panics_named
+from bitsmith.models.tokenizer.from_gguf import encodes_in_linear_time, to_tokenizers, vocabulary_from_gguf
+from bitsmith.models.tokenizer.from_hf import unpadded
+from bitsmith.models.tokenizer.hf_files import read_files
+from bitsmith.models.tokenizer.pipeline import is_linear
 from bitsmith.models.tokenizer.vocabulary import TokenType, Vocabulary, piece
 
 __all__ = ["StreamDecoder", "Tokenizer", "Vocabulary"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text of a tokenizer.json, the file, and whether encoding with it takes linear time (see `pipeline`)."""
+
+    text: str
+    origin: str
+    linear: bool
 
 
 class Tokenizer:
     """Encodes and decodes text, with special tokens and the chat template.
 
     vocabulary: the tokenizer as data
-    source: text of a tokenizer.json for encoding, without its post-processor; None to encode by the vocabulary
+    source: a tokenizer.json for encoding, without its post-processor; None to encode by the vocabulary
     """
 
-    def __init__(self, vocabulary: Vocabulary, source: str | None = None) -> None:
+    def __init__(self, vocabulary: Vocabulary, source: Source | None = None) -> None:
         self.vocabulary = vocabulary
         self._source = source
 
@@ -37,9 +50,12 @@ class Tokenizer:
 
         Raises FileError, UnsupportedError.
         """
-        vocabulary = read_unpadded(path)
-        file = path / "tokenizer.json"
-        return cls(vocabulary, read_text(file) if file.is_file() else None)
+        files = read_files(path)
+        source = None
+        if files.tokenizer:
+            file = path / "tokenizer.json"
+            source = Source(read_text(file), str(file), is_linear(files.tokenizer))
+        return cls(unpadded(files), source)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], *, pre: str | None = None) -> Tokenizer:
@@ -155,25 +171,39 @@ class Tokenizer:
         return TemplateRenderer()
 
     @cached_property
-    def _parsing(self) -> tokenizers.Tokenizer:
-        return self._encoder()
+    def _parsing(self) -> Encoder:
+        return self._encoder(plain=False)
 
     @cached_property
-    def _plain(self) -> tokenizers.Tokenizer:
-        encoder = self._encoder()
-        encoder.encode_special_tokens = True
-        return encoder
+    def _plain(self) -> Encoder:
+        return self._encoder(plain=True)
 
-    def _encoder(self) -> tokenizers.Tokenizer:
+    @cached_property
+    def _limited(self) -> LimitedEncoders:
+        """The encoders of a tokenizer that may take more than linear time."""
         if self._source is None:
-            return to_tokenizers(self.vocabulary)
-        try:
-            encoder = tokenizers.Tokenizer.from_str(self._source)
-        except Exception as error:  # the library has no narrower exception
-            raise FileError(f"tokenizer.json: the tokenizers library cannot load it: {error}") from error
-        encoder.no_truncation()
-        encoder.no_padding()
-        return encoder
+            return LimitedEncoders(to_tokenizers(self.vocabulary).to_str(), "the tokenizer")
+        return LimitedEncoders(self._source.text, self._source.origin)
+
+    def _encoder(self, *, plain: bool) -> Encoder:
+        source = self._source
+        if not (encodes_in_linear_time(self.vocabulary) if source is None else source.linear):
+            return LimitedEncoder(self._limited, plain)
+        origin = "the tokenizer" if source is None else source.origin
+        with panics_named(origin):
+            encoder = to_tokenizers(self.vocabulary) if source is None else _loaded(source)
+        encoder.encode_special_tokens = plain
+        return LibraryEncoder(encoder, origin)
+
+
+def _loaded(source: Source) -> tokenizers.Tokenizer:
+    try:
+        encoder = tokenizers.Tokenizer.from_str(source.text)
+    except Exception as error:  # the library has no narrower exception
+        raise FileError(f"{source.origin}: the tokenizers library cannot load it: {error}") from error
+    encoder.no_truncation()
+    encoder.no_padding()
+    return encoder
 
 
 class StreamDecoder:

@@ -12,7 +12,7 @@ from typing import Any
 from bitsmith.errors import FileError, UnsupportedError, UsageError
 from bitsmith.system.limited import LimitedProcess, LimitError
 
-LONGEST = 10_000_000  # characters of a rendered conversation
+LONGEST = 5_000_000  # characters of a rendered conversation
 _LONGEST_TEMPLATE = 1_000_000
 _TASK = Path(__file__).with_name("template_task.py")
 
