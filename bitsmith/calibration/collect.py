@@ -119,7 +119,7 @@ def collect(
         for layer in range(config.layers):
             report(Progress("calibrate", layer, config.layers, "blocks", f"blk.{layer}"))
             meters = meters_of(config, passing, seed)
-            block = loader.block(f"blk.{layer}.")
+            block = loader.block(layer)
             require_finite(block, f"blk.{layer}.")
             advance(decoder, layer, recording(block, f"blk.{layer}.", meters), hidden)
             found = _results(meters)

@@ -93,6 +93,7 @@ def assign_hf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> A
             *_unused_patterns(keep, [t.info.name for t in tensors]),
             *_warnings(container, main, version, choices),
             *quantized_already(checkpoint),
+            *checkpoint.notes,
         ),
     )
 

@@ -56,7 +56,7 @@ def assign_native(checkpoint: Checkpoint, target: Target, options: PlanOptions) 
         tensors=tensors,
         layouts=layouts,
         extras={**beside(checkpoint, config), **index},
-        warnings=(*unused_rules(rules, names, kept=vectors), *quantized_already(checkpoint)),
+        warnings=(*unused_rules(rules, names, kept=vectors), *quantized_already(checkpoint), *checkpoint.notes),
     )
 
 
