@@ -151,7 +151,12 @@ def require_float(checkpoint: Checkpoint, *, requantize: bool) -> None:
         )
 
 
-def quantized_already(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """A warning if the source is already quantized; else an empty tuple."""
-    found = {info.layout for info in checkpoint.source.tensors.values() if info.rows > 1} - FLOATS
-    return (f"the source is quantized already ({', '.join(sorted(found))}): losses add up",) if found else ()
+def source_warnings(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What the user should know about the source of an output: its notes, and whether it is already quantized."""
+    tensors = checkpoint.source.tensors.values()
+    found = sorted({info.layout for info in tensors if info.rows > 1} - FLOATS)
+    told = [f"the source is quantized already ({', '.join(found)}): losses add up"] if found else []
+    double = [info.name for info in tensors if info.layout == "f64"]
+    if double:
+        told.append(f"{len(double)} tensors are float64, the first is {double[0]}; they are rounded to float32 first")
+    return (*told, *checkpoint.notes)

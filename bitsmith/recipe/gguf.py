@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +19,11 @@ from bitsmith.containers.manifest import Manifest, is_manifest_key, to_gguf_keys
 from bitsmith.errors import UnsupportedError
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.gguf_config import config_to_gguf, rope_freqs
-from bitsmith.models.arch.llamacpp import differences
+from bitsmith.models.arch.llamacpp import differences, end_warnings
 from bitsmith.models.arch.names import hf_name, is_permuted
 from bitsmith.models.arch.spec import ARCHITECTURES
 from bitsmith.models.arch.tensors import ROPE_FREQS, check_tensors, expected_tensors
-from bitsmith.models.checkpoint import Checkpoint, quantized_already, require_float
+from bitsmith.models.checkpoint import Checkpoint, require_float, source_warnings
 from bitsmith.quant.formats import get_format
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.choose import Selection, TypeChoice, choose_types
@@ -85,8 +86,12 @@ def assign_mix(
         tensors=tensors,
         layouts=layouts,
         extras={},
-        warnings=_warnings(checkpoint, selection),
+        warnings=(*_warnings(checkpoint, selection), *end_warnings(_plain(keys))),
     )
+
+
+def _plain(keys: Mapping[str, Value]) -> dict[str, Any]:
+    return {name: value.plain() for name, value in keys.items() if name.startswith("tokenizer.ggml.")}
 
 
 def _with_general(keys: Mapping[str, Value], general: Mapping[str, Value]) -> dict[str, Value]:
@@ -164,4 +169,4 @@ def _planned(tensor: PlannedTensor, choice: TypeChoice) -> PlannedTensor:
 def _warnings(checkpoint: Checkpoint, selection: Selection) -> tuple[str, ...]:
     shape = checkpoint.shape
     told = differences(shape) if isinstance(shape, ModelConfig) and checkpoint.naming == "hf" else ()
-    return (*selection.warnings, *quantized_already(checkpoint), *checkpoint.notes, *told)
+    return (*selection.warnings, *source_warnings(checkpoint), *told)

@@ -11,6 +11,7 @@ from bitsmith.models.arch.fields import is_neutral
 from bitsmith.models.arch.spec import ARCHITECTURES
 
 MAX_LAYERS = 512  # llama-hparams.h, LLAMA_MAX_LAYERS; llama.cpp aborts on more
+DEFAULT_END = {"gpt2": 11, "llama": 2}  # by tokenizer.ggml.model: the end token if the file names none
 USUAL_BETAS = (32.0, 1.0)  # YaRN's beta_fast and beta_slow; our architectures always get these
 
 # keys after "{arch}." that llama.cpp reads for llama, qwen2 and qwen3 (llama-model.cpp, src/models/*.cpp)
@@ -107,3 +108,20 @@ def differences(config: ModelConfig) -> tuple[str, ...]:
             f"original's on every text. Give llama.cpp --yarn-beta-fast {betas[0]:g} --yarn-beta-slow {betas[1]:g}"
         )
     return tuple(found)
+
+
+def end_warnings(keys: Mapping[str, Any]) -> tuple[str, ...]:
+    """A warning if a file with these keys names no end token; else an empty tuple.
+
+    keys: plain values by key. llama.cpp ignores an id beyond the vocabulary, and then takes its default.
+    """
+    tokens, end = keys.get("tokenizer.ggml.tokens"), keys.get("tokenizer.ggml.eos_token_id")
+    default = DEFAULT_END.get(str(keys.get("tokenizer.ggml.model")))
+    if default is None or not isinstance(tokens, list) or default >= len(tokens):
+        return ()
+    if isinstance(end, int) and 0 <= end < len(tokens):
+        return ()
+    return (
+        f"the tokenizer names no end token. llama.cpp then ends a generation at token {default} "
+        f"({tokens[default]!r:.40}), which may be an ordinary token",
+    )
