@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ class Checkpoint:
     hf_config: the contents of config.json; empty for GGUF
     folder: folder of the tokenizer files; None for GGUF
     shape: the decoder's configuration, or the error that its reading raised
+    ignored: tensors that the decoder does not need, see `bitsmith.models.arch.reconcile`
+    notes: what the user should know about the model, a sentence each
     """
 
     name: str
@@ -39,6 +41,8 @@ class Checkpoint:
     hf_config: Mapping[str, Any]
     folder: Path | None
     shape: ModelConfig | BitsmithError
+    ignored: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
     @property
     def config(self) -> ModelConfig:
@@ -97,34 +101,44 @@ def _open_file(path: Path) -> Checkpoint:
 
 def _open_gguf(path: Path) -> Checkpoint:
     from bitsmith.containers.gguf.reader import GgufSource
-    from bitsmith.models.arch.gguf_config import config_from_gguf
+    from bitsmith.models.arch.gguf_config import config_from_gguf, gguf_notes
 
     source = GgufSource(path)
+    checkpoint = Checkpoint(path.stem, source, "gguf", {}, None, FileError(f"{path}: not read."))
     try:
-        shape: ModelConfig | BitsmithError = config_from_gguf(source.metadata, source)
+        config = config_from_gguf(source.metadata, source)
+        return _reconciled(checkpoint, config, gguf_notes(source.metadata, config, str(path)))
     except BitsmithError as error:
-        shape = error
-    return Checkpoint(path.stem, source, "gguf", {}, None, shape)
+        return replace(checkpoint, shape=error)
+
+
+def _reconciled(checkpoint: Checkpoint, config: ModelConfig, notes: tuple[str, ...]) -> Checkpoint:
+    """The checkpoint with what its tensors say of the configuration."""
+    from bitsmith.models.arch.reconcile import reconcile
+
+    found = reconcile(config, checkpoint.source, naming=checkpoint.naming)
+    return replace(checkpoint, shape=found.config, ignored=found.ignored, notes=(*notes, *found.notes))
 
 
 def _open_folder(folder: Path, name: str, weights: Path | None = None) -> Checkpoint:
     """Open a Hugging Face folder. `weights` is one file of it, if the user named the file."""
     from bitsmith.containers.safetensors import SafetensorsSource
     from bitsmith.models.arch.hf_config import config_from_hf
+    from bitsmith.models.arch.hf_fields import check_fields
 
     if weights is None and not any(folder.glob("*.safetensors*")):
         ggufs = sorted(folder.glob("*.gguf"))
         if ggufs:
             raise FileError(f"{folder} is a folder of GGUF files; name one of them, for instance {ggufs[0]}.")
     source = SafetensorsSource(weights or folder)
-    config: Mapping[str, Any] = {}
-    shape: ModelConfig | BitsmithError
+    checkpoint = Checkpoint(name, source, "hf", {}, folder, FileError(f"{folder / CONFIG}: not read."))
     try:
-        config = read_object(folder / CONFIG)
-        shape = config_from_hf(config, origin=str(folder / CONFIG))
+        values = read_object(folder / CONFIG)
+        checkpoint = replace(checkpoint, hf_config=values)
+        config = config_from_hf(values, origin=str(folder / CONFIG))
+        return _reconciled(checkpoint, config, check_fields(values, config.arch, str(folder / CONFIG)))
     except BitsmithError as error:
-        shape = error
-    return Checkpoint(name, source, "hf", config, folder, shape)
+        return replace(checkpoint, shape=error)
 
 
 def require_float(checkpoint: Checkpoint, *, requantize: bool) -> None:
@@ -137,7 +151,12 @@ def require_float(checkpoint: Checkpoint, *, requantize: bool) -> None:
         )
 
 
-def quantized_already(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """A warning if the source is already quantized; else an empty tuple."""
-    found = {info.layout for info in checkpoint.source.tensors.values() if info.rows > 1} - FLOATS
-    return (f"the source is quantized already ({', '.join(sorted(found))}): losses add up",) if found else ()
+def source_warnings(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What the user should know about the source of an output: its notes, and whether it is already quantized."""
+    tensors = checkpoint.source.tensors.values()
+    found = sorted({info.layout for info in tensors if info.rows > 1} - FLOATS)
+    told = [f"the source is quantized already ({', '.join(found)}): losses add up"] if found else []
+    double = [info.name for info in tensors if info.layout == "f64"]
+    if double:
+        told.append(f"{len(double)} tensors are float64, the first is {double[0]}; they are rounded to float32 first")
+    return (*told, *checkpoint.notes)

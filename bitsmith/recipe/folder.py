@@ -13,6 +13,7 @@ import numpy as np
 from bitsmith.containers.floats import NUMBERS, WRITTEN_FLOATS
 from bitsmith.containers.hf_folder import CONFIG, tokenizer_files
 from bitsmith.errors import UnsupportedError
+from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.hf_config import config_to_hf
 from bitsmith.models.arch.names import hf_name, is_permuted
 from bitsmith.models.arch.spec import ARCHITECTURES
@@ -74,6 +75,8 @@ def model_config(checkpoint: Checkpoint) -> dict[str, Any]:
         config = dict(checkpoint.hf_config)
     else:
         config = {} if isinstance(checkpoint.shape, Exception) else config_to_hf(checkpoint.config)
+    if config.get("tie_word_embeddings") and isinstance(checkpoint.shape, ModelConfig) and not checkpoint.shape.tied:
+        config["tie_word_embeddings"] = False  # the file's own head is used; vLLM would drop it
     config.pop("quantization_config", None)
     config.pop("compression_config", None)
     return config

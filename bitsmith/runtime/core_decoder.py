@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from bitsmith.errors import FileError, UsageError
-from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.config import LINEARS, ModelConfig
 from bitsmith.models.arch.rope import rope_frequencies, rope_magnitude
 from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.step import Step, checked_length, checked_step, refuse_without_cache, run_in_chunks
 from bitsmith.runtime.tokens import checked_tokens
 from bitsmith.runtime.types import FLOATS, PACKED
-from bitsmith.runtime.weights import HEAD_NORMS, LINEARS, NORMS, WeightReader
+from bitsmith.runtime.weights import HEAD_NORMS, NORMS, WeightReader
 from bitsmith.system.core import core
 from bitsmith.system.progress import Progress, Report, silent
 
@@ -183,7 +183,7 @@ def load_core(
         for layer in range(config.layers):
             report(Progress("load", layer, config.layers, "layers", f"blk.{layer}"))
             prefix = f"blk.{layer}."
-            linears = [loader.linear(prefix + name, config.has_bias(name)) for name in LINEARS]
+            linears = [loader.linear(prefix + name, config.has_bias(name, layer)) for name in LINEARS]
             heads = [loader.vector(f"{prefix}{name}.weight") if config.qk_norm else None for name in HEAD_NORMS]
             norms = [loader.vector(f"{prefix}{name}.weight") for name in NORMS]
             model.add_block(*norms, *heads, linears, config.window if layer in sliding else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from bitsmith.errors import UnsupportedError, UsageError
@@ -12,6 +13,8 @@ from bitsmith.system.progress import Report, silent
 if TYPE_CHECKING:
     from bitsmith.models.checkpoint import Checkpoint
     from bitsmith.runtime.language_model import LanguageModel
+
+_LOG = logging.getLogger(__name__)
 
 
 def load_language_model(
@@ -27,8 +30,10 @@ def load_language_model(
     kernel: a name of `KERNELS`, see `choose_kernel`
     threads, cache_type: see `LoadOptions`; kernels that keep float32 do not look at cache_type
     Raises FileError where the tensors are not those its configuration promises, UnsupportedError for an unknown
-    architecture, or what the kernel cannot run.
+    architecture, or what the kernel cannot run. What the user should know about the model goes to the log.
     """
+    for note in checkpoint.notes:
+        _LOG.warning("%s: %s", checkpoint.name, note)
     return KERNELS[kernel].load(checkpoint, LoadOptions(threads, cache_type, report))
 
 

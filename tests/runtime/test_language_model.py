@@ -194,6 +194,7 @@ class _Checkpoint:
     config: ModelConfig
     naming: str
     name: str = "x"
+    ignored: frozenset[str] = frozenset()
 
     def tokenizer(self) -> Any:
         return _Letters()
