@@ -74,7 +74,7 @@ def test_eval_in_words(bitsmith_command: Command, tiny: Path) -> None:
 
 
 def test_run_is_repeatable_by_seed(bitsmith_command: Command, made: Path) -> None:
-    words = ["run", made, "--prompt", "Once upon a time", "-n", 12]
+    words = ["run", made, "--raw", "--prompt", "Once upon a time", "-n", 12]
     first = bitsmith_command(*words, "--seed", 5)
     assert first.code == 0
     assert first.out.strip()
@@ -85,9 +85,15 @@ def test_run_is_repeatable_by_seed(bitsmith_command: Command, made: Path) -> Non
 
 
 def test_run_reads_standard_input(bitsmith_command: Command, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoken = bitsmith_command("run", made, "--prompt", "Once upon", "-n", 6, "--temperature", 0)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Once upon"))
-    assert bitsmith_command("run", made, "-n", 6, "--temperature", 0).out == spoken.out
+    spoken = bitsmith_command("run", made, "--prompt", "Once\nupon", "-n", 6, "--temp", 0)
+    for words, text in (
+        ((), "Once\nupon\n"),
+        (("-p", "-"), "Once\nupon"),
+        (("-p", "Once"), "upon"),
+        (("-f", "-"), "Once\nupon"),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        assert bitsmith_command("run", made, *words, "-n", 6, "--temperature", 0).out == spoken.out
 
 
 def test_chat_answers_line_by_line(bitsmith_command: Command, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,14 +18,16 @@ def run(shell: str, **env: str) -> subprocess.CompletedProcess[str]:
     code = "from bitsmith.cli import main; main()"
     command = shell.format(bitsmith=f"{sys.executable} -c '{code}'")
     whole = {**os.environ, **env}
-    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=whole, timeout=120, check=False)
+    return subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, env=whole, input="", timeout=120, check=False
+    )
 
 
-@pytest.mark.parametrize("shell", ["run reference -n 2 <&-", "run reference -n 2 -p a >&-", "chat reference <&-"])
+@pytest.mark.parametrize("shell", ["run reference --raw -n 2 <&-", "run reference -n 2 -p a >&-", "chat reference <&-"])
 def test_closed_streams(shell: str) -> None:
     done = run(f"{{bitsmith}} {shell}")
     assert "Traceback" not in done.stderr
-    assert done.returncode in (0, 1)  # the reference model has no chat template
+    assert done.returncode in (0, 1)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")

@@ -13,6 +13,7 @@ import tokenizers
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.tokenizer.from_gguf import to_tokenizers, vocabulary_from_gguf
 from bitsmith.models.tokenizer.from_hf import read_unpadded
+from bitsmith.models.tokenizer.spelled import Renamed, marked, special_texts, unused_guard
 from bitsmith.models.tokenizer.vocabulary import TokenType, Vocabulary, piece
 
 __all__ = ["StreamDecoder", "Tokenizer", "Vocabulary"]
@@ -28,6 +29,7 @@ class Tokenizer:
     def __init__(self, vocabulary: Vocabulary, source: str | None = None) -> None:
         self.vocabulary = vocabulary
         self._source = source
+        self._kept: Renamed | None = None
 
     @classmethod
     def from_folder(cls, path: Path) -> Tokenizer:
@@ -58,11 +60,7 @@ class Tokenizer:
         Raises FileError for a text that is not Unicode.
         """
         encoder = self._parsing if parse_special else self._plain
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise FileError(f"the text is not Unicode: a lone surrogate at character {error.start}") from error
-        ids: list[int] = encoder.encode(text, add_special_tokens=False).ids
+        ids: list[int] = encoder.encode(_unicode(text), add_special_tokens=False).ids
         if not add_special:
             return ids
         special = self.vocabulary.special
@@ -141,9 +139,17 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: str | None = None,
     ) -> list[int]:
-        """Ids of a conversation: the text of `chat`, with exactly one start token if the model wants one."""
+        """Ids of a conversation: the text of `chat`, with exactly one start token if the model wants one.
+
+        Special tokens are those that the template writes. Where a message spells one out, it is plain text.
+        """
+        written = template or self.vocabulary.chat_template or ""
+        messages, markers = marked(messages, self._special, avoid=written + "".join(self._special))
         text = self.chat(messages, add_generation_prompt=add_generation_prompt, tools=tools, template=template)
-        ids = self.encode(text, add_special=False, parse_special=True)
+        if markers:
+            ids = self._renamed(text + "".join(self._special)).ids(_unicode(text), markers)
+        else:
+            ids = self.encode(text, add_special=False, parse_special=True)
         if self.adds_bos and self.bos is not None and ids[:1] != [self.bos]:
             ids.insert(0, self.bos)
         return ids
@@ -158,6 +164,19 @@ class Tokenizer:
         encoder.encode_special_tokens = True
         return encoder
 
+    @cached_property
+    def _special(self) -> frozenset[str]:
+        """Texts of special tokens."""
+        kinds = (TokenType.CONTROL, TokenType.UNKNOWN)
+        named = zip(self.vocabulary.tokens, self.vocabulary.types, strict=True)
+        return special_texts(self._parsing, {text for text, kind in named if kind in kinds})
+
+    def _renamed(self, text: str) -> Renamed:
+        """An encoder whose names of special tokens do not occur in `text`; usually the one of the last call."""
+        if self._kept is None or self._kept.guard in text:
+            self._kept = Renamed.of(self._parsing, self._special, unused_guard(text))
+        return self._kept
+
     def _encoder(self) -> tokenizers.Tokenizer:
         if self._source is None:
             return to_tokenizers(self.vocabulary)
@@ -168,6 +187,15 @@ class Tokenizer:
         encoder.no_truncation()
         encoder.no_padding()
         return encoder
+
+
+def _unicode(text: str) -> str:
+    """The text. Raises FileError where it is not Unicode."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise FileError(f"the text is not Unicode: a lone surrogate at character {error.start}") from error
+    return text
 
 
 class StreamDecoder:
