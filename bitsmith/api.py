@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,6 +182,8 @@ def inspect(
     revision, report: see `load`
     Raises BitsmithError if the file cannot be opened.
     """
+    from bitsmith.models.ends import end_notes
     from bitsmith.models.inspection import inspect as look
 
-    return look(open_checkpoint(model, revision=revision).source, verify=verify, report=report)
+    checkpoint = open_checkpoint(model, revision=revision)
+    return replace(look(checkpoint.source, verify=verify, report=report), notes=end_notes(checkpoint))

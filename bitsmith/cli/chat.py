@@ -12,6 +12,7 @@ from bitsmith.cli.command import command, config_options, model_argument_or_opti
 from bitsmith.cli.core import note_missing_core
 from bitsmith.cli.options import LoadingOptions, no_short_t, token_limit
 from bitsmith.cli.prompt import argument_text
+from bitsmith.models.ends import NO_END_TOKEN
 from bitsmith.runtime.sampling import Sampling
 from bitsmith.system.options import option
 
@@ -68,6 +69,8 @@ def chat(model: str, options: ChatOptions, sampling: Sampling, loading: LoadingO
     def note(text: str) -> None:
         console.print(text, style="dim", markup=False, soft_wrap=True)
 
+    if not loaded.tokenizer.end_ids:
+        note(f"Note: {NO_END_TOKEN}")
     session = ChatSession(conversation, note)
     if chat_input.on_terminal():
         signal.signal(signal.SIGTERM, _terminated)  # an interrupt would only stop the answer

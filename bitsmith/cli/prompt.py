@@ -48,7 +48,7 @@ def _read(file: Path) -> bytes:
 def _standard_input() -> str:
     if isinstance(sys.stdin, io.TextIOWrapper):
         return _decoded(sys.stdin.buffer.read(), "standard input")
-    return sys.stdin.read()
+    return sys.stdin.read().removesuffix("\n")
 
 
 def _decoded(data: bytes, origin: str) -> str:

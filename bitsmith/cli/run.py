@@ -15,6 +15,7 @@ from bitsmith.cli.core import note_missing_core
 from bitsmith.cli.options import LoadingOptions, no_short_t, token_limit
 from bitsmith.cli.prompt import argument_text, prompt_text
 from bitsmith.errors import UsageError
+from bitsmith.models.ends import NO_END_TOKEN
 from bitsmith.runtime.sampling import Sampling
 from bitsmith.system.options import option
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 _APPLIED = "The model's chat template is applied; --raw continues the text as it stands."
 _NONE = "The model has no chat template: the text is continued as it stands."
 _RAW = "The text is continued as it stands."
-_ENDLESS = "The model names no end token: only -n or a full context ends the text."
 
 
 @dataclass(frozen=True)
@@ -99,4 +99,4 @@ def _stream(
 def _notes(loaded: LanguageModel, options: RunOptions) -> list[str]:
     """What the user should know before the text comes."""
     way = _RAW if options.raw else _APPLIED if loaded.has_chat_template else _NONE
-    return [way, *([] if loaded.tokenizer.end_ids else [_ENDLESS])]
+    return [way, *([] if loaded.tokenizer.end_ids else [f"Note: {NO_END_TOKEN}"])]

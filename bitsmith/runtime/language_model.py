@@ -45,7 +45,7 @@ class LanguageModel:
     @property
     def has_chat_template(self) -> bool:
         """Whether the model has a chat template, so that it can be talked with."""
-        return self.tokenizer.vocabulary.chat_template is not None
+        return self.tokenizer.has_chat_template
 
     @property
     def token_bytes(self) -> int:

@@ -67,7 +67,7 @@ def with_context(checkpoint: Checkpoint, context: int) -> Checkpoint:
     """
     longest = checkpoint.config.context
     if not 1 <= context <= longest:
-        raise UsageError(f"--context {context}: {checkpoint.name} was trained for 1 to {longest} tokens; give no more.")
+        raise UsageError(f"--context={context}: {checkpoint.name} was trained for 1 to {longest} tokens; give no more.")
     return replace(checkpoint, shape=replace(checkpoint.config, context=context))
 
 

@@ -29,7 +29,7 @@ class Command:
 
     def __call__(self, *words: object) -> Result:
         self._monkeypatch.setattr(sys, "argv", ["bitsmith", *map(str, words)])
-        if not isinstance(sys.stdin, io.StringIO):  # a test gives one; otherwise nothing is piped in
+        if not isinstance(sys.stdin, io.StringIO | io.TextIOWrapper):  # a test gives one; otherwise nothing is piped in
             self._monkeypatch.setattr(sys, "stdin", io.StringIO())
         self._capfd.readouterr()
         try:

@@ -50,7 +50,10 @@ class Terminal:
 
     def send(self, text: str) -> None:
         """Type this."""
-        data = text.encode()
+        self.send_bytes(text.encode())
+
+    def send_bytes(self, data: bytes) -> None:
+        """Type these bytes."""
         while data:
             self._fill(0.0)  # or both sides wait for each other
             _, ready, _ = select.select([], [self._master], [], PATIENCE)
@@ -68,9 +71,9 @@ class Terminal:
         start, self._seen = self._seen, len(self.raw)
         return self._plain(start)
 
-    def expect(self, text: str) -> None:
-        """Wait until this is shown, since the last prompt or behind what was waited for since."""
-        self._wait(lambda: text in self._plain(self._seen), repr(text))
+    def answer(self) -> None:
+        """Wait until an answer has begun: characters on the line behind that of the message."""
+        self._wait(lambda: re.search(r"\n\r?[^\r\n\x1b]", self._plain(self._seen)) is not None, "an answer")
 
     def _wait(self, done: Callable[[], bool], what: str) -> None:
         end = time.monotonic() + PATIENCE
