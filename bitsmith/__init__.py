@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bitsmith.api import QuantizeConfig, bench, evaluate, imatrix, inspect, load, plan, quantize, quantize_each
     from bitsmith.errors import BitsmithError
-    from bitsmith.runtime.generate import Sampling
+    from bitsmith.runtime.sampling import Sampling
 
 
 __all__ = [
@@ -31,7 +31,7 @@ def __getattr__(name: str) -> Any:
     """Public functions are imported when first used, so that `import bitsmith` costs nothing."""
     homes = {
         "BitsmithError": "bitsmith.errors",
-        "Sampling": "bitsmith.runtime.generate",
+        "Sampling": "bitsmith.runtime.sampling",
         "__version__": "bitsmith.version",
     }
     if name in __all__:

@@ -51,5 +51,7 @@ def _print(result: Inspection) -> None:
         table.add_row(*cells(row))
     console.print(table)
     console.print(result.summary(), markup=False, soft_wrap=True)
+    for note in result.notes:
+        stderr().print(f"Note: {note}", markup=False, soft_wrap=True)
     for problem in result.problems:
         stderr().print(f"Problem: {problem}", style="red", markup=False, soft_wrap=True)

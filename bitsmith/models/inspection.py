@@ -68,6 +68,7 @@ class Inspection:
     bits_per_weight: bits of all tensors' data for each weight
     metadata: values for JSON; long arrays and texts are shortened, control characters are escaped
     problems: one sentence each; empty if nothing is wrong
+    notes: what is not wrong, but good to know; one sentence each
     """
 
     path: Path
@@ -81,6 +82,7 @@ class Inspection:
     tensors: tuple[InspectedTensor, ...]
     verified: bool
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def rounds_inputs(self) -> bool:
@@ -139,6 +141,7 @@ class Inspection:
             "metadata": dict(self.metadata),
             "tensors": [{**asdict(tensor), "shape": list(tensor.shape)} for tensor in self.tensors],
             "problems": list(self.problems),
+            "notes": list(self.notes),
         }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bitsmith.errors import UnsupportedError, UsageError
@@ -62,6 +63,17 @@ def choose_kernel(checkpoint: Checkpoint, wanted: str | None, *, default: str) -
     if fallback.missing() is not None:
         raise UnsupportedError(f"{checkpoint.source.path}: {obstacle}; torch can: pip install 'bitsmith[torch]'.")
     return fallback.name
+
+
+def with_context(checkpoint: Checkpoint, context: int) -> Checkpoint:
+    """The checkpoint with a shorter context, so that its caches take less memory.
+
+    Raises UsageError for fewer than 1 token, or more than the model was trained for.
+    """
+    longest = checkpoint.config.context
+    if not 1 <= context <= longest:
+        raise UsageError(f"--context={context}: {checkpoint.name} was trained for 1 to {longest} tokens; give no more.")
+    return replace(checkpoint, shape=replace(checkpoint.config, context=context))
 
 
 def check_cache(cache_type: str, kernel: str) -> None:

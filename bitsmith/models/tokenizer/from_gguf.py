@@ -37,8 +37,12 @@ SPECIAL_KEYS: dict[str, str] = {
 END_IDS_KEY = "tokenizer.ggml.eos_token_ids"
 TEMPLATE_KEY = "tokenizer.chat_template"
 
-# llama.cpp's defaults for missing keys
-_DEFAULTS = {"gpt2": {"bos": 11, "eos": 11}, "llama": {"bos": 1, "eos": 2, "unk": 0}}
+# Ids for missing keys, with the texts that these tokens must have. llama.cpp looks at no text, and takes token 11 for
+# both ends of a byte-level BPE: in most vocabularies that is "(", at which no text ends.
+_DEFAULTS: dict[str, dict[str, tuple[int, str]]] = {
+    "gpt2": {},
+    "llama": {"bos": (1, "<s>"), "eos": (2, "</s>"), "unk": (0, "<unk>")},
+}
 _ALWAYS_SHOWN = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"))
 _MOST_MERGE_WORK = 100_000_000  # characters to compare; a vocabulary of 256,000 tokens needs some 20 million
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
@@ -65,7 +69,7 @@ def vocabulary_from_gguf(metadata: Mapping[str, Any], *, pre: str | None = None)
     merges = _strings(metadata, "tokenizer.ggml.merges") if model == "gpt2" else []
     name = pre or str(metadata.get("tokenizer.ggml.pre") or "default")
     row = pretokenizer(name) if model == "gpt2" else None
-    special = _special_ids(metadata, model, len(tokens))
+    special = _special_ids(metadata, model, tokens)
     listed = {int(i) for i in _vector(metadata.get(END_IDS_KEY, []), END_IDS_KEY)}
     listed |= {special[role] for role in _ENDS if role in special}
     vocabulary = Vocabulary(
@@ -249,15 +253,15 @@ def _named(tokens: list[str]) -> list[str]:
     return [text or f"[EMPTY_{token}]" for token, text in enumerate(tokens)]
 
 
-def _special_ids(metadata: Mapping[str, Any], model: str, size: int) -> dict[str, int]:
-    """Ids by role. Like llama.cpp, it ignores ids beyond the vocabulary and has defaults for missing keys."""
-    special = {role: token for role, token in _DEFAULTS[model].items() if token < size}
-    if model == "gpt2" and SPECIAL_KEYS["bos"] not in metadata and not metadata.get("tokenizer.ggml.add_bos_token"):
-        special.pop("bos", None)
+def _special_ids(metadata: Mapping[str, Any], model: str, tokens: Sequence[str]) -> dict[str, int]:
+    """Ids by role. Ids beyond the vocabulary are ignored, as in llama.cpp; missing keys have `_DEFAULTS`."""
+    special = {
+        role: token for role, (token, text) in _DEFAULTS[model].items() if list(tokens[token : token + 1]) == [text]
+    }
     for role, key in SPECIAL_KEYS.items():
         token = metadata.get(key)
         if token is not None and not isinstance(token, int | np.integer):
             raise FileError(f"the key {key}: expected the id of a token, found {token!r:.80}; convert the model again")
-        if token is not None and 0 <= token < size:
+        if token is not None and 0 <= token < len(tokens):
             special[role] = int(token)
     return special
