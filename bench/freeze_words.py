@@ -1,8 +1,8 @@
-"""Write the typed keywords of `bitsmith.quantize`, `bitsmith.imatrix` and `LanguageModel.generate` from their options.
+"""Write the typed keywords of functions that take options: `bitsmith.quantize`, `LanguageModel.generate` and more.
 
     python bench/freeze_words.py [--root FOLDER]
 
-Run it after a change to `QuantizeConfig`, `ImatrixConfig` or `Sampling`; a test compares.
+Run it after a change to a class of `WORDS`; a test compares.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from typing import Any
 
 from bitsmith.calibration.config import ImatrixConfig
 from bitsmith.pipeline.config import QuantizeConfig
+from bitsmith.pipeline.convert_config import ConvertConfig
 from bitsmith.runtime.sampling import Sampling
 from bitsmith.system.options import Option, options_of
 
 WORDS = {  # file -> its class, the options it is made from, the function
     "bitsmith/calibration/words.py": ("ImatrixWords", ImatrixConfig, "bitsmith.imatrix"),
+    "bitsmith/pipeline/convert_words.py": ("ConvertWords", ConvertConfig, "bitsmith.convert"),
     "bitsmith/pipeline/words.py": ("QuantizeWords", QuantizeConfig, "bitsmith.quantize"),
     "bitsmith/runtime/sampling_words.py": ("SamplingWords", Sampling, "LanguageModel.generate"),
 }

@@ -6,7 +6,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitsmith.api import QuantizeConfig, bench, evaluate, imatrix, inspect, load, plan, quantize, quantize_each
+    from bitsmith.api import (
+        QuantizeConfig,
+        bench,
+        convert,
+        evaluate,
+        imatrix,
+        inspect,
+        load,
+        plan,
+        quantize,
+        quantize_each,
+    )
     from bitsmith.errors import BitsmithError
     from bitsmith.runtime.sampling import Sampling
 
@@ -17,6 +28,7 @@ __all__ = [
     "Sampling",
     "__version__",
     "bench",
+    "convert",
     "evaluate",
     "imatrix",
     "inspect",

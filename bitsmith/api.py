@@ -12,7 +12,18 @@ from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.system.machine import check_threads, cores, peak_memory
 from bitsmith.system.progress import Report, silent
 
-__all__ = ["QuantizeConfig", "bench", "evaluate", "imatrix", "inspect", "load", "plan", "quantize", "quantize_each"]
+__all__ = [
+    "QuantizeConfig",
+    "bench",
+    "convert",
+    "evaluate",
+    "imatrix",
+    "inspect",
+    "load",
+    "plan",
+    "quantize",
+    "quantize_each",
+]
 
 if TYPE_CHECKING:
     from bitsmith.calibration.run import make_imatrix as imatrix
@@ -20,12 +31,14 @@ if TYPE_CHECKING:
     from bitsmith.evaluation.speed import Speed
     from bitsmith.models.inspection import Inspection
     from bitsmith.pipeline.config import QuantizeConfig
+    from bitsmith.pipeline.conversion import convert
     from bitsmith.pipeline.quantization import quantize, quantize_each
     from bitsmith.planner.report import plan
     from bitsmith.runtime.language_model import LanguageModel
 
 _ELSEWHERE = {  # imported at first use, so that running a model does not import the code that quantizes
     "QuantizeConfig": ("bitsmith.pipeline.config", "QuantizeConfig"),
+    "convert": ("bitsmith.pipeline.conversion", "convert"),
     "imatrix": ("bitsmith.calibration.run", "make_imatrix"),
     "plan": ("bitsmith.planner.report", "plan"),
     "quantize": ("bitsmith.pipeline.quantization", "quantize"),

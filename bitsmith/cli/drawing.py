@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,8 @@ from rich.text import Text
 
 from bitsmith.system.printable import printable
 from bitsmith.system.progress import Progress, Report, silent
+
+_WIDEST_CELL = 120  # characters
 
 
 class PrintableConsole(Console):
@@ -42,6 +44,26 @@ def cells(row: Iterable[str]) -> list[Text]:
 def clean(text: str) -> str:
     """A name in one line that gives the terminal no orders."""
     return printable(text, keep="")
+
+
+def plain_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = ()) -> str:
+    """A table as text, one line a row. Unlike rich's tables, 20,000 rows take no time.
+
+    right: headings of the columns that are aligned to the right
+    """
+    lines = [[_cell(text) for text in row] for row in (headings, *rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    ends = [heading in right for heading in headings]
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if end else text.ljust(width) for text, width, end in zip(line, widths, ends, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _cell(text: str) -> str:
+    return clean(text if len(text) <= _WIDEST_CELL else f"{text[: _WIDEST_CELL - 3]}...")
 
 
 @contextmanager

@@ -23,6 +23,7 @@ _OUT_OF_MEMORY = "out of memory; close other programs, use fewer --threads, or a
 COMMANDS = {  # name -> its module in this package, and the command there
     "plan": "plan.plan",
     "quantize": "quantize.quantize",
+    "convert": "convert.convert",
     "eval": "evaluate.evaluate",
     "run": "run.run",
     "chat": "chat.chat",
@@ -123,7 +124,7 @@ def main() -> None:
     except click.Abort as stopped:  # click has ended the line
         if isinstance(stopped.__cause__, EOFError):
             _fail("the input ended too early.", 1)
-        note = "; no half-written file was left" if "quantize" in arguments[:1] else ""
+        note = "; no half-written file was left" if arguments[:1] in (["quantize"], ["convert"]) else ""
         sys.stderr.write(f"Interrupted{note}.\n")
         _leave(130)
     except (BitsmithError, OSError, MemoryError) as error:

@@ -73,6 +73,16 @@ class SafetensorsSource:
         return self._tensors
 
     @property
+    def further(self) -> Mapping[str, TensorInfo]:
+        """Entries beside a weight that do not affect its values, as plain tensors; `packed` reads them too."""
+        names = (name for folded in self._folded.values() for name in folded.beside)
+        return {name: _plain(name, self._entries[name][1]) for name in names}
+
+    def stored_as(self, name: str) -> CompositeTensor | None:
+        """How a weight is stored in several entries; None for a plain tensor."""
+        return self._folded.get(name)
+
+    @property
     def metadata(self) -> Mapping[str, str]:
         """`__metadata__` of all files together. If values differ, the first counts, but native tables are merged."""
         return MappingProxyType(self._metadata)
@@ -180,6 +190,8 @@ class SafetensorsSource:
             raise TensorError(f"{self._path}: {name}: {error}") from error
 
     def _info(self, name: str) -> TensorInfo:
+        if name not in self._tensors and any(name in folded.beside for folded in self._folded.values()):
+            return _plain(name, self._entries[name][1])
         if name not in self._tensors:
             raise UsageError(f"{self._path} has no tensor {name!r}; it has {len(self._tensors)} others")
         return self._tensors[name]
@@ -197,8 +209,7 @@ class SafetensorsSource:
         for entry_name, (_, entry) in self._entries.items():
             name = owner.get(entry_name, entry_name)
             if name not in tensors:
-                plain = TensorInfo(name, entry.shape, entry.dtype.lower(), entry.nbytes)
-                tensors[name] = self._folded[name].info if name in self._folded else plain
+                tensors[name] = self._folded[name].info if name in self._folded else _plain(name, entry)
         return MappingProxyType(tensors)
 
     def _read(self, entry_name: str, shape: tuple[int, ...], axis: RowAxis, start: int, stop: int) -> np.ndarray:
@@ -214,6 +225,10 @@ class SafetensorsSource:
             path, self._headers[path].size, entry, [(i * stride + begin * step, p) for i, p in enumerate(pieces)]
         )
         return buffer
+
+
+def _plain(name: str, entry: HeaderEntry) -> TensorInfo:
+    return TensorInfo(name, entry.shape, entry.dtype.lower(), entry.nbytes)
 
 
 def _read_into(path: Path, size: int, entry: HeaderEntry, pieces: Sequence[tuple[int, np.ndarray]]) -> None:

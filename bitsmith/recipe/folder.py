@@ -69,6 +69,13 @@ def as_float(tensor: PlannedTensor, name: str, reason: str) -> PlannedTensor:
     return replace(tensor, info=info, parts=parts, reason=reason)
 
 
+def copied(tensor: PlannedTensor, reason: str) -> PlannedTensor:
+    """The tensor as it is, in one entry, without a look at its values."""
+    info = tensor.info
+    parts = {"data": ((info.rows, info.nbytes // max(info.rows, 1)), np.dtype(np.uint8))}
+    return replace(tensor, parts=parts, reason=reason, copied=True)
+
+
 def model_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """config.json for the model, without the quantization fields of the source."""
     if checkpoint.naming == "hf":

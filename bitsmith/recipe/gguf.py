@@ -72,6 +72,8 @@ def assign_mix(
     infos = [tensor.info for tensor in tensors]
     # keep the order of keys: general keys first, then those of the architecture, then those of the tokenizer
     general = {"general.file_type": u32(mix.file_type), "general.quantization_version": u32(_QUANTIZATION_VERSION)}
+    if options.model_name is not None:
+        general["general.name"] = string(options.model_name)
     keys = _with_general(keys, general)
 
     def layouts(manifest: Manifest) -> list[FileLayout]:
@@ -169,4 +171,4 @@ def _planned(tensor: PlannedTensor, choice: TypeChoice) -> PlannedTensor:
 def _warnings(checkpoint: Checkpoint, selection: Selection) -> tuple[str, ...]:
     shape = checkpoint.shape
     told = differences(shape) if isinstance(shape, ModelConfig) and checkpoint.naming == "hf" else ()
-    return (*selection.warnings, *source_warnings(checkpoint), *told)
+    return (*selection.warnings, *source_warnings(checkpoint, quantizes=selection.mix.quantizes), *told)

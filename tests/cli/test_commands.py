@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -199,7 +200,8 @@ def test_inspect_in_words_and_as_json(bitsmith_command: Command, made: Path) -> 
     words = bitsmith_command("inspect", made, "--verify")
     assert words.code == 0
     assert "general.architecture = llama" in words.out
-    assert "blk.0.attn_q.weight" in words.out
+    assert "blk.*.attn_q.weight (2)" in words.out
+    assert "blk.0.attn_q.weight" in bitsmith_command("inspect", made, "--tensors").out
     found = json.loads(bitsmith_command("inspect", made, "--json").out)
     assert found["parameters"] == sum(t["shape"][0] * (t["shape"] + [1])[1] for t in found["tensors"])
     assert {t["layout"] for t in found["tensors"]} == {"f32", "q8_0"}
@@ -262,3 +264,45 @@ def test_help_needs_no_torch(command: str) -> None:
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert "usage" in done.stdout.lower()
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_inspect_tells_how_a_file_was_made(bitsmith_command: Command, tiny: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    options = ["--rule", "down_proj=int8-g64", "--pure", "--requantize"]
+    assert bitsmith_command("quantize", tiny, "--to", "native/nf4", *options, "--out", first).code == 0
+    assert bitsmith_command("convert", first, "--shard-size", "300kB", "--out", second).code == 0
+    lines = bitsmith_command("inspect", second, "--recipe").out.splitlines()
+    assert lines[:2] == [
+        "bitsmith quantize tiny --to native/nf4 --pure --requantize --rule down_proj=int8-g64",
+        "bitsmith convert first --max-shard-size 300000",
+    ]
+    assert json.loads("\n".join(lines[2:]))["source_recipe"]["to"] == "native/nf4"
+    found = json.loads(bitsmith_command("inspect", first, "--recipe", "--json").out)
+    assert found["commands"] == lines[:1]
+    error = bitsmith_command.fails(1, "inspect", tiny, "--recipe")
+    assert "has no manifest" in error
+
+
+def test_the_recipes_command_makes_the_same_bytes(
+    bitsmith_command: Command, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--calibration", "default", "--calibration-tokens", 256, "--calibration-context", 64, "--seed", 3]
+    made = tmp_path / "first.gguf"
+    assert bitsmith_command("quantize", tiny, "--to", "q4_0", "--effort", "fast", *words, "--out", made).code == 0
+    command = shlex.split(bitsmith_command("inspect", made, "--recipe").out.splitlines()[0])
+    assert command[:3] == ["bitsmith", "quantize", "tiny"]
+    assert bitsmith_command(*command[1:], "--out", tmp_path / "again.gguf").code == 0
+    assert (tmp_path / "again.gguf").read_bytes() == made.read_bytes()
+
+
+def test_convert_in_words_and_as_json(bitsmith_command: Command, made: Path, tmp_path: Path) -> None:
+    words = bitsmith_command("convert", made, "--to", "bf16", "--out", tmp_path / "floats")
+    assert words.code == 0, words
+    assert "wrote" in words.out
+    assert "Warning" not in words.err
+    assert bitsmith_command("run", tmp_path / "floats", "--prompt", "Once", "-n", 3, "--seed", 1).code == 0
+    plan = json.loads(bitsmith_command("convert", made, "--name", "N", "--dry-run", "--json").out)
+    assert (plan["written"], plan["to"]) == (False, "gguf/same")
+    assert "--force" in bitsmith_command.fails(2, "convert", made, "--to", "bf16", "--out", tmp_path / "floats")
+    assert "bitsmith quantize" in bitsmith_command.fails(2, "convert", made, "--to", "q4_0")
