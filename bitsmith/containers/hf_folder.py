@@ -20,6 +20,7 @@ TOKENIZER_FILES = (  # patterns of files that are downloaded from the hub and co
     "chat_template.json",
     "additional_chat_templates/*.jinja",
 )
+_SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*")
 _LARGEST = 256 << 20  # bytes; the largest known tokenizer.json has 35 MB
 
 
@@ -27,6 +28,11 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
     """The files of TOKENIZER_FILES that `folder` holds, by name relative to it, in a fixed order."""
     found = [path for pattern in TOKENIZER_FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
     return {path.relative_to(folder).as_posix(): path for path in found}
+
+
+def small_files(folder: Path) -> list[Path]:
+    """Every file of a model's folder beside its weights, from which a configuration or a tokenizer may be read."""
+    return sorted(path for pattern in _SMALL_FILES for path in folder.glob(pattern) if path.is_file())
 
 
 def read_object(path: Path) -> dict[str, Any]:
