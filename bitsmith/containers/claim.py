@@ -14,6 +14,7 @@ import os
 import time
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,12 @@ def _release(lock: Path, handle: int, process: int) -> None:
     """Remove the lock file while it is locked, so that nobody locks it afterwards; not in a child forked later."""
     if os.getpid() != process:
         return
-    if _is_at(handle, lock):
-        lock.unlink(missing_ok=True)
-    os.close(handle)
+    try:
+        with suppress(OSError):  # a file that stays is no lock once it is closed
+            if _is_at(handle, lock):
+                lock.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
 
 
 # -- the content

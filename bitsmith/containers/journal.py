@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bitsmith.containers.output_names import OutputNames
-from bitsmith.containers.renames import exchange, move_new, sync
+from bitsmith.containers.renames import exchange, move_new, remove, sync
 from bitsmith.errors import FileError
 
 _VERSION = 1
@@ -43,12 +43,18 @@ def put_in_place(names: OutputNames, entries: Sequence[str], gone: Sequence[Path
     gone: parts of an older output of the same name that are not replaced by a file of their name
     force: replace what has one of the names
     Everything in the temporary files must be on the disk. Raises FileExistsError if a name is taken without `force`,
-    OSError if the disk fails; then the old output has its names, unless a journal is still there. What was replaced
-    lies among the temporary files afterwards.
+    OSError if the disk fails; then the old output has its names, unless a journal is still there. Afterwards what was
+    replaced lies among the temporary files; call `clear_up`.
     """
     if len(entries) > 1 or gone or not _put_one(names, entries[0], force=force):
         _put_all(names, entries, gone, force=force)
-    sync(names.folder)
+
+
+def clear_up(names: OutputNames) -> None:
+    """Remove the journal and every temporary file of an output whose files have their names, on the disk too."""
+    _close(names)
+    for path in names.leftovers():
+        remove(path)
 
 
 def _put_one(names: OutputNames, name: str, *, force: bool) -> bool:
@@ -73,14 +79,13 @@ def _put_all(names: OutputNames, entries: Sequence[str], gone: Sequence[Path], *
         _backward(names, moves)
         _close(names)
         raise
-    _close(names)
 
 
 def repair(names: OutputNames) -> None:
     """Finish a replacement that was interrupted, or undo it if that is impossible; the caller holds the claim.
 
-    Does nothing without a journal. Temporary files are left, see `OutputNames.leftovers`. Raises FileError if the
-    journal or the files are not as a run leaves them.
+    Does nothing without a journal. Call `clear_up` afterwards. Raises FileError if the journal or the files are not as
+    a run leaves them.
     """
     moves = _read(names)
     if moves is None:
@@ -95,7 +100,6 @@ def repair(names: OutputNames) -> None:
             f"moved since. See what lies in {names.folder} (.NAME.bitsmith.partial is new, .NAME.bitsmith.old is "
             f"old), then remove {names.journal}."
         )
-    _close(names)
 
 
 # -- the two directions; both can be interrupted anywhere and begun again
@@ -148,9 +152,10 @@ def _write(names: OutputNames, moves: Sequence[_Move]) -> None:
 
 
 def _close(names: OutputNames) -> None:
-    """Remove the journal, because nothing is left to do."""
-    names.journal.unlink()
-    sync(names.folder)
+    """Remove the journal, if there is one, because nothing is left to do."""
+    if os.path.lexists(names.journal):
+        os.unlink(names.journal)
+        sync(names.folder)
 
 
 def _read(names: OutputNames) -> list[_Move] | None:

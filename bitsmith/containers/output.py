@@ -13,7 +13,7 @@ from types import TracebackType
 
 from bitsmith.containers.claim import Claim
 from bitsmith.containers.destination import Destination, check_space, followed
-from bitsmith.containers.journal import put_in_place
+from bitsmith.containers.journal import clear_up, put_in_place
 from bitsmith.containers.layout import FileLayout, Region
 from bitsmith.containers.output_names import OutputNames
 from bitsmith.containers.renames import remove, sync, sync_tree
@@ -99,7 +99,7 @@ class OutputFiles:
             self._put_in_place()
         except OSError as error:
             raise self._cannot_write(error) from error
-        self._remove_old()
+        self._clear_up()
 
     def abort(self) -> None:
         """Close and remove everything that does not have its final name yet."""
@@ -189,15 +189,16 @@ class OutputFiles:
                 f"was not replaced; {self._left()}. Choose another --out."
             ) from error
 
-    def _remove_old(self) -> None:
+    def _clear_up(self) -> None:
         """Remove what the output has replaced."""
         try:
-            for path in self._names.leftovers():
-                remove(path)
+            sync(self._names.folder)
+            clear_up(self._names)
         except OSError as error:
             raise FileError(
-                f"{self.destination.target} is written and whole, but what it replaced still lies in "
-                f"{error.filename} ({error.strerror or error}); remove that."
+                f"{self.destination.target} is written and whole, but clearing up behind it failed "
+                f"({error.filename or self._names.folder}: {error.strerror or error}); the next run with this --out "
+                "removes what is left. Check the disk."
             ) from error
 
     def _cannot_write(self, error: OSError) -> FileError:
@@ -210,7 +211,10 @@ class OutputFiles:
     def _left(self) -> str:
         """What an output that failed has left on the disk."""
         if os.path.lexists(self._names.journal):
-            return "its files do not all have their names; opening it, or the next run with this --out, mends that"
+            return (
+                "it was stopped while names changed; opening the output, or the next run with this --out, finishes or "
+                "undoes that"
+            )
         try:
             left = ", ".join(map(str, self._names.leftovers()))
             taken = self.destination.taken()

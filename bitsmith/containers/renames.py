@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 _NOREPLACE, _EXCHANGE = 1, 2  # flags of renameat2
@@ -23,6 +25,15 @@ def move_new(old: Path, new: Path) -> None:
     Without renameat2 a file gets its name by a hard link. Without hard links the name is looked up first; a name that
     another program makes in the same instant would be replaced then.
     """
+    try:
+        _move_new(old, new)
+    except FileExistsError:
+        if not os.path.samestat(os.lstat(old), os.lstat(new)):
+            raise
+        os.unlink(old)  # two names of one file: an earlier try was stopped between the link and this
+
+
+def _move_new(old: Path, new: Path) -> None:
     if _renameat2(old, new, _NOREPLACE):
         return
     if not old.is_symlink() and old.is_dir():
@@ -41,7 +52,11 @@ def move_new(old: Path, new: Path) -> None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new)) from error
         os.rename(old, new)
         return
-    os.unlink(old)
+    try:
+        os.unlink(old)
+    except OSError:
+        os.unlink(new)
+        raise
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -72,11 +87,20 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+@cache
+def _system_call() -> Callable[..., int] | None:
+    """The C library's renameat2; None if it has none."""
+    import ctypes
+
+    call: Callable[..., int] | None = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    return call
+
+
 def _renameat2(old: Path, new: Path, flag: int) -> bool:
     """Call renameat2. False if the system or the file system does not have it. Raises OSError if it fails."""
     import ctypes
 
-    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    call = _system_call()
     if call is None:
         return False
     if call(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flag) == 0:

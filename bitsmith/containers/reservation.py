@@ -11,9 +11,8 @@ from types import TracebackType
 from bitsmith.containers.claim import Claim
 from bitsmith.containers.destination import Destination, check_names, check_parent, check_space
 from bitsmith.containers.gguf.split import split_prefix
-from bitsmith.containers.journal import repair
+from bitsmith.containers.journal import clear_up, repair
 from bitsmith.containers.output_names import OutputNames
-from bitsmith.containers.renames import remove
 from bitsmith.containers.sources import SourceFiles
 from bitsmith.errors import FileError, UsageError
 
@@ -78,10 +77,10 @@ class Reservation:
         names = destination.names
         try:
             self._claims[names] = Claim(names)
-            repair(names)
             for path in names.leftovers():
                 self._sources.refuse(path)
-                remove(path)
+            repair(names)
+            clear_up(names)
         except OSError as error:
             raise FileError(
                 f"{destination.target}: cannot be written ({error.filename or 'there'}: {error.strerror or error}); "
@@ -118,8 +117,7 @@ def _settle(names: OutputNames, path: Path) -> None:
             raise _cannot_settle(names, path, error) from error
         try:
             repair(names)
-            for left in names.leftovers():
-                remove(left)
+            clear_up(names)
         except OSError as error:
             raise _cannot_settle(names, path, error) from error
         finally:
