@@ -29,6 +29,7 @@ _LARGEST = {  # most bytes by name; the largest known are a tokenizer.json of 35
     "tokenizer.model": 32 * _MB,
     "model.safetensors.index.json": 64 * _MB,
 }
+_SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*")
 
 
 def tokenizer_files(folder: Path) -> dict[str, bytes]:
@@ -56,6 +57,11 @@ def read_text(path: Path, folder: Path | None = None) -> str:
         return read_file(path, folder).decode("utf-8")
     except UnicodeDecodeError as error:
         raise FileError(f"{path}: expected a UTF-8 text: {error}") from error
+
+
+def small_files(folder: Path) -> list[Path]:
+    """Every file of a model's folder beside its weights, from which a configuration or a tokenizer may be read."""
+    return sorted(path for pattern in _SMALL_FILES for path in folder.glob(pattern) if path.is_file())
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from bitsmith.containers.gguf.metadata_values import Value, ValueType, array, st
 from bitsmith.errors import FileError, TensorError
 
 JSON_KEY = "bitsmith.manifest"  # key in the safetensors `__metadata__`
+SET_KEY = "bitsmith.set"  # key of `set_id`, in GGUF and in the safetensors `__metadata__`
 
 _PREFIX = "bitsmith."
 _NAMES = "bitsmith.tensor.names"
@@ -78,6 +80,31 @@ def joined_hash(parts: Sequence[str]) -> str:
 def placeholder(version: str, recipe: str, names: Iterable[str]) -> Manifest:
     """A manifest of zero hashes, with the same size in a file as the final one of the same names."""
     return Manifest(version, recipe, tuple(TensorRecord(name, "0" * 64, "0" * 64, 0.0) for name in names))
+
+
+def set_id(manifest: Manifest) -> str:
+    """What every file of a set carries, so that files of two sets are not taken for one: 64 hex digits.
+
+    It is the hash of the whole set's manifest, and so a function of the set's bytes alone.
+    """
+    return hashlib.sha256(to_json(manifest).encode()).hexdigest()
+
+
+def check_one_set(found: Mapping[Path, object]) -> None:
+    """Raise FileError if files that should be one set carry different identifiers.
+
+    found: the value of SET_KEY by file, the first file first; None for a file without one
+    Other programs copy the keys of a first GGUF file alone, so the first may have an identifier where no other has.
+    """
+    (first, own), *others = found.items()
+    if not any(value is not None for _, value in others):
+        return
+    other = next((path for path, value in others if value != own), None)
+    if other is not None:
+        raise FileError(
+            f"{first} and {other} belong to two different outputs, though their names are those of one set "
+            f"({SET_KEY} differs); make the model again with --force, or download all its files again."
+        )
 
 
 def to_gguf_keys(manifest: Manifest) -> dict[str, Value]:

@@ -19,6 +19,7 @@ from bitsmith.containers.base import Extent, RowAxis, WholeTensorCodec
 from bitsmith.containers.composite import CompositeTensor
 from bitsmith.containers.hf_folder import read_object
 from bitsmith.containers.hf_reader import fold_quantized
+from bitsmith.containers.manifest import SET_KEY, check_one_set
 from bitsmith.containers.model_files import open_regular
 from bitsmith.containers.native import SHAPES_KEY, TENSORS_KEY
 from bitsmith.containers.native_reader import fold_native, table
@@ -48,6 +49,7 @@ class SafetensorsSource:
         files, wanted = _find_files(self._path)
         headers = [read_header(file) for file in files]
         self._headers = {header.path: header for header in headers}
+        check_one_set({header.path: header.metadata.get(SET_KEY) for header in headers})
         _check_index(self._path, headers, wanted)
         self._metadata = _merged_metadata(headers)
         self._entries = {name: (header.path, entry) for header in headers for name, entry in header.entries.items()}

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from bitsmith.containers.base import Source
 from bitsmith.containers.floats import FLOATS
-from bitsmith.containers.hf_folder import CONFIG, read_object
+from bitsmith.containers.hf_folder import CONFIG, read_object, small_files
+from bitsmith.containers.reservation import settle
 from bitsmith.errors import BitsmithError, FileError, UnsupportedError, UsageError
 from bitsmith.models import hub
 from bitsmith.models.arch.config import ModelConfig
@@ -53,6 +54,11 @@ class Checkpoint:
             raise self.shape
         return self.shape
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that the model is read from: weights, and the configuration and tokenizer files of its folder."""
+        return (*self.source.files, *(() if self.folder is None else small_files(self.folder)))
+
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises FileError or UnsupportedError."""
         from bitsmith.models.tokenizer import Tokenizer
@@ -82,6 +88,7 @@ def _open(model: str | Path, revision: str | None) -> Checkpoint:
     if str(model) == REFERENCE and not Path(model).exists():
         return _open_folder(Path(__file__).parents[1] / "reference", REFERENCE)
     path = Path(os.path.expanduser(model))
+    settle(path)
     if not path.exists():
         if not hub.looks_like_hub_name(str(model)):
             raise FileError(

@@ -15,7 +15,7 @@ from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.containers.gguf.writer import gguf_layout
 from bitsmith.containers.layout import FileLayout
-from bitsmith.containers.manifest import Manifest, is_manifest_key, to_gguf_keys
+from bitsmith.containers.manifest import SET_KEY, Manifest, is_manifest_key, set_id, to_gguf_keys
 from bitsmith.errors import UnsupportedError
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.gguf_config import config_to_gguf, rope_freqs
@@ -78,7 +78,11 @@ def assign_mix(
 
     def layouts(manifest: Manifest) -> list[FileLayout]:
         return gguf_layout(
-            options.filename, {**keys, **to_gguf_keys(manifest)}, infos, max_shard_bytes=options.max_shard_bytes
+            options.filename,
+            {**keys, **to_gguf_keys(manifest)},
+            infos,
+            max_shard_bytes=options.max_shard_bytes,
+            shard_keys={SET_KEY: string(set_id(manifest))},
         )
 
     return Assignment(

@@ -27,6 +27,7 @@ from bitsmith.containers.gguf.split import (
     split_prefix,
 )
 from bitsmith.containers.gguf.types import TYPES
+from bitsmith.containers.manifest import SET_KEY, check_one_set
 from bitsmith.containers.model_files import open_regular
 from bitsmith.errors import FileError, UsageError
 from bitsmith.quant.tensor import PackedTensor, QuantTensor, TensorInfo
@@ -232,6 +233,8 @@ def _check_part(part: _Part, number: int, count: int) -> None:
 
 
 def _check_set(parts: list[_Part]) -> None:
+    marks = {part.path: part.header.keys.get(SET_KEY) for part in parts}
+    check_one_set({path: None if mark is None else mark.value for path, mark in marks.items()})
     total = sum(len(part.header.tensors) for part in parts)
     names: set[str] = set()
     for part in parts:
