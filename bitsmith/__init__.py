@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         remove,
     )
     from bitsmith.errors import BitsmithError
-    from bitsmith.runtime.generate import Sampling
+    from bitsmith.runtime.sampling import Sampling
 
 
 __all__ = [
@@ -49,7 +49,7 @@ def __getattr__(name: str) -> Any:
     """Public functions are imported when first used, so that `import bitsmith` costs nothing."""
     homes = {
         "BitsmithError": "bitsmith.errors",
-        "Sampling": "bitsmith.runtime.generate",
+        "Sampling": "bitsmith.runtime.sampling",
         "__version__": "bitsmith.version",
     }
     if name in __all__:

@@ -14,8 +14,11 @@ from bitsmith.calibration.config import ImatrixConfig
 from bitsmith.calibration.imatrix import imatrix_file, is_imatrix_name
 from bitsmith.calibration.importance import Importance, from_file, to_imatrix
 from bitsmith.calibration.sources import SELF, CalibrationTokens, Request, own_text, read_tokens
+from bitsmith.containers.destination import Destination, followed
 from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.output import OutputFiles
+from bitsmith.containers.reservation import Reservation
+from bitsmith.containers.sources import files_of
 from bitsmith.errors import UsageError
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.recipe.calibration_record import UNKNOWN_SHA256, CalibrationRecord
@@ -176,25 +179,26 @@ def write_imatrix(model: str | Path, config: ImatrixConfig, *, report: Report = 
     from bitsmith.calibration.imatrix import Imatrix, read_imatrix
 
     calibration, memory, threads, force = config.calibration, config.memory_bytes, config.threads, config.force
-    path = Path(config.out)
+    path = followed(Path(config.out), force=force)
     imatrix_file(Imatrix({}, (), 0, 0), path.name)  # fails here if the name has a wrong ending
     checkpoint = open_checkpoint(model, revision=config.revision)
     tokens, context = config.calibration_tokens, config.calibration_context
     prepared = prepare(checkpoint, calibration, tokens=tokens, context=context, seed=config.seed)
-    with OutputFiles(path, [FileLayout(path.name, b"", (), 0)], force=force):
-        pass  # fails before the long pass if the file cannot be written
-    if prepared.ready is not None:
-        content, record = read_imatrix(Path(calibration or "").expanduser()), prepared.record
-    else:
-        from bitsmith.runtime.torch.device import choose_device
+    place = Destination(path, [FileLayout(path.name, b"", (), 0)])  # its size is not known yet
+    sources = [*checkpoint.files, *files_of(calibration)]
+    with Reservation([place], sources=sources, force=force) as reservation:
+        if prepared.ready is not None:
+            content, record = read_imatrix(Path(calibration or "").expanduser()), prepared.record
+        else:
+            from bitsmith.runtime.torch.device import choose_device
 
-        found = prepared.run(memory=memory, threads=threads, device=choose_device(config.device), report=report)
-        content, record = to_imatrix(found), found.record
-    layout, data = imatrix_file(content, path.name)
-    with OutputFiles(path, [layout], force=force) as output:
-        for name, values in data.items():
-            output.write(name, "data", values.reshape(-1).view(np.uint8).data)
-        output.commit([layout], report)
+            found = prepared.run(memory=memory, threads=threads, device=choose_device(config.device), report=report)
+            content, record = to_imatrix(found), found.record
+        layout, data = imatrix_file(content, path.name)
+        with OutputFiles(replace(place, layouts=[layout]), reservation) as output:
+            for name, values in data.items():
+                output.write(name, "data", values.reshape(-1).view(np.uint8).data)
+            output.commit([layout], report)
     return ImatrixResult(
         checkpoint.name, path, record, len(content.entries), content.chunks, layout.size, prepared.warnings
     )

@@ -42,7 +42,7 @@ def inspect(
         click.echo(json.dumps(result.to_dict(), indent=2))
     else:
         _print(result, tensors)
-    _print_problems(result)
+    _print_findings(result)
     if result.problems:
         ctx.exit(1)
 
@@ -80,10 +80,12 @@ def _print_recipe(result: Inspection, as_json: bool) -> None:
     click.echo(json.dumps(dict(result.recipe), indent=2))
 
 
-def _print_problems(result: Inspection) -> None:
-    if not result.problems:
+def _print_findings(result: Inspection) -> None:
+    if not (result.problems or result.notes):
         return
     from bitsmith.cli.drawing import stderr
 
+    for note in result.notes:
+        stderr().print(f"Note: {note}", markup=False, soft_wrap=True)
     for problem in result.problems:
         stderr().print(f"Problem: {problem}", style="red", markup=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from typing import NoReturn
 import click
 
 from bitsmith.errors import BitsmithError
+from bitsmith.system.printable import printable
 
 _OUT_OF_MEMORY = "out of memory; close other programs, use fewer --threads, or a machine with more memory."
 
@@ -113,6 +115,8 @@ def main() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by who started us
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding (ASCII, Latin-1) does not have becomes "?"
+        sys.stdout.reconfigure(errors="replace")
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]  # accepted anywhere, not only before the command
     signal.signal(signal.SIGTERM, _terminated)
@@ -155,7 +159,8 @@ def _explained(error: Exception) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    sys.stderr.write(textwrap.fill(f"Error: {message}", 110, break_long_words=False, break_on_hyphens=False) + "\n")
+    text = printable(f"Error: {message}", keep="\n")
+    sys.stderr.write(textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False) + "\n")
     _leave(code)
 
 

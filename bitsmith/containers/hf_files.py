@@ -9,7 +9,7 @@ import numpy as np
 
 from bitsmith.containers.floats import WRITTEN_FLOATS
 from bitsmith.containers.layout import FileLayout
-from bitsmith.containers.manifest import JSON_KEY, Manifest, to_json
+from bitsmith.containers.manifest import JSON_KEY, SET_KEY, Manifest, set_id, to_json
 from bitsmith.containers.safetensors_header import dtype_name
 from bitsmith.containers.safetensors_layout import INDEX_NAME, Entry, safetensors_files
 from bitsmith.quant.tensor import TensorInfo
@@ -54,8 +54,8 @@ def folder_files(
     """Layouts of the files that hold `tensors` in this order, and the index file by name (none for one file).
 
     metadata: tensors of a file -> further entries of its `__metadata__`
-    Each file holds the manifest records of its own tensors. Offsets depend only on the manifest's length, so a
-    placeholder manifest gives the final sizes.
+    Each file holds the manifest records of its own tensors, and each of several files the set's identifier. Offsets
+    depend only on the manifest's length, so a placeholder manifest gives the final sizes.
     Raises UsageError if two entries would have the same name.
     """
     known = {tensor.info.name: tensor.info for tensor in tensors}
@@ -71,5 +71,7 @@ def folder_files(
         }
 
     entries = [entry for tensor in tensors for entry in tensor.entries()]
-    layouts, index = safetensors_files(entries, header, max_shard_bytes=max_shard_bytes)
+    layouts, index = safetensors_files(
+        entries, header, max_shard_bytes=max_shard_bytes, shard_metadata={SET_KEY: set_id(manifest)}
+    )
     return layouts, {} if index is None else {INDEX_NAME: index}

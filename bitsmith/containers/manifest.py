@@ -12,14 +12,17 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bitsmith.containers.bounded_json import parse_json
 from bitsmith.containers.gguf.metadata_values import Value, ValueType, array, string
 from bitsmith.errors import FileError, TensorError
 
 JSON_KEY = "bitsmith.manifest"  # key in the safetensors `__metadata__`
+SET_KEY = "bitsmith.set"  # key of `set_id`, in GGUF and in the safetensors `__metadata__`
 
 _PREFIX = "bitsmith."
 _NAMES = "bitsmith.tensor.names"
@@ -79,6 +82,31 @@ def placeholder(version: str, recipe: str, names: Iterable[str]) -> Manifest:
     return Manifest(version, recipe, tuple(TensorRecord(name, "0" * 64, "0" * 64, 0.0) for name in names))
 
 
+def set_id(manifest: Manifest) -> str:
+    """What every file of a set carries, so that files of two sets are not taken for one: 64 hex digits.
+
+    It is the hash of the whole set's manifest, and so a function of the set's bytes alone.
+    """
+    return hashlib.sha256(to_json(manifest).encode()).hexdigest()
+
+
+def check_one_set(found: Mapping[Path, object]) -> None:
+    """Raise FileError if files that should be one set carry different identifiers.
+
+    found: the value of SET_KEY by file, the first file first; None for a file without one
+    Other programs copy the keys of a first GGUF file alone, so the first may have an identifier where no other has.
+    """
+    (first, own), *others = found.items()
+    if not any(value is not None for _, value in others):
+        return
+    other = next((path for path, value in others if value != own), None)
+    if other is not None:
+        raise FileError(
+            f"{first} and {other} belong to two different outputs, though their names are those of one set "
+            f"({SET_KEY} differs); make the model again with --force, or download all its files again."
+        )
+
+
 def to_gguf_keys(manifest: Manifest) -> dict[str, Value]:
     """The `bitsmith.*` keys of a GGUF file; errors are float32."""
     records = manifest.tensors
@@ -133,9 +161,9 @@ def to_json(manifest: Manifest) -> str:
 def from_json(text: str) -> Manifest:
     """The manifest in a JSON text from `to_json`. Raises FileError if the text is damaged."""
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as cause:
-        raise _damaged(f"it is not JSON: {cause}") from None
+        content = parse_json(text.encode("utf-8", "surrogatepass"), JSON_KEY)
+    except FileError as cause:
+        raise _damaged(str(cause)) from None
     tensors = content.get("tensors") if isinstance(content, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(entry, dict) for entry in tensors.values()):
         raise _damaged('it is not an object with "version", "recipe" and "tensors"')

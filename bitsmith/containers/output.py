@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-import shutil
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from bitsmith.containers.destination import check_destination
+from bitsmith.containers.claim import Claim
+from bitsmith.containers.destination import Destination, check_space, followed
+from bitsmith.containers.journal import clear_up, put_in_place
 from bitsmith.containers.layout import FileLayout, Region
+from bitsmith.containers.output_names import OutputNames
+from bitsmith.containers.renames import remove, sync, sync_tree
+from bitsmith.containers.reservation import Reservation
 from bitsmith.errors import FileError
 from bitsmith.system.progress import Progress, Report, silent
 
@@ -21,30 +25,21 @@ _READ_BACK_BYTES = 1 << 20
 
 
 class OutputFiles:
-    """The files of one output, written under temporary names and renamed together at the end.
+    """The files of one output, written under temporary names and given their names together at the end.
 
-    `target` is a file (its shards lie beside it) or, with `as_folder`, a folder that holds every file.
     Use it as a context manager: leaving it without `commit` removes everything that was written.
     """
 
-    def __init__(
-        self,
-        target: Path,
-        layouts: Sequence[FileLayout],
-        *,
-        extras: Mapping[str, bytes] | None = None,
-        as_folder: bool = False,
-        force: bool = False,
-    ) -> None:
+    def __init__(self, destination: Destination, reservation: Reservation) -> None:
         """Create the temporary files with their provisional headers.
 
-        extras: content of small files by name; only with `as_folder`
-        Raises UsageError if the target exists and `force` is not given, FileError if it cannot be written.
+        reservation: a reservation of this destination; it must be kept until the output is done
+        Raises FileError if the files cannot be written.
         """
-        self.target = target
-        self.layouts = tuple(layouts)
-        self.extras = dict(extras or {})
-        self.as_folder = as_folder
+        self.destination = destination
+        self.layouts = tuple(destination.layouts)
+        self._reservation = reservation
+        self._names = destination.names
         self._handles: dict[str, int] = {}
         self._cursor: dict[tuple[str, str], int] = {}
         self._hashes: dict[tuple[str, str], hashlib._Hash] = {}
@@ -53,17 +48,13 @@ class OutputFiles:
             for layout in self.layouts
             for region in layout.regions
         }
-        self._committed = False
-        self._work = target.parent / f".{target.name}.{os.getpid()}.partial"
-        self._made: list[Path] = []
+        claim = reservation.claim_of(destination)
         # runs at the latest when the process ends: an interrupt may come before a `with` holds this object
-        self._remove_made = weakref.finalize(self, _remove, self._made, os.getpid())
+        self._clean_up = weakref.finalize(self, _clean_up, self._names, claim, os.getpid())
         try:
-            check_destination(target, layouts, extras=self.extras, as_folder=as_folder, force=force)
-            self._remove_stale()
+            check_space([destination])
             self._create()
         except OSError as error:
-            self.abort()
             raise self._cannot_write(error) from error
         except BaseException:  # such as Ctrl-C, before a caller can call abort
             self.abort()
@@ -105,20 +96,17 @@ class OutputFiles:
                 _write_all(handle, memoryview(layout.header), 0)
                 os.fsync(handle)
             self._read_back(final, report, threads)
-            self._rename()
+            self._put_in_place()
         except OSError as error:
             raise self._cannot_write(error) from error
-        self._committed = True
+        self._clear_up()
 
     def abort(self) -> None:
         """Close and remove everything that does not have its final name yet."""
         for handle in self._handles.values():
             os.close(handle)
         self._handles = {}
-        if self._committed:
-            self._remove_made.detach()
-        else:
-            self._remove_made()
+        self._clean_up()
 
     def __enter__(self) -> OutputFiles:
         return self
@@ -127,57 +115,36 @@ class OutputFiles:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.abort()
-
-    # -- names
-
-    def final_paths(self) -> list[Path]:
-        """Paths of the files after `commit`."""
-        folder = self.target if self.as_folder else self.target.parent
-        return [folder / name for name in [layout.filename for layout in self.layouts] + list(self.extras)]
-
-    def _temporary(self, filename: str) -> Path:
-        if self.as_folder:
-            return self._work / filename
-        return self.target.parent / f".{filename}.{os.getpid()}.partial"
+        if error is not None and os.path.lexists(self._names.journal):
+            error.add_note(self._left())
 
     # -- before
 
-    def _remove_stale(self) -> None:
-        """Remove temporary files of the same outputs that a killed run left behind."""
-        names = {self.target.name, *(layout.filename for layout in self.layouts)}
-        pattern = re.compile(r"\.(" + "|".join(map(re.escape, sorted(names))) + r")\.(\d+)\.partial")
-        for path in self.target.parent.iterdir():
-            match = pattern.fullmatch(path.name)
-            if match and not _is_running(int(match[2])):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    def final_paths(self) -> list[Path]:
+        """Paths of the files after `commit`."""
+        target = self.destination.target
+        folder = target if self.destination.as_folder else target.parent
+        return [folder / name for name in [layout.filename for layout in self.layouts] + list(self.destination.extras)]
+
+    def _temporary(self, filename: str) -> Path:
+        if self.destination.as_folder:
+            return self._names.partial(self.destination.target.name) / filename
+        return self._names.partial(filename)
 
     def _create(self) -> None:
-        if self.as_folder:
-            self._make(self._work, self._work.mkdir)
+        if self.destination.as_folder:
+            self._names.partial(self.destination.target.name).mkdir()
         for layout in self.layouts:
             path = self._temporary(layout.filename)
-
-            def create(path: Path = path, name: str = layout.filename) -> None:
-                self._handles[name] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-
-            self._make(path, create)
-            handle = self._handles[layout.filename]
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            self._handles[layout.filename] = handle
             os.truncate(handle, layout.size)
             _write_all(handle, memoryview(layout.header), 0)
-        for name, data in self.extras.items():
+        for name, data in self.destination.extras.items():
             path = self._temporary(name)
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(data)
-            _sync(path)
-
-    def _make(self, path: Path, create: Callable[[], object]) -> None:
-        """Create a file or folder that is to be removed unless it gets its final name; never one that is there."""
-        self._made.append(path)
-        try:
-            create()
-        except OSError:  # nothing was made
-            self._made.remove(path)
-            raise
+            sync(path)
 
     # -- after
 
@@ -206,42 +173,89 @@ class OutputFiles:
         """Hash of the bytes written to one part of one tensor, in hexadecimal."""
         return self._hashes.setdefault((tensor, part), hashlib.sha256()).hexdigest()
 
-    def _rename(self) -> None:
-        parent = self.target.parent
-        if not self.as_folder:
-            for layout in reversed(self.layouts):  # the first shard last, because loaders start from it
-                os.replace(self._temporary(layout.filename), parent / layout.filename)
-        else:
-            _sync(self._work)
-            old = parent / f".{self.target.name}.{os.getpid()}.old"
-            if self.target.exists():
-                os.rename(self.target, old)
-            try:
-                os.rename(self._work, self.target)
-            except OSError:
-                if old.exists():
-                    os.rename(old, self.target)
-                raise
-            if old.exists():
-                shutil.rmtree(old)
-        _sync(parent)
+    def _put_in_place(self) -> None:
+        """Give the files their names."""
+        destination, force = self.destination, self._reservation.force
+        if destination.as_folder:
+            sync_tree(self._names.partial(destination.target.name))
+        self._reservation.check_again(destination)
+        try:
+            older = destination.older_parts() if force else []
+            put_in_place(self._names, destination.entries, older, force=force)
+        except FileExistsError as error:
+            self.abort()
+            raise FileError(
+                f"{error.filename2 or error.filename or destination.target} appeared while this run was working, and "
+                f"was not replaced; {self._left()}. Choose another --out."
+            ) from error
+
+    def _clear_up(self) -> None:
+        """Remove what the output has replaced."""
+        try:
+            sync(self._names.folder)
+            clear_up(self._names)
+        except OSError as error:
+            raise FileError(
+                f"{self.destination.target} is written and whole, but clearing up behind it failed "
+                f"({error.filename or self._names.folder}: {error.strerror or error}); the next run with this --out "
+                "removes what is left. Check the disk."
+            ) from error
 
     def _cannot_write(self, error: OSError) -> FileError:
+        self.abort()
         return FileError(
-            f"{self.target}: cannot be written ({error.strerror or error}); nothing was left behind. "
+            f"{self.destination.target}: cannot be written ({error.strerror or error}); {self._left()}. "
             "Check space and permissions, or choose another --out."
         )
 
+    def _left(self) -> str:
+        """What an output that failed has left on the disk."""
+        if os.path.lexists(self._names.journal):
+            return (
+                "it was stopped while names changed; opening the output, or the next run with this --out, finishes or "
+                "undoes that"
+            )
+        try:
+            left = ", ".join(map(str, self._names.leftovers()))
+            taken = self.destination.taken()
+        except OSError as error:
+            return f"what is left there cannot be read ({error.strerror or error})"
+        if left:
+            return f"these temporary files could not be removed: {left}"
+        return "what was there before is unchanged" if taken else "nothing was left behind"
 
-def _remove(made: list[Path], process: int) -> None:
-    """Remove temporary files and folders; not in a child that was forked later."""
-    if os.getpid() != process:
+
+@contextmanager
+def output_files(
+    destination: Destination, *, sources: Sequence[str | Path] = (), force: bool = False
+) -> Iterator[OutputFiles]:
+    """OutputFiles with a reservation of their own, for work that is short. Arguments and errors: see `Reservation`."""
+    with (
+        Reservation([destination], sources=sources, force=force) as reservation,
+        OutputFiles(destination, reservation) as files,
+    ):
+        yield files
+
+
+def write_file(path: Path, data: bytes, *, sources: Sequence[str | Path] = (), force: bool = False) -> Path:
+    """Write a small file whole. Returns its path, with links followed. Arguments and errors: see `Reservation`."""
+    place = followed(path, force=force)
+    layout = FileLayout(place.name, data, (), len(data))
+    with output_files(Destination(place, [layout]), sources=sources, force=force) as files:
+        files.commit([layout])
+    return place
+
+
+def _clean_up(names: OutputNames, claim: Claim, process: int) -> None:
+    """Remove temporary files; not while they are needed to put names in order, nor in a child that was forked later.
+
+    claim: kept until this is done, so that the files are nobody else's
+    """
+    if os.getpid() != process or os.path.lexists(names.journal):
         return
-    for path in made:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    with suppress(OSError):  # the error that brought us here says what is left
+        for path in names.leftovers():
+            remove(path)
 
 
 def _write_all(handle: int, data: memoryview, offset: int) -> None:
@@ -274,21 +288,3 @@ def _hash_region(handle: int, region: Region) -> str:
         digest.update(buffer[:got])
         offset, left = offset + got, left - got
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +17,10 @@ import numpy as np
 
 from bitsmith.containers.base import Extent, RowAxis, WholeTensorCodec
 from bitsmith.containers.composite import CompositeTensor
+from bitsmith.containers.hf_folder import read_object
 from bitsmith.containers.hf_reader import fold_quantized
+from bitsmith.containers.manifest import SET_KEY, check_one_set
+from bitsmith.containers.model_files import open_regular
 from bitsmith.containers.native import SHAPES_KEY, TENSORS_KEY
 from bitsmith.containers.native_reader import fold_native, table
 from bitsmith.containers.safetensors_header import DTYPES, Header, HeaderEntry, read_header
@@ -26,7 +30,6 @@ from bitsmith.errors import FileError, TensorError, UnsupportedError, UsageError
 from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.quant.tensor import PackedTensor, QuantTensor, TensorInfo
 
-_INDEX_LIMIT = 256_000_000  # bytes
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -46,6 +49,7 @@ class SafetensorsSource:
         files, wanted = _find_files(self._path)
         headers = [read_header(file) for file in files]
         self._headers = {header.path: header for header in headers}
+        check_one_set({header.path: header.metadata.get(SET_KEY) for header in headers})
         _check_index(self._path, headers, wanted)
         self._metadata = _merged_metadata(headers)
         self._entries = {name: (header.path, entry) for header in headers for name, entry in header.entries.items()}
@@ -232,8 +236,8 @@ def _plain(name: str, entry: HeaderEntry) -> TensorInfo:
 def _read_into(path: Path, size: int, entry: HeaderEntry, pieces: Sequence[tuple[int, np.ndarray]]) -> None:
     """Fill each buffer from the entry's data. pieces: (offset in the data, buffer)"""
     try:
-        with path.open("rb", buffering=0) as file:
-            if path.stat().st_size != size:
+        with open(open_regular(path), "rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_size != size:
                 raise FileError(
                     f"{path} changed its size since it was opened, before {entry.name!r} was read; start again"
                 )
@@ -285,15 +289,8 @@ def _pickled(path: Path, names: list[str]) -> FileError:
 
 def _read_index(path: Path) -> dict[str, str]:
     """The index's map from entry to file name. Checks that every file exists and lies in the folder."""
-    try:
-        if path.stat().st_size > _INDEX_LIMIT:
-            raise FileError(f"{path} has {path.stat().st_size} bytes, too many for an index; download it again")
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{path} is not readable as JSON ({str(error)[:80]}); download it again") from None
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
-    table = content.get("weight_map") if isinstance(content, dict) else None
+    content = read_object(path)
+    table = content.get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
         raise FileError(f'{path} must hold "weight_map", an object from tensors to file names; download it again')
     for tensor, name in table.items():

@@ -72,18 +72,24 @@ def safetensors_files(
     metadata: Callable[[Sequence[Entry]], Mapping[str, str]],
     *,
     max_shard_bytes: int | None = None,
+    shard_metadata: Mapping[str, str] | None = None,
 ) -> tuple[list[FileLayout], bytes | None]:
     """One file, "model.safetensors", or several files and the bytes of their index file (`INDEX_NAME`).
 
     parts: in order; the parts of one tensor must be neighbours and stay in one file
     metadata: entries of a file -> its metadata
     max_shard_bytes: maximum size of the data in a file; a larger tensor gets its own file. None: one file.
+    shard_metadata: further metadata of each file, if there are several
     """
     shards = _split(parts, max_shard_bytes)
     if len(shards) == 1:
         return [safetensors_layout("model.safetensors", metadata(shards[0]), shards[0])], None
     names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    layouts = [safetensors_layout(name, metadata(shard), shard) for name, shard in zip(names, shards, strict=True)]
+    further = shard_metadata or {}
+    layouts = [
+        safetensors_layout(name, {**metadata(shard), **further}, shard)
+        for name, shard in zip(names, shards, strict=True)
+    ]
     index = {
         "metadata": {"total_size": sum(entry.nbytes for entry in parts)},
         "weight_map": {entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard},

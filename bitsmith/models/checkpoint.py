@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitsmith.containers.base import Source
 from bitsmith.containers.floats import FLOATS
-from bitsmith.containers.hf_folder import CONFIG, read_object
+from bitsmith.containers.hf_folder import CONFIG, read_object, small_files
+from bitsmith.containers.reservation import settle
 from bitsmith.errors import BitsmithError, FileError, UnsupportedError, UsageError
 from bitsmith.models import hub
 from bitsmith.models.arch.config import ModelConfig
@@ -33,6 +34,8 @@ class Checkpoint:
     hf_config: the contents of config.json; empty for GGUF
     folder: folder of the tokenizer files; None for GGUF
     shape: the decoder's configuration, or the error that its reading raised
+    ignored: tensors that the decoder does not need, see `bitsmith.models.arch.reconcile`
+    notes: what the user should know about the model, a sentence each
     """
 
     name: str
@@ -41,6 +44,8 @@ class Checkpoint:
     hf_config: Mapping[str, Any]
     folder: Path | None
     shape: ModelConfig | BitsmithError
+    ignored: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         kind = "unknown architecture" if isinstance(self.shape, BitsmithError) else self.shape.arch
@@ -52,6 +57,11 @@ class Checkpoint:
         if isinstance(self.shape, BitsmithError):
             raise self.shape
         return self.shape
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that the model is read from: weights, and the configuration and tokenizer files of its folder."""
+        return (*self.source.files, *(() if self.folder is None else small_files(self.folder)))
 
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises FileError or UnsupportedError."""
@@ -82,6 +92,7 @@ def _open(model: str | Path, revision: str | None) -> Checkpoint:
     if str(model) == REFERENCE and not Path(model).exists():
         return _open_folder(Path(__file__).parents[1] / "reference", REFERENCE)
     path = Path(os.path.expanduser(model))
+    settle(path)
     if not path.exists():
         if not hub.looks_like_hub_name(str(model)):
             raise FileError(
@@ -102,20 +113,30 @@ def _open_file(path: Path) -> Checkpoint:
 
 def _open_gguf(path: Path) -> Checkpoint:
     from bitsmith.containers.gguf.reader import GgufSource
-    from bitsmith.models.arch.gguf_config import config_from_gguf
+    from bitsmith.models.arch.gguf_config import config_from_gguf, gguf_notes
 
     source = GgufSource(path)
+    checkpoint = Checkpoint(file_name(path), source, "gguf", {}, None, FileError(f"{path}: not read."))
     try:
-        shape: ModelConfig | BitsmithError = config_from_gguf(source.metadata, source)
+        config = config_from_gguf(source.metadata, source)
+        return _reconciled(checkpoint, config, gguf_notes(source.metadata, config, str(path)))
     except BitsmithError as error:
-        shape = error
-    return Checkpoint(file_name(path), source, "gguf", {}, None, shape)
+        return replace(checkpoint, shape=error)
+
+
+def _reconciled(checkpoint: Checkpoint, config: ModelConfig, notes: tuple[str, ...]) -> Checkpoint:
+    """The checkpoint with what its tensors say of the configuration."""
+    from bitsmith.models.arch.reconcile import reconcile
+
+    found = reconcile(config, checkpoint.source, naming=checkpoint.naming)
+    return replace(checkpoint, shape=found.config, ignored=found.ignored, notes=(*notes, *found.notes))
 
 
 def _open_folder(folder: Path, name: str, weights: Path | None = None) -> Checkpoint:
     """Open a Hugging Face folder. `weights` is one file of it, if the user named the file."""
     from bitsmith.containers.safetensors import SafetensorsSource
     from bitsmith.models.arch.hf_config import config_from_hf
+    from bitsmith.models.arch.hf_fields import check_fields
 
     if weights is None and not any(folder.glob("*.safetensors*")):
         ggufs = models_among({path.name: path.stat().st_size for path in folder.glob("*.gguf") if path.is_file()})
@@ -125,14 +146,14 @@ def _open_folder(folder: Path, name: str, weights: Path | None = None) -> Checkp
             listed = ", ".join(model.first for model in ggufs[:8])
             raise FileError(f"{folder} holds {len(ggufs)} GGUF models; name one of its files: {listed}.")
     source = SafetensorsSource(weights or folder)
-    config: Mapping[str, Any] = {}
-    shape: ModelConfig | BitsmithError
+    checkpoint = Checkpoint(name, source, "hf", {}, folder, FileError(f"{folder / CONFIG}: not read."))
     try:
-        config = read_object(folder / CONFIG)
-        shape = config_from_hf(config, origin=str(folder / CONFIG))
+        values = read_object(folder / CONFIG)
+        checkpoint = replace(checkpoint, hf_config=values)
+        config = config_from_hf(values, origin=str(folder / CONFIG))
+        return _reconciled(checkpoint, config, check_fields(values, config.arch, str(folder / CONFIG)))
     except BitsmithError as error:
-        shape = error
-    return Checkpoint(name, source, "hf", config, folder, shape)
+        return replace(checkpoint, shape=error)
 
 
 def require_float(checkpoint: Checkpoint, *, requantize: bool) -> None:
@@ -146,7 +167,15 @@ def require_float(checkpoint: Checkpoint, *, requantize: bool) -> None:
         )
 
 
-def quantized_already(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """A warning if the source is already quantized; else an empty tuple."""
-    found = {info.layout for info in checkpoint.source.tensors.values() if info.rows > 1} - FLOATS
-    return (f"the source is quantized already ({', '.join(sorted(found))}): losses add up",) if found else ()
+def source_warnings(checkpoint: Checkpoint, *, quantizes: bool = True) -> tuple[str, ...]:
+    """What the user should know about the source of an output: its notes, and whether it is already quantized.
+
+    quantizes: whether the output is quantized too, so that losses add up
+    """
+    tensors = checkpoint.source.tensors.values()
+    found = sorted({info.layout for info in tensors if info.rows > 1} - FLOATS)
+    told = [f"the source is quantized already ({', '.join(found)}): losses add up"] if found and quantizes else []
+    double = [info.name for info in tensors if info.layout == "f64"]
+    if double:
+        told.append(f"{len(double)} tensors are float64, the first is {double[0]}; they are rounded to float32 first")
+    return (*told, *checkpoint.notes)

@@ -15,7 +15,7 @@ from bitsmith.containers.manifest import TensorRecord
 from bitsmith.errors import BitsmithError, FileError, UnsupportedError
 from bitsmith.models.manifests import recipe_of
 from bitsmith.models.quantization import of_folder, of_gguf
-from bitsmith.models.shown import plain, printable, shown
+from bitsmith.models.shown import one_line, plain, shown
 from bitsmith.models.verification import compare, read_through, records_of
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.system.progress import Progress, Report, silent
@@ -67,6 +67,7 @@ class Inspection:
     recipe: the recipe in the manifest, if bitsmith made the files; None without one
     metadata: all values, whole, as plain values for JSON
     problems: one sentence each; empty if nothing is wrong
+    notes: what is not wrong, but good to know; one sentence each
     """
 
     path: Path
@@ -82,6 +83,7 @@ class Inspection:
     tensors: tuple[InspectedTensor, ...]
     verified: bool
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def rounds_inputs(self) -> bool:
@@ -100,7 +102,7 @@ class Inspection:
         `input_rounding` follows if any tensor has it, and the result of the verification if there was one.
         """
         inputs = self.rounds_inputs
-        return [self._row(printable(tensor.name), tensor.nbytes, tensor, inputs) for tensor in self.tensors]
+        return [self._row(one_line(tensor.name), tensor.nbytes, tensor, inputs) for tensor in self.tensors]
 
     def grouped_rows(self) -> list[tuple[str, ...]]:
         """One row for the tensors of all layers that differ only in their layer's number: "blk.*.attn_q.weight (30)".
@@ -116,8 +118,8 @@ class Inspection:
             groups.setdefault(key, []).append(tensor)
         found, inputs = [], self.rounds_inputs
         for (kind, *_), members in sorted(groups.items(), key=lambda group: order[group[0][0]]):
-            many = f"{printable(kind)} ({len(members)})"
-            name = many if len(members) > 1 else printable(members[0].name)
+            many = f"{one_line(kind)} ({len(members)})"
+            name = many if len(members) > 1 else one_line(members[0].name)
             found.append(self._row(name, sum(tensor.nbytes for tensor in members), members[0], inputs))
         return found
 
@@ -154,7 +156,7 @@ class Inspection:
         """A few lines of text."""
         files = f"{len(self.files)} files" if len(self.files) > 1 else "1 file"
         lines = [
-            f"{self.container}, {printable(self.architecture or 'unknown architecture')}, {files} of "
+            f"{self.container}, {one_line(self.architecture or 'unknown architecture')}, {files} of "
             f"{self.size:,} bytes, {len(self.tensors)} tensors, {self.parameters:,} weights, "
             f"{self.bits_per_weight:.3f} bits a weight",
             ", ".join(f"{layout}: {count} ({nbytes:,} bytes)" for layout, (count, nbytes) in self.types().items()),
@@ -183,6 +185,7 @@ class Inspection:
             "metadata": dict(self.metadata),
             "tensors": [{**vars(tensor), "shape": list(tensor.shape)} for tensor in self.tensors],
             "problems": list(self.problems),
+            "notes": list(self.notes),
         }
 
 
@@ -250,7 +253,7 @@ def _verified(
         try:
             finite, sha256 = read_through(source, source.tensors[tensor.name], advance, problems)
         except BitsmithError as error:
-            problems.append(f"tensor {printable(tensor.name)} cannot be read: {error}")
+            problems.append(f"tensor {one_line(tensor.name)} cannot be read: {error}")
             checked.append(tensor)
         else:
             matches = compare(tensor.name, sha256, records, problems)

@@ -9,7 +9,7 @@ from typing import Any
 from bitsmith.containers.gguf.file_types import FILE_TYPES
 from bitsmith.containers.hf_folder import CONFIG, read_object
 from bitsmith.errors import FileError
-from bitsmith.models.shown import printable
+from bitsmith.models.shown import one_line
 
 _KEYS = {  # key of a configuration -> words; {} is its value
     "quant_algo": "{}",
@@ -74,7 +74,7 @@ def _described(method: str, config: Mapping[str, Any]) -> str:
     for key, (yes, no) in _FLAGS.items():
         if isinstance(config.get(key), bool):
             words.append(yes if config[key] else no)
-    return ", ".join(dict.fromkeys(printable(word[:_LONGEST]) for word in words if word))
+    return ", ".join(dict.fromkeys(one_line(word[:_LONGEST]) for word in words if word))
 
 
 def of_gguf(metadata: Mapping[str, Any]) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from bitsmith.system.printable import printable
+
 _SHOWN_ITEMS = 8
 _SHOWN_CHARACTERS = 200
 _SHOWN_KEYS = 200
@@ -31,7 +33,7 @@ def plain(value: Any) -> Any:
 def shown(metadata: Mapping[str, Any]) -> dict[str, str]:
     """Text for each key, however large the values are. Beyond 200 keys, one line says how many more there are."""
     keys = list(metadata)
-    found = {_cut(printable(key[: _SHOWN_CHARACTERS + 1])): brief(metadata[key]) for key in keys[:_SHOWN_KEYS]}
+    found = {_cut(one_line(key[: _SHOWN_CHARACTERS + 1])): brief(metadata[key]) for key in keys[:_SHOWN_KEYS]}
     if len(keys) > _SHOWN_KEYS:
         found["..."] = f"{len(keys) - _SHOWN_KEYS:,} more keys"
     return found
@@ -40,7 +42,7 @@ def shown(metadata: Mapping[str, Any]) -> dict[str, str]:
 def brief(value: Any, depth: int = 0) -> str:
     """One line: the beginning of a long text or list, and its length."""
     if isinstance(value, str):
-        cut = _cut(printable(value[: _SHOWN_CHARACTERS + 1]))
+        cut = _cut(one_line(value[: _SHOWN_CHARACTERS + 1]))
         return cut if len(value) <= _SHOWN_CHARACTERS else f"{cut} ({len(value):,} characters)"
     if isinstance(value, list | tuple | np.ndarray):
         if depth > 1:
@@ -54,8 +56,6 @@ def _cut(text: str) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
-def printable(text: str) -> str:
-    """The text with control characters and lone surrogates escaped, so that no file can control the terminal."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+def one_line(text: str) -> str:
+    """The text with every control character escaped, line ends too."""
+    return printable(text, keep="")

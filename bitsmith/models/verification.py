@@ -12,7 +12,7 @@ from bitsmith.containers.manifest import TensorRecord, joined_hash
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.errors import BitsmithError, FileError
 from bitsmith.models.manifests import manifests_of
-from bitsmith.models.shown import printable
+from bitsmith.models.shown import one_line
 from bitsmith.quant.tensor import PackedTensor, TensorInfo
 
 SLAB_WEIGHTS = 1 << 20  # number of weights decoded at once
@@ -45,7 +45,7 @@ def _feed(hashes: dict[str, hashlib._Hash], packed: PackedTensor) -> None:
 
 
 def _finite(source: Source, info: TensorInfo, packed: PackedTensor, first: int, problems: list[str]) -> bool | None:
-    name = printable(info.name)
+    name = one_line(info.name)
     try:
         finite = np.isfinite(source.decode(packed))
     except BitsmithError as error:
@@ -67,7 +67,7 @@ def compare(name: str, sha256: str, records: Mapping[str, TensorRecord], problem
         return None
     if record.sha256 != sha256:
         problems.append(
-            f"tensor {printable(name)} has the hash {sha256}, the manifest says {record.sha256}: its bytes changed "
+            f"tensor {one_line(name)} has the hash {sha256}, the manifest says {record.sha256}: its bytes changed "
             "after they were written; make the file again or fetch it again"
         )
     return record.sha256 == sha256
@@ -88,7 +88,7 @@ def records_of(source: Source, problems: list[str]) -> dict[str, TensorRecord]:
         (source.tensors.keys() - records.keys(), "no record of tensors that the file has"),
     ):
         if names:
-            listed = ", ".join(printable(name) for name in sorted(names)[:_LISTED_NAMES])
+            listed = ", ".join(one_line(name) for name in sorted(names)[:_LISTED_NAMES])
             problems.append(f"the manifest has {what} ({len(names)}: {listed}): the file was changed after it was made")
     return records
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Unpack
 
 from bitsmith.calibration.method import Method
 from bitsmith.calibration.resources import Resources
+from bitsmith.containers.destination import followed
+from bitsmith.containers.reservation import Reservation
 from bitsmith.errors import FileError, UsageError
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.models.naming import output_stem
@@ -57,23 +59,24 @@ def convert_model(
 ) -> Quantized:
     """Convert `model` as `config` says, see `convert`."""
     checkpoint = open_checkpoint(model, revision=config.revision)
-    path = _path(checkpoint, config)
+    given = _path(checkpoint, config)
+    path = followed(given, force=config.force or config.dry_run)
     assignment = as_conversion(_assignment(checkpoint, config, path))
     _check_changes(checkpoint, assignment, config)
-    output = Output(path, assignment, Method("nearest"), "", "cpu")
+    output = Output(path, assignment, Method("nearest"), "", "cpu", link=given if given != path else None)
     expected = output.expected(config.worker_threads, None)
-    if not config.dry_run:
-        output.check_free(force=config.force)
-    if on_plan is not None:
-        on_plan(expected)
+    destination = output.destination()
     if config.dry_run:
+        if on_plan is not None:
+            on_plan(expected)
         return expected
     from bitsmith.pipeline.making import make_all
 
     resources = Resources(None, config.worker_threads, "cpu")
-    return make_all(
-        [output], [expected], None, resources, threads=config.worker_threads, force=config.force, report=report
-    )[0]
+    with Reservation([destination], sources=checkpoint.files, force=config.force) as reservation:
+        if on_plan is not None:
+            on_plan(expected)
+        return make_all([output], [expected], None, resources, reservation, report=report)[0]
 
 
 def _assignment(checkpoint: Checkpoint, config: ConvertConfig, path: Path) -> Assignment:

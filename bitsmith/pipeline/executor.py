@@ -14,6 +14,7 @@ import numpy as np
 from bitsmith.containers.base import WholeTensorCodec
 from bitsmith.containers.manifest import Manifest, TensorRecord, joined_hash
 from bitsmith.containers.output import OutputFiles
+from bitsmith.containers.reservation import Reservation
 from bitsmith.pipeline.chunks import Chunk, chunks_of, rows_of
 from bitsmith.pipeline.encode import Encoded, encode_chunk, encode_rounded, with_extent
 from bitsmith.quant.tensor import PackedTensor
@@ -25,18 +26,19 @@ from bitsmith.system.progress import Progress, Report, silent
 def execute(
     plan: Plan,
     target: Path,
+    reservation: Reservation,
     *,
     threads: int,
     importance: Mapping[str, np.ndarray] | None = None,
-    force: bool = False,
     report: Report = silent,
 ) -> Manifest:
     """Round all tensors of a plan to the nearest codes, write them to `target` and verify. Returns the manifest.
 
+    reservation: of `plan.destination(target)`
     importance: by output name, float32 [matrices, cols], see `Format.fit`
     Raises TensorError for weights that cannot be stored, FileError for problems with the disk.
     """
-    with PlanWriter(plan, target, force=force, report=report) as writer:
+    with PlanWriter(plan, target, reservation, report=report) as writer:
         writer.round_nearest(importance or {}, threads=threads)
         return writer.finish(threads=threads)
 
@@ -49,16 +51,18 @@ class PlanWriter:
     bytes do not depend on the number of threads or on the time. No file gets its final name before `finish`.
     """
 
-    def __init__(self, plan: Plan, target: Path, *, force: bool = False, report: Report = silent) -> None:
-        """Open temporary files. Raises as `check_destination` does."""
+    def __init__(self, plan: Plan, target: Path, reservation: Reservation, *, report: Report = silent) -> None:
+        """Open temporary files. Raises FileError if they cannot be written.
+
+        reservation: of `plan.destination(target)`
+        """
         self._plan, self._report = plan, report
         self._by_name = {tensor.info.name: tensor for tensor in plan.tensors}
         self._records: dict[str, TensorRecord] = {}
         self._begun: dict[str, _TensorSums] = {}
         self._total = sum(tensor.info.parameters for tensor in plan.tensors)
         self._done = 0
-        folder = plan.target.is_folder
-        self._output = OutputFiles(target, plan.layouts(), extras=plan.extras, as_folder=folder, force=force)
+        self._output = OutputFiles(plan.destination(target), reservation)
 
     def __enter__(self) -> PlanWriter:
         """Return this writer."""

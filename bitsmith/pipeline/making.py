@@ -16,6 +16,7 @@ from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.run import Prepared
 from bitsmith.calibration.work import BlockwiseWork, Reports
 from bitsmith.containers.manifest import Manifest
+from bitsmith.containers.reservation import Reservation
 from bitsmith.pipeline.executor import PlanWriter, execute
 from bitsmith.pipeline.outputs import Output
 from bitsmith.pipeline.result import Quantized
@@ -41,13 +42,13 @@ def make_all(
     expected: Sequence[Quantized],
     prepared: Prepared | None,
     resources: Resources,
+    reservation: Reservation,
     *,
-    threads: int,
-    force: bool,
     report: Report,
 ) -> list[Quantized]:
     """Make every output. The time of the shared calibration pass counts for the first output.
 
+    reservation: of all outputs
     prepared: the calibration with its tokens; None without a calibration
     """
     clock = time.monotonic()
@@ -57,7 +58,7 @@ def make_all(
     done = []
     for output, promised, found in zip(outputs, expected, measured, strict=True):
         watch = _Watch(report)
-        work = _Work(output, prepared, found, resources, threads, force, watch)
+        work = _Work(output, prepared, found, resources, promised.threads, reservation, watch)
         made = work.blockwise() if output.method.needs_text else work.nearest()
         now = time.monotonic()
         done.append(
@@ -86,7 +87,7 @@ class _Work:
     measured: Measured
     resources: Resources
     threads: int
-    force: bool
+    reservation: Reservation
     report: Report
 
     def nearest(self) -> Made:
@@ -95,9 +96,9 @@ class _Work:
         manifest = execute(
             plan,
             self.output.path,
+            self.reservation,
             threads=self.threads,
             importance=self._importance(plan),
-            force=self.force,
             report=self.report,
         )
         return Made(plan, manifest)
@@ -117,7 +118,7 @@ class _Work:
             seed=self.prepared.tokens.seed,
         )
         reports = Reports(work)
-        with PlanWriter(plan, self.output.path, force=self.force, report=self.report) as writer:
+        with PlanWriter(plan, self.output.path, self.reservation, report=self.report) as writer:
             writer.round_nearest(self._importance(plan), threads=self.threads, without=work.precomputed)
             rounding = BlockwiseRounding(plan.checkpoint, self.prepared.tokens, work.task, self.resources)
             for layer in range(rounding.layers):

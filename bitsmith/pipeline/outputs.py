@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bitsmith.calibration.cost import Cost, calibration_cost
 from bitsmith.calibration.method import Method, default_method
 from bitsmith.containers import module_containers
-from bitsmith.containers.destination import check_destination
+from bitsmith.containers.destination import Destination, followed
 from bitsmith.errors import UsageError
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.models.naming import output_stem
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 class Output:
     """One output of a run.
 
-    path: the file or the folder
+    path: the file or the folder, with links followed
+    link: the link that the user named, if it is one
     device: the device of the calibration
     warnings: warnings of the calibration
     """
@@ -43,6 +44,7 @@ class Output:
     effort: str
     device: str
     warnings: tuple[str, ...] = ()
+    link: Path | None = None
 
     def plan(self, record: CalibrationRecord | None, input_absmax: Mapping[str, float] | None = None) -> Plan:
         """The plan. Its sizes are exact before the calibration pass, and it is final after the pass.
@@ -85,17 +87,15 @@ class Output:
             calibration_memory=cost.memory,
         )
 
-    def check_free(self, *, force: bool) -> None:
-        """Raise UsageError or FileError if the output must not or cannot be written, see `check_destination`."""
-        plan = self.plan(self.assignment.options.calibration)
-        check_destination(
-            self.path,
-            plan.layouts(),
-            extras=plan.extras,
-            as_folder=plan.target.is_folder,
-            force=force,
-            source=plan.checkpoint.source.path,
-        )
+    def destination(self) -> Destination:
+        """Where the output goes, with its exact sizes. Raises UsageError for several files behind one link."""
+        found = self.plan(self.assignment.options.calibration).destination(self.path)
+        if self.link is not None and not found.as_folder and len(found.layouts) > 1:
+            raise UsageError(
+                f"{self.link} is a link to one file, but the output is {len(found.layouts)} files; choose another "
+                "--out."
+            )
+        return found
 
     def _cost(self, prepared: Prepared | None) -> Cost:
         """Cost of the calibration."""
@@ -117,14 +117,15 @@ def outputs_of(
     """One output per target. Raises UsageError for options that do not fit a target, and errors of the containers."""
     paths = output_paths(checkpoint, targets, config.out)
     found = []
-    for target, path in zip(targets, paths, strict=True):
+    for target, given in zip(targets, paths, strict=True):
+        path = followed(given, force=config.force or config.dry_run)
         try:
             assignment = assign(checkpoint, target, _options(target, path, config, prepared))
             method = _method(assignment, config, effort, prepared)
         except UsageError as error:
             raise UsageError(f"--to {target}: {error}" if len(targets) > 1 else str(error)) from error
         warnings = () if prepared is None else prepared.warnings
-        found.append(Output(path, assignment, method, effort, device, warnings))
+        found.append(Output(path, assignment, method, effort, device, warnings, given if path != given else None))
     _check_distinct([str(each.assignment.target) for each in found])
     return found
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from bitsmith.calibration.resources import Resources
-from bitsmith.containers.destination import make_folder
+from bitsmith.containers.destination import folder_for
+from bitsmith.containers.reservation import Reservation
+from bitsmith.containers.sources import files_of
 from bitsmith.errors import UsageError
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.pipeline.config import QuantizeConfig
@@ -71,22 +73,26 @@ def quantize_each(
     device = _device(config.device) if runs or config.device else "cpu"
     outputs = outputs_of(checkpoint, targets, config, effort=effort, prepared=prepared, device=device)
     expected = [output.expected(threads, prepared) for output in outputs]
-    if not config.dry_run:
-        if len(outputs) > 1 and config.out is not None:
-            make_folder(Path(config.out))
-        for output in outputs:
-            output.check_free(force=config.force)
-    if on_plan is not None:
-        for each in expected:
-            on_plan(each)
-    if config.dry_run:
-        return expected
-    from bitsmith.pipeline.making import make_all
+    destinations = [output.destination() for output in outputs]
 
-    if prepared is not None:
-        prepared = prepared.read(threads=threads, report=report)
-    resources = Resources(config.memory_bytes, threads, device)
-    return make_all(outputs, expected, prepared, resources, threads=threads, force=config.force, report=report)
+    def announce() -> None:
+        for each in expected:
+            if on_plan is not None:
+                on_plan(each)
+
+    if config.dry_run:
+        announce()
+        return expected
+    folder = Path(config.out) if len(outputs) > 1 and config.out is not None else None
+    sources = [*checkpoint.files, *files_of(config.calibration)]
+    with folder_for(folder), Reservation(destinations, sources=sources, force=config.force) as reservation:
+        announce()
+        from bitsmith.pipeline.making import make_all
+
+        if prepared is not None:
+            prepared = prepared.read(threads=threads, report=report)
+        resources = Resources(config.memory_bytes, threads, device)
+        return make_all(outputs, expected, prepared, resources, reservation, report=report)
 
 
 def _prepared(checkpoint: Checkpoint, config: QuantizeConfig) -> Prepared | None:

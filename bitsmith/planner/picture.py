@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
-from bitsmith.errors import FileError, UsageError
+from bitsmith.containers.output import write_file
+from bitsmith.errors import UsageError
 from bitsmith.planner.report import PlanReport, Row
 from bitsmith.planner.runtimes import Memory, cache_in_memory, weights_in_memory, working
 
@@ -15,7 +17,7 @@ _MOST = 131072  # tokens, if the model's context is unknown
 
 
 def draw(report: PlanReport, path: Path) -> None:
-    """Write the picture as a PNG file. The runtime is that of the first device.
+    """Write the picture as a PNG file. The runtime is that of the first device. An older picture is replaced.
 
     Raises UsageError without matplotlib or if the name does not end in .png, FileError if the file cannot be written.
     """
@@ -57,10 +59,10 @@ def draw(report: PlanReport, path: Path) -> None:
     batch = "" if workload.batch == 1 else f", batch {workload.batch}"
     axes.set_title(f"{report.spec.name}: weights, {workload.kv} cache and runtime{batch}")
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
-    try:
-        figure.savefig(path, dpi=120, format="png")
-    except OSError as error:
-        raise FileError(f"{path}: the picture cannot be written ({error.strerror or error}).") from error
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=120, format="png")
+    checkpoint = report.spec.checkpoint
+    write_file(path, drawn.getvalue(), sources=() if checkpoint is None else checkpoint.files, force=True)
 
 
 def _gigabytes(report: PlanReport, row: Row, context: int) -> float:

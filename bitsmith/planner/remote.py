@@ -6,14 +6,13 @@ file are fetched.
 
 from __future__ import annotations
 
-import json
 import shutil
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bitsmith.containers.hf_folder import CONFIG, TOKENIZER_FILES
+from bitsmith.containers.hf_folder import CONFIG, TOKENIZER_FILES, read_object
 from bitsmith.containers.safetensors_layout import INDEX_NAME
 from bitsmith.errors import FileError
 from bitsmith.models import hub
@@ -101,9 +100,9 @@ def _shards(folder: Path) -> list[str]:
     if not index.is_file():
         return ["model.safetensors"]
     try:
-        table = json.loads(index.read_bytes())["weight_map"]
+        table = read_object(index)["weight_map"]
         names = sorted(set(table.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise FileError(f"{index} is not an index of safetensors files ({error!r}).") from None
     if any(not isinstance(name, str) or Path(name).name != name for name in names):
         raise FileError(f"{index} names files outside the model's folder.")

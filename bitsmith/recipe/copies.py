@@ -11,7 +11,7 @@ from bitsmith.containers.gguf.metadata_values import string
 from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.containers.gguf.writer import gguf_layout
 from bitsmith.containers.hf_files import StoredTensor, folder_files
-from bitsmith.containers.hf_folder import CONFIG, tokenizer_files
+from bitsmith.containers.hf_folder import CONFIG, read_file, tokenizer_files
 from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.manifest import JSON_KEY, Manifest, is_manifest_key, placeholder, to_gguf_keys
 from bitsmith.containers.native import LAYOUT_PREFIX, SHAPES_KEY, TENSORS_KEY
@@ -27,7 +27,6 @@ from bitsmith.recipe.recipe import PlanOptions
 from bitsmith.recipe.target import Target
 
 SAME = "same"  # the name in a target that keeps every byte
-_LARGEST_JSON = 64 << 20  # bytes of a small file that is copied
 _INDEX = ".index.json"  # indices of weight files; the new index replaces them
 
 
@@ -123,15 +122,11 @@ def _container(checkpoint: Checkpoint) -> str:
 
 def _small_files(folder: Path) -> dict[str, bytes]:
     """config.json as it is, the tokenizer's files, and every other small JSON file of the folder."""
-    found = dict(tokenizer_files(folder))
-    found |= {
-        path.name: path for path in sorted(folder.glob("*.json")) if path.is_file() and not path.name.endswith(_INDEX)
-    }
-    large = [name for name, path in found.items() if path.stat().st_size > _LARGEST_JSON]
-    if large:
-        raise FileError(f"{folder / large[0]} has more than {_LARGEST_JSON:,} bytes; move it out of the folder.")
+    others = [path.name for path in sorted(folder.glob("*.json")) if path.is_file() and not path.name.endswith(_INDEX)]
+    found = tokenizer_files(folder)
+    found |= {name: read_file(folder / name) for name in others if name not in found}
     first = [CONFIG] if CONFIG in found else []
-    return {name: found[name].read_bytes() for name in dict.fromkeys([*first, *found])}
+    return {name: found[name] for name in dict.fromkeys([*first, *found])}
 
 
 def as_conversion(assignment: Assignment) -> Assignment:

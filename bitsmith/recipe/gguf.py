@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -14,14 +15,15 @@ from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.containers.gguf.writer import gguf_layout
 from bitsmith.containers.layout import FileLayout
-from bitsmith.containers.manifest import Manifest, is_manifest_key, to_gguf_keys
+from bitsmith.containers.manifest import SET_KEY, Manifest, is_manifest_key, set_id, to_gguf_keys
 from bitsmith.errors import UnsupportedError
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.gguf_config import config_to_gguf, rope_freqs
+from bitsmith.models.arch.llamacpp import differences, end_warnings
 from bitsmith.models.arch.names import hf_name, is_permuted
 from bitsmith.models.arch.spec import ARCHITECTURES
 from bitsmith.models.arch.tensors import ROPE_FREQS, check_tensors, expected_tensors
-from bitsmith.models.checkpoint import Checkpoint, quantized_already, require_float
+from bitsmith.models.checkpoint import Checkpoint, require_float, source_warnings
 from bitsmith.quant.formats import get_format
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.choose import Selection, TypeChoice, choose_types
@@ -76,7 +78,11 @@ def assign_mix(
 
     def layouts(manifest: Manifest) -> list[FileLayout]:
         return gguf_layout(
-            options.filename, {**keys, **to_gguf_keys(manifest)}, infos, max_shard_bytes=options.max_shard_bytes
+            options.filename,
+            {**keys, **to_gguf_keys(manifest)},
+            infos,
+            max_shard_bytes=options.max_shard_bytes,
+            shard_keys={SET_KEY: string(set_id(manifest))},
         )
 
     return Assignment(
@@ -86,8 +92,12 @@ def assign_mix(
         tensors=tensors,
         layouts=layouts,
         extras={},
-        warnings=_warnings(checkpoint, selection),
+        warnings=(*_warnings(checkpoint, selection), *end_warnings(_plain(keys))),
     )
+
+
+def _plain(keys: Mapping[str, Value]) -> dict[str, Any]:
+    return {name: value.plain() for name, value in keys.items() if name.startswith("tokenizer.ggml.")}
 
 
 def _with_general(keys: Mapping[str, Value], general: Mapping[str, Value]) -> dict[str, Value]:
@@ -108,7 +118,7 @@ def gguf_tensors(checkpoint: Checkpoint) -> tuple[list[PlannedTensor], ModelShap
         wanted = [PlannedTensor(info, info.name, info.layout, {}, "") for info in source.tensors.values()]
         return wanted, ModelShape.from_gguf(source.metadata, source.tensors.values())
     config = checkpoint.config
-    check_tensors(config, source.tensors, naming="hf", origin=str(source.path))
+    check_tensors(config, source.tensors, naming="hf", origin=str(source.path), ignored=checkpoint.ignored)
     spec = ARCHITECTURES[config.arch]
     wanted = []
     for name, shape in expected_tensors(config).items():
@@ -163,14 +173,6 @@ def _planned(tensor: PlannedTensor, choice: TypeChoice) -> PlannedTensor:
 
 
 def _warnings(checkpoint: Checkpoint, selection: Selection) -> tuple[str, ...]:
-    warnings: Sequence[str] = selection.warnings
-    if selection.mix.quantizes:
-        warnings = (*warnings, *quantized_already(checkpoint))
     shape = checkpoint.shape
-    if isinstance(shape, ModelConfig) and 0 < shape.window < shape.context:
-        warnings = (
-            *warnings,
-            f"the model attends only to the last {shape.window} tokens, but llama.cpp has no sliding window for "
-            f"{ARCHITECTURES[shape.arch].gguf} files. For longer texts, llama.cpp's results differ from the original",
-        )
-    return tuple(warnings)
+    told = differences(shape) if isinstance(shape, ModelConfig) and checkpoint.naming == "hf" else ()
+    return (*selection.warnings, *source_warnings(checkpoint, quantizes=selection.mix.quantizes), *told)

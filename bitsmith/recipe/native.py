@@ -15,7 +15,7 @@ from bitsmith.containers.manifest import Manifest, placeholder
 from bitsmith.containers.native import LAYOUT_PREFIX
 from bitsmith.containers.native_files import NativeTensor, native_files
 from bitsmith.errors import FileError, UnsupportedError
-from bitsmith.models.checkpoint import Checkpoint, quantized_already, require_float
+from bitsmith.models.checkpoint import Checkpoint, require_float, source_warnings
 from bitsmith.quant.formats import FORMATS, UNSCOPED, get_format, resolve
 from bitsmith.recipe.folder import KEPT, as_float, beside, copied, is_vector, model_config, own_float, wanted_tensors
 from bitsmith.recipe.plan import Assignment, PlannedTensor
@@ -62,10 +62,7 @@ def assign_native(checkpoint: Checkpoint, target: Target, options: PlanOptions) 
         tensors=tensors,
         layouts=layouts,
         extras={**beside(checkpoint, config), **index},
-        warnings=(
-            *unused_rules(rules, names, kept=vectors),
-            *(quantized_already(checkpoint) if quantizes else ()),
-        ),
+        warnings=(*unused_rules(rules, names, kept=vectors), *source_warnings(checkpoint, quantizes=quantizes)),
     )
 
 

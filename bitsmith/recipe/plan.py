@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bitsmith.containers.base import Codec
+from bitsmith.containers.destination import Destination
 from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.manifest import Manifest, TensorRecord, placeholder
 from bitsmith.containers.static_input import StaticInput
@@ -178,6 +180,10 @@ class Plan:
     def extras(self) -> Mapping[str, bytes]:
         """Small files beside the weights."""
         return self.assignment.extras
+
+    def destination(self, target: Path) -> Destination:
+        """The output at `target`, with its exact sizes."""
+        return Destination(target, self.layouts(), self.extras, self.target.is_folder)
 
     def layouts(self, records: Sequence[TensorRecord] | None = None) -> list[FileLayout]:
         """The output files with the manifest of `records`; without records, with placeholder hashes."""

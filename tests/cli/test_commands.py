@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+import bitsmith
 from tests.cli.command import Command
+from tests.tiny import make_folder
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def test_eval_in_words(bitsmith_command: Command, tiny: Path) -> None:
 
 
 def test_run_is_repeatable_by_seed(bitsmith_command: Command, made: Path) -> None:
-    words = ["run", made, "--prompt", "Once upon a time", "-n", 12]
+    words = ["run", made, "--raw", "--prompt", "Once upon a time", "-n", 12]
     first = bitsmith_command(*words, "--seed", 5)
     assert first.code == 0
     assert first.out.strip()
@@ -86,9 +88,84 @@ def test_run_is_repeatable_by_seed(bitsmith_command: Command, made: Path) -> Non
 
 
 def test_run_reads_standard_input(bitsmith_command: Command, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoken = bitsmith_command("run", made, "--prompt", "Once upon", "-n", 6, "--temperature", 0)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Once upon"))
-    assert bitsmith_command("run", made, "-n", 6, "--temperature", 0).out == spoken.out
+    spoken = bitsmith_command("run", made, "--prompt", "Once\nupon", "-n", 6, "--temp", 0)
+    for words, text in (
+        ((), "Once\nupon\n"),
+        (("-p", "-"), "Once\nupon"),
+        (("-p", "Once"), "upon"),
+        (("-f", "-"), "Once\nupon"),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        assert bitsmith_command("run", made, *words, "-n", 6, "--temperature", 0).out == spoken.out
+
+
+def test_run_joins_prompt_file_and_standard_input(
+    bitsmith_command: Command, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_bytes(b"\xef\xbb\xbfin the\r\nfile\n")
+    words = ["-n", 6, "--temp", 0]
+    expected = bitsmith_command("run", made, "-p", "say\nin the\nfile\npiped", *words).out
+    monkeypatch.setattr(sys, "stdin", io.StringIO("piped\n"))
+    assert bitsmith_command("run", "-m", made, "-p", "say", "-f", file, *words).out == expected
+    assert f"{file}: byte 0 is not UTF-8" in _of_bytes(bitsmith_command, made, file, b"\xff\xfe")
+    assert "No such file" in bitsmith_command.fails(1, "run", made, "-f", tmp_path / "none.txt")
+    assert "--prompt: byte 3 is not UTF-8" in bitsmith_command.fails(1, "run", made, "-p", "caf\udce9")
+
+
+def _of_bytes(bitsmith_command: Command, made: Path, file: Path, data: bytes) -> str:
+    file.write_bytes(data)
+    return bitsmith_command.fails(1, "run", made, "-f", file)
+
+
+def test_run_applies_the_chat_template_and_says_so(bitsmith_command: Command, made: Path, tiny: Path) -> None:
+    words = ["-n", 6, "--temp", 0]
+    told = bitsmith_command("run", made, "-p", "Hello", "--system", "Be brief.", *words)
+    assert "chat template is applied; --raw" in told.err
+    assert "tokens/s" in told.err.splitlines()[-1]
+    model = bitsmith.load(made)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    assert told.out == model.chat(messages, max_tokens=6, temperature=0) + "\n"
+    raw = bitsmith_command("run", made, "-p", "Hello", "--raw", *words)
+    assert raw.out == model.generate("Hello", max_tokens=6, temperature=0) + "\n"
+    assert raw.out != told.out
+    assert "continued as it stands" in raw.err
+    quiet = bitsmith_command("run", made, "-p", "Hello", "--system", "Be brief.", "--quiet", *words)
+    assert (quiet.out, quiet.err) == (told.out, "")
+    (tiny / "chat_template.jinja").unlink()
+    plain = bitsmith_command("run", tiny, "-p", "Hello", *words)
+    assert "no chat template" in plain.err
+
+
+def test_run_as_json(bitsmith_command: Command, made: Path) -> None:
+    result = bitsmith_command("run", made, "-p", "Hello", "-n", 6, "--temp", 0, "--json", "--quiet")
+    found = json.loads(result.out)
+    assert found["text"] == bitsmith.load(made).chat("Hello", max_tokens=6, temperature=0)
+    assert (found["generated_tokens"], found["reason"], found["model"]) == (6, "length", "tiny-Q8_0")
+    assert found["prompt_tokens"] > 1
+    assert {"prompt_seconds", "generation_seconds", "prompt_rate", "generation_rate"} < set(found)
+
+
+def test_context_limits_prompt_and_text(bitsmith_command: Command, made: Path) -> None:
+    words = ["run", made, "--raw", "-p", "Once upon a time", "--temp", 0, "-c", 16]
+    result = bitsmith_command(*words, "-n", -1, "--json")
+    found = json.loads(result.out)
+    assert (found["prompt_tokens"] + found["generated_tokens"], found["reason"]) == (17, "context")
+    assert "the context is full" in result.err
+    assert bitsmith.load(made, context=16).config.context == 16
+    assert "a prompt must have 1 to 2 tokens" in bitsmith_command.fails(2, *words[:-1], 2)
+
+
+def test_inspect_and_run_say_where_no_text_ends(bitsmith_command: Command, tiny: Path) -> None:
+    assert "no end token" not in bitsmith_command("inspect", tiny).err
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        path = tiny / name
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if "eos" not in k}))
+    path = tiny / "tokenizer.json"
+    path.write_text(path.read_text("utf-8").replace("<|endoftext|>", "<|start|>"), "utf-8")
+    assert "names no end token" in bitsmith_command("inspect", tiny).err
+    assert "names no end token" in bitsmith_command("run", tiny, "-p", "a", "-n", 2).err
+    assert len(json.loads(bitsmith_command("inspect", tiny, "--json").out)["notes"]) == 1
 
 
 def test_chat_answers_line_by_line(bitsmith_command: Command, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +175,17 @@ def test_chat_answers_line_by_line(bitsmith_command: Command, made: Path, monkey
     assert len(result.out.splitlines()) >= 2
     assert "forgotten" in result.err
     assert "unknown command /what" in result.err
+
+
+def test_a_line_of_chat_may_be_long_and_not_utf8(
+    bitsmith_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, saved = make_folder(tmp_path / "tiny", max_position_embeddings=8192), tmp_path / "talk.json"
+    line = b"caf\xe9" + b" the" * 1500
+    stdin = io.TextIOWrapper(io.BytesIO(line + b"\r\n/save " + bytes(saved)), encoding="ascii")
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert bitsmith_command("chat", folder, "-n", 2).code == 0
+    assert json.loads(saved.read_text())[0]["content"] == "caf\ufffd" + " the" * 1500
 
 
 def test_chat_forgets_aloud(bitsmith_command: Command, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from bitsmith.containers import output
+from bitsmith.containers import journal, output, renames
+from bitsmith.containers.destination import Destination
 from bitsmith.containers.layout import FileLayout, Region
-from bitsmith.containers.output import OutputFiles
+from bitsmith.containers.output import OutputFiles, write_file
+from bitsmith.containers.reservation import Reservation
 from bitsmith.errors import FileError, UsageError
+from tests.containers.outputs import opened
 
 LAYOUT = FileLayout("model.bin", b"HEAD", (Region("a", "data", 8, 4), Region("b", "data", 16, 4)), 20)
 FINAL = FileLayout("model.bin", b"head", LAYOUT.regions, 20)
@@ -31,7 +35,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_committed_file_is_whole(tmp_path: Path) -> None:
-    with OutputFiles(tmp_path / "model.bin", [LAYOUT]) as files:
+    with opened(tmp_path / "model.bin", [LAYOUT]) as files:
         write_all(files)
         assert "model.bin" not in names(tmp_path)
         files.commit([FINAL])
@@ -40,7 +44,7 @@ def test_a_committed_file_is_whole(tmp_path: Path) -> None:
 
 
 def test_leaving_early_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), OutputFiles(tmp_path / "model.bin", [LAYOUT]) as files:
+    with pytest.raises(KeyboardInterrupt), opened(tmp_path / "model.bin", [LAYOUT]) as files:
         files.write("a", "data", memoryview(b"1234"))
         raise KeyboardInterrupt
     assert names(tmp_path) == []
@@ -48,7 +52,7 @@ def test_leaving_early_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_appears_at_once_with_its_extras(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with OutputFiles(target, [LAYOUT], extras={"config.json": b"{}"}, as_folder=True) as files:
+    with opened(target, [LAYOUT], extras={"config.json": b"{}"}, as_folder=True) as files:
         write_all(files)
         assert not target.exists()
         files.commit([FINAL])
@@ -58,9 +62,9 @@ def test_a_folder_appears_at_once_with_its_extras(tmp_path: Path) -> None:
 
 def test_an_existing_output_is_kept_without_force(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"old")
-    with pytest.raises(UsageError, match="--force"):
-        OutputFiles(tmp_path / "model.bin", [LAYOUT])
-    with pytest.raises(KeyboardInterrupt), OutputFiles(tmp_path / "model.bin", [LAYOUT], force=True):
+    with pytest.raises(UsageError, match="--force"), opened(tmp_path / "model.bin", [LAYOUT]):
+        pass
+    with pytest.raises(KeyboardInterrupt), opened(tmp_path / "model.bin", [LAYOUT], force=True):
         raise KeyboardInterrupt
     assert (tmp_path / "model.bin").read_bytes() == b"old"
 
@@ -69,7 +73,7 @@ def test_force_replaces_a_folder(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
     (target / "stale.safetensors").write_bytes(b"old")
-    with OutputFiles(target, [LAYOUT], as_folder=True, force=True) as files:
+    with opened(target, [LAYOUT], as_folder=True, force=True) as files:
         write_all(files)
         files.commit([FINAL])
     assert names(target) == ["model.bin"]
@@ -81,39 +85,49 @@ def test_force_never_deletes_what_is_no_model(tmp_path: Path, other: str) -> Non
     kept = tmp_path / "out" / other
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"precious")
-    with pytest.raises(UsageError, match=other.split("/")[0]):
-        OutputFiles(tmp_path / "out", [LAYOUT], as_folder=True, force=True)
+    with (
+        pytest.raises(UsageError, match=other.split("/")[0]),
+        opened(tmp_path / "out", [LAYOUT], as_folder=True, force=True),
+    ):
+        pass
     assert kept.read_bytes() == b"precious"
     assert names(tmp_path) == ["out"]
 
 
 def test_force_never_replaces_a_device_or_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.bin")
-    with pytest.raises(UsageError, match="pipe"):
-        OutputFiles(tmp_path / "model.bin", [LAYOUT], force=True)
+    with pytest.raises(UsageError, match="pipe"), opened(tmp_path / "model.bin", [LAYOUT], force=True):
+        pass
     assert (tmp_path / "model.bin").is_fifo()
 
 
 def test_a_second_writer_of_one_name_leaves_the_first_alone(tmp_path: Path) -> None:
-    with OutputFiles(tmp_path / "model.bin", [LAYOUT]) as files:
-        write_all(files)
-        with pytest.raises(FileError, match="File exists"):
-            OutputFiles(tmp_path / "model.bin", [LAYOUT])
-        files.commit([FINAL])
-    assert names(tmp_path) == ["model.bin"]
+    for force in (False, True):
+        with opened(tmp_path / "model.bin", [LAYOUT], force=force) as files:
+            write_all(files)
+            with (
+                pytest.raises(UsageError, match=rf"another run is writing this output \(process {os.getpid()} on "),
+                opened(tmp_path / "model.bin", [LAYOUT], force=True),
+            ):
+                pass
+            files.commit([FINAL])
+        assert names(tmp_path) == ["model.bin"]
 
 
 def test_a_name_too_long_for_the_disk(tmp_path: Path) -> None:
     for name in ("x" * 300, "x" * 250):
-        with pytest.raises(FileError, match="cannot be written"):
-            OutputFiles(tmp_path / name, [FileLayout(name, b"", (), 0)])
+        with (
+            pytest.raises(FileError, match="cannot be written"),
+            opened(tmp_path / name, [FileLayout(name, b"", (), 0)]),
+        ):
+            pass
     assert names(tmp_path) == []
 
 
 def test_bytes_that_read_back_wrong_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="tensor b read back"), OutputFiles(tmp_path / "model.bin", [LAYOUT]) as files:
+    with pytest.raises(FileError, match="tensor b read back"), opened(tmp_path / "model.bin", [LAYOUT]) as files:
         write_all(files)
-        partial = next(tmp_path.glob(".model.bin.*.partial"))
+        partial = next(tmp_path.glob(".model.bin.bitsmith.partial"))
         with partial.open("r+b") as file:
             file.seek(17)
             file.write(b"X")
@@ -122,7 +136,7 @@ def test_bytes_that_read_back_wrong_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FileError, match="No space left"), OutputFiles(tmp_path / "model.bin", [LAYOUT]) as files:
+    with pytest.raises(FileError, match="No space left"), opened(tmp_path / "model.bin", [LAYOUT]) as files:
 
         def full(*_: object) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -134,31 +148,37 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path: Path, monkeypatch
 
 
 def test_space_is_checked_first(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="free"):
-        OutputFiles(tmp_path / "model.bin", [FileLayout("model.bin", b"", (), 1 << 60)])
+    with (
+        pytest.raises(FileError, match="free"),
+        opened(tmp_path / "model.bin", [FileLayout("model.bin", b"", (), 1 << 60)]),
+    ):
+        pass
     assert names(tmp_path) == []
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
-    dead = tmp_path / ".model.bin.999999999.partial"
-    dead.write_bytes(b"half")
-    alive = tmp_path / ".model.bin.1.partial"
-    alive.write_bytes(b"half")
-    other = tmp_path / ".other.bin.999999999.partial"
-    other.write_bytes(b"half")
-    OutputFiles(tmp_path / "model.bin", [LAYOUT]).abort()
-    assert names(tmp_path) == [alive.name, other.name]
+    """The lock file of a process that has ended is no lock, also if it names this very process."""
+    left = [".model.bin.bitsmith.partial", ".model.bin.bitsmith.old", ".model.bin.bitsmith.journal.new"]
+    for name in left:
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / ".model.bin.bitsmith.lock").write_text(json.dumps({"pid": os.getpid()}))
+    others = [".model.bin.partial", ".model.gguf.bitsmith.partial", ".other.bin.bitsmith.partial"]
+    for name in others:
+        (tmp_path / name).write_bytes(b"not ours")
+    with opened(tmp_path / "model.bin", [LAYOUT]):
+        assert (tmp_path / left[0]).stat().st_size == LAYOUT.size
+    assert names(tmp_path) == others
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"no folder .*nowhere"):
-        OutputFiles(tmp_path / "nowhere" / "model.bin", [LAYOUT])
+    with pytest.raises(FileError, match=r"no folder .*nowhere"), opened(tmp_path / "nowhere" / "model.bin", [LAYOUT]):
+        pass
 
 
 def test_an_unfinished_tensor_is_a_mistake(tmp_path: Path) -> None:
     with (
         pytest.raises(ValueError, match="not written whole"),
-        OutputFiles(tmp_path / "model.bin", [LAYOUT]) as files,
+        opened(tmp_path / "model.bin", [LAYOUT]) as files,
     ):
         files.write("a", "data", memoryview(b"1234"))
         files.commit([FINAL])
@@ -178,7 +198,7 @@ def test_what_the_disk_changes_after_the_flush_is_found(
         flush(handle)
         os.pwrite(handle, b"X", at)
 
-    with pytest.raises(FileError, match=message), OutputFiles(tmp_path / "model.bin", [LAYOUT]) as files:
+    with pytest.raises(FileError, match=message), opened(tmp_path / "model.bin", [LAYOUT]) as files:
         write_all(files)
         monkeypatch.setattr(output.os, "fsync", spoiled)
         files.commit([FINAL])
@@ -196,7 +216,7 @@ def test_files_are_read_back_from_the_disk(tmp_path: Path, monkeypatch: pytest.M
 
     for name in ("fsync", "posix_fadvise", "pread", "preadv"):
         noted(name)
-    with OutputFiles(tmp_path / "model.bin", [LAYOUT]) as files:
+    with opened(tmp_path / "model.bin", [LAYOUT]) as files:
         write_all(files)
         files.commit([FINAL])
     assert asked == ["fsync", "posix_fadvise", "pread", "preadv", "preadv", "fsync"]
@@ -204,7 +224,7 @@ def test_files_are_read_back_from_the_disk(tmp_path: Path, monkeypatch: pytest.M
 
 def test_parts_larger_than_the_buffer_are_read_back_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "_READ_BACK_BYTES", 3)
-    with OutputFiles(tmp_path / "model.bin", [LAYOUT]) as files:
+    with opened(tmp_path / "model.bin", [LAYOUT]) as files:
         write_all(files)
         files.commit([FINAL])
     assert names(tmp_path) == ["model.bin"]
@@ -213,35 +233,14 @@ def test_parts_larger_than_the_buffer_are_read_back_whole(tmp_path: Path, monkey
 def test_a_disk_that_takes_a_byte_at_a_time_gets_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.pwrite
     monkeypatch.setattr(output.os, "pwrite", lambda handle, data, offset: write(handle, data[:1], offset))
-    with OutputFiles(tmp_path / "model.bin", [LAYOUT]) as files:
+    with opened(tmp_path / "model.bin", [LAYOUT]) as files:
         write_all(files)
         files.commit([FINAL])
     assert (tmp_path / "model.bin").read_bytes() == b"head\0\0\0\x001234\0\0\0\x005678"
 
 
-def test_a_folder_that_cannot_be_named_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target, rename = tmp_path / "out", os.rename
-    target.mkdir()
-    (target / "model.safetensors").write_bytes(b"old")
-
-    def refused(old: Path, new: Path) -> None:
-        if old.name.endswith(".partial"):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        rename(old, new)
-
-    monkeypatch.setattr(output.os, "rename", refused)
-    with (
-        pytest.raises(FileError, match="cannot be written"),
-        OutputFiles(target, [LAYOUT], as_folder=True, force=True) as files,
-    ):
-        write_all(files)
-        files.commit([FINAL])
-    assert (target / "model.safetensors").read_bytes() == b"old"
-    assert names(tmp_path) == ["out"]
-
-
 def test_more_bytes_than_a_part_has_are_a_mistake(tmp_path: Path) -> None:
-    with OutputFiles(tmp_path / "model.bin", [LAYOUT]) as files:
+    with opened(tmp_path / "model.bin", [LAYOUT]) as files:
         files.write("a", "data", memoryview(b"123"))
         with pytest.raises(ValueError, match=r"a\.data: 5 bytes for a region of 4"):
             files.write("a", "data", memoryview(b"45"))
@@ -256,14 +255,15 @@ def test_more_bytes_than_a_part_has_are_a_mistake(tmp_path: Path) -> None:
     ],
 )
 def test_a_final_header_that_moves_tensors_is_a_mistake(tmp_path: Path, moved: FileLayout) -> None:
-    with pytest.raises(ValueError, match="moved the tensors"), OutputFiles(tmp_path / "model.bin", [LAYOUT]) as files:
+    with pytest.raises(ValueError, match="moved the tensors"), opened(tmp_path / "model.bin", [LAYOUT]) as files:
         write_all(files)
         files.commit([moved])
     assert names(tmp_path) == []
 
 
 SHARDS = [
-    FileLayout(f"model-{n}-of-2.bin", b"HEAD", (Region(name, "data", 8, 4),), 12) for n, name in ((1, "a"), (2, "b"))
+    FileLayout(f"m-0000{n}-of-00002.gguf", b"HEAD", (Region(name, "data", 8, 4),), 12)
+    for n, name in ((1, "a"), (2, "b"))
 ]
 EXTRAS = {"config.json": b"{}", "additional_chat_templates/tool.jinja": b"{{ tools }}"}
 
@@ -275,13 +275,13 @@ class Disk:
     asked: list[tuple[str, int, int | str]] = field(default_factory=list)
 
     def watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Note every pwrite, fsync, replace and rename from now on."""
+        """Note every pwrite, fsync, replace and rename without replacing from now on."""
         for call in ("pwrite", "fsync"):
             monkeypatch.setattr(
                 output.os, call, self._noted("write" if call == "pwrite" else "flush", getattr(os, call))
             )
-        for call in ("replace", "rename"):
-            monkeypatch.setattr(output.os, call, self._named(getattr(os, call)))
+        monkeypatch.setattr(output.os, "replace", self._named(os.replace))
+        monkeypatch.setattr(journal, "move_new", self._named(renames.move_new))
 
     def _noted(self, kind: str, call: Callable[..., int]) -> Callable[..., int]:
         def noted(handle: int, *rest: memoryview | int) -> int:
@@ -319,7 +319,7 @@ def test_files_reach_the_disk_before_their_names(tmp_path: Path, monkeypatch: py
     """A power cut leaves no final name on bytes that are not there: files are flushed, renamed, then the folder."""
     disk = Disk()
     disk.watch(monkeypatch)
-    with OutputFiles(tmp_path / SHARDS[0].filename, SHARDS) as files:
+    with opened(tmp_path / "m.gguf", SHARDS) as files:
         commit_shards(files)
     renamed = [disk.times("name", path) for path in files.final_paths()]
     for path, at in zip(files.final_paths(), renamed, strict=True):
@@ -335,21 +335,77 @@ def test_a_folder_reaches_the_disk_before_its_name(tmp_path: Path, monkeypatch: 
     disk = Disk()
     disk.watch(monkeypatch)
     target = tmp_path / "out"
-    with OutputFiles(target, SHARDS, extras=EXTRAS, as_folder=True) as files:
+    with opened(target, SHARDS, extras=EXTRAS, as_folder=True) as files:
         commit_shards(files)
     (renamed,) = disk.times("name", target)
     for path in files.final_paths():
         assert disk.times("flush", path)[-1] < disk.times("flush", target)[-1] < renamed
         assert disk.size_flushed(path) == path.stat().st_size > 0
         assert disk.times("write", path)[-1:] < disk.times("flush", path)[-1:]
+        assert disk.times("flush", path)[-1] < disk.times("flush", path.parent)[-1] < renamed
     assert disk.times("flush", tmp_path)[-1] > renamed
 
 
 def test_an_output_that_nobody_holds_leaves_nothing(tmp_path: Path) -> None:
     """As after an interrupt between making it and entering `with`."""
     for as_folder in (False, True):
-        output = OutputFiles(tmp_path / "out", [FileLayout("out", b"head", (), 4)], as_folder=as_folder)
-        assert [path.name for path in tmp_path.iterdir()] == [f".out.{os.getpid()}.partial"]
-        del output
+        destination = Destination(tmp_path / "out", [FileLayout("out", b"head", (), 4)], {}, as_folder)
+        files = OutputFiles(destination, Reservation([destination]))
+        assert names(tmp_path) == [".out.bitsmith.lock", ".out.bitsmith.partial"]
+        del files
         gc.collect()
-        assert list(tmp_path.iterdir()) == []
+        assert names(tmp_path) == []
+
+
+def test_a_small_file_is_written_whole(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    write_file(path, b"first")
+    with pytest.raises(UsageError, match="exists already"):
+        write_file(path, b"second")
+    assert write_file(path, b"second", force=True).read_bytes() == b"second"
+    with pytest.raises(UsageError, match="a file that this run reads"):
+        write_file(path, b"third", sources=[path], force=True)
+    assert names(tmp_path) == ["picture.png"]
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+@pytest.mark.parametrize("system", ["renameat2", "plain"])
+def test_a_name_that_appears_meanwhile_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_folder: bool, system: str
+) -> None:
+    if system == "plain":
+        monkeypatch.setattr(renames, "_renameat2", lambda *_: False)
+    target = tmp_path / "model.bin"
+    with (
+        pytest.raises(FileError, match=r"model\.bin appeared while this run was working, and was not replaced"),
+        opened(target, [LAYOUT], as_folder=as_folder) as files,
+    ):
+        write_all(files)
+        target.write_bytes(b"precious")
+        files.commit([FINAL])
+    assert target.read_bytes() == b"precious"
+    assert names(tmp_path) == ["model.bin"]
+
+
+def test_a_part_that_appears_meanwhile_undoes_the_whole_set(tmp_path: Path) -> None:
+    with (
+        pytest.raises(FileError, match=r"m-00001-of-00002\.gguf appeared while"),
+        opened(tmp_path / "m.gguf", SHARDS) as files,
+    ):
+        (tmp_path / SHARDS[0].filename).write_bytes(b"precious")
+        commit_shards(files)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {SHARDS[0].filename: b"precious"}
+
+
+def test_a_replaced_folder_that_has_got_other_files_meanwhile_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    with (
+        pytest.raises(UsageError, match=r"out holds thesis\.txt"),
+        opened(target, [LAYOUT], as_folder=True, force=True) as files,
+    ):
+        write_all(files)
+        (target / "thesis.txt").write_bytes(b"precious")
+        files.commit([FINAL])
+    assert names(target) == ["thesis.txt"]
+    assert names(tmp_path) == ["out"]

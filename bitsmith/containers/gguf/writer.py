@@ -44,7 +44,12 @@ def header_bytes(keys: Mapping[str, Value], tensors: Sequence[TensorInfo], align
 
 
 def gguf_layout(
-    filename: str, keys: Mapping[str, Value], tensors: Sequence[TensorInfo], *, max_shard_bytes: int | None = None
+    filename: str,
+    keys: Mapping[str, Value],
+    tensors: Sequence[TensorInfo],
+    *,
+    max_shard_bytes: int | None = None,
+    shard_keys: Mapping[str, Value] | None = None,
 ) -> list[FileLayout]:
     """Layouts of the file, or of the files of a split set: the header, and one region (part "data") for each tensor.
 
@@ -52,6 +57,7 @@ def gguf_layout(
     keys: as for `header_bytes`; old `split.*` keys are left out
     max_shard_bytes: maximum size of each file, its header included; None: one file. If all tensors fit into one file,
         there is one file. Metadata goes into the first file, which may hold no tensor.
+    shard_keys: further keys of each file, if there are several
     Raises UsageError if a tensor or the metadata alone exceeds the maximum; otherwise as `header_bytes` does.
     """
     keys = {name: value for name, value in keys.items() if not name.startswith(SPLIT_PREFIX)}
@@ -60,14 +66,15 @@ def gguf_layout(
     if max_shard_bytes is None or whole.size <= max_shard_bytes:
         return [whole]
     others = {ALIGNMENT_KEY: keys[ALIGNMENT_KEY]} if ALIGNMENT_KEY in keys else {}
-    marks = _split_keys(0, 0, len(tensors))
+    further = shard_keys or {}
+    marks = {**_split_keys(0, 0, len(tensors)), **further}
     base = [len(header_bytes({**group, **marks}, [], alignment)) for group in (keys, others)]
     shards = _shards(tensors, base, alignment, max_shard_bytes)
     prefix = split_prefix(filename)
     return [
         _file(
             split_name(prefix, number + 1, len(shards)),
-            {**(others if number else keys), **_split_keys(number, len(shards), len(tensors))},
+            {**(others if number else keys), **_split_keys(number, len(shards), len(tensors)), **further},
             shard,
             alignment,
         )
