@@ -19,7 +19,7 @@ import bitsmith
 from bitsmith.cli.drawing import human_bytes, human_seconds, progress_bar
 from bitsmith.evaluation import Evaluation
 from bitsmith.pipeline.result import Quantized
-from bitsmith.runtime.generate import Sampling
+from bitsmith.runtime.sampling import Sampling
 
 FORMATS = ("q8_0", "q4_k_m", "q2_k")
 PROMPT = "It was a dark evening in November, and the old house"

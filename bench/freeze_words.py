@@ -1,8 +1,8 @@
-"""Write the typed keywords of `bitsmith.quantize` and `bitsmith.imatrix` from their options.
+"""Write the typed keywords of functions that take options: `bitsmith.quantize`, `LanguageModel.generate` and more.
 
     python bench/freeze_words.py [--root FOLDER]
 
-Run it after a change to `QuantizeConfig` or `ImatrixConfig`; a test compares.
+Run it after a change to a class of `WORDS`; a test compares.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from typing import Any
 
 from bitsmith.calibration.config import ImatrixConfig
 from bitsmith.pipeline.config import QuantizeConfig
+from bitsmith.pipeline.convert_config import ConvertConfig
+from bitsmith.runtime.sampling import Sampling
 from bitsmith.system.options import Option, options_of
 
 WORDS = {  # file -> its class, the options it is made from, the function
-    "bitsmith/calibration/words.py": ("ImatrixWords", ImatrixConfig, "imatrix"),
-    "bitsmith/pipeline/words.py": ("QuantizeWords", QuantizeConfig, "quantize"),
+    "bitsmith/calibration/words.py": ("ImatrixWords", ImatrixConfig, "bitsmith.imatrix"),
+    "bitsmith/pipeline/convert_words.py": ("ConvertWords", ConvertConfig, "bitsmith.convert"),
+    "bitsmith/pipeline/words.py": ("QuantizeWords", QuantizeConfig, "bitsmith.quantize"),
+    "bitsmith/runtime/sampling_words.py": ("SamplingWords", Sampling, "LanguageModel.generate"),
 }
 _IMPORTS = {  # a name that annotations use -> where it comes from
     "Sequence": "from collections.abc import Sequence",
@@ -34,7 +38,7 @@ def source(name: str, config: type[Any], function: str) -> str:
     imports = [line for word, line in _IMPORTS.items() if word in annotations]
     typing = "Required, TypedDict" if any(option.required for option in options) else "TypedDict"
     lines = [
-        f'"""Generated from {config.__name__} by `python bench/freeze_words.py`: keywords of `bitsmith.{function}`."""',
+        f'"""Generated from {config.__name__} by `python bench/freeze_words.py`: keywords of `{function}`."""',
         "",
         "from __future__ import annotations",
         "",
@@ -43,7 +47,7 @@ def source(name: str, config: type[Any], function: str) -> str:
         "",
         "",
         f"class {name}(TypedDict, total=False):",
-        f'    """Options of `bitsmith.{function}`, see `{config.__module__}`."""',
+        f'    """Options of `{function}`, see `{config.__module__}`."""',
     ]
     for option in options:
         lines += ["", *_entry(option)]

@@ -6,9 +6,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitsmith.api import QuantizeConfig, bench, evaluate, imatrix, inspect, load, plan, quantize, quantize_each
+    from bitsmith.api import (
+        QuantizeConfig,
+        bench,
+        convert,
+        evaluate,
+        imatrix,
+        inspect,
+        load,
+        plan,
+        quantize,
+        quantize_each,
+    )
     from bitsmith.errors import BitsmithError
-    from bitsmith.runtime.generate import Sampling
+    from bitsmith.runtime.sampling import Sampling
 
 
 __all__ = [
@@ -17,6 +28,7 @@ __all__ = [
     "Sampling",
     "__version__",
     "bench",
+    "convert",
     "evaluate",
     "imatrix",
     "inspect",
@@ -31,7 +43,7 @@ def __getattr__(name: str) -> Any:
     """Public functions are imported when first used, so that `import bitsmith` costs nothing."""
     homes = {
         "BitsmithError": "bitsmith.errors",
-        "Sampling": "bitsmith.runtime.generate",
+        "Sampling": "bitsmith.runtime.sampling",
         "__version__": "bitsmith.version",
     }
     if name in __all__:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,18 @@ from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.system.machine import check_threads, cores, peak_memory
 from bitsmith.system.progress import Report, silent
 
-__all__ = ["QuantizeConfig", "bench", "evaluate", "imatrix", "inspect", "load", "plan", "quantize", "quantize_each"]
+__all__ = [
+    "QuantizeConfig",
+    "bench",
+    "convert",
+    "evaluate",
+    "imatrix",
+    "inspect",
+    "load",
+    "plan",
+    "quantize",
+    "quantize_each",
+]
 
 if TYPE_CHECKING:
     from bitsmith.calibration.run import make_imatrix as imatrix
@@ -19,12 +31,14 @@ if TYPE_CHECKING:
     from bitsmith.evaluation.speed import Speed
     from bitsmith.models.inspection import Inspection
     from bitsmith.pipeline.config import QuantizeConfig
+    from bitsmith.pipeline.conversion import convert
     from bitsmith.pipeline.quantization import quantize, quantize_each
     from bitsmith.planner.report import plan
     from bitsmith.runtime.language_model import LanguageModel
 
 _ELSEWHERE = {  # imported at first use, so that running a model does not import the code that quantizes
     "QuantizeConfig": ("bitsmith.pipeline.config", "QuantizeConfig"),
+    "convert": ("bitsmith.pipeline.conversion", "convert"),
     "imatrix": ("bitsmith.calibration.run", "make_imatrix"),
     "plan": ("bitsmith.planner.report", "plan"),
     "quantize": ("bitsmith.pipeline.quantization", "quantize"),
@@ -46,21 +60,29 @@ def load(
     threads: int | None = None,
     kernel: str | None = None,
     cache_type: str = "f16",
+    context: int | None = None,
     revision: str | None = None,
     report: Report = silent,
 ) -> LanguageModel:
-    """Load a model for running: `.generate(prompt, max_tokens=..., sampling=Sampling(...))`, `.stream`, `.logits`.
+    """Load a model for running: `.chat(messages)`, `.generate(prompt, max_tokens=..., temperature=...)`, `.logits`.
+
+    `.stream_chat` and `.stream` give the text in pieces.
 
     threads: number of threads for arithmetic; None for one a core (with torch, for torch's own choice)
     kernel: "int8" (the C++ core; inputs of packed matrices are rounded to int8), "exact" (the core with float32
         inputs) or "torch" (the reference); None for int8 if the core can run the model
     cache_type: type of keys and values: "f16", "q8_0" or "f32"; only the int8 kernel has a choice
+    context: number of tokens, prompt and text together, that the model may hold; None for all that it was trained for
     revision: branch, tag or commit of a hub model
     report: called with the progress
     Raises BitsmithError.
     """
     check_threads(threads)
     checkpoint = open_checkpoint(model, revision=revision)
+    if context is not None:
+        from bitsmith.runtime.load import with_context
+
+        checkpoint = with_context(checkpoint, context)
     return _load(checkpoint, threads, kernel, "int8", cache_type=cache_type, report=report)
 
 
@@ -173,6 +195,8 @@ def inspect(
     revision, report: see `load`
     Raises BitsmithError if the file cannot be opened.
     """
+    from bitsmith.models.ends import end_notes
     from bitsmith.models.inspection import inspect as look
 
-    return look(open_checkpoint(model, revision=revision).source, verify=verify, report=report)
+    checkpoint = open_checkpoint(model, revision=revision)
+    return replace(look(checkpoint.source, verify=verify, report=report), notes=end_notes(checkpoint))

@@ -26,7 +26,10 @@ MODULES = (
     *("bitsmith.runtime.load", "bitsmith.evaluation.speed"),
 )
 # beyond these, what running a GGUF file on the core has no use for; each costs a tenth of the start or more
-UNUSED = ("torch", "transformers", "gguf", "huggingface_hub", "jinja2", "rich", "pydantic", "bitsmith.quant.formats")
+UNUSED = (
+    *("torch", "transformers", "gguf", "huggingface_hub", "jinja2", "rich", "pydantic", "prompt_toolkit"),
+    "bitsmith.quant.formats",
+)
 
 
 def test_no_heavy_imports() -> None:
@@ -42,9 +45,9 @@ def test_running_imports_what_it_uses(tiny: Path, tmp_path: Path) -> None:
         "import sys\n"
         "from bitsmith.system import core as cpp\n"
         "from bitsmith.cli import main\n"
-        f"sys.argv = ['bitsmith', 'run', {str(file)!r}, '--prompt', 'Once', '-n', '2']\n"
+        f"sys.argv = ['bitsmith', 'run', {str(file)!r}, '--raw', '--prompt', 'Once', '-n', '2']\n"
         "try:\n    main()\nexcept SystemExit as leaving:\n    if leaving.code:\n        raise\n"
         f"print('\\n', [name for name in {UNUSED} if name in sys.modules and cpp.core() is not None])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, input="")
     assert done.stdout.splitlines()[-1].strip() == "[]"

@@ -105,7 +105,7 @@ class BlockwiseRounding:
         """
         if layer != self._next:
             raise ValueError(f"block {layer} was asked for, but block {self._next} is next.")
-        block = self._loader.block(f"blk.{layer}.")
+        block = self._loader.block(layer)
         require_finite(block, f"blk.{layer}.")
         self._next += 1
         return self._steps.block(layer, block, _States(self._hidden, self._truth), report)

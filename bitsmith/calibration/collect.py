@@ -19,6 +19,7 @@ from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.groups import linear_groups
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.quant.formats.base import Format
+from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.recipe.calibration_record import CalibrationRecord
 from bitsmith.runtime.decoder import Decoder
 from bitsmith.runtime.torch.dense import DenseKernel
@@ -47,11 +48,14 @@ class Wanted:
 class Search:
     """A search for rescalings during the pass, for one output.
 
+    make: makes the transform of a block, given how the inputs of its linears are rounded
     formats: the formats of the linears, by GGUF name without ".weight"
+    inputs: how the inputs of linears are rounded, by the same names
     """
 
-    transform: Transform
+    make: Callable[[Mapping[str, InputRounding]], Transform]
     formats: Mapping[str, Format]
+    inputs: Mapping[str, InputRounding] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ def collect(
         for layer in range(config.layers):
             report(Progress("calibrate", layer, config.layers, "blocks", f"blk.{layer}"))
             meters = meters_of(config, passing, seed)
-            block = loader.block(f"blk.{layer}.")
+            block = loader.block(layer)
             require_finite(block, f"blk.{layer}.")
             advance(decoder, layer, recording(block, f"blk.{layer}.", meters), hidden)
             found = _results(meters)
@@ -134,7 +138,7 @@ def collect(
 
 def _with_needs(wanted: Wanted, searches: Sequence[Search]) -> Wanted:
     """`wanted`, plus what the searches read."""
-    needs = frozenset[str]().union(*(search.transform.needs for search in searches))
+    needs = frozenset[str]().union(*(search.make({}).needs for search in searches))
     return Wanted(wanted.gram or "gram" in needs, max(wanted.sample, SAMPLE if "sample" in needs else 0))
 
 
@@ -154,8 +158,9 @@ def _rescalings(
     groups = linear_groups(config)
     names = [name for group in groups for name in group.linears]
     formats = {name: search.formats[f"blk.{layer}.{name}"] for name in names if f"blk.{layer}.{name}" in search.formats}
+    inputs = {name: search.inputs[f"blk.{layer}.{name}"] for name in names if f"blk.{layer}.{name}" in search.inputs}
     by_group = {group.name: stats[group.linears[0]] for group in groups}
-    return rescale_block(search.transform, config, groups, block_tensors(block), formats, by_group)[1]
+    return rescale_block(search.make(inputs), config, groups, block_tensors(block), formats, by_group)[1]
 
 
 def require_finite(block: Block, prefix: str) -> None:

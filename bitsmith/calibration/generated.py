@@ -6,8 +6,9 @@ import numpy as np
 
 from bitsmith.calibration.sources import CalibrationTokens, Request, own_text
 from bitsmith.errors import FileError
-from bitsmith.runtime.generate import Sampling, generate_batch
+from bitsmith.runtime.generate import generate_batch
 from bitsmith.runtime.language_model import LanguageModel
+from bitsmith.runtime.sampling import Sampling
 from bitsmith.system.progress import Progress, Report, silent
 
 BATCH = 32  # texts generated together

@@ -19,11 +19,12 @@ from torch.nn import functional
 
 from bitsmith.calibration.trainable import Start, TrainableMatrix
 from bitsmith.errors import TensorError, UsageError
+from bitsmith.models.arch.config import LINEARS
 from bitsmith.quant.rounders.effort import Effort
 from bitsmith.quant.tensor import QuantTensor
 from bitsmith.runtime.decoder import Decoder
 from bitsmith.runtime.kernel import Weight
-from bitsmith.runtime.weights import LINEARS, Block, Linear
+from bitsmith.runtime.weights import Block, Linear
 from bitsmith.system.progress import Progress, Report, silent
 
 _HELD_OUT = 16  # one window in so many is held out to judge the results

@@ -90,9 +90,9 @@ def measure(
 def _search(job: Job) -> Search:
     from bitsmith.calibration.collect import Search
 
-    inputs = next(iter(inputs_of(job.assignment.tensors).values()), None)
-    transform = TRANSFORMS[job.method.transform].make(inputs)
-    return Search(transform, linears_of(job.assignment.tensors, job.assignment.checkpoint.config))
+    tensors = job.assignment.tensors
+    make = TRANSFORMS[job.method.transform].make
+    return Search(make, linears_of(tensors, job.assignment.checkpoint.config), inputs_of(tensors))
 
 
 def _absmax(stats: Mapping[str, Stats], rescalings: Mapping[int, tuple[Rescaling, ...]]) -> dict[str, float]:

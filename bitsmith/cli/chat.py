@@ -2,100 +2,110 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
-import click
-
-from bitsmith.cli.command import command, model_argument, option
+from bitsmith.cli.command import command, config_options, model_argument_or_option
 from bitsmith.cli.core import note_missing_core
-from bitsmith.cli.options import runtime, sampling
+from bitsmith.cli.options import LoadingOptions, no_short_t, token_limit
+from bitsmith.cli.prompt import argument_text
+from bitsmith.models.ends import NO_END_TOKEN
+from bitsmith.runtime.sampling import Sampling
+from bitsmith.system.options import option
 
 if TYPE_CHECKING:
-    from bitsmith.runtime.conversation import Conversation
+    from collections.abc import Callable
 
-_HELP = "Commands: /reset forgets the conversation, /exit leaves (so does Ctrl-D); Ctrl-C stops an answer."
+    from bitsmith.cli.chat_input import Read
+    from bitsmith.cli.chat_session import ChatSession
+
+_LEAVING = "Ctrl-D or /exit leaves."
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """How `chat` talks."""
+
+    system: str | None = option(None, group="Options", help="A system message to begin with.")
+    max_tokens: int = option(
+        1024, "-n", group="Options", help="Tokens of an answer, at most; -1: as many as the context holds."
+    )
+    history: bool = option(
+        True,
+        "--history/--no-history",
+        group="Options",
+        help="Keep typed messages for the next session, in a file that only you can read.",
+    )
 
 
 @command("chat")
-@model_argument("The model to talk to: any model name or file with a chat template.")
-@option("--system", help="A system message to begin with.")
-@option(
-    "-n", "--max-tokens", "tokens", type=click.IntRange(1), default=512, metavar="N", help="Tokens per answer, at most."
-)
-@sampling
-@runtime
-def chat(
-    model: str,
-    system: str | None,
-    tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    seed: int | None,
-    threads: int | None,
-    kernel: str | None,
-    cache: str,
-    revision: str | None,
-) -> None:
-    """Talk with a model through its own chat template.
+@model_argument_or_option("The model to talk to: any model name or file with a chat template.")
+@config_options(ChatOptions, "options")
+@config_options(Sampling, "sampling")
+@config_options(LoadingOptions, "loading")
+@no_short_t
+def chat(model: str, options: ChatOptions, sampling: Sampling, loading: LoadingOptions) -> None:
+    """Talk with a model through its own chat template; /help lists what can be typed.
 
-    When the context is full, the oldest exchanges are forgotten (never the system message), and a line says so.
+    Where standard input is no terminal, every line of it is a message. When the context is full, the model no longer
+    sees the oldest exchanges (it always sees the system message), and a line says so.
     """
     from bitsmith import api
+    from bitsmith.cli import chat_input
+    from bitsmith.cli.chat_session import COMMANDS, ChatSession
     from bitsmith.cli.drawing import stderr
     from bitsmith.runtime.conversation import Conversation
-    from bitsmith.runtime.generate import Sampling
 
+    limit = token_limit(options.max_tokens)
     note_missing_core()
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
-    loaded = api.load(model, threads=threads, kernel=kernel, cache_type=cache, revision=revision)
-    conversation = Conversation(loaded, system=system, max_tokens=tokens, sampling=sampling)
-    loaded.chat_ids([{"role": "user", "content": ""}])  # where there is no template, that is said before anything else
+    loaded = api.load(model, **vars(loading))
+    system = argument_text(options.system or "", "--system")
+    conversation = Conversation(loaded, system=system, max_tokens=limit, sampling=sampling)
     console = stderr()
-    interactive = sys.stdin.isatty()
-    if interactive:
-        console.print(f"{model}, context of {loaded.config.context} tokens. {_HELP}", style="dim", markup=False)
-    while True:
-        line = _read_line(interactive)
-        if line is None or line == "/exit":
+
+    def note(text: str) -> None:
+        console.print(text, style="dim", markup=False, soft_wrap=True)
+
+    if not loaded.tokenizer.end_ids:
+        note(f"Note: {NO_END_TOKEN}")
+    session = ChatSession(conversation, note)
+    if chat_input.on_terminal():
+        signal.signal(signal.SIGTERM, _terminated)  # an interrupt would only stop the answer
+        note(f"{model}, context of {loaded.config.context:,} tokens. /help lists commands and keys. {_LEAVING}")
+        history = chat_input.history_file() if options.history else None
+        _talk(session, chat_input.terminal_reader(history=history, commands=tuple(COMMANDS)), note)
+    else:
+        _listen(session, chat_input.line_reader())
+
+
+def _talk(session: ChatSession, read: Read, note: Callable[[str], None]) -> None:
+    """Answer what a person types. Ctrl-C stops an answer, or empties the line."""
+    while session.open:
+        try:
+            text = read()
+        except EOFError:
             return
-        if line == "/reset":
-            conversation.reset()
-            console.print("forgotten", style="dim")
-        elif line.startswith("/"):
-            console.print(f"unknown command {line}. {_HELP}", style="dim", markup=False)
-        elif line:
-            _answer(conversation, line)
+        except KeyboardInterrupt:
+            note(f"({_LEAVING})")
+            continue
+        try:
+            session.take(text)
+        except KeyboardInterrupt:
+            note("(stopped)")
 
 
-def _read_line(interactive: bool) -> str | None:
-    """One line of the user; None at the end of input."""
-    try:
-        return input("> " if interactive else "").strip()
-    except (EOFError, KeyboardInterrupt):
-        if interactive:
-            sys.stderr.write("\n")
-        return None
+def _listen(session: ChatSession, read: Read) -> None:
+    """Answer what other programs write. An interrupt ends the session."""
+    while session.open:
+        try:
+            text = read()
+        except EOFError:
+            return
+        session.take(text)
 
 
-def _answer(conversation: Conversation, line: str) -> None:
-    from bitsmith.cli.drawing import stderr
-    from bitsmith.errors import UsageError
-
-    stream = conversation.say(line)
-    try:
-        for piece in stream:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-    except KeyboardInterrupt:
-        stderr().print("\n(stopped)", style="dim")
-    except UsageError as error:  # too long a message; the conversation goes on
-        stderr().print(f"Error: {error}", markup=False)
-    finally:
-        stream.close()
-        sys.stdout.write("\n")
-        sys.stdout.flush()
-    for note in conversation.take_notes():
-        stderr().print(note, style="dim", markup=False)
+def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + signum)

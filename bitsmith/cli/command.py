@@ -71,6 +71,27 @@ def model_argument(help: str) -> Callable[[F], F]:
     return click.argument("model", cls=Argument, type=click.Path(), help=help)
 
 
+def model_argument_or_option(help: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The argument MODEL, which may also be given as -m or --model, as llama.cpp's users write it."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def called(model: str | None, named: str | None, **words: Any) -> None:
+            if (model is None) == (named is None):
+                two = f"Two models are named, {model} and {named}; name one."
+                raise click.UsageError(
+                    "Missing argument 'MODEL' (or -m MODEL)." if model is None else two, click.get_current_context()
+                )
+            function(model=named if model is None else model, **words)
+
+        result: Callable[..., None] = called
+        other = option("-m", "--model", "named", type=click.Path(), metavar="MODEL", help="The same as MODEL.")
+        argument = click.argument("model", cls=Argument, type=click.Path(), required=False, help=help)
+        return argument(other(result))
+
+    return decorate
+
+
 def option(
     *flags: str, type: type[Any] | click.ParamType[Any] = str, help: str, metavar: str | None = None, **attrs: Any
 ) -> Callable[[F], F]:
@@ -85,8 +106,8 @@ def flag(*flags: str, help: str, **attrs: Any) -> Callable[[F], F]:
     return click.option(*flags, cls=Option, is_flag=True, help=help, **attrs)
 
 
-def config_options(config: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command all options of a configuration; its function gets them as one value, `config`."""
+def config_options(config: type[Any], name: str = "config") -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command all options of a configuration; its function gets them as one value, called `name`."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         listed = list(options.options_of(config))
@@ -94,7 +115,7 @@ def config_options(config: type[Any]) -> Callable[[Callable[..., None]], Callabl
         @wraps(function)
         def called(**words: Any) -> None:
             chosen = {each.name: words.pop(each.name) for each in listed}
-            function(config=config(**chosen), **words)
+            function(**{name: config(**chosen)}, **words)
 
         result: Callable[..., None] = called
         for each in reversed(listed):

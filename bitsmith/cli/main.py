@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -16,12 +17,14 @@ import click
 
 from bitsmith.cli.starting import quiet_start
 from bitsmith.errors import BitsmithError
+from bitsmith.system.printable import printable
 
 _OUT_OF_MEMORY = "out of memory; close other programs, use fewer --threads, or a machine with more memory."
 
 COMMANDS = {  # name -> its module in this package, and the command there
     "plan": "plan.plan",
     "quantize": "quantize.quantize",
+    "convert": "convert.convert",
     "eval": "evaluate.evaluate",
     "run": "run.run",
     "chat": "chat.chat",
@@ -111,6 +114,8 @@ def main() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by who started us
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding (ASCII, Latin-1) does not have becomes "?"
+        sys.stdout.reconfigure(errors="replace")
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]  # accepted anywhere, not only before the command
     signal.signal(signal.SIGTERM, _terminated)
@@ -121,7 +126,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt) as stopped:  # click has ended the line
         if isinstance(stopped.__cause__, EOFError):
             _fail("the input ended too early.", 1)
-        _interrupted(stopped, writes="quantize" in arguments[:1])
+        _interrupted(stopped, writes=arguments[:1] in (["quantize"], ["convert"], ["imatrix"]))
     except (BitsmithError, OSError, MemoryError) as error:
         if debug:
             raise
@@ -160,7 +165,8 @@ def _interrupted(stopped: click.Abort | KeyboardInterrupt, *, writes: bool) -> N
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    sys.stderr.write(textwrap.fill(f"Error: {message}", 110, break_long_words=False, break_on_hyphens=False) + "\n")
+    text = printable(f"Error: {message}", keep="\n")
+    sys.stderr.write(textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False) + "\n")
     _leave(code)
 
 

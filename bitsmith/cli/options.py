@@ -3,58 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import click
+
 from bitsmith.cli.command import flag, option
+from bitsmith.errors import UsageError
+from bitsmith.system.options import option as declared
 
 F = TypeVar("F", bound=Callable[..., Any])
-_KERNELS = (
-    "int8 (C++, packed weights, inputs of prompts rounded to int8), exact (C++, nothing rounded), torch; "
-    "default: {default} if the C++ core can run the model"
+_KERNEL = (
+    "What computes: int8 (C++, packed weights, inputs of prompts rounded to int8), exact (C++, nothing rounded), "
+    "torch; default: {default} if the C++ core can run the model."
 )
 
-temperature = option(
-    "--temperature", "-t", type=float, default=0.8, group="Sampling", help="0 takes the most likely token each time."
-)
-top_k = option("--top-k", type=int, default=40, group="Sampling", help="Keep the N most likely tokens; 0: all.")
-top_p = option(
-    "--top-p",
-    type=float,
-    default=0.95,
-    group="Sampling",
-    help="Keep the most likely tokens that together have this probability.",
-)
-min_p = option(
-    "--min-p",
-    type=float,
-    default=0.05,
-    group="Sampling",
-    help="Drop tokens whose probability is below this share of the highest.",
-)
-seed = option(
-    "--seed", type=int, group="Sampling", help="The same seed gives the same text; default: a new one each time."
-)
-threads = option("--threads", type=int, group="Machine", help="Number of threads; default: one per core.")
-kernel = option("--kernel", metavar="NAME", group="Machine", help=f"What computes: {_KERNELS.format(default='int8')}.")
-exact_kernel = option(
-    "--kernel", metavar="NAME", group="Machine", help=f"What computes: {_KERNELS.format(default='exact')}."
-)
-cache = option(
-    "--cache",
-    default="f16",
-    metavar="TYPE",
-    group="Machine",
-    help="Type of stored keys and values: f16, q8_0 (half the memory) or f32; only for --kernel int8.",
-)
-revision = option("--revision", metavar="NAME", group="Source", help="Branch, tag or commit of a model of the hub.")
+_THREADS = "Number of threads; default: one per core."
+_CACHE = "Type of stored keys and values: f16, q8_0 (half the memory) or f32; only for --kernel int8."
+_REVISION = "Branch, tag or commit of a model of the hub."
+
+threads = option("--threads", type=int, group="Machine", help=_THREADS)
+kernel = option("--kernel", metavar="NAME", group="Machine", help=_KERNEL.format(default="int8"))
+exact_kernel = option("--kernel", metavar="NAME", group="Machine", help=_KERNEL.format(default="exact"))
+cache = option("--cache", default="f16", metavar="TYPE", group="Machine", help=_CACHE)
+revision = option("--revision", metavar="NAME", group="Source", help=_REVISION)
 as_json = flag("--json", "as_json", group="Output", help="Print the result as JSON.")
 
 
-def sampling(function: F) -> F:
-    """All options that choose tokens."""
-    return temperature(top_k(top_p(min_p(seed(function)))))
+@dataclass(frozen=True)
+class LoadingOptions:
+    """How `run` and `chat` load a model."""
+
+    context: int | None = declared(
+        None, "-c", group="Machine", help="Tokens of prompt and text together, at most; default: the model's context."
+    )
+    threads: int | None = declared(None, group="Machine", help=_THREADS)
+    kernel: str | None = declared(None, group="Machine", metavar="NAME", help=_KERNEL.format(default="int8"))
+    cache_type: str = declared("f16", "--cache", group="Machine", metavar="TYPE", help=_CACHE)
+    revision: str | None = declared(None, group="Source", metavar="NAME", help=_REVISION)
 
 
 def runtime(function: F) -> F:
     """All options of loading a model to run it."""
     return revision(threads(kernel(cache(function))))
+
+
+def no_short_t(function: Callable[..., None]) -> Callable[..., None]:
+    """Answer -t, which means threads in some programs and temperature in others, with both long names."""
+
+    def refuse(ctx: click.Context, _option: click.Parameter, value: str | None) -> None:
+        if value is not None and not ctx.resilient_parsing:
+            raise click.UsageError("-t could mean two things: write --threads N or --temperature X.", ctx)
+
+    hidden: Callable[..., None] = click.option("-t", hidden=True, expose_value=False, callback=refuse)(function)
+    return hidden
+
+
+def token_limit(wanted: int) -> int | None:
+    """The value of -n: None for -1, no limit. Raises UsageError for 0 and other negative numbers."""
+    if wanted < 1 and wanted != -1:
+        raise UsageError(f"-n {wanted}: give 1 or more, or -1 for as many as the context holds.")
+    return None if wanted == -1 else wanted

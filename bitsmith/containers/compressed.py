@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from bitsmith.containers.container import ModuleContainer, Modules, Scheme
 from bitsmith.containers.gptq import BITS
 from bitsmith.containers.hf_entries import entry_of, group_size, known_integer, matrix_shape, modules, precision_of
 from bitsmith.containers.hf_input_rounding import inputs_of
+from bitsmith.containers.name_patterns import first_matches
 from bitsmith.containers.safetensors_header import HeaderEntry
 from bitsmith.containers.static_input import INPUT_SCALE, StaticInput
 from bitsmith.errors import FileError, UnsupportedError
@@ -112,11 +112,18 @@ def _read(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator
     groups = config.get("config_groups")
     if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
         raise FileError(f"{folder}: quantization_config has no config_groups; download config.json again")
-    for module in modules(entries, ".weight_scale"):
+    quantized = [
+        module
+        for module in modules(entries, ".weight_scale")
+        if f"{module}.weight_packed" in entries or f"{module}.weight" in entries
+    ]
+    for module, group in zip(quantized, _groups_naming(folder, groups, quantized), strict=True):
         packed = f"{module}.weight_packed" in entries
-        if not packed and f"{module}.weight" not in entries:
-            continue
-        group = _group_naming(folder, groups, module)
+        if group is None:
+            raise FileError(
+                f"{folder}: no group of quantization_config targets {module}, whose weight is quantized; download "
+                "config.json again"
+            )
         args = _arguments(folder, group)
         scale = entry_of(folder, entries, f"{module}.weight_scale")
         precision = precision_of(folder, entries, f"{module}.weight_scale")
@@ -183,22 +190,30 @@ def _unpacked(
     return IntegerCodec(Affine(bits, group, args.get("symmetric", True) is False, precision))
 
 
-def _group_naming(folder: Path, groups: Mapping[str, Mapping[str, Any]], module: str) -> Mapping[str, Any]:
-    """The group that targets the module by name or "re:" pattern, else the first that targets a class."""
-    by_class: list[Mapping[str, Any]] = []
-    for group in groups.values():
-        targets = group.get("targets")
-        for target in targets if isinstance(targets, list) else ():
-            if target == module or (str(target).startswith("re:") and _matches(folder, target[3:], module)):
-                return group
-            if "." not in str(target):
-                by_class.append(group)
-    if not by_class:
-        raise FileError(
-            f"{folder}: no group of quantization_config targets {module}, whose weight is quantized; download "
-            "config.json again"
-        )
-    return by_class[0]
+def _groups_naming(
+    folder: Path, groups: Mapping[str, Mapping[str, Any]], names: Sequence[str]
+) -> list[Mapping[str, Any] | None]:
+    """For each module, the first group that targets it by name or "re:" pattern, else the first that targets a class.
+
+    None if there is no such group.
+    """
+    listed = [group.get("targets") for group in groups.values()]
+    flat = [
+        (str(target), group)
+        for group, targets in zip(groups.values(), listed, strict=True)
+        for target in (targets if isinstance(targets, list) else ())
+    ]
+    numbered = [(number, target[3:]) for number, (target, _) in enumerate(flat) if target.startswith("re:")]
+    by_class = next((group for target, group in flat if "." not in target), None)
+    exact = {target: number for number, (target, _) in reversed(list(enumerate(flat)))}
+    where = f"{folder}: `targets` of quantization_config"
+    matched = first_matches([pattern for _, pattern in numbered], names, where=where)
+    found = []
+    for name, match in zip(names, matched, strict=True):
+        numbers = [exact[name]] if name in exact else []
+        numbers += [] if match is None else [numbered[match][0]]
+        found.append(flat[min(numbers)][1] if numbers else by_class)
+    return found
 
 
 def _arguments(folder: Path, group: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -206,13 +221,6 @@ def _arguments(folder: Path, group: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(weights, dict):
         raise FileError(f"{folder}: a group of quantization_config has no weights; download config.json again")
     return weights
-
-
-def _matches(folder: Path, pattern: str, module: str) -> bool:
-    try:
-        return re.match(pattern, module) is not None
-    except re.error as error:
-        raise FileError(f"{folder}: target {pattern[:80]!r} is not a regular expression: {error}") from None
 
 
 def _strategy_group(folder: Path, args: Mapping[str, Any], name: str) -> int:

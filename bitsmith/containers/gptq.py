@@ -27,7 +27,8 @@ from bitsmith.containers.container import ModuleContainer, Modules, Scheme
 from bitsmith.containers.fused import fused_schemes
 from bitsmith.containers.hf_entries import group_size, known_integer, matrix_shape, modules, precision_of
 from bitsmith.containers.integers import WORD, checked_scale, layout_name, pack_words, unpack_words, word_count
-from bitsmith.errors import FileError, TensorError, UnsupportedError
+from bitsmith.containers.name_patterns import first_matches
+from bitsmith.errors import TensorError, UnsupportedError
 from bitsmith.quant.formats.affine import Affine
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.formats.precision import as_numpy
@@ -227,8 +228,9 @@ def _read(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator
             f"{folder}: checkpoint_format {str(version)[:40]!r} is unknown; known: gptq, gptq_v2. Convert the model "
             "with the tool that made it"
         )
-    for module in modules(entries, ".qweight"):
-        values = {**config, **_override(folder, config, module)}
+    quantized = modules(entries, ".qweight")
+    for module, own in zip(quantized, _overrides(folder, config, quantized), strict=True):
+        values = {**config, **own}
         bits = known_integer(folder, values, "bits", BITS)
         group = group_size(folder, values, "group_size")
         indexed = f"{module}.g_idx" in entries
@@ -242,17 +244,17 @@ def _read(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator
         yield fold(folder, codec, info, names, entries, said_by="quantization_config")
 
 
-def _override(folder: Path, config: Mapping[str, Any], module: str) -> Mapping[str, Any]:
-    """GPTQModel's `dynamic` settings of one module: those of the first pattern that matches its beginning."""
-    rules = config.get("dynamic") or {}
-    for pattern, values in rules.items() if isinstance(rules, dict) else ():
-        try:
-            matches = re.match(pattern.removeprefix("+:"), module)
-        except re.error as error:
-            raise FileError(f"{folder}: {pattern[:80]!r} in `dynamic` is not a regular expression: {error}") from None
-        if matches and not pattern.startswith("-:") and isinstance(values, dict):
-            return values
-    return {}
+def _overrides(folder: Path, config: Mapping[str, Any], names: Sequence[str]) -> list[Mapping[str, Any]]:
+    """GPTQModel's `dynamic` settings of each module: those of the first pattern that matches its name's beginning."""
+    rules = config.get("dynamic")
+    chosen = {
+        pattern.removeprefix("+:"): values
+        for pattern, values in (rules.items() if isinstance(rules, dict) else ())
+        if isinstance(values, dict) and not pattern.startswith("-:")
+    }
+    found = first_matches(list(chosen), names, where=f"{folder}: `dynamic` of quantization_config")
+    settings = list(chosen.values())
+    return [{} if number is None else settings[number] for number in found]
 
 
 CONTAINER = ModuleContainer(

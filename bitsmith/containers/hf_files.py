@@ -17,10 +17,11 @@ from bitsmith.quant.tensor import TensorInfo
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor to write: a float ("f32", "f16", "bf16"; one part, "data"), or several parts.
+    """A tensor to write: a plain one ("f32", "f16", "bf16" or another safetensors dtype; one part, "data"), or several
+    parts.
 
-    parts: shape and dtype of each part; not used for a float
-    names: entry name by part; not used for a float, whose entry has the tensor's name
+    parts: shape and dtype of each part; not used for a plain tensor
+    names: entry name by part; not used for a float, and empty for any plain tensor: its entry has the tensor's name
     """
 
     info: TensorInfo
@@ -30,7 +31,7 @@ class StoredTensor:
     def entries(self) -> list[Entry]:
         """Its safetensors entries, in the order of its parts."""
         name = self.info.name
-        if self.info.layout in WRITTEN_FLOATS:
+        if self.info.layout in WRITTEN_FLOATS or not self.names:
             return [Entry(name, "data", name, self.info.layout, self.info.shape)]
         return [
             Entry(name, part, self.names[part], dtype_name(dtype), shape) for part, (shape, dtype) in self.parts.items()

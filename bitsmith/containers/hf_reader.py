@@ -6,16 +6,14 @@ methods remain separate tensors.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bitsmith.containers import module_containers
 from bitsmith.containers.composite import CompositeTensor, Entries
+from bitsmith.containers.hf_folder import read_object
 from bitsmith.errors import FileError
-
-_CONFIG_BYTES = 16 << 20
 
 
 def fold_quantized(folder: Path, entries: Entries) -> list[CompositeTensor]:
@@ -55,12 +53,4 @@ def _quantization_config(folder: Path) -> Mapping[str, Any] | None:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_bytes()) if path.stat().st_size <= _CONFIG_BYTES else None
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"{path}: not readable as JSON ({str(error)[:80]}); download it again") from None
-    if not isinstance(content, dict):
-        raise FileError(f"{path}: expected a JSON object; download it again")
-    return content
+    return read_object(path) if path.exists() else None

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from bitsmith.containers.bounded_json import parse_json
 from bitsmith.containers.gguf.metadata_values import Value, ValueType, array, string
 from bitsmith.errors import FileError, TensorError
 
@@ -160,9 +161,9 @@ def to_json(manifest: Manifest) -> str:
 def from_json(text: str) -> Manifest:
     """The manifest in a JSON text from `to_json`. Raises FileError if the text is damaged."""
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as cause:
-        raise _damaged(f"it is not JSON: {cause}") from None
+        content = parse_json(text.encode("utf-8", "surrogatepass"), JSON_KEY)
+    except FileError as cause:
+        raise _damaged(str(cause)) from None
     tensors = content.get("tensors") if isinstance(content, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(entry, dict) for entry in tensors.values()):
         raise _damaged('it is not an object with "version", "recipe" and "tensors"')

@@ -16,7 +16,7 @@ from bitsmith.quant.tensor import TensorInfo
 
 @dataclass(frozen=True)
 class NativeTensor:
-    """A tensor to write: a float ("f32", "f16", "bf16"; one part, "data") or "bitsmith/<format>".
+    """A tensor to write: a plain one ("f32", "f16", "bf16", "i64"; one part, "data") or "bitsmith/<format>".
 
     parts: for a quantized tensor `NativeCodec.layout(info.shape)`; its entries are named NAME.PART
     """
@@ -38,5 +38,12 @@ def native_files(
         }
         return metadata(quantized) if quantized else {}
 
-    stored = [StoredTensor(t.info, t.parts, {part: f"{t.info.name}.{part}" for part in t.parts}) for t in tensors]
+    stored = [
+        StoredTensor(
+            t.info,
+            t.parts,
+            {part: f"{t.info.name}.{part}" for part in t.parts} if t.info.layout.startswith(LAYOUT_PREFIX) else {},
+        )
+        for t in tensors
+    ]
     return folder_files(stored, manifest, metadata=native_metadata, max_shard_bytes=max_shard_bytes)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from bitsmith.containers.bounded_json import parse_json
 from bitsmith.containers.composite import CompositeTensor, Entries, fold
 from bitsmith.containers.native import SHAPES_KEY, TENSORS_KEY, NativeCodec
 from bitsmith.errors import FileError, UsageError
@@ -31,10 +31,7 @@ def fold_native(path: Path, metadata: Mapping[str, str], entries: Entries) -> li
 
 def table(path: Path, key: str, text: str) -> dict[str, object]:
     """A JSON object in a file's metadata. Raises FileError for any other text."""
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{path}: {key} in its metadata is not JSON ({str(error)[:80]}); make the file again") from None
+    content = parse_json(text.encode("utf-8", "surrogatepass"), f"{path}: {key} in its metadata")
     if not isinstance(content, dict):
         raise FileError(f"{path}: {key} in its metadata is not a JSON object; make the file again")
     return content

@@ -84,7 +84,7 @@ class Reservation:
         except OSError as error:
             raise FileError(
                 f"{destination.target}: cannot be written ({error.filename or 'there'}: {error.strerror or error}); "
-                "check the name, space and permissions, or choose another --out."
+                "check the name, space and permissions, or choose another output path."
             ) from error
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -16,8 +17,10 @@ import numpy as np
 
 from bitsmith.containers.base import Extent, RowAxis, WholeTensorCodec
 from bitsmith.containers.composite import CompositeTensor
+from bitsmith.containers.hf_folder import read_object
 from bitsmith.containers.hf_reader import fold_quantized
 from bitsmith.containers.manifest import SET_KEY, check_one_set
+from bitsmith.containers.model_files import open_regular
 from bitsmith.containers.native import SHAPES_KEY, TENSORS_KEY
 from bitsmith.containers.native_reader import fold_native, table
 from bitsmith.containers.safetensors_header import DTYPES, Header, HeaderEntry, read_header
@@ -27,7 +30,6 @@ from bitsmith.errors import FileError, TensorError, UnsupportedError, UsageError
 from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.quant.tensor import PackedTensor, QuantTensor, TensorInfo
 
-_INDEX_LIMIT = 256_000_000  # bytes
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -71,6 +73,16 @@ class SafetensorsSource:
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Tensors in file order; a folded weight takes the place of its first part."""
         return self._tensors
+
+    @property
+    def further(self) -> Mapping[str, TensorInfo]:
+        """Entries beside a weight that do not affect its values, as plain tensors; `packed` reads them too."""
+        names = (name for folded in self._folded.values() for name in folded.beside)
+        return {name: _plain(name, self._entries[name][1]) for name in names}
+
+    def stored_as(self, name: str) -> CompositeTensor | None:
+        """How a weight is stored in several entries; None for a plain tensor."""
+        return self._folded.get(name)
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -180,6 +192,8 @@ class SafetensorsSource:
             raise TensorError(f"{self._path}: {name}: {error}") from error
 
     def _info(self, name: str) -> TensorInfo:
+        if name not in self._tensors and any(name in folded.beside for folded in self._folded.values()):
+            return _plain(name, self._entries[name][1])
         if name not in self._tensors:
             raise UsageError(f"{self._path} has no tensor {name!r}; it has {len(self._tensors)} others")
         return self._tensors[name]
@@ -197,8 +211,7 @@ class SafetensorsSource:
         for entry_name, (_, entry) in self._entries.items():
             name = owner.get(entry_name, entry_name)
             if name not in tensors:
-                plain = TensorInfo(name, entry.shape, entry.dtype.lower(), entry.nbytes)
-                tensors[name] = self._folded[name].info if name in self._folded else plain
+                tensors[name] = self._folded[name].info if name in self._folded else _plain(name, entry)
         return MappingProxyType(tensors)
 
     def _read(self, entry_name: str, shape: tuple[int, ...], axis: RowAxis, start: int, stop: int) -> np.ndarray:
@@ -216,11 +229,15 @@ class SafetensorsSource:
         return buffer
 
 
+def _plain(name: str, entry: HeaderEntry) -> TensorInfo:
+    return TensorInfo(name, entry.shape, entry.dtype.lower(), entry.nbytes)
+
+
 def _read_into(path: Path, size: int, entry: HeaderEntry, pieces: Sequence[tuple[int, np.ndarray]]) -> None:
     """Fill each buffer from the entry's data. pieces: (offset in the data, buffer)"""
     try:
-        with path.open("rb", buffering=0) as file:
-            if path.stat().st_size != size:
+        with open(open_regular(path), "rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_size != size:
                 raise FileError(
                     f"{path} changed its size since it was opened, before {entry.name!r} was read; start again"
                 )
@@ -272,15 +289,8 @@ def _pickled(path: Path, names: list[str]) -> FileError:
 
 def _read_index(path: Path) -> dict[str, str]:
     """The index's map from entry to file name. Checks that every file exists and lies in the folder."""
-    try:
-        if path.stat().st_size > _INDEX_LIMIT:
-            raise FileError(f"{path} has {path.stat().st_size} bytes, too many for an index; download it again")
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{path} is not readable as JSON ({str(error)[:80]}); download it again") from None
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
-    table = content.get("weight_map") if isinstance(content, dict) else None
+    content = read_object(path)
+    table = content.get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
         raise FileError(f'{path} must hold "weight_map", an object from tensors to file names; download it again')
     for tensor, name in table.items():

@@ -7,21 +7,24 @@ data, which the entries cover without gaps or overlaps.
 
 from __future__ import annotations
 
-import json
 import math
-import stat
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from bitsmith.containers.bounded_json import parse_json
+from bitsmith.containers.model_files import open_regular
 from bitsmith.errors import FileError
 
 HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors package
 _LARGEST_DIMENSION = 1 << 48
+_MOST_ENTRIES = 1 << 18  # as many as a GGUF file may have here; the largest known file has 90,000
+_FIELDS = ("dtype", "shape", "data_offsets")
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
@@ -44,7 +47,7 @@ DTYPES: dict[str, np.dtype] = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class HeaderEntry:
     """One entry: `offset` counts from the start of the file, in bytes."""
 
@@ -70,19 +73,30 @@ def dtype_name(dtype: np.dtype) -> str:
     return _NAMES[np.dtype(dtype)]
 
 
+class _Fields(NamedTuple):
+    """What an entry says of itself, not checked yet."""
+
+    dtype: Any
+    shape: Any
+    offsets: Any
+
+
 def read_header(path: Path) -> Header:
     """Read and check the header of `path`. Raises FileError naming the file and the entry that is wrong."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise FileError(f"{path} is not a regular file; expected a safetensors file")
-        with path.open("rb") as file:
-            size = path.stat().st_size
+        with open(open_regular(path, "safetensors file"), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
             length = _header_length(path, size, file.read(8))
             text = file.read(length)
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror or error}; check its name and permissions") from error
     content = _parse(path, text)
+    del text
     metadata = _metadata(path, content.pop("__metadata__", {}))
+    if len(content) > _MOST_ENTRIES:
+        raise FileError(
+            f"{path} has {len(content):,} entries, more than {_MOST_ENTRIES:,}; split the model into several files"
+        )
     entries = [_entry(path, name, value, 8 + length) for name, value in content.items()]
     entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
     _check_cover(path, entries, 8 + length, size)
@@ -102,22 +116,17 @@ def _header_length(path: Path, size: int, first: bytes) -> int:
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> Any:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            seen: set[str] = set()
+            twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
             raise FileError(f"{path} has two entries named {twice!r} in its header; it is damaged: write it again")
-        return found
+        return _Fields(*map(found.get, _FIELDS)) if found.keys() == set(_FIELDS) else found
 
     if not text.startswith(b"{"):
         raise FileError(f"{path} is not a safetensors file: its header begins with {text[:8]!r}, not with '{{'")
-    try:
-        content = json.loads(text.decode("utf-8"), object_pairs_hook=once)
-    except RecursionError:
-        raise FileError(f"{path}: the header nests too deeply to be a safetensors header; do not use it") from None
-    except ValueError as error:
-        raise FileError(f"{path}: the header is not JSON ({error}); the file is damaged: download it again") from None
+    content = parse_json(text, f"{path}: its header", pairs=once)
     if not isinstance(content, dict):
         raise FileError(f"{path}: the header is JSON but not an object; the file is damaged: download it again")
     return content
@@ -135,9 +144,9 @@ def _entry(path: Path, name: str, value: object, start: int) -> HeaderEntry:
     def wrong(what: str) -> FileError:
         return FileError(f"{path}: entry {name!r}: {what}; the file is damaged: download or write it again")
 
-    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(value, _Fields):
         raise wrong("expected dtype, shape and data_offsets")
-    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    dtype, shape, offsets = value
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise FileError(f"{path}: entry {name!r} has the unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     if not _sizes(shape) or any(size > _LARGEST_DIMENSION for size in shape):

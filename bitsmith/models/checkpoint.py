@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from bitsmith.errors import BitsmithError, FileError, UnsupportedError, UsageErr
 from bitsmith.models import hub
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.names import Naming
+from bitsmith.models.gguf_choice import models_among
+from bitsmith.models.naming import file_name, folder_name
 
 if TYPE_CHECKING:
     from bitsmith.models.tokenizer import Tokenizer
@@ -32,6 +34,8 @@ class Checkpoint:
     hf_config: the contents of config.json; empty for GGUF
     folder: folder of the tokenizer files; None for GGUF
     shape: the decoder's configuration, or the error that its reading raised
+    ignored: tensors that the decoder does not need, see `bitsmith.models.arch.reconcile`
+    notes: what the user should know about the model, a sentence each
     """
 
     name: str
@@ -40,6 +44,8 @@ class Checkpoint:
     hf_config: Mapping[str, Any]
     folder: Path | None
     shape: ModelConfig | BitsmithError
+    ignored: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
     @property
     def config(self) -> ModelConfig:
@@ -64,7 +70,7 @@ class Checkpoint:
 
 
 def open_checkpoint(model: str | Path, *, revision: str | None = None) -> Checkpoint:
-    """Open "reference", a Hugging Face folder, a .safetensors or .gguf file, or a hub id.
+    """Open "reference", a Hugging Face folder, a .safetensors or .gguf file, or a hub name.
 
     Headers are read and checked; weights are not read. Raises FileError or UnsupportedError.
     """
@@ -84,14 +90,13 @@ def _open(model: str | Path, revision: str | None) -> Checkpoint:
     path = Path(os.path.expanduser(model))
     settle(path)
     if not path.exists():
-        if not hub.looks_like_id(str(model)):
+        if not hub.looks_like_hub_name(str(model)):
             raise FileError(
                 f"{model}: no such file or folder; give a Hugging Face folder, a .safetensors or .gguf file, "
-                'a hub id (owner/name or owner/name:file.gguf), or "reference".'
+                'a hub name (owner/name or owner/name:Q4_K_M), or "reference".'
             )
         path = hub.download(str(model), revision)
-        return _open_file(path) if path.is_file() else _open_folder(path, str(model).split("/")[-1])
-    return _open_file(path) if path.is_file() else _open_folder(path, path.resolve().name)
+    return _open_file(path) if path.is_file() else _open_folder(path, folder_name(path))
 
 
 def _open_file(path: Path) -> Checkpoint:
@@ -99,39 +104,52 @@ def _open_file(path: Path) -> Checkpoint:
         magic = file.read(4)
     if magic == b"GGUF" or path.suffix.lower() == ".gguf":
         return _open_gguf(path)
-    return _open_folder(path.parent, path.stem, path)
+    return _open_folder(path.parent, file_name(path), path)
 
 
 def _open_gguf(path: Path) -> Checkpoint:
     from bitsmith.containers.gguf.reader import GgufSource
-    from bitsmith.models.arch.gguf_config import config_from_gguf
+    from bitsmith.models.arch.gguf_config import config_from_gguf, gguf_notes
 
     source = GgufSource(path)
+    checkpoint = Checkpoint(file_name(path), source, "gguf", {}, None, FileError(f"{path}: not read."))
     try:
-        shape: ModelConfig | BitsmithError = config_from_gguf(source.metadata, source)
+        config = config_from_gguf(source.metadata, source)
+        return _reconciled(checkpoint, config, gguf_notes(source.metadata, config, str(path)))
     except BitsmithError as error:
-        shape = error
-    return Checkpoint(path.stem, source, "gguf", {}, None, shape)
+        return replace(checkpoint, shape=error)
+
+
+def _reconciled(checkpoint: Checkpoint, config: ModelConfig, notes: tuple[str, ...]) -> Checkpoint:
+    """The checkpoint with what its tensors say of the configuration."""
+    from bitsmith.models.arch.reconcile import reconcile
+
+    found = reconcile(config, checkpoint.source, naming=checkpoint.naming)
+    return replace(checkpoint, shape=found.config, ignored=found.ignored, notes=(*notes, *found.notes))
 
 
 def _open_folder(folder: Path, name: str, weights: Path | None = None) -> Checkpoint:
     """Open a Hugging Face folder. `weights` is one file of it, if the user named the file."""
     from bitsmith.containers.safetensors import SafetensorsSource
     from bitsmith.models.arch.hf_config import config_from_hf
+    from bitsmith.models.arch.hf_fields import check_fields
 
     if weights is None and not any(folder.glob("*.safetensors*")):
-        ggufs = sorted(folder.glob("*.gguf"))
+        ggufs = models_among({path.name: path.stat().st_size for path in folder.glob("*.gguf") if path.is_file()})
+        if len(ggufs) == 1:
+            return _open_gguf(folder / ggufs[0].first)
         if ggufs:
-            raise FileError(f"{folder} is a folder of GGUF files; name one of them, for instance {ggufs[0]}.")
+            listed = ", ".join(model.first for model in ggufs[:8])
+            raise FileError(f"{folder} holds {len(ggufs)} GGUF models; name one of its files: {listed}.")
     source = SafetensorsSource(weights or folder)
-    config: Mapping[str, Any] = {}
-    shape: ModelConfig | BitsmithError
+    checkpoint = Checkpoint(name, source, "hf", {}, folder, FileError(f"{folder / CONFIG}: not read."))
     try:
-        config = read_object(folder / CONFIG)
-        shape = config_from_hf(config, origin=str(folder / CONFIG))
+        values = read_object(folder / CONFIG)
+        checkpoint = replace(checkpoint, hf_config=values)
+        config = config_from_hf(values, origin=str(folder / CONFIG))
+        return _reconciled(checkpoint, config, check_fields(values, config.arch, str(folder / CONFIG)))
     except BitsmithError as error:
-        shape = error
-    return Checkpoint(name, source, "hf", config, folder, shape)
+        return replace(checkpoint, shape=error)
 
 
 def require_float(checkpoint: Checkpoint, *, requantize: bool) -> None:
@@ -140,11 +158,20 @@ def require_float(checkpoint: Checkpoint, *, requantize: bool) -> None:
     if quantized and not requantize:
         raise UnsupportedError(
             f"{checkpoint.source.path} is already quantized ({quantized[0].name} is {quantized[0].layout}). Quantizing "
-            "it again adds more loss. Use the original, or give --requantize to accept the loss."
+            "it again adds more loss. Use the original, or give --requantize to accept the loss. To make a 16-bit "
+            "model of it, use `bitsmith convert`."
         )
 
 
-def quantized_already(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """A warning if the source is already quantized; else an empty tuple."""
-    found = {info.layout for info in checkpoint.source.tensors.values() if info.rows > 1} - FLOATS
-    return (f"the source is quantized already ({', '.join(sorted(found))}): losses add up",) if found else ()
+def source_warnings(checkpoint: Checkpoint, *, quantizes: bool = True) -> tuple[str, ...]:
+    """What the user should know about the source of an output: its notes, and whether it is already quantized.
+
+    quantizes: whether the output is quantized too, so that losses add up
+    """
+    tensors = checkpoint.source.tensors.values()
+    found = sorted({info.layout for info in tensors if info.rows > 1} - FLOATS)
+    told = [f"the source is quantized already ({', '.join(found)}): losses add up"] if found and quantizes else []
+    double = [info.name for info in tensors if info.layout == "f64"]
+    if double:
+        told.append(f"{len(double)} tensors are float64, the first is {double[0]}; they are rounded to float32 first")
+    return (*told, *checkpoint.notes)

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from bitsmith.containers.base import Source
 from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.containers.hf_folder import CONFIG, read_object
-from bitsmith.containers.manifest import JSON_KEY, Manifest, TensorRecord, from_gguf_keys, from_json, joined_hash
-from bitsmith.containers.safetensors import SafetensorsSource
+from bitsmith.containers.manifest import TensorRecord
 from bitsmith.errors import BitsmithError, FileError, UnsupportedError
-from bitsmith.quant.tensor import PackedTensor, TensorInfo
+from bitsmith.models.manifests import recipe_of
+from bitsmith.models.quantization import of_folder, of_gguf
+from bitsmith.models.shown import one_line, plain, shown
+from bitsmith.models.verification import compare, read_through, records_of
+from bitsmith.quant.tensor import TensorInfo
 from bitsmith.system.progress import Progress, Report, silent
 
-SLAB_WEIGHTS = 1 << 20  # number of weights decoded at once
-_SHOWN_ITEMS = 8
-_SHOWN_CHARACTERS = 200
-_LISTED_NAMES = 3
+_LAYER = re.compile(r"(?<![^.])\d+(?![^.])")  # a number between dots
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,11 @@ class Inspection:
     size: bytes of all files
     architecture: name in the file or in the config.json beside it; None if there is none
     bits_per_weight: bits of all tensors' data for each weight
-    metadata: values for JSON; long arrays and texts are shortened, control characters are escaped
+    quantization: how the files say that they are quantized: "gptq, 4 bits, groups of 128", "Q4_K_M"; "" if they do not
+    recipe: the recipe in the manifest, if bitsmith made the files; None without one
+    metadata: all values, whole, as plain values for JSON
     problems: one sentence each; empty if nothing is wrong
+    notes: what is not wrong, but good to know; one sentence each
     """
 
     path: Path
@@ -76,33 +77,71 @@ class Inspection:
     architecture: str | None
     parameters: int
     bits_per_weight: float
+    quantization: str
+    recipe: Mapping[str, Any] | None
     metadata: Mapping[str, Any]
     tensors: tuple[InspectedTensor, ...]
     verified: bool
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def rounds_inputs(self) -> bool:
         """Whether any tensor has `input_rounding`."""
         return any(tensor.input_rounding for tensor in self.tensors)
 
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """Headings of the columns of `rows`."""
+        inputs, check = ("input",) if self.rounds_inputs else (), ("check",) if self.verified else ()
+        return ("tensor", "shape", "type", "bytes", "bits/weight", *inputs, *check)
+
     def rows(self) -> list[tuple[str, ...]]:
         """One row for each tensor: name, shape, type, bytes and bits a weight.
 
         `input_rounding` follows if any tensor has it, and the result of the verification if there was one.
         """
-        return [
-            (
-                _printable(tensor.name),
-                "x".join(map(str, tensor.shape)),
-                tensor.layout,
-                f"{tensor.nbytes:,}",
-                f"{tensor.bits_per_weight:.3f}",
-                *([tensor.input_rounding] if self.rounds_inputs else []),
-                *([tensor.check] if self.verified else []),
-            )
-            for tensor in self.tensors
-        ]
+        return [self._row(one_line(tensor.name), tensor.nbytes, tensor) for tensor in self.tensors]
+
+    def grouped_rows(self) -> list[tuple[str, ...]]:
+        """One row for the tensors of all layers that differ only in their layer's number: "blk.*.attn_q.weight (30)".
+
+        Their bytes are added up.
+        """
+        groups: dict[tuple[Any, ...], list[InspectedTensor]] = {}
+        order: dict[str, int] = {}  # rows of one kind stay together, in the place of the first
+        for tensor in self.tensors:
+            kind = _LAYER.sub("*", tensor.name)
+            order.setdefault(kind, len(order))
+            key = (kind, tensor.shape, tensor.layout, tensor.input_rounding, tensor.check if self.verified else "")
+            groups.setdefault(key, []).append(tensor)
+        found = []
+        for (kind, *_), members in sorted(groups.items(), key=lambda group: order[group[0][0]]):
+            many = f"{one_line(kind)} ({len(members)})"
+            name = many if len(members) > 1 else one_line(members[0].name)
+            found.append(self._row(name, sum(tensor.nbytes for tensor in members), members[0]))
+        return found
+
+    def _row(self, name: str, nbytes: int, tensor: InspectedTensor) -> tuple[str, ...]:
+        return (
+            name,
+            "x".join(map(str, tensor.shape)),
+            tensor.layout,
+            f"{nbytes:,}",
+            f"{tensor.bits_per_weight:.3f}",
+            *([tensor.input_rounding] if self.rounds_inputs else []),
+            *([tensor.check] if self.verified else []),
+        )
+
+    def shown_metadata(self) -> dict[str, str]:
+        """The metadata for people: long texts and arrays are cut, control characters are escaped."""
+        return shown(self.metadata)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Inspection of {str(self.path)!r}: {self.container}, {self.architecture}, {len(self.tensors)} tensors, "
+            f"{self.parameters:,} weights, {self.bits_per_weight:.3f} bits a weight>"
+        )
 
     def types(self) -> dict[str, tuple[int, int]]:
         """Number of tensors and bytes of data for each layout, the largest first."""
@@ -116,10 +155,11 @@ class Inspection:
         """A few lines of text."""
         files = f"{len(self.files)} files" if len(self.files) > 1 else "1 file"
         lines = [
-            f"{self.container}, {_printable(self.architecture or 'unknown architecture')}, {files} of "
+            f"{self.container}, {one_line(self.architecture or 'unknown architecture')}, {files} of "
             f"{self.size:,} bytes, {len(self.tensors)} tensors, {self.parameters:,} weights, "
             f"{self.bits_per_weight:.3f} bits a weight",
             ", ".join(f"{layout}: {count} ({nbytes:,} bytes)" for layout, (count, nbytes) in self.types().items()),
+            f"quantization: {self.quantization}{self._not_decoded}" if self.quantization else "",
         ]
         if self.verified:
             finite = sum(tensor.finite is True for tensor in self.tensors)
@@ -129,15 +169,22 @@ class Inspection:
             lines.append(f"verified: {finite} of {len(self.tensors)} tensors finite, {hashes}")
         return "\n".join(line for line in lines if line)
 
+    @property
+    def _not_decoded(self) -> str:
+        """A note if a folder names a quantization, but its tensors are only the codes of it."""
+        foreign = self.container == "safetensors" and not any("/" in tensor.layout for tensor in self.tensors)
+        return "; bitsmith does not decode it, so the tensors listed are its codes and scales" if foreign else ""
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON, nothing left out."""
         return {
-            **asdict(self),
+            **vars(self),
             "path": str(self.path),
             "files": [str(file) for file in self.files],
             "metadata": dict(self.metadata),
-            "tensors": [{**asdict(tensor), "shape": list(tensor.shape)} for tensor in self.tensors],
+            "tensors": [{**vars(tensor), "shape": list(tensor.shape)} for tensor in self.tensors],
             "problems": list(self.problems),
+            "notes": list(self.notes),
         }
 
 
@@ -148,7 +195,7 @@ def inspect(source: Source, *, verify: bool = False, report: Report = silent) ->
     Damaged data raises no error; it is listed in `problems`.
     """
     problems: list[str] = []
-    records = _records(source, problems)
+    records = records_of(source, problems)
     described = tuple(_described(source, info, problems) for info in source.tensors.values())
     tensors = _verified(source, described, records, problems, report) if verify else described
     parameters = sum(info.parameters for info in source.tensors.values())
@@ -160,7 +207,9 @@ def inspect(source: Source, *, verify: bool = False, report: Report = silent) ->
         architecture=_architecture(source),
         parameters=parameters,
         bits_per_weight=8 * sum(tensor.nbytes for tensor in tensors) / parameters if parameters else 0.0,
-        metadata={_printable(key): _abbreviated(value) for key, value in source.metadata.items()},
+        quantization=_quantization(source),
+        recipe=_recipe(source),
+        metadata={key: plain(value) for key, value in source.metadata.items()},
         tensors=tensors,
         verified=verify,
         problems=tuple(problems),
@@ -201,99 +250,16 @@ def _verified(
             report(Progress("verify", start + int(part * tensor.nbytes), total, "B", tensor.name))
 
         try:
-            finite, sha256 = _read_through(source, source.tensors[tensor.name], advance, problems)
+            finite, sha256 = read_through(source, source.tensors[tensor.name], advance, problems)
         except BitsmithError as error:
-            problems.append(f"tensor {_printable(tensor.name)} cannot be read: {error}")
+            problems.append(f"tensor {one_line(tensor.name)} cannot be read: {error}")
             checked.append(tensor)
         else:
-            matches = _compare(tensor.name, sha256, records, problems)
+            matches = compare(tensor.name, sha256, records, problems)
             checked.append(replace(tensor, finite=finite, sha256=sha256, matches=matches))
         done += tensor.nbytes
     report(Progress("verify", total, total, "B"))
     return tuple(checked)
-
-
-def _read_through(
-    source: Source, info: TensorInfo, advance: Callable[[float], None], problems: list[str]
-) -> tuple[bool | None, str]:
-    """Whether all weights are finite (None if they cannot be decoded), and the hash of the stored bytes."""
-    hashes: dict[str, hashlib._Hash] = {}
-    finite: bool | None = True
-    gathered = isinstance(source, SafetensorsSource) and source.gathered(info.name)
-    if gathered:  # its rows do not lie together in the file, so the hash needs the whole tensor
-        _feed(hashes, source.packed(info.name))
-    step = max(1, SLAB_WEIGHTS // max(1, info.cols))
-    for start in range(0, max(1, info.rows), step):
-        packed = source.packed(info.name, start, min(start + step, info.rows))
-        if not gathered:
-            _feed(hashes, packed)
-        if finite:
-            finite = _finite(source, info, packed, start, problems)
-        advance(min(1.0, (start + step) / max(1, info.rows)))
-    return finite, joined_hash([digest.hexdigest() for digest in hashes.values()])
-
-
-def _feed(hashes: dict[str, hashlib._Hash], packed: PackedTensor) -> None:
-    for part, data in packed.parts.items():
-        hashes.setdefault(part, hashlib.sha256()).update(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
-
-
-def _finite(source: Source, info: TensorInfo, packed: PackedTensor, first: int, problems: list[str]) -> bool | None:
-    name = _printable(info.name)
-    try:
-        finite = np.isfinite(source.decode(packed))
-    except BitsmithError as error:
-        problems.append(f"tensor {name} cannot be decoded: {error}")
-        return None
-    if finite.all():
-        return True
-    row, column = np.argwhere(~finite)[0]
-    problems.append(
-        f"tensor {name} holds NaN or Inf, first at row {first + row}, column {column}: the model cannot work with it; "
-        "make the file again or fetch it again"
-    )
-    return False
-
-
-def _compare(name: str, sha256: str, records: Mapping[str, TensorRecord], problems: list[str]) -> bool | None:
-    record = records.get(name)
-    if record is None:
-        return None
-    if record.sha256 != sha256:
-        problems.append(
-            f"tensor {_printable(name)} has the hash {sha256}, the manifest says {record.sha256}: its bytes changed "
-            "after they were written; make the file again or fetch it again"
-        )
-    return record.sha256 == sha256
-
-
-def _records(source: Source, problems: list[str]) -> dict[str, TensorRecord]:
-    """The manifest's records by tensor. Contradictions to the files are added to `problems`."""
-    try:
-        manifests = _manifests(source)
-    except FileError as error:
-        problems.append(str(error))
-        return {}
-    records = {record.name: record for manifest in manifests for record in manifest.tensors}
-    if not manifests:
-        return records
-    for names, what in (
-        (records.keys() - source.tensors.keys(), "tensors that the file does not have"),
-        (source.tensors.keys() - records.keys(), "no record of tensors that the file has"),
-    ):
-        if names:
-            listed = ", ".join(_printable(name) for name in sorted(names)[:_LISTED_NAMES])
-            problems.append(f"the manifest has {what} ({len(names)}: {listed}): the file was changed after it was made")
-    return records
-
-
-def _manifests(source: Source) -> list[Manifest]:
-    """The manifests: one for a GGUF file or all of its parts, one for each safetensors file that has one."""
-    if isinstance(source, SafetensorsSource):
-        texts = [metadata[JSON_KEY] for metadata in source.file_metadata.values() if JSON_KEY in metadata]
-        return [from_json(text) for text in texts]
-    found = from_gguf_keys(source.metadata)
-    return [] if found is None else [found]
 
 
 def _architecture(source: Source) -> str | None:
@@ -306,20 +272,12 @@ def _architecture(source: Source) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def _abbreviated(value: Any) -> Any:
-    """The value for JSON. A long text or list becomes a text that shows its beginning."""
-    if isinstance(value, str):
-        text = _printable(value[: _SHOWN_CHARACTERS + 1])
-        return text if len(value) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}... ({len(value)} characters)"
-    if not isinstance(value, list | np.ndarray):
-        return value
-    head = value[:_SHOWN_ITEMS]
-    first = [_abbreviated(item) for item in (head.tolist() if isinstance(head, np.ndarray) else head)]
-    if len(value) <= _SHOWN_ITEMS:
-        return first
-    return f"[{', '.join(map(str, first))}, ...] ({len(value)} items)"
+def _quantization(source: Source) -> str:
+    return of_gguf(source.metadata) if isinstance(source, GgufSource) else of_folder(source.files[0].parent)
 
 
-def _printable(text: str) -> str:
-    """The text with control characters and lone surrogates escaped, so that no file can control the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+def _recipe(source: Source) -> Mapping[str, Any] | None:
+    try:
+        return recipe_of(source)
+    except FileError:  # `problems` says what is damaged
+        return None

@@ -44,6 +44,8 @@ def encode_chunk(source: Source, chunk: Chunk, packed: PackedTensor | None) -> E
         return Encoded({"data": data}, 0.0, 0.0)
     assert planned.source is not None
     assert packed is not None
+    if planned.copied:
+        return Encoded(dict(packed.parts), 0.0, 0.0)
     encoded = _encode_by_core(chunk, packed)
     if encoded is not None:
         return encoded

@@ -127,7 +127,7 @@ class PlanWriter:
         sums.error += encoded.squared_error
         sums.weight += encoded.squared_weight
         self._done += (chunk.stop - chunk.start) * planned.info.cols
-        self._report(Progress("quantize", self._done, self._total, "weights", name))
+        self._report(Progress(self._plan.recipe.command, self._done, self._total, "weights", name))
         if chunk.stop == planned.info.rows:
             self._records[name] = self._begun.pop(name).record(planned, self._output)
 

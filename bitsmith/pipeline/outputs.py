@@ -13,6 +13,7 @@ from bitsmith.containers import module_containers
 from bitsmith.containers.destination import Destination, followed
 from bitsmith.errors import UsageError
 from bitsmith.models.checkpoint import Checkpoint
+from bitsmith.models.naming import output_stem
 from bitsmith.pipeline.config import QuantizeConfig
 from bitsmith.pipeline.estimate import expected_seconds
 from bitsmith.pipeline.result import Quantized
@@ -52,7 +53,17 @@ class Output:
         input_absmax: see `Plan.of`
         """
         effort = self.effort if self.method.heeds_effort else ""
-        recipe = Recipe(self.assignment.target, self.assignment.options, str(self.method), effort, record, self.device)
+        recipe = Recipe(
+            self.assignment.target,
+            self.assignment.options,
+            str(self.method),
+            effort,
+            record,
+            self.device,
+            self.assignment.command,
+            self.assignment.checkpoint.name,
+            self.assignment.origin,
+        )
         return Plan.of(self.assignment, recipe, input_absmax=input_absmax, warnings=self.warnings)
 
     def expected(self, threads: int, prepared: Prepared | None) -> Quantized:
@@ -183,9 +194,10 @@ def output_paths(checkpoint: Checkpoint, targets: Sequence[Target], out: str | P
 
 
 def _usual_name(checkpoint: Checkpoint, target: Target) -> str:
+    name = output_stem(checkpoint.name)
     if target.is_folder:
-        return f"{checkpoint.name}-{target.container}-{target.name}"
-    return f"{checkpoint.name}-{target.name.upper()}.gguf"
+        return f"{name}-{target.container}-{target.name}"
+    return f"{name}-{target.name.upper()}.gguf"
 
 
 def _output_path(usual: Path, target: Target, out: str | Path | None) -> Path:

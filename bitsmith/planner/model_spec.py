@@ -12,6 +12,7 @@ from bitsmith.containers.hf_folder import CONFIG, read_object
 from bitsmith.errors import FileError, UsageError
 from bitsmith.models import hub
 from bitsmith.models.checkpoint import REFERENCE, Checkpoint, open_checkpoint
+from bitsmith.models.naming import folder_name
 from bitsmith.planner.gguf_network import network_from_gguf
 from bitsmith.planner.hf_network import network_from_config, network_from_headers
 from bitsmith.planner.network import Network
@@ -89,14 +90,12 @@ def find_model(model: str | Path, *, scratch: Path, revision: str | None = None,
     count = _COUNT.fullmatch(text)
     if count is not None:
         return _from_count(text, round(float(count[1]) * _SCALE[count[2].lower()]))
-    if ":" not in text and text.lower().endswith((".gguf", ".safetensors", ".json")):
-        raise FileError(f"{text}: no such file.")
-    if hub.looks_like_id(text):
+    if hub.looks_like_hub_name(text):
         return _from_hub(text, revision, tokenizer, scratch)
     shape = find_shape(text)
     if shape is not None:
         return from_shape(shape)
-    if os.sep in text:
+    if os.sep in text or text.lower().endswith((".gguf", ".safetensors", ".json")):
         raise FileError(f"{text}: no such file or folder.")
     near = near_names(text)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -108,10 +107,10 @@ def find_model(model: str | Path, *, scratch: Path, revision: str | None = None,
 
 def _from_path(path: Path, text: str) -> ModelSpec:
     if path.is_file() and path.suffix == ".json":
-        return _from_config(path, path.resolve().parent.name, f"{path} alone")
+        return _from_config(path, folder_name(path.parent), f"{path} alone")
     if path.is_dir() and (path / CONFIG).is_file() and not any(path.glob("*.safetensors*")):
         said = f"{path / CONFIG}; there are no weights beside it, so tensor shapes come from the model family"
-        return _from_config(path / CONFIG, path.resolve().name, said)
+        return _from_config(path / CONFIG, folder_name(path), said)
     return from_checkpoint(open_checkpoint(text), f"the headers of {text}")
 
 
@@ -165,7 +164,5 @@ def _from_hub(model: str, revision: str | None, tokenizer: bool, scratch: Path) 
         path, tokenizer = kept, True
         said = f"the copy of {model} in the cache; the hub could not be reached"
     if path.is_dir() and not holds_weights(path):
-        return _from_config(path / CONFIG, model.split("/")[-1], said)
-    complete = tokenizer or path.is_file()
-    checkpoint = replace(open_checkpoint(path), name=path.stem if path.is_file() else model.split("/")[-1])
-    return from_checkpoint(checkpoint, said, complete=complete)
+        return _from_config(path / CONFIG, folder_name(path), said)
+    return from_checkpoint(open_checkpoint(path), said, complete=tokenizer or path.is_file())

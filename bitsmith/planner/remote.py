@@ -6,17 +6,18 @@ file are fetched.
 
 from __future__ import annotations
 
-import json
 import shutil
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bitsmith.containers.hf_folder import CONFIG, TOKENIZER_FILES
+from bitsmith.containers.hf_folder import CONFIG, TOKENIZER_FILES, read_object
 from bitsmith.containers.safetensors_layout import INDEX_NAME
 from bitsmith.errors import FileError
 from bitsmith.models import hub
+from bitsmith.models.gguf_choice import choose, models_among
+from bitsmith.models.hub_name import parse_hub_name
 
 _FIRST = 100_000  # bytes: most headers are shorter
 _LARGEST = 100_000_000  # bytes; the limit in containers/safetensors_header.py
@@ -24,12 +25,13 @@ _GGUF_STEPS = (1 << 20, 16 << 20, 128 << 20)  # bytes; a GGUF header holds the t
 
 
 def fetch_headers(model: str, scratch: Path, *, revision: str | None, tokenizer: bool) -> Path:
-    """Fetch the headers of "owner/name" or "owner/name:file.gguf" into `scratch`. Returns the folder or file.
+    """Fetch the headers of a hub model (see `hub_name.parse_hub_name`) into `scratch`. Returns the folder or file.
 
     tokenizer: fetch the tokenizer files too
     Raises FileError if the hub has no such model or refuses access, hub.UnreachableError if it cannot be reached.
     """
-    repo, file = hub.parse_id(model)
+    found = hub.locate(model, revision)
+    repo, file, revision = found.repo, found.file, found.revision
     folder = scratch / repo
     folder.mkdir(parents=True)
     with hub.explained(repo, file, revision), _quiet():
@@ -60,15 +62,14 @@ def _quiet() -> Iterator[None]:
 
 def cached(model: str, revision: str | None) -> Path | None:
     """The folder or file of a model in the hub's cache, or None. The weights may be missing from it."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    repo, file = hub.parse_id(model)
-    try:
-        wanted = [file or CONFIG]
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=wanted))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
+    name = parse_hub_name(model)
+    folder = hub.cached_snapshot(name.repo, revision or name.revision)
+    if folder is None:
         return None
+    file = name.file
+    if file is None and (name.tag is not None or not (folder / CONFIG).is_file()):
+        ggufs = models_among({path.relative_to(folder).as_posix(): 0 for path in folder.rglob("*.gguf")})
+        file = choose(ggufs, name.tag, where=name.repo).first if ggufs else None
     if file is not None:
         return folder / file if (folder / file).is_file() else None
     return folder if (folder / CONFIG).is_file() else None
@@ -87,7 +88,7 @@ def _small_files(repo: str, revision: str | None, tokenizer: bool) -> list[Path]
     wanted = [CONFIG, INDEX_NAME]
     files = [found / name for name in wanted if (found / name).is_file()]
     if not files or files[0].name != CONFIG:
-        raise FileError(f"{repo} has no {CONFIG}. If it holds GGUF files, name one of them: {repo}:file.gguf.")
+        raise FileError(f"{repo} has no {CONFIG}, so its weights cannot be understood; take another repository.")
     if tokenizer:
         files += [path for pattern in TOKENIZER_FILES if "/" not in pattern for path in sorted(found.glob(pattern))]
     return files
@@ -99,9 +100,9 @@ def _shards(folder: Path) -> list[str]:
     if not index.is_file():
         return ["model.safetensors"]
     try:
-        table = json.loads(index.read_bytes())["weight_map"]
+        table = read_object(index)["weight_map"]
         names = sorted(set(table.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise FileError(f"{index} is not an index of safetensors files ({error!r}).") from None
     if any(not isinstance(name, str) or Path(name).name != name for name in names):
         raise FileError(f"{index} names files outside the model's folder.")

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from bitsmith.containers.floats import FLOATS
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.category import Category, category_of, layer_of, why_kept
@@ -14,7 +15,7 @@ from bitsmith.recipe.mixes import Mix, Place, find_mix
 from bitsmith.recipe.rules import Rule, first_match, unused_rules
 from bitsmith.recipe.shape import ModelShape
 
-_EXACT = frozenset({"i8", "i16", "i32", "i64", "f64"})  # layouts that are always copied
+_EXACT = frozenset({"i8", "i16", "i32", "i64"})  # layouts that are always copied
 _GLM5_SENSITIVE = ("attn_q_a", "attn_q_b", "nextn.eh_proj")
 
 
@@ -44,10 +45,18 @@ class Selection:
     def keeping(self, tensors: Sequence[TensorInfo]) -> Selection:
         """A copy in which tensors that are never quantized keep their layout in `tensors`.
 
-        It is for GGUF sources: llama-quantize copies such tensors without change.
+        It is for GGUF sources: llama-quantize copies such tensors without change. Float vectors become f32 all the
+        same: llama.cpp's products of norms and sums of biases take no other type, and it aborts.
         """
-        layouts = {t.name: t.layout for t in tensors}
-        return replace(self, choices=tuple(replace(c, type=layouts[c.name]) if c.kept else c for c in self.choices))
+        found = {t.name: t for t in tensors}
+        return replace(self, choices=tuple(_copied(c, found[c.name]) if c.kept else c for c in self.choices))
+
+
+def _copied(choice: TypeChoice, tensor: TensorInfo) -> TypeChoice:
+    """The choice for a tensor that is never quantized and lies in a GGUF file."""
+    if tensor.layout == choice.type or (tensor.layout in FLOATS and (tensor.rows == 1 or tensor.layout == "f64")):
+        return choice
+    return replace(choice, type=tensor.layout, reason=f"{choice.reason.removesuffix(', stays f32')}, copied")
 
 
 def choose_types(

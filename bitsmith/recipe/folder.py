@@ -13,6 +13,7 @@ import numpy as np
 from bitsmith.containers.floats import NUMBERS, WRITTEN_FLOATS
 from bitsmith.containers.hf_folder import CONFIG, tokenizer_files
 from bitsmith.errors import UnsupportedError
+from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.hf_config import config_to_hf
 from bitsmith.models.arch.names import hf_name, is_permuted
 from bitsmith.models.arch.spec import ARCHITECTURES
@@ -68,12 +69,21 @@ def as_float(tensor: PlannedTensor, name: str, reason: str) -> PlannedTensor:
     return replace(tensor, info=info, parts=parts, reason=reason)
 
 
+def copied(tensor: PlannedTensor, reason: str) -> PlannedTensor:
+    """The tensor as it is, in one entry, without a look at its values."""
+    info = tensor.info
+    parts = {"data": ((info.rows, info.nbytes // max(info.rows, 1)), np.dtype(np.uint8))}
+    return replace(tensor, parts=parts, reason=reason, copied=True)
+
+
 def model_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """config.json for the model, without the quantization fields of the source."""
     if checkpoint.naming == "hf":
         config = dict(checkpoint.hf_config)
     else:
         config = {} if isinstance(checkpoint.shape, Exception) else config_to_hf(checkpoint.config)
+    if config.get("tie_word_embeddings") and isinstance(checkpoint.shape, ModelConfig) and not checkpoint.shape.tied:
+        config["tie_word_embeddings"] = False  # the file's own head is used; vLLM would drop it
     config.pop("quantization_config", None)
     config.pop("compression_config", None)
     return config
@@ -83,7 +93,7 @@ def beside(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, bytes
     """The small files of the folder: `config` as config.json, and the tokenizer files."""
     if checkpoint.naming == "hf":
         assert checkpoint.folder is not None
-        files = {name: path.read_bytes() for name, path in tokenizer_files(checkpoint.folder).items()}
+        files = tokenizer_files(checkpoint.folder)
     else:
         files = _tokenizer_from_gguf(checkpoint)
     return {CONFIG: as_json(config), **files}

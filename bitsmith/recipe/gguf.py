@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +19,11 @@ from bitsmith.containers.manifest import SET_KEY, Manifest, is_manifest_key, set
 from bitsmith.errors import UnsupportedError
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.gguf_config import config_to_gguf, rope_freqs
+from bitsmith.models.arch.llamacpp import differences, end_warnings
 from bitsmith.models.arch.names import hf_name, is_permuted
 from bitsmith.models.arch.spec import ARCHITECTURES
 from bitsmith.models.arch.tensors import ROPE_FREQS, check_tensors, expected_tensors
-from bitsmith.models.checkpoint import Checkpoint, quantized_already, require_float
+from bitsmith.models.checkpoint import Checkpoint, require_float, source_warnings
 from bitsmith.quant.formats import get_format
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.choose import Selection, TypeChoice, choose_types
@@ -70,6 +72,8 @@ def assign_mix(
     infos = [tensor.info for tensor in tensors]
     # keep the order of keys: general keys first, then those of the architecture, then those of the tokenizer
     general = {"general.file_type": u32(mix.file_type), "general.quantization_version": u32(_QUANTIZATION_VERSION)}
+    if options.model_name is not None:
+        general["general.name"] = string(options.model_name)
     keys = _with_general(keys, general)
 
     def layouts(manifest: Manifest) -> list[FileLayout]:
@@ -88,8 +92,12 @@ def assign_mix(
         tensors=tensors,
         layouts=layouts,
         extras={},
-        warnings=_warnings(checkpoint, selection),
+        warnings=(*_warnings(checkpoint, selection), *end_warnings(_plain(keys))),
     )
+
+
+def _plain(keys: Mapping[str, Value]) -> dict[str, Any]:
+    return {name: value.plain() for name, value in keys.items() if name.startswith("tokenizer.ggml.")}
 
 
 def _with_general(keys: Mapping[str, Value], general: Mapping[str, Value]) -> dict[str, Value]:
@@ -110,7 +118,7 @@ def gguf_tensors(checkpoint: Checkpoint) -> tuple[list[PlannedTensor], ModelShap
         wanted = [PlannedTensor(info, info.name, info.layout, {}, "") for info in source.tensors.values()]
         return wanted, ModelShape.from_gguf(source.metadata, source.tensors.values())
     config = checkpoint.config
-    check_tensors(config, source.tensors, naming="hf", origin=str(source.path))
+    check_tensors(config, source.tensors, naming="hf", origin=str(source.path), ignored=checkpoint.ignored)
     spec = ARCHITECTURES[config.arch]
     wanted = []
     for name, shape in expected_tensors(config).items():
@@ -165,13 +173,6 @@ def _planned(tensor: PlannedTensor, choice: TypeChoice) -> PlannedTensor:
 
 
 def _warnings(checkpoint: Checkpoint, selection: Selection) -> tuple[str, ...]:
-    warnings: Sequence[str] = selection.warnings
-    warnings = (*warnings, *quantized_already(checkpoint))
     shape = checkpoint.shape
-    if isinstance(shape, ModelConfig) and 0 < shape.window < shape.context:
-        warnings = (
-            *warnings,
-            f"the model attends only to the last {shape.window} tokens, but llama.cpp has no sliding window for "
-            f"{ARCHITECTURES[shape.arch].gguf} files. For longer texts, llama.cpp's results differ from the original",
-        )
-    return tuple(warnings)
+    told = differences(shape) if isinstance(shape, ModelConfig) and checkpoint.naming == "hf" else ()
+    return (*selection.warnings, *source_warnings(checkpoint, quantizes=selection.mix.quantizes), *told)

@@ -22,7 +22,7 @@ from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.manifest import Manifest, placeholder
 from bitsmith.containers.schemes import adjusted, parse
 from bitsmith.errors import UnsupportedError, UsageError
-from bitsmith.models.checkpoint import Checkpoint, quantized_already, require_float
+from bitsmith.models.checkpoint import Checkpoint, require_float, source_warnings
 from bitsmith.recipe.folder import KEPT, as_float, as_json, beside, model_config, own_float, wanted_tensors
 from bitsmith.recipe.plan import Assignment, PlannedTensor
 from bitsmith.recipe.recipe import PlanOptions
@@ -92,7 +92,7 @@ def assign_hf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> A
             *unused_rules(rules, [t.info.name for t in tensors]),
             *_unused_patterns(keep, [t.info.name for t in tensors]),
             *_warnings(container, main, version, choices),
-            *quantized_already(checkpoint),
+            *source_warnings(checkpoint),
         ),
     )
 

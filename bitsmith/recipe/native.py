@@ -15,13 +15,16 @@ from bitsmith.containers.manifest import Manifest, placeholder
 from bitsmith.containers.native import LAYOUT_PREFIX
 from bitsmith.containers.native_files import NativeTensor, native_files
 from bitsmith.errors import FileError, UnsupportedError
-from bitsmith.models.checkpoint import Checkpoint, quantized_already, require_float
+from bitsmith.models.checkpoint import Checkpoint, require_float, source_warnings
 from bitsmith.quant.formats import FORMATS, UNSCOPED, get_format, resolve
-from bitsmith.recipe.folder import KEPT, as_float, beside, is_vector, model_config, own_float, wanted_tensors
+from bitsmith.recipe.folder import KEPT, as_float, beside, copied, is_vector, model_config, own_float, wanted_tensors
 from bitsmith.recipe.plan import Assignment, PlannedTensor
 from bitsmith.recipe.recipe import PlanOptions
 from bitsmith.recipe.rules import Rule, first_match, unused_rules
 from bitsmith.recipe.target import Target
+
+_WHOLE_NUMBERS = frozenset({"i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "bool"})  # indices, masks
+_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}  # as config.json names them
 
 
 def assign_native(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Assignment:
@@ -46,8 +49,11 @@ def assign_native(checkpoint: Checkpoint, target: Target, options: PlanOptions) 
         return native_files(stored, manifest, max_shard_bytes=options.max_shard_bytes)[0]
 
     config = model_config(checkpoint)
-    if target.name not in WRITTEN_FLOATS:
+    quantizes = target.name not in WRITTEN_FLOATS
+    if quantizes:
         config["quantization_config"] = {"quant_method": "bitsmith", "format": target.name}
+    elif config:
+        config["dtype" if "dtype" in config else "torch_dtype"] = _DTYPES[target.name]
     _, index = native_files(stored, placeholder("", "", ()), max_shard_bytes=options.max_shard_bytes)
     return Assignment(
         checkpoint=checkpoint,
@@ -56,12 +62,14 @@ def assign_native(checkpoint: Checkpoint, target: Target, options: PlanOptions) 
         tensors=tensors,
         layouts=layouts,
         extras={**beside(checkpoint, config), **index},
-        warnings=(*unused_rules(rules, names, kept=vectors), *quantized_already(checkpoint)),
+        warnings=(*unused_rules(rules, names, kept=vectors), *source_warnings(checkpoint, quantizes=quantizes)),
     )
 
 
 def _plan_tensor(tensor: PlannedTensor, target: Target, options: PlanOptions, rules: Sequence[Rule]) -> PlannedTensor:
     rule = first_match(rules, tensor.info.name)
+    if tensor.source_layout in _WHOLE_NUMBERS and rule is None:
+        return copied(tensor, "whole numbers are no weights")
     if is_vector(tensor):
         return as_float(tensor, own_float(tensor, "f32"), "a vector" if tensor.info.parameters else "empty")
     if rule is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.quant.tensor import TensorInfo
-from bitsmith.recipe.recipe import PlanOptions, Recipe
+from bitsmith.recipe.recipe import QUANTIZE, PlanOptions, Recipe
 from bitsmith.recipe.target import Target
 from bitsmith.version import __version__
 
@@ -46,6 +47,7 @@ class PlannedTensor:
     inputs: how readers round the inputs of this matrix; None if they do not
     parts: shape and dtype of each stored part
     reason: why it gets this layout
+    copied: whether the bytes are copied without a look at their values, whatever they mean
     """
 
     info: TensorInfo
@@ -58,6 +60,7 @@ class PlannedTensor:
     inputs: InputRounding | None = None
     order: RowOrder | None = None
     constant: np.ndarray | None = field(default=None, compare=False)
+    copied: bool = False
 
     @property
     def verbatim(self) -> bool:
@@ -103,6 +106,7 @@ class Assignment:
 
     layouts: gives the output files for a manifest; between calls only hashes and errors may differ
     extras: small files beside the weights: config.json and tokenizer files of a folder
+    command, origin: see `Recipe`
     """
 
     checkpoint: Checkpoint
@@ -112,6 +116,8 @@ class Assignment:
     layouts: Callable[[Manifest], list[FileLayout]]
     extras: Mapping[str, bytes]
     warnings: tuple[str, ...] = ()
+    command: str = QUANTIZE
+    origin: Mapping[str, Any] | None = None
 
     @property
     def formats(self) -> tuple[Format, ...]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from bitsmith.recipe.calibration_record import CalibrationRecord
 from bitsmith.recipe.target import Target
+
+QUANTIZE = "quantize"
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class PlanOptions:
     keep: regular expressions; tensors whose name matches one stay in 16 bits
     group_size: number of weights that share a scale; -1 for a whole row, None for the container's usual size
     symmetric: None for the container's usual choice
+    model_name: value of general.name in a GGUF file; None for the source's own
     Only containers with schemes use keep, group_size and symmetric.
     """
 
@@ -37,6 +41,7 @@ class PlanOptions:
     keep: tuple[str, ...] = ()
     group_size: int | None = None
     symmetric: bool | None = None
+    model_name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,9 @@ class Recipe:
     method, effort: see `bitsmith.calibration.method`; effort is "" if it does not matter
     calibration: None without calibration
     device: where calibration runs; the last bits of sums differ between devices
+    command: the command that makes the output, "quantize" or "convert"
+    source: short name of the source model; "" leaves it out
+    origin: the recipe in the source's own manifest; None if it has none. `convert` keeps it
     """
 
     target: Target
@@ -54,11 +62,21 @@ class Recipe:
     effort: str = ""
     calibration: CalibrationRecord | None = None
     device: str = "cpu"
+    command: str = QUANTIZE
+    source: str = ""
+    origin: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:
         """The recipe as one line of JSON, for the manifest."""
         options = self.options
-        chosen: dict[str, Any] = {"to": str(self.target), "method": self.method, "pure": options.pure}
+        further: dict[str, Any] = {"source": self.source, "max_shard_bytes": options.max_shard_bytes}
+        further |= {"model_name": options.model_name, "source_recipe": self.origin}
+        set_ = {name: value for name, value in further.items() if value}
+        if self.command != QUANTIZE:
+            chosen: dict[str, Any] = {"command": self.command, "to": str(self.target)}
+            return json.dumps(chosen | ({"pre": options.pre} if options.pre else {}) | set_)
+        set_ |= {"requantize": True} if options.requantize else {}
+        chosen = {"to": str(self.target), "method": self.method, "pure": options.pure}
         chosen |= {"rules": list(options.rules), "pre": options.pre}
         grouping = {"keep": list(options.keep), "group_size": options.group_size, "symmetric": options.symmetric}
         chosen |= {name: value for name, value in grouping.items() if value not in (None, [])}
@@ -67,4 +85,4 @@ class Recipe:
         if self.calibration is not None:
             chosen["calibration"] = self.calibration.to_dict()
             chosen |= {} if self.device == "cpu" else {"device": self.device.partition(":")[0]}
-        return json.dumps(chosen)
+        return json.dumps(chosen | set_)

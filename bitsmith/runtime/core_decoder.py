@@ -5,21 +5,21 @@ The same network as `runtime.decoder.Decoder`; all layers of a pass run in one c
 
 from __future__ import annotations
 
-import mmap
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bitsmith.errors import FileError, UsageError
-from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.config import LINEARS, ModelConfig
 from bitsmith.models.arch.rope import rope_frequencies, rope_magnitude
 from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.step import Step, checked_length, checked_step, refuse_without_cache, run_in_chunks
 from bitsmith.runtime.tokens import checked_tokens
 from bitsmith.runtime.types import FLOATS, PACKED
-from bitsmith.runtime.weights import HEAD_NORMS, LINEARS, NORMS, WeightReader
+from bitsmith.runtime.weights import HEAD_NORMS, NORMS, WeightReader
 from bitsmith.system.core import core
 from bitsmith.system.progress import Progress, Report, silent
 
@@ -63,13 +63,18 @@ class CoreDecoder:
     """See `runtime.base.AnyDecoder`. Everything it returns is numpy, float32.
 
     cache_type: type of the caches that `new_cache` makes, see `CoreCache`
+    maps: the mapped files of float matrices. Every result raises FileError once one of them has lost bytes: another
+        program cut it short, or the disk fails.
     """
 
-    def __init__(self, config: ModelConfig, model: Any, token_bytes: int, *, cache_type: str) -> None:
+    def __init__(
+        self, config: ModelConfig, model: Any, token_bytes: int, *, cache_type: str, maps: Mapping[Path, Any]
+    ) -> None:
         self.config = config
         self.token_bytes = token_bytes
         self.cache_type = cache_type
         self._model = model
+        self._maps = maps
 
     def new_cache(self, capacity: int, *, batch: int = 1) -> CoreCache:
         """An empty cache of `batch` slots."""
@@ -105,6 +110,7 @@ class CoreDecoder:
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """Final norm and output projection: float32 [..., hidden] -> [..., vocab]."""
         rows: np.ndarray = self._model.logits(np.ascontiguousarray(hidden))
+        self._check_maps()
         return rows.reshape(*hidden.shape[:-1], -1)
 
     def prefill(
@@ -122,8 +128,17 @@ class CoreDecoder:
 
     def _step(self, step: Step, cache: CoreCache) -> np.ndarray:
         states: np.ndarray = self._model.hidden(step.tokens, step.slots, step.starts, step.counts, cache.handle)
+        self._check_maps()
         cache.lengths[step.slots] = step.stops
         return states
+
+    def _check_maps(self) -> None:
+        for path, mapping in self._maps.items():
+            if mapping.lost:
+                raise FileError(
+                    f"{path} lost bytes while the model was running: another program cut it short or is writing it, or "
+                    "the disk fails. Wait until the file is whole and start again."
+                )
 
     def numpy(self, x: np.ndarray) -> np.ndarray:
         """The same."""
@@ -168,7 +183,7 @@ def load_core(
         for layer in range(config.layers):
             report(Progress("load", layer, config.layers, "layers", f"blk.{layer}"))
             prefix = f"blk.{layer}."
-            linears = [loader.linear(prefix + name, config.has_bias(name)) for name in LINEARS]
+            linears = [loader.linear(prefix + name, config.has_bias(name, layer)) for name in LINEARS]
             heads = [loader.vector(f"{prefix}{name}.weight") if config.qk_norm else None for name in HEAD_NORMS]
             norms = [loader.vector(f"{prefix}{name}.weight") for name in NORMS]
             model.add_block(*norms, *heads, linears, config.window if layer in sliding else 0)
@@ -180,18 +195,18 @@ def load_core(
         loader.close()
     report(Progress("load", config.layers, config.layers, "layers"))
     row = 0 if config.tied else embedding.row_bytes
-    return CoreDecoder(config, model, loaded + output.nbytes + row, cache_type=cache_type)
+    return CoreDecoder(config, model, loaded + output.nbytes + row, cache_type=cache_type, maps=loader.maps)
 
 
 class _Loader:
-    """Makes matrices. `bytes` counts them as they lie in memory."""
+    """Makes matrices. `bytes` counts them as they lie in memory; `maps` holds the mapped files."""
 
     def __init__(self, read: WeightReader, pool: Any) -> None:
         self.pool = pool
         self.bytes = 0
         self._read = read
         self._files: dict[Path, int] = {}
-        self._maps: dict[Path, mmap.mmap] = {}
+        self.maps: dict[Path, Any] = {}
 
     def vector(self, name: str) -> np.ndarray:
         return np.ascontiguousarray(self._read(name).vector(), np.float32)
@@ -214,7 +229,7 @@ class _Loader:
         if info.layout in FLOATS:
             if os.fstat(descriptor).st_size < extent.offset + info.nbytes:
                 raise FileError(f"{extent.path}: {info.name}: the file is shorter than when it was opened.")
-            data = np.frombuffer(self._map(extent.path), np.uint8, info.nbytes, extent.offset)
+            data = self._map(extent.path)[extent.offset : extent.offset + info.nbytes]
             return _core().view_matrix(info.layout, info.rows, info.cols, data)
         matrix = _core().Matrix(info.layout, info.rows, info.cols)
         try:
@@ -248,11 +263,16 @@ class _Loader:
             self._files[path] = os.open(path, os.O_RDONLY)
         return self._files[path]
 
-    def _map(self, path: Path) -> mmap.mmap:
-        """The whole file: only then can the system use large pages."""
-        if path not in self._maps:
-            self._maps[path] = mmap.mmap(self._open(path), 0, access=mmap.ACCESS_READ)
-        return self._maps[path]
+    def _map(self, path: Path) -> np.ndarray:
+        """The bytes of the whole file: only then can the system use large pages."""
+        if path not in self.maps:
+            descriptor = self._open(path)
+            try:
+                self.maps[path] = _core().Mapping(descriptor, os.fstat(descriptor).st_size)
+            except RuntimeError as error:
+                raise FileError(f"{path}: {error}; check its file system, or copy it to a local disk.") from None
+        data: np.ndarray = self.maps[path].data
+        return data
 
     def close(self) -> None:
         """Mapped pages stay without the files' descriptors."""

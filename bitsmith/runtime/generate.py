@@ -1,105 +1,19 @@
-"""Generation: choosing tokens from logits, one after another, for one prompt or a batch."""
+"""Generation: one token after another, for one prompt or a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
-from bitsmith.errors import TensorError, UsageError
+from bitsmith.errors import UsageError
 from bitsmith.runtime.base import AnyCache, AnyDecoder
+from bitsmith.runtime.sampler import Sampler
+from bitsmith.runtime.sampling import DEFAULT, Sampling
 
 Reason = Literal["end", "length", "context"]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn. The filters are llama.cpp's, in its order: top_k, top_p, min_p, temperature.
-
-    temperature: logits are divided by it, after the filters; 0 takes the likeliest token
-    top_k: keep the k likeliest tokens; 0 keeps all
-    top_p: of these, keep the likeliest until their probabilities sum to this much; 1 keeps all
-    min_p: of these, keep tokens at least this share as likely as the likeliest; 0 keeps all
-    seed: same seed, same tokens; None draws a new one each time
-    Raises UsageError for values out of range.
-    """
-
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, sound, expected in (
-            ("temperature", 0 <= self.temperature < np.inf, "0 or more"),
-            ("top_k", self.top_k >= 0, "0 (all) or more"),
-            ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
-            ("min_p", 0 <= self.min_p <= 1, "in 0..1"),
-            ("seed", self.seed is None or self.seed >= 0, "0 or more"),
-        ):
-            if not sound:
-                raise UsageError(f"{name} must be {expected}, found {vars(self)[name]}.")
-
-
-DEFAULT = Sampling()
-GREEDY = Sampling(temperature=0.0)
-
-
-class Sampler:
-    """Draws tokens for one sequence. `row` is its number in a batch: each sequence has its own random numbers."""
-
-    def __init__(self, sampling: Sampling, row: int = 0) -> None:
-        self._sampling = sampling
-        self._seed = None if sampling.seed is None else [sampling.seed, row]
-
-    @cached_property
-    def _random(self) -> np.random.Generator:
-        """Made at the first use: importing numpy.random takes a twentieth of the start time."""
-        return np.random.default_rng(self._seed)
-
-    def __call__(self, logits: np.ndarray) -> int:
-        """The next token for logits float [vocab]; computed in float64. Raises TensorError where one is NaN or Inf."""
-        logits = np.asarray(logits, np.float64)
-        if not np.isfinite(logits).all():
-            raise TensorError(
-                "the model's logits are not finite: its weights are damaged, see bitsmith inspect --verify, or its "
-                "keys leave float16's range: give --cache f32."
-            )
-        if self._sampling.temperature == 0:
-            return int(logits.argmax())
-        ids, probabilities = candidates(logits, self._sampling)
-        drawn = np.searchsorted(np.cumsum(probabilities), self._random.random() * probabilities.sum(), side="right")
-        return int(ids[min(int(drawn), len(ids) - 1)])
-
-
-def candidates(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens that may be drawn, likeliest first, and their probabilities: int64 [k], float64 [k].
-
-    logits: float64 [vocab], finite; sampling.temperature > 0. Among equally likely tokens the lower id comes first.
-    llama.cpp (llama-sampler.cpp): top_p's probabilities are those among the tokens top_k kept, before temperature;
-    min_p compares logits with the largest, also before temperature.
-    """
-    ids = np.arange(len(logits))
-    if 0 < sampling.top_k < len(logits):
-        smallest = np.partition(logits, -sampling.top_k)[-sampling.top_k]
-        ids = np.flatnonzero(logits >= smallest)
-    ids = ids[np.argsort(-logits[ids], kind="stable")][: sampling.top_k or None]
-    kept = logits[ids]
-    if sampling.top_p < 1:
-        count = int(np.searchsorted(np.cumsum(_softmax(kept)), sampling.top_p, side="left")) + 1
-        kept = kept[:count]
-    if sampling.min_p > 0:
-        kept = kept[kept >= kept[0] + np.log(sampling.min_p)]
-    return ids[: len(kept)], _softmax((kept - kept[0]) / sampling.temperature)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(logits - logits.max())
-    return np.asarray(weights / weights.sum())
 
 
 @dataclass(frozen=True)
@@ -137,7 +51,8 @@ def generate(
     """
     room = capacity(decoder, len(prompt), max_tokens)
     cache = cache or decoder.new_cache(room)
-    return _continue(decoder, np.asarray(prompt, np.int64), max_tokens, Sampler(sampling), frozenset(end_ids), cache)
+    ids, sampler = np.asarray(prompt, np.int64), Sampler(sampling, prompt=prompt)
+    return _continue(decoder, ids, max_tokens, sampler, frozenset(end_ids), cache)
 
 
 def _continue(
@@ -172,30 +87,27 @@ def generate_batch(
     for prompt in prompts:
         capacity(decoder, len(prompt), max_tokens)
     counts = np.array([len(prompt) for prompt in prompts])
-    longest, shortest = int(counts.max()), int(counts.min())
-    tokens = np.zeros((len(prompts), longest), np.int64)
+    tokens = np.zeros((len(prompts), int(counts.max())), np.int64)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
-    room = min(max_tokens, decoder.config.context - shortest + 1)  # sequences that ended run on with the others
-    cache = decoder.new_cache(longest + room - 1, batch=len(prompts))
-    samplers = [Sampler(sampling, row) for row in range(len(prompts))]
+    cache = decoder.new_cache(max(capacity(decoder, int(count), max_tokens) for count in counts), batch=len(prompts))
+    samplers = [Sampler(sampling, row, prompt=prompt) for row, prompt in enumerate(prompts)]
     ends = frozenset(end_ids)
     drawn: list[list[int]] = [[] for _ in prompts]
     reasons: list[Reason | None] = [None] * len(prompts)
+    active = list(range(len(prompts)))  # rows of the next step: sequences that have not ended
     logits = decoder.prefill(tokens, cache, counts=counts)
     while True:
-        values = decoder.numpy(logits)
-        for row, prompt in enumerate(prompts):
-            if reasons[row]:
-                continue
-            token = samplers[row](values[row])
+        for row, values in zip(active, decoder.numpy(logits), strict=True):
+            token = samplers[row](values)
             drawn[row].append(token)
-            reasons[row] = _reason(token, len(drawn[row]), len(prompt), ends, max_tokens, decoder.config.context)
+            reasons[row] = _reason(token, len(drawn[row]), counts[row], ends, max_tokens, decoder.config.context)
             if on_token:
                 on_token(row, token)
-        if all(reasons):
+        active = [row for row in active if reasons[row] is None]
+        if not active:
             break
-        logits = decoder.prefill(np.array([[row[-1]] for row in drawn]), cache)
+        logits = decoder.prefill(np.array([[drawn[row][-1]] for row in active]), cache, slots=np.array(active))
     return [Completion(tuple(ids), reason) for ids, reason in zip(drawn, reasons, strict=True) if reason]
 
 
@@ -208,7 +120,7 @@ def capacity(decoder: AnyDecoder, prompt: int, max_tokens: int) -> int:
     if max_tokens < 1:
         raise UsageError(f"max_tokens must be 1 or more, found {max_tokens}.")
     if not 1 <= prompt <= context:
-        raise UsageError(f"a prompt must have 1 to {context} tokens (the model's context), found {prompt}.")
+        raise UsageError(f"a prompt must have 1 to {context} tokens (the context), found {prompt}.")
     return min(context, prompt + max_tokens - 1)
 
 

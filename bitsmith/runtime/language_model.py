@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from bitsmith.errors import UsageError
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.runtime.base import AnyCache, AnyDecoder
-from bitsmith.runtime.generate import DEFAULT, Generated, Sampling, capacity, generate, generate_batch
+from bitsmith.runtime.generate import Generated, capacity, generate, generate_batch
+from bitsmith.runtime.sampling import Sampling, chosen_sampling
+from bitsmith.runtime.text_stream import TextStream, TimedTokens
+from bitsmith.system.options import with_signature
 
 if TYPE_CHECKING:
     from bitsmith.models.tokenizer import StreamDecoder, Tokenizer
+    from bitsmith.runtime.sampling_words import SamplingWords
 
 
 class LanguageModel:
@@ -39,6 +43,11 @@ class LanguageModel:
         return self.decoder.config
 
     @property
+    def has_chat_template(self) -> bool:
+        """Whether the model has a chat template, so that it can be talked with."""
+        return self.tokenizer.has_chat_template
+
+    @property
     def token_bytes(self) -> int:
         """Bytes of matrices in memory that one generated token reads."""
         return self.decoder.token_bytes
@@ -50,33 +59,92 @@ class LanguageModel:
         """
         return self.decoder.numpy(self.decoder.forward(tokens, first=first))
 
-    def stream(
-        self, prompt: str | Sequence[int], *, max_tokens: int = 128, sampling: Sampling = DEFAULT
-    ) -> Generator[str]:
-        """Continue a text or token ids. Yields pieces of text as they are generated, without end tokens.
+    def __repr__(self) -> str:
+        shape = f"{self.config.arch}, {self.config.layers} layers of {self.config.hidden}"
+        return f"LanguageModel({self.name!r}, {shape}, context {self.config.context})"
 
-        Closing the iterator stops the work. Keys and values of the last call are kept: a prompt that begins like
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = 128,
+        sampling: Sampling | None = None,
+        **words: Unpack[SamplingWords],
+    ) -> TextStream:
+        """Continue a text or token ids. Gives pieces of text as they are generated, without end tokens.
+
+        max_tokens: at most so many tokens; None: until the model ends the text or its context is full
+        sampling: how tokens are drawn; other keywords (temperature, top_k, top_p, min_p, repeat_penalty, seed) change
+            single fields of it, see `bitsmith.Sampling`
+        Closing the stream stops the work. Keys and values of the last call are kept: a prompt that begins like
         it (the next turn of a conversation) is computed from where the two part.
         Raises UsageError at once where the prompt does not fit the model's context.
         """
-        ids = self.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt)
+        drawn = chosen_sampling("stream", sampling, words)
+        ids = self._ids(prompt)
+        most = self.config.context + 1 if max_tokens is None else max_tokens  # more than the context lets come
         ends = self.tokenizer.end_ids
-        cache = self._take_cache(ids, capacity(self.decoder, len(ids), max_tokens))
-        tokens = generate(self.decoder, ids, max_tokens=max_tokens, sampling=sampling, end_ids=ends, cache=cache)
-        return self._pieces(tokens, ids, cache)
+        cache = self._take_cache(ids, capacity(self.decoder, len(ids), most))
+        reused = int(cache.lengths[0])
+        tokens = generate(self.decoder, ids, max_tokens=most, sampling=drawn, end_ids=ends, cache=cache)
+        timed = TimedTokens(tokens, prompt_tokens=len(ids), reused_tokens=reused)
+        return TextStream(timed, self._pieces(timed, ids, cache))
 
-    def generate(self, prompt: str | Sequence[int], *, max_tokens: int = 128, sampling: Sampling = DEFAULT) -> str:
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = 128,
+        sampling: Sampling | None = None,
+        **words: Unpack[SamplingWords],
+    ) -> str:
         """The whole continuation; see `stream`."""
-        return "".join(self.stream(prompt, max_tokens=max_tokens, sampling=sampling))
+        drawn = chosen_sampling("generate", sampling, words)
+        return "".join(self.stream(prompt, max_tokens=max_tokens, sampling=drawn))
 
     def generate_batch(
-        self, prompts: Sequence[str | Sequence[int]], *, max_tokens: int = 128, sampling: Sampling = DEFAULT
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        max_tokens: int = 128,
+        sampling: Sampling | None = None,
+        **words: Unpack[SamplingWords],
     ) -> list[str]:
-        """The continuations of several prompts, computed together."""
-        ids = [self.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+        """The continuations of several prompts, computed together; see `stream`."""
+        drawn = chosen_sampling("generate_batch", sampling, words)
+        ids = [self._ids(prompt) for prompt in prompts]
         ends = self.tokenizer.end_ids
-        done = generate_batch(self.decoder, ids, max_tokens=max_tokens, sampling=sampling, end_ids=ends)
+        done = generate_batch(self.decoder, ids, max_tokens=max_tokens, sampling=drawn, end_ids=ends)
         return [self._text(prompt, completion.tokens) for prompt, completion in zip(ids, done, strict=True)]
+
+    def stream_chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int | None = 512,
+        sampling: Sampling | None = None,
+        **words: Unpack[SamplingWords],
+    ) -> TextStream:
+        """The model's answer to a conversation, by its chat template, in pieces as `stream` gives them.
+
+        messages: see `chat_ids`; a text alone is one message of the user
+        Raises UnsupportedError where the model has no chat template.
+        """
+        drawn = chosen_sampling("stream_chat", sampling, words)
+        spoken = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        return self.stream(self.chat_ids(spoken), max_tokens=max_tokens, sampling=drawn)
+
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int | None = 512,
+        sampling: Sampling | None = None,
+        **words: Unpack[SamplingWords],
+    ) -> str:
+        """The model's whole answer to a conversation; see `stream_chat`."""
+        drawn = chosen_sampling("chat", sampling, words)
+        return "".join(self.stream_chat(messages, max_tokens=max_tokens, sampling=drawn))
 
     def prompt_ids(self, text: str) -> list[int]:
         """Token ids of a text to continue, special tokens in it recognised, the start token before it if the model
@@ -89,13 +157,16 @@ class LanguageModel:
             raise UsageError("the prompt is empty and the model has no start token; give a prompt.")
         return ids
 
-    def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation up to the place of the model's answer.
 
-        messages: {"role": "system" | "user" | "assistant", "content": text}, oldest first. Raises UnsupportedError
-        where the model has no chat template.
+        messages: {"role": "system" | "user" | "assistant", "content": text}, oldest first. Special tokens that they
+        spell out are text. Raises UnsupportedError where the model has no chat template.
         """
         return self.tokenizer.encode_chat(messages)
+
+    def _ids(self, prompt: str | Sequence[int]) -> list[int]:
+        return self.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt)
 
     def _text(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
         text = self._decoding(prompt)
@@ -137,3 +208,10 @@ class LanguageModel:
             return self.decoder.new_cache(room)
         cache.truncate(0, same)
         return cache if cache.capacity >= room else cache.grown(room)
+
+
+for _method in (
+    *(LanguageModel.stream, LanguageModel.generate, LanguageModel.generate_batch),
+    *(LanguageModel.stream_chat, LanguageModel.chat),
+):
+    with_signature(_method, Sampling)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bitsmith.errors import UnsupportedError, UsageError
@@ -12,6 +14,8 @@ from bitsmith.system.progress import Report, silent
 if TYPE_CHECKING:
     from bitsmith.models.checkpoint import Checkpoint
     from bitsmith.runtime.language_model import LanguageModel
+
+_LOG = logging.getLogger(__name__)
 
 
 def load_language_model(
@@ -27,8 +31,10 @@ def load_language_model(
     kernel: a name of `KERNELS`, see `choose_kernel`
     threads, cache_type: see `LoadOptions`; kernels that keep float32 do not look at cache_type
     Raises FileError where the tensors are not those its configuration promises, UnsupportedError for an unknown
-    architecture, or what the kernel cannot run.
+    architecture, or what the kernel cannot run. What the user should know about the model goes to the log.
     """
+    for note in checkpoint.notes:
+        _LOG.warning("%s: %s", checkpoint.name, note)
     return KERNELS[kernel].load(checkpoint, LoadOptions(threads, cache_type, report))
 
 
@@ -57,6 +63,17 @@ def choose_kernel(checkpoint: Checkpoint, wanted: str | None, *, default: str) -
     if fallback.missing() is not None:
         raise UnsupportedError(f"{checkpoint.source.path}: {obstacle}; torch can: pip install 'bitsmith[torch]'.")
     return fallback.name
+
+
+def with_context(checkpoint: Checkpoint, context: int) -> Checkpoint:
+    """The checkpoint with a shorter context, so that its caches take less memory.
+
+    Raises UsageError for fewer than 1 token, or more than the model was trained for.
+    """
+    longest = checkpoint.config.context
+    if not 1 <= context <= longest:
+        raise UsageError(f"--context={context}: {checkpoint.name} was trained for 1 to {longest} tokens; give no more.")
+    return replace(checkpoint, shape=replace(checkpoint.config, context=context))
 
 
 def check_cache(cache_type: str, kernel: str) -> None:

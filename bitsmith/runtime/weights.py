@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bitsmith.errors import UnsupportedError
-from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.config import LINEARS, ModelConfig
 from bitsmith.models.arch.names import hf_name
 from bitsmith.models.arch.tensors import check_tensors
 from bitsmith.runtime.kernel import Kernel, Ops, Tensor, Weight
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 WeightReader = Callable[[str], Weight]  # GGUF tensor name -> the tensor, wherever it lies
 
-# The linears of a block in the order of computation; GGUF's names without "blk.N." and ".weight"
-LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 NORMS = ("attn_norm", "ffn_norm")
 HEAD_NORMS = ("attn_q_norm", "attn_k_norm")  # of queries and keys, in some families
 
@@ -32,7 +30,7 @@ def weight_reader(checkpoint: Checkpoint) -> WeightReader:
     architecture.
     """
     config, source = checkpoint.config, checkpoint.source
-    check_tensors(config, source.tensors, naming=checkpoint.naming, origin=str(source.path))
+    check_tensors(config, source.tensors, naming=checkpoint.naming, origin=str(source.path), ignored=checkpoint.ignored)
 
     def read(name: str) -> Weight:
         own = name if checkpoint.naming == "gguf" else hf_name(name)
@@ -117,7 +115,7 @@ def load_weights(
     blocks = []
     for layer in range(config.layers):
         report(Progress("load", layer, config.layers, "layers", f"blk.{layer}"))
-        blocks.append(loader.block(f"blk.{layer}."))
+        blocks.append(loader.block(layer))
     output = embedding if config.tied else loader.linear("output", bias=False)
     report(Progress("load", config.layers, config.layers, "layers"))
     return Weights(embedding, tuple(blocks), loader.vector("output_norm.weight"), output)
@@ -150,10 +148,11 @@ class WeightLoader:
         own_bias = self.vector(f"{name}.bias") if bias else None
         return Linear(self.kernel, self.kernel.prepare(weight), own_bias, weight.input_rounding)
 
-    def block(self, prefix: str) -> Block:
-        """All of one layer; prefix: "blk.N."."""
+    def block(self, layer: int) -> Block:
+        """All of one layer."""
+        prefix = f"blk.{layer}."
         norms = (*NORMS, *HEAD_NORMS) if self.config.qk_norm else NORMS
         return Block(
             {name: self.vector(f"{prefix}{name}.weight") for name in norms},
-            {name: self.linear(f"{prefix}{name}", bias=self.config.has_bias(name)) for name in LINEARS},
+            {name: self.linear(f"{prefix}{name}", bias=self.config.has_bias(name, layer)) for name in LINEARS},
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from inspect import Parameter, Signature, signature
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -93,6 +93,8 @@ def check_types(config: Any) -> None:
 def _is_of(value: Any, kind: Any) -> bool:
     if kind is int:
         return isinstance(value, Integral) and not isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, Real) and not isinstance(value, bool)
     if kind is str or kind is Path:
         return isinstance(value, kind)
     if get_origin(kind) is Sequence:
@@ -101,7 +103,13 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 
 def _in_words(annotation: str) -> str:
-    words = {"Sequence[str]": "a list of strings", "str": "a string", "int": "a whole number", "bool": "True or False"}
+    words = {
+        "Sequence[str]": "a list of strings",
+        "str": "a string",
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "True or False",
+    }
     return " or ".join(words.get(part.strip(), part.strip()) for part in annotation.split("|"))
 
 

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "mapping.h"
 #include "model.h"
 
 namespace nb = nanobind;
@@ -26,6 +27,7 @@ using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Tokens = nb::ndarray<const int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Numbers = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Seen = nb::ndarray<nb::numpy, const uint8_t>;
 using Made = nb::ndarray<nb::numpy, float>;
 
 std::vector<float> copied(const Floats &values) { return {values.data(), values.data() + values.size()}; }
@@ -150,6 +152,16 @@ void bind_matrix(nb::module_ &m) {
           "weight"_a, "bias"_a.none());
 }
 
+void bind_mapping(nb::module_ &m) {
+  nb::class_<Mapping>(m, "Mapping")
+      .def(nb::init<int, size_t>(), "descriptor"_a, "size"_a)
+      .def_prop_ro("lost", &Mapping::lost)
+      .def_prop_ro("data", [](nb::object self) {
+        const Mapping &mapping = nb::cast<const Mapping &>(self);
+        return Seen(mapping.data(), {mapping.size()}, self);
+      });
+}
+
 void bind_cache(nb::module_ &m) {
   nb::class_<Cache>(m, "Cache")
       .def(
@@ -218,6 +230,7 @@ void bind_model(nb::module_ &m) {
 
 void bind_run(nb::module_ &m) {
   bind_pool(m);
+  bind_mapping(m);
   bind_matrix(m);
   bind_cache(m);
   bind_model(m);

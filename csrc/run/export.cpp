@@ -3,13 +3,25 @@
 namespace bitsmith::BITSMITH_ISA {
 
 extern const Kernels kKernels;
-const Kernels kKernels = {round_row,           round_fine,    panels_row, panels_rows, panels_exact, floats_row,
+const Kernels kKernels = {repack,
+                          round_row,
+                          round_fine,
+                          panels_row,
+                          panels_rows,
+                          panels_exact,
+                          floats_row,
                           floats_rows,
 #if defined(__AVX512BF16__)
-                          floats_rows_rounded, to_bfloat,
+                          floats_rows_rounded,
+                          to_bfloat,
 #else
                           nullptr,       nullptr,
 #endif
-                          panels_decode,       floats_decode, rms_norm,   swiglu,      keep,         attend};
+                          panels_decode,
+                          floats_decode,
+                          rms_norm,
+                          swiglu,
+                          keep,
+                          attend};
 
 }  // namespace bitsmith::BITSMITH_ISA

@@ -68,11 +68,13 @@ struct Attention {
 };
 
 struct Kernels {
+  // the words of a panel, in the order of files, into the order of products; see panels.h
+  void (*repack)(PanelType type, int blocks, uint8_t *panel);
   // x[cols] rounded to int8 in blocks of 32; cols a multiple of 32
   void (*round_row)(const float *x, int cols, RoundedBlock *out);
-  void (*round_fine)(const float *x, int cols, FineBlock *out);
+  void (*round_fine)(const float *x, int cols, FineBlock *out, FineSums *sums);
   // y[16 count] = the product of x with `count` panels from `first`
-  void (*panels_row)(const PanelRows &w, int first, int count, const FineBlock *x, float *y);
+  void (*panels_row)(const PanelRows &w, int first, int count, const FineRow &x, float *y);
   // y[i * stride + 16 panel ...] for all rows of x, two panels at most at a time
   void (*panels_rows)(const PanelRows &w, int first, int count, const RoundedRows &x, int rows, float *y,
                       size_t stride);

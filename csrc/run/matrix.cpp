@@ -86,10 +86,12 @@ std::shared_ptr<Matrix> Matrix::view(const std::string &layout, int rows, int co
 void Matrix::place(int panel, const uint8_t *bytes) {
   const int first = panel * kPanelRows, rows = std::min(kPanelRows, rows_ - first);
   uint8_t *to = own_.data() + static_cast<size_t>(first) * row_bytes_;
-  if (packed_)
+  if (packed_) {
     interleave(layout_of(type_), bytes, row_bytes_, rows, panels().blocks(), to);
-  else
+    kernels(chosen_isa()).repack(type_, panels().blocks(), to);
+  } else {
     std::memcpy(to, bytes, rows * row_bytes_);
+  }
 }
 
 void Matrix::fill(int first, int count, const uint8_t *bytes, size_t size, Pool &pool) {

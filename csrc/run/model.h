@@ -47,6 +47,7 @@ class RoundedBuffer {
     if (!wanted.blocks) return;
     const size_t size = static_cast<size_t>(rows) * (cols / 32);
     if (rows == 1 && fine_.size() < size) fine_.resize(size);
+    if (rows == 1 && sums_.size() < size / 8 + 1) sums_.resize(size / 8 + 1);
     if (rows > 1 && blocks_.size() < size) blocks_.resize(size);
   }
   // Round row i of `rows`; a single row finely.
@@ -54,18 +55,19 @@ class RoundedBuffer {
     if (wanted.bfloats) kernels.to_bfloat(x, cols_, bfloats_.data() + static_cast<size_t>(i) * cols_);
     if (!wanted.blocks) return;
     if (rows == 1)
-      kernels.round_fine(x, cols_, fine_.data());
+      kernels.round_fine(x, cols_, fine_.data(), sums_.data());
     else
       kernels.round_row(x, cols_, blocks_.data() + static_cast<size_t>(i) * (cols_ / 32));
   }
   RoundedRows rows() const { return {blocks_.data(), cols_}; }
-  const FineBlock *fine() const { return fine_.data(); }
+  FineRow fine() const { return {fine_.data(), sums_.data()}; }
   BfloatRows bfloats() const { return {bfloats_.data(), static_cast<size_t>(cols_)}; }
 
  private:
   int cols_ = 0;
   std::vector<RoundedBlock> blocks_;
   std::vector<FineBlock> fine_;
+  std::vector<FineSums> sums_;
   std::vector<uint16_t> bfloats_;
 };
 

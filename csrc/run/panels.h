@@ -3,6 +3,7 @@
 // A panel is 16 rows. A block of 16 rows is stored as vectors of 16 words: word w of the block of each row side by
 // side, so that one vector instruction works on 16 rows. Types whose blocks are no whole number of words carry a
 // float16 at the front or the end; those of a panel lie behind its words. A panel takes exactly the bytes of its rows.
+// The codes of q3_k, q5_k and q6_k are packed in another way than in files (repack.cpp).
 //
 // A grid, value = table[code] * scale + offset, comes in blocks of 32, 64 or 128 columns (int4_128): a word with the
 // scale, for integers one with the offset, both float32, then the codes in runs of 32 columns: a byte each, or nibbles,
@@ -81,9 +82,19 @@ struct alignas(64) FineBlock {
   float scale;
   float sum;
   int32_t negated;
-  float halves[2];
   int32_t negated_16[2];
-  int32_t unused[9];
+};
+
+// The sums of the inputs of 256 columns, rounded in the same way: of every 16, then of every 32, then zeros.
+struct alignas(64) FineSums {
+  int8_t upper[32], lower[32];
+  float scale;
+};
+
+// A rounded row. sums: [cols / 256]; not set where 256 does not divide the columns
+struct FineRow {
+  const FineBlock *blocks;  // [cols / 32]
+  const FineSums *sums;
 };
 
 // Rounded rows one behind the other.

@@ -17,12 +17,29 @@ BITSMITH_INLINE int32_t four(const int8_t *codes) {
   return x;
 }
 
+// Whether codes are multiplied where they lie in their words, times 2^lift. That takes all eight bits of a byte.
+constexpr bool kLifts = kWideAsTheyAre;
+
 template <class T>
-BITSMITH_INLINE Ints start(int32_t negated) {
+constexpr int lift(int run) {
+  return kLifts ? T::lift(run) : 0;
+}
+
+// Whether runs of a type are multiplied with this lift.
+template <class T>
+constexpr bool has_lift(int lifted) {
+  for (int run = 0; run < 8; ++run)
+    if (lift<T>(run) == lifted) return true;
+  return false;
+}
+
+// What a sum of products begins with, to pay back what was added to the codes.
+template <class T>
+BITSMITH_INLINE Ints start(int32_t negated, int lift) {
   if constexpr (T::kZero < 0 || (T::kWide && !kWideAsTheyAre))
     return Ints{};
   else
-    return splat(negated * (1 << T::kZero));
+    return splat(negated * (1 << (T::kZero + lift)));
 }
 
 // Products of a run, of the columns from 4 * first up to 4 * last.
@@ -31,48 +48,85 @@ BITSMITH_INLINE Ints dot(Ints acc, const uint8_t *p, int run, const FineBlock &x
   Ints upper{};
 #pragma GCC unroll kUnrolled
   for (int j = first; j < last; ++j) {
-    const Words codes = T::codes(p, run, j);
-    upper = dot4<T::kWide>(upper, codes, four(x.upper + 4 * j));
-    acc = dot4<T::kWide>(acc, codes, four(x.lower + 4 * j));
+    const Words w = kLifts ? T::lifted(p, run, j) : codes<T>(p, run, j);
+    upper = dot4<T::kWide>(upper, w, four(x.upper + 4 * j));
+    acc = dot4<T::kWide>(acc, w, four(x.lower + 4 * j));
   }
   return acc + (upper << 7);
 }
 
-// What one block of kLanes rows adds to each row's sum. x: the inputs of its runs.
+// Byte b of each word, times 2^24, with its sign.
+BITSMITH_INLINE Floats byte_of(Words v, int b) {
+#if defined(__AVX512BW__)
+  const __m512i places = _mm512_add_epi8(_mm512_set4_epi32(12, 8, 4, 0), _mm512_set1_epi32(b));
+  v = as<Words>(_mm512_maskz_shuffle_epi8(0x8888888888888888u, as<__m512i>(v), _mm512_slli_epi32(places, 24)));
+#else
+  v = v << (24 - 8 * b) & 0xff000000u;
+#endif
+  return convert<Floats>(as<Ints>(v));
+}
+
+// The mins of a block times the sums of the inputs they belong to.
 template <class T>
-BITSMITH_INLINE Floats block(const uint8_t *p, const uint8_t *half, const FineBlock *x) {
+BITSMITH_INLINE Floats lows(const uint8_t *p, const FineSums &sums) {
+  constexpr int kFirst = T::kSub == 16 ? 0 : 16, kWords = 256 / T::kSub / 4;
+  Ints upper{}, lower{};
+#pragma GCC unroll kUnrolled
+  for (int i = 0; i < kWords; ++i) {
+    const Words mins = T::mins(p, i);
+    upper = dot4<false>(upper, mins, four(sums.upper + kFirst + 4 * i));
+    lower = dot4<false>(lower, mins, four(sums.lower + kFirst + 4 * i));
+  }
+  return convert<Floats>(lower + (upper << 7)) * splat(sums.scale);
+}
+
+// What one block of kLanes rows, with integer scales, adds to each row's sum.
+template <class T>
+BITSMITH_INLINE Floats scaled_block(const uint8_t *p, const uint8_t *half, const FineBlock *x, const FineSums &sums) {
+  Floats totals[8] = {};  // of the runs of each lift
+#pragma GCC unroll kUnrolled
+  for (int run = 0; run < 8; ++run) {
+    const FineBlock &in = x[run];
+    const int lifted = lift<T>(run);
+    Floats &total = totals[lifted];
+    if constexpr (T::kSub == 32) {
+      const Floats sum = convert<Floats>(dot<T>(start<T>(in.negated, lifted), p, run, in, 0, 8));
+      total = fma(sum, byte_of(T::scales(p, run / 4), run & 3) * splat(in.scale), total);
+    } else {
+      const Words scales = T::scales(p, run / 2);
+      const Floats a = convert<Floats>(dot<T>(start<T>(in.negated_16[0], lifted), p, run, in, 0, 4)),
+                   b = convert<Floats>(dot<T>(start<T>(in.negated_16[1], lifted), p, run, in, 4, 8));
+      const Floats sum = fma(a, byte_of(scales, 2 * (run & 1)), b * byte_of(scales, 2 * (run & 1) + 1));
+      total = fma(sum, splat(in.scale), total);
+    }
+  }
+#pragma GCC unroll kUnrolled
+  for (int lifted = 1; lifted < 8; ++lifted)
+    if (has_lift<T>(lifted)) totals[0] = fma(totals[lifted], splat(1.0f / (1 << lifted)), totals[0]);
+  Floats total = totals[0] * (T::d(p, half) * 0x1p-24f);
+  if constexpr (T::kAffine) total -= T::dmin(p) * lows<T>(p, sums);
+  return total;
+}
+
+// The same without integer scales.
+template <class T>
+BITSMITH_INLINE Floats plain_block(const uint8_t *p, const uint8_t *half, const FineBlock *x) {
   constexpr int kRuns = layout_of(T::kType).weights / 32;
-  Floats total{}, low{};
+  Floats total{};
+  float low = 0;
 #pragma GCC unroll kUnrolled
   for (int run = 0; run < kRuns; ++run) {
     const FineBlock &in = x[run];
-    const Floats scale = splat(in.scale);
-    if constexpr (kRuns == 1) {
-      total = convert<Floats>(dot<T>(start<T>(in.negated), p, 0, in, 0, 8)) * scale;
-      if constexpr (T::kAffine) low = splat(in.sum);
-    } else if constexpr (T::kSub == 32) {
-      const Floats sum = convert<Floats>(dot<T>(start<T>(in.negated), p, run, in, 0, 8));
-      total = fma(sum, convert<Floats>(T::scale(p, run)) * scale, total);
-      if constexpr (T::kAffine) low = fma(convert<Floats>(T::mins(p, run)), splat(in.sum), low);
-    } else {
-      const Ints a = dot<T>(start<T>(in.negated_16[0]), p, run, in, 0, 4);
-      const Ints b = dot<T>(start<T>(in.negated_16[1]), p, run, in, 4, 8);
-      const Floats sum = fma(convert<Floats>(a), convert<Floats>(T::scale(p, 2 * run)),
-                             convert<Floats>(b) * convert<Floats>(T::scale(p, 2 * run + 1)));
-      total = fma(sum, scale, total);
-      if constexpr (T::kAffine) {
-        low = fma(convert<Floats>(T::mins(p, 2 * run)), splat(in.halves[0]), low);
-        low = fma(convert<Floats>(T::mins(p, 2 * run + 1)), splat(in.halves[1]), low);
-      }
-    }
+    total = fma(convert<Floats>(dot<T>(start<T>(in.negated, 0), p, run, in, 0, 8)), splat(in.scale), total);
+    low += in.sum;
   }
   total *= T::d(p, half);
-  if constexpr (T::kAffine) total -= T::dmin(p) * low;
+  if constexpr (T::kAffine) total -= T::dmin(p) * splat(low);
   return total;
 }
 
 template <class T>
-void rows_of(const PanelRows &w, int first, int count, const FineBlock *x, float *y) {
+void rows_of(const PanelRows &w, int first, int count, const FineRow &x, float *y) {
   constexpr BlockLayout layout = layout_of(T::kType);
   const int blocks = w.blocks();
   const size_t bytes = w.panel_bytes();
@@ -86,8 +140,14 @@ void rows_of(const PanelRows &w, int first, int count, const FineBlock *x, float
       // fetched by hand: words of a block are not read in order, and processors do not foresee that
       for (int word = 0; word < layout.words; ++word) __builtin_prefetch(p + kAhead + 64 * word);
 #pragma GCC unroll kUnrolled
-      for (int g = 0; g < kGroups; ++g)
-        sums[g] += block<T>(p + 4 * kLanes * g, half + 2 * kLanes * g, x + at * (layout.weights / 32));
+      for (int g = 0; g < kGroups; ++g) {
+        const uint8_t *words = p + 4 * kLanes * g, *halves = half + 2 * kLanes * g;
+        const FineBlock *in = x.blocks + at * (layout.weights / 32);
+        if constexpr (kScaled<T>)
+          sums[g] += scaled_block<T>(words, halves, in, x.sums[at]);
+        else
+          sums[g] += plain_block<T>(words, halves, in);
+      }
       p += layout.words * 64;
       if (layout.half != Half::none) half += 2 * kPanelRows;
     }
@@ -97,7 +157,7 @@ void rows_of(const PanelRows &w, int first, int count, const FineBlock *x, float
 
 }  // namespace
 
-void panels_row(const PanelRows &w, int first, int count, const FineBlock *x, float *y) {
+void panels_row(const PanelRows &w, int first, int count, const FineRow &x, float *y) {
   with_type(w.type, [&](auto type) { rows_of<decltype(type)>(w, first, count, x, y); });
 }
 

@@ -17,7 +17,7 @@ constexpr int kGroups = kPanelRows / kLanes;
 template <class T>
 constexpr bool kMultiplied = T::kType == PanelType::q2_k;
 
-// Some columns of a panel, unpacked: codes as `codes()` gives them, and what they mean, value = scale * code - low.
+// Some columns of a panel, unpacked: codes as `codes` gives them, and what they mean, value = scale * code - low.
 struct Strip {
   uint8_t *codes;  // [cols / 4, 16, 4]
   float *scales;   // [cols / sub, 16]; of codes that are multiplied already: [cols / 32, 16]
@@ -42,22 +42,22 @@ void unpack(const PanelRows &w, int panel, int col, int cols, const Strip &out) 
         const int r = at * kRuns + run;
 #pragma GCC unroll kUnrolled
         for (int j = 0; j < 8; ++j) {
-          Words codes = T::codes(p, run, j);
-          if constexpr (kMultiplied<T>) codes *= as<Words>(T::scale(p, 2 * run + j / 4));  // no byte overflows
-          store(out.codes + (8 * r + j) * 64 + 4 * kLanes * g, codes);
+          Words unpacked = codes<T>(p, run, j);
+          if constexpr (kMultiplied<T>) unpacked *= as<Words>(scale_of<T>(p, 2 * run + j / 4));  // no byte overflows
+          store(out.codes + (8 * r + j) * 64 + 4 * kLanes * g, unpacked);
         }
 #pragma GCC unroll kUnrolled
         for (int sub = 0; sub < kSubs; ++sub) {
           const size_t s = static_cast<size_t>(r * kSubs + sub) * kPanelRows + kLanes * g;
           if constexpr (kMultiplied<T>) {
             if (sub == 0) store(out.scales + static_cast<size_t>(r) * kPanelRows + kLanes * g, d);
-            store(out.lows + s, dmin * convert<Floats>(T::mins(p, run * kSubs + sub)));
-          } else if constexpr (kRuns == 1) {
+            store(out.lows + s, dmin * convert<Floats>(min_of<T>(p, run * kSubs + sub)));
+          } else if constexpr (!kScaled<T>) {
             store(out.scales + s, d);
             if constexpr (T::kAffine) store(out.lows + s, dmin);
           } else {
-            store(out.scales + s, d * convert<Floats>(T::scale(p, run * kSubs + sub)));
-            if constexpr (T::kAffine) store(out.lows + s, dmin * convert<Floats>(T::mins(p, run * kSubs + sub)));
+            store(out.scales + s, d * convert<Floats>(scale_of<T>(p, run * kSubs + sub)));
+            if constexpr (T::kAffine) store(out.lows + s, dmin * convert<Floats>(min_of<T>(p, run * kSubs + sub)));
           }
         }
       }

@@ -8,9 +8,10 @@
 
 namespace bitsmith::BITSMITH_ISA {
 
+void repack(PanelType type, int blocks, uint8_t *panel);
 void round_row(const float *x, int cols, RoundedBlock *out);
-void round_fine(const float *x, int cols, FineBlock *out);
-void panels_row(const PanelRows &w, int first, int count, const FineBlock *x, float *y);
+void round_fine(const float *x, int cols, FineBlock *out, FineSums *sums);
+void panels_row(const PanelRows &w, int first, int count, const FineRow &x, float *y);
 void panels_rows(const PanelRows &w, int first, int count, const RoundedRows &x, int rows, float *y, size_t stride);
 void panels_exact(const PanelRows &w, int first, int count, const Rows &x, float *y, size_t stride);
 void panels_decode(const PanelRows &w, int row, float *y);

@@ -9,17 +9,12 @@ namespace bitsmith::BITSMITH_ISA {
 
 namespace {
 
-// What products need besides the codes. sums: of the codes of the first and the second 16
-template <class Block>
-BITSMITH_INLINE void set_sums(Block &to, float scale, const Ints (&sums)[2]) {
-  to.scale = scale;
-  for (int i = 0; i < 2; ++i) {
-    const int32_t codes = sum(sums[i]);
-    to.negated_16[i] = -codes;
-    to.halves[i] = scale * static_cast<float>(codes);
-  }
-  to.negated = to.negated_16[0] + to.negated_16[1];
-  to.sum = to.halves[0] + to.halves[1];
+// Codes of 15 bits: 128 * upper + lower.
+BITSMITH_INLINE void store_fine(Floats value, int8_t *upper_to, int8_t *lower_to, Ints &sum) {
+  const Ints upper = rint_to_ints(value), lower = rint_to_ints((value - convert<Floats>(upper)) * 128.0f);
+  store_codes(upper_to, upper);
+  store_codes(lower_to, lower);
+  sum += (upper << 7) + lower;
 }
 
 }  // namespace
@@ -27,28 +22,46 @@ BITSMITH_INLINE void set_sums(Block &to, float scale, const Ints (&sums)[2]) {
 void round_row(const float *x, int cols, RoundedBlock *out) {
   for (int block = 0; block < cols / 32; ++block, x += 32) {
     const Scaled in = scaled(x);
+    RoundedBlock &to = out[block];
     Ints sums[2] = {};
     for (int i = 0; i < 32 / kLanes; ++i) {
       const Ints codes = rint_to_ints(in.values[i]);
-      store_codes(out[block].codes + kLanes * i, codes);
+      store_codes(to.codes + kLanes * i, codes);
       sums[kLanes * i / 16] += codes;
     }
-    set_sums(out[block], in.step, sums);
+    to.scale = in.step;
+    for (int i = 0; i < 2; ++i) {
+      to.negated_16[i] = -sum(sums[i]);
+      to.halves[i] = -in.step * static_cast<float>(to.negated_16[i]);
+    }
+    to.negated = to.negated_16[0] + to.negated_16[1];
+    to.sum = to.halves[0] + to.halves[1];
   }
 }
 
-void round_fine(const float *x, int cols, FineBlock *out) {
+void round_fine(const float *x, int cols, FineBlock *out, FineSums *sums) {
+  alignas(64) float wide[32] = {};  // sums of 16 columns, then of 32
   for (int block = 0; block < cols / 32; ++block, x += 32) {
     const Scaled in = scaled(x);
-    Ints sums[2] = {};
-    for (int i = 0; i < 32 / kLanes; ++i) {
-      const Ints upper = rint_to_ints(in.values[i]),
-                 lower = rint_to_ints((in.values[i] - convert<Floats>(upper)) * 128.0f);
-      store_codes(out[block].upper + kLanes * i, upper);
-      store_codes(out[block].lower + kLanes * i, lower);
-      sums[kLanes * i / 16] += (upper << 7) + lower;
+    FineBlock &to = out[block];
+    Ints codes[2] = {};
+    for (int i = 0; i < 32 / kLanes; ++i)
+      store_fine(in.values[i], to.upper + kLanes * i, to.lower + kLanes * i, codes[kLanes * i / 16]);
+    to.scale = in.step / 128.0f;
+    const int at = block % 8;
+    for (int i = 0; i < 2; ++i) {
+      to.negated_16[i] = -sum(codes[i]);
+      wide[2 * at + i] = -to.scale * static_cast<float>(to.negated_16[i]);
     }
-    set_sums(out[block], in.step / 128.0f, sums);
+    to.negated = to.negated_16[0] + to.negated_16[1];
+    to.sum = wide[16 + at] = wide[2 * at] + wide[2 * at + 1];
+    if (at < 7 || cols % 256) continue;
+    const Scaled all = scaled(wide);
+    FineSums &group = sums[block / 8];
+    Ints unused{};
+    for (int i = 0; i < 32 / kLanes; ++i)
+      store_fine(all.values[i], group.upper + kLanes * i, group.lower + kLanes * i, unused);
+    group.scale = all.step / 128.0f;
   }
 }
 

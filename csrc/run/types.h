@@ -1,12 +1,15 @@
 // What the words of a block mean for each type: codes, integer scales and mins, of kLanes rows at once.
 //
-// Layouts: ggml-quants.h and `dequantize_row_*` of llama.cpp. Columns of a block come in runs of 32; `codes(p, run, j)`
-// are columns 4 j .. 4 j + 3 of a run, one byte each. What is added to a code keeps it from being negative.
+// Layouts: ggml-quants.h and `dequantize_row_*` of llama.cpp; those of Q3_K, Q5_K and Q6_K are packed anew
+// (repack.cpp), so that most codes need one instruction. Columns of a block come in runs of 32; `lifted(p, run, j)` are
+// the codes of columns 4 j .. 4 j + 3 of a run, one byte each, times 2^lift(run): they lie where they lay in the word.
+// What is added to a code keeps it from being negative.
 //
 //   kSub      columns that share an integer scale (16 or 32); blocks of 32 have no integer scales
 //   kZero     log2 of what is added to a code's value; -1: nothing
 //   kWide     codes reach beyond 127
 //   kAffine   value = d * scale * code - dmin * min
+//   scales    four integer scales, signed bytes; `mins` likewise, unsigned. Byte b of word i: of sub-block 4 i + b
 #pragma once
 
 #include <type_traits>
@@ -20,11 +23,20 @@ BITSMITH_INLINE Words word(const uint8_t *p, int index) { return load<Words>(p +
 BITSMITH_INLINE Floats real(const uint8_t *p, int index) { return load<Floats>(p + 64 * index); }
 BITSMITH_INLINE Words nibbles(Words v, bool high) { return (high ? v >> 4 : v) & 0x0f0f0f0fu; }
 
+// A number taken from each byte, as signed bytes; the bytes of v are below 128.
+BITSMITH_INLINE Words bytes_less(Words v, uint32_t number) {
+  return ((v | 0x80808080u) - number * 0x01010101u) ^ 0x80808080u;
+}
+
+struct NoLift {
+  static constexpr int lift(int) { return 0; }
+};
+
 // The scale d of each type. p points at the words of a block, half at its 16 float16 outside the words.
-struct HalfScale {
+struct HalfScale : NoLift {
   static BITSMITH_INLINE Floats d(const uint8_t *, const uint8_t *half) { return load_half(half); }
 };
-struct WordScale {  // float16 d and a second float16 (dmin, or m) in one word
+struct WordScale : NoLift {  // float16 d and a second float16 (dmin, or m) in one word
   static BITSMITH_INLINE Floats low(Words v) { return from_half(v & 0xffffu); }
   static BITSMITH_INLINE Floats high(Words v) { return from_half(v >> 16); }
 };
@@ -33,14 +45,14 @@ struct Q4_0 : HalfScale {
   static constexpr PanelType kType = PanelType::q4_0;
   static constexpr int kSub = 32, kZero = 3;
   static constexpr bool kWide = false, kAffine = false;
-  static BITSMITH_INLINE Words codes(const uint8_t *p, int, int j) { return nibbles(word(p, j & 3), j > 3); }
+  static BITSMITH_INLINE Words lifted(const uint8_t *p, int, int j) { return nibbles(word(p, j & 3), j > 3); }
 };
 
 struct Q4_1 : WordScale {
   static constexpr PanelType kType = PanelType::q4_1;
   static constexpr int kSub = 32, kZero = -1;
   static constexpr bool kWide = false, kAffine = true;
-  static BITSMITH_INLINE Words codes(const uint8_t *p, int, int j) { return nibbles(word(p, 1 + (j & 3)), j > 3); }
+  static BITSMITH_INLINE Words lifted(const uint8_t *p, int, int j) { return nibbles(word(p, 1 + (j & 3)), j > 3); }
   static BITSMITH_INLINE Floats d(const uint8_t *p, const uint8_t *) { return low(word(p, 0)); }
   static BITSMITH_INLINE Floats dmin(const uint8_t *p) { return -high(word(p, 0)); }
 };
@@ -54,7 +66,7 @@ struct Q5_0 : HalfScale {
   static constexpr PanelType kType = PanelType::q5_0;
   static constexpr int kSub = 32, kZero = 4;
   static constexpr bool kWide = false, kAffine = false;
-  static BITSMITH_INLINE Words codes(const uint8_t *p, int, int j) {
+  static BITSMITH_INLINE Words lifted(const uint8_t *p, int, int j) {
     return nibbles(word(p, 1 + (j & 3)), j > 3) | fifth_bits(word(p, 0), j);
   }
 };
@@ -63,7 +75,7 @@ struct Q5_1 : WordScale {
   static constexpr PanelType kType = PanelType::q5_1;
   static constexpr int kSub = 32, kZero = -1;
   static constexpr bool kWide = false, kAffine = true;
-  static BITSMITH_INLINE Words codes(const uint8_t *p, int, int j) {
+  static BITSMITH_INLINE Words lifted(const uint8_t *p, int, int j) {
     return nibbles(word(p, 2 + (j & 3)), j > 3) | fifth_bits(word(p, 1), j);
   }
   static BITSMITH_INLINE Floats d(const uint8_t *p, const uint8_t *) { return low(word(p, 0)); }
@@ -74,7 +86,7 @@ struct Q8_0 : HalfScale {
   static constexpr PanelType kType = PanelType::q8_0;
   static constexpr int kSub = 32, kZero = 7;
   static constexpr bool kWide = true, kAffine = false;
-  static BITSMITH_INLINE Words codes(const uint8_t *p, int, int j) { return word(p, j) ^ 0x80808080u; }
+  static BITSMITH_INLINE Words lifted(const uint8_t *p, int, int j) { return word(p, j) ^ 0x80808080u; }
 };
 
 alignas(16) constexpr uint8_t kIq4Table[16] = {1,   24,  45,  63,  79,  93,  106, 118,
@@ -84,7 +96,7 @@ struct IQ4_NL : HalfScale {
   static constexpr PanelType kType = PanelType::iq4_nl;
   static constexpr int kSub = 32, kZero = 7;
   static constexpr bool kWide = true, kAffine = false;
-  static BITSMITH_INLINE Words codes(const uint8_t *p, int, int j) {
+  static BITSMITH_INLINE Words lifted(const uint8_t *p, int, int j) {
     return look_up(kIq4Table, nibbles(word(p, j & 3), j > 3));
   }
 };
@@ -93,76 +105,88 @@ struct IQ4_XS : WordScale {
   static constexpr PanelType kType = PanelType::iq4_xs;
   static constexpr int kSub = 32, kZero = 7;
   static constexpr bool kWide = true, kAffine = false;
-  static BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) {
+  static BITSMITH_INLINE Words lifted(const uint8_t *p, int run, int j) {
     return look_up(kIq4Table, nibbles(word(p, 2 + 4 * run + (j & 3)), j > 3));
   }
   static BITSMITH_INLINE Floats d(const uint8_t *p, const uint8_t *) { return low(word(p, 0)); }
-  static BITSMITH_INLINE Ints scale(const uint8_t *p, int sub) {
-    const Words lower = word(p, 1) >> (4 * sub) & 15u, upper = word(p, 0) >> (16 + 2 * sub) & 3u;
-    return as<Ints>(lower | upper << 4) - 32;
+  static BITSMITH_INLINE Words scales(const uint8_t *p, int index) {
+    Words all{};
+#pragma GCC unroll 4
+    for (int byte = 0; byte < 4; ++byte) {
+      const int sub = 4 * index + byte;
+      const Words lower = word(p, 1) >> (4 * sub) & 15u, upper = word(p, 0) >> (16 + 2 * sub) & 3u;
+      all |= (lower | upper << 4) << (8 * byte);
+    }
+    return bytes_less(all, 32);
   }
 };
 
 // Q4_K and Q5_K: eight scales and mins of six bits in words 1..3
 struct SixBits : WordScale {
-  static BITSMITH_INLINE Ints six(Words own, Words shared, int sub, int nibble) {
-    if (sub < 4) return as<Ints>(own >> (8 * sub) & 63u);
-    const int at = 8 * (sub - 4);
-    return as<Ints>((shared >> (at + nibble) & 15u) | (own >> (at + 6) & 3u) << 4);
-  }
   static BITSMITH_INLINE Floats d(const uint8_t *p, const uint8_t *) { return low(word(p, 0)); }
   static BITSMITH_INLINE Floats dmin(const uint8_t *p) { return high(word(p, 0)); }
-  static BITSMITH_INLINE Ints scale(const uint8_t *p, int sub) { return six(word(p, 1), word(p, 3), sub, 0); }
-  static BITSMITH_INLINE Ints mins(const uint8_t *p, int sub) { return six(word(p, 2), word(p, 3), sub, 4); }
+  static BITSMITH_INLINE Words six(Words own, Words shared, int index) {
+    return index == 0 ? own & 0x3f3f3f3fu : (shared & 0x0f0f0f0fu) | (own >> 2 & 0x30303030u);
+  }
+  static BITSMITH_INLINE Words scales(const uint8_t *p, int index) { return six(word(p, 1), word(p, 3), index); }
+  static BITSMITH_INLINE Words mins(const uint8_t *p, int index) { return six(word(p, 2), word(p, 3) >> 4, index); }
 };
 
 struct Q4_K : SixBits {
   static constexpr PanelType kType = PanelType::q4_k;
   static constexpr int kSub = 32, kZero = -1;
   static constexpr bool kWide = false, kAffine = true;
-  static BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) {
-    return nibbles(word(p, 4 + 8 * (run / 2) + j), run & 1);
+  static constexpr int lift(int run) { return run & 1 ? 4 : 0; }
+  static BITSMITH_INLINE Words lifted(const uint8_t *p, int run, int j) {
+    return word(p, 4 + 8 * (run / 2) + j) & (run & 1 ? 0xf0f0f0f0u : 0x0f0f0f0fu);
   }
 };
 
-struct Q5_K : SixBits {
+struct Q5_K
+    : SixBits {  // words 4..43: codes in the lower five bits, and three more codes in the upper bits of each five
   static constexpr PanelType kType = PanelType::q5_k;
   static constexpr int kSub = 32, kZero = -1;
   static constexpr bool kWide = false, kAffine = true;
-  static BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) {
-    const Words high = word(p, 4 + j);
-    const Words fifth = (run < 4 ? high << (4 - run) : high >> (run - 4)) & 0x10101010u;
-    return nibbles(word(p, 12 + 8 * (run / 2) + j), run & 1) | fifth;
+  static constexpr int lift(int run) { return run > 4 ? 3 : 0; }
+  static BITSMITH_INLINE Words lifted(const uint8_t *p, int run, int j) {
+    if (run < 5) return word(p, 4 + 8 * run + j) & 0x1f1f1f1fu;
+    const Words b = word(p, 12 + j), d = word(p, 28 + j);
+    if (run == 5) return (word(p, 4 + j) & 0xe0e0e0e0u) | (b >> 3 & 0x18181818u);
+    if (run == 6) return (word(p, 20 + j) & 0xe0e0e0e0u) | (d >> 3 & 0x18181818u);
+    return (word(p, 36 + j) & 0xe0e0e0e0u) | (b >> 1 & 0x10101010u) | (d >> 2 & 0x08080808u);
   }
 };
 
-struct Q6_K : HalfScale {
+struct Q6_K : HalfScale {  // words 0..47: codes in the lower six bits, and one more in the upper bits of each three
   static constexpr PanelType kType = PanelType::q6_k;
   static constexpr int kSub = 16, kZero = 5;
   static constexpr bool kWide = false, kAffine = false;
-  static BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) {
-    const int half = run / 4, at = run & 3;
-    const Words lower = nibbles(word(p, 16 * half + 8 * (at & 1) + j), at > 1), upper = word(p, 32 + 8 * half + j);
-    return lower | ((at < 2 ? upper << (4 - 2 * at) : upper >> (2 * at - 4)) & 0x30303030u);
+  static constexpr int lift(int run) { return run > 5 ? 2 : 0; }
+  static BITSMITH_INLINE Words lifted(const uint8_t *p, int run, int j) {
+    if (run < 6) return word(p, 8 * run + j) & 0x3f3f3f3fu;
+    const int at = 8 * (run - 6) + j;
+    const Words upper = (word(p, at) & 0xc0c0c0c0u) | (word(p, 16 + at) >> 2 & 0x30303030u);
+    return upper | (word(p, 32 + at) >> 4 & 0x0c0c0c0cu);
   }
-  static BITSMITH_INLINE Ints scale(const uint8_t *p, int sub) {
-    return as<Ints>(word(p, 48 + sub / 4) << (24 - 8 * (sub & 3))) >> 24;
-  }
+  static BITSMITH_INLINE Words scales(const uint8_t *p, int index) { return word(p, 48 + index); }
 };
 
-struct Q3_K : HalfScale {  // 32 bytes of high bits, 64 of pairs, 12 of scales
+struct Q3_K : HalfScale {  // words 0..23: codes in bits 0..2 and 3..5, and two more in the upper bits of each three
   static constexpr PanelType kType = PanelType::q3_k;
   static constexpr int kSub = 16, kZero = 2;
   static constexpr bool kWide = false, kAffine = false;
-  static BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) {
-    const Words pair = word(p, 8 + 8 * (run / 4) + j) >> (2 * (run & 3)) & 0x03030303u, high = word(p, j);
-    return pair | ((run < 2 ? high << (2 - run) : high >> (run - 2)) & 0x04040404u);
+  static constexpr int lift(int run) { return run < 3 ? 0 : run < 6 ? 3 : 5; }
+  static BITSMITH_INLINE Words lifted(const uint8_t *p, int run, int j) {
+    if (run < 3) return word(p, 8 * run + j) & 0x07070707u;
+    if (run < 6) return word(p, 8 * (run - 3) + j) & 0x38383838u;
+    const Words shared = word(p, 8 + j);
+    if (run == 6) return (word(p, j) & 0xc0c0c0c0u) | (shared >> 1 & 0x20202020u);
+    return (word(p, 16 + j) & 0xc0c0c0c0u) | (shared >> 2 & 0x20202020u);
   }
-  static BITSMITH_INLINE Ints scale(const uint8_t *p, int sub) {
-    const int byte = 8 * (sub & 3);
-    const Words lower = word(p, 24 + (sub / 4 & 1)) >> (byte + (sub < 8 ? 0 : 4)) & 15u;
-    const Words upper = word(p, 26) >> (byte + 2 * (sub / 4)) & 3u;
-    return as<Ints>(lower | upper << 4) - 32;
+  static BITSMITH_INLINE Words scales(const uint8_t *p, int index) {
+    const Words lower = word(p, 24 + (index & 1)) >> (index < 2 ? 0 : 4) & 0x0f0f0f0fu;
+    const Words upper = word(p, 26) >> (2 * index) & 0x03030303u;
+    return bytes_less(lower | upper << 4, 32);
   }
 };
 
@@ -170,44 +194,39 @@ struct Q2_K : WordScale {  // 16 bytes of scales and mins, 64 of pairs, d and dm
   static constexpr PanelType kType = PanelType::q2_k;
   static constexpr int kSub = 16, kZero = -1;
   static constexpr bool kWide = false, kAffine = true;
-  static BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) {
-    return word(p, 4 + 8 * (run / 4) + j) >> (2 * (run & 3)) & 0x03030303u;
+  static constexpr int lift(int run) { return 2 * (run & 3); }
+  static BITSMITH_INLINE Words lifted(const uint8_t *p, int run, int j) {
+    return word(p, 4 + 8 * (run / 4) + j) & 0x03030303u << lift(run);
   }
   static BITSMITH_INLINE Floats d(const uint8_t *p, const uint8_t *) { return low(word(p, 20)); }
   static BITSMITH_INLINE Floats dmin(const uint8_t *p) { return high(word(p, 20)); }
-  static BITSMITH_INLINE Ints scale(const uint8_t *p, int sub) {
-    return as<Ints>(word(p, sub / 4) >> (8 * (sub & 3)) & 15u);
-  }
-  static BITSMITH_INLINE Ints mins(const uint8_t *p, int sub) {
-    return as<Ints>(word(p, sub / 4) >> (8 * (sub & 3) + 4) & 15u);
-  }
+  static BITSMITH_INLINE Words scales(const uint8_t *p, int index) { return word(p, index) & 0x0f0f0f0fu; }
+  static BITSMITH_INLINE Words mins(const uint8_t *p, int index) { return word(p, index) >> 4 & 0x0f0f0f0fu; }
 };
 
-// Grids, see panels.h. Their blocks of more than one run have no integer scales: those are all one.
+// Grids, see panels.h. Their blocks have no integer scales.
 template <class T, int weights>
 struct GridBlock {
   static constexpr PanelType kType = static_cast<PanelType>(static_cast<int>(T::kFirst) + (weights / 64));
   static constexpr int kSub = 32;
-  static BITSMITH_INLINE Ints scale(const uint8_t *, int) { return splat(1); }
-  static BITSMITH_INLINE Ints mins(const uint8_t *, int) { return splat(1); }
   static BITSMITH_INLINE Floats dmin(const uint8_t *p) { return -real(p, 1); }
 };
 
-struct Int4Codes {  // -8 .. 7
+struct Int4Codes : NoLift {  // -8 .. 7
   static constexpr PanelType kFirst = PanelType::int4_32;
   static constexpr int kZero = 3;
   static constexpr bool kWide = false, kAffine = true;
-  static BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) {
+  static BITSMITH_INLINE Words lifted(const uint8_t *p, int run, int j) {
     return nibbles(word(p, 2 + 4 * run + (j & 3)), j > 3);
   }
   static BITSMITH_INLINE Floats d(const uint8_t *p, const uint8_t *) { return real(p, 0); }
 };
 
-struct Int8Codes {  // -128 .. 127
+struct Int8Codes : NoLift {  // -128 .. 127
   static constexpr PanelType kFirst = PanelType::int8_32;
   static constexpr int kZero = 7;
   static constexpr bool kWide = true, kAffine = true;
-  static BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) { return word(p, 2 + 8 * run + j); }
+  static BITSMITH_INLINE Words lifted(const uint8_t *p, int run, int j) { return word(p, 2 + 8 * run + j); }
   static BITSMITH_INLINE Floats d(const uint8_t *p, const uint8_t *) { return real(p, 0); }
 };
 
@@ -241,11 +260,11 @@ struct Nf4Levels {
 };
 constexpr Nf4Levels kNf4Levels;
 
-struct Nf4Codes {
+struct Nf4Codes : NoLift {
   static constexpr PanelType kFirst = PanelType::nf4_32;
   static constexpr int kZero = 7;
   static constexpr bool kWide = true, kAffine = false;
-  static BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) {
+  static BITSMITH_INLINE Words lifted(const uint8_t *p, int run, int j) {
     return look_up(kNf4Rounded, nibbles(word(p, 1 + 4 * run + (j & 3)), j > 3));
   }
   static BITSMITH_INLINE Floats d(const uint8_t *p, const uint8_t *) { return real(p, 0) * kNf4Step; }
@@ -254,7 +273,27 @@ struct Nf4Codes {
 template <class Codes, int weights>
 struct GridOf : Codes, GridBlock<Codes, weights> {};
 
-// The value of a code before its scales: what `codes()` gives, less what was added. NF4 has a table of its own.
+// Whether blocks of a type have integer scales.
+template <class T>
+constexpr bool kScaled = layout_of(T::kType).weights == 256;
+
+template <class T>
+BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) {
+  return T::lifted(p, run, j) >> T::lift(run);  // what is below the codes is zero
+}
+
+// The integer scale, and the min, of a sub-block.
+template <class T>
+BITSMITH_INLINE Ints scale_of(const uint8_t *p, int sub) {
+  return as<Ints>(T::scales(p, sub / 4) << (24 - 8 * (sub & 3))) >> 24;
+}
+
+template <class T>
+BITSMITH_INLINE Ints min_of(const uint8_t *p, int sub) {
+  return as<Ints>(T::mins(p, sub / 4) >> (8 * (sub & 3)) & 255u);
+}
+
+// The value of a code before its scales: what `codes` gives, less what was added. NF4 has a table of its own.
 template <class T>
 BITSMITH_INLINE float level(int code) {
   if constexpr (std::is_base_of_v<Nf4Codes, T>) return kNf4Levels.of[code];

@@ -34,7 +34,7 @@ def test_the_input_of_every_group(tiny: Path) -> None:
     checkpoint = open_checkpoint(tiny)
     config = checkpoint.config
     loader = WeightLoader(config, weight_reader(checkpoint), DenseKernel(), TorchOps(), "cpu")
-    decoder, block = decoder_without_blocks(loader), loader.block("blk.0.")
+    decoder, block = decoder_without_blocks(loader), loader.block(0)
     x = torch.randn(WINDOWS, CONTEXT, HIDDEN, generator=torch.Generator().manual_seed(3))
     groups = linear_groups(config)
     widths = {"down_proj_input": config.intermediate}

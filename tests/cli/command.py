@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ class Command:
 
     def __call__(self, *words: object) -> Result:
         self._monkeypatch.setattr(sys, "argv", ["bitsmith", *map(str, words)])
+        if not isinstance(sys.stdin, io.StringIO | io.TextIOWrapper):  # a test gives one; otherwise nothing is piped in
+            self._monkeypatch.setattr(sys, "stdin", io.StringIO())
         self._capfd.readouterr()
         try:
             main()

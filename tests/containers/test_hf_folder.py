@@ -15,7 +15,7 @@ def test_only_the_tokenizers_files_are_found(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
     found = tokenizer_files(tmp_path)
     assert list(found) == ["tokenizer.json", "chat_template.jinja", "additional_chat_templates/tools.jinja"]
-    assert found["additional_chat_templates/tools.jinja"].read_text() == "x"
+    assert found["additional_chat_templates/tools.jinja"] == b"x"
 
 
 def test_the_hub_is_asked_for_all_of_them() -> None:
@@ -48,12 +48,12 @@ def test_anything_else_is_refused_by_name(tmp_path: Path, content: bytes, messag
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="missing"):
         read_object(tmp_path / "config.json")
-    with pytest.raises(FileError, match="expected JSON"):
+    with pytest.raises(FileError, match="not a regular file"):
         read_object(tmp_path)
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(1 << 30)  # sparse
-    with pytest.raises(FileError, match=r"1,073,741,824 bytes"):
+    with pytest.raises(FileError, match="at most 8,388,608 bytes"):
         read_object(tmp_path / "config.json")

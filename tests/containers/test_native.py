@@ -215,9 +215,9 @@ def rewrite(folder: Path, change: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bitsmith.tensors": "nonsense"}, "bitsmith.tensors in its metadata is not JSON"),
+        ({"bitsmith.tensors": "nonsense"}, "bitsmith.tensors in its metadata: expected JSON in UTF-8"),
         ({"bitsmith.tensors": "[]"}, "bitsmith.tensors in its metadata is not a JSON object"),
-        ({"bitsmith.tensors": "[" * 100_000}, "bitsmith.tensors in its metadata is not JSON"),
+        ({"bitsmith.tensors": "[" * 100_000}, "bitsmith.tensors in its metadata: expected JSON in UTF-8"),
         ({"bitsmith.tensors": {"layers.nf4.weight": "nf7"}}, "the format of 'layers.nf4.weight' is unknown"),
         ({"bitsmith.tensors": {"layers.nf4.weight": 4}}, "the format of 'layers.nf4.weight' is unknown"),
         ({"bitsmith.tensors": {"other": "nf4"}}, "'other' is nf4 but bitsmith.shapes"),

@@ -111,12 +111,15 @@ BAD = {
     "header length absurd": (raw(TWO, bytes(6), 2**63), "says its header has 9223372036854775808 bytes"),
     "header length zero": (raw(b"", bytes(8)), "says its header has 0 bytes"),
     "not a header": (raw(b"PK\x03\x04 something else"), "not a safetensors file: its header begins with"),
-    "not JSON": (raw(b'{"a": '), "the header is not JSON"),
-    "not UTF-8": (raw(b'{"\xff\xfe": 1}'), "the header is not JSON"),
-    "two objects": (raw(b"{} {}"), "the header is not JSON"),
+    "not JSON": (raw(b'{"a": '), "its header: expected JSON in UTF-8"),
+    "not UTF-8": (raw(b'{"\xff\xfe": 1}'), "its header: expected JSON in UTF-8"),
+    "two objects": (raw(b"{} {}"), "its header: expected JSON in UTF-8"),
     "nested": (raw(b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}"), "nests too deeply"),
     "nested objects": (raw(b'{"a":' * 100_000 + b"1" + b"}" * 100_000), "nests too deeply"),
-    "huge number": (raw(b'{"a":{"dtype":"U8","shape":[' + b"9" * 9999 + b'],"data_offsets":[0,0]}}'), "not JSON"),
+    "huge number": (
+        raw(b'{"a":{"dtype":"U8","shape":[' + b"9" * 9999 + b'],"data_offsets":[0,0]}}'),
+        "expected JSON in UTF-8",
+    ),
     "duplicate": (raw(b'{"a":' + json.dumps(entry(0, 1, [1])).encode() + b',"a":1}', b"x"), "two entries named 'a'"),
     "duplicate key": (
         raw(b'{"a":{"dtype":"U8","dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"x"),
@@ -219,9 +222,9 @@ class TestFolders:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("", "not readable as JSON"),
-            ("[" * 100_000, "not readable as JSON"),
-            ("[]", 'must hold "weight_map"'),
+            ("", "expected JSON in UTF-8"),
+            ("[" * 100_000, "expected JSON in UTF-8"),
+            ("[]", "expected a JSON object"),
             ('{"weight_map": {}}', 'must hold "weight_map"'),
         ],
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +15,7 @@ from huggingface_hub import errors
 from bitsmith.errors import FileError
 from bitsmith.models import hub
 from bitsmith.models.checkpoint import open_checkpoint
+from tests.fake_hub import serving
 from tests.tiny import make_folder
 
 
@@ -34,24 +38,8 @@ def raiser(kind: type[Exception]) -> Any:
     return fail
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("owner/name", True),
-        ("owner/name:file.gguf", True),
-        ("owner/name:sub/file-00001-of-00002.gguf", True),
-        ("owner/name:file.bin", False),
-        ("name", False),
-        ("./owner/name", False),
-        ("a/b/c", False),
-    ],
-)
-def test_what_is_an_id(name: str, expected: bool) -> None:
-    assert hub.looks_like_id(name) is expected
-
-
 def test_only_safe_files_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = make_folder(tmp_path / "cached")
+    folder = make_folder(tmp_path / "models--owner--model" / "snapshots" / ("0" * 40))
     asked: dict[str, Any] = {}
 
     def snapshot(repo: str, **options: Any) -> str:
@@ -106,3 +94,64 @@ def test_a_missing_file_of_a_repository(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", raiser(errors.EntryNotFoundError))
     with pytest.raises(FileError, match="after the colon"):
         hub.download("owner/model:nothing.gguf")
+
+
+PROGRAM = """
+import logging, os, sys
+from bitsmith.models import hub
+logging.basicConfig(format="%(message)s")
+progress = []
+path = hub.download(sys.argv[1], report=progress.append)
+folder = path.parent if path.is_file() else path
+print(path.name, sorted(p.name for p in folder.iterdir()))
+print([(p.stage, p.total, p.unit) for p in progress[-1:]], max(p.done for p in progress))
+"""
+
+
+def fetch(env: dict[str, str], name: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-c", PROGRAM, name]
+    return subprocess.run(words, capture_output=True, text=True, env=env, timeout=120, check=False)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    with serving(tmp_path) as (handler, env):
+        yield handler.folder, env
+
+
+def test_gguf_repositories(served: tuple[Path, dict[str, str]]) -> None:
+    folder, env = served
+    sizes = {"m-Q2_K.gguf": 2000, "m-Q8_0.gguf": 8000, "mmproj-m-f16.gguf": 5, "README.md": 9}
+    sizes |= {f"BF16/m-BF16-0000{n}-of-00002.gguf": 9000 for n in (1, 2)}
+    for name, size in sizes.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(bytes(size))
+    default = fetch(env, "owner/name")
+    assert default.stdout.splitlines() == ["m-Q8_0.gguf ['m-Q8_0.gguf']", "[('download', 8000, 'B')] 8000"]
+    assert default.stderr.strip() == "owner/name holds several GGUF files: taking Q8_0. Others: BF16, Q2_K"
+    split = fetch(env, "hf.co/owner/name:bf16")
+    assert split.stdout.splitlines() == [
+        "m-BF16-00001-of-00002.gguf ['m-BF16-00001-of-00002.gguf', 'm-BF16-00002-of-00002.gguf']",
+        "[('download', 18000, 'B')] 18000",
+    ]
+    assert split.stderr == ""
+    wrong = fetch(env, "owner/name:Q4_K_M")
+    assert "owner/name has no quantization 'Q4_K_M'; it has BF16, Q2_K, Q8_0." in wrong.stderr
+    offline = {**env, "HF_HUB_OFFLINE": "1"}
+    assert fetch(offline, "owner/name:q8_0").stdout.startswith("m-Q8_0.gguf")
+    assert "has no quantization 'Q2_K'; it has BF16, Q8_0" in fetch(offline, "owner/name:Q2_K").stderr
+    assert "no GGUF file" in fetch({**offline, "HF_HOME": str(folder)}, "owner/name:Q2_K").stderr
+
+
+def test_repositories_with_both_are_folders_unless_a_tag_is_given(served: tuple[Path, dict[str, str]]) -> None:
+    folder, env = served
+    for name in ("model.safetensors", "config.json", "m-Q8_0.gguf", "pytorch_model.bin"):
+        (folder / name).write_bytes(bytes(100))
+    both = fetch(env, "owner/name")
+    assert both.stdout.splitlines()[0].endswith("['config.json', 'model.safetensors']")
+    assert both.stdout.splitlines()[1] == "[('download', 200, 'B')] 200"
+    assert fetch(env, "owner/name:q8_0").stdout.startswith("m-Q8_0.gguf")
+    (folder / "m-Q8_0.gguf").unlink()
+    assert "has no GGUF files, only safetensors; leave :q8_0 away" in fetch(env, "owner/name:q8_0").stderr
+    (folder / "model.safetensors").unlink()
+    assert "only pytorch_model.bin, which is pickled" in fetch(env, "owner/name").stderr

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from bitsmith.containers.base import Source
-from bitsmith.containers.gguf.metadata_values import Value, array, string, u32
+from bitsmith.containers.gguf.metadata_values import Value, array, f32, string, u32
 from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.containers.manifest import Manifest, TensorRecord, to_gguf_keys, to_json
 from bitsmith.containers.native import CODES, NativeCodec
@@ -66,16 +66,83 @@ def test_what_is_in_a_file(tmp_path: Path) -> None:
     assert "llama" in found.summary()
 
 
-def test_long_values_are_shortened_and_json_ready(tmp_path: Path) -> None:
+def test_long_values_are_shown_short_and_kept_whole(tmp_path: Path) -> None:
     keys = {"long": string("é" * 1000), "esc": string("a\x1b[31m\n\udcff"), "scores": array(np.float32([0.5] * 9))}
     found = inspect(gguf(tmp_path, {}, {**keys, "few": array([1, 2])}))
-    assert found.metadata["tokens"] == "[t0, t1, t2, t3, t4, t5, t6, t7, ...] (100 items)"
-    assert found.metadata["long"] == "é" * 200 + "... (1000 characters)"
-    assert found.metadata["esc"] == "a\\x1b[31m\\n\\udcff"
-    assert found.metadata["scores"].endswith("(9 items)")
-    assert found.metadata["few"] == [1, 2]
-    assert found.metadata["n"] == 3
-    assert json.loads(json.dumps(found.to_dict()))["architecture"] == "llama"
+    shown = found.shown_metadata()
+    assert shown["tokens"] == "[t0, t1, t2, t3, t4, t5, t6, t7, ...] (100 items)"
+    assert shown["long"] == "é" * 200 + "... (1,000 characters)"
+    assert shown["esc"] == "a\\x1b[31m\\n\\udcff"
+    assert shown["scores"].endswith("(9 items)")
+    assert (shown["few"], shown["n"]) == ("[1, 2]", "3")
+    whole = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert whole["architecture"] == "llama"
+    assert whole["metadata"]["tokens"] == [f"t{i}" for i in range(100)]
+    assert whole["metadata"]["long"] == "é" * 1000
+    assert whole["metadata"]["esc"] == "a\x1b[31m\n\udcff"
+    assert whole["metadata"]["scores"] == [0.5] * 9
+
+
+def test_numbers_that_json_lacks(tmp_path: Path) -> None:
+    values = np.float32([1, np.nan, np.inf, -np.inf])
+    found = inspect(gguf(tmp_path, {}, {"scores": array(values), "one": f32(np.nan)}))
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["metadata"]["scores"] == [
+        *(1.0, "NaN", "Infinity", "-Infinity")
+    ]
+    assert found.metadata["one"] == "NaN"
+
+
+def test_what_is_shown_is_bounded(tmp_path: Path) -> None:
+    nested = array([array([array([array([1] * 20)] * 20)] * 20)] * 20)
+    many = {f"key.{n}": u32(n) for n in range(1000)}
+    found = inspect(gguf(tmp_path, {}, {"nested": nested, "k" * 5000: string("x" * 10**6), **many}))
+    shown = found.shown_metadata()
+    assert len(shown) == 201
+    assert shown["..."] == "805 more keys"
+    assert max(map(len, shown)) < 220
+    assert max(map(len, shown.values())) < 2000
+    assert "[20 items]" in shown["nested"]
+
+
+def test_tensors_are_grouped_by_layer(tmp_path: Path) -> None:
+    tensors = {f"blk.{n}.w.weight": random_stored("q8_0" if n else "q4_0", (2, 32)) for n in range(12)}
+    tensors |= {"output.weight": random_stored("q8_0", (2, 32)), "v1.0": random_stored("q8_0", (1, 32))}
+    found = inspect(gguf(tmp_path, tensors, {}))
+    assert [row[:4] for row in found.grouped_rows()] == [
+        ("blk.0.w.weight", "2x32", "q4_0", "36"),
+        ("blk.*.w.weight (11)", "2x32", "q8_0", "748"),
+        ("output.weight", "2x32", "q8_0", "68"),
+        ("v1.0", "1x32", "q8_0", "34"),
+    ]
+    assert len(found.rows()) == len(found.to_dict()["tensors"]) == 14
+    assert repr(found).startswith("<Inspection of ")
+    assert len(repr(found)) < 300
+
+
+@pytest.mark.parametrize(
+    ("config", "file", "expected"),
+    [
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, {}, "bitsandbytes, 8 bits"),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, {}, "fp8, blocks of [128"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, {}, "mlx, 4 bits, groups of 64"),
+        ({}, {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}}, "modelopt, NVFP4"),
+        ({"quantization_config": {"quant_method": "x\x1b[31m", "bits": {"a": 1}}}, {}, "x\\x1b[31m"),
+    ],
+)
+def test_the_quantization_of_other_tools_is_named(
+    tmp_path: Path, config: dict[str, object], file: dict[str, object], expected: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    if file:
+        (tmp_path / "hf_quant_config.json").write_text(json.dumps(file))
+    found = inspect(write_safetensors(tmp_path / "model.safetensors", {"w": W.astype(np.int8)}, {}))
+    assert found.quantization.startswith(expected)
+    assert "bitsmith does not decode it" in found.summary()
+
+
+def test_the_mix_of_a_gguf_file_is_named(tmp_path: Path) -> None:
+    keys = {"general.file_type": u32(15), "quantize.imatrix.file": string("x")}
+    assert inspect(gguf(tmp_path, {}, keys)).quantization == "Q4_K_M, weighted by an importance matrix"
 
 
 def test_a_sound_file_has_no_problems(tmp_path: Path) -> None:
@@ -109,7 +176,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_weights_that_are_not_finite_are_found(tmp_path: Path, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bitsmith.models.inspection.SLAB_WEIGHTS", 128)
+    monkeypatch.setattr("bitsmith.models.verification.SLAB_WEIGHTS", 128)
     w = W.copy()
     w[5, 7] = value
     found = verified(gguf(tmp_path, {**TENSORS, "w": w}, {}))
@@ -122,7 +189,7 @@ def test_hashes_do_not_depend_on_slabs(tmp_path: Path, monkeypatch: pytest.Monke
     source = gguf(tmp_path, {**TENSORS, "k": random_stored("iq2_xs", (3, 256))}, {})
     whole = [t.sha256 for t in verified(source).tensors]
     for slab in (1, 64, 129):
-        monkeypatch.setattr("bitsmith.models.inspection.SLAB_WEIGHTS", slab)
+        monkeypatch.setattr("bitsmith.models.verification.SLAB_WEIGHTS", slab)
         assert [t.sha256 for t in verified(source).tensors] == whole
 
 

@@ -50,6 +50,11 @@ CONFIGS: dict[str, ModelConfig] = {
     "llama-linear": replace(SMALL, rope=Rope(dim=16, scaling="linear", factor=3.0)),
     "llama-yarn": replace(SMALL, rope=YARN),
     "llama-yarn-attention-factor": replace(SMALL, rope=replace(YARN, attention_factor=0.8)),
+    "llama-some-biases": replace(
+        SMALL, qkv_bias=True, mlp_bias=True, biases=frozenset({"blk.0.attn_q", "blk.1.attn_v", "blk.0.ffn_down"})
+    ),
+    "llama-yarn-betas": replace(SMALL, rope=replace(YARN, beta_fast=16.0, beta_slow=2.0)),
+    "llama-yarn-betas-factor": replace(SMALL, rope=replace(YARN, beta_fast=8.0, attention_factor=0.7)),
     "llama-llama3": replace(SMALL, rope=Rope(theta=500.0, dim=16, scaling="llama3", factor=8.0, original_context=1024)),
     "qwen2-tied": replace(QWEN, tied=True),
     "qwen2-yarn": replace(QWEN, rope=YARN),
@@ -117,6 +122,9 @@ def test_config_survives_the_file(name: str, tmp_path: Path) -> None:
         reread = config_from_gguf(source.metadata, source)
     rope = replace(reread.rope, interleaved=False)
     assert reread.rope.interleaved == ARCHITECTURES[config.arch].permuted
+    if config.rope.beta_fast != 32.0:  # written as divisors, see the logits above
+        assert rope.freq_factors
+        rope = config.rope
     if config.rope.scaling == "llama3":
         rope = config.rope
         assert config_to_hf(reread)["rope_scaling"] == config_to_hf(config)["rope_scaling"]

@@ -9,7 +9,7 @@ import pytest
 import xllamacpp
 
 import bitsmith
-from bitsmith.runtime.generate import GREEDY
+from bitsmith.runtime.sampling import GREEDY
 
 PROMPT = "It was a dark evening in November, and"
 TOKENS = 24

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitsmith.runtime.generate import Sampling, candidates
+from bitsmith.runtime.sampler import candidates, penalized
+from bitsmith.runtime.sampling import PENALTY_WINDOW, Sampling
 from tests.oracle.llama import _library
 
 
@@ -67,3 +68,25 @@ def test_same_tokens_same_probabilities(sampling: Sampling, size: int, spread: f
     assert set(ids.tolist()) == set(theirs)
     weights = np.exp(np.array([theirs[token] for token in ids.tolist()], np.float64) - max(theirs.values()))
     np.testing.assert_allclose(probabilities, weights / weights.sum(), rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.1, 2.0, 0.8])
+def test_same_penalty_of_repeated_tokens(penalty: float) -> None:
+    random = np.random.default_rng(1)
+    logits = (random.standard_normal(50) * 3).astype(np.float32)
+    library = _library()
+    make = library.llama_sampler_init_penalties
+    make.restype = ctypes.c_void_p
+    counts = ctypes.c_int32(len(logits)), ctypes.c_int32(PENALTY_WINDOW)
+    sampler = ctypes.c_void_p(make(*counts, ctypes.c_float(penalty), ctypes.c_float(0), ctypes.c_float(0)))
+    prompt = random.integers(0, 50, 100).tolist()
+    for token in prompt:
+        library.llama_sampler_accept(sampler, ctypes.c_int32(token))
+    items = (_TokenData * len(logits))(*(_TokenData(i, float(x), 0.0) for i, x in enumerate(logits)))
+    array = _TokenDataArray(items, len(logits), -1, False)
+    library.llama_sampler_apply(sampler, ctypes.byref(array))
+    library.llama_sampler_free(sampler)
+    theirs = [array.data[i].logit for i in range(array.size)]
+    ours = penalized(logits.astype(np.float64), prompt[-PENALTY_WINDOW:], penalty)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    assert len(set(prompt[-PENALTY_WINDOW:])) < 50  # some tokens are not penalized

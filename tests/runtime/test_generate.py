@@ -11,16 +11,9 @@ import pytest
 from bitsmith.errors import TensorError, UsageError
 from bitsmith.models.arch.config import Rope
 from bitsmith.runtime.decoder import Decoder
-from bitsmith.runtime.generate import (
-    GREEDY,
-    Completion,
-    Generated,
-    Sampler,
-    Sampling,
-    candidates,
-    generate,
-    generate_batch,
-)
+from bitsmith.runtime.generate import Completion, Generated, generate, generate_batch
+from bitsmith.runtime.sampler import Sampler, candidates, penalized
+from bitsmith.runtime.sampling import GREEDY, PENALTY_WINDOW, Sampling
 from tests.runtime.small import TINY, decoder_of, random_tensors
 
 ALL = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0)
@@ -76,6 +69,24 @@ def test_ties_go_to_the_lower_id() -> None:
     assert Sampler(GREEDY)(flat) == 0
 
 
+def test_repeated_tokens_become_less_likely() -> None:
+    logits = np.array([2.0, -2.0, 0.0, 3.0])
+    np.testing.assert_allclose(penalized(logits, [0, 1, 2, 0], 2.0), [1.0, -4.0, 0.0, 3.0])
+    assert penalized(logits, [0, 1], 1.0) is logits
+    assert penalized(logits, [], 2.0) is logits
+    assert logits.tolist() == [2.0, -2.0, 0.0, 3.0]
+
+
+def test_the_penalty_looks_back_on_prompt_and_text_alike() -> None:
+    sampling = replace(GREEDY, repeat_penalty=4.0)
+    sampler = Sampler(sampling, prompt=[3])
+    logits = np.array([2.0, 1.0, 0.5, 3.0])
+    assert [sampler(logits) for _ in range(4)] == [0, 1, 3, 3]  # 3 became 0.75, later all are penalized
+    far = Sampler(sampling, prompt=[3] + [0] * PENALTY_WINDOW)
+    assert far(logits) == 3  # 64 tokens ago
+    assert Sampler(sampling, prompt=[3] + [0] * (PENALTY_WINDOW - 1))(logits) == 1
+
+
 def test_draws_follow_the_probabilities() -> None:
     sampler = Sampler(ALL)
     counts = np.bincount([sampler(LOGITS) for _ in range(20000)], minlength=5)
@@ -110,6 +121,10 @@ def test_logits_that_are_not_finite(bad: float) -> None:
         {"min_p": -0.1},
         {"min_p": 1.5},
         {"seed": -1},
+        {"repeat_penalty": 0.0},
+        {"repeat_penalty": float("inf")},
+        {"temperature": "warm"},
+        {"top_k": 1.5},
     ],
 )
 def test_sampling_out_of_range(options: dict[str, Any]) -> None:
@@ -202,6 +217,27 @@ def test_batch_reasons(decoder: Decoder) -> None:
     assert (short.reason, len(short.tokens)) == ("context", 24)
     assert (long.reason, len(long.tokens)) == ("context", 1)
     assert generate_batch(decoder, [], max_tokens=1) == list[Completion]()
+
+
+def test_sequences_that_ended_are_not_computed_on(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [[5], [3, 1, 4], list(range(23))]
+    alone = [_slow(decoder, prompt, 6) for prompt in prompts]
+    end = alone[1][2]
+    rows: list[int] = []
+    real = decoder.prefill
+
+    def counted(tokens: np.ndarray, *rest: Any, **words: Any) -> Any:
+        rows.append(tokens.shape[0])
+        return real(tokens, *rest, **words)
+
+    monkeypatch.setattr(decoder, "prefill", counted)
+    done = generate_batch(decoder, prompts, max_tokens=6, sampling=GREEDY, end_ids={end})
+    lengths = [len(completion.tokens) for completion in done]
+    assert [list(completion.tokens) for completion in done] == [
+        tokens[:length] for tokens, length in zip(alone, lengths, strict=True)
+    ]
+    assert lengths[1] <= 3
+    assert rows == [3, *(sum(length > step for length in lengths) for step in range(1, max(lengths)))]
 
 
 @pytest.mark.parametrize(("prompt", "max_tokens"), [([], 5), (list(range(25)), 5), ([1], 0)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from bitsmith.models.arch.gguf_config import config_to_gguf
 from bitsmith.models.arch.names import hf_name, is_permuted, permute_rows
 from bitsmith.models.arch.tensors import expected_tensors
 from bitsmith.models.checkpoint import open_checkpoint
-from bitsmith.runtime.generate import GREEDY, generate
+from bitsmith.runtime.generate import Generated, generate
 from bitsmith.runtime.language_model import LanguageModel
+from bitsmith.runtime.sampling import GREEDY, Sampling
+from bitsmith.runtime.text_stream import GenerationStats, TimedTokens
 from bitsmith.runtime.torch import model as torch_model
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.model import choose_kernel, dense_bytes
@@ -112,6 +115,59 @@ def test_rows_that_pad_the_embedding_are_not_shown() -> None:
     assert shown != text
 
 
+def test_sampling_by_keyword() -> None:
+    model = _model()
+    warm = Sampling(temperature=1.5, top_k=7, seed=3)
+    expected = model.generate("Hi", max_tokens=9, sampling=warm)
+    assert model.generate("Hi", max_tokens=9, temperature=1.5, top_k=7, seed=3) == expected
+    assert model.generate("Hi", max_tokens=9, sampling=replace(warm, seed=4), seed=3) == expected
+    assert "".join(model.stream("Hi", max_tokens=9, temperature=1.5, top_k=7, seed=3)) == expected
+    assert model.generate_batch(["Hi"], max_tokens=9, temperature=1.5, top_k=7, seed=3) == [expected]
+    assert model.chat("A", max_tokens=9, temperature=0) == model.generate(
+        [0, *map(ord, "user:A;")], max_tokens=9, temperature=0
+    )
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "A"}]
+    streamed = "".join(model.stream_chat(messages, max_tokens=9, temperature=0))
+    assert streamed == model.chat(messages, max_tokens=9, temperature=0)
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'temprature'. Did you mean 'temperature'"):
+        model.generate("Hi", temprature=0)  # type: ignore[call-arg]
+    with pytest.raises(UsageError, match="temperature must be 0 or more"):
+        model.chat("Hi", temperature=-1)
+    assert "temperature" in str(signature(model.generate))
+
+
+def test_its_repr_is_short() -> None:
+    assert repr(_model()) == "LanguageModel('tiny', llama, 2 layers of 32, context 64)"
+
+
+def test_figures_of_a_stream() -> None:
+    model = _model()
+    stream = model.stream("Hello", max_tokens=4, temperature=0)
+    assert stream.stats == GenerationStats(prompt_tokens=6, reused_tokens=0)
+    assert (stream.stats.prompt_rate, stream.stats.generation_rate) == (None, None)
+    list(stream)
+    assert (stream.stats.generated_tokens, stream.stats.reason) == (4, "length")
+    assert model.stream("Help").stats.reused_tokens == 4
+    seconds = iter([0.0, 2.0, 10.0, 10.5, 20.0, 20.5])  # the caller's time between tokens does not count
+    tokens = iter([Generated(1), Generated(2), Generated(3, "end")])
+    timed = TimedTokens(tokens, prompt_tokens=10, reused_tokens=4, clock=lambda: next(seconds))
+    list(timed)
+    assert timed.stats == GenerationStats(10, 4, 3, 2.0, 1.0, "end")
+    assert (timed.stats.prompt_rate, timed.stats.generation_rate) == (3.0, 2.0)
+    assert timed.stats.to_dict()["prompt_rate"] == 3.0
+
+
+def test_without_a_limit_the_context_ends_the_text() -> None:
+    stream = _model().stream("Hello", max_tokens=None, temperature=0)
+    list(stream)
+    assert (stream.stats.generated_tokens, stream.stats.reason) == (64 - 6 + 1, "context")
+
+
+def test_no_end_token_means_no_early_end() -> None:
+    model = _model(_Letters(end_ids=frozenset()))
+    assert len(model.generate("Hi", max_tokens=40, temperature=0)) == 40
+
+
 def test_chat_ids() -> None:
     assert _model().chat_ids([{"role": "user", "content": "A"}]) == [0, *map(ord, "user:A;")]
 
@@ -194,6 +250,7 @@ class _Checkpoint:
     config: ModelConfig
     naming: str
     name: str = "x"
+    ignored: frozenset[str] = frozenset()
 
     def tokenizer(self) -> Any:
         return _Letters()

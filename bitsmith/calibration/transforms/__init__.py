@@ -5,7 +5,7 @@ A new transform is one file with a class as `Transform` describes, and one row h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,25 +19,26 @@ class TransformRow:
     """One row of the table.
 
     name: as in --method
-    make: makes the transform, given how inputs are rounded (None: not rounded)
+    make: makes the transform, given how the inputs of a block's linears are rounded, by the linear's name within the
+        block; the inputs of others are not
     rounded_inputs_only: whether it helps only if inputs are rounded too
     """
 
     name: str
-    make: Callable[[InputRounding | None], Transform]
+    make: Callable[[Mapping[str, InputRounding]], Transform]
     rounded_inputs_only: bool = False
 
 
-def _awq(inputs: InputRounding | None) -> Transform:
+def _awq(inputs: Mapping[str, InputRounding]) -> Transform:
     from bitsmith.calibration.transforms.awq import Awq
 
     return Awq()
 
 
-def _smoothquant(inputs: InputRounding | None) -> Transform:
+def _smoothquant(inputs: Mapping[str, InputRounding]) -> Transform:
     from bitsmith.calibration.transforms.smoothquant import SmoothQuant
 
-    return SmoothQuant() if inputs is None else SmoothQuant(input_rounding=inputs)
+    return SmoothQuant(inputs)
 
 
 TRANSFORMS: dict[str, TransformRow] = {

@@ -18,19 +18,18 @@ from bitsmith.quant.formats.base import Format
 from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.quant.rounders.nearest import nearest
 
-INT8 = InputRounding("int8", "token")
-
 
 @dataclass(frozen=True)
 class SmoothQuant:
     """The search for alpha, one group of linears at a time.
 
     steps: number of values of alpha, from 0 to 1 inclusive
-    input_rounding: how inputs are rounded; with scope "tensor", the scale comes from the largest input seen
+    inputs: how the input of each linear is rounded, by the linear's name within its block; the inputs of others are
+        not. With scope "tensor", the scale comes from the largest input seen
     """
 
+    inputs: Mapping[str, InputRounding]
     steps: int = 21
-    input_rounding: InputRounding = INT8
 
     @property
     def needs(self) -> frozenset[str]:
@@ -47,6 +46,8 @@ class SmoothQuant:
     ) -> Rescaling:
         """See `Transform`. The losses are squared errors of the outputs, averaged over the sample's tokens."""
         require(stats.sample, "a sample", group)
+        if not any(name in self.inputs for name in weights):
+            return Rescaling.none(group, rows.size, "its inputs are not rounded")
         ones = np.ones(rows.size, np.float32)
         before = self._loss(weights, formats, stats, ones)
         best, least, how = ones, before, "no rescaling lowers the error"
@@ -65,10 +66,15 @@ class SmoothQuant:
     def _loss(
         self, weights: Mapping[str, np.ndarray], formats: Mapping[str, Format], stats: Stats, scale: np.ndarray
     ) -> float:
-        inputs = with_absmax(self.input_rounding, stats.max_abs / scale)
-        rounded = inputs.rounded(stats.sample / scale)
+        scaled = stats.sample / scale
+        roundings = {name: self.inputs.get(name) for name in weights}
+        seen: dict[InputRounding | None, np.ndarray] = {None: scaled}  # linears of a group may round alike
+        for rounding in set(roundings.values()) - {None}:
+            assert rounding is not None
+            seen[rounding] = with_absmax(rounding, stats.max_abs / scale).rounded(scaled)
         total = 0.0
         for name, w in weights.items():
+            rounded = seen[roundings[name]]
             codes, params = nearest(w * scale, formats[name], stats.importance / (scale * scale))
             error = rounded @ formats[name].grid(params).values(codes).T - stats.sample @ w.T
             total += float(np.einsum("tr,tr->", error, error, dtype=np.float64))

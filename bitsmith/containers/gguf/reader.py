@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from bitsmith.containers.gguf.split import (
 )
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.containers.manifest import SET_KEY, check_one_set
+from bitsmith.containers.model_files import open_regular
 from bitsmith.errors import FileError, UsageError
 from bitsmith.quant.tensor import PackedTensor, QuantTensor, TensorInfo
 
@@ -192,9 +192,7 @@ class GgufSource:
 
     def _open(self, path: Path) -> _Part:
         try:
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                raise FileError(f"{path} is not a regular file; expected a GGUF file. Check the path")
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            descriptor = open_regular(path, "GGUF file")
         except OSError as cause:
             raise FileError(f"{path} cannot be opened: {cause.strerror}. Check the path") from None
         self._descriptors.append(descriptor)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Set
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 MAX_LAYERS = 4096  # no model has more; a file that says so is damaged
+_QKV = ("attn_q", "attn_k", "attn_v")
+_OUTPUT = ("attn_output",)
+_MLP = ("ffn_gate", "ffn_up", "ffn_down")
+LINEARS = (*_QKV, *_OUTPUT, *_MLP)  # of a block, in the order of computation, without "blk.N." and ".weight"
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class ModelConfig:
     window_layers: layers with a window; if it is empty and window > 0, all layers
     tied: True if the output projection is the token embedding
     qkv_bias, output_bias, mlp_bias: True if these linears have a bias
+    biases: the linears that have a bias ("blk.0.attn_q"), if only some of a kind do; None if the three flags say it
     qk_norm: True if there is an RMSNorm over each head of q and k (Qwen3)
     """
 
@@ -69,11 +75,24 @@ class ModelConfig:
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
+    biases: frozenset[str] | None = None
     qk_norm: bool = False
     activation: str = "silu"
 
-    def has_bias(self, linear: str) -> bool:
+    def has_bias(self, linear: str, layer: int) -> bool:
         """Whether a linear of a block has a bias; linear: GGUF's name without "blk.N." ("attn_q")."""
+        if self.biases is not None:
+            return f"blk.{layer}.{linear}" in self.biases
         if linear.startswith("ffn"):
             return self.mlp_bias
         return self.output_bias if linear == "attn_output" else self.qkv_bias
+
+    def with_biases(self, found: Set[str]) -> ModelConfig:
+        """The configuration of a model whose linears `found` have a bias ("blk.0.attn_q"); the others have none."""
+        everywhere = [
+            {f"blk.{layer}.{name}" for layer in range(self.layers) for name in kind} for kind in (_QKV, _OUTPUT, _MLP)
+        ]
+        qkv, output, mlp = (bool(kind & found) for kind in everywhere)
+        whole = all(kind <= found or not kind & found for kind in everywhere)
+        biases = None if whole else frozenset(found)
+        return replace(self, qkv_bias=qkv, output_bias=output, mlp_bias=mlp, biases=biases)

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-ATTENTION = ("attn_q", "attn_k", "attn_v")
-ALL_LINEARS = (*ATTENTION, "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+from bitsmith.models.arch.config import LINEARS
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Decoder:
 
     hf_classes: tuple[str, ...]
     permuted: bool = False
-    gguf_biases: tuple[str, ...] = ATTENTION
+    gguf_biases: tuple[str, ...] = LINEARS[:3]
     context: int = 2048
     kv_heads: int | None = None
     head_dim: int | None = None
@@ -86,10 +85,8 @@ _LAYER_NORM = Family(
 _GEMMA3 = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208}
 _GEMMA3 |= {"max_position_embeddings": 131072}
 
-_LLAMA = Decoder(("LlamaForCausalLM", "LLaMAForCausalLM"), permuted=True, gguf_biases=ALL_LINEARS)
-_MISTRAL = Decoder(
-    ("MistralForCausalLM",), permuted=True, gguf_biases=ALL_LINEARS, context=131072, kv_heads=8, window=4096
-)
+_LLAMA = Decoder(("LlamaForCausalLM", "LLaMAForCausalLM"), permuted=True, gguf_biases=LINEARS)
+_MISTRAL = Decoder(("MistralForCausalLM",), permuted=True, gguf_biases=LINEARS, context=131072, kv_heads=8, window=4096)
 _QWEN2 = Decoder(("Qwen2ForCausalLM",), context=32768, kv_heads=32, window=4096)
 _QWEN3 = Decoder(("Qwen3ForCausalLM",), context=32768, kv_heads=32, head_dim=128, window=4096)
 

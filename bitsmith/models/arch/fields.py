@@ -47,6 +47,18 @@ class Fields:
             raise self.fail(name, f"an integer in {minimum}..{maximum}", value)
         return int(value)
 
+    def given(self, name: str) -> bool:
+        """Whether the field has a value that is true in Python. Where transformers reads `if value` or `value or
+        default`, 0, "" and false count as missing; elsewhere only null does, see `has`."""
+        return bool(self.values.get(self.prefix + name))
+
+    def epsilon(self, name: str, default: float | None = None) -> float:
+        """A finite number of at least 0."""
+        value = self.number(name, default, positive=False)
+        if value < 0:
+            raise self.fail(name, "a number of at least 0", value)
+        return value
+
     def number(self, name: str, default: float | None = None, *, positive: bool = True) -> float:
         """A finite number, greater than zero if `positive`. Defaults and errors are those of `integer`."""
         value = self._get(name, default)
@@ -76,3 +88,8 @@ class Fields:
         if value is None:
             raise FileError(f"{self.origin}: {self.prefix}{name} is missing; it is needed for the model's shape.")
         return value
+
+
+def is_neutral(value: object) -> bool:
+    """Whether a field with this value says nothing: null, false, zero, or empty."""
+    return value is None or (isinstance(value, (bool, int, float, str, list, dict)) and not value)

@@ -14,9 +14,11 @@ import numpy as np
 from bitsmith.containers.base import Source
 from bitsmith.containers.gguf.metadata_values import GgufArray, Value, ValueType, array, f32, string, u32
 from bitsmith.errors import FileError, UnsupportedError
-from bitsmith.models.arch.config import MAX_LAYERS, ModelConfig, Rope
+from bitsmith.models.arch.config import LINEARS, MAX_LAYERS, ModelConfig, Rope
 from bitsmith.models.arch.fields import Fields
-from bitsmith.models.arch.rope import llama3_freq_factors, rope_magnitude, yarn_magnitude
+from bitsmith.models.arch.llamacpp import MAX_LAYERS as LLAMA_CPP_LAYERS
+from bitsmith.models.arch.llamacpp import USUAL_BETAS, check_keys, differences, reads_rope_freqs
+from bitsmith.models.arch.rope import llama3_freq_factors, rope_magnitude, yarn_freq_factors, yarn_magnitude
 from bitsmith.models.arch.spec import ARCHITECTURES, ArchSpec, spec_of_gguf
 from bitsmith.models.arch.tensors import ROPE_FREQS, expected_tensors
 
@@ -24,12 +26,13 @@ from bitsmith.models.arch.tensors import ROPE_FREQS, expected_tensors
 def config_to_gguf(config: ModelConfig, *, name: str) -> dict[str, Value]:
     """Typed values of general.architecture, general.name and all "{arch}." keys, in the order of llama.cpp's converter.
 
-    The "llama3" scaling is not a key but a tensor, see `rope_freqs`. llama.cpp reads no sliding window for our
-    families and attends to all tokens. The key is written for our own decoder.
-    Raises UnsupportedError for a bias that llama.cpp's loader does not read.
+    The "llama3" scaling is not a key but a tensor, see `rope_freqs`. Some keys are for our own decoder only, see
+    `llamacpp.IGNORED`.
+    Raises UnsupportedError for what llama.cpp's loader does not read or refuses: a bias, rope_freqs.weight, more layers
+    than it takes.
     """
     spec = ARCHITECTURES[config.arch]
-    _check_biases(config, spec)
+    _check_loadable(config, spec)
     keys: dict[str, Value] = {
         "block_count": u32(config.layers),
         "context_length": u32(config.context),
@@ -37,7 +40,7 @@ def config_to_gguf(config: ModelConfig, *, name: str) -> dict[str, Value]:
         "feed_forward_length": u32(config.intermediate),
         "attention.head_count": u32(config.heads),
         "attention.head_count_kv": u32(config.kv_heads),
-        **_rope_keys(config.rope),
+        **_rope_keys(config),
         "attention.layer_norm_rms_epsilon": f32(config.norm_eps),
         "attention.key_length": u32(config.head_dim),
         "attention.value_length": u32(config.head_dim),
@@ -55,33 +58,54 @@ def config_to_gguf(config: ModelConfig, *, name: str) -> dict[str, Value]:
 
 def rope_freqs(config: ModelConfig) -> np.ndarray | None:
     """The values of rope_freqs.weight, float32 [dim / 2], or None if the file needs no such tensor."""
-    if config.rope.scaling == "llama3":
-        return llama3_freq_factors(config.rope)
-    return np.asarray(config.rope.freq_factors, np.float32) if config.rope.freq_factors else None
+    rope = config.rope
+    if rope.scaling == "llama3":
+        return llama3_freq_factors(rope)
+    if _yarn_as_factors(config):
+        return yarn_freq_factors(rope)
+    return np.asarray(rope.freq_factors, np.float32) if rope.freq_factors else None
 
 
-def _check_biases(config: ModelConfig, spec: ArchSpec) -> None:
-    for tensor in expected_tensors(replace(config, layers=min(config.layers, 1))):
-        part, _, kind = tensor.removeprefix("blk.0.").rpartition(".")
-        if kind == "bias" and part not in spec.decoder.gguf_biases:
+def _yarn_as_factors(config: ModelConfig) -> bool:
+    """Whether YaRN is written as rope_freqs.weight, because llama.cpp ignores the keys of its parameters."""
+    rope = config.rope
+    usual = (rope.beta_fast, rope.beta_slow) == USUAL_BETAS
+    return rope.scaling == "yarn" and not usual and reads_rope_freqs(ARCHITECTURES[config.arch].gguf)
+
+
+def _check_loadable(config: ModelConfig, spec: ArchSpec) -> None:
+    if config.layers > LLAMA_CPP_LAYERS:
+        raise UnsupportedError(
+            f"the model has {config.layers} layers, and llama.cpp takes at most {LLAMA_CPP_LAYERS}; write --to "
+            "native/... instead."
+        )
+    for tensor in expected_tensors(config):
+        _, _, part = tensor.removesuffix(".bias").rpartition(".")
+        if tensor.endswith(".bias") and part not in spec.decoder.gguf_biases:
             raise UnsupportedError(
                 f"{tensor}: llama.cpp reads no such bias in a {spec.gguf} model, so it would not load the GGUF file; "
                 "write --to native/... instead."
             )
+    if rope_freqs(config) is not None and not reads_rope_freqs(spec.gguf):
+        raise UnsupportedError(
+            f"the model's rope scaling needs the tensor {ROPE_FREQS}, which llama.cpp does not read in a {spec.gguf} "
+            "model; write --to native/... instead."
+        )
 
 
-def _rope_keys(rope: Rope) -> dict[str, Value]:
+def _rope_keys(config: ModelConfig) -> dict[str, Value]:
+    rope, as_factors = config.rope, _yarn_as_factors(config)
     keys: dict[str, Value] = {}
-    if rope.scaling in ("linear", "yarn"):
+    if rope.scaling in ("linear", "yarn") and not as_factors:
         keys["rope.scaling.type"] = string(rope.scaling)
         keys["rope.scaling.factor"] = f32(rope.factor)
-    if rope.scaling == "yarn":
+    if rope.scaling == "yarn" and not as_factors:
         keys["rope.scaling.original_context_length"] = u32(rope.original_context)
         keys["rope.scaling.yarn_beta_fast"] = f32(rope.beta_fast)
         keys["rope.scaling.yarn_beta_slow"] = f32(rope.beta_slow)
-    if rope.attention_factor is not None:
+    if rope.attention_factor is not None or as_factors:
         # llama.cpp multiplies this key with YaRN's own 0.1 ln(factor) + 1
-        own = yarn_magnitude(rope.factor) if rope.scaling == "yarn" else 1.0
+        own = yarn_magnitude(rope.factor) if rope.scaling == "yarn" and not as_factors else 1.0
         keys["rope.scaling.attn_factor"] = f32(rope_magnitude(rope) / own)
     keys["rope.freq_base"] = f32(rope.theta)
     return keys
@@ -106,10 +130,11 @@ def config_from_gguf(metadata: Mapping[str, Any], source: Source) -> ModelConfig
     kv_heads = fields.integer("attention.head_count_kv", heads)
     if heads % kv_heads:
         raise fields.fail("attention.head_count_kv", f"a divisor of attention.head_count ({heads})", kv_heads)
-    window, window_layers = _window(fields, layers)
+    window, window_layers = _window(fields, layers, metadata)
+    check_keys(plain, spec.gguf, origin)
     tensors = source.tensors
     embedding = tensors.get("token_embd.weight")
-    return ModelConfig(
+    config = ModelConfig(
         arch=spec.name,
         layers=layers,
         hidden=hidden,
@@ -119,16 +144,21 @@ def config_from_gguf(metadata: Mapping[str, Any], source: Source) -> ModelConfig
         head_dim=(head_dim := _head_dim(fields, hidden, heads)),
         vocab=fields.integer("vocab_size", embedding.rows if embedding else None),
         context=fields.integer("context_length"),
-        norm_eps=fields.number("attention.layer_norm_rms_epsilon"),
+        norm_eps=fields.epsilon("attention.layer_norm_rms_epsilon"),
         rope=_rope(fields, spec, head_dim, source),
         window=window,
         window_layers=window_layers,
         tied="output.weight" not in tensors,
-        qkv_bias="blk.0.attn_q.bias" in tensors,
-        output_bias="blk.0.attn_output.bias" in tensors,
-        mlp_bias="blk.0.ffn_down.bias" in tensors,
         qk_norm=spec.qk_norm,
     )
+    linears = (f"blk.{layer}.{name}" for layer in range(layers) for name in LINEARS)
+    return config.with_biases({linear for linear in linears if f"{linear}.bias" in tensors})
+
+
+def gguf_notes(metadata: Mapping[str, Any], config: ModelConfig, origin: str) -> tuple[str, ...]:
+    """Notes about a GGUF file: unknown keys, and how llama.cpp's results differ from our decoder's."""
+    plain = {key: plain_value(value) for key, value in metadata.items() if not key.startswith("tokenizer.")}
+    return (*check_keys(plain, ARCHITECTURES[config.arch].gguf, origin), *differences(config))
 
 
 def plain_value(value: Any) -> Any:
@@ -157,14 +187,26 @@ def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
     return head_dim
 
 
-def _window(fields: Fields, layers: int) -> tuple[int, tuple[int, ...]]:
-    window = fields.integer("attention.sliding_window", 0, minimum=0)
-    pattern = fields.values.get(f"{fields.prefix}attention.sliding_window_pattern")
+def _window(fields: Fields, layers: int, metadata: Mapping[str, Any]) -> tuple[int, tuple[int, ...]]:
+    """The window in tokens (0 for none), and the layers with a window (empty for all).
+
+    The pattern is one boolean or 0 or 1 for each layer, or a number n: one layer of n has no window (llama.cpp).
+    """
+    key = f"{fields.prefix}attention.sliding_window_pattern"
+    window, pattern = fields.integer("attention.sliding_window", 0, minimum=0), metadata.get(key)
+    if isinstance(pattern, (Value, GgufArray)):
+        pattern = pattern.plain()
+    if isinstance(pattern, np.ndarray):
+        pattern = pattern.tolist()
     if not window or pattern is None:
         return window, ()
-    if not isinstance(pattern, list) or len(pattern) != layers:
+    if isinstance(pattern, int) and not isinstance(pattern, bool):
+        every = fields.integer("attention.sliding_window_pattern", minimum=0)
+        pattern = [not every or layer % every < every - 1 for layer in range(layers)]
+    if not isinstance(pattern, list) or len(pattern) != layers or any(slides not in (0, 1) for slides in pattern):
         raise fields.fail("attention.sliding_window_pattern", f"{layers} booleans", pattern)
-    return window, tuple(layer for layer, slides in enumerate(pattern) if slides)
+    sliding = tuple(layer for layer, slides in enumerate(pattern) if slides)
+    return (window, sliding) if sliding else (0, ())
 
 
 def _rope(fields: Fields, spec: ArchSpec, head_dim: int, source: Source) -> Rope:
@@ -186,7 +228,8 @@ def _rope(fields: Fields, spec: ArchSpec, head_dim: int, source: Source) -> Rope
             rope,
             scaling="yarn",
             factor=factor,
-            original_context=fields.integer("rope.scaling.original_context_length", fields.integer("context_length")),
+            original_context=fields.integer("rope.scaling.original_context_length", 0, minimum=0)
+            or fields.integer("context_length"),
             beta_fast=fields.number("rope.scaling.yarn_beta_fast", 32.0),
             beta_slow=fields.number("rope.scaling.yarn_beta_slow", 1.0),
         )

@@ -11,6 +11,7 @@ import numpy as np
 from bitsmith.errors import UnsupportedError
 from bitsmith.models.arch.config import MAX_LAYERS, ModelConfig, Rope
 from bitsmith.models.arch.fields import Fields
+from bitsmith.models.arch.hf_fields import check_fields
 from bitsmith.models.arch.rope import llama3_freq_factors, yarn_magnitude
 from bitsmith.models.arch.spec import ARCHITECTURES, ArchSpec, spec_of_hf
 
@@ -20,7 +21,8 @@ def config_from_hf(config: Mapping[str, Any], *, origin: str = "config.json") ->
 
     origin: name of the file, for errors
     Fields for which transformers has a default may be missing. Raises FileError for a missing field and for impossible
-    or contradictory values, UnsupportedError for an unknown architecture, activation or rope scaling.
+    or contradictory values, UnsupportedError for an unknown architecture, activation or rope scaling, and for a field
+    that changes the computation and is not read.
     """
     fields = Fields(config, origin)
     spec = spec_of_hf(_classes(fields), config.get("model_type"), origin)
@@ -37,6 +39,8 @@ def config_from_hf(config: Mapping[str, Any], *, origin: str = "config.json") ->
     if activation not in ("silu", "swish"):
         raise UnsupportedError(f"{origin}: hidden_act {activation!r} is not supported; expected silu.")
     window, window_layers = _window(fields, spec, layers)
+    rope = _rope(fields, head_dim, context)
+    check_fields(config, spec.name, origin)
     attention_bias = fields.flag("attention_bias", False) if spec.name in ("llama", "qwen3") else False
     return ModelConfig(
         arch=spec.name,
@@ -48,8 +52,8 @@ def config_from_hf(config: Mapping[str, Any], *, origin: str = "config.json") ->
         head_dim=head_dim,
         vocab=fields.integer("vocab_size"),
         context=context,
-        norm_eps=fields.number("rms_norm_eps", 1e-6),
-        rope=_rope(fields, head_dim, context),
+        norm_eps=fields.epsilon("rms_norm_eps", 1e-6),
+        rope=rope,
         window=window,
         window_layers=window_layers,
         tied=fields.flag("tie_word_embeddings", False),
@@ -85,10 +89,12 @@ def _window(fields: Fields, spec: ArchSpec, layers: int) -> tuple[int, tuple[int
         return 0, ()
     if spec.windowed == "always":
         return fields.integer("sliding_window", spec.decoder.window), ()
+    types = fields.values.get("layer_types")
     if not fields.flag("use_sliding_window", False):
+        if isinstance(types, list) and "sliding_attention" in types:
+            raise fields.fail("layer_types", "no sliding_attention, since use_sliding_window is false", types)
         return 0, ()
     window = fields.integer("sliding_window", spec.decoder.window)
-    types = fields.values.get("layer_types")
     if types is None:
         first = fields.integer("max_window_layers", 28, minimum=0)
         sliding = tuple(range(min(first, layers), layers))
@@ -118,8 +124,9 @@ def _rope(fields: Fields, head_dim: int, context: int) -> Rope:
     plain = Rope(theta=theta, dim=head_dim)
     if kind in ("default", "none"):
         return plain
-    original = scaling.integer(
-        "original_max_position_embeddings", fields.integer("original_max_position_embeddings", context)
+    # transformers lets the field outside rope_scaling win
+    original = fields.integer(
+        "original_max_position_embeddings", scaling.integer("original_max_position_embeddings", context)
     )
     if kind == "linear":
         return replace(plain, scaling="linear", factor=scaling.number("factor"))
@@ -141,17 +148,17 @@ def _llama3(scaling: Fields, rope: Rope) -> Rope:
 
 
 def _yarn(scaling: Fields, rope: Rope) -> Rope:
-    if not scaling.flag("truncate", True):
+    if "truncate" in scaling.values and not scaling.given("truncate"):
         raise UnsupportedError(f"{scaling.origin}: yarn with truncate false is not supported.")
     attention_factor = scaling.number("attention_factor") if scaling.has("attention_factor") else None
-    if attention_factor is None and scaling.has("mscale") and scaling.has("mscale_all_dim"):
+    if attention_factor is None and scaling.given("mscale") and scaling.given("mscale_all_dim"):
         numerator = yarn_magnitude(rope.factor, scaling.number("mscale", positive=False))
         attention_factor = numerator / yarn_magnitude(rope.factor, scaling.number("mscale_all_dim", positive=False))
     return replace(
         rope,
         attention_factor=attention_factor,
-        beta_fast=scaling.number("beta_fast", 32.0),
-        beta_slow=scaling.number("beta_slow", 1.0),
+        beta_fast=scaling.number("beta_fast") if scaling.given("beta_fast") else 32.0,
+        beta_slow=scaling.number("beta_slow") if scaling.given("beta_slow") else 1.0,
     )
 
 
@@ -198,6 +205,11 @@ def _window_fields(config: ModelConfig, spec: ArchSpec) -> dict[str, Any]:
 
 def _bias_fields(config: ModelConfig, spec: ArchSpec) -> dict[str, Any]:
     has = (config.qkv_bias, config.output_bias, config.mlp_bias)
+    if config.biases is not None:
+        raise UnsupportedError(
+            f"only some linears of the model have a bias, and transformers has no class for such a {config.arch} "
+            "model; write GGUF."
+        )
     if spec.name == "llama" and config.qkv_bias == config.output_bias:
         return {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
     if spec.name == "qwen3" and config.qkv_bias == config.output_bias and not config.mlp_bias:

@@ -31,15 +31,16 @@ _GLOBAL_BACK = {gguf: hf for hf, gguf in _GLOBAL.items()}
 _LAYER_BACK = {gguf: hf for hf, gguf in _LAYER.items()}
 _HF_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,4})\.(.+)\.(weight|bias)")
 _GGUF_LAYER = re.compile(r"blk\.(0|[1-9]\d{0,4})\.(.+)\.(weight|bias)")
-_SKIPPED = re.compile(r"(model\.(layers\.\d+\.self_attn\.)?)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
+_BUFFER = re.compile(r"(.+\.)?(rotary_emb\.(original_)?(inv_freq|cos_cached|sin_cached)|masked_bias)")
 
 
 def skipped(hf_name: str, *, tied: bool) -> bool:
     """Whether a tensor of a Hugging Face file is not needed.
 
-    Old checkpoints store rotary buffers. With tied embeddings, some files store the embedding twice.
+    Old checkpoints store buffers of rotary embeddings and masks. With tied embeddings, some files store the embedding
+    twice.
     """
-    return _SKIPPED.fullmatch(hf_name) is not None or (tied and hf_name == "lm_head.weight")
+    return _BUFFER.fullmatch(hf_name) is not None or (tied and hf_name == "lm_head.weight")
 
 
 def gguf_name(hf_name: str) -> str | None:

@@ -45,6 +45,13 @@ def llama3_freq_factors(rope: Rope) -> np.ndarray:
     return np.asarray(_llama3_factors(rope, _plain(rope)), np.float32)
 
 
+def yarn_freq_factors(rope: Rope) -> np.ndarray:
+    """Divisors of the plain frequencies under YaRN, for readers that do not know its parameters: float32 [dim / 2]."""
+    kept = _yarn_kept(rope)
+    own = np.asarray(rope.freq_factors, np.float64) if rope.freq_factors else np.ones(rope.dim // 2)
+    return np.asarray(own / (kept + (1 - kept) / rope.factor), np.float32)
+
+
 def _plain(rope: Rope) -> np.ndarray:
     return np.asarray(np.power(rope.theta, -np.arange(0, rope.dim, 2, dtype=np.float64) / rope.dim))
 

@@ -3,31 +3,49 @@
 from __future__ import annotations
 
 import codecs
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
+from bitsmith.containers.hf_folder import read_text
 from bitsmith.errors import FileError, UnsupportedError
-from bitsmith.models.tokenizer.from_gguf import to_tokenizers, vocabulary_from_gguf
-from bitsmith.models.tokenizer.from_hf import read_unpadded
+from bitsmith.models.tokenizer.chat import TemplateRenderer
+from bitsmith.models.tokenizer.encoders import Encoder, LibraryEncoder, LimitedEncoder, LimitedEncoders, panics_named
+from bitsmith.models.tokenizer.from_gguf import encodes_in_linear_time, to_tokenizers, vocabulary_from_gguf
+from bitsmith.models.tokenizer.from_hf import unpadded
+from bitsmith.models.tokenizer.hf_files import read_files
+from bitsmith.models.tokenizer.pipeline import is_linear
+from bitsmith.models.tokenizer.spelled import Renamed, marked, renamed, unused_guard
 from bitsmith.models.tokenizer.vocabulary import TokenType, Vocabulary, piece
 
 __all__ = ["StreamDecoder", "Tokenizer", "Vocabulary"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text of a tokenizer.json, the file, and whether encoding with it takes linear time (see `pipeline`)."""
+
+    text: str
+    origin: str
+    linear: bool
 
 
 class Tokenizer:
     """Encodes and decodes text, with special tokens and the chat template.
 
     vocabulary: the tokenizer as data
-    source: text of a tokenizer.json for encoding, without its post-processor; None to encode by the vocabulary
+    source: a tokenizer.json for encoding, without its post-processor; None to encode by the vocabulary
     """
 
-    def __init__(self, vocabulary: Vocabulary, source: str | None = None) -> None:
+    def __init__(self, vocabulary: Vocabulary, source: Source | None = None) -> None:
         self.vocabulary = vocabulary
         self._source = source
+        self._kept: Renamed | None = None
 
     @classmethod
     def from_folder(cls, path: Path) -> Tokenizer:
@@ -35,9 +53,12 @@ class Tokenizer:
 
         Raises FileError, UnsupportedError.
         """
-        vocabulary = read_unpadded(path)
-        file = path / "tokenizer.json"
-        return cls(vocabulary, file.read_text("utf-8") if file.is_file() else None)
+        files = read_files(path)
+        source = None
+        if files.tokenizer:
+            file = path / "tokenizer.json"
+            source = Source(read_text(file), str(file), is_linear(files.tokenizer))
+        return cls(unpadded(files), source)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], *, pre: str | None = None) -> Tokenizer:
@@ -58,11 +79,7 @@ class Tokenizer:
         Raises FileError for a text that is not Unicode.
         """
         encoder = self._parsing if parse_special else self._plain
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise FileError(f"the text is not Unicode: a lone surrogate at character {error.start}") from error
-        ids: list[int] = encoder.encode(text, add_special_tokens=False).ids
+        ids: list[int] = encoder.encode(_unicode(text), add_special_tokens=False).ids
         if not add_special:
             return ids
         special = self.vocabulary.special
@@ -101,6 +118,11 @@ class Tokenizer:
         """Whether the model wants the start token before a text."""
         return self.vocabulary.add_bos
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model has a chat template."""
+        return self.vocabulary.chat_template is not None
+
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -129,9 +151,9 @@ class Tokenizer:
             )
         roles = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
         special = {f"{role}_token": self.vocabulary.token(role) for role in roles}
-        from bitsmith.models.tokenizer.chat import render  # imported here because jinja2 is slow to import
-
-        return render(text, messages, special=special, add_generation_prompt=add_generation_prompt, tools=tools)
+        return self._templates.render(
+            text, messages, special=special, add_generation_prompt=add_generation_prompt, tools=tools
+        )
 
     def encode_chat(
         self,
@@ -141,33 +163,100 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: str | None = None,
     ) -> list[int]:
-        """Ids of a conversation: the text of `chat`, with exactly one start token if the model wants one."""
+        """Ids of a conversation: the text of `chat`, with exactly one start token if the model wants one.
+
+        Special tokens are those that the template writes. Where a message spells one out, it is plain text.
+        """
+        written = template or self.vocabulary.chat_template or ""
+        messages, markers = marked(messages, self._special, avoid=written + "".join(self._special))
         text = self.chat(messages, add_generation_prompt=add_generation_prompt, tools=tools, template=template)
-        ids = self.encode(text, add_special=False, parse_special=True)
+        if markers:
+            ids = self._renamed(text + "".join(self._special)).ids(_unicode(text), markers)
+        else:
+            ids = self.encode(text, add_special=False, parse_special=True)
         if self.adds_bos and self.bos is not None and ids[:1] != [self.bos]:
             ids.insert(0, self.bos)
         return ids
 
     @cached_property
-    def _parsing(self) -> tokenizers.Tokenizer:
-        return self._encoder()
+    def _templates(self) -> TemplateRenderer:
+        return TemplateRenderer()
 
     @cached_property
-    def _plain(self) -> tokenizers.Tokenizer:
-        encoder = self._encoder()
-        encoder.encode_special_tokens = True
-        return encoder
+    def _parsing(self) -> Encoder:
+        return self._encoder(plain=False)
 
-    def _encoder(self) -> tokenizers.Tokenizer:
+    @cached_property
+    def _plain(self) -> Encoder:
+        return self._encoder(plain=True)
+
+    @cached_property
+    def _limited(self) -> LimitedEncoders:
+        """The encoders of a tokenizer that may take more than linear time."""
+        return LimitedEncoders(self._whole.text, self._whole.origin)
+
+    @cached_property
+    def _whole(self) -> Source:
+        """The tokenizer as a tokenizer.json."""
+        if self._source is not None:
+            return self._source
+        text = to_tokenizers(self.vocabulary).to_str()
+        return Source(text, "the tokenizer", encodes_in_linear_time(self.vocabulary))
+
+    @cached_property
+    def _special(self) -> frozenset[str]:
+        """Texts of special tokens."""
+        vocabulary = self.vocabulary
+        kinds = (TokenType.CONTROL, TokenType.UNKNOWN)
+        control = {text for text, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind in kinds}
         if self._source is None:
-            return to_tokenizers(self.vocabulary)
-        try:
-            encoder = tokenizers.Tokenizer.from_str(self._source)
-        except Exception as error:  # the library has no narrower exception
-            raise FileError(f"tokenizer.json: the tokenizers library cannot load it: {error}") from error
-        encoder.no_truncation()
-        encoder.no_padding()
-        return encoder
+            added = to_tokenizers(vocabulary).get_added_tokens_decoder().values()
+            return frozenset(token.content for token in added if token.special or token.content in control)
+        listed = json.loads(self._source.text).get("added_tokens", [])
+        return frozenset(entry["content"] for entry in listed if entry.get("special") or entry["content"] in control)
+
+    def _renamed(self, text: str) -> Renamed:
+        """An encoder whose names of special tokens do not occur in `text`; usually the one of the last call."""
+        if self._kept is None or self._kept.guard in text:
+            guard = unused_guard(text)
+            whole, names, others = renamed(self._whole.text, self._special, guard)
+            source = replace(self._whole, text=whole)
+            encoder = LibraryEncoder(_loaded(source), source.origin) if source.linear else _limited(source)
+            self._kept = Renamed(encoder, guard, names, others)
+        return self._kept
+
+    def _encoder(self, *, plain: bool) -> Encoder:
+        source = self._source
+        if not (encodes_in_linear_time(self.vocabulary) if source is None else source.linear):
+            return LimitedEncoder(self._limited, plain)
+        origin = "the tokenizer" if source is None else source.origin
+        with panics_named(origin):
+            encoder = to_tokenizers(self.vocabulary) if source is None else _loaded(source)
+        encoder.encode_special_tokens = plain
+        return LibraryEncoder(encoder, origin)
+
+
+def _limited(source: Source) -> Encoder:
+    return LimitedEncoder(LimitedEncoders(source.text, source.origin), plain=False)
+
+
+def _loaded(source: Source) -> tokenizers.Tokenizer:
+    try:
+        encoder = tokenizers.Tokenizer.from_str(source.text)
+    except Exception as error:  # the library has no narrower exception
+        raise FileError(f"{source.origin}: the tokenizers library cannot load it: {error}") from error
+    encoder.no_truncation()
+    encoder.no_padding()
+    return encoder
+
+
+def _unicode(text: str) -> str:
+    """The text. Raises FileError where it is not Unicode."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise FileError(f"the text is not Unicode: a lone surrogate at character {error.start}") from error
+    return text
 
 
 class StreamDecoder:

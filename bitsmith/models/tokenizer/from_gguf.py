@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from bitsmith.errors import FileError, UnsupportedError
+from bitsmith.models.tokenizer.pipeline import looks_far_ahead
 from bitsmith.models.tokenizer.pretokenizers import pretokenizer
 from bitsmith.models.tokenizer.vocabulary import END_TEXTS, TokenType, Vocabulary, end_ids_by_text
 
@@ -35,9 +37,14 @@ SPECIAL_KEYS: dict[str, str] = {
 END_IDS_KEY = "tokenizer.ggml.eos_token_ids"
 TEMPLATE_KEY = "tokenizer.chat_template"
 
-# llama.cpp's defaults for missing keys
-_DEFAULTS = {"gpt2": {"bos": 11, "eos": 11}, "llama": {"bos": 1, "eos": 2, "unk": 0}}
+# Ids for missing keys, with the texts that these tokens must have. llama.cpp looks at no text, and takes token 11 for
+# both ends of a byte-level BPE: in most vocabularies that is "(", at which no text ends.
+_DEFAULTS: dict[str, dict[str, tuple[int, str]]] = {
+    "gpt2": {},
+    "llama": {"bos": (1, "<s>"), "eos": (2, "</s>"), "unk": (0, "<unk>")},
+}
 _ALWAYS_SHOWN = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"))
+_MOST_MERGE_WORK = 100_000_000  # characters to compare; a vocabulary of 256,000 tokens needs some 20 million
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 
 
@@ -62,7 +69,7 @@ def vocabulary_from_gguf(metadata: Mapping[str, Any], *, pre: str | None = None)
     merges = _strings(metadata, "tokenizer.ggml.merges") if model == "gpt2" else []
     name = pre or str(metadata.get("tokenizer.ggml.pre") or "default")
     row = pretokenizer(name) if model == "gpt2" else None
-    special = _special_ids(metadata, model, len(tokens))
+    special = _special_ids(metadata, model, tokens)
     listed = {int(i) for i in _vector(metadata.get(END_IDS_KEY, []), END_IDS_KEY)}
     listed |= {special[role] for role in _ENDS if role in special}
     vocabulary = Vocabulary(
@@ -126,6 +133,11 @@ def to_tokenizers(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def encodes_in_linear_time(vocabulary: Vocabulary) -> bool:
+    """Whether encoding with the vocabulary takes linear time on any text."""
+    return vocabulary.model != "gpt2" or not any(map(looks_far_ahead, pretokenizer(vocabulary.pre).splits))
+
+
 def tokenizer_json(vocabulary: Vocabulary) -> str:
     """The text of a `tokenizer.json` (Hugging Face tokenizers) that encodes and decodes like the vocabulary."""
     return _with_start_and_end(to_tokenizers(vocabulary).to_str(), vocabulary)
@@ -184,12 +196,20 @@ def _pairs(vocabulary: Vocabulary, ids: Mapping[str, int]) -> list[tuple[str, st
 def _merges_by_score(vocabulary: Vocabulary, ids: Mapping[str, int]) -> list[tuple[str, str]]:
     """All pairs of tokens that form a token, the highest score first. llama.cpp's SPM merges all such pairs."""
     order = sorted(range(len(vocabulary.tokens)), key=lambda i: (-vocabulary.scores[i], i))
+    lengths = sorted({len(text) for text in vocabulary.tokens})
+    known = frozenset(lengths)
+    work = 0
     pairs = []
     for token in order:
         text = vocabulary.tokens[token]
-        for cut in range(1, len(text)):
-            if text[:cut] in ids and text[cut:] in ids:
-                pairs.append((text[:cut], text[cut:]))
+        cuts = [cut for cut in lengths[: bisect_left(lengths, len(text))] if len(text) - cut in known]
+        work += len(lengths) + len(text) * len(cuts)
+        if work > _MOST_MERGE_WORK:
+            raise FileError(
+                f"the vocabulary has tokens that are too long to find how they merge (token {token} has "
+                f"{len(text):,} characters); real ones have at most some hundreds: take the tokenizer from its source"
+            )
+        pairs += [(text[:cut], text[cut:]) for cut in cuts if text[:cut] in ids and text[cut:] in ids]
     return pairs
 
 
@@ -233,15 +253,15 @@ def _named(tokens: list[str]) -> list[str]:
     return [text or f"[EMPTY_{token}]" for token, text in enumerate(tokens)]
 
 
-def _special_ids(metadata: Mapping[str, Any], model: str, size: int) -> dict[str, int]:
-    """Ids by role. Like llama.cpp, it ignores ids beyond the vocabulary and has defaults for missing keys."""
-    special = {role: token for role, token in _DEFAULTS[model].items() if token < size}
-    if model == "gpt2" and SPECIAL_KEYS["bos"] not in metadata and not metadata.get("tokenizer.ggml.add_bos_token"):
-        special.pop("bos", None)
+def _special_ids(metadata: Mapping[str, Any], model: str, tokens: Sequence[str]) -> dict[str, int]:
+    """Ids by role. Ids beyond the vocabulary are ignored, as in llama.cpp; missing keys have `_DEFAULTS`."""
+    special = {
+        role: token for role, (token, text) in _DEFAULTS[model].items() if list(tokens[token : token + 1]) == [text]
+    }
     for role, key in SPECIAL_KEYS.items():
         token = metadata.get(key)
         if token is not None and not isinstance(token, int | np.integer):
             raise FileError(f"the key {key}: expected the id of a token, found {token!r:.80}; convert the model again")
-        if token is not None and 0 <= token < size:
+        if token is not None and 0 <= token < len(tokens):
             special[role] = int(token)
     return special

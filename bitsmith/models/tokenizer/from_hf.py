@@ -37,9 +37,8 @@ def read_tokenizer(folder: Path, *, pre: str | None = None, vocab_size: int) -> 
     return with_special(vocabulary, files).padded(vocab_size)
 
 
-def read_unpadded(folder: Path) -> Vocabulary:
+def unpadded(files: TokenizerFiles) -> Vocabulary:
     """The vocabulary without padding and without the name of the pre-tokenizer. Decoding needs neither."""
-    files = read_files(folder)
     return with_special(_vocabulary(files, None), files)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitsmith.containers.hf_folder import CONFIG, read_object
+from bitsmith.containers.hf_folder import CONFIG, read_object, read_text
 from bitsmith.errors import FileError
 
 
@@ -54,7 +54,7 @@ def read_files(folder: Path) -> TokenizerFiles:
 
 def _read(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if there is no such file. Raises FileError if it holds no JSON object."""
-    return read_object(path) if path.is_file() else {}
+    return read_object(path) if path.exists() else {}
 
 
 def text_of(token: Any) -> str | None:
@@ -111,15 +111,8 @@ def _templates(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, dic
             if isinstance(entry, Mapping) and isinstance(entry.get("template"), str):
                 named[str(entry.get("name"))] = entry["template"]
     alone = folder / "chat_template.jinja"
-    if alone.is_file():
-        named["default"] = _text(alone)
+    if alone.exists():
+        named["default"] = read_text(alone)
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        named[path.stem] = _text(path)
+        named[path.stem] = read_text(path, folder)
     return named.pop("default", None), named
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path}: expected a UTF-8 text: {error}") from error

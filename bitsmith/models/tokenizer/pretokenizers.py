@@ -248,10 +248,10 @@ def _split(step: Mapping[str, Any]) -> str | None:
     if kind != "Split" or not (behavior == "Isolated" or (behavior == "Removed" and step.get("invert"))):
         return None
     pattern = step.get("pattern", {}).get("Regex")
-    return _spelled(pattern) if isinstance(pattern, str) else None
+    return spelled(pattern) if isinstance(pattern, str) else None
 
 
-def _spelled(pattern: str) -> str:
+def spelled(pattern: str) -> str:
     """One form for equal expressions: escapes for line ends, letters in both cases for (?i:...)."""
     for found, same in (
         ("\r", r"\r"),

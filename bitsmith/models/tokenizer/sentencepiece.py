@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitsmith.containers.hf_folder import read_file
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.tokenizer.vocabulary import TokenType
 
@@ -37,10 +38,7 @@ def read_model(path: Path) -> SentencePieceModel:
 
     Raises FileError if the file is no ModelProto, UnsupportedError if the model is not BPE.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}") from error
+    data = read_file(path)
     pieces: list[tuple[str, float, int]] = []
     trainer: dict[int, int] = {}
     normalizer: dict[int, int] = {}

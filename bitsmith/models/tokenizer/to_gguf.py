@@ -6,7 +6,7 @@ import re
 
 from bitsmith.containers.gguf.metadata_values import Value, ValueType, array, boolean, string, u32
 from bitsmith.models.tokenizer.from_gguf import END_IDS_KEY, SPECIAL_KEYS, TEMPLATE_KEY
-from bitsmith.models.tokenizer.vocabulary import Vocabulary, end_ids_by_text
+from bitsmith.models.tokenizer.vocabulary import TokenType, Vocabulary, end_ids_by_text
 
 
 def vocabulary_keys(vocabulary: Vocabulary) -> dict[str, Value]:
@@ -50,8 +50,18 @@ def _merge(merge: str) -> str:
 
 
 def _special_with_ends(vocabulary: Vocabulary) -> dict[str, int]:
+    """Ids by role. There is always an "eos" if any token can take its place.
+
+    Without the key, llama.cpp takes token 11 (byte-level BPE) or 2 (SentencePiece), perhaps an ordinary token. A model
+    without any end token gets a token that it never generates.
+    """
     special = {role: token for role, token in vocabulary.special.items() if role in SPECIAL_KEYS}
     known = end_ids_by_text(vocabulary.tokens) | set(special.values())
     free = [role for role in ("eos", "eot", "eom") if role not in special]
     special.update(zip(free, sorted(vocabulary.end_ids - known), strict=False))
+    if "eos" not in special:
+        unused = [token for token, kind in enumerate(vocabulary.types) if kind == TokenType.UNUSED]
+        substitutes = [*sorted(vocabulary.end_ids), *unused[-1:]]
+        if substitutes:
+            special["eos"] = substitutes[0]
     return special

@@ -119,4 +119,4 @@ def test_a_block_is_rescaled_group_by_group() -> None:
 
 
 def test_the_table_names_every_transform() -> None:
-    assert all(each.make(None).needs <= {"gram", "sample"} for each in TRANSFORMS.values())
+    assert all(each.make({}).needs <= {"gram", "sample"} for each in TRANSFORMS.values())

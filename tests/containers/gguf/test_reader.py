@@ -151,7 +151,7 @@ def test_a_file_replaced_after_opening_is_read_as_it_was(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["missing.gguf", "."])
 def test_no_file(tmp_path: Path, name: str) -> None:
-    with pytest.raises(FileError, match="Check the path"):
+    with pytest.raises(FileError, match="heck the path"):
         GgufSource(tmp_path / name)
 
 

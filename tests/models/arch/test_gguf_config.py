@@ -14,11 +14,13 @@ from bitsmith.containers.gguf.metadata_values import Value, ValueType
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.arch.config import ModelConfig, Rope
 from bitsmith.models.arch.gguf_config import config_from_gguf, config_to_gguf, rope_freqs
+from bitsmith.models.arch.llamacpp import differences
 from bitsmith.models.arch.tensors import ROPE_FREQS, expected_tensors
 from bitsmith.quant.tensor import PackedTensor, TensorInfo
 from tests.runtime.small import TINY
 
 CONFIG = replace(TINY, rope=Rope(dim=8))
+YARN = Rope(theta=5e5, dim=8, scaling="yarn", factor=4.0, original_context=16)
 
 
 class _Source:
@@ -78,7 +80,9 @@ def test_types_of_keys() -> None:
         replace(CONFIG, arch="qwen3", qk_norm=True),
         replace(CONFIG, arch="qwen3", qk_norm=True, window=8, window_layers=(1,)),
         replace(CONFIG, window=8),
-        replace(CONFIG, rope=Rope(theta=5e5, dim=8, scaling="yarn", factor=4.0, original_context=16, beta_fast=16.0)),
+        replace(CONFIG, rope=YARN),
+        replace(CONFIG, arch="qwen3", qk_norm=True, rope=replace(YARN, beta_fast=16.0)),
+        replace(CONFIG, qkv_bias=True, biases=frozenset({"blk.0.attn_q", "blk.0.attn_k", "blk.0.attn_v"})),
     ],
 )
 def test_round_trip(config: ModelConfig) -> None:
@@ -185,3 +189,55 @@ def test_unknown_architecture_lists_the_known() -> None:
 def test_biases_llama_cpp_cannot_load() -> None:
     with pytest.raises(UnsupportedError, match=r"blk\.0\.attn_output\.bias"):
         config_to_gguf(replace(CONFIG, arch="qwen3", qk_norm=True, qkv_bias=True, output_bias=True), name="x")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "window", "layers"),
+    [
+        ([False, False], 0, ()),
+        ([True, False], 8, (0,)),
+        ([True, True], 8, (0, 1)),
+        (np.array([0, 0], np.uint32), 0, ()),
+        (np.array([1, 1], np.uint32), 8, (0, 1)),
+        (2, 8, (0,)),
+        (1, 0, ()),
+        (0, 8, (0, 1)),
+        (None, 8, ()),
+    ],
+)
+def test_patterns_of_windows(pattern: Any, window: int, layers: tuple[int, ...]) -> None:
+    config = _read(_keys(attention__sliding_window=8, attention__sliding_window_pattern=pattern))
+    assert (config.window, config.window_layers) == (window, layers)
+
+
+def test_no_layer_slides_in_a_file_either() -> None:
+    """A pattern without any window is written and read as no window."""
+    none = replace(CONFIG, arch="qwen3", qk_norm=True, window=0, window_layers=())
+    assert not [key for key in config_to_gguf(none, name="x") if "sliding" in key]
+
+
+def test_zeros_that_llama_cpp_takes_for_missing() -> None:
+    """llama.cpp: an original context of 0 is the context; a factor of 0 is none."""
+    config = replace(CONFIG, rope=YARN)
+    assert _read(_keys(config, rope__scaling__original_context_length=0), config).rope.original_context == 64
+    assert _read(_keys(config, rope__scaling__factor=0.0), config).rope.scaling == "none"
+    assert _read(_keys(attention__layer_norm_rms_epsilon=0.0)).norm_eps == 0.0
+
+
+@pytest.mark.parametrize("arch", ["qwen2", "qwen3"])
+def test_rope_freqs_only_where_llama_cpp_reads_them(arch: str) -> None:
+    rope = Rope(500.0, 8, scaling="llama3", factor=8.0, original_context=64)
+    with pytest.raises(UnsupportedError, match=r"rope_freqs\.weight, which llama\.cpp does not read"):
+        config_to_gguf(replace(CONFIG, arch=arch, qk_norm=arch == "qwen3", rope=rope), name="x")
+
+
+def test_more_layers_than_llama_cpp_takes() -> None:
+    with pytest.raises(UnsupportedError, match="513 layers"):
+        config_to_gguf(replace(CONFIG, layers=513), name="x")
+
+
+def test_what_llama_cpp_does_otherwise() -> None:
+    betas = replace(CONFIG, arch="qwen2", qkv_bias=True, rope=replace(YARN, beta_fast=16.0))
+    assert "beta_fast 16 and beta_slow 1" in differences(betas)[0]
+    assert "last 8 tokens" in differences(replace(CONFIG, window=8))[0]
+    assert differences(replace(CONFIG, rope=YARN)) == ()

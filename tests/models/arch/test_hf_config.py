@@ -254,7 +254,7 @@ def test_missing_field(field: str) -> None:
         ("head_dim", 15),
         ("vocab_size", 2**40),
         ("rms_norm_eps", float("nan")),
-        ("rms_norm_eps", 0),
+        ("rms_norm_eps", -1e-6),
         ("rms_norm_eps", 10**400),
         ("rms_norm_eps", float("inf")),
         ("rope_theta", -1.0),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,8 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from bitsmith.errors import BitsmithError, FileError, UnsupportedError
 from bitsmith.models.tokenizer import Tokenizer
-from bitsmith.models.tokenizer import sandbox as bounds
-from bitsmith.models.tokenizer.chat import render
+from bitsmith.models.tokenizer.chat import TemplateRenderer
+from bitsmith.system.limited import LimitedProcess
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
@@ -50,6 +53,8 @@ RICH = (
     "{{ messages[0].items()|list|tojson }} {{ 'a,b'.replace(',', ';') }} {{ none is none }} {{ x|default('d') }}\n"
     "{{ '{:>5}'.format('r') }}|{{ 7 // 2 * 3 - 1 }}|{{ messages|length }}|{{ bos_token in 'a<s>' }}|{{ [1, 2] + [3] }}"
 )
+
+render = TemplateRenderer().render
 
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA2, RICH], ids=["chatml", "llama2", "rich"])
@@ -103,13 +108,20 @@ def test_broken_or_curious_templates(template: str, message: str) -> None:
         render(template, MESSAGES, special=SPECIAL)
 
 
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+HASTY = TemplateRenderer(seconds=1)
 _DOUBLE = "{% set ns = namespace(v=START) %}{% for i in range(80) %}{% set ns.v = STEP %}{% endfor %}{{ ns.v }}"
 
 
 @pytest.mark.parametrize(
     "template",
     [
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        ENDLESS,
+        "{% set ns = namespace(v=(1,), w=(1,)) %}{% for i in range(80) %}{% set ns.v = (ns.v, ns.v) %}"
+        "{% set ns.w = (ns.w, ns.w) %}{% endfor %}{{ ns.v in [ns.w] }}",
+        _DOUBLE.replace("START", "'ab'").replace("STEP", "ns.v.translate({97: ns.v, 98: ns.v})"),
+        _DOUBLE.replace("START", "'a\nb'").replace("STEP", "(ns.v ~ '\n' ~ ns.v)|indent(999)"),
+        _DOUBLE.replace("START", "(1, 2)").replace("STEP", "ns.v[:] + ns.v[::-1]"),
         "{% for a in range(99999) %}{% for b in range(99999) if false %}{% endfor %}{% endfor %}",
         "{% for a in range(99999) %}{{ range(99999)|select('none')|list }}{% endfor %}",
         "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
@@ -135,14 +147,69 @@ _DOUBLE = "{% set ns = namespace(v=START) %}{% for i in range(80) %}{% set ns.v 
         "{{ ('a' * 1000000).replace('a', 'b' * 1000000) }}",
         "{{ range(100000)|map('string')|join('a' * 1000000) }}",
         "{{ range(10000000000)|list }}",
-        "{{ lipsum(1000000) }}",
+        "{{ lipsum(99999999) }}",
         "{% for a in range(20) %}{{ 'a' * 1000000 }}{% endfor %}",
     ],
 )
-def test_no_template_runs_away(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "MOST_STEPS", 150_000)
+def test_no_template_runs_away(template: str) -> None:
     with pytest.raises(BitsmithError, match="give another one"):
-        render(template, MESSAGES, special=SPECIAL)
+        HASTY.render(template, MESSAGES, special=SPECIAL)
+
+
+def test_a_stopped_template_leaves_the_next_one_alone() -> None:
+    renderer = TemplateRenderer(seconds=1)
+    with pytest.raises(FileError, match="takes more than 1 s, and was stopped"):
+        renderer.render(ENDLESS, MESSAGES, special=SPECIAL)
+    assert renderer.render("{{ messages|length }}", MESSAGES, special=SPECIAL) == "4"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ 'hello, user %s' % 'x' }}", "hello, user x"),
+        ("{{ '{:>1200}'.format('r')|length }}", "1200"),
+        ("{{ ('ab' * 3000).replace('a', 'c' * 2000)|length }}", str(3000 * 2001)),
+        ("{{ '%*d'|format(1500, 1)|length }} {{ ('a' * 5)|center(1500)|length }}", "1500 1500"),
+    ],
+)
+def test_legal_templates_are_not_refused_by_guess(template: str, expected: str) -> None:
+    assert render(template, MESSAGES, special=SPECIAL) == expected
+
+
+def test_the_process_has_no_files_and_no_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    task = tmp_path / "task.py"
+    task.write_text(
+        "import os\n"
+        "def answer(request):\n"
+        "    try:\n        opened = open('/etc/passwd').read()\n"
+        "    except OSError as error:\n        opened = type(error).__name__\n"
+        "    return {'opened': opened, 'environment': dict(os.environ)}\n"
+    )
+    reply = LimitedProcess(task).ask({})
+    assert reply["opened"] == "OSError"
+    assert reply["environment"] == {}
+
+
+def test_interrupting_ends_the_process(tmp_path: Path) -> None:
+    """SIGTERM in the middle of an endless template: the command ends at once and leaves no process."""
+    code = (
+        "import signal, sys\n"
+        "from bitsmith.models.tokenizer.chat import TemplateRenderer\n"
+        "def stop(*_): raise KeyboardInterrupt\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "renderer = TemplateRenderer(seconds=100)\n"
+        "renderer.render('ready', [], special={})\n"
+        "print(renderer._process._running[0].pid, flush=True)\n"
+        f"renderer.render({ENDLESS!r}, [], special={{}})\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.terminate()
+        assert parent.wait(30) != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
 
 
 def test_long_conversations_fit_the_bounds() -> None:

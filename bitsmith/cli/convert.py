@@ -1,0 +1,45 @@
+"""`bitsmith convert`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from bitsmith.cli.command import command, config_options, model_argument
+from bitsmith.cli.options import as_json
+from bitsmith.pipeline.convert_config import ConvertConfig
+
+if TYPE_CHECKING:
+    from bitsmith.pipeline.result import Quantized
+
+
+@command("convert")
+@model_argument('Hugging Face folder, .safetensors or .gguf file, hub name (owner/name), or "reference".')
+@config_options(ConvertConfig)
+@as_json
+def convert(config: ConvertConfig, model: str, as_json: bool) -> None:
+    """Make a 16-bit model of any format; merge, split or rename a model.
+
+    --to bf16 makes a folder that transformers loads, from a quantized model too. Without --to, the types stay and every
+    tensor keeps its bytes: several files become one, or files of --shard-size.
+    """
+    from bitsmith.cli.drawing import progress_bar, stderr
+    from bitsmith.cli.show_quantized import print_plan, print_summary
+    from bitsmith.pipeline.conversion import convert_model
+
+    shown = stderr()
+
+    def announce(planned: Quantized) -> None:
+        if not as_json:
+            print_plan(planned, full=config.dry_run)
+        for warning in planned.warnings:
+            shown.print(f"Warning: {warning}", style="yellow", markup=False)
+
+    with progress_bar() as report:
+        result = convert_model(model, config, report=report, on_plan=announce)
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=2))
+    elif not config.dry_run:
+        print_summary(result)

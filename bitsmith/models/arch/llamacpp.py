@@ -1,0 +1,127 @@
+"""What llama.cpp (build 11434) reads of a GGUF file of the architectures that we write, and what it ignores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bitsmith.errors import UnsupportedError
+from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.fields import is_neutral
+from bitsmith.models.arch.spec import ARCHITECTURES
+
+MAX_LAYERS = 512  # llama-hparams.h, LLAMA_MAX_LAYERS; llama.cpp aborts on more
+DEFAULT_END = {"gpt2": 11, "llama": 2}  # by tokenizer.ggml.model: the end token if the file names none
+USUAL_BETAS = (32.0, 1.0)  # YaRN's beta_fast and beta_slow; our architectures always get these
+
+# keys after "{arch}." that llama.cpp reads for llama, qwen2 and qwen3 (llama-model.cpp, src/models/*.cpp)
+READ: frozenset[str] = frozenset(
+    [
+        *("vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length"),
+        *("attention.head_count", "attention.head_count_kv", "attention.layer_norm_rms_epsilon"),
+        *("attention.key_length", "attention.value_length"),
+        *("rope.dimension_count", "rope.freq_base", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor"),
+        *("rope.scaling.original_context_length", "rope.scaling.attn_factor"),
+    ]
+)
+# keys that our decoder reads and llama.cpp ignores in these architectures: what llama.cpp does instead
+IGNORED: Mapping[str, str] = {
+    "rope.scaling.yarn_beta_fast": "llama.cpp takes 32 and 1 for YaRN's beta_fast and beta_slow",
+    "rope.scaling.yarn_beta_slow": "llama.cpp takes 32 and 1 for YaRN's beta_fast and beta_slow",
+    "attention.sliding_window": "llama.cpp attends to all tokens",
+    "attention.sliding_window_pattern": "llama.cpp attends to all tokens",
+}
+# keys that change no result of a decoder of these architectures
+_HARMLESS = frozenset(
+    [
+        *("rope.scaling.finetuned", "tensor_data_layout", "attention.layer_norm_epsilon", "expert_used_count"),
+        *("expert_gating_func", "expert_weights_norm", "expert_feed_forward_length", "pooling_type"),
+        *("classifier.output_labels", "classifier.pooling_type", "embedding_length_out", "leading_dense_block_count"),
+    ]
+)
+# keys that change the computation in some architecture: the value without effect, beside 0 and false
+_CHANGING: Mapping[str, Any] = {
+    "attention.causal": True,
+    **dict.fromkeys(
+        ("logit_scale", "residual_scale", "embedding_scale", "rope.scaling.yarn_attn_factor", "rope.scaling.alpha"), 1
+    ),
+    "rope.scaling.yarn_ext_factor": -1,
+    **dict.fromkeys(
+        [
+            *("attn_logit_softcapping", "final_logit_softcapping", "attention.scale", "attention.output_scale"),
+            *("attention.value_scale", "attention.clamp_kqv", "attention.max_alibi_bias", "use_parallel_residual"),
+            *("attention.temperature_length", "attention.temperature_scale", "rope.scaling.yarn_log_multiplier"),
+            *("rope.dimension_sections", "rope.freq_base_swa", "rope.dimension_count_swa", "attention.key_length_swa"),
+            *("attention.value_length_swa", "attention.shared_kv_layers", "attention.kv_lora_rank"),
+            *("attention.q_lora_rank", "expert_count", "expert_shared_count", "nextn_predict_layers"),
+            *("swiglu_clamp_exp", "num_loops", "full_attention_interval", "attention.rope_pattern"),
+            *("rescale_every_n_layers", "hidden_activation", "ssm.state_size"),
+        ]
+    ),
+}
+
+
+def check_keys(keys: Mapping[str, Any], arch: str, origin: str) -> tuple[str, ...]:
+    """Notes about keys of `arch` that bitsmith does not know.
+
+    keys: plain values by key
+    Raises UnsupportedError for a key that changes the computation in some architecture and that bitsmith does not read.
+    """
+    unknown = []
+    for key, value in keys.items():
+        name = key.removeprefix(f"{arch}.")
+        if name == key or name in READ or name in IGNORED or name in _HARMLESS or _says_nothing(name, value):
+            continue
+        if name not in _CHANGING:
+            unknown.append(key)
+        elif value != _CHANGING[name]:
+            raise UnsupportedError(
+                f"{origin}: {key} = {str(value)[:60]} changes the computation, and bitsmith does not know it for "
+                f"{arch} models; use a file without this key, or run this one in llama.cpp."
+            )
+    return (f"keys that bitsmith does not know, and ignores: {', '.join(unknown)}",) if unknown else ()
+
+
+def _says_nothing(name: str, value: object) -> bool:
+    return is_neutral(value) and not (value is False and _CHANGING.get(name) is True)
+
+
+def reads_rope_freqs(arch: str) -> bool:
+    """Whether llama.cpp reads rope_freqs.weight in models of a general.architecture. In others it refuses the file."""
+    return arch == "llama"
+
+
+def differences(config: ModelConfig) -> tuple[str, ...]:
+    """How llama.cpp's results on a GGUF file of `config` differ from the original model's, a sentence each."""
+    arch = ARCHITECTURES[config.arch].gguf
+    found = []
+    if 0 < config.window < config.context:
+        found.append(
+            f"the model attends only to the last {config.window} tokens, but llama.cpp has no sliding window for "
+            f"{arch} files. For longer texts, llama.cpp's results differ from the original"
+        )
+    betas = (config.rope.beta_fast, config.rope.beta_slow)
+    if config.rope.scaling == "yarn" and betas != USUAL_BETAS and not reads_rope_freqs(arch):  # else: as divisors
+        found.append(
+            f"the model's YaRN scaling has beta_fast {betas[0]:g} and beta_slow {betas[1]:g}, but llama.cpp ignores "
+            f"{arch}.rope.scaling.yarn_beta_fast and yarn_beta_slow, and takes 32 and 1: its results differ from the "
+            f"original's on every text. Give llama.cpp --yarn-beta-fast {betas[0]:g} --yarn-beta-slow {betas[1]:g}"
+        )
+    return tuple(found)
+
+
+def end_warnings(keys: Mapping[str, Any]) -> tuple[str, ...]:
+    """A warning if a file with these keys names no end token; else an empty tuple.
+
+    keys: plain values by key. llama.cpp ignores an id beyond the vocabulary, and then takes its default.
+    """
+    tokens, end = keys.get("tokenizer.ggml.tokens"), keys.get("tokenizer.ggml.eos_token_id")
+    default = DEFAULT_END.get(str(keys.get("tokenizer.ggml.model")))
+    if default is None or not isinstance(tokens, list) or default >= len(tokens):
+        return ()
+    if isinstance(end, int) and 0 <= end < len(tokens):
+        return ()
+    return (
+        f"the tokenizer names no end token. llama.cpp then ends a generation at token {default} "
+        f"({tokens[default]!r:.40}), which may be an ordinary token",
+    )

@@ -1,0 +1,1 @@
+"""Damaged and hostile inputs through every command: `make fuzz`, and a short run of it in the tests."""
