@@ -13,10 +13,13 @@ if TYPE_CHECKING:
         evaluate,
         imatrix,
         inspect,
+        list_models,
         load,
         plan,
+        pull,
         quantize,
         quantize_each,
+        remove,
     )
     from bitsmith.errors import BitsmithError
     from bitsmith.runtime.sampling import Sampling
@@ -32,10 +35,13 @@ __all__ = [
     "evaluate",
     "imatrix",
     "inspect",
+    "list_models",
     "load",
     "plan",
+    "pull",
     "quantize",
     "quantize_each",
+    "remove",
 ]
 
 

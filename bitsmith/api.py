@@ -19,10 +19,13 @@ __all__ = [
     "evaluate",
     "imatrix",
     "inspect",
+    "list_models",
     "load",
     "plan",
+    "pull",
     "quantize",
     "quantize_each",
+    "remove",
 ]
 
 if TYPE_CHECKING:
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
     from bitsmith.evaluation import Evaluation
     from bitsmith.evaluation.speed import Speed
     from bitsmith.models.inspection import Inspection
+    from bitsmith.models.pulling import pull
+    from bitsmith.models.removal import remove
+    from bitsmith.models.stored import list_models
     from bitsmith.pipeline.config import QuantizeConfig
     from bitsmith.pipeline.conversion import convert
     from bitsmith.pipeline.quantization import quantize, quantize_each
@@ -40,9 +46,12 @@ _ELSEWHERE = {  # imported at first use, so that running a model does not import
     "QuantizeConfig": ("bitsmith.pipeline.config", "QuantizeConfig"),
     "convert": ("bitsmith.pipeline.conversion", "convert"),
     "imatrix": ("bitsmith.calibration.run", "make_imatrix"),
+    "list_models": ("bitsmith.models.stored", "list_models"),
     "plan": ("bitsmith.planner.report", "plan"),
+    "pull": ("bitsmith.models.pulling", "pull"),
     "quantize": ("bitsmith.pipeline.quantization", "quantize"),
     "quantize_each": ("bitsmith.pipeline.quantization", "quantize_each"),
+    "remove": ("bitsmith.models.removal", "remove"),
 }
 
 

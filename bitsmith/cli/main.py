@@ -31,6 +31,9 @@ COMMANDS = {  # name -> its module in this package, and the command there
     "bench": "bench.bench",
     "imatrix": "imatrix.imatrix",
     "inspect": "inspect.inspect",
+    "list": "stored.list_models",
+    "pull": "stored.pull",
+    "rm": "stored.remove",
     "completion": "completion.completion",
 }
 

@@ -47,6 +47,10 @@ class Checkpoint:
     ignored: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        kind = "unknown architecture" if isinstance(self.shape, BitsmithError) else self.shape.arch
+        return f"<Checkpoint {self.name!r}: {kind}, {len(self.source.tensors)} tensors, {str(self.source.path)!r}>"
+
     @property
     def config(self) -> ModelConfig:
         """The decoder's configuration. Raises FileError or UnsupportedError if it cannot be read."""

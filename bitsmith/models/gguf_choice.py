@@ -66,12 +66,13 @@ def without_ending(path: str) -> str:
 def models_among(files: Mapping[str, int]) -> list[GgufModel]:
     """The models among files, in order of their names.
 
-    files: size in bytes by path; files that are not GGUF, and those beside a model are left out
+    files: size in bytes by path; files that are not GGUF, and those beside a model and names with
+        control characters are left out
     """
     found: dict[str, GgufModel] = {}
     for path in sorted(files):
         name = path.rsplit("/", 1)[-1]
-        if not name.lower().endswith(".gguf") or _is_beside(name):
+        if not name.lower().endswith(".gguf") or _is_beside(name) or not path.isprintable():
             continue
         split = split_parts(path)
         parts = (path,) if split is None else tuple(split_name(split[0], n + 1, split[2]) for n in range(split[2]))

@@ -101,7 +101,8 @@ class Inspection:
 
         `input_rounding` follows if any tensor has it, and the result of the verification if there was one.
         """
-        return [self._row(one_line(tensor.name), tensor.nbytes, tensor) for tensor in self.tensors]
+        inputs = self.rounds_inputs
+        return [self._row(one_line(tensor.name), tensor.nbytes, tensor, inputs) for tensor in self.tensors]
 
     def grouped_rows(self) -> list[tuple[str, ...]]:
         """One row for the tensors of all layers that differ only in their layer's number: "blk.*.attn_q.weight (30)".
@@ -115,21 +116,21 @@ class Inspection:
             order.setdefault(kind, len(order))
             key = (kind, tensor.shape, tensor.layout, tensor.input_rounding, tensor.check if self.verified else "")
             groups.setdefault(key, []).append(tensor)
-        found = []
+        found, inputs = [], self.rounds_inputs
         for (kind, *_), members in sorted(groups.items(), key=lambda group: order[group[0][0]]):
             many = f"{one_line(kind)} ({len(members)})"
             name = many if len(members) > 1 else one_line(members[0].name)
-            found.append(self._row(name, sum(tensor.nbytes for tensor in members), members[0]))
+            found.append(self._row(name, sum(tensor.nbytes for tensor in members), members[0], inputs))
         return found
 
-    def _row(self, name: str, nbytes: int, tensor: InspectedTensor) -> tuple[str, ...]:
+    def _row(self, name: str, nbytes: int, tensor: InspectedTensor, inputs: bool) -> tuple[str, ...]:
         return (
             name,
             "x".join(map(str, tensor.shape)),
             tensor.layout,
             f"{nbytes:,}",
             f"{tensor.bits_per_weight:.3f}",
-            *([tensor.input_rounding] if self.rounds_inputs else []),
+            *([tensor.input_rounding] if inputs else []),
             *([tensor.check] if self.verified else []),
         )
 

@@ -48,6 +48,7 @@ def test_only_safe_files_are_asked_for(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     checkpoint = open_checkpoint("owner/model", revision="v2")
+    assert repr(checkpoint).startswith("<Checkpoint 'model': llama, 21 tensors, ")
     assert checkpoint.name == "model"
     assert checkpoint.config.layers == 2
     assert (asked["repo"], asked["revision"]) == ("owner/model", "v2")

@@ -91,6 +91,7 @@ def test_models_among_files() -> None:
     assert names_of(models) == ["Q6_K", "BF16", "Q2_K", "Q4_K_M", "Q8_0", "UD-Q4_K_M", "IQ3_XXS"]
     (split,) = [model for model in models if model.tag == "Q6_K"]
     assert (len(split.parts), split.size, split.missing) == (3, 30, ())
+    assert models_among({"a\x1b[31m-Q8_0.gguf": 1}) == []
     (partial,) = models_among({"m-00002-of-00002.gguf": 7})
     assert (partial.first, partial.missing) == ("m-00001-of-00002.gguf", ("m-00001-of-00002.gguf",))
 

@@ -18,6 +18,7 @@ from bitsmith.cli.options import LoadingOptions
 from bitsmith.cli.run import RunOptions
 from bitsmith.errors import UsageError
 from bitsmith.pipeline.config import QuantizeConfig
+from bitsmith.pipeline.convert_config import ConvertConfig
 from bitsmith.runtime.sampling import Sampling
 from bitsmith.system.machine import cores
 from bitsmith.system.options import options_of
@@ -35,7 +36,9 @@ def test_the_typed_keywords_are_those_of_the_options(tmp_path: Path) -> None:
         assert (ROOT / path).read_text() == (tmp_path / path).read_text(), "run python bench/freeze_words.py"
 
 
-@pytest.mark.parametrize("config", [QuantizeConfig, ImatrixConfig, Sampling, RunOptions, ChatOptions, LoadingOptions])
+@pytest.mark.parametrize(
+    "config", [QuantizeConfig, ConvertConfig, ImatrixConfig, Sampling, RunOptions, ChatOptions, LoadingOptions]
+)
 def test_every_field_is_an_option_with_help_and_group(config: type[Any]) -> None:
     options = list(options_of(config))
     assert {option.name for option in options} == {field.name for field in fields(config)}
