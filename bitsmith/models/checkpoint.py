@@ -156,6 +156,15 @@ def _open_folder(folder: Path, name: str, weights: Path | None = None) -> Checkp
         return replace(checkpoint, shape=error)
 
 
+def require_weights(checkpoint: Checkpoint) -> None:
+    """Raise FileError if the model has no tensors, or only empty ones."""
+    if not any(info.parameters for info in checkpoint.source.tensors.values()):
+        raise FileError(
+            f"{checkpoint.source.path} holds no weights; it may be a vocabulary, or a part of a model: give the whole "
+            "model."
+        )
+
+
 def require_float(checkpoint: Checkpoint, *, requantize: bool) -> None:
     """Raise UnsupportedError if the source is already quantized and `requantize` is False."""
     quantized = [info for info in checkpoint.source.tensors.values() if info.layout not in FLOATS and info.rows > 1]
