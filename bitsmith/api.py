@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
+from bitsmith.models.checkpoint import Checkpoint, open_checkpoint, source_warnings
 from bitsmith.system.machine import check_threads, cores, peak_memory
 from bitsmith.system.progress import Report, silent
 
@@ -173,6 +173,10 @@ def inspect(
     revision, report: see `load`
     Raises BitsmithError if the file cannot be opened.
     """
+    from dataclasses import replace
+
     from bitsmith.models.inspection import inspect as look
 
-    return look(open_checkpoint(model, revision=revision).source, verify=verify, report=report)
+    checkpoint = open_checkpoint(model, revision=revision)
+    notes = source_warnings(checkpoint) if checkpoint.foreign is None else (str(checkpoint.foreign),)
+    return replace(look(checkpoint.source, verify=verify, report=report), notes=notes)

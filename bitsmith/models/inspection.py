@@ -67,6 +67,7 @@ class Inspection:
     bits_per_weight: bits of all tensors' data for each weight
     metadata: values for JSON; long arrays and texts are shortened, control characters are escaped
     problems: one sentence each; empty if nothing is wrong
+    notes: what the user should know about the model, a sentence each
     """
 
     path: Path
@@ -80,6 +81,7 @@ class Inspection:
     tensors: tuple[InspectedTensor, ...]
     verified: bool
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def rounds_inputs(self) -> bool:
@@ -127,7 +129,7 @@ class Inspection:
             recorded = sum(tensor.matches is not None for tensor in self.tensors)
             hashes = f"{matching} of {recorded} hashes match" if recorded else "no manifest to compare hashes with"
             lines.append(f"verified: {finite} of {len(self.tensors)} tensors finite, {hashes}")
-        return "\n".join(line for line in lines if line)
+        return "\n".join(line for line in (*lines, *map(_printable, self.notes)) if line)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -138,6 +140,7 @@ class Inspection:
             "metadata": dict(self.metadata),
             "tensors": [{**asdict(tensor), "shape": list(tensor.shape)} for tensor in self.tensors],
             "problems": list(self.problems),
+            "notes": list(self.notes),
         }
 
 
