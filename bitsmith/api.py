@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
+from bitsmith.models.checkpoint import Checkpoint, open_checkpoint, source_warnings
 from bitsmith.system.machine import check_threads, cores, peak_memory
 from bitsmith.system.progress import Report, silent
 
@@ -208,4 +208,6 @@ def inspect(
     from bitsmith.models.inspection import inspect as look
 
     checkpoint = open_checkpoint(model, revision=revision)
-    return replace(look(checkpoint.source, verify=verify, report=report), notes=end_notes(checkpoint))
+    notes = source_warnings(checkpoint, quantizes=False) if checkpoint.foreign is None else (str(checkpoint.foreign),)
+    result = look(checkpoint.source, verify=verify, report=report)
+    return replace(result, notes=(*notes, *end_notes(checkpoint)))

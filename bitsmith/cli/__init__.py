@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
-from bitsmith.cli.main import main
+import sys
+
+try:
+    from bitsmith.cli.starting import quiet_start
+
+    with quiet_start():
+        from bitsmith.cli.main import main
+except KeyboardInterrupt:
+    sys.stderr.write("Interrupted.\n")
+    sys.exit(130)
 
 __all__ = ["main"]

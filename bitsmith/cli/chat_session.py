@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -115,10 +114,14 @@ class ChatSession:
         if path.exists() and path not in self._saved:
             self._note(f"{path} exists; /save another name")
             return
+        from bitsmith.containers.output import write_file
+
+        text = _written(self._conversation.messages, path.suffix.lower())
         try:
-            _write(path, _written(self._conversation.messages, path.suffix.lower()))
-        except OSError as error:
-            self._note(f"Error: {path}: {error.strerror or error}")
+            # for its owner alone
+            write_file(path, text.encode("utf-8", "replace"), force=path in self._saved, mode=0o600)
+        except BitsmithError as error:
+            self._note(f"Error: {error}")
             return
         self._saved.add(path)
         self._note(f"saved {path}")
@@ -159,15 +162,3 @@ def _written(messages: list[Message], suffix: str) -> str:
     if suffix == ".jsonl":
         return json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
     return "\n".join(f"## {message['role']}\n\n{message['content']}\n" for message in messages)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file for its owner alone; it is whole or not there."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

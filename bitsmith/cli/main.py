@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import click
 
+from bitsmith.cli.starting import quiet_start
 from bitsmith.errors import BitsmithError
 from bitsmith.system.printable import printable
 
@@ -49,7 +50,8 @@ class _Commands(click.Group):
         if name not in COMMANDS:
             return None
         module, command = COMMANDS[name].split(".")
-        found: click.Command = vars(import_module(f"bitsmith.cli.{module}"))[command]
+        with quiet_start():
+            found: click.Command = vars(import_module(f"bitsmith.cli.{module}"))[command]
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -124,12 +126,10 @@ def main() -> None:
         code = _bitsmith.main(arguments, prog_name="bitsmith", standalone_mode=False)
     except click.ClickException as error:
         _fail(_usage(error), error.exit_code)
-    except click.Abort as stopped:  # click has ended the line
+    except (click.Abort, KeyboardInterrupt) as stopped:  # click has ended the line
         if isinstance(stopped.__cause__, EOFError):
             _fail("the input ended too early.", 1)
-        note = "; no half-written file was left" if arguments[:1] in (["quantize"], ["convert"]) else ""
-        sys.stderr.write(f"Interrupted{note}.\n")
-        _leave(130)
+        _interrupted(stopped, writes=arguments[:1] in (["quantize"], ["convert"], ["imatrix"]))
     except (BitsmithError, OSError, MemoryError) as error:
         if debug:
             raise
@@ -156,6 +156,15 @@ def _explained(error: Exception) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{what}; make room and start again."
     return f"{what}; check its name and permissions."
+
+
+def _interrupted(stopped: click.Abort | KeyboardInterrupt, *, writes: bool) -> NoReturn:
+    """Say what an interrupt has left. An output that was stopped while its names changed has noted it."""
+    interrupt = stopped.__cause__ or stopped
+    notes = [str(note) for note in getattr(interrupt, "__notes__", ())]
+    left = notes or (["no half-written file was left"] if writes else [])
+    sys.stderr.write("; ".join(["Interrupted", *left]) + ".\n")
+    _leave(130)
 
 
 def _fail(message: str, code: int) -> NoReturn:

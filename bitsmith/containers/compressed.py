@@ -125,6 +125,8 @@ def _read(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator
                 "config.json again"
             )
         args = _arguments(folder, group)
+        if args.get("type") == "float" and args.get("strategy") == "block":
+            continue  # `fp8_reader` reads blocks
         scale = entry_of(folder, entries, f"{module}.weight_scale")
         precision = precision_of(folder, entries, f"{module}.weight_scale")
         codec: PackedCodec | IntegerCodec | FloatCodec | StaticInput

@@ -27,12 +27,14 @@ class Destination:
 
     target: path of the output, with links followed by `followed`
     extras: content of small files by name; only with `as_folder`
+    mode: permissions of the files, as for `os.open`
     """
 
     target: Path
     layouts: Sequence[FileLayout]
     extras: Mapping[str, bytes] = field(default_factory=dict)
     as_folder: bool = False
+    mode: int = 0o644
 
     def __post_init__(self) -> None:
         if not self.as_folder and not all(self.names.belongs(layout.filename) for layout in self.layouts):
@@ -78,10 +80,11 @@ def followed(path: Path, *, force: bool) -> Path:
         return path
     place = Path(os.path.realpath(path))
     if place.is_symlink():
-        raise UsageError(f"{path} is a link that leads to itself; remove it, or choose another --out.")
+        raise UsageError(f"{path} is a link that leads to itself; remove it, or choose another output path.")
     if not force and not place.exists():
         raise UsageError(
-            f"{path} is a link to {place}, which does not exist; give --force to write there, or choose another --out."
+            f"{path} is a link to {place}, which does not exist; give --force to write there, or choose another output "
+            "path."
         )
     return place
 
@@ -101,7 +104,7 @@ def folder_for(path: Path | None) -> Iterator[None]:
             sync(path.parent)
         except OSError as error:
             raise FileError(
-                f"{path}: the folder cannot be made ({error.strerror or error}); choose another --out."
+                f"{path}: the folder cannot be made ({error.strerror or error}); choose another output path."
             ) from error
     try:
         yield
@@ -115,9 +118,9 @@ def check_parent(target: Path) -> None:
     """Raise FileError if the folder around `target` is missing or not writable."""
     parent = target.parent
     if not parent.is_dir():
-        raise FileError(f"{target}: there is no folder {parent}; make it first, or choose another --out.")
+        raise FileError(f"{target}: there is no folder {parent}; make it first, or choose another output path.")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise FileError(f"{target}: the folder {parent} is not writable; choose another --out.")
+        raise FileError(f"{target}: the folder {parent} is not writable; choose another output path.")
 
 
 def check_names(destination: Destination, sources: SourceFiles, *, force: bool) -> None:
@@ -132,7 +135,9 @@ def check_names(destination: Destination, sources: SourceFiles, *, force: bool) 
         sources.refuse(path)
     wants, found = ("a folder", "a file") if as_folder else ("a file", "a folder")
     if target.exists() and target.is_dir() != as_folder:
-        raise UsageError(f"{target}: the output is {wants}, but {found} of that name exists; choose another --out.")
+        raise UsageError(
+            f"{target}: the output is {wants}, but {found} of that name exists; choose another output path."
+        )
     if taken and not force:
         raise UsageError(f"{taken[0]} exists already; give --force to replace it, or choose another --out.")
     for path in taken:
@@ -158,7 +163,7 @@ def check_space(destinations: Sequence[Destination]) -> None:
             what = "the output takes" if len(group) == 1 else f"the {len(group)} outputs together take"
             raise FileError(
                 f"{', '.join(str(each.target) for each in group)}: {what} {needed:,} bytes, but the disk has {free:,} "
-                "free; free some space or choose an --out on another disk."
+                "free; free some space or choose an output path on another disk."
             )
 
 
@@ -180,9 +185,9 @@ def _is_own(path: Path) -> bool:
 def _check_file(path: Path) -> None:
     kind = os.lstat(path).st_mode
     if stat.S_ISLNK(kind):
-        raise UsageError(f"{path} is a link, which is never replaced; remove it, or choose another --out.")
+        raise UsageError(f"{path} is a link, which is never replaced; remove it, or choose another output path.")
     if not stat.S_ISREG(kind):
-        raise UsageError(f"{path} is a device or pipe, which is never replaced; choose another --out.")
+        raise UsageError(f"{path} is a device or pipe, which is never replaced; choose another output path.")
 
 
 def _check_folder(path: Path) -> None:
@@ -192,5 +197,5 @@ def _check_folder(path: Path) -> None:
         if not templates and not (entry.is_file() and any(entry.match(pattern) for pattern in _MODEL_FILES)):
             raise UsageError(
                 f"{path} holds {entry.name}, which is not a file of a model; --force would delete it. "
-                "Move it away, or choose another --out."
+                "Move it away, or choose another output path."
             )

@@ -20,6 +20,8 @@ NUMBERS: dict[str, np.dtype] = {
 WRITTEN_FLOATS = ("f32", "f16", "bf16")  # layouts of written weights that are not quantized
 FLOATS = frozenset({*WRITTEN_FLOATS, "f64"})  # layouts of source weights that are not quantized
 
+FP8_PREFIX = "fp8/"  # of layouts of FP8 weights with scales, as many models are published
+
 
 def decode_numbers(name: str, data: np.ndarray) -> np.ndarray:
     """uint8 [rows, bytes per row] of one of NUMBERS -> float32 [rows, cols]; f64 beyond float32 becomes infinite."""

@@ -1,7 +1,7 @@
 """Folders from other tools: finds the entries of each weight with config.json's `quantization_config`.
 
-Known are GPTQ (AutoGPTQ, GPTQModel, optimum), AWQ (AutoAWQ) and compressed-tensors (llm-compressor). Entries of other
-methods remain separate tensors.
+Known are GPTQ (AutoGPTQ, GPTQModel, optimum), AWQ (AutoAWQ), compressed-tensors (llm-compressor), and FP8 weights with
+scales of many tools. Entries of other methods remain separate tensors, see `foreign`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ from typing import Any
 
 from bitsmith.containers import module_containers
 from bitsmith.containers.composite import CompositeTensor, Entries
+from bitsmith.containers.fp8_reader import fold_fp8
 from bitsmith.containers.hf_folder import read_object
 from bitsmith.errors import FileError
+
+_PACKED = (".qweight", ".weight_packed")  # parts that nothing else in a folder explains
+_FP8 = "F8_E4M3"
 
 
 def fold_quantized(folder: Path, entries: Entries) -> list[CompositeTensor]:
@@ -23,18 +27,23 @@ def fold_quantized(folder: Path, entries: Entries) -> list[CompositeTensor]:
     """
     containers = module_containers().values()
     marks = tuple(mark for container in containers for mark in container.marks)
-    if not any(name.endswith(marks) for name in entries):
+    packed = any(name.endswith(_PACKED) for name in entries)
+    if not any(name.endswith(marks) or entry.dtype == _FP8 for name, (_, entry) in entries.items()):
         return []
-    config = _quantization_config(folder)
-    if config is None:
-        return []
-    method = str(config.get("quant_method")).lower()
+    config = _quantization_config(folder, required=packed)
+    method = "" if config is None else str(config.get("quant_method")).lower()
     reader = next((container.read for container in containers if container.quant_method == method), None)
-    return [] if reader is None else list(reader(folder, config, entries))
+    found = [] if reader is None or config is None else list(reader(folder, config, entries))
+    used = {name for weight in found for name in (*weight.entries.values(), *weight.beside)}
+    rest = {name: entry for name, entry in entries.items() if name not in used}
+    return [*found, *fold_fp8(folder, config, rest)]
 
 
-def _quantization_config(folder: Path) -> Mapping[str, Any] | None:
-    """`quantization_config`, or the separate file of older tools; None if config.json is missing."""
+def _quantization_config(folder: Path, *, required: bool) -> Mapping[str, Any] | None:
+    """`quantization_config`, or the separate file of older tools; None if config.json is missing.
+
+    required: raise FileError if config.json is there, but says nothing of a quantization; else None
+    """
     whole = _read_json(folder / "config.json")
     if whole is None:
         return None
@@ -46,6 +55,8 @@ def _quantization_config(folder: Path) -> Mapping[str, Any] | None:
         old = _read_json(folder / container.old_config) if container.old_config else None
         if old is not None:
             return {"quant_method": container.quant_method, **old}
+    if not required or isinstance(whole.get("quantization"), dict):
+        return None
     raise FileError(
         f"{folder / 'config.json'} has no quantization_config, though the folder's weights are quantized; it belongs "
         "to another model: download the folder again"

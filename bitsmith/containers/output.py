@@ -136,7 +136,7 @@ class OutputFiles:
             self._names.partial(self.destination.target.name).mkdir()
         for layout in self.layouts:
             path = self._temporary(layout.filename)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, self.destination.mode)
             self._handles[layout.filename] = handle
             os.truncate(handle, layout.size)
             _write_all(handle, memoryview(layout.header), 0)
@@ -186,7 +186,7 @@ class OutputFiles:
             self.abort()
             raise FileError(
                 f"{error.filename2 or error.filename or destination.target} appeared while this run was working, and "
-                f"was not replaced; {self._left()}. Choose another --out."
+                f"was not replaced; {self._left()}. Choose another output path."
             ) from error
 
     def _clear_up(self) -> None:
@@ -197,7 +197,7 @@ class OutputFiles:
         except OSError as error:
             raise FileError(
                 f"{self.destination.target} is written and whole, but clearing up behind it failed "
-                f"({error.filename or self._names.folder}: {error.strerror or error}); the next run with this --out "
+                f"({error.filename or self._names.folder}: {error.strerror or error}); the next run that writes it "
                 "removes what is left. Check the disk."
             ) from error
 
@@ -205,15 +205,15 @@ class OutputFiles:
         self.abort()
         return FileError(
             f"{self.destination.target}: cannot be written ({error.strerror or error}); {self._left()}. "
-            "Check space and permissions, or choose another --out."
+            "Check space and permissions, or choose another output path."
         )
 
     def _left(self) -> str:
         """What an output that failed has left on the disk."""
         if os.path.lexists(self._names.journal):
             return (
-                "it was stopped while names changed; opening the output, or the next run with this --out, finishes or "
-                "undoes that"
+                "it was stopped while names changed; opening the output, or the next run that writes it, "
+                "finishes or undoes that"
             )
         try:
             left = ", ".join(map(str, self._names.leftovers()))
@@ -237,11 +237,16 @@ def output_files(
         yield files
 
 
-def write_file(path: Path, data: bytes, *, sources: Sequence[str | Path] = (), force: bool = False) -> Path:
-    """Write a small file whole. Returns its path, with links followed. Arguments and errors: see `Reservation`."""
+def write_file(
+    path: Path, data: bytes, *, sources: Sequence[str | Path] = (), force: bool = False, mode: int = 0o644
+) -> Path:
+    """Write a small file whole. Returns its path, with links followed. Other arguments and errors: see `Reservation`.
+
+    mode: its permissions, as for `os.open`
+    """
     place = followed(path, force=force)
     layout = FileLayout(place.name, data, (), len(data))
-    with output_files(Destination(place, [layout]), sources=sources, force=force) as files:
+    with output_files(Destination(place, [layout], mode=mode), sources=sources, force=force) as files:
         files.commit([layout])
     return place
 

@@ -84,7 +84,7 @@ class Reservation:
         except OSError as error:
             raise FileError(
                 f"{destination.target}: cannot be written ({error.filename or 'there'}: {error.strerror or error}); "
-                "check the name, space and permissions, or choose another --out."
+                "check the name, space and permissions, or choose another output path."
             ) from error
 
 
@@ -94,7 +94,10 @@ def settle(path: Path) -> None:
     Looks for the journals of the model, of the set that it is a part of, and of the folder around it. Waits a moment
     for a run that is replacing the model right now. Raises FileError if the files cannot be put in order.
     """
-    place = Path(os.path.realpath(path))
+    try:
+        place = Path(os.path.realpath(path))
+    except ValueError:  # no file can have such a name
+        return
     prefix = split_prefix(place.name)
     files = [OutputNames(place.parent, name, True) for name in {prefix, f"{prefix}.gguf"}]
     folders = [OutputNames(each.parent, each.name, False) for each in (place, place.parent)]

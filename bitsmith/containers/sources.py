@@ -51,7 +51,7 @@ class SourceFiles:
             taken = self._inside(path)
         if taken is not None:
             same = "a file that this run reads" if taken == path else f"{taken}, which this run reads"
-            raise UsageError(f"{path}: the output would replace {same}; choose another --out.")
+            raise UsageError(f"{path}: the output would replace {same}; choose another output path.")
 
     def _inside(self, folder: Path) -> Path | None:
         """A file in `folder` that is a file of the run under another name."""

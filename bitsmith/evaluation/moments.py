@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bitsmith.errors import TensorError
+
+_LARGEST_EXPONENT = 700.0  # exp of 709.8 is the largest float
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -48,7 +52,15 @@ class Moments:
 
 
 def exponential(estimate: Estimate) -> Estimate:
-    """exp of an estimate. Its error is by the delta method: d exp(x) = exp(x) dx."""
+    """exp of an estimate. Its error is by the delta method: d exp(x) = exp(x) dx.
+
+    Raises TensorError if the result is beyond all floats.
+    """
+    if estimate.value > _LARGEST_EXPONENT:
+        raise TensorError(
+            f"the model gives the text a loss of {estimate.value:.4g} a token, so its perplexity is beyond all "
+            "numbers: its weights are damaged; check the file with inspect --verify"
+        )
     value = math.exp(estimate.value)
     return Estimate(value, value * estimate.error)
 

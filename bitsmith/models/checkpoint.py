@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitsmith.containers.base import Source
-from bitsmith.containers.floats import FLOATS
+from bitsmith.containers.floats import FLOATS, FP8_PREFIX
 from bitsmith.containers.hf_folder import CONFIG, read_object, small_files
 from bitsmith.containers.reservation import settle
 from bitsmith.errors import BitsmithError, FileError, UnsupportedError, UsageError
@@ -36,6 +36,7 @@ class Checkpoint:
     shape: the decoder's configuration, or the error that its reading raised
     ignored: tensors that the decoder does not need, see `bitsmith.models.arch.reconcile`
     notes: what the user should know about the model, a sentence each
+    foreign: the error if the weights are codes of a method that bitsmith does not read; else None
     """
 
     name: str
@@ -46,6 +47,7 @@ class Checkpoint:
     shape: ModelConfig | BitsmithError
     ignored: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    foreign: UnsupportedError | None = None
 
     def __repr__(self) -> str:
         kind = "unknown architecture" if isinstance(self.shape, BitsmithError) else self.shape.arch
@@ -134,6 +136,7 @@ def _reconciled(checkpoint: Checkpoint, config: ModelConfig, notes: tuple[str, .
 
 def _open_folder(folder: Path, name: str, weights: Path | None = None) -> Checkpoint:
     """Open a Hugging Face folder. `weights` is one file of it, if the user named the file."""
+    from bitsmith.containers.foreign import foreign_quantization, read_config
     from bitsmith.containers.safetensors import SafetensorsSource
     from bitsmith.models.arch.hf_config import config_from_hf
     from bitsmith.models.arch.hf_fields import check_fields
@@ -148,17 +151,41 @@ def _open_folder(folder: Path, name: str, weights: Path | None = None) -> Checkp
     source = SafetensorsSource(weights or folder)
     checkpoint = Checkpoint(name, source, "hf", {}, folder, FileError(f"{folder / CONFIG}: not read."))
     try:
+        foreign = foreign_quantization(folder, read_config(folder), source.tensors)
+        checkpoint = replace(checkpoint, foreign=foreign)
         values = read_object(folder / CONFIG)
         checkpoint = replace(checkpoint, hf_config=values)
+        if foreign is not None:
+            return replace(checkpoint, shape=foreign)
         config = config_from_hf(values, origin=str(folder / CONFIG))
         return _reconciled(checkpoint, config, check_fields(values, config.arch, str(folder / CONFIG)))
     except BitsmithError as error:
         return replace(checkpoint, shape=error)
 
 
+def require_weights(checkpoint: Checkpoint) -> None:
+    """Raise FileError if the model has no tensors, or only empty ones."""
+    if not any(info.parameters for info in checkpoint.source.tensors.values()):
+        raise FileError(
+            f"{checkpoint.source.path} holds no weights; it may be a vocabulary, or a part of a model: give the whole "
+            "model."
+        )
+
+
+def is_original(layout: str) -> bool:
+    """Whether weights of this layout are taken for an original: floats, and FP8 with scales, as many are published."""
+    return layout in FLOATS or layout.startswith(FP8_PREFIX)
+
+
 def require_float(checkpoint: Checkpoint, *, requantize: bool) -> None:
-    """Raise UnsupportedError if the source is already quantized and `requantize` is False."""
-    quantized = [info for info in checkpoint.source.tensors.values() if info.layout not in FLOATS and info.rows > 1]
+    """Raise UnsupportedError if the source is already quantized and `requantize` is False.
+
+    FP8 weights with scales are not refused: many models are published so. Codes of an unknown method always are.
+    """
+    if checkpoint.foreign is not None:
+        raise checkpoint.foreign
+    tensors = checkpoint.source.tensors.values()
+    quantized = [info for info in tensors if not is_original(info.layout) and info.rows > 1]
     if quantized and not requantize:
         raise UnsupportedError(
             f"{checkpoint.source.path} is already quantized ({quantized[0].name} is {quantized[0].layout}). Quantizing "
@@ -174,7 +201,11 @@ def source_warnings(checkpoint: Checkpoint, *, quantizes: bool = True) -> tuple[
     """
     tensors = checkpoint.source.tensors.values()
     found = sorted({info.layout for info in tensors if info.rows > 1} - FLOATS)
-    told = [f"the source is quantized already ({', '.join(found)}): losses add up"] if found and quantizes else []
+    told = []
+    if found and all(is_original(layout) for layout in found):
+        told.append(f"the weights are FP8 in the source ({', '.join(found)}); they are decoded, inputs are not rounded")
+    elif found and quantizes:
+        told.append(f"the source is quantized already ({', '.join(found)}): losses add up")
     double = [info.name for info in tensors if info.layout == "f64"]
     if double:
         told.append(f"{len(double)} tensors are float64, the first is {double[0]}; they are rounded to float32 first")

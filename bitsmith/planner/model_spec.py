@@ -7,11 +7,10 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bitsmith.containers.floats import FLOATS
 from bitsmith.containers.hf_folder import CONFIG, read_object
 from bitsmith.errors import FileError, UsageError
 from bitsmith.models import hub
-from bitsmith.models.checkpoint import REFERENCE, Checkpoint, open_checkpoint
+from bitsmith.models.checkpoint import REFERENCE, Checkpoint, is_original, open_checkpoint, require_weights
 from bitsmith.models.naming import folder_name
 from bitsmith.planner.gguf_network import network_from_gguf
 from bitsmith.planner.hf_network import network_from_config, network_from_headers
@@ -61,7 +60,7 @@ class ModelSpec:
         """The most common type, if the file is already quantized. None for floats and for shapes without weights."""
         found: dict[str, int] = {}
         for tensor in self.network.tensors if self.checkpoint else ():
-            if tensor.rows > 1 and tensor.layout not in FLOATS:
+            if tensor.rows > 1 and not is_original(tensor.layout):
                 found[tensor.layout] = found.get(tensor.layout, 0) + tensor.nbytes
         return max(found, key=lambda layout: found[layout]) if found else None
 
@@ -123,6 +122,7 @@ def _from_config(path: Path, name: str, said: str) -> ModelSpec:
 
 def from_checkpoint(checkpoint: Checkpoint, said: str, *, complete: bool = True) -> ModelSpec:
     """The spec of an opened model. Its tensors get GGUF's names if they are known."""
+    require_weights(checkpoint)
     if checkpoint.naming == "gguf":
         network = network_from_gguf(checkpoint.source, name=checkpoint.name)
         return ModelSpec(network, said, checkpoint=checkpoint, complete=complete)

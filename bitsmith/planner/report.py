@@ -287,7 +287,9 @@ def _size(spec: ModelSpec) -> int:
 
 def _warnings(spec: ModelSpec, rows: Sequence[Row], workload: Workload) -> tuple[str, ...]:
     found = []
-    if spec.quantized:
+    if spec.checkpoint is not None and spec.checkpoint.foreign is not None:
+        found.append(f"{spec.checkpoint.foreign} The plan is for the files as they are, in other runtimes.")
+    elif spec.quantized:
         what = f"{spec.network.name} is quantized already ({spec.quantized})"
         found.append(f"{what}: the plan is for this type only. For other formats, name the original model.")
     for runtime in {verdict.runtime.name: verdict.runtime for row in rows for verdict in row.verdicts}.values():

@@ -86,6 +86,7 @@ def model_config(checkpoint: Checkpoint) -> dict[str, Any]:
         config["tie_word_embeddings"] = False  # the file's own head is used; vLLM would drop it
     config.pop("quantization_config", None)
     config.pop("compression_config", None)
+    config.pop("quantization", None)
     return config
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bitsmith.containers import find_container
 from bitsmith.containers.container import ModuleContainer
-from bitsmith.models.checkpoint import Checkpoint
+from bitsmith.models.checkpoint import Checkpoint, require_weights
 from bitsmith.recipe.plan import Assignment
 from bitsmith.recipe.recipe import PlanOptions
 from bitsmith.recipe.target import Target
@@ -16,6 +16,7 @@ def assign(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Assi
     Raises UsageError for a wrong name or option, UnsupportedError and FileError for a model that the container cannot
     hold.
     """
+    require_weights(checkpoint)
     if isinstance(find_container(target.container), ModuleContainer):
         from bitsmith.recipe.hf_containers import assign_hf
 

@@ -90,7 +90,7 @@ def test_each_disk_counts_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_folder_without_the_right_to_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(destination.os, "access", lambda path, mode: mode != os.W_OK | os.X_OK or path != tmp_path)
-    with pytest.raises(FileError, match="not writable; choose another --out"):
+    with pytest.raises(FileError, match="not writable; choose another output path"):
         check(file(tmp_path / "model.bin"))
 
 
@@ -106,7 +106,7 @@ def test_a_file_is_no_folder_and_a_folder_no_file(tmp_path: Path) -> None:
 def test_every_part_counts_as_taken(tmp_path: Path) -> None:
     layouts = parts(2)
     (tmp_path / layouts[1].filename).write_bytes(b"")
-    with pytest.raises(UsageError, match=r"m-00002-of-00002\.gguf exists already; give --force"):
+    with pytest.raises(UsageError, match=r"m-00002-of-00002\.gguf exists already"):
         check(Destination(tmp_path / "m.gguf", layouts))
     check(Destination(tmp_path / "m.gguf", layouts), force=True)
 
@@ -119,7 +119,7 @@ def test_an_older_set_of_the_same_name_counts_as_taken_and_goes_with_it(tmp_path
     for number in (1, 2):
         (tmp_path / f"m-0000{number}-of-00004.gguf").write_bytes(foreign.header)
     for count in (1, 2):
-        with pytest.raises(UsageError, match=r"m(-00001-of-00003)?\.gguf exists already; give --force"):
+        with pytest.raises(UsageError, match=r"m(-00001-of-00003)?\.gguf exists already"):
             check(Destination(tmp_path / "m.gguf", parts(count)))
         with opened(tmp_path / "m.gguf", parts(count), force=True) as files:
             write(files, b"new!")
@@ -138,7 +138,7 @@ def test_a_source_is_never_replaced(tmp_path: Path) -> None:
     os.link(source, tmp_path / "around" / "model.safetensors")
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "model.safetensors").symlink_to(source)
-    with pytest.raises(UsageError, match="a file that this run reads; choose another --out"):
+    with pytest.raises(UsageError, match="a file that this run reads; choose another output path"):
         check(file(source), force=True, sources=(source,))
     with pytest.raises(UsageError, match=r"hard\.bin: the output would replace .*given/model\.safetensors, which this"):
         check(file(tmp_path / "hard.bin"), force=True, sources=(source,))

@@ -165,4 +165,5 @@ def test_settling_costs_nothing_where_nothing_was_interrupted(tmp_path: Path) ->
     settle(tmp_path / "m.gguf")
     settle(Path("owner/model"))
     settle(Path("reference"))
+    settle(Path("no\0name"))
     assert list(tmp_path.iterdir()) == []

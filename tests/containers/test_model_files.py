@@ -13,7 +13,7 @@ import pytest
 
 import bitsmith
 from bitsmith.containers import safetensors_header
-from bitsmith.containers.bounded_json import MOST_MEMORY, memory_of, parse_json
+from bitsmith.containers.bounded_json import MOST_MEMORY, depth_of, memory_of, parse_json
 from bitsmith.containers.hf_folder import read_object, tokenizer_files
 from bitsmith.containers.model_files import open_regular, read_small
 from bitsmith.containers.safetensors_header import read_header
@@ -133,3 +133,20 @@ def test_equal_names_are_found_in_linear_time(tmp_path: Path) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text)
     with pytest.raises(FileError, match="two entries named '99999'"):
         read_header(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "depth"),
+    [("1", 0), ("[]", 1), ('{"a": [{"b": "[[[[{"}]}', 3), (r'["\\", "\"[[", [[]]]', 3), (r'["\\\"[[[[[["]', 1)],
+)
+def test_depth_of_json(text: str, depth: int) -> None:
+    json.loads(text)
+    assert depth_of(text.encode()) == depth
+    padded = b" " * ((1 << 20) - len(text) // 2) + text.encode()  # over the border of two pieces
+    assert depth_of(padded) == depth
+
+
+def test_json_that_nests_deeply_is_refused() -> None:
+    assert parse_json(b"[" * 99 + b"]" * 99, "x")
+    with pytest.raises(FileError, match="nests too deeply"):
+        parse_json(b"[" * 900 + b"]" * 900, "x")

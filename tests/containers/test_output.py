@@ -62,7 +62,7 @@ def test_a_folder_appears_at_once_with_its_extras(tmp_path: Path) -> None:
 
 def test_an_existing_output_is_kept_without_force(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"old")
-    with pytest.raises(UsageError, match="--force"), opened(tmp_path / "model.bin", [LAYOUT]):
+    with pytest.raises(UsageError, match="exists already"), opened(tmp_path / "model.bin", [LAYOUT]):
         pass
     with pytest.raises(KeyboardInterrupt), opened(tmp_path / "model.bin", [LAYOUT], force=True):
         raise KeyboardInterrupt

@@ -73,7 +73,7 @@ TEMPLATES = [
     "",
     "{{ 1 / 0 }}",
     "{% include 'x' %}",
-    "{{ '1' * 4000000 }}",
+    "{{ '1' * 1900000 }}",
 ]
 _JSON = [
     "null",
@@ -90,6 +90,16 @@ _JSON = [
     "-7",
     "1e3",
 ]
+
+
+_STEP = '{"type":"Sequence","normalizers":[', '{"type":"Sequence","pretokenizers":['
+_NESTED = {  # written into the text, since json.dumps cannot nest so deep
+    "@lists": "[" * 900 + "]" * 900,
+    "@many-lists": "[" * 100_000 + "]" * 100_000,
+    "@objects": '{"a":' * 400 + "1" + "}" * 400,
+    "@normalizers": _STEP[0] * 300 + "]}" * 300,
+    "@pretokenizers": _STEP[1] * 300 + "]}" * 300,
+}
 
 
 def flipped(data: bytes, rng: random.Random, limit: int | None = None) -> bytes:
@@ -134,27 +144,15 @@ def value(rng: random.Random) -> Any:
     if kind == 2:
         return rng.choice(REGEXES)
     if kind == 3:
-        return _nested(rng.choice([1, 3, 900, 100_000]), rng)
+        return rng.choice(list(_NESTED))
     return json.loads(rng.choice(_JSON))
 
 
-def _nested(depth: int, rng: random.Random) -> Any:
-    """Lists in lists; beyond what json writes they are given as a text that `dump` puts in."""
-    found: Any = rng.choice([[], {}, 0])
-    if depth > 900:
-        return f"@nested{depth}"
-    for _ in range(depth):
-        found = (
-            [found] if rng.random() < 0.5 else {"type": "Sequence", "normalizers": [found], "pretokenizers": [found]}
-        )
-    return found
-
-
 def dump(content: Any) -> bytes:
-    """JSON, with texts such as "@nested900" replaced by lists so deep."""
+    """JSON, with the texts of _NESTED replaced by what nests so deep."""
     text = json.dumps(content)
-    for depth in (100_000,):
-        text = text.replace(f'"@nested{depth}"', "[" * depth + "]" * depth)
+    for mark, nested in _NESTED.items():
+        text = text.replace(f'"{mark}"', nested)
     return text.encode()
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import bitsmith
-from bitsmith.calibration.imatrix import write_imatrix
-from bitsmith.calibration.importance import Entry, Imatrix
+from bitsmith.calibration.imatrix import Entry, Imatrix, imatrix_file
 from tests.models.tokenizer.spm import model_proto, small_model
 from tests.tiny import make_folder
 
@@ -25,10 +24,10 @@ def make_seeds(root: Path) -> Path:
         (root / "gguf").mkdir(exist_ok=True)
         bitsmith.quantize(plain, to=kind, out=root / "gguf" / f"{kind}.gguf", threads=1)
     (root / "split").mkdir()
-    bitsmith.quantize(plain, to="q8_0", out=root / "split" / "m.gguf", max_shard_size="200kB", threads=1)
+    bitsmith.quantize(plain, to="q8_0", out=root / "split" / "m.gguf", max_shard_size="400kB", threads=1)
     for name in FOLDERS:
         bitsmith.quantize(plain, to=name, out=root / "folder" / name.replace("/", "-"), threads=1)
-    bitsmith.quantize(plain, to="native/int8", out=root / "folder" / "shards", max_shard_size="300kB", threads=1)
+    bitsmith.quantize(plain, to="native/int8", out=root / "folder" / "shards", max_shard_size="400kB", threads=1)
     _sentencepiece(plain, root / "folder" / "spm")
     _importance(root / "importance")
     texts = root / "texts"
@@ -54,4 +53,9 @@ def _importance(folder: Path) -> None:
         for name, cols in (("attn_q", 64), ("attn_k", 64), ("attn_v", 64), ("attn_output", 64), ("ffn_down", 256))
     }
     for suffix in (".dat", ".gguf"):
-        write_imatrix(folder / f"m{suffix}", Imatrix(entries, ("text",), 1, 64))
+        layout, data = imatrix_file(Imatrix(entries, ("text",), 1, 64), f"m{suffix}")
+        content = bytearray(layout.size)
+        content[: len(layout.header)] = layout.header
+        for region in layout.regions:
+            content[region.offset : region.offset + region.nbytes] = data[region.tensor].tobytes()
+        (folder / f"m{suffix}").write_bytes(content)

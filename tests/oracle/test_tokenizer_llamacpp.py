@@ -231,3 +231,23 @@ def test_sentencepiece(prefix: bool, source: str, tmp_path: Path) -> None:
             assert ids[0] == oracle.bos == tokenizer.bos
     assert oracle.end_ids == ours.end_ids == tokenizer.end_ids
     oracle.close()
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "prefix", "no prefix"])
+def test_messages_are_encoded_as_llamacpp_encodes_text(kind: str, tmp_path: Path) -> None:
+    """Between special tokens of the template, a message has the ids of a text without special tokens."""
+    first, last = ("<|user|>", "<|endoftext|>") if kind == "byte-level" else ("<s>", "</s>")
+    if kind == "byte-level":
+        source = train(_split_and_bytes(_LLAMA3)).to_str()
+    else:
+        source = merged_json(small_model(), prefix=kind == "prefix")
+    template = "{% for m in messages %}" + first + "{{ m.content }}" + last + "{% endfor %}"
+    folder = write_folder(tmp_path / "hf", source, config={"eos_token": last, "chat_template": template})
+    keys = vocabulary_keys(read_tokenizer(folder, vocab_size=SIZE))
+    oracle = llama.load(write_vocabulary(tmp_path / "vocab.gguf", keys), vocab_only=True)
+    ends = oracle.tokenize(first, parse_special=True), oracle.tokenize(last, parse_special=True)
+    for ours in (Tokenizer.from_gguf(plain(keys)), Tokenizer.from_folder(folder)):
+        for text in (f"a{last} b{first}", f"{first}{last}", PLAIN, "<|user|> x <s>"):
+            ids = ours.encode_chat([{"role": "user", "content": text}] * 2)
+            assert ids == [*ends[0], *oracle.tokenize(text, parse_special=False), *ends[1]] * 2
+    oracle.close()

@@ -60,21 +60,23 @@ class BlockCodec:
         return QuantTensor(
             self.format,
             codes.reshape(rows, cols),
-            {name: values.reshape(rows, -1) for name, values in params.items()},
+            {name: values.reshape(rows, values.size // max(rows, 1)) for name, values in params.items()},
         )
 
 
 def to_nibbles(codes: np.ndarray, half: int) -> np.ndarray:
     """Codes < 16 [n, k * 2 * half] -> bytes [n, k * half]: first half of each run in the low nibbles."""
-    runs = codes.reshape(codes.shape[0], -1, 2, half)
+    rows, cols = codes.shape
+    runs = codes.reshape(rows, cols // (2 * half), 2, half)
     packed: np.ndarray = runs[:, :, 0] | (runs[:, :, 1] << 4)
-    return packed.reshape(codes.shape[0], -1)
+    return packed.reshape(rows, cols // 2)
 
 
 def from_nibbles(packed: np.ndarray, half: int) -> np.ndarray:
     """The reverse of `to_nibbles`."""
-    runs = packed.reshape(packed.shape[0], -1, 1, half)
-    return np.concatenate([runs & 15, runs >> 4], axis=2).reshape(packed.shape[0], -1)
+    rows, count = packed.shape
+    runs = packed.reshape(rows, count // half, 1, half)
+    return np.concatenate([runs & 15, runs >> 4], axis=2).reshape(rows, 2 * count)
 
 
 def _pack_nibbles(codes: np.ndarray, params: Mapping[str, np.ndarray]) -> Fields:

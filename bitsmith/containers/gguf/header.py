@@ -30,6 +30,7 @@ MAX_ALIGNMENT = 1 << 20
 MAX_DIMENSIONS = 4
 MAX_NESTING = 8
 MAX_NESTED_ARRAYS = 1 << 16
+MAX_STRINGS = 1 << 21  # in all arrays; a vocabulary of 262,144 tokens has 515,000 merges
 
 _SMALLEST_KEY = 8 + 1 + 4 + 1  # name length, name, type, value
 _SMALLEST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8  # name length, name, dimensions, one dimension, type, offset
@@ -85,6 +86,7 @@ class _Cursor:
         self.at = 0
         self.where = "the header"
         self.nested = 0
+        self.listed = 0
         self._descriptor = descriptor
         self._data = bytearray()
 
@@ -217,7 +219,10 @@ def _array(cursor: _Cursor, depth: int) -> GgufArray:
     number, length = _ARRAY_HEAD.unpack(cursor.take(_ARRAY_HEAD.size))
     item = _value_type(cursor, number)
     if item is ValueType.STRING:
-        return GgufArray(item, tuple(cursor.strings(cursor.checked(length, "strings", MAX_HEADER_BYTES, 8))))
+        cursor.listed += cursor.checked(length, "strings", MAX_STRINGS, 8)
+        if cursor.listed > MAX_STRINGS:
+            cursor.fail(f"the file holds more than {MAX_STRINGS} strings in arrays")
+        return GgufArray(item, tuple(cursor.strings(length)))
     if item is ValueType.ARRAY:
         cursor.nested += cursor.checked(length, "arrays", MAX_NESTED_ARRAYS, _ARRAY_HEAD.size)
         if cursor.nested > MAX_NESTED_ARRAYS:

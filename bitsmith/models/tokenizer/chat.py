@@ -12,7 +12,7 @@ from typing import Any
 from bitsmith.errors import FileError, UnsupportedError, UsageError
 from bitsmith.system.limited import LimitedProcess, LimitError
 
-LONGEST = 5_000_000  # characters of a rendered conversation
+LONGEST = 2_000_000  # characters of a rendered conversation; encoding so many takes seconds
 _LONGEST_TEMPLATE = 1_000_000
 _TASK = Path(__file__).with_name("template_task.py")
 

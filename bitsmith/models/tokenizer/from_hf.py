@@ -14,7 +14,7 @@ from bitsmith.models.tokenizer.hf_files import TokenizerFiles, read_files
 from bitsmith.models.tokenizer.pretokenizers import BY_NAME, fingerprint, known_names, matching, pretokenizer
 from bitsmith.models.tokenizer.sentencepiece import read_model
 from bitsmith.models.tokenizer.special import with_special
-from bitsmith.models.tokenizer.vocabulary import PAD_SCORE, TokenType, Vocabulary, pad_token
+from bitsmith.models.tokenizer.vocabulary import MOST_TOKENS, PAD_SCORE, TokenType, Vocabulary, pad_token
 
 _ADDED_SCORE = -1000.0
 
@@ -72,13 +72,8 @@ def _vocabulary(files: TokenizerFiles, vocab_size: int | None) -> Vocabulary:
 
 
 def _is_byte_level(tokenizer: Mapping[str, Any]) -> bool:
-    return '"ByteLevel"' in _types(tokenizer.get("pre_tokenizer")) + _types(tokenizer.get("decoder"))
-
-
-def _types(step: Any) -> str:
-    if isinstance(step, Mapping):
-        return f'"{step.get("type")}"' + "".join(_types(inner) for inner in step.values())
-    return "".join(_types(inner) for inner in step) if isinstance(step, list) else ""
+    steps = [*_flat(tokenizer.get("pre_tokenizer"), "pretokenizers"), *_flat(tokenizer.get("decoder"), "decoders")]
+    return any(step.get("type") == "ByteLevel" for step in steps)
 
 
 def _byte_level(files: TokenizerFiles, vocab_size: int | None) -> Vocabulary:
@@ -151,7 +146,7 @@ def _columns(
 ) -> tuple[tuple[str, ...], tuple[int, ...], tuple[float, ...]]:
     """Texts, types and scores by id. Ids without a token become padding."""
     last = max(by_id, default=-1)
-    limit = max(len(by_id) * 2 + 65536 if vocab_size is None else vocab_size, 0)
+    limit = min(max(len(by_id) * 2 + 65536 if vocab_size is None else vocab_size, 0), MOST_TOKENS)
     if last >= limit or min(by_id, default=0) < 0:
         raise FileError(
             f"{files.folder}: token {by_id[last][0]!r} has id {last}, but the model has an embedding for {limit} "

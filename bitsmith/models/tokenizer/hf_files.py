@@ -9,6 +9,9 @@ from typing import Any
 
 from bitsmith.containers.hf_folder import CONFIG, read_object, read_text
 from bitsmith.errors import FileError
+from bitsmith.models.tokenizer.shape import check_shape
+
+_DIGITS = 10  # of an id
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class TokenizerFiles:
 def read_files(folder: Path) -> TokenizerFiles:
     """Read all tokenizer files. Raises FileError for a damaged file."""
     tokenizer = _read(folder / "tokenizer.json")
+    check_shape(tokenizer, folder / "tokenizer.json")
     given = {k: v for k, v in _read(folder / "tokenizer_config.json").items() if v is not None}
     config = {**_read(folder / "special_tokens_map.json"), **given}
     template, templates = _templates(folder, config)
@@ -83,14 +87,18 @@ def _added(folder: Path, tokenizer: Mapping[str, Any], config: Mapping[str, Any]
         (token, text, False) for text, token in _read(folder / "added_tokens.json").items()
     ]
     decoder = config.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, Mapping):
+        raise FileError(f"{folder}: expected added_tokens_decoder to be an object, found {decoder!r:.60}")
     listed = [*((token, entry) for token, entry in decoder.items())]
     listed += [(entry.get("id"), entry) for entry in tokenizer.get("added_tokens") or [] if isinstance(entry, Mapping)]
     entries += [
         (token, text_of(entry), bool(entry.get("special"))) for token, entry in listed if isinstance(entry, Mapping)
     ]
     for token, text, special in entries:
-        if not isinstance(text, str) or not str(token).isdecimal():
-            raise FileError(f"{folder}: expected added tokens with an id and a text, found id {token!r}, text {text!r}")
+        if not isinstance(text, str) or not str(token).isdecimal() or len(str(token)) > _DIGITS:
+            raise FileError(
+                f"{folder}: expected added tokens with an id and a text, found id {token!r:.60}, text {text!r:.60}"
+            )
         found[int(token)] = (text, special or looks_special(text))
     return tuple((token, *found[token]) for token in sorted(found))
 

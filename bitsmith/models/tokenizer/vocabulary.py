@@ -56,6 +56,11 @@ class Vocabulary:
     chat_templates: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if len(self.tokens) > MOST_TOKENS:
+            raise FileError(
+                f"the vocabulary has {len(self.tokens):,} tokens, more than {MOST_TOKENS:,}; take the tokenizer from "
+                "its source"
+            )
         check_tokens(self.tokens, self.types)
         for role, token in self.special.items():
             if not 0 <= token < len(self.tokens):
@@ -71,6 +76,10 @@ class Vocabulary:
         Raises FileError if there are more tokens than `size`.
         """
         have = len(self.tokens)
+        if size > MOST_TOKENS:
+            raise FileError(
+                f"the model has an embedding of {size:,} tokens, more than {MOST_TOKENS:,}; check vocab_size"
+            )
         if have > size:
             raise FileError(
                 f"the tokenizer has {have} tokens (the last is {self.tokens[-1]!r}), but the model has an embedding "
@@ -84,6 +93,7 @@ class Vocabulary:
         )
 
 
+MOST_TOKENS = 1 << 20  # the largest known vocabulary has 262,144
 PAD_SCORE = -10000.0
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 

@@ -95,6 +95,22 @@ def test_defaults_of_missing_keys() -> None:
     assert vocabulary_from_gguf(_changed(eos_token_id=99, eos_token_ids=[99])).end_ids == {4}
 
 
+def test_a_missing_end_token_is_no_number() -> None:
+    """llama.cpp takes token 11 of a byte-level BPE and token 2 of a SentencePiece BPE, whatever they are: "(", say."""
+    tokens = [*"!\"#$%&'()*+,-./", "<end>"]
+    keys = {"model": "gpt2", "tokens": tokens, "merges": [], "pre": "gpt-2", "token_type": [1] * len(tokens)}
+    bare = vocabulary_from_gguf({f"tokenizer.ggml.{key}": value for key, value in keys.items()})
+    assert (bare.special, bare.end_ids) == ({}, frozenset())
+    assert bare.token("eos") == ""
+    keys |= {"model": "llama", "scores": [0.0] * len(tokens), "add_bos_token": False}
+    other = vocabulary_from_gguf({f"tokenizer.ggml.{key}": value for key, value in keys.items()})
+    assert (other.special, other.end_ids) == ({}, frozenset())
+    named = vocabulary_from_gguf(
+        {f"tokenizer.ggml.{key}": value for key, value in {**keys, "eos_token_id": 15}.items()}
+    )
+    assert named.end_ids == {15}
+
+
 def test_empty_tokens_get_llamacpps_name() -> None:
     tokens = [*BYTES.tokens[:-1], ""]
     assert vocabulary_from_gguf(_changed(tokens=tokens)).tokens[-1] == "[EMPTY_6]"
