@@ -24,7 +24,7 @@ _OUT_OF_MEMORY = "out of memory; close other programs, use fewer --threads, or a
 _NOTHING_LEFT = "no half-written file was left"
 _LEFT = {  # command -> what an interrupt leaves
     **dict.fromkeys(("quantize", "convert", "imatrix"), _NOTHING_LEFT),
-    "pull": "the same command continues the download",
+    "pull": "the files that are complete stay, and the same command fetches the others",
 }
 COMMANDS = {  # name -> its module in this package, and the command there
     "plan": "plan.plan",
