@@ -83,7 +83,8 @@ def followed(path: Path, *, force: bool) -> Path:
         raise UsageError(f"{path} is a link that leads to itself; remove it, or choose another output path.")
     if not force and not place.exists():
         raise UsageError(
-            f"{path} is a link to {place}, which does not exist; give --force to write there, or choose another output path."
+            f"{path} is a link to {place}, which does not exist; give --force to write there, or choose another output "
+            "path."
         )
     return place
 
