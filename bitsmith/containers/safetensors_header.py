@@ -47,6 +47,9 @@ DTYPES: dict[str, np.dtype] = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
+FileState = tuple[int, int]  # size in bytes, time of the last change in seconds
+
+
 @dataclass(frozen=True, slots=True)
 class HeaderEntry:
     """One entry: `offset` counts from the start of the file, in bytes."""
@@ -60,12 +63,25 @@ class HeaderEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header. entries: in the order of their data"""
+    """A checked header.
+
+    file: state of the file, which later reads compare
+    entries: in the order of their data
+    """
 
     path: Path
-    size: int
+    file: FileState
     entries: Mapping[str, HeaderEntry]
     metadata: Mapping[str, str]
+
+
+def file_state(handle: int) -> FileState:
+    """What tells an open file from a later one of its name.
+
+    Some network file systems give a file another inode each time, and cut fractions of seconds off later.
+    """
+    found = os.fstat(handle)
+    return found.st_size, int(found.st_mtime)
 
 
 def dtype_name(dtype: np.dtype) -> str:
@@ -85,7 +101,8 @@ def read_header(path: Path) -> Header:
     """Read and check the header of `path`. Raises FileError naming the file and the entry that is wrong."""
     try:
         with open(open_regular(path, "safetensors file"), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            state = file_state(file.fileno())
+            size = state[0]
             length = _header_length(path, size, file.read(8))
             text = file.read(length)
     except OSError as error:
@@ -100,7 +117,7 @@ def read_header(path: Path) -> Header:
     entries = [_entry(path, name, value, 8 + length) for name, value in content.items()]
     entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
     _check_cover(path, entries, 8 + length, size)
-    return Header(path, size, {entry.name: entry for entry in entries}, metadata)
+    return Header(path, state, {entry.name: entry for entry in entries}, metadata)
 
 
 def _header_length(path: Path, size: int, first: bytes) -> int:
