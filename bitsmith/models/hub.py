@@ -15,7 +15,7 @@ from bitsmith.errors import FileError, UsageError
 PATTERNS = ["*.safetensors", "*.safetensors.index.json", CONFIG, *TOKENIZER_FILES]
 _NOT = ["consolidated*", "original/*", "*/*.safetensors"]  # the same weights in other layouts
 
-_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<file>[\w./-]+\.gguf))?")
+_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<file>(?![./])(?!.*/\.)[\w./-]+\.gguf))?")
 
 
 class UnreachableError(FileError):
