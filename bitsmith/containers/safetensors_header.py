@@ -1,7 +1,7 @@
 """Reads the header of a safetensors file. Every offset and size is checked before data is read.
 
 Format (github.com/huggingface/safetensors): 8 bytes, the header's length N, little-endian; N bytes of JSON, an object
-from names to {"dtype", "shape", "data_offsets": [begin, end]} and an optional "__metadata__" of strings; then
+from names to {"dtype", "shape", "data_offsets": [begin, end]} and an optional "__metadata__" of strings, or null; then
 data, which the entries cover without gaps or overlaps.
 """
 
@@ -82,7 +82,7 @@ def read_header(path: Path) -> Header:
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror or error}; check its name and permissions") from error
     content = _parse(path, text)
-    metadata = _metadata(path, content.pop("__metadata__", {}))
+    metadata = _metadata(path, content.pop("__metadata__", None))
     entries = [_entry(path, name, value, 8 + length) for name, value in content.items()]
     entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
     _check_cover(path, entries, 8 + length, size)
@@ -124,6 +124,8 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 
 
 def _metadata(path: Path, value: object) -> dict[str, str]:
+    if value is None:  # as the safetensors package does
+        return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise FileError(f"{path}: __metadata__ must map strings to strings; the file is damaged: write it again")
     return value
@@ -135,7 +137,7 @@ def _entry(path: Path, name: str, value: object, start: int) -> HeaderEntry:
     def wrong(what: str) -> FileError:
         return FileError(f"{path}: entry {name!r}: {what}; the file is damaged: download or write it again")
 
-    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(value, dict) or not value.keys() >= {"dtype", "shape", "data_offsets"}:
         raise wrong("expected dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
