@@ -1,7 +1,7 @@
 """Reads the header of a safetensors file. Every offset and size is checked before data is read.
 
 Format (github.com/huggingface/safetensors): 8 bytes, the header's length N, little-endian; N bytes of JSON, an object
-from names to {"dtype", "shape", "data_offsets": [begin, end]} and an optional "__metadata__" of strings; then
+from names to {"dtype", "shape", "data_offsets": [begin, end]} and an optional "__metadata__" of strings, or null; then
 data, which the entries cover without gaps or overlaps.
 """
 
@@ -109,7 +109,7 @@ def read_header(path: Path) -> Header:
         raise FileError(f"{path} cannot be read: {error.strerror or error}; check its name and permissions") from error
     content = _parse(path, text)
     del text
-    metadata = _metadata(path, content.pop("__metadata__", {}))
+    metadata = _metadata(path, content.pop("__metadata__", None))
     if len(content) > _MOST_ENTRIES:
         raise FileError(
             f"{path} has {len(content):,} entries, more than {_MOST_ENTRIES:,}; split the model into several files"
@@ -139,7 +139,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
             seen: set[str] = set()
             twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
             raise FileError(f"{path} has two entries named {twice!r} in its header; it is damaged: write it again")
-        return _Fields(*map(found.get, _FIELDS)) if found.keys() == set(_FIELDS) else found
+        return _Fields(*map(found.get, _FIELDS)) if found.keys() >= set(_FIELDS) else found
 
     if not text.startswith(b"{"):
         raise FileError(f"{path} is not a safetensors file: its header begins with {text[:8]!r}, not with '{{'")
@@ -150,6 +150,8 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 
 
 def _metadata(path: Path, value: object) -> dict[str, str]:
+    if value is None:  # as the safetensors package does
+        return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise FileError(f"{path}: __metadata__ must map strings to strings; the file is damaged: write it again")
     return value
