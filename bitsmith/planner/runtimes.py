@@ -89,7 +89,7 @@ def container_of(target: Target | None, network: Network) -> str:
         layouts = {tensor.layout for tensor in network.tensors if tensor.rows > 1}
         held = next((layout.partition("/")[0] for layout in layouts if "/" in layout), "")
         if held:
-            return "native" if held == "bitsmith" else held
+            return {"bitsmith": "native", "fp8": "compressed"}.get(held, held)  # vLLM reads FP8 of every tool
         if layouts <= FLOATS:
             return "floats"
         return "gguf" if layouts <= TYPES.keys() else "compressed"  # for example FP8 of other tools; vLLM reads these
