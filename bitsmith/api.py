@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitsmith.errors import Words
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.system.machine import check_threads, cores, peak_memory
 from bitsmith.system.progress import Report, silent
@@ -84,7 +86,7 @@ def evaluate(
     model: str | Path,
     *,
     against: str | Path | None = None,
-    text: str | Path | None = None,
+    text: str | Path | Sequence[str | Path] | None = None,
     context: int = 512,
     max_windows: int | None = None,
     threads: int | None = None,
@@ -95,7 +97,8 @@ def evaluate(
     """Perplexity of a model on a text, and its divergence from the model `against`.
 
     against: the original model; None measures perplexity only
-    text: a UTF-8 file; None for the built-in text
+    text: a text or a list of texts, which are joined in order: files of UTF-8 text, .jsonl, .json and .parquet files of
+        chats or texts, data sets of the hub ("owner/name", "owner/name:FILE"), "default"; None for the built-in text
     context: number of tokens in a window
     max_windows: largest number of windows; None for all
     threads, revision, report: see `load`
@@ -112,7 +115,7 @@ def evaluate(
     return measure(
         loaded,
         against=original,
-        text=None if text is None else Path(text),
+        text=text,
         context=context,
         max_windows=max_windows,
         report=report,
@@ -151,7 +154,7 @@ def bench(
     load_seconds = time.perf_counter() - started
     rates = measure_speed(loaded, prompt=prompt, gen=gen, repeat=repeat, report=report)
     peak = peak_memory()  # read now, since measuring the bandwidth takes memory too
-    crowded = f"{count} threads on {cores()} cores wait for each other; give --threads {cores()} or fewer."
+    crowded = f"{count} threads on {cores()} cores wait for each other; give --threads={cores()} or fewer."
     return Speed(
         loaded.name,
         count,
@@ -160,7 +163,7 @@ def bench(
         peak,
         loaded.token_bytes,
         read_bandwidth(count),
-        (crowded,) if count > cores() else (),
+        (Words(crowded),) if count > cores() else (),
     )
 
 

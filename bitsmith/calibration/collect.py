@@ -238,8 +238,8 @@ def counting(meter: StatsMeter, name: str) -> Callable[[Tensor], None]:
 def not_finite(name: str, error: TensorError) -> TensorError:
     """The error of a meter, with the linear's name and advice."""
     return TensorError(
-        f"{name}: {error} during calibration; earlier weights are damaged, or a value overflows. Check the model with "
-        "`bitsmith inspect --verify`, or calibrate on another text."
+        f"{name}: {error.message} during calibration; earlier weights are damaged, or a value overflows. Check the "
+        "model with `bitsmith inspect --verify`, or calibrate on another text."
     )
 
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
-from bitsmith.calibration.config import ImatrixConfig
+from bitsmith.calibration.config import CalibrationConfig, ImatrixConfig
 from bitsmith.calibration.imatrix import imatrix_file, is_imatrix_name
 from bitsmith.calibration.importance import Importance, from_file, to_imatrix
 from bitsmith.calibration.sources import SELF, CalibrationTokens, Request, own_text, read_tokens
 from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.output import OutputFiles
-from bitsmith.errors import UsageError
+from bitsmith.errors import UsageError, quoted
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.recipe.calibration_record import UNKNOWN_SHA256, CalibrationRecord
 from bitsmith.system.options import check_words, with_signature
@@ -61,7 +61,8 @@ class Prepared:
         """
         if self.request is None:
             raise UsageError(
-                f"--calibration {self.record.source}: an importance file holds no activations; this needs a text."
+                f"--calibration={quoted(self.record.source)}: an importance file holds no activations; this needs a "
+                "text."
             )
         from bitsmith.calibration.collect import collect
 
@@ -92,36 +93,50 @@ class Prepared:
 
 def prepare(
     checkpoint: Checkpoint,
-    source: str | None,
+    sources: Sequence[str | Path] = (),
     *,
     tokens: int | None = None,
     context: int | None = None,
     seed: int = 0,
+    report: Report = silent,
 ) -> Prepared:
     """Read and check a calibration's source. Reads no weights.
 
-    source: "self", an importance file (.gguf, .dat), or what `read_tokens` takes; None: the built-in text
+    sources: "self" alone, an importance file alone (.gguf, .dat), or what `read_tokens` takes; empty: the built-in text
     tokens, context, seed: see `Request.of`
     Raises UsageError, FileError or UnsupportedError for every problem that is visible before the pass.
     """
-    path = Path(source or "").expanduser()
-    if source is not None and is_imatrix_name(path):
-        ready, notes = from_file(path, checkpoint.source.tensors.values())
+    alone = [str(name) for name in sources if name == SELF or is_imatrix_name(Path(name))]
+    if alone and len(sources) > 1:
+        what = "the model's own text" if alone[0] == SELF else "an importance file"
+        raise UsageError(f"--calibration={quoted(alone[0])}: {what} cannot be joined with others; give it alone.")
+    if alone and alone[0] != SELF:
+        ready, notes = from_file(Path(alone[0]).expanduser(), checkpoint.source.tensors.values())
         return Prepared(checkpoint, ready.record, notes, ready=ready)
     config = checkpoint.config
     require_torch()
-    request = Request.of(source, limit=config.context, tokens=tokens, context=context, seed=seed)
-    if source == SELF:
+    request = Request.of(sources, limit=config.context, tokens=tokens, context=context, seed=seed)
+    if alone:
         total = request.windows * request.context
         record = CalibrationRecord(own_text(checkpoint.name), UNKNOWN_SHA256, total, request.context, seed)
         return Prepared(checkpoint, record, request=request)
-    read = read_tokens(request, checkpoint.tokenizer(), vocab=config.vocab)
-    warnings: tuple[str, ...] = ()
+    read = read_tokens(request, checkpoint.tokenizer(), vocab=config.vocab, report=report)
+    warnings = read.notes
     if len(read.tokens) < request.windows and tokens is not None:
-        warnings = (
+        warnings += (
             f"{read.source} has {read.tokens.size:,} tokens in whole windows, fewer than the requested {tokens:,}",
         )
     return Prepared(checkpoint, read.record, warnings, request=request, tokens=read)
+
+
+def check_importance_file(config: CalibrationConfig) -> None:
+    """Raise UsageError for options that only a text can use, if the calibration is an importance file."""
+    files = [name for name in config.sources if is_imatrix_name(Path(name))]
+    if files and config.unused_with_a_file:
+        raise UsageError(
+            f"{Path(files[0]).name} is an importance file, which is read and not measured again; leave out "
+            f"{' and '.join(config.unused_with_a_file)}."
+        )
 
 
 def require_torch() -> None:
@@ -175,16 +190,17 @@ def write_imatrix(model: str | Path, config: ImatrixConfig, *, report: Report = 
     """The same as `make_imatrix`, with a configuration."""
     from bitsmith.calibration.imatrix import Imatrix, read_imatrix
 
-    calibration, memory, threads, force = config.calibration, config.memory_bytes, config.threads, config.force
+    memory, threads, force = config.memory_bytes, config.threads, config.force
     path = Path(config.out)
     imatrix_file(Imatrix({}, (), 0, 0), path.name)  # fails here if the name has a wrong ending
     checkpoint = open_checkpoint(model, revision=config.revision)
     tokens, context = config.calibration_tokens, config.calibration_context
-    prepared = prepare(checkpoint, calibration, tokens=tokens, context=context, seed=config.seed)
+    check_importance_file(config)
+    prepared = prepare(checkpoint, config.sources, tokens=tokens, context=context, seed=config.seed, report=report)
     with OutputFiles(path, [FileLayout(path.name, b"", (), 0)], force=force):
         pass  # fails before the long pass if the file cannot be written
     if prepared.ready is not None:
-        content, record = read_imatrix(Path(calibration or "").expanduser()), prepared.record
+        content, record = read_imatrix(Path(config.sources[0]).expanduser()), prepared.record
     else:
         from bitsmith.runtime.torch.device import choose_device
 

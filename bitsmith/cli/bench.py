@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
-
-import click
 
 from bitsmith.cli.command import command, model_argument, option
 from bitsmith.cli.core import note_missing_core
 from bitsmith.cli.options import as_json, runtime
+from bitsmith.cli.say import print_json, warn
 
 if TYPE_CHECKING:
     from bitsmith.evaluation.speed import Speed
@@ -38,7 +36,7 @@ def bench(
     It also measures the time to load, the peak memory, and how much of the memory's bandwidth generation uses.
     """
     from bitsmith import api
-    from bitsmith.cli.drawing import progress_bar, stderr
+    from bitsmith.cli.drawing import progress_bar
 
     note_missing_core()
     with progress_bar(per_second=2) as report:
@@ -53,10 +51,9 @@ def bench(
             revision=revision,
             report=report,
         )
-    for warning in result.warnings:
-        stderr().print(f"Warning: {warning}", style="yellow", markup=False)
+    warn(result.warnings)
     if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=2))
+        print_json(result.to_dict())
     else:
         _print(result)
 

@@ -82,7 +82,7 @@ def _read_line(interactive: bool) -> str | None:
 
 def _answer(conversation: Conversation, line: str) -> None:
     from bitsmith.cli.drawing import stderr
-    from bitsmith.errors import UsageError
+    from bitsmith.errors import UsageError, in_flags
 
     stream = conversation.say(line)
     try:
@@ -92,7 +92,7 @@ def _answer(conversation: Conversation, line: str) -> None:
     except KeyboardInterrupt:
         stderr().print("\n(stopped)", style="dim")
     except UsageError as error:  # too long a message; the conversation goes on
-        stderr().print(f"Error: {error}", markup=False)
+        stderr().print(f"Error: {in_flags(error.message)}", markup=False)
     finally:
         stream.close()
         sys.stdout.write("\n")

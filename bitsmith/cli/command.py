@@ -93,7 +93,9 @@ def config_options(config: type[Any]) -> Callable[[Callable[..., None]], Callabl
 
         @wraps(function)
         def called(**words: Any) -> None:
-            chosen = {each.name: words.pop(each.name) for each in listed}
+            given = {each.name: words.pop(each.name) for each in listed}
+            defaults = {each.name: each.default for each in listed}
+            chosen = {name: defaults[name] if value == () else value for name, value in given.items()}
             function(config=config(**chosen), **words)
 
         result: Callable[..., None] = called
@@ -110,7 +112,7 @@ def _generated(each: options.Option) -> Callable[[F], F]:
     declared = [each.name, *each.flags]
     if value is bool:
         return flag(*declared, default=each.default, help=each.help, group=each.group)
-    multiple = get_origin(each.hint) is Sequence
+    multiple = any(get_origin(kind) is Sequence for kind in (each.hint, *get_args(each.hint)))
     given: dict[str, Any] = {"required": True} if each.required else {"default": None if multiple else each.default}
     return option(
         *declared,
@@ -126,5 +128,7 @@ def _generated(each: options.Option) -> Callable[[F], F]:
 def _value_type(hint: Any) -> type[Any]:
     """bool, int, float, str or Path: the type of one value of a field; a path is also given as a string."""
     kinds = [kind for kind in get_args(hint) if kind is not NoneType] or [hint]
+    if any(get_origin(kind) is Sequence for kind in kinds):
+        return str
     value: type[Any] = Path if Path in kinds else kinds[0]
     return value

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
-
-import click
 
 from bitsmith.calibration.config import ImatrixConfig
 from bitsmith.cli.command import command, config_options, model_argument
 from bitsmith.cli.options import as_json
+from bitsmith.cli.say import print_json, warn
 
 if TYPE_CHECKING:
     from bitsmith.calibration.run import ImatrixResult
@@ -25,14 +23,13 @@ def imatrix(config: ImatrixConfig, model: str, as_json: bool) -> None:
     Without --calibration it runs on the built-in text.
     """
     from bitsmith.calibration import run
-    from bitsmith.cli.drawing import progress_bar, stderr
+    from bitsmith.cli.drawing import progress_bar
 
     with progress_bar() as report:
         result = run.write_imatrix(model, config, report=report)
-    for warning in result.warnings:
-        stderr().print(f"Warning: {warning}", style="yellow", markup=False)
+    warn(result.warnings)
     if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=2))
+        print_json(result.to_dict())
     else:
         _print(result)
 

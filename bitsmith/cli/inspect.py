@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
 
 from bitsmith.cli.command import command, flag, model_argument
 from bitsmith.cli.options import as_json, revision
+from bitsmith.cli.say import print_json
 
 if TYPE_CHECKING:
     from bitsmith.models.inspection import Inspection
@@ -28,7 +28,7 @@ def inspect(ctx: click.Context, model: str, verify: bool, revision: str | None, 
     with progress_bar() as report:
         result = api.inspect(model, verify=verify, revision=revision, report=report)
     if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=2))
+        print_json(result.to_dict())
     else:
         _print(result)
     if result.problems:

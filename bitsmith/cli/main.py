@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import click
 
-from bitsmith.errors import BitsmithError
+from bitsmith.errors import BitsmithError, in_flags
 
 _OUT_OF_MEMORY = "out of memory; close other programs, use fewer --threads, or a machine with more memory."
 
@@ -143,7 +143,7 @@ def _explained(error: Exception) -> str:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return _OUT_OF_MEMORY
     if not isinstance(error, OSError):
-        return str(error)
+        return in_flags(error.message) if isinstance(error, BitsmithError) else str(error)
     what = f"{error.filename or 'the output'}: {error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{what}; make room and start again."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,8 @@ import click
 
 from bitsmith.cli.command import command, flag, model_argument, option
 from bitsmith.cli.options import as_json, revision
+from bitsmith.cli.say import print_json, warn
+from bitsmith.errors import in_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -119,13 +120,13 @@ def plan(
 
         draw(report, plot)
     if as_json:
-        click.echo(json.dumps(to_dict(report), indent=2))
+        print_json(to_dict(report))
     else:
         _print(report)
 
 
 def _print(report: PlanReport) -> None:
-    from bitsmith.cli.drawing import clean, stderr, stdout
+    from bitsmith.cli.drawing import clean, stdout
     from bitsmith.planner.advice import advise
 
     console = stdout()
@@ -135,9 +136,8 @@ def _print(report: PlanReport) -> None:
     if report.training:
         _print_training(report, console)
     for sentence in advise(report):
-        console.print(f"- {clean(sentence)}", markup=False, soft_wrap=not console.is_terminal)
-    for warning in report.warnings:
-        stderr().print(f"Warning: {clean(warning)}", style="yellow", markup=False)
+        console.print(f"- {clean(in_flags(sentence))}", markup=False, soft_wrap=not console.is_terminal)
+    warn(report.warnings)
 
 
 def _print_model(report: PlanReport, console: Console) -> None:
@@ -220,7 +220,9 @@ def _print_legend(report: PlanReport, at: int, console: Console) -> None:
         )
     if any(verdict.outside for verdict in verdicts):
         console.print("out: layers that must lie in system memory.", style="dim")
-    for note in dict.fromkeys(f"{row.weights.target}: {note}" for row in report.rows for note in row.weights.notes):
+    for note in dict.fromkeys(
+        f"{row.weights.target}: {in_flags(note)}" for row in report.rows for note in row.weights.notes
+    ):
         console.print(note, style="dim", markup=False, soft_wrap=not console.is_terminal)
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
-
-import click
 
 from bitsmith.cli.command import command, config_options, model_argument, option
 from bitsmith.cli.core import note_missing_core
 from bitsmith.cli.options import as_json
+from bitsmith.cli.say import print_json, warn
 from bitsmith.pipeline.config import QuantizeConfig
 
 if TYPE_CHECKING:
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 @as_json
 def quantize(config: QuantizeConfig, model: str, to: tuple[str, ...], as_json: bool) -> None:
     """Quantize a model into a file that llama.cpp, Ollama, LM Studio or bitsmith runs."""
-    from bitsmith.cli.drawing import progress_bar, stderr
+    from bitsmith.cli.drawing import progress_bar
     from bitsmith.cli.show_quantized import print_plan, print_summary
     from bitsmith.pipeline import quantization
     from bitsmith.system.core import core
@@ -40,19 +38,17 @@ def quantize(config: QuantizeConfig, model: str, to: tuple[str, ...], as_json: b
     module = core()
     if module is not None:
         module.hold_memory()
-    shown = stderr()
 
     def announce(planned: Quantized) -> None:
         if not as_json:
             print_plan(planned, full=config.dry_run)
-        for warning in planned.warnings:
-            shown.print(f"Warning: {warning}", style="yellow", markup=False)
+        warn(planned.warnings)
 
     with progress_bar() as report:
         results = quantization.quantize_each(model, to, config, report=report, on_plan=announce)
     if as_json:
         found = [result.to_dict() for result in results]
-        click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+        print_json(found[0] if len(found) == 1 else found)
     elif not config.dry_run:
         for result in results:
             print_summary(result)

@@ -128,11 +128,11 @@ def check_counts(context: int, *, prompt: int | None, gen: int | None, repeat: i
     """
     for name, count, least in (("prompt", prompt, 0), ("gen", gen, 0), ("repeat", repeat, 1)):
         if count is not None and count < least:
-            raise UsageError(f"--{name} {count}: expected {least} or more.")
+            raise UsageError(f"--{name}={count}: expected {least} or more.")
         if name != "repeat" and count is not None and count > context:
-            raise UsageError(f"--{name} {count}: expected at most the model's context of {context} tokens.")
+            raise UsageError(f"--{name}={count}: expected at most the model's context of {context} tokens.")
     if prompt == gen == 0:
-        raise UsageError("--prompt 0 --gen 0: nothing to measure; give one of them 1 or more.")
+        raise UsageError("--prompt=0 --gen=0: nothing to measure; give one of them 1 or more.")
     return (
         min(DEFAULT_PROMPT, context) if prompt is None else prompt,
         min(DEFAULT_GEN, context) if gen is None else gen,

@@ -30,8 +30,8 @@ class InspectedTensor:
     """One tensor. The last three fields are None if the file was not verified.
 
     bits_per_weight: bits of its data for each weight, without padding
-    input_rounding: how runtimes round the input of its product: "int8 a token", "fp8 a tensor, scale 0.0213"; "not
-        supported" if our decoder cannot; empty if they do not round it
+    input_rounding: how runtimes round the input of its product: "int8, per token", "fp8, per tensor, scale 0.0213";
+        "not supported" if our decoder cannot; empty if they do not round it
     finite: True if every weight decodes to a finite number; None if the bytes cannot be read or decoded
     sha256: hash of the stored bytes, as in the manifest
     matches: True if sha256 is that of the manifest; None if the manifest has no record of the tensor

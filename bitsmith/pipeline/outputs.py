@@ -11,7 +11,7 @@ from bitsmith.calibration.cost import Cost, calibration_cost
 from bitsmith.calibration.method import Method, default_method
 from bitsmith.containers import module_containers
 from bitsmith.containers.destination import check_destination
-from bitsmith.errors import UsageError
+from bitsmith.errors import UsageError, quoted
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.pipeline.config import QuantizeConfig
 from bitsmith.pipeline.estimate import expected_seconds
@@ -111,7 +111,9 @@ def outputs_of(
             assignment = assign(checkpoint, target, _options(target, path, config, prepared))
             method = _method(assignment, config, effort, prepared)
         except UsageError as error:
-            raise UsageError(f"--to {target}: {error}" if len(targets) > 1 else str(error)) from error
+            if len(targets) == 1:
+                raise
+            raise error.at(f"--to={quoted(target)}") from error
         warnings = () if prepared is None else prepared.warnings
         found.append(Output(path, assignment, method, effort, device, warnings))
     _check_distinct([str(each.assignment.target) for each in found])
@@ -158,7 +160,7 @@ def check_grouping(targets: Sequence[Target], config: QuantizeConfig) -> None:
     given = [word for word, value in words.items() if value not in ((), [], None)]
     if given and all(target.container not in (*others, last) for target in targets):
         raise UsageError(
-            f"{given[0]} is for {grouped}; for {targets[0].container} give another --to, or --rule 'REGEX=f16'."
+            f"{given[0]} is for {grouped}; for {targets[0].container} give another --to, or --rule='REGEX=f16'."
         )
 
 
@@ -177,7 +179,7 @@ def output_paths(checkpoint: Checkpoint, targets: Sequence[Target], out: str | P
     if out is None:
         return usual
     if Path(out).is_file():
-        raise UsageError(f"--out {out}: several targets need a folder, but this is a file; give a folder's name.")
+        raise UsageError(f"--out={quoted(out)}: several targets need a folder, but this is a file; give a folder.")
     return [Path(out) / path for path in usual]
 
 

@@ -62,11 +62,11 @@ def quantize_each(
     """
     targets = [Target.parse(each) for each in to]
     if not targets:
-        raise UsageError("--to is missing; give for instance --to q4_k_m.")
+        raise UsageError("--to is missing; give for instance --to=q4_k_m.")
     effort, threads = config.effort or "normal", config.worker_threads
     check_grouping(targets, config)
     checkpoint = open_checkpoint(model, revision=config.revision)
-    prepared = _prepared(checkpoint, config)
+    prepared = _prepared(checkpoint, config, report)
     runs = prepared is not None and prepared.request is not None
     device = _device(config.device) if runs or config.device else "cpu"
     outputs = outputs_of(checkpoint, targets, config, effort=effort, prepared=prepared, device=device)
@@ -89,19 +89,20 @@ def quantize_each(
     return make_all(outputs, expected, prepared, resources, threads=threads, force=config.force, report=report)
 
 
-def _prepared(checkpoint: Checkpoint, config: QuantizeConfig) -> Prepared | None:
+def _prepared(checkpoint: Checkpoint, config: QuantizeConfig, report: Report) -> Prepared | None:
     """The calibration with a checked source; None if none is requested."""
-    source, tokens, context = config.calibration_source, config.calibration_tokens, config.calibration_context
-    if source is None:
+    sources, tokens, context = config.calibration_sources, config.calibration_tokens, config.calibration_context
+    if not sources:
         if tokens is not None or context is not None:
             raise UsageError(
                 "--calibration-tokens and --calibration-context say how to calibrate, but there is no --calibration; "
-                "give --calibration default, or a text."
+                "give --calibration=default, or a text."
             )
         return None
-    from bitsmith.calibration.run import prepare
+    from bitsmith.calibration.run import check_importance_file, prepare
 
-    return prepare(checkpoint, source, tokens=tokens, context=context, seed=config.seed)
+    check_importance_file(config)
+    return prepare(checkpoint, sources, tokens=tokens, context=context, seed=config.seed, report=report)
 
 
 def _device(wanted: str | None) -> str:

@@ -66,8 +66,8 @@ class Sampler:
         logits = np.asarray(logits, np.float64)
         if not np.isfinite(logits).all():
             raise TensorError(
-                "the model's logits are not finite: its weights are damaged, see bitsmith inspect --verify, or its "
-                "keys leave float16's range: give --cache f32."
+                "the model's logits are not finite: its weights are damaged, see `bitsmith inspect --verify`, or its "
+                "keys leave float16's range: give --cache=f32."
             )
         if self._sampling.temperature == 0:
             return int(logits.argmax())

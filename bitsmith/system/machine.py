@@ -20,7 +20,7 @@ def cores() -> int:
 def check_threads(threads: int | None) -> None:
     """Raise UsageError if the number of threads is out of range. None is allowed."""
     if threads is not None and not 1 <= threads <= MOST_THREADS:
-        raise UsageError(f"--threads {threads}: expected 1 to {MOST_THREADS}; this machine has {cores()} cores.")
+        raise UsageError(f"--threads={threads}: expected 1 to {MOST_THREADS}; this machine has {cores()} cores.")
 
 
 def peak_memory() -> int:

@@ -5,6 +5,7 @@ The command line (`bitsmith.cli.command`) and the keywords of the library's func
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from inspect import Parameter, Signature, signature
@@ -96,13 +97,15 @@ def _is_of(value: Any, kind: Any) -> bool:
     if kind is str or kind is Path:
         return isinstance(value, kind)
     if get_origin(kind) is Sequence:
-        return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+        each_of = get_args(get_args(kind)[0]) or get_args(kind)
+        return isinstance(value, list | tuple) and all(isinstance(each, each_of) for each in value)
     return isinstance(value, kind)
 
 
 def _in_words(annotation: str) -> str:
     words = {"Sequence[str]": "a list of strings", "str": "a string", "int": "a whole number", "bool": "True or False"}
-    return " or ".join(words.get(part.strip(), part.strip()) for part in annotation.split("|"))
+    words |= {"Sequence[str | Path]": "a list of them", "Path": "a path", "float": "a number"}
+    return " or ".join(words.get(part, part) for part in re.findall(r"\w+\[[^]]*\]|\w+", annotation))
 
 
 def with_signature(function: F, config: type[Any]) -> F:

@@ -61,7 +61,7 @@ def test_every_option_reaches_the_configuration(bitsmith_command: Command, monke
         out=Path("x"),
         method="gptq",
         effort="high",
-        calibration="self",
+        calibration=("self",),
         calibration_tokens=9,
         calibration_context=8,
         seed=7,

@@ -36,7 +36,7 @@ def test_the_disk_has_room_for_all_files_and_some_to_spare(tmp_path: Path, monke
 
 def test_a_folder_without_the_right_to_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(destination.os, "access", lambda path, mode: mode != os.W_OK | os.X_OK or path != tmp_path)
-    with pytest.raises(FileError, match="not writable; choose another --out"):
+    with pytest.raises(FileError, match="not writable; choose another out="):
         check(tmp_path / "model.bin")
 
 
@@ -51,7 +51,7 @@ def test_a_file_is_no_folder_and_a_folder_no_file(tmp_path: Path) -> None:
 
 def test_every_shard_counts_as_taken(tmp_path: Path) -> None:
     (tmp_path / "more.bin").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"more\.bin exists already; give --force"):
+    with pytest.raises(UsageError, match=r"more\.bin exists already; give force=True"):
         check(tmp_path / "model.bin")
     check(tmp_path / "model.bin", force=True)
 

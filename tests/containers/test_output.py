@@ -58,7 +58,7 @@ def test_a_folder_appears_at_once_with_its_extras(tmp_path: Path) -> None:
 
 def test_an_existing_output_is_kept_without_force(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"old")
-    with pytest.raises(UsageError, match="--force"):
+    with pytest.raises(UsageError, match="force=True"):
         OutputFiles(tmp_path / "model.bin", [LAYOUT])
     with pytest.raises(KeyboardInterrupt), OutputFiles(tmp_path / "model.bin", [LAYOUT], force=True):
         raise KeyboardInterrupt

@@ -66,7 +66,7 @@ def _check_biases(config: ModelConfig, spec: ArchSpec) -> None:
         if kind == "bias" and part not in spec.decoder.gguf_biases:
             raise UnsupportedError(
                 f"{tensor}: llama.cpp reads no such bias in a {spec.gguf} model, so it would not load the GGUF file; "
-                "write --to native/... instead."
+                "write another format, such as --to=native/int8."
             )
 
 

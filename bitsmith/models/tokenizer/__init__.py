@@ -101,6 +101,11 @@ class Tokenizer:
         """Whether the model wants the start token before a text."""
         return self.vocabulary.add_bos
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model has a chat template."""
+        return self.vocabulary.chat_template is not None
+
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]],
