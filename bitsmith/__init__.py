@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ __all__ = [
     "quantize",
     "quantize_each",
 ]
+
+
+logging.getLogger("bitsmith").addHandler(logging.NullHandler())  # the program that uses the library decides
 
 
 def __getattr__(name: str) -> Any:

@@ -109,4 +109,15 @@ class UnsupportedError(BitsmithError):
 
 
 class TensorError(BitsmithError):
-    """A named tensor holds values that cannot be used (NaN, Inf, overflow)."""
+    """A named tensor holds values that cannot be used (NaN, Inf, overflow).
+
+    tensor: its name, which the message begins with; "" if only the message has it
+    """
+
+    def __init__(self, message: str = "", *, tensor: str = "") -> None:
+        super().__init__(f"{tensor}: {message}" if tensor else message)
+        self.tensor = tensor
+
+    def renamed(self, name: str) -> TensorError:
+        """The same error under another name of the tensor."""
+        return TensorError(self.message.removeprefix(f"{self.tensor}: "), tensor=name)

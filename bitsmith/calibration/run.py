@@ -111,8 +111,8 @@ def prepare(
         what = "the model's own text" if alone[0] == SELF else "an importance file"
         raise UsageError(f"--calibration={quoted(alone[0])}: {what} cannot be joined with others; give it alone.")
     if alone and alone[0] != SELF:
-        ready, notes = from_file(Path(alone[0]).expanduser(), checkpoint.source.tensors.values())
-        return Prepared(checkpoint, ready.record, notes, ready=ready)
+        ready = from_file(Path(alone[0]).expanduser(), checkpoint.source.tensors.values())
+        return Prepared(checkpoint, ready.record, ready=ready)
     config = checkpoint.config
     require_torch()
     request = Request.of(sources, limit=config.context, tokens=tokens, context=context, seed=seed)

@@ -17,6 +17,10 @@ GROUPS = (  # in the order of the help
     *("Arguments", "Options", "Output", "Method", "Types", "Calibration"),
     *("Sampling", "Training", "Source", "Machine", "Help"),
 )
+EVERYWHERE = {  # options of all commands, and their help
+    "--debug": "Show the traceback of an error.",
+    "--log-level LEVEL": "Write a log to standard error: debug, info, warning or error.",
+}
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
@@ -50,6 +54,7 @@ class Command(click.Command):
             record = parameter.get_help_record(ctx)
             if record is not None:
                 sections.setdefault(_group(parameter), []).append(record)
+        sections.setdefault("Help", []).extend(EVERYWHERE.items())
         for group in sorted(sections, key=GROUPS.index):
             with formatter.section(group):
                 formatter.write_dl(sections[group], col_max=26)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bitsmith.cli.command import command, model_argument, option
 from bitsmith.cli.core import note_missing_core
-from bitsmith.cli.options import as_json, exact_kernel, revision, threads
+from bitsmith.cli.options import as_json, exact_kernel, quiet, revision, threads
 from bitsmith.cli.say import print_json, warn
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @threads
 @exact_kernel
 @revision
+@quiet
 @as_json
 def evaluate(
     model: str,
@@ -38,6 +39,7 @@ def evaluate(
     threads: int | None,
     kernel: str | None,
     revision: str | None,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Measure perplexity, and what a file lost against its original (KLD, top-1 agreement)."""
@@ -45,7 +47,7 @@ def evaluate(
     from bitsmith.cli.drawing import progress_bar
 
     note_missing_core()
-    with progress_bar() as report:
+    with progress_bar(quiet) as report:
         result = api.evaluate(
             model,
             against=against,

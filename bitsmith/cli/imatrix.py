@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bitsmith.calibration.config import ImatrixConfig
 from bitsmith.cli.command import command, config_options, model_argument
-from bitsmith.cli.options import as_json
+from bitsmith.cli.options import as_json, quiet
 from bitsmith.cli.say import print_json, warn
 
 if TYPE_CHECKING:
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 @command("imatrix")
 @model_argument("The model to calibrate: any model name or file.")
 @config_options(ImatrixConfig)
+@quiet
 @as_json
-def imatrix(config: ImatrixConfig, model: str, as_json: bool) -> None:
+def imatrix(config: ImatrixConfig, model: str, quiet: bool, as_json: bool) -> None:
     """Measure which columns of a model's matrices matter, and write an importance file of llama.cpp's.
 
     Without --calibration it runs on the built-in text.
@@ -25,7 +26,7 @@ def imatrix(config: ImatrixConfig, model: str, as_json: bool) -> None:
     from bitsmith.calibration import run
     from bitsmith.cli.drawing import progress_bar
 
-    with progress_bar() as report:
+    with progress_bar(quiet) as report:
         result = run.write_imatrix(model, config, report=report)
     warn(result.warnings)
     if as_json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bitsmith.cli.command import command, flag, model_argument
-from bitsmith.cli.options import as_json, revision
+from bitsmith.cli.options import as_json, quiet, revision
 from bitsmith.cli.say import print_json
 
 if TYPE_CHECKING:
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 @model_argument("The file or model to look at.")
 @flag("--verify", help="Decode everything; check that values are finite and hashes match.")
 @revision
+@quiet
 @as_json
 @click.pass_context
-def inspect(ctx: click.Context, model: str, verify: bool, revision: str | None, as_json: bool) -> None:
+def inspect(ctx: click.Context, model: str, verify: bool, revision: str | None, quiet: bool, as_json: bool) -> None:
     """Show what is in a file: metadata, types by tensor, sizes, bits per weight."""
     from bitsmith import api
     from bitsmith.cli.drawing import progress_bar
 
-    with progress_bar() as report:
+    with progress_bar(quiet) as report:
         result = api.inspect(model, verify=verify, revision=revision, report=report)
     if as_json:
         print_json(result.to_dict())

@@ -14,6 +14,8 @@ from typing import NoReturn
 
 import click
 
+from bitsmith.cli.command import EVERYWHERE
+from bitsmith.cli.say import Interrupted
 from bitsmith.errors import BitsmithError, in_flags
 
 _OUT_OF_MEMORY = "out of memory; close other programs, use fewer --threads, or a machine with more memory."
@@ -28,6 +30,14 @@ COMMANDS = {  # name -> its module in this package, and the command there
     "imatrix": "imatrix.imatrix",
     "inspect": "inspect.inspect",
     "completion": "completion.completion",
+}
+
+
+SECTIONS = {  # of the help; commands of no section come last
+    "Plan": ("plan",),
+    "Make": ("quantize", "imatrix"),
+    "Prove": ("eval", "bench", "inspect"),
+    "Run": ("run", "chat"),
 }
 
 
@@ -47,11 +57,15 @@ class _Commands(click.Group):
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Every command with the whole first sentence of its help."""
-        with formatter.section("Commands"):
-            formatter.write_dl(
-                [(name, command.get_short_help_str(limit=200)) for name, command in self._all(ctx)], col_max=26
-            )
+        """Every command with the whole first sentence of its help, in sections."""
+        lines = {name: command.get_short_help_str(limit=200) for name, command in self._all(ctx)}
+        listed = {name for names in SECTIONS.values() for name in names}
+        sections = {**SECTIONS, "More": tuple(name for name in lines if name not in listed)}
+        for section, names in sections.items():
+            rows = [(name, lines[name]) for name in names if name in lines]
+            if rows:
+                with formatter.section(section):
+                    formatter.write_dl(rows, col_max=26)
 
     def _all(self, ctx: click.Context) -> Iterator[tuple[str, click.Command]]:
         for name in COMMANDS:
@@ -89,7 +103,8 @@ def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print the version."
 )
-@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+@click.option("--debug", is_flag=True, expose_value=False, help=EVERYWHERE["--debug"])
+@click.option("--log-level", metavar="LEVEL", expose_value=False, help=EVERYWHERE["--log-level LEVEL"])
 @click.pass_context
 def _bitsmith(ctx: click.Context) -> None:
     """Quantize large language models: make the file, prove what it lost, run it."""
@@ -111,6 +126,13 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]  # accepted anywhere, not only before the command
+    level, arguments = _without_log_level(arguments)
+    if level is not None:
+        from bitsmith.cli.logs import LEVELS, log_to_stderr
+
+        if level not in LEVELS:
+            _fail(f"--log-level {level}: unknown; expected {', '.join(LEVELS)}.", 2)
+        log_to_stderr(level)
     signal.signal(signal.SIGTERM, _terminated)
     try:
         code = _bitsmith.main(arguments, prog_name="bitsmith", standalone_mode=False)
@@ -119,7 +141,7 @@ def main() -> None:
     except click.Abort as stopped:  # click has ended the line
         if isinstance(stopped.__cause__, EOFError):
             _fail("the input ended too early.", 1)
-        note = "; no half-written file was left" if "quantize" in arguments[:1] else ""
+        note = f"; {stopped.note}" if isinstance(stopped, Interrupted) else ""
         sys.stderr.write(f"Interrupted{note}.\n")
         _leave(130)
     except (BitsmithError, OSError, MemoryError) as error:
@@ -128,6 +150,23 @@ def main() -> None:
         _fail(_explained(error), error.exit_code if isinstance(error, BitsmithError) else 1)
     if code:
         _leave(code)
+
+
+def _without_log_level(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The value of --log-level, which may stand anywhere before "--", and the other arguments."""
+    level: str | None = None
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            return level, [*rest, word, *words]
+        if word == "--log-level":
+            level = next(words, "")
+        elif word.startswith("--log-level="):
+            level = word.partition("=")[2]
+        else:
+            rest.append(word)
+    return level, rest
 
 
 def _usage(error: click.ClickException) -> str:

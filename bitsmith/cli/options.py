@@ -47,6 +47,7 @@ cache = option(
     help="Type of stored keys and values: f16, q8_0 (half the memory) or f32; only for --kernel int8.",
 )
 revision = option("--revision", metavar="NAME", group="Source", help="Branch, tag or commit of a model of the hub.")
+quiet = flag("--quiet", "-q", group="Output", help="Show no progress.")
 as_json = flag("--json", "as_json", group="Output", help="Print the result as JSON.")
 
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from bitsmith.cli.command import command, config_options, model_argument, option
 from bitsmith.cli.core import note_missing_core
-from bitsmith.cli.options import as_json
-from bitsmith.cli.say import print_json, warn
+from bitsmith.cli.options import as_json, quiet
+from bitsmith.cli.say import Interrupted, print_json, warn
+from bitsmith.errors import BitsmithError
 from bitsmith.pipeline.config import QuantizeConfig
 
 if TYPE_CHECKING:
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     "outputs of one calibration.",
 )
 @config_options(QuantizeConfig)
+@quiet
 @as_json
-def quantize(config: QuantizeConfig, model: str, to: tuple[str, ...], as_json: bool) -> None:
+def quantize(config: QuantizeConfig, model: str, to: tuple[str, ...], quiet: bool, as_json: bool) -> None:
     """Quantize a model into a file that llama.cpp, Ollama, LM Studio or bitsmith runs."""
     from bitsmith.cli.drawing import progress_bar
     from bitsmith.cli.show_quantized import print_plan, print_summary
@@ -43,12 +45,33 @@ def quantize(config: QuantizeConfig, model: str, to: tuple[str, ...], as_json: b
         if not as_json:
             print_plan(planned, full=config.dry_run)
         warn(planned.warnings)
+        warn(planned.notes)
 
-    with progress_bar() as report:
-        results = quantization.quantize_each(model, to, config, report=report, on_plan=announce)
-    if as_json:
-        found = [result.to_dict() for result in results]
-        print_json(found[0] if len(found) == 1 else found)
-    elif not config.dry_run:
-        for result in results:
+    finished: list[Quantized] = []
+
+    def done(result: Quantized) -> None:
+        finished.append(result)
+        if not as_json:
             print_summary(result)
+
+    try:
+        with progress_bar(quiet) as report:
+            found = quantization.quantize_each(model, to, config, report=report, on_plan=announce, on_done=done)
+    except KeyboardInterrupt as stopped:
+        raise Interrupted(_left(finished, len(to))) from stopped
+    except (BitsmithError, OSError):
+        if finished:
+            warn([_left(finished, len(to))], before="Note")
+        raise
+    if as_json:
+        results = [result.to_dict() for result in found]
+        print_json(results[0] if len(results) == 1 else results)
+
+
+def _left(finished: list[Quantized], wanted: int) -> str:
+    """What is there after a run that did not come to its end."""
+    rest = "no half-written file was left"
+    if not finished:
+        return rest
+    names = ", ".join(str(result.out) for result in finished)
+    return f"{len(finished)} of {wanted} outputs are finished ({names}); of the others {rest}"

@@ -12,6 +12,14 @@ import click
 from bitsmith.errors import Words, in_flags
 
 
+class Interrupted(click.Abort):
+    """An interruption, with what the user must know of it. note: a sentence without its full stop"""
+
+    def __init__(self, note: str) -> None:
+        super().__init__()
+        self.note = note
+
+
 def warn(warnings: Iterable[str], *, before: str = "Warning") -> None:
     """One line on stderr for each warning."""
     from bitsmith.cli.drawing import clean, stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +11,10 @@ from bitsmith.calibration.cost import Cost, calibration_cost
 from bitsmith.calibration.method import Method, default_method
 from bitsmith.containers import module_containers
 from bitsmith.containers.destination import check_destination
-from bitsmith.errors import UsageError, quoted
+from bitsmith.errors import BitsmithError, UsageError, quoted
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.pipeline.config import QuantizeConfig
-from bitsmith.pipeline.estimate import expected_seconds
+from bitsmith.pipeline.estimate import LONG_SECONDS, expected_seconds
 from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.calibration_record import CalibrationRecord
 from bitsmith.recipe.plan import Assignment, Plan
@@ -32,7 +32,9 @@ class Output:
     """One output of a run.
 
     path: the file or the folder
+    prepared: the calibration; None without one
     device: the device of the calibration
+    memory: bytes that hidden states may take in memory; None: half of what is free
     warnings: warnings of the calibration
     """
 
@@ -40,7 +42,9 @@ class Output:
     assignment: Assignment
     method: Method
     effort: str
-    device: str
+    prepared: Prepared | None = None
+    device: str = "cpu"
+    memory: int | None = None
     warnings: tuple[str, ...] = ()
 
     def plan(self, record: CalibrationRecord | None, input_absmax: Mapping[str, float] | None = None) -> Plan:
@@ -53,14 +57,20 @@ class Output:
         recipe = Recipe(self.assignment.target, self.assignment.options, str(self.method), effort, record, self.device)
         return Plan.of(self.assignment, recipe, input_absmax=input_absmax, warnings=self.warnings)
 
-    def expected(self, threads: int, prepared: Prepared | None) -> Quantized:
+    def expected(self, threads: int) -> Quantized:
         """The expected result, before any weight is read."""
-        plan = self.plan(None if prepared is None else prepared.record)
+        plan = self.plan(None if self.prepared is None else self.prepared.record)
         layouts, as_folder = plan.layouts(), plan.target.is_folder
         files = [layout.filename for layout in layouts]
         folder = self.path if as_folder else self.path.parent
-        cost = self._cost(prepared)
-        rounding = 0.0 if self.method.needs_text else expected_seconds(plan, threads, importance=prepared is not None)
+        cost = self._cost(self.method, self.effort)
+        weighted = self.prepared is not None
+        seconds = cost.seconds
+        if not self.method.needs_text:
+            seconds += expected_seconds(plan, threads, importance=weighted)
+        fast = None
+        if seconds > LONG_SECONDS and self.method.needs_text and not self.method.transform:
+            fast = self._cost(Method("nearest"), "fast").seconds + expected_seconds(plan, threads, importance=weighted)
         return Quantized(
             target=plan.target,
             out=self.path if as_folder else folder / files[0],
@@ -69,9 +79,11 @@ class Output:
             size=plan.size,
             threads=threads,
             method=str(self.method),
-            expected_seconds=rounding + cost.seconds,
+            expected_seconds=seconds,
+            fast_seconds=fast if fast is not None and fast < seconds / 2 else None,
             calibration=plan.recipe.calibration,
             calibration_memory=cost.memory,
+            calibration_disk=cost.disk,
         )
 
     def check_free(self, *, force: bool) -> None:
@@ -86,12 +98,12 @@ class Output:
             source=plan.checkpoint.source.path,
         )
 
-    def _cost(self, prepared: Prepared | None) -> Cost:
-        """Cost of the calibration."""
-        if prepared is None or prepared.request is None:
+    def _cost(self, method: Method, effort: str) -> Cost:
+        """Cost of the calibration with a method."""
+        if self.prepared is None or self.prepared.request is None:
             return Cost(0.0, 0)
-        tokens, context = prepared.record.tokens, prepared.record.context
-        return calibration_cost(self.assignment.checkpoint.config, self.method, self.effort, tokens, context)
+        record, config = self.prepared.record, self.assignment.checkpoint.config
+        return calibration_cost(config, method, effort, record.tokens, record.context, memory=self.memory)
 
 
 def outputs_of(
@@ -108,16 +120,48 @@ def outputs_of(
     found = []
     for target, path in zip(targets, paths, strict=True):
         try:
-            assignment = assign(checkpoint, target, _options(target, path, config, prepared))
-            method = _method(assignment, config, effort, prepared)
+            assignment, own = assign(checkpoint, target, _options(target, path, config, prepared)), prepared
+            if own is not None and not assignment.formats:
+                assignment, own = assign(checkpoint, target, _options(target, path, config, None)), None
+            method = _method(assignment, config, effort, own)
         except UsageError as error:
             if len(targets) == 1:
                 raise
             raise error.at(f"--to={quoted(target)}") from error
-        warnings = () if prepared is None else prepared.warnings
-        found.append(Output(path, assignment, method, effort, device, warnings))
+        warnings = (*_of_calibration(assignment, own), *_unused(assignment, config, method))
+        found.append(Output(path, assignment, method, effort, own, device, config.memory_bytes, warnings))
     _check_distinct([str(each.assignment.target) for each in found])
     return found
+
+
+def rounds_nothing(checkpoint: Checkpoint, target: Target, config: QuantizeConfig) -> bool:
+    """Whether a target stores every tensor as floats, so that there is nothing to calibrate.
+
+    False for a target that cannot be planned without a calibration, or not at all; planning says why.
+    """
+    try:
+        return not assign(checkpoint, target, _options(target, Path("plan"), config, None)).formats
+    except BitsmithError:
+        return False
+
+
+def _of_calibration(assignment: Assignment, prepared: Prepared | None) -> Iterator[str]:
+    """Warnings of the calibration for one output."""
+    if prepared is None:
+        return
+    yield from prepared.warnings
+    if prepared.ready is not None:
+        note = prepared.ready.without(each.info for each in assignment.tensors if each.format is not None)
+        yield from () if note is None else (note,)
+
+
+def _unused(assignment: Assignment, config: QuantizeConfig, method: Method) -> Iterator[str]:
+    """Warnings about options that change nothing."""
+    if not assignment.formats:
+        if config.calibration_sources:
+            yield f"{assignment.target} rounds no tensor, so there is nothing to calibrate: the calibration is left out"
+    elif config.effort is not None and config.method is not None and not method.heeds_effort:
+        yield f"--effort={config.effort} changes nothing with --method={method}"
 
 
 def _options(target: Target, path: Path, config: QuantizeConfig, prepared: Prepared | None) -> PlanOptions:
@@ -144,10 +188,15 @@ def _method(assignment: Assignment, config: QuantizeConfig, effort: str, prepare
 
     if config.method is not None:
         method = Method.parse(config.method)
-    elif prepared.request is None:  # an importance file holds no activations
+    elif prepared.request is None and config.effort is None:  # an importance file holds no activations
         method = Method("nearest")
     else:
         method = default_method(assignment.formats, effort, inputs=assignment.inputs)
+    if config.method is None and method.needs_text and prepared.request is None:
+        raise UsageError(
+            f"--effort={effort} chooses --method={method} here, which needs a text to run the model on, but "
+            f"{prepared.record.source} is an importance file; leave out --effort, or give a text."
+        )
     check_method(assignment, prepared, method)
     return method
 

@@ -22,9 +22,11 @@ class Quantized:
     calibration: the record of the calibration; None without one
     calibration_memory: bytes that calibration needs in addition: hidden states, a block twice, its largest Hessian,
         the rows being rounded
+    calibration_disk: bytes of hidden states in a temporary file, if they are more than `memory` allows
     method: how codes are chosen
     notes: notes for the user about the run
     expected_seconds: from a short measurement
+    fast_seconds: the same with effort="fast"; None if it is not less
     seconds: real time; 0.0 for a plan
     verify_seconds, verify_cpu_seconds: the part of `seconds` for flushing to disk, reading back and comparing, as
         wall-clock time and as processor time
@@ -45,6 +47,8 @@ class Quantized:
     peak_memory: int = 0
     calibration: CalibrationRecord | None = None
     calibration_memory: int = 0
+    calibration_disk: int = 0
+    fast_seconds: float | None = None
     method: str = "nearest"
     notes: tuple[str, ...] = ()
 
@@ -121,6 +125,7 @@ class Quantized:
             "method": self.method,
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
             "calibration_memory_bytes": self.calibration_memory,
+            "calibration_disk_bytes": self.calibration_disk,
             "notes": list(self.notes),
             "warnings": list(self.warnings),
             "tensors": [
