@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bitsmith.errors import Words
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.system.machine import check_threads, cores, peak_memory
+from bitsmith.system.options import check_arguments
 from bitsmith.system.progress import Report, silent
 
 __all__ = ["QuantizeConfig", "bench", "evaluate", "imatrix", "inspect", "load", "plan", "quantize", "quantize_each"]
@@ -61,6 +62,7 @@ def load(
     report: called with the progress
     Raises BitsmithError.
     """
+    check_arguments(load, locals())
     check_threads(threads)
     checkpoint = open_checkpoint(model, revision=revision)
     return _load(checkpoint, threads, kernel, "int8", cache_type=cache_type, report=report)
@@ -106,6 +108,7 @@ def evaluate(
         loss; "int8" adds the loss of rounded inputs. `against` always runs on "exact" or "torch".
     Raises BitsmithError.
     """
+    check_arguments(evaluate, locals())
     from bitsmith.evaluation import evaluate as measure
 
     check_threads(threads)
@@ -142,6 +145,7 @@ def bench(
     kernel, cache_type, revision, report: see `load`
     Raises BitsmithError.
     """
+    check_arguments(bench, locals())
     from bitsmith.evaluation.bandwidth import read_bandwidth
     from bitsmith.evaluation.speed import Speed, check_counts, measure_speed
 
@@ -176,6 +180,7 @@ def inspect(
     revision, report: see `load`
     Raises BitsmithError if the file cannot be opened.
     """
+    check_arguments(inspect, locals())
     from bitsmith.models.inspection import inspect as look
 
     return look(open_checkpoint(model, revision=revision).source, verify=verify, report=report)

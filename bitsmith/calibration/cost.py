@@ -12,6 +12,7 @@ from bitsmith.models.arch.config import ModelConfig
 from bitsmith.quant.rounders.effort import EFFORTS
 from bitsmith.system.memory import available_memory
 
+LONG_SECONDS = 600.0  # longer work is announced with a cheaper choice
 _FLOATS = 4  # bytes
 _HESSIANS = 4  # a Hessian, its factor, the drift of its input and the correction for it
 _SLABS, _SLAB_ROWS = 10, 2048  # copies of the rows being rounded, see `rounders.gptq.SLAB_ROWS`

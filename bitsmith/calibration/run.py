@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Unpack
 import numpy as np
 
 from bitsmith.calibration.config import CalibrationConfig, ImatrixConfig
+from bitsmith.calibration.cost import Cost, calibration_cost
 from bitsmith.calibration.imatrix import imatrix_file, is_imatrix_name
 from bitsmith.calibration.importance import Importance, from_file, to_imatrix
+from bitsmith.calibration.method import Method
 from bitsmith.calibration.sources import SELF, CalibrationTokens, Request, own_text, read_tokens
 from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.output import OutputFiles
@@ -21,6 +24,9 @@ from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.recipe.calibration_record import UNKNOWN_SHA256, CalibrationRecord
 from bitsmith.system.options import check_words, with_signature
 from bitsmith.system.progress import Report, silent
+from bitsmith.system.tables import html_table
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from bitsmith.calibration.collect import Calibration, Search, Wanted
@@ -121,12 +127,19 @@ def prepare(
         record = CalibrationRecord(own_text(checkpoint.name), UNKNOWN_SHA256, total, request.context, seed)
         return Prepared(checkpoint, record, request=request)
     read = read_tokens(request, checkpoint.tokenizer(), vocab=config.vocab, report=report)
+    _log.info("calibration: %d windows of %d tokens of %s", *read.tokens.shape, read.source)
     warnings = read.notes
     if len(read.tokens) < request.windows and tokens is not None:
         warnings += (
             f"{read.source} has {read.tokens.size:,} tokens in whole windows, fewer than the requested {tokens:,}",
         )
     return Prepared(checkpoint, read.record, warnings, request=request, tokens=read)
+
+
+def _pass_cost(prepared: Prepared, memory: int | None) -> Cost:
+    """What the statistics pass costs."""
+    record, config = prepared.record, prepared.checkpoint.config
+    return calibration_cost(config, Method("nearest"), "fast", record.tokens, record.context, memory=memory)
 
 
 def check_importance_file(config: CalibrationConfig) -> None:
@@ -147,7 +160,7 @@ def require_torch() -> None:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImatrixResult:
     """An importance file that was written. entries: number of tensors; windows: number of windows of text"""
 
@@ -158,6 +171,15 @@ class ImatrixResult:
     windows: int
     size: int
     warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """One line."""
+        seen = f"{self.record.tokens:,} tokens of {self.record.source!r}"
+        return f"<ImatrixResult {str(self.out)!r}: {self.entries} matrices, {seen}>"
+
+    def _repr_html_(self) -> str:
+        rows = [("file", self.out), ("matrices", self.entries), ("text", self.record.source)]
+        return html_table(f"importance of {self.model}", [*rows, ("tokens", f"{self.record.tokens:,}")])
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
@@ -186,8 +208,17 @@ def make_imatrix(model: str | Path, *, report: Report = silent, **words: Unpack[
 with_signature(make_imatrix, ImatrixConfig)
 
 
-def write_imatrix(model: str | Path, config: ImatrixConfig, *, report: Report = silent) -> ImatrixResult:
-    """The same as `make_imatrix`, with a configuration."""
+def write_imatrix(
+    model: str | Path,
+    config: ImatrixConfig,
+    *,
+    report: Report = silent,
+    on_plan: Callable[[Prepared, Cost], None] | None = None,
+) -> ImatrixResult:
+    """The same as `make_imatrix`, with a configuration.
+
+    on_plan: called before the pass over the text with what it costs
+    """
     from bitsmith.calibration.imatrix import Imatrix, read_imatrix
 
     memory, threads, force = config.memory_bytes, config.threads, config.force
@@ -204,6 +235,8 @@ def write_imatrix(model: str | Path, config: ImatrixConfig, *, report: Report = 
     else:
         from bitsmith.runtime.torch.device import choose_device
 
+        if on_plan is not None:
+            on_plan(prepared, _pass_cost(prepared, memory))
         found = prepared.run(memory=memory, threads=threads, device=choose_device(config.device), report=report)
         content, record = to_imatrix(found), found.record
     layout, data = imatrix_file(content, path.name)

@@ -71,9 +71,9 @@ def command(name: str) -> Callable[[Callable[..., None]], Command]:
     return click.command(name, cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 
 
-def model_argument(help: str) -> Callable[[F], F]:
+def model_argument(help: str, *, required: bool = True) -> Callable[[F], F]:
     """The argument MODEL: a name or a file, so a shell completes files."""
-    return click.argument("model", cls=Argument, type=click.Path(), help=help)
+    return click.argument("model", cls=Argument, type=click.Path(), help=help, required=required)
 
 
 def option(

@@ -29,7 +29,8 @@ _COLOURS = {
 
 @command("plan")
 @model_argument(
-    "A folder, a GGUF file, a hub id (only its headers are read), a shape (llama-3-70b), or a number of weights (70B)."
+    "A folder, a GGUF file, a hub id (only its headers are read), a shape (llama-3-70b), or a number of weights (70B).",
+    required=False,
 )
 @option(
     "--device",
@@ -75,10 +76,12 @@ _COLOURS = {
     group="Output",
     help="Draw memory by context into this PNG file (needs matplotlib).",
 )
+@flag("--list-devices", help="List the devices that have a name, and nothing else.")
+@flag("--list-models", help="List the built-in shapes of models, and nothing else.")
 @revision
 @as_json
 def plan(
-    model: str,
+    model: str | None,
     device: tuple[str, ...],
     memory: str | None,
     context: int | None,
@@ -91,10 +94,20 @@ def plan(
     optimizer: str,
     tokenizer: bool,
     plot: Path | None,
+    list_devices: bool,
+    list_models: bool,
     revision: str | None,
     as_json: bool,
 ) -> None:
     """What fits, what it costs, what to choose: before anything is downloaded or quantized."""
+    if list_devices or list_models:
+        from bitsmith.cli import plan_lists
+
+        show = plan_lists.list_devices if list_devices else plan_lists.list_models
+        show(as_json=as_json)
+        return
+    if model is None:
+        raise click.UsageError("Missing argument 'MODEL'.", click.get_current_context())
     from bitsmith import api
     from bitsmith.planner.render import to_dict
     from bitsmith.planner.training import METHODS

@@ -7,9 +7,10 @@ from typing import Any
 
 from bitsmith.evaluation.divergence import Divergence
 from bitsmith.evaluation.moments import Estimate
+from bitsmith.system.tables import html_table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """The result of a measurement, and what was measured.
 
@@ -40,6 +41,16 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries of numbers and strings, ready for JSON; an Estimate is {"value": ..., "error": ...}."""
         return {**asdict(self), "notes": list(self.notes)}
+
+    def __repr__(self) -> str:
+        """One line."""
+        lost = f", KLD {self.divergence.kld.value:.6f} against {self.against!r}" if self.divergence else ""
+        return f"<Evaluation {self.model!r}: perplexity {_plain(self.perplexity, 4)}{lost}>"
+
+    def _repr_html_(self) -> str:
+        title, *lines = self.lines()
+        cells = [(line[:17].strip(), line[17:].strip()) for line in lines]
+        return html_table(title, cells)
 
     def lines(self) -> list[str]:
         """The result as a few lines of text."""

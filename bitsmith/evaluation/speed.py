@@ -11,6 +11,8 @@ import numpy as np
 
 from bitsmith.errors import UsageError
 from bitsmith.system.progress import Progress, Report, silent
+from bitsmith.system.sizes import human_bytes
+from bitsmith.system.tables import html_table
 
 DEFAULT_PROMPT, DEFAULT_GEN, DEFAULT_REPEAT = 512, 128, 5
 REPORT_EVERY = 0.5  # seconds; drawing progress more often would slow the measurement
@@ -74,7 +76,7 @@ class Rate:
         return {"tokens": self.tokens, "tokens_per_second": spread, "seconds": list(self.seconds)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Speed:
     """The result of `bitsmith bench`.
 
@@ -96,6 +98,21 @@ class Speed:
     token_bytes: int
     bandwidth: float
     warnings: tuple[str, ...] = ()
+
+    @property
+    def _rates(self) -> list[tuple[str, Rate]]:
+        found = (("prompt", self.prompt), ("generation", self.generation))
+        return [(name, rate) for name, rate in found if rate is not None]
+
+    def __repr__(self) -> str:
+        """One line."""
+        rates = "".join(f", {name} {rate.mean:.1f} tokens/s" for name, rate in self._rates)
+        return f"<Speed {self.model!r}: {self.threads} threads{rates}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, rate.tokens, f"{rate.mean:.2f}", f"{rate.deviation:.2f}") for name, rate in self._rates]
+        title = f"{self.model}, {self.threads} threads, peak memory {human_bytes(self.peak_memory)}"
+        return html_table(title, rows, headings=("", "tokens", "tokens/s", "deviation"))
 
     @property
     def read_rate(self) -> float | None:

@@ -18,6 +18,8 @@ from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.errors import BitsmithError, FileError, UnsupportedError
 from bitsmith.quant.tensor import PackedTensor, TensorInfo
 from bitsmith.system.progress import Progress, Report, silent
+from bitsmith.system.sizes import human_bytes
+from bitsmith.system.tables import html_table
 
 SLAB_WEIGHTS = 1 << 20  # number of weights decoded at once
 _SHOWN_ITEMS = 8
@@ -57,7 +59,7 @@ class InspectedTensor:
         return {True: "ok", False: "wrong hash", None: "finite"}[self.matches]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """The result of `inspect`.
 
@@ -80,6 +82,19 @@ class Inspection:
     tensors: tuple[InspectedTensor, ...]
     verified: bool
     problems: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        """One line."""
+        name = f"{str(self.path)!r}: {self.container}, {_printable(self.architecture or 'unknown architecture')}"
+        size = f"{len(self.tensors)} tensors, {human_bytes(self.size)}, {self.bits_per_weight:.2f} bits per weight"
+        return f"<Inspection {name}, {size}{', with problems' if self.problems else ''}>"
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[object, ...]] = [
+            (layout, count, human_bytes(nbytes)) for layout, (count, nbytes) in self.types().items()
+        ]
+        rows += [("problem", problem, "") for problem in self.problems]
+        return html_table(repr(self)[1:-1], rows, headings=("type", "tensors", "bytes"))
 
     @property
     def rounds_inputs(self) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from bitsmith.calibration.cost import LONG_SECONDS
 from bitsmith.containers.gguf.core_blocks import encode_stored
 from bitsmith.containers.static_input import StaticInput
 from bitsmith.errors import Words
@@ -17,7 +18,6 @@ from bitsmith.quant.formats.base import NeedsExtent
 from bitsmith.recipe.plan import Plan, PlannedTensor
 from bitsmith.system.sizes import human_seconds
 
-LONG_SECONDS = 600.0  # longer runs are announced with a cheaper choice
 _SAMPLE_WEIGHTS = 1 << 16
 _DISK_BYTES_PER_SECOND = 400e6  # writing, flushing, reading back and hashing, together; a guess
 _OVERHEAD = 1.15  # reading the source, waiting for the last thread

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitsmith.calibration.cost import Cost, calibration_cost
+from bitsmith.calibration.cost import LONG_SECONDS, Cost, calibration_cost
 from bitsmith.calibration.method import Method, default_method
 from bitsmith.containers import module_containers
 from bitsmith.containers.destination import check_destination
 from bitsmith.errors import BitsmithError, UsageError, quoted
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.pipeline.config import QuantizeConfig
-from bitsmith.pipeline.estimate import LONG_SECONDS, expected_seconds
+from bitsmith.pipeline.estimate import expected_seconds
 from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.calibration_record import CalibrationRecord
 from bitsmith.recipe.plan import Assignment, Plan

@@ -10,9 +10,11 @@ from bitsmith.containers.manifest import Manifest
 from bitsmith.recipe.calibration_record import CalibrationRecord
 from bitsmith.recipe.plan import Plan, PlannedTensor
 from bitsmith.recipe.target import Target
+from bitsmith.system.sizes import human_bytes, human_seconds
+from bitsmith.system.tables import html_table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Quantized:
     """One finished output, or a planned output if `manifest` is None.
 
@@ -61,6 +63,21 @@ class Quantized:
     def warnings(self) -> tuple[str, ...]:
         """Warnings for the user."""
         return self.plan.warnings
+
+    def __repr__(self) -> str:
+        """One line."""
+        state = f"in {human_seconds(self.seconds)}" if self.manifest is not None else "planned"
+        size = f"{human_bytes(self.size)}, {self.bits_per_weight:.2f} bits per weight"
+        return f"<Quantized {self.target}: {str(self.out)!r}, {size}, {self.method}, {state}>"
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[str, object]] = [("file", self.out), ("size", human_bytes(self.size))]
+        rows += [("bits per weight", f"{self.bits_per_weight:.3f}"), ("method", self.method)]
+        rows += [] if self.calibration is None else [("calibrated on", self.calibration.source)]
+        rows += [("expected", human_seconds(self.expected_seconds))]
+        rows += [("took", human_seconds(self.seconds))] if self.manifest is not None else []
+        rows += [("warning", warning) for warning in self.warnings]
+        return html_table(str(self.target), rows)
 
     def worst(self, count: int = 3) -> list[tuple[str, float]]:
         """The tensors with the largest relative squared error."""

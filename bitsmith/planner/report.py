@@ -21,7 +21,9 @@ from bitsmith.planner.training import METHODS, Training, training_memory
 from bitsmith.planner.verdict import FitCheck, Verdict
 from bitsmith.planner.weights import Stored, as_it_is, parse_target, rule_of_thumb, stored
 from bitsmith.recipe.target import Target
-from bitsmith.system.sizes import parse_size
+from bitsmith.system.options import check_arguments
+from bitsmith.system.sizes import human_bytes, parse_size
+from bitsmith.system.tables import html_table
 
 DEFAULT_CONTEXT = 8192
 _COUNTED = re.compile(r"([0-9]{1,4})\s*x\s*(.+)", re.IGNORECASE)  # "2x rtx-3090"
@@ -74,7 +76,7 @@ class Row:
         return advisable(self.target, self.bits_per_weight)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PlanReport:
     """The result of a plan."""
 
@@ -84,6 +86,24 @@ class PlanReport:
     rows: tuple[Row, ...]
     training: tuple[Training, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """One line."""
+        devices = ", ".join(each.name for each in self.device_sets)
+        return f"<PlanReport {self.spec.name!r}: {len(self.rows)} formats on {devices}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                row.weights.target,
+                human_bytes(row.weights.file or row.weights.total),
+                f"{row.bits_per_weight:.2f}",
+                *(verdict.text for verdict in row.verdicts),
+            )
+            for row in self.rows
+        ]
+        headings = ("format", "weights", "bits", *(each.name for each in self.device_sets))
+        return html_table(f"{self.spec.name}, {self.workload.context:,} tokens", rows, headings=headings)
 
 
 def plan(
@@ -118,6 +138,7 @@ def plan(
     tokenizer: fetch a hub model's tokenizer, so that sizes of whole GGUF files are exact
     Raises UsageError for a wrong call, FileError or UnsupportedError for a model that cannot be read.
     """
+    check_arguments(plan, locals())
     kv = check_type(kv)
     if not 1 <= batch <= _MOST_SEQUENCES:
         raise UsageError(f"--batch={batch}: expected 1 to {_MOST_SEQUENCES:,} sequences.")
