@@ -27,6 +27,7 @@ kernel = option("--kernel", metavar="NAME", group="Machine", help=_KERNEL.format
 exact_kernel = option("--kernel", metavar="NAME", group="Machine", help=_KERNEL.format(default="exact"))
 cache = option("--cache", default="f16", metavar="TYPE", group="Machine", help=_CACHE)
 revision = option("--revision", metavar="NAME", group="Source", help=_REVISION)
+quiet = flag("--quiet", "-q", group="Output", help="Show no progress.")
 as_json = flag("--json", "as_json", group="Output", help="Print the result as JSON.")
 
 
