@@ -7,7 +7,7 @@ CXX_FILES := $(shell git ls-files --cached --others --exclude-standard 'csrc/*.c
 CORE_FILES := $(CXX_FILES) csrc/CMakeLists.txt csrc/compiler.cmake csrc/editable/CMakeLists.txt
 CXX_FILES += tests/core/vectors.cpp
 
-.PHONY: demo test test-all check format core sanitize sanitize-thread clean
+.PHONY: demo test test-all fuzz check format core sanitize sanitize-thread clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,12 @@ test: $(VENV)/core
 # also those that take minutes each
 test-all: $(VENV)/core
 	$(BIN)/python -m pytest -n auto -m ""
+
+# damaged and hostile files through every command, for FUZZ_SECONDS; failing inputs are kept below build/fuzz
+FUZZ_SECONDS ?= 300
+FUZZ_FIRST ?= $(shell date +%s)
+fuzz: $(VENV)/core
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --first $(FUZZ_FIRST)
 
 check: $(VENV)/core
 	$(BIN)/ruff check bitsmith tests bench

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitsmith.models.checkpoint import Checkpoint, open_checkpoint, source_warnings
+from bitsmith.models.checkpoint import Checkpoint, llama_cpp_differences, open_checkpoint, source_warnings
 from bitsmith.system.machine import check_threads, cores, peak_memory
 from bitsmith.system.progress import Report, silent
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from bitsmith.planner.report import plan
     from bitsmith.runtime.language_model import LanguageModel
 
+_LOG = logging.getLogger(__name__)
 _ELSEWHERE = {  # imported at first use, so that running a model does not import the code that quantizes
     "QuantizeConfig": ("bitsmith.pipeline.config", "QuantizeConfig"),
     "convert": ("bitsmith.pipeline.conversion", "convert"),
@@ -138,7 +140,10 @@ def evaluate(
     from bitsmith.evaluation import evaluate as measure
 
     check_threads(threads)
-    loaded = _load(open_checkpoint(model, revision=revision), threads, kernel, "exact", report=report)
+    checkpoint = open_checkpoint(model, revision=revision)
+    for difference in llama_cpp_differences(checkpoint):
+        _LOG.warning("%s: this does not show in the result: %s", checkpoint.name, difference)
+    loaded = _load(checkpoint, threads, kernel, "exact", report=report)
     exactly = kernel if kernel == "torch" else None
     original = None if against is None else _load(open_checkpoint(against), threads, exactly, "exact", report=report)
     return measure(
@@ -210,6 +215,7 @@ def inspect(
     from bitsmith.models.inspection import inspect as look
 
     checkpoint = open_checkpoint(model, revision=revision)
-    notes = source_warnings(checkpoint, quantizes=False) if checkpoint.foreign is None else (str(checkpoint.foreign),)
+    told = (*source_warnings(checkpoint, quantizes=False), *llama_cpp_differences(checkpoint))
+    notes = told if checkpoint.foreign is None else (str(checkpoint.foreign),)
     result = look(checkpoint.source, verify=verify, report=report)
     return replace(result, notes=(*notes, *end_notes(checkpoint)))

@@ -6,11 +6,12 @@ import json
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+_AT_ONCE = 40 << 20  # bytes; a larger answer stops here until the test releases it
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -19,6 +20,7 @@ class Hub(BaseHTTPRequestHandler):
 
     folder: Path
     given: int
+    released: threading.Event  # once set, large answers are given whole, not only their first bytes
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -69,13 +71,17 @@ class Hub(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if body:
-            self.wfile.write(data)
+            with suppress(ConnectionError):  # the other side was interrupted
+                self.wfile.write(data[:_AT_ONCE])
+                if len(data) > _AT_ONCE and not type(self).released.wait(60):
+                    return
+                self.wfile.write(data[_AT_ONCE:])
 
 
 @contextmanager
 def serving(tmp_path: Path) -> Iterator[tuple[type[Hub], dict[str, str]]]:
     """A hub that serves `tmp_path / "served"` as owner/name, and the environment of a program that uses it."""
-    handler = type("Handler", (Hub,), {"folder": tmp_path / "served", "given": 0})
+    handler = type("Handler", (Hub,), {"folder": tmp_path / "served", "given": 0, "released": threading.Event()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     handler.folder.mkdir()
@@ -89,4 +95,5 @@ def serving(tmp_path: Path) -> Iterator[tuple[type[Hub], dict[str, str]]]:
     }
     env.pop("HF_HUB_OFFLINE", None)
     yield handler, env
+    handler.released.set()
     server.shutdown()

@@ -21,6 +21,11 @@ from bitsmith.system.printable import printable
 
 _OUT_OF_MEMORY = "out of memory; close other programs, use fewer --threads, or a machine with more memory."
 
+_NOTHING_LEFT = "no half-written file was left"
+_LEFT = {  # command -> what an interrupt leaves
+    **dict.fromkeys(("quantize", "convert", "imatrix"), _NOTHING_LEFT),
+    "pull": "the files that are complete stay, and the same command fetches the others",
+}
 COMMANDS = {  # name -> its module in this package, and the command there
     "plan": "plan.plan",
     "quantize": "quantize.quantize",
@@ -129,7 +134,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt) as stopped:  # click has ended the line
         if isinstance(stopped.__cause__, EOFError):
             _fail("the input ended too early.", 1)
-        _interrupted(stopped, writes=arguments[:1] in (["quantize"], ["convert"], ["imatrix"]))
+        _interrupted(stopped, _LEFT.get(arguments[0]) if arguments else None)
     except (BitsmithError, OSError, MemoryError) as error:
         if debug:
             raise
@@ -158,12 +163,12 @@ def _explained(error: Exception) -> str:
     return f"{what}; check its name and permissions."
 
 
-def _interrupted(stopped: click.Abort | KeyboardInterrupt, *, writes: bool) -> NoReturn:
+def _interrupted(stopped: click.Abort | KeyboardInterrupt, left: str | None) -> NoReturn:
     """Say what an interrupt has left. An output that was stopped while its names changed has noted it."""
     interrupt = stopped.__cause__ or stopped
     notes = [str(note) for note in getattr(interrupt, "__notes__", ())]
-    left = notes or (["no half-written file was left"] if writes else [])
-    sys.stderr.write("; ".join(["Interrupted", *left]) + ".\n")
+    told = notes or ([left] if left else [])
+    sys.stderr.write("; ".join(["Interrupted", *told]) + ".\n")
     _leave(130)
 
 

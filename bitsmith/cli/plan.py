@@ -23,6 +23,7 @@ _COLOURS = {
     "partly outside": "dark_orange",
     "too large": "red",
     "no runtime": "dim",
+    "no cache": "dim",
 }
 
 
@@ -189,7 +190,7 @@ def _print_devices(report: PlanReport, at: int, device_set: DeviceSet, console: 
             human_bytes(row.weights.file or row.weights.total),
             f"{row.bits_per_weight:.2f}",
             loss,
-            "" if verdict.kind == "no runtime" else human_bytes(verdict.total),
+            "" if verdict.kind in ("no runtime", "no cache") else human_bytes(verdict.total),
             Text(verdict.text, style=_COLOURS[verdict.kind]),
             "" if verdict.speed is None else _rate(verdict.speed),
         )

@@ -50,6 +50,9 @@ def quantize(config: QuantizeConfig, model: str, to: tuple[str, ...], as_json: b
 
     with progress_bar() as report:
         results = quantization.quantize_each(model, to, config, report=report, on_plan=announce)
+    for result in results:
+        for warning in result.losses:
+            shown.print(f"Warning: {warning}", style="yellow", markup=False)
     if as_json:
         found = [result.to_dict() for result in results]
         click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))

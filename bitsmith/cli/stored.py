@@ -80,8 +80,8 @@ def _ago(then: float) -> str:
 def pull(name: str, revision: str | None, as_json: bool) -> None:
     """Fetch a model from the Hugging Face hub into its cache.
 
-    An interrupted download continues where it stopped. The commands run, chat, quantize and the others fetch what they
-    need by themselves; this fetches it beforehand.
+    After an interruption, files that are complete are not fetched again. The commands run, chat, quantize and the
+    others fetch what they need by themselves; this fetches it beforehand.
     """
     from bitsmith.cli.drawing import human_bytes, progress_bar
     from bitsmith.models import pulling

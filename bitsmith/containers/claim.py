@@ -81,7 +81,7 @@ def _refused(names: OutputNames, owner: Mapping[str, Any], further: str = "") ->
     who = f"process {owner['pid']} on {owner['host']}, since {owner['since']}" if owner else "it has not said which"
     return UsageError(
         f"{names.final(names.name)}: another run is writing this output ({who}); wait until it is done, or choose "
-        f"another --out.{further}"
+        f"another output path.{further}"
     )
 
 

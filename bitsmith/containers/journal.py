@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bitsmith.containers.model_files import open_regular
 from bitsmith.containers.output_names import OutputNames
 from bitsmith.containers.renames import exchange, move_new, remove, sync
 from bitsmith.errors import FileError
@@ -161,7 +162,7 @@ def _close(names: OutputNames) -> None:
 def _read(names: OutputNames) -> list[_Move] | None:
     """The moves of a journal; None if there is none. Raises FileError if a run has not written it."""
     try:
-        with names.journal.open("rb") as file:
+        with open(open_regular(names.journal), "rb") as file:
             content = json.loads(file.read(_LARGEST))
     except FileNotFoundError:
         return None

@@ -90,7 +90,7 @@ def set_id(manifest: Manifest) -> str:
     return hashlib.sha256(to_json(manifest).encode()).hexdigest()
 
 
-def check_one_set(found: Mapping[Path, object]) -> None:
+def check_one_set(found: Mapping[Path, str | None]) -> None:
     """Raise FileError if files that should be one set carry different identifiers.
 
     found: the value of SET_KEY by file, the first file first; None for a file without one

@@ -16,7 +16,7 @@ _TASK = Path(__file__).with_name("name_patterns_task.py")
 
 
 def first_matches(
-    patterns: Sequence[str], names: Sequence[str], *, where: str, seconds: float = 10.0
+    patterns: Sequence[str], names: Sequence[str], *, where: str, seconds: float = 5.0
 ) -> list[int | None]:
     """For each name, the number of the first pattern that matches its beginning (re.match); None if there is none.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -23,7 +22,7 @@ from bitsmith.containers.manifest import SET_KEY, check_one_set
 from bitsmith.containers.model_files import open_regular
 from bitsmith.containers.native import SHAPES_KEY, TENSORS_KEY
 from bitsmith.containers.native_reader import fold_native, table
-from bitsmith.containers.safetensors_header import DTYPES, Header, HeaderEntry, read_header
+from bitsmith.containers.safetensors_header import DTYPES, FileState, Header, HeaderEntry, file_state, read_header
 from bitsmith.containers.safetensors_layout import INDEX_NAME
 from bitsmith.containers.static_input import StaticInput
 from bitsmith.errors import FileError, TensorError, UnsupportedError, UsageError
@@ -224,7 +223,7 @@ class SafetensorsSource:
         buffer = np.empty((outer, (end - begin) * step), np.uint8)
         pieces = [buffer] if buffer.shape[1] == stride else list(buffer)
         _read_into(
-            path, self._headers[path].size, entry, [(i * stride + begin * step, p) for i, p in enumerate(pieces)]
+            path, self._headers[path].file, entry, [(i * stride + begin * step, p) for i, p in enumerate(pieces)]
         )
         return buffer
 
@@ -233,13 +232,13 @@ def _plain(name: str, entry: HeaderEntry) -> TensorInfo:
     return TensorInfo(name, entry.shape, entry.dtype.lower(), entry.nbytes)
 
 
-def _read_into(path: Path, size: int, entry: HeaderEntry, pieces: Sequence[tuple[int, np.ndarray]]) -> None:
+def _read_into(path: Path, state: FileState, entry: HeaderEntry, pieces: Sequence[tuple[int, np.ndarray]]) -> None:
     """Fill each buffer from the entry's data. pieces: (offset in the data, buffer)"""
     try:
         with open(open_regular(path), "rb", buffering=0) as file:
-            if os.fstat(file.fileno()).st_size != size:
+            if file_state(file.fileno()) != state:
                 raise FileError(
-                    f"{path} changed its size since it was opened, before {entry.name!r} was read; start again"
+                    f"{path} was replaced or changed since it was opened, before {entry.name!r} was read; start again"
                 )
             for skip, buffer in pieces:
                 left = buffer.reshape(-1).data

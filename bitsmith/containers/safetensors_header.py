@@ -1,7 +1,7 @@
 """Reads the header of a safetensors file. Every offset and size is checked before data is read.
 
 Format (github.com/huggingface/safetensors): 8 bytes, the header's length N, little-endian; N bytes of JSON, an object
-from names to {"dtype", "shape", "data_offsets": [begin, end]} and an optional "__metadata__" of strings; then
+from names to {"dtype", "shape", "data_offsets": [begin, end]} and an optional "__metadata__" of strings, or null; then
 data, which the entries cover without gaps or overlaps.
 """
 
@@ -47,6 +47,9 @@ DTYPES: dict[str, np.dtype] = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
+FileState = tuple[int, int]  # size in bytes, time of the last change in seconds
+
+
 @dataclass(frozen=True, slots=True)
 class HeaderEntry:
     """One entry: `offset` counts from the start of the file, in bytes."""
@@ -60,12 +63,25 @@ class HeaderEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header. entries: in the order of their data"""
+    """A checked header.
+
+    file: state of the file, which later reads compare
+    entries: in the order of their data
+    """
 
     path: Path
-    size: int
+    file: FileState
     entries: Mapping[str, HeaderEntry]
     metadata: Mapping[str, str]
+
+
+def file_state(handle: int) -> FileState:
+    """What tells an open file from a later one of its name.
+
+    Some network file systems give a file another inode each time, and cut fractions of seconds off later.
+    """
+    found = os.fstat(handle)
+    return found.st_size, int(found.st_mtime)
 
 
 def dtype_name(dtype: np.dtype) -> str:
@@ -85,14 +101,15 @@ def read_header(path: Path) -> Header:
     """Read and check the header of `path`. Raises FileError naming the file and the entry that is wrong."""
     try:
         with open(open_regular(path, "safetensors file"), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            state = file_state(file.fileno())
+            size = state[0]
             length = _header_length(path, size, file.read(8))
             text = file.read(length)
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror or error}; check its name and permissions") from error
     content = _parse(path, text)
     del text
-    metadata = _metadata(path, content.pop("__metadata__", {}))
+    metadata = _metadata(path, content.pop("__metadata__", None))
     if len(content) > _MOST_ENTRIES:
         raise FileError(
             f"{path} has {len(content):,} entries, more than {_MOST_ENTRIES:,}; split the model into several files"
@@ -100,7 +117,7 @@ def read_header(path: Path) -> Header:
     entries = [_entry(path, name, value, 8 + length) for name, value in content.items()]
     entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
     _check_cover(path, entries, 8 + length, size)
-    return Header(path, size, {entry.name: entry for entry in entries}, metadata)
+    return Header(path, state, {entry.name: entry for entry in entries}, metadata)
 
 
 def _header_length(path: Path, size: int, first: bytes) -> int:
@@ -122,7 +139,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
             seen: set[str] = set()
             twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
             raise FileError(f"{path} has two entries named {twice!r} in its header; it is damaged: write it again")
-        return _Fields(*map(found.get, _FIELDS)) if found.keys() == set(_FIELDS) else found
+        return _Fields(*map(found.get, _FIELDS)) if found.keys() >= set(_FIELDS) else found
 
     if not text.startswith(b"{"):
         raise FileError(f"{path} is not a safetensors file: its header begins with {text[:8]!r}, not with '{{'")
@@ -133,6 +150,8 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 
 
 def _metadata(path: Path, value: object) -> dict[str, str]:
+    if value is None:  # as the safetensors package does
+        return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise FileError(f"{path}: __metadata__ must map strings to strings; the file is damaged: write it again")
     return value

@@ -20,7 +20,7 @@ def pull(model: str, *, revision: str | None = None, report: Report = silent) ->
 
     model: "owner/name", "owner/name:Q4_K_M" or "owner/name:file.gguf", see `hub_name.parse_hub_name`
     revision: branch, tag or commit
-    report: called with the progress; an interrupted download continues where it stopped
+    report: called with the progress; after an interruption, files that are complete are not fetched again
     Raises UsageError for what is no hub name, FileError if the hub has no such model, refuses it or cannot be reached,
     or if the disk has too little space.
     """

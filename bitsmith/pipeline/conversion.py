@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -101,13 +102,8 @@ def _is_folder(checkpoint: Checkpoint, config: ConvertConfig) -> bool:
 
 def _path(checkpoint: Checkpoint, config: ConvertConfig) -> Path:
     """The output's path: the one given, or a name made from the model. Raises UsageError for a wrong ending."""
-    folder, target, out = _is_folder(checkpoint, config), config.target, config.out
-    if target is None:
-        ending = "split" if config.max_shard_bytes else "merged"
-        usual = f"{checkpoint.name}-{ending}" if folder else f"{checkpoint.name}.gguf"
-    else:
-        stem = output_stem(checkpoint.name)
-        usual = f"{stem}-{target.name}" if folder else f"{stem}-{target.name.upper()}.gguf"
+    folder, out = _is_folder(checkpoint, config), config.out
+    usual = _usual_name(checkpoint, config)
     if out is None:
         return Path(usual)
     path = Path(out)
@@ -119,6 +115,18 @@ def _path(checkpoint: Checkpoint, config: ConvertConfig) -> Path:
             "--to gguf/bf16 for a GGUF file."
         )
     return path
+
+
+def _usual_name(checkpoint: Checkpoint, config: ConvertConfig) -> str:
+    """A name made from the model, which is not the source's own."""
+    target = config.target
+    if target is not None:
+        stem = output_stem(checkpoint.name)
+        return f"{stem}-{target.name}" if target.is_folder else f"{stem}-{target.name.upper()}.gguf"
+    base = f"{checkpoint.name}-{'split' if config.max_shard_bytes else 'merged'}"
+    if config.model_name is not None:
+        base = re.sub(r"[^\w.-]+", "-", config.model_name).strip("-.") or "renamed"
+    return base if _is_folder(checkpoint, config) else f"{base}.gguf"
 
 
 def _check_changes(checkpoint: Checkpoint, assignment: Assignment, config: ConvertConfig) -> None:

@@ -20,14 +20,19 @@ _VALUES = {  # key of a recipe -> flag with a value
     "max_shard_bytes": "--max-shard-size",
     "model_name": "--name",
 }
+_MOST_STEPS = 100  # commands that made one file after the other
 _FLAGS = {"pure": "--pure", "requantize": "--requantize"}
 _LISTS = {"rules": "--rule", "keep": "--keep"}
 
 
 def commands_of(recipe: Mapping[str, Any]) -> list[str]:
     """The commands that made a file, the first one first: a converted file keeps the recipe of its source."""
-    before = recipe.get("source_recipe")
-    return [*(commands_of(before) if isinstance(before, dict) else []), command_of(recipe)]
+    found: list[str] = []
+    step: Any = recipe
+    while isinstance(step, Mapping) and len(found) < _MOST_STEPS:
+        found.append(command_of(step))
+        step = step.get("source_recipe")
+    return found[::-1]
 
 
 def command_of(recipe: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bitsmith.containers.manifest import Manifest
+from bitsmith.pipeline.losses import loss_warnings
 from bitsmith.recipe.calibration_record import CalibrationRecord
 from bitsmith.recipe.plan import Plan, PlannedTensor
 from bitsmith.recipe.target import Target
@@ -55,8 +56,13 @@ class Quantized:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Warnings for the user."""
-        return self.plan.warnings
+        """Warnings for the user: those of the plan, and of a finished output those of `losses`."""
+        return (*self.plan.warnings, *self.losses)
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Warnings about tensors that lost far more than their type usually does; empty for a plan."""
+        return () if self.manifest is None else loss_warnings(self.plan, self.manifest.tensors)
 
     def worst(self, count: int = 3) -> list[tuple[str, float]]:
         """The tensors with the largest relative squared error."""

@@ -127,8 +127,11 @@ def from_checkpoint(checkpoint: Checkpoint, said: str, *, complete: bool = True)
         network = network_from_gguf(checkpoint.source, name=checkpoint.name)
         return ModelSpec(network, said, checkpoint=checkpoint, complete=complete)
     origin = str(checkpoint.source.path / CONFIG if checkpoint.source.path.is_dir() else checkpoint.source.path)
-    tensors = checkpoint.source.tensors.values()
-    network = network_from_headers(checkpoint.hf_config, tensors, name=checkpoint.name, origin=origin)
+    tensors = [info for name, info in checkpoint.source.tensors.items() if name not in checkpoint.ignored]
+    config = dict(checkpoint.hf_config)
+    if not isinstance(checkpoint.shape, Exception):
+        config["tie_word_embeddings"] = checkpoint.shape.tied  # the tensors decide, see `reconcile`
+    network = network_from_headers(config, tensors, name=checkpoint.name, origin=origin)
     if not isinstance(checkpoint.shape, Exception) and not network.counted:
         gguf_tensors(checkpoint)  # raises where the configuration belongs to another model
     return ModelSpec(network, said, checkpoint=checkpoint, complete=complete)

@@ -56,12 +56,12 @@ def measured(target: Target) -> Loss | None:
     return MEASURED.get(target.name if target.container == "gguf" else str(target))
 
 
-def rank(target: Target | None, bits: float) -> tuple[int, float]:
+def rank(target: Target | None, bits: float, loss: Loss | None) -> tuple[int, float]:
     """Sort key that grows with the loss. Formats without a measurement come last, ordered by the bits of their codes.
 
     target: None for an existing file with `bits` bits a weight
+    loss: the measured loss of what would be made; None if it was not measured
     """
-    loss = None if target is None else measured(target)
     if loss is not None:
         return 0, loss.plain
     if target is None and bits >= 16:
@@ -69,9 +69,8 @@ def rank(target: Target | None, bits: float) -> tuple[int, float]:
     return 1, -_code_bits(target, bits)
 
 
-def advisable(target: Target | None, bits: float) -> bool:
-    """Whether a plan may advise this format."""
-    loss = None if target is None else measured(target)
+def advisable(target: Target | None, bits: float, loss: Loss | None) -> bool:
+    """Whether a plan may advise this format; the arguments are those of `rank`."""
     return loss.plain < RUINED if loss is not None else _code_bits(target, bits) >= _LEAST_BITS
 
 

@@ -16,7 +16,16 @@ from bitsmith.planner.machine import this_machine
 from bitsmith.planner.model_spec import ModelSpec, find_model
 from bitsmith.planner.network import Network
 from bitsmith.planner.quality import Loss, advisable, measured, rank
-from bitsmith.planner.runtimes import Runtime, Workload, container_of, find_runtime, runs, usual_runtime
+from bitsmith.planner.runtimes import (
+    CACHE_BLOCK,
+    Runtime,
+    Workload,
+    container_of,
+    find_runtime,
+    keeps_cache,
+    runs,
+    usual_runtime,
+)
 from bitsmith.planner.training import METHODS, Training, training_memory
 from bitsmith.planner.verdict import FitCheck, Verdict
 from bitsmith.planner.weights import Stored, as_it_is, parse_target, rule_of_thumb, stored
@@ -66,12 +75,12 @@ class Row:
     @property
     def rank(self) -> tuple[int, float]:
         """Sort key that grows with the loss."""
-        return rank(self.target, self.bits_per_weight)
+        return rank(self.target, self.bits_per_weight, self.loss)
 
     @property
     def advisable(self) -> bool:
         """Whether the plan may advise this format."""
-        return advisable(self.target, self.bits_per_weight)
+        return advisable(self.target, self.bits_per_weight, self.loss)
 
 
 @dataclass(frozen=True)
@@ -164,9 +173,15 @@ def _row(
         runtime = chosen or usual_runtime(network, container, device_set.device)
         check = FitCheck(network, weights, workload, runtime, device_set.device, device_set.count)
         known = runs(runtime, container, "" if target is None else target.name, network, device_set.device)
-        verdicts.append(check.judged() if known else check.unrunnable())
+        if not known:
+            verdicts.append(check.unrunnable("no runtime"))
+        elif keeps_cache(runtime, workload.kv, network):
+            verdicts.append(check.judged())
+        else:
+            verdicts.append(check.unrunnable("no cache"))
     bits = 8 * weights.total / spec.parameters
-    return Row(target, weights, bits, how, None if target is None else measured(target), tuple(verdicts))
+    loss = None if target is None or weights.like is None else measured(weights.like)
+    return Row(target, weights, bits, how, loss, tuple(verdicts))
 
 
 def _training(
@@ -297,6 +312,11 @@ def _warnings(spec: ModelSpec, rows: Sequence[Row], workload: Workload) -> tuple
             found.append(
                 f"{runtime.title} has no {workload.kv} cache (it has {', '.join(runtime.kv)}). The plan counts its "
                 "bytes all the same."
+            )
+        elif not keeps_cache(runtime, workload.kv, spec.network):
+            found.append(
+                f"{runtime.title} does not run this model with a {workload.kv} cache: its blocks of {CACHE_BLOCK} must "
+                f"divide the heads, and the heads have {spec.network.head_dim} numbers. Plan with --kv f16."
             )
     if spec.network.experts and spec.network.active == spec.network.parameters:
         found.append(

@@ -17,6 +17,7 @@ from bitsmith.planner.own_memory import own_cache, weight_memory, working_memory
 from bitsmith.planner.weights import Stored
 from bitsmith.recipe.target import Target
 
+CACHE_BLOCK = 32  # numbers in one block of ggml's quantized caches
 _OWN = frozenset(spec.gguf for spec in ARCHITECTURES.values())
 _LARGE = 70 << 30  # bytes; on devices with this much memory vLLM reserves for more requests
 _UNTRIMMED = ("llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "phi3")  # for these, llama.cpp ignores windows
@@ -88,7 +89,7 @@ def container_of(target: Target | None, network: Network) -> str:
         layouts = {tensor.layout for tensor in network.tensors if tensor.rows > 1}
         held = next((layout.partition("/")[0] for layout in layouts if "/" in layout), "")
         if held:
-            return "native" if held == "bitsmith" else held
+            return {"bitsmith": "native", "fp8": "compressed"}.get(held, held)  # vLLM reads FP8 of every tool
         if layouts <= FLOATS:
             return "floats"
         return "gguf" if layouts <= TYPES.keys() else "compressed"  # for example FP8 of other tools; vLLM reads these
@@ -104,6 +105,21 @@ def usual_runtime(network: Network, container: str, device: Device) -> Runtime:
     if device.kind == "cpu" and _knows(network):
         return RUNTIMES["bitsmith"]
     return RUNTIMES["vllm" if _reads("vllm", container) and device.kind in ("cuda", "rocm") else "llama.cpp"]
+
+
+def keeps_cache(runtime: Runtime, kv: str, network: Network) -> bool:
+    """Whether a runtime that has this type of keys and values can keep those of the model.
+
+    llama.cpp stores them in blocks of 32 inside each head (llama-context.cpp, build 11434; a quantized V needs flash
+    attention, which it turns on by itself). bitsmith pads heads to whole blocks. Types that the runtime does not have
+    are not judged here.
+    """
+    if runtime.name != "llama.cpp" or not kv.startswith("q"):
+        return True
+    heads = max(network.kv_heads, 1)
+    latent = [cache.keys for cache in network.caches if cache.keys and not cache.values]
+    split = [width // heads for cache in network.caches if cache.values for width in (cache.keys, cache.values)]
+    return all(size % CACHE_BLOCK == 0 for size in (*latent, *split))
 
 
 def runs(runtime: Runtime, container: str, name: str, network: Network, device: Device) -> bool:

@@ -15,7 +15,9 @@ _LEAST_CONTEXT = 256  # tokens; a shorter context is useless
 _MOST_DEVICES = 64
 _UNLIMITED = 1 << 20  # tokens, if the model's context is unknown
 
-Kind = Literal["fits", "less context", "partly outside", "too large", "no runtime"]
+_WORDS = {"fits": "fits", "no runtime": "no runtime for it", "no cache": "no such cache"}
+
+Kind = Literal["fits", "less context", "partly outside", "too large", "no runtime", "no cache"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class Verdict:
     @property
     def text(self) -> str:
         """The verdict in a few words, for the table."""
-        if self.kind in ("fits", "no runtime"):
-            return "fits" if self.kind == "fits" else "no runtime for it"
+        if self.kind in _WORDS:
+            return _WORDS[self.kind]
         if self.kind == "less context":
             return f"fits {self.context:,} tokens"
         needs = f"needs {self.needed}" if self.needed > self.count else "does not fit"
@@ -84,11 +86,11 @@ class FitCheck:
             verdict = self._helped(verdict)
         return replace(verdict, speed=self._speed(verdict))
 
-    def unrunnable(self) -> Verdict:
-        """The verdict for a format that no runtime runs on the device."""
+    def unrunnable(self, kind: Kind) -> Verdict:
+        """The verdict for a format that no runtime runs on the device, or for a cache that the runtime cannot keep."""
         held = weights_in_memory(self.network, self.weights, self.runtime)
         taken = self._memory(held, self.workload.context)
-        return Verdict(self.device, self.count, self.runtime, taken, self.room, "no runtime", 0)
+        return Verdict(self.device, self.count, self.runtime, taken, self.room, kind, 0)
 
     @property
     def _free(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bitsmith.containers import codec_for, find_container
@@ -19,12 +19,13 @@ from bitsmith.quant.formats import get_format, resolve
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.category import layer_of
-from bitsmith.recipe.choose import choose_types
+from bitsmith.recipe.choose import TypeChoice, choose_types
 from bitsmith.recipe.mixes import ALIASES, MIXES, find_mix
 from bitsmith.recipe.shape import ModelShape
 from bitsmith.recipe.target import Target
 
 _KEPT = re.compile(r"^(token_embd|output|position_embd|vision)\b|gate_inp|conv|norm|sinks")  # floats outside GGUF
+_FALLEN = 0.05  # share of the weights that may have another type, for a measured loss to hold
 _ALIASES = {"fp16": "f16", "fp32": "f32"}
 
 
@@ -37,6 +38,8 @@ class Stored:
     file: exact bytes of the files that `quantize` writes; None if the tokenizer files are not there
     notes: differences from the named format
     formats: format of each tensor that a safetensors folder stores as codes
+    like: the format whose loss the types really have: another one if rows do not fit the named one; None if it is none
+        that was measured
     """
 
     target: str
@@ -44,6 +47,7 @@ class Stored:
     file: int | None = None
     notes: tuple[str, ...] = ()
     formats: Mapping[str, Format] = field(default_factory=dict)
+    like: Target | None = None
 
     @property
     def total(self) -> int:
@@ -134,7 +138,7 @@ def rule_of_thumb(network: Network, target: Target, count: int) -> Stored:
         bits = float(parse(target.container, target.name).bits)
     scale = count * bits / 8 / like.total
     label = target.name if target.container in ("native", "gguf") else str(target)
-    return Stored(label, {name: round(nbytes * scale) for name, nbytes in like.tensors.items()})
+    return Stored(label, {name: round(nbytes * scale) for name, nbytes in like.tensors.items()}, like=target)
 
 
 def _in_gguf(network: Network, target: Target) -> Stored:
@@ -148,7 +152,18 @@ def _in_gguf(network: Network, target: Target) -> Stored:
         for tensor, choice in zip(network.tensors, chosen.choices, strict=True)
     }
     rotary = {tensor.name: tensor.nbytes for tensor in network.rotary}
-    return Stored(target.name, found | rotary, notes=chosen.warnings)
+    return Stored(target.name, found | rotary, notes=chosen.warnings, like=_like(network, target, chosen.choices))
+
+
+def _like(network: Network, target: Target, choices: Sequence[TypeChoice]) -> Target | None:
+    """The mix whose loss the chosen types have: the mix itself, a type that all matrices fell back to, or None."""
+    sizes = [(tensor.parameters, choice) for tensor, choice in zip(network.tensors, choices, strict=True)]
+    matrices = [(size, choice) for size, choice in sizes if not choice.kept]
+    fallen = sum(size for size, choice in matrices if choice.fallback)
+    if fallen <= _FALLEN * sum(size for size, _ in matrices):
+        return target
+    types = {choice.type for _, choice in matrices}
+    return Target("gguf", types.pop()) if len(types) == 1 else None
 
 
 def _by_codec(network: Network, target: Target, codec_of: Callable[[TensorInfo], Codec | None]) -> Stored:
@@ -167,8 +182,11 @@ def _by_codec(network: Network, target: Target, codec_of: Callable[[TensorInfo],
             "block; use another format."
         )
     left = [] if target.name in WRITTEN_FLOATS else left
+    plain = sum(tensor.parameters for tensor in network.tensors if tensor.name in set(left))
+    matrices = sum(tensor.parameters for tensor in network.tensors if not _whole(tensor))
+    like = target if plain <= _FALLEN * matrices else None
     notes = (f"{len(left)} matrices stay in 16 bits, the first is {left[0]}",) if left else ()
-    return Stored(str(target), found, notes=notes, formats=formats)
+    return Stored(str(target), found, notes=notes, formats=formats, like=like)
 
 
 def _whole(tensor: TensorInfo) -> bool:

@@ -26,12 +26,14 @@ class TypeChoice:
     type: a ggml type name
     reason: a short phrase for the plan
     kept: True if the tensor is never quantized
+    fallback: True if the row length does not fit the type that the mix or a rule names
     """
 
     name: str
     type: str
     reason: str
     kept: bool = False
+    fallback: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class _Chooser:
         if final != wanted:
             block = TYPES[wanted].block
             reason = f"fallback: row of {tensor.cols} does not divide by {block} ({reason}: {wanted})"
-        return TypeChoice(tensor.name, final, reason)
+        return TypeChoice(tensor.name, final, reason, fallback=final != wanted)
 
     def _from_mix(self, tensor: TensorInfo, place: Place) -> tuple[str, str]:
         """The mix's type for a tensor and the reason, without a fallback for the row length."""
@@ -173,7 +175,7 @@ def _warnings(mix: Mix, choices: Sequence[TypeChoice], importance: bool) -> list
         warnings.append(
             "q2_k_s needs an importance matrix to give a good model; give --calibration, or use q2_k or q3_k_s"
         )
-    fallen = sum(c.reason.startswith("fallback") for c in choices)
+    fallen = sum(c.fallback for c in choices)
     if fallen:
         warnings.append(
             f"{fallen} of {len(choices)} tensors take a fallback type: their rows do not divide by the block of the "

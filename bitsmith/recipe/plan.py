@@ -163,7 +163,7 @@ class Plan:
         tensors = assignment.tensors
         if input_absmax is not None:
             tensors = tuple(tensor.with_input_absmax(input_absmax) for tensor in tensors)
-        recipe = recipe or Recipe(assignment.target, assignment.options)
+        recipe = recipe or Recipe(assignment.target, assignment.options, source=assignment.checkpoint.name)
         return cls(assignment, recipe, tensors, (*assignment.warnings, *warnings))
 
     @property

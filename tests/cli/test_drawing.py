@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitsmith.cli.drawing import human_bytes, human_seconds
+from bitsmith.cli.drawing import human_bytes, human_seconds, plain_table
 from tests.cli.command import Command
 from tests.tiny import make_folder
 
@@ -38,3 +38,13 @@ def test_names_in_a_file_are_neither_markup_nor_orders_to_the_terminal(
         assert result.code == 0, result
         assert all(shown in result.out for shown in ("[/bold]", "[red]a", "\\x1b[2Jb"))
         assert "\x1b" not in result.out
+
+
+def test_a_plain_table_is_aligned_and_bounded() -> None:
+    rows = [("a\x1b[31m", "1,000", "x"), ("name" * 100, "7", "")]
+    lines = plain_table(("tensor", "bytes", "why"), rows, right=("bytes",)).split("\n")
+    assert lines[0] == f"{'tensor':<120}  bytes  why"
+    assert lines[1] == f"{'a' + chr(92) + 'x1b[31m':<120}  1,000  x"
+    assert lines[2].endswith("...      7")
+    assert len(lines[2]) == 127
+    assert plain_table(("a", "b"), []) == "a  b"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,3 +97,20 @@ def test_a_folder_of_the_hub_gives_a_file_with_the_repositorys_name(hub: Hub) ->
     assert bitsmith.inspect(made).metadata["general.name"] == "name"
     snapshot = next((Path(hub.env["HF_HOME"]) / "hub" / "models--owner--name" / "snapshots").iterdir())
     assert "name-Q4_0.gguf" in hub.works("quantize", snapshot, "--to", "q4_0", "--dry-run")
+
+
+def test_an_interrupted_pull_leaves_nothing_half(hub: Hub) -> None:
+    name = "big-Q4_0.gguf"
+    with (hub.folder / name).open("wb") as file:
+        file.truncate(50 << 20)
+    words = [sys.executable, "-m", "bitsmith", "pull", "owner/name:q4_0"]
+    process = subprocess.Popen(words, env=hub.env, cwd=hub.folder.parent, stderr=subprocess.PIPE, text=True)
+    blobs = Path(hub.env["HF_HOME"]) / "hub" / "models--owner--name" / "blobs"
+    while process.poll() is None and not any(path.stat().st_size for path in blobs.glob("*.incomplete")):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    told = process.stderr.read()
+    assert (process.wait(), "Interrupted; the files that are complete stay" in told) == (130, True), told
+    assert "Traceback" not in told
+    assert [each for each in json.loads(hub.works("list", "--json")) if each["in_cache"]] == []

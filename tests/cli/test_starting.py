@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,30 @@ def test_an_interrupted_import_ends_quietly(name: str) -> None:
     )
     assert done.returncode == 130
     assert done.stderr.strip() == "Interrupted."
+
+
+@pytest.mark.parametrize(
+    ("note", "last"),
+    [
+        ("", "Interrupted; no half-written file was left."),
+        ("it was stopped while names changed", "Interrupted; it was stopped while names changed."),
+    ],
+)
+def test_an_interrupt_says_what_it_left(note: str, last: str, tiny: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "import bitsmith.pipeline.making as making\n"
+        "def stop(*a, **k):\n"
+        "    interrupt = KeyboardInterrupt()\n"
+        f"    interrupt.__notes__ = [{note!r}] if {note!r} else []\n"
+        "    raise interrupt\n"
+        "making.execute = stop\n"
+        f"sys.argv = ['bitsmith', 'quantize', {str(tiny)!r}, '--to', 'q8_0', '--out', {str(tmp_path / 'x.gguf')!r}]\n"
+        "from bitsmith.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip().splitlines()[-1]) == (130, last)
 
 
 def test_other_handlers_stay() -> None:

@@ -125,6 +125,12 @@ def test_a_journal_of_another_writer_is_refused(tmp_path: Path, content: bytes) 
     assert sorted(os.listdir(tmp_path)) == [names.journal.name, "m.gguf"]
 
 
+def test_a_journal_that_is_a_pipe_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(OutputNames.of(tmp_path / "m.gguf", as_folder=False).journal)
+    with pytest.raises(FileError, match="journal"):
+        settle(tmp_path / "m.gguf")
+
+
 def test_a_reader_waits_for_a_run_that_is_replacing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = stopped(tmp_path / "x", monkeypatch)
     held = Claim(names)

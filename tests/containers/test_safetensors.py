@@ -1,6 +1,7 @@
 """safetensors: what the real package writes is read, what it would reject is refused, what we lay out it reads."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,7 +97,12 @@ class TestReading:
         save_file({"x": np.zeros((3, 2), np.float32)}, file)
         source = SafetensorsSource(file)
         file.write_bytes(file.read_bytes()[:-4])
-        with pytest.raises(FileError, match="changed its size since it was opened, before 'x'"):
+        with pytest.raises(FileError, match="was replaced or changed since it was opened, before 'x'"):
+            source.rows("x")
+        save_file({"x": np.ones((3, 2), np.float32)}, tmp_path / "other")
+        os.utime(tmp_path / "other", (1, 1))
+        os.replace(tmp_path / "other", file)
+        with pytest.raises(FileError, match="was replaced or changed since it was opened, before 'x'"):
             source.rows("x")
         file.unlink()
         with pytest.raises(FileError, match="reading 'x' failed: No such file"):

@@ -51,6 +51,7 @@ VARIANTS = {
     "plain": CONFIG,
     "biased": replace(CONFIG, qkv_bias=True, output_bias=True, mlp_bias=True),
     "qwen3": replace(CONFIG, qk_norm=True, tied=True, rope=Rope(dim=32)),
+    "some-biased": replace(CONFIG, qkv_bias=True, biases=frozenset({"blk.1.attn_q", "blk.0.attn_v"})),
     "sliding": replace(CONFIG, window=9, window_layers=(1,)),
     "narrow heads": replace(CONFIG, heads=4, kv_heads=4, head_dim=40, rope=Rope(dim=24)),
 }

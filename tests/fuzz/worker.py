@@ -1,6 +1,6 @@
 """Runs cases one after the other in this process, and writes lines of JSON: one before each case, one after it.
 
-python -m tests.fuzz.worker SEEDS FIRST STEP: cases FIRST, FIRST + STEP, ... until it is ended.
+python -m tests.fuzz.worker SEEDS FIRST STEP [MODULE]...: cases FIRST, FIRST + STEP, ... until it is ended.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 
@@ -92,8 +94,11 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def work(seeds: Path, first: int, step: int) -> None:
-    """Run cases until the process is ended."""
+def work(seeds: Path, first: int, step: int, imported: Sequence[str]) -> None:
+    """Run cases until the process is ended. imported: modules whose import takes seconds and is no part of a case"""
+    for name in imported:
+        if find_spec(name) is not None:
+            import_module(name)
     report = os.fdopen(os.dup(1), "w", buffering=1)
     for number in count(first, step):
         folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
@@ -108,4 +113,4 @@ def work(seeds: Path, first: int, step: int) -> None:
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    work(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

@@ -212,6 +212,16 @@ class Llama:
             self.library.llama_batch_free(batch)
             self.library.llama_free(context)
 
+    def opens(self, *, type_k: int, type_v: int) -> bool:
+        """Whether llama.cpp makes a context with these ggml types of keys and values."""
+        params = self.library.llama_context_default_params()
+        params.n_ctx, params.type_k, params.type_v = 64, type_k, type_v
+        params.n_threads = params.n_threads_batch = 1
+        context = self.library.llama_init_from_model(self.model, params)
+        if context:
+            self.library.llama_free(context)
+        return bool(context)
+
     def close(self) -> None:
         """Frees the model."""
         self.library.llama_model_free(self.model)

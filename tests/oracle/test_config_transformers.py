@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from bitsmith.errors import BitsmithError
 from bitsmith.models.arch.hf_config import config_from_hf
 from bitsmith.models.arch.rope import rope_frequencies, rope_magnitude
 from bitsmith.models.checkpoint import open_checkpoint
@@ -81,6 +83,45 @@ def test_windows_of_qwen(family: Any, fields: dict[str, Any]) -> None:
     assert ours.window == expected
     layers = ours.window_layers or range(ours.layers if ours.window else 0)
     assert list(layers) == [layer for layer, sliding in enumerate(slides) if sliding]
+
+
+FALSY: list[Any] = [MISSING, None, 0, 0.0, False, "", [], {}]
+FIELDS: dict[str, str] = {  # of config.json: the attribute of ours, and of transformers' configuration
+    "num_key_value_heads": "kv_heads",
+    "head_dim": "head_dim",
+    "max_position_embeddings": "context",
+    "rms_norm_eps": "norm_eps",
+    "tie_word_embeddings": "tied",
+    "hidden_act": "activation",
+    "hidden_size": "hidden",
+    "intermediate_size": "intermediate",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "vocab_size": "vocab",
+}
+CLASSES = {"Llama": LlamaConfig, "Mistral": MistralConfig, "Qwen2": Qwen2Config, "Qwen3": Qwen3Config}
+
+
+@pytest.mark.parametrize("value", FALSY, ids=lambda value: "missing" if value is MISSING else repr(value))
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("family", CLASSES)
+def test_a_falsy_field_is_what_transformers_takes_or_an_error(family: str, field: str, value: Any) -> None:
+    """Where transformers takes the value, ours is the same or the field is refused by name; never another number."""
+    fields = {key: each for key, each in SHAPE.items() if key != field}
+    fields |= {} if value is MISSING else {field: value}
+    try:
+        ours = config_from_hf(fields | {"architectures": [f"{family}ForCausalLM"]})
+    except BitsmithError:
+        return
+    try:
+        theirs = CLASSES[family](**fields)
+    except (ValueError, TypeError, ZeroDivisionError, StrictDataclassError):
+        # null may count as missing where transformers refuses it, and the integer 0 is the float 0.0
+        assert value is None or (field == "rms_norm_eps" and ours.norm_eps == 0.0)
+        return
+    expected = getattr(theirs, field, None) or (SHAPE["hidden_size"] // SHAPE["num_attention_heads"])
+    found = getattr(ours, FIELDS[field])
+    assert found == (getattr(theirs, field) if field != "head_dim" else expected)
 
 
 FOLDERS: dict[str, tuple[dict[str, Any], Any]] = {

@@ -12,6 +12,7 @@ import pytest
 
 from bitsmith.containers.gguf.metadata_values import string, u32
 from bitsmith.containers.gguf.reader import GgufSource
+from bitsmith.containers.gguf.types import TYPES
 from bitsmith.models.arch.config import Rope
 from bitsmith.models.arch.gguf_config import config_to_gguf
 from bitsmith.models.arch.llamacpp import end_warnings
@@ -19,6 +20,7 @@ from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.models.tokenizer.to_gguf import vocabulary_keys
 from bitsmith.models.tokenizer.vocabulary import Vocabulary
 from bitsmith.pipeline.quantization import quantize
+from bitsmith.planner.report import plan
 from tests.gguf_files import write_gguf
 from tests.models.tokenizer.folders import plain, write_vocabulary
 from tests.oracle import llama
@@ -105,3 +107,16 @@ def test_a_source_without_end_token_is_warned_of(tmp_path: Path) -> None:
     result = quantize(tmp_path / "without.gguf", to="q8_0", out=tmp_path / "out.gguf")
     assert any("names no end token" in warning for warning in result.warnings)
     assert not any("end token" in warning for warning in open_checkpoint(tmp_path / "m.gguf").notes)
+
+
+@pytest.mark.parametrize("kv", ["q8_0", "q4_0", "f16"])
+@pytest.mark.parametrize("head", [80, 64])
+def test_a_quantized_cache_needs_whole_blocks(tmp_path: Path, head: int, kv: str) -> None:
+    """The plan says what llama.cpp does."""
+    folder = make_folder(tmp_path / "m", hidden_size=4 * head, num_key_value_heads=4)
+    quantize(folder, to="q8_0", out=tmp_path / "m.gguf")
+    oracle = llama.load(tmp_path / "m.gguf")
+    opens = oracle.opens(type_k=TYPES[kv].number, type_v=TYPES[kv].number)
+    oracle.close()
+    report = plan(tmp_path / "m.gguf", memory="8GB", kv=kv, runtime="llama.cpp")
+    assert opens is (report.rows[0].verdicts[0].kind == "fits")

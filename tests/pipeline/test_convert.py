@@ -165,9 +165,12 @@ def test_names_made_from_the_model(tiny: Path, tmp_path: Path, monkeypatch: pyte
     for words, name in (
         ({"to": "bf16"}, "My-Model-bf16"),
         ({"to": "gguf/f16"}, "My-Model-F16.gguf"),
-        ({"max_shard_size": "600kB"}, "My-Model-Q8_0-00001-of-00002.gguf"),
+        ({"model_name": "Another / name"}, "Another-name.gguf"),
+        ({"max_shard_size": "600kB"}, "My-Model-Q8_0-split-00001-of-00002.gguf"),
     ):
         assert str(bitsmith.convert(packed, dry_run=True, **words).out) == name  # type: ignore[arg-type]
+    split = bitsmith.convert(packed, max_shard_size="600kB")
+    assert str(bitsmith.convert(split.out).out) == "My-Model-Q8_0-split-merged.gguf"
     assert str(bitsmith.convert(tiny, max_shard_size="600kB", dry_run=True).out) == "tiny-split"
 
 
@@ -195,3 +198,15 @@ def test_models_that_cannot_be_converted(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="no tensors"):
         bitsmith.convert(tmp_path / "none.gguf", model_name="x", out=tmp_path / "y.gguf")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_source_is_never_replaced(tiny: Path, tmp_path: Path) -> None:
+    packed = bitsmith.quantize(tiny, to="q8_0", out=tmp_path / "m.gguf").out
+    split = bitsmith.convert(packed, max_shard_size="600kB", out=tmp_path / "s.gguf")
+    before = {path: path.read_bytes() for path in (packed, *split.paths)}
+    for source, out in ((packed, packed), (split.out, split.paths[1]), (split.out, tmp_path / "s.gguf")):
+        with pytest.raises(UsageError, match="replace"):
+            bitsmith.convert(source, model_name="x", out=out, force=True)
+    with pytest.raises(UsageError, match="replace"):
+        bitsmith.convert(tiny, to="f16", out=tiny, force=True)
+    assert {path: path.read_bytes() for path in before} == before

@@ -12,6 +12,7 @@ from bitsmith.errors import UsageError
 from bitsmith.planner import verdict as verdicts
 from bitsmith.planner.advice import advise
 from bitsmith.planner.report import PlanReport, Row
+from tests.tiny import CONFIG, make_folder, weights
 
 
 def row(report: PlanReport, format: str) -> Row:
@@ -255,3 +256,37 @@ def test_numbers_without_end() -> None:
             bitsmith.plan("7B", devices=[name])
     huge = bitsmith.plan("7B", memory="9" * 400)
     assert huge.rows[0].verdicts[0].kind == "fits"
+
+
+@pytest.mark.parametrize("kv", ["q8_0", "q4_0", "q5_1"])
+@pytest.mark.parametrize(("head", "kept"), [(80, False), (64, True), (96, True)])
+def test_llama_cpp_keeps_whole_blocks_of_keys(tmp_path: Path, head: int, kept: bool, kv: str) -> None:
+    folder = make_folder(tmp_path / "m", hidden_size=4 * head, num_key_value_heads=4)
+    report = bitsmith.plan(folder, memory="8GB", kv=kv, formats=["q8_0"], runtime="llama.cpp")
+    found = row(report, "q8_0").verdicts[0]
+    assert (found.kind, found.text) == (("fits", "fits") if kept else ("no cache", "no such cache"))
+    assert any(f"a {kv} cache: its blocks of 32" in warning for warning in report.warnings) is not kept
+    if not kept:
+        assert "give --kv f16" in " ".join(advise(report))
+    plain = bitsmith.plan(folder, memory="8GB", formats=["q8_0"], runtime="llama.cpp")
+    assert row(plain, "q8_0").verdicts[0].kind == "fits"
+
+
+def test_the_loss_is_that_of_the_types_that_are_made(tmp_path: Path) -> None:
+    """Rows of 80 divide by no block: q2_k becomes f16 and loses nothing. Rows of 96 take q4_0 in part."""
+    all_fallen = make_folder(tmp_path / "a", hidden_size=80, intermediate_size=80, num_key_value_heads=4)
+    report = bitsmith.plan(all_fallen, memory="8GB", formats=["q2_k", "q4_0"])
+    for name in ("q2_k", "q4_0"):
+        loss = row(report, name).loss
+        assert loss is not None
+        assert loss.plain == 0.0
+    other = make_folder(tmp_path / "b", hidden_size=96, intermediate_size=256, num_key_value_heads=4)
+    assert row(bitsmith.plan(other, memory="8GB", formats=["q2_k"]), "q2_k").loss is None
+    whole = make_folder(tmp_path / "c", hidden_size=256, intermediate_size=256, num_key_value_heads=4)
+    assert row(bitsmith.plan(whole, memory="8GB", formats=["q2_k"]), "q2_k").loss is not None
+
+
+def test_a_head_beside_a_tied_embedding_is_counted(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "m", tensors=weights(CONFIG), tie_word_embeddings=True)
+    report = bitsmith.plan(folder, memory="8GB", formats=["f16"])
+    assert any(tensor.name == "output.weight" for tensor in report.spec.network.tensors)

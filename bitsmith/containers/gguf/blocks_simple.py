@@ -45,12 +45,14 @@ class BlockCodec:
         """See `Codec.encode`."""
         codes = np.asarray(tensor.codes)
         rows, cols = codes.shape
-        blocks = rows * (cols // TYPES[self.name].block)
-        params = {name: np.asarray(values).reshape(blocks, -1) for name, values in tensor.params.items()}
+        kind = TYPES[self.name]
+        blocks = rows * (cols // kind.block)
         out = np.zeros(blocks, self.block)
-        for name, values in self.pack(codes.reshape(blocks, -1), params).items():
-            out[name] = values.reshape(out[name].shape)
-        return {"data": out.view(np.uint8).reshape(rows, -1)}
+        if blocks:
+            params = {name: np.asarray(values).reshape(blocks, -1) for name, values in tensor.params.items()}
+            for name, values in self.pack(codes.reshape(blocks, -1), params).items():
+                out[name] = values.reshape(out[name].shape)
+        return {"data": out.view(np.uint8).reshape(rows, kind.row_bytes(cols))}
 
     def decode(self, parts: Mapping[str, np.ndarray], cols: int) -> QuantTensor:
         """See `Codec.decode`."""

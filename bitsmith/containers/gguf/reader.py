@@ -233,8 +233,7 @@ def _check_part(part: _Part, number: int, count: int) -> None:
 
 
 def _check_set(parts: list[_Part]) -> None:
-    marks = {part.path: part.header.keys.get(SET_KEY) for part in parts}
-    check_one_set({path: None if mark is None else mark.value for path, mark in marks.items()})
+    check_one_set({part.path: _set_mark(part) for part in parts})
     total = sum(len(part.header.tensors) for part in parts)
     names: set[str] = set()
     for part in parts:
@@ -251,6 +250,11 @@ def _check_set(parts: list[_Part]) -> None:
                     "Files of different sets were mixed; download them again"
                 )
             names.add(entry.info.name)
+
+
+def _set_mark(part: _Part) -> str | None:
+    value = part.header.keys.get(SET_KEY)
+    return value.value if value is not None and isinstance(value.value, str) else None
 
 
 def _split_number(part: _Part, key: str, default: int) -> int:

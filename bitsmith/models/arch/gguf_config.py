@@ -17,7 +17,7 @@ from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.arch.config import LINEARS, MAX_LAYERS, ModelConfig, Rope
 from bitsmith.models.arch.fields import Fields
 from bitsmith.models.arch.llamacpp import MAX_LAYERS as LLAMA_CPP_LAYERS
-from bitsmith.models.arch.llamacpp import USUAL_BETAS, check_keys, differences, reads_rope_freqs
+from bitsmith.models.arch.llamacpp import SQUARE_ATTENTION, USUAL_BETAS, check_keys, reads_rope_freqs
 from bitsmith.models.arch.rope import llama3_freq_factors, rope_magnitude, yarn_freq_factors, yarn_magnitude
 from bitsmith.models.arch.spec import ARCHITECTURES, ArchSpec, spec_of_gguf
 from bitsmith.models.arch.tensors import ROPE_FREQS, expected_tensors
@@ -78,6 +78,11 @@ def _check_loadable(config: ModelConfig, spec: ArchSpec) -> None:
         raise UnsupportedError(
             f"the model has {config.layers} layers, and llama.cpp takes at most {LLAMA_CPP_LAYERS}; write --to "
             "native/... instead."
+        )
+    if spec.gguf in SQUARE_ATTENTION and config.heads * config.head_dim != config.hidden:
+        raise UnsupportedError(
+            f"{config.heads} heads of {config.head_dim} are not as wide as the model ({config.hidden}), and llama.cpp "
+            f"loads no such {spec.gguf} model; write --to native/... instead."
         )
     for tensor in expected_tensors(config):
         _, _, part = tensor.removesuffix(".bias").rpartition(".")
@@ -156,9 +161,9 @@ def config_from_gguf(metadata: Mapping[str, Any], source: Source) -> ModelConfig
 
 
 def gguf_notes(metadata: Mapping[str, Any], config: ModelConfig, origin: str) -> tuple[str, ...]:
-    """Notes about a GGUF file: unknown keys, and how llama.cpp's results differ from our decoder's."""
+    """Notes about the keys of a GGUF file that bitsmith does not know."""
     plain = {key: plain_value(value) for key, value in metadata.items() if not key.startswith("tokenizer.")}
-    return (*check_keys(plain, ARCHITECTURES[config.arch].gguf, origin), *differences(config))
+    return check_keys(plain, ARCHITECTURES[config.arch].gguf, origin)
 
 
 def plain_value(value: Any) -> Any:

@@ -11,6 +11,7 @@ from bitsmith.models.arch.fields import is_neutral
 from bitsmith.models.arch.spec import ARCHITECTURES
 
 MAX_LAYERS = 512  # llama-hparams.h, LLAMA_MAX_LAYERS; llama.cpp aborts on more
+SQUARE_ATTENTION = frozenset({"qwen2"})  # attn_q must be as wide as the hidden states (src/models/qwen2.cpp)
 DEFAULT_END = {"gpt2": 11, "llama": 2}  # by tokenizer.ggml.model: the end token if the file names none
 USUAL_BETAS = (32.0, 1.0)  # YaRN's beta_fast and beta_slow; our architectures always get these
 

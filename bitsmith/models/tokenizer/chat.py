@@ -12,7 +12,7 @@ from typing import Any
 from bitsmith.errors import FileError, UnsupportedError, UsageError
 from bitsmith.system.limited import LimitedProcess, LimitError
 
-LONGEST = 2_000_000  # characters of a rendered conversation; encoding so many takes seconds
+LONGEST = 1_000_000  # characters of a rendered conversation; encoding so many takes seconds
 _LONGEST_TEMPLATE = 1_000_000
 _TASK = Path(__file__).with_name("template_task.py")
 
@@ -23,7 +23,7 @@ class TemplateRenderer:
     seconds: for one conversation
     """
 
-    def __init__(self, *, seconds: float = 10.0) -> None:
+    def __init__(self, *, seconds: float = 5.0) -> None:
         self._process = LimitedProcess(_TASK, packages=("jinja2", "markupsafe"), seconds=seconds)
 
     def render(

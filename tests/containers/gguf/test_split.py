@@ -8,6 +8,7 @@ from bitsmith.containers.gguf.metadata_values import Value, ValueType, array, i3
 from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.containers.gguf.split import split_name, split_parts, split_prefix
 from bitsmith.containers.gguf.writer import gguf_layout, header_bytes
+from bitsmith.containers.manifest import SET_KEY
 from bitsmith.errors import FileError, UsageError
 from bitsmith.quant.tensor import TensorInfo
 from tests.gguf_files import random_stored, write_gguf
@@ -157,3 +158,37 @@ def test_names() -> None:
     assert split_parts("a-b-00002-of-00010.gguf") == ("a-b", 2, 10)
     assert split_parts("a-2-of-10.gguf") is None
     assert split_prefix("m.gguf") == split_prefix(split_name("m", 1, 2)) == "m"
+
+
+@pytest.mark.parametrize(
+    ("marks", "mixed"),
+    [
+        (["a", "a", "a"], None),
+        ([None, None, None], None),
+        (["a", None, None], None),  # other programs copy the keys of the first file alone
+        (["a", "b", "b"], 2),
+        (["a", "a", "b"], 3),
+        (["a", "a", None], 3),
+        ([None, "a", "a"], 2),
+        ([None, None, "a"], 3),
+    ],
+)
+def test_files_carry_one_identifier(tmp_path: Path, marks: list[str | None], mixed: int | None) -> None:
+    layouts = gguf_layout("m.gguf", KEYS, infos(), max_shard_bytes=5000)
+    for number, (layout, mark) in enumerate(zip(layouts, marks, strict=True)):
+        further = {} if mark is None else {SET_KEY: string(mark)}
+        names = [f"blk.{i}.w" for i in range(5) if any(r.tensor == f"blk.{i}.w" for r in layout.regions)]
+        held = [info for info in infos() if info.name in names]
+        keys = {**(KEYS if number == 0 else {}), "split.no": u16(number), "split.count": u16(3)}
+        header = header_bytes({**keys, "split.tensors.count": i32(5), **further}, held)
+        (tmp_path / layout.filename).write_bytes(header + bytes(2048 * len(held)))
+    if mixed is None:
+        assert len(GgufSource(tmp_path / layouts[1].filename).tensors) == 5
+    else:
+        with pytest.raises(FileError, match=rf"m-00001-of-00003\.gguf and .*m-0000{mixed}-of-.* two different outputs"):
+            GgufSource(tmp_path / layouts[1].filename)
+
+
+def test_an_identifier_of_another_type_is_none(tmp_path: Path) -> None:
+    paths = write_gguf(tmp_path / "m.gguf", {**KEYS, SET_KEY: array(["a", "b"])}, TENSORS, max_shard_bytes=5000)
+    assert len(GgufSource(paths[0]).tensors) == 5

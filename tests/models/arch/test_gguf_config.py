@@ -241,3 +241,10 @@ def test_what_llama_cpp_does_otherwise() -> None:
     assert "beta_fast 16 and beta_slow 1" in differences(betas)[0]
     assert "last 8 tokens" in differences(replace(CONFIG, window=8))[0]
     assert differences(replace(CONFIG, rope=YARN)) == ()
+
+
+def test_attention_that_llama_cpp_does_not_load() -> None:
+    wide = replace(CONFIG, arch="qwen2", qkv_bias=True, head_dim=16, rope=Rope(dim=16))
+    with pytest.raises(UnsupportedError, match=r"4 heads of 16 are not as wide as the model \(32\)"):
+        config_to_gguf(wide, name="x")
+    config_to_gguf(replace(wide, arch="qwen3", qk_norm=True, qkv_bias=False), name="x")
