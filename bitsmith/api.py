@@ -83,9 +83,10 @@ def load(
     `.stream_chat` and `.stream` give the text in pieces.
 
     threads: number of threads for arithmetic; None for one a core (with torch, for torch's own choice)
-    kernel: "int8" (the C++ core; inputs of packed matrices are rounded to int8), "exact" (the core with float32
-        inputs) or "torch" (the reference); None for int8 if the core can run the model
-    cache_type: type of keys and values: "f16", "q8_0" or "f32"; only the int8 kernel has a choice
+    kernel: "int16" (the C++ core; inputs of packed matrices are rounded to 15 bits), "int8" (those of prompts to int8,
+        in half the time), "exact" (the core with float32 inputs) or "torch" (the reference); None for int16 if the core
+        can run the model
+    cache_type: type of keys and values: "f16", "q8_0" or "f32"; only the int16 and int8 kernels have a choice
     context: number of tokens, prompt and text together, that the model may hold; None for all that it was trained for
     revision: branch, tag or commit of a hub model
     report: called with the progress
@@ -98,7 +99,7 @@ def load(
         from bitsmith.runtime.load import with_context
 
         checkpoint = with_context(checkpoint, context)
-    return _load(checkpoint, threads, kernel, "int8", cache_type=cache_type, report=report)
+    return _load(checkpoint, threads, kernel, "int16", cache_type=cache_type, report=report)
 
 
 def _load(
@@ -178,7 +179,8 @@ def bench(
     prompt, gen: number of tokens of each; 0 skips it; None is 512 and 128, or less if the model's context is shorter
     repeat: number of measurements of each, after a warm-up
     threads: number of threads for arithmetic; None for one a core
-    kernel, cache_type, revision, report: see `load`
+    kernel: see `load`; None for int8 if the core can run the model
+    cache_type, revision, report: see `load`
     Raises BitsmithError.
     """
     check_arguments(bench, locals())

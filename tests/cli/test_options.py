@@ -139,7 +139,7 @@ def test_the_version(bitsmith_command: Command) -> None:
         (["imatrix", "x", "-o", "x.gguf", "--seed", "-1"], "--seed -1: expected 0 or more."),
         (
             ["run", "reference", "-p", "a", "--kernel", "native"],
-            "--kernel native: unknown; expected int8, exact, torch.",
+            "--kernel native: unknown; expected int8, int16, exact, torch.",
         ),
     ],
 )

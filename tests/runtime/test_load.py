@@ -38,7 +38,7 @@ def test_the_core_is_taken_where_it_can_run_the_model(tiny: Path, tmp_path: Path
     assert choose_kernel(rounded, None, default="int8") == "torch"
     with pytest.raises(UnsupportedError, match=r'kernel="exact": .* does not round inputs as .*int8, per token'):
         choose_kernel(rounded, "exact", default="int8")
-    with pytest.raises(UsageError, match='kernel="fast": unknown; expected int8, exact, torch'):
+    with pytest.raises(UsageError, match='kernel="fast": unknown; expected int8, int16, exact, torch'):
         choose_kernel(checkpoint, "fast", default="int8")
 
 
