@@ -192,7 +192,7 @@ def bench(
     count = cores() if threads is None else threads
     checkpoint = open_checkpoint(model, revision=revision)
     prompt, gen = check_counts(checkpoint.config.context, prompt=prompt, gen=gen, repeat=repeat)
-    loaded = _load(checkpoint, count, kernel, "int8", cache_type=cache_type, report=report)
+    loaded = _load(checkpoint, count, kernel, "int16", cache_type=cache_type, report=report)
     load_seconds = time.perf_counter() - started
     rates = measure_speed(loaded, prompt=prompt, gen=gen, repeat=repeat, report=report)
     peak = peak_memory()  # read now, since measuring the bandwidth takes memory too
