@@ -179,8 +179,7 @@ def bench(
     prompt, gen: number of tokens of each; 0 skips it; None is 512 and 128, or less if the model's context is shorter
     repeat: number of measurements of each, after a warm-up
     threads: number of threads for arithmetic; None for one a core
-    kernel: see `load`; None for int8 if the core can run the model
-    cache_type, revision, report: see `load`
+    kernel, cache_type, revision, report: see `load`
     Raises BitsmithError.
     """
     check_arguments(bench, locals())
