@@ -123,7 +123,7 @@ main()
 
 def measured_peak(model: Path | str, context: int) -> int:
     """Peak memory of `bitsmith run` with a prompt that fills `context` tokens but for one, in bytes."""
-    command = [sys.executable, "-c", RUN, "run", str(model), "--max-tokens", "2", "--seed", "1"]
+    command = [sys.executable, "-c", RUN, "run", str(model), "--raw", "--max-tokens", "2", "--seed", "1"]
     done = subprocess.run(command, input=prompt_of(model, context - 1), capture_output=True, check=False)
     if done.returncode:
         raise SystemExit(f"bitsmith run {model} failed: {done.stderr.decode()}")

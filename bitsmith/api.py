@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitsmith.models.checkpoint import Checkpoint, open_checkpoint, source_warnings
+from bitsmith.errors import Words
+from bitsmith.models.checkpoint import Checkpoint, llama_cpp_differences, open_checkpoint, source_warnings
 from bitsmith.system.machine import check_threads, cores, peak_memory
+from bitsmith.system.options import check_arguments
 from bitsmith.system.progress import Report, silent
 
 __all__ = [
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
     from bitsmith.planner.report import plan
     from bitsmith.runtime.language_model import LanguageModel
 
+_LOG = logging.getLogger(__name__)
 _ELSEWHERE = {  # imported at first use, so that running a model does not import the code that quantizes
     "QuantizeConfig": ("bitsmith.pipeline.config", "QuantizeConfig"),
     "convert": ("bitsmith.pipeline.conversion", "convert"),
@@ -78,21 +83,23 @@ def load(
     `.stream_chat` and `.stream` give the text in pieces.
 
     threads: number of threads for arithmetic; None for one a core (with torch, for torch's own choice)
-    kernel: "int8" (the C++ core; inputs of packed matrices are rounded to int8), "exact" (the core with float32
-        inputs) or "torch" (the reference); None for int8 if the core can run the model
-    cache_type: type of keys and values: "f16", "q8_0" or "f32"; only the int8 kernel has a choice
+    kernel: "int16" (the C++ core; inputs of packed matrices are rounded to 15 bits), "int8" (those of prompts to int8,
+        in half the time), "exact" (the core with float32 inputs) or "torch" (the reference); None for int16 if the core
+        can run the model
+    cache_type: type of keys and values: "f16", "q8_0" or "f32"; only the int16 and int8 kernels have a choice
     context: number of tokens, prompt and text together, that the model may hold; None for all that it was trained for
     revision: branch, tag or commit of a hub model
     report: called with the progress
     Raises BitsmithError.
     """
+    check_arguments(load, locals())
     check_threads(threads)
     checkpoint = open_checkpoint(model, revision=revision)
     if context is not None:
         from bitsmith.runtime.load import with_context
 
         checkpoint = with_context(checkpoint, context)
-    return _load(checkpoint, threads, kernel, "int8", cache_type=cache_type, report=report)
+    return _load(checkpoint, threads, kernel, "int16", cache_type=cache_type, report=report)
 
 
 def _load(
@@ -115,7 +122,7 @@ def evaluate(
     model: str | Path,
     *,
     against: str | Path | None = None,
-    text: str | Path | None = None,
+    text: str | Path | Sequence[str | Path] | None = None,
     context: int = 512,
     max_windows: int | None = None,
     threads: int | None = None,
@@ -126,7 +133,8 @@ def evaluate(
     """Perplexity of a model on a text, and its divergence from the model `against`.
 
     against: the original model; None measures perplexity only
-    text: a UTF-8 file; None for the built-in text
+    text: a text or a list of texts, which are joined in order: files of UTF-8 text, .jsonl, .json and .parquet files of
+        chats or texts, data sets of the hub ("owner/name", "owner/name:FILE"), "default"; None for the built-in text
     context: number of tokens in a window
     max_windows: largest number of windows; None for all
     threads, revision, report: see `load`
@@ -134,16 +142,20 @@ def evaluate(
         loss; "int8" adds the loss of rounded inputs. `against` always runs on "exact" or "torch".
     Raises BitsmithError.
     """
+    check_arguments(evaluate, locals())
     from bitsmith.evaluation import evaluate as measure
 
     check_threads(threads)
-    loaded = _load(open_checkpoint(model, revision=revision), threads, kernel, "exact", report=report)
+    checkpoint = open_checkpoint(model, revision=revision)
+    for difference in llama_cpp_differences(checkpoint):
+        _LOG.warning("%s: this does not show in the result: %s", checkpoint.name, difference)
+    loaded = _load(checkpoint, threads, kernel, "exact", report=report)
     exactly = kernel if kernel == "torch" else None
     original = None if against is None else _load(open_checkpoint(against), threads, exactly, "exact", report=report)
     return measure(
         loaded,
         against=original,
-        text=None if text is None else Path(text),
+        text=text,
         context=context,
         max_windows=max_windows,
         report=report,
@@ -167,9 +179,11 @@ def bench(
     prompt, gen: number of tokens of each; 0 skips it; None is 512 and 128, or less if the model's context is shorter
     repeat: number of measurements of each, after a warm-up
     threads: number of threads for arithmetic; None for one a core
-    kernel, cache_type, revision, report: see `load`
+    kernel: see `load`; None for int8 if the core can run the model
+    cache_type, revision, report: see `load`
     Raises BitsmithError.
     """
+    check_arguments(bench, locals())
     from bitsmith.evaluation.bandwidth import read_bandwidth
     from bitsmith.evaluation.speed import Speed, check_counts, measure_speed
 
@@ -178,11 +192,11 @@ def bench(
     count = cores() if threads is None else threads
     checkpoint = open_checkpoint(model, revision=revision)
     prompt, gen = check_counts(checkpoint.config.context, prompt=prompt, gen=gen, repeat=repeat)
-    loaded = _load(checkpoint, count, kernel, "int8", cache_type=cache_type, report=report)
+    loaded = _load(checkpoint, count, kernel, "int16", cache_type=cache_type, report=report)
     load_seconds = time.perf_counter() - started
     rates = measure_speed(loaded, prompt=prompt, gen=gen, repeat=repeat, report=report)
     peak = peak_memory()  # read now, since measuring the bandwidth takes memory too
-    crowded = f"{count} threads on {cores()} cores wait for each other; give --threads {cores()} or fewer."
+    crowded = f"{count} threads on {cores()} cores wait for each other; give --threads={cores()} or fewer."
     return Speed(
         loaded.name,
         count,
@@ -191,7 +205,7 @@ def bench(
         peak,
         loaded.token_bytes,
         read_bandwidth(count),
-        (crowded,) if count > cores() else (),
+        (Words(crowded),) if count > cores() else (),
     )
 
 
@@ -204,10 +218,12 @@ def inspect(
     revision, report: see `load`
     Raises BitsmithError if the file cannot be opened.
     """
+    check_arguments(inspect, locals())
     from bitsmith.models.ends import end_notes
     from bitsmith.models.inspection import inspect as look
 
     checkpoint = open_checkpoint(model, revision=revision)
-    notes = source_warnings(checkpoint, quantizes=False) if checkpoint.foreign is None else (str(checkpoint.foreign),)
+    told = (*source_warnings(checkpoint, quantizes=False), *llama_cpp_differences(checkpoint))
+    notes = told if checkpoint.foreign is None else (str(checkpoint.foreign),)
     result = look(checkpoint.source, verify=verify, report=report)
     return replace(result, notes=(*notes, *end_notes(checkpoint)))

@@ -23,13 +23,15 @@ from bitsmith.containers.gguf.metadata_values import Value, ValueType, array, st
 from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.containers.gguf.writer import gguf_layout
 from bitsmith.containers.layout import FileLayout, Region
-from bitsmith.errors import FileError, UsageError
+from bitsmith.containers.model_files import open_regular
+from bitsmith.errors import FileError, UsageError, quoted
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.calibration_record import CalibrationRecord
 
 SUFFIXES = (".gguf", ".dat")
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
+_LARGEST_DAT = 256 << 20  # bytes; that of a model of 405 billion weights has 60 MB
 _AGAIN = "It is damaged or not an importance file; make it again with `bitsmith imatrix` or llama-imatrix"
 _INT = struct.Struct("<i")
 
@@ -80,7 +82,7 @@ def read_imatrix(path: Path) -> Imatrix:
     Raises FileError if the file is missing, damaged or holds a model.
     """
     try:
-        with path.open("rb") as file:
+        with open(open_regular(path, "importance file"), "rb") as file:
             magic = file.read(4)
     except OSError as error:
         raise FileError(f"{path}: the importance file cannot be read ({error.strerror}); check the path.") from error
@@ -150,6 +152,8 @@ def _checked(path: Path, name: str, sums: np.ndarray, counts: np.ndarray) -> Ent
 
 
 def _read_dat(path: Path) -> Imatrix:
+    if path.stat().st_size > _LARGEST_DAT:
+        raise FileError(f"{path}: {path.stat().st_size:,} bytes, too many for an importance file. {_AGAIN}.")
     data = path.read_bytes()
     cursor = _Cursor(path, data)
     entries: dict[str, Entry] = {}
@@ -217,7 +221,9 @@ def imatrix_file(imatrix: Imatrix, filename: str) -> tuple[FileLayout, dict[str,
     if ending == ".dat":
         data = np.frombuffer(_dat_bytes(imatrix), np.uint8)
         return FileLayout(filename, b"", (Region("imatrix", "data", 0, data.nbytes),), data.nbytes), {"imatrix": data}
-    raise UsageError(f"--out {filename}: an importance file ends in .gguf, or in .dat for llama.cpp's older format.")
+    raise UsageError(
+        f"--out={quoted(filename)}: an importance file ends in .gguf, or in .dat for llama.cpp's older format."
+    )
 
 
 def _gguf_file(imatrix: Imatrix, filename: str) -> tuple[FileLayout, dict[str, np.ndarray]]:

@@ -14,19 +14,19 @@ from bitsmith.system.options import option as declared
 
 F = TypeVar("F", bound=Callable[..., Any])
 _KERNEL = (
-    "What computes: int8 (C++, packed weights, inputs of prompts rounded to int8), exact (C++, nothing rounded), "
-    "torch; default: {default} if the C++ core can run the model."
+    "What computes: int16 (C++, packed weights, inputs rounded to 15 bits), int8 (those of prompts to int8: half the "
+    "time for a prompt), exact (C++, nothing rounded), torch; default: {default} if the C++ core can run the model."
 )
-
 _THREADS = "Number of threads; default: one per core."
-_CACHE = "Type of stored keys and values: f16, q8_0 (half the memory) or f32; only for --kernel int8."
+_CACHE = "Type of stored keys and values: f16, q8_0 (half the memory) or f32; only for --kernel int16 or int8."
 _REVISION = "Branch, tag or commit of a model of the hub."
 
 threads = option("--threads", type=int, group="Machine", help=_THREADS)
-kernel = option("--kernel", metavar="NAME", group="Machine", help=_KERNEL.format(default="int8"))
+kernel = option("--kernel", metavar="NAME", group="Machine", help=_KERNEL.format(default="int16"))
 exact_kernel = option("--kernel", metavar="NAME", group="Machine", help=_KERNEL.format(default="exact"))
 cache = option("--cache", default="f16", metavar="TYPE", group="Machine", help=_CACHE)
 revision = option("--revision", metavar="NAME", group="Source", help=_REVISION)
+quiet = flag("--quiet", "-q", group="Output", help="Show no progress.")
 as_json = flag("--json", "as_json", group="Output", help="Print the result as JSON.")
 
 
@@ -38,7 +38,7 @@ class LoadingOptions:
         None, "-c", group="Machine", help="Tokens of prompt and text together, at most; default: the model's context."
     )
     threads: int | None = declared(None, group="Machine", help=_THREADS)
-    kernel: str | None = declared(None, group="Machine", metavar="NAME", help=_KERNEL.format(default="int8"))
+    kernel: str | None = declared(None, group="Machine", metavar="NAME", help=_KERNEL.format(default="int16"))
     cache_type: str = declared("f16", "--cache", group="Machine", metavar="TYPE", help=_CACHE)
     revision: str | None = declared(None, group="Source", metavar="NAME", help=_REVISION)
 

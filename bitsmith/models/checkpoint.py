@@ -210,3 +210,11 @@ def source_warnings(checkpoint: Checkpoint, *, quantizes: bool = True) -> tuple[
     if double:
         told.append(f"{len(double)} tensors are float64, the first is {double[0]}; they are rounded to float32 first")
     return (*told, *checkpoint.notes)
+
+
+def llama_cpp_differences(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """How llama.cpp's results on a GGUF file differ from our decoder's; empty for folders."""
+    from bitsmith.models.arch.llamacpp import differences
+
+    shape = checkpoint.shape
+    return differences(shape) if checkpoint.naming == "gguf" and isinstance(shape, ModelConfig) else ()

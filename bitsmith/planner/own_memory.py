@@ -57,8 +57,8 @@ def working_memory(network: Network, context: int, *, batch: int = 1) -> int:
     """Bytes beside weights and cache: rotations, activations of one prompt chunk, logits, tokenizer, Python."""
     rows = batch * min(context, CHUNK)
     q, kv, hidden = network.heads * network.head_dim, network.kv_heads * network.head_dim, network.hidden
-    # input, norm, sum, output; q, rotated q and the attention's output; k, v; gate and up; rounded inputs
+    # input, norm, sum, output; q, rotated q and the attention's output; k, v; gate and up; inputs rounded twice
     floats = 4 * hidden + 3 * q + 2 * kv + 2 * network.intermediate
-    rounded = 2 * max(hidden, q, network.intermediate)
+    rounded = 2 * 2 * max(hidden, q, network.intermediate)
     rotations = 5 * 4 * context * network.head_dim // 2
     return BASE + TOKEN * network.vocab + rows * (4 * floats + rounded) + rotations + batch * 4 * network.vocab

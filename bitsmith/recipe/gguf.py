@@ -174,5 +174,5 @@ def _planned(tensor: PlannedTensor, choice: TypeChoice) -> PlannedTensor:
 
 def _warnings(checkpoint: Checkpoint, selection: Selection) -> tuple[str, ...]:
     shape = checkpoint.shape
-    told = differences(shape) if isinstance(shape, ModelConfig) and checkpoint.naming == "hf" else ()
+    told = differences(shape) if isinstance(shape, ModelConfig) else ()
     return (*selection.warnings, *source_warnings(checkpoint, quantizes=selection.mix.quantizes), *told)

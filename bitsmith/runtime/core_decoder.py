@@ -151,6 +151,7 @@ def load_core(
     *,
     threads: int,
     exact: bool,
+    fine: bool = False,
     cache_type: str = "f16",
     isa: str | None = None,
     report: Report = silent,
@@ -162,6 +163,7 @@ def load_core(
 
     exact: inputs of products stay float32; otherwise those of packed matrices are rounded in blocks of 32, to int8 in
         prompts and to 15 bits where a single row is computed
+    fine: those of packed matrices in prompts are rounded to 15 bits, too: prompts take twice the time
     isa: instruction set; None: the best, or the one BITSMITH_ISA names
     Raises FileError where a file ends too early.
     """
@@ -175,6 +177,7 @@ def load_core(
         config.norm_eps,
         config.rope.interleaved,
         exact,
+        fine,
         isa or module.isa(),
         loader.pool,
     )

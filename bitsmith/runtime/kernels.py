@@ -63,12 +63,20 @@ def _load_int8(checkpoint: Checkpoint, options: LoadOptions) -> LanguageModel:
     return _load_core(checkpoint, options, exact=False)
 
 
+def _load_int16(checkpoint: Checkpoint, options: LoadOptions) -> LanguageModel:
+    return _load_core(checkpoint, options, exact=False, fine=True)
+
+
 def _load_exact(checkpoint: Checkpoint, options: LoadOptions) -> LanguageModel:
     return _load_core(checkpoint, options, exact=True)
 
 
-def _load_core(checkpoint: Checkpoint, options: LoadOptions, *, exact: bool) -> LanguageModel:
-    """The model on the C++ core. exact: inputs of products stay float32, and so do keys and values"""
+def _load_core(checkpoint: Checkpoint, options: LoadOptions, *, exact: bool, fine: bool = False) -> LanguageModel:
+    """The model on the C++ core.
+
+    exact: inputs of products stay float32, and so do keys and values
+    fine: inputs of prompts are rounded to 15 bits, as all others are
+    """
     from bitsmith.runtime.core_decoder import load_core
     from bitsmith.runtime.language_model import LanguageModel
     from bitsmith.runtime.weights import weight_reader
@@ -80,6 +88,7 @@ def _load_core(checkpoint: Checkpoint, options: LoadOptions, *, exact: bool) -> 
             weight_reader(checkpoint),
             threads=options.threads or cores(),
             exact=exact,
+            fine=fine,
             cache_type="f32" if exact else options.cache_type,
             report=options.report,
         )
@@ -138,6 +147,7 @@ KERNELS: dict[str, KernelRow] = {
     row.name: row
     for row in (
         KernelRow("int8", _load_int8, _no_core, install_hint, _core_obstacle, CACHES),
+        KernelRow("int16", _load_int16, _no_core, install_hint, _core_obstacle, CACHES),
         KernelRow("exact", _load_exact, _no_core, install_hint, _core_obstacle),
         KernelRow("torch", _load_torch, _no_torch),
     )

@@ -98,6 +98,7 @@ class Model:
         norm_eps: float,
         interleaved: bool,
         exact: bool,
+        fine: bool,
         isa: str,
         pool: Pool,
     ) -> None: ...

@@ -198,14 +198,14 @@ void bind_model(nb::module_ &m) {
       .def(
           "__init__",
           [](Model *self, int hidden, int heads, int kv_heads, int head_dim, float norm_eps, bool interleaved,
-             bool exact, const std::string &isa, std::shared_ptr<Pool> pool) {
+             bool exact, bool fine, const std::string &isa, std::shared_ptr<Pool> pool) {
             if (hidden < 1 || heads < 1 || kv_heads < 1 || heads % kv_heads || head_dim < 1)
               throw std::invalid_argument("the model's shape makes no sense.");
-            new (self) Model({hidden, heads, kv_heads, head_dim, norm_eps, interleaved, exact}, isa_named(isa),
+            new (self) Model({hidden, heads, kv_heads, head_dim, norm_eps, interleaved, exact, fine}, isa_named(isa),
                              std::move(pool));
           },
-          "hidden"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "norm_eps"_a, "interleaved"_a, "exact"_a, "isa"_a,
-          "pool"_a)
+          "hidden"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "norm_eps"_a, "interleaved"_a, "exact"_a, "fine"_a,
+          "isa"_a, "pool"_a)
       .def(
           "add_block",
           [](Model &self, const Floats &attn_norm, const Floats &ffn_norm, std::optional<Floats> q_norm,

@@ -132,7 +132,7 @@ bool Model::halves(const Matrix &w) const {
 }
 
 Roundings Model::roundings(std::initializer_list<const Linear *> linears, int rows) const {
-  Roundings found{false, false};
+  Roundings found{false, shape_.fine && rows > 1, false};
   for (const Linear *linear : linears) {
     found.blocks |= linear->weight->packed() && !shape_.exact;
     found.bfloats |= rows >= kFewRows && halves(*linear->weight);
@@ -181,7 +181,7 @@ void Model::multiply_part(const Input &x, const Matrix &w, int first, int count,
     else if (x.floats.count == 1)
       kernels_.panels_row(w.panels(), first, count, x.rounded->fine(), y);
     else
-      kernels_.panels_rows(w.panels(), first, count, x.rounded->rows(), x.floats.count, y, stride);
+      multiply_rows(x, w, first, count, y, stride);
     return;
   }
   const int row = first * kPanelRows, rows = std::min(count * kPanelRows, w.rows() - row);
@@ -192,6 +192,21 @@ void Model::multiply_part(const Input &x, const Matrix &w, int first, int count,
     kernels_.floats_rows_rounded(w.floats(), row, rows, x.rounded->bfloats(), x.floats.count, y, stride);
   } else {
     kernels_.floats_rows(w.floats(), row, rows, x.floats, y, stride);
+  }
+}
+
+// Several rows of a rounded input times a packed matrix. What was rounded twice is multiplied twice and added; the
+// matrix is unpacked once.
+void Model::multiply_rows(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const {
+  const int rows = x.floats.count;
+  if (!shape_.fine) return kernels_.panels_rows(w.panels(), first, count, x.rounded->rows(), rows, y, stride);
+  static thread_local std::vector<float> products;
+  const size_t width = padded(count * kPanelRows);
+  float *both = sized(products, 2 * rows * width);
+  kernels_.panels_rows(w.panels(), first, count, x.rounded->rows(), 2 * rows, both, width);
+  for (int i = 0; i < rows; ++i) {
+    const float *coarse = both + i * width, *rest = both + (rows + i) * width;
+    for (int k = 0; k < count * kPanelRows; ++k) y[i * stride + k] = coarse[k] + rest[k];
   }
 }
 

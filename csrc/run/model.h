@@ -30,11 +30,12 @@ struct Shape {
   float norm_eps;
   bool interleaved;  // rotated pairs are (2 i, 2 i + 1), else (i, i + dim / 2)
   bool exact;        // inputs of products are not rounded
+  bool fine;         // inputs of several rows are rounded twice, the second time what was lost: to 15 bits as well
 };
 
-// What products want of their input: blocks of int8, bfloat16.
+// What products want of their input: blocks of int8, also of what the first rounding lost, bfloat16.
 struct Roundings {
-  bool blocks, bfloats;
+  bool blocks, rest, bfloats;
 };
 
 // Rounded rows and the memory they lie in.
@@ -48,7 +49,8 @@ class RoundedBuffer {
     const size_t size = static_cast<size_t>(rows) * (cols / 32);
     if (rows == 1 && fine_.size() < size) fine_.resize(size);
     if (rows == 1 && sums_.size() < size / 8 + 1) sums_.resize(size / 8 + 1);
-    if (rows > 1 && blocks_.size() < size) blocks_.resize(size);
+    const size_t all = wanted.rest ? 2 * size : size;
+    if (rows > 1 && blocks_.size() < all) blocks_.resize(all);
   }
   // Round row i of `rows`; a single row finely.
   void round(const Kernels &kernels, Roundings wanted, const float *x, int rows, int i) {
@@ -57,13 +59,25 @@ class RoundedBuffer {
     if (rows == 1)
       kernels.round_fine(x, cols_, fine_.data(), sums_.data());
     else
-      kernels.round_row(x, cols_, blocks_.data() + static_cast<size_t>(i) * (cols_ / 32));
+      round_rows(kernels, wanted, x, rows, i);
   }
+  // Behind them the rows of what their rounding lost, where that is wanted.
   RoundedRows rows() const { return {blocks_.data(), cols_}; }
   FineRow fine() const { return {fine_.data(), sums_.data()}; }
   BfloatRows bfloats() const { return {bfloats_.data(), static_cast<size_t>(cols_)}; }
 
  private:
+  void round_rows(const Kernels &kernels, Roundings wanted, const float *x, int rows, int i) {
+    const size_t length = cols_ / 32;
+    RoundedBlock *to = blocks_.data() + i * length;
+    kernels.round_row(x, cols_, to);
+    if (!wanted.rest) return;
+    static thread_local std::vector<float> lost;
+    lost.resize(cols_);
+    for (int k = 0; k < cols_; ++k) lost[k] = x[k] - to[k / 32].scale * static_cast<float>(to[k / 32].codes[k % 32]);
+    kernels.round_row(lost.data(), cols_, to + rows * length);
+  }
+
   int cols_ = 0;
   std::vector<RoundedBlock> blocks_;
   std::vector<FineBlock> fine_;
@@ -123,6 +137,7 @@ class Model {
   template <class Body>
   void each_row(int rows, const Body &body);
   void multiply_part(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const;
+  void multiply_rows(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const;
   bool halves(const Matrix &w) const;
   Roundings roundings(std::initializer_list<const Linear *> linears, int rows) const;
   void check(const char *name, const Linear &linear, int rows, int cols) const;

@@ -14,6 +14,7 @@ from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.pipeline.quantization import quantize
+from bitsmith.planner.report import plan
 from bitsmith.runtime.weights import weight_reader
 from tests.containers.foreign import check_reads, write_folder
 from tests.tiny import CONFIG, make_folder, weights
@@ -101,6 +102,11 @@ def test_a_model_is_quantized_as_its_decoded_weights_are(tmp_path: Path) -> None
     checkpoint = open_checkpoint(folder)
     assert checkpoint.foreign is None
     weight_reader(checkpoint)
+    report = plan(folder, devices=["rtx-4090"], formats=["q8_0"])
+    assert [(row.weights.target, row.verdicts[0].kind) for row in report.rows] == [
+        ("as it is", "fits"),
+        ("q8_0", "fits"),
+    ]
     result = quantize(folder, to="q8_0", out=tmp_path / "a.gguf")
     assert any("FP8 in the source" in warning for warning in result.warnings)
     expected = quantize(make_folder(tmp_path / "plain", tensors=plain), to="q8_0", out=tmp_path / "b.gguf")

@@ -51,6 +51,7 @@ VARIANTS = {
     "plain": CONFIG,
     "biased": replace(CONFIG, qkv_bias=True, output_bias=True, mlp_bias=True),
     "qwen3": replace(CONFIG, qk_norm=True, tied=True, rope=Rope(dim=32)),
+    "some-biased": replace(CONFIG, qkv_bias=True, biases=frozenset({"blk.1.attn_q", "blk.0.attn_v"})),
     "sliding": replace(CONFIG, window=9, window_layers=(1,)),
     "narrow heads": replace(CONFIG, heads=4, kv_heads=4, head_dim=40, rope=Rope(dim=24)),
 }
@@ -120,6 +121,13 @@ def test_every_layout_on_every_instruction_set(layout: str, isa: str, folder: Pa
     cache = rounded.new_cache(8)
     steps = np.stack([rounded.prefill(TOKENS[:1, i : i + 1], cache) for i in range(8)], axis=1)
     np.testing.assert_allclose(steps, logits[:1, :8], atol=4e-3 * scale)  # rows of one: rounded to 15 bits
+    if layout in PACKED:
+        fine = on_core(CONFIG, source, exact=False, fine=True, isa=isa)
+        np.testing.assert_allclose(fine.forward(TOKENS), logits, atol=4e-3 * scale)  # and so are those of many
+        np.testing.assert_array_equal(fine.forward(TOKENS[:1, :1]), rounded.forward(TOKENS[:1, :1]))
+        np.testing.assert_allclose(
+            fine.prefill(TOKENS[:, :3], fine.new_cache(3, batch=2)), logits[:, 2], atol=4e-3 * scale
+        )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -308,7 +316,7 @@ HALVES = np.arange(1 << 16, dtype=np.uint16)
 def test_every_half_is_read_as_it_is(isa: str) -> None:
     """All 65,536 float16, infinities and NaN included, through an embedding of one column a row."""
     module: Any = core()
-    model = module.Model(32, 1, 1, 32, 1e-5, False, True, isa, module.Pool(1))
+    model = module.Model(32, 1, 1, 32, 1e-5, False, True, False, isa, module.Pool(1))
     table = np.zeros((1 << 16, 32), np.uint16)
     table[:, 7] = HALVES
     embedding = module.view_matrix("f16", 1 << 16, 32, table.view(np.uint8).reshape(-1))

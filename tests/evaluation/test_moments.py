@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from bitsmith.errors import TensorError
 from bitsmith.evaluation.moments import Estimate, Moments, exponential, square_root
 
 
@@ -38,3 +39,10 @@ def test_delta_method() -> None:
     assert exponential(Estimate(math.log(5.0), 0.01)).error == pytest.approx(0.05)
     assert square_root(Estimate(4.0, 0.4)) == Estimate(2.0, 0.1)
     assert square_root(Estimate(0.0, 0.0)) == Estimate(0.0, 0.0)
+
+
+def test_a_loss_beyond_all_numbers_is_named() -> None:
+    """Damaged scales give losses whose exponential overflows."""
+    assert exponential(Estimate(650.0, 1.0)).value > 1e282
+    with pytest.raises(TensorError, match="perplexity is beyond all numbers"):
+        exponential(Estimate(5e4, 1.0))

@@ -46,7 +46,7 @@ def absmax(calibration: Calibration) -> dict[str, float]:
 
 @pytest.fixture
 def calibration(tiny: Path) -> Calibration:
-    return prepare(open_checkpoint(tiny), None, tokens=640, context=64).run()
+    return prepare(open_checkpoint(tiny), tokens=640, context=64).run()
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -106,7 +106,7 @@ def test_rules_and_what_is_kept(tiny: Path) -> None:
 @pytest.mark.parametrize("name", TARGETS)
 def test_without_a_calibration_the_plan_fails(tiny: Path, name: str) -> None:
     dynamic = name.removesuffix("-static")
-    with pytest.raises(UsageError, match=rf"compressed/{name} stores the range .*--calibration default.*/{dynamic}, "):
+    with pytest.raises(UsageError, match=rf'compressed/{name} stores the range .*calibration="default".*/{dynamic}, '):
         bitsmith.quantize(tiny, to=f"compressed/{name}", dry_run=True)
     with pytest.raises(UsageError, match=r"and 13 more.*x\.gguf is an importance file, without activations"):
         assigned(tiny, name, calibration=replace(RECORD, source="x.gguf", seed=None))
@@ -116,7 +116,7 @@ def test_layers_that_no_calibration_sees(tmp_path: Path) -> None:
     tensors = weights(CONFIG)
     odd = {**tensors, "model.layers.0.mlp.extra_proj.weight": tensors["lm_head.weight"][:64].copy()}
     folder = make_folder(tmp_path / "odd", tensors=odd)
-    with pytest.raises(UnsupportedError, match=r"extra_proj\.weight: the calibration does not measure.*--keep"):
+    with pytest.raises(UnsupportedError, match=r"extra_proj\.weight: the calibration does not measure.*keep="):
         assigned(folder, "fp8-static")
     assert inputs_wanted(assigned(folder, "fp8-static", keep=("extra",)).tensors)
 

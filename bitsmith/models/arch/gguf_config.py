@@ -17,7 +17,7 @@ from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.arch.config import LINEARS, MAX_LAYERS, ModelConfig, Rope
 from bitsmith.models.arch.fields import Fields
 from bitsmith.models.arch.llamacpp import MAX_LAYERS as LLAMA_CPP_LAYERS
-from bitsmith.models.arch.llamacpp import SQUARE_ATTENTION, USUAL_BETAS, check_keys, differences, reads_rope_freqs
+from bitsmith.models.arch.llamacpp import SQUARE_ATTENTION, USUAL_BETAS, check_keys, reads_rope_freqs
 from bitsmith.models.arch.rope import llama3_freq_factors, rope_magnitude, yarn_freq_factors, yarn_magnitude
 from bitsmith.models.arch.spec import ARCHITECTURES, ArchSpec, spec_of_gguf
 from bitsmith.models.arch.tensors import ROPE_FREQS, expected_tensors
@@ -89,7 +89,7 @@ def _check_loadable(config: ModelConfig, spec: ArchSpec) -> None:
         if tensor.endswith(".bias") and part not in spec.decoder.gguf_biases:
             raise UnsupportedError(
                 f"{tensor}: llama.cpp reads no such bias in a {spec.gguf} model, so it would not load the GGUF file; "
-                "write --to native/... instead."
+                "write another format, such as --to=native/int8."
             )
     if rope_freqs(config) is not None and not reads_rope_freqs(spec.gguf):
         raise UnsupportedError(
@@ -161,9 +161,9 @@ def config_from_gguf(metadata: Mapping[str, Any], source: Source) -> ModelConfig
 
 
 def gguf_notes(metadata: Mapping[str, Any], config: ModelConfig, origin: str) -> tuple[str, ...]:
-    """Notes about a GGUF file: unknown keys, and how llama.cpp's results differ from our decoder's."""
+    """Notes about the keys of a GGUF file that bitsmith does not know."""
     plain = {key: plain_value(value) for key, value in metadata.items() if not key.startswith("tokenizer.")}
-    return (*check_keys(plain, ARCHITECTURES[config.arch].gguf, origin), *differences(config))
+    return check_keys(plain, ARCHITECTURES[config.arch].gguf, origin)
 
 
 def plain_value(value: Any) -> Any:

@@ -13,7 +13,7 @@ from bitsmith.models.arch.names import Naming, hf_name, skipped
 from bitsmith.models.arch.tensors import expected_tensors
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_CACHE_SCALE = re.compile(r".+\.(k|v)_scale")  # of keys and values in a runtime with an FP8 cache
+_CACHE_SCALE = re.compile(r".+\.(k|v|q|prob)_scale")  # of keys and values in a runtime with an FP8 cache
 _SLAB = 1 << 22  # number of weights read at once
 _NAMED = 3  # number of tensors that a note names
 

@@ -230,3 +230,16 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path, seed: int) -> None:
     finally:
         tracemalloc.stop()
     assert 150 < refused < 600
+
+
+def test_the_number_of_strings_is_bounded(tmp_path: Path) -> None:
+    """Texts of two letters take ten times their size in memory."""
+    path = tmp_path / "many.gguf"
+    half = (1 << 20) + 1
+    one = raw_array(8, half, raw_string("ab") * half)
+    path.write_bytes(raw_file(keys=[raw_key("a", 9, one), raw_key("b", 9, one)]))
+    with pytest.raises(FileError, match="the file holds more than 2097152 strings in arrays"):
+        GgufSource(path)
+    path.write_bytes(raw_file(keys=[raw_key("a", 9, raw_array(8, 1 << 22, raw_string("") * (1 << 22)))]))
+    with pytest.raises(FileError, match=r"claims 4194304 strings.*\(limit 2097152\)"):
+        GgufSource(path)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import bitsmith
 from bitsmith.errors import FileError
 from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.pipeline.quantization import quantize
@@ -124,3 +125,17 @@ def test_shapes_that_contradict_a_field_name_it(tmp_path: Path, changes: dict[st
     checkpoint = open_checkpoint(make_folder(tmp_path / "m", tensors=_tensors(), **changes))
     with pytest.raises(FileError, match=rf"has shape .* requires .*\(.*{field}"):
         weight_reader(checkpoint)
+
+
+def test_what_llama_cpp_does_otherwise_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By quantize, by inspect of the file, and by eval, whose result cannot show it; not by every run."""
+    family = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 32}
+    folder = make_folder(tmp_path / "m", **family)
+    result = quantize(folder, to="q8_0", out=tmp_path / "m.gguf")
+    assert any("last 32 tokens" in warning for warning in result.warnings)
+    assert any("last 32 tokens" in note for note in bitsmith.inspect(tmp_path / "m.gguf").notes)
+    with caplog.at_level(logging.WARNING):
+        load_language_model(open_checkpoint(tmp_path / "m.gguf"), kernel="torch")
+        assert not caplog.text
+        bitsmith.evaluate(tmp_path / "m.gguf", context=64, max_windows=1)
+    assert "this does not show in the result: the model attends only to the last 32 tokens" in caplog.text

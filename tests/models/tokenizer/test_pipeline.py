@@ -116,3 +116,11 @@ def test_one_long_token_takes_no_quadratic_time() -> None:
     many = tuple("x" * length for length in range(1, 3000))
     with pytest.raises(FileError, match="tokens that are too long to find how they merge"):
         to_tokenizers(Vocabulary("llama", many, (1,) * len(many), scores=(0.0,) * len(many)))
+
+
+def test_the_size_of_a_vocabulary_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitsmith.models.tokenizer.vocabulary.MOST_TOKENS", 3)
+    with pytest.raises(FileError, match="has 4 tokens, more than 3"):
+        Vocabulary("gpt2", ("a", "b", "c", "d"), (1, 1, 1, 1))
+    with pytest.raises(FileError, match="an embedding of 2,000,000,000 tokens, more than 3"):
+        Vocabulary("gpt2", ("a",), (1,)).padded(2_000_000_000)
