@@ -124,6 +124,9 @@ def _bitsmith(ctx: click.Context) -> None:
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
         ctx.exit(2)
+    from bitsmith.cli.notices import show_notices
+
+    show_notices()
 
 
 def main() -> None:

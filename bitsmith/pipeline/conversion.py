@@ -11,6 +11,7 @@ from bitsmith.calibration.method import Method
 from bitsmith.calibration.resources import Resources
 from bitsmith.containers.destination import followed
 from bitsmith.containers.reservation import Reservation
+from bitsmith.containers.safetensors_layout import INDEX_NAME
 from bitsmith.errors import FileError, UsageError
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.models.naming import output_stem
@@ -60,6 +61,7 @@ def convert_model(
 ) -> Quantized:
     """Convert `model` as `config` says, see `convert`."""
     checkpoint = open_checkpoint(model, revision=config.revision)
+    _check_whole(checkpoint)
     given = _path(checkpoint, config)
     path = followed(given, force=config.force or config.dry_run)
     assignment = as_conversion(_assignment(checkpoint, config, path))
@@ -79,6 +81,13 @@ def convert_model(
             on_plan(expected)
         work = Work(None, resources, config.worker_threads, reservation)
         return make_all([output], [expected], work, report=report)[0]
+
+
+def _check_whole(checkpoint: Checkpoint) -> None:
+    """Raise UsageError if the user named one shard of a folder: the output would be a part of the model."""
+    folder, path = checkpoint.folder, checkpoint.source.path
+    if folder is not None and path.is_file() and (folder / INDEX_NAME).is_file():
+        raise UsageError(f"{path} is one of the shards of a model; give the folder, {folder}.")
 
 
 def _assignment(checkpoint: Checkpoint, config: ConvertConfig, path: Path) -> Assignment:
