@@ -47,9 +47,10 @@ COMMANDS = {  # name -> its module in this package, and the command there
 
 SECTIONS = {  # of the help; commands of no section come last
     "Plan": ("plan",),
-    "Make": ("quantize", "imatrix"),
+    "Make": ("quantize", "convert", "imatrix"),
     "Prove": ("eval", "bench", "inspect"),
     "Run": ("run", "chat"),
+    "Models": ("list", "pull", "rm"),
 }
 
 
