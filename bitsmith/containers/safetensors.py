@@ -173,7 +173,8 @@ class SafetensorsSource:
             values: np.ndarray = codec.decode(packed.parts, cols).values()
             return values
         data = packed.parts["data"]
-        return data.view(DTYPES[packed.layout.upper()]).reshape(len(data), cols).astype(np.float32)
+        with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is then refused by name
+            return data.view(DTYPES[packed.layout.upper()]).reshape(len(data), cols).astype(np.float32)
 
     def input_rounding(self, name: str) -> InputRounding | None:
         """See `Source.input_rounding`. Raises UsageError for an unknown tensor."""
