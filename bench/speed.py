@@ -11,7 +11,8 @@ quantize  `bitsmith quantize F16.gguf --to TYPE` and `llama-quantize F16.gguf TY
           llama-quantize does not: those seconds, of both kinds, stand apart and are not in the others. Peak memory
           counts pages of files that are mapped, as llama-quantize maps its source, and is never below this program's
           own (45 MB).
-run       `bitsmith bench FILE` and `llama-bench -m FILE`: tokens a second, of a prompt and of generation.
+run       `bitsmith bench FILE --kernel int8` and `llama-bench -m FILE`: tokens a second, of a prompt and of generation.
+          Both then round the inputs of a prompt's products to int8; `bitsmith run` takes int16 unless told otherwise.
 start     from the start of the process to the first token and the end, the file in the page cache: `bitsmith run FILE
           -n 1` and `llama-completion -m FILE -n 1 --no-warmup`.
 
@@ -167,7 +168,7 @@ class Bench:
 
         def ours() -> None:
             words = ("--prompt", str(args.prompt), "--gen", str(args.gen), "--repeat", str(args.repeat))
-            command = bitsmith("bench", str(file), *words, "--threads", self._threads, "--json")
+            command = bitsmith("bench", str(file), *words, "--kernel", "int8", "--threads", self._threads, "--json")
             printed, _ = run(command, self._work)
             found: dict[str, Any] = json.loads(printed)
             for row, name in ((prompt, "prompt"), (gen, "generation")):

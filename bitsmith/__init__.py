@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,9 @@ __all__ = [
     "quantize_each",
     "remove",
 ]
+
+
+logging.getLogger("bitsmith").addHandler(logging.NullHandler())  # the program that uses the library decides
 
 
 def __getattr__(name: str) -> Any:

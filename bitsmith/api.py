@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitsmith.errors import Words
 from bitsmith.models.checkpoint import Checkpoint, llama_cpp_differences, open_checkpoint, source_warnings
 from bitsmith.system.machine import check_threads, cores, peak_memory
+from bitsmith.system.options import check_arguments
 from bitsmith.system.progress import Report, silent
 
 __all__ = [
@@ -89,6 +92,7 @@ def load(
     report: called with the progress
     Raises BitsmithError.
     """
+    check_arguments(load, locals())
     check_threads(threads)
     checkpoint = open_checkpoint(model, revision=revision)
     if context is not None:
@@ -118,7 +122,7 @@ def evaluate(
     model: str | Path,
     *,
     against: str | Path | None = None,
-    text: str | Path | None = None,
+    text: str | Path | Sequence[str | Path] | None = None,
     context: int = 512,
     max_windows: int | None = None,
     threads: int | None = None,
@@ -129,7 +133,8 @@ def evaluate(
     """Perplexity of a model on a text, and its divergence from the model `against`.
 
     against: the original model; None measures perplexity only
-    text: a UTF-8 file; None for the built-in text
+    text: a text or a list of texts, which are joined in order: files of UTF-8 text, .jsonl, .json and .parquet files of
+        chats or texts, data sets of the hub ("owner/name", "owner/name:FILE"), "default"; None for the built-in text
     context: number of tokens in a window
     max_windows: largest number of windows; None for all
     threads, revision, report: see `load`
@@ -137,6 +142,7 @@ def evaluate(
         loss; "int8" adds the loss of rounded inputs. `against` always runs on "exact" or "torch".
     Raises BitsmithError.
     """
+    check_arguments(evaluate, locals())
     from bitsmith.evaluation import evaluate as measure
 
     check_threads(threads)
@@ -149,7 +155,7 @@ def evaluate(
     return measure(
         loaded,
         against=original,
-        text=None if text is None else Path(text),
+        text=text,
         context=context,
         max_windows=max_windows,
         report=report,
@@ -173,10 +179,10 @@ def bench(
     prompt, gen: number of tokens of each; 0 skips it; None is 512 and 128, or less if the model's context is shorter
     repeat: number of measurements of each, after a warm-up
     threads: number of threads for arithmetic; None for one a core
-    kernel: see `load`; None for int8 if the core can run the model
-    cache_type, revision, report: see `load`
+    kernel, cache_type, revision, report: see `load`
     Raises BitsmithError.
     """
+    check_arguments(bench, locals())
     from bitsmith.evaluation.bandwidth import read_bandwidth
     from bitsmith.evaluation.speed import Speed, check_counts, measure_speed
 
@@ -185,11 +191,11 @@ def bench(
     count = cores() if threads is None else threads
     checkpoint = open_checkpoint(model, revision=revision)
     prompt, gen = check_counts(checkpoint.config.context, prompt=prompt, gen=gen, repeat=repeat)
-    loaded = _load(checkpoint, count, kernel, "int8", cache_type=cache_type, report=report)
+    loaded = _load(checkpoint, count, kernel, "int16", cache_type=cache_type, report=report)
     load_seconds = time.perf_counter() - started
     rates = measure_speed(loaded, prompt=prompt, gen=gen, repeat=repeat, report=report)
     peak = peak_memory()  # read now, since measuring the bandwidth takes memory too
-    crowded = f"{count} threads on {cores()} cores wait for each other; give --threads {cores()} or fewer."
+    crowded = f"{count} threads on {cores()} cores wait for each other; give --threads={cores()} or fewer."
     return Speed(
         loaded.name,
         count,
@@ -198,7 +204,7 @@ def bench(
         peak,
         loaded.token_bytes,
         read_bandwidth(count),
-        (crowded,) if count > cores() else (),
+        (Words(crowded),) if count > cores() else (),
     )
 
 
@@ -211,6 +217,7 @@ def inspect(
     revision, report: see `load`
     Raises BitsmithError if the file cannot be opened.
     """
+    check_arguments(inspect, locals())
     from bitsmith.models.ends import end_notes
     from bitsmith.models.inspection import inspect as look
 

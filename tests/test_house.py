@@ -11,7 +11,7 @@ import bitsmith
 PACKAGE = Path(bitsmith.__file__).parent
 ROOMS = (  # from the top down: each room imports only from those below it
     *("cli", "api", "pipeline", "planner", "calibration", "recipe", "runtime", "models", "containers"),
-    *("evaluation", "quant", "system", "reference", "errors", "version"),
+    *("evaluation", "texts", "quant", "system", "reference", "errors", "version"),
 )
 FACE = ("__init__", "__main__")  # what users import, and what `python -m` runs: above all rooms
 

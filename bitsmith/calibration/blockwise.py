@@ -326,7 +326,7 @@ def _round(rounder: LinearRounder, name: str, weight: Tensor, format: Format) ->
     try:
         return rounder(weight, format)
     except TensorError as error:
-        raise TensorError(f"{name}: {error}") from error
+        raise TensorError(error.message, tensor=name) from error
 
 
 def _rows(

@@ -168,8 +168,9 @@ def require_finite(block: Block, prefix: str) -> None:
     for name, linear in block.linears.items():
         if not bool(torch.isfinite(linear.prepared).all()):
             raise TensorError(
-                f"{prefix}{name}: the weights hold NaN or infinite values; the checkpoint is damaged: download it "
-                "again. `bitsmith inspect --verify` finds the place."
+                "the weights hold NaN or infinite values; the checkpoint is damaged: download it again. "
+                "`bitsmith inspect --verify` finds the place.",
+                tensor=f"{prefix}{name}",
             )
 
 
@@ -243,8 +244,9 @@ def counting(meter: StatsMeter, name: str) -> Callable[[Tensor], None]:
 def not_finite(name: str, error: TensorError) -> TensorError:
     """The error of a meter, with the linear's name and advice."""
     return TensorError(
-        f"{name}: {error} during calibration; earlier weights are damaged, or a value overflows. Check the model with "
-        "`bitsmith inspect --verify`, or calibrate on another text."
+        f"{error.message} during calibration; earlier weights are damaged, or a value overflows. Check the model with "
+        "`bitsmith inspect --verify`, or calibrate on another text.",
+        tensor=name,
     )
 
 

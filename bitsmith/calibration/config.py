@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,19 +10,20 @@ from bitsmith.errors import UsageError
 from bitsmith.system.machine import check_threads
 from bitsmith.system.options import REQUIRED, check_types, option
 from bitsmith.system.sizes import parse_size
+from bitsmith.texts.sources import names_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:
     """How to calibrate, and where. Raises UsageError for a value that is invalid for every model."""
 
-    calibration: str | None = option(
+    calibration: str | Path | Sequence[str | Path] | None = option(
         None,
         group="Calibration",
         metavar="SOURCE",
         help="Text to run the model on, to find which columns of its matrices matter: default (a built-in text), a "
-        "text or .jsonl file, owner/name[:FILE] of the hub, self (the model's own text), or an importance file "
-        "(.gguf, .dat).",
+        "file of text, .jsonl, .json or .parquet, owner/name[:FILE] of the hub, self (the model's own text), or an "
+        "importance file (.gguf, .dat); repeatable: texts are joined in order.",
     )
     calibration_tokens: int | None = option(
         None, group="Calibration", help="Maximum number of tokens; default: 128 windows."
@@ -58,10 +60,27 @@ class CalibrationConfig:
             ("--calibration-context", self.calibration_context),
         ):
             if count is not None and count < 1:
-                raise UsageError(f"{flag} {count}: expected 1 or more.")
+                raise UsageError(f"{flag}={count}: expected 1 or more.")
         if self.seed < 0:
-            raise UsageError(f"--seed {self.seed}: expected 0 or more.")
+            raise UsageError(f"--seed={self.seed}: expected 0 or more.")
         size_in_bytes("--memory", self.memory)
+
+    @property
+    def sources(self) -> tuple[str | Path, ...]:
+        """The names in `calibration`; empty: not given."""
+        return names_of(self.calibration)
+
+    @property
+    def unused_with_a_file(self) -> tuple[str, ...]:
+        """Flags of given options that only a calibration on text can use, not an importance file."""
+        given = {
+            "--calibration-tokens": self.calibration_tokens is not None,
+            "--calibration-context": self.calibration_context is not None,
+            "--seed": self.seed != 0,
+            "--memory": self.memory is not None,
+            "--device": self.device is not None,
+        }
+        return tuple(flag for flag, is_given in given.items() if is_given)
 
     @property
     def memory_bytes(self) -> int | None:
@@ -89,4 +108,4 @@ def size_in_bytes(flag: str, size: str | None) -> int | None:
     try:
         return parse_size(size)
     except UsageError as error:
-        raise UsageError(f"{flag}: {error}") from error
+        raise error.at(flag) from error

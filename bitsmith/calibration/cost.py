@@ -10,7 +10,9 @@ import numpy as np
 from bitsmith.calibration.method import Method
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.quant.rounders.effort import EFFORTS
+from bitsmith.system.memory import available_memory
 
+LONG_SECONDS = 600.0  # longer work is announced with a cheaper choice
 _FLOATS = 4  # bytes
 _HESSIANS = 4  # a Hessian, its factor, the drift of its input and the correction for it
 _SLABS, _SLAB_ROWS = 10, 2048  # copies of the rows being rounded, see `rounders.gptq.SLAB_ROWS`
@@ -28,18 +30,25 @@ class Cost:
     seconds: expected time
     memory: bytes for hidden states, two blocks (original and quantized), the largest Hessian and the matrices derived
         from it, and the rows being rounded
+    disk: bytes of hidden states in a temporary file; 0 if they stay in memory
     """
 
     seconds: float
     memory: int
+    disk: int = 0
 
 
-def calibration_cost(config: ModelConfig, method: Method, effort: str, tokens: int, context: int) -> Cost:
-    """Cost of calibrating on `tokens` tokens in windows of `context`. The time is right within a factor of two."""
+def calibration_cost(
+    config: ModelConfig, method: Method, effort: str, tokens: int, context: int, *, memory: int | None = None
+) -> Cost:
+    """Cost of calibrating on `tokens` tokens in windows of `context`. The time is right within a factor of two.
+
+    memory: bytes that hidden states may take in memory; None: half of the memory that is available now
+    """
+    hidden_states, on_disk = _hidden_states(config, method, effort, tokens, memory)
     block = block_weights(config)
+    memory = hidden_states + _FLOATS * 2 * block
     widest = max(config.hidden, config.heads * config.head_dim, config.intermediate)
-    hidden_state_buffers = method.hidden_state_buffers(effort) if method.needs_text else 1
-    memory = _FLOATS * (hidden_state_buffers * tokens * config.hidden + 2 * block)
     if method.needs_text:
         memory += _FLOATS * (_HESSIANS * widest**2 + _SLABS * min(_SLAB_ROWS, widest) * widest)
     rate = _multiply_adds_per_second()
@@ -57,7 +66,17 @@ def calibration_cost(config: ModelConfig, method: Method, effort: str, tokens: i
         tuning = EFFORTS[effort]
         passes += 3.0 * block * tuning.steps * tuning.batch * context  # three products per window
         fixed += _STEP_SECONDS * tuning.steps
-    return Cost(config.layers * (passes / rate + fixed), memory)
+    return Cost(config.layers * (passes / rate + fixed), memory, on_disk)
+
+
+def _hidden_states(
+    config: ModelConfig, method: Method, effort: str, tokens: int, memory: int | None
+) -> tuple[int, int]:
+    """Bytes of hidden states in memory and on disk. See `bitsmith.calibration.hidden`."""
+    buffers = method.hidden_state_buffers(effort) if method.needs_text else 1
+    size = _FLOATS * tokens * config.hidden
+    room = available_memory() if memory is None else 2 * memory
+    return (0, buffers * size) if room is not None and size > room // 2 // buffers else (buffers * size, 0)
 
 
 def block_weights(config: ModelConfig) -> int:

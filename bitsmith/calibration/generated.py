@@ -41,8 +41,8 @@ def generate_tokens(request: Request, model: LanguageModel, *, report: Report = 
         )
         if sum(len(text.tokens) for text in texts) < _SHORTEST * count:
             raise FileError(
-                f"{model.name}: --calibration self: the model ends its texts after fewer than {_SHORTEST} tokens on "
-                "average; give a text with --calibration FILE."
+                f"{model.name}: --calibration=self: the model ends its texts after fewer than {_SHORTEST} tokens on "
+                "average; give a text with --calibration=FILE."
             )
         for first, text in zip(firsts, texts, strict=True):
             ids += [first, *text.tokens]

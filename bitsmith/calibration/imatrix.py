@@ -24,7 +24,7 @@ from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.containers.gguf.writer import gguf_layout
 from bitsmith.containers.layout import FileLayout, Region
 from bitsmith.containers.model_files import open_regular
-from bitsmith.errors import FileError, UsageError
+from bitsmith.errors import FileError, UsageError, quoted
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.calibration_record import CalibrationRecord
 
@@ -221,7 +221,9 @@ def imatrix_file(imatrix: Imatrix, filename: str) -> tuple[FileLayout, dict[str,
     if ending == ".dat":
         data = np.frombuffer(_dat_bytes(imatrix), np.uint8)
         return FileLayout(filename, b"", (Region("imatrix", "data", 0, data.nbytes),), data.nbytes), {"imatrix": data}
-    raise UsageError(f"--out {filename}: an importance file ends in .gguf, or in .dat for llama.cpp's older format.")
+    raise UsageError(
+        f"--out={quoted(filename)}: an importance file ends in .gguf, or in .dat for llama.cpp's older format."
+    )
 
 
 def _gguf_file(imatrix: Imatrix, filename: str) -> tuple[FileLayout, dict[str, np.ndarray]]:

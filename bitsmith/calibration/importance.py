@@ -37,6 +37,18 @@ class Importance:
         """[matrices, cols] of a tensor by its GGUF or Hugging Face name; None if unknown."""
         return self.values.get(gguf_name(name) or name)
 
+    def without(self, outputs: Iterable[TensorInfo]) -> str | None:
+        """A note on matrices of blocks that have no importance, by the output's names; None if all have one."""
+        names = [info.name for info in outputs if (gguf_name(info.name) or info.name).startswith("blk.")]
+        missing = [name for name in names if self.of(name) is None]
+        if not missing:
+            return None
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        return (
+            f"{self.record.source} has no entry for {len(missing)} of {len(names)} matrices, which are rounded without "
+            f"importance: {', '.join(missing[:_SHOWN])}{more}"
+        )
+
     def by_output(self, outputs: Iterable[TensorInfo]) -> dict[str, np.ndarray]:
         """Importance of the tensors to write, by the output's names: float32 [matrices, cols] each."""
         found = {}
@@ -73,25 +85,19 @@ def _entries(calibration: Calibration) -> dict[str, Entry]:
     return entries
 
 
-def from_file(path: Path, tensors: Iterable[TensorInfo]) -> tuple[Importance, tuple[str, ...]]:
-    """Importance from an importance file, and warnings for the user.
+def from_file(path: Path, tensors: Iterable[TensorInfo]) -> Importance:
+    """Importance from an importance file. Matrices without an entry have none, see `Importance.without`.
 
     tensors: the model's tensors, under GGUF or Hugging Face names
-    Raises FileError if the file cannot be read or belongs to another model: it names tensors that the model lacks,
-    has rows of another length, or has no entry for a whole layer.
+    Raises FileError if the file cannot be read or belongs to another model: it names tensors that the model lacks, or
+    has rows of another length.
     """
     imatrix = read_imatrix(path)
     shapes = {gguf_name(info.name) or info.name: info for info in tensors if len(info.shape) > 1}
     for name, entry in imatrix.entries.items():
         _check(path, name, entry, shapes.get(name))
-    missing = [name for name in shapes if name.startswith("blk.") and name not in imatrix.entries]
-    _check_layers(path, missing, imatrix)
-    warnings: tuple[str, ...] = ()
-    if missing:
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        warnings = (f"{path.name} has no entry for {', '.join(missing[:_SHOWN])}{more}: rounded without importance",)
     values = {name: entry.importance for name, entry in imatrix.entries.items()}
-    return Importance(values, record_of(path, imatrix)), warnings
+    return Importance(values, record_of(path, imatrix))
 
 
 def _check(path: Path, name: str, entry: Entry, info: TensorInfo | None) -> None:
@@ -104,13 +110,3 @@ def _check(path: Path, name: str, entry: Entry, info: TensorInfo | None) -> None
             f"{path}: {name}: expected {matrices * info.cols} values for {matrices} matrices with rows of {info.cols}, "
             f"found {entry.sums.size}; {belongs}"
         )
-
-
-def _check_layers(path: Path, missing: list[str], imatrix: Imatrix) -> None:
-    known = {name.split(".")[1] for name in imatrix.entries if name.startswith("blk.")}
-    for name in missing:
-        if name.split(".")[1] not in known:
-            raise FileError(
-                f"{path}: it has entries for {len(known)} layers, but none for the layer of {name}; the importance "
-                "file belongs to another model; make one for this model with `bitsmith imatrix`."
-            )

@@ -49,13 +49,13 @@ def check_method(assignment: Assignment, prepared: Prepared, method: Method) -> 
     """Raise UsageError if the calibration or the output does not fit the method."""
     if method.transform and TRANSFORMS[method.transform].rounded_inputs_only and not assignment.inputs:
         raise UsageError(
-            f"--method {method} makes inputs easier to round, but {assignment.target} does not round inputs; use it "
+            f"--method={method} makes inputs easier to round, but {assignment.target} does not round inputs; use it "
             "with compressed/w8a8 or compressed/fp8. To round weights only, use awq."
         )
     if method.needs_text and prepared.request is None:
         raise UsageError(
-            f"--method {method} needs a text to run the model on, but {prepared.record.source} is an importance file "
-            "and holds no activations. Give --calibration default, or a text."
+            f"--method={method} needs a text to run the model on, but {prepared.record.source} is an importance file "
+            "and holds no activations. Give --calibration=default, or a text."
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bitsmith.calibration.rounders import ROUNDERS, Rounder
 from bitsmith.calibration.transforms import TRANSFORMS
-from bitsmith.errors import UsageError
+from bitsmith.errors import UsageError, quoted
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.quant.rounders.effort import EFFORTS
@@ -60,7 +60,7 @@ class Method:
         transforms = [word for word in words if word in TRANSFORMS]
         rounders = [word for word in words if word in ROUNDERS]
         if len(transforms) + len(rounders) != len(words) or len(transforms) > 1 or len(rounders) > 1:
-            raise UsageError(f"--method {text}: unknown; known: {', '.join(methods())}.")
+            raise UsageError(f"--method={quoted(text)}: unknown; known: {', '.join(methods())}.")
         return cls(rounders[0] if rounders else "nearest", transforms[0] if transforms else "")
 
 
@@ -72,7 +72,7 @@ def methods() -> tuple[str, ...]:
 def check_effort(effort: str) -> str:
     """Return `effort`. Raises UsageError if it is unknown."""
     if effort not in EFFORTS:
-        raise UsageError(f"--effort {effort}: unknown; known: {', '.join(EFFORTS)}.")
+        raise UsageError(f"--effort={quoted(effort)}: unknown; known: {', '.join(EFFORTS)}.")
     return effort
 
 

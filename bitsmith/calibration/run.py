@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,20 +11,25 @@ from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
-from bitsmith.calibration.config import ImatrixConfig
+from bitsmith.calibration.config import CalibrationConfig, ImatrixConfig
+from bitsmith.calibration.cost import Cost, calibration_cost
 from bitsmith.calibration.imatrix import imatrix_file, is_imatrix_name
 from bitsmith.calibration.importance import Importance, from_file, to_imatrix
+from bitsmith.calibration.method import Method
 from bitsmith.calibration.sources import SELF, CalibrationTokens, Request, own_text, read_tokens
 from bitsmith.containers.destination import Destination, followed
 from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.output import OutputFiles
 from bitsmith.containers.reservation import Reservation
 from bitsmith.containers.sources import files_of
-from bitsmith.errors import UsageError
+from bitsmith.errors import UsageError, quoted
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.recipe.calibration_record import UNKNOWN_SHA256, CalibrationRecord
 from bitsmith.system.options import check_words, with_signature
 from bitsmith.system.progress import Report, silent
+from bitsmith.system.tables import html_table
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from bitsmith.calibration.collect import Calibration, Search, Wanted
@@ -64,7 +70,8 @@ class Prepared:
         """
         if self.request is None:
             raise UsageError(
-                f"--calibration {self.record.source}: an importance file holds no activations; this needs a text."
+                f"--calibration={quoted(self.record.source)}: an importance file holds no activations; this needs a "
+                "text."
             )
         from bitsmith.calibration.collect import collect
 
@@ -95,36 +102,57 @@ class Prepared:
 
 def prepare(
     checkpoint: Checkpoint,
-    source: str | None,
+    sources: Sequence[str | Path] = (),
     *,
     tokens: int | None = None,
     context: int | None = None,
     seed: int = 0,
+    report: Report = silent,
 ) -> Prepared:
     """Read and check a calibration's source. Reads no weights.
 
-    source: "self", an importance file (.gguf, .dat), or what `read_tokens` takes; None: the built-in text
+    sources: "self" alone, an importance file alone (.gguf, .dat), or what `read_tokens` takes; empty: the built-in text
     tokens, context, seed: see `Request.of`
     Raises UsageError, FileError or UnsupportedError for every problem that is visible before the pass.
     """
-    path = Path(source or "").expanduser()
-    if source is not None and is_imatrix_name(path):
-        ready, notes = from_file(path, checkpoint.source.tensors.values())
-        return Prepared(checkpoint, ready.record, notes, ready=ready)
+    alone = [str(name) for name in sources if name == SELF or is_imatrix_name(Path(name))]
+    if alone and len(sources) > 1:
+        what = "the model's own text" if alone[0] == SELF else "an importance file"
+        raise UsageError(f"--calibration={quoted(alone[0])}: {what} cannot be joined with others; give it alone.")
+    if alone and alone[0] != SELF:
+        ready = from_file(Path(alone[0]).expanduser(), checkpoint.source.tensors.values())
+        return Prepared(checkpoint, ready.record, ready=ready)
     config = checkpoint.config
     require_torch()
-    request = Request.of(source, limit=config.context, tokens=tokens, context=context, seed=seed)
-    if source == SELF:
+    request = Request.of(sources, limit=config.context, tokens=tokens, context=context, seed=seed)
+    if alone:
         total = request.windows * request.context
         record = CalibrationRecord(own_text(checkpoint.name), UNKNOWN_SHA256, total, request.context, seed)
         return Prepared(checkpoint, record, request=request)
-    read = read_tokens(request, checkpoint.tokenizer(), vocab=config.vocab)
-    warnings: tuple[str, ...] = ()
+    read = read_tokens(request, checkpoint.tokenizer(), vocab=config.vocab, report=report)
+    _log.info("calibration: %d windows of %d tokens of %s", *read.tokens.shape, read.source)
+    warnings = read.notes
     if len(read.tokens) < request.windows and tokens is not None:
-        warnings = (
+        warnings += (
             f"{read.source} has {read.tokens.size:,} tokens in whole windows, fewer than the requested {tokens:,}",
         )
     return Prepared(checkpoint, read.record, warnings, request=request, tokens=read)
+
+
+def _pass_cost(prepared: Prepared, memory: int | None) -> Cost:
+    """What the statistics pass costs."""
+    record, config = prepared.record, prepared.checkpoint.config
+    return calibration_cost(config, Method("nearest"), "fast", record.tokens, record.context, memory=memory)
+
+
+def check_importance_file(config: CalibrationConfig) -> None:
+    """Raise UsageError for options that only a text can use, if the calibration is an importance file."""
+    files = [name for name in config.sources if is_imatrix_name(Path(name))]
+    if files and config.unused_with_a_file:
+        raise UsageError(
+            f"{Path(files[0]).name} is an importance file, which is read and not measured again; leave out "
+            f"{' and '.join(config.unused_with_a_file)}."
+        )
 
 
 def require_torch() -> None:
@@ -135,7 +163,7 @@ def require_torch() -> None:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImatrixResult:
     """An importance file that was written. entries: number of tensors; windows: number of windows of text"""
 
@@ -146,6 +174,15 @@ class ImatrixResult:
     windows: int
     size: int
     warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """One line."""
+        seen = f"{self.record.tokens:,} tokens of {self.record.source!r}"
+        return f"<ImatrixResult {str(self.out)!r}: {self.entries} matrices, {seen}>"
+
+    def _repr_html_(self) -> str:
+        rows = [("file", self.out), ("matrices", self.entries), ("text", self.record.source)]
+        return html_table(f"importance of {self.model}", [*rows, ("tokens", f"{self.record.tokens:,}")])
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
@@ -174,24 +211,36 @@ def make_imatrix(model: str | Path, *, report: Report = silent, **words: Unpack[
 with_signature(make_imatrix, ImatrixConfig)
 
 
-def write_imatrix(model: str | Path, config: ImatrixConfig, *, report: Report = silent) -> ImatrixResult:
-    """The same as `make_imatrix`, with a configuration."""
+def write_imatrix(
+    model: str | Path,
+    config: ImatrixConfig,
+    *,
+    report: Report = silent,
+    on_plan: Callable[[Prepared, Cost], None] | None = None,
+) -> ImatrixResult:
+    """The same as `make_imatrix`, with a configuration.
+
+    on_plan: called before the pass over the text with what it costs
+    """
     from bitsmith.calibration.imatrix import Imatrix, read_imatrix
 
-    calibration, memory, threads, force = config.calibration, config.memory_bytes, config.threads, config.force
+    memory, threads, force = config.memory_bytes, config.threads, config.force
     path = followed(Path(config.out), force=force)
     imatrix_file(Imatrix({}, (), 0, 0), path.name)  # fails here if the name has a wrong ending
     checkpoint = open_checkpoint(model, revision=config.revision)
     tokens, context = config.calibration_tokens, config.calibration_context
-    prepared = prepare(checkpoint, calibration, tokens=tokens, context=context, seed=config.seed)
+    check_importance_file(config)
+    prepared = prepare(checkpoint, config.sources, tokens=tokens, context=context, seed=config.seed, report=report)
     place = Destination(path, [FileLayout(path.name, b"", (), 0)])  # its size is not known yet
-    sources = [*checkpoint.files, *files_of(calibration)]
+    sources = [*checkpoint.files, *files_of(*config.sources)]
     with Reservation([place], sources=sources, force=force) as reservation:
         if prepared.ready is not None:
-            content, record = read_imatrix(Path(calibration or "").expanduser()), prepared.record
+            content, record = read_imatrix(Path(config.sources[0]).expanduser()), prepared.record
         else:
             from bitsmith.runtime.torch.device import choose_device
 
+            if on_plan is not None:
+                on_plan(prepared, _pass_cost(prepared, memory))
             found = prepared.run(memory=memory, threads=threads, device=choose_device(config.device), report=report)
             content, record = to_imatrix(found), found.record
         layout, data = imatrix_file(content, path.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Required, TypedDict
 
@@ -12,9 +13,10 @@ class ImatrixWords(TypedDict, total=False):
     out: Required[str | Path]
     """NAME.gguf, or NAME.dat for llama.cpp's older format."""
 
-    calibration: str | None
-    """Text to run the model on, to find which columns of its matrices matter: default (a built-in text), a text or
-    .jsonl file, owner/name[:FILE] of the hub, self (the model's own text), or an importance file (.gguf, .dat)."""
+    calibration: str | Path | Sequence[str | Path] | None
+    """Text to run the model on, to find which columns of its matrices matter: default (a built-in text), a file of
+    text, .jsonl, .json or .parquet, owner/name[:FILE] of the hub, self (the model's own text), or an importance file
+    (.gguf, .dat); repeatable: texts are joined in order."""
 
     calibration_tokens: int | None
     """Maximum number of tokens; default: 128 windows."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bitsmith.calibration.method import Method
+from bitsmith.errors import TensorError
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.groups import linear_groups
 from bitsmith.models.arch.names import gguf_name
@@ -52,7 +54,7 @@ class BlockwiseWork:
         """The work of a plan. seed: seed for the order of the training windows"""
         from bitsmith.calibration.blockwise import BlockwiseTask
 
-        outputs = {own_name(tensor): tensor.info.name for tensor in plan.tensors}
+        outputs = own_names(plan.tensors)
         formats = linears_of(plan.tensors, plan.checkpoint.config)
         task = BlockwiseTask(
             formats,
@@ -91,6 +93,26 @@ class Reports:
 def inputs_of(tensors: Iterable[PlannedTensor]) -> dict[str, InputRounding]:
     """How the inputs of linears are rounded, by GGUF name without ".weight"."""
     return {own_name(tensor).removesuffix(".weight"): tensor.inputs for tensor in tensors if tensor.inputs is not None}
+
+
+def own_names(tensors: Iterable[PlannedTensor]) -> dict[str, str]:
+    """The output's name of each tensor, by GGUF name."""
+    return {own_name(tensor): tensor.info.name for tensor in tensors}
+
+
+@contextmanager
+def naming(names: Mapping[str, str]) -> Iterator[None]:
+    """Within it, errors name tensors as the plan does.
+
+    names: the output's name of each tensor, by GGUF name
+    """
+    try:
+        yield
+    except TensorError as error:
+        known = names.get(error.tensor, names.get(f"{error.tensor}.weight"))
+        if known is None or known == error.tensor:
+            raise
+        raise error.renamed(known) from error
 
 
 def own_name(tensor: PlannedTensor) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
-
-import click
 
 from bitsmith.cli.command import command, model_argument, option
 from bitsmith.cli.core import note_missing_core
-from bitsmith.cli.options import as_json, runtime
+from bitsmith.cli.options import as_json, quiet, runtime
+from bitsmith.cli.say import print_json, warn
 
 if TYPE_CHECKING:
     from bitsmith.evaluation.speed import Speed
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
 @option("--gen", type=int, help="Tokens to generate; 0: none; default: 128, or the model's context if less.")
 @option("--repeat", type=int, default=5, help="Number of measurements of each, after a warm-up.")
 @runtime
+@quiet
 @as_json
 def bench(
     model: str,
@@ -31,6 +30,7 @@ def bench(
     kernel: str | None,
     cache: str,
     revision: str | None,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Measure tokens per second of a prompt and of generation, as llama-bench counts them (pp512, tg128).
@@ -38,10 +38,10 @@ def bench(
     It also measures the time to load, the peak memory, and how much of the memory's bandwidth generation uses.
     """
     from bitsmith import api
-    from bitsmith.cli.drawing import progress_bar, stderr
+    from bitsmith.cli.drawing import progress_bar
 
     note_missing_core()
-    with progress_bar(per_second=2) as report:
+    with progress_bar(quiet, per_second=2) as report:
         result = api.bench(
             model,
             prompt=prompt,
@@ -53,10 +53,9 @@ def bench(
             revision=revision,
             report=report,
         )
-    for warning in result.warnings:
-        stderr().print(f"Warning: {warning}", style="yellow", markup=False)
+    warn(result.warnings)
     if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=2))
+        print_json(result.to_dict())
     else:
         _print(result)
 

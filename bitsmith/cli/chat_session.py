@@ -57,7 +57,7 @@ class ChatSession:
             elif name is not None:
                 self._command(name.group(), text[name.end() :].strip())
         except BitsmithError as error:
-            self._note(f"Error: {error}")
+            self._note(f"Error: {error.flags}")
 
     def _command(self, name: str, argument: str) -> None:
         if name in COMMANDS:
@@ -121,7 +121,7 @@ class ChatSession:
             # for its owner alone
             write_file(path, text.encode("utf-8", "replace"), force=path in self._saved, mode=0o600)
         except BitsmithError as error:
-            self._note(f"Error: {error}")
+            self._note(f"Error: {error.flags}")
             return
         self._saved.add(path)
         self._note(f"saved {path}")

@@ -17,6 +17,10 @@ GROUPS = (  # in the order of the help
     *("Arguments", "Options", "Output", "Method", "Types", "Calibration"),
     *("Sampling", "Training", "Source", "Machine", "Help"),
 )
+EVERYWHERE = {  # options of all commands, and their help
+    "--debug": "Show the traceback of an error.",
+    "--log-level LEVEL": "Write a log to standard error: debug, info, warning or error.",
+}
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
@@ -50,6 +54,7 @@ class Command(click.Command):
             record = parameter.get_help_record(ctx)
             if record is not None:
                 sections.setdefault(_group(parameter), []).append(record)
+        sections.setdefault("Help", []).extend(EVERYWHERE.items())
         for group in sorted(sections, key=GROUPS.index):
             with formatter.section(group):
                 formatter.write_dl(sections[group], col_max=26)
@@ -66,9 +71,9 @@ def command(name: str) -> Callable[[Callable[..., None]], Command]:
     return click.command(name, cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 
 
-def model_argument(help: str) -> Callable[[F], F]:
+def model_argument(help: str, *, required: bool = True) -> Callable[[F], F]:
     """The argument MODEL: a name or a file, so a shell completes files."""
-    return click.argument("model", cls=Argument, type=click.Path(), help=help)
+    return click.argument("model", cls=Argument, type=click.Path(), help=help, required=required)
 
 
 def model_argument_or_option(help: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -114,7 +119,9 @@ def config_options(config: type[Any], name: str = "config") -> Callable[[Callabl
 
         @wraps(function)
         def called(**words: Any) -> None:
-            chosen = {each.name: words.pop(each.name) for each in listed}
+            given = {each.name: words.pop(each.name) for each in listed}
+            defaults = {each.name: each.default for each in listed}
+            chosen = {each: defaults[each] if value == () else value for each, value in given.items()}
             function(**{name: config(**chosen)}, **words)
 
         result: Callable[..., None] = called
@@ -131,7 +138,7 @@ def _generated(each: options.Option) -> Callable[[F], F]:
     declared = [each.name, *each.flags]
     if value is bool:
         return flag(*declared, default=each.default, help=each.help, group=each.group)
-    multiple = get_origin(each.hint) is Sequence
+    multiple = any(get_origin(kind) is Sequence for kind in (each.hint, *get_args(each.hint)))
     given: dict[str, Any] = {"required": True} if each.required else {"default": None if multiple else each.default}
     return option(
         *declared,
@@ -147,5 +154,7 @@ def _generated(each: options.Option) -> Callable[[F], F]:
 def _value_type(hint: Any) -> type[Any]:
     """bool, int, float, str or Path: the type of one value of a field; a path is also given as a string."""
     kinds = [kind for kind in get_args(hint) if kind is not NoneType] or [hint]
+    if any(get_origin(kind) is Sequence for kind in kinds):
+        return str
     value: type[Any] = Path if Path in kinds else kinds[0]
     return value

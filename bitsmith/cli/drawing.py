@@ -11,8 +11,11 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from bitsmith.cli.progress_lines import progress_lines
 from bitsmith.system.printable import printable
 from bitsmith.system.progress import Progress, Report, silent
+from bitsmith.system.sizes import human_bytes as human_bytes  # for every command
+from bitsmith.system.sizes import human_seconds as human_seconds
 
 _WIDEST_CELL = 120  # characters
 
@@ -68,13 +71,18 @@ def _cell(text: str) -> str:
 
 @contextmanager
 def progress_bar(quiet: bool = False, *, per_second: float = 10) -> Iterator[Report]:
-    """A callback that draws one bar a stage on stderr, with the time left; nothing where stderr is no terminal.
+    """A callback that draws one bar a stage on stderr, with the time left; where stderr is no terminal, lines.
 
+    quiet: draw nothing
     per_second: how often it is drawn; drawing takes time from the work
     """
     console = stderr()
-    if quiet or not console.is_terminal:
+    if quiet:
         yield silent
+        return
+    if not console.is_terminal:
+        with progress_lines() as report_lines:
+            yield report_lines
         return
     bars = Bars(
         TextColumn("{task.description:<9}"),
@@ -97,23 +105,3 @@ def progress_bar(quiet: bool = False, *, per_second: float = 10) -> Iterator[Rep
             )
 
         yield report
-
-
-def human_bytes(count: float) -> str:
-    """Bytes in powers of ten: "5.37 MB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.4g} TB"
-
-
-def human_seconds(seconds: float) -> str:
-    """A duration: "0.4 s", "75 s", "12 min", "2 h 05 min"."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-import click
 
 from bitsmith.cli.command import command, model_argument, option
 from bitsmith.cli.core import note_missing_core
-from bitsmith.cli.options import as_json, exact_kernel, revision, threads
+from bitsmith.cli.options import as_json, exact_kernel, quiet, revision, threads
+from bitsmith.cli.say import print_json, warn
 
 if TYPE_CHECKING:
     from bitsmith.evaluation import Evaluation
@@ -19,22 +16,30 @@ if TYPE_CHECKING:
 @command("eval")
 @model_argument("The model to measure: any model name or file.")
 @option("--against", metavar="MODEL", help="The original; adds divergence and top-1 agreement.")
-@option("--text", type=click.Path(path_type=Path), metavar="FILE", help="UTF-8 text; default: a built-in one.")
+@option(
+    "--text",
+    multiple=True,
+    metavar="SOURCE",
+    help="A file of text, .jsonl, .json or .parquet, or owner/name[:FILE] of the hub; repeatable: texts are joined in "
+    "order; default: a built-in one.",
+)
 @option("--context", "-c", type=int, default=512, help="Tokens per window.")
 @option("--max-windows", type=int, help="Stop after N windows.")
 @threads
 @exact_kernel
 @revision
+@quiet
 @as_json
 def evaluate(
     model: str,
     against: str | None,
-    text: Path | None,
+    text: tuple[str, ...],
     context: int,
     max_windows: int | None,
     threads: int | None,
     kernel: str | None,
     revision: str | None,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Measure perplexity, and what a file lost against its original (KLD, top-1 agreement)."""
@@ -42,7 +47,7 @@ def evaluate(
     from bitsmith.cli.drawing import progress_bar
 
     note_missing_core()
-    with progress_bar() as report:
+    with progress_bar(quiet) as report:
         result = api.evaluate(
             model,
             against=against,
@@ -54,8 +59,9 @@ def evaluate(
             revision=revision,
             report=report,
         )
+    warn(result.notes, before="Note")
     if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=2))
+        print_json(result.to_dict())
     else:
         _print(result)
 

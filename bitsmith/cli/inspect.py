@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
 
 from bitsmith.cli.command import command, flag, model_argument
-from bitsmith.cli.options import as_json, revision
+from bitsmith.cli.options import as_json, quiet, revision
+from bitsmith.cli.say import print_json
 
 if TYPE_CHECKING:
     from bitsmith.models.inspection import Inspection
@@ -22,10 +22,18 @@ _LISTED_KINDS = 300
 @flag("--tensors", help="One line for each tensor; default: one for all layers' tensors of a kind.", group="Output")
 @flag("--recipe", help="Print only how the file was made: the command and the recipe in it.", group="Output")
 @revision
+@quiet
 @as_json
 @click.pass_context
 def inspect(
-    ctx: click.Context, model: str, verify: bool, tensors: bool, recipe: bool, revision: str | None, as_json: bool
+    ctx: click.Context,
+    model: str,
+    verify: bool,
+    tensors: bool,
+    recipe: bool,
+    revision: str | None,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Show what is in a file: metadata, types by tensor, sizes, bits per weight.
 
@@ -34,12 +42,12 @@ def inspect(
     from bitsmith import api
     from bitsmith.cli.drawing import progress_bar
 
-    with progress_bar() as report:
+    with progress_bar(quiet) as report:
         result = api.inspect(model, verify=verify, revision=revision, report=report)
     if recipe:
         _print_recipe(result, as_json)
     elif as_json:
-        click.echo(json.dumps(result.to_dict(), indent=2))
+        print_json(result.to_dict())
     else:
         _print(result, tensors)
     _print_findings(result)
@@ -73,11 +81,11 @@ def _print_recipe(result: Inspection, as_json: bool) -> None:
         )
     made = commands_of(result.recipe)
     if as_json:
-        click.echo(json.dumps({"commands": made, "recipe": dict(result.recipe)}, indent=2))
+        print_json({"commands": made, "recipe": dict(result.recipe)})
         return
     for line in made:
         click.echo(clean(line))
-    click.echo(json.dumps(dict(result.recipe), indent=2))
+    print_json(dict(result.recipe))
 
 
 def _print_findings(result: Inspection) -> None:

@@ -15,6 +15,8 @@ from typing import NoReturn
 
 import click
 
+from bitsmith.cli.command import EVERYWHERE
+from bitsmith.cli.say import Interrupted
 from bitsmith.cli.starting import quiet_start
 from bitsmith.errors import BitsmithError
 from bitsmith.system.printable import printable
@@ -43,6 +45,15 @@ COMMANDS = {  # name -> its module in this package, and the command there
 }
 
 
+SECTIONS = {  # of the help; commands of no section come last
+    "Plan": ("plan",),
+    "Make": ("quantize", "convert", "imatrix"),
+    "Prove": ("eval", "bench", "inspect"),
+    "Run": ("run", "chat"),
+    "Models": ("list", "pull", "rm"),
+}
+
+
 class _Commands(click.Group):
     """The group of all commands. Only the one that is called is imported: the others cost time."""
 
@@ -60,11 +71,15 @@ class _Commands(click.Group):
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Every command with the whole first sentence of its help."""
-        with formatter.section("Commands"):
-            formatter.write_dl(
-                [(name, command.get_short_help_str(limit=200)) for name, command in self._all(ctx)], col_max=26
-            )
+        """Every command with the whole first sentence of its help, in sections."""
+        lines = {name: command.get_short_help_str(limit=200) for name, command in self._all(ctx)}
+        listed = {name for names in SECTIONS.values() for name in names}
+        sections = {**SECTIONS, "More": tuple(name for name in lines if name not in listed)}
+        for section, names in sections.items():
+            rows = [(name, lines[name]) for name in names if name in lines]
+            if rows:
+                with formatter.section(section):
+                    formatter.write_dl(rows, col_max=26)
 
     def _all(self, ctx: click.Context) -> Iterator[tuple[str, click.Command]]:
         for name in COMMANDS:
@@ -102,13 +117,17 @@ def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print the version."
 )
-@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+@click.option("--debug", is_flag=True, expose_value=False, help=EVERYWHERE["--debug"])
+@click.option("--log-level", metavar="LEVEL", expose_value=False, help=EVERYWHERE["--log-level LEVEL"])
 @click.pass_context
 def _bitsmith(ctx: click.Context) -> None:
     """Quantize large language models: make the file, prove what it lost, run it."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
         ctx.exit(2)
+    from bitsmith.cli.notices import show_notices
+
+    show_notices()
 
 
 def main() -> None:
@@ -126,6 +145,13 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]  # accepted anywhere, not only before the command
+    level, arguments = _without_log_level(arguments)
+    if level is not None:
+        from bitsmith.cli.logs import LEVELS, log_to_stderr
+
+        if level not in LEVELS:
+            _fail(f"--log-level {level}: unknown; expected {', '.join(LEVELS)}.", 2)
+        log_to_stderr(level)
     signal.signal(signal.SIGTERM, _terminated)
     try:
         code = _bitsmith.main(arguments, prog_name="bitsmith", standalone_mode=False)
@@ -143,6 +169,23 @@ def main() -> None:
         _leave(code)
 
 
+def _without_log_level(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The value of --log-level, which may stand anywhere before "--", and the other arguments."""
+    level: str | None = None
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            return level, [*rest, word, *words]
+        if word == "--log-level":
+            level = next(words, "")
+        elif word.startswith("--log-level="):
+            level = word.partition("=")[2]
+        else:
+            rest.append(word)
+    return level, rest
+
+
 def _usage(error: click.ClickException) -> str:
     """What is wrong with the call, and where the help is."""
     context = error.ctx if isinstance(error, click.UsageError) else None
@@ -156,7 +199,7 @@ def _explained(error: Exception) -> str:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return _OUT_OF_MEMORY
     if not isinstance(error, OSError):
-        return str(error)
+        return error.flags if isinstance(error, BitsmithError) else str(error)
     what = f"{error.filename or 'the output'}: {error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{what}; make room and start again."
@@ -167,7 +210,8 @@ def _interrupted(stopped: click.Abort | KeyboardInterrupt, left: str | None) -> 
     """Say what an interrupt has left. An output that was stopped while its names changed has noted it."""
     interrupt = stopped.__cause__ or stopped
     notes = [str(note) for note in getattr(interrupt, "__notes__", ())]
-    told = notes or ([left] if left else [])
+    told = [stopped.note] if isinstance(stopped, Interrupted) else [left] if left else []
+    told = notes or told
     sys.stderr.write("; ".join(["Interrupted", *told]) + ".\n")
     _leave(130)
 

@@ -22,10 +22,11 @@ _CACHE = "Type of stored keys and values: f16, q8_0 (half the memory) or f32; on
 _REVISION = "Branch, tag or commit of a model of the hub."
 
 threads = option("--threads", type=int, group="Machine", help=_THREADS)
-kernel = option("--kernel", metavar="NAME", group="Machine", help=_KERNEL.format(default="int8"))
+kernel = option("--kernel", metavar="NAME", group="Machine", help=_KERNEL.format(default="int16"))
 exact_kernel = option("--kernel", metavar="NAME", group="Machine", help=_KERNEL.format(default="exact"))
 cache = option("--cache", default="f16", metavar="TYPE", group="Machine", help=_CACHE)
 revision = option("--revision", metavar="NAME", group="Source", help=_REVISION)
+quiet = flag("--quiet", "-q", group="Output", help="Show no progress.")
 as_json = flag("--json", "as_json", group="Output", help="Print the result as JSON.")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,8 @@ import click
 
 from bitsmith.cli.command import command, flag, model_argument, option
 from bitsmith.cli.options import as_json, revision
+from bitsmith.cli.say import print_json, warn
+from bitsmith.errors import in_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +30,8 @@ _COLOURS = {
 
 @command("plan")
 @model_argument(
-    "A folder, a GGUF file, a hub id (only its headers are read), a shape (llama-3-70b), or a number of weights (70B)."
+    "A folder, a GGUF file, a hub id (only its headers are read), a shape (llama-3-70b), or a number of weights (70B).",
+    required=False,
 )
 @option(
     "--device",
@@ -75,10 +77,12 @@ _COLOURS = {
     group="Output",
     help="Draw memory by context into this PNG file (needs matplotlib).",
 )
+@flag("--list-devices", help="List the devices that have a name, and nothing else.")
+@flag("--list-models", help="List the built-in shapes of models, and nothing else.")
 @revision
 @as_json
 def plan(
-    model: str,
+    model: str | None,
     device: tuple[str, ...],
     memory: str | None,
     context: int | None,
@@ -91,10 +95,20 @@ def plan(
     optimizer: str,
     tokenizer: bool,
     plot: Path | None,
+    list_devices: bool,
+    list_models: bool,
     revision: str | None,
     as_json: bool,
 ) -> None:
     """What fits, what it costs, what to choose: before anything is downloaded or quantized."""
+    if list_devices or list_models:
+        from bitsmith.cli import plan_lists
+
+        show = plan_lists.list_devices if list_devices else plan_lists.list_models
+        show(as_json=as_json)
+        return
+    if model is None:
+        raise click.UsageError("Missing argument 'MODEL'.", click.get_current_context())
     from bitsmith import api
     from bitsmith.planner.render import to_dict
     from bitsmith.planner.training import METHODS
@@ -120,13 +134,13 @@ def plan(
 
         draw(report, plot)
     if as_json:
-        click.echo(json.dumps(to_dict(report), indent=2))
+        print_json(to_dict(report))
     else:
         _print(report)
 
 
 def _print(report: PlanReport) -> None:
-    from bitsmith.cli.drawing import clean, stderr, stdout
+    from bitsmith.cli.drawing import clean, stdout
     from bitsmith.planner.advice import advise
 
     console = stdout()
@@ -136,9 +150,8 @@ def _print(report: PlanReport) -> None:
     if report.training:
         _print_training(report, console)
     for sentence in advise(report):
-        console.print(f"- {clean(sentence)}", markup=False, soft_wrap=not console.is_terminal)
-    for warning in report.warnings:
-        stderr().print(f"Warning: {clean(warning)}", style="yellow", markup=False)
+        console.print(f"- {clean(in_flags(sentence))}", markup=False, soft_wrap=not console.is_terminal)
+    warn(report.warnings)
 
 
 def _print_model(report: PlanReport, console: Console) -> None:
@@ -221,7 +234,9 @@ def _print_legend(report: PlanReport, at: int, console: Console) -> None:
         )
     if any(verdict.outside for verdict in verdicts):
         console.print("out: layers that must lie in system memory.", style="dim")
-    for note in dict.fromkeys(f"{row.weights.target}: {note}" for row in report.rows for note in row.weights.notes):
+    for note in dict.fromkeys(
+        f"{row.weights.target}: {in_flags(note)}" for row in report.rows for note in row.weights.notes
+    ):
         console.print(note, style="dim", markup=False, soft_wrap=not console.is_terminal)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
-
-import click
 
 from bitsmith.cli.command import command, config_options, model_argument, option
 from bitsmith.cli.core import note_missing_core
-from bitsmith.cli.options import as_json
+from bitsmith.cli.options import as_json, quiet
+from bitsmith.cli.say import Interrupted, print_json, warn
+from bitsmith.errors import BitsmithError
 from bitsmith.pipeline.config import QuantizeConfig
 
 if TYPE_CHECKING:
@@ -28,10 +27,11 @@ if TYPE_CHECKING:
     "outputs of one calibration.",
 )
 @config_options(QuantizeConfig)
+@quiet
 @as_json
-def quantize(config: QuantizeConfig, model: str, to: tuple[str, ...], as_json: bool) -> None:
+def quantize(config: QuantizeConfig, model: str, to: tuple[str, ...], quiet: bool, as_json: bool) -> None:
     """Quantize a model into a file that llama.cpp, Ollama, LM Studio or bitsmith runs."""
-    from bitsmith.cli.drawing import progress_bar, stderr
+    from bitsmith.cli.drawing import progress_bar
     from bitsmith.cli.show_quantized import print_plan, print_summary
     from bitsmith.pipeline import quantization
     from bitsmith.system.core import core
@@ -40,22 +40,39 @@ def quantize(config: QuantizeConfig, model: str, to: tuple[str, ...], as_json: b
     module = core()
     if module is not None:
         module.hold_memory()
-    shown = stderr()
 
     def announce(planned: Quantized) -> None:
         if not as_json:
             print_plan(planned, full=config.dry_run)
-        for warning in planned.warnings:
-            shown.print(f"Warning: {warning}", style="yellow", markup=False)
+        warn(planned.warnings)
+        warn(planned.notes)
 
-    with progress_bar() as report:
-        results = quantization.quantize_each(model, to, config, report=report, on_plan=announce)
-    for result in results:
-        for warning in result.losses:
-            shown.print(f"Warning: {warning}", style="yellow", markup=False)
-    if as_json:
-        found = [result.to_dict() for result in results]
-        click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))
-    elif not config.dry_run:
-        for result in results:
+    finished: list[Quantized] = []
+
+    def done(result: Quantized) -> None:
+        finished.append(result)
+        warn(result.losses)
+        if not as_json:
             print_summary(result)
+
+    try:
+        with progress_bar(quiet) as report:
+            found = quantization.quantize_each(model, to, config, report=report, on_plan=announce, on_done=done)
+    except KeyboardInterrupt as stopped:
+        raise Interrupted(_left(finished, len(to))) from stopped
+    except (BitsmithError, OSError):
+        if finished:
+            warn([_left(finished, len(to))], before="Note")
+        raise
+    if as_json:
+        results = [result.to_dict() for result in found]
+        print_json(results[0] if len(results) == 1 else results)
+
+
+def _left(finished: list[Quantized], wanted: int) -> str:
+    """What is there after a run that did not come to its end."""
+    rest = "no half-written file was left"
+    if not finished:
+        return rest
+    names = ", ".join(str(result.out) for result in finished)
+    return f"{len(finished)} of {wanted} outputs are finished ({names}); of the others {rest}"

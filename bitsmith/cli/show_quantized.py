@@ -36,6 +36,8 @@ def print_plan(planned: Quantized, *, full: bool) -> None:
             if planned.calibration_memory
             else ""
         )
+        if planned.calibration_disk:
+            room += f", and {human_bytes(planned.calibration_disk)} of disk for temporary files"
         console.print(f"method: {planned.method}, calibrated on {seen}{room}", soft_wrap=True, markup=False)
     console.print(f"output: {planned.out}", soft_wrap=True, markup=False)
 

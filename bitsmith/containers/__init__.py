@@ -53,6 +53,6 @@ def codec_for(container: str, format: Format) -> Codec:
         held = [name for name, other in FORMATS.items() if row.codec(other) is not None]
         raise UnsupportedError(
             f"the {container} container cannot hold {format.name}; it holds {', '.join(held)}. Choose one of them, or "
-            f"write --to native/{format.name}"
+            f"write --to=native/{format.name}"
         )
     return codec

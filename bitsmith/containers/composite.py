@@ -51,7 +51,7 @@ def fold(
     try:
         layout = codec.layout(info.shape)
     except UnsupportedError as error:
-        raise FileError(f"{path}: {info.name}: shape {list(info.shape)} is impossible: {error}") from error
+        raise FileError(f"{path}: {info.name}: shape {list(info.shape)} is impossible: {error.message}") from error
     nbytes = 0
     for part, (expected, dtype) in layout.items():
         if names[part] not in entries:

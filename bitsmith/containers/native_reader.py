@@ -22,7 +22,7 @@ def fold_native(path: Path, metadata: Mapping[str, str], entries: Entries) -> li
         try:
             codec = NativeCodec(get_format(str(format)))
         except UsageError as error:
-            raise FileError(f"{path}: the format of {name!r} is unknown to this version: {error}") from error
+            raise FileError(f"{path}: the format of {name!r} is unknown to this version: {error.message}") from error
         info = TensorInfo(name, _shape(path, name, codec, shapes.get(name)), f"bitsmith/{codec.format.name}", 0)
         names = {part: f"{name}.{part}" for part in ("codes", *codec.format.params_layout(1, codec.format.multiple))}
         found.append(fold(path, codec, info, names, entries, said_by=TENSORS_KEY))

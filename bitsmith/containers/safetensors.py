@@ -154,7 +154,7 @@ class SafetensorsSource:
         try:
             return self.decode(self.packed(name, start, stop))
         except TensorError as error:
-            raise TensorError(f"{self._path}: {name}: {error}") from error
+            raise TensorError(f"{self._path}: {name}: {error.message}") from error
 
     def codes(self, name: str, start: int = 0, stop: int | None = None) -> QuantTensor | None:
         """See `Source.codes`. Raises as `rows` does."""
@@ -163,7 +163,7 @@ class SafetensorsSource:
         try:
             return None if folded is None else folded.codec.decode(packed.parts, packed.shape[-1])
         except TensorError as error:
-            raise TensorError(f"{self._path}: {name}: {error}") from error
+            raise TensorError(f"{self._path}: {name}: {error.message}") from error
 
     def decode(self, packed: PackedTensor) -> np.ndarray:
         """Decode the result of `packed`: float32 [rows, cols]. Raises TensorError for codes without a value."""
@@ -188,7 +188,7 @@ class SafetensorsSource:
         try:
             return folded.codec.read(self._parts(folded, 0, 0))
         except TensorError as error:
-            raise TensorError(f"{self._path}: {name}: {error}") from error
+            raise TensorError(f"{self._path}: {name}: {error.message}") from error
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self._tensors and any(name in folded.beside for folded in self._folded.values()):

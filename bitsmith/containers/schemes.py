@@ -52,6 +52,6 @@ def adjusted(container: str, name: str, scheme: Scheme, group: int | None, asymm
     if asymmetric is not None and asymmetric != scheme.asymmetric:
         if not scheme.optional_zeros:
             held = "always has" if scheme.asymmetric else "has no"
-            raise UsageError(f"{container}/{name} {held} zero points; leave out {'--a' if asymmetric else '--'}sym.")
+            raise UsageError(f"{container}/{name} {held} zero points; leave out {'--asym' if asymmetric else '--sym'}.")
         scheme = replace(scheme, asymmetric=asymmetric)
     return scheme

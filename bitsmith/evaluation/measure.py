@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from os import PathLike
 from pathlib import Path
 from typing import Protocol
 
@@ -14,27 +12,16 @@ from bitsmith.errors import TensorError, UsageError
 from bitsmith.evaluation.divergence import DivergenceMeter, compare
 from bitsmith.evaluation.perplexity import PerplexityMeter, token_losses
 from bitsmith.evaluation.result import Evaluation
-from bitsmith.evaluation.windows import Windows, check_context, cut_windows, read_text
+from bitsmith.evaluation.windows import Windows, check_context, cut_windows
 from bitsmith.quant.grid import Array
-from bitsmith.reference.texts import built_in_name, evaluation_text
+from bitsmith.reference.texts import evaluation_text
 from bitsmith.system.progress import Progress, Report, silent
+from bitsmith.texts.sources import Texts, names_of, open_texts
+from bitsmith.texts.tokens import MOST_TOKENS, Encoder, encode_texts
 
 DEFAULT_CONTEXT = 512
 BATCH_LOGITS = 1 << 23  # logits computed at once: 32 MB of float32; more only if one window needs it
 BATCH_TOKENS = 2048  # tokens computed at once; more is not faster on a CPU
-
-
-class Encoder(Protocol):
-    """What the evaluation needs of a tokenizer.
-
-    adds_bos: True if `encode` with add_special puts the start token `bos` before the text
-    """
-
-    @property
-    def adds_bos(self) -> bool: ...
-    @property
-    def bos(self) -> int | None: ...
-    def encode(self, text: str, *, add_special: bool) -> Sequence[int]: ...
 
 
 class Shape(Protocol):
@@ -64,7 +51,7 @@ def evaluate(
     model: Scorer,
     *,
     against: Scorer | None = None,
-    text: str | PathLike[str] | None = None,
+    text: str | Path | Sequence[str | Path] | None = None,
     context: int = DEFAULT_CONTEXT,
     max_windows: int | None = None,
     report: Report = silent,
@@ -74,66 +61,62 @@ def evaluate(
     The text is cut into windows of `context` tokens that do not overlap. The second half of each is scored.
 
     against: the reference model, usually the original; its tokenizer must give the same ids for the text
-    text: a file of UTF-8 text; None for the built-in text, see `bitsmith.reference.texts`
+    text: one or several texts, joined in order, see `bitsmith.texts.sources.open_texts`; None for the built-in text
     max_windows: largest number of windows to score, from the start of the text; None for all
     report: called after each batch with the number of windows done
 
     Raises UsageError for a wrong context and for tokenizers that differ, FileError for a text that cannot be used,
-    TensorError for logits that are not finite.
+    UnsupportedError for chats that the model cannot render, TensorError for logits that are not finite.
     """
     for each in (model, against):
         if each is not None:
             check_context(context, each.config.context, each.name)
     if max_windows is not None and max_windows < 1:
-        raise UsageError(f"the number of windows must be 1 or more; found {max_windows}.")
-    name, content = _content(text)
-    windows = _windows(model, content, context, name)
+        raise UsageError(f"--max-windows={max_windows}: expected 1 or more.")
+    texts = open_texts(names_of(text), option="--text", built_in=evaluation_text)
+    windows, notes = _windows(model, texts, context, max_windows, report)
     if against is not None:
-        _require_same_tokens(model, against, windows, content, name)
-    if max_windows is not None:
-        windows = Windows(windows.tokens[:max_windows])
+        _require_same_tokens(model, against, windows, texts, _windows(against, texts, context, max_windows, report)[0])
     meter, divergence = _measure(model, against, windows, report)
     own = meter.result()
     return Evaluation(
         model=model.name,
         against=None if against is None else against.name,
-        text=name,
-        text_sha256=hashlib.sha256(content.encode()).hexdigest(),
+        text=texts.name,
+        text_sha256=texts.sha256(),
         context=context,
         windows=len(windows),
         tokens=own.tokens,
         loss=own.loss,
         perplexity=own.perplexity,
         divergence=None if divergence is None else divergence.result(),
+        notes=notes,
     )
 
 
-def _content(text: str | PathLike[str] | None) -> tuple[str, str]:
-    """The text's name and the text."""
-    if text is None:
-        return built_in_name(), evaluation_text()
-    path = Path(text)
-    return path.name, read_text(path)
-
-
-def _windows(model: Scorer, content: str, context: int, name: str) -> Windows:
-    tokenizer = model.tokenizer
-    ids = np.asarray(tokenizer.encode(content, add_special=True), dtype=np.int64)
+def _windows(
+    model: Scorer, texts: Texts, context: int, max_windows: int | None, report: Report
+) -> tuple[Windows, tuple[str, ...]]:
+    """The windows to score, and notes for the user. Text behind the last window is not read."""
+    tokenizer, name = model.tokenizer, texts.name
+    wanted = MOST_TOKENS if max_windows is None else min(MOST_TOKENS, max_windows * context)
+    read = encode_texts(texts, tokenizer, most=wanted, report=report)
+    ids = read.ids
     if ids.size and (ids.min() < 0 or ids.max() >= model.config.vocab):
         raise UsageError(
             f"{model.name}: its tokenizer gives token {int(ids.max())} for {name}, but the model has "
             f"{model.config.vocab} tokens; the tokenizer and the weights do not belong together. Use the tokenizer of "
             "these weights."
         )
-    return cut_windows(ids, context, start_token=tokenizer.bos if tokenizer.adds_bos else None, name=name)
+    windows = cut_windows(ids, context, start_token=tokenizer.bos if tokenizer.adds_bos else None, name=name)
+    return windows, read.notes if max_windows is None or len(windows) < max_windows else ()
 
 
-def _require_same_tokens(model: Scorer, against: Scorer, windows: Windows, content: str, name: str) -> None:
+def _require_same_tokens(model: Scorer, against: Scorer, windows: Windows, texts: Texts, theirs: Windows) -> None:
     """Raise UsageError unless both models get the same tokens. One vocabulary may be wider (padding)."""
-    theirs = _windows(against, content, windows.context, name)
     if np.array_equal(windows.tokens, theirs.tokens):
         return
-    both = f"{model.name} and {against.name} cannot be compared: their tokenizers read {name} differently"
+    both = f"{model.name} and {against.name} cannot be compared: their tokenizers read {texts.name} differently"
     vocab = f"(vocabularies of {model.config.vocab} and {against.config.vocab})"
     bos = [each.tokenizer.bos if each.tokenizer.adds_bos else None for each in (model, against)]
     if bos[0] != bos[1]:

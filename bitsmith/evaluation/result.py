@@ -7,21 +7,23 @@ from typing import Any
 
 from bitsmith.evaluation.divergence import Divergence
 from bitsmith.evaluation.moments import Estimate
+from bitsmith.system.tables import html_table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """The result of a measurement, and what was measured.
 
     model, against: names of the model and of the reference; against is None without a reference
-    text: name of the text
-    text_sha256: hash of its UTF-8 bytes
+    text: names of the texts
+    text_sha256: hash of their bytes, one text after the other
     context: number of tokens in a window
     windows: number of scored windows
     tokens: number of scored predictions, context / 2 - 1 in each window
     loss: mean negative log likelihood, nats per token
     perplexity: exp(loss)
     divergence: divergence from the reference; None without a reference
+    notes: notes for the user about the text
     """
 
     model: str
@@ -34,10 +36,21 @@ class Evaluation:
     loss: Estimate
     perplexity: Estimate
     divergence: Divergence | None
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries of numbers and strings, ready for JSON; an Estimate is {"value": ..., "error": ...}."""
-        return asdict(self)
+        return {**asdict(self), "notes": list(self.notes)}
+
+    def __repr__(self) -> str:
+        """One line."""
+        lost = f", KLD {self.divergence.kld.value:.6f} against {self.against!r}" if self.divergence else ""
+        return f"<Evaluation {self.model!r}: perplexity {_plain(self.perplexity, 4)}{lost}>"
+
+    def _repr_html_(self) -> str:
+        title, *lines = self.lines()
+        cells = [(line[:17].strip(), line[17:].strip()) for line in lines]
+        return html_table(title, cells)
 
     def lines(self) -> list[str]:
         """The result as a few lines of text."""

@@ -11,6 +11,8 @@ import numpy as np
 
 from bitsmith.errors import UsageError
 from bitsmith.system.progress import Progress, Report, silent
+from bitsmith.system.sizes import human_bytes
+from bitsmith.system.tables import html_table
 
 DEFAULT_PROMPT, DEFAULT_GEN, DEFAULT_REPEAT = 512, 128, 5
 REPORT_EVERY = 0.5  # seconds; drawing progress more often would slow the measurement
@@ -74,7 +76,7 @@ class Rate:
         return {"tokens": self.tokens, "tokens_per_second": spread, "seconds": list(self.seconds)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Speed:
     """The result of `bitsmith bench`.
 
@@ -96,6 +98,21 @@ class Speed:
     token_bytes: int
     bandwidth: float
     warnings: tuple[str, ...] = ()
+
+    @property
+    def _rates(self) -> list[tuple[str, Rate]]:
+        found = (("prompt", self.prompt), ("generation", self.generation))
+        return [(name, rate) for name, rate in found if rate is not None]
+
+    def __repr__(self) -> str:
+        """One line."""
+        rates = "".join(f", {name} {rate.mean:.1f} tokens/s" for name, rate in self._rates)
+        return f"<Speed {self.model!r}: {self.threads} threads{rates}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, rate.tokens, f"{rate.mean:.2f}", f"{rate.deviation:.2f}") for name, rate in self._rates]
+        title = f"{self.model}, {self.threads} threads, peak memory {human_bytes(self.peak_memory)}"
+        return html_table(title, rows, headings=("", "tokens", "tokens/s", "deviation"))
 
     @property
     def read_rate(self) -> float | None:
@@ -128,11 +145,11 @@ def check_counts(context: int, *, prompt: int | None, gen: int | None, repeat: i
     """
     for name, count, least in (("prompt", prompt, 0), ("gen", gen, 0), ("repeat", repeat, 1)):
         if count is not None and count < least:
-            raise UsageError(f"--{name} {count}: expected {least} or more.")
+            raise UsageError(f"--{name}={count}: expected {least} or more.")
         if name != "repeat" and count is not None and count > context:
-            raise UsageError(f"--{name} {count}: expected at most the model's context of {context} tokens.")
+            raise UsageError(f"--{name}={count}: expected at most the model's context of {context} tokens.")
     if prompt == gen == 0:
-        raise UsageError("--prompt 0 --gen 0: nothing to measure; give one of them 1 or more.")
+        raise UsageError("--prompt=0 --gen=0: nothing to measure; give one of them 1 or more.")
     return (
         min(DEFAULT_PROMPT, context) if prompt is None else prompt,
         min(DEFAULT_GEN, context) if gen is None else gen,

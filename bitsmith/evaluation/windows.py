@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -46,33 +45,13 @@ def check_context(context: int, limit: int, name: str) -> None:
     if context < MIN_CONTEXT or context % 2:
         raise UsageError(
             f"the context must be an even number of tokens, {MIN_CONTEXT} or more (the second half of each window "
-            f"is scored); found {context}. Give --context 512, or another even number."
+            f"is scored); found {context}. Give --context=512, or another even number."
         )
     if context > limit:
         raise UsageError(
             f"{name}: a context of {context} tokens is more than the model's {limit}; "
-            f"give --context {limit - limit % 2} or less."
+            f"give --context={limit - limit % 2} or less."
         )
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file. Line ends do not change.
-
-    Raises FileError if the file cannot be read, is empty, or is not UTF-8 (with the byte's position).
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise FileError(f"{path}: the evaluation text cannot be read ({error.strerror}); check --text.") from error
-    if not data.strip():
-        raise FileError(f"{path}: the evaluation text is empty; give a file of UTF-8 text with --text.")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise FileError(
-            f"{path}: the evaluation text must be UTF-8, but byte 0x{data[error.start]:02x} at position {error.start} "
-            f"is not ({error.reason}); convert the file to UTF-8."
-        ) from error
 
 
 def cut_windows(ids: np.ndarray, context: int, *, start_token: int | None, name: str) -> Windows:

@@ -19,6 +19,8 @@ from bitsmith.models.shown import one_line, plain, shown
 from bitsmith.models.verification import compare, read_through, records_of
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.system.progress import Progress, Report, silent
+from bitsmith.system.sizes import human_bytes
+from bitsmith.system.tables import html_table
 
 _LAYER = re.compile(r"(?<![^.])\d+(?![^.])")  # a number between dots
 
@@ -28,8 +30,8 @@ class InspectedTensor:
     """One tensor. The last three fields are None if the file was not verified.
 
     bits_per_weight: bits of its data for each weight, without padding
-    input_rounding: how runtimes round the input of its product: "int8 a token", "fp8 a tensor, scale 0.0213"; "not
-        supported" if our decoder cannot; empty if they do not round it
+    input_rounding: how runtimes round the input of its product: "int8, per token", "fp8, per tensor, scale 0.0213";
+        "not supported" if our decoder cannot; empty if they do not round it
     finite: True if every weight decodes to a finite number; None if the bytes cannot be read or decoded
     sha256: hash of the stored bytes, as in the manifest
     matches: True if sha256 is that of the manifest; None if the manifest has no record of the tensor
@@ -55,7 +57,7 @@ class InspectedTensor:
         return {True: "ok", False: "wrong hash", None: "finite"}[self.matches]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """The result of `inspect`.
 
@@ -84,6 +86,19 @@ class Inspection:
     verified: bool
     problems: tuple[str, ...]
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """One line."""
+        name = f"{str(self.path)!r}: {self.container}, {one_line(self.architecture or 'unknown architecture')}"
+        size = f"{len(self.tensors)} tensors, {human_bytes(self.size)}, {self.bits_per_weight:.2f} bits per weight"
+        return f"<Inspection {name}, {size}{', with problems' if self.problems else ''}>"
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[object, ...]] = [
+            (layout, count, human_bytes(nbytes)) for layout, (count, nbytes) in self.types().items()
+        ]
+        rows += [("problem", problem, "") for problem in self.problems]
+        return html_table(repr(self)[1:-1], rows, headings=("type", "tensors", "bytes"))
 
     @property
     def rounds_inputs(self) -> bool:
@@ -137,12 +152,6 @@ class Inspection:
     def shown_metadata(self) -> dict[str, str]:
         """The metadata for people: long texts and arrays are cut, control characters are escaped."""
         return shown(self.metadata)
-
-    def __repr__(self) -> str:
-        return (
-            f"<Inspection of {str(self.path)!r}: {self.container}, {self.architecture}, {len(self.tensors)} tensors, "
-            f"{self.parameters:,} weights, {self.bits_per_weight:.3f} bits a weight>"
-        )
 
     def types(self) -> dict[str, tuple[int, int]]:
         """Number of tensors and bytes of data for each layout, the largest first."""

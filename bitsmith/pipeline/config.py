@@ -45,8 +45,8 @@ class QuantizeConfig(CalibrationConfig):
         None,
         group="Method",
         metavar="LEVEL",
-        help="fast (weighted scales), normal (gptq below 8 bits) or high (learned); default: normal. Giving normal "
-        "or high without --method also calibrates, on the built-in text unless --calibration is given.",
+        help="fast (weighted scales), normal (gptq below 8 bits) or high (learned); default: normal. Giving it without "
+        "--method also calibrates, on the built-in text unless --calibration is given.",
     )
     pure: bool = option(False, group="Types", help="One type for all matrices, no mix.")
     rules: Sequence[str] = option(
@@ -83,14 +83,14 @@ class QuantizeConfig(CalibrationConfig):
         size_in_bytes("--max-shard-size", self.max_shard_size)
 
     @property
-    def calibration_source(self) -> str | None:
-        """The calibration; the built-in text if the method or the effort needs one and none was given."""
+    def calibration_sources(self) -> tuple[str | Path, ...]:
+        """The names of the calibration; the built-in text if the method or the effort needs one and none was given."""
         from bitsmith.calibration.method import Method
 
-        if self.calibration is not None:
-            return self.calibration
-        wanted = self.effort not in (None, "fast") if self.method is None else Method.parse(self.method).needs_text
-        return _CALIBRATED_BY_DEFAULT if wanted else None
+        if self.sources:
+            return self.sources
+        wanted = self.effort is not None if self.method is None else Method.parse(self.method).needs_text
+        return (_CALIBRATED_BY_DEFAULT,) if wanted else ()
 
     @property
     def worker_threads(self) -> int:

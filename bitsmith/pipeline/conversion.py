@@ -11,6 +11,7 @@ from bitsmith.calibration.method import Method
 from bitsmith.calibration.resources import Resources
 from bitsmith.containers.destination import followed
 from bitsmith.containers.reservation import Reservation
+from bitsmith.containers.safetensors_layout import INDEX_NAME
 from bitsmith.errors import FileError, UsageError
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.models.naming import output_stem
@@ -60,24 +61,33 @@ def convert_model(
 ) -> Quantized:
     """Convert `model` as `config` says, see `convert`."""
     checkpoint = open_checkpoint(model, revision=config.revision)
+    _check_whole(checkpoint)
     given = _path(checkpoint, config)
     path = followed(given, force=config.force or config.dry_run)
     assignment = as_conversion(_assignment(checkpoint, config, path))
     _check_changes(checkpoint, assignment, config)
-    output = Output(path, assignment, Method("nearest"), "", "cpu", link=given if given != path else None)
-    expected = output.expected(config.worker_threads, None)
+    output = Output(path, assignment, Method("nearest"), "", link=given if given != path else None)
+    expected = output.expected(config.worker_threads)
     destination = output.destination()
     if config.dry_run:
         if on_plan is not None:
             on_plan(expected)
         return expected
-    from bitsmith.pipeline.making import make_all
+    from bitsmith.pipeline.making import Work, make_all
 
     resources = Resources(None, config.worker_threads, "cpu")
     with Reservation([destination], sources=checkpoint.files, force=config.force) as reservation:
         if on_plan is not None:
             on_plan(expected)
-        return make_all([output], [expected], None, resources, reservation, report=report)[0]
+        work = Work(None, resources, config.worker_threads, reservation)
+        return make_all([output], [expected], work, report=report)[0]
+
+
+def _check_whole(checkpoint: Checkpoint) -> None:
+    """Raise UsageError if the user named one shard of a folder: the output would be a part of the model."""
+    folder, path = checkpoint.folder, checkpoint.source.path
+    if folder is not None and path.is_file() and (folder / INDEX_NAME).is_file():
+        raise UsageError(f"{path} is one of the shards of a model; give the folder, {folder}.")
 
 
 def _assignment(checkpoint: Checkpoint, config: ConvertConfig, path: Path) -> Assignment:
@@ -136,7 +146,7 @@ def _check_changes(checkpoint: Checkpoint, assignment: Assignment, config: Conve
     if config.model_name is not None and not config.model_name.strip():
         raise UsageError("--name is empty; give the model's name.")
     if config.target is None and config.model_name is None:
-        parts = len(Output(Path("out"), assignment, Method("nearest"), "", "cpu").plan(None).layouts())
+        parts = len(Output(Path("out"), assignment, Method("nearest"), "").plan(None).layouts())
         if parts == len(checkpoint.source.files) == 1:
             raise UsageError(
                 f"{checkpoint.source.path} is one file already, so there is nothing to change; give --to bf16, "

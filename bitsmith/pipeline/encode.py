@@ -52,7 +52,7 @@ def encode_chunk(source: Source, chunk: Chunk, packed: PackedTensor | None) -> E
     try:
         w = source.decode(packed)
     except TensorError as error:
-        raise TensorError(f"{source.path}: {planned.source}: {error}") from error
+        raise TensorError(f"{source.path}: {planned.source}: {error.message}") from error
     _check_finite(planned.source, w, chunk.start)
     if planned.verbatim:
         return Encoded(dict(packed.parts), 0.0, sum_of_squares(w))
@@ -61,7 +61,7 @@ def encode_chunk(source: Source, chunk: Chunk, packed: PackedTensor | None) -> E
     try:
         parts, values = encode_rows(planned, w, chunk.importance)
     except TensorError as error:
-        raise TensorError(f"{planned.source}: {error}") from error
+        raise error.at(planned.source) from error
     _check_decoded(planned, values, w)
     return Encoded(parts, sum_of_squares(values - w), sum_of_squares(w))
 
@@ -80,7 +80,7 @@ def encode_rounded(chunk: Chunk, rounded: RoundedRows) -> Encoded:
             parts, values, wanted = _pack_codes(chunk, rounded.tensor, rows), rounded.tensor.rows(rows).values(), w
         _check_decoded(planned, values, wanted)
     except TensorError as error:
-        raise TensorError(f"{planned.source}: {error}") from error
+        raise error.at(planned.source) from error
     return Encoded(parts, sum_of_squares(values - wanted), sum_of_squares(wanted))
 
 
@@ -121,7 +121,7 @@ def _encode_by_core(chunk: Chunk, packed: PackedTensor) -> Encoded | None:
             planned.codec, packed.layout, packed.parts["data"], importance=chunk.importance, order=order
         )
     except TensorError as error:
-        raise TensorError(f"{planned.source}: {error}") from error
+        raise error.at(planned.source) from error
     if blocks is None:
         return None
     return Encoded({"data": blocks.data}, blocks.squared_error, blocks.squared_weight)
@@ -155,7 +155,7 @@ def _check_decoded(planned: PlannedTensor, values: np.ndarray, w: np.ndarray) ->
     if not np.isfinite(values).all() or _clipped(w, values):
         raise TensorError(
             f"{planned.source}: some weights overflow {planned.info.layout} (the largest is {np.abs(w).max():.6g}); "
-            f"give it a wider type with --rule '^{planned.info.name}$=bf16', or f32."
+            f"give it a wider type with --rule='^{planned.info.name}$=bf16', or f32."
         )
 
 

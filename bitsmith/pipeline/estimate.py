@@ -7,12 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 
+from bitsmith.calibration.cost import LONG_SECONDS
 from bitsmith.containers.gguf.core_blocks import encode_stored
 from bitsmith.containers.static_input import StaticInput
+from bitsmith.errors import Words
 from bitsmith.pipeline.chunks import CHUNK_WEIGHTS
 from bitsmith.pipeline.encode import encode_rows
+from bitsmith.pipeline.result import Quantized
 from bitsmith.quant.formats.base import NeedsExtent
 from bitsmith.recipe.plan import Plan, PlannedTensor
+from bitsmith.system.sizes import human_seconds
 
 _SAMPLE_WEIGHTS = 1 << 16
 _DISK_BYTES_PER_SECOND = 400e6  # writing, flushing, reading back and hashing, together; a guess
@@ -35,6 +39,18 @@ def expected_seconds(plan: Plan, threads: int, *, importance: bool = False) -> f
             per_weight[layout] = _seconds_per_weight(planned, importance)
         total += per_weight[layout] * planned.info.parameters
     return _FIXED_SECONDS + _OVERHEAD * total / threads + plan.size / _DISK_BYTES_PER_SECOND
+
+
+def with_long_note(expected: list[Quantized]) -> list[Quantized]:
+    """The same plans; if all together take long, the first has a note with the time and a cheaper choice."""
+    total = sum(each.expected_seconds for each in expected)
+    if total <= LONG_SECONDS:
+        return expected
+    note = f"this takes about {human_seconds(total)}"
+    if any(each.fast_seconds is not None for each in expected):
+        fast = sum(each.expected_seconds if each.fast_seconds is None else each.fast_seconds for each in expected)
+        note += f"; with --effort=fast it takes about {human_seconds(fast)} and loses more"
+    return [replace(expected[0], notes=(*expected[0].notes, Words(note))), *expected[1:]]
 
 
 def _seconds_per_weight(planned: PlannedTensor, importance: bool) -> float:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from bitsmith.calibration.measure import Job, Measured, measure
 from bitsmith.calibration.notes import rescaling_notes, rounding_notes
 from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.run import Prepared
-from bitsmith.calibration.work import BlockwiseWork, Reports
+from bitsmith.calibration.work import BlockwiseWork, Reports, naming, own_names
 from bitsmith.containers.manifest import Manifest
 from bitsmith.containers.reservation import Reservation
 from bitsmith.pipeline.executor import PlanWriter, execute
@@ -27,6 +28,8 @@ from bitsmith.system.progress import Progress, Report
 if TYPE_CHECKING:
     from bitsmith.calibration.blockwise import Rounded
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Made:
@@ -37,58 +40,83 @@ class Made:
     notes: tuple[str, ...] = ()
 
 
-def make_all(
-    outputs: Sequence[Output],
-    expected: Sequence[Quantized],
-    prepared: Prepared | None,
-    resources: Resources,
-    reservation: Reservation,
-    *,
-    report: Report,
-) -> list[Quantized]:
-    """Make every output. The time of the shared calibration pass counts for the first output.
+@dataclass(frozen=True)
+class Work:
+    """What all outputs of a run share.
 
     reservation: of all outputs
     prepared: the calibration with its tokens; None without a calibration
     """
+
+    prepared: Prepared | None
+    resources: Resources
+    threads: int
+    reservation: Reservation
+
+
+def make_all(
+    outputs: Sequence[Output],
+    expected: Sequence[Quantized],
+    shared: Work,
+    *,
+    report: Report,
+    on_done: Callable[[Quantized], None] | None = None,
+) -> list[Quantized]:
+    """Make every output. The time of the shared calibration pass counts for the first output.
+
+    on_done: called with every finished output
+    """
     clock = time.monotonic()
-    measured: Sequence[Measured] = [Measured()] * len(outputs)
-    if prepared is not None:
-        measured = measure(prepared, [Job(each.assignment, each.method) for each in outputs], resources, report)
     done = []
-    for output, promised, found in zip(outputs, expected, measured, strict=True):
+    for output, promised, found in zip(outputs, expected, _measured(outputs, shared, report), strict=True):
         watch = _Watch(report)
-        work = _Work(output, prepared, found, resources, promised.threads, reservation, watch)
-        made = work.blockwise() if output.method.needs_text else work.nearest()
+        work = _Making(output, found, shared, watch)
+        with naming(own_names(output.assignment.tensors)):
+            made = work.blockwise() if output.method.needs_text else work.nearest()
         now = time.monotonic()
-        done.append(
-            replace(
-                promised,
-                plan=made.plan,
-                manifest=made.manifest,
-                seconds=now - clock,
-                verify_seconds=now - watch.verifying,
-                verify_cpu_seconds=time.process_time() - watch.worked,
-                peak_memory=peak_memory(),
-                calibration=made.plan.recipe.calibration,
-                notes=made.notes,
-            )
+        result = replace(
+            promised,
+            plan=made.plan,
+            manifest=made.manifest,
+            seconds=now - clock,
+            verify_seconds=now - watch.verifying,
+            verify_cpu_seconds=time.process_time() - watch.worked,
+            peak_memory=peak_memory(),
+            calibration=made.plan.recipe.calibration,
+            notes=made.notes,
         )
+        _log.info("wrote %s in %.1f s", result.out, result.seconds)
+        if on_done is not None:
+            on_done(result)
+        done.append(result)
         clock = now
     return done
 
 
+def _measured(outputs: Sequence[Output], shared: Work, report: Report) -> list[Measured]:
+    """What one pass over the original model found for each output; nothing for outputs without a calibration."""
+    calibrated = [output for output in outputs if output.prepared is not None]
+    if shared.prepared is None or not calibrated:
+        return [Measured()] * len(outputs)
+    jobs = [Job(each.assignment, each.method) for each in calibrated]
+    with naming(own_names(calibrated[0].assignment.tensors)):
+        found = iter(measure(shared.prepared, jobs, shared.resources, report))
+    return [Measured() if output.prepared is None else next(found) for output in outputs]
+
+
 @dataclass(frozen=True)
-class _Work:
+class _Making:
     """Makes one output."""
 
     output: Output
-    prepared: Prepared | None
     measured: Measured
-    resources: Resources
-    threads: int
-    reservation: Reservation
+    shared: Work
     report: Report
+
+    @property
+    def prepared(self) -> Prepared | None:
+        """The calibration of this output, with its tokens."""
+        return None if self.output.prepared is None else self.shared.prepared
 
     def nearest(self) -> Made:
         """Give every tensor the nearest codes, with weighted scales if there is an importance."""
@@ -96,8 +124,8 @@ class _Work:
         manifest = execute(
             plan,
             self.output.path,
-            self.reservation,
-            threads=self.threads,
+            self.shared.reservation,
+            threads=self.shared.threads,
             importance=self._importance(plan),
             report=self.report,
         )
@@ -118,16 +146,16 @@ class _Work:
             seed=self.prepared.tokens.seed,
         )
         reports = Reports(work)
-        with PlanWriter(plan, self.output.path, self.reservation, report=self.report) as writer:
-            writer.round_nearest(self._importance(plan), threads=self.threads, without=work.precomputed)
-            rounding = BlockwiseRounding(plan.checkpoint, self.prepared.tokens, work.task, self.resources)
+        with PlanWriter(plan, self.output.path, self.shared.reservation, report=self.report) as writer:
+            writer.round_nearest(self._importance(plan), threads=self.shared.threads, without=work.precomputed)
+            rounding = BlockwiseRounding(plan.checkpoint, self.prepared.tokens, work.task, self.shared.resources)
             for layer in range(rounding.layers):
-                self.report(Progress(method.rounder, layer, rounding.layers, "blocks", f"blk.{layer}"))
+                self.report(Progress(method.rounder, layer, rounding.layers, "blocks", f"block {layer}"))
                 self._write(writer, work, reports, rounding.block(layer, self.report))
             for slab in rounding.head():
                 self._write(writer, work, reports, slab)
             self.report(Progress(method.rounder, rounding.layers, rounding.layers, "blocks"))
-            manifest = writer.finish(threads=self.threads)
+            manifest = writer.finish(threads=self.shared.threads)
         notes = (*rescaling_notes(self.measured.rescalings), *rounding_notes(reports.by_name))
         return Made(plan, manifest, notes)
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitsmith.calibration.cost import Cost, calibration_cost
+from bitsmith.calibration.cost import LONG_SECONDS, Cost, calibration_cost
 from bitsmith.calibration.method import Method, default_method
 from bitsmith.containers import module_containers
 from bitsmith.containers.destination import Destination, followed
-from bitsmith.errors import UsageError
+from bitsmith.errors import BitsmithError, UsageError, quoted
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.models.naming import output_stem
 from bitsmith.pipeline.config import QuantizeConfig
@@ -34,7 +34,9 @@ class Output:
 
     path: the file or the folder, with links followed
     link: the link that the user named, if it is one
+    prepared: the calibration; None without one
     device: the device of the calibration
+    memory: bytes that hidden states may take in memory; None: half of what is free
     warnings: warnings of the calibration
     """
 
@@ -42,7 +44,9 @@ class Output:
     assignment: Assignment
     method: Method
     effort: str
-    device: str
+    prepared: Prepared | None = None
+    device: str = "cpu"
+    memory: int | None = None
     warnings: tuple[str, ...] = ()
     link: Path | None = None
 
@@ -66,14 +70,20 @@ class Output:
         )
         return Plan.of(self.assignment, recipe, input_absmax=input_absmax, warnings=self.warnings)
 
-    def expected(self, threads: int, prepared: Prepared | None) -> Quantized:
+    def expected(self, threads: int) -> Quantized:
         """The expected result, before any weight is read."""
-        plan = self.plan(None if prepared is None else prepared.record)
+        plan = self.plan(None if self.prepared is None else self.prepared.record)
         layouts, as_folder = plan.layouts(), plan.target.is_folder
         files = [layout.filename for layout in layouts]
         folder = self.path if as_folder else self.path.parent
-        cost = self._cost(prepared)
-        rounding = 0.0 if self.method.needs_text else expected_seconds(plan, threads, importance=prepared is not None)
+        cost = self._cost(self.method, self.effort)
+        weighted = self.prepared is not None
+        seconds = cost.seconds
+        if not self.method.needs_text:
+            seconds += expected_seconds(plan, threads, importance=weighted)
+        fast = None
+        if seconds > LONG_SECONDS and self.method.needs_text and not self.method.transform:
+            fast = self._cost(Method("nearest"), "fast").seconds + expected_seconds(plan, threads, importance=weighted)
         return Quantized(
             target=plan.target,
             out=self.path if as_folder else folder / files[0],
@@ -82,9 +92,11 @@ class Output:
             size=plan.size,
             threads=threads,
             method=str(self.method),
-            expected_seconds=rounding + cost.seconds,
+            expected_seconds=seconds,
+            fast_seconds=fast if fast is not None and fast < seconds / 2 else None,
             calibration=plan.recipe.calibration,
             calibration_memory=cost.memory,
+            calibration_disk=cost.disk,
         )
 
     def destination(self) -> Destination:
@@ -97,12 +109,12 @@ class Output:
             )
         return found
 
-    def _cost(self, prepared: Prepared | None) -> Cost:
-        """Cost of the calibration."""
-        if prepared is None or prepared.request is None:
+    def _cost(self, method: Method, effort: str) -> Cost:
+        """Cost of the calibration with a method."""
+        if self.prepared is None or self.prepared.request is None:
             return Cost(0.0, 0)
-        tokens, context = prepared.record.tokens, prepared.record.context
-        return calibration_cost(self.assignment.checkpoint.config, self.method, self.effort, tokens, context)
+        record, config = self.prepared.record, self.assignment.checkpoint.config
+        return calibration_cost(config, method, effort, record.tokens, record.context, memory=self.memory)
 
 
 def outputs_of(
@@ -120,14 +132,49 @@ def outputs_of(
     for target, given in zip(targets, paths, strict=True):
         path = followed(given, force=config.force or config.dry_run)
         try:
-            assignment = assign(checkpoint, target, _options(target, path, config, prepared))
-            method = _method(assignment, config, effort, prepared)
+            assignment, own = assign(checkpoint, target, _options(target, path, config, prepared)), prepared
+            if own is not None and not assignment.formats:
+                assignment, own = assign(checkpoint, target, _options(target, path, config, None)), None
+            method = _method(assignment, config, effort, own)
         except UsageError as error:
-            raise UsageError(f"--to {target}: {error}" if len(targets) > 1 else str(error)) from error
-        warnings = () if prepared is None else prepared.warnings
-        found.append(Output(path, assignment, method, effort, device, warnings, given if path != given else None))
+            if len(targets) == 1:
+                raise
+            raise error.at(f"--to={quoted(target)}") from error
+        warnings = (*_of_calibration(assignment, own), *_unused(assignment, config, method))
+        link = given if path != given else None
+        found.append(Output(path, assignment, method, effort, own, device, config.memory_bytes, warnings, link))
     _check_distinct([str(each.assignment.target) for each in found])
     return found
+
+
+def rounds_nothing(checkpoint: Checkpoint, target: Target, config: QuantizeConfig) -> bool:
+    """Whether a target stores every tensor as floats, so that there is nothing to calibrate.
+
+    False for a target that cannot be planned without a calibration, or not at all; planning says why.
+    """
+    try:
+        return not assign(checkpoint, target, _options(target, Path("plan"), config, None)).formats
+    except BitsmithError:
+        return False
+
+
+def _of_calibration(assignment: Assignment, prepared: Prepared | None) -> Iterator[str]:
+    """Warnings of the calibration for one output."""
+    if prepared is None:
+        return
+    yield from prepared.warnings
+    if prepared.ready is not None:
+        note = prepared.ready.without(each.info for each in assignment.tensors if each.format is not None)
+        yield from () if note is None else (note,)
+
+
+def _unused(assignment: Assignment, config: QuantizeConfig, method: Method) -> Iterator[str]:
+    """Warnings about options that change nothing."""
+    if not assignment.formats:
+        if config.calibration_sources:
+            yield f"{assignment.target} rounds no tensor, so there is nothing to calibrate: the calibration is left out"
+    elif config.effort is not None and config.method is not None and not method.heeds_effort:
+        yield f"--effort={config.effort} changes nothing with --method={method}"
 
 
 def _options(target: Target, path: Path, config: QuantizeConfig, prepared: Prepared | None) -> PlanOptions:
@@ -154,10 +201,15 @@ def _method(assignment: Assignment, config: QuantizeConfig, effort: str, prepare
 
     if config.method is not None:
         method = Method.parse(config.method)
-    elif prepared.request is None:  # an importance file holds no activations
+    elif prepared.request is None and config.effort is None:  # an importance file holds no activations
         method = Method("nearest")
     else:
         method = default_method(assignment.formats, effort, inputs=assignment.inputs)
+    if config.method is None and method.needs_text and prepared.request is None:
+        raise UsageError(
+            f"--effort={effort} chooses --method={method} here, which needs a text to run the model on, but "
+            f"{prepared.record.source} is an importance file; leave out --effort, or give a text."
+        )
     check_method(assignment, prepared, method)
     return method
 
@@ -170,7 +222,7 @@ def check_grouping(targets: Sequence[Target], config: QuantizeConfig) -> None:
     given = [word for word, value in words.items() if value not in ((), [], None)]
     if given and all(target.container not in (*others, last) for target in targets):
         raise UsageError(
-            f"{given[0]} is for {grouped}; for {targets[0].container} give another --to, or --rule 'REGEX=f16'."
+            f"{given[0]} is for {grouped}; for {targets[0].container} give another --to, or --rule='REGEX=f16'."
         )
 
 
@@ -189,7 +241,7 @@ def output_paths(checkpoint: Checkpoint, targets: Sequence[Target], out: str | P
     if out is None:
         return usual
     if Path(out).is_file():
-        raise UsageError(f"--out {out}: several targets need a folder, but this is a file; give a folder's name.")
+        raise UsageError(f"--out={quoted(out)}: several targets need a folder, but this is a file; give a folder.")
     return [Path(out) / path for path in usual]
 
 

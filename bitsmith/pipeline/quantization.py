@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -13,11 +14,14 @@ from bitsmith.containers.sources import files_of
 from bitsmith.errors import UsageError
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.pipeline.config import QuantizeConfig
-from bitsmith.pipeline.outputs import check_grouping, outputs_of
+from bitsmith.pipeline.estimate import with_long_note
+from bitsmith.pipeline.outputs import check_grouping, outputs_of, rounds_nothing
 from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.target import Target
 from bitsmith.system.options import check_words, with_signature
 from bitsmith.system.progress import Report, silent
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from bitsmith.calibration.run import Prepared
@@ -56,23 +60,28 @@ def quantize_each(
     *,
     report: Report = silent,
     on_plan: Callable[[Quantized], None] | None = None,
+    on_done: Callable[[Quantized], None] | None = None,
 ) -> list[Quantized]:
     """Quantize `model` to several targets, one after the other, with one calibration for all; see `quantize`.
 
     on_plan: called with the plan of every output, before any weight is read
+    on_done: called with every finished output
     All outputs are checked before the first one is made. If an output fails, the outputs before it stay.
     """
+    if isinstance(to, str) or not all(isinstance(each, str) for each in to):
+        raise UsageError(f"to: expected a list of strings, found {to!r:.60}.")
     targets = [Target.parse(each) for each in to]
     if not targets:
-        raise UsageError("--to is missing; give for instance --to q4_k_m.")
+        raise UsageError("--to is missing; give for instance --to=q4_k_m.")
     effort, threads = config.effort or "normal", config.worker_threads
     check_grouping(targets, config)
     checkpoint = open_checkpoint(model, revision=config.revision)
-    prepared = _prepared(checkpoint, config)
+    prepared = _prepared(checkpoint, targets, config, report)
     runs = prepared is not None and prepared.request is not None
     device = _device(config.device) if runs or config.device else "cpu"
     outputs = outputs_of(checkpoint, targets, config, effort=effort, prepared=prepared, device=device)
-    expected = [output.expected(threads, prepared) for output in outputs]
+    expected = with_long_note([output.expected(threads) for output in outputs])
+    _log_plans(expected)
     destinations = [output.destination() for output in outputs]
 
     def announce() -> None:
@@ -84,30 +93,40 @@ def quantize_each(
         announce()
         return expected
     folder = Path(config.out) if len(outputs) > 1 and config.out is not None else None
-    sources = [*checkpoint.files, *files_of(config.calibration)]
+    sources = [*checkpoint.files, *files_of(*config.calibration_sources)]
     with folder_for(folder), Reservation(destinations, sources=sources, force=config.force) as reservation:
         announce()
-        from bitsmith.pipeline.making import make_all
+        from bitsmith.pipeline.making import Work, make_all
 
         if prepared is not None:
             prepared = prepared.read(threads=threads, report=report)
-        resources = Resources(config.memory_bytes, threads, device)
-        return make_all(outputs, expected, prepared, resources, reservation, report=report)
+        work = Work(prepared, Resources(config.memory_bytes, threads, device), threads, reservation)
+        return make_all(outputs, expected, work, report=report, on_done=on_done)
 
 
-def _prepared(checkpoint: Checkpoint, config: QuantizeConfig) -> Prepared | None:
-    """The calibration with a checked source; None if none is requested."""
-    source, tokens, context = config.calibration_source, config.calibration_tokens, config.calibration_context
-    if source is None:
+def _log_plans(expected: Sequence[Quantized]) -> None:
+    for each in expected:
+        _log.info("plan of %s: %s, %d bytes, about %.0f s", each.target, each.method, each.size, each.expected_seconds)
+
+
+def _prepared(
+    checkpoint: Checkpoint, targets: Sequence[Target], config: QuantizeConfig, report: Report
+) -> Prepared | None:
+    """The calibration with a checked source; None if none is requested, or if no target rounds anything."""
+    sources, tokens, context = config.calibration_sources, config.calibration_tokens, config.calibration_context
+    if not sources:
         if tokens is not None or context is not None:
             raise UsageError(
                 "--calibration-tokens and --calibration-context say how to calibrate, but there is no --calibration; "
-                "give --calibration default, or a text."
+                "give --calibration=default, or a text."
             )
         return None
-    from bitsmith.calibration.run import prepare
+    if all(rounds_nothing(checkpoint, target, config) for target in targets):
+        return None
+    from bitsmith.calibration.run import check_importance_file, prepare
 
-    return prepare(checkpoint, source, tokens=tokens, context=context, seed=config.seed)
+    check_importance_file(config)
+    return prepare(checkpoint, sources, tokens=tokens, context=context, seed=config.seed, report=report)
 
 
 def _device(wanted: str | None) -> str:

@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from bitsmith.calibration.sources import DEFAULT, SELF, own_text
+from bitsmith.calibration.sources import SELF, own_text
 from bitsmith.recipe.recipe import QUANTIZE
 from bitsmith.reference.texts import built_in_name
+from bitsmith.texts.sources import DEFAULT
 
 _VALUES = {  # key of a recipe -> flag with a value
     "to": "--to",

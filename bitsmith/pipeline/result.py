@@ -11,9 +11,11 @@ from bitsmith.pipeline.losses import loss_warnings
 from bitsmith.recipe.calibration_record import CalibrationRecord
 from bitsmith.recipe.plan import Plan, PlannedTensor
 from bitsmith.recipe.target import Target
+from bitsmith.system.sizes import human_bytes, human_seconds
+from bitsmith.system.tables import html_table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Quantized:
     """One finished output, or a planned output if `manifest` is None.
 
@@ -23,9 +25,11 @@ class Quantized:
     calibration: the record of the calibration; None without one
     calibration_memory: bytes that calibration needs in addition: hidden states, a block twice, its largest Hessian,
         the rows being rounded
+    calibration_disk: bytes of hidden states in a temporary file, if they are more than `memory` allows
     method: how codes are chosen
     notes: notes for the user about the run
     expected_seconds: from a short measurement
+    fast_seconds: the same with effort="fast"; None if it is not less
     seconds: real time; 0.0 for a plan
     verify_seconds, verify_cpu_seconds: the part of `seconds` for flushing to disk, reading back and comparing, as
         wall-clock time and as processor time
@@ -46,6 +50,8 @@ class Quantized:
     peak_memory: int = 0
     calibration: CalibrationRecord | None = None
     calibration_memory: int = 0
+    calibration_disk: int = 0
+    fast_seconds: float | None = None
     method: str = "nearest"
     notes: tuple[str, ...] = ()
 
@@ -63,6 +69,21 @@ class Quantized:
     def losses(self) -> tuple[str, ...]:
         """Warnings about tensors that lost far more than their type usually does; empty for a plan."""
         return () if self.manifest is None else loss_warnings(self.plan, self.manifest.tensors)
+
+    def __repr__(self) -> str:
+        """One line."""
+        state = f"in {human_seconds(self.seconds)}" if self.manifest is not None else "planned"
+        size = f"{human_bytes(self.size)}, {self.bits_per_weight:.2f} bits per weight"
+        return f"<Quantized {self.target}: {str(self.out)!r}, {size}, {self.method}, {state}>"
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[str, object]] = [("file", self.out), ("size", human_bytes(self.size))]
+        rows += [("bits per weight", f"{self.bits_per_weight:.3f}"), ("method", self.method)]
+        rows += [] if self.calibration is None else [("calibrated on", self.calibration.source)]
+        rows += [("expected", human_seconds(self.expected_seconds))]
+        rows += [("took", human_seconds(self.seconds))] if self.manifest is not None else []
+        rows += [("warning", warning) for warning in self.warnings]
+        return html_table(str(self.target), rows)
 
     def worst(self, count: int = 3) -> list[tuple[str, float]]:
         """The tensors with the largest relative squared error."""
@@ -127,6 +148,7 @@ class Quantized:
             "method": self.method,
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
             "calibration_memory_bytes": self.calibration_memory,
+            "calibration_disk_bytes": self.calibration_disk,
             "notes": list(self.notes),
             "warnings": list(self.warnings),
             "tensors": [

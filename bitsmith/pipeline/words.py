@@ -25,8 +25,8 @@ class QuantizeWords(TypedDict, total=False):
     default: nearest without calibration, else the one that loses least for the format and --effort."""
 
     effort: str | None
-    """fast (weighted scales), normal (gptq below 8 bits) or high (learned); default: normal. Giving normal or high
-    without --method also calibrates, on the built-in text unless --calibration is given."""
+    """fast (weighted scales), normal (gptq below 8 bits) or high (learned); default: normal. Giving it without --method
+    also calibrates, on the built-in text unless --calibration is given."""
 
     pure: bool
     """One type for all matrices, no mix."""
@@ -49,9 +49,10 @@ class QuantizeWords(TypedDict, total=False):
     requantize: bool
     """Accept a source that is already quantized."""
 
-    calibration: str | None
-    """Text to run the model on, to find which columns of its matrices matter: default (a built-in text), a text or
-    .jsonl file, owner/name[:FILE] of the hub, self (the model's own text), or an importance file (.gguf, .dat)."""
+    calibration: str | Path | Sequence[str | Path] | None
+    """Text to run the model on, to find which columns of its matrices matter: default (a built-in text), a file of
+    text, .jsonl, .json or .parquet, owner/name[:FILE] of the hub, self (the model's own text), or an importance file
+    (.gguf, .dat); repeatable: texts are joined in order."""
 
     calibration_tokens: int | None
     """Maximum number of tokens; default: 128 windows."""

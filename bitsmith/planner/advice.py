@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
+from bitsmith.errors import Words
 from bitsmith.planner import published
 from bitsmith.planner.devices import Device
 from bitsmith.planner.quality import SOURCE
@@ -36,7 +37,7 @@ def advise(report: PlanReport) -> tuple[str, ...]:
     for at, device_set in enumerate(report.device_sets):
         said += _for_devices(report, at, device_set)
     said += _larger_or_smaller(report)
-    return tuple(dict.fromkeys(said))
+    return tuple(Words(sentence) for sentence in dict.fromkeys(said))
 
 
 def _best(rows: Sequence[Row], at: int) -> Row | None:
@@ -60,7 +61,7 @@ def _for_devices(report: PlanReport, at: int, device_set: DeviceSet) -> Iterator
         yield (
             "Code, mathematics and long reasoning lose more than averages show"
             f"{_published_task(report)}. For these, start with 8 bits (q8_0, compressed/w8a8) and measure the loss "
-            "(bitsmith eval --against)."
+            "(`bitsmith eval --against`)."
         )
     yield from _published(report, best)
 
@@ -127,7 +128,7 @@ def _ways(report: PlanReport, at: int, rows: Sequence[Row]) -> Iterator[str]:
     if shorter is not None:
         yield f"{shorter.weights.target} with {shorter.verdicts[at].context:,} tokens of context"
         if report.workload.kv in ("f16", "f32", "bf16"):
-            yield "a longer context with a quantized cache (--kv q8_0; vLLM: fp8)"
+            yield "a longer context with a quantized cache (--kv=q8_0; vLLM: fp8)"
     four = min(rows, key=lambda row: abs(row.bits_per_weight - 4.8))
     verdict, name = four.verdicts[at], four.weights.target
     if verdict.needed > verdict.count:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bitsmith.errors import UsageError
+from bitsmith.errors import UsageError, quoted
 from bitsmith.planner.network import LayerCache, Network
 
 BITS: Mapping[str, float] = {  # bits a number; ggml's types are blocks of 32 and include their float16 scales
@@ -24,7 +24,7 @@ def check_type(type: str) -> str:
     """The cache type in lower case. Raises UsageError for an unknown type."""
     name = {"fp16": "f16", "int8": "q8_0"}.get(type.lower(), type.lower())
     if name not in BITS:
-        raise UsageError(f"--kv {type}: unknown; expected {', '.join(BITS)}.")
+        raise UsageError(f"--kv={quoted(type)}: unknown; expected {', '.join(BITS)}.")
     return name
 
 

@@ -244,7 +244,7 @@ def find_device(name: str) -> Device:
     names = {"-".join(known): device.name for known, device in index.items()}
     near = dict.fromkeys(names[close] for close in get_close_matches("-".join(words), names, n=3, cutoff=0.5))
     hint = f"; did you mean {' or '.join(near)}?" if near else "."
-    raise UsageError(f"{name!r} is no device that bitsmith knows{hint} For another device, give --memory 24GB.")
+    raise UsageError(f"{name!r} is no device that bitsmith knows{hint} For another device, give --memory=24GB.")
 
 
 def _words(name: str) -> tuple[str, ...]:

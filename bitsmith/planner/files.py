@@ -28,12 +28,12 @@ def file_bytes(checkpoint: Checkpoint, targets: Sequence[Target]) -> dict[Target
                 made = assign_mix(checkpoint, mix, PlanOptions(filename="plan.gguf"), wanted, shape, keys)
                 found[mix] = Plan.of(made).size
     except BitsmithError as error:
-        found |= dict.fromkeys(mixes, str(error))
+        found |= dict.fromkeys(mixes, error.message)
     for target in targets:
         if target.container == "gguf":
             continue
         try:
             found[target] = Plan.of(assign(checkpoint, target, PlanOptions())).size
         except BitsmithError as error:
-            found[target] = str(error)
+            found[target] = error.message
     return found

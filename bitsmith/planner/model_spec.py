@@ -163,7 +163,7 @@ def _from_hub(model: str, revision: str | None, tokenizer: bool, scratch: Path) 
         if kept is None:
             known = find_shape(model)
             hint = "" if known is None else f" The built-in shape {known.name} needs no network."
-            raise FileError(f"{error}{hint}") from error
+            raise FileError(f"{error.message}{hint}") from error
         path, tokenizer = kept, True
         said = f"the copy of {model} in the cache; the hub could not be reached"
     if path.is_dir() and not holds_weights(path):

@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 from bitsmith.containers.output import write_file
-from bitsmith.errors import UsageError
+from bitsmith.errors import UsageError, quoted
 from bitsmith.planner.report import PlanReport, Row
 from bitsmith.planner.runtimes import Memory, cache_in_memory, weights_in_memory, working
 
@@ -22,7 +22,7 @@ def draw(report: PlanReport, path: Path) -> None:
     Raises UsageError without matplotlib or if the name does not end in .png, FileError if the file cannot be written.
     """
     if path.suffix.lower() != ".png":
-        raise UsageError(f"--plot {path}: expected a name that ends in .png.")
+        raise UsageError(f"--plot={quoted(path)}: expected a name that ends in .png.")
     try:
         from matplotlib.figure import Figure
     except ImportError:

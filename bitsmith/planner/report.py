@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bitsmith.errors import UnsupportedError, UsageError
+from bitsmith.errors import UnsupportedError, UsageError, Words, quoted
 from bitsmith.planner.cache_memory import check_type
 from bitsmith.planner.devices import Device, find_device
 from bitsmith.planner.files import file_bytes
@@ -30,7 +30,9 @@ from bitsmith.planner.training import METHODS, Training, training_memory
 from bitsmith.planner.verdict import FitCheck, Verdict
 from bitsmith.planner.weights import Stored, as_it_is, parse_target, rule_of_thumb, stored
 from bitsmith.recipe.target import Target
-from bitsmith.system.sizes import parse_size
+from bitsmith.system.options import check_arguments
+from bitsmith.system.sizes import human_bytes, parse_size
+from bitsmith.system.tables import html_table
 
 DEFAULT_CONTEXT = 8192
 _COUNTED = re.compile(r"([0-9]{1,4})\s*x\s*(.+)", re.IGNORECASE)  # "2x rtx-3090"
@@ -83,7 +85,7 @@ class Row:
         return advisable(self.target, self.bits_per_weight, self.loss)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PlanReport:
     """The result of a plan."""
 
@@ -93,6 +95,24 @@ class PlanReport:
     rows: tuple[Row, ...]
     training: tuple[Training, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """One line."""
+        devices = ", ".join(each.name for each in self.device_sets)
+        return f"<PlanReport {self.spec.name!r}: {len(self.rows)} formats on {devices}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                row.weights.target,
+                human_bytes(row.weights.file or row.weights.total),
+                f"{row.bits_per_weight:.2f}",
+                *(verdict.text for verdict in row.verdicts),
+            )
+            for row in self.rows
+        ]
+        headings = ("format", "weights", "bits", *(each.name for each in self.device_sets))
+        return html_table(f"{self.spec.name}, {self.workload.context:,} tokens", rows, headings=headings)
 
 
 def plan(
@@ -127,16 +147,17 @@ def plan(
     tokenizer: fetch a hub model's tokenizer, so that sizes of whole GGUF files are exact
     Raises UsageError for a wrong call, FileError or UnsupportedError for a model that cannot be read.
     """
+    check_arguments(plan, locals())
     kv = check_type(kv)
     if not 1 <= batch <= _MOST_SEQUENCES:
-        raise UsageError(f"--batch {batch}: expected 1 to {_MOST_SEQUENCES:,} sequences.")
+        raise UsageError(f"--batch={batch}: expected 1 to {_MOST_SEQUENCES:,} sequences.")
     chosen = None if runtime is None else find_runtime(runtime)
     targets = list(dict.fromkeys(parse_target(name) for name in formats))
     if not 1 <= adapter_rank <= _MOST_RANK:
-        raise UsageError(f"--rank {adapter_rank}: expected 1 to {_MOST_RANK:,}.")
+        raise UsageError(f"--rank={adapter_rank}: expected 1 to {_MOST_RANK:,}.")
     unknown = [method for method in training if method not in METHODS]
     if unknown:
-        raise UsageError(f"--training {unknown[0]}: unknown; expected {', '.join(METHODS)}.")
+        raise UsageError(f"--training={quoted(unknown[0])}: unknown; expected {', '.join(METHODS)}.")
     device_sets = _device_sets(devices, memory)
     with tempfile.TemporaryDirectory() as scratch:
         spec = find_model(model, scratch=Path(scratch), revision=revision, tokenizer=tokenizer)
@@ -214,10 +235,10 @@ def _context(context: int | None, network: Network) -> int:
     if context is None:
         return min(DEFAULT_CONTEXT, limit) if limit else DEFAULT_CONTEXT
     if not 1 <= context <= _MOST_CONTEXT:
-        raise UsageError(f"--context {context}: expected 1 to {_MOST_CONTEXT:,} tokens.")
+        raise UsageError(f"--context={context}: expected 1 to {_MOST_CONTEXT:,} tokens.")
     if limit and context > limit:
         raise UsageError(
-            f"--context {context}: {network.name} takes at most {limit:,} tokens; give --context {limit} or less."
+            f"--context={context}: {network.name} takes at most {limit:,} tokens; give --context={limit} or less."
         )
     return context
 
@@ -229,15 +250,15 @@ def _device_sets(devices: Sequence[str], memory: str | None) -> tuple[DeviceSet,
         counted = _COUNTED.fullmatch(name.strip())
         count, wanted = (int(counted[1]), counted[2]) if counted else (1, name)
         if not 1 <= count <= _MOST_DEVICES:
-            raise UsageError(f"--device {name}: expected 1 to {_MOST_DEVICES} devices of a kind.")
+            raise UsageError(f"device {name!r}: expected 1 to {_MOST_DEVICES} devices of a kind.")
         if wanted.strip().lower() == "this":
             if count > 1:
-                raise UsageError(f"--device {name}: there is only one machine; give --device this.")
+                raise UsageError(f"device {name!r}: there is only one machine; name it 'this'.")
             device_sets += [DeviceSet(device, number) for device, number in this_machine()]
             continue
         device = find_device(wanted)
         if count > 1 and (device.unified or device.kind == "cpu"):
-            raise UsageError(f"--device {name}: several of these cannot share a model; give one.")
+            raise UsageError(f"device {name!r}: several of these cannot share a model; give one.")
         if not device.memory:
             device, needs_memory = replace(device, memory=_said(memory, device.name)), True
         device_sets.append(DeviceSet(device, count))
@@ -251,14 +272,14 @@ def _device_sets(devices: Sequence[str], memory: str | None) -> tuple[DeviceSet,
 
 def _said(memory: str | None, name: str) -> int:
     if memory is None:
-        raise UsageError(f"--device {name}: its memory is unknown; add --memory, for instance --memory 32GiB.")
+        raise UsageError(f"device {name!r}: its memory is unknown; give it, for instance --memory=32GiB.")
     return _memory_size(memory)
 
 
 def _memory_size(text: str) -> int:
     size = parse_size(text)
     if size < _LEAST_MEMORY:
-        raise UsageError(f"--memory {text}: no model fits {size:,} bytes; add a unit, for instance 24GB or 24GiB.")
+        raise UsageError(f"--memory={text}: no model fits {size:,} bytes; add a unit, for instance 24GB or 24GiB.")
     return size
 
 
@@ -282,12 +303,12 @@ def _weights(spec: ModelSpec, targets: Sequence[Target]) -> list[tuple[Target | 
         try:
             weights, file = stored(network, target), files.get(target)
         except UnsupportedError as error:
-            unstorable.append(str(error))
+            unstorable.append(error.message)
             continue
         if isinstance(file, int):
             found.append((target, replace(weights, file=file), "exact file"))
         else:
-            why = () if file is None else (f"quantize cannot make it: {file}",)
+            why = () if file is None else (Words(f"quantize cannot make it: {file}"),)
             found.append((target, replace(weights, notes=(*weights.notes, *why)), "exact tensors"))
     if targets and unstorable:
         raise UnsupportedError(unstorable[0])

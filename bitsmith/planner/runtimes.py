@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bitsmith.containers import CONTAINERS, find_container, module_containers
 from bitsmith.containers.floats import FLOATS, WRITTEN_FLOATS
 from bitsmith.containers.gguf.types import TYPES
-from bitsmith.errors import UsageError
+from bitsmith.errors import UsageError, quoted
 from bitsmith.models.arch.spec import ARCHITECTURES
 from bitsmith.planner import published
 from bitsmith.planner.cache_memory import BITS, cache_bytes
@@ -76,7 +76,7 @@ def find_runtime(name: str) -> Runtime:
     """A runtime by name. Raises UsageError for an unknown one."""
     key = {"llamacpp": "llama.cpp", "ollama": "llama.cpp", "lmstudio": "llama.cpp"}.get(name.lower(), name.lower())
     if key not in RUNTIMES:
-        raise UsageError(f"--runtime {name}: unknown; expected {', '.join(RUNTIMES)}.")
+        raise UsageError(f"--runtime={quoted(name)}: unknown; expected {', '.join(RUNTIMES)}.")
     return RUNTIMES[key]
 
 

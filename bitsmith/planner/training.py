@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bitsmith.errors import UsageError
+from bitsmith.errors import UsageError, quoted
 from bitsmith.planner.network import LayerCache, Network
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.category import layer_of
@@ -85,11 +85,11 @@ def training_memory(
     Raises UsageError for an unknown method or optimizer, and for numbers below one.
     """
     if method not in METHODS:
-        raise UsageError(f"--training {method}: unknown; expected {', '.join(METHODS)}.")
+        raise UsageError(f"--training={quoted(method)}: unknown; expected {', '.join(METHODS)}.")
     if optimizer not in OPTIMIZERS:
-        raise UsageError(f"--optimizer {optimizer}: unknown; expected {', '.join(OPTIMIZERS)}.")
+        raise UsageError(f"--optimizer={quoted(optimizer)}: unknown; expected {', '.join(OPTIMIZERS)}.")
     if rank < 1:
-        raise UsageError(f"--rank {rank}: expected 1 or more.")
+        raise UsageError(f"--rank={rank}: expected 1 or more.")
     activations = activation_bytes(network, context=context, batch=batch, checkpointing=checkpointing)
     weights, trained = _NUMBER * network.parameters, network.parameters
     if method in ("lora", "qlora"):
@@ -124,9 +124,9 @@ def activation_bytes(network: Network, *, context: int, batch: int, checkpointin
     Raises UsageError for numbers below one.
     """
     if context < 1:
-        raise UsageError(f"--context {context}: expected 1 or more tokens.")
+        raise UsageError(f"--context={context}: expected 1 or more tokens.")
     if batch < 1:
-        raise UsageError(f"--batch {batch}: expected 1 or more sequences.")
+        raise UsageError(f"--batch={batch}: expected 1 or more sequences.")
     parts = _by_layer(network)
     layers = [
         sum(kept_numbers(network, cache, parts.get(layer, {})).values()) for layer, cache in enumerate(network.caches)

@@ -76,7 +76,7 @@ def parse_target(text: str) -> Target:
     try:
         return _parsed(text)
     except UsageError as error:
-        raise UsageError(str(error).replace("--to ", "--format ")) from None
+        raise UsageError(error.message.replace("--to", "--format")) from None
 
 
 def _parsed(text: str) -> Target:

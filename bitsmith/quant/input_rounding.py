@@ -35,9 +35,9 @@ class InputRounding:
     scale: float | None = None
 
     def __str__(self) -> str:
-        """ "int8 a token", "fp8 a tensor, scale 0.0213"."""
+        """ "int8, per token", "fp8, per tensor, scale 0.0213"."""
         stored = "" if self.scale is None else f", scale {self.scale:.4g}"
-        return f"{self.type} a {self.scope}{stored}"
+        return f"{self.type}, per {self.scope}{stored}"
 
     def scale_of(self, largest: Array) -> Array:
         """The scale of inputs whose largest magnitude is `largest`: float32, any shape."""

@@ -42,7 +42,7 @@ def wanted_tensors(checkpoint: Checkpoint) -> list[PlannedTensor]:
         if name is None:
             raise UnsupportedError(
                 f"{checkpoint.source.path}: {info.name} has no Hugging Face name; write a GGUF file, for instance "
-                "--to q4_k_m."
+                "--to=q4_k_m."
             )
         order = None
         if ARCHITECTURES[config.arch].permuted and is_permuted(info.name):

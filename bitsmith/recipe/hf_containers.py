@@ -21,7 +21,7 @@ from bitsmith.containers.hf_files import StoredTensor, folder_files, module_name
 from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.manifest import Manifest, placeholder
 from bitsmith.containers.schemes import adjusted, parse
-from bitsmith.errors import UnsupportedError, UsageError
+from bitsmith.errors import UnsupportedError, UsageError, quoted
 from bitsmith.models.checkpoint import Checkpoint, require_float, source_warnings
 from bitsmith.recipe.folder import KEPT, as_float, as_json, beside, model_config, own_float, wanted_tensors
 from bitsmith.recipe.plan import Assignment, PlannedTensor
@@ -105,7 +105,7 @@ def _main_scheme(target: Target, options: PlanOptions) -> Scheme:
         )
     group = options.group_size
     if group is not None and (group < -1 or group == 0):
-        raise UsageError(f"--group-size {group}: expected -1 (a whole row) or a positive number.")
+        raise UsageError(f"--group-size={group}: expected -1 (a whole row) or a positive number.")
     asymmetric = None if options.symmetric is None else not options.symmetric
     scheme = parse(target.container, target.name)
     return adjusted(target.container, target.name, scheme, 0 if group == -1 else group, asymmetric)
@@ -130,13 +130,13 @@ def _patterns(keep: Sequence[str]) -> list[Rule]:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise UsageError(f"--keep {pattern!r} is not a regular expression: {error}.") from error
+            raise UsageError(f"--keep={quoted(pattern)} is not a regular expression: {error}.") from error
     return [Rule(re.compile(pattern), "f16") for pattern in keep]
 
 
 def _unused_patterns(keep: Sequence[Rule], names: Sequence[str]) -> list[str]:
     idle = [rule.pattern.pattern for rule in keep if not any(rule.matches(name) for name in names)]
-    return [f"--keep {pattern!r} matches no tensor" for pattern in idle]
+    return [f"--keep={quoted(pattern)} matches no tensor" for pattern in idle]
 
 
 def _choose(
@@ -154,7 +154,7 @@ def _choose(
             scheme = replace(scheme, group=main.group)
         return SchemeChoice(tensor, scheme, "", f"rule '{rule}'")
     for rule in (rule for rule in keep if rule.matches(name)):
-        return SchemeChoice(tensor, None, kept, f"--keep {rule.pattern.pattern}")
+        return SchemeChoice(tensor, None, kept, f"keep '{rule.pattern.pattern}'")
     if KEPT.search(name):
         return SchemeChoice(tensor, None, kept, "embedding, head or router keeps its precision")
     if not name.endswith(".weight") or len(shape) > 2:
@@ -176,7 +176,7 @@ def _grouped(main: Scheme, choices: list[SchemeChoice], checkpoint: Checkpoint) 
         worst = next(choice.tensor.info for choice in open_ if choice.tensor.info.cols % GROUPS[-1])
         raise UnsupportedError(
             f"{worst.name}: rows of {worst.cols} weights do not divide into groups of {GROUPS[-1]}; give "
-            f"--group-size -1 for one scale a row, or keep the tensor in 16 bits with --keep '{re.escape(worst.name)}'."
+            f"--group-size=-1 for one scale a row, or keep the tensor in 16 bits with --keep='{re.escape(worst.name)}'."
         )
 
     def filled(scheme: Scheme) -> Scheme:
@@ -194,7 +194,7 @@ def _planned(choice: SchemeChoice, container: ModuleContainer, precision: str, v
     try:
         parts = codec.layout(info.shape)
     except UnsupportedError as error:
-        raise UnsupportedError(f"{info.name}: {error}, with --keep '{re.escape(info.name)}'.") from error
+        raise UnsupportedError(f"{info.name}: {error.message}, with --keep='{re.escape(info.name)}'.") from error
     nbytes = sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in parts.values())
     info = replace(info, layout=codec.name, nbytes=nbytes)
     inputs = choice.scheme.input_rounding

@@ -86,7 +86,7 @@ def _as_type(tensor: PlannedTensor, name: str, reason: str) -> PlannedTensor:
     try:
         format = resolve(name, info.cols)
     except UnsupportedError as error:
-        raise UnsupportedError(f"{info.name}: {error}, with --rule '{re.escape(info.name)}=f16'.") from error
+        raise UnsupportedError(f"{info.name}: {error.message}, with --rule='{re.escape(info.name)}=f16'.") from error
     codec = codec_for("native", format)
     parts = codec.layout(info.shape)
     nbytes = sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in parts.values())

@@ -14,7 +14,7 @@ from bitsmith.containers.destination import Destination
 from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.manifest import Manifest, TensorRecord, placeholder
 from bitsmith.containers.static_input import StaticInput
-from bitsmith.errors import TensorError, UsageError
+from bitsmith.errors import TensorError, UsageError, Words
 from bitsmith.models.arch.names import gguf_name
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.quant.formats.base import Format
@@ -91,12 +91,12 @@ class PlannedTensor:
         if seen is None:
             raise UsageError(
                 f"{self.info.name}: the calibration has not seen its input, and {self.info.layout} stores the range of "
-                "that input; calibrate on this model, with --calibration default or a text."
+                "that input; calibrate on this model, with --calibration=default or a text."
             )
         try:
             codec = self.codec.with_input_absmax(seen)
         except TensorError as error:
-            raise TensorError(f"{self.info.name}: {error}") from error
+            raise error.at(self.info.name) from error
         return replace(self, codec=codec, inputs=codec.input_rounding)
 
 
@@ -164,7 +164,7 @@ class Plan:
         if input_absmax is not None:
             tensors = tuple(tensor.with_input_absmax(input_absmax) for tensor in tensors)
         recipe = recipe or Recipe(assignment.target, assignment.options, source=assignment.checkpoint.name)
-        return cls(assignment, recipe, tensors, (*assignment.warnings, *warnings))
+        return cls(assignment, recipe, tensors, tuple(Words(each) for each in (*assignment.warnings, *warnings)))
 
     @property
     def checkpoint(self) -> Checkpoint:

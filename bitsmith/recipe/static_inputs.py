@@ -29,12 +29,12 @@ def check_inputs(target: Target, tensors: Iterable[PlannedTensor], calibration: 
         given = "" if calibration is None else f". {calibration.source} is an importance file, without activations"
         raise UsageError(
             f"{target} stores the range of every layer's input ({wanting[0].info.name} and {len(wanting) - 1} more), "
-            f"which a calibration must measure{given}. Give --calibration default or a text, or write "
+            f"which a calibration must measure{given}. Give --calibration=default or a text, or write "
             f"{target.container}/{dynamic}, which finds ranges while it runs."
         )
     for tensor in wanting:
         if tensor.linear is None:
             raise UnsupportedError(
                 f"{tensor.info.name}: the calibration does not measure this layer's input; keep it in 16 bits with "
-                f"--keep '{re.escape(tensor.info.name)}', or write {target.container}/{dynamic}."
+                f"--keep='{re.escape(tensor.info.name)}', or write {target.container}/{dynamic}."
             )

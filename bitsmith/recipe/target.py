@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bitsmith.containers import CONTAINERS, find_container
-from bitsmith.errors import UsageError
+from bitsmith.errors import UsageError, quoted
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Target:
         if not slash:
             container, name = "gguf", container
         if not slash and name in CONTAINERS and name != "gguf":
-            raise UsageError(f"--to {text}: {name} is a container; add a format, for instance {name}/int4.")
+            raise UsageError(f"--to={quoted(text)}: {name} is a container; add a format, for instance {name}/int4.")
         if container not in CONTAINERS:
-            raise UsageError(f"--to {text}: unknown container {container!r}; known: {', '.join(CONTAINERS)}.")
+            raise UsageError(f"--to={quoted(text)}: unknown container {container!r}; known: {', '.join(CONTAINERS)}.")
         if not name:
-            raise UsageError(f"--to {text}: expected CONTAINER/FORMAT, for instance gguf/q4_k_m or native/int4.")
+            raise UsageError(f"--to={quoted(text)}: expected CONTAINER/FORMAT, such as gguf/q4_k_m or native/int4.")
         return cls(container, name)

@@ -46,7 +46,7 @@ def _topics() -> Mapping[str, str]:
     except ImportError as error:
         raise FileError(
             "the built-in text is Python's own documentation (pydoc_data.topics), but this Python installation does "
-            "not have it; give a file of UTF-8 text with --text FILE."
+            "not have it; give a file of UTF-8 text with --text=FILE."
         ) from error
     found: Mapping[str, str] = topics
     return found

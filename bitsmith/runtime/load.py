@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bitsmith.errors import UnsupportedError, UsageError
+from bitsmith.errors import UnsupportedError, UsageError, quoted
 from bitsmith.runtime.kernels import FALLBACK, KERNELS, LoadOptions
 from bitsmith.runtime.types import CACHES
 from bitsmith.system.progress import Report, silent
@@ -44,13 +44,13 @@ def choose_kernel(checkpoint: Checkpoint, wanted: str | None, *, default: str) -
     Raises UsageError where the kernel is not there, UnsupportedError where it cannot run the checkpoint.
     """
     if wanted not in (None, *KERNELS):
-        raise UsageError(f"--kernel {wanted}: unknown; expected {', '.join(KERNELS)}.")
+        raise UsageError(f"--kernel={quoted(wanted)}: unknown; expected {', '.join(KERNELS)}.")
     row, fallback = KERNELS[wanted or default], KERNELS[FALLBACK]
     absent = row.missing()
     if absent is not None and row is fallback:
         raise UsageError(absent)
     if absent is not None and wanted:
-        raise UsageError(f"--kernel {wanted}: {absent}; {row.advice()}")
+        raise UsageError(f"--kernel={quoted(wanted)}: {absent}; {row.advice()}")
     if absent is not None:
         if fallback.missing() is not None:
             raise UsageError(f"{absent}, so {fallback.missing()}")
@@ -59,7 +59,7 @@ def choose_kernel(checkpoint: Checkpoint, wanted: str | None, *, default: str) -
     if obstacle is None:
         return row.name
     if wanted:
-        raise UnsupportedError(f"--kernel {wanted}: {obstacle}; give --kernel {FALLBACK}.")
+        raise UnsupportedError(f"--kernel={quoted(wanted)}: {obstacle}; give --kernel={FALLBACK}.")
     if fallback.missing() is not None:
         raise UnsupportedError(f"{checkpoint.source.path}: {obstacle}; torch can: pip install 'bitsmith[torch]'.")
     return fallback.name
@@ -79,10 +79,10 @@ def with_context(checkpoint: Checkpoint, context: int) -> Checkpoint:
 def check_cache(cache_type: str, kernel: str) -> None:
     """Raise UsageError for a type of keys and values that is not known, or that this kernel does not keep."""
     if cache_type not in CACHES:
-        raise UsageError(f"--cache {cache_type}: unknown; expected {', '.join(CACHES)}.")
+        raise UsageError(f"--cache={quoted(cache_type)}: unknown; expected {', '.join(CACHES)}.")
     if cache_type in KERNELS[kernel].cache_types or cache_type in ("f16", "f32"):  # f16 is what nobody chose
         return
     able = ", ".join(name for name, row in KERNELS.items() if cache_type in row.cache_types)
     raise UsageError(
-        f"--cache {cache_type}: --kernel {kernel} always keeps keys and values in float32; use --kernel {able}."
+        f"--cache={cache_type}: --kernel={kernel} always keeps keys and values in float32; use --kernel={able}."
     )

@@ -8,19 +8,21 @@ import sys
 from pathlib import Path
 
 from bitsmith.errors import UsageError
+from bitsmith.system.control_group import processors
 
 MOST_THREADS = 1024
 
 
 def cores() -> int:
-    """Number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of processors that this process may use: those it is bound to, within its control group's quota."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(bound, processors() or bound)
 
 
 def check_threads(threads: int | None) -> None:
     """Raise UsageError if the number of threads is out of range. None is allowed."""
     if threads is not None and not 1 <= threads <= MOST_THREADS:
-        raise UsageError(f"--threads {threads}: expected 1 to {MOST_THREADS}; this machine has {cores()} cores.")
+        raise UsageError(f"--threads={threads}: expected 1 to {MOST_THREADS}; this machine has {cores()} cores.")
 
 
 def peak_memory() -> int:

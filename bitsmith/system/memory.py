@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from bitsmith.system.control_group import memory_room
+
 
 def available_memory() -> int | None:
     """Bytes that can be used without swapping, within a container's limit; None if the system does not tell.
 
-    Linux: MemAvailable of /proc/meminfo and the control group's memory.max; elsewhere half of the physical memory.
+    Linux: MemAvailable of /proc/meminfo and the control group's limit; elsewhere half of the physical memory.
     """
     system = _meminfo(Path("/proc/meminfo"))
-    group = _group_room(Path("/sys/fs/cgroup"))
+    group = memory_room()
     known = [value for value in (system, group) if value is not None]
     if known:
         return min(known)
@@ -31,13 +33,3 @@ def _meminfo(path: Path) -> int | None:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return None
-
-
-def _group_room(folder: Path) -> int | None:
-    """Bytes left in a control group (version 2); None without a limit."""
-    try:
-        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
-        used = int((folder / "memory.current").read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
-    return None if limit == "max" else max(int(limit) - used, 0)

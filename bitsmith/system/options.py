@@ -5,12 +5,13 @@ The command line (`bitsmith.cli.command`) and the keywords of the library's func
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from inspect import Parameter, Signature, signature
 from numbers import Integral, Real
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from bitsmith.errors import UsageError
@@ -18,6 +19,10 @@ from bitsmith.errors import UsageError
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 _KEY = "option"
+_KINDS: dict[str, Any] = {  # what parts of annotations mean
+    **{kind.__name__: kind for kind in (str, int, float, bool, Path)},
+    **{"None": NoneType, "Sequence[str]": Sequence[str], "Sequence[str | Path]": Sequence[str | Path]},
+}
 REQUIRED: Any = MISSING  # as a default: the option must be given
 
 
@@ -90,6 +95,19 @@ def check_types(config: Any) -> None:
             raise UsageError(f"{each.name}: expected {_in_words(each.annotation)}, found {value!r:.40}.")
 
 
+def check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Raise UsageError for an argument of a public function that has not the type of its annotation.
+
+    given: arguments by name; names that are no parameters are skipped, and so are annotations of other kinds (models,
+        callbacks)
+    """
+    for name, parameter in signature(function).parameters.items():
+        annotation = str(parameter.annotation)
+        kinds = [_KINDS.get(part) for part in _parts(annotation)]
+        if name in given and None not in kinds and not any(_is_of(given[name], kind) for kind in kinds):
+            raise UsageError(f"{name}: expected {_in_words(annotation)}, found {given[name]!r:.40}.")
+
+
 def _is_of(value: Any, kind: Any) -> bool:
     if kind is int:
         return isinstance(value, Integral) and not isinstance(value, bool)
@@ -98,19 +116,20 @@ def _is_of(value: Any, kind: Any) -> bool:
     if kind is str or kind is Path:
         return isinstance(value, kind)
     if get_origin(kind) is Sequence:
-        return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+        each_of = get_args(get_args(kind)[0]) or get_args(kind)
+        return isinstance(value, list | tuple) and all(isinstance(each, each_of) for each in value)
     return isinstance(value, kind)
 
 
 def _in_words(annotation: str) -> str:
-    words = {
-        "Sequence[str]": "a list of strings",
-        "str": "a string",
-        "int": "a whole number",
-        "float": "a number",
-        "bool": "True or False",
-    }
-    return " or ".join(words.get(part.strip(), part.strip()) for part in annotation.split("|"))
+    words = {"Sequence[str]": "a list of strings", "str": "a string", "int": "a whole number", "bool": "True or False"}
+    words |= {"Sequence[str | Path]": "a list of them", "Path": "a path", "float": "a number"}
+    return " or ".join(words.get(part, part) for part in _parts(annotation))
+
+
+def _parts(annotation: str) -> list[str]:
+    """The alternatives of an annotation: "str | Sequence[str] | None" -> "str", "Sequence[str]", "None"."""
+    return re.findall(r"\w+\[[^]]*\]|\w+", annotation)
 
 
 def with_signature(function: F, config: type[Any]) -> F:

@@ -1,4 +1,4 @@
-"""Sizes in bytes, in the notation of users."""
+"""Sizes in bytes and durations, in the notation of users."""
 
 from __future__ import annotations
 
@@ -19,3 +19,23 @@ def parse_size(text: str) -> int:
     if size <= 0:
         raise UsageError(f"{text!r}: a size must be above zero.")
     return size
+
+
+def human_bytes(count: float) -> str:
+    """Bytes in powers of ten: "5.37 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.4g} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """A duration: "0.4 s", "75 s", "12 min", "2 h 05 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"

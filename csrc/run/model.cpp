@@ -195,16 +195,19 @@ void Model::multiply_part(const Input &x, const Matrix &w, int first, int count,
   }
 }
 
-// Several rows of a rounded input times a packed matrix; what was rounded twice is multiplied twice and added.
+// Several rows of a rounded input times a packed matrix. What was rounded twice is multiplied twice and added; the
+// matrix is unpacked once.
 void Model::multiply_rows(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const {
   const int rows = x.floats.count;
-  kernels_.panels_rows(w.panels(), first, count, x.rounded->rows(), rows, y, stride);
-  if (!shape_.fine) return;
-  static thread_local std::vector<float> rest;
+  if (!shape_.fine) return kernels_.panels_rows(w.panels(), first, count, x.rounded->rows(), rows, y, stride);
+  static thread_local std::vector<float> products;
   const size_t width = padded(count * kPanelRows);
-  float *added = sized(rest, rows * width);
-  kernels_.panels_rows(w.panels(), first, count, x.rounded->rest(), rows, added, width);
-  for (int i = 0; i < rows; ++i) add(y + i * stride, added + i * width, count * kPanelRows);
+  float *both = sized(products, 2 * rows * width);
+  kernels_.panels_rows(w.panels(), first, count, x.rounded->rows(), 2 * rows, both, width);
+  for (int i = 0; i < rows; ++i) {
+    const float *coarse = both + i * width, *rest = both + (rows + i) * width;
+    for (int k = 0; k < count * kPanelRows; ++k) y[i * stride + k] = coarse[k] + rest[k];
+  }
 }
 
 void Model::hidden(const Feed &feed, Cache &cache, float *out, const std::function<bool()> &go_on) {

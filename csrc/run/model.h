@@ -49,8 +49,8 @@ class RoundedBuffer {
     const size_t size = static_cast<size_t>(rows) * (cols / 32);
     if (rows == 1 && fine_.size() < size) fine_.resize(size);
     if (rows == 1 && sums_.size() < size / 8 + 1) sums_.resize(size / 8 + 1);
-    if (rows > 1 && blocks_.size() < size) blocks_.resize(size);
-    if (rows > 1 && wanted.rest && rest_.size() < size) rest_.resize(size);
+    const size_t all = wanted.rest ? 2 * size : size;
+    if (rows > 1 && blocks_.size() < all) blocks_.resize(all);
   }
   // Round row i of `rows`; a single row finely.
   void round(const Kernels &kernels, Roundings wanted, const float *x, int rows, int i) {
@@ -59,29 +59,27 @@ class RoundedBuffer {
     if (rows == 1)
       kernels.round_fine(x, cols_, fine_.data(), sums_.data());
     else
-      round_rows(kernels, wanted, x, static_cast<size_t>(i) * (cols_ / 32));
+      round_rows(kernels, wanted, x, rows, i);
   }
+  // Behind them the rows of what their rounding lost, where that is wanted.
   RoundedRows rows() const { return {blocks_.data(), cols_}; }
-  RoundedRows rest() const { return {rest_.data(), cols_}; }
   FineRow fine() const { return {fine_.data(), sums_.data()}; }
   BfloatRows bfloats() const { return {bfloats_.data(), static_cast<size_t>(cols_)}; }
 
  private:
-  // One row to the blocks from `at` on.
-  void round_rows(const Kernels &kernels, Roundings wanted, const float *x, size_t at) {
-    kernels.round_row(x, cols_, blocks_.data() + at);
+  void round_rows(const Kernels &kernels, Roundings wanted, const float *x, int rows, int i) {
+    const size_t length = cols_ / 32;
+    RoundedBlock *to = blocks_.data() + i * length;
+    kernels.round_row(x, cols_, to);
     if (!wanted.rest) return;
     static thread_local std::vector<float> lost;
     lost.resize(cols_);
-    for (int i = 0; i < cols_; ++i) {
-      const RoundedBlock &block = blocks_[at + i / 32];
-      lost[i] = x[i] - block.scale * static_cast<float>(block.codes[i % 32]);
-    }
-    kernels.round_row(lost.data(), cols_, rest_.data() + at);
+    for (int k = 0; k < cols_; ++k) lost[k] = x[k] - to[k / 32].scale * static_cast<float>(to[k / 32].codes[k % 32]);
+    kernels.round_row(lost.data(), cols_, to + rows * length);
   }
 
   int cols_ = 0;
-  std::vector<RoundedBlock> blocks_, rest_;
+  std::vector<RoundedBlock> blocks_;
   std::vector<FineBlock> fine_;
   std::vector<FineSums> sums_;
   std::vector<uint16_t> bfloats_;

@@ -180,5 +180,5 @@ def test_a_model_that_says_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch) 
 
     model = bitsmith.load(tiny)
     monkeypatch.setattr(Tokenizer, "end_ids", frozenset(range(VOCAB)))
-    with pytest.raises(FileError, match="--calibration self: the model ends its texts"):
+    with pytest.raises(FileError, match='calibration="self": the model ends its texts'):
         generate_tokens(Request.of("self", limit=256, tokens=400, context=40), model)

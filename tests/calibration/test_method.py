@@ -22,12 +22,12 @@ def test_words_may_come_in_any_order_and_case() -> None:
 
 @pytest.mark.parametrize("name", ["", "gtpq", "awq+smoothquant", "gptq+learned", "gptq+gptq", "awq,gptq", "+"])
 def test_other_names_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=r"--method .*known: nearest, gptq, learned, awq, awq\+gptq"):
+    with pytest.raises(UsageError, match=r'method=".*known: nearest, gptq, learned, awq, awq\+gptq'):
         Method.parse(name)
 
 
 def test_an_unknown_effort_is_refused() -> None:
-    with pytest.raises(UsageError, match="--effort much: unknown; known: fast, normal, high"):
+    with pytest.raises(UsageError, match='effort="much": unknown; known: fast, normal, high'):
         check_effort("much")
 
 

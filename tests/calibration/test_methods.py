@@ -216,9 +216,9 @@ def test_the_command_makes_several(tiny: Path, tmp_path: Path, bitsmith_command:
 
 
 def test_an_absent_device_is_refused(tiny: Path) -> None:
-    with pytest.raises(UsageError, match="--device tpu: unknown; expected cpu, cuda"):
+    with pytest.raises(UsageError, match='device="tpu": unknown; expected cpu, cuda'):
         bitsmith.quantize(tiny, to="q4_0", calibration="default", device="tpu", dry_run=True)
-    with pytest.raises(UsageError, match="--device cuda:99: torch finds"):
+    with pytest.raises(UsageError, match='device="cuda:99": torch finds'):
         bitsmith.quantize(tiny, to="q4_0", calibration="default", device="cuda:99", dry_run=True)
 
 
@@ -247,7 +247,7 @@ def test_damaged_weights_are_named_whatever_the_method(tmp_path: Path, method: s
     tensors = weights(CONFIG)
     tensors["model.layers.1.mlp.up_proj.weight"][3, 1] = np.nan
     model = make_folder(tmp_path / "model", tensors=tensors)
-    with pytest.raises(TensorError, match=r"blk\.1\.ffn_up: the weights hold NaN"):
+    with pytest.raises(TensorError, match=r"^model\.layers\.1\.mlp\.up_proj\.weight: the weights hold NaN"):
         bitsmith.quantize(model, to="native/int4-g32", method=method, out=tmp_path / "out", **WORDS)
     assert not (tmp_path / "out").exists()
 
@@ -276,13 +276,13 @@ def test_notes_name_tensors_as_the_output_does(tiny: Path, tmp_path: Path) -> No
 
 
 def test_a_refused_rule_names_its_target(tiny: Path) -> None:
-    with pytest.raises(UsageError, match=r"--to gguf/q4_0: rule 'q_proj=int8'"):
+    with pytest.raises(UsageError, match=r"to=\"gguf/q4_0\": rule 'q_proj=int8'"):
         quantize_each(tiny, ["q4_0", "gptq/int4"], QuantizeConfig(rules=["q_proj=int8"], dry_run=True))
     with pytest.raises(UsageError, match=r"gptq is a container; .*gptq/int4"):
         bitsmith.quantize(tiny, to="gptq", dry_run=True)
     with pytest.raises(UsageError, match="rule 'q_proj': expected REGEX=TYPE"):
         bitsmith.quantize(tiny, to="gptq/int4", rules=["q_proj"], dry_run=True)
-    with pytest.raises(UsageError, match=r"--keep '\(' is not a regular expression"):
+    with pytest.raises(UsageError, match=r'keep=\["\("\] is not a regular expression'):
         bitsmith.quantize(tiny, to="gptq/int4", keep=["("], dry_run=True)
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitsmith.calibration import datasets
-from bitsmith.calibration.datasets import choose_file, looks_like_data_set
 from bitsmith.calibration.sources import CalibrationTokens, Request, read_tokens
 from bitsmith.errors import FileError, UnsupportedError, UsageError
 from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.models.tokenizer import Tokenizer
 from bitsmith.reference.texts import calibration_text
+from bitsmith.texts import hub
 
 TEXT = "\n\n".join(f"Paragraph {n}: the quick brown fox jumps over {n * n} lazy dogs." for n in range(200))
 VOCAB = 4096
@@ -38,18 +37,18 @@ def read(source: object, tokenizer: Tokenizer, tokens: int = 64 * 32, context: i
 
 
 def test_defaults_follow_the_model() -> None:
-    assert Request.of(None, limit=8192) == Request("default", 128, 512, 0)
-    assert Request.of(None, limit=256) == Request("default", 128, 256, 0)
-    assert Request.of("x", limit=8192, tokens=1000, context=300, seed=4) == Request("x", 3, 300, 4)
+    assert Request.of(None, limit=8192) == Request(("default",), 128, 512, 0)
+    assert Request.of(None, limit=256) == Request(("default",), 128, 256, 0)
+    assert Request.of("x", limit=8192, tokens=1000, context=300, seed=4) == Request(("x",), 3, 300, 4)
 
 
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ({"context": 2048}, "--calibration-context 2048: expected 8 to 1024"),
-        ({"context": 4}, "--calibration-context 4"),
-        ({"tokens": 100, "context": 128}, "--calibration-tokens 100: expected at least one window of 128"),
-        ({"seed": -1}, "--seed -1"),
+        ({"context": 2048}, "calibration_context=2048: expected 8 to 1024"),
+        ({"context": 4}, "calibration_context=4"),
+        ({"tokens": 100, "context": 128}, "calibration_tokens=100: expected at least one window of 128"),
+        ({"seed": -1}, "seed=-1"),
     ],
 )
 def test_wrong_calls(words: dict[str, int], named: str) -> None:
@@ -122,14 +121,14 @@ def test_chats_go_through_the_template_and_follow_each_other(tmp_path: Path, tok
     ("lines", "named"),
     [
         (['{"text": "fine"}', "{broken"], r"x\.jsonl, line 2: not JSON"),
-        (['{"text": "fine"}', "[1]"], "line 2: expected .* found no object"),
-        (['{"prompt": "fine"}'], "line 1: expected .* found an object with prompt"),
-        (['{"text": 5}'], 'line 1: expected "text" to be a string, found int'),
+        (['{"text": "fine"}', "[1]"], "line 2: expected .* found a list, no object"),
+        (['{"prompt": "fine"}'], "line 1: expected .* found an object with prompt. Rename"),
+        (['{"text": 5}'], 'line 1: expected "text" to be a string, found a number'),
         (['{"messages": "hello"}'], 'line 1: expected "messages" to be a list'),
-        (['{"messages": [{"content": "hello"}]}'], 'line 1: expected "messages" to be a list'),
+        (['{"messages": [{"content": "hello"}]}'], 'line 1, message 1: expected "messages" to be a list'),
         (['{"messages": []}', '{"messages": [{"role": "user", "content": ""}]}', '{"text": "  "}'], "all .* are empty"),
         (['{"text": "short"}'], "one window needs 32"),
-        (["[" * 100_000], "line 1: not JSON"),
+        (["[" * 100_000], "line 1: not JSON that can be read: nested too deep"),
     ],
 )
 def test_bad_lines_are_named(tmp_path: Path, tokenizer: Tokenizer, lines: list[str], named: str) -> None:
@@ -162,7 +161,7 @@ def test_texts_that_cannot_be_read(tmp_path: Path, tokenizer: Tokenizer) -> None
     with pytest.raises(FileError, match=r"text\.txt: the text has \d tokens, but one window needs 32"):
         read(path, tokenizer)
     for missing in (tmp_path / "none.txt", "none/here.jsonl", "nowhere", tmp_path):
-        with pytest.raises(FileError, match=f"--calibration {missing}: (there is no such file|is a folder)"):
+        with pytest.raises(FileError, match=f'calibration="{missing}": (there is no such file|is a folder)'):
             read(missing, tokenizer)
 
 
@@ -172,32 +171,18 @@ def test_tokens_outside_the_model_are_refused(text: Path, tokenizer: Tokenizer) 
         read_tokens(request, tokenizer, vocab=50)
 
 
-@pytest.mark.parametrize(
-    ("source", "is_one"),
-    [("owner/name", True), ("owner/name:data/train.jsonl", True), ("dir/text.txt", False), ("name", False)],
-)
-def test_what_looks_like_a_data_set(source: str, is_one: bool) -> None:
-    assert looks_like_data_set(source) is is_one
-
-
-def test_the_training_split_comes_first() -> None:
-    assert choose_file("a/b", ["README.md", "test.jsonl", "data/train.jsonl", "a.txt"]) == "data/train.jsonl"
-    with pytest.raises(UnsupportedError, match=r"no .txt or .jsonl file \(it has .parquet\)"):
-        choose_file("a/b", ["README.md", "x.parquet"])
-
-
 def test_a_data_set_is_fetched_by_name(text: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def fetch(source: str) -> Path:
+    def fetch(source: str, option: str) -> Path:
         asked.append(source)
         return text
 
-    monkeypatch.setattr(datasets, "download_text", fetch)
+    monkeypatch.setattr(hub, "download_text", fetch)
     np.testing.assert_array_equal(read("owner/name", tokenizer), read(text, tokenizer))
     assert asked == ["owner/name"]
 
 
 def test_without_a_network_the_error_names_the_way(tokenizer: Tokenizer) -> None:
-    with pytest.raises(FileError, match=r"owner/name: there is no such file.*give a local file"):
+    with pytest.raises(FileError, match=r'"owner/name": there is no such file.*give a local file'):
         read("owner/name", tokenizer)

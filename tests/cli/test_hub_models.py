@@ -52,7 +52,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 def test_pull_list_run_and_rm(hub: Hub) -> None:
     pulled = hub("pull", "owner/name")
     assert pulled.returncode == 0, pulled.stderr
-    assert "taking Q8_0" in pulled.stderr
+    assert pulled.stderr == "Note: owner/name holds several GGUF files: taking Q8_0. Others: F16\n"
     assert pulled.stdout.splitlines()[-1] == "Run it: bitsmith run owner/name:Q8_0"
     again = json.loads(hub.works("pull", "https://huggingface.co/owner/name:f16", "--json"))
     assert (again["name"], again["quantization"]) == ("owner/name:F16", "F16")

@@ -61,7 +61,7 @@ def test_every_option_reaches_the_configuration(bitsmith_command: Command, monke
         out=Path("x"),
         method="gptq",
         effort="high",
-        calibration="self",
+        calibration=("self",),
         calibration_tokens=9,
         calibration_context=8,
         seed=7,
@@ -105,7 +105,7 @@ def test_without_a_command_the_help_names_all(bitsmith_command: Command) -> None
     result = bitsmith_command()
     assert result.code == 2
     assert all(f"\n  {command} " in result.out for command in COMMANDS)
-    assert "..." not in result.out.split("Commands:")[1]  # whole sentences
+    assert "..." not in result.out.split("Plan:")[1]  # whole sentences
     assert bitsmith_command("--help").out == result.out
 
 

@@ -322,7 +322,7 @@ class TestLayout:
 
     def test_a_header_too_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("bitsmith.containers.safetensors_layout.HEADER_LIMIT", 1000)
-        with pytest.raises(UnsupportedError, match="--max-shard-size"):
+        with pytest.raises(UnsupportedError, match="max_shard_size="):
             safetensors_layout("x", {"long": "x" * 1000}, [])
 
     def test_shards(self, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def tensor_of(codec: StaticInput) -> QuantTensor:
 
 
 def args(**changes: Any) -> dict[str, Any]:
-    """`input_activations`: int8 a token, dynamic, with changes."""
+    """`input_activations`: int8, per token, dynamic, with changes."""
     return {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True, **changes}
 
 
@@ -146,7 +146,7 @@ def test_what_the_decoder_cannot_run_says_so_when_asked(tmp_path: Path, changes:
     source = check_reads(
         folder_of(tmp_path / "m", args(**changes)), tensor_of(CODECS[0]).values(), "compressed/int8-channel"
     )
-    with pytest.raises(UnsupportedError, match=rf"{MODULE} rounds its inputs as .*, dynamic: .*--requantize"):
+    with pytest.raises(UnsupportedError, match=rf"{MODULE} rounds its inputs as .*, dynamic: .*requantize=True"):
         source.input_rounding(NAME)
 
 

@@ -149,7 +149,7 @@ def test_progress_counts_windows(text: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_max_windows(text: Path) -> None:
     assert evaluate(Bigram(), text=text, context=16, max_windows=4).windows == 4
     assert evaluate(Bigram(), text=text, context=16, max_windows=400).windows == 21
-    with pytest.raises(UsageError, match="found 0"):
+    with pytest.raises(UsageError, match="max_windows=0: expected 1 or more"):
         evaluate(Bigram(), text=text, context=16, max_windows=0)
 
 

@@ -89,7 +89,7 @@ def test_counts() -> None:
     assert check_counts(1024, prompt=None, gen=None, repeat=1) == (512, 128)
     assert check_counts(100, prompt=None, gen=None, repeat=1) == (100, 100)
     assert check_counts(100, prompt=100, gen=0, repeat=1) == (100, 0)
-    with pytest.raises(UsageError, match="--prompt 101"):
+    with pytest.raises(UsageError, match="prompt=101"):
         check_counts(100, prompt=101, gen=1, repeat=1)
 
 

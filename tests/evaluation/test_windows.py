@@ -1,12 +1,10 @@
 """Windows are cut as llama-perplexity cuts them; texts that cannot be scored are refused."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from bitsmith.errors import FileError, UsageError
-from bitsmith.evaluation.windows import check_context, cut_windows, read_text
+from bitsmith.evaluation.windows import check_context, cut_windows
 
 
 def test_the_second_half_is_scored_and_the_rest_dropped() -> None:
@@ -38,30 +36,5 @@ def test_a_context_that_cannot_be_halved(context: int) -> None:
 
 def test_a_context_longer_than_the_models() -> None:
     check_context(1024, 1024, "model.gguf")
-    with pytest.raises(UsageError, match=r"model\.gguf: a context of 1026 .* give --context 1024"):
+    with pytest.raises(UsageError, match=r"model\.gguf: a context of 1026 .* give context=1024"):
         check_context(1026, 1025, "model.gguf")
-
-
-def test_text_is_read_byte_for_byte(tmp_path: Path) -> None:
-    path = tmp_path / "text.txt"
-    path.write_bytes("a\r\nb\u2019 \U0001f600\n".encode())
-    assert read_text(path) == "a\r\nb\u2019 \U0001f600\n"
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [(b"", "empty"), (b" \n\t\n", "empty"), (b"abc\xff\n", "0xff at position 3"), (b"ab\xe2\x82", "position 2")],
-)
-def test_text_that_cannot_be_used(tmp_path: Path, data: bytes, message: str) -> None:
-    path = tmp_path / "text.txt"
-    path.write_bytes(data)
-    with pytest.raises(FileError, match=message) as caught:
-        read_text(path)
-    assert str(path) in str(caught.value)
-
-
-def test_text_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="cannot be read"):
-        read_text(tmp_path / "absent.txt")
-    with pytest.raises(FileError, match="cannot be read"):
-        read_text(tmp_path)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bitsmith.containers.gguf.reader import GgufSource
 from tests.fuzz import mutate
+from tests.gguf_files import Stored, write_gguf
 from tests.models.tokenizer.spm import model_proto, small_model
 
 TARGETS = ("q8_0", "q4_k_m", "native/int4", "native/nf4", "gptq/int4", "awq/int4", "compressed/w8a8", "f16")
@@ -33,7 +34,7 @@ class Case:
 def make_case(number: int, seeds: Path, folder: Path) -> Case:
     """Write the damaged input of this number below `folder`, which is empty. The same number gives the same case."""
     rng = random.Random(number)
-    kind = rng.choice([_gguf, _gguf, _split, _weights, _weights, _json, _json, _json, _template, _spm, _imatrix, _text])
+    kind = rng.choice(_KINDS)
     words, damaged = kind(rng, seeds, folder)
     return Case(number, tuple(words), rng.choice(["hi\n", "", "/reset\nhi\n", "<|user|>\n"]), damaged)
 
@@ -89,6 +90,43 @@ def _without_tensors(data: bytes) -> bytes:
 def _header_bytes(path: Path) -> int:
     with GgufSource(path) as source:
         return source._parts[0].header.data_start
+
+
+def _gguf_keys(rng: random.Random, seeds: Path, folder: Path) -> tuple[list[str], Path]:
+    """A sound file with other values of some keys."""
+    found = rng.choice(sorted((seeds / "gguf").iterdir()))
+    path = folder / found.name
+    with GgufSource(found) as source:
+        keys = dict(source.keys)
+        for _ in range(rng.choice([1, 1, 2, 3])):
+            name = rng.choice([*keys, "tokenizer.chat_template"])
+            if rng.random() < 0.1:
+                keys.pop(name, None)
+            else:
+                keys[name] = mutate.gguf_value(keys.get(name), rng)
+        tensors = {
+            name: Stored(info.layout, info.shape, source.packed(name).parts["data"])
+            for name, info in source.tensors.items()
+        }
+    write_gguf(path, keys, tensors)
+    return _commands(rng, path, folder), path
+
+
+def _steps(rng: random.Random, seeds: Path, folder: Path) -> tuple[list[str], Path]:
+    """A tokenizer.json with hostile steps."""
+    model = folder / "model"
+    shutil.copytree(seeds / "folder" / "plain", model)
+    path = model / "tokenizer.json"
+    content = json.loads(path.read_bytes())
+    split = {"type": "Split", "pattern": {"Regex": rng.choice(mutate.REGEXES)}, "behavior": "Isolated", "invert": False}
+    double = {"type": "Replace", "pattern": {"String": rng.choice(["O", "", "e"])}, "content": "ee"}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    if rng.random() < 0.6:
+        content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, level]}
+    else:
+        content["normalizer"] = {"type": "Sequence", "normalizers": [double] * rng.choice([1, 3, 40])}
+    path.write_bytes(mutate.dump(content))
+    return _commands(rng, model, folder), path
 
 
 def _split(rng: random.Random, seeds: Path, folder: Path) -> tuple[list[str], Path]:
@@ -195,3 +233,9 @@ def _text(rng: random.Random, seeds: Path, folder: Path) -> tuple[list[str], Pat
         words = ["imatrix", model, "-o", str(folder / "out.dat"), "--calibration", str(path), "--threads", "1"]
         words += ["--calibration-tokens", "64", "--calibration-context", "32"]
     return words, path
+
+
+_KINDS = (
+    *(_gguf, _gguf, _gguf_keys, _gguf_keys, _split, _weights, _weights, _json, _json, _json),
+    *(_template, _steps, _spm, _imatrix, _text),
+)

@@ -8,6 +8,16 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from bitsmith.containers.gguf.metadata_values import (
+    DTYPES,
+    GgufArray,
+    Value,
+    ValueType,
+    array,
+    boolean,
+    scalar,
+    string,
+)
 from bitsmith.containers.gguf.types import TYPES
 
 NUMBERS = [
@@ -138,7 +148,7 @@ def value(rng: random.Random) -> Any:
     """A value of JSON that is rarely expected."""
     kind = rng.randrange(6)
     if kind == 0:
-        return rng.choice(NUMBERS)
+        return rng.choice([*NUMBERS, 10**400])
     if kind == 1:
         return rng.choice(TEXTS)
     if kind == 2:
@@ -207,6 +217,26 @@ def safetensors_file(data: bytes, rng: random.Random) -> bytes:
         header = json_value(header, rng)
     text = dump(header)
     return len(text).to_bytes(8, "little") + text + data[end:]
+
+
+def gguf_value(now: Value | None, rng: random.Random) -> Value:
+    """Another value for a key: mostly of the type that it has."""
+    kind = now.type if now is not None and rng.random() < 0.7 else rng.choice(list(ValueType))
+    if kind is ValueType.STRING:
+        text = rng.choice([*TEXTS, *TEMPLATES, "llama", "gpt2", "superbpe"]).replace("\ud800", "?")
+        return string(text)
+    if kind is ValueType.BOOL:
+        return boolean(rng.random() < 0.5)
+    if kind is ValueType.ARRAY:
+        items = now.value.items if now is not None and isinstance(now.value, GgufArray) else ()
+        if len(items) == 0 or rng.random() < 0.3:
+            return array(rng.choice([["a"] * 5, [1] * 4096, [0.5], ["x" * 100_000, "y"], list(range(5000))]))
+        return Value(kind, GgufArray(now.value.item, items[: rng.randrange(len(items) + 1)]))  # type: ignore[union-attr]
+    if kind in (ValueType.FLOAT32, ValueType.FLOAT64):
+        return scalar(kind, rng.choice([0.0, -1.0, 1e-30, 1e30, float("nan"), float("inf")]))
+    width = 8 * DTYPES[kind].itemsize
+    number = rng.choice(NUMBERS) & ((1 << width) - 1)
+    return scalar(kind, number - (1 << width) if DTYPES[kind].kind == "i" and number >> (width - 1) else number)
 
 
 def gguf_file(data: bytes, rng: random.Random, header: int) -> bytes:

@@ -80,7 +80,7 @@ def test_all_parts_of_a_split_gguf_are_fetched(tmp_path: Path, monkeypatch: pyte
     [
         (errors.GatedRepoError, "accept its terms"),
         (errors.RepositoryNotFoundError, "no such model"),
-        (errors.RevisionNotFoundError, "--revision"),
+        (errors.RevisionNotFoundError, "check revision="),
         (errors.LocalEntryNotFoundError, "no network"),
         (OSError, "cannot be fetched"),
     ],

@@ -15,6 +15,7 @@ import bitsmith
 from bitsmith.calibration.run import prepare
 from bitsmith.calibration.stats import Stats
 from bitsmith.containers.compressed_codecs import PackedCodec
+from bitsmith.containers.reservation import Reservation
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.pipeline.executor import execute
@@ -125,11 +126,13 @@ def test_stored_input_scales_are_what_the_package_makes(tiny: Path, tmp_path: Pa
 
 def static_folder(model: Path, to: str, out: Path) -> Mapping[str, Stats]:
     """Written after a short calibration, whose statistics are returned."""
-    prepared = prepare(open_checkpoint(model), None, tokens=640, context=64)
+    prepared = prepare(open_checkpoint(model), tokens=640, context=64)
     assignment = assign_hf(prepared.checkpoint, Target("compressed", to), PlanOptions(calibration=prepared.record))
     stats = prepared.run().stats
     absmax = {name: float(seen.max_abs.max()) for name, seen in stats.items()}
-    execute(Plan.of(assignment, input_absmax=absmax), out, threads=1)
+    plan = Plan.of(assignment, input_absmax=absmax)
+    with Reservation([plan.destination(out)]) as reservation:
+        execute(plan, out, reservation, threads=1)
     return stats
 
 

@@ -66,15 +66,15 @@ def test_an_unknown_keyword_is_named() -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ({"method": "magic"}, "--method magic: unknown; known: nearest, gptq"),
-        ({"effort": "big"}, "--effort big: unknown; known: fast, normal, high"),
-        ({"threads": 0}, "--threads 0: expected 1 to 1024"),
-        ({"threads": 1025}, "--threads 1025"),
-        ({"memory": "much"}, "--memory: 'much' is not a size"),
-        ({"max_shard_size": "0GB"}, "--max-shard-size: '0GB': a size must be above zero"),
-        ({"calibration_tokens": 0}, "--calibration-tokens 0: expected 1 or more"),
-        ({"calibration_context": -1}, "--calibration-context -1: expected 1 or more"),
-        ({"seed": -1}, "--seed -1: expected 0 or more"),
+        ({"method": "magic"}, 'method="magic": unknown; known: nearest, gptq'),
+        ({"effort": "big"}, 'effort="big": unknown; known: fast, normal, high'),
+        ({"threads": 0}, "threads=0: expected 1 to 1024"),
+        ({"threads": 1025}, "threads=1025"),
+        ({"memory": "much"}, "memory=: 'much' is not a size"),
+        ({"max_shard_size": "0GB"}, "max_shard_size=: '0GB': a size must be above zero"),
+        ({"calibration_tokens": 0}, "calibration_tokens=0: expected 1 or more"),
+        ({"calibration_context": -1}, "calibration_context=-1: expected 1 or more"),
+        ({"seed": -1}, "seed=-1: expected 0 or more"),
         ({"rules": "ffn=q4_0"}, "expected a list of strings"),
     ],
 )
@@ -88,7 +88,7 @@ def test_what_follows_from_the_options() -> None:
     assert (QuantizeConfig().worker_threads, QuantizeConfig(threads=3).worker_threads) == (cores(), 3)
     assert (QuantizeConfig().memory_bytes, QuantizeConfig(memory="4GB").memory_bytes) == (None, 4 * 10**9)
     sources = [
-        QuantizeConfig(**words).calibration_source  # type: ignore[arg-type]
+        QuantizeConfig(**words).calibration_sources  # type: ignore[arg-type]
         for words in ({}, {"effort": "fast"}, {"effort": "high"}, {"method": "gptq"}, {"calibration": "self"})
     ]
-    assert sources == [None, None, "default", "default", "self"]
+    assert sources == [(), ("default",), ("default",), ("default",), ("self",)]

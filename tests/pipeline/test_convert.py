@@ -210,3 +210,10 @@ def test_a_source_is_never_replaced(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="replace"):
         bitsmith.convert(tiny, to="f16", out=tiny, force=True)
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_single_shard_is_not_a_model(tiny: Path, tmp_path: Path) -> None:
+    split = bitsmith.convert(tiny, max_shard_size="300kB", out=tmp_path / "split")
+    shard = next(path for path in split.paths if path.suffix == ".safetensors")
+    with pytest.raises(UsageError, match=r"one of the shards of a model; give the folder, .*split"):
+        bitsmith.convert(shard, to="f16", out=tmp_path / "x")

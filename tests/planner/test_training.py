@@ -221,11 +221,11 @@ def test_rough_counts_are_told() -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"method": "dora"}, "--training dora"),
-        ({"optimizer": "sgd"}, "--optimizer sgd"),
-        ({"rank": 0}, "--rank 0"),
-        ({"context": 0}, "--context 0"),
-        ({"batch": 0}, "--batch 0"),
+        ({"method": "dora"}, r'training=\["dora"\]'),
+        ({"optimizer": "sgd"}, 'optimizer="sgd"'),
+        ({"rank": 0}, "adapter_rank=0"),
+        ({"context": 0}, "context=0"),
+        ({"batch": 0}, "batch=0"),
     ],
 )
 def test_errors_name_the_option(options: dict[str, Any], named: str) -> None:

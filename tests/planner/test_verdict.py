@@ -138,14 +138,14 @@ def test_windows_by_runtime() -> None:
 WRONG = {
     "unknown device": ({"devices": ["rtx-4900"]}, "rtx-4090"),
     "size": ({"memory": "24 bananas"}, "24 bananas. is not a size"),
-    "context of zero": ({"context": 0}, "--context 0"),
+    "context of zero": ({"context": 0}, "context=0"),
     "context beyond": ({"context": 9000}, "8,192"),
-    "batch": ({"batch": 0}, "--batch 0"),
-    "kv": ({"kv": "q7"}, "--kv q7"),
+    "batch": ({"batch": 0}, "batch=0"),
+    "kv": ({"kv": "q7"}, 'kv="q7"'),
     "format": ({"formats": ["q4_z"]}, "q4_"),
-    "runtime": ({"runtime": "exl2"}, "--runtime exl2"),
-    "training": ({"training": ["rlhf"]}, "--training rlhf"),
-    "cpu without memory": ({"devices": ["cpu-ddr4"]}, "--memory"),
+    "runtime": ({"runtime": "exl2"}, 'runtime="exl2"'),
+    "training": ({"training": ["rlhf"]}, r'training=\["rlhf"\]'),
+    "cpu without memory": ({"devices": ["cpu-ddr4"]}, "memory="),
     "too many": ({"devices": ["99x rtx-4090"]}, "1 to 64"),
 }
 
@@ -237,7 +237,7 @@ def test_in_use_is_never_less_than_what_fits() -> None:
 
 @pytest.mark.parametrize("name", ["2x m3-max-36", "2x this", "2x cpu-ddr5"])
 def test_memory_that_is_not_one(name: str) -> None:
-    with pytest.raises(UsageError, match="--device"):
+    with pytest.raises(UsageError, match="device "):
         bitsmith.plan("7B", devices=[name], memory="16GB")
 
 

@@ -52,5 +52,5 @@ def test_zero_stays_zero_and_nothing_divides_by_it(scheme: InputRounding) -> Non
 
 
 def test_words() -> None:
-    assert str(InputRounding("int8", "token")) == "int8 a token"
-    assert str(InputRounding("fp8", "tensor", 1 / 47)) == "fp8 a tensor, scale 0.02128"
+    assert str(InputRounding("int8", "token")) == "int8, per token"
+    assert str(InputRounding("fp8", "tensor", 1 / 47)) == "fp8, per tensor, scale 0.02128"

@@ -25,7 +25,7 @@ def test_a_target(text: str, expected: Target) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("exl2/int4", "unknown container 'exl2'; known: gguf"), ("gguf/", "for instance")],
+    [("exl2/int4", "unknown container 'exl2'; known: gguf"), ("gguf/", "such as gguf/q4_k_m")],
 )
 def test_a_target_that_is_none(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):

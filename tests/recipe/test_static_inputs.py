@@ -14,6 +14,8 @@ import bitsmith
 from bitsmith.calibration.collect import Calibration
 from bitsmith.calibration.run import prepare
 from bitsmith.calibration.stats import StatsMeter
+from bitsmith.containers.manifest import Manifest
+from bitsmith.containers.reservation import Reservation
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.errors import BitsmithError, TensorError, UnsupportedError, UsageError
 from bitsmith.models.checkpoint import open_checkpoint
@@ -44,9 +46,14 @@ def absmax(calibration: Calibration) -> dict[str, float]:
     return {name: float(stats.max_abs.max()) for name, stats in calibration.stats.items()}
 
 
+def carried_out(plan: Plan, out: Path, *, threads: int = 1) -> Manifest:
+    with Reservation([plan.destination(out)]) as reservation:
+        return execute(plan, out, reservation, threads=threads)
+
+
 @pytest.fixture
 def calibration(tiny: Path) -> Calibration:
-    return prepare(open_checkpoint(tiny), None, tokens=640, context=64).run()
+    return prepare(open_checkpoint(tiny), tokens=640, context=64).run()
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -56,7 +63,7 @@ def test_what_is_planned_is_written_and_read(tiny: Path, tmp_path: Path, calibra
     assert set(inputs_wanted(plan.tensors)) == {f"blk.{layer}.{linear}" for layer in (0, 1) for linear in LINEARS}
     told = Plan.of(assignment, input_absmax=absmax(calibration))
     assert inputs_wanted(told.tensors) == ()
-    manifest = execute(told, tmp_path / "out", threads=2)
+    manifest = carried_out(told, tmp_path / "out", threads=2)
     assert plan.size == told.size == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
     assert bitsmith.inspect(tmp_path / "out", verify=True).problems == ()
     assert len(manifest.tensors) == len(plan.tensors)
@@ -89,7 +96,7 @@ def test_bytes_do_not_depend_on_threads_or_shards(tiny: Path, tmp_path: Path, ca
     for number, (threads, limit) in enumerate([(1, None), (3, 30_000)]):
         assignment = assigned(tiny, "w8a8-static", max_shard_bytes=limit)
         plan = Plan.of(assignment, input_absmax=absmax(calibration))
-        manifest = execute(plan, tmp_path / str(number), threads=threads)
+        manifest = carried_out(plan, tmp_path / str(number), threads=threads)
         hashes.append({record.name: record.sha256 for record in manifest.tensors})
     assert hashes[0] == hashes[1]
 
@@ -106,7 +113,7 @@ def test_rules_and_what_is_kept(tiny: Path) -> None:
 @pytest.mark.parametrize("name", TARGETS)
 def test_without_a_calibration_the_plan_fails(tiny: Path, name: str) -> None:
     dynamic = name.removesuffix("-static")
-    with pytest.raises(UsageError, match=rf"compressed/{name} stores the range .*--calibration default.*/{dynamic}, "):
+    with pytest.raises(UsageError, match=rf'compressed/{name} stores the range .*calibration="default".*/{dynamic}, '):
         bitsmith.quantize(tiny, to=f"compressed/{name}", dry_run=True)
     with pytest.raises(UsageError, match=r"and 13 more.*x\.gguf is an importance file, without activations"):
         assigned(tiny, name, calibration=replace(RECORD, source="x.gguf", seed=None))
@@ -116,7 +123,7 @@ def test_layers_that_no_calibration_sees(tmp_path: Path) -> None:
     tensors = weights(CONFIG)
     odd = {**tensors, "model.layers.0.mlp.extra_proj.weight": tensors["lm_head.weight"][:64].copy()}
     folder = make_folder(tmp_path / "odd", tensors=odd)
-    with pytest.raises(UnsupportedError, match=r"extra_proj\.weight: the calibration does not measure.*--keep"):
+    with pytest.raises(UnsupportedError, match=r"extra_proj\.weight: the calibration does not measure.*keep="):
         assigned(folder, "fp8-static")
     assert inputs_wanted(assigned(folder, "fp8-static", keep=("extra",)).tensors)
 
@@ -135,7 +142,7 @@ def test_what_the_calibration_lacks_or_cannot_store(tiny: Path, calibration: Cal
 
 def test_static_files_go_on_to_other_containers(tiny: Path, tmp_path: Path, calibration: Calibration) -> None:
     made = tmp_path / "static"
-    execute(Plan.of(assigned(tiny, "w8a8-static"), input_absmax=absmax(calibration)), made, threads=1)
+    carried_out(Plan.of(assigned(tiny, "w8a8-static"), input_absmax=absmax(calibration)), made, threads=1)
     again = bitsmith.quantize(made, to="compressed/w8a8-static", out=tmp_path / "again", requantize=True)
     assert again.manifest is not None  # copied as it is, which needs no calibration
     before, after = SafetensorsSource(made), SafetensorsSource(again.out)
@@ -154,7 +161,7 @@ def _names(folder: Path) -> list[str]:
 
 def test_a_plan_that_was_not_told_is_not_carried_out(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(BitsmithError, match="which comes from calibration"):
-        execute(Plan.of(assigned(tiny, "fp8-static")), tmp_path / "out", threads=1)
+        carried_out(Plan.of(assigned(tiny, "fp8-static")), tmp_path / "out", threads=1)
     assert not (tmp_path / "out").exists()
 
 

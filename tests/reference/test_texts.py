@@ -49,5 +49,5 @@ def test_a_new_topic_moves_no_other() -> None:
 def test_python_without_documentation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     for text in (texts.evaluation_text, texts.calibration_text):
-        with pytest.raises(FileError, match="--text FILE"):
+        with pytest.raises(FileError, match='text="FILE"'):
             text()

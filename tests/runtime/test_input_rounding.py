@@ -40,7 +40,7 @@ def test_a_linear_rounds_its_input(kernel: DenseKernel | OnDemandKernel, scheme:
 
 
 def by_hand(weight: Weight, x: torch.Tensor) -> torch.Tensor:
-    """int8 a token, as a runtime does it: codes, their product, then the input's scale."""
+    """int8, per token, as a runtime does it: codes, their product, then the input's scale."""
     scale = x.abs().amax(-1, keepdim=True) / 127.5
     codes = (x / scale).round().clamp(-128, 127).double()
     w = torch.from_numpy(weight.rows(0, weight.info.rows)).double()
@@ -122,7 +122,7 @@ def test_inspect_shows_them(tiny: Path, tmp_path: Path) -> None:
     made = bitsmith.quantize(tiny, to="compressed/fp8", out=tmp_path / "out")
     found = bitsmith.inspect(made.out)
     rows = {row[0]: row for row in found.rows()}
-    assert rows["model.layers.0.mlp.down_proj.weight"][-1] == "fp8 a token"
+    assert rows["model.layers.0.mlp.down_proj.weight"][-1] == "fp8, per token"
     assert rows["lm_head.weight"][-1] == ""
     described = {tensor["name"]: tensor for tensor in found.to_dict()["tensors"]}
-    assert described["model.layers.0.mlp.down_proj.weight"]["input_rounding"] == "fp8 a token"
+    assert described["model.layers.0.mlp.down_proj.weight"]["input_rounding"] == "fp8, per token"

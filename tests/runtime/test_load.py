@@ -36,9 +36,9 @@ def test_the_core_is_taken_where_it_can_run_the_model(tiny: Path, tmp_path: Path
     assert choose_kernel(checkpoint, "torch", default="int8") == "torch"
     rounded = open_checkpoint(bitsmith.quantize(tiny, to="compressed/w8a8", out=tmp_path / "w8a8").out)
     assert choose_kernel(rounded, None, default="int8") == "torch"
-    with pytest.raises(UnsupportedError, match=r"--kernel exact: .* does not round inputs as .*int8 a token"):
+    with pytest.raises(UnsupportedError, match=r'kernel="exact": .* does not round inputs as .*int8, per token'):
         choose_kernel(rounded, "exact", default="int8")
-    with pytest.raises(UsageError, match="--kernel fast: unknown; expected int8, int16, exact, torch"):
+    with pytest.raises(UsageError, match='kernel="fast": unknown; expected int8, int16, exact, torch'):
         choose_kernel(checkpoint, "fast", default="int8")
 
 
@@ -57,7 +57,7 @@ def test_other_layouts_run_decoded_where_they_fit(tiny: Path, tmp_path: Path, mo
     )
     monkeypatch.setattr(kernels, "available_memory", lambda: 1000)
     assert choose_kernel(checkpoint, None, default="int8") == "torch"
-    with pytest.raises(UnsupportedError, match="takes too much memory; give --kernel torch"):
+    with pytest.raises(UnsupportedError, match='takes too much memory; give kernel="torch"'):
         choose_kernel(checkpoint, "int8", default="int8")
 
 
@@ -66,7 +66,7 @@ def test_without_core_or_torch(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(kernels, "core", lambda: None)
     monkeypatch.setattr(kernels, "missing", lambda: "this installation has no C++ core")
     assert choose_kernel(checkpoint, None, default="int8") == "torch"
-    with pytest.raises(UsageError, match="--kernel int8: this installation has no C"):
+    with pytest.raises(UsageError, match='kernel="int8": this installation has no C'):
         choose_kernel(checkpoint, "int8", default="int8")
     monkeypatch.setattr(kernels, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"no C\+\+ core, so running a model needs torch"):
@@ -94,9 +94,9 @@ def test_running_and_measuring_import_no_torch(tmp_path: Path) -> None:
 @needs_core
 def test_caches_that_are_not_there(tiny: Path) -> None:
     for options, match in (
-        ({"cache_type": "q9"}, "--cache q9: unknown; expected f16, q8_0, f32"),
-        ({"cache_type": "q8_0", "kernel": "exact"}, "--kernel exact always keeps keys and values in float32"),
-        ({"cache_type": "q8_0", "kernel": "torch"}, "--kernel torch always keeps keys and values in float32"),
+        ({"cache_type": "q9"}, 'cache_type="q9": unknown; expected f16, q8_0, f32'),
+        ({"cache_type": "q8_0", "kernel": "exact"}, 'kernel="exact" always keeps keys and values in float32'),
+        ({"cache_type": "q8_0", "kernel": "torch"}, 'kernel="torch" always keeps keys and values in float32'),
     ):
         with pytest.raises(UsageError, match=match):
             bitsmith.load(tiny, **options)

@@ -89,7 +89,7 @@ def _check_loadable(config: ModelConfig, spec: ArchSpec) -> None:
         if tensor.endswith(".bias") and part not in spec.decoder.gguf_biases:
             raise UnsupportedError(
                 f"{tensor}: llama.cpp reads no such bias in a {spec.gguf} model, so it would not load the GGUF file; "
-                "write --to native/... instead."
+                "write another format, such as --to=native/int8."
             )
     if rope_freqs(config) is not None and not reads_rope_freqs(spec.gguf):
         raise UnsupportedError(

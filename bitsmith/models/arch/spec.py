@@ -66,7 +66,8 @@ def spec_of_hf(classes: Sequence[str], model_type: str | None, origin: str) -> A
     found = ", ".join(classes) or f"model_type {model_type!r}"
     known = ", ".join(name for spec in ARCHITECTURES.values() for name in spec.decoder.hf_classes[:1])
     raise UnsupportedError(
-        f"{origin}: unknown architecture {found}; known are {known}. Only --to native/... quantizes other models."
+        f"{origin}: unknown architecture {found}; known are {known}. Other models can be "
+        "written as native files only, for instance --to=native/int8."
     )
 
 

@@ -33,7 +33,7 @@ def read_tokenizer(folder: Path, *, pre: str | None = None, vocab_size: int) -> 
     if vocabulary.model == "gpt2":
         vocabulary = replace(vocabulary, pre=_pre_name(files, pre, vocabulary))
     elif pre not in (None, "default"):
-        raise UnsupportedError(f"{folder}: --pre {pre} is for byte-level BPE, but this tokenizer is SentencePiece BPE")
+        raise UnsupportedError(f"{folder}: --pre={pre} is for byte-level BPE, but this tokenizer is SentencePiece BPE")
     return with_special(vocabulary, files).padded(vocab_size)
 
 

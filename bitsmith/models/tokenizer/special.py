@@ -54,13 +54,12 @@ def _listed(files: TokenizerFiles, role: str, size: int) -> list[int]:
     key = f"{role}_token_id"
     inner = files.model.get("text_config")
     sources: Iterable[Mapping[str, Any]] = (files.model, inner if isinstance(inner, Mapping) else {}, files.generation)
-    found: list[int] = []
+    found: dict[int, None] = {}  # a set in order; such a list in a file can be long
     for source in sources:
         value = source.get(key)
-        for token in value if isinstance(value, list) else [value]:
-            if isinstance(token, int) and 0 <= token < size and token not in found:
-                found.append(token)
-    return found
+        listed = value if isinstance(value, list) else [value]
+        found |= dict.fromkeys(token for token in listed if isinstance(token, int) and 0 <= token < size)
+    return list(found)
 
 
 def _post_processed(processor: Any) -> tuple[str | None, str | None]:

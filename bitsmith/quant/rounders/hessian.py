@@ -101,7 +101,7 @@ def prepare(hessian: Array, *, order: Order = "pivoted", damping: float = DAMPIN
         if share >= _MOST_DAMPING:
             raise TensorError(
                 f"the Hessian of {h.shape[0]} columns is not positive definite even with {share:g} of its diagonal's "
-                "mean added; it is not a sum of x^T x. Calibrate again, or round without it (--method nearest)."
+                "mean added; it is not a sum of x^T x. Calibrate again, or round without it (--method=nearest)."
             )
         share = min(max(share, 1e-4) * 10.0, _MOST_DAMPING)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bitsmith.errors import UsageError
+from bitsmith.errors import UsageError, quoted
 
 CPU, CUDA = "cpu", "cuda"
 
@@ -21,8 +21,8 @@ def choose_device(wanted: str | None) -> str:
         return CUDA if count else CPU
     number = wanted.removeprefix("cuda:") if wanted.startswith("cuda:") else "0" if wanted == CUDA else ""
     if not number.isdigit():
-        raise UsageError(f"--device {wanted}: unknown; expected cpu, cuda, or cuda:N.")
+        raise UsageError(f"--device={quoted(wanted)}: unknown; expected cpu, cuda, or cuda:N.")
     if int(number) >= count:
         found = f"torch finds {count} CUDA device{'s' if count > 1 else ''}" if count else "torch finds no CUDA device"
-        raise UsageError(f"--device {wanted}: {found} here; give --device cpu.")
+        raise UsageError(f"--device={quoted(wanted)}: {found} here; give --device=cpu.")
     return wanted

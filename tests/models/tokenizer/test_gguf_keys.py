@@ -117,7 +117,7 @@ def test_empty_tokens_get_llamacpps_name() -> None:
 
 
 def test_pre_can_be_overridden() -> None:
-    with pytest.raises(UnsupportedError, match=r"'brand-new' is unknown; known: .*qwen2.*--pre"):
+    with pytest.raises(UnsupportedError, match=r"'brand-new' is unknown; known: .*qwen2.*pre="):
         vocabulary_from_gguf(_changed(pre="brand-new"))
     assert vocabulary_from_gguf(_changed(pre="brand-new"), pre="tekken").pre == "tekken"
 

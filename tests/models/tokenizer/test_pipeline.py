@@ -16,7 +16,7 @@ from bitsmith.models.tokenizer.encoders import LimitedEncoders, panics_named
 from bitsmith.models.tokenizer.from_gguf import encodes_in_linear_time, to_tokenizers
 from bitsmith.models.tokenizer.pipeline import is_linear
 from bitsmith.models.tokenizer.pretokenizers import PRETOKENIZERS
-from bitsmith.models.tokenizer.vocabulary import Vocabulary
+from bitsmith.models.tokenizer.vocabulary import Vocabulary, byte_alphabet
 
 REFERENCE = Path(str(files("bitsmith") / "reference"))
 
@@ -124,3 +124,13 @@ def test_the_size_of_a_vocabulary_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
         Vocabulary("gpt2", ("a", "b", "c", "d"), (1, 1, 1, 1))
     with pytest.raises(FileError, match="an embedding of 2,000,000,000 tokens, more than 3"):
         Vocabulary("gpt2", ("a",), (1,)).padded(2_000_000_000)
+
+
+@pytest.mark.parametrize("pre", ["superbpe", "tiny_aya", "afmoe"])
+def test_patterns_that_look_far_ahead_encode_within_limits(pre: str) -> None:
+    letters = tuple(byte_alphabet().values())
+    vocabulary = Vocabulary("gpt2", letters, (1,) * len(letters), pre=pre)
+    tokenizer = Tokenizer(vocabulary)
+    text = "In 1234567 words, or 12: é"
+    assert tokenizer.encode(text, add_special=False) == to_tokenizers(vocabulary).encode(text).ids
+    assert tokenizer._limited._process._running

@@ -1,0 +1,27 @@
+"""What the library decided for the user, as a line on stderr: which file of a hub repository was taken."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from bitsmith.errors import printable
+
+_LOGGERS = ("bitsmith.models.hub",)
+
+
+class _Note(logging.Handler):
+    """Writes to the stderr of the moment, which a progress bar may have replaced."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        sys.stderr.write(f"Note: {printable(record.getMessage(), keep='')}\n")
+
+
+def show_notices() -> None:
+    """Show the warnings of these loggers as notes, once, whatever the level of the log is."""
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        if not any(isinstance(handler, _Note) for handler in logger.handlers):
+            logger.addHandler(_Note(logging.WARNING))
+            logger.propagate = False

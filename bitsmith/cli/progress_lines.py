@@ -1,0 +1,99 @@
+"""Progress where stderr is no terminal: one line now and then, for logs and batch systems."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from bitsmith.system.progress import Progress, Report
+from bitsmith.system.sizes import human_bytes, human_seconds
+
+FIRST = 5.0  # seconds until the first line
+PAUSES = (10.0, 15.0, 20.0, 30.0)  # seconds between the lines; the last one repeats
+
+
+class ProgressLines:
+    """Takes reports, and writes the latest as one line: "quantize: 45 %, 1.2 of 2.7 G weights, about 3 min left".
+
+    now: gives the time in seconds
+    """
+
+    def __init__(self, write: Callable[[str], object], now: Callable[[], float] = time.monotonic) -> None:
+        self._write, self._now = write, now
+        self._latest: Progress | None = None
+        self._stage, self._since, self._from = "", now(), 0
+        self._lines = 0
+        self._due = now() + FIRST
+
+    def __call__(self, progress: Progress) -> None:
+        """Take a report; write a line if one is due."""
+        if progress.stage != self._stage:
+            self._stage, self._since, self._from = progress.stage, self._now(), progress.done
+        self._latest = progress
+        self.tick()
+
+    def tick(self) -> float:
+        """Write a line if one is due. Returns the seconds until the next one."""
+        now = self._now()
+        if now >= self._due and self._latest is not None:
+            self._write(self.line(self._latest) + "\n")
+            self._due = now + PAUSES[min(self._lines, len(PAUSES) - 1)]
+            self._lines += 1
+        return max(self._due - now, 0.1)
+
+    def line(self, progress: Progress) -> str:
+        """A report as a line, with the time left if it can be told."""
+        words = [f"{progress.stage}:"]
+        if progress.total > 0:
+            done, total = _amounts(progress)
+            words.append(f"{100 * progress.done / progress.total:.0f} %, {done} of {total} {progress.unit}".rstrip())
+        passed, gone = self._now() - self._since, progress.done - self._from
+        if gone > 0 and passed > 0 and progress.total > progress.done:
+            words[-1] += f", about {human_seconds(passed * (progress.total - progress.done) / gone)} left"
+        elif progress.detail:
+            words[-1] += f" {progress.detail}"
+        return " ".join(words)
+
+
+def _amounts(progress: Progress) -> tuple[str, str]:
+    """What is done and the total, short."""
+    if progress.unit in ("B", "of the text"):
+        return human_bytes(progress.done), human_bytes(progress.total)
+    if progress.total < 100_000:
+        return str(progress.done), str(progress.total)
+    scale, letter = (1e9, " G") if progress.total >= 1e9 else (1e6, " M")
+    return f"{progress.done / scale:.2f}", f"{progress.total / scale:.2f}{letter}"
+
+
+@contextmanager
+def progress_lines() -> Iterator[Report]:
+    """A callback that writes lines to stderr, also while a long step reports nothing."""
+    stop = threading.Event()
+    lock = threading.Lock()
+    lines = ProgressLines(_to_stderr)
+
+    def report(progress: Progress) -> None:
+        with lock:
+            lines(progress)
+
+    def watch() -> None:
+        pause = FIRST
+        while not stop.wait(pause):
+            with lock:
+                pause = lines.tick()
+
+    watcher = threading.Thread(target=watch, name="progress", daemon=True)
+    watcher.start()
+    try:
+        yield report
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(line)
+    sys.stderr.flush()
