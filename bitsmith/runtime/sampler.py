@@ -34,8 +34,8 @@ class Sampler:
         logits = np.asarray(logits, np.float64)
         if not np.isfinite(logits).all():
             raise TensorError(
-                "the model's logits are not finite: its weights are damaged, see bitsmith inspect --verify, or its "
-                "keys leave float16's range: give --cache f32."
+                "the model's logits are not finite: its weights are damaged, see `bitsmith inspect --verify`, or "
+                "its keys leave float16's range: give --cache=f32."
             )
         token = self._chosen(penalized(logits, self._recent, self._sampling.repeat_penalty))
         self._recent.append(token)

@@ -25,7 +25,7 @@ PIECES = [
     "\ud800",
     "\r",
 ]
-SHOWN = "a\\x1b[31mred\\x9b0m\\x07\\u202efliptab\tline\nnext\\x0dover\u200f\u05d0\\ud800\\x0d\n"
+SHOWN = "a\\x1b[31mred\\x9b0m\\x07\\u202efliptab\tline\nnext\\rover\u200f\u05d0\\ud800\\r\n"
 
 
 class Tty(io.StringIO):
