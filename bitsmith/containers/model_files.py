@@ -14,7 +14,7 @@ from pathlib import Path
 from bitsmith.errors import FileError
 
 
-def open_regular(path: Path, what: str = "file") -> int:
+def open_regular(path: Path, what: str = "file of a model") -> int:
     """A descriptor of a regular file, for reading. Never waits, as opening a pipe would.
 
     what: what is expected, for errors
@@ -62,4 +62,4 @@ def _check_link(path: Path, folder: Path, opened: os.stat_result) -> None:
 
 
 def _not_regular(path: Path, what: str) -> FileError:
-    return FileError(f"{path} is not a regular {what}, but a folder, pipe or device; check the path.")
+    return FileError(f"{path} is not a regular file, but a folder, pipe or device; expected a {what}: check the path.")

@@ -39,31 +39,28 @@ def make_case(number: int, seeds: Path, folder: Path) -> Case:
     return Case(number, tuple(words), rng.choice(["hi\n", "", "/reset\nhi\n", "<|user|>\n"]), damaged)
 
 
-def _commands(rng: random.Random, model: Path, folder: Path) -> list[str]:
-    """A command that reads a model. Those that read more come more often."""
-    out = folder / "out"
-    text = folder / "some.txt"
+def commands(model: Path, folder: Path, target: str) -> list[list[str]]:
+    """Every command that reads a model. Those that read more come twice. folder: for other files and outputs"""
+    out, text, named = folder / "out", folder / "some.txt", str(model)
     text.write_text("Once upon a time there was a small model. " * 20)
-    named = str(model)
-    target = rng.choice(TARGETS)
-    given = str(out / "m.gguf" if "/" not in target else out)
     out.mkdir()
-    return rng.choice(
-        [
-            ["inspect", named],
-            ["inspect", named, "--verify"],
-            ["inspect", named, "--json"],
-            ["plan", named, "--device", "rtx-4090", "--context", "2048"],
-            ["quantize", named, "--to", target, "-o", given, "--requantize", "--threads", "1", "--force"],
-            ["quantize", named, "--to", target, "-o", given, "--requantize", "--dry-run"],
-            ["eval", named, "--text", str(text), "--context", "32", "--max-windows", "1", "--threads", "1"],
-            ["run", named, "-p", "Once", "-n", "2", "--threads", "1"],
-            ["run", named, "-p", "Once", "-n", "2", "--threads", "1"],
-            ["chat", named, "-n", "2", "--threads", "1"],
-            ["chat", named, "-n", "2", "--threads", "1"],
-            ["bench", named, "--prompt", "4", "--gen", "2", "--repeat", "1", "--threads", "1"],
-        ]
-    )
+    given = str(out / "m.gguf" if "/" not in target else out)
+    return [
+        ["inspect", named],
+        ["inspect", named, "--verify"],
+        ["inspect", named, "--json"],
+        ["plan", named, "--device", "rtx-4090", "--context", "128"],
+        ["quantize", named, "--to", target, "-o", given, "--requantize", "--threads", "1", "--force"],
+        ["quantize", named, "--to", target, "-o", given, "--requantize", "--dry-run"],
+        ["eval", named, "--text", str(text), "--context", "32", "--max-windows", "1", "--threads", "1"],
+        *[["run", named, "-p", "Once", "-n", "2", "--threads", "1"]] * 2,
+        *[["chat", named, "-n", "2", "--threads", "1"]] * 2,
+        ["bench", named, "--prompt", "4", "--gen", "2", "--repeat", "1", "--threads", "1"],
+    ]
+
+
+def _commands(rng: random.Random, model: Path, folder: Path) -> list[str]:
+    return rng.choice(commands(model, folder, rng.choice(TARGETS)))
 
 
 def _change(path: Path, change: Callable[[bytes], bytes]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import subprocess
 import sys
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.command import Command
 from tests.fuzz import mutate
-from tests.fuzz.cases import Case
+from tests.fuzz.cases import Case, commands
 from tests.fuzz.worker import run_case
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +26,16 @@ def test_a_few_cases_all_end_well(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
     assert "16 cases" in done.stdout
     assert ": 0 failures" in done.stdout
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_the_commands_work_on_a_sound_model(
+    bitsmith_command: Command, monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path, number: int
+) -> None:
+    """If an option has another name now, the cases would test nothing."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n"))
+    result = bitsmith_command(*commands(tiny, tmp_path, "q8_0")[number])
+    assert result.code == 0, result
 
 
 def test_a_traceback_is_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
