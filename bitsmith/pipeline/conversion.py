@@ -12,7 +12,7 @@ from bitsmith.calibration.resources import Resources
 from bitsmith.containers.destination import followed
 from bitsmith.containers.reservation import Reservation
 from bitsmith.containers.safetensors_layout import INDEX_NAME
-from bitsmith.errors import FileError, UsageError
+from bitsmith.errors import FileError, UsageError, quoted
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.models.naming import output_stem
 from bitsmith.pipeline.convert_config import ConvertConfig
@@ -121,8 +121,8 @@ def _path(checkpoint: Checkpoint, config: ConvertConfig) -> Path:
         return path / usual
     if folder and path.suffix.lower() in (".gguf", ".safetensors"):
         raise UsageError(
-            f"--out {out}: the output is a Hugging Face folder, but this is a file's name; give a folder's name, or "
-            "--to gguf/bf16 for a GGUF file."
+            f"--out={quoted(out)}: the output is a Hugging Face folder, but this is a file's name; give a "
+            "folder's name, or --to=gguf/bf16 for a GGUF file."
         )
     return path
 
@@ -149,7 +149,7 @@ def _check_changes(checkpoint: Checkpoint, assignment: Assignment, config: Conve
         parts = len(Output(Path("out"), assignment, Method("nearest"), "").plan(None).layouts())
         if parts == len(checkpoint.source.files) == 1:
             raise UsageError(
-                f"{checkpoint.source.path} is one file already, so there is nothing to change; give --to bf16, "
+                f"{checkpoint.source.path} is one file already, so there is nothing to change; give --to=bf16, "
                 "--shard-size or --name."
             )
     if not any(tensor.info.parameters for tensor in assignment.tensors):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bitsmith.calibration.config import size_in_bytes
 from bitsmith.containers.floats import WRITTEN_FLOATS
-from bitsmith.errors import UsageError
+from bitsmith.errors import UsageError, quoted
 from bitsmith.recipe.copies import SAME
 from bitsmith.recipe.target import Target
 from bitsmith.system.machine import check_threads, cores
@@ -69,8 +69,8 @@ class ConvertConfig:
         container, slash, name = self.to.strip().lower().rpartition("/")
         if name not in WRITTEN_FLOATS or (slash and container not in ("gguf", *_FOLDERS)):
             raise UsageError(
-                f"--to {self.to}: convert writes bf16, f16 and f32, as a Hugging Face folder or as gguf/bf16, "
-                f"gguf/f16, gguf/f32. For other formats use `bitsmith quantize MODEL --to {self.to}`."
+                f"--to={quoted(self.to)}: convert writes bf16, f16 and f32, as a Hugging Face folder or as gguf/bf16, "
+                "gguf/f16, gguf/f32. For other formats use `bitsmith quantize`."
             )
         as_gguf = container == "gguf" or (not slash and str(self.out or "").lower().endswith(".gguf"))
         return Target("gguf" if as_gguf else "native", name)

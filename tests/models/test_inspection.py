@@ -115,7 +115,7 @@ def test_tensors_are_grouped_by_layer(tmp_path: Path) -> None:
         ("v1.0", "1x32", "q8_0", "34"),
     ]
     assert len(found.rows()) == len(found.to_dict()["tensors"]) == 14
-    assert repr(found).startswith("<Inspection of ")
+    assert repr(found).startswith("<Inspection ")
     assert len(repr(found)) < 300
 
 

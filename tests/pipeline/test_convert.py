@@ -178,11 +178,11 @@ def test_names_made_from_the_model(tiny: Path, tmp_path: Path, monkeypatch: pyte
     ("words", "error", "message"),
     [
         ({}, UsageError, "nothing to change"),
-        ({"to": "q4_k_m"}, UsageError, "bitsmith quantize MODEL --to q4_k_m"),
+        ({"to": "q4_k_m"}, UsageError, "For other formats use `bitsmith quantize`"),
         ({"to": "gptq/f16"}, UsageError, "bitsmith quantize"),
-        ({"to": "bf16", "model_name": "x"}, UsageError, "--name is for GGUF"),
+        ({"to": "bf16", "model_name": "x"}, UsageError, "model_name= is for GGUF"),
         ({"to": "hf/bf16", "out": "x.gguf"}, UsageError, "the output is a Hugging Face folder"),
-        ({"max_shard_size": "many"}, UsageError, "--shard-size"),
+        ({"max_shard_size": "many"}, UsageError, "max_shard_size="),
     ],
 )
 def test_wrong_calls(tiny: Path, words: dict[str, str], error: type[Exception], message: str) -> None:
