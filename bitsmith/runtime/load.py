@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from bitsmith.errors import UnsupportedError, UsageError, quoted
 from bitsmith.runtime.kernels import FALLBACK, KERNELS, LoadOptions
 from bitsmith.runtime.types import CACHES
 from bitsmith.system.progress import Report, silent
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from bitsmith.models.checkpoint import Checkpoint
@@ -29,6 +32,7 @@ def load_language_model(
     Raises FileError where the tensors are not those its configuration promises, UnsupportedError for an unknown
     architecture, or what the kernel cannot run.
     """
+    _log.info("loading %s with kernel %s", checkpoint.source.path, kernel)
     return KERNELS[kernel].load(checkpoint, LoadOptions(threads, cache_type, report))
 
 
