@@ -33,15 +33,30 @@ def rounding_notes(reports: Mapping[str, RoundingReport]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def rescaling_notes(rescalings: Mapping[int, tuple[Rescaling, ...]]) -> tuple[str, ...]:
-    """A note on how many groups of linears were rescaled, and why the others were not."""
+def rescaling_notes(rescalings: Mapping[int, tuple[Rescaling, ...]], names: Mapping[str, str]) -> tuple[str, ...]:
+    """A note on how many groups of linears were rescaled, and why the others were not.
+
+    names: the output's name of each tensor, by GGUF name
+    """
     found = [each for layer in rescalings.values() for each in layer]
     if not found:
         return ()
     changed = sum(each.changes for each in found)
-    reasons = Counter(f"{each.group.name}: {each.reason}" for each in found if not each.changes)
-    why = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(_SHOWN))
+    reasons = Counter(
+        f"{_kind(names, layer, each)}: {each.reason}"
+        for layer, each_of in rescalings.items()
+        for each in each_of
+        if not each.changes
+    )
+    why = "; ".join(f"{count} of {reason}" for reason, count in reasons.most_common(_SHOWN))
     return (f"{changed} of {len(found)} inputs rescaled" + (f"; not rescaled: {why}" if why else ""),)
+
+
+def _kind(names: Mapping[str, str], layer: int, rescaling: Rescaling) -> str:
+    """The first linear of a group, as the output names it, for all layers: "model.layers.*.self_attn.o_proj"."""
+    name = f"blk.{layer}.{rescaling.group.linears[0]}.weight"
+    parts = names.get(name, name).removesuffix(".weight").split(".")
+    return ".".join("*" if part.isdigit() else part for part in parts)
 
 
 def _gain(reports: Mapping[str, GptqReport]) -> str:

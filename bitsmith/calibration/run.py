@@ -25,7 +25,7 @@ from bitsmith.containers.sources import files_of
 from bitsmith.errors import UsageError, quoted
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.recipe.calibration_record import UNKNOWN_SHA256, CalibrationRecord
-from bitsmith.system.options import check_words, with_signature
+from bitsmith.system.options import check_arguments, check_words, with_signature
 from bitsmith.system.progress import Report, silent
 from bitsmith.system.tables import html_table
 
@@ -224,6 +224,7 @@ def write_imatrix(
     """
     from bitsmith.calibration.imatrix import Imatrix, read_imatrix
 
+    check_arguments(write_imatrix, {"model": model})
     memory, threads, force = config.memory_bytes, config.threads, config.force
     path = followed(Path(config.out), force=force)
     imatrix_file(Imatrix({}, (), 0, 0), path.name)  # fails here if the name has a wrong ending

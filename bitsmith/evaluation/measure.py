@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +19,8 @@ from bitsmith.reference.texts import evaluation_text
 from bitsmith.system.progress import Progress, Report, silent
 from bitsmith.texts.sources import Texts, names_of, open_texts
 from bitsmith.texts.tokens import MOST_TOKENS, Encoder, encode_texts
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT = 512
 BATCH_LOGITS = 1 << 23  # logits computed at once: 32 MB of float32; more only if one window needs it
@@ -77,6 +80,7 @@ def evaluate(
     windows, notes = _windows(model, texts, context, max_windows, report)
     if against is not None:
         _require_same_tokens(model, against, windows, texts, _windows(against, texts, context, max_windows, report)[0])
+    _log.info("evaluating %s on %s: %d windows of %d tokens", model.name, texts.name, len(windows), context)
     meter, divergence = _measure(model, against, windows, report)
     own = meter.result()
     return Evaluation(

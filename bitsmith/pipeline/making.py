@@ -156,7 +156,7 @@ class _Making:
                 self._write(writer, work, reports, slab)
             self.report(Progress(method.rounder, rounding.layers, rounding.layers, "blocks"))
             manifest = writer.finish(threads=self.shared.threads)
-        notes = (*rescaling_notes(self.measured.rescalings), *rounding_notes(reports.by_name))
+        notes = (*rescaling_notes(self.measured.rescalings, own_names(plan.tensors)), *rounding_notes(reports.by_name))
         return Made(plan, manifest, notes)
 
     @staticmethod

@@ -18,7 +18,7 @@ from bitsmith.pipeline.estimate import with_long_note
 from bitsmith.pipeline.outputs import check_grouping, outputs_of, rounds_nothing
 from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.target import Target
-from bitsmith.system.options import check_words, with_signature
+from bitsmith.system.options import check_arguments, check_words, with_signature
 from bitsmith.system.progress import Report, silent
 
 _log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ def quantize(
     BitsmithErrors for bad data. After an error the output does not exist.
     """
     check_words("quantize", QuantizeConfig, words, further=("to", "report", "on_plan"))
+    check_arguments(quantize, {"model": model, "to": to})
     return quantize_each(model, [to], QuantizeConfig(**words), report=report, on_plan=on_plan)[0]
 
 
@@ -68,8 +69,7 @@ def quantize_each(
     on_done: called with every finished output
     All outputs are checked before the first one is made. If an output fails, the outputs before it stay.
     """
-    if isinstance(to, str) or not all(isinstance(each, str) for each in to):
-        raise UsageError(f"to: expected a list of strings, found {to!r:.60}.")
+    check_arguments(quantize_each, {"model": model, "to": to})
     targets = [Target.parse(each) for each in to]
     if not targets:
         raise UsageError("--to is missing; give for instance --to=q4_k_m.")

@@ -35,6 +35,7 @@ def load_language_model(
     """
     for note in checkpoint.notes:
         _LOG.warning("%s: %s", checkpoint.name, note)
+    _LOG.info("loading %s with kernel %s", checkpoint.source.path, kernel)
     return KERNELS[kernel].load(checkpoint, LoadOptions(threads, cache_type, report))
 
 
