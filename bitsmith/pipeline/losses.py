@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from bitsmith.containers import module_containers
 from bitsmith.containers.manifest import TensorRecord
+from bitsmith.errors import quoted
 from bitsmith.recipe.plan import Plan, PlannedTensor
 
 # Largest usual relative squared error by bits a code: 16 * 4^-bits, and 1 % for eight bits and floats, is about eight
@@ -36,7 +37,8 @@ def _warning(plan: Plan, tensor: PlannedTensor, error: float) -> str:
     name, layout = tensor.info.name, tensor.info.layout
     grouped = plan.target.container in module_containers()
     pattern = re.escape(name)
-    advice = f"keep it in 16 bits with --keep '^{pattern}$'" if grouped else f"give --rule '^{pattern}$=bf16', or f32"
+    keep, rule = quoted(f"^{pattern}$"), quoted(f"^{pattern}$=bf16")
+    advice = f"keep it in 16 bits with --keep={keep}" if grouped else f"give --rule={rule}, or f32"
     if error == 1.0:
         return f"{name} becomes all zeros: its weights are too small for {layout}. If the model needs it, {advice}"
     return f"{name} loses {error:.0%} of its weights' squares in {layout}, far more than usual; to keep them, {advice}"

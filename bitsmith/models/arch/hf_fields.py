@@ -111,7 +111,7 @@ def check_fields(config: Mapping[str, Any], family: str, origin: str) -> tuple[s
     known = _READ | _HARMLESS | _READ_BY_FAMILY.get(family, frozenset())
     unknown = []
     for name, value in config.items():
-        if name in known or (name == "sliding_window" and _window_off(config)):
+        if name in known or name.startswith("_") or (name == "sliding_window" and _window_off(config)):
             continue
         if is_neutral(value) and not (value is False and _CHANGING.get(name) is True):
             continue

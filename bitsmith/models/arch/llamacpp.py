@@ -106,7 +106,7 @@ def differences(config: ModelConfig) -> tuple[str, ...]:
         found.append(
             f"the model's YaRN scaling has beta_fast {betas[0]:g} and beta_slow {betas[1]:g}, but llama.cpp ignores "
             f"{arch}.rope.scaling.yarn_beta_fast and yarn_beta_slow, and takes 32 and 1: its results differ from the "
-            f"original's on every text. Give llama.cpp --yarn-beta-fast {betas[0]:g} --yarn-beta-slow {betas[1]:g}"
+            f"original's on every text. Give llama.cpp both numbers with its options yarn-beta-fast and yarn-beta-slow"
         )
     return tuple(found)
 
