@@ -95,7 +95,7 @@ def _nothing_fits(report: PlanReport, at: int, device_set: DeviceSet) -> Iterato
     known = [row for row in report.rows if row.verdicts[at].kind != "no runtime"]
     runnable = [row for row in known if row.verdicts[at].kind != "no cache"]
     if known and not runnable:
-        yield f"{device_set.name}: no runtime there keeps a {report.workload.kv} cache of this model; give --kv f16."
+        yield f"{device_set.name}: no runtime there keeps a {report.workload.kv} cache of this model; give --kv=f16."
         return
     if not runnable:
         yield f"{device_set.name}: no runtime runs these formats there. llama.cpp runs GGUF mixes (q4_k_m)."

@@ -337,7 +337,7 @@ def _warnings(spec: ModelSpec, rows: Sequence[Row], workload: Workload) -> tuple
         elif not keeps_cache(runtime, workload.kv, spec.network):
             found.append(
                 f"{runtime.title} does not run this model with a {workload.kv} cache: its blocks of {CACHE_BLOCK} must "
-                f"divide the heads, and the heads have {spec.network.head_dim} numbers. Plan with --kv f16."
+                f"divide the heads, and the heads have {spec.network.head_dim} numbers. Plan with --kv=f16."
             )
     if spec.network.experts and spec.network.active == spec.network.parameters:
         found.append(

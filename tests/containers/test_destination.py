@@ -172,7 +172,7 @@ def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
     link = tmp_path / "link.bin"
     link.symlink_to(real)
     assert followed(real, force=False) == real
-    with pytest.raises(UsageError, match=r"link\.bin is a link to .*real\.bin, which does not exist; give --force"):
+    with pytest.raises(UsageError, match=r"link\.bin is a link to .*real\.bin, which does not exist; give force=True"):
         followed(link, force=False)
     assert followed(link, force=True) == real
     real.write_bytes(b"old")

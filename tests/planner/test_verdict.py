@@ -267,7 +267,7 @@ def test_llama_cpp_keeps_whole_blocks_of_keys(tmp_path: Path, head: int, kept: b
     assert (found.kind, found.text) == (("fits", "fits") if kept else ("no cache", "no such cache"))
     assert any(f"a {kv} cache: its blocks of 32" in warning for warning in report.warnings) is not kept
     if not kept:
-        assert "give --kv f16" in " ".join(advise(report))
+        assert 'give kv="f16"' in " ".join(advise(report))
     plain = bitsmith.plan(folder, memory="8GB", formats=["q8_0"], runtime="llama.cpp")
     assert row(plain, "q8_0").verdicts[0].kind == "fits"
 
