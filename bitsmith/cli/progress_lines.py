@@ -24,14 +24,15 @@ class ProgressLines:
     def __init__(self, write: Callable[[str], object], now: Callable[[], float] = time.monotonic) -> None:
         self._write, self._now = write, now
         self._latest: Progress | None = None
-        self._stage, self._since, self._from = "", now(), 0
+        self._begun: dict[str, tuple[float, int]] = {}  # stage -> when it began, and what was done then
         self._lines = 0
         self._due = now() + FIRST
 
     def __call__(self, progress: Progress) -> None:
         """Take a report; write a line if one is due."""
-        if progress.stage != self._stage:
-            self._stage, self._since, self._from = progress.stage, self._now(), progress.done
+        begun = self._begun.get(progress.stage)
+        if begun is None or progress.done < begun[1]:  # stages take turns; one that begins again starts anew
+            self._begun[progress.stage] = self._now(), progress.done
         self._latest = progress
         self.tick()
 
@@ -50,11 +51,12 @@ class ProgressLines:
         if progress.total > 0:
             done, total = _amounts(progress)
             words.append(f"{100 * progress.done / progress.total:.0f} %, {done} of {total} {progress.unit}".rstrip())
-        passed, gone = self._now() - self._since, progress.done - self._from
+        since, before = self._begun.get(progress.stage, (self._now(), progress.done))
+        passed, gone = self._now() - since, progress.done - before
         if gone > 0 and passed > 0 and progress.total > progress.done:
             words[-1] += f", about {human_seconds(passed * (progress.total - progress.done) / gone)} left"
         elif progress.detail:
-            words[-1] += f" {progress.detail}"
+            words[-1] += f", {progress.detail}"
         return " ".join(words)
 
 

@@ -46,13 +46,24 @@ def test_lines_come_after_five_seconds_and_then_more_rarely() -> None:
     ("progress", "line"),
     [
         (Progress("load", 0, 0, "B"), "load:"),
-        (Progress("gptq", 3, 24, "blocks", "block 3"), "gptq: 12 %, 3 of 24 blocks block 3"),
+        (Progress("gptq", 3, 24, "blocks", "block 3"), "gptq: 12 %, 3 of 24 blocks, block 3"),
         (Progress("verify", 5 * 10**8, 10**9, "B"), "verify: 50 %, 500 MB of 1 GB B"),
         (Progress("quantize", 10**9, 4 * 10**9, "weights"), "quantize: 25 %, 1.00 of 4.00 G weights"),
     ],
 )
 def test_a_line(progress: Progress, line: str) -> None:
     assert ProgressLines(print, Clock()).line(progress).startswith(line.removesuffix(" B"))
+
+
+def test_stages_that_take_turns_keep_their_time_left() -> None:
+    clock, written = Clock(), []
+    lines = ProgressLines(written.append, clock)
+    for block in range(6):
+        lines(Progress("gptq", block, 24, "blocks"))
+        lines(Progress("run", 0, 4, "windows"))
+        lines(Progress("run", 4, 4, "windows"))
+        clock.now += 5
+    assert any(line.startswith("gptq:") and line.endswith("left\n") for line in written)
 
 
 def test_a_long_step_is_shown_too(monkeypatch: pytest.MonkeyPatch) -> None:
