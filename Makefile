@@ -7,7 +7,9 @@ CXX_FILES := $(shell git ls-files --cached --others --exclude-standard 'csrc/*.c
 CORE_FILES := $(CXX_FILES) csrc/CMakeLists.txt csrc/compiler.cmake csrc/editable/CMakeLists.txt
 CXX_FILES += tests/core/vectors.cpp
 
-.PHONY: demo test test-all fuzz check format core sanitize sanitize-thread clean
+FOLDER ?= models
+
+.PHONY: demo real test test-all fuzz check format core sanitize sanitize-thread clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +31,10 @@ $(VENV)/core: $(VENV)/dev $(CORE_FILES)
 
 demo: $(VENV)/run
 	$(BIN)/python bench/demo.py
+
+# the main job on real models: Hugging Face folders and GGUF files in FOLDER
+real: $(VENV)/run
+	$(BIN)/python bench/real.py "$(FOLDER)"
 
 test: $(VENV)/core
 	$(BIN)/python -m pytest -n auto
