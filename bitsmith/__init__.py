@@ -49,6 +49,11 @@ __all__ = [
 logging.getLogger("bitsmith").addHandler(logging.NullHandler())  # the program that uses the library decides
 
 
+def __dir__() -> list[str]:
+    """Public names, for completion."""
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> Any:
     """Public functions are imported when first used, so that `import bitsmith` costs nothing."""
     homes = {

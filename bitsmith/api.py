@@ -83,9 +83,9 @@ def load(
     `.stream_chat` and `.stream` give the text in pieces.
 
     threads: number of threads for arithmetic; None for one a core (with torch, for torch's own choice)
-    kernel: "int16" (the C++ core; inputs of packed matrices are rounded to 15 bits), "int8" (those of prompts to int8,
-        in half the time), "exact" (the core with float32 inputs) or "torch" (the reference); None for int16 if the core
-        can run the model
+    kernel: "int16" (the C++ core; inputs of packed matrices are rounded to 15 bits, in prompts of 16-bit models to
+        bfloat16), "int8" (those of prompts to int8, in about half the time), "exact" (the core with float32 inputs) or
+        "torch" (the reference); None for int16 if the core can run the model
     cache_type: type of keys and values: "f16", "q8_0" or "f32"; only the int16 and int8 kernels have a choice
     context: number of tokens, prompt and text together, that the model may hold; None for all that it was trained for
     revision: branch, tag or commit of a hub model

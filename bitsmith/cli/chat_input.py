@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitsmith.cli.prompt import LONGEST
+from bitsmith.errors import FileError
+
 if TYPE_CHECKING:
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -37,7 +40,11 @@ def line_reader() -> Read:
 
 def _lines() -> Iterator[str]:
     if isinstance(sys.stdin, io.TextIOWrapper):
-        for line in sys.stdin.buffer:
+        while line := sys.stdin.buffer.readline(LONGEST + 1):
+            if len(line) > LONGEST:
+                raise FileError(
+                    f"standard input: a line has more than {LONGEST >> 20} MiB, which no model reads as one message."
+                )
             yield line.decode("utf-8", "replace").rstrip("\r\n")
     else:
         for text in sys.stdin:

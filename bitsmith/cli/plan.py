@@ -133,6 +133,7 @@ def plan(
         from bitsmith.planner.picture import draw
 
         draw(report, plot)
+        warn([f"wrote {plot}"], before="Note")
     if as_json:
         print_json(to_dict(report))
     else:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bitsmith.errors import FileError
 
+LONGEST = 16 << 20  # bytes of a prompt from one place; the largest contexts hold less
 _PATIENCE = 2.0  # seconds without a byte, after which a line says what is waited for
 
 
@@ -40,14 +41,21 @@ def argument_text(text: str, flag: str) -> str:
 
 def _read(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        with file.open("rb") as opened:
+            return _bounded(opened.read(LONGEST + 1), str(file))
     except OSError as error:
         raise FileError(f"{file}: {error.strerror or error}; -f takes a text file.") from error
 
 
+def _bounded(data: bytes, origin: str) -> bytes:
+    if len(data) > LONGEST:
+        raise FileError(f"{origin} has more than {LONGEST >> 20} MiB, which no model reads as one prompt; shorten it.")
+    return data
+
+
 def _standard_input() -> str:
     if isinstance(sys.stdin, io.TextIOWrapper):
-        return _decoded(sys.stdin.buffer.read(), "standard input")
+        return _decoded(_bounded(sys.stdin.buffer.read(LONGEST + 1), "standard input"), "standard input")
     return sys.stdin.read().removesuffix("\n")
 
 

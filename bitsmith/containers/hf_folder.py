@@ -37,7 +37,7 @@ def tokenizer_files(folder: Path) -> dict[str, bytes]:
 
     Raises FileError if one is too large, not a regular file, or a link out of the folder.
     """
-    found = [path for pattern in TOKENIZER_FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
+    found = [path for pattern in TOKENIZER_FILES for path in sorted(folder.glob(pattern)) if not path.is_dir()]
     return {path.relative_to(folder).as_posix(): read_file(path, folder) for path in found}
 
 

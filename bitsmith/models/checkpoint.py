@@ -206,6 +206,8 @@ def source_warnings(checkpoint: Checkpoint, *, quantizes: bool = True) -> tuple[
         told.append(f"the weights are FP8 in the source ({', '.join(found)}); they are decoded, inputs are not rounded")
     elif found and quantizes:
         told.append(f"the source is quantized already ({', '.join(found)}): losses add up")
+    if isinstance(checkpoint.shape, BitsmithError) and checkpoint.naming == "hf" and checkpoint.foreign is None:
+        told.append(f"bitsmith cannot run this model: {checkpoint.shape.message}")
     double = [info.name for info in tensors if info.layout == "f64"]
     if double:
         told.append(f"{len(double)} tensors are float64, the first is {double[0]}; they are rounded to float32 first")

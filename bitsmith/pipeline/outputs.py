@@ -222,7 +222,8 @@ def check_grouping(targets: Sequence[Target], config: QuantizeConfig) -> None:
     given = [word for word, value in words.items() if value not in ((), [], None)]
     if given and all(target.container not in (*others, last) for target in targets):
         raise UsageError(
-            f"{given[0]} is for {grouped}; for {targets[0].container} give another --to, or --rule='REGEX=f16'."
+            f"{given[0]} is for {grouped}; the types of {targets[0].container} are fixed, so leave it out, or give "
+            "another --to."
         )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from bitsmith.containers.floats import NUMBERS, WRITTEN_FLOATS
 from bitsmith.containers.hf_folder import CONFIG, tokenizer_files
-from bitsmith.errors import UnsupportedError
+from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.hf_config import config_to_hf
 from bitsmith.models.arch.names import hf_name, is_permuted
@@ -80,6 +80,9 @@ def model_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """config.json for the model, without the quantization fields of the source."""
     if checkpoint.naming == "hf":
         config = dict(checkpoint.hf_config)
+        assert checkpoint.folder is not None
+        if not config and isinstance(checkpoint.shape, FileError) and (checkpoint.folder / CONFIG).exists():
+            raise checkpoint.shape  # there is one, and it cannot be read
     else:
         config = {} if isinstance(checkpoint.shape, Exception) else config_to_hf(checkpoint.config)
     if config.get("tie_word_embeddings") and isinstance(checkpoint.shape, ModelConfig) and not checkpoint.shape.tied:

@@ -120,7 +120,12 @@ def capacity(decoder: AnyDecoder, prompt: int, max_tokens: int) -> int:
     if max_tokens < 1:
         raise UsageError(f"max_tokens must be 1 or more, found {max_tokens}.")
     if not 1 <= prompt <= context:
-        raise UsageError(f"a prompt must have 1 to {context} tokens (the context), found {prompt}.")
+        if prompt == 0:
+            raise UsageError("the prompt has no tokens, so there is nothing to continue; give a text.")
+        raise UsageError(
+            f"the prompt has {prompt:,} tokens, but the context holds {context:,}; shorten it, or give a larger "
+            "--context if the model has one."
+        )
     return min(context, prompt + max_tokens - 1)
 
 

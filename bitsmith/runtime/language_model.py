@@ -12,6 +12,7 @@ from bitsmith.errors import UsageError
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.runtime.base import AnyCache, AnyDecoder
 from bitsmith.runtime.generate import Generated, capacity, generate, generate_batch
+from bitsmith.runtime.messages import check_messages
 from bitsmith.runtime.sampling import Sampling, chosen_sampling
 from bitsmith.runtime.text_stream import TextStream, TimedTokens
 from bitsmith.system.options import with_signature
@@ -150,6 +151,7 @@ class LanguageModel:
         """Token ids of a text to continue, special tokens in it recognised, the start token before it if the model
         wants one. An empty text becomes the start token. Raises UsageError where there is none either.
         """
+        self._check_length(text)
         ids = self.tokenizer.encode(text, add_special=True, parse_special=True)
         if not ids and self.tokenizer.bos is not None:
             ids = [self.tokenizer.bos]
@@ -163,10 +165,25 @@ class LanguageModel:
         messages: {"role": "system" | "user" | "assistant", "content": text}, oldest first. Special tokens that they
         spell out are text. Raises UnsupportedError where the model has no chat template.
         """
+        check_messages(messages)
         return self.tokenizer.encode_chat(messages)
 
+    def _check_length(self, text: str) -> None:
+        """Raise UsageError for a text that has too many bytes for the context, whatever its tokens are."""
+        most = self.config.context * self.tokenizer.longest
+        if len(text) > most:
+            raise UsageError(
+                f"the prompt has {len(text):,} characters, but a context of {self.config.context:,} tokens holds "
+                f"{most:,} at most; shorten it."
+            )
+
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
-        return self.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt)
+        if isinstance(prompt, str):
+            return self.prompt_ids(prompt)
+        ids = list(prompt)
+        if not all(isinstance(token, int | np.integer) for token in ids):
+            raise UsageError(f"prompt: expected a text or a list of token ids, found {prompt!r:.60}.")
+        return ids
 
     def _text(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
         text = self._decoding(prompt)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bitsmith.errors import UsageError
+from bitsmith.errors import UsageError, quoted
 from bitsmith.system.options import check_types, check_words, option
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ class Sampling:
             ("seed", self.seed is None or self.seed >= 0, "0 or more"),
         ):
             if not sound:
-                raise UsageError(f"{name} must be {expected}, found {vars(self)[name]}.")
+                flag, value = name.replace("_", "-"), quoted(vars(self)[name])
+                raise UsageError(f"--{flag}={value}: expected {expected}.")
 
 
 DEFAULT = Sampling()

@@ -69,6 +69,8 @@ class LimitedProcess:
         payload = _payload(request, seconds)
         with self._lock:
             try:
+                if self._running and self._running[0].poll() is not None:  # ended from outside while it waited
+                    _end(self._running)
                 process = self._running[0] if self._running else self._start()
                 reply: dict[str, Any] = json.loads(self._exchange(process, payload, seconds))
             except BaseException:  # Ctrl-C too: nothing is left running
@@ -140,8 +142,10 @@ class LimitedProcess:
             code = process.wait(2)
         except subprocess.TimeoutExpired:
             code = 0
-        if code in (-signal.SIGXCPU, -signal.SIGKILL):
+        if code == -signal.SIGXCPU:
             return LimitError(f"takes more than {seconds:g} s")
+        if code in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP):  # the system, or a person
+            return LimitError("takes more memory or time than the system allows, or its process was ended from outside")
         return LimitError(self._too_much_memory())
 
     def _too_much_memory(self) -> str:

@@ -153,7 +153,7 @@ def test_context_limits_prompt_and_text(bitsmith_command: Command, made: Path) -
     assert (found["prompt_tokens"] + found["generated_tokens"], found["reason"]) == (17, "context")
     assert "the context is full" in result.err
     assert bitsmith.load(made, context=16).config.context == 16
-    assert "a prompt must have 1 to 2 tokens" in bitsmith_command.fails(2, *words[:-1], 2)
+    assert "the prompt has 5 tokens, but the context holds 2" in bitsmith_command.fails(2, *words[:-1], 2)
 
 
 def test_inspect_and_run_say_where_no_text_ends(bitsmith_command: Command, tiny: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import bitsmith
+from bitsmith.cli import prompt
 from bitsmith.containers.gguf.blocks import CODECS
 from bitsmith.containers.gguf.metadata_values import string
 from bitsmith.containers.gguf.reader import GgufSource
@@ -142,3 +144,30 @@ def test_orders_to_the_terminal_in_names(bitsmith_command: Command, model: Path,
     for text in said:
         assert not {"\x1b", "\x07", "\u202e"} & set(text)
     assert all("\\x1b]0;owned\\x07\\u202e" in text for text in said[:5])
+
+
+def test_a_pipe_in_place_of_a_tokenizer_is_not_left_out(bitsmith_command: Command, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "m")
+    (folder / "tokenizer.json").unlink(missing_ok=True)
+    os.mkfifo(folder / "tokenizer.json")
+    done = bitsmith_command.fails(1, "quantize", folder, "--to", "native/int8", "--out", tmp_path / "out")
+    assert "tokenizer.json" in done
+    assert "not a regular file" in done
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_configuration_that_cannot_be_parsed_is_not_replaced(bitsmith_command: Command, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "m")
+    (folder / "config.json").write_text("[" * 900)
+    done = bitsmith_command.fails(1, "quantize", folder, "--to", "native/int8", "--out", tmp_path / "out")
+    assert "config.json" in done
+    assert not (tmp_path / "out").exists()
+    inspected = bitsmith_command("inspect", folder)
+    assert "cannot run this model" in inspected.err
+
+
+def test_prompts_are_bounded(bitsmith_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt, "LONGEST", 100)
+    (tmp_path / "long.txt").write_text("a" * 200)
+    done = bitsmith_command.fails(1, "run", make_folder(tmp_path / "m"), "-f", tmp_path / "long.txt")
+    assert "long.txt has more than" in done

@@ -125,7 +125,7 @@ def test_the_version(bitsmith_command: Command) -> None:
         (["run", "x", "-m", "y"], "Two models are named, x and y; name one."),
         (["chat", "x", "-t", "4"], "-t could mean two things: write --threads N or --temperature X."),
         (["run", "x", "-n", "0"], "-n 0: give 1 or more, or -1 for as many as the context holds."),
-        (["run", "x", "--temp", "-1"], "temperature must be 0 or more, found -1.0."),
+        (["run", "x", "--temp", "-1"], "--temperature -1.0: expected 0 or more."),
         (["run", "reference", "-p", "a", "-c", "4096"], "reference was trained for 1 to 1024 tokens"),
         (["run", "reference", "-p", "a", "-c", "0"], "reference was trained for 1 to 1024 tokens"),
         (["run", "reference"], "the prompt is empty"),

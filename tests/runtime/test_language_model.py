@@ -42,6 +42,7 @@ class _Letters:
     adds_bos: bool = True
     end_ids: frozenset[int] = frozenset()
     size: int = 128
+    longest: int = 16
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         return [0] * (add_special and self.adds_bos) + [ord(letter) for letter in text]
@@ -131,7 +132,7 @@ def test_sampling_by_keyword() -> None:
     assert streamed == model.chat(messages, max_tokens=9, temperature=0)
     with pytest.raises(TypeError, match=r"unexpected keyword argument 'temprature'. Did you mean 'temperature'"):
         model.generate("Hi", temprature=0)  # type: ignore[call-arg]
-    with pytest.raises(UsageError, match="temperature must be 0 or more"):
+    with pytest.raises(UsageError, match="temperature=-1: expected 0 or more"):
         model.chat("Hi", temperature=-1)
     assert "temperature" in str(signature(model.generate))
 
@@ -226,8 +227,29 @@ def test_empty_prompt() -> None:
 
 
 def test_prompt_beyond_the_context_fails_at_once() -> None:
-    with pytest.raises(UsageError, match="1 to 64 tokens"):
+    with pytest.raises(UsageError, match="the prompt has 65 tokens, but the context holds 64"):
         _model().stream("x" * 64, max_tokens=5)
+    with pytest.raises(UsageError, match="2,000 characters, but a context of 64 tokens holds 1,024 at most"):
+        _model().stream("x" * 2000, max_tokens=5)  # not even encoded
+
+
+@pytest.mark.parametrize(
+    ("messages", "named"),
+    [
+        ([], "expected at least one"),
+        ([{"role": "user"}], 'message 1 has no "content"'),
+        ([{"role": "wizard", "content": "hi"}], "message 1: unknown role 'wizard'; known are system"),
+        (["hi"], "message 1: expected"),
+    ],
+)
+def test_wrong_messages_are_named(messages: Any, named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        _model().chat(messages)
+
+
+def test_a_prompt_is_text_or_tokens() -> None:
+    with pytest.raises(UsageError, match="expected a text or a list of token ids"):
+        _model().generate(["a"])  # type: ignore[list-item]
 
 
 def test_choice_of_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

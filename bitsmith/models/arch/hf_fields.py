@@ -153,5 +153,5 @@ def _unknown_rope(config: Mapping[str, Any], family: str, origin: str) -> list[s
 def _refused(field: str, family: str) -> UnsupportedError:
     return UnsupportedError(
         f"{field} changes the computation, and bitsmith does not know it for {family} models. Use the model's own "
-        "program; only --to native/... quantizes it. If the model does not use the field, remove it from config.json."
+        "program. If the model does not use the field, remove it from config.json."
     )

@@ -98,6 +98,11 @@ class Tokenizer:
         """
         return StreamDecoder(self, special=special, continues=continues)
 
+    @cached_property
+    def longest(self) -> int:
+        """Most bytes that one token stands for, at least 16: normalizers take blanks away."""
+        return max(16, *(len(token.encode("utf-8", "replace")) for token in self.vocabulary.tokens))
+
     @property
     def size(self) -> int:
         """Number of tokens in the vocabulary."""
