@@ -12,7 +12,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from bitsmith.cli.progress_lines import progress_lines
-from bitsmith.system.printable import printable
+from bitsmith.errors import printable
 from bitsmith.system.progress import Progress, Report, silent
 from bitsmith.system.sizes import human_bytes as human_bytes  # for every command
 from bitsmith.system.sizes import human_seconds as human_seconds

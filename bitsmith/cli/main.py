@@ -18,8 +18,7 @@ import click
 from bitsmith.cli.command import EVERYWHERE
 from bitsmith.cli.say import Interrupted
 from bitsmith.cli.starting import quiet_start
-from bitsmith.errors import BitsmithError
-from bitsmith.system.printable import printable
+from bitsmith.errors import BitsmithError, printable
 
 _OUT_OF_MEMORY = "out of memory; close other programs, use fewer --threads, or a machine with more memory."
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from bitsmith.system.printable import printable
+from bitsmith.errors import printable
 
 if TYPE_CHECKING:
     from bitsmith.runtime.text_stream import GenerationStats

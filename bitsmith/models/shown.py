@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bitsmith.system.printable import printable
+from bitsmith.errors import printable
 
 _SHOWN_ITEMS = 8
 _SHOWN_CHARACTERS = 200

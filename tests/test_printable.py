@@ -6,8 +6,7 @@ import logging
 
 import pytest
 
-from bitsmith.errors import BitsmithError, FileError
-from bitsmith.system.printable import printable
+from bitsmith.errors import BitsmithError, FileError, printable
 
 
 def test_controls_become_escapes() -> None:
