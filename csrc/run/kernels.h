@@ -40,6 +40,13 @@ struct BfloatRows {
   size_t stride;
 };
 
+// Rows for products on tiles: bfloat16 [groups of 16 rows, cols / 32, 16, 32], and what that lost, or null.
+constexpr int kTileRows = 16;
+struct TiledRows {
+  const uint16_t *upper, *lower;
+  int rows, cols;  // cols: a multiple of 32
+};
+
 // How keys and values are kept: float32, float16, or blocks of 32 int8 with a float16 scale (ggml's q8_0).
 enum class CacheType { f32, f16, q8_0 };
 
@@ -89,6 +96,11 @@ struct Kernels {
   void (*floats_rows_rounded)(const FloatRows &w, int first, int count, const BfloatRows &x, int rows, float *y,
                               size_t stride);
   void (*to_bfloat)(const float *x, int n, uint16_t *y);
+  // On tiles, weights and inputs rounded to bfloat16, or to two of them. Null where the processor has none.
+  // `to_tiles` puts x[n], and zeros behind it, to where row `row` stands; `lower` may be null.
+  void (*to_tiles)(const float *x, int n, int row, int cols, uint16_t *upper, uint16_t *lower);
+  void (*panels_tiles)(const PanelRows &w, int first, int count, const TiledRows &x, float *y, size_t stride);
+  void (*floats_tiles)(const FloatRows &w, int first, int count, const TiledRows &x, float *y, size_t stride);
   // row `row` of a matrix, decoded
   void (*panels_decode)(const PanelRows &w, int row, float *y);
   void (*floats_decode)(const FloatRows &w, int row, float *y);

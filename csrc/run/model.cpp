@@ -41,9 +41,11 @@ void rotate(const float *x, int dim, int head_dim, const float *cosines, const f
   std::copy(x + dim, x + head_dim, y + dim);
 }
 
-constexpr int kLeast = 3;     // groups of 16 rows in a piece of a single row's product, at least
-constexpr int kFewRows = 4;   // with fewer, float matrices are read once for each row
-constexpr int kQueries = 64;  // positions of a piece of attention
+constexpr int kLeast = 3;         // groups of 16 rows in a piece of a single row's product, at least
+constexpr int kFewRows = 4;       // with fewer, float matrices are read once for each row
+constexpr int kTiledRows = 8;     // from so many rows on, tiles are faster
+constexpr int kTiledPanels = 16;  // of a piece on tiles at most, which reads its inputs once
+constexpr int kQueries = 64;      // positions of a piece of attention
 
 }  // namespace
 
@@ -131,11 +133,19 @@ bool Model::halves(const Matrix &w) const {
          w.cols() % 2 == 0;
 }
 
+// Whether products with w are taken on tiles.
+bool Model::tiled(const Matrix &w, int rows) const {
+  return kernels_.panels_tiles && rows >= kTiledRows && !shape_.exact &&
+         (w.packed() || w.floats().type != FloatType::f32);
+}
+
 Roundings Model::roundings(std::initializer_list<const Linear *> linears, int rows) const {
-  Roundings found{false, shape_.fine && rows > 1, false};
+  Roundings found{false, false, false, shape_.fine && rows > 1};
   for (const Linear *linear : linears) {
-    found.blocks |= linear->weight->packed() && !shape_.exact;
-    found.bfloats |= rows >= kFewRows && halves(*linear->weight);
+    const bool tiles = tiled(*linear->weight, rows);
+    found.tiles |= tiles;
+    found.blocks |= linear->weight->packed() && !shape_.exact && !tiles;
+    found.bfloats |= rows >= kFewRows && halves(*linear->weight) && !tiles;
   }
   return found;
 }
@@ -149,8 +159,16 @@ void Model::each_row(int rows, const Body &body) {
   });
 }
 
-// All rows of the input times several matrices, as one loop over groups of their rows. A single row waits for memory,
-// which likes long pieces; the last ones are short, so that all threads end together.
+// Groups of 16 rows of w for one piece of work, of those that are left. A single row waits for memory, which likes long
+// pieces; the last ones are short, so that all threads end together.
+int Model::panels_of_a_piece(const Matrix &w, int rows, int left) const {
+  const int threads = pool_->threads();
+  if (rows == 1) return std::max(kLeast, left / (2 * threads));
+  if (!tiled(w, rows)) return 2;
+  return std::clamp(left / (3 * threads) / 2 * 2, 2, kTiledPanels);
+}
+
+// All rows of the input times several matrices, as one loop over groups of their rows.
 void Model::multiply(const Input &x, const Product *products, int count) {
   pieces_.clear();
   int left = 0;
@@ -158,7 +176,7 @@ void Model::multiply(const Input &x, const Product *products, int count) {
   for (int i = 0; i < count; ++i) {
     const int panels = products[i].linear->weight->row_panels();
     for (int first = 0; first < panels;) {
-      const int wanted = x.floats.count == 1 ? std::max(kLeast, left / (2 * pool_->threads())) : 2;
+      const int wanted = panels_of_a_piece(*products[i].linear->weight, x.floats.count, left);
       const int n = std::min(wanted, panels - first);
       pieces_.push_back({i, first, n});
       first += n;
@@ -175,6 +193,12 @@ void Model::multiply(const Input &x, const Product *products, int count) {
 
 // The same for `count` groups of 16 rows of one matrix.
 void Model::multiply_part(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const {
+  if (tiled(w, x.floats.count)) {
+    const TiledRows tiles = x.rounded->tiles(x.floats.count, shape_.fine);
+    if (w.packed()) return kernels_.panels_tiles(w.panels(), first, count, tiles, y, stride);
+    const int row = first * kPanelRows, rows = std::min(count * kPanelRows, w.rows() - row);
+    return kernels_.floats_tiles(w.floats(), row, rows, tiles, y, stride);
+  }
   if (w.packed()) {
     if (shape_.exact)
       kernels_.panels_exact(w.panels(), first, count, x.floats, y, stride);

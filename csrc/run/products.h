@@ -20,6 +20,9 @@ void floats_rows(const FloatRows &w, int first, int count, const Rows &x, float 
 void floats_rows_rounded(const FloatRows &w, int first, int count, const BfloatRows &x, int rows, float *y,
                          size_t stride);
 void to_bfloat(const float *x, int n, uint16_t *y);
+void to_tiles(const float *x, int n, int row, int cols, uint16_t *upper, uint16_t *lower);
+void panels_tiles(const PanelRows &w, int first, int count, const TiledRows &x, float *y, size_t stride);
+void floats_tiles(const FloatRows &w, int first, int count, const TiledRows &x, float *y, size_t stride);
 void floats_decode(const FloatRows &w, int row, float *y);
 void rms_norm(const float *x, const float *weight, int n, float eps, float *y);
 void swiglu(float *gate, const float *up, int n);
