@@ -29,6 +29,7 @@ const Kernels kKernels = {repack,
                           rms_norm,
                           swiglu,
                           keep,
-                          attend};
+                          attend,
+                          read};
 
 }  // namespace bitsmith::BITSMITH_ISA

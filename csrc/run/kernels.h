@@ -74,6 +74,13 @@ struct Attention {
   size_t out_stride;
 };
 
+// How products with a single row read a matrix from memory. Results do not depend on it, but for the order in which the
+// columns of a float matrix are added.
+struct Reading {
+  int near, far;  // bytes that are fetched ahead, into the first-level and into the second-level cache
+  int rows;       // of a float matrix that are read together: 1, 2 or 4
+};
+
 struct Kernels {
   // the words of a panel, in the order of files, into the order of products; see panels.h
   void (*repack)(PanelType type, int blocks, uint8_t *panel);
@@ -81,14 +88,14 @@ struct Kernels {
   void (*round_row)(const float *x, int cols, RoundedBlock *out);
   void (*round_fine)(const float *x, int cols, FineBlock *out, FineSums *sums);
   // y[16 count] = the product of x with `count` panels from `first`
-  void (*panels_row)(const PanelRows &w, int first, int count, const FineRow &x, float *y);
+  void (*panels_row)(const PanelRows &w, int first, int count, const FineRow &x, const Reading &reading, float *y);
   // y[i * stride + 16 panel ...] for all rows of x, two panels at most at a time
   void (*panels_rows)(const PanelRows &w, int first, int count, const RoundedRows &x, int rows, float *y,
                       size_t stride);
   // the same from float32 inputs, weights decoded and nothing rounded
   void (*panels_exact)(const PanelRows &w, int first, int count, const Rows &x, float *y, size_t stride);
   // y[count] = rows first.. of w times x
-  void (*floats_row)(const FloatRows &w, int first, int count, const float *x, float *y);
+  void (*floats_row)(const FloatRows &w, int first, int count, const float *x, const Reading &reading, float *y);
   // y[i * stride + row], at most 32 rows of w
   void (*floats_rows)(const FloatRows &w, int first, int count, const Rows &x, float *y, size_t stride);
   // the same for inputs rounded to bfloat16, and weights too (those of bfloat16 are what they are); w.cols even.
@@ -109,6 +116,8 @@ struct Kernels {
   void (*swiglu)(float *gate, const float *up, int n);                    // gate = gate * sigmoid(gate) * up
   void (*keep)(const float *x, int width, CacheType type, uint8_t *row);  // a row of keys or values
   void (*attend)(const Attention &task);
+  // the sum of all words of memory, so that nothing is optimised away
+  uint64_t (*read)(const uint8_t *from, size_t bytes, const Reading &reading);
 };
 
 const Kernels &kernels(Isa isa);

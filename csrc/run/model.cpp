@@ -1,6 +1,7 @@
 #include "model.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -40,6 +41,18 @@ void rotate(const float *x, int dim, int head_dim, const float *cosines, const f
   }
   std::copy(x + dim, x + head_dim, y + dim);
 }
+
+// Adds the time it lives to a sum.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double &seconds) : seconds_(seconds), start_(Clock::now()) {}
+  ~Stopwatch() { seconds_ += std::chrono::duration<double>(Clock::now() - start_).count(); }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  double &seconds_;
+  Clock::time_point start_;
+};
 
 constexpr int kLeast = 3;         // groups of 16 rows in a piece of a single row's product, at least
 constexpr int kFewRows = 4;       // with fewer, float matrices are read once for each row
@@ -170,6 +183,7 @@ int Model::panels_of_a_piece(const Matrix &w, int rows, int left) const {
 
 // All rows of the input times several matrices, as one loop over groups of their rows.
 void Model::multiply(const Input &x, const Product *products, int count) {
+  const Stopwatch watch(times_.products);
   pieces_.clear();
   int left = 0;
   for (int i = 0; i < count; ++i) left += products[i].linear->weight->row_panels();
@@ -203,7 +217,7 @@ void Model::multiply_part(const Input &x, const Matrix &w, int first, int count,
     if (shape_.exact)
       kernels_.panels_exact(w.panels(), first, count, x.floats, y, stride);
     else if (x.floats.count == 1)
-      kernels_.panels_row(w.panels(), first, count, x.rounded->fine(), y);
+      kernels_.panels_row(w.panels(), first, count, x.rounded->fine(), packed_reading_, y);
     else
       multiply_rows(x, w, first, count, y, stride);
     return;
@@ -211,7 +225,7 @@ void Model::multiply_part(const Input &x, const Matrix &w, int first, int count,
   const int row = first * kPanelRows, rows = std::min(count * kPanelRows, w.rows() - row);
   if (x.floats.count < kFewRows) {
     for (int i = 0; i < x.floats.count; ++i)
-      kernels_.floats_row(w.floats(), row, rows, x.floats.data + i * x.floats.stride, y + i * stride);
+      kernels_.floats_row(w.floats(), row, rows, x.floats.data + i * x.floats.stride, float_reading_, y + i * stride);
   } else if (halves(w)) {
     kernels_.floats_rows_rounded(w.floats(), row, rows, x.rounded->bfloats(), x.floats.count, y, stride);
   } else {
@@ -236,6 +250,7 @@ void Model::multiply_rows(const Input &x, const Matrix &w, int first, int count,
 
 void Model::hidden(const Feed &feed, Cache &cache, float *out, const std::function<bool()> &go_on) {
   std::lock_guard<std::mutex> lock(mutex_);
+  const Stopwatch watch(times_.total);
   const CacheShape &kept = cache.shape();
   if (kept.layers != static_cast<int>(blocks_.size()) || kept.kv_heads != shape_.kv_heads ||
       kept.head_dim != shape_.head_dim || !embedding_)
@@ -354,6 +369,7 @@ void Model::place_heads(int layer, const Block &block, Step &step, int row) {
 }
 
 void Model::attention(int layer, const Block &block, Step &step) {
+  const Stopwatch watch(times_.attention);
   const int width = step.cache.width(), group = shape_.heads / shape_.kv_heads;
   sized(turned_, static_cast<size_t>(step.rows()) * shape_.heads * width);
   sized(mix_, static_cast<size_t>(step.rows()) * shape_.heads * shape_.head_dim);
@@ -382,6 +398,7 @@ void Model::attention(int layer, const Block &block, Step &step) {
 
 void Model::logits(const float *hidden, int rows, float *out) {
   std::lock_guard<std::mutex> lock(mutex_);
+  const Stopwatch watch(times_.total);
   if (!output_) throw std::invalid_argument("the model has no output matrix.");
   const Linear head{output_, {}};
   const int vocab = output_->rows(), cols = shape_.hidden;

@@ -12,6 +12,7 @@
 #include "kernels.h"
 #include "matrix.h"
 #include "pool.h"
+#include "reading.h"
 
 namespace bitsmith {
 
@@ -109,6 +110,11 @@ struct Feed {
   const int64_t *slots, *starts, *counts;  // [rows] each; slots distinct, counts in 1..n
 };
 
+// Seconds spent in forward passes.
+struct Times {
+  double total = 0, products = 0, attention = 0;
+};
+
 class Model {
  public:
   Model(const Shape &shape, Isa isa, std::shared_ptr<Pool> pool);
@@ -124,6 +130,10 @@ class Model {
 
   // Logits of some hidden states: out [rows, vocab].
   void logits(const float *hidden, int rows, float *out);
+
+  // How packed matrices, and float matrices, are read for a single row.
+  void set_reading(const Reading &packed, const Reading &floats) { packed_reading_ = packed, float_reading_ = floats; }
+  const Times &times() const { return times_; }
 
   const Shape &shape() const { return shape_; }
   const Matrix &embedding() const { return *embedding_; }
@@ -167,6 +177,8 @@ class Model {
   std::vector<Block> blocks_;
   std::shared_ptr<Matrix> embedding_, output_;
   std::vector<float> output_norm_;
+  Reading packed_reading_ = kReadings[0], float_reading_ = kReadings[0];
+  Times times_;
   std::mutex mutex_;
   RoundedBuffer rounded_;
   std::vector<Piece> pieces_;
