@@ -76,6 +76,9 @@ if(PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   add_isa(avx2 "${AVX2}" "
     #include <immintrin.h>
     __m256 f(__m128i a) { return _mm256_fmadd_ps(_mm256_cvtph_ps(a), _mm256_setzero_ps(), _mm256_setzero_ps()); }")
+  add_isa(avxvnni "${AVX2} -mavxvnni" "
+    #include <immintrin.h>
+    __m256i f(__m256i a) { return _mm256_dpbusd_avx_epi32(a, a, a); }")
   add_isa(avx512 "${AVX512}" "
     #include <immintrin.h>
     float f(__m512i a, __m256i b) { return _mm512_reduce_add_ps(_mm512_permutexvar_ps(a, _mm512_cvtph_ps(b))); }

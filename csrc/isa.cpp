@@ -5,8 +5,10 @@
 
 #include "isas.h"
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -49,11 +51,19 @@ bool has_tiles() {
 bool has_tiles() { return false; }
 #endif
 
+#if defined(__x86_64__)
+bool has_avx_vnni() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+}
+#endif
+
 bool runs_here(Isa isa) {
   if (isa == Isa::generic) return true;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   bool runs = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+  if (isa == Isa::avxvnni) runs = runs && has_avx_vnni();
   if (isa >= Isa::avx512)
     runs = runs && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -73,6 +83,7 @@ bool runs_here(Isa isa) {
 const char *isa_name(Isa isa) {
   switch (isa) {
     case Isa::avx2: return "avx2";
+    case Isa::avxvnni: return "avxvnni";
     case Isa::avx512: return "avx512";
     case Isa::avx512vnni: return "avx512vnni";
     case Isa::avx512bf16: return "avx512bf16";

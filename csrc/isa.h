@@ -6,8 +6,9 @@
 
 namespace bitsmith {
 
-// Of one processor's, each contains those before it. x86-64 has the ones with avx in their names, ARM has dotprod.
-enum class Isa { generic, avx2, avx512, avx512vnni, avx512bf16, amx, dotprod };
+// The later, the better, where a processor has several. x86-64 has those with avx and amx in their names, ARM has
+// dotprod. avxvnni is avx2 with VNNI; each other one of x86-64 contains those before it, but avxvnni.
+enum class Isa { generic, avx2, avxvnni, avx512, avx512vnni, avx512bf16, amx, dotprod };
 
 // Those that this build has and this processor runs, poorest first.
 std::vector<Isa> available_isas();

@@ -11,7 +11,7 @@ constexpr int kUnrolled = kLanes >= 8 ? 8 : 1;
 // Codes beyond 127 are called wide; each is a signed number plus 128. VNNI multiplies them as they are, and the caller
 // subtracts what the 128 added. The other instructions cannot: AVX2's saturate, and ARM's take signed bytes only. There
 // the product is taken with the number itself.
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 constexpr bool kWideAsTheyAre = true;
 #else
 constexpr bool kWideAsTheyAre = false;
@@ -22,6 +22,8 @@ template <bool wide>
 BITSMITH_INLINE Ints dot4(Ints total, Words codes, int32_t x) {
 #if defined(__AVX512VNNI__)
   return as<Ints>(_mm512_dpbusd_epi32(as<__m512i>(total), as<__m512i>(codes), _mm512_set1_epi32(x)));
+#elif defined(__AVXVNNI__)
+  return as<Ints>(_mm256_dpbusd_avx_epi32(as<__m256i>(total), as<__m256i>(codes), _mm256_set1_epi32(x)));
 #elif defined(__AVX512BW__)
   __m512i a = as<__m512i>(codes), b = _mm512_set1_epi32(x);
   if constexpr (wide) {
