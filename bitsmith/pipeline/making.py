@@ -175,7 +175,7 @@ class _Making:
     def _importance(self, plan: Plan) -> dict[str, np.ndarray]:
         if self.measured.importance is None:
             return {}
-        return dict(self.measured.importance.by_output([tensor.info for tensor in plan.tensors]))
+        return dict(self.measured.importance.by_output(plan.tensors))
 
 
 class _Watch:

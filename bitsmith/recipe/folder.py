@@ -15,9 +15,9 @@ from bitsmith.containers.hf_folder import CONFIG, tokenizer_files
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.hf_config import config_to_hf
-from bitsmith.models.arch.names import hf_name, is_permuted
-from bitsmith.models.arch.spec import ARCHITECTURES
-from bitsmith.models.arch.tensors import ROPE_FREQS
+from bitsmith.models.arch.names import is_permuted
+from bitsmith.models.arch.sources import hf_tensors_of_gguf
+from bitsmith.models.arch.tensors import ROPE_FREQS, expected_tensors
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.recipe.plan import PlannedTensor, RowOrder
 
@@ -31,23 +31,27 @@ def wanted_tensors(checkpoint: Checkpoint) -> list[PlannedTensor]:
     Face name.
     """
     tensors = checkpoint.source.tensors.values()
-    if checkpoint.naming == "hf" or isinstance(checkpoint.shape, Exception):
+    if isinstance(checkpoint.shape, Exception):
         return [PlannedTensor(info, info.name, info.layout, {}, "") for info in tensors]
-    config = checkpoint.config
-    wanted: list[PlannedTensor] = []
-    for info in tensors:
-        name = hf_name(info.name)
-        if info.name == ROPE_FREQS:  # config.json holds the same values
-            continue
-        if name is None:
-            raise UnsupportedError(
-                f"{checkpoint.source.path}: {info.name} has no Hugging Face name; write a GGUF file, for instance "
-                "--to=q4_k_m."
-            )
+    config, names = checkpoint.config, checkpoint.names
+    if checkpoint.naming == "hf":
+        own = {info.name: names.gguf(info.name) or "" for info in tensors}
+        return [PlannedTensor(info, info.name, info.layout, {}, "", own=own[info.name]) for info in tensors]
+    places, _ = hf_tensors_of_gguf(config)
+    known = {*expected_tensors(config), ROPE_FREQS}  # config.json holds the values of the last
+    stranger = next((info.name for info in tensors if info.name not in known), None)
+    if stranger is not None:
+        raise UnsupportedError(
+            f"{checkpoint.source.path}: {stranger} has no Hugging Face name; write a GGUF file, for instance "
+            "--to=q4_k_m."
+        )
+    reader, wanted = checkpoint.reader, list[PlannedTensor]()
+    for name, place in places.items():
+        info, ours = reader.tensors[place], names.gguf(name) or ""
         order = None
-        if ARCHITECTURES[config.arch].permuted and is_permuted(info.name):
-            order = RowOrder(config.heads if ".attn_q." in info.name else config.kv_heads, interleave=False)
-        wanted.append(PlannedTensor(replace(info, name=name), info.name, info.layout, {}, "", order=order))
+        if config.decoder.permuted and is_permuted(ours):
+            order = RowOrder(config.heads if ".attn_q." in ours else config.kv_heads, interleave=False)
+        wanted.append(PlannedTensor(replace(info, name=name), place, info.layout, {}, "", order=order, own=ours))
     return wanted
 
 

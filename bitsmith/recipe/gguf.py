@@ -20,7 +20,7 @@ from bitsmith.errors import UnsupportedError
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.gguf_config import config_to_gguf, rope_freqs
 from bitsmith.models.arch.llamacpp import differences, end_warnings
-from bitsmith.models.arch.names import hf_name, is_permuted
+from bitsmith.models.arch.names import is_permuted
 from bitsmith.models.arch.spec import ARCHITECTURES
 from bitsmith.models.arch.tensors import ROPE_FREQS, check_tensors, expected_tensors
 from bitsmith.models.checkpoint import Checkpoint, require_float, source_warnings
@@ -122,9 +122,8 @@ def gguf_tensors(checkpoint: Checkpoint) -> tuple[list[PlannedTensor], ModelShap
     spec = ARCHITECTURES[config.arch]
     wanted = []
     for name, shape in expected_tensors(config).items():
-        original = hf_name(name)
-        assert original is not None
-        found = source.tensors[original]
+        original = checkpoint.place(name)
+        found = checkpoint.reader.tensors[original]
         order = None
         if spec.permuted and is_permuted(name):
             order = RowOrder(config.heads if ".attn_q." in name else config.kv_heads, interleave=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitsmith.errors import UnsupportedError
+from bitsmith.models.arch.families import FAMILIES
 from bitsmith.models.arch.fields import is_neutral
 
 # read by `config_from_hf`, or settled by the tensors (`reconcile`)
@@ -18,10 +19,11 @@ _READ = frozenset(
         *("bias", "use_bias", "quantization_config", "compression_config", "quantization"),
     ]
 )
-_READ_BY_FAMILY: Mapping[str, frozenset[str]] = {
-    "mistral": frozenset(["sliding_window"]),
-    "qwen2": frozenset(["sliding_window", "use_sliding_window", "max_window_layers", "layer_types"]),
-    "qwen3": frozenset(["sliding_window", "use_sliding_window", "max_window_layers", "layer_types"]),
+_WINDOW_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "all": ("sliding_window",),
+    "by_field": ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
+    "alternating": ("sliding_window", "layer_types", "sliding_window_pattern"),
+    "pattern": ("sliding_window", "layer_types", "sliding_window_pattern"),
 }
 # for training, generation, or the loading program
 _HARMLESS = frozenset(
@@ -40,7 +42,15 @@ _HARMLESS = frozenset(
             "max_window_layers",
         ),
         *("task_specific_params", "problem_type", "num_labels", "id2label", "label2id", "finetuning_task"),
-        *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "decoder_start_token_id"),
+        *(
+            "bos_token_id",
+            "eos_token_id",
+            "pad_token_id",
+            "unk_token_id",
+            "sep_token_id",
+            "eod_token_id",
+            "decoder_start_token_id",
+        ),
         *("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids"),
         *("max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "temperature"),
         *("diversity_penalty", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty"),
@@ -50,8 +60,7 @@ _HARMLESS = frozenset(
         *("embedding_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
         *("unsloth_version", "unsloth_fixed", "is_llama_config", "max_sequence_length", "model_max_length"),
         *("seq_length", "tf32", "ffn_hidden_size", "layer_norm_eps"),
-        "tie_last_hidden_states",
-        "max_window_layers",
+        *("tie_last_hidden_states", "auto_map", "max_window_layers"),
     ]
 )
 # change the computation in some family: the value without effect, beside null, false, zero and nothing
@@ -108,7 +117,7 @@ def check_fields(config: Mapping[str, Any], family: str, origin: str) -> tuple[s
     config: a parsed config.json; family: key of `ARCHITECTURES`
     Raises UnsupportedError for a field that changes the computation in some family and that this family does not read.
     """
-    known = _READ | _HARMLESS | _READ_BY_FAMILY.get(family, frozenset())
+    known = _READ | _HARMLESS | _read_by(family)
     unknown = []
     for name, value in config.items():
         if name in known or name.startswith("_") or (name == "sliding_window" and _window_off(config)):
@@ -121,6 +130,18 @@ def check_fields(config: Mapping[str, Any], family: str, origin: str) -> tuple[s
             raise _refused(f"{origin}: {name} = {str(value)[:60]}", family)
     unknown += _unknown_rope(config, family, origin)
     return (f"fields that bitsmith does not know, and ignores: {', '.join(unknown)}",) if unknown else ()
+
+
+def _read_by(name: str) -> frozenset[str]:
+    """The fields that a family reads beside the usual ones."""
+    family = FAMILIES[name]
+    row = family.decoder
+    assert row is not None
+    own = {*row.fields, *row.numbers, *_WINDOW_FIELDS.get(family.window, ())}
+    own |= {"rope_local_base_freq"} if row.local_rope == "theta" else set()
+    own |= {"query_pre_attn_scalar"} if row.query_scalar else set()
+    own |= {*row.experts.count, row.experts.used, row.experts.width} if row.experts else set()
+    return frozenset(own)
 
 
 def _window_off(config: Mapping[str, Any]) -> bool:
@@ -141,8 +162,12 @@ def _without_effect(name: str, value: object) -> bool:
 def _unknown_rope(config: Mapping[str, Any], family: str, origin: str) -> list[str]:
     values = config.get("rope_scaling") or config.get("rope_parameters")
     unknown = []
-    for name, value in values.items() if isinstance(values, dict) else ():
-        if name in _READ_ROPE or is_neutral(value) or isinstance(value, dict):
+    nested = [each for each in values.values() if isinstance(each, dict)] if isinstance(values, dict) else []
+    pairs = [pair for part in [values, *nested] if isinstance(part, dict) for pair in part.items()]
+    row = FAMILIES[family].decoder
+    own = () if row is None else row.rope_fields
+    for name, value in pairs:
+        if name in _READ_ROPE or name in own or is_neutral(value) or isinstance(value, dict):
             continue
         if name in _CHANGING_ROPE:
             raise _refused(f"{origin}: rope_scaling.{name} = {str(value)[:60]}", family)
