@@ -1,4 +1,5 @@
-"""What the library decided for the user, as a line on stderr: which file of a hub repository was taken."""
+"""What the library decided for the user, as a line on stderr: which file of a hub repository was taken,
+and that torch computes a model."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import sys
 
 from bitsmith.errors import printable
 
-_LOGGERS = ("bitsmith.models.hub",)
+_LOGGERS = ("bitsmith.models.hub", "bitsmith.runtime.load.choice")
 
 
 class _Note(logging.Handler):

@@ -218,7 +218,15 @@ _SMOLLM3 = Decoder(
     fields=("no_rope_layers", "no_rope_layer_interval"),
 )
 _OLMO2 = Decoder(("Olmo2ForCausalLM",), gguf_biases=(), optional_biases="attention", eps=1e-5, ignores_window=False)
-_OLMO3 = replace(_OLMO2, hf_classes=("Olmo3ForCausalLM",), window=4096, theta=500000.0, every=4, local_rope="unscaled")
+_OLMO3 = replace(
+    _OLMO2,
+    gguf_keys=("rope.freq_base_swa",),
+    hf_classes=("Olmo3ForCausalLM",),
+    window=4096,
+    theta=500000.0,
+    every=4,
+    local_rope="unscaled",
+)
 _GRANITE = Decoder(
     ("GraniteForCausalLM",),
     permuted=True,
@@ -269,6 +277,7 @@ _EXAONE4 = Decoder(
     eps=1e-5,
     rotates="windowed",
     every=4,
+    ignores_window=False,
 )
 _GLM4 = Decoder(
     ("Glm4ForCausalLM",),

@@ -149,6 +149,11 @@ def _check_loadable(config: ModelConfig, spec: ArchSpec) -> None:
                 "write another format, such as --to=native/int8."
             )
     _check_rotation(config, spec)
+    if config.experts is not None and config.experts.layers is not None:
+        raise UnsupportedError(
+            f"only some layers of the model have experts, and llama.cpp loads no such {spec.gguf} model; write --to "
+            "native/... instead."
+        )
     if rope_freqs(config) is not None and not reads_rope_freqs(spec.gguf):
         raise UnsupportedError(
             f"the model's rope scaling needs the tensor {ROPE_FREQS}, which llama.cpp does not read in a {spec.gguf} "
@@ -175,8 +180,8 @@ def _rope_keys(config: ModelConfig) -> dict[str, Value]:
         own = yarn_magnitude(rope.factor) if rope.scaling == "yarn" and not as_factors else 1.0
         keys["rope.scaling.attn_factor"] = f32(rope_magnitude(rope) / own)
     keys["rope.freq_base"] = f32(rope.theta)
-    if config.local_rope is not None:
-        keys["rope.freq_base_swa"] = f32(config.local_rope.theta)
+    if config.window and config.decoder.local_rope:
+        keys["rope.freq_base_swa"] = f32((config.local_rope or rope).theta)
     return keys
 
 

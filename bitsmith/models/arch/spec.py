@@ -70,7 +70,7 @@ def spec_of_hf(classes: Sequence[str], model_type: str | None, origin: str) -> A
         if any(name in spec.decoder.hf_classes for name in classes) or (not classes and model_type == spec.name):
             return spec
     found = ", ".join(classes) or f"model_type {model_type!r}"
-    known = ", ".join(ARCHITECTURES)
+    known = ", ".join(spec.decoder.hf_classes[0] for spec in ARCHITECTURES.values())
     raise UnsupportedError(
         f"{origin}: unknown architecture {found}; known are {known}. Of others, bitsmith writes native, gptq, awq and "
         "compressed folders without calibration, for instance --to=native/int8; it quantizes any GGUF file of "
