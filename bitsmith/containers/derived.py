@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from bitsmith.containers.base import Extent, Source
-from bitsmith.containers.floats import NUMBERS
+from bitsmith.containers.floats import MXFP4_STACK, NUMBERS
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.quant.tensor import PackedTensor, QuantTensor, TensorInfo
 
-_BY_ROW = frozenset({*NUMBERS, *TYPES, "mxfp4/blocks"})  # layouts whose parts are cut by row
+_BY_ROW = frozenset({*NUMBERS, *TYPES, MXFP4_STACK})  # layouts whose parts are cut by row
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitsmith.containers.base import Source
 from bitsmith.containers.derived import with_derived
-from bitsmith.containers.floats import FLOATS, FP8_PREFIX
+from bitsmith.containers.floats import FLOATS, FP8_PREFIX, MXFP4_STACK
 from bitsmith.containers.hf_folder import CONFIG, read_object, small_files
 from bitsmith.containers.reservation import settle
 from bitsmith.errors import BitsmithError, FileError, UnsupportedError, UsageError
@@ -89,7 +89,8 @@ class Checkpoint:
         if isinstance(self.shape, BitsmithError):
             return self.source
         derived = self._file_tensors.derived
-        if self.naming == "gguf":
+        row = self.config.decoder.experts
+        if self.naming == "gguf" and not (row is not None and row.interleaved):
             from bitsmith.models.arch.sources import hf_tensors_of_gguf
 
             derived = hf_tensors_of_gguf(self.config)[1]
@@ -208,8 +209,8 @@ def require_weights(checkpoint: Checkpoint) -> None:
 
 
 def is_original(layout: str) -> bool:
-    """Whether weights of this layout are taken for an original: floats, and FP8 with scales, as many are published."""
-    return layout in FLOATS or layout.startswith(FP8_PREFIX)
+    """Whether weights of this layout are taken for an original: floats, and FP8 and MXFP4, as many are published."""
+    return layout in FLOATS or layout.startswith(FP8_PREFIX) or layout == MXFP4_STACK
 
 
 def require_float(checkpoint: Checkpoint, *, requantize: bool) -> None:
@@ -238,7 +239,10 @@ def source_warnings(checkpoint: Checkpoint, *, quantizes: bool = True) -> tuple[
     found = sorted({info.layout for info in tensors if info.rows > 1} - FLOATS)
     told = []
     if found and all(is_original(layout) for layout in found):
-        told.append(f"the weights are FP8 in the source ({', '.join(found)}); they are decoded, inputs are not rounded")
+        kind = "MXFP4" if MXFP4_STACK in found else "FP8"
+        told.append(
+            f"the weights are {kind} in the source ({', '.join(found)}); they are decoded, inputs are not rounded"
+        )
     elif found and quantizes:
         told.append(f"the source is quantized already ({', '.join(found)}): losses add up")
     if isinstance(checkpoint.shape, BitsmithError) and checkpoint.naming == "hf" and checkpoint.foreign is None:

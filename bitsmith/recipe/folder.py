@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bitsmith.containers.floats import NUMBERS, WRITTEN_FLOATS
+from bitsmith.containers.floats import MXFP4_STACK, NUMBERS, WRITTEN_FLOATS
 from bitsmith.containers.hf_folder import CONFIG, tokenizer_files
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.arch.config import ModelConfig
@@ -19,6 +19,7 @@ from bitsmith.models.arch.names import is_permuted
 from bitsmith.models.arch.sources import hf_tensors_of_gguf
 from bitsmith.models.arch.tensors import ROPE_FREQS, expected_tensors
 from bitsmith.models.checkpoint import Checkpoint
+from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.plan import PlannedTensor, RowOrder
 
 KEPT = re.compile(r"embed|\bwte\b|\bwpe\b|lm_head|router|\bgate\.weight$|conv|norm")
@@ -35,8 +36,13 @@ def wanted_tensors(checkpoint: Checkpoint) -> list[PlannedTensor]:
         return [PlannedTensor(info, info.name, info.layout, {}, "") for info in tensors]
     config, names = checkpoint.config, checkpoint.names
     if checkpoint.naming == "hf":
-        own = {info.name: names.gguf(info.name) or "" for info in tensors}
-        return [PlannedTensor(info, info.name, info.layout, {}, "", own=own[info.name]) for info in tensors]
+        stack = next((info.name for info in tensors if info.layout == MXFP4_STACK), None)
+        if stack is not None:
+            raise UnsupportedError(
+                f"{checkpoint.source.path}: {stack} is MXFP4, and transformers would expect it transposed in another "
+                "type; write a GGUF file, for instance --to=q4_k_m."
+            )
+        return [_of_folder(info, names.gguf(info.name)) for info in tensors]
     places, _ = hf_tensors_of_gguf(config)
     known = {*expected_tensors(config), ROPE_FREQS}  # config.json holds the values of the last
     stranger = next((info.name for info in tensors if info.name not in known), None)
@@ -53,6 +59,11 @@ def wanted_tensors(checkpoint: Checkpoint) -> list[PlannedTensor]:
             order = RowOrder(config.heads if ".attn_q." in ours else config.kv_heads, interleave=False)
         wanted.append(PlannedTensor(replace(info, name=name), place, info.layout, {}, "", order=order, own=ours))
     return wanted
+
+
+def _of_folder(info: TensorInfo, own: str | None) -> PlannedTensor:
+    """A tensor of a folder. own: its GGUF name, if the family has one for it"""
+    return PlannedTensor(info, info.name, info.layout, {}, "", own=own or "", outside=own is None)
 
 
 def is_vector(tensor: PlannedTensor) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bitsmith.containers.floats import FLOATS
+from bitsmith.containers.floats import FLOATS, MXFP4_STACK
 from bitsmith.containers.gguf.blocks import CODECS
 from bitsmith.containers.gguf.metadata_values import Value, string, u32
 from bitsmith.containers.gguf.reader import GgufSource
@@ -68,6 +68,9 @@ def assign_mix(
     selection = choose_types(mix.name, shape, outputs, importance=importance, pure=options.pure, rules=rules)
     if isinstance(source, GgufSource):
         selection = selection.keeping(outputs)
+    if mix.quantizes and not options.pure:
+        stacks = {tensor.info.name for tensor in wanted if tensor.source_layout == MXFP4_STACK}
+        selection = selection.published(stacks, rules)
     tensors = tuple(_planned(tensor, choice) for tensor, choice in zip(wanted, selection.choices, strict=True))
     infos = [tensor.info for tensor in tensors]
     # keep the order of keys: general keys first, then those of the architecture, then those of the tokenizer

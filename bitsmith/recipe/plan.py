@@ -50,6 +50,7 @@ class PlannedTensor:
     copied: whether the bytes are copied without a look at their values, whatever they mean
     own: GGUF's name of the tensor, that of an expert's matrix included ("blk.0.ffn_up_exps.3.weight"); "" to find it
         by the usual names
+    outside: whether the family is known and has no such matrix: a vision tower's, or one that lies transposed
     """
 
     info: TensorInfo
@@ -64,6 +65,7 @@ class PlannedTensor:
     constant: np.ndarray | None = field(default=None, compare=False)
     copied: bool = False
     own: str = ""
+    outside: bool = False
 
     @property
     def verbatim(self) -> bool:

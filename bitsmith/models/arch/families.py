@@ -66,6 +66,7 @@ class ExpertRow:
     used, width: names of the fields
     normalize: whether the weights of the chosen experts are divided by their sum; None if norm_topk_prob says it
     gguf_normalize: the same in llama.cpp's code, which reads no key for it
+    interleaved: True if Hugging Face stores one stack of gate and up, row by row in turn, as gpt-oss does
     """
 
     count: tuple[str, ...] = ("num_experts", "num_local_experts")
@@ -73,6 +74,7 @@ class ExpertRow:
     width: str = "moe_intermediate_size"
     normalize: bool | None = None
     gguf_normalize: bool = True
+    interleaved: bool = False
 
 
 @dataclass(frozen=True)
@@ -389,6 +391,28 @@ _OLMOE = Decoder(
     fields=("norm_topk_prob", *_ROUTER_TRAINING),
     gguf_keys=_MOE_KEYS,
 )
+_GPT_OSS = Decoder(
+    ("GptOssForCausalLM",),
+    gguf_biases=(*_QKV, "attn_output"),
+    optional_biases="attention",
+    attention_bias=True,
+    context=131072,
+    kv_heads=8,
+    head_dim=64,
+    window=128,
+    theta=150000.0,
+    eps=1e-5,
+    rope_fields=("truncate",),
+    every=2,
+    activation="clamped",
+    router="chosen",
+    experts=ExpertRow(width="intermediate_size", normalize=True, interleaved=True),
+    names={"mlp.router": "ffn_gate_inp"},
+    fields=("experts_per_token", "initial_context_length", *_ROUTER_TRAINING),
+    gguf_keys=(*_MOE_KEYS, "expert_feed_forward_length"),
+    ignores_window=False,
+    implied_window=True,
+)
 
 FAMILIES: Mapping[str, Family] = {  # by config.json's model_type
     "llama": Family("llama", decoder=_LLAMA),
@@ -431,6 +455,7 @@ FAMILIES: Mapping[str, Family] = {  # by config.json's model_type
     "kimi_k2": Family("deepseek2", score_bias=True),
     "gpt_oss": Family(
         "gpt-oss",
+        decoder=_GPT_OSS,
         norms=_SEED_NORMS,
         qkv_bias=True,
         output_bias=True,

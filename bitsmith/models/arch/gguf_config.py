@@ -372,6 +372,7 @@ def _rope(fields: Fields, spec: ArchSpec, head_dim: int, source: Source) -> Rope
         rope = replace(
             rope,
             scaling="yarn",
+            truncate="truncate" not in spec.decoder.rope_fields,
             factor=factor,
             original_context=fields.integer("rope.scaling.original_context_length", 0, minimum=0)
             or fields.integer("context_length"),

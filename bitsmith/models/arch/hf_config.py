@@ -276,7 +276,8 @@ def _rope(
         return _llama3(scaling, replace(plain, scaling="llama3", original_context=original))
     if kind == "yarn":
         factor = scaling.number("factor", context / original)
-        return _yarn(scaling, replace(plain, scaling="yarn", original_context=original, factor=factor))
+        yarn = replace(plain, scaling="yarn", original_context=original, factor=factor)
+        return _yarn(scaling, yarn, "truncate" in spec.decoder.rope_fields)
     raise UnsupportedError(
         f"{fields.origin}: rope scaling {kind!r} is not supported; known are default, linear, llama3 and yarn."
     )
@@ -289,8 +290,9 @@ def _llama3(scaling: Fields, rope: Rope) -> Rope:
     return replace(rope, factor=scaling.number("factor"), low_freq_factor=low, high_freq_factor=high)
 
 
-def _yarn(scaling: Fields, rope: Rope) -> Rope:
-    if "truncate" in scaling.values and not scaling.given("truncate"):
+def _yarn(scaling: Fields, rope: Rope, may_truncate: bool) -> Rope:
+    truncate = "truncate" not in scaling.values or scaling.given("truncate")
+    if not truncate and not may_truncate:
         raise UnsupportedError(f"{scaling.origin}: yarn with truncate false is not supported.")
     attention_factor = scaling.number("attention_factor") if scaling.has("attention_factor") else None
     if attention_factor is None and scaling.given("mscale") and scaling.given("mscale_all_dim"):
@@ -299,6 +301,7 @@ def _yarn(scaling: Fields, rope: Rope) -> Rope:
     return replace(
         rope,
         attention_factor=attention_factor,
+        truncate=truncate,
         beta_fast=scaling.number("beta_fast") if scaling.given("beta_fast") else 32.0,
         beta_slow=scaling.number("beta_slow") if scaling.given("beta_slow") else 1.0,
     )
@@ -354,7 +357,8 @@ def _number_fields(config: ModelConfig, spec: ArchSpec) -> dict[str, Any]:
     for name, (attribute, _) in spec.decoder.numbers.items():
         values[name] = getattr(config, attribute) or None
     if spec.decoder.query_scalar:
-        values["query_pre_attn_scalar"] = round(config.attention_scale**-2, 6)
+        scalar = round(config.attention_scale**-2, 4)
+        values["query_pre_attn_scalar"] = int(scalar) if scalar == int(scalar) else scalar
     return values
 
 
@@ -427,6 +431,8 @@ def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
         values |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow}
         if config.temperature:
             values["llama_4_scaling_beta"] = config.temperature
+        if not rope.truncate:
+            values["truncate"] = False
         if rope.attention_factor is not None:
             values["attention_factor"] = rope.attention_factor
     return values

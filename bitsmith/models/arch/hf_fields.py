@@ -75,6 +75,8 @@ _CHANGING: Mapping[str, Any] = {
     "scale_attn_weights": True,
     "use_rmsnorm": True,
     "use_rope": True,
+    "swiglu_limit": 7.0,
+    "swiglu_alpha": 1.702,
     "is_causal": True,
     **dict.fromkeys(
         [
@@ -94,7 +96,7 @@ _CHANGING: Mapping[str, Any] = {
             *("no_rope_layer_interval", "nope_layer_interval", "attention_chunk_size", "attn_temperature_tuning"),
             *("floor_scale", "attention_sinks", "attention_sink_size", "parallel_attn", "use_parallel_residual"),
             *("use_mrope", "mrope_section", "num_kv_shared_layers", "rope_interleaved", "rope_local_base_freq"),
-            *("kv_lora_rank", "swiglu_limit", "attn_output_gate", "scale_embeddings", "parallel_block"),
+            *("kv_lora_rank", "attn_output_gate", "scale_embeddings", "parallel_block"),
             *("q_lora_rank", "per_layer_config", "mlp_only_layers", "cla_share_factor", "use_cla", "layer_types"),
             *("sliding_window", "use_sliding_window", "sliding_window_pattern", "use_mla", "num_nextn_predict_layers"),
         ]

@@ -133,6 +133,11 @@ def differences(config: ModelConfig) -> tuple[str, ...]:
             f"the model {does} the weights of the chosen experts by their sum, but llama.cpp {theirs} for {arch} "
             "files: its results differ from the original's on every text"
         )
+    if config.rope.scaling == "yarn" and not config.rope.truncate:
+        found.append(
+            "the model's YaRN scaling does not round the ends of its ramp (truncate false), but llama.cpp does: its "
+            "results differ a little from the original's on every text"
+        )
     betas = (config.rope.beta_fast, config.rope.beta_slow)
     reads = "rope.scaling.yarn_beta_fast" in row.gguf_keys or reads_rope_freqs(arch)
     if config.rope.scaling == "yarn" and betas != USUAL_BETAS and not reads:  # else: as divisors

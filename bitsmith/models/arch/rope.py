@@ -70,7 +70,9 @@ def _yarn_kept(rope: Rope) -> np.ndarray:
         turns = rope.original_context / (rotations * 2 * math.pi)
         return rope.dim * math.log(turns) / (2 * math.log(rope.theta))
 
-    low = max(math.floor(pair_of(rope.beta_fast)), 0)
-    high = min(math.ceil(pair_of(rope.beta_slow)), rope.dim - 1)
+    low, high = pair_of(rope.beta_fast), pair_of(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dim - 1)
     span = high - low if high != low else 0.001
     return np.asarray(1.0 - np.clip((np.arange(rope.dim // 2, dtype=np.float64) - low) / span, 0.0, 1.0))

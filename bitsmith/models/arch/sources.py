@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from bitsmith.containers.derived import Derived, Piece
+from bitsmith.containers.floats import MXFP4_STACK
+from bitsmith.errors import UnsupportedError
 from bitsmith.models.arch.block import expected_tensors
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.names import Names, names_of
@@ -69,12 +71,36 @@ def hf_file_tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> Fil
 def _stored(
     config: ModelConfig, names: Names, name: str, shape: Shape, found: Mapping[str, TensorInfo]
 ) -> tuple[dict[str, Shape], tuple[Piece, ...]]:
-    """The tensors of a folder that hold a stack of experts, and their rows that form it."""
+    """The tensors of a folder that hold a tensor which it does not name alike, and their rows that form it."""
     stem, _, kind = name.rpartition(".")
-    count = shape[0]
-    apart = [str(names.hf(f"{stem}.{e}.{kind}")) for e in range(count)]
+    row = config.decoder.experts
+    if row is not None and row.interleaved:
+        return _interleaved(names, stem, kind, shape, found)
+    apart = [str(names.hf(f"{stem}.{e}.{kind}")) for e in range(shape[0])]
     rows = shape[1] if len(shape) == 3 else 1
     return dict.fromkeys(apart, shape[1:]), tuple(Piece(own, 0, rows) for own in apart)
+
+
+def _interleaved(
+    names: Names, stem: str, kind: str, shape: Shape, found: Mapping[str, TensorInfo]
+) -> tuple[dict[str, Shape], tuple[Piece, ...]]:
+    """The same for gpt-oss: gate and up in turn in one stack, transposed in 16 bits and not in MXFP4; and sinks."""
+    _, layer, part = stem.split(".")
+    above = f"{names.prefix}layers.{layer}."
+    if part == "attn_sinks":
+        own = f"{above}self_attn.sinks"
+        return {own: shape}, (Piece(own, 0, 1),)
+    down = part.startswith("ffn_down")
+    turn, step = (0, 1) if down else (int(part.startswith("ffn_up")), 2)
+    stack = f"{above}mlp.experts.{'down' if down else 'gate_up'}_proj"
+    if kind == "bias":
+        own = f"{stack}_bias"
+        return {own: (shape[0], step * shape[1])}, (Piece(own, 0, shape[0], columns=(turn, step)),)
+    count, rows, cols = shape
+    if stack in found and found[stack].layout == MXFP4_STACK:
+        return {stack: (count, step * rows, cols)}, (Piece(stack, turn, count * rows, step),)
+    pieces = tuple(Piece(stack, turn, rows, step, matrix=e) for e in range(count))
+    return {stack: (count, cols, step * rows)}, pieces
 
 
 def hf_tensors_of_gguf(config: ModelConfig) -> tuple[dict[str, str], dict[str, Derived]]:
@@ -101,6 +127,12 @@ def _hf_parts(config: ModelConfig, names: Names, name: str, shape: Shape) -> Ite
         yield theirs, Derived(shape, (whole,), -1.0) if offset else None
         return
     stem, _, kind = name.rpartition(".")
+    row = config.decoder.experts
+    if row is not None and row.interleaved:
+        raise UnsupportedError(
+            f"{name} has no place in a {config.arch} folder of transformers, which stores gate and up in turn and "
+            "transposed; write a GGUF file, for instance --to=q4_k_m."
+        )
     rows = shape[1] if len(shape) == 3 else 1
     for e in range(shape[0]):
         yield str(names.hf(f"{stem}.{e}.{kind}")), Derived(shape[1:], (Piece(name, e * rows, rows),))

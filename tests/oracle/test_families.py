@@ -1,0 +1,107 @@
+"""Families beside Llama: logits equal those of transformers and llama.cpp, and their files convert both ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+import bitsmith
+from bitsmith.containers.gguf.reader import GgufSource
+from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.runtime.decoder import Decoder
+from bitsmith.runtime.torch.model import load_torch_model
+from tests.families import MODELS, folder_of, logits_of
+from tests.oracle import llama
+
+transformers_logging.disable_progress_bar()
+TOKENS = np.random.default_rng(1).integers(4, 4096, 60)
+FROZEN: dict[str, Any] = json.loads((Path(__file__).parent / "llama_converter.json").read_text())
+# llama.cpp has no window for EXAONE 4 unless it has 64 layers, and rounds the ends of gpt-oss's YaRN ramp
+OTHERWISE = {"exaone4": "sliding window", "gpt_oss": "truncate false"}
+Made = tuple[Path, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    """The folder of a family and transformers' logits, made once."""
+
+    @lru_cache
+    def make(name: str) -> Made:
+        folder, model = folder_of(name, tmp_path_factory.mktemp("families") / name)
+        return folder, logits_of(model, TOKENS)
+
+    return make
+
+
+def decoder_of(path: Path) -> Decoder:
+    decoder = load_torch_model(open_checkpoint(path), dense=True).decoder
+    assert isinstance(decoder, Decoder)
+    return decoder
+
+
+def close(ours: np.ndarray, theirs: np.ndarray, share: float = 1e-4) -> None:
+    assert theirs.std() > 0.1, "a flat oracle would hide errors"
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=share * theirs.std())
+
+
+def mean_kld(logits: np.ndarray, reference: np.ndarray) -> float:
+    ours, theirs = (torch.as_tensor(each).double().log_softmax(-1) for each in (logits, reference))
+    return float((theirs.exp() * (theirs - ours)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_equal_those_of_transformers(name: str, made: Callable[[str], Made]) -> None:
+    folder, expected = made(name)
+    decoder = decoder_of(folder)
+    close(decoder.forward(TOKENS[None])[0].numpy(), expected)
+    cache = decoder.new_cache(len(TOKENS))
+    parts = [decoder.forward(TOKENS[None, :30], cache)[0].numpy()]
+    parts += [decoder.forward(TOKENS[None, i : i + 1], cache)[0].numpy() for i in range(30, len(TOKENS))]
+    close(np.concatenate(parts), expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gguf_files_are_those_of_llama_cpp(name: str, made: Callable[[str], Made], tmp_path: Path) -> None:
+    """Keys and tensors are those of llama.cpp's converter; llama.cpp computes what we do; and the way back is exact."""
+    folder, expected = made(name)
+    written = bitsmith.convert(folder, to="gguf/f32", out=tmp_path / "model.gguf")
+    with GgufSource(written.out) as source:
+        keys = {key: np.asarray(value).tolist() for key, value in source.metadata.items()}
+        shapes = {info.name: list(info.shape) for info in source.tensors.values()}
+    frozen = FROZEN[name]
+    assert shapes == frozen["tensors"]
+    assert {key: keys.get(key) for key in frozen["keys"]} == frozen["keys"]
+    ours = decoder_of(written.out).forward(TOKENS[None])[0].numpy()
+    close(ours, expected)
+    said = " ".join(written.warnings)
+    if name in OTHERWISE:
+        assert OTHERWISE[name] in said
+        return
+    assert "llama.cpp" not in said
+    theirs = llama.load(written.out)
+    logits = theirs.logits(TOKENS)
+    theirs.close()
+    assert abs(mean_kld(logits, ours)) < 1e-6
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "gpt_oss"])
+def test_folders_made_from_gguf_files(name: str, made: Callable[[str], Made], tmp_path: Path) -> None:
+    folder, expected = made(name)
+    written = bitsmith.convert(folder, to="gguf/f32", out=tmp_path / "model.gguf")
+    back = bitsmith.convert(written.out, to="f32", out=tmp_path / "back").out
+    config = json.loads((back / "config.json").read_text())
+    # transformers' default of some families is outside a small vocabulary
+    (back / "config.json").write_text(json.dumps(config | {"pad_token_id": 1}))
+    model, found = AutoModelForCausalLM.from_pretrained(back, dtype=torch.float32, output_loading_info=True)
+    assert not found["missing_keys"]
+    assert not found["unexpected_keys"]
+    close(logits_of(model.eval(), TOKENS), expected)
