@@ -39,8 +39,9 @@ class RoundingReport:
     @classmethod
     def joined(cls, parts: Iterable[RoundingReport]) -> RoundingReport:
         """The report on all rows, from the reports on slabs of rows."""
-        found = [part.gptq for part in parts if part.gptq is not None]
-        return cls(joined(found) if found else None)
+        every = list(parts)
+        found = [part.gptq for part in every if part.gptq is not None]
+        return cls(joined(found) if found else None, every[0].seen if every else None)
 
 
 def plain_nearest(weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from bitsmith.calibration.method import Method
-from bitsmith.errors import TensorError
+from bitsmith.errors import TensorError, UsageError
 from bitsmith.models.arch.block import linear_shapes
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.names import gguf_name, is_stack
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bitsmith.calibration.transforms.base import Rescaling
 
 _HEAD = "output"  # rounded after the blocks
+_MOST_STARVED = 0.05  # share of experts' matrices that may see too few tokens
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,17 @@ class BlockwiseWork:
 
 @dataclass
 class Reports:
-    """The reports of all steps so far, under the output's names."""
+    """The reports of all steps so far, under the output's names. tokens: number of tokens of the calibration"""
 
     work: BlockwiseWork
+    tokens: int = 0
     by_name: dict[str, RoundingReport] = field(default_factory=dict)
 
     def add(self, rounded: Rounded) -> None:
-        """Add the reports of a step; reports on rows of one matrix are joined."""
+        """Add the reports of a step; reports on rows of one matrix are joined.
+
+        Raises UsageError if too many experts saw too few tokens.
+        """
         from bitsmith.calibration.rounding import RoundingReport
 
         for linear, said in rounded.reports.items():
@@ -97,6 +102,22 @@ class Reports:
             name = place.name if place.expert is None else f"{place.name}, expert {place.expert}"
             before = [self.by_name[name]] if name in self.by_name else []
             self.by_name[name] = RoundingReport.joined([*before, said])
+        self._check_experts()
+
+    def _check_experts(self) -> None:
+        from bitsmith.calibration.rounding import STARVED
+
+        total = sum("_exps." in name for name in self.work.task.formats)
+        seen = sorted(said.seen for said in self.by_name.values() if said.seen is not None)
+        starved = sum(said.starved for said in self.by_name.values())
+        if starved <= _MOST_STARVED * total:
+            return
+        least = max(seen[int(_MOST_STARVED * len(seen))], 1)
+        raise UsageError(
+            f"the calibration text reaches too few experts: {starved} of the first {len(seen)} matrices of experts "
+            f"saw fewer than {STARVED} tokens. Give about --calibration-tokens={self.tokens * -(-STARVED // least)}, a text "
+            "that is closer to what the model is for, or --method=nearest."
+        )
 
 
 def inputs_of(tensors: Iterable[PlannedTensor]) -> dict[str, InputRounding]:
