@@ -43,7 +43,8 @@ def expert_notes(reports: Mapping[str, RoundingReport]) -> tuple[str, ...]:
     median = seen[len(seen) // 2]
     said = f"tokens of the calibration text that an expert saw: {seen[0]} to {seen[-1]}, median {median}"
     if starved:
-        said += f"; {len(starved)} of {len(seen)} matrices of experts saw too few and got the nearest codes: {_few(starved)}"
+        said += f"; {len(starved)} of {len(seen)} matrices of experts saw too few and got the nearest codes: "
+        said += _few(starved)
     return (said,)
 
 

@@ -112,11 +112,11 @@ class Reports:
         starved = sum(said.starved for said in self.by_name.values())
         if starved <= _MOST_STARVED * total:
             return
-        least = max(seen[int(_MOST_STARVED * len(seen))], 1)
+        needed = self.tokens * -(-STARVED // max(seen[int(_MOST_STARVED * len(seen))], 1))
         raise UsageError(
             f"the calibration text reaches too few experts: {starved} of the first {len(seen)} matrices of experts "
-            f"saw fewer than {STARVED} tokens. Give about --calibration-tokens={self.tokens * -(-STARVED // least)}, a text "
-            "that is closer to what the model is for, or --method=nearest."
+            f"saw fewer than {STARVED} tokens. Give about --calibration-tokens={needed}, a text that is "
+            "closer to what the model is for, or --method=nearest."
         )
 
 
