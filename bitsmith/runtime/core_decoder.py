@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from bitsmith.errors import FileError, UsageError
-from bitsmith.models.arch.config import LINEARS, ModelConfig
+from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.rope import rope_frequencies, rope_magnitude
+from bitsmith.runtime.core_network import linear_places
 from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.step import Step, checked_length, checked_step, refuse_without_cache, run_in_chunks
 from bitsmith.runtime.tokens import checked_tokens
 from bitsmith.runtime.types import FLOATS, PACKED
-from bitsmith.runtime.weights import HEAD_NORMS, NORMS, WeightReader
+from bitsmith.runtime.weights import HEAD_NORMS, WeightReader
 from bitsmith.system.core import core
 from bitsmith.system.progress import Progress, Report, silent
 
@@ -111,6 +112,11 @@ class CoreDecoder:
         """Final norm and output projection: float32 [..., hidden] -> [..., vocab]."""
         rows: np.ndarray = self._model.logits(np.ascontiguousarray(hidden))
         self._check_maps()
+        if self.config.logit_divisor != 1.0:
+            rows /= np.float32(self.config.logit_divisor)
+        if self.config.logit_softcap:
+            cap = np.float32(self.config.logit_softcap)
+            rows = np.tanh(rows / cap) * cap
         return rows.reshape(*hidden.shape[:-1], -1)
 
     def prefill(
@@ -186,9 +192,9 @@ def load_core(
         for layer in range(config.layers):
             report(Progress("load", layer, config.layers, "layers", f"blk.{layer}"))
             prefix = f"blk.{layer}."
-            linears = [loader.linear(prefix + name, config.has_bias(name, layer)) for name in LINEARS]
+            linears = [loader.linear(*place) for place in linear_places(config, layer)]
             heads = [loader.vector(f"{prefix}{name}.weight") if config.qk_norm else None for name in HEAD_NORMS]
-            norms = [loader.vector(f"{prefix}{name}.weight") for name in NORMS]
+            norms = [loader.vector(f"{prefix}{name}.weight") for name in config.family.norms.names]
             model.add_block(*norms, *heads, linears, config.window if layer in sliding else 0)
         loaded = loader.bytes
         embedding = loader.matrix("token_embd.weight")
@@ -214,13 +220,16 @@ class _Loader:
     def vector(self, name: str) -> np.ndarray:
         return np.ascontiguousarray(self._read(name).vector(), np.float32)
 
-    def linear(self, name: str, biased: bool) -> Any:
+    def linear(self, name: str, biased: bool, rows: tuple[int, int] | None) -> Any:
+        """A linear. rows: (first, count) of the tensor's rows; None for all"""
         bias = self.vector(f"{name}.bias") if biased else None
-        return _core().Linear(self.matrix(f"{name}.weight"), bias)
+        if bias is not None and rows is not None:
+            bias = np.ascontiguousarray(bias[rows[0] : sum(rows)])
+        return _core().Linear(self.matrix(f"{name}.weight", rows), bias)
 
-    def matrix(self, name: str) -> Any:
-        """The tensor as the core's Matrix."""
-        weight = self._read(name)
+    def matrix(self, name: str, rows: tuple[int, int] | None = None) -> Any:
+        """The tensor, or some of its rows, as the core's Matrix."""
+        weight = self._read(name) if rows is None else self._read(name).part(*rows)
         made = self._stored(weight) if weight.info.layout in PACKED + FLOATS and weight.extent else self._made(weight)
         self.bytes += made.nbytes
         return made

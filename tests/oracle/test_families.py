@@ -105,3 +105,12 @@ def test_folders_made_from_gguf_files(name: str, made: Callable[[str], Made], tm
     assert not found["missing_keys"]
     assert not found["unexpected_keys"]
     close(logits_of(model.eval(), TOKENS), expected)
+
+
+@pytest.mark.parametrize("name", ["seed_oss", "ernie4_5", "phi-mini"])
+def test_the_core_computes_what_it_knows(name: str, made: Callable[[str], Made], tmp_path: Path) -> None:
+    folder, expected = made(name)
+    close(np.asarray(bitsmith.load(folder, kernel="exact").logits(TOKENS[None])[0]), expected)
+    packed = bitsmith.quantize(folder, to="q8_0", out=tmp_path / "q.gguf").out
+    ours, torchs = (np.asarray(bitsmith.load(packed, kernel=each).logits(TOKENS[None])[0]) for each in ("exact", "torch"))
+    close(ours, torchs)
