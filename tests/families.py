@@ -100,3 +100,31 @@ def logits_of(model: Any, tokens: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         found: np.ndarray = model(torch.as_tensor(tokens[None])).logits[0].numpy()
     return found
+
+
+VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION |= {"image_size": 32, "patch_size": 8}
+WRAPPERS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    # model_type of the whole; entry of MODELS for its text part; changes of the vision tower and of the whole
+    "gemma3": ("gemma3", "gemma3", {"model_type": "siglip_vision_model"}, {"mm_tokens_per_image": 4}),
+    "mistral3": ("mistral3", "ministral3", {"model_type": "pixtral", "head_dim": 16}, {}),
+}
+
+
+def wrapper_of(name: str, folder: Path) -> tuple[Path, Any]:
+    """The folder of a model that takes images, with random weights, and the model."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    kind, text, vision, changes = WRAPPERS[name]
+    part, own = MODELS[text]
+    whole = {"text_config": {"model_type": part, **SHAPE, **own}, "vision_config": VISION | vision, **changes}
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind, **whole)).float().eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    model.save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(REFERENCE / file, folder / file)
+    return folder, model

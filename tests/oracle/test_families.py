@@ -19,7 +19,7 @@ from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.runtime.decoder import Decoder
 from bitsmith.runtime.torch.model import load_torch_model
-from tests.families import MODELS, folder_of, logits_of
+from tests.families import MODELS, WRAPPERS, folder_of, logits_of, wrapper_of
 from tests.oracle import llama
 
 transformers_logging.disable_progress_bar()
@@ -112,5 +112,26 @@ def test_the_core_computes_what_it_knows(name: str, made: Callable[[str], Made],
     folder, expected = made(name)
     close(np.asarray(bitsmith.load(folder, kernel="exact").logits(TOKENS[None])[0]), expected)
     packed = bitsmith.quantize(folder, to="q8_0", out=tmp_path / "q.gguf").out
-    ours, torchs = (np.asarray(bitsmith.load(packed, kernel=each).logits(TOKENS[None])[0]) for each in ("exact", "torch"))
+    ours, torchs = (
+        np.asarray(bitsmith.load(packed, kernel=each).logits(TOKENS[None])[0]) for each in ("exact", "torch")
+    )
     close(ours, torchs)
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_wrappers_are_seen_through(name: str, tmp_path: Path) -> None:
+    """The text part of a model for images: its logits, its GGUF file, and a folder that keeps the tower as it was."""
+    folder, model = wrapper_of(name, tmp_path / name)
+    expected = logits_of(model, TOKENS)
+    checkpoint = open_checkpoint(folder)
+    assert "not of the text decoder" in " ".join(checkpoint.notes)
+    close(decoder_of(folder).forward(TOKENS[None])[0].numpy(), expected)
+    written = bitsmith.convert(folder, to="gguf/f32", out=tmp_path / "model.gguf").out
+    close(decoder_of(written).forward(TOKENS[None])[0].numpy(), expected)
+    made = bitsmith.quantize(folder, to="native/int8", out=tmp_path / "made").out
+    packed, original = open_checkpoint(made).source, checkpoint.source
+    assert packed.tensors.keys() == original.tensors.keys()
+    for key, info in packed.tensors.items():
+        inside = key.startswith("language_model.model.layers.") and info.rows > 1
+        assert ("int8" in info.layout) == inside, key
+    close(decoder_of(made).forward(TOKENS[None])[0].numpy(), expected, 0.4)

@@ -76,7 +76,7 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
         part = config.get(name)
         if isinstance(part, dict) and "num_hidden_layers" in part:
             above = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
-            return {**above, **part}
+            return {**part, **above}  # the head belongs to the whole
     return config
 
 
