@@ -93,6 +93,8 @@ class Checkpoint:
         if self.naming == "gguf" and not (row is not None and row.interleaved):
             from bitsmith.models.arch.sources import hf_tensors_of_gguf
 
+            if not self._file_tensors.wanted.keys() <= self.source.tensors.keys():
+                return self.source
             derived = hf_tensors_of_gguf(self.config)[1]
         return with_derived(self.source, derived)
 

@@ -10,6 +10,7 @@ from typing import Literal
 from bitsmith.models.arch.families import FAMILIES, Decoder, Family
 
 MAX_LAYERS = 4096  # no model has more; a file that says so is damaged
+MAX_EXPERTS = 4096
 _QKV = ("attn_q", "attn_k", "attn_v")
 _OUTPUT = ("attn_output",)
 _MLP = ("ffn_gate", "ffn_up", "ffn_down")

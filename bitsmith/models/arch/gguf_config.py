@@ -14,7 +14,7 @@ import numpy as np
 from bitsmith.containers.base import Source
 from bitsmith.containers.gguf.metadata_values import GgufArray, Value, ValueType, array, f32, string, u32
 from bitsmith.errors import FileError, UnsupportedError
-from bitsmith.models.arch.config import LINEARS, MAX_LAYERS, Experts, ModelConfig, Rope
+from bitsmith.models.arch.config import LINEARS, MAX_EXPERTS, MAX_LAYERS, Experts, ModelConfig, Rope
 from bitsmith.models.arch.fields import Fields
 from bitsmith.models.arch.llamacpp import MAX_LAYERS as LLAMA_CPP_LAYERS
 from bitsmith.models.arch.llamacpp import (
@@ -196,7 +196,7 @@ def config_from_gguf(metadata: Mapping[str, Any], source: Source) -> ModelConfig
     plain = {key: plain_value(value) for key, value in metadata.items() if not key.startswith("tokenizer.")}
     architecture = Fields(plain, origin).text("general.architecture")
     own = Fields(plain, origin, f"{architecture}.")
-    count = own.integer("expert_count", 0, minimum=0)
+    count = own.integer("expert_count", 0, minimum=0, maximum=MAX_EXPERTS)
     slides = bool(own.integer("attention.sliding_window", 0, minimum=0))
     spec = spec_of_gguf(architecture, origin, experts=count > 0, windowed=slides)
     fields = Fields(plain, origin, f"{spec.gguf}.")

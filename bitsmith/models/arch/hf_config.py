@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bitsmith.errors import UnsupportedError
-from bitsmith.models.arch.config import MAX_LAYERS, Experts, ModelConfig, Rope
+from bitsmith.models.arch.config import MAX_EXPERTS, MAX_LAYERS, Experts, ModelConfig, Rope
 from bitsmith.models.arch.fields import Fields
 from bitsmith.models.arch.hf_fields import check_fields
 from bitsmith.models.arch.rope import llama3_freq_factors, yarn_magnitude
@@ -130,7 +130,7 @@ def _experts(fields: Fields, spec: ArchSpec, layers: int) -> Experts | None:
     row = spec.decoder.experts
     if row is None:
         return None
-    count = fields.integer(next((name for name in row.count if fields.has(name)), row.count[0]))
+    count = fields.integer(next((name for name in row.count if fields.has(name)), row.count[0]), maximum=MAX_EXPERTS)
     used = fields.integer(row.used, maximum=count)
     normalize = fields.flag("norm_topk_prob", False) if row.normalize is None else row.normalize
     routed: tuple[int, ...] | None = None

@@ -76,6 +76,9 @@ def _stored(
     row = config.decoder.experts
     if row is not None and row.interleaved:
         return _interleaved(names, stem, kind, shape, found)
+    first = str(names.hf(f"{stem}.0.{kind}"))
+    if first not in found:  # which is an error; the names of thousands of others would be made for nothing
+        return {first: shape[1:]}, (Piece(first, 0, 1),)
     apart = [str(names.hf(f"{stem}.{e}.{kind}")) for e in range(shape[0])]
     rows = shape[1] if len(shape) == 3 else 1
     return dict.fromkeys(apart, shape[1:]), tuple(Piece(own, 0, rows) for own in apart)
