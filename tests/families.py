@@ -51,6 +51,19 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # transformers' model_type, a
         {"head_dim": 32, "sliding_window": 12, "num_hidden_layers": 6, "query_pre_attn_scalar": 32},
     ),
     "phi-mini": ("phi3", {"sliding_window": None}),
+    "phi-long": (
+        "phi3",
+        {
+            "sliding_window": None,
+            "partial_rotary_factor": 0.75,
+            "original_max_position_embeddings": 48,
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+                "long_factor": [1.5, 2.0, 2.5, 3.0, 4.0, 5.0],
+            },
+        },
+    ),
     "ministral3": ("ministral3", {"head_dim": 32, "rope_parameters": TEMPERED}),
     "qwen3_moe": ("qwen3_moe", {"head_dim": 32, "moe_intermediate_size": 64, "norm_topk_prob": True, **EXPERTS}),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),

@@ -15,9 +15,9 @@ from bitsmith.containers.hf_folder import CONFIG, tokenizer_files
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.hf_config import config_to_hf
-from bitsmith.models.arch.names import is_permuted
+from bitsmith.models.arch.names import beside_decoder, is_permuted
 from bitsmith.models.arch.sources import hf_tensors_of_gguf
-from bitsmith.models.arch.tensors import ROPE_FREQS, expected_tensors
+from bitsmith.models.arch.tensors import ROPE_FREQS, ROPE_LONG, ROPE_SHORT, expected_tensors
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.plan import PlannedTensor, RowOrder
@@ -42,9 +42,11 @@ def wanted_tensors(checkpoint: Checkpoint) -> list[PlannedTensor]:
                 f"{checkpoint.source.path}: {stack} is MXFP4, and transformers would expect it transposed in another "
                 "type; write a GGUF file, for instance --to=q4_k_m."
             )
-        return [_of_folder(info, names.gguf(info.name)) for info in tensors]
+        row = config.decoder.experts
+        transposed = row is not None and row.interleaved
+        return [_of_folder(info, names.gguf(info.name), transposed) for info in tensors]
     places, _ = hf_tensors_of_gguf(config)
-    known = {*expected_tensors(config), ROPE_FREQS}  # config.json holds the values of the last
+    known = {*expected_tensors(config), ROPE_FREQS, ROPE_LONG, ROPE_SHORT}  # the last ones stand in config.json
     stranger = next((info.name for info in tensors if info.name not in known), None)
     if stranger is not None:
         raise UnsupportedError(
@@ -61,9 +63,14 @@ def wanted_tensors(checkpoint: Checkpoint) -> list[PlannedTensor]:
     return wanted
 
 
-def _of_folder(info: TensorInfo, own: str | None) -> PlannedTensor:
-    """A tensor of a folder. own: its GGUF name, if the family has one for it"""
-    return PlannedTensor(info, info.name, info.layout, {}, "", own=own or "", outside=own is None)
+def _of_folder(info: TensorInfo, own: str | None, transposed: bool) -> PlannedTensor:
+    """A tensor of a folder.
+
+    own: its GGUF name, if the family has one for it
+    transposed: whether the family's stacks lie transposed
+    """
+    outside = own is None and (beside_decoder(info.name) or (transposed and len(info.shape) > 2))
+    return PlannedTensor(info, info.name, info.layout, {}, "", own=own or "", outside=outside)
 
 
 def is_vector(tensor: PlannedTensor) -> bool:

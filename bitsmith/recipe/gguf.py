@@ -18,11 +18,11 @@ from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.manifest import SET_KEY, Manifest, is_manifest_key, set_id, to_gguf_keys
 from bitsmith.errors import UnsupportedError
 from bitsmith.models.arch.config import ModelConfig
-from bitsmith.models.arch.gguf_config import config_to_gguf, rope_freqs
+from bitsmith.models.arch.gguf_config import config_to_gguf, rope_tensors
 from bitsmith.models.arch.llamacpp import differences, end_warnings
 from bitsmith.models.arch.names import is_permuted
 from bitsmith.models.arch.spec import ARCHITECTURES
-from bitsmith.models.arch.tensors import ROPE_FREQS, check_tensors, expected_tensors
+from bitsmith.models.arch.tensors import check_tensors, expected_tensors
 from bitsmith.models.checkpoint import Checkpoint, require_float, source_warnings
 from bitsmith.quant.formats import get_format
 from bitsmith.quant.tensor import TensorInfo
@@ -132,10 +132,9 @@ def gguf_tensors(checkpoint: Checkpoint) -> tuple[list[PlannedTensor], ModelShap
             order = RowOrder(config.heads if ".attn_q." in name else config.kv_heads, interleave=True)
         info = TensorInfo(name, shape, found.layout, found.nbytes)
         wanted.append(PlannedTensor(info, original, found.layout, {}, "", order=order))
-    factors = rope_freqs(config)
-    if factors is not None:
-        info = TensorInfo(ROPE_FREQS, factors.shape, "f32", factors.nbytes)
-        wanted.insert(1, PlannedTensor(info, None, "", {}, "", constant=factors.astype(np.float32)))
+    for at, (name, factors) in enumerate(rope_tensors(config).items(), 1):
+        info = TensorInfo(name, factors.shape, "f32", factors.nbytes)
+        wanted.insert(at, PlannedTensor(info, None, "", {}, "", constant=factors.astype(np.float32)))
     return wanted, ModelShape.from_config(config)
 
 

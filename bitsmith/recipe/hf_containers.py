@@ -156,7 +156,7 @@ def _choose(
     for rule in (rule for rule in keep if rule.matches(name)):
         return SchemeChoice(tensor, None, kept, f"keep '{rule.pattern.pattern}'")
     if tensor.outside:
-        return SchemeChoice(tensor, None, kept, "not a matrix of the text decoder that is known")
+        return SchemeChoice(tensor, None, kept, "not of the text decoder, or transposed")
     if KEPT.search(name):
         return SchemeChoice(tensor, None, kept, "embedding, head or router keeps its precision")
     if not name.endswith(".weight") or len(shape) > 2:

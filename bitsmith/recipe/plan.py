@@ -50,7 +50,7 @@ class PlannedTensor:
     copied: whether the bytes are copied without a look at their values, whatever they mean
     own: GGUF's name of the tensor, that of an expert's matrix included ("blk.0.ffn_up_exps.3.weight"); "" to find it
         by the usual names
-    outside: whether the family is known and has no such matrix: a vision tower's, or one that lies transposed
+    outside: whether it is not of the text decoder, or lies transposed, so that it stays in 16 bits
     """
 
     info: TensorInfo

@@ -21,6 +21,7 @@ def core_lacks(config: ModelConfig) -> str | None:
         (family.sinks, "attention sinks"),
         (bool(config.attention_softcap), "softcaps of attention"),
         (bool(config.attention_scale), "another attention scale"),
+        (config.rope.scaling == "longrope", "LongRoPE"),
         (bool(config.temperature), "a temperature of queries"),
         (config.local_rope is not None or bool(config.unrotated), "rotations that differ by layer"),
         ((config.embedding_scale, config.residual_scale) != (1.0, 1.0), "multipliers of states"),

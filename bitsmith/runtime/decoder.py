@@ -8,7 +8,7 @@ import numpy as np
 
 from bitsmith.models.arch.block import Part, parts_of
 from bitsmith.models.arch.config import ModelConfig
-from bitsmith.models.arch.rope import rope_frequencies, rope_magnitude
+from bitsmith.models.arch.rope import long_frequencies, rope_frequencies, rope_magnitude
 from bitsmith.runtime.cache import Cache, Cells
 from bitsmith.runtime.kernel import Ops, Tensor
 from bitsmith.runtime.step import Step, checked_step, refuse_without_cache, run_in_chunks
@@ -82,6 +82,10 @@ class Decoder:
         self.weights = weights
         self.ops = ops
         self._ropes = [(rope_frequencies(rope), rope_magnitude(rope)) for rope in config.ropes]
+        self._long = [
+            long_frequencies(rope) if rope.scaling == "longrope" else found
+            for rope, (found, _) in zip(config.ropes, self._ropes, strict=True)
+        ]
 
     def new_cache(self, capacity: int, *, batch: int = 1) -> Cache:
         """An empty cache of `batch` slots; see `Cache`."""
@@ -164,7 +168,10 @@ class Decoder:
     def _place(self, positions: np.ndarray, stop: int, cells: Cells | None = None) -> Pass:
         """Masks for queries at `positions`, int64 [rows or 1, n], and keys before `stop`."""
         config, ops = self.config, self.ops
-        rotations = tuple(ops.rotation(positions, *rope) for rope in self._ropes)
+        rotations = tuple(
+            ops.rotation(positions, long if stop > rope.original_context else short, magnitude)
+            for rope, (short, magnitude), long in zip(config.ropes, self._ropes, self._long, strict=True)
+        )
         full = self._visible(positions, stop, 0)
         sliding = self._visible(positions, stop, config.window) if config.window else full
         temperature = None

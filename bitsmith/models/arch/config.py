@@ -25,20 +25,23 @@ class Rope:
     dim: number of rotated dimensions of a head
     interleaved: True if pairs are (0, 1), (2, 3), ... (GGUF's llama layout), False if they are (i, i + dim / 2)
         (Hugging Face). It depends on the file that holds the weights, not on the architecture.
-    scaling: "none", "linear", "yarn" (Peng et al. 2023) or "llama3" (Llama 3.1, by wavelength)
+    scaling: "none", "linear", "yarn" (Peng et al. 2023), "llama3" (Llama 3.1, by wavelength) or "longrope" (Ding et al.
+        2024)
     factor: new context divided by original_context; 1.0 for "none"
     original_context: tokens of the pre-training context, for yarn and llama3
     low_freq_factor, high_freq_factor: parameters of llama3
     beta_fast, beta_slow: parameters of yarn
     truncate: whether yarn rounds the ends of its ramp to whole dimensions; gpt-oss does not
     attention_factor: multiplier of cos and sin; None for 0.1 ln(factor) + 1 with yarn, else for 1
-    freq_factors: divisors of each frequency, [dim / 2]: GGUF's rope_freqs.weight; empty if there are none
+    freq_factors: divisors of each frequency, [dim / 2]: GGUF's rope_freqs.weight; empty if there are none. Under
+        longrope, those of texts up to original_context
+    long_factors: under longrope, those of longer texts
     """
 
     theta: float = 10000.0
     dim: int = 0
     interleaved: bool = False
-    scaling: Literal["none", "linear", "yarn", "llama3"] = "none"
+    scaling: Literal["none", "linear", "yarn", "llama3", "longrope"] = "none"
     factor: float = 1.0
     original_context: int = 0
     low_freq_factor: float = 1.0
@@ -48,6 +51,7 @@ class Rope:
     truncate: bool = True
     attention_factor: float | None = None
     freq_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

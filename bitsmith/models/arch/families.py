@@ -330,7 +330,7 @@ _PHI3 = Decoder(
     context=4096,
     eps=1e-5,
     names={"mlp.gate_up_proj": "ffn_up"},
-    rope_fields=("partial_rotary_factor",),
+    rope_fields=("partial_rotary_factor", "short_factor", "long_factor"),
     fields=("resid_pdrop", "embd_pdrop"),
     gguf_keys=("rope.scaling.original_context_length=4096", "attention.sliding_window=0"),
 )

@@ -27,7 +27,7 @@ from bitsmith.models.arch.llamacpp import (
 )
 from bitsmith.models.arch.rope import llama3_freq_factors, rope_magnitude, yarn_freq_factors, yarn_magnitude
 from bitsmith.models.arch.spec import ARCHITECTURES, ArchSpec, spec_of_gguf
-from bitsmith.models.arch.tensors import ROPE_FREQS, expected_tensors
+from bitsmith.models.arch.tensors import ROPE_FREQS, ROPE_LONG, ROPE_SHORT, expected_tensors
 
 
 def config_to_gguf(config: ModelConfig, *, name: str) -> dict[str, Value]:
@@ -103,6 +103,16 @@ def _expert_keys(config: ModelConfig) -> dict[str, Value]:
     return keys
 
 
+def rope_tensors(config: ModelConfig) -> dict[str, np.ndarray]:
+    """The tensors of frequency divisors that a file needs, float32 [dim / 2], by name."""
+    rope = config.rope
+    if rope.scaling == "longrope":
+        both = zip((ROPE_LONG, ROPE_SHORT), (rope.long_factors, rope.freq_factors), strict=True)
+        return {name: np.asarray(factors, np.float32) for name, factors in both}
+    factors = rope_freqs(config)
+    return {} if factors is None else {ROPE_FREQS: factors}
+
+
 def rope_freqs(config: ModelConfig) -> np.ndarray | None:
     """The values of rope_freqs.weight, float32 [dim / 2], or None if the file needs no such tensor."""
     rope = config.rope
@@ -154,7 +164,7 @@ def _check_loadable(config: ModelConfig, spec: ArchSpec) -> None:
             f"only some layers of the model have experts, and llama.cpp loads no such {spec.gguf} model; write --to "
             "native/... instead."
         )
-    if rope_freqs(config) is not None and not reads_rope_freqs(spec.gguf):
+    if ROPE_FREQS in rope_tensors(config) and not reads_rope_freqs(spec.gguf):
         raise UnsupportedError(
             f"the model's rope scaling needs the tensor {ROPE_FREQS}, which llama.cpp does not read in a {spec.gguf} "
             "model; write --to native/... instead."
@@ -167,8 +177,8 @@ def _rope_keys(config: ModelConfig) -> dict[str, Value]:
     if rope.scaling in ("linear", "yarn") and not as_factors:
         keys["rope.scaling.type"] = string(rope.scaling)
         keys["rope.scaling.factor"] = f32(rope.factor)
-    if "rope.scaling.original_context_length=4096" in config.decoder.gguf_keys and rope.scaling == "none":
-        keys["rope.scaling.original_context_length"] = u32(4096)
+    if "rope.scaling.original_context_length=4096" in config.decoder.gguf_keys and rope.scaling != "yarn":
+        keys["rope.scaling.original_context_length"] = u32(rope.original_context or 4096)
     if rope.scaling == "yarn" and not as_factors:
         keys["rope.scaling.original_context_length"] = u32(rope.original_context)
         keys["rope.scaling.yarn_beta_fast"] = f32(rope.beta_fast)
@@ -359,7 +369,8 @@ def _rope(fields: Fields, spec: ArchSpec, head_dim: int, source: Source) -> Rope
     if factor < 0:
         raise fields.fail("rope.scaling.factor", "a number greater than 0", factor)
     kind = fields.text("rope.scaling.type", "linear")  # llama.cpp's default, with a factor of 1
-    if kind not in ("none", "linear", "yarn"):
+    known = ("none", "linear", "yarn", *(("longrope",) if "long_factor" in spec.decoder.rope_fields else ()))
+    if kind not in known:
         raise UnsupportedError(f"{fields.origin}: rope scaling {kind!r} is not supported; known are linear and yarn.")
     theta = fields.number("rope.freq_base", 10000.0)
     if theta <= 1:
@@ -368,6 +379,15 @@ def _rope(fields: Fields, spec: ArchSpec, head_dim: int, source: Source) -> Rope
     interleaved = spec.permuted or spec.decoder.interleaved
     rope = Rope(theta=theta, dim=dim, interleaved=interleaved, freq_factors=_freq_factors(source, dim))
     multiplier = fields.number("rope.scaling.attn_factor", 1.0)
+    if "long_factor" in spec.decoder.rope_fields and ROPE_LONG in source.tensors and ROPE_SHORT in source.tensors:
+        return replace(
+            rope,
+            scaling="longrope",
+            original_context=fields.integer("rope.scaling.original_context_length"),
+            attention_factor=multiplier,
+            freq_factors=_freq_factors(source, dim, ROPE_SHORT),
+            long_factors=_freq_factors(source, dim, ROPE_LONG),
+        )
     if kind == "yarn" and factor:
         rope = replace(
             rope,
@@ -388,15 +408,15 @@ def _rope(fields: Fields, spec: ArchSpec, head_dim: int, source: Source) -> Rope
     return rope if multiplier == 1.0 else replace(rope, attention_factor=rope_magnitude(rope) * multiplier)
 
 
-def _freq_factors(source: Source, head_dim: int) -> tuple[float, ...]:
-    if ROPE_FREQS not in source.tensors:
+def _freq_factors(source: Source, head_dim: int, name: str = ROPE_FREQS) -> tuple[float, ...]:
+    if name not in source.tensors:
         return ()
-    info = source.tensors[ROPE_FREQS]
+    info = source.tensors[name]
     if info.parameters != head_dim // 2:
         raise FileError(
-            f"{source.path}: {ROPE_FREQS} has {info.parameters} values, expected {head_dim // 2}, half a head's length."
+            f"{source.path}: {name} has {info.parameters} values, expected {head_dim // 2}, half a head's length."
         )
-    values = source.rows(ROPE_FREQS).reshape(-1)
+    values = source.rows(name).reshape(-1)
     if not (np.isfinite(values).all() and (values > 0).all()):
-        raise FileError(f"{source.path}: {ROPE_FREQS} holds values that are not finite and greater than 0.")
+        raise FileError(f"{source.path}: {name} holds values that are not finite and greater than 0.")
     return tuple(float(value) for value in values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -266,6 +267,8 @@ def _rope(
         return plain
     if kind == "dynamic" and scaling.given("alpha") and "alpha" in spec.decoder.rope_fields:
         return replace(plain, theta=theta * scaling.number("alpha") ** (head_dim / (head_dim - 2)))
+    if kind in ("longrope", "su") and "long_factor" in spec.decoder.rope_fields:
+        return _longrope(fields, scaling, plain, context)
     # transformers lets the field outside rope_scaling win
     original = fields.integer(
         "original_max_position_embeddings", scaling.integer("original_max_position_embeddings", context)
@@ -281,6 +284,31 @@ def _rope(
     raise UnsupportedError(
         f"{fields.origin}: rope scaling {kind!r} is not supported; known are default, linear, llama3 and yarn."
     )
+
+
+def _longrope(fields: Fields, scaling: Fields, rope: Rope, context: int) -> Rope:
+    """Phi's scaling. The default original context is transformers' for Phi-3."""
+    original = fields.integer(
+        "original_max_position_embeddings", scaling.integer("original_max_position_embeddings", 4096)
+    )
+    factor = scaling.number("factor", context / original)
+    grown = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return replace(
+        rope,
+        scaling="longrope",
+        original_context=original,
+        attention_factor=scaling.number("attention_factor", grown),
+        freq_factors=_factors(scaling, "short_factor", rope.dim // 2),
+        long_factors=_factors(scaling, "long_factor", rope.dim // 2),
+    )
+
+
+def _factors(scaling: Fields, name: str, count: int) -> tuple[float, ...]:
+    values = scaling.values.get(name)
+    sound = isinstance(values, list) and all(isinstance(v, int | float) and 0 < v < 1e9 for v in values)
+    if not isinstance(values, list) or not sound or len(values) != count:
+        raise scaling.fail(name, f"{count} numbers greater than 0", values)
+    return tuple(float(np.float32(value)) for value in values)
 
 
 def _llama3(scaling: Fields, rope: Rope) -> Rope:
@@ -342,6 +370,8 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 def _rotation_fields(config: ModelConfig, spec: ArchSpec) -> dict[str, Any]:
     row, values = spec.decoder, dict[str, Any]()
+    if config.rope.scaling == "longrope":
+        values["original_max_position_embeddings"] = config.rope.original_context
     if row.local_rope == "theta":
         values["rope_local_base_freq"] = (config.local_rope or config.rope).theta
     if "partial_rotary_factor" in row.rope_fields:
@@ -413,6 +443,16 @@ def _bias_fields(config: ModelConfig, spec: ArchSpec) -> dict[str, Any]:
 
 def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
     rope = config.rope
+    if rope.scaling == "longrope":
+        return {
+            "rope_type": "longrope",
+            "type": "longrope",
+            "short_factor": list(rope.freq_factors),
+            "long_factor": list(rope.long_factors),
+            "factor": config.context / rope.original_context,
+            "attention_factor": rope.attention_factor,
+            "original_max_position_embeddings": rope.original_context,
+        }
     if rope.freq_factors:
         rope = llama3_from_factors(rope)
     if rope.attention_factor is not None and rope.scaling != "yarn":

@@ -133,6 +133,11 @@ def differences(config: ModelConfig) -> tuple[str, ...]:
             f"the model {does} the weights of the chosen experts by their sum, but llama.cpp {theirs} for {arch} "
             "files: its results differ from the original's on every text"
         )
+    if config.rope.scaling == "longrope":
+        found.append(
+            f"the model has other rotations for texts of more than {config.rope.original_context} tokens, but "
+            "llama.cpp takes them by the size of its context: give it a context as long as the texts"
+        )
     if config.rope.scaling == "yarn" and not config.rope.truncate:
         found.append(
             "the model's YaRN scaling does not round the ends of its ramp (truncate false), but llama.cpp does: its "

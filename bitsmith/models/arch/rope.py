@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,6 +23,11 @@ def rope_frequencies(rope: Rope) -> np.ndarray:
         kept = _yarn_kept(rope)
         plain = plain * kept + plain / rope.factor * (1 - kept)
     return np.asarray(plain, np.float32)
+
+
+def long_frequencies(rope: Rope) -> np.ndarray:
+    """The same under longrope for texts longer than `original_context` (Ding et al. 2024, arXiv:2402.13753)."""
+    return rope_frequencies(replace(rope, freq_factors=rope.long_factors))
 
 
 def rope_magnitude(rope: Rope) -> float:

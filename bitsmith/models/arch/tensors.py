@@ -11,9 +11,10 @@ from bitsmith.models.arch.names import Names, Naming, beside_decoder, skipped
 from bitsmith.models.arch.sources import FileTensors, gguf_file_tensors, hf_file_tensors
 from bitsmith.quant.tensor import TensorInfo
 
-__all__ = ["ROPE_FREQS", "check_tensors", "expected_tensors", "file_tensors"]
+__all__ = ["ROPE_FREQS", "ROPE_LONG", "ROPE_SHORT", "check_tensors", "expected_tensors", "file_tensors"]
 
 ROPE_FREQS = "rope_freqs.weight"
+ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 
 
 def file_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo], naming: Naming) -> FileTensors:
@@ -150,7 +151,7 @@ def _fields_of(name: str, naming: Naming) -> str:
 
 def _is_known_extra(name: str, naming: Naming, config: ModelConfig, names: Names) -> bool:
     if naming == "gguf":
-        return name == ROPE_FREQS
+        return name == ROPE_FREQS or (config.rope.scaling == "longrope" and name in (ROPE_LONG, ROPE_SHORT))
     if beside_decoder(name):
         return True
     return skipped(name, tied=config.tied) and names.gguf(name) in (None, "output.weight")
