@@ -259,7 +259,7 @@ _HUNYUAN = Decoder(
     norm_after_rotation=True,
     names={"self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"},
     rope_fields=("alpha",),
-    fields=("use_qk_norm", "attention_head_dim"),
+    fields=("attention_head_dim", "cla_share_factor"),
 )
 _ERNIE = Decoder(
     ("Ernie4_5ForCausalLM", "Ernie4_5_ForCausalLM"),
@@ -408,7 +408,7 @@ _GPT_OSS = Decoder(
     router="chosen",
     experts=ExpertRow(width="intermediate_size", normalize=True, interleaved=True),
     names={"mlp.router": "ffn_gate_inp"},
-    fields=("experts_per_token", "initial_context_length", *_ROUTER_TRAINING),
+    fields=("swiglu_limit", "swiglu_alpha", "experts_per_token", "initial_context_length", *_ROUTER_TRAINING),
     gguf_keys=(*_MOE_KEYS, "expert_feed_forward_length"),
     ignores_window=False,
     implied_window=True,

@@ -89,6 +89,11 @@ def _check_activation(fields: Fields, spec: ArchSpec) -> None:
     kind = spec.decoder.activation
     name = "hidden_activation" if "hidden_activation" in spec.decoder.fields else "hidden_act"
     found = fields.text(name, _USUAL[kind])
+    for field, usual in (("swiglu_limit", 7.0), ("swiglu_alpha", 1.702)) if kind == "clamped" else ():
+        if fields.number(field, usual) != usual:
+            raise UnsupportedError(
+                f"{fields.origin}: {field} = {fields.values[field]} is not supported; expected {usual}."
+            )
     if found not in _ACTIVATIONS[kind]:
         raise UnsupportedError(f"{fields.origin}: {name} {found!r} is not supported; expected {_USUAL[kind]}.")
 

@@ -75,14 +75,13 @@ _CHANGING: Mapping[str, Any] = {
     "scale_attn_weights": True,
     "use_rmsnorm": True,
     "use_rope": True,
-    "swiglu_limit": 7.0,
-    "swiglu_alpha": 1.702,
     "is_causal": True,
     **dict.fromkeys(
         [
             *("embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale", "scale_emb"),
             *("embedding_scale", "residual_scale", "rotary_pct", "rope_ratio", "num_experts", "num_local_experts"),
             *("n_routed_experts", "moe_num_experts", "rope_percent", "key_multiplier"),
+            *("routed_scaling_factor", "n_group", "topk_group"),
             *("lm_head_multiplier", "attention_in_multiplier", "attention_out_multiplier", "softmax_scale_factor"),
         ],
         1,
@@ -96,13 +95,17 @@ _CHANGING: Mapping[str, Any] = {
             *("no_rope_layer_interval", "nope_layer_interval", "attention_chunk_size", "attn_temperature_tuning"),
             *("floor_scale", "attention_sinks", "attention_sink_size", "parallel_attn", "use_parallel_residual"),
             *("use_mrope", "mrope_section", "num_kv_shared_layers", "rope_interleaved", "rope_local_base_freq"),
-            *("kv_lora_rank", "attn_output_gate", "scale_embeddings", "parallel_block"),
+            *("kv_lora_rank", "swiglu_limit", "swiglu_alpha", "attn_output_gate", "scale_embeddings", "parallel_block"),
+            *("shared_expert_intermediate_size", "n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
+            *("first_k_dense_replace", "decoder_sparse_step_offset", "use_bidirectional_attention"),
             *("q_lora_rank", "per_layer_config", "mlp_only_layers", "cla_share_factor", "use_cla", "layer_types"),
             *("sliding_window", "use_sliding_window", "sliding_window_pattern", "use_mla", "num_nextn_predict_layers"),
         ]
     ),
 }
 _ACTIVATIONS = ("silu", "swish", "swiglu")
+_HEAD_NORM_FIELDS = ("qk_norm", "use_qk_norm", "qk_layernorm", "use_qk_layernorm")
+_RMS_NORMS = ("rms", "rms_norm", "rmsnorm")
 _READ_ROPE = frozenset(
     [
         *("rope_type", "type", "rope_theta", "factor", "partial_rotary_factor", "original_max_position_embeddings"),
@@ -125,6 +128,8 @@ def check_fields(config: Mapping[str, Any], family: str, origin: str) -> tuple[s
         if name in known or name.startswith("_") or (name == "sliding_window" and _window_off(config)):
             continue
         if is_neutral(value) and not (value is False and _CHANGING.get(name) is True):
+            continue
+        if name in _HEAD_NORM_FIELDS and value is True and FAMILIES[family].qk_norm:
             continue
         if name not in _CHANGING:
             unknown.append(name)
@@ -156,6 +161,8 @@ def _window_off(config: Mapping[str, Any]) -> bool:
 def _without_effect(name: str, value: object) -> bool:
     if name in ("hidden_activation", "activation_function", "activation"):
         return value in _ACTIVATIONS
+    if name in ("norm_type", "layer_norm_type"):
+        return value in _RMS_NORMS
     if name == "layer_types":
         return isinstance(value, list) and all(kind == "full_attention" for kind in value)
     return bool(value == _CHANGING[name])
