@@ -117,9 +117,16 @@ def logits_of(model: Any, tokens: np.ndarray) -> np.ndarray:
 
 VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION |= {"image_size": 32, "patch_size": 8}
+TEXT_ONLY = {"qwen3_vl": ("qwen3_vl_text", {"head_dim": 32, "rope_scaling": {"mrope_section": [8, 4, 4]}})}
 WRAPPERS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     # model_type of the whole; entry of MODELS for its text part; changes of the vision tower and of the whole
     "gemma3": ("gemma3", "gemma3", {"model_type": "siglip_vision_model"}, {"mm_tokens_per_image": 4}),
+    "qwen3_vl": (
+        "qwen3_vl",
+        "qwen3_vl",
+        {"depth": 1, "num_heads": 2, "out_hidden_size": 64, "deepstack_visual_indexes": [0]},
+        {},
+    ),
     "mistral3": ("mistral3", "ministral3", {"model_type": "pixtral", "head_dim": 16}, {}),
 }
 
@@ -129,7 +136,7 @@ def wrapper_of(name: str, folder: Path) -> tuple[Path, Any]:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     kind, text, vision, changes = WRAPPERS[name]
-    part, own = MODELS[text]
+    part, own = (MODELS | TEXT_ONLY)[text]
     whole = {"text_config": {"model_type": part, **SHAPE, **own}, "vision_config": VISION | vision, **changes}
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind, **whole)).float().eval()

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from bitsmith.models.arch.config import LINEARS, ModelConfig
 
-CORE_ARCHITECTURES = ("llama", "qwen2", "qwen3", "seed_oss", "ernie4_5", "phi3")  # without experts; plans count on them
+CORE_ARCHITECTURES = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "qwen3vl",
+    "seed_oss",
+    "ernie4_5",
+    "phi3",
+)  # without experts; plans count on them
 
 
 def core_lacks(config: ModelConfig) -> str | None:

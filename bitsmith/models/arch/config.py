@@ -103,6 +103,8 @@ class ModelConfig:
     attention_softcap, logit_softcap: c tanh(x / c) is taken of scores and logits; 0 for none
     embedding_scale, residual_scale: multipliers of the embedding, and of what each operation adds
     logit_divisor: logits are divided by it
+    sections: numbers of rotated pairs that follow time, height and width of an image; in texts all three are alike
+    deepstack: number of layers that take further features of an image
     temperature: queries at position p are multiplied by 1 + temperature ln(1 + floor(p / temperature_length)); 0: none
     """
 
@@ -137,6 +139,8 @@ class ModelConfig:
     temperature: float = 0.0
     temperature_length: int = 0
     experts: Experts | None = None
+    sections: tuple[int, ...] = ()
+    deepstack: int = 0
 
     @property
     def family(self) -> Family:

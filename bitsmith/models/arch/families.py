@@ -110,6 +110,7 @@ class Decoder:
     names: Hugging Face's name within a layer -> GGUF's, where they differ from those of Llama
     fields: further fields of config.json that this family reads
     gguf_keys: further keys that llama.cpp reads for this family, without "{arch}."
+    wrapped: True if transformers has the family only inside of a model for images, so that no folder can be made of it
     ignores_window: True if llama.cpp has no sliding window for this family
     implied_window: True if GGUF files name the layers with a window only where one of `every` is not the rule
     fixed_scale: True if llama.cpp computes the scale of scores itself, and reads no key for it
@@ -144,6 +145,7 @@ class Decoder:
     names: Mapping[str, str] = field(default_factory=dict)
     fields: tuple[str, ...] = ()
     gguf_keys: tuple[str, ...] = ()
+    wrapped: bool = False
     ignores_window: bool = True
     implied_window: bool = False
     fixed_scale: bool = False
@@ -413,6 +415,16 @@ _GPT_OSS = Decoder(
     ignores_window=False,
     implied_window=True,
 )
+_QWEN3_VL = replace(
+    _QWEN3,
+    hf_classes=("Qwen3VLForConditionalGeneration",),
+    context=128000,
+    window=None,
+    theta=500000.0,
+    rope_fields=("mrope_section", "mrope_interleaved"),  # of one text, all sections have the same positions
+    gguf_keys=("rope.dimension_sections", "n_deepstack_layers"),
+    wrapped=True,
+)
 
 FAMILIES: Mapping[str, Family] = {  # by config.json's model_type
     "llama": Family("llama", decoder=_LLAMA),
@@ -422,6 +434,7 @@ FAMILIES: Mapping[str, Family] = {  # by config.json's model_type
     "qwen2": Family("qwen2", qkv_bias=True, output_bias=False, window="by_field", decoder=_QWEN2),
     "qwen2_moe": Family("qwen2moe", qkv_bias=True, output_bias=False, window="by_field"),
     "qwen3": Family("qwen3", qk_norm="head", window="by_field", decoder=_QWEN3),
+    "qwen3_vl_text": Family("qwen3vl", qk_norm="head", decoder=_QWEN3_VL),
     "qwen3_moe": Family("qwen3moe", qk_norm="head", window="by_field", decoder=_QWEN3_MOE),
     "gemma": Family("gemma", tied=True),
     "gemma2": Family("gemma2", norms=BOTH, tied=True, window="alternating", decoder=_GEMMA2),

@@ -54,6 +54,9 @@ def config_to_gguf(config: ModelConfig, *, name: str) -> dict[str, Value]:
         "vocab_size": u32(config.vocab),
         "rope.dimension_count": u32(config.rope.dim),
     }
+    if config.sections:
+        keys["rope.dimension_sections"] = array(list(config.sections), ValueType.INT32)
+        keys["n_deepstack_layers"] = u32(config.deepstack)
     keys |= _window_keys(config, spec) | _scale_keys(config) | _expert_keys(config)
     general = {"general.architecture": string(spec.gguf), "general.name": string(name)}
     return general | {f"{spec.gguf}.{key}": value for key, value in keys.items()}
@@ -267,6 +270,12 @@ def _numbers(fields: Fields, spec: ArchSpec, config: ModelConfig) -> dict[str, A
     ):
         if key in row.gguf_keys:
             found[attribute] = fields.number(key, usual, positive=False)
+    if "rope.dimension_sections" in row.gguf_keys:
+        sections = fields.values.get(f"{fields.prefix}rope.dimension_sections")
+        if not isinstance(sections, list) or len(sections) != 4 or not all(isinstance(n, int) for n in sections):
+            raise fields.fail("rope.dimension_sections", "four numbers of pairs", sections)
+        found["sections"] = tuple(sections)
+        found["deepstack"] = fields.integer("n_deepstack_layers", 0, minimum=0)
     if found.get("temperature"):
         found["temperature_length"] = config.rope.original_context or config.context
     if row.query_scalar:

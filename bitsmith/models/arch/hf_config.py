@@ -76,7 +76,10 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in _TEXT_PARTS:
         part = config.get(name)
         if isinstance(part, dict) and "num_hidden_layers" in part:
-            above = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
+            above: dict[str, Any] = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
+            vision = config.get("vision_config")
+            deep = vision.get("deepstack_visual_indexes") if isinstance(vision, dict) else None
+            above["_deepstack_layers"] = len(deep) if isinstance(deep, list) else 0
             return {**part, **above}  # the head belongs to the whole
     return config
 
@@ -124,12 +127,22 @@ def _numbers(fields: Fields, spec: ArchSpec, hidden: int) -> dict[str, Any]:
         found["attention_scale"] = fields.number("query_pre_attn_scalar", row.query_scalar) ** -0.5
     if row.embedding_root:
         found["embedding_scale"] = hidden**0.5
+    if "mrope_section" in row.rope_fields:
+        found["sections"] = _sections(fields)
+        found["deepstack"] = fields.integer("_deepstack_layers", 0, minimum=0)
     beta = _rope_values(fields).get("llama_4_scaling_beta")
     if beta is not None and "llama_4_scaling_beta" in row.rope_fields:
         scaling = Fields(_rope_values(fields), f"{fields.origin}: rope_parameters")
         found["temperature"] = scaling.number("llama_4_scaling_beta", positive=False)
         found["temperature_length"] = scaling.integer("original_max_position_embeddings")
     return found
+
+
+def _sections(fields: Fields) -> tuple[int, ...]:
+    sections = _rope_values(fields).get("mrope_section") or [24, 20, 20]  # transformers' default
+    if not isinstance(sections, list) or not all(isinstance(n, int) and 0 <= n < 1024 for n in sections):
+        raise fields.fail("rope_scaling.mrope_section", "numbers of pairs", sections)
+    return tuple([*sections, 0, 0, 0, 0][:4])
 
 
 def _experts(fields: Fields, spec: ArchSpec, layers: int) -> Experts | None:
@@ -347,6 +360,11 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     shape (other biases, frequency factors of no llama3 scaling).
     """
     spec = ARCHITECTURES["mistral" if config.arch == "llama" and config.window else config.arch]
+    if spec.decoder.wrapped:
+        raise UnsupportedError(
+            f"transformers has {spec.name} only inside of models for images ({spec.decoder.hf_classes[0]}), whose "
+            "other parts this file does not hold; write GGUF."
+        )
     activation = "hidden_activation" if "hidden_activation" in spec.decoder.fields else "hidden_act"
     values: dict[str, Any] = {
         "architectures": [spec.decoder.hf_classes[0]],
