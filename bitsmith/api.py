@@ -183,7 +183,7 @@ def bench(
     Raises BitsmithError.
     """
     check_arguments(bench, locals())
-    from bitsmith.evaluation.bandwidth import read_bandwidth
+    from bitsmith.evaluation.bandwidth import buffer_for, read_bandwidth
     from bitsmith.evaluation.speed import Speed, check_counts, measure_speed
 
     started = time.perf_counter()
@@ -203,7 +203,8 @@ def bench(
         load_seconds,
         peak,
         loaded.token_bytes,
-        read_bandwidth(count),
+        read_bandwidth(count, size=buffer_for(loaded.token_bytes)),
+        loaded.choices,
         (Words(crowded),) if count > cores() else (),
     )
 

@@ -4,40 +4,33 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
-#include <memory>
+#include <iterator>
 
 #include "pool.h"
+#include "run/buffer.h"
+#include "run/reading.h"
 
 namespace bitsmith {
 namespace {
 
-constexpr size_t kPieceWords = size_t{1} << 17;  // 1 MB, so that a slow core holds up little
-constexpr size_t kLanes = 32;                    // sums that do not wait for each other
-
-uint64_t sum_of(const uint64_t *words, size_t count) {
-  uint64_t sums[kLanes] = {};
-  for (size_t i = 0; i < count; i += kLanes) {
-    for (size_t lane = 0; lane < kLanes; ++lane) sums[lane] += words[i + lane];
-  }
-  uint64_t total = 0;
-  for (uint64_t sum : sums) total += sum;
-  return total;
-}
+constexpr size_t kPiece = size_t{1} << 20;  // so that a slow core holds up little
 
 }  // namespace
 
 double read_bandwidth(int threads, size_t bytes, int passes) {
-  const int pieces = static_cast<int>(std::clamp<size_t>(bytes / (8 * kPieceWords), 1, 65535));
-  const std::unique_ptr<uint64_t[]> words(new uint64_t[pieces * kPieceWords]);
+  const int pieces = static_cast<int>(std::clamp<size_t>(bytes / kPiece, 1, 65535));
+  Buffer buffer(pieces * kPiece);
   Pool pool(threads);
-  pool.run(pieces, [&](int piece) { std::fill_n(&words[piece * kPieceWords], kPieceWords, piece + 1); });
+  pool.run(pieces, [&](int piece) { std::fill_n(buffer.data() + piece * kPiece, kPiece, 1); });
+  const Kernels &kernels = bitsmith::kernels(chosen_isa());
   std::atomic<uint64_t> total{0};  // is looked at below, so that nothing is optimised away
   double best = 0;
   for (int pass = 0; pass < passes; ++pass) {
+    const Reading &reading = kReadings[pass % std::size(kReadings)];
     const auto start = std::chrono::steady_clock::now();
-    pool.run(pieces, [&](int piece) { total += sum_of(&words[piece * kPieceWords], kPieceWords); });
+    pool.run(pieces, [&](int piece) { total += kernels.read(buffer.data() + piece * kPiece, kPiece, reading); });
     const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
-    best = std::max(best, static_cast<double>(pieces) * kPieceWords * 8 / spent.count());
+    best = std::max(best, static_cast<double>(pieces) * kPiece / spent.count());
   }
   return total > 0 ? best : 0;
 }

@@ -5,6 +5,11 @@
 
 #include "isas.h"
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(__aarch64__) && defined(__APPLE__)
@@ -30,6 +35,20 @@ bool has_dot_product() {
 }
 #endif
 
+#if defined(__x86_64__) && defined(__linux__)
+// Whether the processor multiplies tiles of bfloat16, and the system lets this process use them. Linux must be asked.
+bool has_tiles() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  constexpr unsigned kBfloat = 1u << 22, kTile = 1u << 24;
+  if ((d & kBfloat) == 0 || (d & kTile) == 0) return false;
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
+#elif defined(__x86_64__)
+bool has_tiles() { return false; }
+#endif
+
 bool runs_here(Isa isa) {
   if (isa == Isa::generic) return true;
 #if defined(__x86_64__)
@@ -40,6 +59,7 @@ bool runs_here(Isa isa) {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (isa >= Isa::avx512vnni) runs = runs && __builtin_cpu_supports("avx512vnni");
   if (isa >= Isa::avx512bf16) runs = runs && __builtin_cpu_supports("avx512bf16");
+  if (isa >= Isa::amx) runs = runs && has_tiles();
   return runs && isa != Isa::dotprod;
 #elif defined(__aarch64__)
   return isa == Isa::dotprod && has_dot_product();
@@ -56,6 +76,7 @@ const char *isa_name(Isa isa) {
     case Isa::avx512: return "avx512";
     case Isa::avx512vnni: return "avx512vnni";
     case Isa::avx512bf16: return "avx512bf16";
+    case Isa::amx: return "amx";
     case Isa::dotprod: return "dotprod";
     default: return "generic";
   }

@@ -7,7 +7,7 @@
 namespace bitsmith {
 
 // Of one processor's, each contains those before it. x86-64 has the ones with avx in their names, ARM has dotprod.
-enum class Isa { generic, avx2, avx512, avx512vnni, avx512bf16, dotprod };
+enum class Isa { generic, avx2, avx512, avx512vnni, avx512bf16, amx, dotprod };
 
 // Those that this build has and this processor runs, poorest first.
 std::vector<Isa> available_isas();

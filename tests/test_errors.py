@@ -134,7 +134,16 @@ def test_the_keyword_of_every_flag_is_one_of_the_library() -> None:
             for flag in (*parameter.opts, *parameter.secondary_opts)
             if flag.startswith("--") and keyword(flag) not in known
         }
-        usual = {"--json", "--quiet", "--debug", "--log-level", "--plot", "--list-devices", "--list-models"}
+        usual = {
+            "--json",
+            "--quiet",
+            "--debug",
+            "--log-level",
+            "--plot",
+            "--list-devices",
+            "--list-models",
+            "--explain",
+        }
         assert missing <= usual | {"--device"}, name
 
 

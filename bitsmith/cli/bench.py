@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 @option("--prompt", type=int, help="Tokens of a prompt; 0: none; default: 512, or the model's context if less.")
 @option("--gen", type=int, help="Tokens to generate; 0: none; default: 128, or the model's context if less.")
 @option("--repeat", type=int, default=5, help="Number of measurements of each, after a warm-up.")
+@option("--explain", is_flag=True, help="Also show what was chosen for this processor, and what the time was spent on.")
 @runtime
 @quiet
 @as_json
@@ -26,6 +27,7 @@ def bench(
     prompt: int | None,
     gen: int | None,
     repeat: int,
+    explain: bool,
     threads: int | None,
     kernel: str | None,
     cache: str,
@@ -58,6 +60,8 @@ def bench(
         print_json(result.to_dict())
     else:
         _print(result)
+        if explain:
+            _explain(result)
 
 
 def _print(result: Speed) -> None:
@@ -85,3 +89,42 @@ def _print(result: Speed) -> None:
         share = result.read_rate / result.bandwidth
         memory = f"{human_bytes(result.read_rate)}/s, {100 * share:.0f} % of the {memory}"
     console.print(f"{read}: {memory}", soft_wrap=True)
+
+
+def _explain(result: Speed) -> None:
+    """The processor, how products are taken, how each way of reading matrices did, and the parts of the time."""
+    from rich.table import Table
+
+    from bitsmith.cli.drawing import human_bytes, stdout
+    from bitsmith.system.processor import processor_name
+
+    console = stdout()
+    console.print(f"\nprocessor: {processor_name()}", markup=False, soft_wrap=True)
+    for name, rate in (("prompt", result.prompt), ("generation", result.generation)):
+        if rate is not None and rate.parts:
+            total = sum(rate.seconds)
+            parts = [f"{part} {100 * seconds / total:.0f} %" for part, seconds in rate.parts.items()]
+            outside = 100 * (1 - sum(rate.parts.values()) / total)
+            console.print(f"time of {name}: {', '.join(parts)}, Python {outside:.0f} %", soft_wrap=True)
+    choices = result.choices
+    if choices is None:
+        console.print("The C++ core does not run this model, so nothing was chosen.", soft_wrap=True)
+        return
+    console.print(f"instruction set: {choices.isa}; available: {', '.join(choices.isas)}", soft_wrap=True)
+    console.print(f"products of prompts: {choices.prompts}", soft_wrap=True)
+    for choice in choices.readings:
+        told = f"single rows of {choice.kind} matrices: way {choice.chosen} ({choice.origin})"
+        console.print(
+            told + (f", measured on its matrices of {choice.layout}:" if choice.rates else ""), soft_wrap=True
+        )
+        if not choice.rates:
+            continue
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in ("way", "bytes ahead, level 1", "level 2", "rows", "read in a second", ""):
+            table.add_column(heading, justify="right")
+        for i, (way, taken) in enumerate(zip(choices.ways, choice.rates, strict=True)):
+            near, far, rows = way
+            chosen = "chosen" if i == choice.chosen else ""
+            together = str(rows) if choice.kind == "floats" else ""
+            table.add_row(str(i), f"{near:,}", f"{far:,}", together, human_bytes(taken), chosen)
+        console.print(table)

@@ -8,9 +8,20 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from bitsmith.system.core import core
+from bitsmith.system.memory import available_memory
 
-BUFFER = 256 << 20  # bytes; much larger than the caches
-PASSES = 8
+BUFFER = 256 << 20  # bytes
+_LEAST, _MOST = 1 << 20, 1 << 30
+PASSES = 14  # twice each way of reading that the core knows
+
+
+def buffer_for(token_bytes: int) -> int:
+    """The buffer for what a decoder reads for each token: as large, so that as much of it stays in the caches.
+
+    At most 1 GiB, and a quarter of the memory that is free.
+    """
+    free = available_memory() or _MOST * 4
+    return max(_LEAST, min(token_bytes, _MOST, free // 4))
 
 
 def read_bandwidth(threads: int, *, size: int = BUFFER, passes: int = PASSES) -> float:

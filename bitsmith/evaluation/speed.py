@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from bitsmith.errors import UsageError
+from bitsmith.system.processor import processor_name
 from bitsmith.system.progress import Progress, Report, silent
 from bitsmith.system.sizes import human_bytes
 from bitsmith.system.tables import html_table
+
+if TYPE_CHECKING:
+    from bitsmith.system.core_choices import CoreChoices
 
 DEFAULT_PROMPT, DEFAULT_GEN, DEFAULT_REPEAT = 512, 128, 5
 REPORT_EVERY = 0.5  # seconds; drawing progress more often would slow the measurement
@@ -43,16 +48,27 @@ class Runner(Protocol):
     def decoder(self) -> Network: ...
 
 
+@runtime_checkable
+class Timed(Protocol):
+    """A decoder that knows where its time goes."""
+
+    def times(self) -> dict[str, float]:
+        """Seconds so far, by what they were spent on."""
+        ...
+
+
 @dataclass(frozen=True)
 class Rate:
     """Tokens a second, measured several times.
 
     tokens: number of tokens in one measurement
     seconds: time of each measurement
+    parts: seconds of all measurements together, by what they were spent on; empty where the decoder does not know
     """
 
     tokens: int
     seconds: tuple[float, ...]
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def values(self) -> list[float]:
@@ -73,7 +89,13 @@ class Rate:
         """Numbers, ready for JSON."""
         values = self.values
         spread = {"mean": self.mean, "deviation": self.deviation, "min": min(values), "max": max(values)}
-        return {"tokens": self.tokens, "tokens_per_second": spread, "seconds": list(self.seconds)}
+        shares = {part: seconds / sum(self.seconds) for part, seconds in self.parts.items()}
+        return {
+            "tokens": self.tokens,
+            "tokens_per_second": spread,
+            "seconds": list(self.seconds),
+            "shares_of_time": shares,
+        }
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,7 +107,8 @@ class Speed:
     load_seconds: time to open the model and make it ready to run
     peak_memory: bytes of the whole process
     token_bytes: bytes of matrices that one generated token reads
-    bandwidth: bytes a second that the same number of threads reads from memory
+    bandwidth: bytes a second that the same number of threads reads from memory, of as many bytes as a token reads
+    choices: what the C++ core chose for this processor; None where it does not run the model
     warnings: what may make the figures wrong
     """
 
@@ -97,6 +120,7 @@ class Speed:
     peak_memory: int
     token_bytes: int
     bandwidth: float
+    choices: CoreChoices | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -116,7 +140,7 @@ class Speed:
 
     @property
     def read_rate(self) -> float | None:
-        """Bytes a second that generation reads. More than `bandwidth` if the model stays in the caches."""
+        """Bytes a second that generation reads."""
         return None if self.generation is None else self.generation.mean * self.token_bytes
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,6 +157,8 @@ class Speed:
             "read_bytes_per_second": rate,
             "bandwidth_bytes_per_second": self.bandwidth,
             "bandwidth_share": None if rate is None else rate / self.bandwidth,
+            "processor": processor_name(),
+            "choices": None if self.choices is None else self.choices.to_dict(),
             "warnings": list(self.warnings),
         }
 
@@ -197,7 +223,14 @@ def _rate(network: Network, ids: np.ndarray, step: int, repeat: int, meter: _Met
     meter.add(0)
     cache = network.new_cache(count)
     _feed(network, cache, ids[:, :step], step, meter)
-    return Rate(count, tuple(_feed(network, cache, ids, step, meter) for _ in range(repeat)))
+    before = _times(network)
+    seconds = tuple(_feed(network, cache, ids, step, meter) for _ in range(repeat))
+    after = _times(network)
+    return Rate(count, seconds, {part: after[part] - before[part] for part in after})
+
+
+def _times(network: Network) -> dict[str, float]:
+    return network.times() if isinstance(network, Timed) else {}
 
 
 def _feed(network: Network, cache: Any, ids: np.ndarray, step: int, meter: _Meter) -> float:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.runtime.kernel import Tensor
+
+if TYPE_CHECKING:
+    from bitsmith.system.core_choices import CoreChoices
 
 
 class AnyCache(Protocol):
@@ -76,4 +79,9 @@ class AnyDecoder(Protocol):
     @property
     def token_bytes(self) -> int:
         """Bytes of matrices, as they lie in memory, that one generated token reads."""
+        ...
+
+    @property
+    def choices(self) -> CoreChoices | None:
+        """What the C++ core chose for this processor; None where it does not run the model."""
         ...

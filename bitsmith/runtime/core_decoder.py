@@ -15,6 +15,8 @@ import numpy as np
 from bitsmith.errors import FileError, UsageError
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.rope import rope_frequencies, rope_magnitude
+from bitsmith.runtime import reading
+from bitsmith.runtime.choosing import choose
 from bitsmith.runtime.core_network import linear_places
 from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.step import Step, checked_length, checked_step, refuse_without_cache, run_in_chunks
@@ -22,6 +24,7 @@ from bitsmith.runtime.tokens import checked_tokens
 from bitsmith.runtime.types import FLOATS, PACKED
 from bitsmith.runtime.weights import HEAD_NORMS, WeightReader
 from bitsmith.system.core import core
+from bitsmith.system.core_choices import CoreChoices
 from bitsmith.system.progress import Progress, Report, silent
 
 _SLAB_WEIGHTS = 4 << 20  # weights decoded at a time: 16 MB of float32
@@ -64,18 +67,32 @@ class CoreDecoder:
     """See `runtime.base.AnyDecoder`. Everything it returns is numpy, float32.
 
     cache_type: type of the caches that `new_cache` makes, see `CoreCache`
+    choices: what it runs on
     maps: the mapped files of float matrices. Every result raises FileError once one of them has lost bytes: another
         program cut it short, or the disk fails.
     """
 
     def __init__(
-        self, config: ModelConfig, model: Any, token_bytes: int, *, cache_type: str, maps: Mapping[Path, Any]
+        self,
+        config: ModelConfig,
+        model: Any,
+        token_bytes: int,
+        *,
+        cache_type: str,
+        maps: Mapping[Path, Any],
+        choices: CoreChoices,
     ) -> None:
         self.config = config
+        self.choices = choices
         self.token_bytes = token_bytes
         self.cache_type = cache_type
         self._model = model
         self._maps = maps
+
+    def times(self) -> dict[str, float]:
+        """Seconds that forward passes have taken so far: products with matrices, attention, and all else."""
+        total, products, attention = self._model.times()
+        return {"products": products, "attention": attention, "rest": total - products - attention}
 
     def new_cache(self, capacity: int, *, batch: int = 1) -> CoreCache:
         """An empty cache of `batch` slots."""
@@ -174,6 +191,7 @@ def load_core(
     Raises FileError where a file ends too early.
     """
     module = _core()
+    isa = isa or module.isa()
     loader = _Loader(read, module.Pool(threads))
     model = module.Model(
         config.hidden,
@@ -184,7 +202,7 @@ def load_core(
         config.rope.interleaved,
         exact,
         fine,
-        isa or module.isa(),
+        isa,
         loader.pool,
     )
     try:
@@ -197,14 +215,16 @@ def load_core(
             norms = [loader.vector(f"{prefix}{name}.weight") for name in config.family.norms.names]
             model.add_block(*norms, *heads, linears, config.window if layer in sliding else 0)
         loaded = loader.bytes
-        embedding = loader.matrix("token_embd.weight")
-        output = embedding if config.tied else loader.matrix("output.weight")
+        embedding = loader.factor("token_embd.weight") if config.tied else loader.matrix("token_embd.weight")
+        output = embedding if config.tied else loader.factor("output.weight")
         model.set_ends(embedding, loader.vector("output_norm.weight"), output)
     finally:
         loader.close()
     report(Progress("load", config.layers, config.layers, "layers"))
     row = 0 if config.tied else embedding.row_bytes
-    return CoreDecoder(config, model, loaded + output.nbytes + row, cache_type=cache_type, maps=loader.maps)
+    choices = choose(module, model, loader.matrices, isa, loader.pool, exact=exact, fine=fine)
+    size = loaded + output.nbytes + row
+    return CoreDecoder(config, model, size, cache_type=cache_type, maps=loader.maps, choices=choices)
 
 
 class _Loader:
@@ -216,6 +236,7 @@ class _Loader:
         self._read = read
         self._files: dict[Path, int] = {}
         self.maps: dict[Path, Any] = {}
+        self.matrices: dict[tuple[str, str], list[Any]] = {}  # by kind and layout; see `choose_readings`
 
     def vector(self, name: str) -> np.ndarray:
         return np.ascontiguousarray(self._read(name).vector(), np.float32)
@@ -225,7 +246,14 @@ class _Loader:
         bias = self.vector(f"{name}.bias") if biased else None
         if bias is not None and rows is not None:
             bias = np.ascontiguousarray(bias[rows[0] : sum(rows)])
-        return _core().Linear(self.matrix(f"{name}.weight", rows), bias)
+        return _core().Linear(self.factor(f"{name}.weight", rows), bias)
+
+    def factor(self, name: str, rows: tuple[int, int] | None = None) -> Any:
+        """A matrix that products are taken with."""
+        made = self.matrix(name, rows)
+        kind = reading.PACKED if made.packed else reading.FLOATS
+        self.matrices.setdefault((kind, self._read(name).info.layout), []).append(made)
+        return made
 
     def matrix(self, name: str, rows: tuple[int, int] | None = None) -> Any:
         """The tensor, or some of its rows, as the core's Matrix."""

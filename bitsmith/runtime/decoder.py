@@ -157,6 +157,11 @@ class Decoder:
         """Bytes of matrices in memory that one generated token reads."""
         return self.weights.token_bytes
 
+    @property
+    def choices(self) -> None:
+        """Nothing is chosen here."""
+        return
+
     def numpy(self, x: Tensor) -> np.ndarray:
         """A tensor of these operations as numpy."""
         return self.ops.numpy(x)

@@ -20,6 +20,7 @@ from bitsmith.system.options import with_signature
 if TYPE_CHECKING:
     from bitsmith.models.tokenizer import StreamDecoder, Tokenizer
     from bitsmith.runtime.sampling_words import SamplingWords
+    from bitsmith.system.core_choices import CoreChoices
 
 
 class LanguageModel:
@@ -52,6 +53,11 @@ class LanguageModel:
     def token_bytes(self) -> int:
         """Bytes of matrices in memory that one generated token reads."""
         return self.decoder.token_bytes
+
+    @property
+    def choices(self) -> CoreChoices | None:
+        """What the C++ core chose for this processor; None where it does not run the model."""
+        return self.decoder.choices
 
     def logits(self, tokens: np.ndarray, *, first: int = 0) -> np.ndarray:
         """Logits of positions first .. n - 1: integers [batch, n] -> float32 [batch, n - first, vocab].

@@ -91,7 +91,7 @@ void score(const Block &block, const float *queries, int n, float (*scores)[kKey
   const size_t width = block.width;
   if (!block.strips) {
     const FloatRows all{FloatType::f32, reinterpret_cast<const uint8_t *>(block.keys), block.width};
-    for (int i = 0; i < n; ++i) floats_row(all, 0, block.count, queries + i * width, scores[i]);
+    for (int i = 0; i < n; ++i) floats_row(all, 0, block.count, queries + i * width, {0, 0, 4}, scores[i]);
     return;
   }
   std::fill(scores[0], scores[n], 0.0f);

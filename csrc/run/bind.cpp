@@ -8,6 +8,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <iterator>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -152,6 +153,22 @@ void bind_matrix(nb::module_ &m) {
           "weight"_a, "bias"_a.none());
 }
 
+void bind_readings(nb::module_ &m) {
+  nb::list readings;
+  for (const Reading &reading : kReadings) readings.append(nb::make_tuple(reading.near, reading.far, reading.rows));
+  m.attr("readings") = nb::tuple(readings);
+  m.def(
+      "reading_rates",
+      [](const std::vector<std::shared_ptr<Matrix>> &matrices, const std::string &isa, std::shared_ptr<Pool> pool) {
+        for (const auto &matrix : matrices)
+          if (matrix->packed() != matrices.front()->packed())
+            throw std::invalid_argument("packed matrices and floats are read in ways of their own.");
+        nb::gil_scoped_release release;
+        return reading_rates(matrices, isa_named(isa), *pool);
+      },
+      "matrices"_a, "isa"_a, "pool"_a);
+}
+
 void bind_mapping(nb::module_ &m) {
   nb::class_<Mapping>(m, "Mapping")
       .def(nb::init<int, size_t>(), "descriptor"_a, "size"_a)
@@ -223,13 +240,27 @@ void bind_model(nb::module_ &m) {
           },
           "embedding"_a, "norm"_a, "output"_a)
       .def("hidden", &hidden, "tokens"_a, "slots"_a, "starts"_a, "counts"_a, "cache"_a)
-      .def("logits", &logits, "hidden"_a);
+      .def("logits", &logits, "hidden"_a)
+      .def(
+          "set_reading",
+          [](Model &self, int packed, int floats) {
+            constexpr int kCount = std::size(kReadings);
+            if (packed < 0 || packed >= kCount || floats < 0 || floats >= kCount)
+              throw std::invalid_argument("a way of reading must lie in 0.." + std::to_string(kCount - 1) + ".");
+            self.set_reading(kReadings[packed], kReadings[floats]);
+          },
+          "packed"_a, "floats"_a)
+      .def("times", [](const Model &self) {
+        const Times &times = self.times();
+        return nb::make_tuple(times.total, times.products, times.attention);
+      });
 }
 
 }  // namespace
 
 void bind_run(nb::module_ &m) {
   bind_pool(m);
+  bind_readings(m);
   bind_mapping(m);
   bind_matrix(m);
   bind_cache(m);

@@ -43,4 +43,18 @@ class Buffer {
   size_t size_ = 0;
 };
 
+// Numbers that begin with a line of the cache, and grow on demand; growing forgets them.
+template <class T>
+class Aligned {
+ public:
+  void resize(size_t size) {
+    if (size * sizeof(T) > bytes_.size()) bytes_ = Buffer(size * sizeof(T));
+  }
+  T *data() { return reinterpret_cast<T *>(bytes_.data()); }
+  const T *data() const { return reinterpret_cast<const T *>(bytes_.data()); }
+
+ private:
+  Buffer bytes_;
+};
+
 }  // namespace bitsmith

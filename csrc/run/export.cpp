@@ -17,11 +17,19 @@ const Kernels kKernels = {repack,
 #else
                           nullptr,       nullptr,
 #endif
+#if defined(__AMX_BF16__)
+                          to_tiles,
+                          panels_tiles,
+                          floats_tiles,
+#else
+                          nullptr,       nullptr,       nullptr,
+#endif
                           panels_decode,
                           floats_decode,
                           rms_norm,
                           swiglu,
                           keep,
-                          attend};
+                          attend,
+                          read};
 
 }  // namespace bitsmith::BITSMITH_ISA

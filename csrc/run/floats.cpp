@@ -6,8 +6,6 @@
 namespace bitsmith::BITSMITH_ISA {
 namespace {
 
-constexpr int kAhead = 16384;  // bytes fetched ahead: for four rows at once, processors do not look so far
-
 template <FloatType type>
 constexpr int kSize = type == FloatType::f32 ? 4 : 2;
 
@@ -35,8 +33,8 @@ BITSMITH_INLINE void with_type(FloatType type, const Visit &visit) {
 }
 
 // R rows times one input.
-template <FloatType type, int R>
-BITSMITH_INLINE void dots(const uint8_t *p, size_t bytes, int cols, const float *x, float *y) {
+template <FloatType type, int R, bool fetched>
+BITSMITH_INLINE void dots(const uint8_t *p, size_t bytes, int cols, const float *x, const Reading &reading, float *y) {
   Floats sums[R][2] = {};
   int k = 0;
   for (; k + 2 * kLanes <= cols; k += 2 * kLanes) {
@@ -44,8 +42,12 @@ BITSMITH_INLINE void dots(const uint8_t *p, size_t bytes, int cols, const float 
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const uint8_t *at = p + r * bytes + static_cast<size_t>(k) * kSize<type>;
-      __builtin_prefetch(at + kAhead);
-      if (type == FloatType::f32) __builtin_prefetch(at + kAhead + 64);
+      if constexpr (fetched) {
+        for (int line = 0; line < 2 * kLanes * kSize<type>; line += 64) {
+          __builtin_prefetch(at + reading.near + line, 0, 3);
+          __builtin_prefetch(at + reading.far + line, 0, 2);
+        }
+      }
       sums[r][0] = fma(load_as<type>(at), a, sums[r][0]);
       sums[r][1] = fma(load_as<type>(at + kLanes * kSize<type>), b, sums[r][1]);
     }
@@ -75,14 +77,27 @@ void to_strip(const FloatRows &w, int first, int rows, int col, int depth, float
 
 }  // namespace
 
-void floats_row(const FloatRows &w, int first, int count, const float *x, float *y) {
+void floats_row(const FloatRows &w, int first, int count, const float *x, const Reading &reading, float *y) {
   with_type(w.type, [&](auto type) {
     constexpr FloatType kType = decltype(type)::value;
     const size_t bytes = static_cast<size_t>(w.cols) * kSize<kType>;
     const uint8_t *p = w.data + first * bytes;
-    int row = 0;
-    for (; row + 4 <= count; row += 4) dots<kType, 4>(p + row * bytes, bytes, w.cols, x, y + row);
-    for (; row < count; ++row) dots<kType, 1>(p + row * bytes, bytes, w.cols, x, y + row);
+    const auto rows = [&](auto together, auto fetched) {
+      constexpr int R = decltype(together)::value;
+      constexpr bool kFetched = decltype(fetched)::value;
+      int row = 0;
+      for (; row + R <= count; row += R) dots<kType, R, kFetched>(p + row * bytes, bytes, w.cols, x, reading, y + row);
+      for (; row < count; ++row) dots<kType, 1, kFetched>(p + row * bytes, bytes, w.cols, x, reading, y + row);
+    };
+    const auto choose = [&](auto fetched) {
+      if (reading.rows == 1) return rows(std::integral_constant<int, 1>{}, fetched);
+      if (reading.rows == 2) return rows(std::integral_constant<int, 2>{}, fetched);
+      return rows(std::integral_constant<int, 4>{}, fetched);
+    };
+    if (reading.far > 0)
+      choose(std::true_type{});
+    else
+      choose(std::false_type{});
   });
 }
 

@@ -40,6 +40,13 @@ struct BfloatRows {
   size_t stride;
 };
 
+// Rows for products on tiles: bfloat16 [groups of 16 rows, cols / 32, 16, 32], and what that lost, or null.
+constexpr int kTileRows = 16;
+struct TiledRows {
+  const uint16_t *upper, *lower;
+  int rows, cols;  // cols: a multiple of 32
+};
+
 // How keys and values are kept: float32, float16, or blocks of 32 int8 with a float16 scale (ggml's q8_0).
 enum class CacheType { f32, f16, q8_0 };
 
@@ -67,6 +74,13 @@ struct Attention {
   size_t out_stride;
 };
 
+// How products with a single row read a matrix from memory. Results do not depend on it, but for the order in which the
+// columns of a float matrix are added.
+struct Reading {
+  int near, far;  // bytes that are fetched ahead, into the first-level and into the second-level cache
+  int rows;       // of a float matrix that are read together: 1, 2 or 4
+};
+
 struct Kernels {
   // the words of a panel, in the order of files, into the order of products; see panels.h
   void (*repack)(PanelType type, int blocks, uint8_t *panel);
@@ -74,14 +88,14 @@ struct Kernels {
   void (*round_row)(const float *x, int cols, RoundedBlock *out);
   void (*round_fine)(const float *x, int cols, FineBlock *out, FineSums *sums);
   // y[16 count] = the product of x with `count` panels from `first`
-  void (*panels_row)(const PanelRows &w, int first, int count, const FineRow &x, float *y);
+  void (*panels_row)(const PanelRows &w, int first, int count, const FineRow &x, const Reading &reading, float *y);
   // y[i * stride + 16 panel ...] for all rows of x, two panels at most at a time
   void (*panels_rows)(const PanelRows &w, int first, int count, const RoundedRows &x, int rows, float *y,
                       size_t stride);
   // the same from float32 inputs, weights decoded and nothing rounded
   void (*panels_exact)(const PanelRows &w, int first, int count, const Rows &x, float *y, size_t stride);
   // y[count] = rows first.. of w times x
-  void (*floats_row)(const FloatRows &w, int first, int count, const float *x, float *y);
+  void (*floats_row)(const FloatRows &w, int first, int count, const float *x, const Reading &reading, float *y);
   // y[i * stride + row], at most 32 rows of w
   void (*floats_rows)(const FloatRows &w, int first, int count, const Rows &x, float *y, size_t stride);
   // the same for inputs rounded to bfloat16, and weights too (those of bfloat16 are what they are); w.cols even.
@@ -89,6 +103,11 @@ struct Kernels {
   void (*floats_rows_rounded)(const FloatRows &w, int first, int count, const BfloatRows &x, int rows, float *y,
                               size_t stride);
   void (*to_bfloat)(const float *x, int n, uint16_t *y);
+  // On tiles, weights and inputs rounded to bfloat16, or to two of them. Null where the processor has none.
+  // `to_tiles` puts x[n], and zeros behind it, to where row `row` stands; `lower` may be null.
+  void (*to_tiles)(const float *x, int n, int row, int cols, uint16_t *upper, uint16_t *lower);
+  void (*panels_tiles)(const PanelRows &w, int first, int count, const TiledRows &x, float *y, size_t stride);
+  void (*floats_tiles)(const FloatRows &w, int first, int count, const TiledRows &x, float *y, size_t stride);
   // row `row` of a matrix, decoded
   void (*panels_decode)(const PanelRows &w, int row, float *y);
   void (*floats_decode)(const FloatRows &w, int row, float *y);
@@ -97,6 +116,8 @@ struct Kernels {
   void (*swiglu)(float *gate, const float *up, int n);                    // gate = gate * sigmoid(gate) * up
   void (*keep)(const float *x, int width, CacheType type, uint8_t *row);  // a row of keys or values
   void (*attend)(const Attention &task);
+  // the sum of all words of memory, so that nothing is optimised away
+  uint64_t (*read)(const uint8_t *from, size_t bytes, const Reading &reading);
 };
 
 const Kernels &kernels(Isa isa);

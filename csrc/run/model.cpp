@@ -1,6 +1,7 @@
 #include "model.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -41,9 +42,23 @@ void rotate(const float *x, int dim, int head_dim, const float *cosines, const f
   std::copy(x + dim, x + head_dim, y + dim);
 }
 
-constexpr int kLeast = 3;     // groups of 16 rows in a piece of a single row's product, at least
-constexpr int kFewRows = 4;   // with fewer, float matrices are read once for each row
-constexpr int kQueries = 64;  // positions of a piece of attention
+// Adds the time it lives to a sum.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double &seconds) : seconds_(seconds), start_(Clock::now()) {}
+  ~Stopwatch() { seconds_ += std::chrono::duration<double>(Clock::now() - start_).count(); }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  double &seconds_;
+  Clock::time_point start_;
+};
+
+constexpr int kLeast = 3;         // groups of 16 rows in a piece of a single row's product, at least
+constexpr int kFewRows = 4;       // with fewer, float matrices are read once for each row
+constexpr int kTiledRows = 8;     // from so many rows on, tiles are faster
+constexpr int kTiledPanels = 16;  // of a piece on tiles at most, which reads its inputs once
+constexpr int kQueries = 64;      // positions of a piece of attention
 
 }  // namespace
 
@@ -131,11 +146,19 @@ bool Model::halves(const Matrix &w) const {
          w.cols() % 2 == 0;
 }
 
+// Whether products with w are taken on tiles.
+bool Model::tiled(const Matrix &w, int rows) const {
+  return kernels_.panels_tiles && rows >= kTiledRows && !shape_.exact &&
+         (w.packed() || w.floats().type != FloatType::f32);
+}
+
 Roundings Model::roundings(std::initializer_list<const Linear *> linears, int rows) const {
-  Roundings found{false, shape_.fine && rows > 1, false};
+  Roundings found{false, false, false, shape_.fine && rows > 1};
   for (const Linear *linear : linears) {
-    found.blocks |= linear->weight->packed() && !shape_.exact;
-    found.bfloats |= rows >= kFewRows && halves(*linear->weight);
+    const bool tiles = tiled(*linear->weight, rows);
+    found.tiles |= tiles;
+    found.blocks |= linear->weight->packed() && !shape_.exact && !tiles;
+    found.bfloats |= rows >= kFewRows && halves(*linear->weight) && !tiles;
   }
   return found;
 }
@@ -149,16 +172,25 @@ void Model::each_row(int rows, const Body &body) {
   });
 }
 
-// All rows of the input times several matrices, as one loop over groups of their rows. A single row waits for memory,
-// which likes long pieces; the last ones are short, so that all threads end together.
+// Groups of 16 rows of w for one piece of work, of those that are left. A single row waits for memory, which likes long
+// pieces; the last ones are short, so that all threads end together.
+int Model::panels_of_a_piece(const Matrix &w, int rows, int left) const {
+  const int threads = pool_->threads();
+  if (rows == 1) return std::max(kLeast, left / (2 * threads));
+  if (!tiled(w, rows)) return 2;
+  return std::clamp(left / (3 * threads) / 2 * 2, 2, kTiledPanels);
+}
+
+// All rows of the input times several matrices, as one loop over groups of their rows.
 void Model::multiply(const Input &x, const Product *products, int count) {
+  const Stopwatch watch(times_.products);
   pieces_.clear();
   int left = 0;
   for (int i = 0; i < count; ++i) left += products[i].linear->weight->row_panels();
   for (int i = 0; i < count; ++i) {
     const int panels = products[i].linear->weight->row_panels();
     for (int first = 0; first < panels;) {
-      const int wanted = x.floats.count == 1 ? std::max(kLeast, left / (2 * pool_->threads())) : 2;
+      const int wanted = panels_of_a_piece(*products[i].linear->weight, x.floats.count, left);
       const int n = std::min(wanted, panels - first);
       pieces_.push_back({i, first, n});
       first += n;
@@ -175,11 +207,17 @@ void Model::multiply(const Input &x, const Product *products, int count) {
 
 // The same for `count` groups of 16 rows of one matrix.
 void Model::multiply_part(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const {
+  if (tiled(w, x.floats.count)) {
+    const TiledRows tiles = x.rounded->tiles(x.floats.count, shape_.fine);
+    if (w.packed()) return kernels_.panels_tiles(w.panels(), first, count, tiles, y, stride);
+    const int row = first * kPanelRows, rows = std::min(count * kPanelRows, w.rows() - row);
+    return kernels_.floats_tiles(w.floats(), row, rows, tiles, y, stride);
+  }
   if (w.packed()) {
     if (shape_.exact)
       kernels_.panels_exact(w.panels(), first, count, x.floats, y, stride);
     else if (x.floats.count == 1)
-      kernels_.panels_row(w.panels(), first, count, x.rounded->fine(), y);
+      kernels_.panels_row(w.panels(), first, count, x.rounded->fine(), packed_reading_, y);
     else
       multiply_rows(x, w, first, count, y, stride);
     return;
@@ -187,7 +225,7 @@ void Model::multiply_part(const Input &x, const Matrix &w, int first, int count,
   const int row = first * kPanelRows, rows = std::min(count * kPanelRows, w.rows() - row);
   if (x.floats.count < kFewRows) {
     for (int i = 0; i < x.floats.count; ++i)
-      kernels_.floats_row(w.floats(), row, rows, x.floats.data + i * x.floats.stride, y + i * stride);
+      kernels_.floats_row(w.floats(), row, rows, x.floats.data + i * x.floats.stride, float_reading_, y + i * stride);
   } else if (halves(w)) {
     kernels_.floats_rows_rounded(w.floats(), row, rows, x.rounded->bfloats(), x.floats.count, y, stride);
   } else {
@@ -212,6 +250,7 @@ void Model::multiply_rows(const Input &x, const Matrix &w, int first, int count,
 
 void Model::hidden(const Feed &feed, Cache &cache, float *out, const std::function<bool()> &go_on) {
   std::lock_guard<std::mutex> lock(mutex_);
+  const Stopwatch watch(times_.total);
   const CacheShape &kept = cache.shape();
   if (kept.layers != static_cast<int>(blocks_.size()) || kept.kv_heads != shape_.kv_heads ||
       kept.head_dim != shape_.head_dim || !embedding_)
@@ -330,6 +369,7 @@ void Model::place_heads(int layer, const Block &block, Step &step, int row) {
 }
 
 void Model::attention(int layer, const Block &block, Step &step) {
+  const Stopwatch watch(times_.attention);
   const int width = step.cache.width(), group = shape_.heads / shape_.kv_heads;
   sized(turned_, static_cast<size_t>(step.rows()) * shape_.heads * width);
   sized(mix_, static_cast<size_t>(step.rows()) * shape_.heads * shape_.head_dim);
@@ -358,6 +398,7 @@ void Model::attention(int layer, const Block &block, Step &step) {
 
 void Model::logits(const float *hidden, int rows, float *out) {
   std::lock_guard<std::mutex> lock(mutex_);
+  const Stopwatch watch(times_.total);
   if (!output_) throw std::invalid_argument("the model has no output matrix.");
   const Linear head{output_, {}};
   const int vocab = output_->rows(), cols = shape_.hidden;

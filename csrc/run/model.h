@@ -7,10 +7,12 @@
 #include <mutex>
 #include <vector>
 
+#include "buffer.h"
 #include "cache.h"
 #include "kernels.h"
 #include "matrix.h"
 #include "pool.h"
+#include "reading.h"
 
 namespace bitsmith {
 
@@ -33,9 +35,10 @@ struct Shape {
   bool fine;         // inputs of several rows are rounded twice, the second time what was lost: to 15 bits as well
 };
 
-// What products want of their input: blocks of int8, also of what the first rounding lost, bfloat16.
+// What products want of their input: blocks of int8, bfloat16 by rows or for tiles; `rest`: also what blocks or tiles
+// lost.
 struct Roundings {
-  bool blocks, rest, bfloats;
+  bool blocks, bfloats, tiles, rest;
 };
 
 // Rounded rows and the memory they lie in.
@@ -45,6 +48,11 @@ class RoundedBuffer {
     cols_ = cols;
     if (wanted.bfloats && bfloats_.size() < static_cast<size_t>(rows) * cols)
       bfloats_.resize(static_cast<size_t>(rows) * cols);
+    if (wanted.tiles) {
+      const size_t tiled = static_cast<size_t>((rows + kTileRows - 1) / kTileRows) * kTileRows * tiled_cols();
+      upper_.resize(tiled);
+      if (wanted.rest) lower_.resize(tiled);
+    }
     if (!wanted.blocks) return;
     const size_t size = static_cast<size_t>(rows) * (cols / 32);
     if (rows == 1 && fine_.size() < size) fine_.resize(size);
@@ -55,6 +63,7 @@ class RoundedBuffer {
   // Round row i of `rows`; a single row finely.
   void round(const Kernels &kernels, Roundings wanted, const float *x, int rows, int i) {
     if (wanted.bfloats) kernels.to_bfloat(x, cols_, bfloats_.data() + static_cast<size_t>(i) * cols_);
+    if (wanted.tiles) kernels.to_tiles(x, cols_, i, tiled_cols(), upper_.data(), wanted.rest ? lower_.data() : nullptr);
     if (!wanted.blocks) return;
     if (rows == 1)
       kernels.round_fine(x, cols_, fine_.data(), sums_.data());
@@ -64,6 +73,9 @@ class RoundedBuffer {
   // Behind them the rows of what their rounding lost, where that is wanted.
   RoundedRows rows() const { return {blocks_.data(), cols_}; }
   FineRow fine() const { return {fine_.data(), sums_.data()}; }
+  TiledRows tiles(int rows, bool rest) const {
+    return {upper_.data(), rest ? lower_.data() : nullptr, rows, tiled_cols()};
+  }
   BfloatRows bfloats() const { return {bfloats_.data(), static_cast<size_t>(cols_)}; }
 
  private:
@@ -78,7 +90,10 @@ class RoundedBuffer {
     kernels.round_row(lost.data(), cols_, to + rows * length);
   }
 
+  int tiled_cols() const { return (cols_ + 31) / 32 * 32; }
+
   int cols_ = 0;
+  Aligned<uint16_t> upper_, lower_;
   std::vector<RoundedBlock> blocks_;
   std::vector<FineBlock> fine_;
   std::vector<FineSums> sums_;
@@ -93,6 +108,11 @@ struct Feed {
   const int64_t *tokens;  // [rows, n]
   int rows, n;
   const int64_t *slots, *starts, *counts;  // [rows] each; slots distinct, counts in 1..n
+};
+
+// Seconds spent in forward passes.
+struct Times {
+  double total = 0, products = 0, attention = 0;
 };
 
 class Model {
@@ -110,6 +130,10 @@ class Model {
 
   // Logits of some hidden states: out [rows, vocab].
   void logits(const float *hidden, int rows, float *out);
+
+  // How packed matrices, and float matrices, are read for a single row.
+  void set_reading(const Reading &packed, const Reading &floats) { packed_reading_ = packed, float_reading_ = floats; }
+  const Times &times() const { return times_; }
 
   const Shape &shape() const { return shape_; }
   const Matrix &embedding() const { return *embedding_; }
@@ -139,6 +163,8 @@ class Model {
   void multiply_part(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const;
   void multiply_rows(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const;
   bool halves(const Matrix &w) const;
+  bool tiled(const Matrix &w, int rows) const;
+  int panels_of_a_piece(const Matrix &w, int rows, int left) const;
   Roundings roundings(std::initializer_list<const Linear *> linears, int rows) const;
   void check(const char *name, const Linear &linear, int rows, int cols) const;
   void attention(int layer, const Block &block, Step &step);
@@ -151,6 +177,8 @@ class Model {
   std::vector<Block> blocks_;
   std::shared_ptr<Matrix> embedding_, output_;
   std::vector<float> output_norm_;
+  Reading packed_reading_ = kReadings[0], float_reading_ = kReadings[0];
+  Times times_;
   std::mutex mutex_;
   RoundedBuffer rounded_;
   std::vector<Piece> pieces_;

@@ -9,7 +9,6 @@ namespace bitsmith::BITSMITH_ISA {
 namespace {
 
 constexpr int kGroups = kPanelRows / kLanes;  // vectors that hold a value of each row of a panel
-constexpr int kAhead = 16384;                 // bytes of words fetched ahead
 
 BITSMITH_INLINE int32_t four(const int8_t *codes) {
   int32_t x;
@@ -80,12 +79,30 @@ BITSMITH_INLINE Floats lows(const uint8_t *p, const FineSums &sums) {
   return convert<Floats>(lower + (upper << 7)) * splat(sums.scale);
 }
 
-// What one block of kLanes rows, with integer scales, adds to each row's sum.
+// Where words that are needed later lie.
+struct Ahead {
+  const uint8_t *near, *far;
+};
+
+// Fetch a piece of a block that is needed later, one of `pieces`. Processors do not foresee the order in which words
+// are read; and all of a block at once would fill the buffers of the first-level cache.
+template <int words>
+BITSMITH_INLINE void fetch(const Ahead &ahead, int piece, int pieces) {
+#pragma GCC unroll kUnrolled
+  for (int word = piece * words / pieces; word < (piece + 1) * words / pieces; ++word) {
+    __builtin_prefetch(ahead.near + 64 * word, 0, 3);
+    __builtin_prefetch(ahead.far + 64 * word, 0, 2);
+  }
+}
+
+// What one block of kLanes rows, with integer scales, adds to each row's sum. group: of its rows in their panel
 template <class T>
-BITSMITH_INLINE Floats scaled_block(const uint8_t *p, const uint8_t *half, const FineBlock *x, const FineSums &sums) {
+BITSMITH_INLINE Floats scaled_block(const uint8_t *p, const uint8_t *half, const FineBlock *x, const FineSums &sums,
+                                    const Ahead &ahead, int group) {
   Floats totals[8] = {};  // of the runs of each lift
 #pragma GCC unroll kUnrolled
   for (int run = 0; run < 8; ++run) {
+    fetch<layout_of(T::kType).words>(ahead, 8 * group + run, 8 * kGroups);
     const FineBlock &in = x[run];
     const int lifted = lift<T>(run);
     Floats &total = totals[lifted];
@@ -110,12 +127,14 @@ BITSMITH_INLINE Floats scaled_block(const uint8_t *p, const uint8_t *half, const
 
 // The same without integer scales.
 template <class T>
-BITSMITH_INLINE Floats plain_block(const uint8_t *p, const uint8_t *half, const FineBlock *x) {
+BITSMITH_INLINE Floats plain_block(const uint8_t *p, const uint8_t *half, const FineBlock *x, const Ahead &ahead,
+                                   int group) {
   constexpr int kRuns = layout_of(T::kType).weights / 32;
   Floats total{};
   float low = 0;
 #pragma GCC unroll kUnrolled
   for (int run = 0; run < kRuns; ++run) {
+    fetch<layout_of(T::kType).words>(ahead, kRuns * group + run, kRuns * kGroups);
     const FineBlock &in = x[run];
     total = fma(convert<Floats>(dot<T>(start<T>(in.negated, 0), p, run, in, 0, 8)), splat(in.scale), total);
     low += in.sum;
@@ -126,27 +145,26 @@ BITSMITH_INLINE Floats plain_block(const uint8_t *p, const uint8_t *half, const 
 }
 
 template <class T>
-void rows_of(const PanelRows &w, int first, int count, const FineRow &x, float *y) {
+void rows_of(const PanelRows &w, int first, int count, const FineRow &x, const Reading &reading, float *y) {
   constexpr BlockLayout layout = layout_of(T::kType);
   const int blocks = w.blocks();
   const size_t bytes = w.panel_bytes();
-  const size_t ahead = std::min<size_t>(kAhead, count * bytes);
-  for (size_t at = 0; at < ahead; at += 64) __builtin_prefetch(w.data + first * bytes + at);
+  const size_t begin = std::min<size_t>(reading.far, count * bytes);
+  for (size_t at = 0; at < begin; at += 64) __builtin_prefetch(w.data + first * bytes + at, 0, 2);
   for (int panel = 0; panel < count; ++panel) {
     const uint8_t *p = w.data + (first + panel) * bytes;
     const uint8_t *half = p + static_cast<size_t>(blocks) * layout.words * 64;
     Floats sums[kGroups] = {};
     for (int at = 0; at < blocks; ++at) {
-      // fetched by hand: words of a block are not read in order, and processors do not foresee that
-      for (int word = 0; word < layout.words; ++word) __builtin_prefetch(p + kAhead + 64 * word);
+      const Ahead ahead{p + reading.near, p + reading.far};
 #pragma GCC unroll kUnrolled
       for (int g = 0; g < kGroups; ++g) {
         const uint8_t *words = p + 4 * kLanes * g, *halves = half + 2 * kLanes * g;
         const FineBlock *in = x.blocks + at * (layout.weights / 32);
         if constexpr (kScaled<T>)
-          sums[g] += scaled_block<T>(words, halves, in, x.sums[at]);
+          sums[g] += scaled_block<T>(words, halves, in, x.sums[at], ahead, g);
         else
-          sums[g] += plain_block<T>(words, halves, in);
+          sums[g] += plain_block<T>(words, halves, in, ahead, g);
       }
       p += layout.words * 64;
       if (layout.half != Half::none) half += 2 * kPanelRows;
@@ -157,8 +175,8 @@ void rows_of(const PanelRows &w, int first, int count, const FineRow &x, float *
 
 }  // namespace
 
-void panels_row(const PanelRows &w, int first, int count, const FineRow &x, float *y) {
-  with_type(w.type, [&](auto type) { rows_of<decltype(type)>(w, first, count, x, y); });
+void panels_row(const PanelRows &w, int first, int count, const FineRow &x, const Reading &reading, float *y) {
+  with_type(w.type, [&](auto type) { rows_of<decltype(type)>(w, first, count, x, reading, y); });
 }
 
 }  // namespace bitsmith::BITSMITH_ISA
