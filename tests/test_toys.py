@@ -107,4 +107,4 @@ def test_a_family(tmp_path: Path, bitsmith_command: Command, monkeypatch: pytest
     assert bitsmith_command("plan", folder).code == 0
     shown = bitsmith_command("run", folder, "--prompt", "a", "--raw", "--max-tokens", "2")
     assert shown.code == 0
-    assert "computed with torch" in shown.err
+    assert "computed with torch" not in shown.err  # the core knows all of it

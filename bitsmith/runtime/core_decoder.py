@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from bitsmith.errors import FileError, UsageError
-from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.config import ModelConfig, Rope
 from bitsmith.models.arch.rope import rope_frequencies, rope_magnitude
 from bitsmith.runtime import reading
 from bitsmith.runtime.choosing import choose
-from bitsmith.runtime.core_network import linear_places
+from bitsmith.runtime.core_network import linear_places, variation
 from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.step import Step, checked_length, checked_step, refuse_without_cache, run_in_chunks
 from bitsmith.runtime.tokens import checked_tokens
@@ -40,11 +40,10 @@ class CoreCache:
         self.capacity, self.batch = capacity, batch
         self.lengths = np.zeros(batch, np.int64)
         self._config, self._type = config, type
-        angles = np.arange(capacity, dtype=np.float32)[:, None] * rope_frequencies(config.rope)
-        magnitude = np.float32(rope_magnitude(config.rope))
-        rotation = np.cos(angles) * magnitude, np.sin(angles) * magnitude
         shape = (config.layers, batch, config.kv_heads, config.head_dim, capacity)
-        self.handle = _core().Cache(*shape, type, *rotation)
+        self.handle = _core().Cache(*shape, type, *_rotation(config.rope, capacity))
+        if config.local_rope is not None:
+            self.handle.set_more(*_rotation(config.local_rope, capacity))
 
     def truncate(self, slot: int, length: int) -> None:
         """Keep only the first `length` positions of a slot; 0 empties it.
@@ -61,6 +60,13 @@ class CoreCache:
         bigger.handle.copy(self.handle, self.lengths)
         bigger.lengths[:] = self.lengths
         return bigger
+
+
+def _rotation(rope: Rope, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin of every position, float32 [capacity, dim / 2] each."""
+    angles = np.arange(capacity, dtype=np.float32)[:, None] * rope_frequencies(rope)
+    magnitude = np.float32(rope_magnitude(rope))
+    return np.cos(angles) * magnitude, np.sin(angles) * magnitude
 
 
 class CoreDecoder:
@@ -206,14 +212,18 @@ def load_core(
         loader.pool,
     )
     try:
-        sliding = config.window_layers or tuple(range(config.layers))
+        model.set_variation(**variation(config))
         for layer in range(config.layers):
             report(Progress("load", layer, config.layers, "layers", f"blk.{layer}"))
             prefix = f"blk.{layer}."
             linears = [loader.linear(*place) for place in linear_places(config, layer)]
             heads = [loader.vector(f"{prefix}{name}.weight") if config.qk_norm else None for name in HEAD_NORMS]
-            norms = [loader.vector(f"{prefix}{name}.weight") for name in config.family.norms.names]
-            model.add_block(*norms, *heads, linears, config.window if layer in sliding else 0)
+            before, after, then, behind = (
+                loader.vector(f"{prefix}{name}.weight") if name else None for name in config.family.norms.places
+            )
+            spec = config.specs[layer]
+            rotation = -1 if spec.rope is None else spec.rope
+            model.add_block(before, then, *heads, linears, spec.window, rotation, after, behind)
         loaded = loader.bytes
         embedding = loader.factor("token_embd.weight") if config.tied else loader.matrix("token_embd.weight")
         output = embedding if config.tied else loader.factor("output.weight")

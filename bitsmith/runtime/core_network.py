@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bitsmith.models.arch.config import LINEARS, ModelConfig
 
-CORE_ARCHITECTURES = (
-    "llama",
-    "qwen2",
-    "qwen3",
-    "qwen3vl",
-    "seed_oss",
-    "ernie4_5",
-    "phi3",
-)  # without experts; plans count on them
+CORE_ARCHITECTURES = (  # without experts; plans count on them
+    *("llama", "mistral3", "qwen2", "qwen3", "qwen3vl", "gemma3", "phi3", "olmo2", "smollm3", "granite"),
+    *("seed_oss", "hunyuan-dense", "ernie4_5", "exaone4", "glm4"),
+)
 
 
 def core_lacks(config: ModelConfig) -> str | None:
     """What of a configuration the core does not know, in words; None if it computes the model."""
-    family, decoder = config.family, config.decoder
-    norms = family.norms
-    usual = norms.before_attention and norms.before_mlp and not (norms.after_attention or norms.after_mlp)
     lacking = (
-        (config.activation != "silu", f"the activation {config.activation}"),
+        (config.activation not in ("silu", "gelu_tanh"), f"the activation {config.activation}"),
         (config.experts is not None, "mixtures of experts"),
-        (not usual, "norms behind operations"),
-        (family.qk_norm == "whole", "norms over all heads"),
-        (config.qk_norm and decoder.norm_after_rotation, "norms after the rotation"),
-        (family.sinks, "attention sinks"),
+        (config.family.sinks, "attention sinks"),
         (bool(config.attention_softcap), "softcaps of attention"),
-        (bool(config.attention_scale), "another attention scale"),
         (config.rope.scaling == "longrope", "LongRoPE"),
-        (bool(config.temperature), "a temperature of queries"),
-        (config.local_rope is not None or bool(config.unrotated), "rotations that differ by layer"),
-        ((config.embedding_scale, config.residual_scale) != (1.0, 1.0), "multipliers of states"),
     )
     return next((words for lacks, words in lacking if lacks), None)
 
@@ -51,3 +38,18 @@ def linear_places(config: ModelConfig, layer: int) -> list[tuple[str, bool, tupl
         own, part = fused.get(name, (name, None))
         found.append((f"blk.{layer}.{own}", config.has_bias(own, layer), part))
     return found
+
+
+def variation(config: ModelConfig) -> dict[str, Any]:
+    """What `Model.set_variation` is given (csrc/run/model.h)."""
+    usual = float(config.head_dim) ** -0.5
+    return {
+        "embedding_scale": config.embedding_scale,
+        "residual_scale": config.residual_scale,
+        "query_scale": config.attention_scale / usual if config.attention_scale else 1.0,
+        "temperature": config.temperature,
+        "temperature_length": max(config.temperature_length, 1),
+        "gelu": config.activation == "gelu_tanh",
+        "whole_norms": config.family.qk_norm == "whole",
+        "late_norms": config.decoder.norm_after_rotation,
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ import bitsmith
 from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.runtime.decoder import Decoder
+from bitsmith.runtime.load import choose_kernel
 from bitsmith.runtime.torch.model import load_torch_model
 from tests.families import MODELS, WRAPPERS, folder_of, logits_of, wrapper_of
 from tests.oracle import llama
@@ -110,7 +112,25 @@ def test_folders_made_from_gguf_files(name: str, made: Callable[[str], Made], tm
     close(logits_of(model.eval(), TOKENS), expected)
 
 
-@pytest.mark.parametrize("name", ["seed_oss", "ernie4_5", "phi-mini"])
+TORCH_ONLY = {
+    "gemma2": "softcaps of attention",
+    "phi-long": "LongRoPE",
+    "gpt_oss": "the activation clamped",
+    **dict.fromkeys(("qwen3_moe", "mixtral", "olmoe"), "mixtures of experts"),
+}
+
+
+@pytest.mark.parametrize("name", TORCH_ONLY)
+def test_torch_computes_the_rest_and_says_so(
+    name: str, made: Callable[[str], Made], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("bitsmith.runtime.load.choice"), "propagate", True)
+    folder, _ = made(name)
+    assert choose_kernel(open_checkpoint(folder), None, default="int16") == "torch"
+    assert f"does not know {TORCH_ONLY[name]}; it is computed with torch" in caplog.text
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in TORCH_ONLY])
 def test_the_core_computes_what_it_knows(name: str, made: Callable[[str], Made], tmp_path: Path) -> None:
     folder, expected = made(name)
     close(np.asarray(bitsmith.load(folder, kernel="exact").logits(TOKENS[None])[0]), expected)

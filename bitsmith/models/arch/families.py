@@ -29,15 +29,16 @@ class Norms:
     @property
     def names(self) -> tuple[str, ...]:
         """GGUF's names of those that exist, in the order of computation."""
-        return tuple(name for name in self._all if name)
+        return tuple(name for name in self.places if name)
 
     @property
     def hf_names(self) -> dict[str, str]:
         """Hugging Face's name within a layer -> GGUF's."""
-        return {theirs: ours for theirs, ours in zip(self.hf, self._all, strict=True) if ours}
+        return {theirs: ours for theirs, ours in zip(self.hf, self.places, strict=True) if ours}
 
     @property
-    def _all(self) -> tuple[str, str, str, str]:
+    def places(self) -> tuple[str, str, str, str]:
+        """GGUF's names in the order of the fields, "" where there is no norm."""
         return self.before_attention, self.after_attention, self.before_mlp, self.after_mlp
 
 
