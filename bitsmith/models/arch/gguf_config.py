@@ -269,7 +269,7 @@ def _numbers(fields: Fields, spec: ArchSpec, config: ModelConfig) -> dict[str, A
         ("attention.temperature_scale", "temperature", 0.0),
     ):
         if key in row.gguf_keys:
-            found[attribute] = fields.number(key, usual, positive=False)
+            found[attribute] = fields.number(key, usual, positive=key == "logit_scale")
     if "rope.dimension_sections" in row.gguf_keys:
         sections = fields.values.get(f"{fields.prefix}rope.dimension_sections")
         if not isinstance(sections, list) or len(sections) != 4 or not all(isinstance(n, int) for n in sections):

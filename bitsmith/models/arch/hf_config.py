@@ -271,6 +271,8 @@ def _rope(
     fields: Fields, spec: ArchSpec, values: Mapping[str, Any], head_dim: int, context: int, default: float
 ) -> Rope:
     """A rotary embedding, from rope_theta with rope_scaling or from transformers 5's rope_parameters."""
+    if not isinstance(values, dict):
+        raise fields.fail("rope_parameters", "an object for each type of layer", values)
     scaling = Fields(values, f"{fields.origin}: rope_parameters")
     kind = scaling.text("rope_type", scaling.text("type", "default"))
     theta = scaling.number("rope_theta", default)
@@ -307,7 +309,7 @@ def _rope(
 def _longrope(fields: Fields, scaling: Fields, rope: Rope, context: int) -> Rope:
     """Phi's scaling. The default original context is transformers' for Phi-3."""
     original = fields.integer(
-        "original_max_position_embeddings", scaling.integer("original_max_position_embeddings", 4096)
+        "original_max_position_embeddings", scaling.integer("original_max_position_embeddings", 4096), minimum=2
     )
     factor = scaling.number("factor", context / original)
     grown = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0

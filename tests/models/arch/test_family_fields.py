@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bitsmith.errors import UnsupportedError
+from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.arch.hf_config import config_from_hf
 from bitsmith.models.arch.hf_fields import check_fields
 from tests.tiny import CONFIG
@@ -29,6 +29,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {  # what real configurations of families
     "Gemma2ForCausalLM": {"hidden_activation": "gelu_pytorch_tanh", "cache_implementation": "hybrid"},
     "GptOssForCausalLM": {"swiglu_limit": 7.0, "initial_context_length": 4096, "experts_per_token": 2},
 }
+PARTS = ("full_attention", "sliding_attention")
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
 
 
@@ -60,3 +61,14 @@ def test_published_fields_are_known(name: str) -> None:
 def test_fields_that_change_a_family_are_refused(name: str, change: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError, match=next(iter(change))):
         config_from_hf(published(name) | change)
+
+
+@pytest.mark.parametrize("part", ["full_attention", "sliding_attention"])
+@pytest.mark.parametrize("value", [3, [1], "x", True])
+def test_rotations_by_layer_that_are_no_objects(part: str, value: object) -> None:
+    plain = {"rope_type": "default", "rope_theta": 10000.0}
+    usual = {**CONFIG, "architectures": ["Gemma3ForCausalLM"], "rope_parameters": dict.fromkeys(PARTS, plain)}
+    usual = {key: each for key, each in usual.items() if key not in ("model_type", "hidden_act", "rope_theta")}
+    assert config_from_hf(usual).arch == "gemma3_text"
+    with pytest.raises(FileError, match="rope_parameters: expected an object for each type of layer"):
+        config_from_hf(usual | {"rope_parameters": {**usual["rope_parameters"], part: value}})
