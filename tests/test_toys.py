@@ -10,10 +10,12 @@ import pytest
 from bitsmith.calibration.rounders import ROUNDERS
 from bitsmith.calibration.transforms import TRANSFORMS
 from bitsmith.containers import CONTAINERS
+from bitsmith.models.arch.families import FAMILIES
 from bitsmith.quant.formats import FORMATS
 from bitsmith.runtime.kernels import KERNELS
 from tests.cli.command import Command
-from tests.toys import kernel, rounder, transform
+from tests.tiny import CONFIG, make_folder, weights
+from tests.toys import family, kernel, rounder, transform
 from tests.toys.format import ToyTernary
 
 FEW = ("--calibration", "default", "--calibration-tokens", "512", "--calibration-context", "64", "--device", "cpu")
@@ -79,3 +81,30 @@ def test_a_kernel(tiny: Path, bitsmith_command: Command, monkeypatch: pytest.Mon
     before = kernel.products
     assert abs(kld(bitsmith_command, tiny, tiny, "--kernel", "toy")) < 1e-6
     assert kernel.products > before
+
+
+def test_a_family(tmp_path: Path, bitsmith_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row: read, planned, quantized with and without calibration, written in all containers, measured and run."""
+    own = {"model_type": "toy", "architectures": ["ToyForCausalLM"], "hidden_activation": "gelu_pytorch_tanh"}
+    config = {**CONFIG, **own, "toy_divisor": 3.0, "tie_word_embeddings": True}
+    config.pop("hidden_act")
+    renamed = {
+        name.replace("post_attention_layernorm", "post_feedforward_layernorm").replace(
+            "input_layernorm", "post_attention_layernorm"
+        ): values
+        for name, values in weights(config).items()
+    }
+    folder = make_folder(tmp_path / "toy", tensors=renamed)
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "ToyForCausalLM" in bitsmith_command.fails(1, "eval", folder)
+    monkeypatch.setitem(FAMILIES, "toy", family.ROW)  # type: ignore[arg-type]
+    for to in ("q8_0", "gptq/int8", "native/int8"):
+        for words in ((), ("--method", "awq+gptq", *FEW)):
+            out = tmp_path / f"{to.replace('/', '-')}-{len(words)}{'' if '/' in to else '.gguf'}"
+            done = bitsmith_command("quantize", folder, "--to", to, *words, "--out", out)
+            assert done.code == 0, done.err
+            assert 0 < kld(bitsmith_command, out, folder) < 0.01
+    assert bitsmith_command("plan", folder).code == 0
+    shown = bitsmith_command("run", folder, "--prompt", "a", "--raw", "--max-tokens", "2")
+    assert shown.code == 0
+    assert "computed with torch" not in shown.err  # the core knows all of it

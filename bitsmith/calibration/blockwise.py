@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bitsmith.calibration.collect import HEAD, decoder_without_blocks, embed, not_finite, require_finite
+from bitsmith.calibration.collect import (
+    HEAD,
+    RecordedLinear,
+    decoder_without_blocks,
+    embed,
+    not_finite,
+    require_finite,
+)
 from bitsmith.calibration.folding import block_tensors, folded, with_tensors
 from bitsmith.calibration.hidden import HiddenStates
 from bitsmith.calibration.method import Method
 from bitsmith.calibration.resources import Resources
-from bitsmith.calibration.rounding import LinearRounder, RoundingReport
+from bitsmith.calibration.rounding import STARVED, LinearRounder, RoundingReport, plain_nearest
 from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.calibration.stats import GramMeter, Stats
 from bitsmith.calibration.trainable import Start
 from bitsmith.calibration.transforms.base import Rescaling
 from bitsmith.errors import TensorError
-from bitsmith.models.arch.groups import LinearGroup, linear_groups
+from bitsmith.models.arch.block import Part, part_groups, parts_of
+from bitsmith.models.arch.operations.base import LinearGroup
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.input_rounding import InputRounding
@@ -45,7 +54,7 @@ class BlockwiseTask:
         their weights
     inputs: how the inputs of linears are rounded, by the same names
     rescalings: the rescalings of each layer, found on the original model
-    stored: dtypes of stored norms, see `folded`
+    stored, stored_offset: how norms are stored, see `folded`
     effort: a name in `EFFORTS`
     seed: seed for the order of the training windows
     """
@@ -57,6 +66,7 @@ class BlockwiseTask:
     stored: Mapping[str, np.dtype] = field(default_factory=dict)
     effort: str = "normal"
     seed: int = 0
+    stored_offset: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,7 +167,13 @@ class _Steps:
     def block(self, layer: int, original: Block, states: _States, report: Report) -> Rounded:
         """Round one block and advance `states` through it."""
         row = self.task.method.row
-        changed = folded(original, self.task.rescalings.get(layer, ()), self.decoder.config, self.task.stored)
+        changed = folded(
+            original,
+            self.task.rescalings.get(layer, ()),
+            self.decoder.config,
+            self.task.stored,
+            stored_offset=self.task.stored_offset,
+        )
         start = with_tensors(original, changed)
         inputs = None if row.tuner is None else states.hidden.copy()
         block, codes, reports = self._groups(layer, start, states)
@@ -168,8 +184,8 @@ class _Steps:
             codes = dict(tuner.tune(starts, inputs, states.truth, report).tensors)
             block = with_tensors(block, {f"{name}.weight": tensor.values() for name, tensor in codes.items()})
             states.hidden.become(inputs)
-            for name in HALVES:
-                advance_half(self.decoder, layer, block, name, states.hidden)
+            for part in parts_of(self.decoder.config, layer):
+                advance_part(self.decoder, layer, part, block, states.hidden)
         prefix = f"blk.{layer}."
         return Rounded(
             tuple(_rows(prefix, weights, codes, changed)), {prefix + name: said for name, said in reports.items()}
@@ -182,20 +198,26 @@ class _Steps:
 
         Advances `states.hidden` through the rounded block, and `states.truth` through `start`.
         """
+        config = self.decoder.config
         block = self._rounding_inputs(layer, start)
         codes, reports = dict[str, QuantTensor](), dict[str, RoundingReport]()
-        for group in linear_groups(self.decoder.config):
-            formats = self._formats(layer, group)
-            if formats:
-                rounder = self._rounder(self._compared(layer, group, block, start, states))
-                for name, format in formats.items():
-                    linear = start.linears[name]
-                    codes[name], reports[name] = _round(rounder, f"blk.{layer}.{name}", linear.prepared, format)
-                    block = with_tensors(block, {f"{name}.weight": codes[name].values()})
-            if group.name in HALVES:
-                advance_half(self.decoder, layer, block, group.name, states.hidden)
-                if states.truth is not None:
-                    advance_half(self.decoder, layer, start, group.name, states.truth)
+        for part in parts_of(config, layer):
+            for stage in part.operation.stages(config, layer, part.before):
+                wanted = {group: formats for group in stage if (formats := self._formats(layer, group))}
+                if not wanted:
+                    continue
+                for group, seen in self._compared(layer, part, tuple(wanted), block, start, states).items():
+                    tokens = seen.meter.count if group.routed else None
+                    starved = tokens is not None and tokens < STARVED
+                    rounder = plain_nearest if starved else self._rounder(seen)
+                    for name, format in wanted[group].items():
+                        linear = start.linears[name]
+                        codes[name], said = _round(rounder, f"blk.{layer}.{name}", linear.prepared, format)
+                        reports[name] = replace(said, seen=tokens)
+                        block = with_tensors(block, {f"{name}.weight": codes[name].values()})
+            advance_part(self.decoder, layer, part, block, states.hidden)
+            if states.truth is not None:
+                advance_part(self.decoder, layer, part, start, states.truth)
         return block, codes, reports
 
     def head_rounder(self, states: _States) -> LinearRounder:
@@ -216,18 +238,21 @@ class _Steps:
         names = {name: f"blk.{layer}.{name}" for name in group.linears}
         return {name: self.task.formats[full] for name, full in names.items() if full in self.task.formats}
 
-    def _compared(self, layer: int, group: LinearGroup, block: Block, start: Block, states: _States) -> _Compared:
-        """Statistics of a group's input in the rounded block, and its drift from the input in the original model."""
-        seen = _Compared(f"blk.{layer}.{group.linears[0]}", GramMeter(), GramMeter())
-        inputs = self.task.inputs.get(seen.name)
+    def _compared(
+        self, layer: int, part: Part, groups: tuple[LinearGroup, ...], block: Block, start: Block, states: _States
+    ) -> dict[LinearGroup, _Compared]:
+        """Statistics of the groups' inputs in the rounded block, and their drift from those in the original model."""
+        found = {group: _Compared(f"blk.{layer}.{group.linears[0]}", GramMeter(), GramMeter()) for group in groups}
         for at in states.hidden.batches():
-            x = input_of(self.decoder, layer, block, group.name, self._read(states.hidden, at))
-            x = x if inputs is None else inputs.rounded(x)
-            y = None
+            xs = inputs_of(self.decoder, layer, part, block, groups, self._read(states.hidden, at))
+            ys: Mapping[LinearGroup, Tensor] = {}
             if states.truth is not None:
-                y = input_of(self.decoder, layer, start, group.name, self._read(states.truth, at))
-            seen.add(x, y)
-        return seen
+                ys = inputs_of(self.decoder, layer, part, start, groups, self._read(states.truth, at))
+            for group, x in xs.items():
+                seen, y = found[group], None if group.routed else ys.get(group)
+                rounding = self.task.inputs.get(seen.name)
+                seen.add(x if rounding is None else rounding.rounded(x), y)
+        return found
 
     def _rounding_inputs(self, layer: int, block: Block) -> Block:
         """The block with linears that round their inputs, if the runtimes of the file do so."""
@@ -287,38 +312,52 @@ class _Compared:
         return drift
 
 
-HALVES: Mapping[str, str] = {
-    "o_proj_input": "attn_output",
-    "down_proj_input": "ffn_down",
-}  # last group of each half of a block -> the linear it feeds
+class _ReachedError(Exception):
+    """Raised when all inputs that were asked for are known."""
 
 
-def input_of(decoder: Decoder, layer: int, block: Block, group: str, x: Tensor) -> Tensor:
-    """Input of a group's linears: float32 [windows, n, cols].
+def inputs_of(
+    decoder: Decoder, layer: int, part: Part, block: Block, groups: Sequence[LinearGroup], x: Tensor
+) -> dict[LinearGroup, Tensor]:
+    """Inputs of groups of a part's linears: float32 [..., cols]. Computes no more than they need.
 
-    x: hidden states [windows, n, hidden] before the half of the block that the group belongs to
+    x: hidden states [windows, n, hidden] before the part
+    An expert that no token passes has no input.
     """
-    found: Tensor
-    match group:
-        case "attn_in":
-            found = decoder.attn_in(block, x)
-        case "o_proj_input":
-            found = decoder.o_proj_input(layer, block, decoder.attn_in(block, x), decoder.place(x.shape[1]))
-        case "ffn_in":
-            found = decoder.ffn_in(block, x)
-        case "down_proj_input":
-            found = decoder.down_proj_input(block, decoder.ffn_in(block, x))
-        case _:
-            raise ValueError(f"{group} is the input of no group of linears.")
+    found: dict[LinearGroup, Tensor] = {}
+
+    def record(group: LinearGroup) -> Callable[[Tensor], None]:
+        def keep(rows: Tensor) -> None:
+            found[group] = rows
+            if len(found) == len(groups):
+                raise _ReachedError
+
+        return keep
+
+    firsts = {group.linears[0]: group for group in groups}
+    watched = {name: RecordedLinear.watching(block.linears[name], record(group)) for name, group in firsts.items()}
+    with suppress(_ReachedError):
+        decoder.operate(layer, part, block.with_linears(watched), x, decoder.place(x.shape[1]))
     return found
 
 
-def advance_half(decoder: Decoder, layer: int, block: Block, group: str, hidden: HiddenStates) -> None:
-    """Advance hidden states through the half of a block that ends with `group`."""
-    last = block.linears[HALVES[group]]
+def input_of(decoder: Decoder, layer: int, block: Block, group: str, x: Tensor) -> Tensor:
+    """Input of the group of this name: float32 [windows, n, cols]; see `inputs_of`.
+
+    Raises ValueError for an unknown name.
+    """
+    for part in parts_of(decoder.config, layer):
+        for each in part_groups(decoder.config, layer, part):
+            if each.name == group:
+                return inputs_of(decoder, layer, part, block, (each,), x)[each]
+    raise ValueError(f"{group} is the input of no group of linears.")
+
+
+def advance_part(decoder: Decoder, layer: int, part: Part, block: Block, hidden: HiddenStates) -> None:
+    """Advance hidden states through one part of a block."""
     for at in hidden.batches():
         x = hidden.read(at).to(block.device)
-        hidden.write(at, x + last(input_of(decoder, layer, block, group, x)))
+        hidden.write(at, decoder.run_part(layer, part, block, x, decoder.place(x.shape[1])))
 
 
 def _round(rounder: LinearRounder, name: str, weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:

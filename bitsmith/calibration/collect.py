@@ -15,8 +15,8 @@ from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.calibration.stats import Stats, StatsMeter
 from bitsmith.calibration.transforms.base import Rescaling, Transform, rescale_block
 from bitsmith.errors import TensorError
+from bitsmith.models.arch.block import linear_groups, linear_shapes
 from bitsmith.models.arch.config import ModelConfig
-from bitsmith.models.arch.groups import linear_groups
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.input_rounding import InputRounding
@@ -81,6 +81,11 @@ class RecordedLinear(Linear):
 
     record: Callable[[Tensor], None] = field(default=lambda x: None)
 
+    @classmethod
+    def watching(cls, linear: Linear, record: Callable[[Tensor], None]) -> RecordedLinear:
+        """The same linear, which records."""
+        return cls(linear.kernel, linear.prepared, linear.bias, linear.input_rounding, record)
+
     def __call__(self, x: Tensor) -> Tensor:
         """float32 [..., cols] -> float32 [..., rows]."""
         self.record(x)
@@ -122,7 +127,7 @@ def collect(
         hidden = embed(decoder, tokens.tokens, memory=memory)
         for layer in range(config.layers):
             report(Progress("calibrate", layer, config.layers, "blocks", f"blk.{layer}"))
-            meters = meters_of(config, passing, seed)
+            meters = meters_of(config, layer, passing, seed)
             block = loader.block(layer)
             require_finite(block, f"blk.{layer}.")
             advance(decoder, layer, recording(block, f"blk.{layer}.", meters), hidden)
@@ -155,7 +160,7 @@ def _rescalings(
     config: ModelConfig, layer: int, block: Block, search: Search, stats: Mapping[str, Stats]
 ) -> tuple[Rescaling, ...]:
     """The rescalings that a search finds for one block."""
-    groups = linear_groups(config)
+    groups = linear_groups(config, layer)
     names = [name for group in groups for name in group.linears]
     formats = {name: search.formats[f"blk.{layer}.{name}"] for name in names if f"blk.{layer}.{name}" in search.formats}
     inputs = {name: search.inputs[f"blk.{layer}.{name}"] for name in names if f"blk.{layer}.{name}" in search.inputs}
@@ -186,7 +191,7 @@ def embed(decoder: Decoder, tokens: np.ndarray, *, memory: int | None = None) ->
     windows, context = tokens.shape
     hidden = HiddenStates(windows, context, decoder.config.hidden, memory=memory)
     for at in hidden.batches():
-        hidden.write(at, decoder.weights.embedding.gather(decoder.ops.array(tokens[at])))
+        hidden.write(at, decoder.embedded(tokens[at]))
     return hidden
 
 
@@ -197,17 +202,12 @@ def advance(decoder: Decoder, layer: int, block: Block, hidden: HiddenStates) ->
         hidden.write(at, decoder.run_block(layer, block, x, decoder.place(x.shape[1])))
 
 
-def meters_of(config: ModelConfig, wanted: Wanted, seed: int) -> dict[str, StatsMeter]:
+def meters_of(config: ModelConfig, layer: int, wanted: Wanted, seed: int) -> dict[str, StatsMeter]:
     """One meter per group of a block, by the names of its linears (q, k and v share one)."""
-    widths = {
-        "attn_in": config.hidden,
-        "o_proj_input": config.heads * config.head_dim,
-        "ffn_in": config.hidden,
-        "down_proj_input": config.intermediate,
-    }
+    shapes = linear_shapes(config, layer)
     meters: dict[str, StatsMeter] = {}
-    for group in linear_groups(config):
-        meter = StatsMeter(widths[group.name], gram=wanted.gram, sample=wanted.sample, seed=seed)
+    for group in linear_groups(config, layer):
+        meter = StatsMeter(shapes[group.linears[0]][1], gram=wanted.gram, sample=wanted.sample, seed=seed)
         meters |= dict.fromkeys(group.linears, meter)
     return meters
 
@@ -224,9 +224,7 @@ def recording(block: Block, prefix: str, meters: Mapping[str, StatsMeter]) -> Bl
 
 
 def _recorded(block: Block, name: str, prefix: str, meter: StatsMeter) -> RecordedLinear:
-    linear = block.linears[name]
-    record = counting(meter, f"{prefix}{name}")
-    return RecordedLinear(linear.kernel, linear.prepared, linear.bias, linear.input_rounding, record)
+    return RecordedLinear.watching(block.linears[name], counting(meter, f"{prefix}{name}"))
 
 
 def counting(meter: StatsMeter, name: str) -> Callable[[Tensor], None]:

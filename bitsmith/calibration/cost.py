@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitsmith.calibration.method import Method
+from bitsmith.models.arch.block import linear_shapes
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.quant.rounders.effort import EFFORTS
 from bitsmith.system.memory import available_memory
@@ -46,27 +47,52 @@ def calibration_cost(
     memory: bytes that hidden states may take in memory; None: half of the memory that is available now
     """
     hidden_states, on_disk = _hidden_states(config, method, effort, tokens, memory)
-    block = block_weights(config)
-    memory = hidden_states + _FLOATS * 2 * block
-    widest = max(config.hidden, config.heads * config.head_dim, config.intermediate)
+    seconds, largest, widest = 0.0, 0, config.hidden
+    rate = _multiply_adds_per_second()
+    known: dict[bool, float] = {}
+    for layer in range(config.layers):
+        shapes = linear_shapes(config, layer)
+        largest = max(largest, sum(rows * cols for rows, cols in shapes.values()))
+        widest = max(widest, *(cols for _, cols in shapes.values()))
+        kind = config.specs[layer].experts
+        if kind not in known:
+            known[kind] = _block_seconds(config, layer, method, effort, tokens, context, rate)
+        seconds += known[kind]
+    memory = hidden_states + _FLOATS * 2 * largest
     if method.needs_text:
         memory += _FLOATS * (_HESSIANS * widest**2 + _SLABS * min(_SLAB_ROWS, widest) * widest)
-    rate = _multiply_adds_per_second()
+    return Cost(seconds, memory, on_disk)
+
+
+def _block_seconds(
+    config: ModelConfig, layer: int, method: Method, effort: str, tokens: int, context: int, rate: float
+) -> float:
+    """Time for one block. rate: products and sums in a second"""
+    matrices = tuple(linear_shapes(config, layer).values())
+    block = _passed_weights(config, layer)
     work = float(block * tokens)
     passes = work * method.row.passes if method.needs_text else work
     fixed = 0.0
     if method.transform:
         passes += 3 * work
-        looked = ((min(rows, _SEEN_ROWS), cols) for rows, cols in _matrices(config))
+        looked = ((min(rows, _SEEN_ROWS), cols) for rows, cols in matrices)
         passes += _CANDIDATES * sum(rows * cols * (cols + _FIT_WORK) for rows, cols in looked)
     if method.row.by_column:
-        passes += _COLUMN_WORK * sum(rows * cols * cols for rows, cols in _matrices(config))
-        fixed += _COLUMN_SECONDS * (1 + EFFORTS[effort].sweeps) * sum(cols for _, cols in _matrices(config))
+        passes += _COLUMN_WORK * sum(rows * cols * cols for rows, cols in matrices)
+        fixed += _COLUMN_SECONDS * (1 + EFFORTS[effort].sweeps) * sum(cols for _, cols in matrices)
     if method.row.tuner is not None:
         tuning = EFFORTS[effort]
         passes += 3.0 * block * tuning.steps * tuning.batch * context  # three products per window
         fixed += _STEP_SECONDS * tuning.steps
-    return Cost(config.layers * (passes / rate + fixed), memory, on_disk)
+    return passes / rate + fixed
+
+
+def _passed_weights(config: ModelConfig, layer: int) -> float:
+    """Number of weights in the linears of a block that a token passes."""
+    experts = config.experts
+    share = experts.used / experts.count if experts is not None else 1.0
+    shapes = linear_shapes(config, layer)
+    return sum(rows * cols * (share if "_exps." in name else 1) for name, (rows, cols) in shapes.items())
 
 
 def _hidden_states(
@@ -77,20 +103,6 @@ def _hidden_states(
     size = _FLOATS * tokens * config.hidden
     room = available_memory() if memory is None else 2 * memory
     return (0, buffers * size) if room is not None and size > room // 2 // buffers else (buffers * size, 0)
-
-
-def block_weights(config: ModelConfig) -> int:
-    """Number of weights in the linears of one block."""
-    return sum(rows * cols for rows, cols in _matrices(config))
-
-
-def _matrices(config: ModelConfig) -> tuple[tuple[int, int], ...]:
-    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    hidden, inner = config.hidden, config.intermediate
-    return (
-        *((queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries)),
-        *((inner, hidden), (inner, hidden), (hidden, inner)),
-    )
 
 
 def _multiply_adds_per_second() -> float:

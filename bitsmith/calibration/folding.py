@@ -11,12 +11,12 @@ import torch
 from bitsmith.calibration.transforms.base import Rescaling
 from bitsmith.calibration.transforms.fold import fold, storable
 from bitsmith.models.arch.config import ModelConfig
-from bitsmith.runtime.weights import NORMS, Block
+from bitsmith.runtime.weights import Block
 
 
 def block_tensors(block: Block) -> dict[str, np.ndarray]:
     """Matrices, biases and norms of a block, float32 by GGUF name without "blk.N."; not copied on a CPU."""
-    tensors = {f"{name}.weight": _numpy(block.norms[name]) for name in NORMS}
+    tensors = {f"{name}.weight": _numpy(values) for name, values in block.norms.items()}
     for name, linear in block.linears.items():
         tensors[f"{name}.weight"] = _numpy(linear.prepared)
         if linear.bias is not None:
@@ -27,7 +27,7 @@ def block_tensors(block: Block) -> dict[str, np.ndarray]:
 def with_tensors(block: Block, tensors: Mapping[str, np.ndarray]) -> Block:
     """The block with some of its tensors replaced; names as in `block_tensors`."""
     found = {name: torch.as_tensor(values, device=block.device) for name, values in tensors.items()}
-    norms = {name: found[f"{name}.weight"] for name in NORMS if f"{name}.weight" in found}
+    norms = {name: found[f"{name}.weight"] for name in block.norms if f"{name}.weight" in found}
     linears = {
         name: replace(
             linear,
@@ -40,12 +40,18 @@ def with_tensors(block: Block, tensors: Mapping[str, np.ndarray]) -> Block:
 
 
 def folded(
-    block: Block, rescalings: Iterable[Rescaling], config: ModelConfig, stored: Mapping[str, np.dtype]
+    block: Block,
+    rescalings: Iterable[Rescaling],
+    config: ModelConfig,
+    stored: Mapping[str, np.dtype],
+    *,
+    stored_offset: bool = False,
 ) -> dict[str, np.ndarray]:
     """The tensors that rescalings change, with names as in `block_tensors`; empty if nothing changes.
 
     stored: float16 or bfloat16 by norm ("attn_norm"), for norms stored in these types; factors are then chosen so
         that the type holds the new norm exactly
+    stored_offset: whether norms are stored as the family's Hugging Face files store them, see `Decoder.norm_offset`
     """
     tensors = block_tensors(block)
     changed: dict[str, np.ndarray] = {}
@@ -53,8 +59,9 @@ def folded(
         if not rescaling.changes:
             continue
         producer, scale = rescaling.group.producer, rescaling.scale
-        if producer in NORMS and producer in stored:
-            scale = storable(scale, tensors[f"{producer}.weight"], stored[producer])
+        if producer is not None and producer in block.norms and producer in stored:
+            offset = 1.0 if config.decoder.norm_offset and stored_offset else 0.0
+            scale = storable(scale, tensors[f"{producer}.weight"], stored[producer], offset=offset)
         now = fold(rescaling.group, scale, tensors, config)
         tensors.update(now)
         changed.update(now)

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bitsmith.calibration.imatrix import Entry, Imatrix, read_imatrix, record_of
+from bitsmith.calibration.work import own_name
 from bitsmith.errors import FileError
-from bitsmith.models.arch.names import gguf_name
+from bitsmith.models.arch.names import gguf_name, in_stack
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.calibration_record import CalibrationRecord
 
 if TYPE_CHECKING:
     from bitsmith.calibration.collect import Calibration
+    from bitsmith.recipe.plan import PlannedTensor
 
 _SHOWN = 3
 
@@ -34,13 +36,18 @@ class Importance:
     record: CalibrationRecord
 
     def of(self, name: str) -> np.ndarray | None:
-        """[matrices, cols] of a tensor by its GGUF or Hugging Face name; None if unknown."""
+        """[matrices, cols] of a tensor by its GGUF name, or a Llama's Hugging Face name; None if unknown."""
+        expert = in_stack(name)
+        if expert is not None:
+            stack = self.values.get(expert[0])
+            return None if stack is None else stack.reshape(-1, stack.shape[-1])[expert[1] : expert[1] + 1]
         return self.values.get(gguf_name(name) or name)
 
-    def without(self, outputs: Iterable[TensorInfo]) -> str | None:
+    def without(self, outputs: Iterable[PlannedTensor]) -> str | None:
         """A note on matrices of blocks that have no importance, by the output's names; None if all have one."""
-        names = [info.name for info in outputs if (gguf_name(info.name) or info.name).startswith("blk.")]
-        missing = [name for name in names if self.of(name) is None]
+        found = [(tensor.info.name, own_name(tensor)) for tensor in outputs]
+        names = {name: own for name, own in found if own.startswith("blk.")}
+        missing = [name for name, own in names.items() if self.of(own) is None]
         if not missing:
             return None
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
@@ -49,11 +56,11 @@ class Importance:
             f"importance: {', '.join(missing[:_SHOWN])}{more}"
         )
 
-    def by_output(self, outputs: Iterable[TensorInfo]) -> dict[str, np.ndarray]:
+    def by_output(self, outputs: Iterable[PlannedTensor]) -> dict[str, np.ndarray]:
         """Importance of the tensors to write, by the output's names: float32 [matrices, cols] each."""
         found = {}
-        for info in outputs:
-            values = self.of(info.name)
+        for tensor in outputs:
+            values, info = self.of(own_name(tensor)), tensor.info
             if values is not None and len(info.shape) > 1:
                 found[info.name] = values.reshape(-1, info.cols)  # a .dat file does not separate matrices
         return found
@@ -74,14 +81,21 @@ def to_imatrix(calibration: Calibration) -> Imatrix:
 def _entries(calibration: Calibration) -> dict[str, Entry]:
     """Entries by tensor name; linears that share their statistics share the arrays."""
     shared: dict[int, Entry] = {}
-    entries = {}
+    entries: dict[str, Entry] = {}
+    stacks: dict[str, list[Entry]] = {}
     for name, stats in calibration.stats.items():
         if name == "output" and calibration.tied:
             continue
         if id(stats) not in shared:
             sums = stats.square.astype(np.float32)[None]
             shared[id(stats)] = Entry(sums, np.array([stats.count], np.int64))
-        entries[f"{name}.weight"] = shared[id(stats)]
+        expert = in_stack(f"{name}.weight")
+        if expert is None:
+            entries[f"{name}.weight"] = shared[id(stats)]
+        else:
+            stacks.setdefault(expert[0], []).append(shared[id(stats)])
+    for name, each in stacks.items():
+        entries[name] = Entry(np.concatenate([e.sums for e in each]), np.concatenate([e.counts for e in each]))
     return entries
 
 

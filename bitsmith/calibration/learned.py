@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from bitsmith.calibration.trainable import Start, TrainableMatrix
 from bitsmith.errors import TensorError, UsageError
-from bitsmith.models.arch.config import LINEARS
+from bitsmith.models.arch.block import linear_shapes
 from bitsmith.quant.rounders.effort import Effort
 from bitsmith.quant.tensor import QuantTensor
 from bitsmith.runtime.decoder import Decoder
@@ -153,10 +153,11 @@ class BlockTuner:
                 f"block {self.layer}: inputs and targets must both be [windows, n, {hidden}], found "
                 f"{list(inputs.shape)} and {list(targets.shape)}."
             )
+        shapes = linear_shapes(self.decoder.config, self.layer)
         for name, start in starts.items():
-            if name not in LINEARS:
-                raise UsageError(f"block {self.layer}: {name} is not a linear of a block; known: {', '.join(LINEARS)}.")
-            wanted = expected_shape(self.decoder, name)
+            if name not in shapes:
+                raise UsageError(f"block {self.layer}: {name} is not a linear of a block; known: {', '.join(shapes)}.")
+            wanted = shapes[name]
             if start.weight.shape != wanted or start.tensor.codes.shape != wanted:
                 raise UsageError(
                     f"block {self.layer}: {name} must be {list(wanted)}, found weights {list(start.weight.shape)} and "
@@ -186,20 +187,6 @@ class _TrainableKernel:
     def nbytes(self, prepared: TrainableMatrix) -> int:
         """Bytes of the decoded matrix."""
         return prepared.values().nbytes
-
-
-def expected_shape(decoder: Decoder, name: str) -> tuple[int, int]:
-    """[rows, cols] of a block's linear."""
-    config = decoder.config
-    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    shapes = {
-        "attn_q": (queries, config.hidden),
-        "attn_k": (keys, config.hidden),
-        "attn_v": (keys, config.hidden),
-        "attn_output": (config.hidden, queries),
-        "ffn_down": (config.hidden, config.intermediate),
-    }
-    return shapes.get(name, (config.intermediate, config.hidden))
 
 
 def _frozen(matrices: Mapping[str, TrainableMatrix]) -> dict[str, QuantTensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,9 @@ from bitsmith.containers.output import OutputFiles
 from bitsmith.containers.reservation import Reservation
 from bitsmith.containers.sources import files_of
 from bitsmith.errors import UsageError, quoted
+from bitsmith.models.arch.tensors import expected_tensors
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
+from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.calibration_record import UNKNOWN_SHA256, CalibrationRecord
 from bitsmith.system.options import check_arguments, check_words, with_signature
 from bitsmith.system.progress import Report, silent
@@ -120,7 +122,7 @@ def prepare(
         what = "the model's own text" if alone[0] == SELF else "an importance file"
         raise UsageError(f"--calibration={quoted(alone[0])}: {what} cannot be joined with others; give it alone.")
     if alone and alone[0] != SELF:
-        ready = from_file(Path(alone[0]).expanduser(), checkpoint.source.tensors.values())
+        ready = from_file(Path(alone[0]).expanduser(), own_infos(checkpoint))
         return Prepared(checkpoint, ready.record, ready=ready)
     config = checkpoint.config
     require_torch()
@@ -137,6 +139,13 @@ def prepare(
             f"{read.source} has {read.tokens.size:,} tokens in whole windows, fewer than the requested {tokens:,}",
         )
     return Prepared(checkpoint, read.record, warnings, request=request, tokens=read)
+
+
+def own_infos(checkpoint: Checkpoint) -> Iterable[TensorInfo]:
+    """The model's tensors under GGUF names; under the file's own if the family is unknown."""
+    if isinstance(checkpoint.shape, Exception):
+        return checkpoint.source.tensors.values()
+    return [TensorInfo(name, shape, "", 0) for name, shape in expected_tensors(checkpoint.config).items()]
 
 
 def _pass_cost(prepared: Prepared, memory: int | None) -> Cost:

@@ -56,6 +56,11 @@ class GramMeter:
                 self.sum += product
         self._count += rows.shape[0]
 
+    @property
+    def count(self) -> int:
+        """Number of tokens so far."""
+        return self._count
+
     def result(self) -> Stats:
         """The statistics; call `add` first. Raises TensorError if a value was NaN or infinite."""
         xp = array_namespace(self.sum)

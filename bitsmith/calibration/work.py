@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from bitsmith.calibration.method import Method
-from bitsmith.errors import TensorError
+from bitsmith.errors import TensorError, UsageError
+from bitsmith.models.arch.block import linear_shapes
 from bitsmith.models.arch.config import ModelConfig
-from bitsmith.models.arch.groups import linear_groups
-from bitsmith.models.arch.names import gguf_name
+from bitsmith.models.arch.names import gguf_name, is_stack
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.formats.precision import PRECISIONS
 from bitsmith.quant.input_rounding import InputRounding
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bitsmith.calibration.transforms.base import Rescaling
 
 _HEAD = "output"  # rounded after the blocks
+_MOST_STARVED = 0.05  # share of experts' matrices that may see too few tokens
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,15 @@ class BlockwiseWork:
     """The part of a plan that is rounded block by block.
 
     task: the task for `BlockwiseRounding`
-    outputs: the output's name of each tensor, by GGUF name
+    outputs: the place of each tensor in the output, by GGUF name
     precomputed: output names of the tensors that this work makes; all others get the nearest codes
+    norm_offset: what the output's norms leave out, see `Decoder.norm_offset`
     """
 
     task: BlockwiseTask
-    outputs: Mapping[str, str]
+    outputs: Mapping[str, Place]
     precomputed: frozenset[str]
+    norm_offset: float = 0.0
 
     @classmethod
     def of(
@@ -54,7 +57,7 @@ class BlockwiseWork:
         """The work of a plan. seed: seed for the order of the training windows"""
         from bitsmith.calibration.blockwise import BlockwiseTask
 
-        outputs = own_names(plan.tensors)
+        outputs = places_of(plan.tensors)
         formats = linears_of(plan.tensors, plan.checkpoint.config)
         task = BlockwiseTask(
             formats,
@@ -64,30 +67,57 @@ class BlockwiseWork:
             stored=_stored_norms(plan.tensors),
             effort=effort,
             seed=seed,
+            stored_offset=plan.target.is_folder,
         )
         names = {f"{name}.weight" for name in formats} | (_rescaled_names(rescalings) & outputs.keys())
-        return cls(task, outputs, frozenset(outputs[name] for name in names))
+        return cls(task, outputs, frozenset(outputs[name].name for name in names), _norm_offset(plan))
 
     def rows(self, rounded: Rounded) -> Iterator[RoundedRows]:
         """The rows of a step under the output's names."""
-        return (replace(rows, name=self.outputs[rows.name]) for rows in rounded.rows)
+        for rows in rounded.rows:
+            place = self.outputs[rows.name]
+            weight = rows.weight
+            if self.norm_offset and rows.name.endswith("norm.weight"):
+                weight = weight - np.float32(self.norm_offset)
+            yield replace(rows, name=place.name, start=place.first + rows.start, weight=weight)
 
 
 @dataclass
 class Reports:
-    """The reports of all steps so far, under the output's names."""
+    """The reports of all steps so far, under the output's names. tokens: number of tokens of the calibration"""
 
     work: BlockwiseWork
+    tokens: int = 0
     by_name: dict[str, RoundingReport] = field(default_factory=dict)
 
     def add(self, rounded: Rounded) -> None:
-        """Add the reports of a step; reports on rows of one matrix are joined."""
+        """Add the reports of a step; reports on rows of one matrix are joined.
+
+        Raises UsageError if too many experts saw too few tokens.
+        """
         from bitsmith.calibration.rounding import RoundingReport
 
         for linear, said in rounded.reports.items():
-            name = self.work.outputs[f"{linear}.weight"]
+            place = self.work.outputs[f"{linear}.weight"]
+            name = place.name if place.expert is None else f"{place.name}, expert {place.expert}"
             before = [self.by_name[name]] if name in self.by_name else []
             self.by_name[name] = RoundingReport.joined([*before, said])
+        self._check_experts()
+
+    def _check_experts(self) -> None:
+        from bitsmith.calibration.rounding import STARVED
+
+        total = sum("_exps." in name for name in self.work.task.formats)
+        seen = sorted(said.seen for said in self.by_name.values() if said.seen is not None)
+        starved = sum(said.starved for said in self.by_name.values())
+        if starved <= _MOST_STARVED * total:
+            return
+        needed = self.tokens * -(-STARVED // max(seen[int(_MOST_STARVED * len(seen))], 1))
+        raise UsageError(
+            f"the calibration text reaches too few experts: {starved} of the first {len(seen)} matrices of experts "
+            f"saw fewer than {STARVED} tokens. Give about --calibration-tokens={needed}, a text that is "
+            "closer to what the model is for, or --method=nearest."
+        )
 
 
 def inputs_of(tensors: Iterable[PlannedTensor]) -> dict[str, InputRounding]:
@@ -95,9 +125,35 @@ def inputs_of(tensors: Iterable[PlannedTensor]) -> dict[str, InputRounding]:
     return {own_name(tensor).removesuffix(".weight"): tensor.inputs for tensor in tensors if tensor.inputs is not None}
 
 
+class Place(NamedTuple):
+    """Where a tensor of the decoder lies in the output: its name there, its first row, and its number in a stack."""
+
+    name: str
+    first: int = 0
+    expert: int | None = None
+
+
+def places_of(tensors: Iterable[PlannedTensor]) -> dict[str, Place]:
+    """The place of each tensor in the output, by GGUF name; of a stack of experts also that of each expert."""
+    found = {}
+    for tensor in tensors:
+        name, info = own_name(tensor), tensor.info
+        found[name] = Place(info.name)
+        if is_stack(name) and len(info.shape) == 3:
+            for e in range(info.shape[0]):
+                found[f"{name.removesuffix('.weight')}.{e}.weight"] = Place(info.name, e * info.shape[1], e)
+    return found
+
+
 def own_names(tensors: Iterable[PlannedTensor]) -> dict[str, str]:
     """The output's name of each tensor, by GGUF name."""
-    return {own_name(tensor): tensor.info.name for tensor in tensors}
+    return {name: place.name for name, place in places_of(tensors).items()}
+
+
+def _norm_offset(plan: Plan) -> float:
+    config = plan.checkpoint.shape
+    offset = isinstance(config, ModelConfig) and config.decoder.norm_offset and plan.target.is_folder
+    return 1.0 if offset else 0.0
 
 
 @contextmanager
@@ -117,18 +173,21 @@ def naming(names: Mapping[str, str]) -> Iterator[None]:
 
 def own_name(tensor: PlannedTensor) -> str:
     """The GGUF name of a tensor, or its own name if GGUF has none."""
-    return gguf_name(tensor.info.name) or tensor.info.name
+    return tensor.own or gguf_name(tensor.info.name) or tensor.info.name
 
 
 def linears_of(tensors: Iterable[PlannedTensor], config: ModelConfig) -> dict[str, Format]:
     """Formats of the rounded linears of all blocks and of the head, by GGUF name without ".weight"."""
-    linears = {name for group in linear_groups(config) for name in group.linears}
+    linears = {f"blk.{layer}.{name}" for layer in range(config.layers) for name in linear_shapes(config, layer)}
+    if not config.tied:
+        linears.add(_HEAD)
     formats: dict[str, Format] = {}
     for tensor in tensors:
-        name = own_name(tensor).removesuffix(".weight")
-        in_block = name.startswith("blk.") and name.split(".")[-1] in linears
-        if tensor.format is not None and (in_block or (name == _HEAD and not config.tied)):
-            formats[name] = tensor.format
+        if tensor.format is None:
+            continue
+        for name in places_of((tensor,)):
+            if name.removesuffix(".weight") in linears:
+                formats[name.removesuffix(".weight")] = tensor.format
     return formats
 
 

@@ -12,6 +12,7 @@ import click
 
 from bitsmith.cli.command import command, config_options, model_argument_or_option
 from bitsmith.cli.core import note_missing_core
+from bitsmith.cli.notices import hide_notices
 from bitsmith.cli.options import LoadingOptions, no_short_t, token_limit
 from bitsmith.cli.prompt import argument_text, prompt_text
 from bitsmith.errors import UsageError
@@ -62,7 +63,9 @@ def run(model: str, options: RunOptions, sampling: Sampling, loading: LoadingOpt
 
     limit = token_limit(options.max_tokens)
     text = prompt_text(options.prompt, options.file)
-    if not options.quiet:
+    if options.quiet:
+        hide_notices()
+    else:
         note_missing_core()
     loaded = api.load(model, **vars(loading))
     stream = _stream(loaded, text, options, limit, sampling)

@@ -20,6 +20,7 @@ NUMBERS: dict[str, np.dtype] = {
 WRITTEN_FLOATS = ("f32", "f16", "bf16")  # layouts of written weights that are not quantized
 FLOATS = frozenset({*WRITTEN_FLOATS, "f64"})  # layouts of source weights that are not quantized
 
+MXFP4_STACK = "mxfp4/blocks"  # layout of MXFP4 stacks, as gpt-oss is published
 FP8_PREFIX = "fp8/"  # of layouts of FP8 weights with scales, as many models are published
 
 

@@ -1,7 +1,7 @@
 """Folders from other tools: finds the entries of each weight with config.json's `quantization_config`.
 
-Known are GPTQ (AutoGPTQ, GPTQModel, optimum), AWQ (AutoAWQ), compressed-tensors (llm-compressor), and FP8 weights with
-scales of many tools. Entries of other methods remain separate tensors, see `foreign`.
+Known are GPTQ (AutoGPTQ, GPTQModel, optimum), AWQ (AutoAWQ), compressed-tensors (llm-compressor), FP8 weights with
+scales of many tools, and the MXFP4 stacks of gpt-oss. Entries of other methods remain separate tensors, see `foreign`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from bitsmith.containers import module_containers
 from bitsmith.containers.composite import CompositeTensor, Entries
 from bitsmith.containers.fp8_reader import fold_fp8
 from bitsmith.containers.hf_folder import read_object
+from bitsmith.containers.mxfp4_reader import fold_mxfp4
 from bitsmith.errors import FileError
 
 _PACKED = (".qweight", ".weight_packed")  # parts that nothing else in a folder explains
@@ -28,6 +29,9 @@ def fold_quantized(folder: Path, entries: Entries) -> list[CompositeTensor]:
     containers = module_containers().values()
     marks = tuple(mark for container in containers for mark in container.marks)
     packed = any(name.endswith(_PACKED) for name in entries)
+    stacks = list(fold_mxfp4(folder, entries))
+    if stacks:
+        return stacks
     if not any(name.endswith(marks) or entry.dtype == _FP8 for name, (_, entry) in entries.items()):
         return []
     config = _quantization_config(folder, required=packed)

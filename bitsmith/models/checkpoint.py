@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitsmith.containers.base import Source
-from bitsmith.containers.floats import FLOATS, FP8_PREFIX
+from bitsmith.containers.derived import with_derived
+from bitsmith.containers.floats import FLOATS, FP8_PREFIX, MXFP4_STACK
 from bitsmith.containers.hf_folder import CONFIG, read_object, small_files
 from bitsmith.containers.reservation import settle
 from bitsmith.errors import BitsmithError, FileError, UnsupportedError, UsageError
 from bitsmith.models import hub
 from bitsmith.models.arch.config import ModelConfig
-from bitsmith.models.arch.names import Naming
+from bitsmith.models.arch.names import Names, Naming
 from bitsmith.models.gguf_choice import models_among
 from bitsmith.models.naming import file_name, folder_name
 
 if TYPE_CHECKING:
+    from bitsmith.models.arch.sources import FileTensors
     from bitsmith.models.tokenizer import Tokenizer
 
 REFERENCE = "reference"
@@ -59,6 +62,41 @@ class Checkpoint:
         if isinstance(self.shape, BitsmithError):
             raise self.shape
         return self.shape
+
+    @cached_property
+    def _file_tensors(self) -> FileTensors:
+        from bitsmith.models.arch.tensors import file_tensors
+
+        return file_tensors(self.config, self.source.tensors, self.naming)
+
+    @property
+    def names(self) -> Names:
+        """Hugging Face's names of the decoder's tensors. Raises as `config`."""
+        return self._file_tensors.names
+
+    def place(self, name: str) -> str:
+        """Where `reader` has a tensor of the decoder, by its GGUF name. Raises as `config`."""
+        return self._file_tensors.places[name]
+
+    @cached_property
+    def reader(self) -> Source:
+        """The source, with the tensors of the decoder that the file holds only in pieces.
+
+        A GGUF file has those of a Hugging Face folder, too, such as the experts one by one.
+
+        Without a configuration, and for files that lack pieces, it is the source.
+        """
+        if isinstance(self.shape, BitsmithError):
+            return self.source
+        derived = self._file_tensors.derived
+        row = self.config.decoder.experts
+        if self.naming == "gguf" and not (row is not None and row.interleaved):
+            from bitsmith.models.arch.sources import hf_tensors_of_gguf
+
+            if not self._file_tensors.wanted.keys() <= self.source.tensors.keys():
+                return self.source
+            derived = hf_tensors_of_gguf(self.config)[1]
+        return with_derived(self.source, derived)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -138,7 +176,7 @@ def _open_folder(folder: Path, name: str, weights: Path | None = None) -> Checkp
     """Open a Hugging Face folder. `weights` is one file of it, if the user named the file."""
     from bitsmith.containers.foreign import foreign_quantization, read_config
     from bitsmith.containers.safetensors import SafetensorsSource
-    from bitsmith.models.arch.hf_config import config_from_hf
+    from bitsmith.models.arch.hf_config import config_from_hf, text_part
     from bitsmith.models.arch.hf_fields import check_fields
 
     if weights is None and not any(folder.glob("*.safetensors*")):
@@ -158,7 +196,7 @@ def _open_folder(folder: Path, name: str, weights: Path | None = None) -> Checkp
         if foreign is not None:
             return replace(checkpoint, shape=foreign)
         config = config_from_hf(values, origin=str(folder / CONFIG))
-        return _reconciled(checkpoint, config, check_fields(values, config.arch, str(folder / CONFIG)))
+        return _reconciled(checkpoint, config, check_fields(text_part(values), config.arch, str(folder / CONFIG)))
     except BitsmithError as error:
         return replace(checkpoint, shape=error)
 
@@ -173,8 +211,8 @@ def require_weights(checkpoint: Checkpoint) -> None:
 
 
 def is_original(layout: str) -> bool:
-    """Whether weights of this layout are taken for an original: floats, and FP8 with scales, as many are published."""
-    return layout in FLOATS or layout.startswith(FP8_PREFIX)
+    """Whether weights of this layout are taken for an original: floats, and FP8 and MXFP4, as many are published."""
+    return layout in FLOATS or layout.startswith(FP8_PREFIX) or layout == MXFP4_STACK
 
 
 def require_float(checkpoint: Checkpoint, *, requantize: bool) -> None:
@@ -203,7 +241,10 @@ def source_warnings(checkpoint: Checkpoint, *, quantizes: bool = True) -> tuple[
     found = sorted({info.layout for info in tensors if info.rows > 1} - FLOATS)
     told = []
     if found and all(is_original(layout) for layout in found):
-        told.append(f"the weights are FP8 in the source ({', '.join(found)}); they are decoded, inputs are not rounded")
+        kind = "MXFP4" if MXFP4_STACK in found else "FP8"
+        told.append(
+            f"the weights are {kind} in the source ({', '.join(found)}); they are decoded, inputs are not rounded"
+        )
     elif found and quantizes:
         told.append(f"the source is quantized already ({', '.join(found)}): losses add up")
     if isinstance(checkpoint.shape, BitsmithError) and checkpoint.naming == "hf" and checkpoint.foreign is None:

@@ -83,7 +83,7 @@ class PlanWriter:
         importance: see `execute`
         One thread reads and hashes; a pool rounds and packs.
         """
-        source = self._plan.checkpoint.source
+        source = self._plan.checkpoint.reader
         tensors = (with_extent(source, t) for t in self._plan.tensors if t.info.name not in without)
         chunks = chunks_of(tensors, importance)
 
@@ -114,7 +114,7 @@ class PlanWriter:
         sums = self._begun.setdefault(chunk.planned.info.name, _TensorSums())
         if chunk.planned.source is None:
             return None
-        packed = self._plan.checkpoint.source.packed(chunk.planned.source, chunk.start, chunk.stop)
+        packed = self._plan.checkpoint.reader.packed(chunk.planned.source, chunk.start, chunk.stop)
         for data in packed.parts.values():
             sums.source.update(_bytes_of(data))
         return packed

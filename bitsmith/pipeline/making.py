@@ -145,7 +145,7 @@ class _Making:
             rescalings=self.measured.rescalings,
             seed=self.prepared.tokens.seed,
         )
-        reports = Reports(work)
+        reports = Reports(work, self.prepared.tokens.tokens.size)
         with PlanWriter(plan, self.output.path, self.shared.reservation, report=self.report) as writer:
             writer.round_nearest(self._importance(plan), threads=self.shared.threads, without=work.precomputed)
             rounding = BlockwiseRounding(plan.checkpoint, self.prepared.tokens, work.task, self.shared.resources)
@@ -175,7 +175,7 @@ class _Making:
     def _importance(self, plan: Plan) -> dict[str, np.ndarray]:
         if self.measured.importance is None:
             return {}
-        return dict(self.measured.importance.by_output([tensor.info for tensor in plan.tensors]))
+        return dict(self.measured.importance.by_output(plan.tensors))
 
 
 class _Watch:

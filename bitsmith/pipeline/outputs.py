@@ -164,7 +164,7 @@ def _of_calibration(assignment: Assignment, prepared: Prepared | None) -> Iterat
         return
     yield from prepared.warnings
     if prepared.ready is not None:
-        note = prepared.ready.without(each.info for each in assignment.tensors if each.format is not None)
+        note = prepared.ready.without(each for each in assignment.tensors if each.format is not None)
         yield from () if note is None else (note,)
 
 

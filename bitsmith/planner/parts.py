@@ -81,9 +81,9 @@ def _norm(name: str, width: int, family: Family) -> Iterator[tuple[str, Shape]]:
 
 
 def _norms(numbers: Numbers, family: Family, blk: str) -> Iterator[tuple[str, Shape]]:
-    two = family.norms >= 2 or numbers.fields.flag("new_decoder_architecture", False)
-    names = ["attn_norm", *(["ffn_norm"] if two else [])]
-    names += ["post_attention_norm", "post_ffw_norm"] if family.norms == 4 else []
+    names = list(family.norms.names)
+    if "ffn_norm" not in names and numbers.fields.flag("new_decoder_architecture", False):
+        names.append("ffn_norm")
     for name in names:
         yield from _norm(blk + name, numbers.hidden, family)
 

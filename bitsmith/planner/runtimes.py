@@ -8,7 +8,6 @@ from bitsmith.containers import CONTAINERS, find_container, module_containers
 from bitsmith.containers.floats import FLOATS, WRITTEN_FLOATS
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.errors import UsageError, quoted
-from bitsmith.models.arch.spec import ARCHITECTURES
 from bitsmith.planner import published
 from bitsmith.planner.cache_memory import BITS, cache_bytes
 from bitsmith.planner.devices import Device
@@ -16,9 +15,9 @@ from bitsmith.planner.network import Network
 from bitsmith.planner.own_memory import own_cache, weight_memory, working_memory
 from bitsmith.planner.weights import Stored
 from bitsmith.recipe.target import Target
+from bitsmith.runtime.core_network import CORE_ARCHITECTURES
 
 CACHE_BLOCK = 32  # numbers in one block of ggml's quantized caches
-_OWN = frozenset(spec.gguf for spec in ARCHITECTURES.values())
 _LARGE = 70 << 30  # bytes; on devices with this much memory vLLM reserves for more requests
 _UNTRIMMED = ("llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "phi3")  # for these, llama.cpp ignores windows
 
@@ -145,7 +144,7 @@ def _rounds_inputs(container: str, name: str) -> bool:
 
 
 def _knows(network: Network) -> bool:
-    return network.arch in _OWN and not network.experts
+    return network.arch in CORE_ARCHITECTURES and not network.experts
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from bitsmith.containers.floats import FLOATS
@@ -52,6 +52,16 @@ class Selection:
         """
         found = {t.name: t for t in tensors}
         return replace(self, choices=tuple(_copied(c, found[c.name]) if c.kept else c for c in self.choices))
+
+    def published(self, names: Collection[str], rules: Sequence[Rule]) -> Selection:
+        """A copy in which these tensors are MXFP4, in which they are published, unless a rule names them."""
+
+        def choice(each: TypeChoice) -> TypeChoice:
+            if each.name not in names or first_match(rules, each.name) is not None:
+                return each
+            return replace(each, type="mxfp4", reason="mxfp4, as published", fallback=False)
+
+        return replace(self, choices=tuple(choice(each) for each in self.choices))
 
 
 def _copied(choice: TypeChoice, tensor: TensorInfo) -> TypeChoice:

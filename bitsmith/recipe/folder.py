@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from bitsmith.containers.floats import NUMBERS, WRITTEN_FLOATS
+from bitsmith.containers.floats import MXFP4_STACK, NUMBERS, WRITTEN_FLOATS
 from bitsmith.containers.hf_folder import CONFIG, tokenizer_files
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.hf_config import config_to_hf
-from bitsmith.models.arch.names import hf_name, is_permuted
-from bitsmith.models.arch.spec import ARCHITECTURES
-from bitsmith.models.arch.tensors import ROPE_FREQS
+from bitsmith.models.arch.names import beside_decoder, is_permuted
+from bitsmith.models.arch.sources import hf_tensors_of_gguf
+from bitsmith.models.arch.tensors import ROPE_FREQS, ROPE_LONG, ROPE_SHORT, expected_tensors
 from bitsmith.models.checkpoint import Checkpoint
+from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.plan import PlannedTensor, RowOrder
 
 KEPT = re.compile(r"embed|\bwte\b|\bwpe\b|lm_head|router|\bgate\.weight$|conv|norm")
@@ -31,24 +32,45 @@ def wanted_tensors(checkpoint: Checkpoint) -> list[PlannedTensor]:
     Face name.
     """
     tensors = checkpoint.source.tensors.values()
-    if checkpoint.naming == "hf" or isinstance(checkpoint.shape, Exception):
+    if isinstance(checkpoint.shape, Exception):
         return [PlannedTensor(info, info.name, info.layout, {}, "") for info in tensors]
-    config = checkpoint.config
-    wanted: list[PlannedTensor] = []
-    for info in tensors:
-        name = hf_name(info.name)
-        if info.name == ROPE_FREQS:  # config.json holds the same values
-            continue
-        if name is None:
+    config, names = checkpoint.config, checkpoint.names
+    if checkpoint.naming == "hf":
+        stack = next((info.name for info in tensors if info.layout == MXFP4_STACK), None)
+        if stack is not None:
             raise UnsupportedError(
-                f"{checkpoint.source.path}: {info.name} has no Hugging Face name; write a GGUF file, for instance "
-                "--to=q4_k_m."
+                f"{checkpoint.source.path}: {stack} is MXFP4, and transformers would expect it transposed in another "
+                "type; write a GGUF file, for instance --to=q4_k_m."
             )
+        row = config.decoder.experts
+        transposed = row is not None and row.interleaved
+        return [_of_folder(info, names.gguf(info.name), transposed) for info in tensors]
+    places, _ = hf_tensors_of_gguf(config)
+    known = {*expected_tensors(config), ROPE_FREQS, ROPE_LONG, ROPE_SHORT}  # the last ones stand in config.json
+    stranger = next((info.name for info in tensors if info.name not in known), None)
+    if stranger is not None:
+        raise UnsupportedError(
+            f"{checkpoint.source.path}: {stranger} has no Hugging Face name; write a GGUF file, for instance "
+            "--to=q4_k_m."
+        )
+    reader, wanted = checkpoint.reader, list[PlannedTensor]()
+    for name, place in places.items():
+        info, ours = reader.tensors[place], names.gguf(name) or ""
         order = None
-        if ARCHITECTURES[config.arch].permuted and is_permuted(info.name):
-            order = RowOrder(config.heads if ".attn_q." in info.name else config.kv_heads, interleave=False)
-        wanted.append(PlannedTensor(replace(info, name=name), info.name, info.layout, {}, "", order=order))
+        if config.decoder.permuted and is_permuted(ours):
+            order = RowOrder(config.heads if ".attn_q." in ours else config.kv_heads, interleave=False)
+        wanted.append(PlannedTensor(replace(info, name=name), place, info.layout, {}, "", order=order, own=ours))
     return wanted
+
+
+def _of_folder(info: TensorInfo, own: str | None, transposed: bool) -> PlannedTensor:
+    """A tensor of a folder.
+
+    own: its GGUF name, if the family has one for it
+    transposed: whether the family's stacks lie transposed
+    """
+    outside = own is None and (beside_decoder(info.name) or (transposed and len(info.shape) > 2))
+    return PlannedTensor(info, info.name, info.layout, {}, "", own=own or "", outside=outside)
 
 
 def is_vector(tensor: PlannedTensor) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bitsmith.containers.floats import FLOATS
+from bitsmith.containers.floats import FLOATS, MXFP4_STACK
 from bitsmith.containers.gguf.blocks import CODECS
 from bitsmith.containers.gguf.metadata_values import Value, string, u32
 from bitsmith.containers.gguf.reader import GgufSource
@@ -18,11 +18,11 @@ from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.manifest import SET_KEY, Manifest, is_manifest_key, set_id, to_gguf_keys
 from bitsmith.errors import UnsupportedError
 from bitsmith.models.arch.config import ModelConfig
-from bitsmith.models.arch.gguf_config import config_to_gguf, rope_freqs
+from bitsmith.models.arch.gguf_config import config_to_gguf, rope_tensors
 from bitsmith.models.arch.llamacpp import differences, end_warnings
-from bitsmith.models.arch.names import hf_name, is_permuted
+from bitsmith.models.arch.names import is_permuted
 from bitsmith.models.arch.spec import ARCHITECTURES
-from bitsmith.models.arch.tensors import ROPE_FREQS, check_tensors, expected_tensors
+from bitsmith.models.arch.tensors import check_tensors, expected_tensors
 from bitsmith.models.checkpoint import Checkpoint, require_float, source_warnings
 from bitsmith.quant.formats import get_format
 from bitsmith.quant.tensor import TensorInfo
@@ -68,6 +68,9 @@ def assign_mix(
     selection = choose_types(mix.name, shape, outputs, importance=importance, pure=options.pure, rules=rules)
     if isinstance(source, GgufSource):
         selection = selection.keeping(outputs)
+    if mix.quantizes and not options.pure:
+        stacks = {tensor.info.name for tensor in wanted if tensor.source_layout == MXFP4_STACK}
+        selection = selection.published(stacks, rules)
     tensors = tuple(_planned(tensor, choice) for tensor, choice in zip(wanted, selection.choices, strict=True))
     infos = [tensor.info for tensor in tensors]
     # keep the order of keys: general keys first, then those of the architecture, then those of the tokenizer
@@ -122,18 +125,16 @@ def gguf_tensors(checkpoint: Checkpoint) -> tuple[list[PlannedTensor], ModelShap
     spec = ARCHITECTURES[config.arch]
     wanted = []
     for name, shape in expected_tensors(config).items():
-        original = hf_name(name)
-        assert original is not None
-        found = source.tensors[original]
+        original = checkpoint.place(name)
+        found = checkpoint.reader.tensors[original]
         order = None
         if spec.permuted and is_permuted(name):
             order = RowOrder(config.heads if ".attn_q." in name else config.kv_heads, interleave=True)
         info = TensorInfo(name, shape, found.layout, found.nbytes)
         wanted.append(PlannedTensor(info, original, found.layout, {}, "", order=order))
-    factors = rope_freqs(config)
-    if factors is not None:
-        info = TensorInfo(ROPE_FREQS, factors.shape, "f32", factors.nbytes)
-        wanted.insert(1, PlannedTensor(info, None, "", {}, "", constant=factors.astype(np.float32)))
+    for at, (name, factors) in enumerate(rope_tensors(config).items(), 1):
+        info = TensorInfo(name, factors.shape, "f32", factors.nbytes)
+        wanted.insert(at, PlannedTensor(info, None, "", {}, "", constant=factors.astype(np.float32)))
     return wanted, ModelShape.from_config(config)
 
 

@@ -155,6 +155,8 @@ def _choose(
         return SchemeChoice(tensor, scheme, "", f"rule '{rule}'")
     for rule in (rule for rule in keep if rule.matches(name)):
         return SchemeChoice(tensor, None, kept, f"keep '{rule.pattern.pattern}'")
+    if tensor.outside:
+        return SchemeChoice(tensor, None, kept, "not of the text decoder, or transposed")
     if KEPT.search(name):
         return SchemeChoice(tensor, None, kept, "embedding, head or router keeps its precision")
     if not name.endswith(".weight") or len(shape) > 2:

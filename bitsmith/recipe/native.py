@@ -74,6 +74,8 @@ def _plan_tensor(tensor: PlannedTensor, target: Target, options: PlanOptions, ru
         return as_float(tensor, own_float(tensor, "f32"), "a vector" if tensor.info.parameters else "empty")
     if rule is not None:
         return _as_type(tensor, rule.type, f"rule '{rule}'")
+    if tensor.outside and target.name not in WRITTEN_FLOATS:
+        return as_float(tensor, own_float(tensor, "f16"), "not of the text decoder, or transposed")
     if KEPT.search(tensor.info.name) and not options.pure and target.name not in WRITTEN_FLOATS:
         return as_float(tensor, own_float(tensor, "f16"), "embedding, head or router keeps its precision")
     return _as_type(tensor, target.name, "pure" if options.pure else target.name)

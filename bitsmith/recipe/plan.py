@@ -48,6 +48,9 @@ class PlannedTensor:
     parts: shape and dtype of each stored part
     reason: why it gets this layout
     copied: whether the bytes are copied without a look at their values, whatever they mean
+    own: GGUF's name of the tensor, that of an expert's matrix included ("blk.0.ffn_up_exps.3.weight"); "" to find it
+        by the usual names
+    outside: whether it is not of the text decoder, or lies transposed, so that it stays in 16 bits
     """
 
     info: TensorInfo
@@ -61,6 +64,8 @@ class PlannedTensor:
     order: RowOrder | None = None
     constant: np.ndarray | None = field(default=None, compare=False)
     copied: bool = False
+    own: str = ""
+    outside: bool = False
 
     @property
     def verbatim(self) -> bool:
@@ -70,7 +75,7 @@ class PlannedTensor:
     @property
     def linear(self) -> str | None:
         """GGUF's name of the tensor's linear, without ".weight"; None if GGUF has no name for it."""
-        name = gguf_name(self.info.name)
+        name = self.own or gguf_name(self.info.name)
         return None if name is None else name.removesuffix(".weight")
 
     @property

@@ -50,8 +50,9 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> ModelShape:
-        """The shape of a dense decoder."""
-        return cls(ARCHITECTURES[config.arch].gguf, config.layers, config.heads, config.kv_heads)
+        """The shape of a decoder."""
+        experts = config.experts.count if config.experts is not None else 0
+        return cls(ARCHITECTURES[config.arch].gguf, config.layers, config.heads, config.kv_heads, experts)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], tensors: Iterable[TensorInfo] = ()) -> ModelShape:

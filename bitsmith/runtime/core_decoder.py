@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 
 from bitsmith.errors import FileError, UsageError
-from bitsmith.models.arch.config import LINEARS, ModelConfig
+from bitsmith.models.arch.config import ModelConfig, Rope
 from bitsmith.models.arch.rope import rope_frequencies, rope_magnitude
 from bitsmith.runtime import reading
 from bitsmith.runtime.choosing import choose
+from bitsmith.runtime.core_network import linear_places, variation
 from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.step import Step, checked_length, checked_step, refuse_without_cache, run_in_chunks
 from bitsmith.runtime.tokens import checked_tokens
 from bitsmith.runtime.types import FLOATS, PACKED
-from bitsmith.runtime.weights import HEAD_NORMS, NORMS, WeightReader
+from bitsmith.runtime.weights import HEAD_NORMS, WeightReader
 from bitsmith.system.core import core
 from bitsmith.system.core_choices import CoreChoices
 from bitsmith.system.progress import Progress, Report, silent
@@ -39,11 +40,10 @@ class CoreCache:
         self.capacity, self.batch = capacity, batch
         self.lengths = np.zeros(batch, np.int64)
         self._config, self._type = config, type
-        angles = np.arange(capacity, dtype=np.float32)[:, None] * rope_frequencies(config.rope)
-        magnitude = np.float32(rope_magnitude(config.rope))
-        rotation = np.cos(angles) * magnitude, np.sin(angles) * magnitude
         shape = (config.layers, batch, config.kv_heads, config.head_dim, capacity)
-        self.handle = _core().Cache(*shape, type, *rotation)
+        self.handle = _core().Cache(*shape, type, *_rotation(config.rope, capacity))
+        if config.local_rope is not None:
+            self.handle.set_more(*_rotation(config.local_rope, capacity))
 
     def truncate(self, slot: int, length: int) -> None:
         """Keep only the first `length` positions of a slot; 0 empties it.
@@ -60,6 +60,13 @@ class CoreCache:
         bigger.handle.copy(self.handle, self.lengths)
         bigger.lengths[:] = self.lengths
         return bigger
+
+
+def _rotation(rope: Rope, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin of every position, float32 [capacity, dim / 2] each."""
+    angles = np.arange(capacity, dtype=np.float32)[:, None] * rope_frequencies(rope)
+    magnitude = np.float32(rope_magnitude(rope))
+    return np.cos(angles) * magnitude, np.sin(angles) * magnitude
 
 
 class CoreDecoder:
@@ -128,6 +135,11 @@ class CoreDecoder:
         """Final norm and output projection: float32 [..., hidden] -> [..., vocab]."""
         rows: np.ndarray = self._model.logits(np.ascontiguousarray(hidden))
         self._check_maps()
+        if self.config.logit_divisor != 1.0:
+            rows /= np.float32(self.config.logit_divisor)
+        if self.config.logit_softcap:
+            cap = np.float32(self.config.logit_softcap)
+            rows = np.tanh(rows / cap) * cap
         return rows.reshape(*hidden.shape[:-1], -1)
 
     def prefill(
@@ -200,14 +212,18 @@ def load_core(
         loader.pool,
     )
     try:
-        sliding = config.window_layers or tuple(range(config.layers))
+        model.set_variation(**variation(config))
         for layer in range(config.layers):
             report(Progress("load", layer, config.layers, "layers", f"blk.{layer}"))
             prefix = f"blk.{layer}."
-            linears = [loader.linear(prefix + name, config.has_bias(name, layer)) for name in LINEARS]
+            linears = [loader.linear(*place) for place in linear_places(config, layer)]
             heads = [loader.vector(f"{prefix}{name}.weight") if config.qk_norm else None for name in HEAD_NORMS]
-            norms = [loader.vector(f"{prefix}{name}.weight") for name in NORMS]
-            model.add_block(*norms, *heads, linears, config.window if layer in sliding else 0)
+            before, after, then, behind = (
+                loader.vector(f"{prefix}{name}.weight") if name else None for name in config.family.norms.places
+            )
+            spec = config.specs[layer]
+            rotation = -1 if spec.rope is None else spec.rope
+            model.add_block(before, then, *heads, linears, spec.window, rotation, after, behind)
         loaded = loader.bytes
         embedding = loader.factor("token_embd.weight") if config.tied else loader.matrix("token_embd.weight")
         output = embedding if config.tied else loader.factor("output.weight")
@@ -235,20 +251,23 @@ class _Loader:
     def vector(self, name: str) -> np.ndarray:
         return np.ascontiguousarray(self._read(name).vector(), np.float32)
 
-    def linear(self, name: str, biased: bool) -> Any:
+    def linear(self, name: str, biased: bool, rows: tuple[int, int] | None) -> Any:
+        """A linear. rows: (first, count) of the tensor's rows; None for all"""
         bias = self.vector(f"{name}.bias") if biased else None
-        return _core().Linear(self.factor(f"{name}.weight"), bias)
+        if bias is not None and rows is not None:
+            bias = np.ascontiguousarray(bias[rows[0] : sum(rows)])
+        return _core().Linear(self.factor(f"{name}.weight", rows), bias)
 
-    def factor(self, name: str) -> Any:
+    def factor(self, name: str, rows: tuple[int, int] | None = None) -> Any:
         """A matrix that products are taken with."""
-        made = self.matrix(name)
+        made = self.matrix(name, rows)
         kind = reading.PACKED if made.packed else reading.FLOATS
         self.matrices.setdefault((kind, self._read(name).info.layout), []).append(made)
         return made
 
-    def matrix(self, name: str) -> Any:
-        """The tensor as the core's Matrix."""
-        weight = self._read(name)
+    def matrix(self, name: str, rows: tuple[int, int] | None = None) -> Any:
+        """The tensor, or some of its rows, as the core's Matrix."""
+        weight = self._read(name) if rows is None else self._read(name).part(*rows)
         made = self._stored(weight) if weight.info.layout in PACKED + FLOATS and weight.extent else self._made(weight)
         self.bytes += made.nbytes
         return made

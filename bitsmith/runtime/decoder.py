@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bitsmith.models.arch.block import Part, parts_of
 from bitsmith.models.arch.config import ModelConfig
-from bitsmith.models.arch.rope import rope_frequencies, rope_magnitude
+from bitsmith.models.arch.rope import long_frequencies, rope_frequencies, rope_magnitude
 from bitsmith.runtime.cache import Cache, Cells
 from bitsmith.runtime.kernel import Ops, Tensor
 from bitsmith.runtime.step import Step, checked_step, refuse_without_cache, run_in_chunks
@@ -31,15 +32,46 @@ class Visible:
 class Pass:
     """Values that all layers of one forward pass share.
 
-    rotation: cos and sin of the new positions
+    rotations: cos and sin of the new positions, for each of `ModelConfig.ropes`
     full, sliding: visible keys for full and for sliding layers
     cells: places of the new keys and values; None without a cache
+    temperature: multiplier of the queries of each position, [rows or 1, 1, n, 1]; None for none
     """
 
-    rotation: tuple[Tensor, Tensor]
+    rotations: tuple[tuple[Tensor, Tensor], ...]
     full: Visible
     sliding: Visible
     cells: Cells | None = None
+    temperature: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One forward pass as operations see it; see `bitsmith.models.arch.operations.base.Run`."""
+
+    config: ModelConfig
+    ops: Ops
+    shared: Pass
+    cache: Cache | None = None
+
+    def rotated(self, layer: int, x: Tensor) -> Tensor:
+        """Queries or keys [batch, heads, n, head_dim], rotated as the layer rotates."""
+        rope = self.config.specs[layer].rope
+        if rope is None:
+            return x
+        return self.ops.rotate(x, self.shared.rotations[rope], self.config.ropes[rope].interleaved)
+
+    def tempered(self, q: Tensor) -> Tensor:
+        """Queries [batch, heads, n, head_dim] times the factors of their positions."""
+        return q if self.shared.temperature is None else q * self.shared.temperature
+
+    def visible(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values that some query sees, and the mask. New ones go to the cache, if there is one."""
+        seen = self.shared.sliding if self.config.specs[layer].window else self.shared.full
+        if self.cache is not None and self.shared.cells is not None:
+            self.cache.store(layer, self.shared.cells, keys, values)
+            keys, values = self.cache.read(layer, self.shared.cells, *seen.keys)
+        return keys, values, seen.mask
 
 
 class Decoder:
@@ -49,10 +81,11 @@ class Decoder:
         self.config = config
         self.weights = weights
         self.ops = ops
-        self._frequencies = rope_frequencies(config.rope)
-        self._magnitude = rope_magnitude(config.rope)
-        layers = config.window_layers or tuple(range(config.layers))
-        self._slides = frozenset(layers if config.window else ())
+        self._ropes = [(rope_frequencies(rope), rope_magnitude(rope)) for rope in config.ropes]
+        self._long = [
+            long_frequencies(rope) if rope.scaling == "longrope" else found
+            for rope, (found, _) in zip(config.ropes, self._ropes, strict=True)
+        ]
 
     def new_cache(self, capacity: int, *, batch: int = 1) -> Cache:
         """An empty cache of `batch` slots; see `Cache`."""
@@ -95,8 +128,12 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and output projection: float32 [..., hidden] -> [..., vocab]."""
-        normed = self.ops.rms_norm(hidden, self.weights.output_norm, self.config.norm_eps)
-        return self.weights.output(normed)
+        config = self.config
+        normed = self.ops.rms_norm(hidden, self.weights.output_norm, config.norm_eps)
+        found = self.weights.output(normed)
+        if config.logit_divisor != 1.0:
+            found = found / config.logit_divisor
+        return self.ops.softcapped(found, config.logit_softcap) if config.logit_softcap else found
 
     def prefill(
         self,
@@ -135,9 +172,19 @@ class Decoder:
 
     def _place(self, positions: np.ndarray, stop: int, cells: Cells | None = None) -> Pass:
         """Masks for queries at `positions`, int64 [rows or 1, n], and keys before `stop`."""
-        rotation = self.ops.rotation(positions, self._frequencies, self._magnitude)
+        config, ops = self.config, self.ops
+        rotations = tuple(
+            ops.rotation(positions, long if stop > rope.original_context else short, magnitude)
+            for rope, (short, magnitude), long in zip(config.ropes, self._ropes, self._long, strict=True)
+        )
         full = self._visible(positions, stop, 0)
-        return Pass(rotation, full, self._visible(positions, stop, self.config.window) if self._slides else full, cells)
+        sliding = self._visible(positions, stop, config.window) if config.window else full
+        temperature = None
+        if config.temperature:
+            turns = np.floor(positions / config.temperature_length)
+            factors = 1.0 + config.temperature * np.log1p(turns)
+            temperature = ops.array(factors.astype(np.float32)[:, None, :, None])
+        return Pass(rotations, full, sliding, cells, temperature)
 
     def _step(self, step: Step, cache: Cache) -> Tensor:
         """Hidden states of a step, float32 [rows, n, hidden]. Its tokens are added to the cache."""
@@ -150,50 +197,41 @@ class Decoder:
         return x
 
     def _blocks(self, ids: np.ndarray, shared: Pass, cache: Cache | None) -> Tensor:
-        x = self.weights.embedding.gather(self.ops.array(ids))
+        x = self.embedded(ids)
         for layer, block in enumerate(self.weights.blocks):
             x = self.run_block(layer, block, x, shared, cache)
         return x
+
+    def embedded(self, ids: np.ndarray) -> Tensor:
+        """The input of the first block: int64 [rows, n] -> float32 [rows, n, hidden]."""
+        x = self.weights.embedding.gather(self.ops.array(ids))
+        return x if self.config.embedding_scale == 1.0 else x * self.config.embedding_scale
 
     def run_block(self, layer: int, block: Block, x: Tensor, shared: Pass, cache: Cache | None = None) -> Tensor:
         """One layer: float32 [batch, n, hidden] -> the same.
 
         shared: from `place`; without a cache
-
-        The four methods it consists of give the inputs of the block's linears, named as `LinearGroup` names them.
         """
-        x = x + block.linears["attn_output"](self.o_proj_input(layer, block, self.attn_in(block, x), shared, cache))
-        return x + block.linears["ffn_down"](self.down_proj_input(block, self.ffn_in(block, x)))
+        for part in parts_of(self.config, layer):
+            x = self.run_part(layer, part, block, x, shared, cache)
+        return x
 
-    def attn_in(self, block: Block, x: Tensor) -> Tensor:
-        """Input of q, k and v: float32 [batch, n, hidden] -> the same."""
-        return self.ops.rms_norm(x, block.norms["attn_norm"], self.config.norm_eps)
+    def run_part(
+        self, layer: int, part: Part, block: Block, x: Tensor, shared: Pass, cache: Cache | None = None
+    ) -> Tensor:
+        """One operation of a block, with its norms and its residual connection; see `run_block`."""
+        added = self.operate(layer, part, block, x, shared, cache)
+        if part.after:
+            added = self.ops.rms_norm(added, block.norms[part.after], self.config.norm_eps)
+        return x + (added if self.config.residual_scale == 1.0 else added * self.config.residual_scale)
 
-    def ffn_in(self, block: Block, x: Tensor) -> Tensor:
-        """Input of gate and up, from the hidden states after attention: [batch, n, hidden] -> the same."""
-        return self.ops.rms_norm(x, block.norms["ffn_norm"], self.config.norm_eps)
-
-    def down_proj_input(self, block: Block, x: Tensor) -> Tensor:
-        """Input of down, from `ffn_in`: [batch, n, hidden] -> [batch, n, intermediate]."""
-        return self.ops.swiglu(block.linears["ffn_gate"](x), block.linears["ffn_up"](x))
-
-    def o_proj_input(self, layer: int, block: Block, x: Tensor, shared: Pass, cache: Cache | None = None) -> Tensor:
-        """Input of the output projection, from `attn_in`: [batch, n, hidden] -> [batch, n, heads * head_dim]."""
-        config, ops = self.config, self.ops
-        batch, n = x.shape[0], x.shape[1]
-        q = block.linears["attn_q"](x).reshape(batch, n, config.heads, config.head_dim)
-        k = block.linears["attn_k"](x).reshape(batch, n, config.kv_heads, config.head_dim)
-        v = block.linears["attn_v"](x).reshape(batch, n, config.kv_heads, config.head_dim).swapaxes(1, 2)
-        if config.qk_norm:
-            q = ops.rms_norm(q, block.norms["attn_q_norm"], config.norm_eps)
-            k = ops.rms_norm(k, block.norms["attn_k_norm"], config.norm_eps)
-        q = ops.rotate(q.swapaxes(1, 2), shared.rotation, config.rope.interleaved)
-        k = ops.rotate(k.swapaxes(1, 2), shared.rotation, config.rope.interleaved)
-        visible = shared.sliding if layer in self._slides else shared.full
-        if cache is not None and shared.cells is not None:
-            cache.store(layer, shared.cells, k, v)
-            k, v = cache.read(layer, shared.cells, *visible.keys)
-        return ops.attention(q, k, v, visible.mask)
+    def operate(
+        self, layer: int, part: Part, block: Block, x: Tensor, shared: Pass, cache: Cache | None = None
+    ) -> Tensor:
+        """The output of an operation, before the norm after it and the residual connection."""
+        run = Run(self.config, self.ops, shared, cache)
+        normed = self.ops.rms_norm(x, block.norms[part.before], self.config.norm_eps) if part.before else x
+        return part.operation.forward(run, layer, block, normed)
 
     def _visible(self, positions: np.ndarray, stop: int, window: int) -> Visible:
         """The keys that queries at `positions`, int64 [rows or 1, n], see: i - window < j <= i for query i, key j."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -45,6 +45,19 @@ class Weight:
             return source.codes(name, start, stop)
 
         return cls(source.tensors[name], rows, source.input_rounding(name), source.extent(name), codes)
+
+    def part(self, first: int, count: int) -> Weight:
+        """Some rows as a matrix of their own."""
+        size = self.info.nbytes // max(self.info.rows, 1)
+        info = replace(self.info, shape=(count, self.info.cols), nbytes=size * count)
+        extent = None if self.extent is None else Extent(self.extent.path, self.extent.offset + first * size)
+        return Weight(
+            info,
+            lambda start, stop: self.rows(first + start, first + stop),
+            self.input_rounding,
+            extent,
+            lambda start, stop: self.codes(first + start, first + stop),
+        )
 
     def vector(self) -> np.ndarray:
         """A one-dimensional tensor: float32 [n]."""
@@ -111,15 +124,48 @@ class Ops(Protocol):
         """
         ...
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-        """softmax(q k^T / sqrt(head_dim)) v. Grouped heads share keys and values without copies.
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        visible: Tensor | None,
+        *,
+        scale: float | None = None,
+        softcap: float = 0.0,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """softmax(s(q k^T)) v. Grouped heads share keys and values without copies.
 
         q: [batch, heads, n, head_dim]; k, v: [batch, kv_heads, m, head_dim]
         visible: boolean [batch or 1, n, m], at least one key for each query; None if every key is visible
+        scale: s multiplies by it; None for 1 / sqrt(head_dim)
+        softcap: s then takes softcap * tanh(x / softcap); 0 for no cap
+        sinks: float32 [heads], the score of a further key without a value; None for none
         Returns [batch, n, heads * head_dim].
         """
         ...
 
-    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
-        """gate * sigmoid(gate) * up (Shazeer 2020)."""
+    def gated(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+        """act(gate) * up (Shazeer 2020): "silu", "gelu_tanh" (the tanh form), or "clamped" (gpt-oss)."""
+        ...
+
+    def softcapped(self, x: Tensor, cap: float) -> Tensor:
+        """cap * tanh(x / cap)."""
+        ...
+
+    def route(self, scores: Tensor, used: int, how: str, *, normalize: bool) -> tuple[Tensor, Tensor]:
+        """The experts of each token, [tokens, experts] -> weights float32 and numbers int64, [tokens, used] each.
+
+        how: "softmax" over all experts, or over those that are "chosen"
+        normalize: divide the weights of a token by their sum
+        """
+        ...
+
+    def where(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and columns of the true entries of a matrix, int64 each."""
+        ...
+
+    def add_rows(self, x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+        """x with `values` added to some of its rows, which differ."""
         ...

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from bitsmith.models.arch.names import hf_name
-from bitsmith.models.arch.tensors import expected_tensors
+from bitsmith.models.arch.tensors import file_tensors
+from bitsmith.runtime.core_network import core_lacks
 from bitsmith.runtime.types import CACHES, FLOATS, PACKED
 from bitsmith.system.core import core, install_hint, missing
 from bitsmith.system.machine import cores
@@ -124,12 +124,12 @@ def _core_obstacle(checkpoint: Checkpoint) -> str | None:
     """
     config, source = checkpoint.config, checkpoint.source
     decoded = 0
-    if config.activation != "silu":
-        return f"the C++ core does not know the activation {config.activation}"
-    for name in expected_tensors(config):
-        own = name if checkpoint.naming == "gguf" else hf_name(name)
-        info = None if own is None else source.tensors.get(own)
-        if own is None or info is None:
+    unknown = core_lacks(config)
+    if unknown is not None:
+        return f"the C++ core does not know {unknown}"
+    for own in file_tensors(config, source.tensors, checkpoint.naming).wanted:
+        info = source.tensors.get(own)
+        if info is None:
             continue  # `check_tensors` will say so
         if len(info.shape) > 1 and info.layout not in PACKED + FLOATS and not _packs(source, info):
             decoded += 4 * info.parameters

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bitsmith.runtime.language_model import LanguageModel
 
 _LOG = logging.getLogger(__name__)
+_CHOICE = logging.getLogger(f"{__name__}.choice")  # the command line shows it, see `cli.notices`
 
 
 def load_language_model(
@@ -63,6 +64,7 @@ def choose_kernel(checkpoint: Checkpoint, wanted: str | None, *, default: str) -
         raise UnsupportedError(f"--kernel={quoted(wanted)}: {obstacle}; give --kernel={FALLBACK}.")
     if fallback.missing() is not None:
         raise UnsupportedError(f"{checkpoint.source.path}: {obstacle}; torch can: pip install 'bitsmith[torch]'.")
+    _CHOICE.warning("%s: %s; it is computed with torch, which is slower", checkpoint.name, obstacle)
     return fallback.name
 
 

@@ -6,20 +6,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from bitsmith.containers.derived import with_derived
 from bitsmith.errors import UnsupportedError
-from bitsmith.models.arch.config import LINEARS, ModelConfig
-from bitsmith.models.arch.names import hf_name
-from bitsmith.models.arch.tensors import check_tensors
+from bitsmith.models.arch.block import block_tensors
+from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.tensors import check_tensors, file_tensors
 from bitsmith.runtime.kernel import Kernel, Ops, Tensor, Weight
 from bitsmith.system.progress import Progress, Report, silent
 
 if TYPE_CHECKING:
+    from bitsmith.models.arch.operations.base import BlockTensor
     from bitsmith.models.checkpoint import Checkpoint
     from bitsmith.quant.input_rounding import InputRounding
 
 WeightReader = Callable[[str], Weight]  # GGUF tensor name -> the tensor, wherever it lies
 
-NORMS = ("attn_norm", "ffn_norm")
+NORMS = ("attn_norm", "ffn_norm")  # of a dense block of Llama
 HEAD_NORMS = ("attn_q_norm", "attn_k_norm")  # of queries and keys, in some families
 
 
@@ -31,11 +33,11 @@ def weight_reader(checkpoint: Checkpoint) -> WeightReader:
     """
     config, source = checkpoint.config, checkpoint.source
     check_tensors(config, source.tensors, naming=checkpoint.naming, origin=str(source.path), ignored=checkpoint.ignored)
+    found = file_tensors(config, source.tensors, checkpoint.naming)
+    reader = with_derived(source, found.derived)
 
     def read(name: str) -> Weight:
-        own = name if checkpoint.naming == "gguf" else hf_name(name)
-        assert own is not None, name
-        return Weight.of(source, own)
+        return Weight.of(reader, found.places[name])
 
     return read
 
@@ -69,8 +71,8 @@ class Linear:
 class Block:
     """One layer, as named tensors. Names are GGUF's without "blk.N." and ".weight".
 
-    norms: float32 vectors: all of `NORMS`, and those of `HEAD_NORMS` if the family has them
-    linears: all of `LINEARS`
+    norms: float32 vectors: norms, and others such as attention sinks
+    linears: the matrices of products; the experts of a stack one by one, "ffn_up_exps.3"
     """
 
     norms: Mapping[str, Tensor]
@@ -79,7 +81,7 @@ class Block:
     @property
     def device(self) -> Any:
         """The device of its tensors."""
-        return self.norms["attn_norm"].device
+        return next(iter(self.norms.values())).device
 
     def with_linears(self, linears: Mapping[str, Linear]) -> Block:
         """The block with some of its linears replaced."""
@@ -140,19 +142,39 @@ class WeightLoader:
 
     def linear(self, name: str, *, bias: bool) -> Linear:
         """A matrix by its GGUF name without ".weight"."""
-        weight = self.read(f"{name}.weight")
-        if not self.kernel.supports(weight.info.layout, self.device):
-            raise UnsupportedError(
-                f"{name}.weight: the {type(self.kernel).__name__} cannot run {weight.info.layout} on {self.device}."
-            )
+        weight = self._matrix(name)
         own_bias = self.vector(f"{name}.bias") if bias else None
         return Linear(self.kernel, self.kernel.prepare(weight), own_bias, weight.input_rounding)
 
     def block(self, layer: int) -> Block:
         """All of one layer."""
         prefix = f"blk.{layer}."
-        norms = (*NORMS, *HEAD_NORMS) if self.config.qk_norm else NORMS
-        return Block(
-            {name: self.vector(f"{prefix}{name}.weight") for name in norms},
-            {name: self.linear(f"{prefix}{name}", bias=self.config.has_bias(name, layer)) for name in LINEARS},
-        )
+        norms: dict[str, Tensor] = {}
+        linears: dict[str, Linear] = {}
+        for tensor in block_tensors(self.config, layer):
+            if tensor.kind == "vector":
+                norms[tensor.name] = self.vector(f"{prefix}{tensor.name}.weight")
+            elif tensor.kind == "experts":
+                linears |= self._experts(f"{prefix}{tensor.name}", tensor)
+            else:
+                linears[tensor.name] = self.linear(f"{prefix}{tensor.name}", bias=tensor.bias)
+        return Block(norms, linears)
+
+    def _experts(self, name: str, tensor: BlockTensor) -> dict[str, Linear]:
+        """The matrices of a stack, each as a linear."""
+        whole, (count, rows, _) = self._matrix(name), tensor.shape
+        biases = self.read(f"{name}.bias").rows(0, count) if tensor.bias else None
+        found = {}
+        for e in range(count):
+            bias = None if biases is None else self.ops.array(biases[e])
+            part = whole.part(e * rows, rows)
+            found[f"{tensor.name}.{e}"] = Linear(self.kernel, self.kernel.prepare(part), bias, whole.input_rounding)
+        return found
+
+    def _matrix(self, name: str) -> Weight:
+        weight = self.read(f"{name}.weight")
+        if not self.kernel.supports(weight.info.layout, self.device):
+            raise UnsupportedError(
+                f"{name}.weight: the {type(self.kernel).__name__} cannot run {weight.info.layout} on {self.device}."
+            )
+        return weight

@@ -84,6 +84,7 @@ class Cache:
         cosines: np.ndarray,
         sines: np.ndarray,
     ) -> None: ...
+    def set_more(self, cosines: np.ndarray, sines: np.ndarray) -> None: ...
     def copy(self, other: Cache, lengths: np.ndarray) -> None: ...
     @property
     def nbytes(self) -> int: ...
@@ -104,12 +105,27 @@ class Model:
     ) -> None: ...
     def add_block(
         self,
-        attn_norm: np.ndarray,
-        ffn_norm: np.ndarray,
+        attn_norm: np.ndarray | None,
+        ffn_norm: np.ndarray | None,
         q_norm: np.ndarray | None,
         k_norm: np.ndarray | None,
         linears: Sequence[Linear],
         window: int,
+        rotation: int = 0,
+        attn_after: np.ndarray | None = None,
+        ffn_after: np.ndarray | None = None,
+    ) -> None: ...
+    def set_variation(
+        self,
+        *,
+        embedding_scale: float,
+        residual_scale: float,
+        query_scale: float,
+        temperature: float,
+        temperature_length: int,
+        gelu: bool,
+        whole_norms: bool,
+        late_norms: bool,
     ) -> None: ...
     def set_ends(self, embedding: Matrix, norm: np.ndarray, output: Matrix) -> None: ...
     def hidden(

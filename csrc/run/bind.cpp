@@ -194,6 +194,15 @@ void bind_cache(nb::module_ &m) {
           },
           "layers"_a, "batch"_a, "kv_heads"_a, "head_dim"_a, "capacity"_a, "type"_a, "cosines"_a, "sines"_a)
       .def(
+          "set_more",
+          [](Cache &self, const Floats &cosines, const Floats &sines) {
+            if (cosines.ndim() != 2 || cosines.shape(0) != static_cast<size_t>(self.shape().capacity) ||
+                cosines.size() != sines.size() || 2 * cosines.shape(1) != static_cast<size_t>(self.rotated()))
+              throw std::invalid_argument("the second rotation does not fit the first.");
+            self.set_more(copied(cosines), copied(sines));
+          },
+          "cosines"_a, "sines"_a)
+      .def(
           "copy",
           [](Cache &self, Cache &other, const Numbers &lengths) {
             const CacheShape &a = self.shape(), &b = other.shape();
@@ -225,14 +234,29 @@ void bind_model(nb::module_ &m) {
           "isa"_a, "pool"_a)
       .def(
           "add_block",
-          [](Model &self, const Floats &attn_norm, const Floats &ffn_norm, std::optional<Floats> q_norm,
-             std::optional<Floats> k_norm, const std::vector<Linear> &linears, int window) {
+          [](Model &self, std::optional<Floats> attn_norm, std::optional<Floats> ffn_norm, std::optional<Floats> q_norm,
+             std::optional<Floats> k_norm, const std::vector<Linear> &linears, int window, int rotation,
+             std::optional<Floats> attn_after, std::optional<Floats> ffn_after) {
             if (linears.size() != 7) throw std::invalid_argument("a block has q, k, v, output, gate, up, down.");
-            self.add_block({copied(attn_norm), copied(ffn_norm), q_norm ? copied(*q_norm) : std::vector<float>{},
-                            k_norm ? copied(*k_norm) : std::vector<float>{}, linears[0], linears[1], linears[2],
-                            linears[3], linears[4], linears[5], linears[6], window});
+            const auto given = [](const std::optional<Floats> &norm) {
+              return norm ? copied(*norm) : std::vector<float>{};
+            };
+            self.add_block({given(attn_norm), given(ffn_norm), given(q_norm), given(k_norm), linears[0], linears[1],
+                            linears[2], linears[3], linears[4], linears[5], linears[6], window, rotation,
+                            given(attn_after), given(ffn_after)});
           },
-          "attn_norm"_a, "ffn_norm"_a, "q_norm"_a.none(), "k_norm"_a.none(), "linears"_a, "window"_a)
+          "attn_norm"_a.none(), "ffn_norm"_a.none(), "q_norm"_a.none(), "k_norm"_a.none(), "linears"_a, "window"_a,
+          "rotation"_a = 0, "attn_after"_a.none() = nb::none(), "ffn_after"_a.none() = nb::none())
+      .def(
+          "set_variation",
+          [](Model &self, float embedding_scale, float residual_scale, float query_scale, float temperature,
+             int temperature_length, bool gelu, bool whole_norms, bool late_norms) {
+            if (temperature_length < 1) throw std::invalid_argument("temperature_length must be at least 1.");
+            self.set_variation({embedding_scale, residual_scale, query_scale, temperature, temperature_length, gelu,
+                                whole_norms, late_norms});
+          },
+          nb::kw_only(), "embedding_scale"_a, "residual_scale"_a, "query_scale"_a, "temperature"_a,
+          "temperature_length"_a, "gelu"_a, "whole_norms"_a, "late_norms"_a)
       .def(
           "set_ends",
           [](Model &self, std::shared_ptr<Matrix> embedding, const Floats &norm, std::shared_ptr<Matrix> output) {

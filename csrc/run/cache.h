@@ -29,8 +29,14 @@ class Cache {
   const CacheShape &shape() const { return shape_; }
   int width() const { return (shape_.head_dim + 31) / 32 * 32; }
   int rotated() const { return rotated_; }
-  const float *cosines(int position) const { return cosines_.data() + static_cast<size_t>(position) * (rotated_ / 2); }
-  const float *sines(int position) const { return sines_.data() + static_cast<size_t>(position) * (rotated_ / 2); }
+  // Of the usual rotation, and of a second one that some layers may have.
+  const float *cosines(int position, int which) const { return place(which ? more_cosines_ : cosines_, position); }
+  const float *sines(int position, int which) const { return place(which ? more_sines_ : sines_, position); }
+  bool has_more() const { return !more_cosines_.empty() || !shape_.capacity; }
+  void set_more(std::vector<float> cosines, std::vector<float> sines) {
+    more_cosines_ = std::move(cosines);
+    more_sines_ = std::move(sines);
+  }
 
   size_t row_bytes() const { return cache_row_bytes(shape_.type, width()); }
   size_t head(int layer, int slot, int kv_head) const {  // where a head's rows begin
@@ -45,8 +51,12 @@ class Cache {
   void copy(Cache &other, const int64_t *lengths);
 
  private:
+  const float *place(const std::vector<float> &rotation, int position) const {
+    return rotation.data() + static_cast<size_t>(position) * (rotated_ / 2);
+  }
+
   CacheShape shape_;
-  std::vector<float> cosines_, sines_;
+  std::vector<float> cosines_, sines_, more_cosines_, more_sines_;
   int rotated_;
   Buffer keys_, values_;
 };

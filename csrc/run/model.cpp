@@ -54,6 +54,19 @@ class Stopwatch {
   Clock::time_point start_;
 };
 
+// gate = gelu(gate) * up, the tanh form.
+void geglu(float *gate, const float *up, int n) {
+  for (int i = 0; i < n; ++i) {
+    const float x = gate[i];
+    gate[i] = 0.5f * x * (1.0f + std::tanh(0.7978845608f * (x + 0.044715f * x * x * x))) * up[i];
+  }
+}
+
+void scale(float *x, float factor, size_t n) {
+  if (factor == 1.0f) return;
+  for (size_t i = 0; i < n; ++i) x[i] *= factor;
+}
+
 constexpr int kLeast = 3;         // groups of 16 rows in a piece of a single row's product, at least
 constexpr int kFewRows = 4;       // with fewer, float matrices are read once for each row
 constexpr int kTiledRows = 8;     // from so many rows on, tiles are faster
@@ -124,10 +137,14 @@ void Model::add_block(Block block) {
   check("up", block.up, ffn, shape_.hidden);
   check("down", block.down, shape_.hidden, ffn);
   const auto norm = [](const std::vector<float> &v, int size) { return static_cast<int>(v.size()) == size; };
-  const bool heads = (block.q_norm.empty() && block.k_norm.empty()) ||
-                     (norm(block.q_norm, shape_.head_dim) && norm(block.k_norm, shape_.head_dim));
-  if (!norm(block.attn_norm, shape_.hidden) || !norm(block.ffn_norm, shape_.hidden) || !heads)
-    throw std::invalid_argument("a norm has the wrong length.");
+  const bool whole = shape_.vary.whole_norms;
+  const bool heads =
+      (block.q_norm.empty() && block.k_norm.empty()) ||
+      (norm(block.q_norm, whole ? width : shape_.head_dim) && norm(block.k_norm, whole ? kv : shape_.head_dim));
+  bool sound = heads && block.rotation >= -1 && block.rotation <= 1;
+  for (const auto *each : {&block.attn_norm, &block.ffn_norm, &block.attn_after, &block.ffn_after})
+    sound &= each->empty() || norm(*each, shape_.hidden);
+  if (!sound) throw std::invalid_argument("a norm has the wrong length.");
   blocks_.push_back(std::move(block));
 }
 
@@ -255,6 +272,8 @@ void Model::hidden(const Feed &feed, Cache &cache, float *out, const std::functi
   if (kept.layers != static_cast<int>(blocks_.size()) || kept.kv_heads != shape_.kv_heads ||
       kept.head_dim != shape_.head_dim || !embedding_)
     throw std::invalid_argument("the cache does not fit the model.");
+  for (const Block &block : blocks_)
+    if (block.rotation == 1 && !cache.has_more()) throw std::invalid_argument("the cache has one rotation only.");
   Step step(feed, cache);
   const size_t hidden = shape_.hidden;
   const auto token = [&](int row) {
@@ -264,7 +283,10 @@ void Model::hidden(const Feed &feed, Cache &cache, float *out, const std::functi
   for (int row = 0; row < step.rows(); ++row)
     if (token(row) < 0 || token(row) >= embedding_->rows()) throw std::invalid_argument("a token is out of range.");
   float *x = sized(x_, step.rows() * hidden);
-  each_row(step.rows(), [&](int row) { embedding_->decode(kernels_, static_cast<int>(token(row)), x + row * hidden); });
+  each_row(step.rows(), [&](int row) {
+    embedding_->decode(kernels_, static_cast<int>(token(row)), x + row * hidden);
+    scale(x + row * hidden, shape_.vary.embedding_scale, hidden);
+  });
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
     if (step.rows() > 1 && !go_on()) throw Interrupted{};
     run_block(static_cast<int>(layer), blocks_[layer], step);
@@ -285,18 +307,27 @@ void Model::run_block(int layer, const Block &block, Step &step) {
     rounded_.resize(rounded, rows, hidden);
     each_row(rows, [&](int row) {
       float *to = normed + static_cast<size_t>(row) * hidden;
-      kernels_.rms_norm(x + static_cast<size_t>(row) * hidden, weight.data(), hidden, shape_.norm_eps, to);
+      const float *from = x + static_cast<size_t>(row) * hidden;
+      if (weight.empty())
+        std::copy(from, from + hidden, to);
+      else
+        kernels_.rms_norm(from, weight.data(), hidden, shape_.norm_eps, to);
       rounded_.round(kernels_, rounded, to, rows, row);
     });
   };
-  const auto into_x = [&](const Linear &linear, const Rows &from) {
+  const auto into_x = [&](const Linear &linear, const Rows &from, const std::vector<float> &after) {
     const size_t stride = padded(hidden);
     float *added = sized(added_, rows * stride);
     const Product product{&linear, added, stride};
     multiply({from, linear.weight->cols(), &rounded_}, &product, 1);
+    const bool plain = after.empty() && shape_.vary.residual_scale == 1.0f;
     each_row(rows, [&](int row) {
-      add(x + static_cast<size_t>(row) * hidden, added + row * stride, hidden);
-      if (!linear.bias.empty()) add(x + static_cast<size_t>(row) * hidden, linear.bias.data(), hidden);
+      float *own = added + row * stride, *to = x + static_cast<size_t>(row) * hidden;
+      if (!plain && !linear.bias.empty()) add(own, linear.bias.data(), hidden);
+      if (!after.empty()) kernels_.rms_norm(own, after.data(), hidden, shape_.norm_eps, own);
+      scale(own, shape_.vary.residual_scale, hidden);
+      add(to, own, hidden);
+      if (plain && !linear.bias.empty()) add(to, linear.bias.data(), hidden);
     });
   };
 
@@ -312,7 +343,7 @@ void Model::run_block(int layer, const Block &block, Step &step) {
   each_row(rows, [&](int row) {
     rounded_.round(kernels_, mixed, mix_.data() + static_cast<size_t>(row) * width, rows, row);
   });
-  into_x(block.output, {mix_.data(), static_cast<size_t>(width), rows});
+  into_x(block.output, {mix_.data(), static_cast<size_t>(width), rows}, block.attn_after);
 
   norm(block.ffn_norm, roundings({&block.gate, &block.up}, rows));
   const size_t stride = padded(ffn);
@@ -325,10 +356,13 @@ void Model::run_block(int layer, const Block &block, Step &step) {
     float *gate = gate_.data() + row * stride, *up = up_.data() + row * stride;
     if (!block.gate.bias.empty()) add(gate, block.gate.bias.data(), ffn);
     if (!block.up.bias.empty()) add(up, block.up.bias.data(), ffn);
-    kernels_.swiglu(gate, up, ffn);
+    if (shape_.vary.gelu)
+      geglu(gate, up, ffn);
+    else
+      kernels_.swiglu(gate, up, ffn);
     rounded_.round(kernels_, rounded, gate, rows, row);
   });
-  into_x(block.down, {gate_.data(), stride, rows});
+  into_x(block.down, {gate_.data(), stride, rows}, block.ffn_after);
 }
 
 // Biases, norms and rotation of one position's heads; its keys and values go to the cache.
@@ -336,21 +370,32 @@ void Model::place_heads(int layer, const Block &block, Step &step, int row) {
   const int head_dim = shape_.head_dim, width = step.cache.width();
   const Step::Sequence &sequence = step.sequences[step.sequence_of[row]];
   const int index = row - sequence.first, at = sequence.start + index;
-  const float *cosines = step.cache.cosines(at), *sines = step.cache.sines(at);
-  const int rotated = step.cache.rotated();
-  const auto prepare = [&](float *heads, int count, const Linear &linear, const std::vector<float> &norm) {
-    if (!linear.bias.empty()) add(heads, linear.bias.data(), static_cast<size_t>(count) * head_dim);
-    if (norm.empty()) return;
-    for (int h = 0; h < count; ++h)
-      kernels_.rms_norm(heads + h * head_dim, norm.data(), head_dim, shape_.norm_eps, heads + h * head_dim);
+  const int which = std::max(block.rotation, 0), rotated = block.rotation < 0 ? 0 : step.cache.rotated();
+  const float *cosines = step.cache.cosines(at, which), *sines = step.cache.sines(at, which);
+  const Variation &vary = shape_.vary;
+  const auto norm_head = [&](const std::vector<float> &norm, float *head) {
+    if (!norm.empty() && !vary.whole_norms) kernels_.rms_norm(head, norm.data(), head_dim, shape_.norm_eps, head);
   };
+  const auto prepare = [&](float *heads, int count, const Linear &linear, const std::vector<float> &norm) {
+    const int size = count * head_dim;
+    if (!linear.bias.empty()) add(heads, linear.bias.data(), size);
+    if (!norm.empty() && vary.whole_norms) kernels_.rms_norm(heads, norm.data(), size, shape_.norm_eps, heads);
+    for (int h = 0; h < count && !vary.late_norms; ++h) norm_head(norm, heads + h * head_dim);
+  };
+  const auto turn = [&](const float *from, const std::vector<float> &norm, float *to) {
+    rotate(from, rotated, head_dim, cosines, sines, shape_.interleaved, to);
+    if (vary.late_norms) norm_head(norm, to);
+  };
+  const float heat = std::log1p(static_cast<float>(at / vary.temperature_length));
+  const float factor = vary.query_scale * (1.0f + vary.temperature * heat);
   float *q = q_.data() + row * padded(shape_.heads * head_dim);
   prepare(q, shape_.heads, block.q, block.q_norm);
   const int group = shape_.heads / shape_.kv_heads;
   for (int h = 0; h < shape_.heads; ++h) {  // turned, of each sequence: [kv_heads, count, group, width]
     const size_t place = static_cast<size_t>(sequence.first) * shape_.kv_heads + h / group * sequence.count + index;
     float *turned = turned_.data() + (place * group + h % group) * width;
-    rotate(q + h * head_dim, rotated, head_dim, cosines, sines, shape_.interleaved, turned);
+    turn(q + h * head_dim, block.q_norm, turned);
+    scale(turned, factor, head_dim);
     std::fill(turned + head_dim, turned + width, 0.0f);
   }
   float *k = k_.data() + row * padded(shape_.kv_heads * head_dim),
@@ -361,7 +406,7 @@ void Model::place_heads(int layer, const Block &block, Step &step, int row) {
   head.assign(width, 0.0f);
   for (int h = 0; h < shape_.kv_heads; ++h) {
     const size_t to = step.cache.head(layer, sequence.slot, h) + at * step.cache.row_bytes();
-    rotate(k + h * head_dim, rotated, head_dim, cosines, sines, shape_.interleaved, head.data());
+    turn(k + h * head_dim, block.k_norm, head.data());
     kernels_.keep(head.data(), width, step.cache.shape().type, step.cache.keys() + to);
     std::copy(v + h * head_dim, v + (h + 1) * head_dim, head.data());
     kernels_.keep(head.data(), width, step.cache.shape().type, step.cache.values() + to);

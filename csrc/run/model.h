@@ -25,6 +25,19 @@ struct Block {
   std::vector<float> attn_norm, ffn_norm, q_norm, k_norm;  // the last two may be empty
   Linear q, k, v, output, gate, up, down;
   int window = 0;
+  int rotation = 0;                          // number of the cache's rotation; -1 for none
+  std::vector<float> attn_after, ffn_after;  // norms behind attention and MLP, or empty; those before may be empty, too
+};
+
+// What families vary about the network.
+struct Variation {
+  float embedding_scale = 1.0f, residual_scale = 1.0f;
+  float query_scale = 1.0f;  // beside 1 / sqrt(head_dim)
+  float temperature = 0.0f;  // queries at position p are multiplied by 1 + temperature ln(1 + p / temperature_length)
+  int temperature_length = 1;
+  bool gelu = false;         // the tanh form, in place of silu
+  bool whole_norms = false;  // q and k are normed over all heads
+  bool late_norms = false;   // q and k are normed after their rotation
 };
 
 struct Shape {
@@ -33,6 +46,7 @@ struct Shape {
   bool interleaved;  // rotated pairs are (2 i, 2 i + 1), else (i, i + dim / 2)
   bool exact;        // inputs of products are not rounded
   bool fine;         // inputs of several rows are rounded twice, the second time what was lost: to 15 bits as well
+  Variation vary{};
 };
 
 // What products want of their input: blocks of int8, bfloat16 by rows or for tiles; `rest`: also what blocks or tiles
@@ -121,6 +135,7 @@ class Model {
 
   // Both throw std::invalid_argument where sizes do not match.
   void add_block(Block block);
+  void set_variation(const Variation &variation) { shape_.vary = variation; }
   void set_ends(std::shared_ptr<Matrix> embedding, std::vector<float> norm, std::shared_ptr<Matrix> output);
 
   // Hidden states after the last layer, out [rows, n, hidden]; filler's are left as they are.

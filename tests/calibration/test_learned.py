@@ -12,13 +12,13 @@ import torch
 from bitsmith.calibration.learned import BlockTuner
 from bitsmith.calibration.trainable import Start, TrainableMatrix, learned_ranges
 from bitsmith.errors import TensorError, UsageError
+from bitsmith.models.arch.config import LINEARS
 from bitsmith.quant.formats import FORMATS, get_format
 from bitsmith.quant.formats.base import NeedsExtent
 from bitsmith.quant.rounders.effort import EFFORTS, Effort
 from bitsmith.quant.rounders.nearest import nearest
 from bitsmith.quant.tensor import QuantTensor
 from bitsmith.runtime.decoder import Decoder
-from bitsmith.runtime.weights import LINEARS
 from tests.runtime.small import TINY, decoder_of, random_tensors
 
 SHORT = Effort(steps=24, batch=4, rounding=0.04, scaling=0.005)

@@ -23,6 +23,7 @@ NORM_READERS: dict[str, tuple[str, ...]] = {
     ),
     "output_norm": ("output",),
 }
+NORM_READERS["post_attention_norm"] = NORM_READERS["ffn_norm"]  # before the MLP in some families
 
 
 def producer_rows(group: LinearGroup, config: ModelConfig, cols: int) -> np.ndarray:
@@ -101,14 +102,15 @@ def rescaled_stats(stats: Stats, scale: np.ndarray) -> Stats:
     )
 
 
-def storable(scale: np.ndarray, norm: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def storable(scale: np.ndarray, norm: np.ndarray, dtype: np.dtype, *, offset: float = 0.0) -> np.ndarray:
     """Factors near `scale` for which norm / factor is exact in `dtype` (float16, bfloat16): float32 [cols].
 
     Most files store norms in 16 bits. Rounding the norm would otherwise add an error to every column it feeds.
+    offset: what the file leaves out of every norm
     norm: float32 [cols]. Columns whose norm is zero, or rounds to zero or infinity, get factor 1.
     """
     with np.errstate(over="ignore"):
-        divided = (norm / scale).astype(dtype).astype(np.float32)
+        divided = (norm / scale - np.float32(offset)).astype(dtype).astype(np.float32) + np.float32(offset)
     usable = (divided != 0) & np.isfinite(divided) & (norm != 0)
     return np.where(usable, norm / np.where(usable, divided, 1.0), 1.0).astype(np.float32)
 

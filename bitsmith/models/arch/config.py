@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
+from bitsmith.models.arch.families import FAMILIES, Decoder, Family
+
 MAX_LAYERS = 4096  # no model has more; a file that says so is damaged
+MAX_EXPERTS = 4096
 _QKV = ("attn_q", "attn_k", "attn_v")
 _OUTPUT = ("attn_output",)
 _MLP = ("ffn_gate", "ffn_up", "ffn_down")
-LINEARS = (*_QKV, *_OUTPUT, *_MLP)  # of a block, in the order of computation, without "blk.N." and ".weight"
+LINEARS = (*_QKV, *_OUTPUT, *_MLP)  # of a dense block, in the order of computation, without "blk.N." and ".weight"
 
 
 @dataclass(frozen=True)
@@ -21,41 +25,87 @@ class Rope:
     dim: number of rotated dimensions of a head
     interleaved: True if pairs are (0, 1), (2, 3), ... (GGUF's llama layout), False if they are (i, i + dim / 2)
         (Hugging Face). It depends on the file that holds the weights, not on the architecture.
-    scaling: "none", "linear", "yarn" (Peng et al. 2023) or "llama3" (Llama 3.1, by wavelength)
+    scaling: "none", "linear", "yarn" (Peng et al. 2023), "llama3" (Llama 3.1, by wavelength) or "longrope" (Ding et al.
+        2024)
     factor: new context divided by original_context; 1.0 for "none"
     original_context: tokens of the pre-training context, for yarn and llama3
     low_freq_factor, high_freq_factor: parameters of llama3
     beta_fast, beta_slow: parameters of yarn
+    truncate: whether yarn rounds the ends of its ramp to whole dimensions; gpt-oss does not
     attention_factor: multiplier of cos and sin; None for 0.1 ln(factor) + 1 with yarn, else for 1
-    freq_factors: divisors of each frequency, [dim / 2]: GGUF's rope_freqs.weight; empty if there are none
+    freq_factors: divisors of each frequency, [dim / 2]: GGUF's rope_freqs.weight; empty if there are none. Under
+        longrope, those of texts up to original_context
+    long_factors: under longrope, those of longer texts
     """
 
     theta: float = 10000.0
     dim: int = 0
     interleaved: bool = False
-    scaling: Literal["none", "linear", "yarn", "llama3"] = "none"
+    scaling: Literal["none", "linear", "yarn", "llama3", "longrope"] = "none"
     factor: float = 1.0
     original_context: int = 0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    truncate: bool = True
     attention_factor: float | None = None
     freq_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts.
+
+    count, used: number of experts, and number that each token passes
+    width: width of one expert
+    normalize: whether the weights of the chosen experts are divided by their sum
+    layers: layers with experts, if not all have them; others have a dense MLP
+    """
+
+    count: int
+    used: int
+    width: int
+    normalize: bool = True
+    layers: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """What may differ between the layers of one model.
+
+    window: number of tokens that its attention sees; 0 for all
+    rope: number of its rotation in `ModelConfig.ropes`; None for no rotation
+    experts: whether its MLP is a mixture of experts
+    """
+
+    window: int = 0
+    rope: int | None = 0
+    experts: bool = False
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Shape of a decoder-only transformer. Tensor names are GGUF's, see `bitsmith.models.arch.names`.
 
-    arch: key of `bitsmith.models.arch.ARCHITECTURES` ("llama", "mistral", "qwen2", "qwen3")
+    arch: key of `FAMILIES` ("llama", "mistral", "qwen2", ...)
     context: number of positions that the model was trained for (max_position_embeddings)
     window: sliding attention window in tokens; 0 for full attention
     window_layers: layers with a window; if it is empty and window > 0, all layers
+    local_rope: rotation of the layers with a window; None if it is that of the others
+    unrotated: layers without rotation
     tied: True if the output projection is the token embedding
     qkv_bias, output_bias, mlp_bias: True if these linears have a bias
     biases: the linears that have a bias ("blk.0.attn_q"), if only some of a kind do; None if the three flags say it
-    qk_norm: True if there is an RMSNorm over each head of q and k (Qwen3)
+    qk_norm: True if there is an RMSNorm of q and k; the family says over what
+    attention_scale: multiplier of attention scores; 0 for 1 / sqrt(head_dim)
+    attention_softcap, logit_softcap: c tanh(x / c) is taken of scores and logits; 0 for none
+    embedding_scale, residual_scale: multipliers of the embedding, and of what each operation adds
+    logit_divisor: logits are divided by it
+    sections: numbers of rotated pairs that follow time, height and width of an image; in texts all three are alike
+    deepstack: number of layers that take further features of an image
+    temperature: queries at position p are multiplied by 1 + temperature ln(1 + floor(p / temperature_length)); 0: none
     """
 
     arch: str
@@ -78,6 +128,47 @@ class ModelConfig:
     biases: frozenset[str] | None = None
     qk_norm: bool = False
     activation: str = "silu"
+    local_rope: Rope | None = None
+    unrotated: tuple[int, ...] = ()
+    attention_scale: float = 0.0
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_divisor: float = 1.0
+    temperature: float = 0.0
+    temperature_length: int = 0
+    experts: Experts | None = None
+    sections: tuple[int, ...] = ()
+    deepstack: int = 0
+
+    @property
+    def family(self) -> Family:
+        """The row of `FAMILIES`."""
+        return FAMILIES[self.arch]
+
+    @property
+    def decoder(self) -> Decoder:
+        """What the family's row says for converting and running."""
+        found = self.family.decoder
+        assert found is not None, self.arch
+        return found
+
+    @property
+    def ropes(self) -> tuple[Rope, ...]:
+        """The rotations of the model, see `LayerSpec.rope`."""
+        return (self.rope,) if self.local_rope is None else (self.rope, self.local_rope)
+
+    @cached_property
+    def specs(self) -> tuple[LayerSpec, ...]:
+        """One `LayerSpec` a layer."""
+        return tuple(self._spec(layer) for layer in range(self.layers))
+
+    def _spec(self, layer: int) -> LayerSpec:
+        slides = bool(self.window) and (not self.window_layers or layer in self.window_layers)
+        rope = None if layer in self.unrotated else int(slides and self.local_rope is not None)
+        among = self.experts is not None and (self.experts.layers is None or layer in self.experts.layers)
+        return LayerSpec(self.window if slides else 0, rope, among)
 
     def has_bias(self, linear: str, layer: int) -> bool:
         """Whether a linear of a block has a bias; linear: GGUF's name without "blk.N." ("attn_q")."""
@@ -90,9 +181,19 @@ class ModelConfig:
     def with_biases(self, found: Set[str]) -> ModelConfig:
         """The configuration of a model whose linears `found` have a bias ("blk.0.attn_q"); the others have none."""
         everywhere = [
-            {f"blk.{layer}.{name}" for layer in range(self.layers) for name in kind} for kind in (_QKV, _OUTPUT, _MLP)
+            {f"blk.{layer}.{name}" for layer in range(self.layers) for name in kind} for kind in self._kinds()
         ]
         qkv, output, mlp = (bool(kind & found) for kind in everywhere)
         whole = all(kind <= found or not kind & found for kind in everywhere)
         biases = None if whole else frozenset(found)
         return replace(self, qkv_bias=qkv, output_bias=output, mlp_bias=mlp, biases=biases)
+
+    def _kinds(self) -> tuple[tuple[str, ...], ...]:
+        """The linears of a dense block whose biases one flag gives: q, k and v; the output; those of the MLP."""
+        qkv = ("attn_qkv",) if self.family.fused_qkv else _QKV
+        return qkv, _OUTPUT, _MLP[1:] if self.family.fused_gate else _MLP
+
+    @property
+    def biased_linears(self) -> tuple[str, ...]:
+        """The linears of a dense block that may have a bias, in the order of computation."""
+        return tuple(name for kind in self._kinds() for name in kind)

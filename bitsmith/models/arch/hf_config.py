@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bitsmith.errors import UnsupportedError
-from bitsmith.models.arch.config import MAX_LAYERS, ModelConfig, Rope
+from bitsmith.models.arch.config import MAX_EXPERTS, MAX_LAYERS, Experts, ModelConfig, Rope
 from bitsmith.models.arch.fields import Fields
 from bitsmith.models.arch.hf_fields import check_fields
 from bitsmith.models.arch.rope import llama3_freq_factors, yarn_magnitude
@@ -24,25 +25,25 @@ def config_from_hf(config: Mapping[str, Any], *, origin: str = "config.json") ->
     or contradictory values, UnsupportedError for an unknown architecture, activation or rope scaling, and for a field
     that changes the computation and is not read.
     """
+    classes = _classes(Fields(config, origin))
+    config = text_part(config)
     fields = Fields(config, origin)
-    spec = spec_of_hf(_classes(fields), config.get("model_type"), origin)
+    spec = spec_of_hf(classes, config.get("model_type"), origin)
     layers = fields.integer("num_hidden_layers", maximum=MAX_LAYERS)
     hidden = fields.integer("hidden_size")
-    heads = fields.integer("num_attention_heads")
+    heads = fields.integer("num_attention_heads", spec.family.defaults.get("num_attention_heads"))
     context = fields.integer("max_position_embeddings", spec.decoder.context)
     kv_default = heads if "num_key_value_heads" in config else spec.decoder.kv_heads or heads
     kv_heads = fields.integer("num_key_value_heads", kv_default)
     head_dim = _head_dim(fields, spec, hidden, heads)
     if heads % kv_heads:
         raise fields.fail("num_key_value_heads", f"a divisor of num_attention_heads ({heads})", kv_heads)
-    activation = fields.text("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise UnsupportedError(f"{origin}: hidden_act {activation!r} is not supported; expected silu.")
+    _check_activation(fields, spec)
     window, window_layers = _window(fields, spec, layers)
-    rope = _rope(fields, head_dim, context)
+    rope, local_rope = _ropes(fields, spec, head_dim, context)
     check_fields(config, spec.name, origin)
-    attention_bias = fields.flag("attention_bias", False) if spec.name in ("llama", "qwen3") else False
-    return ModelConfig(
+    experts = _experts(fields, spec, layers)
+    found = ModelConfig(
         arch=spec.name,
         layers=layers,
         hidden=hidden,
@@ -50,18 +51,116 @@ def config_from_hf(config: Mapping[str, Any], *, origin: str = "config.json") ->
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        vocab=fields.integer("vocab_size"),
+        vocab=fields.integer("vocab_size", spec.family.defaults.get("vocab_size")),
         context=context,
-        norm_eps=fields.epsilon("rms_norm_eps", 1e-6),
+        norm_eps=fields.epsilon("rms_norm_eps", spec.decoder.eps),
         rope=rope,
+        local_rope=local_rope if window else None,
         window=window,
         window_layers=window_layers,
-        tied=fields.flag("tie_word_embeddings", False),
-        qkv_bias=attention_bias or spec.always_qkv_bias,
-        output_bias=attention_bias,
-        mlp_bias=fields.flag("mlp_bias", False) if spec.name == "llama" else False,
+        unrotated=_unrotated(fields, spec, layers, window, window_layers),
+        tied=fields.flag("tie_word_embeddings", spec.family.tied),
         qk_norm=spec.qk_norm,
+        activation=spec.decoder.activation,
+        experts=experts,
+        **_biases(fields, spec),
     )
+    return replace(found, **_numbers(fields, spec, hidden))
+
+
+_TEXT_PARTS = ("text_config", "language_config", "llm_config")  # of models that take images or sound, too
+
+
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of the text decoder, if the model has further parts; else the whole configuration."""
+    for name in _TEXT_PARTS:
+        part = config.get(name)
+        if isinstance(part, dict) and "num_hidden_layers" in part:
+            above: dict[str, Any] = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
+            vision = config.get("vision_config")
+            deep = vision.get("deepstack_visual_indexes") if isinstance(vision, dict) else None
+            above["_deepstack_layers"] = len(deep) if isinstance(deep, list) else 0
+            return {**part, **above}  # the head belongs to the whole
+    return config
+
+
+_ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh",), "clamped": ("silu",)}
+_USUAL = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh", "clamped": "silu"}
+
+
+def _check_activation(fields: Fields, spec: ArchSpec) -> None:
+    kind = spec.decoder.activation
+    name = "hidden_activation" if "hidden_activation" in spec.decoder.fields else "hidden_act"
+    found = fields.text(name, _USUAL[kind])
+    for field, usual in (("swiglu_limit", 7.0), ("swiglu_alpha", 1.702)) if kind == "clamped" else ():
+        if fields.number(field, usual) != usual:
+            raise UnsupportedError(
+                f"{fields.origin}: {field} = {fields.values[field]} is not supported; expected {usual}."
+            )
+    if found not in _ACTIVATIONS[kind]:
+        raise UnsupportedError(f"{fields.origin}: {name} {found!r} is not supported; expected {_USUAL[kind]}.")
+
+
+def _biases(fields: Fields, spec: ArchSpec) -> dict[str, Any]:
+    """The flags of `ModelConfig` about biases."""
+    kind, fixed = spec.decoder.optional_biases, spec.always_qkv_bias
+    if kind == "use_bias":
+        every = fields.flag("use_bias", False)
+        return {"qkv_bias": every, "output_bias": every, "mlp_bias": every}
+    attention = fields.flag("attention_bias", spec.decoder.attention_bias) if kind else False
+    name = spec.decoder.output_bias
+    output = attention if name == "attention_bias" else fields.flag(name, False) if name else False
+    if spec.family.output_bias is not None:
+        output = spec.family.output_bias
+    mlp = fields.flag("mlp_bias", False) if kind == "all" else False
+    return {"qkv_bias": attention or fixed, "output_bias": output, "mlp_bias": mlp}
+
+
+def _numbers(fields: Fields, spec: ArchSpec, hidden: int) -> dict[str, Any]:
+    """Multipliers and caps, by attribute of `ModelConfig`."""
+    row = spec.decoder
+    found: dict[str, Any] = {}
+    for name, (attribute, default) in row.numbers.items():
+        absent = name in fields.values and not fields.has(name)  # null turns a cap off
+        found[attribute] = 0.0 if absent else fields.number(name, default, positive=bool(default))
+    if row.query_scalar:
+        found["attention_scale"] = fields.number("query_pre_attn_scalar", row.query_scalar) ** -0.5
+    if row.embedding_root:
+        found["embedding_scale"] = hidden**0.5
+    if "mrope_section" in row.rope_fields:
+        found["sections"] = _sections(fields)
+        found["deepstack"] = fields.integer("_deepstack_layers", 0, minimum=0)
+    beta = _rope_values(fields).get("llama_4_scaling_beta")
+    if beta is not None and "llama_4_scaling_beta" in row.rope_fields:
+        scaling = Fields(_rope_values(fields), f"{fields.origin}: rope_parameters")
+        found["temperature"] = scaling.number("llama_4_scaling_beta", positive=False)
+        found["temperature_length"] = scaling.integer("original_max_position_embeddings")
+    return found
+
+
+def _sections(fields: Fields) -> tuple[int, ...]:
+    sections = _rope_values(fields).get("mrope_section") or [24, 20, 20]  # transformers' default
+    if not isinstance(sections, list) or not all(isinstance(n, int) and 0 <= n < 1024 for n in sections):
+        raise fields.fail("rope_scaling.mrope_section", "numbers of pairs", sections)
+    return tuple([*sections, 0, 0, 0, 0][:4])
+
+
+def _experts(fields: Fields, spec: ArchSpec, layers: int) -> Experts | None:
+    row = spec.decoder.experts
+    if row is None:
+        return None
+    count = fields.integer(next((name for name in row.count if fields.has(name)), row.count[0]), maximum=MAX_EXPERTS)
+    used = fields.integer(row.used, maximum=count)
+    normalize = fields.flag("norm_topk_prob", False) if row.normalize is None else row.normalize
+    routed: tuple[int, ...] | None = None
+    if "mlp_only_layers" in spec.decoder.fields:
+        dense = fields.values.get("mlp_only_layers") or []
+        if not isinstance(dense, list) or not all(isinstance(layer, int) for layer in dense):
+            raise fields.fail("mlp_only_layers", "a list of layers", dense)
+        step = fields.integer("decoder_sparse_step", 1)
+        routed = tuple(n for n in range(layers) if n not in dense and (n + 1) % step == 0)
+        routed = None if len(routed) == layers else routed
+    return Experts(count, used, fields.integer(row.width), normalize, routed)
 
 
 def _classes(fields: Fields) -> tuple[str, ...]:
@@ -76,7 +175,8 @@ def _classes(fields: Fields) -> tuple[str, ...]:
 def _head_dim(fields: Fields, spec: ArchSpec, hidden: int, heads: int) -> int:
     if not fields.has("head_dim") and spec.decoder.head_dim is None and hidden % heads:
         raise fields.fail("num_attention_heads", f"a divisor of hidden_size ({hidden})", heads)
-    head_dim = fields.integer("head_dim", spec.decoder.head_dim or hidden // heads)
+    computed = "head_dim" in fields.values and not fields.has("head_dim") and not hidden % heads
+    head_dim = fields.integer("head_dim", (None if computed else spec.decoder.head_dim) or hidden // heads)
     if head_dim % 2:
         raise fields.fail("head_dim", "an even number, for rotary pairs", head_dim)
     return head_dim
@@ -84,46 +184,111 @@ def _head_dim(fields: Fields, spec: ArchSpec, hidden: int, heads: int) -> int:
 
 def _window(fields: Fields, spec: ArchSpec, layers: int) -> tuple[int, tuple[int, ...]]:
     """The window in tokens (0 for none), and the layers with a window (empty for all)."""
+    rule = spec.family.window
     explicit_null = "sliding_window" in fields.values and not fields.has("sliding_window")
-    if spec.windowed == "never" or explicit_null:
+    if rule == "never" or explicit_null or (spec.decoder.window is None and not fields.has("sliding_window")):
         return 0, ()
-    if spec.windowed == "always":
-        return fields.integer("sliding_window", spec.decoder.window), ()
     types = fields.values.get("layer_types")
-    if not fields.flag("use_sliding_window", False):
+    if rule == "all":
+        return fields.integer("sliding_window", spec.decoder.window), ()
+    if rule == "by_field" and not fields.flag("use_sliding_window", False):
         if isinstance(types, list) and "sliding_attention" in types:
             raise fields.fail("layer_types", "no sliding_attention, since use_sliding_window is false", types)
         return 0, ()
     window = fields.integer("sliding_window", spec.decoder.window)
-    if types is None:
+    if types is not None:
+        sliding = _sliding(fields, types, layers)
+    elif rule == "by_field":
         first = fields.integer("max_window_layers", 28, minimum=0)
         sliding = tuple(range(min(first, layers), layers))
     else:
-        known = ("full_attention", "sliding_attention")
-        if not isinstance(types, list) or len(types) != layers or any(kind not in known for kind in types):
-            raise fields.fail("layer_types", f"{layers} entries, each one of {', '.join(known)}", types)
-        sliding = tuple(layer for layer, kind in enumerate(types) if kind == "sliding_attention")
+        sliding = _pattern(fields, spec, layers)
     return (window, sliding) if sliding else (0, ())
 
 
-def _rope(fields: Fields, head_dim: int, context: int) -> Rope:
-    """The rotary embedding, from rope_theta with rope_scaling or from transformers 5's rope_parameters."""
+def _sliding(fields: Fields, types: Any, layers: int) -> tuple[int, ...]:
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(types, list) or len(types) != layers or any(kind not in known for kind in types):
+        raise fields.fail("layer_types", f"{layers} entries, each one of {', '.join(known)}", types)
+    return tuple(layer for layer, kind in enumerate(types) if kind == "sliding_attention")
+
+
+def _pattern(fields: Fields, spec: ArchSpec, layers: int) -> tuple[int, ...]:
+    """Layers with a window by sliding_window_pattern: one layer of so many has none, or letters L and G in turn."""
+    pattern = fields.values.get("sliding_window_pattern")
+    if isinstance(pattern, str) and pattern and set(pattern) <= {"L", "G"}:
+        return tuple(layer for layer in range(layers) if pattern[layer % len(pattern)] == "L")
+    every = fields.integer("sliding_window_pattern", spec.decoder.every)
+    return tuple(layer for layer in range(layers) if (layer + 1) % every)
+
+
+def _unrotated(
+    fields: Fields, spec: ArchSpec, layers: int, window: int, window_layers: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Layers without rotation."""
+    if spec.decoder.rotates == "windowed":
+        return tuple(layer for layer in range(layers) if layer not in window_layers) if window else ()
+    if spec.decoder.rotates == "all":
+        return ()
+    flags = fields.values.get("no_rope_layers")
+    if flags is None:
+        every = fields.integer("no_rope_layer_interval", 4)
+        return tuple(layer for layer in range(layers) if not (layer + 1) % every)
+    if not isinstance(flags, list) or len(flags) < layers or any(flag not in (0, 1) for flag in flags):
+        raise fields.fail("no_rope_layers", f"{layers} times 0 or 1", flags)
+    return tuple(layer for layer in range(layers) if not flags[layer])
+
+
+def _rope_values(fields: Fields) -> Mapping[str, Any]:
     values = fields.values.get("rope_scaling") or fields.values.get("rope_parameters") or {}
     if not isinstance(values, dict):
         raise fields.fail("rope_scaling", "an object or null", values)
-    if any(isinstance(value, dict) for value in values.values()):
+    return values
+
+
+def _ropes(fields: Fields, spec: ArchSpec, head_dim: int, context: int) -> tuple[Rope, Rope | None]:
+    """The rotations of layers without and with a window; None if they are the same."""
+    values = _rope_values(fields)
+    parts = fields.values.get("rope_parameters")
+    nested = isinstance(parts, dict) and any(isinstance(value, dict) for value in parts.values())
+    how = spec.decoder.local_rope
+    if nested and not how:
         raise UnsupportedError(f"{fields.origin}: rope_parameters that differ by layer type are not supported.")
+    local_theta = fields.number("rope_local_base_freq", 10000.0) if how == "theta" else spec.decoder.theta
+    theta = fields.number("rope_theta", spec.decoder.theta)
+    if nested:
+        assert isinstance(parts, dict)
+        full = fields.values.get("rope_scaling") or parts.get("full_attention") or {}
+        rope = _rope(fields, spec, full, head_dim, context, theta)
+        local = _rope(fields, spec, parts.get("sliding_attention") or {}, head_dim, context, local_theta)
+    else:
+        rope = _rope(fields, spec, values, head_dim, context, theta)
+        local = Rope(local_theta if how == "theta" else rope.theta, rope.dim, rope.interleaved) if how else rope
+    return rope, None if local == rope else local
+
+
+def _rope(
+    fields: Fields, spec: ArchSpec, values: Mapping[str, Any], head_dim: int, context: int, default: float
+) -> Rope:
+    """A rotary embedding, from rope_theta with rope_scaling or from transformers 5's rope_parameters."""
+    if not isinstance(values, dict):
+        raise fields.fail("rope_parameters", "an object for each type of layer", values)
     scaling = Fields(values, f"{fields.origin}: rope_parameters")
     kind = scaling.text("rope_type", scaling.text("type", "default"))
-    theta = scaling.number("rope_theta", fields.number("rope_theta", 10000.0))
-    partial = scaling.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
-    if partial != 1.0:
+    theta = scaling.number("rope_theta", default)
+    given = fields.number("partial_rotary_factor", spec.decoder.partial)
+    partial = scaling.number("partial_rotary_factor", given)
+    if partial > 1.0 or (partial != 1.0 and "partial_rotary_factor" not in spec.decoder.rope_fields):
         raise UnsupportedError(f"{fields.origin}: partial_rotary_factor {partial} is not supported; expected 1.0.")
     if theta <= 1:
         raise scaling.fail("rope_theta", "a number greater than 1", theta)
-    plain = Rope(theta=theta, dim=head_dim)
+    plain = Rope(theta=theta, dim=int(head_dim * partial), interleaved=spec.decoder.interleaved)
     if kind in ("default", "none"):
         return plain
+    if kind == "dynamic" and scaling.given("alpha") and "alpha" in spec.decoder.rope_fields:
+        return replace(plain, theta=theta * scaling.number("alpha") ** (head_dim / (head_dim - 2)))
+    if kind in ("longrope", "su") and "long_factor" in spec.decoder.rope_fields:
+        return _longrope(fields, scaling, plain, context)
     # transformers lets the field outside rope_scaling win
     original = fields.integer(
         "original_max_position_embeddings", scaling.integer("original_max_position_embeddings", context)
@@ -134,10 +299,36 @@ def _rope(fields: Fields, head_dim: int, context: int) -> Rope:
         return _llama3(scaling, replace(plain, scaling="llama3", original_context=original))
     if kind == "yarn":
         factor = scaling.number("factor", context / original)
-        return _yarn(scaling, replace(plain, scaling="yarn", original_context=original, factor=factor))
+        yarn = replace(plain, scaling="yarn", original_context=original, factor=factor)
+        return _yarn(scaling, yarn, "truncate" in spec.decoder.rope_fields)
     raise UnsupportedError(
         f"{fields.origin}: rope scaling {kind!r} is not supported; known are default, linear, llama3 and yarn."
     )
+
+
+def _longrope(fields: Fields, scaling: Fields, rope: Rope, context: int) -> Rope:
+    """Phi's scaling. The default original context is transformers' for Phi-3."""
+    original = fields.integer(
+        "original_max_position_embeddings", scaling.integer("original_max_position_embeddings", 4096), minimum=2
+    )
+    factor = scaling.number("factor", context / original)
+    grown = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return replace(
+        rope,
+        scaling="longrope",
+        original_context=original,
+        attention_factor=scaling.number("attention_factor", grown),
+        freq_factors=_factors(scaling, "short_factor", rope.dim // 2),
+        long_factors=_factors(scaling, "long_factor", rope.dim // 2),
+    )
+
+
+def _factors(scaling: Fields, name: str, count: int) -> tuple[float, ...]:
+    values = scaling.values.get(name)
+    sound = isinstance(values, list) and all(isinstance(v, int | float) and 0 < v < 1e9 for v in values)
+    if not isinstance(values, list) or not sound or len(values) != count:
+        raise scaling.fail(name, f"{count} numbers greater than 0", values)
+    return tuple(float(np.float32(value)) for value in values)
 
 
 def _llama3(scaling: Fields, rope: Rope) -> Rope:
@@ -147,8 +338,9 @@ def _llama3(scaling: Fields, rope: Rope) -> Rope:
     return replace(rope, factor=scaling.number("factor"), low_freq_factor=low, high_freq_factor=high)
 
 
-def _yarn(scaling: Fields, rope: Rope) -> Rope:
-    if "truncate" in scaling.values and not scaling.given("truncate"):
+def _yarn(scaling: Fields, rope: Rope, may_truncate: bool) -> Rope:
+    truncate = "truncate" not in scaling.values or scaling.given("truncate")
+    if not truncate and not may_truncate:
         raise UnsupportedError(f"{scaling.origin}: yarn with truncate false is not supported.")
     attention_factor = scaling.number("attention_factor") if scaling.has("attention_factor") else None
     if attention_factor is None and scaling.given("mscale") and scaling.given("mscale_all_dim"):
@@ -157,6 +349,7 @@ def _yarn(scaling: Fields, rope: Rope) -> Rope:
     return replace(
         rope,
         attention_factor=attention_factor,
+        truncate=truncate,
         beta_fast=scaling.number("beta_fast") if scaling.given("beta_fast") else 32.0,
         beta_slow=scaling.number("beta_slow") if scaling.given("beta_slow") else 1.0,
     )
@@ -169,10 +362,16 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     shape (other biases, frequency factors of no llama3 scaling).
     """
     spec = ARCHITECTURES["mistral" if config.arch == "llama" and config.window else config.arch]
+    if spec.decoder.wrapped:
+        raise UnsupportedError(
+            f"transformers has {spec.name} only inside of models for images ({spec.decoder.hf_classes[0]}), whose "
+            "other parts this file does not hold; write GGUF."
+        )
+    activation = "hidden_activation" if "hidden_activation" in spec.decoder.fields else "hidden_act"
     values: dict[str, Any] = {
         "architectures": [spec.decoder.hf_classes[0]],
         "model_type": spec.name,
-        "hidden_act": config.activation,
+        activation: _USUAL[config.activation],
         "hidden_size": config.hidden,
         "intermediate_size": config.intermediate,
         "max_position_embeddings": config.context,
@@ -187,20 +386,61 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "vocab_size": config.vocab,
         **_window_fields(config, spec),
         **_bias_fields(config, spec),
+        **_rotation_fields(config, spec),
+        **_number_fields(config, spec),
+        **_expert_fields(config, spec),
     }
     return values
 
 
-def _window_fields(config: ModelConfig, spec: ArchSpec) -> dict[str, Any]:
-    if spec.windowed == "never":
+def _rotation_fields(config: ModelConfig, spec: ArchSpec) -> dict[str, Any]:
+    row, values = spec.decoder, dict[str, Any]()
+    if config.rope.scaling == "longrope":
+        values["original_max_position_embeddings"] = config.rope.original_context
+    if row.local_rope == "theta":
+        values["rope_local_base_freq"] = (config.local_rope or config.rope).theta
+    if "partial_rotary_factor" in row.rope_fields:
+        values["partial_rotary_factor"] = config.rope.dim / config.head_dim
+    if row.rotates == "no_rope_layers":
+        values["no_rope_layers"] = [int(layer not in config.unrotated) for layer in range(config.layers)]
+    return values
+
+
+def _number_fields(config: ModelConfig, spec: ArchSpec) -> dict[str, Any]:
+    """Multipliers and caps; a cap that is off is null."""
+    values: dict[str, Any] = {}
+    for name, (attribute, _) in spec.decoder.numbers.items():
+        values[name] = getattr(config, attribute) or None
+    if spec.decoder.query_scalar:
+        scalar = round(config.attention_scale**-2, 4)
+        values["query_pre_attn_scalar"] = int(scalar) if scalar == int(scalar) else scalar
+    return values
+
+
+def _expert_fields(config: ModelConfig, spec: ArchSpec) -> dict[str, Any]:
+    row, experts = spec.decoder.experts, config.experts
+    if row is None or experts is None:
         return {}
-    if spec.windowed == "always":
+    values: dict[str, Any] = {row.count[0]: experts.count, row.used: experts.used, row.width: experts.width}
+    if row.normalize is None:
+        values["norm_topk_prob"] = experts.normalize
+    if experts.layers is not None:
+        values["mlp_only_layers"] = [layer for layer in range(config.layers) if layer not in experts.layers]
+    return values
+
+
+def _window_fields(config: ModelConfig, spec: ArchSpec) -> dict[str, Any]:
+    rule = spec.family.window
+    if rule == "never":
+        return {}
+    if rule == "all":
         return {"sliding_window": config.window or None}
     if not config.window:
-        return {"use_sliding_window": False}
+        return {"use_sliding_window": False} if rule == "by_field" else {"sliding_window": None}
     sliding = config.window_layers or tuple(range(config.layers))
     kinds = ["sliding_attention" if layer in sliding else "full_attention" for layer in range(config.layers)]
-    return {"use_sliding_window": True, "sliding_window": config.window, "layer_types": kinds}
+    own = {"use_sliding_window": True} if rule == "by_field" else {}
+    return {**own, "sliding_window": config.window, "layer_types": kinds}
 
 
 def _bias_fields(config: ModelConfig, spec: ArchSpec) -> dict[str, Any]:
@@ -210,9 +450,14 @@ def _bias_fields(config: ModelConfig, spec: ArchSpec) -> dict[str, Any]:
             f"only some linears of the model have a bias, and transformers has no class for such a {config.arch} "
             "model; write GGUF."
         )
-    if spec.name == "llama" and config.qkv_bias == config.output_bias:
-        return {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
-    if spec.name == "qwen3" and config.qkv_bias == config.output_bias and not config.mlp_bias:
+    kind, row = spec.decoder.optional_biases, spec.decoder
+    if kind == "use_bias" and len(set(has)) == 1:
+        return {"use_bias": config.qkv_bias}
+    output = {row.output_bias: config.output_bias} if row.output_bias not in ("", "attention_bias") else {}
+    fits = bool(output) or config.output_bias == (config.qkv_bias if row.output_bias else False)
+    if kind == "all" and fits:
+        return {"attention_bias": config.qkv_bias, **output, "mlp_bias": config.mlp_bias}
+    if kind == "attention" and fits and not config.mlp_bias:
         return {"attention_bias": config.qkv_bias}
     if has == (spec.always_qkv_bias, False, False):
         return {}
@@ -223,6 +468,16 @@ def _bias_fields(config: ModelConfig, spec: ArchSpec) -> dict[str, Any]:
 
 def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
     rope = config.rope
+    if rope.scaling == "longrope":
+        return {
+            "rope_type": "longrope",
+            "type": "longrope",
+            "short_factor": list(rope.freq_factors),
+            "long_factor": list(rope.long_factors),
+            "factor": config.context / rope.original_context,
+            "attention_factor": rope.attention_factor,
+            "original_max_position_embeddings": rope.original_context,
+        }
     if rope.freq_factors:
         rope = llama3_from_factors(rope)
     if rope.attention_factor is not None and rope.scaling != "yarn":
@@ -239,6 +494,10 @@ def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
         values |= {"low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor}
     if rope.scaling == "yarn":
         values |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow}
+        if config.temperature:
+            values["llama_4_scaling_beta"] = config.temperature
+        if not rope.truncate:
+            values["truncate"] = False
         if rope.attention_factor is not None:
             values["attention_factor"] = rope.attention_factor
     return values

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitsmith.errors import UnsupportedError
+from bitsmith.models.arch.families import FAMILIES
 from bitsmith.models.arch.fields import is_neutral
 
 # read by `config_from_hf`, or settled by the tensors (`reconcile`)
@@ -18,10 +19,11 @@ _READ = frozenset(
         *("bias", "use_bias", "quantization_config", "compression_config", "quantization"),
     ]
 )
-_READ_BY_FAMILY: Mapping[str, frozenset[str]] = {
-    "mistral": frozenset(["sliding_window"]),
-    "qwen2": frozenset(["sliding_window", "use_sliding_window", "max_window_layers", "layer_types"]),
-    "qwen3": frozenset(["sliding_window", "use_sliding_window", "max_window_layers", "layer_types"]),
+_WINDOW_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "all": ("sliding_window",),
+    "by_field": ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
+    "alternating": ("sliding_window", "layer_types", "sliding_window_pattern"),
+    "pattern": ("sliding_window", "layer_types", "sliding_window_pattern"),
 }
 # for training, generation, or the loading program
 _HARMLESS = frozenset(
@@ -40,7 +42,15 @@ _HARMLESS = frozenset(
             "max_window_layers",
         ),
         *("task_specific_params", "problem_type", "num_labels", "id2label", "label2id", "finetuning_task"),
-        *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "decoder_start_token_id"),
+        *(
+            "bos_token_id",
+            "eos_token_id",
+            "pad_token_id",
+            "unk_token_id",
+            "sep_token_id",
+            "eod_token_id",
+            "decoder_start_token_id",
+        ),
         *("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids"),
         *("max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "temperature"),
         *("diversity_penalty", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty"),
@@ -50,8 +60,7 @@ _HARMLESS = frozenset(
         *("embedding_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
         *("unsloth_version", "unsloth_fixed", "is_llama_config", "max_sequence_length", "model_max_length"),
         *("seq_length", "tf32", "ffn_hidden_size", "layer_norm_eps"),
-        "tie_last_hidden_states",
-        "max_window_layers",
+        *("tie_last_hidden_states", "auto_map", "max_window_layers"),
     ]
 )
 # change the computation in some family: the value without effect, beside null, false, zero and nothing
@@ -72,6 +81,7 @@ _CHANGING: Mapping[str, Any] = {
             *("embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale", "scale_emb"),
             *("embedding_scale", "residual_scale", "rotary_pct", "rope_ratio", "num_experts", "num_local_experts"),
             *("n_routed_experts", "moe_num_experts", "rope_percent", "key_multiplier"),
+            *("routed_scaling_factor", "n_group", "topk_group"),
             *("lm_head_multiplier", "attention_in_multiplier", "attention_out_multiplier", "softmax_scale_factor"),
         ],
         1,
@@ -85,13 +95,17 @@ _CHANGING: Mapping[str, Any] = {
             *("no_rope_layer_interval", "nope_layer_interval", "attention_chunk_size", "attn_temperature_tuning"),
             *("floor_scale", "attention_sinks", "attention_sink_size", "parallel_attn", "use_parallel_residual"),
             *("use_mrope", "mrope_section", "num_kv_shared_layers", "rope_interleaved", "rope_local_base_freq"),
-            *("kv_lora_rank", "swiglu_limit", "attn_output_gate", "scale_embeddings", "parallel_block"),
+            *("kv_lora_rank", "swiglu_limit", "swiglu_alpha", "attn_output_gate", "scale_embeddings", "parallel_block"),
+            *("shared_expert_intermediate_size", "n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
+            *("first_k_dense_replace", "decoder_sparse_step_offset", "use_bidirectional_attention"),
             *("q_lora_rank", "per_layer_config", "mlp_only_layers", "cla_share_factor", "use_cla", "layer_types"),
             *("sliding_window", "use_sliding_window", "sliding_window_pattern", "use_mla", "num_nextn_predict_layers"),
         ]
     ),
 }
 _ACTIVATIONS = ("silu", "swish", "swiglu")
+_HEAD_NORM_FIELDS = ("qk_norm", "use_qk_norm", "qk_layernorm", "use_qk_layernorm")
+_RMS_NORMS = ("rms", "rms_norm", "rmsnorm")
 _READ_ROPE = frozenset(
     [
         *("rope_type", "type", "rope_theta", "factor", "partial_rotary_factor", "original_max_position_embeddings"),
@@ -108,12 +122,14 @@ def check_fields(config: Mapping[str, Any], family: str, origin: str) -> tuple[s
     config: a parsed config.json; family: key of `ARCHITECTURES`
     Raises UnsupportedError for a field that changes the computation in some family and that this family does not read.
     """
-    known = _READ | _HARMLESS | _READ_BY_FAMILY.get(family, frozenset())
+    known = _READ | _HARMLESS | _read_by(family)
     unknown = []
     for name, value in config.items():
         if name in known or name.startswith("_") or (name == "sliding_window" and _window_off(config)):
             continue
         if is_neutral(value) and not (value is False and _CHANGING.get(name) is True):
+            continue
+        if name in _HEAD_NORM_FIELDS and value is True and FAMILIES[family].qk_norm:
             continue
         if name not in _CHANGING:
             unknown.append(name)
@@ -121,6 +137,18 @@ def check_fields(config: Mapping[str, Any], family: str, origin: str) -> tuple[s
             raise _refused(f"{origin}: {name} = {str(value)[:60]}", family)
     unknown += _unknown_rope(config, family, origin)
     return (f"fields that bitsmith does not know, and ignores: {', '.join(unknown)}",) if unknown else ()
+
+
+def _read_by(name: str) -> frozenset[str]:
+    """The fields that a family reads beside the usual ones."""
+    family = FAMILIES[name]
+    row = family.decoder
+    assert row is not None
+    own = {*row.fields, *row.numbers, *_WINDOW_FIELDS.get(family.window, ())}
+    own |= {"rope_local_base_freq"} if row.local_rope == "theta" else set()
+    own |= {"query_pre_attn_scalar"} if row.query_scalar else set()
+    own |= {*row.experts.count, row.experts.used, row.experts.width} if row.experts else set()
+    return frozenset(own)
 
 
 def _window_off(config: Mapping[str, Any]) -> bool:
@@ -133,6 +161,8 @@ def _window_off(config: Mapping[str, Any]) -> bool:
 def _without_effect(name: str, value: object) -> bool:
     if name in ("hidden_activation", "activation_function", "activation"):
         return value in _ACTIVATIONS
+    if name in ("norm_type", "layer_norm_type"):
+        return value in _RMS_NORMS
     if name == "layer_types":
         return isinstance(value, list) and all(kind == "full_attention" for kind in value)
     return bool(value == _CHANGING[name])
@@ -141,8 +171,12 @@ def _without_effect(name: str, value: object) -> bool:
 def _unknown_rope(config: Mapping[str, Any], family: str, origin: str) -> list[str]:
     values = config.get("rope_scaling") or config.get("rope_parameters")
     unknown = []
-    for name, value in values.items() if isinstance(values, dict) else ():
-        if name in _READ_ROPE or is_neutral(value) or isinstance(value, dict):
+    nested = [each for each in values.values() if isinstance(each, dict)] if isinstance(values, dict) else []
+    pairs = [pair for part in [values, *nested] if isinstance(part, dict) for pair in part.items()]
+    row = FAMILIES[family].decoder
+    own = () if row is None else row.rope_fields
+    for name, value in pairs:
+        if name in _READ_ROPE or name in own or is_neutral(value) or isinstance(value, dict):
             continue
         if name in _CHANGING_ROPE:
             raise _refused(f"{origin}: rope_scaling.{name} = {str(value)[:60]}", family)

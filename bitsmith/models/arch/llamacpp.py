@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from bitsmith.errors import UnsupportedError
@@ -62,16 +62,24 @@ _CHANGING: Mapping[str, Any] = {
 }
 
 
-def check_keys(keys: Mapping[str, Any], arch: str, origin: str) -> tuple[str, ...]:
+def check_keys(keys: Mapping[str, Any], arch: str, origin: str, own: Collection[str] = ()) -> tuple[str, ...]:
     """Notes about keys of `arch` that bitsmith does not know.
 
     keys: plain values by key
+    own: further keys that this family reads, without "{arch}."
     Raises UnsupportedError for a key that changes the computation in some architecture and that bitsmith does not read.
     """
     unknown = []
     for key, value in keys.items():
         name = key.removeprefix(f"{arch}.")
-        if name == key or name in READ or name in IGNORED or name in _HARMLESS or _says_nothing(name, value):
+        if (
+            name == key
+            or name in own
+            or name in READ
+            or name in IGNORED
+            or name in _HARMLESS
+            or _says_nothing(name, value)
+        ):
             continue
         if name not in _CHANGING:
             unknown.append(key)
@@ -87,22 +95,57 @@ def _says_nothing(name: str, value: object) -> bool:
     return is_neutral(value) and not (value is False and _CHANGING.get(name) is True)
 
 
+def usual_unrotated(layers: int) -> tuple[int, ...]:
+    """The layers that llama.cpp does not rotate in SmolLM3: every fourth (src/models/smollm3.cpp)."""
+    return tuple(layer for layer in range(layers) if not (layer + 1) % 4)
+
+
+def gemma_scale(config: ModelConfig) -> float:
+    """The multiplier of scores that llama.cpp computes for Gemma 2 and 3 (src/models/gemma2.cpp, gemma3.cpp)."""
+    largest = config.layers == {"gemma2": 46, "gemma3_text": 62}.get(config.arch)
+    return float((config.hidden // config.heads if largest else config.head_dim) ** -0.5)
+
+
 def reads_rope_freqs(arch: str) -> bool:
     """Whether llama.cpp reads rope_freqs.weight in models of a general.architecture. In others it refuses the file."""
-    return arch == "llama"
+    return arch in ("llama", "mistral3", "granite", "exaone4")
 
 
 def differences(config: ModelConfig) -> tuple[str, ...]:
     """How llama.cpp's results on a GGUF file of `config` differ from the original model's, a sentence each."""
-    arch = ARCHITECTURES[config.arch].gguf
+    spec = ARCHITECTURES[config.arch]
+    arch, row = spec.gguf, spec.decoder
     found = []
-    if 0 < config.window < config.context:
+    if 0 < config.window < config.context and (row.ignores_window or (arch == "exaone4" and config.layers != 64)):
         found.append(
             f"the model attends only to the last {config.window} tokens, but llama.cpp has no sliding window for "
             f"{arch} files. For longer texts, llama.cpp's results differ from the original"
         )
+    if row.fixed_scale and abs(config.attention_scale / gemma_scale(config) - 1) > 1e-6:
+        found.append(
+            f"the model multiplies attention scores by {config.attention_scale:g}, but llama.cpp computes "
+            f"{gemma_scale(config):g} for {arch} files: its results differ from the original's on every text"
+        )
+    experts = row.experts if row.experts is not None and row.experts.normalize is None else None
+    if config.experts is not None and experts is not None and config.experts.normalize != experts.gguf_normalize:
+        does, theirs = ("divides", "does not") if config.experts.normalize else ("does not divide", "does")
+        found.append(
+            f"the model {does} the weights of the chosen experts by their sum, but llama.cpp {theirs} for {arch} "
+            "files: its results differ from the original's on every text"
+        )
+    if config.rope.scaling == "longrope":
+        found.append(
+            f"the model has other rotations for texts of more than {config.rope.original_context} tokens, but "
+            "llama.cpp takes them by the size of its context: give it a context as long as the texts"
+        )
+    if config.rope.scaling == "yarn" and not config.rope.truncate:
+        found.append(
+            "the model's YaRN scaling does not round the ends of its ramp (truncate false), but llama.cpp does: its "
+            "results differ a little from the original's on every text"
+        )
     betas = (config.rope.beta_fast, config.rope.beta_slow)
-    if config.rope.scaling == "yarn" and betas != USUAL_BETAS and not reads_rope_freqs(arch):  # else: as divisors
+    reads = "rope.scaling.yarn_beta_fast" in row.gguf_keys or reads_rope_freqs(arch)
+    if config.rope.scaling == "yarn" and betas != USUAL_BETAS and not reads:  # else: as divisors
         found.append(
             f"the model's YaRN scaling has beta_fast {betas[0]:g} and beta_slow {betas[1]:g}, but llama.cpp ignores "
             f"{arch}.rope.scaling.yarn_beta_fast and yarn_beta_slow, and takes 32 and 1: its results differ from the "

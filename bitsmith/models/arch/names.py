@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+
+from bitsmith.models.arch.families import BEFORE, Family
 
 Naming = Literal["hf", "gguf"]  # whose tensor names a file uses: Hugging Face's or GGUF's
 
@@ -14,24 +18,117 @@ _GLOBAL = {
     "model.norm": "output_norm",
     "lm_head": "output",
 }
-_LAYER = {
-    "input_layernorm": "attn_norm",
+_LINEARS = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+    "self_attn.qkv_proj": "attn_qkv",
     "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-_GLOBAL_BACK = {gguf: hf for hf, gguf in _GLOBAL.items()}
-_LAYER_BACK = {gguf: hf for hf, gguf in _LAYER.items()}
-_HF_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,4})\.(.+)\.(weight|bias)")
-_GGUF_LAYER = re.compile(r"blk\.(0|[1-9]\d{0,4})\.(.+)\.(weight|bias)")
+_HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+_PREFIXES = ("model.language_model.", "language_model.model.", "model.")  # of the decoder's tensors, in wrappers too
 _BUFFER = re.compile(r"(.+\.)?(rotary_emb\.(original_)?(inv_freq|cos_cached|sin_cached)|masked_bias)")
+_TENSOR = re.compile(r"(.+)\.(weight|bias)")
+_NUMBERED = re.compile(r"(0|[1-9]\d{0,4})\.(.+)")
+_EXPERT = re.compile(r"(.*\bexperts)\.(\d+)\.(.+)")
+# parts of a model beside its text decoder: towers for images and sound, and what joins them
+_BESIDE = re.compile(
+    r"(^|\.)(visual|vision\w*|audio\w*|multi_modal_projector|mm_projector|projector|patch_merger|connector|image_newline)\."
+)
+
+
+@dataclass(frozen=True)
+class Names:
+    """Hugging Face's and GGUF's names of a model's tensors, in both directions.
+
+    layer: Hugging Face's name within a layer, without ".weight" -> GGUF's
+    prefix: of Hugging Face's names of the decoder: "model.", or that of a wrapper ("model.language_model.")
+    head: Hugging Face's name of the output matrix
+    """
+
+    layer: Mapping[str, str]
+    prefix: str = "model."
+    head: str = "lm_head"
+
+    def gguf(self, hf_name: str) -> str | None:
+        """The GGUF name of a Hugging Face tensor; None if the decoder has no such tensor (see `skipped`).
+
+        The matrix of one expert is named as in a stack: "blk.0.ffn_up_exps.3.weight".
+        """
+        match = _TENSOR.fullmatch(hf_name)
+        if match is None:
+            return None
+        stem, kind = match.groups()
+        if stem == self.head:
+            return f"output.{kind}"
+        if not stem.startswith(self.prefix):
+            return None
+        inner = stem.removeprefix(self.prefix)
+        if inner in ("embed_tokens", "norm"):
+            return f"{_GLOBAL['model.' + inner]}.{kind}"
+        found = _NUMBERED.fullmatch(inner.removeprefix("layers.")) if inner.startswith("layers.") else None
+        part = None if found is None else self._part(found[2])
+        return None if found is None or part is None else f"blk.{found[1]}.{part}.{kind}"
+
+    def _part(self, hf_part: str) -> str | None:
+        found = self.layer.get(hf_part)
+        expert = _EXPERT.fullmatch(hf_part) if found is None else None
+        if expert is not None:
+            stack = self.layer.get(f"{expert[1]}.{expert[3]}")
+            return None if stack is None else f"{stack}.{int(expert[2])}"
+        return found
+
+    def hf(self, gguf_name: str) -> str | None:
+        """The Hugging Face name of a GGUF tensor; None if there is none (rope_freqs.weight, stacks of experts)."""
+        match = _TENSOR.fullmatch(gguf_name)
+        if match is None:
+            return None
+        stem, kind = match.groups()
+        ends = {"token_embd": f"{self.prefix}embed_tokens", "output_norm": f"{self.prefix}norm", "output": self.head}
+        if stem in ends:
+            return f"{ends[stem]}.{kind}"
+        found = _NUMBERED.fullmatch(stem.removeprefix("blk.")) if stem.startswith("blk.") else None
+        part = None if found is None else self._hf_part(found[2])
+        return None if found is None or part is None else f"{self.prefix}layers.{found[1]}.{part}.{kind}"
+
+    def _hf_part(self, part: str) -> str | None:
+        name, _, number = part.partition(".")
+        for theirs, ours in self.layer.items():
+            if ours == part and "experts." not in theirs:
+                return theirs
+            if number and ours == name and "experts." in theirs:
+                return theirs.replace("experts.", f"experts.{number}.")
+        return None
+
+    def wrapped(self, tensors: Collection[str]) -> Names:
+        """The names with the prefix that a file's tensors have."""
+        prefix = next((each for each in _PREFIXES if f"{each}embed_tokens.weight" in tensors), self.prefix)
+        head = "language_model.lm_head" if "language_model.lm_head.weight" in tensors else "lm_head"
+        return replace(self, prefix=prefix, head=head)
+
+
+def names_of(family: Family) -> Names:
+    """The names of a family's tensors."""
+    own = family.decoder.names if family.decoder else {}
+    layer = {**_LINEARS, **_HEAD_NORMS, **family.norms.hf_names}
+    return Names({**{theirs: ours for theirs, ours in layer.items() if ours not in own.values()}, **own})
+
+
+_USUAL = Names({**_LINEARS, **_HEAD_NORMS, **BEFORE.hf_names})
+
+
+def is_stack(gguf_name: str) -> bool:
+    """Whether a tensor is a stack of experts, by its GGUF name."""
+    return gguf_name.endswith("_exps.weight")
+
+
+def in_stack(gguf_name: str) -> tuple[str, int] | None:
+    """The stack that the matrix of one expert belongs to, and its number: "blk.0.ffn_up_exps.3.weight"."""
+    match = re.fullmatch(r"(.+_exps)\.(\d+)\.weight", gguf_name)
+    return None if match is None else (f"{match[1]}.weight", int(match[2]))
 
 
 def skipped(hf_name: str, *, tied: bool) -> bool:
@@ -40,33 +137,28 @@ def skipped(hf_name: str, *, tied: bool) -> bool:
     Old checkpoints store buffers of rotary embeddings and masks. With tied embeddings, some files store the embedding
     twice.
     """
-    return _BUFFER.fullmatch(hf_name) is not None or (tied and hf_name == "lm_head.weight")
+    head = hf_name in ("lm_head.weight", "language_model.lm_head.weight")
+    return _BUFFER.fullmatch(hf_name) is not None or (tied and head)
+
+
+def beside_decoder(hf_name: str) -> bool:
+    """Whether a tensor belongs to another part of the model than its text decoder: a tower for images or sound."""
+    return _BESIDE.search(hf_name) is not None
 
 
 def gguf_name(hf_name: str) -> str | None:
-    """The GGUF name of a Hugging Face tensor; None if the decoder has no such tensor (see `skipped`)."""
-    match = _HF_LAYER.fullmatch(hf_name)
-    if match:
-        layer, part, kind = match.groups()
-        return f"blk.{layer}.{_LAYER[part]}.{kind}" if part in _LAYER else None
-    stem, _, kind = hf_name.rpartition(".")
-    return f"{_GLOBAL[stem]}.{kind}" if stem in _GLOBAL and kind in ("weight", "bias") else None
+    """The GGUF name of a Hugging Face tensor of a Llama; None if it has no such tensor (see `skipped`)."""
+    return _USUAL.gguf(hf_name)
 
 
 def hf_name(gguf_name: str) -> str | None:
-    """The Hugging Face name of a GGUF tensor; None if there is none (rope_freqs.weight)."""
-    match = _GGUF_LAYER.fullmatch(gguf_name)
-    if match:
-        layer, part, kind = match.groups()
-        return f"model.layers.{layer}.{_LAYER_BACK[part]}.{kind}" if part in _LAYER_BACK else None
-    stem, _, kind = gguf_name.rpartition(".")
-    return f"{_GLOBAL_BACK[stem]}.{kind}" if stem in _GLOBAL_BACK and kind in ("weight", "bias") else None
+    """The Hugging Face name of a GGUF tensor of a Llama; None if there is none (rope_freqs.weight)."""
+    return _USUAL.hf(gguf_name)
 
 
 def is_permuted(gguf_name: str) -> bool:
-    """Whether the tensor is a weight or bias of q or k. Families with `ArchSpec.permuted` reorder its rows."""
-    match = _GGUF_LAYER.fullmatch(gguf_name)
-    return match is not None and match.group(2) in ("attn_q", "attn_k")
+    """Whether the tensor is a weight or bias of q or k. Families with `Decoder.permuted` reorder its rows."""
+    return re.fullmatch(r"blk\.\d+\.attn_[qk]\.(weight|bias)", gguf_name) is not None
 
 
 def permute_rows(w: np.ndarray, heads: int) -> np.ndarray:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bitsmith.containers.base import Source
-from bitsmith.models.arch.config import LINEARS, ModelConfig
-from bitsmith.models.arch.names import Naming, hf_name, skipped
-from bitsmith.models.arch.tensors import expected_tensors
+from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.names import Names, Naming, beside_decoder, names_of, skipped
+from bitsmith.models.arch.tensors import file_tensors
 
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _CACHE_SCALE = re.compile(r".+\.(k|v|q|prob)_scale")  # of keys and values in a runtime with an FP8 cache
 _SLAB = 1 << 22  # number of weights read at once
 _NAMED = 3  # number of tensors that a note names
@@ -41,35 +40,49 @@ def reconcile(config: ModelConfig, source: Source, *, naming: Naming) -> Reconci
     Reads the tensors in question. Everything else that contradicts the configuration is left to `check_tensors`.
     """
     notes: list[str] = []
-    if naming == "hf" and config.tied and _HEAD in source.tensors and not _equal(source, _EMBEDDING, _HEAD):
+    names = names_of(config.family).wrapped(source.tensors)
+    embedding, head = f"{names.prefix}embed_tokens.weight", f"{names.head}.weight"
+    if naming == "hf" and config.tied and head in source.tensors and not _equal(source, embedding, head):
         config = replace(config, tied=False)
         notes.append(
-            f"the configuration ties {_HEAD} to {_EMBEDDING}, but the file holds another {_HEAD}; it is used, as in "
+            f"the configuration ties {head} to {embedding}, but the file holds another {head}; it is used, as in "
             "transformers 5"
         )
-    config = _with_found_biases(config, source, naming, notes)
-    wanted = {_own(name, naming) for name in expected_tensors(config)}
-    ignored, zero = set(), []
+    config = _with_found_biases(config, source, names if naming == "hf" else None, notes)
+    wanted = file_tensors(config, source.tensors, naming).wanted
+    ignored, zero, beside = set(), [], []
     for name in source.tensors:
         if name in wanted:
             continue
         if (naming == "hf" and skipped(name, tied=config.tied)) or _CACHE_SCALE.fullmatch(name):
             ignored.add(name)
+        elif naming == "hf" and beside_decoder(name):
+            beside.append(name)
         elif _all_zero(source, name):
             ignored.add(name)
             zero.append(name)
+    ignored |= set(beside)
+    if beside:
+        listed = ", ".join(beside[:_NAMED]) + (", ..." if len(beside) > _NAMED else "")
+        notes.append(
+            f"{len(beside)} tensors are not of the text decoder but of other parts, for images or sound ({listed}): "
+            "GGUF files and runs leave them out, safetensors folders keep them in 16 bits"
+        )
     if zero:
         listed = ", ".join(zero[:_NAMED]) + (", ..." if len(zero) > _NAMED else "")
         notes.append(f"{len(zero)} tensors are empty or all zero and not part of the model; ignored: {listed}")
     return Reconciled(config, frozenset(ignored), tuple(notes))
 
 
-def _with_found_biases(config: ModelConfig, source: Source, naming: Naming, notes: list[str]) -> ModelConfig:
+def _with_found_biases(config: ModelConfig, source: Source, names: Names | None, notes: list[str]) -> ModelConfig:
     """The configuration with the declared biases that the file has, if it has some of a kind but not all."""
     declared = [
-        f"blk.{layer}.{name}" for layer in range(config.layers) for name in LINEARS if config.has_bias(name, layer)
+        f"blk.{layer}.{name}"
+        for layer in range(config.layers)
+        for name in config.biased_linears
+        if config.has_bias(name, layer)
     ]
-    found = {linear for linear in declared if _own(f"{linear}.bias", naming) in source.tensors}
+    found = {linear for linear in declared if _own(f"{linear}.bias", names) in source.tensors}
     changed = config.with_biases(found)
     lost = (config.qkv_bias, config.output_bias, config.mlp_bias) != (
         changed.qkv_bias,
@@ -82,11 +95,9 @@ def _with_found_biases(config: ModelConfig, source: Source, naming: Naming, note
     return changed
 
 
-def _own(name: str, naming: Naming) -> str:
-    """The file's name of a tensor with this GGUF name."""
-    found = name if naming == "gguf" else hf_name(name)
-    assert found is not None, name
-    return found
+def _own(name: str, names: Names | None) -> str | None:
+    """The file's name of a tensor with this GGUF name. names: None if the file's names are GGUF's"""
+    return name if names is None else names.hf(name)
 
 
 def _equal(source: Source, one: str, other: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,6 +23,11 @@ def rope_frequencies(rope: Rope) -> np.ndarray:
         kept = _yarn_kept(rope)
         plain = plain * kept + plain / rope.factor * (1 - kept)
     return np.asarray(plain, np.float32)
+
+
+def long_frequencies(rope: Rope) -> np.ndarray:
+    """The same under longrope for texts longer than `original_context` (Ding et al. 2024, arXiv:2402.13753)."""
+    return rope_frequencies(replace(rope, freq_factors=rope.long_factors))
 
 
 def rope_magnitude(rope: Rope) -> float:
@@ -70,7 +76,9 @@ def _yarn_kept(rope: Rope) -> np.ndarray:
         turns = rope.original_context / (rotations * 2 * math.pi)
         return rope.dim * math.log(turns) / (2 * math.log(rope.theta))
 
-    low = max(math.floor(pair_of(rope.beta_fast)), 0)
-    high = min(math.ceil(pair_of(rope.beta_slow)), rope.dim - 1)
+    low, high = pair_of(rope.beta_fast), pair_of(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dim - 1)
     span = high - low if high != low else 0.001
     return np.asarray(1.0 - np.clip((np.arange(rope.dim // 2, dtype=np.float64) - low) / span, 0.0, 1.0))

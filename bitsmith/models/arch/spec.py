@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from bitsmith.errors import UnsupportedError
 from bitsmith.models.arch.families import FAMILIES, Decoder, Family
-
-_WINDOWED: dict[str, Literal["always", "by_layer", "never"]] = {"all": "always", "by_field": "by_layer"}
 
 
 @dataclass(frozen=True)
@@ -35,23 +32,32 @@ class ArchSpec:
 
     @property
     def qk_norm(self) -> bool:
-        """Whether there is an RMSNorm over each head of q and k."""
-        return self.family.qk_norm == "head"
+        """Whether there is an RMSNorm of q and k."""
+        return bool(self.family.qk_norm)
 
     @property
     def always_qkv_bias(self) -> bool:
         """Whether q, k and v always have a bias."""
         return self.family.qkv_bias is True
 
-    @property
-    def windowed(self) -> Literal["always", "by_layer", "never"]:
-        """The value is "always" if every layer has the window, "by_layer" if the configuration chooses the layers."""
-        return _WINDOWED.get(self.family.window, "never")
+
+class _Architectures(Mapping[str, ArchSpec]):
+    """The rows of `FAMILIES` that have a decoder, by name."""
+
+    def __getitem__(self, name: str) -> ArchSpec:
+        family = FAMILIES[name]
+        if family.decoder is None:
+            raise KeyError(name)
+        return ArchSpec(name, family, family.decoder)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, family in FAMILIES.items() if family.decoder is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
-ARCHITECTURES: dict[str, ArchSpec] = {
-    name: ArchSpec(name, family, family.decoder) for name, family in FAMILIES.items() if family.decoder is not None
-}
+ARCHITECTURES: Mapping[str, ArchSpec] = _Architectures()
 
 
 def spec_of_hf(classes: Sequence[str], model_type: str | None, origin: str) -> ArchSpec:
@@ -64,21 +70,28 @@ def spec_of_hf(classes: Sequence[str], model_type: str | None, origin: str) -> A
         if any(name in spec.decoder.hf_classes for name in classes) or (not classes and model_type == spec.name):
             return spec
     found = ", ".join(classes) or f"model_type {model_type!r}"
-    known = ", ".join(name for spec in ARCHITECTURES.values() for name in spec.decoder.hf_classes[:1])
+    known = ", ".join(spec.decoder.hf_classes[0] for spec in ARCHITECTURES.values())
     raise UnsupportedError(
-        f"{origin}: unknown architecture {found}; known are {known}. Other models can be "
-        "written as native files only, for instance --to=native/int8."
+        f"{origin}: unknown architecture {found}; known are {known}. Of others, bitsmith writes native, gptq, awq and "
+        "compressed folders without calibration, for instance --to=native/int8; it quantizes any GGUF file of "
+        "llama.cpp, so convert the model with llama.cpp first for --to=q4_k_m."
     )
 
 
-def spec_of_gguf(architecture: str, origin: str) -> ArchSpec:
-    """The family of a GGUF file, by general.architecture ("llama" is also Mistral).
+def spec_of_gguf(architecture: str, origin: str, *, experts: bool = False, windowed: bool = False) -> ArchSpec:
+    """The family of a GGUF file, by general.architecture. "llama" is also Mistral.
 
     origin: name of the file, for errors
+    experts, windowed: whether the file has experts, and a window; families that share an architecture differ in them
     Raises UnsupportedError for an unknown family, with the known ones.
     """
-    for spec in ARCHITECTURES.values():
-        if spec.gguf == architecture:
-            return spec
+    found = [spec for spec in ARCHITECTURES.values() if spec.gguf == architecture]
+    alike = [spec for spec in found if (spec.decoder.experts is not None) == experts]
+    if alike:
+        return next((spec for spec in alike if windowed and spec.family.window in ("pattern", "alternating")), alike[0])
     known = ", ".join(dict.fromkeys(spec.gguf for spec in ARCHITECTURES.values()))
-    raise UnsupportedError(f"{origin}: unknown general.architecture {architecture!r}; known are {known}.")
+    what = f"{architecture!r} with experts" if found and experts else repr(architecture)
+    raise UnsupportedError(
+        f"{origin}: unknown general.architecture {what}; known are {known}. Files of others can be quantized to GGUF "
+        "types and to native/..., without calibration, but not run here."
+    )

@@ -5,45 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 
 from bitsmith.errors import FileError
+from bitsmith.models.arch.block import expected_tensors
 from bitsmith.models.arch.config import ModelConfig
-from bitsmith.models.arch.names import Naming, gguf_name, hf_name, skipped
+from bitsmith.models.arch.names import Names, Naming, beside_decoder, skipped
+from bitsmith.models.arch.sources import FileTensors, gguf_file_tensors, hf_file_tensors
 from bitsmith.quant.tensor import TensorInfo
 
+__all__ = ["ROPE_FREQS", "ROPE_LONG", "ROPE_SHORT", "check_tensors", "expected_tensors", "file_tensors"]
+
 ROPE_FREQS = "rope_freqs.weight"
+ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 
 
-def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape (row-major, [rows, cols]) of every tensor of the model by GGUF name, in file order.
-
-    A tied model has no "output.weight". rope_freqs.weight is left out, since it is computed from the config.
-    """
-    hidden, inner = config.hidden, config.intermediate
-    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (config.vocab, hidden)}
-    linears: list[tuple[str, int, int]] = [
-        ("attn_q", q, hidden),
-        ("attn_k", kv, hidden),
-        ("attn_v", kv, hidden),
-        ("attn_output", hidden, q),
-        ("ffn_gate", inner, hidden),
-        ("ffn_up", inner, hidden),
-        ("ffn_down", hidden, inner),
-    ]
-    for layer in range(config.layers):
-        prefix = f"blk.{layer}."
-        for norm in ("attn_norm", "ffn_norm"):
-            shapes[f"{prefix}{norm}.weight"] = (hidden,)
-        if config.qk_norm:
-            for norm in ("attn_q_norm", "attn_k_norm"):
-                shapes[f"{prefix}{norm}.weight"] = (config.head_dim,)
-        for name, rows, cols in linears:
-            shapes[f"{prefix}{name}.weight"] = (rows, cols)
-            if config.has_bias(name, layer):
-                shapes[f"{prefix}{name}.bias"] = (rows,)
-    shapes["output_norm.weight"] = (hidden,)
-    if not config.tied:
-        shapes["output.weight"] = (config.vocab, hidden)
-    return shapes
+def file_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo], naming: Naming) -> FileTensors:
+    """The tensors that a file of a model must hold. tensors: those that it holds, by name"""
+    return gguf_file_tensors(config) if naming == "gguf" else hf_file_tensors(config, tensors)
 
 
 def check_tensors(
@@ -62,20 +38,21 @@ def check_tensors(
     ignored: names of further tensors that the file may have, see `reconcile`
     """
     where = f"{origin}: " if origin else ""
-    expected = expected_tensors(config)
-    wanted = {_file_name(name, naming): shape for name, shape in expected.items()}
-    missing = [(own, name) for own, name in zip(wanted, expected, strict=True) if own not in tensors]
+    files = file_tensors(config, tensors, naming)
+    known = {own: own if naming == "gguf" else files.names.gguf(own) or own for own in files.wanted}
+    missing = [(own, known[own]) for own in files.wanted if own not in tensors]
     if missing:
-        raise _missing(where, config, missing, len(wanted), naming)
-    for (name, shape), own in zip(expected.items(), wanted, strict=True):
+        raise _missing(where, config, missing, len(files.wanted), naming)
+    for own, shape in files.wanted.items():
         if tuple(tensors[own].shape) != shape:
+            fields = _fields_of(known[own], naming)
             raise FileError(
                 f"{where}{own} has shape {list(tensors[own].shape)}, but the configuration requires {list(shape)} "
-                f"({_fields_of(name, naming)}); the file's configuration belongs to another model, or was changed."
+                f"({fields}); the file's configuration belongs to another model, or was changed."
             )
     for name in tensors:
-        if name not in wanted and name not in ignored and not _is_known_extra(name, naming, config):
-            raise _unexpected(where, config, name, naming)
+        if name not in files.wanted and name not in ignored and not _is_known_extra(name, naming, config, files.names):
+            raise _unexpected(where, config, name, naming, files.names)
 
 
 def _missing(
@@ -100,8 +77,8 @@ def _missing(
     )
 
 
-def _unexpected(where: str, config: ModelConfig, name: str, naming: Naming) -> FileError:
-    known = name if naming == "gguf" else gguf_name(name)
+def _unexpected(where: str, config: ModelConfig, name: str, naming: Naming, names: Names) -> FileError:
+    known = name if naming == "gguf" else names.gguf(name)
     if known is not None and known.endswith(".bias") and known.startswith("blk."):
         return FileError(
             f"{where}{name} is not zero, but the configuration ({config.arch}) gives this linear no bias "
@@ -123,6 +100,8 @@ _HF_FIELDS = {
     "head": "head_dim",
     "attention bias": "attention_bias",
     "mlp bias": "mlp_bias",
+    "experts": "num_experts",
+    "expert inner": "moe_intermediate_size",
 }
 _GGUF_FIELDS = {
     "hidden": "embedding_length",
@@ -133,6 +112,8 @@ _GGUF_FIELDS = {
     "head": "attention.key_length",
     "attention bias": "tensors of other layers",
     "mlp bias": "tensors of other layers",
+    "experts": "expert_count",
+    "expert inner": "expert_feed_forward_length",
 }
 _SIZES = {
     "token_embd": ("vocab", "hidden"),
@@ -149,29 +130,28 @@ _SIZES = {
     "ffn_gate": ("inner", "hidden"),
     "ffn_up": ("inner", "hidden"),
     "ffn_down": ("hidden", "inner"),
+    "attn_qkv": ("q", "kv", "hidden"),
+    "ffn_gate_inp": ("experts", "hidden"),
+    "ffn_gate_exps": ("experts", "expert inner", "hidden"),
+    "ffn_up_exps": ("experts", "expert inner", "hidden"),
+    "ffn_down_exps": ("experts", "hidden", "expert inner"),
 }
 
 
 def _fields_of(name: str, naming: Naming) -> str:
     """The fields of the configuration that decide the shape of a tensor, or whether a bias exists."""
     part, _, kind = name.rpartition(".")
-    part = part.rpartition(".")[2]
-    sizes = _SIZES[part]
-    if kind == "bias":
+    part = next((each for each in reversed(part.split(".")) if not each.isdigit()), part)
+    sizes = _SIZES.get(part, ("hidden",))
+    if kind == "bias" and part in _SIZES:
         sizes = ("mlp bias",) if part.startswith("ffn") else ("attention bias",)
     fields = _GGUF_FIELDS if naming == "gguf" else _HF_FIELDS
     return ", ".join(fields[size] for size in sizes)
 
 
-def _file_name(name: str, naming: Naming) -> str:
+def _is_known_extra(name: str, naming: Naming, config: ModelConfig, names: Names) -> bool:
     if naming == "gguf":
-        return name
-    found = hf_name(name)
-    assert found is not None, name
-    return found
-
-
-def _is_known_extra(name: str, naming: Naming, config: ModelConfig) -> bool:
-    if naming == "gguf":
-        return name == ROPE_FREQS
-    return skipped(name, tied=config.tied) and gguf_name(name) in (None, "output.weight")
+        return name == ROPE_FREQS or (config.rope.scaling == "longrope" and name in (ROPE_LONG, ROPE_SHORT))
+    if beside_decoder(name):
+        return True
+    return skipped(name, tied=config.tied) and names.gguf(name) in (None, "output.weight")

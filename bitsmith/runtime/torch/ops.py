@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 MOST_SCORES = 64 << 20  # attention scores held at a time
+CLAMP, SLOPE = 7.0, 1.702  # of gpt-oss's gate (swiglu_limit and swiglu_alpha)
 
 
 @dataclass(frozen=True)
@@ -52,24 +53,94 @@ class TorchOps:
             turned = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
         return turned if rest.shape[-1] == 0 else torch.cat((turned, rest), dim=-1)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        visible: Tensor | None,
+        *,
+        scale: float | None = None,
+        softcap: float = 0.0,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
         """See `Ops.attention`; queries are taken in parts, so that scores never need more than 256 MB or a query's."""
         batch, heads, n, _ = q.shape
         part = max(1, MOST_SCORES // (batch * heads * k.shape[2]))
-        parts = [
-            _attend(q[:, :, start : start + part], k, v, None if visible is None else visible[:, start : start + part])
-            for start in range(0, n, part)
-        ]
+        plain = not softcap and sinks is None
+        parts = []
+        for start in range(0, n, part):
+            own = None if visible is None else visible[:, start : start + part]
+            queries = q[:, :, start : start + part]
+            if plain:
+                parts.append(_attend(queries, k, v, own, scale))
+            else:
+                parts.append(_attend_by_scores(queries, k, v, own, _Scores(scale, softcap, sinks)))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
-        """See `Ops.swiglu`."""
-        return functional.silu(gate) * up
+    def gated(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+        """See `Ops.gated`."""
+        if activation == "silu":
+            return functional.silu(gate) * up
+        if activation == "gelu_tanh":
+            return functional.gelu(gate, approximate="tanh") * up
+        gate, up = gate.clamp(max=CLAMP), up.clamp(-CLAMP, CLAMP)
+        return gate * torch.sigmoid(gate * SLOPE) * (up + 1.0)
+
+    def softcapped(self, x: Tensor, cap: float) -> Tensor:
+        """See `Ops.softcapped`."""
+        return torch.tanh(x / cap) * cap
+
+    def route(self, scores: Tensor, used: int, how: str, *, normalize: bool) -> tuple[Tensor, Tensor]:
+        """See `Ops.route`."""
+        if how == "chosen":
+            found, chosen = scores.topk(used, dim=-1)
+            return found.softmax(-1), chosen
+        weights, chosen = scores.softmax(-1).topk(used, dim=-1)
+        return (weights / weights.sum(-1, keepdim=True) if normalize else weights), chosen
+
+    def where(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Ops.where`."""
+        rows, columns = torch.where(chosen)
+        return rows, columns
+
+    def add_rows(self, x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+        """See `Ops.add_rows`."""
+        return x.index_add(0, rows, values)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+@dataclass(frozen=True)
+class _Scores:
+    """How scores are made of q k^T; see `Ops.attention`."""
+
+    scale: float | None
+    softcap: float
+    sinks: Tensor | None
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: float | None) -> Tensor:
     """[batch, heads, n, head_dim] -> [batch, n, heads * head_dim]."""
-    batch, heads, n, head_dim = q.shape
+    batch, heads, n, _ = q.shape
     mask = None if visible is None else visible[:, None]
-    mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=heads != k.shape[1])
-    return mixed.transpose(1, 2).reshape(batch, n, heads * head_dim)
+    mixed = functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, enable_gqa=heads != k.shape[1], scale=scale
+    )
+    return mixed.transpose(1, 2).reshape(batch, n, -1)
+
+
+def _attend_by_scores(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, how: _Scores) -> Tensor:
+    """The same, for scores with a cap or with sinks."""
+    batch, heads, n, head_dim = q.shape
+    group = heads // k.shape[1]
+    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    scores = q @ k.transpose(2, 3) * (head_dim**-0.5 if how.scale is None else how.scale)
+    if how.softcap:
+        scores = torch.tanh(scores / how.softcap) * how.softcap
+    if visible is not None:
+        scores = scores.masked_fill(~visible[:, None], -torch.inf)
+    if how.sinks is not None:
+        sinks = how.sinks[None, :, None, None].expand(batch, heads, n, 1)
+        weights = torch.cat((scores, sinks), dim=-1).softmax(-1)[..., :-1]
+    else:
+        weights = scores.softmax(-1)
+    return (weights @ v).transpose(1, 2).reshape(batch, n, -1)

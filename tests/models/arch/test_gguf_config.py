@@ -172,7 +172,7 @@ def test_nonsense(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"expert_count": 8}, {"attention__value_length": 16}, {"rope__scaling__type": "longrope"}]
+    "changes", [{"expert_shared_count": 8}, {"attention__value_length": 16}, {"rope__scaling__type": "longrope"}]
 )
 def test_unsupported(changes: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError, match=r"some\.gguf"):
@@ -180,7 +180,7 @@ def test_unsupported(changes: dict[str, Any]) -> None:
 
 
 def test_unknown_architecture_lists_the_known() -> None:
-    with pytest.raises(UnsupportedError, match=r"'gpt2'; known are llama, qwen2, qwen3"):
+    with pytest.raises(UnsupportedError, match=r"'gpt2'; known are llama, mistral3, qwen2, qwen3, "):
         _read({"general.architecture": "gpt2"})
     with pytest.raises(FileError, match=r"general\.architecture is missing"):
         _read({})

@@ -26,7 +26,7 @@ def test_rms_norm() -> None:
 def test_swiglu() -> None:
     gate, up = _random(4, 5), _random(4, 5)
     expected = gate / (1 + np.exp(-gate.astype(np.float64))) * up
-    np.testing.assert_allclose(OPS.swiglu(OPS.array(gate), OPS.array(up)).numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(OPS.gated(OPS.array(gate), OPS.array(up), "silu").numpy(), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("interleaved", [True, False])

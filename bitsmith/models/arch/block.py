@@ -1,0 +1,81 @@
+"""A block: a list of operations, each with its norms and a residual connection around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.operations.attention import Attention
+from bitsmith.models.arch.operations.base import BlockTensor, LinearGroup, Operation
+from bitsmith.models.arch.operations.experts import MixtureOfExperts
+from bitsmith.models.arch.operations.mlp import GatedMlp
+
+ATTENTION, MLP, EXPERTS = Attention(), GatedMlp(), MixtureOfExperts()
+
+
+@dataclass(frozen=True)
+class Part:
+    """x + norm(operation(norm(x))). before, after: names of the norms; "" for none"""
+
+    operation: Operation
+    before: str
+    after: str
+
+
+def parts_of(config: ModelConfig, layer: int) -> tuple[Part, ...]:
+    """The parts of a block, in the order of computation."""
+    norms, spec = config.family.norms, config.specs[layer]
+    return (
+        Part(ATTENTION, norms.before_attention, norms.after_attention),
+        Part(EXPERTS if spec.experts else MLP, norms.before_mlp, norms.after_mlp),
+    )
+
+
+def block_tensors(config: ModelConfig, layer: int) -> Iterator[BlockTensor]:
+    """The tensors of a block: norms and other vectors first, then matrices, in the order of computation."""
+    parts = parts_of(config, layer)
+    for norm in config.family.norms.names:
+        yield BlockTensor(norm, (config.hidden,), "vector")
+    found = [tensor for part in parts for tensor in part.operation.tensors(config, layer)]
+    yield from (tensor for tensor in found if tensor.kind == "vector")
+    yield from (tensor for tensor in found if tensor.kind != "vector")
+
+
+def linear_shapes(config: ModelConfig, layer: int) -> dict[str, tuple[int, int]]:
+    """[rows, cols] of every linear of a block that is quantized; experts one by one."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for tensor in block_tensors(config, layer):
+        rows, cols = tensor.shape[-2:] if tensor.kind != "vector" else (0, 0)
+        if tensor.kind == "linear":
+            shapes[tensor.name] = (rows, cols)
+        elif tensor.kind == "experts":
+            shapes |= {f"{tensor.name}.{e}": (rows, cols) for e in range(tensor.shape[0])}
+    return shapes
+
+
+def part_groups(config: ModelConfig, layer: int, part: Part) -> tuple[LinearGroup, ...]:
+    """The groups of one part, in the order of computation."""
+    return tuple(group for stage in part.operation.stages(config, layer, part.before) for group in stage)
+
+
+def linear_groups(config: ModelConfig, layer: int = 0) -> tuple[LinearGroup, ...]:
+    """The groups of a block, in the order of computation."""
+    return tuple(group for part in parts_of(config, layer) for group in part_groups(config, layer, part))
+
+
+def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape (row-major, [rows, cols]) of every tensor of the model by GGUF name, in file order.
+
+    A tied model has no "output.weight". rope_freqs.weight is left out, since it is computed from the config.
+    """
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (config.vocab, config.hidden)}
+    for layer in range(config.layers):
+        for tensor in block_tensors(config, layer):
+            shapes[f"blk.{layer}.{tensor.name}.weight"] = tensor.shape
+            if tensor.bias:
+                shapes[f"blk.{layer}.{tensor.name}.bias"] = tensor.shape[:-1]
+    shapes["output_norm.weight"] = (config.hidden,)
+    if not config.tied:
+        shapes["output.weight"] = (config.vocab, config.hidden)
+    return shapes

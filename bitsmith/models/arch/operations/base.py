@@ -1,0 +1,93 @@
+"""What an operation of a block is: it declares its tensors and groups of linears, and computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from bitsmith.models.arch.config import ModelConfig
+
+Tensor = Any  # of the operations that the decoder runs on
+
+
+@dataclass(frozen=True)
+class LinearGroup:
+    """Linears of a block that read the same input. Names are GGUF's, without "blk.N." and ".weight".
+
+    Shared Hessians, rescaling and fused loading use the groups.
+    name: name of the input ("attn_in", "o_proj_input", "ffn_in", "down_proj_input")
+    linears: all linears that read the input; they share one Hessian
+    producer: the norm or linear whose output rows are this input, so that scales can be folded into it; None if scales
+        cannot be folded
+    repeats: number of input columns that each row of the producer feeds. With grouped attention, query heads share a
+        value head, and folded scales must be equal across these heads
+    routed: whether a router chooses the tokens of the input, so that another model may choose others
+    """
+
+    name: str
+    linears: tuple[str, ...]
+    producer: str | None
+    repeats: int = 1
+    routed: bool = False
+
+
+@dataclass(frozen=True)
+class BlockTensor:
+    """A tensor of a block, by GGUF's name without "blk.N." and ".weight".
+
+    kind: "vector"; "linear" for a matrix [rows, cols] of a product; "router" for such a matrix that is never quantized;
+        "experts" for a stack of matrices [experts, rows, cols]. The matrix of one expert is a linear named "NAME.E".
+    bias: whether a vector of the same name with ".bias" belongs to it, one row for each expert
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Literal["vector", "linear", "router", "experts"]
+    bias: bool = False
+
+
+class Run(Protocol):
+    """One forward pass, as an operation sees it; see `bitsmith.runtime.decoder.Run`."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def ops(self) -> Any: ...
+
+    def rotated(self, layer: int, x: Tensor) -> Tensor:
+        """Queries or keys [batch, heads, n, head_dim], rotated as the layer rotates; see `LayerSpec.rope`."""
+        ...
+
+    def tempered(self, q: Tensor) -> Tensor:
+        """Queries [batch, heads, n, head_dim] times the factors of their positions, see `ModelConfig.temperature`."""
+        ...
+
+    def visible(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values [batch, kv_heads, m, head_dim] of all tokens that some query sees, and the mask.
+
+        New keys and values go to the cache, if there is one.
+        """
+        ...
+
+
+class Operation(Protocol):
+    """An operation of a block. It has no state: sequences live in the run's cache."""
+
+    def tensors(self, config: ModelConfig, layer: int) -> Iterator[BlockTensor]:
+        """Its tensors, without the norms around it."""
+        ...
+
+    def stages(self, config: ModelConfig, layer: int, norm: str) -> tuple[tuple[LinearGroup, ...], ...]:
+        """Its groups of linears, in the order of computation. Groups of a stage do not depend on each other.
+
+        norm: the norm before the operation; "" if there is none
+        """
+        ...
+
+    def forward(self, run: Run, layer: int, block: Any, x: Tensor) -> Tensor:
+        """float32 [batch, n, hidden] -> the same, without norms and residual.
+
+        block: a `bitsmith.runtime.weights.Block`
+        """
+        ...

@@ -1,0 +1,141 @@
+"""How each tensor of the decoder is made of the tensors in a file, and each tensor of a folder of those of GGUF.
+
+Names and values of the decoder's tensors are GGUF's; only rows of q and k keep the file's order. Hugging Face's folders
+may store experts apart, norms without their 1, matrices transposed, or gate and up interleaved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from bitsmith.containers.derived import Derived, Piece
+from bitsmith.containers.floats import MXFP4_STACK
+from bitsmith.errors import UnsupportedError
+from bitsmith.models.arch.block import expected_tensors
+from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.names import Names, names_of
+from bitsmith.quant.tensor import TensorInfo
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FileTensors:
+    """The tensors that a file of a model must hold.
+
+    wanted: shape of each, by the file's names
+    places: the file's or derived name of each tensor of the decoder, by GGUF name
+    derived: tensors of the decoder that the file does not hold as such, by GGUF name
+    """
+
+    names: Names
+    wanted: Mapping[str, Shape]
+    places: Mapping[str, str]
+    derived: Mapping[str, Derived] = field(default_factory=dict)
+
+
+def gguf_file_tensors(config: ModelConfig) -> FileTensors:
+    """Those of a GGUF file."""
+    wanted = expected_tensors(config)
+    return FileTensors(names_of(config.family), wanted, {name: name for name in wanted})
+
+
+def hf_file_tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> FileTensors:
+    """Those of a Hugging Face folder.
+
+    found: the folder's tensors; where there are several ways to store a tensor, they say which one it is
+    """
+    names = names_of(config.family).wrapped(found)
+    wanted: dict[str, Shape] = {}
+    places: dict[str, str] = {}
+    derived: dict[str, Derived] = {}
+    for name, shape in expected_tensors(config).items():
+        theirs = names.hf(name)
+        shift = 1.0 if config.decoder.norm_offset and name.endswith("norm.weight") else 0.0
+        if theirs is not None and not shift:
+            wanted[theirs], places[name] = shape, theirs
+            continue
+        if theirs is not None:
+            own: dict[str, Shape] = {theirs: shape}
+            pieces: tuple[Piece, ...] = (Piece(theirs, 0, math.prod(shape[:-1])),)
+        else:
+            own, pieces = _stored(config, names, name, shape, found)
+        wanted |= own
+        places[name] = name
+        derived[name] = Derived(shape, pieces, shift)
+    return FileTensors(names, wanted, places, derived)
+
+
+def _stored(
+    config: ModelConfig, names: Names, name: str, shape: Shape, found: Mapping[str, TensorInfo]
+) -> tuple[dict[str, Shape], tuple[Piece, ...]]:
+    """The tensors of a folder that hold a tensor which it does not name alike, and their rows that form it."""
+    stem, _, kind = name.rpartition(".")
+    row = config.decoder.experts
+    if row is not None and row.interleaved:
+        return _interleaved(names, stem, kind, shape, found)
+    first = str(names.hf(f"{stem}.0.{kind}"))
+    if first not in found:  # which is an error; the names of thousands of others would be made for nothing
+        return {first: shape[1:]}, (Piece(first, 0, 1),)
+    apart = [str(names.hf(f"{stem}.{e}.{kind}")) for e in range(shape[0])]
+    rows = shape[1] if len(shape) == 3 else 1
+    return dict.fromkeys(apart, shape[1:]), tuple(Piece(own, 0, rows) for own in apart)
+
+
+def _interleaved(
+    names: Names, stem: str, kind: str, shape: Shape, found: Mapping[str, TensorInfo]
+) -> tuple[dict[str, Shape], tuple[Piece, ...]]:
+    """The same for gpt-oss: gate and up in turn in one stack, transposed in 16 bits and not in MXFP4; and sinks."""
+    _, layer, part = stem.split(".")
+    above = f"{names.prefix}layers.{layer}."
+    if part == "attn_sinks":
+        own = f"{above}self_attn.sinks"
+        return {own: shape}, (Piece(own, 0, 1),)
+    down = part.startswith("ffn_down")
+    turn, step = (0, 1) if down else (int(part.startswith("ffn_up")), 2)
+    stack = f"{above}mlp.experts.{'down' if down else 'gate_up'}_proj"
+    if kind == "bias":
+        own = f"{stack}_bias"
+        return {own: (shape[0], step * shape[1])}, (Piece(own, 0, shape[0], columns=(turn, step)),)
+    count, rows, cols = shape
+    if stack in found and found[stack].layout == MXFP4_STACK:
+        return {stack: (count, step * rows, cols)}, (Piece(stack, turn, count * rows, step),)
+    pieces = tuple(Piece(stack, turn, rows, step, matrix=e) for e in range(count))
+    return {stack: (count, cols, step * rows)}, pieces
+
+
+def hf_tensors_of_gguf(config: ModelConfig) -> tuple[dict[str, str], dict[str, Derived]]:
+    """The tensors of a Hugging Face folder made from a GGUF file.
+
+    Returns the name in the GGUF file, or of a derived tensor, by Hugging Face name; and the derived tensors.
+    """
+    names = names_of(config.family)
+    places: dict[str, str] = {}
+    derived: dict[str, Derived] = {}
+    for name, shape in expected_tensors(config).items():
+        for theirs, own in _hf_parts(config, names, name, shape):
+            places[theirs] = name if own is None else theirs
+            if own is not None:
+                derived[theirs] = own
+    return places, derived
+
+
+def _hf_parts(config: ModelConfig, names: Names, name: str, shape: Shape) -> Iterator[tuple[str, Derived | None]]:
+    theirs = names.hf(name)
+    if theirs is not None:
+        offset = config.decoder.norm_offset and name.endswith("norm.weight")
+        whole = Piece(name, 0, math.prod(shape[:-1]))
+        yield theirs, Derived(shape, (whole,), -1.0) if offset else None
+        return
+    stem, _, kind = name.rpartition(".")
+    row = config.decoder.experts
+    if row is not None and row.interleaved:
+        raise UnsupportedError(
+            f"{name} has no place in a {config.arch} folder of transformers, which stores gate and up in turn and "
+            "transposed; write a GGUF file, for instance --to=q4_k_m."
+        )
+    rows = shape[1] if len(shape) == 3 else 1
+    for e in range(shape[0]):
+        yield str(names.hf(f"{stem}.{e}.{kind}")), Derived(shape[1:], (Piece(name, e * rows, rows),))

@@ -1,0 +1,74 @@
+"""Fields that the published configurations of families have beside the usual ones, and those that change a family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bitsmith.errors import FileError, UnsupportedError
+from bitsmith.models.arch.hf_config import config_from_hf
+from bitsmith.models.arch.hf_fields import check_fields
+from tests.tiny import CONFIG
+
+PUBLISHED: dict[str, dict[str, Any]] = {  # what real configurations of families say beside the usual fields
+    "Qwen3MoeForCausalLM": {"use_qk_norm": True, "qkv_bias": False, "shared_expert_intermediate_size": 0},
+    "HunYuanDenseV1ForCausalLM": {
+        "use_cla": False,
+        "cla_share_factor": 2,
+        "use_qk_norm": True,
+        "norm_type": "rms",
+        "num_experts": 1,
+        "attention_head_dim": 8,
+    },
+    "SmolLM3ForCausalLM": {
+        "no_rope_layers": [1, 1],
+        "use_sliding_window": False,
+        "layer_types": ["full_attention"] * 2,
+    },
+    "Gemma2ForCausalLM": {"hidden_activation": "gelu_pytorch_tanh", "cache_implementation": "hybrid"},
+    "GptOssForCausalLM": {"swiglu_limit": 7.0, "initial_context_length": 4096, "experts_per_token": 2},
+}
+PARTS = ("full_attention", "sliding_attention")
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
+
+
+def published(name: str) -> dict[str, Any]:
+    usual = {key: value for key, value in CONFIG.items() if key not in ("model_type", "hidden_act")}
+    experts = MOE if "Moe" in name else {"num_local_experts": 4, "num_experts_per_tok": 2} if "Oss" in name else {}
+    return {**usual, "architectures": [name], **experts, **PUBLISHED[name]}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_fields_are_known(name: str) -> None:
+    found = published(name)
+    config = config_from_hf(found)
+    assert check_fields(found, config.arch, "x") == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("Qwen3MoeForCausalLM", {"shared_expert_intermediate_size": 64}),
+        ("HunYuanDenseV1ForCausalLM", {"use_cla": True}),
+        ("SmolLM3ForCausalLM", {"use_qk_norm": True}),
+        ("Gemma2ForCausalLM", {"use_bidirectional_attention": True}),
+        ("Gemma2ForCausalLM", {"hidden_activation": "relu"}),
+        ("GptOssForCausalLM", {"swiglu_limit": 8.0}),
+        ("Qwen3MoeForCausalLM", {"routed_scaling_factor": 2.5}),
+    ],
+)
+def test_fields_that_change_a_family_are_refused(name: str, change: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedError, match=next(iter(change))):
+        config_from_hf(published(name) | change)
+
+
+@pytest.mark.parametrize("part", ["full_attention", "sliding_attention"])
+@pytest.mark.parametrize("value", [3, [1], "x", True])
+def test_rotations_by_layer_that_are_no_objects(part: str, value: object) -> None:
+    plain = {"rope_type": "default", "rope_theta": 10000.0}
+    usual = {**CONFIG, "architectures": ["Gemma3ForCausalLM"], "rope_parameters": dict.fromkeys(PARTS, plain)}
+    usual = {key: each for key, each in usual.items() if key not in ("model_type", "hidden_act", "rope_theta")}
+    assert config_from_hf(usual).arch == "gemma3_text"
+    with pytest.raises(FileError, match="rope_parameters: expected an object for each type of layer"):
+        config_from_hf(usual | {"rope_parameters": {**usual["rope_parameters"], part: value}})

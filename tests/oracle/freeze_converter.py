@@ -1,0 +1,56 @@
+"""Freezes what llama.cpp's converter writes for the models of tests/families.py: keys and shapes of tensors.
+
+usage: python -m tests.oracle.freeze_converter LLAMA_CPP (a source tree of build 11434); writes llama_converter.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bitsmith.containers.gguf.reader import GgufSource
+from tests.families import MODELS, folder_of
+
+
+def frozen(name: str, work: Path) -> dict[str, Any]:
+    """Keys of the architecture and shapes of tensors, of a file of llama.cpp's converter."""
+    import conversion
+    import gguf
+    from conversion.base import ModelBase, ModelType, get_model_architecture
+
+    folder, _ = folder_of(name, work / name)
+    made = conversion.get_model_class(get_model_architecture(ModelBase.load_hparams(folder, False), ModelType.TEXT))
+    # the tokenizer is the reference model's, whatever the family's class expects
+    members = {"model_arch": made.model_arch, "set_vocab": lambda self: self._set_vocab_gpt2()}
+    with torch.inference_mode():
+        model = type(made.__name__, (made,), members)(folder, gguf.LlamaFileType.ALL_F32, work / f"{name}.gguf")
+        if hasattr(model, "impl"):
+            type(model.impl).set_vocab = members["set_vocab"]
+        model.write()
+    with GgufSource(work / f"{name}.gguf") as source:
+        own = ("general.", "tokenizer.")
+        keys = {key: np.asarray(value).tolist() for key, value in source.metadata.items() if not key.startswith(own)}
+        keys["general.architecture"] = source.metadata["general.architecture"]
+        return {"keys": keys, "tensors": {info.name: list(info.shape) for info in source.tensors.values()}}
+
+
+def main() -> None:
+    """Write the file."""
+    sys.path[:0] = [sys.argv[1], f"{sys.argv[1]}/gguf-py"]
+    from conversion.base import TextModel
+
+    TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
+    with tempfile.TemporaryDirectory() as work:
+        found = {name: frozen(name, Path(work)) for name in MODELS}
+    text = ",\n".join(f"{json.dumps(name)}: {json.dumps(each)}" for name, each in found.items())
+    (Path(__file__).parent / "llama_converter.json").write_text("{\n" + text + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()
