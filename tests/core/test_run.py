@@ -130,6 +130,22 @@ def test_every_layout_on_every_instruction_set(layout: str, isa: str, folder: Pa
         )
 
 
+@pytest.mark.parametrize("layout", ["q4_0", "q6_k", "f16", "f32"])
+def test_the_way_of_reading_changes_no_result(layout: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = source_of(CONFIG, layout, folder)
+    module = core()
+    assert module is not None
+    results = []
+    for way in range(len(module.readings)):
+        monkeypatch.setenv("BITSMITH_READING", str(way))
+        decoder = on_core(CONFIG, source, exact=False)
+        assert {choice.chosen for choice in decoder.choices.readings} == {way}
+        cache = decoder.new_cache(3)
+        results.append(np.stack([decoder.prefill(TOKENS[:1, i : i + 1], cache) for i in range(3)]))
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_of_the_network(name: str, folder: Path) -> None:
     config = VARIANTS[name]
