@@ -3,8 +3,9 @@
     python bench/speed.py --llama-bin ~/llama.cpp/build/bin --work DIR
     python bench/speed.py --llama-bin DIR --model F16.gguf --type q4_k_m --part quantize --rounds 5 --threads 1
     python bench/speed.py --llama-bin DIR --file model-Q4_K_M.gguf --part run --part start --json
+    python bench/speed.py --llama-bin DIR --ik-bin ~/ik_llama.cpp/build/bin --part run --type q8_0 --type f16
 
-Both programs do the same work on the same file, in turns, so that what else the machine does hits both:
+The programs do the same work on the same file, in turns, so that what else the machine does hits all of them:
 
 quantize  `bitsmith quantize F16.gguf --to TYPE` and `llama-quantize F16.gguf TYPE`, the whole process: wall and
           processor seconds, peak memory. bitsmith also flushes its file to disk and reads it back, which
@@ -12,12 +13,15 @@ quantize  `bitsmith quantize F16.gguf --to TYPE` and `llama-quantize F16.gguf TY
           counts pages of files that are mapped, as llama-quantize maps its source, and is never below this program's
           own (45 MB).
 run       `bitsmith bench FILE --kernel int8` and `llama-bench -m FILE`: tokens a second, of a prompt and of generation.
-          Both then round the inputs of a prompt's products to int8; `bitsmith run` takes int16 unless told otherwise.
+          All then round the inputs of a prompt's products; `bitsmith run` takes int16 unless told otherwise. With
+          --ik-bin ik_llama.cpp's llama-bench takes its turn, too. Beside it: the share of the memory's bandwidth that
+          bitsmith's generation uses.
 start     from the start of the process to the first token and the end, the file in the page cache: `bitsmith run FILE
           -n 1` and `llama-completion -m FILE -n 1 --no-warmup`.
 
 Without --model a Llama of 0.85 billion random weights is made in --work (3.5 GB) and kept there, with the files made
-from it. The table shows the median of the rounds with the lowest and the highest, and the ratio of the medians.
+from it. The table shows the median of the rounds with the lowest and the highest, and the ratio of the medians, ours by
+the better peer's.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +48,13 @@ MB = 1_000_000
 SHAPE = Shape(layers=16, hidden=2048, intermediate=5632, vocab=32000, heads=32, kv_heads=8)
 TYPES = ("q8_0", "q6_k", "q4_k_m", "q2_k", "q4_0")
 PARTS = ("quantize", "run", "start")
+LLAMA, IK = "llama.cpp", "ik_llama.cpp"
 PROMPT = "It was a dark evening in November, and the old house"
 
 
 @dataclass
 class Row:
-    """One figure of one file, ours and theirs, round by round; theirs may be missing.
+    """One figure of one file, ours and the peers', round by round; peers may be missing.
 
     smaller_is_better: of seconds and bytes; not of speeds
     """
@@ -59,19 +65,23 @@ class Row:
     unit: str
     smaller_is_better: bool = True
     ours: list[float] = field(default_factory=list)
-    theirs: list[float] = field(default_factory=list)
+    peers: dict[str, list[float]] = field(default_factory=lambda: {LLAMA: [], IK: []})
 
     @property
     def ratio(self) -> float | None:
-        """Ours by theirs, of the medians; None without a counterpart."""
-        return statistics.median(self.ours) / statistics.median(self.theirs) if self.theirs else None
+        """Ours by the better peer's, of the medians; None without a counterpart."""
+        medians = [statistics.median(values) for values in self.peers.values() if values]
+        if not medians:
+            return None
+        return statistics.median(self.ours) / (min(medians) if self.smaller_is_better else max(medians))
 
     def cells(self) -> tuple[str, ...]:
         """One line of the table."""
         better = None if self.ratio is None else (self.ratio < 1) == self.smaller_is_better
         ratio = "" if self.ratio is None else f"{self.ratio:.3f}"
         verdict = "" if better is None else "ours" if better else "theirs"
-        return self.part, self.file, self.what, self.unit, spread(self.ours), spread(self.theirs), ratio, verdict
+        peers = [spread(self.peers[name]) for name in (LLAMA, IK)]
+        return self.part, self.file, self.what, self.unit, spread(self.ours), *peers, ratio, verdict
 
 
 def spread(values: list[float]) -> str:
@@ -81,11 +91,11 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):,.2f} ({min(values):,.2f}-{max(values):,.2f})"
 
 
-def in_turns(rounds: int, ours: Callable[[], None], theirs: Callable[[], None]) -> None:
-    """Both, so many times, taking turns at being first."""
+def in_turns(rounds: int, *steps: Callable[[], None]) -> None:
+    """All, so many times, taking turns at being first."""
     for turn in range(rounds):
-        for step in (ours, theirs) if turn % 2 == 0 else (theirs, ours):
-            step()
+        for i in range(len(steps)):
+            steps[(turn + i) % len(steps)]()
 
 
 class Bench:
@@ -107,8 +117,9 @@ class Bench:
             if "start" in args.part:
                 yield self._start(file)
 
-    def _theirs(self, program: str, *words: str) -> tuple[str, Cost]:
-        return run([str(self._args.llama_bin / program), *words], self._work)
+    def _theirs(self, program: str, *words: str, peer: str = LLAMA) -> tuple[str, Cost]:
+        folder = self._args.llama_bin if peer == LLAMA else self._args.ik_bin
+        return run([str(folder / program), *words], self._work)
 
     def _source(self) -> Path:
         """The F16 file that both quantize."""
@@ -125,6 +136,8 @@ class Bench:
     def _made(self, type_: str) -> Path:
         """Our file of that type, made where it is not there yet."""
         source = self._source()
+        if type_.lower() == "f16":
+            return source
         made = self._work / f"{source.stem}-{type_.upper()}.gguf"
         if not made.exists():
             run(bitsmith("quantize", str(source), "--to", type_, "--out", str(made)), self._work)
@@ -138,23 +151,23 @@ class Bench:
         apart = {what: Row("quantize", type_, f"{what}: flush, read back", "s") for what in ("processor", "wall")}
         warm(source)
 
-        def add(name: str, cpu: float, wall: float, peak: float) -> None:
+        def add(ours: bool, cpu: float, wall: float, peak: float) -> None:
             for row, figure in zip(rows.values(), (cpu, wall, peak / MB), strict=True):
-                getattr(row, name).append(figure)
+                (row.ours if ours else row.peers[LLAMA]).append(figure)
 
         def make_ours() -> None:
             words = ("--out", str(ours), "--force", "--json", "--threads", self._threads)
             printed, cost = run(bitsmith("quantize", str(source), "--to", type_, *words), self._work)
             found = json.loads(printed)
             cpu, wall = float(found["verify_cpu_seconds"]), float(found["verify_seconds"])
-            add("ours", cost.cpu_seconds - cpu, cost.seconds - wall, cost.peak_memory)
+            add(True, cost.cpu_seconds - cpu, cost.seconds - wall, cost.peak_memory)
             apart["processor"].ours.append(cpu)
             apart["wall"].ours.append(wall)
 
         def make_theirs() -> None:
             words = (str(source), str(theirs), type_.upper(), self._threads)
             cost = self._theirs("llama-quantize", *words)[1]
-            add("theirs", cost.cpu_seconds, cost.seconds, cost.peak_memory)
+            add(False, cost.cpu_seconds, cost.seconds, cost.peak_memory)
             theirs.unlink()
 
         in_turns(self._args.rounds, make_ours, make_theirs)
@@ -164,6 +177,7 @@ class Bench:
         args = self._args
         prompt = Row("run", file.name, f"prompt of {args.prompt}", "tokens/s", smaller_is_better=False)
         gen = Row("run", file.name, f"generation of {args.gen}", "tokens/s", smaller_is_better=False)
+        share = Row("run", file.name, "generation", "of bandwidth", smaller_is_better=False)
         peak = Row("run", file.name, "peak memory", "MB")
 
         def ours() -> None:
@@ -174,16 +188,18 @@ class Bench:
             for row, name in ((prompt, "prompt"), (gen, "generation")):
                 row.ours += [found[name]["tokens"] / seconds for seconds in found[name]["seconds"]]
             peak.ours.append(found["peak_memory_bytes"] / MB)
+            share.ours.append(found["bandwidth_share"])
 
-        def theirs() -> None:
+        def theirs(peer: str) -> None:
             words = ("-p", str(args.prompt), "-n", str(args.gen), "-r", str(args.repeat), "-t", self._threads)
-            printed, cost = self._theirs("llama-bench", "-m", str(file), *words, "-o", "json")
-            for found in json.loads(printed):
-                (prompt if found["n_prompt"] else gen).theirs.extend(found["samples_ts"])
-            peak.theirs.append(cost.peak_memory / MB)
+            printed, cost = self._theirs("llama-bench", "-m", str(file), *words, "-o", "json", peer=peer)
+            for found in json.loads(printed[printed.index("[") :]):
+                (prompt if found["n_prompt"] else gen).peers[peer].extend(found["samples_ts"])
+            peak.peers[peer].append(cost.peak_memory / MB)
 
-        in_turns(args.rounds, ours, theirs)
-        return [prompt, gen, peak]
+        peers = [LLAMA, IK] if args.ik_bin else [LLAMA]
+        in_turns(args.rounds, ours, *(partial(theirs, peer) for peer in peers))
+        return [prompt, gen, share, peak]
 
     def _start(self, file: Path) -> Row:
         row = Row("start", file.name, "to the first token", "s")
@@ -195,7 +211,7 @@ class Bench:
 
         def theirs() -> None:
             words = (*same, "--temp", "0", "-t", self._threads, "-no-cnv", "--no-display-prompt", "--no-warmup")
-            row.theirs.append(self._theirs("llama-completion", "-m", str(file), *words)[1].seconds)
+            row.peers[LLAMA].append(self._theirs("llama-completion", "-m", str(file), *words)[1].seconds)
 
         ours()  # Python's own files into the page cache
         row.ours.clear()
@@ -214,11 +230,11 @@ def warm(file: Path) -> None:
 def show(rows: list[Row], threads: int) -> None:
     """One table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("", "file", "", "unit", "bitsmith", "llama.cpp", "ratio", "better"):
-        table.add_column(heading, justify="right" if heading in ("bitsmith", "llama.cpp", "ratio") else "left")
+    for heading in ("", "file", "", "unit", "bitsmith", LLAMA, IK, "ratio", "better"):
+        table.add_column(heading, justify="right" if heading in ("bitsmith", LLAMA, IK, "ratio") else "left")
     for row in rows:
         table.add_row(*row.cells())
-    console = Console(highlight=False, width=140)
+    console = Console(highlight=False, width=170)
     console.print(table)
     console.print(f"{threads} thread{'' if threads == 1 else 's'}; median (lowest-highest)")
 
@@ -227,6 +243,9 @@ def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama-bin", type=Path, required=True, metavar="DIR", help="folder of llama.cpp's programs")
+    parser.add_argument(
+        "--ik-bin", type=Path, metavar="DIR", help="folder of ik_llama.cpp's programs, for the part run"
+    )
     parser.add_argument("--model", help="F16 GGUF to quantize (default: a synthetic one, made in --work)")
     parser.add_argument("--type", action="append", help=f"repeatable; default: {', '.join(TYPES)}")
     parser.add_argument("--file", action="append", type=Path, help="run and start this file; default: those of --type")
