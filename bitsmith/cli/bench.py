@@ -113,7 +113,8 @@ def _explain(result: Speed) -> None:
     console.print(f"instruction set: {choices.isa}; available: {', '.join(choices.isas)}", soft_wrap=True)
     console.print(f"products of prompts: {choices.prompts}", soft_wrap=True)
     for choice in choices.readings:
-        told = f"single rows of {choice.kind} matrices: way {choice.chosen} ({choice.origin})"
+        kind = "float" if choice.kind == "floats" else choice.kind
+        told = f"single rows times {kind} matrices: way {choice.chosen} ({choice.origin})"
         console.print(
             told + (f", measured on its matrices of {choice.layout}:" if choice.rates else ""), soft_wrap=True
         )

@@ -14,7 +14,7 @@ from bitsmith.planner.devices import Device, find_device
 from bitsmith.system.machine import cores
 from bitsmith.system.memory import available_memory
 
-_BUFFER, _PASSES = 64 << 20, 4  # a fifth of a second
+_BUFFER, _PASSES = 256 << 20, 7  # a fifth of a second; each way of reading once
 
 
 def this_machine() -> list[tuple[Device, int]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bitsmith.system.core import core
 from bitsmith.system.machine import cores
 from tests.cli.command import Command
 
@@ -35,6 +36,27 @@ def test_as_json(bitsmith_command: Command, tiny: Path) -> None:
         assert 0 < speed["min"] <= speed["mean"] <= speed["max"]
     assert found["bytes_per_token"] > 64 * 4096  # the output matrix at least
     assert found["peak_memory_bytes"] > 1 << 20
+
+
+@pytest.mark.skipif(core() is None, reason="no C++ core")
+def test_explained(bitsmith_command: Command, tiny: Path) -> None:
+    shown = bitsmith_command("bench", tiny, *QUICK, "--explain").out
+    module = core()
+    assert module is not None
+    for part in ("processor: ", "time of prompt: products ", f"instruction set: {module.isa()}; available: generic"):
+        assert part in shown
+    assert "matrices: way 0 (default)" in shown
+    found = json.loads(bitsmith_command("bench", tiny, *QUICK, "--json").out)
+    assert found["choices"]["isa"] == module.isa()
+    shares = found["generation"]["shares_of_time"]
+    assert set(shares) == {"products", "attention", "rest"}
+    assert 0 < sum(shares.values()) <= 1
+
+
+def test_explained_on_torch(bitsmith_command: Command, tiny: Path) -> None:
+    pytest.importorskip("torch")
+    shown = bitsmith_command("bench", tiny, *QUICK, "--explain", "--kernel", "torch").out
+    assert "nothing was chosen" in shown
 
 
 @pytest.mark.parametrize("left_out", ["prompt", "gen"])
