@@ -14,7 +14,7 @@ from bitsmith.containers.floats import MXFP4_STACK, NUMBERS, WRITTEN_FLOATS
 from bitsmith.containers.hf_folder import CONFIG, tokenizer_files
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.arch.config import ModelConfig
-from bitsmith.models.arch.hf_config import config_to_hf
+from bitsmith.models.arch.hf_config_writer import config_to_hf
 from bitsmith.models.arch.names import beside_decoder, is_permuted
 from bitsmith.models.arch.sources import hf_tensors_of_gguf
 from bitsmith.models.arch.tensors import ROPE_FREQS, ROPE_LONG, ROPE_SHORT, expected_tensors

@@ -215,15 +215,7 @@ def load_core(
         model.set_variation(**variation(config))
         for layer in range(config.layers):
             report(Progress("load", layer, config.layers, "layers", f"blk.{layer}"))
-            prefix = f"blk.{layer}."
-            linears = [loader.linear(*place) for place in linear_places(config, layer)]
-            heads = [loader.vector(f"{prefix}{name}.weight") if config.qk_norm else None for name in HEAD_NORMS]
-            before, after, then, behind = (
-                loader.vector(f"{prefix}{name}.weight") if name else None for name in config.family.norms.places
-            )
-            spec = config.specs[layer]
-            rotation = -1 if spec.rope is None else spec.rope
-            model.add_block(before, then, *heads, linears, spec.window, rotation, after, behind)
+            _add_block(model, loader, config, layer)
         loaded = loader.bytes
         embedding = loader.factor("token_embd.weight") if config.tied else loader.matrix("token_embd.weight")
         output = embedding if config.tied else loader.factor("output.weight")
@@ -235,6 +227,19 @@ def load_core(
     choices = choose(module, model, loader.matrices, isa, loader.pool, exact=exact, fine=fine)
     size = loaded + output.nbytes + row
     return CoreDecoder(config, model, size, cache_type=cache_type, maps=loader.maps, choices=choices)
+
+
+def _add_block(model: Any, loader: _Loader, config: ModelConfig, layer: int) -> None:
+    """One block of the core's model: norms, linears, window and rotation."""
+    prefix = f"blk.{layer}."
+    linears = [loader.linear(*place) for place in linear_places(config, layer)]
+    heads = [loader.vector(f"{prefix}{name}.weight") if config.qk_norm else None for name in HEAD_NORMS]
+    before, after, then, behind = (
+        loader.vector(f"{prefix}{name}.weight") if name else None for name in config.family.norms.places
+    )
+    spec = config.specs[layer]
+    rotation = -1 if spec.rope is None else spec.rope
+    model.add_block(before, then, *heads, linears, spec.window, rotation, after, behind)
 
 
 class _Loader:

@@ -28,6 +28,7 @@ const Kernels kKernels = {repack,
                           floats_decode,
                           rms_norm,
                           swiglu,
+                          geglu,
                           keep,
                           attend,
                           read};

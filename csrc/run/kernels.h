@@ -114,6 +114,7 @@ struct Kernels {
 
   void (*rms_norm)(const float *x, const float *weight, int n, float eps, float *y);
   void (*swiglu)(float *gate, const float *up, int n);                    // gate = gate * sigmoid(gate) * up
+  void (*geglu)(float *gate, const float *up, int n);                     // gate = gelu(gate) * up, tanh form
   void (*keep)(const float *x, int width, CacheType type, uint8_t *row);  // a row of keys or values
   void (*attend)(const Attention &task);
   // the sum of all words of memory, so that nothing is optimised away

@@ -54,14 +54,6 @@ class Stopwatch {
   Clock::time_point start_;
 };
 
-// gate = gelu(gate) * up, the tanh form.
-void geglu(float *gate, const float *up, int n) {
-  for (int i = 0; i < n; ++i) {
-    const float x = gate[i];
-    gate[i] = 0.5f * x * (1.0f + std::tanh(0.7978845608f * (x + 0.044715f * x * x * x))) * up[i];
-  }
-}
-
 void scale(float *x, float factor, size_t n) {
   if (factor == 1.0f) return;
   for (size_t i = 0; i < n; ++i) x[i] *= factor;
@@ -357,7 +349,7 @@ void Model::run_block(int layer, const Block &block, Step &step) {
     if (!block.gate.bias.empty()) add(gate, block.gate.bias.data(), ffn);
     if (!block.up.bias.empty()) add(up, block.up.bias.data(), ffn);
     if (shape_.vary.gelu)
-      geglu(gate, up, ffn);
+      kernels_.geglu(gate, up, ffn);
     else
       kernels_.swiglu(gate, up, ffn);
     rounded_.round(kernels_, rounded, gate, rows, row);

@@ -17,6 +17,20 @@ BITSMITH_INLINE void store_fine(Floats value, int8_t *upper_to, int8_t *lower_to
   sum += (upper << 7) + lower;
 }
 
+// gate = activation(gate) * up
+template <class Activation>
+BITSMITH_INLINE void gated(float *gate, const float *up, int n, const Activation &activation) {
+  const auto at = [&](Floats g, Floats u) { return activation(g) * u; };
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(gate + i, at(load<Floats>(gate + i), load<Floats>(up + i)));
+  if (i == n) return;
+  float g[kLanes] = {}, u[kLanes] = {};
+  std::memcpy(g, gate + i, (n - i) * sizeof(float));
+  std::memcpy(u, up + i, (n - i) * sizeof(float));
+  store(g, at(load<Floats>(g), load<Floats>(u)));
+  std::memcpy(gate + i, g, (n - i) * sizeof(float));
+}
+
 }  // namespace
 
 void round_row(const float *x, int cols, RoundedBlock *out) {
@@ -77,15 +91,15 @@ void rms_norm(const float *x, const float *weight, int n, float eps, float *y) {
 }
 
 void swiglu(float *gate, const float *up, int n) {
-  const auto at = [](Floats g, Floats u) { return g / (1.0f + exponential(-g)) * u; };
-  int i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(gate + i, at(load<Floats>(gate + i), load<Floats>(up + i)));
-  if (i == n) return;
-  float g[kLanes] = {}, u[kLanes] = {};
-  std::memcpy(g, gate + i, (n - i) * sizeof(float));
-  std::memcpy(u, up + i, (n - i) * sizeof(float));
-  store(g, at(load<Floats>(g), load<Floats>(u)));
-  std::memcpy(gate + i, g, (n - i) * sizeof(float));
+  gated(gate, up, n, [](Floats g) { return g / (1.0f + exponential(-g)); });
+}
+
+// gelu(x) = x (1 + tanh(u)) / 2 = x / (1 + exp(-2 u)) with u = sqrt(2 / pi) (x + 0.044715 x^3)
+void geglu(float *gate, const float *up, int n) {
+  gated(gate, up, n, [](Floats g) {
+    const Floats cubed = fma(g * g, g * 0.044715f, g);
+    return g / (1.0f + exponential(cubed * -1.5957691216f));
+  });
 }
 
 }  // namespace bitsmith::BITSMITH_ISA

@@ -13,7 +13,7 @@ from bitsmith.containers.gguf.metadata_values import string
 from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.models.arch.config import ModelConfig, Rope
 from bitsmith.models.arch.gguf_config import config_from_gguf, config_to_gguf, rope_freqs
-from bitsmith.models.arch.hf_config import config_to_hf
+from bitsmith.models.arch.hf_config_writer import config_to_hf
 from bitsmith.models.arch.names import hf_name, is_permuted, permute_rows
 from bitsmith.models.arch.spec import ARCHITECTURES
 from bitsmith.models.arch.tensors import ROPE_FREQS, check_tensors, expected_tensors

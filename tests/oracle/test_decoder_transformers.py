@@ -19,7 +19,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from bitsmith.models.arch.hf_config import config_from_hf, config_to_hf
+from bitsmith.models.arch.hf_config import config_from_hf
+from bitsmith.models.arch.hf_config_writer import config_to_hf
 from bitsmith.models.arch.names import is_permuted, permute_rows
 from bitsmith.models.arch.rope import rope_frequencies, rope_magnitude
 from bitsmith.runtime.decoder import Decoder

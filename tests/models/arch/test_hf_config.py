@@ -9,7 +9,8 @@ import pytest
 
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.arch.config import ModelConfig, Rope
-from bitsmith.models.arch.hf_config import config_from_hf, config_to_hf
+from bitsmith.models.arch.hf_config import config_from_hf
+from bitsmith.models.arch.hf_config_writer import config_to_hf
 from bitsmith.models.arch.rope import llama3_freq_factors
 
 LLAMA: dict[str, Any] = {
