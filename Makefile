@@ -75,7 +75,7 @@ endef
 
 # AddressSanitizer and UndefinedBehaviorSanitizer; Python itself leaks, so leaks are not looked for
 sanitize: $(VENV)/core
-	$(call sanitized_tests,address,libasan.so,ASAN_OPTIONS=detect_leaks=0)
+	$(call sanitized_tests,address,libasan.so,ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0)
 
 # ThreadSanitizer: the core alone, as Python and numpy are not built for it
 sanitize-thread: $(VENV)/core

@@ -21,7 +21,10 @@ uint64_t read(const uint8_t *from, size_t bytes, const Reading &reading) {
     pass(std::true_type{});
   else
     pass(std::false_type{});
-  return static_cast<uint32_t>(sum(as<Ints>(sums[0] + sums[1] + sums[2] + sums[3])));
+  const Words all = sums[0] + sums[1] + sums[2] + sums[3];
+  uint64_t total = 0;
+  for (int i = 0; i < kLanes; ++i) total += all[i];
+  return total;
 }
 
 }  // namespace bitsmith::BITSMITH_ISA
