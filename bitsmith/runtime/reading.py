@@ -1,9 +1,9 @@
 """How the core reads matrices from memory where it computes a single row, which is what generation waits for.
 
 The core knows several ways: how far it fetches ahead, and how many rows of a float matrix it reads together. Which is
-fastest depends on the processor. It is measured when a model is loaded, in less than 0.2 seconds, and kept in the
-user's cache folder for this processor, instruction set, number of threads and version of bitsmith. Results do not
-depend on the way.
+fastest depends on the processor, and on the size of matrices. It is measured when a model is loaded, in less than 0.2
+seconds, and kept in the user's cache folder for this processor, instruction set, number of threads, version of
+bitsmith, layout and size. Results do not depend on the way.
 
 The environment variable BITSMITH_READING can name a way by its number, from 0; then nothing is measured.
 """
@@ -47,13 +47,15 @@ def choose_readings(
     key = f"{processor_name()}; {isa}; {pool.threads} threads; bitsmith {__version__}"
     choices, measured = [], False
     for kind, (layout, size) in most.items():
-        choice = _remembered(known.get(f"{key}; {kind}"), kind, len(core.readings))
+        mean = size // len(matrices[kind, layout])
+        entry = f"{key}; {layout}; matrices of 2^{mean.bit_length() - 1} bytes"
+        choice = _remembered(known.get(entry), kind, len(core.readings))
         if choice is None and size < LEAST:
             choice = ReadingChoice(kind, layout, 0, (), "default")
         if choice is None:
             rates = tuple(core.reading_rates(matrices[kind, layout], isa, pool))
             choice = ReadingChoice(kind, layout, best(rates), rates, "measured")
-            known[f"{key}; {kind}"] = {"layout": layout, "rates": rates}
+            known[entry] = {"layout": layout, "rates": rates}
             measured = True
         choices.append(choice)
     if measured:

@@ -59,7 +59,6 @@ void scale(float *x, float factor, size_t n) {
   for (size_t i = 0; i < n; ++i) x[i] *= factor;
 }
 
-constexpr int kLeast = 3;         // groups of 16 rows in a piece of a single row's product, at least
 constexpr int kFewRows = 4;       // with fewer, float matrices are read once for each row
 constexpr int kTiledRows = 8;     // from so many rows on, tiles are faster
 constexpr int kTiledPanels = 16;  // of a piece on tiles at most, which reads its inputs once
@@ -181,11 +180,10 @@ void Model::each_row(int rows, const Body &body) {
   });
 }
 
-// Groups of 16 rows of w for one piece of work, of those that are left. A single row waits for memory, which likes long
-// pieces; the last ones are short, so that all threads end together.
+// Groups of 16 rows of w for one piece of work, of those that are left.
 int Model::panels_of_a_piece(const Matrix &w, int rows, int left) const {
   const int threads = pool_->threads();
-  if (rows == 1) return std::max(kLeast, left / (2 * threads));
+  if (rows == 1) return next_piece(left, threads);
   if (!tiled(w, rows)) return 2;
   return std::clamp(left / (3 * threads) / 2 * 2, 2, kTiledPanels);
 }

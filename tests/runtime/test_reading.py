@@ -73,6 +73,15 @@ def test_another_processor_or_instruction_set_is_measured_anew(monkeypatch: pyte
     assert len(json.loads(choices_file().read_text())) == 3
 
 
+def test_matrices_of_another_size_or_layout_are_measured_anew() -> None:
+    known = Core()
+    for size in (reading.LEAST, reading.LEAST + 1, 2 * reading.LEAST):
+        choose(known, size=size)
+    assert len(known.asked) == 2
+    choose_readings({(PACKED, "q6_k"): [Matrix()]}, core=known, isa="avx2", pool=Pool())
+    assert len(known.asked) == 3
+
+
 @pytest.mark.parametrize(
     "damage", ["", "{", "[]", '{"a": 1}', "[" * 5000, "null", '{"KEY": {"layout": "q4_k", "rates": [1, "x", 3]}}']
 )
