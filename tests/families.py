@@ -27,6 +27,13 @@ SHAPE: dict[str, Any] = {
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 32.0, "beta_slow": 1.0}
 TEMPERED = YARN | {"rope_theta": 1e6, "llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0}
+DELTA = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+}
+SHARED = EXPERTS | {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 32}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # transformers' model_type, and changes of `SHAPE`
     "smollm3": ("smollm3", {"tie_word_embeddings": True}),
     "olmo2": ("olmo2", {}),
@@ -68,6 +75,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # transformers' model_type, a
     "qwen3_moe": ("qwen3_moe", {"head_dim": 32, "moe_intermediate_size": 64, "norm_topk_prob": True, **EXPERTS}),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
     "olmoe": ("olmoe", {"num_key_value_heads": 4, "intermediate_size": 64, **EXPERTS}),
+    "qwen3_5": ("qwen3_5_text", {"head_dim": 32, **DELTA}),
+    "qwen3_5_moe": ("qwen3_5_moe_text", {"head_dim": 32, **DELTA, **SHARED}),
+    "qwen3_next": ("qwen3_next", {"head_dim": 32, **DELTA, **SHARED}),
     "gpt_oss": (
         "gpt_oss",
         {

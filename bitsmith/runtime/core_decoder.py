@@ -19,7 +19,14 @@ from bitsmith.runtime import reading
 from bitsmith.runtime.choosing import choose
 from bitsmith.runtime.core_network import linear_places, variation
 from bitsmith.runtime.kernel import Weight
-from bitsmith.runtime.step import Step, checked_length, checked_step, refuse_without_cache, run_in_chunks
+from bitsmith.runtime.step import (
+    Step,
+    checked_cut,
+    checked_step,
+    refuse_without_cache,
+    reusable,
+    run_in_chunks,
+)
 from bitsmith.runtime.tokens import checked_tokens
 from bitsmith.runtime.types import FLOATS, PACKED
 from bitsmith.runtime.weights import HEAD_NORMS, WeightReader
@@ -45,12 +52,13 @@ class CoreCache:
         if config.local_rope is not None:
             self.handle.set_more(*_rotation(config.local_rope, capacity))
 
-    def truncate(self, slot: int, length: int) -> None:
-        """Keep only the first `length` positions of a slot; 0 empties it.
+    def reusable(self, slot: int, length: int) -> int:
+        """See `AnyCache.reusable`."""
+        return reusable(self._config, self.lengths, slot, length)
 
-        Raises UsageError where there is no such slot, or for a length beyond what is filled.
-        """
-        self.lengths[slot] = checked_length(self.lengths, slot, length)
+    def truncate(self, slot: int, length: int) -> None:
+        """Keep only the first `length` positions of a slot; 0 empties it. Raises as `AnyCache.truncate`."""
+        self.lengths[slot] = checked_cut(self._config, self.lengths, slot, length)
 
     def grown(self, capacity: int) -> CoreCache:
         """A copy with room for `capacity` positions a slot. Raises UsageError if a slot holds more."""

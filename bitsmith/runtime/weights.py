@@ -71,7 +71,7 @@ class Linear:
 class Block:
     """One layer, as named tensors. Names are GGUF's without "blk.N." and ".weight".
 
-    norms: float32 vectors: norms, and others such as attention sinks
+    norms: float32 vectors: norms, and others such as attention sinks; and the taps of convolutions
     linears: the matrices of products; the experts of a stack one by one, "ffn_up_exps.3"
     """
 
@@ -153,7 +153,9 @@ class WeightLoader:
         linears: dict[str, Linear] = {}
         for tensor in block_tensors(self.config, layer):
             if tensor.kind == "vector":
-                norms[tensor.name] = self.vector(f"{prefix}{tensor.name}.weight")
+                norms[tensor.name] = self.vector(f"{prefix}{tensor.name}{tensor.suffix}")
+            elif tensor.kind == "taps":
+                norms[tensor.name] = self.ops.array(self.read(f"{prefix}{tensor.name}.weight").rows(0, tensor.shape[0]))
             elif tensor.kind == "experts":
                 linears |= self._experts(f"{prefix}{tensor.name}", tensor)
             else:

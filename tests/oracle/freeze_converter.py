@@ -1,6 +1,7 @@
 """Freezes what llama.cpp's converter writes for the models of tests/families.py: keys and shapes of tensors.
 
-usage: python -m tests.oracle.freeze_converter LLAMA_CPP (a source tree of build 11434); writes llama_converter.json
+usage: python -m tests.oracle.freeze_converter LLAMA_CPP [names...] (a source tree of build 11434); writes
+llama_converter.json, with these models anew or with all
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def frozen(name: str, work: Path) -> dict[str, Any]:
     folder, _ = folder_of(name, work / name)
     made = conversion.get_model_class(get_model_architecture(ModelBase.load_hparams(folder, False), ModelType.TEXT))
     # the tokenizer is the reference model's, whatever the family's class expects
-    members = {"model_arch": made.model_arch, "set_vocab": lambda self: self._set_vocab_gpt2()}
+    members = {"model_arch": made.model_arch, "set_vocab": lambda self: self._set_vocab_gpt2(), "no_mtp": True}
     with torch.inference_mode():
         model = type(made.__name__, (made,), members)(folder, gguf.LlamaFileType.ALL_F32, work / f"{name}.gguf")
         if hasattr(model, "impl"):
@@ -46,10 +47,12 @@ def main() -> None:
     from conversion.base import TextModel
 
     TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
+    file, names = Path(__file__).parent / "llama_converter.json", sys.argv[2:]
+    found = json.loads(file.read_text()) if names else {}
     with tempfile.TemporaryDirectory() as work:
-        found = {name: frozen(name, Path(work)) for name in MODELS}
+        found |= {name: frozen(name, Path(work)) for name in names or MODELS}
     text = ",\n".join(f"{json.dumps(name)}: {json.dumps(each)}" for name, each in found.items())
-    (Path(__file__).parent / "llama_converter.json").write_text("{\n" + text + "\n}\n")
+    file.write_text("{\n" + text + "\n}\n")
 
 
 if __name__ == "__main__":

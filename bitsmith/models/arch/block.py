@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.operations.attention import Attention
 from bitsmith.models.arch.operations.base import BlockTensor, LinearGroup, Operation
+from bitsmith.models.arch.operations.delta import GatedDeltaNet
 from bitsmith.models.arch.operations.experts import MixtureOfExperts
 from bitsmith.models.arch.operations.mlp import GatedMlp
 
-ATTENTION, MLP, EXPERTS = Attention(), GatedMlp(), MixtureOfExperts()
+ATTENTION, DELTA, MLP, EXPERTS = Attention(), GatedDeltaNet(), GatedMlp(), MixtureOfExperts()
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ def parts_of(config: ModelConfig, layer: int) -> tuple[Part, ...]:
     """The parts of a block, in the order of computation."""
     norms, spec = config.family.norms, config.specs[layer]
     return (
-        Part(ATTENTION, norms.before_attention, norms.after_attention),
+        Part(DELTA if spec.mixer == "delta" else ATTENTION, norms.before_attention, norms.after_attention),
         Part(EXPERTS if spec.experts else MLP, norms.before_mlp, norms.after_mlp),
     )
 
@@ -72,7 +73,7 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (config.vocab, config.hidden)}
     for layer in range(config.layers):
         for tensor in block_tensors(config, layer):
-            shapes[f"blk.{layer}.{tensor.name}.weight"] = tensor.shape
+            shapes[f"blk.{layer}.{tensor.name}{tensor.suffix}"] = tensor.shape
             if tensor.bias:
                 shapes[f"blk.{layer}.{tensor.name}.bias"] = tensor.shape[:-1]
     shapes["output_norm.weight"] = (config.hidden,)

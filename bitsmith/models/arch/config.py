@@ -60,6 +60,7 @@ class Experts:
 
     count, used: number of experts, and number that each token passes
     width: width of one expert
+    shared: width of the expert that every token passes, with a gate of its own; 0 if there is none
     normalize: whether the weights of the chosen experts are divided by their sum
     layers: layers with experts, if not all have them; others have a dense MLP
     """
@@ -69,6 +70,45 @@ class Experts:
     width: int
     normalize: bool = True
     layers: tuple[int, ...] | None = None
+    shared: int = 0
+
+
+@dataclass(frozen=True)
+class DeltaNet:
+    """Gated delta nets (Yang et al. 2024, arXiv:2412.06464), in place of attention in some layers.
+
+    key_heads, value_heads: number of heads; value heads share a key head
+    key_dim, value_dim: width of a head of q and k, and of one of v
+    taps: length of the convolution of q, k and v
+    layers: the layers that have one
+    tiled: True if value head i belongs to key head i % key_heads, False if to i // (value_heads / key_heads). It
+        depends on the file that holds the weights, see `ModelConfig.laid_out`
+    fused: whether q, k, v and z are one matrix, the rows of a key head together
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    taps: int
+    layers: tuple[int, ...]
+    tiled: bool = False
+    fused: bool = False
+
+    @property
+    def keys(self) -> int:
+        """Width of all heads of k."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def values(self) -> int:
+        """Width of all heads of v."""
+        return self.value_heads * self.value_dim
+
+    @property
+    def mixed(self) -> int:
+        """Width of q, k and v together, which pass the convolution."""
+        return 2 * self.keys + self.values
 
 
 @dataclass(frozen=True)
@@ -78,11 +118,13 @@ class LayerSpec:
     window: number of tokens that its attention sees; 0 for all
     rope: number of its rotation in `ModelConfig.ropes`; None for no rotation
     experts: whether its MLP is a mixture of experts
+    mixer: what mixes tokens: "attention", or "delta" for a gated delta net
     """
 
     window: int = 0
     rope: int | None = 0
     experts: bool = False
+    mixer: Literal["attention", "delta"] = "attention"
 
 
 @dataclass(frozen=True)
@@ -105,6 +147,7 @@ class ModelConfig:
     logit_divisor: logits are divided by it
     sections: numbers of rotated pairs that follow time, height and width of an image; in texts all three are alike
     deepstack: number of layers that take further features of an image
+    drafts: number of further layers in a GGUF file that draft tokens, and are not run
     temperature: queries at position p are multiplied by 1 + temperature ln(1 + floor(p / temperature_length)); 0: none
     """
 
@@ -139,8 +182,10 @@ class ModelConfig:
     temperature: float = 0.0
     temperature_length: int = 0
     experts: Experts | None = None
+    delta: DeltaNet | None = None
     sections: tuple[int, ...] = ()
     deepstack: int = 0
+    drafts: int = 0
 
     @property
     def family(self) -> Family:
@@ -168,7 +213,24 @@ class ModelConfig:
         slides = bool(self.window) and (not self.window_layers or layer in self.window_layers)
         rope = None if layer in self.unrotated else int(slides and self.local_rope is not None)
         among = self.experts is not None and (self.experts.layers is None or layer in self.experts.layers)
-        return LayerSpec(self.window if slides else 0, rope, among)
+        mixes = self.delta is not None and layer in self.delta.layers
+        return LayerSpec(self.window if slides else 0, rope, among, "delta" if mixes else "attention")
+
+    def laid_out(self, naming: Literal["hf", "gguf"]) -> ModelConfig:
+        """The configuration of the same model with its weights in the order of Hugging Face's or GGUF's files.
+
+        The orders differ in gated delta nets only.
+        """
+        if self.delta is None:
+            return self
+        ours = naming == "gguf"
+        delta = replace(self.delta, tiled=ours and self.family.delta == "apart", fused=not ours and self.family.delta == "fused")
+        return replace(self, delta=delta)
+
+    def norm_offset(self, name: str) -> float:
+        """What Hugging Face's files leave out of a tensor by GGUF's name, see `Decoder.norm_offset`."""
+        offset = self.decoder.norm_offset and name.endswith("norm.weight") and not name.endswith(".ssm_norm.weight")
+        return 1.0 if offset else 0.0
 
     def has_bias(self, linear: str, layer: int) -> bool:
         """Whether a linear of a block has a bias; linear: GGUF's name without "blk.N." ("attn_q")."""

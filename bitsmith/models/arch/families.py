@@ -66,16 +66,20 @@ class ExpertRow:
     count: names that the field may have
     used, width: names of the fields
     normalize: whether the weights of the chosen experts are divided by their sum; None if norm_topk_prob says it
+    normalize_default: default of norm_topk_prob
     gguf_normalize: the same in llama.cpp's code, which reads no key for it
     interleaved: True if Hugging Face stores one stack of gate and up, row by row in turn, as gpt-oss does
+    shared: name of the field with the width of a shared expert that has a gate; "" if there is none
     """
 
     count: tuple[str, ...] = ("num_experts", "num_local_experts")
     used: str = "num_experts_per_tok"
     width: str = "moe_intermediate_size"
     normalize: bool | None = None
+    normalize_default: bool = False
     gguf_normalize: bool = True
     interleaved: bool = False
+    shared: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ class Decoder:
     ignores_window: True if llama.cpp has no sliding window for this family
     implied_window: True if GGUF files name the layers with a window only where one of `every` is not the rule
     fixed_scale: True if llama.cpp computes the scale of scores itself, and reads no key for it
+    sections: transformers' default of mrope_section
     """
 
     hf_classes: tuple[str, ...]
@@ -150,6 +155,7 @@ class Decoder:
     ignores_window: bool = True
     implied_window: bool = False
     fixed_scale: bool = False
+    sections: tuple[int, ...] = (24, 20, 20)
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,9 @@ class Family:
     sinks: True if each head has a learned attention sink
     expert_bias: True if experts and their router have biases
     score_bias: True if a bias is added to the scores that choose experts
+    output_gate: True if the rows of q hold a gate of the attention's output, too, head by head
+    delta: whether some layers have a gated delta net, and how Hugging Face stores it: "apart" (q, k and v, z, b and a are
+        four matrices, and GGUF tiles value heads), "fused" (two matrices, the rows of a key head together)
     widening: width of the MLP divided by the hidden size, if config.json does not say
     context: default context, in tokens
     defaults: transformers' defaults of further fields
@@ -193,6 +202,8 @@ class Family:
     sinks: bool = False
     expert_bias: bool = False
     score_bias: bool = False
+    output_gate: bool = False
+    delta: Literal["", "apart", "fused"] = ""
     widening: int = 4
     context: int = 0
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -426,6 +437,64 @@ _QWEN3_VL = replace(
     gguf_keys=("rope.dimension_sections", "n_deepstack_layers"),
     wrapped=True,
 )
+_DELTA_FIELDS = (
+    *("layer_types", "full_attention_interval", "attn_output_gate", "mamba_ssm_dtype", "linear_conv_kernel_dim"),
+    *("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim"),
+    *("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"),
+)
+_DELTA_KEYS = (
+    *("ssm.conv_kernel", "ssm.state_size", "ssm.group_count", "ssm.time_step_rank", "ssm.inner_size"),
+    *("attention.recurrent_layers", "full_attention_interval", "nextn_predict_layers"),
+)
+_DELTA_NAMES = {
+    "linear_attn.in_proj_qkv": "attn_qkv",
+    "linear_attn.in_proj_z": "attn_gate",
+    "linear_attn.in_proj_b": "ssm_beta",
+    "linear_attn.in_proj_a": "ssm_alpha",
+    "linear_attn.in_proj_qkvz": "ssm_in",  # GGUF's name of old files
+    "linear_attn.in_proj_ba": "ssm_ba",
+    "linear_attn.out_proj": "ssm_out",
+    "linear_attn.norm": "ssm_norm",
+}
+_QWEN35 = Decoder(
+    ("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"),
+    gguf_biases=(),
+    optional_biases="attention",
+    context=32768,
+    kv_heads=4,
+    head_dim=256,
+    partial=0.25,
+    rope_fields=("partial_rotary_factor", "mrope_section", "mrope_interleaved"),
+    norm_offset=True,
+    names=_DELTA_NAMES,
+    fields=(*_DELTA_FIELDS, "mlp_only_layers"),
+    gguf_keys=("rope.dimension_sections", *_DELTA_KEYS),
+    sections=(11, 11, 10),
+)
+_SHARED_NAMES = {
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+}
+_SHARED_KEYS = (*_MOE_KEYS, "expert_feed_forward_length", "expert_shared_feed_forward_length")
+_QWEN35_MOE = replace(
+    _QWEN35,
+    hf_classes=("Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration"),
+    kv_heads=2,
+    experts=ExpertRow(normalize=True, shared="shared_expert_intermediate_size"),
+    names={**_DELTA_NAMES, **_MOE_NAMES, **_SHARED_NAMES},
+    fields=(*_QWEN35.fields, *_ROUTER_TRAINING),
+    gguf_keys=(*_QWEN35.gguf_keys, *_SHARED_KEYS),
+)
+_QWEN3_NEXT = replace(
+    _QWEN35_MOE,
+    hf_classes=("Qwen3NextForCausalLM",),
+    rope_fields=("partial_rotary_factor",),
+    experts=ExpertRow(normalize_default=True, shared="shared_expert_intermediate_size"),
+    fields=(*_QWEN35_MOE.fields, "decoder_sparse_step", "norm_topk_prob"),
+    gguf_keys=(*_DELTA_KEYS, *_SHARED_KEYS),
+)
 
 FAMILIES: Mapping[str, Family] = {  # by config.json's model_type
     "llama": Family("llama", decoder=_LLAMA),
@@ -437,6 +506,15 @@ FAMILIES: Mapping[str, Family] = {  # by config.json's model_type
     "qwen3": Family("qwen3", qk_norm="head", window="by_field", decoder=_QWEN3),
     "qwen3_vl_text": Family("qwen3vl", qk_norm="head", decoder=_QWEN3_VL),
     "qwen3_moe": Family("qwen3moe", qk_norm="head", window="by_field", decoder=_QWEN3_MOE),
+    "qwen3_next": Family(
+        "qwen3next", norms=_SEED_NORMS, qk_norm="head", output_gate=True, delta="fused", decoder=_QWEN3_NEXT
+    ),
+    "qwen3_5_text": Family(
+        "qwen35", norms=_SEED_NORMS, qk_norm="head", output_gate=True, delta="apart", decoder=_QWEN35
+    ),
+    "qwen3_5_moe_text": Family(
+        "qwen35moe", norms=_SEED_NORMS, qk_norm="head", output_gate=True, delta="apart", decoder=_QWEN35_MOE
+    ),
     "gemma": Family("gemma", tied=True),
     "gemma2": Family("gemma2", norms=BOTH, tied=True, window="alternating", decoder=_GEMMA2),
     "gemma3_text": Family(

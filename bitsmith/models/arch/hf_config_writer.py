@@ -9,6 +9,7 @@ import numpy as np
 
 from bitsmith.errors import UnsupportedError
 from bitsmith.models.arch.config import ModelConfig, Rope
+from bitsmith.models.arch.delta_config import delta_to_hf
 from bitsmith.models.arch.hf_config import USUAL_ACTIVATION
 from bitsmith.models.arch.rope import llama3_freq_factors
 from bitsmith.models.arch.spec import ARCHITECTURES, ArchSpec
@@ -48,6 +49,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         **_rotation_fields(config, spec),
         **_number_fields(config, spec),
         **_expert_fields(config, spec),
+        **delta_to_hf(config),
     }
     return values
 
@@ -81,6 +83,8 @@ def _expert_fields(config: ModelConfig, spec: ArchSpec) -> dict[str, Any]:
     if row is None or experts is None:
         return {}
     values: dict[str, Any] = {row.count[0]: experts.count, row.used: experts.used, row.width: experts.width}
+    if row.shared:
+        values[row.shared] = experts.shared
     if row.normalize is None:
         values["norm_topk_prob"] = experts.normalize
     if experts.layers is not None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bitsmith.containers.derived import Derived, Piece
 from bitsmith.containers.floats import MXFP4_STACK
 from bitsmith.errors import UnsupportedError
-from bitsmith.models.arch.block import expected_tensors
+from bitsmith.models.arch.block import DELTA, expected_tensors
 from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.delta_sources import HF_NAMES as DELTA_NAMES
+from bitsmith.models.arch.delta_sources import relaid
 from bitsmith.models.arch.names import Names, names_of
 from bitsmith.quant.tensor import TensorInfo
 
@@ -36,10 +38,34 @@ class FileTensors:
     derived: Mapping[str, Derived] = field(default_factory=dict)
 
 
-def gguf_file_tensors(config: ModelConfig) -> FileTensors:
-    """Those of a GGUF file."""
-    wanted = expected_tensors(config)
-    return FileTensors(names_of(config.family), wanted, {name: name for name in wanted})
+def gguf_file_tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> FileTensors:
+    """Those of a GGUF file. found: the file's tensors"""
+    names, stored = names_of(config.family), _stored_in_gguf(config, found)
+    wanted = expected_tensors(stored)
+    places = {name: name for name in expected_tensors(config)}
+    return FileTensors(names, wanted, places, dict(_relaid(config, stored)))
+
+
+def _stored_in_gguf(config: ModelConfig, found: Mapping[str, TensorInfo]) -> ModelConfig:
+    """The configuration with its gated delta nets as the file has them. Old files have fused ones."""
+    stored = config.laid_out("gguf")
+    if stored.delta is None:
+        return stored
+    fused = any(name.endswith(".ssm_in.weight") for name in found)
+    return replace(stored, delta=replace(stored.delta, fused=fused))
+
+
+def _relaid(config: ModelConfig, stored: ModelConfig) -> Iterator[tuple[str, Derived]]:
+    """The tensors of gated delta nets whose rows or columns lie otherwise in the file, by GGUF name."""
+    if config.delta is None or stored.delta is None or config.delta == stored.delta:
+        return
+    for layer in config.delta.layers:
+        blk = f"blk.{layer}."
+        for tensor in DELTA.tensors(config, layer):
+            part = f"{tensor.name}{tensor.suffix}"
+            derived = relaid(part, tensor.shape, config.delta, stored.delta, blk)
+            if derived is not None:
+                yield f"{blk}{part}", derived
 
 
 def hf_file_tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> FileTensors:
@@ -47,41 +73,91 @@ def hf_file_tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> Fil
 
     found: the folder's tensors; where there are several ways to store a tensor, they say which one it is
     """
-    names = names_of(config.family).wrapped(found)
+    names, stored = names_of(config.family).wrapped(found), config.laid_out("hf")
     wanted: dict[str, Shape] = {}
     places: dict[str, str] = {}
     derived: dict[str, Derived] = {}
-    for name, shape in expected_tensors(config).items():
+    for name, shape in expected_tensors(stored).items():
         theirs = names.hf(name)
-        shift = 1.0 if config.decoder.norm_offset and name.endswith("norm.weight") else 0.0
+        shift = config.norm_offset(name)
         if theirs is not None and not shift:
             wanted[theirs], places[name] = shape, theirs
             continue
         if theirs is not None:
             own: dict[str, Shape] = {theirs: shape}
-            pieces: tuple[Piece, ...] = (Piece(theirs, 0, math.prod(shape[:-1])),)
+            made = Derived(shape, (Piece(theirs, 0, math.prod(shape[:-1])),), shift)
         else:
-            own, pieces = _stored(config, names, name, shape, found)
+            own, made = _stored(config, names, name, shape, found)
         wanted |= own
         places[name] = name
-        derived[name] = Derived(shape, pieces, shift)
-    return FileTensors(names, wanted, places, derived)
+        derived[name] = made
+    for name, order in _relaid(config, stored):
+        places[name], derived[name] = name, _through(order, places, derived)
+    kept = expected_tensors(config)
+    derived = {name: each for name, each in derived.items() if name in kept}
+    return FileTensors(names, wanted, {name: places[name] for name in kept}, derived)
+
+
+def _through(order: Derived, places: Mapping[str, str], derived: Mapping[str, Derived]) -> Derived:
+    """An order of tensors by GGUF name, as one of the folder's tensors."""
+    first = derived.get(order.pieces[0].name)
+    if first is None:
+        return replace(order, pieces=tuple(replace(each, name=places[each.name]) for each in order.pieces))
+    (below,) = first.pieces  # a whole tensor of another shape or with a function
+    return replace(
+        order, pieces=tuple(replace(each, name=below.name) for each in order.pieces), function=first.function
+    )
 
 
 def _stored(
     config: ModelConfig, names: Names, name: str, shape: Shape, found: Mapping[str, TensorInfo]
+) -> tuple[dict[str, Shape], Derived]:
+    """The tensors of a folder that hold a tensor which it does not name alike, and how they form it."""
+    _, layer, part = name.split(".", 2)
+    above = f"{names.prefix}layers.{layer}."
+    if part in DELTA_NAMES:
+        own = f"{above}{DELTA_NAMES[part]}"
+        stored = (shape[0], 1, shape[1]) if len(shape) == 2 else shape
+        whole = Piece(own, 0, math.prod(shape[:-1]))
+        return {own: stored}, Derived(shape, (whole,), function="-exp(x)" if part == "ssm_a" else "")
+    own_shapes, pieces = _experts(config, names, name, shape, found)
+    return own_shapes, Derived(shape, pieces)
+
+
+def _experts(
+    config: ModelConfig, names: Names, name: str, shape: Shape, found: Mapping[str, TensorInfo]
 ) -> tuple[dict[str, Shape], tuple[Piece, ...]]:
-    """The tensors of a folder that hold a tensor which it does not name alike, and their rows that form it."""
+    """The tensors of a folder that hold a stack of experts, and their rows that form it."""
     stem, _, kind = name.rpartition(".")
     row = config.decoder.experts
     if row is not None and row.interleaved:
         return _interleaved(names, stem, kind, shape, found)
+    stacked = _stacked(names, stem, shape, found)
+    if stacked is not None:
+        return stacked
     first = str(names.hf(f"{stem}.0.{kind}"))
     if first not in found:  # which is an error; the names of thousands of others would be made for nothing
         return {first: shape[1:]}, (Piece(first, 0, 1),)
     apart = [str(names.hf(f"{stem}.{e}.{kind}")) for e in range(shape[0])]
     rows = shape[1] if len(shape) == 3 else 1
     return dict.fromkeys(apart, shape[1:]), tuple(Piece(own, 0, rows) for own in apart)
+
+
+def _stacked(
+    names: Names, stem: str, shape: Shape, found: Mapping[str, TensorInfo]
+) -> tuple[dict[str, Shape], tuple[Piece, ...]] | None:
+    """The same for folders with one stack of gate and up, and one of down; None if there is none."""
+    _, layer, part = stem.split(".")
+    down = part.startswith("ffn_down")
+    stack = f"{names.prefix}layers.{layer}.mlp.experts.{'down' if down else 'gate_up'}_proj"
+    if stack not in found or len(shape) != 3:
+        return None
+    count, rows, cols = shape
+    if down:
+        return {stack: shape}, (Piece(stack, 0, count * rows),)
+    first = rows if part.startswith("ffn_up") else 0
+    pieces = tuple(Piece(stack, 2 * rows * e + first, rows) for e in range(count))
+    return {stack: (count, 2 * rows, cols)}, pieces
 
 
 def _interleaved(
@@ -124,10 +200,16 @@ def hf_tensors_of_gguf(config: ModelConfig) -> tuple[dict[str, str], dict[str, D
 
 def _hf_parts(config: ModelConfig, names: Names, name: str, shape: Shape) -> Iterator[tuple[str, Derived | None]]:
     theirs = names.hf(name)
+    whole = Piece(name, 0, math.prod(shape[:-1]))
     if theirs is not None:
-        offset = config.decoder.norm_offset and name.endswith("norm.weight")
-        whole = Piece(name, 0, math.prod(shape[:-1]))
-        yield theirs, Derived(shape, (whole,), -1.0) if offset else None
+        offset = config.norm_offset(name)
+        yield theirs, Derived(shape, (whole,), -offset) if offset else None
+        return
+    _, layer, part = name.split(".", 2)
+    above = f"{names.prefix}layers.{layer}."
+    if part in DELTA_NAMES:
+        stored = (shape[0], 1, shape[1]) if len(shape) == 2 else shape
+        yield f"{above}{DELTA_NAMES[part]}", Derived(stored, (whole,), function="ln(-x)" if part == "ssm_a" else "")
         return
     stem, _, kind = name.rpartition(".")
     row = config.decoder.experts

@@ -1,7 +1,7 @@
 """Softmax attention with grouped heads, and everything that families vary about it.
 
 Their parameters: q/k/v fused or apart, biases, norms of q and k per head or whole and before or after the rotation,
-partial or no rotation, windows, scale, softcap, sinks, and temperature.
+partial or no rotation, windows, scale, softcap, sinks, temperature, and a gate of the output.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ class Attention:
             yield BlockTensor("attn_k_norm", (kv if whole else config.head_dim,), "vector")
         if config.family.sinks:
             yield BlockTensor("attn_sinks", (config.heads,), "vector")
-        rows = {"attn_qkv": q + 2 * kv} if config.family.fused_qkv else {"attn_q": q, "attn_k": kv, "attn_v": kv}
+        gated = 2 if config.family.output_gate else 1
+        rows = {"attn_q": gated * q, "attn_k": kv, "attn_v": kv}
+        if config.family.fused_qkv:
+            rows = {"attn_qkv": q + 2 * kv}
         for name, size in rows.items():
             yield BlockTensor(name, (size, config.hidden), "linear", config.has_bias(name, layer))
         yield BlockTensor("attn_output", (config.hidden, q), "linear", config.has_bias("attn_output", layer))
@@ -48,6 +51,9 @@ class Attention:
         """Values weighted by attention: [batch, n, heads * head_dim]."""
         config, ops = run.config, run.ops
         q, k, v = self._projected(run, block, x)
+        gate = None
+        if config.family.output_gate:  # behind the rows of its head of q
+            q, gate = q[..., : config.head_dim], q[..., config.head_dim :]
         late = config.decoder.norm_after_rotation
         if config.qk_norm and config.family.qk_norm != "whole" and not late:
             q = ops.rms_norm(q, block.norms["attn_q_norm"], config.norm_eps)
@@ -59,15 +65,16 @@ class Attention:
         if config.temperature:
             q = run.tempered(q)
         k, v, mask = run.visible(layer, k, v)
-        return ops.attention(
+        mixed = ops.attention(
             *(q, k, v, mask),
             scale=config.attention_scale or None,
             softcap=config.attention_softcap,
             sinks=block.norms.get("attn_sinks"),
         )
+        return mixed if gate is None else mixed * ops.sigmoid(gate.reshape(mixed.shape))
 
     def _projected(self, run: Run, block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q and k [batch, n, heads, head_dim], v [batch, kv_heads, n, head_dim]."""
+        """q and k [batch, n, heads, head_dim], v [batch, kv_heads, n, head_dim]. With a gate, q is twice as wide."""
         config, ops = run.config, run.ops
         batch, n = x.shape[0], x.shape[1]
         if config.family.fused_qkv:
@@ -81,7 +88,7 @@ class Attention:
             q = ops.rms_norm(q, block.norms["attn_q_norm"], config.norm_eps)
             k = ops.rms_norm(k, block.norms["attn_k_norm"], config.norm_eps)
         return (
-            q.reshape(batch, n, config.heads, config.head_dim),
+            q.reshape(batch, n, config.heads, -1),
             k.reshape(batch, n, config.kv_heads, config.head_dim),
             v.reshape(batch, n, config.kv_heads, config.head_dim).swapaxes(1, 2),
         )

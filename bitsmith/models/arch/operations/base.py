@@ -37,14 +37,17 @@ class BlockTensor:
     """A tensor of a block, by GGUF's name without "blk.N." and ".weight".
 
     kind: "vector"; "linear" for a matrix [rows, cols] of a product; "router" for such a matrix that is never quantized;
-        "experts" for a stack of matrices [experts, rows, cols]. The matrix of one expert is a linear named "NAME.E".
+        "experts" for a stack of matrices [experts, rows, cols]. The matrix of one expert is a linear named "NAME.E";
+        "taps" for those of a convolution [channels, taps], which stay floats
+    suffix: what a file's name has after it
     bias: whether a vector of the same name with ".bias" belongs to it, one row for each expert
     """
 
     name: str
     shape: tuple[int, ...]
-    kind: Literal["vector", "linear", "router", "experts"]
+    kind: Literal["vector", "linear", "router", "experts", "taps"]
     bias: bool = False
+    suffix: str = ".weight"
 
 
 class Run(Protocol):
@@ -68,6 +71,19 @@ class Run(Protocol):
 
         New keys and values go to the cache, if there is one.
         """
+        ...
+
+    def recurrent(self, layer: int) -> tuple[Tensor, ...] | None:
+        """What the layer kept of the tokens before, for each row, see its operation; None at the beginning."""
+        ...
+
+    def keep(self, layer: int, state: tuple[Tensor, ...]) -> None:
+        """Keep what the layer needs of the tokens up to now, if there is a cache."""
+        ...
+
+    @property
+    def counts(self) -> Tensor | None:
+        """Number of real tokens of each row, int64 [rows]; None if all are real."""
         ...
 
 
