@@ -49,12 +49,12 @@ def calibration_cost(
     hidden_states, on_disk = _hidden_states(config, method, effort, tokens, memory)
     seconds, largest, widest = 0.0, 0, config.hidden
     rate = _multiply_adds_per_second()
-    known: dict[bool, float] = {}
+    known: dict[tuple[bool, str], float] = {}
     for layer in range(config.layers):
         shapes = linear_shapes(config, layer)
         largest = max(largest, sum(rows * cols for rows, cols in shapes.values()))
         widest = max(widest, *(cols for _, cols in shapes.values()))
-        kind = config.specs[layer].experts
+        kind = config.specs[layer].experts, config.specs[layer].mixer
         if kind not in known:
             known[kind] = _block_seconds(config, layer, method, effort, tokens, context, rate)
         seconds += known[kind]

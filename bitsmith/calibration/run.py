@@ -117,6 +117,7 @@ def prepare(
     tokens, context, seed: see `Request.of`
     Raises UsageError, FileError or UnsupportedError for every problem that is visible before the pass.
     """
+    checkpoint = checkpoint.laid_out("gguf")  # as importance files are
     alone = [str(name) for name in sources if name == SELF or is_imatrix_name(Path(name))]
     if alone and len(sources) > 1:
         what = "the model's own text" if alone[0] == SELF else "an importance file"

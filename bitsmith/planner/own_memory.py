@@ -50,7 +50,9 @@ def _mapped(tensor: TensorInfo, nbytes: int) -> bool:
 def own_cache(network: Network, context: int, *, batch: int, bits: float) -> int:
     """Bytes of keys and values. Heads are padded to multiples of 32. Layers with a window keep all tokens."""
     width = -(-network.head_dim // _WIDTH) * _WIDTH
-    return int(2 * network.layers * batch * network.kv_heads * width * context * bits / 8)
+    states = sum(cache.state for cache in network.caches)
+    attending = sum(not cache.state for cache in network.caches)
+    return int(2 * attending * batch * network.kv_heads * width * context * bits / 8) + 4 * batch * states
 
 
 def working_memory(network: Network, context: int, *, batch: int = 1) -> int:

@@ -14,6 +14,7 @@ def core_lacks(config: ModelConfig) -> str | None:
     """What of a configuration the core does not know, in words; None if it computes the model."""
     lacking = (
         (config.activation not in ("silu", "gelu_tanh", "clamped"), f"the activation {config.activation}"),
+        (config.delta is not None, "gated delta nets"),
         (config.family.sinks, "attention sinks"),
         (bool(config.attention_softcap), "softcaps of attention"),
         (config.rope.scaling == "longrope", "LongRoPE"),

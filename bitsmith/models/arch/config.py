@@ -229,7 +229,7 @@ class ModelConfig:
 
     def norm_offset(self, name: str) -> float:
         """What Hugging Face's files leave out of a tensor by GGUF's name, see `Decoder.norm_offset`."""
-        offset = self.decoder.norm_offset and name.endswith("norm.weight") and not name.endswith(".ssm_norm.weight")
+        offset = self.decoder.norm_offset and name.endswith("norm.weight") and not name.endswith("ssm_norm.weight")
         return 1.0 if offset else 0.0
 
     def has_bias(self, linear: str, layer: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from bitsmith.containers.base import Source
@@ -23,6 +24,11 @@ def delta_from_hf(fields: Fields, spec: ArchSpec, layers: int) -> DeltaNet | Non
         return None
     if not fields.flag("attn_output_gate", True):
         raise UnsupportedError(f"{fields.origin}: attn_output_gate false is not supported; expected true.")
+    return replace(delta_shape(fields), layers=_hf_layers(fields, layers), fused=spec.family.delta == "fused")
+
+
+def delta_shape(fields: Fields) -> DeltaNet:
+    """The shape of the delta nets of a config.json, of no layer yet. Raises FileError for impossible values."""
     key_heads = fields.integer("linear_num_key_heads", 16)
     value_heads = fields.integer("linear_num_value_heads", 32)
     if value_heads % key_heads:
@@ -33,8 +39,7 @@ def delta_from_hf(fields: Fields, spec: ArchSpec, layers: int) -> DeltaNet | Non
         fields.integer("linear_key_head_dim", 128),
         fields.integer("linear_value_head_dim", 128),
         fields.integer("linear_conv_kernel_dim", 4, minimum=2),
-        _hf_layers(fields, layers),
-        fused=spec.family.delta == "fused",
+        (),
     )
 
 
