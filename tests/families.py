@@ -28,7 +28,7 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 32.0, "beta_slow": 1.0}
 TEMPERED = YARN | {"rope_theta": 1e6, "llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0}
 DELTA = {
-    "linear_num_value_heads": 4,
+    "linear_num_value_heads": 6,
     "linear_num_key_heads": 2,
     "linear_key_head_dim": 32,
     "linear_value_head_dim": 32,
