@@ -96,8 +96,9 @@ class MatrixLoader:
         self.bytes = 0.0
         self.share = 1.0
         self._read = read
-        self._core: Any = core()
-        self._arena = self._core.Arena()
+        module: Any = core()
+        self._core = module
+        self._arena = module.Arena()
         self._files: dict[Path, int] = {}
         self._kept: dict[Path, Any] = {}
         self.maps: dict[Path, Any] = {}

@@ -41,8 +41,8 @@ def expert_memory(checkpoint: Checkpoint) -> int | None:
     one = experts * config.experts.used // config.experts.count
     if left < one:
         raise UnsupportedError(
-            f"{checkpoint.source.path}: a token reads {human_bytes(others + one)} of weights, and {human_bytes(room)} of "
-            "memory are free. Close other programs, or quantize to fewer bits."
+            f"{checkpoint.source.path}: a token reads {human_bytes(others + one)} of weights, and "
+            f"{human_bytes(room)} of memory are free. Close other programs, or quantize to fewer bits."
         )
     _LOG.warning(
         "%s: its experts take %s, and %s of memory are left for them; those used last stay in memory, others are read "
