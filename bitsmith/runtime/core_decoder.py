@@ -154,7 +154,12 @@ class CoreDecoder:
         return self.logits(run_in_chunks(step, chunk, lambda part: self._step(part, cache), self.numpy))
 
     def _step(self, step: Step, cache: CoreCache) -> np.ndarray:
-        states: np.ndarray = self._model.hidden(step.tokens, step.slots, step.starts, step.counts, cache.handle)
+        try:
+            states: np.ndarray = self._model.hidden(step.tokens, step.slots, step.starts, step.counts, cache.handle)
+        except RuntimeError as error:  # experts are read on demand
+            raise FileError(
+                f"experts of the model cannot be read: {error} Another program may be writing to it."
+            ) from None
         self._check_maps()
         cache.lengths[step.slots] = step.stops
         return states
