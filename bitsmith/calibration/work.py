@@ -72,7 +72,13 @@ class BlockwiseWork:
             stored_offset=plan.target.is_folder,
         )
         names = {f"{name}.weight" for name in formats} | (_rescaled_names(rescalings) & outputs.keys())
-        return cls(task, outputs, frozenset(outputs[name].name for name in names), plan.checkpoint.config, plan.target.is_folder)
+        return cls(
+            task,
+            outputs,
+            frozenset(outputs[name].name for name in names),
+            plan.checkpoint.config,
+            plan.target.is_folder,
+        )
 
     def rows(self, rounded: Rounded) -> Iterator[RoundedRows]:
         """The rows of a step under the output's names."""

@@ -94,8 +94,7 @@ def _state(numbers: Numbers) -> int:
     """Numbers that a recurrent layer keeps, including those of its convolution."""
     fields = numbers.fields
     if fields.has("linear_num_value_heads"):  # gated delta rule (Qwen3-Next): a matrix a head
-        net = delta_shape(fields)
-        return net.value_heads * net.key_dim * net.value_dim + net.mixed * (net.taps - 1)
+        return delta_shape(fields).state
     if fields.has("conv_L_cache"):  # LFM2: the last inputs of a short convolution
         return numbers.hidden * fields.integer("conv_L_cache")
     inner = (

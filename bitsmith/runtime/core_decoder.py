@@ -38,9 +38,11 @@ class CoreCache:
         self.capacity, self.batch = capacity, batch
         self.lengths = np.zeros(batch, np.int64)
         self._config, self._type = config, type
-        heads = [(config.kv_heads, config.head_dim)] * config.layers
+        attends = [spec.mixer == "attention" for spec in config.specs]
+        heads = [(config.kv_heads, config.head_dim) if each else (0, 0) for each in attends]
         rotations = [_rotation(rope, capacity) for rope in config.ropes]
-        self.handle = _core().Cache(heads, batch, capacity, type, rotations)
+        states = [0 if each or config.delta is None else config.delta.state for each in attends]
+        self.handle = _core().Cache(heads, batch, capacity, type, rotations, states)
 
     def reusable(self, slot: int, length: int) -> int:
         """See `AnyCache.reusable`."""
@@ -154,6 +156,8 @@ class CoreDecoder:
         return self.logits(run_in_chunks(step, chunk, lambda part: self._step(part, cache), self.numpy))
 
     def _step(self, step: Step, cache: CoreCache) -> np.ndarray:
+        if self.config.delta is not None:  # stopped between layers, their states belong to different tokens
+            cache.lengths[step.slots] = 0
         try:
             states: np.ndarray = self._model.hidden(step.tokens, step.slots, step.starts, step.counts, cache.handle)
         except RuntimeError as error:  # experts are read on demand

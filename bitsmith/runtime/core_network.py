@@ -7,6 +7,7 @@ from bitsmith.models.arch.config import ModelConfig
 CORE_ARCHITECTURES = (  # plans count on them
     *("llama", "mistral3", "qwen2", "qwen3", "qwen3vl", "gemma3", "phi3", "olmo2", "smollm3", "granite"),
     *("seed_oss", "hunyuan-dense", "ernie4_5", "exaone4", "glm4", "qwen3moe", "olmoe"),
+    *("qwen35", "qwen35moe", "qwen3next"),
 )
 
 
@@ -14,7 +15,6 @@ def core_lacks(config: ModelConfig) -> str | None:
     """What of a configuration the core does not know, in words; None if it computes the model."""
     lacking = (
         (config.activation not in ("silu", "gelu_tanh", "clamped"), f"the activation {config.activation}"),
-        (config.delta is not None, "gated delta nets"),
         (config.family.sinks, "attention sinks"),
         (bool(config.attention_softcap), "softcaps of attention"),
         (config.rope.scaling == "longrope", "LongRoPE"),

@@ -73,7 +73,6 @@ class Run:
             keys, values = self.cache.read(layer, self.shared.cells, *seen.keys)
         return keys, values, seen.mask
 
-
     def recurrent(self, layer: int) -> tuple[Tensor, ...] | None:
         """What the layer kept of the tokens before, for each row; None without a cache."""
         if self.cache is None or self.shared.cells is None:

@@ -91,6 +91,7 @@ class Cache:
         capacity: int,
         type: str,
         rotations: Sequence[tuple[np.ndarray, np.ndarray]],
+        states: Sequence[int] = ...,
     ) -> None: ...
     def copy(self, other: Cache, lengths: np.ndarray) -> None: ...
     @property
@@ -118,6 +119,28 @@ class Attention(Operation):
         query_scale: float,
         temperature: float,
         temperature_length: int,
+        gated: bool,
+    ) -> None: ...
+
+class DeltaNet(Operation):
+    def __init__(
+        self,
+        mixed: Linear,
+        z: Linear,
+        gates: Sequence[Linear],
+        output: Linear,
+        taps: np.ndarray,
+        factors: np.ndarray,
+        shifts: np.ndarray,
+        norm: np.ndarray,
+        *,
+        layer: int,
+        key_heads: int,
+        value_heads: int,
+        key_dim: int,
+        value_dim: int,
+        tiled: bool,
+        norm_eps: float,
     ) -> None: ...
 
 class Mlp(Operation):
@@ -144,6 +167,9 @@ class Experts(Operation):
         chosen: bool,
         normalize: bool,
     ) -> None: ...
+
+class SharedExpert(Operation):
+    def __init__(self, experts: Experts, shared: Mlp, gate: Linear) -> None: ...
 
 class Model:
     def __init__(

@@ -65,7 +65,7 @@ SelfAttention::SelfAttention(const AttentionShape &shape, Linear q, Linear k, Li
       q_norm_(std::move(q_norm)),
       k_norm_(std::move(k_norm)) {
   if (shape.layer < 0 || shape.kv_heads < 1 || shape.heads < 1 || shape.heads % shape.kv_heads || shape.head_dim < 1 ||
-      shape.rotation < -1 || shape.temperature_length < 1)
+      shape.rotation < -1 || shape.temperature_length < 1 || (shape.gated && shape.whole_norms))
     throw std::invalid_argument("the shape of an attention makes no sense.");
   const size_t q_size = shape.whole_norms ? shape.heads * shape.head_dim : shape.head_dim;
   const size_t k_size = shape.whole_norms ? shape.kv_heads * shape.head_dim : shape.head_dim;
@@ -75,7 +75,7 @@ SelfAttention::SelfAttention(const AttentionShape &shape, Linear q, Linear k, Li
 
 void SelfAttention::check(int hidden) const {
   const int width = shape_.heads * shape_.head_dim, kv = shape_.kv_heads * shape_.head_dim;
-  check_linear("q", q_, width, hidden);
+  check_linear("q", q_, shape_.gated ? 2 * width : width, hidden);
   check_linear("k", k_, kv, hidden);
   check_linear("v", v_, kv, hidden);
   check_linear("output", output_, hidden, width);
@@ -93,7 +93,7 @@ void SelfAttention::run(Compute &compute, Pass &pass, const Rows &x, float *out,
   const int rows = pass.rows(), width = shape_.heads * shape_.head_dim, kv = shape_.kv_heads * shape_.head_dim;
   const size_t turned = static_cast<size_t>(rows) * shape_.heads * pass.cache.shape().layers[shape_.layer].width();
   Heads heads{};
-  heads.q_stride = padded(width), heads.stride = padded(kv);
+  heads.q_stride = padded(shape_.gated ? 2 * width : width), heads.stride = padded(kv);
   heads.q = compute.scratch(Scratch::q, rows * heads.q_stride);
   heads.k = compute.scratch(Scratch::k, rows * heads.stride);
   heads.v = compute.scratch(Scratch::v, rows * heads.stride);
@@ -103,6 +103,13 @@ void SelfAttention::run(Compute &compute, Pass &pass, const Rows &x, float *out,
       {&q_, {x}, heads.q, heads.q_stride}, {&k_, {x}, heads.k, heads.stride}, {&v_, {x}, heads.v, heads.stride}};
   compute.multiply(qkv, 3);
   attend(compute, pass, heads);
+  if (shape_.gated)
+    compute.each_row(rows, [&](int row) {
+      const float *gates = heads.q + row * heads.q_stride + shape_.head_dim;
+      float *mix = heads.mix + static_cast<size_t>(row) * width;
+      for (int h = 0; h < shape_.heads; ++h)
+        compute.kernels().gate_by(gates + 2 * h * shape_.head_dim, mix + h * shape_.head_dim, shape_.head_dim);
+    });
   compute.round(heads.mix, width, rows, width, {&output_});
   compute.multiply(output_, {{heads.mix, static_cast<size_t>(width), rows}}, out, stride);
 }
@@ -116,11 +123,12 @@ void SelfAttention::place(const Kernels &kernels, Pass &pass, const Heads &heads
   const auto norm_head = [&](const std::vector<float> &norm, float *head) {
     if (!norm.empty() && !shape_.whole_norms) kernels.rms_norm(head, norm.data(), head_dim, shape_.norm_eps, head);
   };
-  const auto prepare = [&](float *rows, int count, const Linear &linear, const std::vector<float> &norm) {
-    const int size = count * head_dim;
-    if (!linear.bias.empty()) add(rows, linear.bias.data(), size);
-    if (!norm.empty() && shape_.whole_norms) kernels.rms_norm(rows, norm.data(), size, shape_.norm_eps, rows);
-    for (int h = 0; h < count && !shape_.late_norms; ++h) norm_head(norm, rows + h * head_dim);
+  const int q_step = shape_.gated ? 2 * head_dim : head_dim;  // from one head of q to the next
+  const auto prepare = [&](float *rows, int count, int step, const Linear &linear, const std::vector<float> &norm) {
+    if (!linear.bias.empty()) add(rows, linear.bias.data(), linear.bias.size());
+    if (!norm.empty() && shape_.whole_norms)
+      kernels.rms_norm(rows, norm.data(), count * head_dim, shape_.norm_eps, rows);
+    for (int h = 0; h < count && !shape_.late_norms; ++h) norm_head(norm, rows + h * step);
   };
   const auto turn = [&](const float *from, const std::vector<float> &norm, float *to) {
     rotate(from, rotation ? rotation->dim : 0, head_dim, rotation ? rotation->cosine(at) : nullptr,
@@ -130,18 +138,18 @@ void SelfAttention::place(const Kernels &kernels, Pass &pass, const Heads &heads
   const float heat = std::log1p(static_cast<float>(at / shape_.temperature_length));
   const float factor = shape_.query_scale * (1.0f + shape_.temperature * heat);
   float *q = heads.q + row * heads.q_stride;
-  prepare(q, shape_.heads, q_, q_norm_);
+  prepare(q, shape_.heads, q_step, q_, q_norm_);
   const int group = shape_.heads / shape_.kv_heads;
   for (int h = 0; h < shape_.heads; ++h) {
     const size_t place = static_cast<size_t>(sequence.first) * shape_.kv_heads + h / group * sequence.count + index;
     float *turned = heads.turned + (place * group + h % group) * width;
-    turn(q + h * head_dim, q_norm_, turned);
+    turn(q + h * q_step, q_norm_, turned);
     scale(turned, factor, head_dim);
     std::fill(turned + head_dim, turned + width, 0.0f);
   }
   float *k = heads.k + row * heads.stride, *v = heads.v + row * heads.stride;
-  prepare(k, shape_.kv_heads, k_, k_norm_);
-  prepare(v, shape_.kv_heads, v_, {});
+  prepare(k, shape_.kv_heads, head_dim, k_, k_norm_);
+  prepare(v, shape_.kv_heads, head_dim, v_, {});
   static thread_local std::vector<float> head;
   head.assign(width, 0.0f);
   const CacheType type = pass.cache.shape().type;

@@ -17,6 +17,7 @@ struct AttentionShape {
   float query_scale;  // beside 1 / sqrt(head_dim)
   float temperature;  // queries at position p are multiplied by 1 + temperature ln(1 + p / temperature_length)
   int temperature_length;
+  bool gated;  // behind each head of q stands a gate of its output
 };
 
 class SelfAttention : public Operation {

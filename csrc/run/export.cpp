@@ -32,6 +32,9 @@ const Kernels kKernels = {repack,
                           clamped_swiglu,
                           keep,
                           attend,
+                          recur,
+                          convolve,
+                          gate_by,
                           read};
 
 }  // namespace bitsmith::BITSMITH_ISA

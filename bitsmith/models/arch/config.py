@@ -110,6 +110,11 @@ class DeltaNet:
         """Width of q, k and v together, which pass the convolution."""
         return 2 * self.keys + self.values
 
+    @property
+    def state(self) -> int:
+        """Numbers that a layer keeps of a sequence: a matrix a head, and the last inputs of the convolution."""
+        return self.value_heads * self.key_dim * self.value_dim + (self.taps - 1) * self.mixed
+
 
 @dataclass(frozen=True)
 class LayerSpec:
@@ -224,7 +229,9 @@ class ModelConfig:
         if self.delta is None:
             return self
         ours = naming == "gguf"
-        delta = replace(self.delta, tiled=ours and self.family.delta == "apart", fused=not ours and self.family.delta == "fused")
+        delta = replace(
+            self.delta, tiled=ours and self.family.delta == "apart", fused=not ours and self.family.delta == "fused"
+        )
         return replace(self, delta=delta)
 
     def norm_offset(self, name: str) -> float:

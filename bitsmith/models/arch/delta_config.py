@@ -80,8 +80,8 @@ def delta_to_gguf(config: ModelConfig) -> dict[str, Value]:
         return {}
     if net.key_dim != net.value_dim:
         raise UnsupportedError(
-            f"heads of {net.key_dim} (linear_key_head_dim) and {net.value_dim} (linear_value_head_dim): llama.cpp loads "
-            "such a model only if they are equal; write --to native/... instead."
+            f"heads of {net.key_dim} (linear_key_head_dim) and {net.value_dim} (linear_value_head_dim): llama.cpp "
+            "loads such a model only if they are equal; write --to native/... instead."
         )
     return {
         "ssm.conv_kernel": u32(net.taps),
@@ -110,7 +110,9 @@ def delta_from_gguf(fields: Fields, spec: ArchSpec, layers: int, source: Source)
     if value_heads % key_heads:
         raise fields.fail("ssm.time_step_rank", f"a multiple of ssm.group_count ({key_heads})", value_heads)
     if inner != value_heads * size:
-        raise fields.fail("ssm.inner_size", f"{value_heads} heads (ssm.time_step_rank) of {size} (ssm.state_size)", inner)
+        raise fields.fail(
+            "ssm.inner_size", f"{value_heads} heads (ssm.time_step_rank) of {size} (ssm.state_size)", inner
+        )
     return DeltaNet(
         key_heads,
         value_heads,

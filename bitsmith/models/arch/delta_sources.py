@@ -58,7 +58,10 @@ def _units(net: DeltaNet) -> dict[str, list[Unit]]:
         found["ssm_in.weight"] = [unit for group in range(net.key_heads) for unit in _group(group, shared)]
     else:
         found |= {"attn_qkv.weight": mixed, "attn_gate.weight": [("z", head) for head in heads]}
-    return found | {"ssm_beta.weight": [("b", head) for head in heads], "ssm_alpha.weight": [("a", head) for head in heads]}
+    return found | {
+        "ssm_beta.weight": [("b", head) for head in heads],
+        "ssm_alpha.weight": [("a", head) for head in heads],
+    }
 
 
 def _group(group: int, shared: int) -> list[Unit]:

@@ -177,8 +177,8 @@ class Family:
     expert_bias: True if experts and their router have biases
     score_bias: True if a bias is added to the scores that choose experts
     output_gate: True if the rows of q hold a gate of the attention's output, too, head by head
-    delta: whether some layers have a gated delta net, and how Hugging Face stores it: "apart" (q, k and v, z, b and a are
-        four matrices, and GGUF tiles value heads), "fused" (two matrices, the rows of a key head together)
+    delta: whether some layers have a gated delta net, and how Hugging Face stores it: "apart" (q, k and v, z, b and a
+        are four matrices, and GGUF tiles value heads), "fused" (two matrices, the rows of a key head together)
     widening: width of the MLP divided by the hidden size, if config.json does not say
     context: default context, in tokens
     defaults: transformers' defaults of further fields

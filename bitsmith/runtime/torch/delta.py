@@ -1,4 +1,4 @@
-"""The gated delta rule on torch: token by token, and for prompts chunk by chunk (Yang et al. 2024, arXiv:2412.06464)."""
+"""The gated delta rule on torch, token by token or chunk by chunk (Yang et al. 2024, arXiv:2412.06464)."""
 
 from __future__ import annotations
 

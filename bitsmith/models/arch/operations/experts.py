@@ -12,7 +12,7 @@ from bitsmith.models.arch.config import Experts, ModelConfig
 from bitsmith.models.arch.operations.base import BlockTensor, LinearGroup, Run, Tensor
 
 _GATE, _UP, _DOWN = "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"
-_SHARED = ("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")
+SHARED = ("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")
 _SHARED_GATE = "ffn_gate_inp_shexp"
 
 
@@ -29,9 +29,9 @@ class MixtureOfExperts:
             yield BlockTensor(name, (experts.count, experts.width, hidden), "experts", bias)
         yield BlockTensor(_DOWN, (experts.count, hidden, experts.width), "experts", bias)
         if experts.shared:
-            for name in _SHARED[:2]:
+            for name in SHARED[:2]:
                 yield BlockTensor(name, (experts.shared, hidden), "linear")
-            yield BlockTensor(_SHARED[2], (hidden, experts.shared), "linear")
+            yield BlockTensor(SHARED[2], (hidden, experts.shared), "linear")
 
     def stages(self, config: ModelConfig, layer: int, norm: str) -> tuple[tuple[LinearGroup, ...], ...]:
         """Each expert has its own inputs. The norm before them cannot take a scale, since the router reads it too."""
@@ -44,8 +44,8 @@ class MixtureOfExperts:
             for e in _numbers(config)
         ]
         if _experts(config).shared:
-            inputs.append(LinearGroup("shared_expert_in", _SHARED[:2], None))
-            inner.append(LinearGroup("shared_expert_down_input", _SHARED[2:], _SHARED[1]))
+            inputs.append(LinearGroup("shared_expert_in", SHARED[:2], None))
+            inner.append(LinearGroup("shared_expert_down_input", SHARED[2:], SHARED[1]))
         return tuple(inputs), tuple(inner)
 
     def forward(self, run: Run, layer: int, block: Any, x: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class MixtureOfExperts:
             inner = ops.gated(linears[f"{_GATE}.{e}"](own), linears[f"{_UP}.{e}"](own), config.activation)
             out = ops.add_rows(out, tokens, linears[f"{_DOWN}.{e}"](inner) * weights[tokens, places][:, None])
         if experts.shared:
-            gate, up, down = (linears[name] for name in _SHARED)
+            gate, up, down = (linears[name] for name in SHARED)
             share = ops.sigmoid(linears[_SHARED_GATE](rows))
             out = out + down(ops.gated(gate(rows), up(rows), config.activation)) * share
         return out.reshape(x.shape)
