@@ -137,6 +137,12 @@ WRAPPERS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         {"depth": 1, "num_heads": 2, "out_hidden_size": 64, "deepstack_visual_indexes": [0]},
         {},
     ),
+    "qwen3_5": (
+        "qwen3_5",
+        "qwen3_5",
+        {"model_type": "qwen3_5_vision", "depth": 1, "num_heads": 2, "out_hidden_size": 64},
+        {},
+    ),
     "mistral3": ("mistral3", "ministral3", {"model_type": "pixtral", "head_dim": 16}, {}),
 }
 

@@ -187,8 +187,9 @@ void bind_operations(nb::module_ &m) {
              const Floats &taps, const Floats &factors, const Floats &shifts, const Floats &norm, int layer,
              int key_heads, int value_heads, int key_dim, int value_dim, bool tiled, float norm_eps) {
             if (taps.ndim() != 2) throw std::invalid_argument("taps need two dimensions.");
-            const DeltaShape shape{layer,     key_heads, value_heads,         key_dim, value_dim, static_cast<int>(taps.shape(1)),
-                                   tiled,     gates.size() == 1, norm_eps};
+            const DeltaShape shape{layer,   key_heads,         value_heads,
+                                   key_dim, value_dim,         static_cast<int>(taps.shape(1)),
+                                   tiled,   gates.size() == 1, norm_eps};
             new (self) DeltaNet(shape, mixed, z, std::move(gates), output, copied(taps), copied(factors),
                                 copied(shifts), copied(norm));
           },

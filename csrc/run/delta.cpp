@@ -13,11 +13,11 @@ constexpr float kUnitEps = 1e-6f;  // added to the sum of squares
 }  // namespace
 
 struct DeltaNet::Buffers {
-  float *mixed, *z, *gates;                 // products: [rows, stride]
+  float *mixed, *z, *gates;  // products: [rows, stride]
   size_t mixed_stride, z_stride, gate_stride;
-  float *convolved;                         // [rows, mixed]: q, k and v
-  float *kept, *rate;                       // [rows, heads]
-  float *out;                               // [rows, values]
+  float *convolved;    // [rows, mixed]: q, k and v
+  float *kept, *rate;  // [rows, heads]
+  float *out;          // [rows, values]
 };
 
 DeltaNet::DeltaNet(const DeltaShape &shape, Linear mixed, Linear z, std::vector<Linear> gates, Linear output,
@@ -68,7 +68,8 @@ std::vector<const Linear *> DeltaNet::inputs() const {
   return found;
 }
 
-// One token: convolution, unit vectors q and k, decay and rate of each head. Tokens before this call's lie in the state.
+// One token: convolution, unit vectors q and k, decay and rate of each head. Tokens before this call's lie in the
+// state.
 void DeltaNet::prepare(const Kernels &kernels, Pass &pass, const Buffers &to, int row) const {
   const Pass::Sequence &sequence = pass.sequences[pass.sequence_of[row]];
   const int index = row - sequence.first, width = shape_.mixed(), before = shape_.taps - 1;
@@ -77,8 +78,8 @@ void DeltaNet::prepare(const Kernels &kernels, Pass &pass, const Buffers &to, in
   inputs.resize(shape_.taps);
   for (int tap = 0; tap < shape_.taps; ++tap) {
     const int at = index - before + tap;
-    inputs[tap] = at < 0 ? last + static_cast<size_t>(before + at) * width
-                         : to.mixed + (sequence.first + at) * to.mixed_stride;
+    inputs[tap] =
+        at < 0 ? last + static_cast<size_t>(before + at) * width : to.mixed + (sequence.first + at) * to.mixed_stride;
   }
   float *own = to.convolved + static_cast<size_t>(row) * width;
   kernels.convolve(inputs.data(), taps_.data(), shape_.taps, width, own);
@@ -108,7 +109,8 @@ void DeltaNet::remember(Pass &pass, const Buffers &from) const {
     float *last = pass.cache.state(shape_.layer, sequence.slot) + shape_.matrices();
     for (int i = 0; i < before; ++i) {  // those that stay move to lower places first
       const int at = sequence.count - before + i;
-      const float *input = at < 0 ? last + (before + at) * width : from.mixed + (sequence.first + at) * from.mixed_stride;
+      const float *input =
+          at < 0 ? last + (before + at) * width : from.mixed + (sequence.first + at) * from.mixed_stride;
       std::copy(input, input + width, last + i * width);
     }
   }
@@ -154,8 +156,8 @@ void DeltaNet::run(Compute &compute, Pass &pass, const Rows &x, float *out, size
       task.count = sequence.count;
       task.key_dim = shape_.key_dim;
       task.value_dim = shape_.value_dim;
-      task.state = pass.cache.state(shape_.layer, sequence.slot) +
-                   static_cast<size_t>(h) * shape_.key_dim * shape_.value_dim;
+      task.state =
+          pass.cache.state(shape_.layer, sequence.slot) + static_cast<size_t>(h) * shape_.key_dim * shape_.value_dim;
       task.out = to.out + static_cast<size_t>(sequence.first) * values + h * shape_.value_dim;
       task.out_stride = values;
       kernels.recur(task);

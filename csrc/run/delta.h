@@ -8,7 +8,7 @@ namespace bitsmith {
 struct DeltaShape {
   int layer;  // of the cache
   int key_heads, value_heads, key_dim, value_dim, taps;
-  bool tiled;  // value head i belongs to key head i % key_heads, else to i / (value_heads / key_heads)
+  bool tiled;   // value head i belongs to key head i % key_heads, else to i / (value_heads / key_heads)
   bool paired;  // rates and paces are one matrix: for each key head the rates of its value heads, then their paces
   float norm_eps;
 

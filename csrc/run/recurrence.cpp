@@ -17,8 +17,7 @@ BITSMITH_INLINE void columns(const Recurrence &task, int at) {
     const float kept = task.kept[token * task.gate_stride], rate = task.rate[token * task.gate_stride];
     Floats known[N] = {}, out[N] = {};
     for (int i = 0; i < rows; ++i)
-      for (int n = 0; n < N; ++n)
-        known[n] = fma(load<Floats>(state + i * stride + n * kLanes), splat(k[i]), known[n]);
+      for (int n = 0; n < N; ++n) known[n] = fma(load<Floats>(state + i * stride + n * kLanes), splat(k[i]), known[n]);
     for (int n = 0; n < N; ++n)
       known[n] = (load<Floats>(task.v + token * task.value_stride + at + n * kLanes) - known[n] * kept) * rate;
     for (int i = 0; i < rows; ++i)

@@ -33,7 +33,13 @@ def kld(path: Path, original: Path) -> float:
     return float((theirs.exp() * (theirs - ours)).sum(-1).mean())
 
 
-@pytest.mark.parametrize("name", ["gemma2", "olmo2", "phi-mini", "glm4", "seed_oss", "qwen3_moe", "mixtral", "gpt_oss"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gemma2", "olmo2", "phi-mini", "glm4", "seed_oss", "qwen3_moe", "mixtral", "gpt_oss"),
+        *("qwen3_5", "qwen3_next"),
+    ],
+)
 def test_gguf_files(name: str, tmp_path: Path) -> None:
     """Rescaled and rounded to 8 bits: hardly a loss, so that every factor was folded where it belongs."""
     folder, _ = folder_of(name, tmp_path / name)
@@ -45,7 +51,7 @@ def test_gguf_files(name: str, tmp_path: Path) -> None:
     assert 0 < kld(learned.out, folder) < limit
 
 
-@pytest.mark.parametrize("name", ["gemma3", "phi-mini", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["gemma3", "phi-mini", "qwen3_moe", "qwen3_5", "qwen3_next"])
 def test_folders(name: str, tmp_path: Path) -> None:
     """The same for folders, whose norms lack their 1, whose matrices are fused, or whose experts lie apart."""
     folder, _ = folder_of(name, tmp_path / name)

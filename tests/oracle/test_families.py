@@ -158,5 +158,6 @@ def test_wrappers_are_seen_through(name: str, tmp_path: Path) -> None:
     assert packed.tensors.keys() == original.tensors.keys()
     for key, info in packed.tensors.items():
         inside = "language_model." in key and ".layers." in key and info.rows > 1
+        inside = inside and not key.endswith(("conv1d.weight", "in_proj_a.weight", "in_proj_b.weight"))
         assert ("int8" in info.layout) == inside, key
     close(decoder_of(made).forward(TOKENS[None])[0].numpy(), expected, 0.4)

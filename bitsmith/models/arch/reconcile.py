@@ -68,7 +68,7 @@ def reconcile(config: ModelConfig, source: Source, *, naming: Naming) -> Reconci
         notes.append(
             f"{len(drafting)} tensors ({drafting[0]}, ...) draft several tokens at once, which bitsmith does not do: "
             + (
-                "folders keep them in 16 bits, GGUF files leave them out"
+                "folders keep them unquantized, GGUF files leave them out"
                 if naming == "hf"
                 else "GGUF files keep them, folders leave them out"
             )

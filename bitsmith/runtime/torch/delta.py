@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-CHUNK = 64  # tokens whose corrections are solved for at once
+CHUNK = 16  # tokens whose corrections are solved for at once; more lose more digits
 
 
 def convolution(x: Tensor, taps: Tensor, before: Tensor | None, counts: Tensor | None) -> tuple[Tensor, Tensor]:
