@@ -214,6 +214,8 @@ def _window(fields: Fields, spec: ArchSpec, layers: int) -> tuple[int, tuple[int
     window = fields.integer("sliding_window", spec.decoder.window)
     if types is not None:
         sliding = _sliding(fields, types, layers)
+        if spec.decoder.layer_facts:  # transformers takes the last layer for a full one, whatever layer_types says
+            sliding = tuple(layer for layer in sliding if layer < layers - 1)
     elif rule == "by_field":
         first = fields.integer("max_window_layers", 28, minimum=0)
         sliding = tuple(range(min(first, layers), layers))
