@@ -128,6 +128,7 @@ class Decoder:
     ignores_window: True if llama.cpp has no sliding window for this family
     implied_window: True if GGUF files name the layers with a window only where one of `every` is not the rule
     fixed_scale: True if llama.cpp computes the scale of scores itself, and reads no key for it
+    tokenizer: GGUF's name of the family's tokenizer, if that is BPE with byte fallback
     """
 
     hf_classes: tuple[str, ...]
@@ -168,6 +169,7 @@ class Decoder:
     ignores_window: bool = True
     implied_window: bool = False
     fixed_scale: bool = False
+    tokenizer: Literal["llama", "gemma4"] = "llama"
 
 
 @dataclass(frozen=True)
@@ -400,6 +402,7 @@ _GEMMA4 = Decoder(
         *("expert_count", "expert_used_count", "expert_feed_forward_length", "attention.sliding_window_pattern"),
     ),
     ignores_window=False,
+    tokenizer="gemma4",
 )
 _PHI3 = Decoder(
     ("Phi3ForCausalLM",),
