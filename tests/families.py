@@ -163,6 +163,7 @@ WRAPPERS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         {},
     ),
     "mistral3": ("mistral3", "ministral3", {"model_type": "pixtral", "head_dim": 16}, {}),
+    "gemma4": ("gemma4", "gemma4", {"model_type": "gemma4_vision", "head_dim": 16, "num_key_value_heads": 2}, {}),
 }
 
 

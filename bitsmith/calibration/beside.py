@@ -71,7 +71,7 @@ class WindowStates(HiddenStates):
 
 
 def place_windows(decoder: Decoder, layer: int, states: Any, windows: np.ndarray) -> Pass:
-    """The pass of some windows, by number, through a layer; `states`: a `WindowStates`, or an array of hidden states."""
+    """The pass of some windows, by number, through a layer. states: a `WindowStates`, or an array of hidden states"""
     if isinstance(states, WindowStates):
         return states.beside.place(decoder, layer, windows)
     return decoder.place(states.shape[1])

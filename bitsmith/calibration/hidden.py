@@ -26,9 +26,7 @@ class HiddenStates:
     further: further numbers a token that need the same memory
     """
 
-    def __init__(
-        self, windows: int, context: int, hidden: int, *, memory: int | None = None, further: int = 0
-    ) -> None:
+    def __init__(self, windows: int, context: int, hidden: int, *, memory: int | None = None, further: int = 0) -> None:
         """Reserve the space. Raises FileError if the disk has no room for the temporary file."""
         self.shape = (windows, context, hidden)
         size = 4 * windows * context * hidden

@@ -171,8 +171,9 @@ class WeightLoader:
         whole = self._matrix("per_layer_model_proj")
         parts = (whole.part(layer * width, width) for layer in range(self.config.layers))
         return LayerWeights(
+            self.ops,
             width,
-            LayerTable(self.read("per_layer_token_embd.weight"), self.ops),
+            LayerTable(self.read("per_layer_token_embd.weight")),
             tuple(Linear(self.kernel, self.kernel.prepare(part), None, whole.input_rounding) for part in parts),
             self.vector("per_layer_proj_norm.weight"),
         )

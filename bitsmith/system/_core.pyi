@@ -84,6 +84,7 @@ class Cache:
         type: str,
         rotations: Sequence[tuple[np.ndarray, np.ndarray]],
     ) -> None: ...
+    def set_longer(self, number: int, context: int, cosines: np.ndarray, sines: np.ndarray) -> None: ...
     def copy(self, other: Cache, lengths: np.ndarray) -> None: ...
     @property
     def nbytes(self) -> int: ...
@@ -93,9 +94,10 @@ class Operation: ...
 class Attention(Operation):
     def __init__(
         self,
-        linears: Sequence[Linear],
+        linears: Sequence[Linear | None],
         q_norm: np.ndarray | None,
         k_norm: np.ndarray | None,
+        sinks: np.ndarray | None,
         *,
         layer: int,
         heads: int,
@@ -110,10 +112,15 @@ class Attention(Operation):
         query_scale: float,
         temperature: float,
         temperature_length: int,
+        softcap: float,
+        value_norms: bool,
     ) -> None: ...
 
 class Mlp(Operation):
     def __init__(self, activation: str, gate: Linear, up: Linear, down: Linear) -> None: ...
+
+class LayerEmbedding(Operation):
+    def __init__(self, activation: str, layer: int, gate: Linear, projection: Linear) -> None: ...
 
 class Experts(Operation):
     def __init__(
@@ -142,11 +149,20 @@ class Model:
         isa: str,
         pool: Pool,
     ) -> None: ...
-    def add_part(self, operation: Operation, before: np.ndarray | None, after: np.ndarray | None) -> None: ...
+    def add_part(
+        self, operation: Operation, before: np.ndarray | None, after: np.ndarray | None, scale: float = 1.0
+    ) -> None: ...
+    def set_layer_inputs(self, projection: Linear, norm: np.ndarray) -> None: ...
     def set_reading(self, packed: int, floats: int) -> None: ...
     def times(self) -> tuple[float, float, float]: ...
     def set_ends(self, embedding: Matrix, norm: np.ndarray, output: Matrix) -> None: ...
     def hidden(
-        self, tokens: np.ndarray, slots: np.ndarray, starts: np.ndarray, counts: np.ndarray, cache: Cache
+        self,
+        tokens: np.ndarray,
+        slots: np.ndarray,
+        starts: np.ndarray,
+        counts: np.ndarray,
+        cache: Cache,
+        table: np.ndarray | None = None,
     ) -> np.ndarray: ...
     def logits(self, hidden: np.ndarray) -> np.ndarray: ...

@@ -17,7 +17,6 @@ from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.arch.config import LINEARS, MAX_EXPERTS, MAX_LAYERS, Experts, ModelConfig, Rope
 from bitsmith.models.arch.fields import Fields
 from bitsmith.models.arch.gguf_layers import layer_facts_of_gguf, layer_keys
-from bitsmith.models.arch.llamacpp import MAX_LAYERS as LLAMA_CPP_LAYERS
 from bitsmith.models.arch.llamacpp import (
     LOGIT_CAPS,
     SQUARE_ATTENTION,
@@ -27,6 +26,7 @@ from bitsmith.models.arch.llamacpp import (
     reads_rope_freqs,
     usual_unrotated,
 )
+from bitsmith.models.arch.llamacpp import MAX_LAYERS as LLAMA_CPP_LAYERS
 from bitsmith.models.arch.rope import llama3_freq_factors, rope_magnitude, yarn_freq_factors, yarn_magnitude
 from bitsmith.models.arch.spec import ARCHITECTURES, ArchSpec, spec_of_gguf
 from bitsmith.models.arch.tensors import ROPE_FREQS, ROPE_LONG, ROPE_SHORT, expected_tensors

@@ -22,7 +22,9 @@ def layer_keys(config: ModelConfig) -> dict[str, Value]:
             "native/... instead."
         )
     first = config.layers - config.shared_layers
-    others = [layer for layer, each in enumerate(config.specs) if each.keys_of not in (None, first - 2 + (not each.window))]
+    others = [
+        layer for layer, each in enumerate(config.specs) if each.keys_of not in (None, first - 2 + (not each.window))
+    ]
     if others:
         raise UnsupportedError(
             f"layer {others[0]} uses the keys of layer {config.specs[others[0]].keys_of}, and llama.cpp takes those of "

@@ -22,9 +22,7 @@ _GEMMA4_SHOWN = frozenset(  # that llama.cpp's converter marks, so that readers 
 )
 
 
-def read_tokenizer(
-    folder: Path, *, pre: str | None = None, vocab_size: int, fallback: str = "llama"
-) -> Vocabulary:
+def read_tokenizer(folder: Path, *, pre: str | None = None, vocab_size: int, fallback: str = "llama") -> Vocabulary:
     """The vocabulary of a Hugging Face folder, padded to the rows of the embedding.
 
     pre: llama.cpp's name of the pre-tokenizer; None to find it from tokenizer.json

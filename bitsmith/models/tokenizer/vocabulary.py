@@ -26,8 +26,8 @@ class TokenType(IntEnum):
 class Vocabulary:
     """Everything that encoding and decoding need.
 
-    model: "gpt2" (byte-level BPE), "llama" (SentencePiece BPE with byte fallback) or "gemma4" (the same with merges), as
-        in `tokenizer.ggml.model`
+    model: as in `tokenizer.ggml.model`: "gpt2" (byte-level BPE), "llama" (SentencePiece BPE with byte fallback), or
+        "gemma4" (the same with merges)
     tokens: texts by id, as in GGUF: byte-level tokens in the GPT-2 byte alphabet, SentencePiece's with "▁" for a space,
         added tokens as in the text; all are different
     types: type of each token

@@ -55,7 +55,9 @@ class Attention:
         config, ops = run.config, run.ops
         parts = self._projected(run, layer, block, x)
         names = ("attn_q_norm", "attn_k_norm")
-        q, *own = [self._turned(run, layer, part, block.norms.get(name)) for part, name in zip(parts, names)]
+        q, *own = [
+            self._turned(run, layer, part, block.norms.get(name)) for part, name in zip(parts, names, strict=False)
+        ]
         if config.temperature:
             q = run.tempered(q)
         if own:
@@ -97,7 +99,8 @@ class Attention:
             parts.append(parts[1])
         counts = (config.heads, spec.kv_heads, spec.kv_heads)
         return tuple(
-            part.reshape(x.shape[0], x.shape[1], count, spec.head_dim) for part, count in zip(parts, counts)
+            part.reshape(x.shape[0], x.shape[1], count, spec.head_dim)
+            for part, count in zip(parts, counts, strict=False)
         )
 
 

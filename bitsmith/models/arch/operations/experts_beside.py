@@ -1,4 +1,4 @@
-"""A gated MLP and a mixture of experts side by side, with norms of their own; the router reads neither norm (Gemma 4)."""
+"""A gated MLP and a mixture of experts side by side, each with its norms; the router reads none of them (Gemma 4)."""
 
 from __future__ import annotations
 
