@@ -155,7 +155,14 @@ class CoreDecoder:
 
     def _step(self, step: Step, cache: CoreCache) -> np.ndarray:
         rows = None if self._table is None else self._table.gather(step.tokens)
-        states: np.ndarray = self._model.hidden(step.tokens, step.slots, step.starts, step.counts, cache.handle, rows)
+        try:
+            states: np.ndarray = self._model.hidden(
+                step.tokens, step.slots, step.starts, step.counts, cache.handle, rows
+            )
+        except RuntimeError as error:  # experts are read on demand
+            raise FileError(
+                f"experts of the model cannot be read: {error} Another program may be writing to it."
+            ) from None
         self._check_maps()
         cache.lengths[step.slots] = step.stops
         return states

@@ -100,6 +100,7 @@ def _experts(module: Any, loader: MatrixLoader, config: ModelConfig, layer: int)
         config.activation,
         loader.exact(f"{prefix}ffn_gate_inp", biased),
         *stacks,
+        loader.residency,
         used=experts.used,
         chosen=config.decoder.router == "chosen",
         normalize=experts.normalize,

@@ -52,8 +52,11 @@ class Mapping:
     @property
     def data(self) -> np.ndarray: ...
 
+class Arena:
+    def __init__(self) -> None: ...
+
 class Matrix:
-    def __init__(self, layout: str, rows: int, cols: int) -> None: ...
+    def __init__(self, layout: str, rows: int, cols: int, arena: Arena | None = None) -> None: ...
     def fill(self, first: int, count: int, data: np.ndarray, pool: Pool) -> None: ...
     def read(self, descriptor: int, offset: int, pool: Pool) -> None: ...
     @property
@@ -70,6 +73,11 @@ class Matrix:
 readings: tuple[tuple[int, int, int], ...]
 
 def reading_rates(matrices: Sequence[Matrix], isa: str, pool: Pool) -> list[float]: ...
+
+class File:
+    def __init__(self, descriptor: int) -> None: ...
+
+def later_matrix(layout: str, rows: int, cols: int, file: File, offset: int) -> Matrix: ...
 def view_matrix(layout: str, rows: int, cols: int, data: np.ndarray) -> Matrix: ...
 
 class Linear:
@@ -122,6 +130,13 @@ class Mlp(Operation):
 class LayerEmbedding(Operation):
     def __init__(self, activation: str, layer: int, gate: Linear, projection: Linear) -> None: ...
 
+class Residency:
+    def __init__(self, limit: int) -> None: ...
+    @property
+    def limit(self) -> int: ...
+    @property
+    def fetched(self) -> int: ...
+
 class Experts(Operation):
     def __init__(
         self,
@@ -130,6 +145,7 @@ class Experts(Operation):
         gates: Sequence[Linear],
         ups: Sequence[Linear],
         downs: Sequence[Linear],
+        residency: Residency | None,
         *,
         used: int,
         chosen: bool,

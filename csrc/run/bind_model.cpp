@@ -202,16 +202,21 @@ void bind_operations(nb::module_ &m) {
             new (self) LayerEmbedding(activation_named(activation), layer, gate, projection);
           },
           "activation"_a, "layer"_a, "gate"_a, "projection"_a);
+  nb::class_<Residency>(m, "Residency")
+      .def(nb::init<size_t>(), "limit"_a)
+      .def_prop_ro("limit", &Residency::limit)
+      .def_prop_ro("fetched", &Residency::fetched);
   nb::class_<Experts, Operation>(m, "Experts")
       .def(
           "__init__",
           [](Experts *self, const std::string &activation, const Linear &router, std::vector<Linear> gates,
-             std::vector<Linear> ups, std::vector<Linear> downs, int used, bool chosen, bool normalize) {
+             std::vector<Linear> ups, std::vector<Linear> downs, std::shared_ptr<Residency> residency, int used,
+             bool chosen, bool normalize) {
             new (self) Experts(activation_named(activation), {used, chosen, normalize}, router, std::move(gates),
-                               std::move(ups), std::move(downs));
+                               std::move(ups), std::move(downs), std::move(residency));
           },
-          "activation"_a, "router"_a, "gates"_a, "ups"_a, "downs"_a, nb::kw_only(), "used"_a, "chosen"_a,
-          "normalize"_a);
+          "activation"_a, "router"_a, "gates"_a, "ups"_a, "downs"_a, "residency"_a.none(), nb::kw_only(), "used"_a,
+          "chosen"_a, "normalize"_a);
 }
 
 void bind_models(nb::module_ &m) {

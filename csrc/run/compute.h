@@ -73,6 +73,7 @@ class Compute {
       : kernels_(bitsmith::kernels(isa)), pool_(std::move(pool)), exact_(exact), fine_(fine) {}
 
   const Kernels &kernels() const { return kernels_; }
+  Pool &pool() { return *pool_; }
   RoundedBuffer &rounded() { return rounded_; }
   Times &times() { return times_; }
   // How packed matrices, and float matrices, are read for a single row.
@@ -116,6 +117,7 @@ class Compute {
   bool halves(const Matrix &w) const;
   bool tiled(const Matrix &w, int rows) const;
   int panels_of_a_piece(const Matrix &w, int rows, int left) const;
+  void fetch_start(const Matrix &w, int rows, int first) const;
   void multiply_part(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const;
   void multiply_rows(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const;
 

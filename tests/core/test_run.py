@@ -17,7 +17,7 @@ import pytest
 from bitsmith.containers.gguf.blocks import CODECS
 from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.errors import FileError, UsageError
-from bitsmith.models.arch.config import ModelConfig, Rope
+from bitsmith.models.arch.config import Experts, ModelConfig, Rope
 from bitsmith.quant.rounders.nearest import nearest
 from bitsmith.quant.tensor import QuantTensor
 from bitsmith.runtime.core_decoder import CoreDecoder
@@ -54,6 +54,8 @@ VARIANTS = {
     "qwen3": replace(CONFIG, qk_norm=True, tied=True, rope=Rope(dim=32)),
     "some-biased": replace(CONFIG, qkv_bias=True, biases=frozenset({"blk.1.attn_q", "blk.0.attn_v"})),
     "sliding": replace(CONFIG, window=9, window_layers=(1,)),
+    "experts": replace(CONFIG, arch="qwen3_moe", qk_norm=True, experts=Experts(12, 3, 256), rope=Rope(dim=32)),
+    "experts in some layers": replace(CONFIG, arch="olmoe", qk_norm=True, experts=Experts(4, 2, 256, False, (1,))),
     "narrow heads": replace(CONFIG, heads=4, kv_heads=4, head_dim=40, rope=Rope(dim=24)),
 }
 ISAS = core().isas() if core() else []  # type: ignore[union-attr]
@@ -73,14 +75,15 @@ def source_of(config: ModelConfig, layout: str, folder: Path) -> GgufSource:
     return GgufSource(path)
 
 
-def _stored(w: np.ndarray, layout: str) -> Stored:
+def _stored(values: np.ndarray, layout: str) -> Stored:
+    w = values.reshape(-1, values.shape[-1])
     if layout in CODECS:
         codec = CODECS[layout]
         codes, params = nearest(w, codec.format, None)
-        return Stored(layout, w.shape, codec.encode(QuantTensor(codec.format, codes, params))["data"])
+        return Stored(layout, values.shape, codec.encode(QuantTensor(codec.format, codes, params))["data"])
     from bitsmith.containers.floats import encode_float
 
-    return Stored(layout, w.shape, encode_float(layout, w).reshape(len(w), -1).view(np.uint8))
+    return Stored(layout, values.shape, encode_float(layout, w).reshape(len(w), -1).view(np.uint8))
 
 
 @pytest.fixture(scope="module")
