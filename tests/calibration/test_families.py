@@ -33,7 +33,11 @@ def kld(path: Path, original: Path) -> float:
     return float((theirs.exp() * (theirs - ours)).sum(-1).mean())
 
 
-@pytest.mark.parametrize("name", ["gemma2", "olmo2", "phi-mini", "glm4", "seed_oss", "qwen3_moe", "mixtral", "gpt_oss"])
+GGUF = ["gemma2", "gemma4", "gemma4-large", "gemma4_moe", "olmo2", "phi-mini", "glm4", "seed_oss", "qwen3_moe"]
+GGUF += ["mixtral", "gpt_oss"]
+
+
+@pytest.mark.parametrize("name", GGUF)
 def test_gguf_files(name: str, tmp_path: Path) -> None:
     """Rescaled and rounded to 8 bits: hardly a loss, so that every factor was folded where it belongs."""
     folder, _ = folder_of(name, tmp_path / name)
@@ -45,7 +49,7 @@ def test_gguf_files(name: str, tmp_path: Path) -> None:
     assert 0 < kld(learned.out, folder) < limit
 
 
-@pytest.mark.parametrize("name", ["gemma3", "phi-mini", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["gemma3", "gemma4", "gemma4_moe", "phi-mini", "qwen3_moe"])
 def test_folders(name: str, tmp_path: Path) -> None:
     """The same for folders, whose norms lack their 1, whose matrices are fused, or whose experts lie apart."""
     folder, _ = folder_of(name, tmp_path / name)
