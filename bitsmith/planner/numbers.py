@@ -8,7 +8,8 @@ from typing import Any
 
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.arch.config import MAX_LAYERS
-from bitsmith.models.arch.families import FAMILIES, Family
+from bitsmith.models.arch.families import FAMILIES
+from bitsmith.models.arch.family import Family
 from bitsmith.models.arch.fields import Fields
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -19,7 +20,7 @@ _INNER = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
 _VOCAB = ("vocab_size", "padded_vocab_size")
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-_USED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k")
+_USED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
 _SECTIONS = ("attn_config", "ffn_config")  # nested sections that hold some of these fields in some families
 _NO_DECODERS = ("bert", "roberta", "xlm-roberta", "distilbert", "electra", "deberta", "deberta-v2", "t5", "mt5", "bart")
 _LARGEST_CONTEXT = 100_000_000  # tokens; tokenizers write 1e30 for "no limit"

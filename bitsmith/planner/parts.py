@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitsmith.models.arch.delta_config import delta_shape
-from bitsmith.models.arch.families import Family
+from bitsmith.models.arch.family import Family
 from bitsmith.planner.caches import RECURRENT, layer_kinds
 from bitsmith.planner.numbers import Numbers
 from bitsmith.quant.tensor import TensorInfo

@@ -23,7 +23,7 @@ from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.plan import PlannedTensor, RowOrder
 
 KEPT = re.compile(
-    r"embed|\bwte\b|\bwpe\b|lm_head|router|\bgate\.weight$|conv|norm"
+    r"embed|\bwte\b|\bwpe\b|lm_head|per_layer_model_projection|router|\bgate\.weight$|conv|norm"
     r"|shared_expert_gate\.weight$|linear_attn\.in_proj_(a|b|ba)\.weight$"  # a few rows that steer all others
 )
 

@@ -33,16 +33,19 @@ class Cache:
     """Keys and values of `batch` slots, float32 [batch, kv_heads, capacity, head_dim] a layer each.
 
     Layers with a state keep that instead, see `GatedDeltaNet`: it is what all tokens left, and cannot be cut.
+    keys, values: by layer; layers that use those of others have none
     lengths: int64 [batch], number of filled positions of each slot
     """
 
     def __init__(self, config: ModelConfig, ops: Ops, capacity: int, *, batch: int = 1) -> None:
         self._config, self._ops = config, ops
-        shape = (batch, config.kv_heads, capacity, config.head_dim)
-        attends = [spec.mixer == "attention" for spec in config.specs]
-        self.keys = [ops.zeros(shape) if each else None for each in attends]
-        self.values = [ops.zeros(shape) if each else None for each in attends]
-        self.states = [() if each else _states(config, ops, batch) for each in attends]
+        shapes = [(batch, spec.kv_heads, capacity, spec.head_dim) for spec in config.specs]
+        specs = enumerate(config.specs)
+        self._own = [layer for layer, spec in specs if spec.keys_of is None and spec.mixer == "attention"]
+        self.keys = {layer: ops.zeros(shapes[layer]) for layer in self._own}
+        self.values = {layer: ops.zeros(shapes[layer]) for layer in self._own}
+        recurrent = config.delta.layers if config.delta is not None else ()
+        self.states = {layer: _states(config, ops, batch) for layer in recurrent}
         self.capacity = capacity
         self.batch = batch
         self.lengths = np.zeros(batch, np.int64)
@@ -110,7 +113,7 @@ class Cache:
                 self._clear(int(slot))
 
     def _clear(self, slot: int) -> None:
-        for state in self.states:
+        for state in self.states.values():
             for kept in state:
                 kept[slot] = 0.0
 
@@ -120,11 +123,11 @@ class Cache:
         if filled > capacity:
             raise UsageError(f"a cache of {capacity} positions cannot hold {filled}.")
         bigger = Cache(self._config, self._ops, capacity, batch=self.batch)
-        for layer in range(self._config.layers):
-            for theirs, ours in ((bigger.keys, self.keys), (bigger.values, self.values)):
-                if ours[layer] is not None:
-                    theirs[layer][:, :, :filled] = ours[layer][:, :, :filled]
-            for kept, own in zip(bigger.states[layer], self.states[layer], strict=True):
+        for layer in self._own:
+            bigger.keys[layer][:, :, :filled] = self.keys[layer][:, :, :filled]
+            bigger.values[layer][:, :, :filled] = self.values[layer][:, :, :filled]
+        for layer, state in self.states.items():
+            for kept, own in zip(bigger.states[layer], state, strict=True):
                 kept[:] = own
         bigger.lengths[:] = self.lengths
         return bigger

@@ -93,6 +93,7 @@ class Cache:
         rotations: Sequence[tuple[np.ndarray, np.ndarray]],
         states: Sequence[int] = ...,
     ) -> None: ...
+    def set_longer(self, number: int, context: int, cosines: np.ndarray, sines: np.ndarray) -> None: ...
     def copy(self, other: Cache, lengths: np.ndarray) -> None: ...
     @property
     def nbytes(self) -> int: ...
@@ -102,9 +103,10 @@ class Operation: ...
 class Attention(Operation):
     def __init__(
         self,
-        linears: Sequence[Linear],
+        linears: Sequence[Linear | None],
         q_norm: np.ndarray | None,
         k_norm: np.ndarray | None,
+        sinks: np.ndarray | None,
         *,
         layer: int,
         heads: int,
@@ -119,6 +121,8 @@ class Attention(Operation):
         query_scale: float,
         temperature: float,
         temperature_length: int,
+        softcap: float,
+        value_norms: bool,
         gated: bool,
     ) -> None: ...
 
@@ -145,6 +149,9 @@ class DeltaNet(Operation):
 
 class Mlp(Operation):
     def __init__(self, activation: str, gate: Linear, up: Linear, down: Linear) -> None: ...
+
+class LayerEmbedding(Operation):
+    def __init__(self, activation: str, layer: int, gate: Linear, projection: Linear) -> None: ...
 
 class Residency:
     def __init__(self, limit: int) -> None: ...
@@ -184,11 +191,20 @@ class Model:
         isa: str,
         pool: Pool,
     ) -> None: ...
-    def add_part(self, operation: Operation, before: np.ndarray | None, after: np.ndarray | None) -> None: ...
+    def add_part(
+        self, operation: Operation, before: np.ndarray | None, after: np.ndarray | None, scale: float = 1.0
+    ) -> None: ...
+    def set_layer_inputs(self, projection: Linear, norm: np.ndarray) -> None: ...
     def set_reading(self, packed: int, floats: int) -> None: ...
     def times(self) -> tuple[float, float, float]: ...
     def set_ends(self, embedding: Matrix, norm: np.ndarray, output: Matrix) -> None: ...
     def hidden(
-        self, tokens: np.ndarray, slots: np.ndarray, starts: np.ndarray, counts: np.ndarray, cache: Cache
+        self,
+        tokens: np.ndarray,
+        slots: np.ndarray,
+        starts: np.ndarray,
+        counts: np.ndarray,
+        cache: Cache,
+        table: np.ndarray | None = None,
     ) -> np.ndarray: ...
     def logits(self, hidden: np.ndarray) -> np.ndarray: ...

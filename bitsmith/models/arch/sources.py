@@ -62,10 +62,9 @@ def _relaid(config: ModelConfig, stored: ModelConfig) -> Iterator[tuple[str, Der
     for layer in config.delta.layers:
         blk = f"blk.{layer}."
         for tensor in DELTA.tensors(config, layer):
-            part = f"{tensor.name}{tensor.suffix}"
-            derived = relaid(part, tensor.shape, config.delta, stored.delta, blk)
+            derived = relaid(tensor.stored, tensor.shape, config.delta, stored.delta, blk)
             if derived is not None:
-                yield f"{blk}{part}", derived
+                yield f"{blk}{tensor.stored}", derived
 
 
 def hf_file_tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> FileTensors:

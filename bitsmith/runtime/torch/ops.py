@@ -38,6 +38,10 @@ class TorchOps:
         """See `Ops.rms_norm`."""
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
+    def unit(self, x: Tensor, eps: float) -> Tensor:
+        """See `Ops.unit`."""
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
     def rotation(self, positions: np.ndarray, frequencies: np.ndarray, magnitude: float) -> tuple[Tensor, Tensor]:
         """See `Ops.rotation`."""
         angles = self.array(positions.astype(np.float32))[:, None, :, None] * self.array(frequencies)
@@ -98,8 +102,8 @@ class TorchOps:
         """See `Ops.softplus`."""
         return functional.softplus(x)
 
-    def unit(self, x: Tensor) -> Tensor:
-        """See `Ops.unit`."""
+    def normalized(self, x: Tensor) -> Tensor:
+        """See `Ops.normalized`."""
         return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:

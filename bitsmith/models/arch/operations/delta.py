@@ -24,8 +24,8 @@ class GatedDeltaNet:
     def tensors(self, config: ModelConfig, layer: int) -> Iterator[BlockTensor]:
         """Names are llama.cpp's; `ssm_a` is the negative factor of the logarithm of the decay."""
         net, hidden = _net(config), config.hidden
-        yield BlockTensor("ssm_a", (net.value_heads,), "vector", suffix="")
-        yield BlockTensor("ssm_dt", (net.value_heads,), "vector", suffix=".bias")
+        yield BlockTensor("ssm_a", (net.value_heads,), "vector", ending="")
+        yield BlockTensor("ssm_dt", (net.value_heads,), "vector", ending="bias")
         yield BlockTensor("ssm_norm", (net.value_dim,), "vector")
         yield BlockTensor("ssm_conv1d", (net.mixed, net.taps), "taps")
         rows = {"attn_qkv": net.mixed, "attn_gate": net.values}
@@ -53,10 +53,10 @@ class GatedDeltaNet:
         mixed, last = ops.convolution(mixed, taps, last, run.counts)
         q, k, v = mixed[..., : net.keys], mixed[..., net.keys : 2 * net.keys], mixed[..., 2 * net.keys :]
         own = ops.array(_key_heads(net))
-        q, k = (ops.unit(each.reshape(batch, n, net.key_heads, net.key_dim))[:, :, own] for each in (q, k))
+        q, k = (ops.normalized(each.reshape(batch, n, net.key_heads, net.key_dim))[:, :, own] for each in (q, k))
         v = v.reshape(batch, n, net.value_heads, net.value_dim)
         rate = ops.sigmoid(rate)
-        decay = ops.softplus(pace + block.norms["ssm_dt"]) * block.norms["ssm_a"]
+        decay = ops.softplus(pace + block.norms["ssm_dt.bias"]) * block.norms["ssm_a"]
         if run.counts is not None:  # filler changes nothing
             real = (ops.array(np.arange(n)) < run.counts[:, None])[..., None]
             rate, decay = rate * real, decay * real
