@@ -90,7 +90,7 @@ def test_a_step_that_is_stopped_leaves_an_empty_slot(decoder: Decoder, monkeypat
 
 
 def test_long_prompts_are_computed_in_chunks_as_token_by_token() -> None:
-    """150 tokens: nine whole chunks and a part; with a state before them."""
+    """150 tokens: two whole chunks and a part; with a state before them."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-CHUNK = 16  # tokens whose corrections are solved for at once; more lose more digits
+CHUNK = 64  # tokens whose corrections are solved for at once
 
 
 def convolution(x: Tensor, taps: Tensor, before: Tensor | None, counts: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -35,12 +35,15 @@ def delta_rule(
     if q.shape[2] == 1:
         out, state = _one(q[:, :, 0], k[:, :, 0], v[:, :, 0], decay[:, :, 0].exp(), rate[:, :, 0], state)
         return out[:, None], state
+    dtype = q.dtype
+    if q.device.type == "cpu":  # the corrections of a chunk lose digits; other devices are too slow in float64
+        q, k, v, decay, rate, state = (each.double() for each in (q, k, v, decay, rate, state))
     parts = []
     for start in range(0, q.shape[2], CHUNK):
         at = slice(start, start + CHUNK)
         out, state = _chunk(q[:, :, at], k[:, :, at], v[:, :, at], decay[:, :, at], rate[:, :, at], state)
         parts.append(out)
-    return torch.cat(parts, dim=2).transpose(1, 2), state
+    return torch.cat(parts, dim=2).transpose(1, 2).to(dtype), state.to(dtype)
 
 
 def _one(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, rate: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
