@@ -19,7 +19,7 @@ struct AttentionShape {
   int temperature_length;
   float softcap;     // c tanh(score / c) is taken of scores; 0 for none
   bool value_norms;  // values are normed, without a weight
-  bool gated;  // behind each head of q stands a gate of its output
+  bool gated;        // behind each head of q stands a gate of its output
 };
 
 class SelfAttention : public Operation {

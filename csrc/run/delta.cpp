@@ -116,6 +116,34 @@ void DeltaNet::remember(Pass &pass, const Buffers &from) const {
   }
 }
 
+// All tokens of each head, one head a piece of work.
+void DeltaNet::recur(Compute &compute, Pass &pass, const Buffers &to) const {
+  const int heads = shape_.value_heads, values = shape_.values(), width = shape_.mixed();
+  compute.run(static_cast<int>(pass.sequences.size()) * heads, [&](int piece) {
+    const Pass::Sequence &sequence = pass.sequences[piece / heads];
+    const int h = piece % heads;
+    const int key_head = shape_.tiled ? h % shape_.key_heads : h / (heads / shape_.key_heads);
+    const float *first = to.convolved + static_cast<size_t>(sequence.first) * width;
+    const size_t at = static_cast<size_t>(sequence.first) * heads + h;
+    Recurrence task{};
+    task.q = first + key_head * shape_.key_dim;
+    task.k = first + shape_.keys() + key_head * shape_.key_dim;
+    task.v = first + 2 * shape_.keys() + h * shape_.value_dim;
+    task.key_stride = task.value_stride = width;
+    task.kept = to.kept + at;
+    task.rate = to.rate + at;
+    task.gate_stride = heads;
+    task.count = sequence.count;
+    task.key_dim = shape_.key_dim;
+    task.value_dim = shape_.value_dim;
+    task.state =
+        pass.cache.state(shape_.layer, sequence.slot) + static_cast<size_t>(h) * shape_.key_dim * shape_.value_dim;
+    task.out = to.out + static_cast<size_t>(sequence.first) * values + h * shape_.value_dim;
+    task.out_stride = values;
+    compute.kernels().recur(task);
+  });
+}
+
 void DeltaNet::run(Compute &compute, Pass &pass, const Rows &x, float *out, size_t stride) const {
   const int rows = pass.rows(), heads = shape_.value_heads, values = shape_.values(), width = shape_.mixed();
   const size_t own_gate = padded(shape_.paired ? 2 * heads : heads);
@@ -139,29 +167,7 @@ void DeltaNet::run(Compute &compute, Pass &pass, const Rows &x, float *out, size
     const Kernels &kernels = compute.kernels();
     compute.each_row(rows, [&](int row) { prepare(kernels, pass, to, row); });
     remember(pass, to);
-    compute.run(static_cast<int>(pass.sequences.size()) * heads, [&](int piece) {
-      const Pass::Sequence &sequence = pass.sequences[piece / heads];
-      const int h = piece % heads;
-      const int key_head = shape_.tiled ? h % shape_.key_heads : h / (heads / shape_.key_heads);
-      const float *first = to.convolved + static_cast<size_t>(sequence.first) * width;
-      const size_t at = static_cast<size_t>(sequence.first) * heads + h;
-      Recurrence task{};
-      task.q = first + key_head * shape_.key_dim;
-      task.k = first + shape_.keys() + key_head * shape_.key_dim;
-      task.v = first + 2 * shape_.keys() + h * shape_.value_dim;
-      task.key_stride = task.value_stride = width;
-      task.kept = to.kept + at;
-      task.rate = to.rate + at;
-      task.gate_stride = heads;
-      task.count = sequence.count;
-      task.key_dim = shape_.key_dim;
-      task.value_dim = shape_.value_dim;
-      task.state =
-          pass.cache.state(shape_.layer, sequence.slot) + static_cast<size_t>(h) * shape_.key_dim * shape_.value_dim;
-      task.out = to.out + static_cast<size_t>(sequence.first) * values + h * shape_.value_dim;
-      task.out_stride = values;
-      kernels.recur(task);
-    });
+    recur(compute, pass, to);
   }
   RoundedBuffer &rounded = compute.rounded();
   rounded.start(values);

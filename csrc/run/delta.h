@@ -38,6 +38,7 @@ class DeltaNet : public Operation {
 
   void prepare(const Kernels &kernels, Pass &pass, const Buffers &to, int row) const;
   void remember(Pass &pass, const Buffers &from) const;
+  void recur(Compute &compute, Pass &pass, const Buffers &to) const;
 
   DeltaShape shape_;
   Linear mixed_, z_, output_;
