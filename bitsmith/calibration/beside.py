@@ -62,7 +62,8 @@ class WindowStates(HiddenStates):
 
     def __init__(self, config: ModelConfig, tokens: np.ndarray, *, memory: int | None = None) -> None:
         """Reserve the space for windows of tokens, int64 [windows, context]."""
-        super().__init__(*tokens.shape, config.hidden, memory=memory, further=kept_numbers(config))
+        windows, context = tokens.shape
+        super().__init__(windows, context, config.hidden, memory=memory, further=kept_numbers(config))
         self.beside = Beside(config, tokens, self)
 
     def place(self, decoder: Decoder, layer: int, at: slice) -> Pass:

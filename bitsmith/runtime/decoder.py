@@ -176,7 +176,8 @@ class Decoder:
     @property
     def token_bytes(self) -> int:
         """Bytes of matrices in memory that one generated token reads."""
-        return self.weights.token_bytes
+        experts = self.config.experts
+        return self.weights.token_bytes(1.0 if experts is None else experts.used / experts.count)
 
     @property
     def choices(self) -> None:

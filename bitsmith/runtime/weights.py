@@ -103,12 +103,16 @@ class Weights:
     output: Linear
     layers: LayerWeights | None = None
 
-    @property
-    def token_bytes(self) -> int:
-        """Bytes of matrices in memory that one generated token reads, without its row of the embedding."""
-        linears = [linear for block in self.blocks for linear in block.linears.values()]
-        linears += [] if self.layers is None else self.layers.projections
-        return sum(linear.nbytes for linear in linears) + self.output.nbytes
+    def token_bytes(self, used: float) -> int:
+        """Bytes of matrices in memory that one generated token reads, without its row of the embedding.
+
+        used: share of the experts that a token passes
+        """
+        named = [pair for block in self.blocks for pair in block.linears.items()]
+        found = sum(linear.nbytes * (used if "_exps." in name else 1.0) for name, linear in named)
+        if self.layers is not None:
+            found += sum(linear.nbytes for linear in self.layers.projections)
+        return round(found) + self.output.nbytes
 
 
 def load_weights(
