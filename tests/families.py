@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -117,16 +118,23 @@ def logits_of(model: Any, tokens: np.ndarray) -> np.ndarray:
 
 VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION |= {"image_size": 32, "patch_size": 8}
-TEXT_ONLY = {"qwen3_vl": ("qwen3_vl_text", {"head_dim": 32, "rope_scaling": {"mrope_section": [8, 4, 4]}})}
+SECTIONS = {"head_dim": 32, "rope_scaling": {"mrope_section": [8, 4, 4]}}
+TEXT_ONLY = {
+    "qwen3_vl": ("qwen3_vl_text", SECTIONS),
+    "qwen3_vl_moe": ("qwen3_vl_moe_text", {**SECTIONS, "moe_intermediate_size": 32, **EXPERTS}),
+}
+_QWEN_VISION: dict[str, Any] = {
+    "depth": 1,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "deepstack_visual_indexes": [0],
+    "num_position_embeddings": 16,
+}
 WRAPPERS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     # model_type of the whole; entry of MODELS for its text part; changes of the vision tower and of the whole
     "gemma3": ("gemma3", "gemma3", {"model_type": "siglip_vision_model"}, {"mm_tokens_per_image": 4}),
-    "qwen3_vl": (
-        "qwen3_vl",
-        "qwen3_vl",
-        {"depth": 1, "num_heads": 2, "out_hidden_size": 64, "deepstack_visual_indexes": [0]},
-        {},
-    ),
+    "qwen3_vl": ("qwen3_vl", "qwen3_vl", _QWEN_VISION, {}),
+    "qwen3_vl_moe": ("qwen3_vl_moe", "qwen3_vl_moe", _QWEN_VISION, {}),
     "mistral3": ("mistral3", "ministral3", {"model_type": "pixtral", "head_dim": 16}, {}),
 }
 
@@ -147,4 +155,11 @@ def wrapper_of(name: str, folder: Path) -> tuple[Path, Any]:
     model.save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(REFERENCE / file, folder / file)
+    preprocessor(folder)
     return folder, model
+
+
+def preprocessor(folder: Path) -> None:
+    """The file that says how images are scaled; unequal numbers, so that a lost or misplaced one shows."""
+    values = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.25], "image_seq_length": 4}
+    (folder / "preprocessor_config.json").write_text(json.dumps(values))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,6 +30,18 @@ class Visible:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """What a calibration wants of the experts in a pass.
+
+    every: whether the linears of every expert see all tokens; the output is still what the router chose
+    chosen: called with the layer and the experts that its router chose, int64 [tokens, used]
+    """
+
+    every: bool = False
+    chosen: Callable[[int, Tensor], None] = lambda layer, chosen: None
+
+
+@dataclass(frozen=True)
 class Pass:
     """Values that all layers of one forward pass share.
 
@@ -36,6 +49,7 @@ class Pass:
     full, sliding: visible keys for full and for sliding layers
     cells: places of the new keys and values; None without a cache
     temperature: multiplier of the queries of each position, [rows or 1, 1, n, 1]; None for none
+    routing: None outside of calibrations
     """
 
     rotations: tuple[tuple[Tensor, Tensor], ...]
@@ -43,6 +57,7 @@ class Pass:
     sliding: Visible
     cells: Cells | None = None
     temperature: Tensor | None = None
+    routing: Routing | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,16 @@ class Run:
     ops: Ops
     shared: Pass
     cache: Cache | None = None
+
+    @property
+    def every_expert(self) -> bool:
+        """Whether the linears of every expert see all tokens."""
+        return self.shared.routing is not None and self.shared.routing.every
+
+    def routed(self, layer: int, chosen: Tensor) -> None:
+        """Told of the experts that a router chose: int64 [tokens, used]."""
+        if self.shared.routing is not None:
+            self.shared.routing.chosen(layer, chosen)
 
     def rotated(self, layer: int, x: Tensor) -> Tensor:
         """Queries or keys [batch, heads, n, head_dim], rotated as the layer rotates."""
@@ -166,9 +191,10 @@ class Decoder:
         """A tensor of these operations as numpy."""
         return self.ops.numpy(x)
 
-    def place(self, n: int) -> Pass:
+    def place(self, n: int, routing: Routing | None = None) -> Pass:
         """Rotation and masks of n tokens a row that begin their sequences, without a cache."""
-        return self._place(np.arange(n)[None], n)
+        found = self._place(np.arange(n)[None], n)
+        return found if routing is None else replace(found, routing=routing)
 
     def _place(self, positions: np.ndarray, stop: int, cells: Cells | None = None) -> Pass:
         """Masks for queries at `positions`, int64 [rows or 1, n], and keys before `stop`."""

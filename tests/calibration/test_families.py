@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import bitsmith
-from bitsmith.calibration.rounding import STARVED
 from bitsmith.errors import UnsupportedError, UsageError
 from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.recipe.coverage import STARVED
 from bitsmith.runtime.torch.model import load_torch_model
 from tests.families import folder_of
 
@@ -68,7 +68,7 @@ def test_experts_gain_by_gptq_and_their_tokens_are_told(tmp_path: Path) -> None:
 def test_a_text_that_starves_experts_is_refused(tmp_path: Path) -> None:
     folder, _ = folder_of("mixtral", tmp_path / "moe")
     few = FEW | {"calibration_tokens": STARVED, "calibration_context": STARVED}
-    with pytest.raises(UsageError, match=r"too few experts: 12 of the first 12 matrices .* Give about \S+=\d+"):
+    with pytest.raises(UsageError, match=r"too few experts: 4 of the first 4 experts .* Give about \S+=\d+"):
         bitsmith.quantize(folder, to="q4_0", method="gptq", out=tmp_path / "a.gguf", **few)
     assert not (tmp_path / "a.gguf").exists()
 

@@ -26,7 +26,8 @@ class MixtureOfExperts:
         """Each expert has its own inputs. The norm before them cannot take a scale, since the router reads it too."""
         clamped = config.decoder.activation == "clamped"
         inputs = (
-            LinearGroup(f"expert_in.{e}", (f"{_GATE}.{e}", f"{_UP}.{e}"), None, 1, True) for e in _numbers(config)
+            LinearGroup(f"expert_in.{e}", (f"{_GATE}.{e}", f"{_UP}.{e}"), None, 1, True, "expert_in")
+            for e in _numbers(config)
         )
         inner = (
             LinearGroup(f"expert_down_input.{e}", (f"{_DOWN}.{e}",), None if clamped else f"{_UP}.{e}", 1, True)
@@ -41,15 +42,24 @@ class MixtureOfExperts:
         weights, chosen = ops.route(
             linears["ffn_gate_inp"](rows), experts.used, config.decoder.router, normalize=experts.normalize
         )
+        run.routed(layer, chosen)
         out = ops.zeros(tuple(rows.shape))
         for e in _numbers(config):
             tokens, places = ops.where(chosen == e)
-            if not len(tokens):
+            if run.every_expert:
+                found = _expert(run, linears, e, rows)[tokens]
+            elif len(tokens):
+                found = _expert(run, linears, e, rows[tokens])
+            else:
                 continue
-            own = rows[tokens]
-            inner = ops.gated(linears[f"{_GATE}.{e}"](own), linears[f"{_UP}.{e}"](own), config.activation)
-            out = ops.add_rows(out, tokens, linears[f"{_DOWN}.{e}"](inner) * weights[tokens, places][:, None])
+            out = ops.add_rows(out, tokens, found * weights[tokens, places][:, None])
         return out.reshape(x.shape)
+
+
+def _expert(run: Run, linears: Any, e: int, rows: Tensor) -> Tensor:
+    """The output of one expert: [tokens, hidden] -> the same."""
+    inner = run.ops.gated(linears[f"{_GATE}.{e}"](rows), linears[f"{_UP}.{e}"](rows), run.config.activation)
+    return linears[f"{_DOWN}.{e}"](inner)
 
 
 def _experts(config: ModelConfig) -> Experts:
