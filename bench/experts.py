@@ -225,24 +225,26 @@ def rows(only: str) -> Iterator[tuple[str, str]]:
         yield from ((to, method) for method in METHODS if re.search(only, f"{to} {method}"))
 
 
-def measure(folder: Path, only: str, results: Path | None) -> None:
+def measure(folder: Path, only: str, tokens: int | None, results: Path | None) -> None:
     """Quantize and evaluate every row, and show the table."""
     table = Table("format", "method", "bits per weight", "mean KLD", "±", "same top-1", "seconds", box=None)
     with tempfile.TemporaryDirectory() as work:
         for to, method in rows(only):
             options = METHODS[method]
+            if options:
+                options = options | {"calibration_tokens": tokens}
             out = Path(work) / ("made" if "/" in to else "made.gguf")
             made = bitsmith.quantize(folder, to=to, out=out, device="cpu", force=True, **options)
             found = bitsmith.evaluate(made.out, against=folder, context=CONTEXT).to_dict()
             row = {"to": to, "method": method, "bits_per_weight": made.bits_per_weight, "seconds": made.seconds}
-            row |= {"notes": list(made.notes), "evaluation": found}
-            line = json.dumps(row)
-            print(line, file=sys.stderr, flush=True)
+            row |= {"expected_seconds": made.expected_seconds, "notes": list(made.notes), "evaluation": found}
             if results is not None:
                 with results.open("a") as file:
-                    file.write(line + "\n")
-            kld = found["divergence"]
-            table.add_row(to, method, f"{made.bits_per_weight:.2f}", *(f"{kld[key]:.5f}" for key in ("mean", "error")))
+                    file.write(json.dumps(row) + "\n")
+            kld, top1 = (found["divergence"][key] for key in ("kld", "top1"))
+            cells = (f"{kld['value']:.5f}", f"{kld['error']:.5f}", f"{100 * top1['value']:.1f} %")
+            table.add_row(to, method, f"{made.bits_per_weight:.2f}", *cells, f"{made.seconds:.0f}")
+            print(to, method, *cells, f"{made.seconds:.0f} s", file=sys.stderr, flush=True)
     Console().print(table)
 
 
@@ -256,12 +258,13 @@ def main() -> None:
     measuring = commands.add_parser("measure")
     measuring.add_argument("folder", type=Path)
     measuring.add_argument("--only", default="", help="regular expression of 'FORMAT METHOD'")
+    measuring.add_argument("--tokens", type=int, help="of the calibration text; default: 128 windows of 512")
     measuring.add_argument("--results", type=Path, help="file to which rows are appended as JSON")
     args = parser.parse_args()
     if args.command == "make":
         make(args.folder, args.steps)
     else:
-        measure(args.folder, args.only, args.results)
+        measure(args.folder, args.only, args.tokens, args.results)
 
 
 if __name__ == "__main__":

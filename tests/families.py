@@ -135,7 +135,7 @@ WRAPPERS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "gemma3": ("gemma3", "gemma3", {"model_type": "siglip_vision_model"}, {"mm_tokens_per_image": 4}),
     "qwen3_vl": ("qwen3_vl", "qwen3_vl", _QWEN_VISION, {}),
     "qwen3_vl_moe": ("qwen3_vl_moe", "qwen3_vl_moe", _QWEN_VISION, {}),
-    "mistral3": ("mistral3", "ministral3", {"model_type": "pixtral", "head_dim": 16}, {}),
+    "mistral3": ("mistral3", "ministral3", {"model_type": "pixtral", "head_dim": 16, "num_hidden_layers": 3}, {}),
 }
 
 
@@ -156,6 +156,7 @@ def wrapper_of(name: str, folder: Path) -> tuple[Path, Any]:
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(REFERENCE / file, folder / file)
     preprocessor(folder)
+    _as_published(folder)
     return folder, model
 
 
@@ -163,3 +164,23 @@ def preprocessor(folder: Path) -> None:
     """The file that says how images are scaled; unequal numbers, so that a lost or misplaced one shows."""
     values = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.25], "image_seq_length": 4}
     (folder / "preprocessor_config.json").write_text(json.dumps(values))
+
+
+def _as_published(folder: Path) -> None:
+    """Names, orientation and tokens as published folders have them, where transformers 5 saves others."""
+    from safetensors.numpy import load_file, save_file
+
+    found = {}
+    for name, values in load_file(folder / "model.safetensors").items():
+        if name.startswith("vision_tower.head."):
+            continue
+        if name.startswith(("vision_tower.embeddings.", "vision_tower.encoder.", "vision_tower.post_layernorm.")):
+            name = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+        stack = ".mlp.experts." in name and values.ndim == 3
+        found[name] = np.ascontiguousarray(values.swapaxes(1, 2)) if stack else values
+    save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    if config["vision_config"].get("model_type") == "pixtral":
+        for name in ("tokenizer.json", "tokenizer_config.json"):  # llama.cpp looks for this token
+            text = (folder / name).read_text(encoding="utf-8")
+            (folder / name).write_text(text.replace("<|assistant|>", "[IMG_BREAK]"), encoding="utf-8")

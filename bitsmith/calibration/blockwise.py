@@ -16,7 +16,7 @@ from bitsmith.calibration.collect import (
     not_finite,
     require_finite,
 )
-from bitsmith.calibration.folding import block_tensors, folded, with_tensors
+from bitsmith.calibration.folding import block_tensors, folded, with_tensors, with_whole_stacks
 from bitsmith.calibration.hidden import HiddenStates
 from bitsmith.calibration.inputs import advance_part, inputs_of, portions, watch
 from bitsmith.calibration.method import Method
@@ -193,7 +193,7 @@ class _Steps:
                 advance_part(self.decoder, layer, part, block, states.hidden)
         prefix = f"blk.{layer}."
         return Rounded(
-            tuple(_rows(prefix, weights, codes, changed)),
+            tuple(_rows(prefix, weights, codes, with_whole_stacks(changed, weights))),
             {prefix + name: said for name, said in reports.items()},
             routers.counts,
         )

@@ -76,6 +76,8 @@ class BlockwiseWork:
         """The rows of a step under the output's names."""
         for rows in rounded.rows:
             place = self.outputs[rows.name]
+            if place.name not in self.precomputed:  # a matrix of a stack, of which only others changed
+                continue
             weight = rows.weight
             if self.norm_offset and rows.name.endswith("norm.weight"):
                 weight = weight - np.float32(self.norm_offset)

@@ -104,3 +104,14 @@ def test_mxfp4_stacks_are_read_and_kept(tmp_path: Path) -> None:
             np.testing.assert_array_equal(small.rows(name), original.rows(name), err_msg=info.name)
     with pytest.raises(UnsupportedError, match="MXFP4, and transformers would expect it transposed"):
         bitsmith.quantize(folder, to="native/int8", out=tmp_path / "native")
+
+
+def test_a_stack_of_floats_takes_the_factors_of_its_experts(tmp_path: Path) -> None:
+    """Some experts' factors go into a stack that is not quantized, and is written whole."""
+    folder, _ = folder_of("qwen3_moe", tmp_path / "moe")
+    made = bitsmith.quantize(
+        folder, to="q8_0", method="awq+gptq", rules=["ffn_up_exps=f16"], out=tmp_path / "a.gguf", **FEW
+    )
+    source = open_checkpoint(made.out).source
+    assert source.tensors["blk.0.ffn_up_exps.weight"].layout == "f16"
+    assert 0 < kld(made.out, folder) < 0.05

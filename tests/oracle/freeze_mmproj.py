@@ -1,4 +1,4 @@
-"""Freezes what llama.cpp's converter writes with --mmproj for the models of tests/families.py that take images.
+"""Freezes what llama.cpp's converter writes for the models of tests/families.py that take images: text and mmproj.
 
 usage: python -m tests.oracle.freeze_mmproj LLAMA_CPP (a source tree of build 11434); writes llama_mmproj.json
 """
@@ -17,6 +17,8 @@ import torch
 
 from bitsmith.containers.gguf.reader import GgufSource
 from tests.families import WRAPPERS, wrapper_of
+from tests.oracle.freeze_converter import any_vocabulary
+from tests.oracle.freeze_converter import frozen as text_part
 
 
 def content(path: Path) -> dict[str, Any]:
@@ -38,16 +40,18 @@ def frozen(name: str, work: Path) -> dict[str, Any]:
     from conversion.base import ModelBase, ModelType, get_model_architecture
 
     folder, _ = wrapper_of(name, work / name)
+    text = text_part(name, folder, work)
     found = get_model_architecture(ModelBase.load_hparams(folder, False), ModelType.MMPROJ)
     made = conversion.get_model_class(found, mmproj=True)
     with torch.inference_mode():
         made(folder, gguf.LlamaFileType.MOSTLY_F16, work / f"{name}.gguf").write()
-    return content(work / f"{name}.gguf")
+    return content(work / f"{name}.gguf") | {"text": text}
 
 
 def main() -> None:
     """Write the file."""
     sys.path[:0] = [sys.argv[1], f"{sys.argv[1]}/gguf-py"]
+    any_vocabulary()
     with tempfile.TemporaryDirectory() as work:
         found = {name: frozen(name, Path(work)) for name in WRAPPERS}
     text = ",\n".join(f"{json.dumps(name)}: {json.dumps(each)}" for name, each in found.items())

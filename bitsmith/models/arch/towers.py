@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from bitsmith.containers.derived import Derived, Piece
@@ -52,19 +52,20 @@ class Tower:
 
     projector: value of clip.projector_type
     names: Hugging Face's names without ".weight" and ".bias" -> GGUF's; "{n}" is the number of a block
-    activation: the key that says which one it has: "use_gelu", "use_silu"
+    activation: the key that says which one it has: "use_gelu"; "" if hidden_act says it
     dropped: beginnings of the names of tensors that are not written
     floats: ends of GGUF names of tensors that stay in float32, beside vectors
     blocks, heads: the fields of vision_config with their numbers
     shifted: GGUF names of norms that are stored without their 1
     permuted: whether rows of q and k are reordered, as in Llama
-    break_token: whether the embedding of the token [IMG_BREAK] belongs to it
+    break_token: whether the embedding of the token [IMG_BREAK] belongs to it. llama.cpp's loader wants it, and its
+        converter of this build leaves it out
     merge: the field with the number of patches that become one, and where it stands
     """
 
     projector: str
     names: Mapping[str, str]
-    activation: Literal["use_gelu", "use_silu"] = "use_gelu"
+    activation: Literal["use_gelu", ""] = "use_gelu"
     dropped: tuple[str, ...] = ()
     floats: tuple[str, ...] = ("v.position_embd.weight",)
     blocks: str = "num_hidden_layers"
@@ -73,7 +74,6 @@ class Tower:
     permuted: bool = False
     break_token: bool = False
     merge: Literal["", "vision", "whole"] = ""
-    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 _SIGLIP = Tower(
@@ -117,7 +117,7 @@ _PIXTRAL = Tower(
         "multi_modal_projector.patch_merger.merging_layer": "mm.patch_merger",
         **{f"vision_tower.transformer.layers.{{n}}.{a}": f"v.blk.{{n}}.{b}" for a, b in _PIXTRAL_BLOCK.items()},
     },
-    activation="use_silu",
+    activation="",
     permuted=True,
     break_token=True,
     merge="whole",
@@ -181,9 +181,19 @@ def tower_keys(config: Mapping[str, Any], processor: Mapping[str, Any], origin: 
         "clip.vision.image_mean": _numbers(processor, "image_mean"),
         "clip.vision.image_std": _numbers(processor, "image_std"),
         "clip.projector_type": string(tower.projector),
-        f"clip.{tower.activation}": boolean(True),
+        f"clip.{_activation(tower, vision)}": boolean(True),
     }
     return keys | _own_keys(tower, vision, decoder, config, processor)
+
+
+def _activation(tower: Tower, vision: Fields) -> str:
+    """The key that says which activation a tower has."""
+    if tower.activation:
+        return tower.activation
+    found = vision.text("hidden_act")
+    if found not in ("silu", "gelu"):
+        raise vision.fail("hidden_act", "silu or gelu", found)
+    return f"use_{found}"
 
 
 def _own_keys(
@@ -199,8 +209,6 @@ def _own_keys(
     else:
         eps = vision.epsilon("layer_norm_eps", 1e-5 if tower is _PIXTRAL else 1e-6)
     keys["clip.vision.attention.layer_norm_epsilon"] = f32(eps)
-    if tower is _PIXTRAL and vision.text("hidden_act", "silu") != "silu":
-        raise vision.fail("hidden_act", "silu", vision.values.get("hidden_act"))
     whole = Fields(config, decoder.origin)
     merge = {"vision": vision, "whole": whole, "": None}[tower.merge]
     if merge is not None and merge.has("spatial_merge_size"):
