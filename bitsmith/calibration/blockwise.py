@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitsmith.calibration.beside import WindowStates
 from bitsmith.calibration.collect import (
     HEAD,
     decoder_without_blocks,
@@ -17,7 +18,6 @@ from bitsmith.calibration.collect import (
     require_finite,
 )
 from bitsmith.calibration.folding import block_tensors, folded, with_tensors, with_whole_stacks
-from bitsmith.calibration.hidden import HiddenStates
 from bitsmith.calibration.inputs import advance_part, inputs_of, portions, watch
 from bitsmith.calibration.method import Method
 from bitsmith.calibration.resources import Resources
@@ -146,8 +146,8 @@ class _States:
     truth: from the original model; None if the method does not need them
     """
 
-    hidden: HiddenStates
-    truth: HiddenStates | None
+    hidden: WindowStates
+    truth: WindowStates | None
 
 
 def _share(memory: int | None, buffers: int) -> int | None:
@@ -273,9 +273,11 @@ class _Steps:
         for at in states.hidden.batches():
             ys: Mapping[LinearGroup, Tensor] = {}
             if states.truth is not None and alike:
-                ys = inputs_of(self.decoder, layer, part, start, alike, self._read(states.truth, at), routing)
+                shared = states.truth.place(self.decoder, layer, at).watched(routing)
+                ys = inputs_of(self.decoder, layer, part, start, alike, self._read(states.truth, at), shared)
             watchers = {group: self._adding(found[group], ys.get(group)) for group in groups}
-            watch(self.decoder, layer, part, block, watchers, self._read(states.hidden, at), routing)
+            shared = states.hidden.place(self.decoder, layer, at).watched(routing)
+            watch(self.decoder, layer, part, block, watchers, self._read(states.hidden, at), shared)
         return found
 
     def _adding(self, seen: _Compared, original: Tensor | None) -> Callable[[Tensor], None]:
@@ -301,13 +303,13 @@ class _Steps:
     def _rounder(self, seen: _Compared) -> LinearRounder:
         return self.task.method.row.linear(seen.stats, seen.drift, self._effort)
 
-    def _normed(self, hidden: HiddenStates, at: slice) -> Tensor:
+    def _normed(self, hidden: WindowStates, at: slice) -> Tensor:
         """Input of the head: hidden states after the final norm."""
         x = self._read(hidden, at)
         normed: Tensor = self.decoder.ops.rms_norm(x, self.decoder.weights.output_norm, self.decoder.config.norm_eps)
         return normed
 
-    def _read(self, hidden: HiddenStates, at: slice) -> Tensor:
+    def _read(self, hidden: WindowStates, at: slice) -> Tensor:
         return hidden.read(at).to(self.decoder.weights.output_norm.device)
 
 

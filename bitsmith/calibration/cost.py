@@ -11,7 +11,7 @@ import numpy as np
 from bitsmith.calibration.method import Method
 from bitsmith.calibration.stats import MOST_GRAMS
 from bitsmith.models.arch.block import linear_groups, linear_shapes, parts_of, with_shared_inputs
-from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.config import LayerSpec, ModelConfig
 from bitsmith.models.arch.operations.base import LinearGroup
 from bitsmith.quant.rounders.effort import EFFORTS
 from bitsmith.recipe.calibration_record import CalibrationRecord
@@ -54,12 +54,12 @@ def calibration_cost(
     hidden_states, on_disk = _hidden_states(config, method, effort, record.tokens, memory)
     seconds, largest, widest, grams = 0.0, 0, config.hidden, 0
     rate = _multiply_adds_per_second()
-    known: dict[bool, float] = {}
+    known: dict[LayerSpec, float] = {}
     for layer in range(config.layers):
         shapes = linear_shapes(config, layer)
         largest = max(largest, sum(rows * cols for rows, cols in shapes.values()))
         widest = max(widest, *(cols for _, cols in shapes.values()))
-        kind = config.specs[layer].experts
+        kind = config.specs[layer]
         if kind not in known:
             known[kind] = _block_seconds(config, layer, method, effort, record, rate)
         grams = max(grams, _gram_bytes(config, layer, method, record.all_experts))
@@ -125,7 +125,8 @@ def _hidden_states(
 ) -> tuple[int, int]:
     """Bytes of hidden states in memory and on disk. See `bitsmith.calibration.hidden`."""
     buffers = method.hidden_state_buffers(effort) if method.needs_text else 1
-    size = _FLOATS * tokens * config.hidden
+    kept = sum(2 * config.specs[layer].kv_heads * config.specs[layer].head_dim for layer in config.kept_layers)
+    size = _FLOATS * tokens * (config.hidden + kept)
     room = available_memory() if memory is None else 2 * memory
     return (0, buffers * size) if room is not None and size > room // 2 // buffers else (buffers * size, 0)
 

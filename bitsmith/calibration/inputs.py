@@ -7,12 +7,12 @@ from contextlib import suppress
 
 from torch import Tensor
 
+from bitsmith.calibration.beside import WindowStates
 from bitsmith.calibration.collect import RecordedLinear
-from bitsmith.calibration.hidden import HiddenStates
 from bitsmith.calibration.stats import MOST_GRAMS
 from bitsmith.models.arch.block import Part, part_groups, parts_of
 from bitsmith.models.arch.operations.base import LinearGroup
-from bitsmith.runtime.decoder import Decoder, Routing
+from bitsmith.runtime.decoder import Decoder, Pass, Routing
 from bitsmith.runtime.weights import Block
 
 
@@ -27,11 +27,12 @@ def inputs_of(
     block: Block,
     groups: Sequence[LinearGroup],
     x: Tensor,
-    routing: Routing | None = None,
+    shared: Pass | None = None,
 ) -> dict[LinearGroup, Tensor]:
     """Inputs of groups of a part's linears: float32 [..., cols]. Computes no more than they need.
 
     x: hidden states [windows, n, hidden] before the part
+    shared: the pass of these windows; None where the part reads nothing but x
     An expert that no token passes has no input.
     """
     found: dict[LinearGroup, Tensor] = {}
@@ -39,7 +40,7 @@ def inputs_of(
     def keeping(group: LinearGroup) -> Callable[[Tensor], None]:
         return lambda rows: found.__setitem__(group, rows)
 
-    watch(decoder, layer, part, block, {group: keeping(group) for group in groups}, x, routing)
+    watch(decoder, layer, part, block, {group: keeping(group) for group in groups}, x, shared)
     return found
 
 
@@ -50,7 +51,7 @@ def watch(
     block: Block,
     watchers: Mapping[LinearGroup, Callable[[Tensor], None]],
     x: Tensor,
-    routing: Routing | None = None,
+    shared: Pass | None = None,
 ) -> None:
     """Call watchers with the inputs of their groups, float32 [..., cols], one after the other; see `inputs_of`."""
     waiting = set(watchers)
@@ -68,7 +69,7 @@ def watch(
         group.linears[0]: RecordedLinear.watching(block.linears[group.linears[0]], told(group)) for group in watchers
     }
     with suppress(_ReachedError):
-        decoder.operate(layer, part, block.with_linears(watched), x, decoder.place(x.shape[1], routing))
+        decoder.operate(layer, part, block.with_linears(watched), x, shared or decoder.place(x.shape[1]))
 
 
 def portions(groups: Sequence[LinearGroup], block: Block) -> Iterator[tuple[LinearGroup, ...]]:
@@ -99,9 +100,10 @@ def input_of(decoder: Decoder, layer: int, block: Block, group: str, x: Tensor) 
 
 
 def advance_part(
-    decoder: Decoder, layer: int, part: Part, block: Block, hidden: HiddenStates, routing: Routing | None = None
+    decoder: Decoder, layer: int, part: Part, block: Block, hidden: WindowStates, routing: Routing | None = None
 ) -> None:
     """Advance hidden states through one part of a block."""
     for at in hidden.batches():
-        x = hidden.read(at).to(block.device)
-        hidden.write(at, decoder.run_part(layer, part, block, x, decoder.place(x.shape[1], routing)))
+        x, shared = hidden.read(at).to(block.device), hidden.place(decoder, layer, at).watched(routing)
+        hidden.write(at, decoder.run_part(layer, part, block, x, shared))
+        hidden.beside.keep(layer, at, shared)

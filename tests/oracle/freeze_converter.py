@@ -1,6 +1,7 @@
 """Freezes what llama.cpp's converter writes for the models of tests/families.py: keys and shapes of tensors.
 
-usage: python -m tests.oracle.freeze_converter LLAMA_CPP (a source tree of build 11434); writes llama_converter.json
+usage: python -m tests.oracle.freeze_converter LLAMA_CPP [NAME ...] (a source tree of build 11434; all models, or some);
+writes llama_converter.json
 """
 
 from __future__ import annotations
@@ -50,10 +51,14 @@ def main() -> None:
     """Write the file."""
     sys.path[:0] = [sys.argv[1], f"{sys.argv[1]}/gguf-py"]
     any_vocabulary()
+    path = Path(__file__).parent / "llama_converter.json"
+    known = json.loads(path.read_text()) if sys.argv[2:] else {}
     with tempfile.TemporaryDirectory() as work:
-        found = {name: frozen(name, folder_of(name, Path(work) / name)[0], Path(work)) for name in MODELS}
+        names = sys.argv[2:] or MODELS
+        made = {name: frozen(name, folder_of(name, Path(work) / name)[0], Path(work)) for name in names}
+    found = {name: made.get(name) or known[name] for name in MODELS}
     text = ",\n".join(f"{json.dumps(name)}: {json.dumps(each)}" for name, each in found.items())
-    (Path(__file__).parent / "llama_converter.json").write_text("{\n" + text + "\n}\n")
+    path.write_text("{\n" + text + "\n}\n")
 
 
 if __name__ == "__main__":

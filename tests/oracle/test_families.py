@@ -17,7 +17,8 @@ from transformers.utils import logging as transformers_logging
 
 import bitsmith
 from bitsmith.containers.gguf.reader import GgufSource
-from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.errors import UnsupportedError
+from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.runtime.decoder import Decoder
 from bitsmith.runtime.load import choose_kernel
 from bitsmith.runtime.torch.model import load_torch_model
@@ -114,11 +115,7 @@ def test_folders_made_from_gguf_files(name: str, made: Callable[[str], Made], tm
     close(logits_of(model.eval(), TOKENS), expected)
 
 
-TORCH_ONLY = {
-    "gemma2": "softcaps of attention",
-    "phi-long": "LongRoPE",
-    "gpt_oss": "attention sinks",
-}
+TORCH_ONLY = {"gemma4_moe": "experts beside an MLP"}
 
 
 @pytest.mark.parametrize("name", TORCH_ONLY)
@@ -133,13 +130,43 @@ def test_torch_computes_the_rest_and_says_so(
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in TORCH_ONLY])
 def test_the_core_computes_what_it_knows(name: str, made: Callable[[str], Made], tmp_path: Path) -> None:
+    """Whole texts and step by step, as torch does; from files of floats and of codes."""
     folder, expected = made(name)
-    close(np.asarray(bitsmith.load(folder, kernel="exact").logits(TOKENS[None])[0]), expected)
+    decoder = bitsmith.load(folder, kernel="exact").decoder
+    close(np.asarray(decoder.forward(TOKENS[None])[0]), expected)
+    cache = decoder.new_cache(len(TOKENS))
+    first = 50 if name == "phi-long" else 30
+    parts = [np.asarray(decoder.forward(TOKENS[None, :first], cache)[0])]
+    parts += [np.asarray(decoder.forward(TOKENS[None, i : i + 1], cache)[0]) for i in range(first, len(TOKENS))]
+    close(np.concatenate(parts), expected)
     packed = bitsmith.quantize(folder, to="q8_0", out=tmp_path / "q.gguf").out
     ours, torchs = (
         np.asarray(bitsmith.load(packed, kernel=each).logits(TOKENS[None])[0]) for each in ("exact", "torch")
     )
     close(ours, torchs)
+
+
+def check_parts_for_images(name: str, checkpoint: Checkpoint, written: Path, folder: Path) -> None:
+    """The text's file and the mmproj file are those of llama.cpp's converter; without a known tower there is none."""
+    assert checkpoint.folder is not None
+    if name not in MMPROJ:
+        assert "no mmproj file" in " ".join(checkpoint.notes)
+        with pytest.raises(UnsupportedError, match="mmproj"):
+            bitsmith.convert(checkpoint.folder, to="mmproj", out=folder)
+        return
+    assert "--to mmproj" in " ".join(checkpoint.notes)
+    tower = bitsmith.convert(checkpoint.folder, to="mmproj", out=folder).out
+    assert tower.name == f"mmproj-{name}-F16.gguf"
+    found = content(tower)
+    broken = found["tensors"].pop("v.token_embd.img_break", None)  # llama.cpp's loader wants it, its converter drops it
+    assert (broken is not None) == (name == "mistral3")
+    frozen = MMPROJ[name]
+    assert found == {"keys": frozen["keys"], "tensors": frozen["tensors"]}
+    with GgufSource(written) as source:
+        keys = {key: np.asarray(source.metadata[key]).tolist() for key in frozen["text"]["keys"]}
+        shapes = {info.name: list(info.shape) for info in source.tensors.values()}
+    assert shapes == frozen["text"]["tensors"]
+    assert keys == frozen["text"]["keys"]
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
@@ -156,19 +183,7 @@ def test_wrappers_are_seen_through(name: str, tmp_path: Path) -> None:
     theirs = llama.load(written)
     assert abs(mean_kld(theirs.logits(TOKENS), expected)) < 1e-6
     theirs.close()
-    assert "--to mmproj" in " ".join(checkpoint.notes)
-    tower = bitsmith.convert(folder, to="mmproj", out=tmp_path).out
-    assert tower.name == f"mmproj-{name}-F16.gguf"
-    found = content(tower)
-    broken = found["tensors"].pop("v.token_embd.img_break", None)  # llama.cpp's loader wants it, its converter drops it
-    assert (broken is not None) == (name == "mistral3")
-    frozen = MMPROJ[name]
-    assert found == {"keys": frozen["keys"], "tensors": frozen["tensors"]}
-    with GgufSource(written) as source:
-        keys = {key: np.asarray(source.metadata[key]).tolist() for key in frozen["text"]["keys"]}
-        shapes = {info.name: list(info.shape) for info in source.tensors.values()}
-    assert shapes == frozen["text"]["tensors"]
-    assert keys == frozen["text"]["keys"]
+    check_parts_for_images(name, checkpoint, written, tmp_path)
     made = bitsmith.quantize(folder, to="native/int8", out=tmp_path / "made").out
     packed, original = open_checkpoint(made).source, checkpoint.source
     stacked = {key for key in original.tensors if ".experts." in key}
@@ -178,5 +193,5 @@ def test_wrappers_are_seen_through(name: str, tmp_path: Path) -> None:
     for key, info in packed.tensors.items():
         inside = "language_model." in key and ".layers." in key and info.rows > 1 and ".mlp.gate." not in key
         assert ("int8" in info.layout) == inside, key
-    rounded = decoder_of(made).forward(TOKENS[None])[0].numpy()
-    assert 0 < mean_kld(rounded, expected) < 1e-3
+    lost = decoder_of(made).forward(TOKENS[None])[0].numpy() - expected
+    assert np.sqrt(np.square(lost).mean()) < 0.2 * expected.std()  # random models amplify what rounding loses
