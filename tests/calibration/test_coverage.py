@@ -125,3 +125,33 @@ def test_every_expert_changes_no_output() -> None:
     assert len(shared.linears) == 2 * EXPERTS
     assert not shared.routed
     assert sum(group.routed for group in groups) == EXPERTS
+
+
+def test_the_expectation_counts_all_experts() -> None:
+    """128 experts of Qwen3's shape: one Hessian each of what the router sends, or one for all."""
+    from dataclasses import replace
+
+    from bitsmith.calibration.cost import calibration_cost
+    from bitsmith.calibration.method import Method
+    from bitsmith.calibration.stats import MOST_GRAMS
+    from bitsmith.models.arch.hf_config import config_from_hf
+    from bitsmith.recipe.calibration_record import CalibrationRecord
+
+    shape = {"hidden_size": 2048, "intermediate_size": 768, "moe_intermediate_size": 768, "num_hidden_layers": 1}
+    experts = {"num_experts": 128, "num_experts_per_tok": 8, "num_attention_heads": 32, "vocab_size": 16}
+    config = config_from_hf({"architectures": ["Qwen3MoeForCausalLM"], **shape, **experts})
+    record = CalibrationRecord("text", "0" * 64, 65536, 512, 0)
+    routed = calibration_cost(config, Method("gptq"), "normal", record, memory=1 << 40)
+    every = calibration_cost(config, Method("gptq"), "normal", replace(record, all_experts=True), memory=1 << 40)
+    assert every.seconds > 1.2 * routed.seconds
+    assert routed.memory - every.memory == MOST_GRAMS - 4 * 128 * 768**2
+
+
+def test_statistics_in_portions_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the Hessians of a layer's experts need too much memory, they are summed in several passes."""
+    folder, _ = folder_of("qwen3_moe", tmp_path / "m")
+    few = FEW | {"calibration_all_experts": True}
+    made = [bitsmith.quantize(folder, to="q4_0", method="gptq", out=tmp_path / "a.gguf", **few).out.read_bytes()]
+    monkeypatch.setattr("bitsmith.calibration.inputs.MOST_GRAMS", 4 * 64**2 + 1)
+    made.append(bitsmith.quantize(folder, to="q4_0", method="gptq", out=tmp_path / "b.gguf", **few).out.read_bytes())
+    assert made[0] == made[1]
