@@ -11,8 +11,9 @@ from bitsmith.calibration.method import Method
 from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.run import Prepared
 from bitsmith.calibration.transforms import TRANSFORMS
-from bitsmith.calibration.work import inputs_of, linears_of
+from bitsmith.calibration.work import check_coverage, inputs_of, linears_of
 from bitsmith.errors import UsageError
+from bitsmith.recipe.coverage import Coverage
 from bitsmith.recipe.plan import Assignment
 from bitsmith.recipe.static_inputs import inputs_wanted
 from bitsmith.system.progress import Report, silent
@@ -38,11 +39,13 @@ class Measured:
     importance: None if no job needed the pass
     rescalings: by layer
     input_absmax: largest magnitude of each linear's input after rescaling, by GGUF name without ".weight"
+    coverage: tokens that each expert saw; None for a model without experts
     """
 
     importance: Importance | None = None
     rescalings: Mapping[int, tuple[Rescaling, ...]] = field(default_factory=dict)
     input_absmax: Mapping[str, float] = field(default_factory=dict)
+    coverage: Coverage | None = None
 
 
 def check_method(assignment: Assignment, prepared: Prepared, method: Method) -> None:
@@ -67,6 +70,7 @@ def measure(
     It runs twice if outputs have the tensors of gated delta nets in different orders, see `Checkpoint.laid_out`.
 
     Rounders that need text take their inputs from the rounded blocks instead, see `blockwise`.
+    Raises UsageError if the text starves experts that are to be rescaled.
     """
     if prepared.ready is not None:
         return tuple(Measured(prepared.ready.laid_out(job.assignment.checkpoint)) for job in jobs)
@@ -86,9 +90,14 @@ def measure(
             report=report,
         )
         rescalings = dict(zip(looking, found.rescalings, strict=True))
-        importance = from_calibration(found)
+        importance, coverage = from_calibration(found), found.coverage
+        for at in looking:
+            if coverage is not None and not coverage.every:
+                assignment = jobs[at].assignment
+                check_coverage(coverage, linears_of(assignment.tensors, assignment.checkpoint.config))
         for at in own:
-            done[at] = Measured(importance, rescalings.get(at, {}), _absmax(found.stats, rescalings.get(at, {})))
+            absmax = _absmax(found.stats, rescalings.get(at, {}))
+            done[at] = Measured(importance, rescalings.get(at, {}), absmax, coverage)
     return tuple(done[at] for at in range(len(jobs)))
 
 

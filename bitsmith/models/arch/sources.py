@@ -7,7 +7,7 @@ may store experts apart, norms without their 1, matrices transposed, or gate and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bitsmith.containers.derived import Derived, Piece
@@ -17,7 +17,7 @@ from bitsmith.models.arch.block import DELTA, expected_tensors
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.delta_sources import HF_NAMES as DELTA_NAMES
 from bitsmith.models.arch.delta_sources import relaid
-from bitsmith.models.arch.names import Names, names_of
+from bitsmith.models.arch.names import STACK, Names, names_of
 from bitsmith.quant.tensor import TensorInfo
 
 Shape = tuple[int, ...]
@@ -30,12 +30,17 @@ class FileTensors:
     wanted: shape of each, by the file's names
     places: the file's or derived name of each tensor of the decoder, by GGUF name
     derived: tensors of the decoder that the file does not hold as such, by GGUF name
+    apart: by the file's names of stacks of experts: the matrices of experts in them, as most folders store them, one by
+        one, by Hugging Face name
+    published: the names in such folders
     """
 
     names: Names
     wanted: Mapping[str, Shape]
     places: Mapping[str, str]
     derived: Mapping[str, Derived] = field(default_factory=dict)
+    apart: Mapping[str, Mapping[str, Derived]] = field(default_factory=dict)
+    published: Names | None = None
 
 
 def gguf_file_tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> FileTensors:
@@ -72,10 +77,14 @@ def hf_file_tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> Fil
 
     found: the folder's tensors; where there are several ways to store a tensor, they say which one it is
     """
-    names, stored = names_of(config.family).wrapped(found), config.laid_out("hf")
+    published, stored = names_of(config.family).wrapped(found), config.laid_out("hf")
+    row = config.decoder.experts
+    stacks = row is not None and not row.interleaved and any(name.endswith(STACK) for name in found)
+    names = published.stacked() if stacks else published
     wanted: dict[str, Shape] = {}
     places: dict[str, str] = {}
     derived: dict[str, Derived] = {}
+    apart: dict[str, dict[str, Derived]] = {}
     for name, shape in expected_tensors(stored).items():
         theirs = names.hf(name)
         shift = config.norm_offset(name)
@@ -87,6 +96,9 @@ def hf_file_tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> Fil
             made = Derived(shape, (Piece(theirs, 0, math.prod(shape[:-1])),), shift)
         else:
             own, made = _stored(config, names, name, shape, found)
+            stack = next(iter(own))
+            if stack.endswith((STACK, ".mlp.experts.down_proj")):
+                apart.setdefault(stack, {}).update(_apart(published, name, shape, made.pieces))
         wanted |= own
         places[name] = name
         derived[name] = made
@@ -94,7 +106,7 @@ def hf_file_tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> Fil
         places[name], derived[name] = name, _through(order, places, derived)
     kept = expected_tensors(config)
     derived = {name: each for name, each in derived.items() if name in kept}
-    return FileTensors(names, wanted, {name: places[name] for name in kept}, derived)
+    return FileTensors(names, wanted, {name: places[name] for name in kept}, derived, apart, published)
 
 
 def _through(order: Derived, places: Mapping[str, str], derived: Mapping[str, Derived]) -> Derived:
@@ -131,7 +143,7 @@ def _experts(
     row = config.decoder.experts
     if row is not None and row.interleaved:
         return _interleaved(names, stem, kind, shape, found)
-    stacked = _stacked(names, stem, shape, found)
+    stacked = _stacked(config, names, stem, shape, found)
     if stacked is not None:
         return stacked
     first = str(names.hf(f"{stem}.0.{kind}"))
@@ -143,20 +155,37 @@ def _experts(
 
 
 def _stacked(
-    names: Names, stem: str, shape: Shape, found: Mapping[str, TensorInfo]
+    config: ModelConfig, names: Names, stem: str, shape: Shape, found: Mapping[str, TensorInfo]
 ) -> tuple[dict[str, Shape], tuple[Piece, ...]] | None:
-    """The same for folders with one stack of gate and up, and one of down; None if there is none."""
+    """The same for a layer whose experts lie in two stacks, the gate's rows before those of up; None for others.
+
+    Stacks are [experts, rows, cols], or [experts, cols, rows] as Qwen3-VL publishes them; the shapes say which.
+    """
     _, layer, part = stem.split(".")
-    down = part.startswith("ffn_down")
-    stack = f"{names.prefix}layers.{layer}.mlp.experts.{'down' if down else 'gate_up'}_proj"
-    if stack not in found or len(shape) != 3:
+    above = f"{names.prefix}layers.{layer}.mlp.experts."
+    gate_up, down = f"{above}gate_up_proj", f"{above}down_proj"
+    if gate_up not in found or len(shape) != 3 or config.experts is None:
         return None
-    count, rows, cols = shape
-    if down:
-        return {stack: shape}, (Piece(stack, 0, count * rows),)
-    first = rows if part.startswith("ffn_up") else 0
-    pieces = tuple(Piece(stack, 2 * rows * e + first, rows) for e in range(count))
-    return {stack: (count, 2 * rows, cols)}, pieces
+    count, width, hidden = config.experts.count, config.experts.width, config.hidden
+    plain = {gate_up: (count, 2 * width, hidden), down: (count, hidden, width)}
+    turned = {name: (e, cols, rows) for name, (e, rows, cols) in plain.items()}
+
+    def fits(shapes: Mapping[str, Shape]) -> bool:
+        return all(name in found and tuple(found[name].shape) == wanted for name, wanted in shapes.items())
+
+    transposed = fits(turned) and not fits(plain)
+    stack, turn = (down, 0) if part.startswith("ffn_down") else (gate_up, int(part.startswith("ffn_up")))
+    _, rows, _ = shape
+    if transposed:
+        return {stack: turned[stack]}, tuple(Piece(stack, turn * rows, rows, matrix=e) for e in range(count))
+    all_rows = plain[stack][1]
+    return {stack: plain[stack]}, tuple(Piece(stack, e * all_rows + turn * rows, rows) for e in range(count))
+
+
+def _apart(names: Names, name: str, shape: Shape, pieces: Sequence[Piece]) -> dict[str, Derived]:
+    """The matrices of a stack one by one, by Hugging Face name. pieces: one a matrix"""
+    stem, _, kind = name.rpartition(".")
+    return {str(names.hf(f"{stem}.{e}.{kind}")): Derived(shape[1:], (piece,)) for e, piece in enumerate(pieces)}
 
 
 def _interleaved(
