@@ -119,6 +119,7 @@ def prepare(
     """
     options = config or CalibrationConfig()
     sources = options.sources if sources is None else sources
+    checkpoint = checkpoint.laid_out("gguf")  # as importance files are
     alone = [str(name) for name in sources if name == SELF or is_imatrix_name(Path(name))]
     if alone and len(sources) > 1:
         what = "the model's own text" if alone[0] == SELF else "an importance file"

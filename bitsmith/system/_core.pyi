@@ -91,6 +91,7 @@ class Cache:
         capacity: int,
         type: str,
         rotations: Sequence[tuple[np.ndarray, np.ndarray]],
+        states: Sequence[int] = ...,
     ) -> None: ...
     def set_longer(self, number: int, context: int, cosines: np.ndarray, sines: np.ndarray) -> None: ...
     def copy(self, other: Cache, lengths: np.ndarray) -> None: ...
@@ -122,6 +123,28 @@ class Attention(Operation):
         temperature_length: int,
         softcap: float,
         value_norms: bool,
+        gated: bool,
+    ) -> None: ...
+
+class DeltaNet(Operation):
+    def __init__(
+        self,
+        mixed: Linear,
+        z: Linear,
+        gates: Sequence[Linear],
+        output: Linear,
+        taps: np.ndarray,
+        factors: np.ndarray,
+        shifts: np.ndarray,
+        norm: np.ndarray,
+        *,
+        layer: int,
+        key_heads: int,
+        value_heads: int,
+        key_dim: int,
+        value_dim: int,
+        tiled: bool,
+        norm_eps: float,
     ) -> None: ...
 
 class Mlp(Operation):
@@ -151,6 +174,9 @@ class Experts(Operation):
         chosen: bool,
         normalize: bool,
     ) -> None: ...
+
+class SharedExpert(Operation):
+    def __init__(self, experts: Experts, shared: Mlp, gate: Linear) -> None: ...
 
 class Model:
     def __init__(

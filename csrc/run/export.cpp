@@ -15,14 +15,14 @@ const Kernels kKernels = {repack,
                           floats_rows_rounded,
                           to_bfloat,
 #else
-                          nullptr,        nullptr,
+                          nullptr,       nullptr,
 #endif
 #if defined(__AMX_BF16__)
                           to_tiles,
                           panels_tiles,
                           floats_tiles,
 #else
-                          nullptr,        nullptr,       nullptr,
+                          nullptr,       nullptr,       nullptr,
 #endif
                           panels_decode,
                           floats_decode,
@@ -32,6 +32,9 @@ const Kernels kKernels = {repack,
                           clamped_swiglu,
                           keep,
                           attend,
+                          recur,
+                          convolve,
+                          gate_by,
                           read};
 
 }  // namespace bitsmith::BITSMITH_ISA

@@ -30,6 +30,9 @@ void geglu(float *gate, const float *up, int n);
 void clamped_swiglu(float *gate, const float *up, int n);
 void keep(const float *x, int width, CacheType type, uint8_t *row);
 void attend(const Attention &task);
+void recur(const Recurrence &task);
+void convolve(const float *const *inputs, const float *taps, int count, int n, float *y);
+void gate_by(const float *gate, float *x, int n);
 uint64_t read(const uint8_t *from, size_t bytes, const Reading &reading);
 
 // y += X strip: for all rows of x and 32 columns in two strips of 16,
