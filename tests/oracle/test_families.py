@@ -157,6 +157,9 @@ def check_parts_for_images(name: str, checkpoint: Checkpoint, written: Path, fol
     assert "--to mmproj" in " ".join(checkpoint.notes)
     tower = bitsmith.convert(checkpoint.folder, to="mmproj", out=folder).out
     assert tower.name == f"mmproj-{name}-F16.gguf"
+    model = llama.load(written)
+    assert model.takes_images(tower)
+    model.close()
     found = content(tower)
     broken = found["tensors"].pop("v.token_embd.img_break", None)  # llama.cpp's loader wants it, its converter drops it
     assert (broken is not None) == (name == "mistral3")
