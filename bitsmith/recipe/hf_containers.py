@@ -1,4 +1,4 @@
-"""Assignments for the folders that vLLM and transformers load: gptq, awq and compressed, for any architecture.
+"""Assignments for the folders that vLLM and transformers load: gptq, awq, compressed and bnb, for any architecture.
 
 Linear layers are quantized. Embedding, output head, routers, norms and the tensors of `--keep` stay in 16 bits;
 config.json lists them.
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bitsmith.containers import find_container
+from bitsmith.containers.bnb_codecs import FourBitCodec
 from bitsmith.containers.container import GROUPS, ModuleContainer, Modules, Scheme
 from bitsmith.containers.floats import WRITTEN_FLOATS
 from bitsmith.containers.fused import uneven
@@ -165,7 +166,7 @@ def _choose(
 
 
 def _grouped(main: Scheme, choices: list[SchemeChoice], checkpoint: Checkpoint) -> tuple[Scheme, list[SchemeChoice]]:
-    """The schemes with a group size. If the user gave none: the largest of 128, 64 and 32 that divides every row."""
+    """The schemes with a group size. If the user gave none: the first of the scheme's that divides every row."""
     quantized = [choice for choice in choices if choice.scheme is not None]
     if not quantized:
         raise UnsupportedError(
@@ -173,12 +174,14 @@ def _grouped(main: Scheme, choices: list[SchemeChoice], checkpoint: Checkpoint) 
             "with linear layers."
         )
     open_ = [choice for choice in quantized if choice.scheme is not None and choice.scheme.group is None]
-    group = next((g for g in GROUPS if all(choice.tensor.info.cols % g == 0 for choice in open_)), None)
+    group = next((g for g in main.groups if all(choice.tensor.info.cols % g == 0 for choice in open_)), None)
     if group is None:
-        worst = next(choice.tensor.info for choice in open_ if choice.tensor.info.cols % GROUPS[-1])
+        least = min(main.groups)
+        worst = next(choice.tensor.info for choice in open_ if choice.tensor.info.cols % least)
+        rows = "give --group-size=-1 for one scale a row, or " if main.groups == GROUPS else ""
         raise UnsupportedError(
-            f"{worst.name}: rows of {worst.cols} weights do not divide into groups of {GROUPS[-1]}; give "
-            f"--group-size=-1 for one scale a row, or keep the tensor in 16 bits with --keep='{re.escape(worst.name)}'."
+            f"{worst.name}: rows of {worst.cols} weights do not divide into groups of {least}; {rows}keep the tensor "
+            f"in 16 bits with --keep='{re.escape(worst.name)}'."
         )
 
     def filled(scheme: Scheme) -> Scheme:
@@ -194,6 +197,7 @@ def _planned(choice: SchemeChoice, container: ModuleContainer, precision: str, v
         return as_float(tensor, choice.float, choice.reason)
     format, codec = container.stored(choice.scheme, precision, version)
     try:
+        codec = codec.of_shape(info.shape) if isinstance(codec, FourBitCodec) else codec
         parts = codec.layout(info.shape)
     except UnsupportedError as error:
         raise UnsupportedError(f"{info.name}: {error.message}, with --keep='{re.escape(info.name)}'.") from error
