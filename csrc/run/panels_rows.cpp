@@ -67,14 +67,14 @@ void unpack(const PanelRows &w, int panel, int col, int cols, const Strip &out) 
 
 // What a tile knows of its type at compile time. sub, low_sub: columns that share a scale, or a low. corrected: sums
 // begin with what the number added to the codes must be paid back with.
-template <int sub, int low_sub, bool affine, bool wide, bool corrected>
+template <int sub, int low_sub, int bits, bool affine, bool wide, bool corrected>
 struct Kind {
-  static constexpr int kSub = sub, kLowSub = low_sub;
+  static constexpr int kSub = sub, kLowSub = low_sub, kBits = bits;
   static constexpr bool kAffine = affine, kWide = wide, kCorrected = corrected;
 };
 
 template <class T>
-using KindOf = Kind<kMultiplied<T> ? 32 : T::kSub, T::kSub, T::kAffine, T::kWide,
+using KindOf = Kind<kMultiplied<T> ? 32 : T::kSub, T::kSub, kMultiplied<T> ? 6 : T::kBits, T::kAffine, T::kWide,
                     (T::kZero >= 0 && !(T::kWide && !kWideAsTheyAre))>;
 
 // The weight in column k of an unpacked strip, row r of 16.
@@ -108,32 +108,29 @@ BITSMITH_INLINE void tile(const Strip &strip, const RoundedBlock *x, size_t bloc
     for (int i = 0; i < R; ++i) {
       const RoundedBlock &in = x[i * blocks + run];
       const Floats scale = splat(in.scale);
-      Ints dots[P][kSubs];
+      Sums<K::kBits, K::kWide> dots[P][kSubs];
 #pragma GCC unroll kUnrolled
       for (int s = 0; s < kSubs; ++s) {
         Ints begin{};
         if constexpr (K::kCorrected) begin = splat(kSubs == 1 ? in.negated : in.negated_16[s]) << zero;
 #pragma GCC unroll kUnrolled
-        for (int p = 0; p < P; ++p) dots[p][s] = begin;
+        for (int p = 0; p < P; ++p) dots[p][s].start(begin);
       }
 #pragma GCC unroll kUnrolled
       for (int j = 0; j < 8; ++j) {
         int32_t four;
         std::memcpy(&four, in.codes + 4 * j, 4);
 #pragma GCC unroll kUnrolled
-        for (int p = 0; p < P; ++p) {
-          Ints &sum = dots[p][kSubs == 1 ? 0 : j / 4];
-          sum = dot4<K::kWide>(sum, codes[p][j], four);
-        }
+        for (int p = 0; p < P; ++p) dots[p][j / (8 / kSubs)].add(codes[p][j], four, j, (j + 1) % (8 / kSubs) == 0);
       }
 #pragma GCC unroll kUnrolled
       for (int p = 0; p < P; ++p) {
         if constexpr (kSubs == 1) {
-          sums[i][p] = fma(convert<Floats>(dots[p][0]), at(strip.scales, p, run) * scale, sums[i][p]);
+          sums[i][p] = fma(convert<Floats>(dots[p][0].total()), at(strip.scales, p, run) * scale, sums[i][p]);
         } else {
-          const Floats first = convert<Floats>(dots[p][0]) * at(strip.scales, p, 2 * run);
+          const Floats first = convert<Floats>(dots[p][0].total()) * at(strip.scales, p, 2 * run);
           sums[i][p] =
-              fma(fma(convert<Floats>(dots[p][1]), at(strip.scales, p, 2 * run + 1), first), scale, sums[i][p]);
+              fma(fma(convert<Floats>(dots[p][1].total()), at(strip.scales, p, 2 * run + 1), first), scale, sums[i][p]);
         }
         if constexpr (K::kAffine && K::kLowSub == 32)
           sums[i][p] = fma(at(strip.lows, p, run), splat(-in.sum), sums[i][p]);
