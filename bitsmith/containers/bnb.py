@@ -186,5 +186,6 @@ CONTAINER = ModuleContainer(
     quant_method="bitsandbytes",
     marks=(".SCB", *(f".{STATE}{kind}" for kind in TABLES)),
     mixed=False,
+    linears_only=True,
     read=_read,
 )

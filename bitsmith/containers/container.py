@@ -95,6 +95,8 @@ class ModuleContainer(Container):
     version: the schemes of all modules -> the version of the layout that can hold them
     precision: precision of scales, "f16"; "": the model's own 16-bit type
     mixed: whether modules may have different schemes
+    linears_only: whether readers quantize only layers that are modules of their own, so that experts, which
+        transformers keeps in one parameter, stay in 16 bits
     warnings: (main scheme, version) -> warnings about runtimes that refuse the folder
     quant_method: value of `quant_method` in `quantization_config`, which identifies a folder
     marks: endings of entry names that identify a quantized weight
@@ -112,5 +114,6 @@ class ModuleContainer(Container):
     version: Callable[[Collection[Scheme]], int] = lambda schemes: 0
     precision: str = ""
     mixed: bool = True
+    linears_only: bool = False
     warnings: Callable[[Scheme, int], Sequence[str]] = lambda main, version: ()
     old_config: str = ""

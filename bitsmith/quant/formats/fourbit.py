@@ -37,7 +37,7 @@ class FourBit(Codebook):
         params = self.fit(w)
         xp = array_namespace(w)
         inverse = 1.0 / xp.clip(params["scale"], _SMALLEST, None)
-        shape = (w.shape[0], inverse.shape[1], -1)
+        shape = (*inverse.shape, w.shape[1] // inverse.shape[1])
         units = xp.reshape(xp.clip(xp.reshape(w, shape) * inverse[:, :, None], -1.0, 1.0), w.shape)
         return self.grid({"scale": xp.ones_like(inverse)}).nearest(units), params
 
