@@ -135,9 +135,14 @@ class FourBitCodec:
         Raises UnsupportedError if the rows do not divide into blocks.
         """
         patterns = to_patterns(as_numpy(tensor.codes), self.plain).reshape(-1)
+        absmax = as_numpy(tensor.params.get("absmax", tensor.params["scale"]))
+        return self.parts_of((patterns[::2] << 4 | patterns[1::2]).reshape(-1, 1), absmax)
+
+    def parts_of(self, packed: np.ndarray, absmax: np.ndarray) -> dict[str, np.ndarray]:
+        """The same from codes in bytes, uint8 [bytes, 1], and absmax, float32 [rows, blocks]."""
         parts = {
-            WEIGHT: (patterns[::2] << 4 | patterns[1::2]).reshape(-1, 1),
-            ABSMAX: np.ascontiguousarray(as_numpy(tensor.params.get("absmax", tensor.params["scale"]))).reshape(-1),
+            WEIGHT: packed,
+            ABSMAX: np.ascontiguousarray(absmax).reshape(-1),
             MAP: self._map(),
             STATE + self.kind: np.frombuffer(self.state(0.0), UINT8),
         }
@@ -228,11 +233,12 @@ class RowInt8Codec:
 
     def encode(self, tensor: QuantTensor) -> dict[str, np.ndarray]:
         """Parts of a slab of whole rows."""
-        return {
-            "weight": (as_numpy(tensor.codes) ^ np.uint8(128)).view(_BYTE),
-            "SCB": as_numpy(tensor.params["absmax"]).reshape(-1),
-            "weight_format": np.zeros((), UINT8),
-        }
+        codes = (as_numpy(tensor.codes) ^ np.uint8(128)).view(_BYTE)
+        return self.parts_of(codes, as_numpy(tensor.params["absmax"]).reshape(-1))
+
+    def parts_of(self, codes: np.ndarray, absmax: np.ndarray) -> dict[str, np.ndarray]:
+        """The same from int8 [rows, cols] and absmax, float32 [rows]."""
+        return {"weight": codes, "SCB": absmax, "weight_format": np.zeros((), UINT8)}
 
     def decode(self, parts: Mapping[str, np.ndarray], cols: int) -> QuantTensor:
         """Codes and parameters of a slab of whole rows. Raises TensorError if rows do not lie one after the other."""

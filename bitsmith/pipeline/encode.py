@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bitsmith.containers.base import Source
+from bitsmith.containers.base import Codec, Source
+from bitsmith.containers.bnb_codecs import FourBitCodec
+from bitsmith.containers.core_parts import encode_parts
 from bitsmith.containers.floats import WRITTEN_FLOATS, decode_numbers, encode_float
 from bitsmith.containers.gguf.blocks_simple import BlockCodec
 from bitsmith.containers.gguf.core_blocks import encode_stored
@@ -144,6 +146,14 @@ def _slabs(source: Source, planned: PlannedTensor, together: int = 0) -> Iterato
             yield start, w
 
 
+def _windowed_codec(chunk: Chunk) -> Codec | None:
+    """The codec of a chunk's tensor; a format that knows the scales of all rows gets those of the chunk."""
+    planned = _at(chunk.planned, slice(chunk.start, chunk.stop))
+    if isinstance(planned.codec, FourBitCodec) and isinstance(planned.format, Nested):
+        return replace(planned.codec, format=planned.format)
+    return planned.codec
+
+
 def _at(planned: PlannedTensor, rows: slice) -> PlannedTensor:
     """The tensor for some of its rows: a format that knows the scales of all rows gets those of these."""
     format = planned.format
@@ -156,11 +166,17 @@ def _at(planned: PlannedTensor, rows: slice) -> PlannedTensor:
 def _encode_by_core(chunk: Chunk, packed: PackedTensor) -> Encoded | None:
     """`encode_chunk` in one call of the C++ core. Returns None if the core cannot do it, see `encode_stored`."""
     planned = chunk.planned
-    if planned.verbatim or not isinstance(planned.codec, BlockCodec) or packed.layout not in WRITTEN_FLOATS:
+    if planned.verbatim or packed.layout not in WRITTEN_FLOATS:
+        return None
+    by_absmax = chunk.importance is None and not isinstance(planned.codec, BlockCodec)
+    if not by_absmax and not isinstance(planned.codec, BlockCodec):
         return None
     order = None
     if planned.order is not None:
         order = _reordered(planned.order, np.arange(chunk.stop - chunk.start).reshape(-1, 1), chunk)[:, 0]
+    if by_absmax:
+        found = encode_parts(_windowed_codec(chunk), packed.layout, packed.parts["data"], order=order)
+        return None if found is None else Encoded(found.parts, found.squared_error, found.squared_weight)
     try:
         blocks = encode_stored(
             planned.codec, packed.layout, packed.parts["data"], importance=chunk.importance, order=order

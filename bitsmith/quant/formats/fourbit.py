@@ -14,6 +14,7 @@ from array_api_compat import array_namespace
 
 from bitsmith.quant.formats.base import Params, StoredScales, check_row
 from bitsmith.quant.formats.codebook import Codebook
+from bitsmith.quant.formats.core_absmax import codebook_codes
 from bitsmith.quant.formats.precision import FLOAT32, UINT8, constant
 from bitsmith.quant.grid import Array, Grid
 
@@ -34,6 +35,9 @@ class FourBit(Codebook):
 
     def reference(self, w: Array) -> tuple[Array, Params]:
         """See `ReferenceCoded`: the entry nearest to w * (1 / absmax), where `Grid.nearest` divides."""
+        found = codebook_codes(self, _bytes(w), "f32") if _is_plain(w) else None
+        if found is not None and found.largest < np.inf:
+            return found.out, {"scale": found.absmax}
         params = self.fit(w)
         xp = array_namespace(w)
         inverse = 1.0 / xp.clip(params["scale"], _SMALLEST, None)
@@ -150,6 +154,15 @@ def fp4(block: int = 64) -> FourBit:
     entries = [*negative, (0.0, 0), (0.0, 8), *positive]
     table = tuple(float(np.float32(value)) for value, _ in entries)
     return FourBit(_named("fp4", block), 4, table, tuple(pattern for _, pattern in entries), (), block)
+
+
+def _is_plain(w: Array) -> bool:
+    return isinstance(w, np.ndarray) and w.dtype == np.float32
+
+
+def _bytes(w: np.ndarray) -> np.ndarray:
+    """Float32 weights as stored ones: uint8 [rows, bytes]."""
+    return np.require(w, requirements=["C", "A"]).view(np.uint8)
 
 
 def _named(name: str, block: int) -> str:
