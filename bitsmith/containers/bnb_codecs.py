@@ -160,9 +160,12 @@ class FourBitCodec:
         return values
 
     def join(self, slabs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """Join the parts of a tensor's slabs, and quantize the scales of all of them."""
+        """Join the parts of a tensor's slabs, and quantize the scales of all of them.
+
+        Slabs that are copied from a file have quantized scales already.
+        """
         joined = join_slabs(self, slabs)
-        if not self.nested:
+        if not self.nested or joined[ABSMAX].dtype == UINT8:
             return joined
         return self._with_nested(joined) | {ABSMAX: nest(joined[ABSMAX]).codes}
 

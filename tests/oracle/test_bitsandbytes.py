@@ -176,7 +176,9 @@ def test_transformers_loads_eight_bits(tmp_path: Path) -> None:
 def test_we_read_what_transformers_saves(tmp_path: Path, words: dict[str, Any]) -> None:
     four = "load_in_4bit" in words
     config = transformers.BitsAndBytesConfig(**words, **({"bnb_4bit_use_double_quant": True} if four else {}))
-    model = transformers.AutoModelForCausalLM.from_pretrained(REFERENCE, quantization_config=config, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        REFERENCE, quantization_config=config, dtype=torch.float32
+    )
     model.save_pretrained(tmp_path / "saved")
     theirs = SafetensorsSource(tmp_path / "saved")
     to = "bnb/nf4-dq" if four else "bnb/int8"
