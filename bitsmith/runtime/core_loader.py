@@ -15,6 +15,7 @@ from bitsmith.runtime.choosing import choose
 from bitsmith.runtime.core_decoder import CoreDecoder
 from bitsmith.runtime.core_parts import core_parts
 from bitsmith.runtime.kernel import Weight
+from bitsmith.runtime.layer_inputs import LayerTable
 from bitsmith.runtime.types import FLOATS, PACKED
 from bitsmith.runtime.weights import WeightReader
 from bitsmith.system.core import core
@@ -68,6 +69,11 @@ def load_core(
             report(Progress("load", layer, config.layers, "layers", f"blk.{layer}"))
             for part in core_parts(module, loader, config, layer):
                 model.add_part(*part)
+        table = None
+        if config.layer_width:
+            table = LayerTable(read("per_layer_token_embd.weight"))
+            projection = loader.linear("per_layer_model_proj", False, None)
+            model.set_layer_inputs(projection, loader.vector("per_layer_proj_norm.weight"))
         loaded = round(loader.bytes)
         embedding = loader.factor("token_embd.weight") if config.tied else loader.matrix("token_embd.weight")
         output = embedding if config.tied else loader.factor("output.weight")
@@ -78,7 +84,7 @@ def load_core(
     row = 0 if config.tied else embedding.row_bytes
     choices = choose(module, model, loader.matrices, isa, loader.pool, exact=exact, fine=fine)
     size = loaded + output.nbytes + row
-    return CoreDecoder(config, model, size, cache_type=cache_type, maps=loader.maps, choices=choices)
+    return CoreDecoder(config, model, size, cache_type=cache_type, maps=loader.maps, choices=choices, table=table)
 
 
 class MatrixLoader:

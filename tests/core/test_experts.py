@@ -50,6 +50,10 @@ def test_experts_on_demand_change_no_result(limit: int, tmp_path: Path) -> None:
         one, other = (d.prefill(TOKENS[:1, i : i + 1], c) for d, c in zip((some, whole), caches, strict=True))
         np.testing.assert_array_equal(one, other)
     assert some.token_bytes == whole.token_bytes
+    shares = {info.name: 3 / 12 if "_exps." in info.name else 1 for info in source.tensors.values() if info.rows > 1}
+    read = {name: source.tensors[name].nbytes * share for name, share in shares.items() if "ffn_gate_inp" not in name}
+    routers = 2 * 12 * 256 * 4  # in float32
+    assert whole.token_bytes == sum(read.values()) - read["token_embd.weight"] + routers + 144
 
 
 def test_a_file_that_lost_its_experts(tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ class LinearGroup:
     repeats: number of input columns that each row of the producer feeds. With grouped attention, query heads share a
         value head, and folded scales must be equal across these heads
     routed: whether a router chooses the tokens of the input, so that another model may choose others
+    shared: where a router chooses tokens of one input, the name of that input; where every token passes every expert,
+        the groups of this name have the same input
+    alone: whether these linears alone read the producer, though the block has others that usually do
     """
 
     name: str
@@ -30,6 +33,8 @@ class LinearGroup:
     producer: str | None
     repeats: int = 1
     routed: bool = False
+    shared: str = ""
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,19 @@ class BlockTensor:
     kind: "vector"; "linear" for a matrix [rows, cols] of a product; "router" for such a matrix that is never quantized;
         "experts" for a stack of matrices [experts, rows, cols]. The matrix of one expert is a linear named "NAME.E".
     bias: whether a vector of the same name with ".bias" belongs to it, one row for each expert
+    ending: what follows the name in files
     """
 
     name: str
     shape: tuple[int, ...]
     kind: Literal["vector", "linear", "router", "experts"]
     bias: bool = False
+    ending: str = "weight"
+
+    @property
+    def key(self) -> str:
+        """Its name in a block: "ffn_gate_inp", or "ffn_gate_inp.scale" for a vector beside it."""
+        return self.name if self.ending == "weight" else f"{self.name}.{self.ending}"
 
 
 class Run(Protocol):
@@ -54,6 +66,14 @@ class Run(Protocol):
     def config(self) -> ModelConfig: ...
     @property
     def ops(self) -> Any: ...
+    @property
+    def every_expert(self) -> bool:
+        """Whether the linears of every expert are to see all tokens. The output is still what the router chose."""
+        ...
+
+    def routed(self, layer: int, chosen: Tensor) -> None:
+        """Told of the experts that a router chose: int64 [tokens, used]."""
+        ...
 
     def rotated(self, layer: int, x: Tensor) -> Tensor:
         """Queries or keys [batch, heads, n, head_dim], rotated as the layer rotates; see `LayerSpec.rope`."""
@@ -68,6 +88,14 @@ class Run(Protocol):
 
         New keys and values go to the cache, if there is one.
         """
+        ...
+
+    def visible_of(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The same for a layer that uses the keys and values of an earlier one, see `LayerSpec.keys_of`."""
+        ...
+
+    def layer_input(self, layer: int) -> Tensor:
+        """The layer's embedding of each token, [batch, n, layer_width]; see `ModelConfig.layer_width`."""
         ...
 
 
