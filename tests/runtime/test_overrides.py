@@ -109,7 +109,7 @@ def test_wrong_types_and_devices(tiny: Path) -> None:
     for words, said in (
         ({"compute_dtype": "int8"}, "unknown; expected float32, bfloat16, float16"),
         ({"compute_dtype": "bfloat16", "kernel": "int8"}, 'is for kernel="torch", not int8'),
-        ({"compute_dtype": "float32", "kernel": "int8"}, "is for kernel=.*exact and torch"),
+        ({"compute_dtype": "float32", "kernel": "int8"}, "is for kernel=.exact. and torch"),
         ({"device": "tpu"}, "unknown; expected cpu, cuda"),
         ({"inputs": "int4"}, "unknown; expected none, int8, llm.int8, fp8"),
         ({"inputs": "llm.int8:0"}, "the threshold must be a positive number"),
