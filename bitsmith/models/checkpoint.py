@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.names import Names, Naming, beside_decoder
 from bitsmith.models.gguf_choice import models_among
 from bitsmith.models.naming import file_name, folder_name
+from bitsmith.models.overrides import Overrides
 
 if TYPE_CHECKING:
     from bitsmith.models.arch.sources import FileTensors
@@ -40,6 +41,7 @@ class Checkpoint:
     ignored: tensors that the decoder does not need, see `bitsmith.models.arch.reconcile`
     notes: what the user should know about the model, a sentence each
     foreign: the error if the weights are codes of a method that bitsmith does not read; else None
+    overrides: what the user asks of the linear layers, for running
     """
 
     name: str
@@ -51,6 +53,7 @@ class Checkpoint:
     ignored: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     foreign: UnsupportedError | None = None
+    overrides: Overrides = field(default_factory=Overrides)
 
     def __repr__(self) -> str:
         kind = "unknown architecture" if isinstance(self.shape, BitsmithError) else self.shape.arch

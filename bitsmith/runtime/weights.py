@@ -11,6 +11,7 @@ from bitsmith.errors import UnsupportedError
 from bitsmith.models.arch.block import block_tensors
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.tensors import check_tensors, file_tensors
+from bitsmith.models.overrides import Overrides
 from bitsmith.runtime.kernel import Kernel, Ops, Tensor, Weight
 from bitsmith.runtime.layer_inputs import LayerTable, LayerWeights
 from bitsmith.system.progress import Progress, Report, silent
@@ -35,10 +36,15 @@ def weight_reader(checkpoint: Checkpoint) -> WeightReader:
     config, source = checkpoint.config, checkpoint.source
     check_tensors(config, source.tensors, naming=checkpoint.naming, origin=str(source.path), ignored=checkpoint.ignored)
     found = file_tensors(config, source.tensors, checkpoint.naming)
-    reader = with_derived(source, found.derived)
+    reader, overrides = with_derived(source, found.derived), checkpoint.overrides
 
     def read(name: str) -> Weight:
-        return Weight.of(reader, found.places[name])
+        weight = Weight.of(reader, found.places[name])
+        if overrides == Overrides():
+            return weight
+        from bitsmith.runtime.overridden import overridden  # and with it all formats
+
+        return overridden(name, weight, overrides)
 
     return read
 

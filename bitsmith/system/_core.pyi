@@ -40,6 +40,29 @@ class Quantizer:
         out: np.ndarray,
     ) -> tuple[float, float, float]: ...
 
+def round_codebook(
+    data: np.ndarray,
+    type: str,
+    *,
+    block: int,
+    table: np.ndarray,
+    patterns: np.ndarray,
+    out: np.ndarray,
+    absmax: np.ndarray,
+    order: np.ndarray | None = None,
+    scales: np.ndarray | None = None,
+    isa: str = "",
+) -> tuple[float, float, float]: ...
+def round_rows(
+    data: np.ndarray,
+    type: str,
+    *,
+    out: np.ndarray,
+    absmax: np.ndarray,
+    order: np.ndarray | None = None,
+    isa: str = "",
+) -> tuple[float, float, float]: ...
+
 class Pool:
     def __init__(self, threads: int) -> None: ...
     @property
