@@ -20,8 +20,8 @@ start     from the start of the process to the first token and the end, the file
           -n 1` and `llama-completion -m FILE -n 1 --no-warmup`.
 
 Without --model a Llama of 0.85 billion random weights is made in --work (3.5 GB) and kept there, with the files made
-from it. The table shows the median of the rounds with the lowest and the highest, and the ratio of the medians, ours by
-the better peer's.
+from it; with --experts a mixture of 64 experts of 1.1 billion, of which a token uses 8. The table shows the median of
+the rounds with the lowest and the highest, and the ratio of the medians, ours by the better peer's.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ from pathlib import Path
 from typing import Any
 
 from calibrated import Cost, MakeError, bitsmith, run
-from memory import Shape, write_checkpoint
 from rich.console import Console
 from rich.table import Table
+from shapes import ExpertShape, Shape, write_checkpoint
 
 MB = 1_000_000
 SHAPE = Shape(layers=16, hidden=2048, intermediate=5632, vocab=32000, heads=32, kv_heads=8)
+EXPERTS = ExpertShape(10, 1024, 512, 32000, 16, 4, experts=64, used=8)
 TYPES = ("q8_0", "q6_k", "q4_k_m", "q2_k", "q4_0")
 PARTS = ("quantize", "run", "start")
 LLAMA, IK = "llama.cpp", "ik_llama.cpp"
@@ -125,10 +126,11 @@ class Bench:
         """The F16 file that both quantize."""
         if self._args.model:
             return Path(self._args.model)
-        source, folder = self._work / "synthetic-F16.gguf", self._work / "synthetic"
+        name, shape = ("experts", EXPERTS) if self._args.experts else ("synthetic", SHAPE)
+        source, folder = self._work / f"{name}-F16.gguf", self._work / name
         if not source.exists():
             shutil.rmtree(folder, ignore_errors=True)
-            write_checkpoint(SHAPE, folder, seed=0)
+            write_checkpoint(shape, folder, seed=0)
             run(bitsmith("quantize", str(folder), "--to", "f16", "--out", str(source)), self._work)
             shutil.rmtree(folder)
         return source
@@ -247,6 +249,7 @@ def parse_args() -> argparse.Namespace:
         "--ik-bin", type=Path, metavar="DIR", help="folder of ik_llama.cpp's programs, for the part run"
     )
     parser.add_argument("--model", help="F16 GGUF to quantize (default: a synthetic one, made in --work)")
+    parser.add_argument("--experts", action="store_true", help="the synthetic model is a mixture of experts")
     parser.add_argument("--type", action="append", help=f"repeatable; default: {', '.join(TYPES)}")
     parser.add_argument("--file", action="append", type=Path, help="run and start this file; default: those of --type")
     parser.add_argument("--part", action="append", choices=PARTS, help="repeatable; default: all")

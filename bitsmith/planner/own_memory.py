@@ -59,6 +59,8 @@ def working_memory(network: Network, context: int, *, batch: int = 1) -> int:
     q, kv, hidden = network.heads * network.head_dim, network.kv_heads * network.head_dim, network.hidden
     # input, norm, sum, output; q, rotated q and the attention's output; k, v; gate and up; inputs rounded twice
     floats = 4 * hidden + 3 * q + 2 * kv + 2 * network.intermediate
-    rounded = 2 * 2 * max(hidden, q, network.intermediate)
+    gathered = hidden * network.experts_used  # each expert has inputs and outputs of its own
+    floats += 2 * gathered
+    rounded = 2 * 2 * max(hidden, q, network.intermediate, gathered)
     rotations = 5 * 4 * context * network.head_dim // 2
     return BASE + TOKEN * network.vocab + rows * (4 * floats + rounded) + rotations + batch * 4 * network.vocab

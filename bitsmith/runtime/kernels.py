@@ -77,7 +77,7 @@ def _load_core(checkpoint: Checkpoint, options: LoadOptions, *, exact: bool, fin
     exact: inputs of products stay float32, and so do keys and values
     fine: inputs of prompts are rounded to 15 bits, as all others are
     """
-    from bitsmith.runtime.core_decoder import load_core
+    from bitsmith.runtime.core_loader import load_core
     from bitsmith.runtime.language_model import LanguageModel
     from bitsmith.runtime.weights import weight_reader
 

@@ -78,58 +78,71 @@ class Linear:
 class Cache:
     def __init__(
         self,
-        layers: int,
+        heads: Sequence[tuple[int, int]],
         batch: int,
-        kv_heads: int,
-        head_dim: int,
         capacity: int,
         type: str,
-        cosines: np.ndarray,
-        sines: np.ndarray,
+        rotations: Sequence[tuple[np.ndarray, np.ndarray]],
     ) -> None: ...
-    def set_more(self, cosines: np.ndarray, sines: np.ndarray) -> None: ...
     def copy(self, other: Cache, lengths: np.ndarray) -> None: ...
     @property
     def nbytes(self) -> int: ...
+
+class Operation: ...
+
+class Attention(Operation):
+    def __init__(
+        self,
+        linears: Sequence[Linear],
+        q_norm: np.ndarray | None,
+        k_norm: np.ndarray | None,
+        *,
+        layer: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        norm_eps: float,
+        window: int,
+        rotation: int,
+        interleaved: bool,
+        whole_norms: bool,
+        late_norms: bool,
+        query_scale: float,
+        temperature: float,
+        temperature_length: int,
+    ) -> None: ...
+
+class Mlp(Operation):
+    def __init__(self, activation: str, gate: Linear, up: Linear, down: Linear) -> None: ...
+
+class Experts(Operation):
+    def __init__(
+        self,
+        activation: str,
+        router: Linear,
+        gates: Sequence[Linear],
+        ups: Sequence[Linear],
+        downs: Sequence[Linear],
+        *,
+        used: int,
+        chosen: bool,
+        normalize: bool,
+    ) -> None: ...
 
 class Model:
     def __init__(
         self,
         hidden: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
+        *,
         norm_eps: float,
-        interleaved: bool,
+        embedding_scale: float,
+        residual_scale: float,
         exact: bool,
         fine: bool,
         isa: str,
         pool: Pool,
     ) -> None: ...
-    def add_block(
-        self,
-        attn_norm: np.ndarray | None,
-        ffn_norm: np.ndarray | None,
-        q_norm: np.ndarray | None,
-        k_norm: np.ndarray | None,
-        linears: Sequence[Linear],
-        window: int,
-        rotation: int = 0,
-        attn_after: np.ndarray | None = None,
-        ffn_after: np.ndarray | None = None,
-    ) -> None: ...
-    def set_variation(
-        self,
-        *,
-        embedding_scale: float,
-        residual_scale: float,
-        query_scale: float,
-        temperature: float,
-        temperature_length: int,
-        gelu: bool,
-        whole_norms: bool,
-        late_norms: bool,
-    ) -> None: ...
+    def add_part(self, operation: Operation, before: np.ndarray | None, after: np.ndarray | None) -> None: ...
     def set_reading(self, packed: int, floats: int) -> None: ...
     def times(self) -> tuple[float, float, float]: ...
     def set_ends(self, embedding: Matrix, norm: np.ndarray, output: Matrix) -> None: ...

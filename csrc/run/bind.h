@@ -4,4 +4,5 @@
 
 namespace bitsmith {
 void bind_run(nanobind::module_ &m);
-}
+void bind_model(nanobind::module_ &m);
+}  // namespace bitsmith

@@ -15,20 +15,21 @@ const Kernels kKernels = {repack,
                           floats_rows_rounded,
                           to_bfloat,
 #else
-                          nullptr,       nullptr,
+                          nullptr,        nullptr,
 #endif
 #if defined(__AMX_BF16__)
                           to_tiles,
                           panels_tiles,
                           floats_tiles,
 #else
-                          nullptr,       nullptr,       nullptr,
+                          nullptr,        nullptr,       nullptr,
 #endif
                           panels_decode,
                           floats_decode,
                           rms_norm,
                           swiglu,
                           geglu,
+                          clamped_swiglu,
                           keep,
                           attend,
                           read};

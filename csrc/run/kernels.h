@@ -113,8 +113,10 @@ struct Kernels {
   void (*floats_decode)(const FloatRows &w, int row, float *y);
 
   void (*rms_norm)(const float *x, const float *weight, int n, float eps, float *y);
-  void (*swiglu)(float *gate, const float *up, int n);                    // gate = gate * sigmoid(gate) * up
-  void (*geglu)(float *gate, const float *up, int n);                     // gate = gelu(gate) * up, tanh form
+  void (*swiglu)(float *gate, const float *up, int n);  // gate = gate * sigmoid(gate) * up
+  void (*geglu)(float *gate, const float *up, int n);   // gate = gelu(gate) * up, tanh form
+  // gate = min(gate, 7) * sigmoid(1.702 gate) * (up + 1), up between -7 and 7
+  void (*clamped_swiglu)(float *gate, const float *up, int n);
   void (*keep)(const float *x, int width, CacheType type, uint8_t *row);  // a row of keys or values
   void (*attend)(const Attention &task);
   // the sum of all words of memory, so that nothing is optimised away

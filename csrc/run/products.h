@@ -27,6 +27,7 @@ void floats_decode(const FloatRows &w, int row, float *y);
 void rms_norm(const float *x, const float *weight, int n, float eps, float *y);
 void swiglu(float *gate, const float *up, int n);
 void geglu(float *gate, const float *up, int n);
+void clamped_swiglu(float *gate, const float *up, int n);
 void keep(const float *x, int width, CacheType type, uint8_t *row);
 void attend(const Attention &task);
 uint64_t read(const uint8_t *from, size_t bytes, const Reading &reading);

@@ -17,10 +17,9 @@ BITSMITH_INLINE void store_fine(Floats value, int8_t *upper_to, int8_t *lower_to
   sum += (upper << 7) + lower;
 }
 
-// gate = activation(gate) * up
-template <class Activation>
-BITSMITH_INLINE void gated(float *gate, const float *up, int n, const Activation &activation) {
-  const auto at = [&](Floats g, Floats u) { return activation(g) * u; };
+// gate = at(gate, up)
+template <class Gate>
+BITSMITH_INLINE void gated(float *gate, const float *up, int n, const Gate &at) {
   int i = 0;
   for (; i + kLanes <= n; i += kLanes) store(gate + i, at(load<Floats>(gate + i), load<Floats>(up + i)));
   if (i == n) return;
@@ -91,14 +90,22 @@ void rms_norm(const float *x, const float *weight, int n, float eps, float *y) {
 }
 
 void swiglu(float *gate, const float *up, int n) {
-  gated(gate, up, n, [](Floats g) { return g / (1.0f + exponential(-g)); });
+  gated(gate, up, n, [](Floats g, Floats u) { return g / (1.0f + exponential(-g)) * u; });
 }
 
 // gelu(x) = x (1 + tanh(u)) / 2 = x / (1 + exp(-2 u)) with u = sqrt(2 / pi) (x + 0.044715 x^3)
 void geglu(float *gate, const float *up, int n) {
-  gated(gate, up, n, [](Floats g) {
+  gated(gate, up, n, [](Floats g, Floats u) {
     const Floats cubed = fma(g * g, g * 0.044715f, g);
-    return g / (1.0f + exponential(cubed * -1.5957691216f));
+    return g / (1.0f + exponential(cubed * -1.5957691216f)) * u;
+  });
+}
+
+void clamped_swiglu(float *gate, const float *up, int n) {
+  constexpr float kMost = 7.0f, kSlope = 1.702f;
+  gated(gate, up, n, [](Floats g, Floats u) {
+    const Floats bounded = min(splat(kMost), g);
+    return bounded / (1.0f + exponential(bounded * -kSlope)) * (clip(u, -kMost, kMost) + 1.0f);
   });
 }
 

@@ -12,8 +12,8 @@ import bitsmith
 from bitsmith.quant.formats import get_format
 from bitsmith.quant.rounders.nearest import nearest
 from bitsmith.quant.tensor import QuantTensor, TensorInfo
-from bitsmith.runtime.core_decoder import load_core
 from bitsmith.runtime.core_grids import grid_layout, grid_rows
+from bitsmith.runtime.core_loader import load_core
 from bitsmith.runtime.decoder import Decoder
 from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.torch.dense import DenseKernel

@@ -20,7 +20,8 @@ from bitsmith.errors import FileError, UsageError
 from bitsmith.models.arch.config import ModelConfig, Rope
 from bitsmith.quant.rounders.nearest import nearest
 from bitsmith.quant.tensor import QuantTensor
-from bitsmith.runtime.core_decoder import CoreDecoder, load_core
+from bitsmith.runtime.core_decoder import CoreDecoder
+from bitsmith.runtime.core_loader import load_core
 from bitsmith.runtime.decoder import Decoder
 from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.torch.dense import DenseKernel
@@ -169,8 +170,9 @@ def test_slots_of_different_lengths_equal_each_sequence_alone(name: str, cache_t
     config = VARIANTS[name]
     ours = on_core(config, source_of(config, "q8_0", folder), cache_type=cache_type)
     alone = ours.forward(sequences(config.vocab))
+    share = 2e-3 if cache_type == "q8_0" else 2e-4  # where a key lies between two codes, the order of a sum decides
     for sequence, position, logits in run_slots(ours):
-        np.testing.assert_allclose(logits, alone[sequence, position], atol=2e-4 * spread(alone), rtol=0)
+        np.testing.assert_allclose(logits, alone[sequence, position], atol=share * spread(alone), rtol=0)
 
 
 @pytest.mark.parametrize("layout", FLOATS)
@@ -332,14 +334,13 @@ HALVES = np.arange(1 << 16, dtype=np.uint16)
 def test_every_half_is_read_as_it_is(isa: str) -> None:
     """All 65,536 float16, infinities and NaN included, through an embedding of one column a row."""
     module: Any = core()
-    model = module.Model(32, 1, 1, 32, 1e-5, False, True, False, isa, module.Pool(1))
+    scales = {"norm_eps": 1e-5, "embedding_scale": 1.0, "residual_scale": 1.0}
+    model = module.Model(32, **scales, exact=True, fine=False, isa=isa, pool=module.Pool(1))
     table = np.zeros((1 << 16, 32), np.uint16)
     table[:, 7] = HALVES
     embedding = module.view_matrix("f16", 1 << 16, 32, table.view(np.uint8).reshape(-1))
     model.set_ends(embedding, np.ones(32, np.float32), embedding)
-    cache = module.Cache(
-        0, 1, 1, 32, 1 << 16, "f32", np.ones((1 << 16, 16), np.float32), np.zeros((1 << 16, 16), np.float32)
-    )
+    cache = module.Cache([], 1, 1 << 16, "f32", [])
     states = model.hidden(np.arange(1 << 16)[None], *np.array([[0], [0], [1 << 16]]), cache)
     np.testing.assert_array_equal(states[0, :, 7], HALVES.view(np.float16).astype(np.float32))
 

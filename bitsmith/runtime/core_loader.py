@@ -1,0 +1,195 @@
+"""Makes the core's model of a checkpoint: every tensor is read, and made ready for products."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitsmith.errors import FileError
+from bitsmith.models.arch.config import ModelConfig
+from bitsmith.runtime import reading
+from bitsmith.runtime.choosing import choose
+from bitsmith.runtime.core_decoder import CoreDecoder
+from bitsmith.runtime.core_parts import core_parts
+from bitsmith.runtime.kernel import Weight
+from bitsmith.runtime.types import FLOATS, PACKED
+from bitsmith.runtime.weights import WeightReader
+from bitsmith.system.core import core
+from bitsmith.system.progress import Progress, Report, silent
+
+_SLAB_WEIGHTS = 4 << 20  # weights decoded at a time: 16 MB of float32
+
+
+def load_core(
+    config: ModelConfig,
+    read: WeightReader,
+    *,
+    threads: int,
+    exact: bool,
+    fine: bool = False,
+    cache_type: str = "f16",
+    isa: str | None = None,
+    report: Report = silent,
+) -> CoreDecoder:
+    """Read every tensor and make it ready for products.
+
+    Matrices of ggml's block types (PACKED), integers by groups and NF4 stay packed, interleaved by 16 rows; floats are
+    mapped from their file where they lie in one piece; everything else is decoded to float32.
+
+    exact: inputs of products stay float32; otherwise those of packed matrices are rounded in blocks of 32, to int8 in
+        prompts and to 15 bits where a single row is computed
+    fine: those of packed matrices in prompts are rounded to 15 bits, too: prompts take twice the time
+    isa: instruction set; None: the best, or the one BITSMITH_ISA names
+    Raises FileError where a file ends too early.
+    """
+    module = core()
+    assert module is not None
+    isa = isa or module.isa()
+    loader = MatrixLoader(read, module.Pool(threads))
+    model = module.Model(
+        config.hidden,
+        norm_eps=config.norm_eps,
+        embedding_scale=config.embedding_scale,
+        residual_scale=config.residual_scale,
+        exact=exact,
+        fine=fine,
+        isa=isa,
+        pool=loader.pool,
+    )
+    try:
+        for layer in range(config.layers):
+            report(Progress("load", layer, config.layers, "layers", f"blk.{layer}"))
+            for part in core_parts(module, loader, config, layer):
+                model.add_part(*part)
+        loaded = round(loader.bytes)
+        embedding = loader.factor("token_embd.weight") if config.tied else loader.matrix("token_embd.weight")
+        output = embedding if config.tied else loader.factor("output.weight")
+        model.set_ends(embedding, loader.vector("output_norm.weight"), output)
+    finally:
+        loader.close()
+    report(Progress("load", config.layers, config.layers, "layers"))
+    row = 0 if config.tied else embedding.row_bytes
+    choices = choose(module, model, loader.matrices, isa, loader.pool, exact=exact, fine=fine)
+    size = loaded + output.nbytes + row
+    return CoreDecoder(config, model, size, cache_type=cache_type, maps=loader.maps, choices=choices)
+
+
+class MatrixLoader:
+    """Makes the core's matrices.
+
+    bytes: those that one token reads, as they lie in memory
+    share: of the matrices to come, the share that one token reads
+    maps: the mapped files
+    """
+
+    def __init__(self, read: WeightReader, pool: Any) -> None:
+        self.pool = pool
+        self.bytes = 0.0
+        self.share = 1.0
+        self._read = read
+        self._core: Any = core()
+        self._files: dict[Path, int] = {}
+        self.maps: dict[Path, Any] = {}
+        self.matrices: dict[tuple[str, str], list[Any]] = {}  # by kind and layout; see `choose_readings`
+
+    def vector(self, name: str) -> np.ndarray:
+        return np.ascontiguousarray(self._read(name).vector(), np.float32)
+
+    def linear(self, name: str, biased: bool, rows: tuple[int, int] | None) -> Any:
+        """A linear. rows: (first, count) of the tensor's rows; None for all"""
+        bias = self.vector(f"{name}.bias") if biased else None
+        if bias is not None and rows is not None:
+            bias = np.ascontiguousarray(bias[rows[0] : sum(rows)])
+        return self._core.Linear(self.factor(f"{name}.weight", rows), bias)
+
+    def factor(self, name: str, rows: tuple[int, int] | None = None) -> Any:
+        """A matrix that products are taken with."""
+        made = self.matrix(name, rows)
+        kind = reading.PACKED if made.packed else reading.FLOATS
+        self.matrices.setdefault((kind, self._read(name).info.layout), []).append(made)
+        return made
+
+    def matrix(self, name: str, rows: tuple[int, int] | None = None) -> Any:
+        """The tensor, or some of its rows, as the core's Matrix."""
+        weight = self._read(name) if rows is None else self._read(name).part(*rows)
+        made = self._stored(weight) if weight.info.layout in PACKED + FLOATS and weight.extent else self._made(weight)
+        self.bytes += made.nbytes * self.share
+        return made
+
+    def exact(self, name: str, biased: bool) -> Any:
+        """A linear in float32, whatever its type: of a router, whose choice is not to depend on rounded inputs."""
+        weight = self._read(f"{name}.weight")
+        rows = np.ascontiguousarray(weight.rows(0, weight.info.rows), np.float32)
+        matrix = self._core.Matrix("f32", *rows.shape)
+        matrix.fill(0, len(rows), rows.reshape(-1).view(np.uint8), self.pool)
+        self.bytes += matrix.nbytes * self.share
+        return self._core.Linear(matrix, self.vector(f"{name}.bias") if biased else None)
+
+    def stack(self, name: str, biased: bool, count: int) -> list[Any]:
+        """The linears of `count` experts whose matrices lie one behind the other."""
+        rows = self._read(f"{name}.weight").info.rows // count
+        biases = np.ascontiguousarray(self._read(f"{name}.bias").rows(0, count), np.float32) if biased else None
+        return [
+            self._core.Linear(self.factor(f"{name}.weight", (e * rows, rows)), None if biases is None else biases[e])
+            for e in range(count)
+        ]
+
+    def _stored(self, weight: Weight) -> Any:
+        info, extent = weight.info, weight.extent
+        assert extent is not None
+        descriptor = self._open(extent.path)
+        if info.layout in FLOATS:
+            if os.fstat(descriptor).st_size < extent.offset + info.nbytes:
+                raise FileError(f"{extent.path}: {info.name}: the file is shorter than when it was opened.")
+            data = self._map(extent.path)[extent.offset : extent.offset + info.nbytes]
+            return self._core.view_matrix(info.layout, info.rows, info.cols, data)
+        matrix = self._core.Matrix(info.layout, info.rows, info.cols)
+        try:
+            matrix.read(descriptor, extent.offset, self.pool)
+        except RuntimeError as error:
+            raise FileError(f"{extent.path}: {info.name}: {error} Something else may be writing to it.") from None
+        return matrix
+
+    def _made(self, weight: Weight) -> Any:
+        """From codes where the core has blocks for their format, else decoded."""
+        from bitsmith.runtime.core_grids import grid_layout, grid_rows  # and with it all formats
+
+        rows, cols = weight.info.rows, weight.info.cols
+        codes = weight.codes(0, 0)
+        layout = None if codes is None else grid_layout(codes.format, cols)
+        matrix = self._core.Matrix(layout or "f32", rows, cols)
+        step = max(32, _SLAB_WEIGHTS // max(cols, 1) // 32 * 32)
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            if layout is None:
+                data = np.ascontiguousarray(weight.rows(start, stop), np.float32)
+            else:
+                slab = weight.codes(start, stop)
+                assert slab is not None
+                data = grid_rows(slab, layout)
+            matrix.fill(start, stop - start, data.reshape(-1).view(np.uint8), self.pool)
+        return matrix
+
+    def _open(self, path: Path) -> int:
+        if path not in self._files:
+            self._files[path] = os.open(path, os.O_RDONLY)
+        return self._files[path]
+
+    def _map(self, path: Path) -> np.ndarray:
+        """The bytes of the whole file: only then can the system use large pages."""
+        if path not in self.maps:
+            descriptor = self._open(path)
+            try:
+                self.maps[path] = self._core.Mapping(descriptor, os.fstat(descriptor).st_size)
+            except RuntimeError as error:
+                raise FileError(f"{path}: {error}; check its file system, or copy it to a local disk.") from None
+        data: np.ndarray = self.maps[path].data
+        return data
+
+    def close(self) -> None:
+        """Mapped pages stay without the files' descriptors."""
+        for descriptor in self._files.values():
+            os.close(descriptor)

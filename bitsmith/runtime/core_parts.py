@@ -1,0 +1,103 @@
+"""The parts of a block on the C++ core: one function for each operation of `bitsmith.models.arch.operations`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bitsmith.models.arch.block import ATTENTION, EXPERTS, MLP, parts_of
+from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.operations.base import Operation
+
+if TYPE_CHECKING:
+    from bitsmith.runtime.core_loader import MatrixLoader
+
+Norm = np.ndarray | None
+Place = tuple[str, tuple[int, int] | None]  # a tensor, and its rows: (first, count), None for all
+
+
+def core_parts(module: Any, loader: MatrixLoader, config: ModelConfig, layer: int) -> Iterator[tuple[Any, Norm, Norm]]:
+    """Operation of the core, the norm before it and the norm after it, in the order of computation."""
+
+    def norm(name: str) -> Norm:
+        return loader.vector(f"blk.{layer}.{name}.weight") if name else None
+
+    for part in parts_of(config, layer):
+        made = _MAKERS[part.operation](module, loader, config, layer)
+        yield made, norm(part.before), norm(part.after)
+
+
+def _attention(module: Any, loader: MatrixLoader, config: ModelConfig, layer: int) -> Any:
+    prefix, spec = f"blk.{layer}.", config.specs[layer]
+    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    parts: list[Place]
+    if config.family.fused_qkv:
+        parts = [("attn_qkv", (0, q)), ("attn_qkv", (q, kv)), ("attn_qkv", (q + kv, kv))]
+    else:
+        parts = [("attn_q", None), ("attn_k", None), ("attn_v", None)]
+    linears = [_linear(loader, config, layer, *place) for place in (*parts, ("attn_output", None))]
+    norms = [
+        loader.vector(f"{prefix}{name}.weight") if config.qk_norm else None for name in ("attn_q_norm", "attn_k_norm")
+    ]
+    usual = float(config.head_dim) ** -0.5
+    return module.Attention(
+        linears,
+        *norms,
+        layer=layer,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        norm_eps=config.norm_eps,
+        window=spec.window,
+        rotation=-1 if spec.rope is None else spec.rope,
+        interleaved=config.rope.interleaved,
+        whole_norms=config.family.qk_norm == "whole",
+        late_norms=config.decoder.norm_after_rotation,
+        query_scale=config.attention_scale / usual if config.attention_scale else 1.0,
+        temperature=config.temperature,
+        temperature_length=max(config.temperature_length, 1),
+    )
+
+
+def _mlp(module: Any, loader: MatrixLoader, config: ModelConfig, layer: int) -> Any:
+    inner = config.intermediate
+    gate: Place
+    up: Place
+    if config.family.fused_gate:
+        gate, up = ("ffn_up", (0, inner)), ("ffn_up", (inner, inner))
+    else:
+        gate, up = ("ffn_gate", None), ("ffn_up", None)
+    linears = [_linear(loader, config, layer, *place) for place in (gate, up, ("ffn_down", None))]
+    return module.Mlp(config.activation, *linears)
+
+
+def _experts(module: Any, loader: MatrixLoader, config: ModelConfig, layer: int) -> Any:
+    experts, biased, prefix = config.experts, config.family.expert_bias, f"blk.{layer}."
+    assert experts is not None
+    loader.share = experts.used / experts.count
+    stacks = [
+        loader.stack(f"{prefix}{name}", biased, experts.count)
+        for name in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+    ]
+    loader.share = 1.0
+    return module.Experts(
+        config.activation,
+        loader.exact(f"{prefix}ffn_gate_inp", biased),
+        *stacks,
+        used=experts.used,
+        chosen=config.decoder.router == "chosen",
+        normalize=experts.normalize,
+    )
+
+
+def _linear(loader: MatrixLoader, config: ModelConfig, layer: int, name: str, rows: tuple[int, int] | None) -> Any:
+    return loader.linear(f"blk.{layer}.{name}", config.has_bias(name, layer), rows)
+
+
+_MAKERS: Mapping[Operation, Callable[[Any, MatrixLoader, ModelConfig, int], Any]] = {
+    ATTENTION: _attention,
+    MLP: _mlp,
+    EXPERTS: _experts,
+}

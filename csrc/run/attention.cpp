@@ -1,0 +1,185 @@
+#include "attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <utility>
+
+namespace bitsmith {
+namespace {
+
+constexpr int kQueries = 64;  // positions of a piece of attention
+
+// The first `dim` of a head turned by pairs.
+void rotate(const float *x, int dim, int head_dim, const float *cosines, const float *sines, bool interleaved,
+            float *y) {
+  const int half = dim / 2;
+  if (interleaved) {
+    for (int i = 0; i < half; ++i) {
+      const float a = x[2 * i], b = x[2 * i + 1];
+      y[2 * i] = a * cosines[i] - b * sines[i];
+      y[2 * i + 1] = a * sines[i] + b * cosines[i];
+    }
+  } else {
+    for (int i = 0; i < half; ++i) {
+      const float a = x[i], b = x[i + half];
+      y[i] = a * cosines[i] - b * sines[i];
+      y[i + half] = a * sines[i] + b * cosines[i];
+    }
+  }
+  std::copy(x + dim, x + head_dim, y + dim);
+}
+
+// Queries of one sequence from `first` on, at most kQueries.
+struct Tile {
+  int sequence, first;
+};
+
+std::vector<Tile> tiles_of(const Pass &pass) {
+  std::vector<Tile> tiles;
+  for (size_t i = 0; i < pass.sequences.size(); ++i)
+    for (int first = 0; first < pass.sequences[i].count; first += kQueries)
+      tiles.push_back({static_cast<int>(i), first});
+  // the last queries see most keys: they go first
+  const auto end = [&](const Tile &tile) { return pass.sequences[tile.sequence].start + tile.first; };
+  std::stable_sort(tiles.begin(), tiles.end(), [&](const Tile &a, const Tile &b) { return end(a) > end(b); });
+  return tiles;
+}
+
+}  // namespace
+
+struct SelfAttention::Heads {
+  float *q, *k, *v;         // [rows, stride]
+  size_t q_stride, stride;  // stride: of k and v
+  float *turned;            // queries, of each sequence: [kv_heads, count, group, width]
+  float *mix;               // [rows, heads, head_dim]
+};
+
+SelfAttention::SelfAttention(const AttentionShape &shape, Linear q, Linear k, Linear v, Linear output,
+                             std::vector<float> q_norm, std::vector<float> k_norm)
+    : shape_(shape),
+      q_(std::move(q)),
+      k_(std::move(k)),
+      v_(std::move(v)),
+      output_(std::move(output)),
+      q_norm_(std::move(q_norm)),
+      k_norm_(std::move(k_norm)) {
+  if (shape.layer < 0 || shape.kv_heads < 1 || shape.heads < 1 || shape.heads % shape.kv_heads || shape.head_dim < 1 ||
+      shape.rotation < -1 || shape.temperature_length < 1)
+    throw std::invalid_argument("the shape of an attention makes no sense.");
+  const size_t q_size = shape.whole_norms ? shape.heads * shape.head_dim : shape.head_dim;
+  const size_t k_size = shape.whole_norms ? shape.kv_heads * shape.head_dim : shape.head_dim;
+  if (!(q_norm_.empty() && k_norm_.empty()) && (q_norm_.size() != q_size || k_norm_.size() != k_size))
+    throw std::invalid_argument("a norm of q or k has the wrong length.");
+}
+
+void SelfAttention::check(int hidden) const {
+  const int width = shape_.heads * shape_.head_dim, kv = shape_.kv_heads * shape_.head_dim;
+  check_linear("q", q_, width, hidden);
+  check_linear("k", k_, kv, hidden);
+  check_linear("v", v_, kv, hidden);
+  check_linear("output", output_, hidden, width);
+}
+
+void SelfAttention::check(const Cache &cache) const {
+  const auto &layers = cache.shape().layers;
+  if (shape_.layer >= static_cast<int>(layers.size()) ||
+      !(layers[shape_.layer] == KeptHeads{shape_.kv_heads, shape_.head_dim}) || shape_.rotation >= cache.rotations() ||
+      (shape_.rotation >= 0 && cache.rotation(shape_.rotation).dim > shape_.head_dim))
+    throw std::invalid_argument("the cache does not fit the model.");
+}
+
+void SelfAttention::run(Compute &compute, Pass &pass, const Rows &x, float *out, size_t stride) const {
+  const int rows = pass.rows(), width = shape_.heads * shape_.head_dim, kv = shape_.kv_heads * shape_.head_dim;
+  const size_t turned = static_cast<size_t>(rows) * shape_.heads * pass.cache.shape().layers[shape_.layer].width();
+  Heads heads{};
+  heads.q_stride = padded(width), heads.stride = padded(kv);
+  heads.q = compute.scratch(Scratch::q, rows * heads.q_stride);
+  heads.k = compute.scratch(Scratch::k, rows * heads.stride);
+  heads.v = compute.scratch(Scratch::v, rows * heads.stride);
+  heads.turned = compute.scratch(Scratch::turned, turned);
+  heads.mix = compute.scratch(Scratch::mix, static_cast<size_t>(rows) * width);
+  const Product qkv[3] = {
+      {&q_, {x}, heads.q, heads.q_stride}, {&k_, {x}, heads.k, heads.stride}, {&v_, {x}, heads.v, heads.stride}};
+  compute.multiply(qkv, 3);
+  attend(compute, pass, heads);
+  compute.round(heads.mix, width, rows, width, {&output_});
+  compute.multiply(output_, {{heads.mix, static_cast<size_t>(width), rows}}, out, stride);
+}
+
+// Biases, norms and rotation of one position's heads; its keys and values go to the cache.
+void SelfAttention::place(const Kernels &kernels, Pass &pass, const Heads &heads, int row) const {
+  const int head_dim = shape_.head_dim, layer = shape_.layer, width = pass.cache.shape().layers[layer].width();
+  const Pass::Sequence &sequence = pass.sequences[pass.sequence_of[row]];
+  const int index = row - sequence.first, at = sequence.start + index;
+  const Rotation *rotation = shape_.rotation < 0 ? nullptr : &pass.cache.rotation(shape_.rotation);
+  const auto norm_head = [&](const std::vector<float> &norm, float *head) {
+    if (!norm.empty() && !shape_.whole_norms) kernels.rms_norm(head, norm.data(), head_dim, shape_.norm_eps, head);
+  };
+  const auto prepare = [&](float *rows, int count, const Linear &linear, const std::vector<float> &norm) {
+    const int size = count * head_dim;
+    if (!linear.bias.empty()) add(rows, linear.bias.data(), size);
+    if (!norm.empty() && shape_.whole_norms) kernels.rms_norm(rows, norm.data(), size, shape_.norm_eps, rows);
+    for (int h = 0; h < count && !shape_.late_norms; ++h) norm_head(norm, rows + h * head_dim);
+  };
+  const auto turn = [&](const float *from, const std::vector<float> &norm, float *to) {
+    rotate(from, rotation ? rotation->dim : 0, head_dim, rotation ? rotation->cosine(at) : nullptr,
+           rotation ? rotation->sine(at) : nullptr, shape_.interleaved, to);
+    if (shape_.late_norms) norm_head(norm, to);
+  };
+  const float heat = std::log1p(static_cast<float>(at / shape_.temperature_length));
+  const float factor = shape_.query_scale * (1.0f + shape_.temperature * heat);
+  float *q = heads.q + row * heads.q_stride;
+  prepare(q, shape_.heads, q_, q_norm_);
+  const int group = shape_.heads / shape_.kv_heads;
+  for (int h = 0; h < shape_.heads; ++h) {
+    const size_t place = static_cast<size_t>(sequence.first) * shape_.kv_heads + h / group * sequence.count + index;
+    float *turned = heads.turned + (place * group + h % group) * width;
+    turn(q + h * head_dim, q_norm_, turned);
+    scale(turned, factor, head_dim);
+    std::fill(turned + head_dim, turned + width, 0.0f);
+  }
+  float *k = heads.k + row * heads.stride, *v = heads.v + row * heads.stride;
+  prepare(k, shape_.kv_heads, k_, k_norm_);
+  prepare(v, shape_.kv_heads, v_, {});
+  static thread_local std::vector<float> head;
+  head.assign(width, 0.0f);
+  const CacheType type = pass.cache.shape().type;
+  for (int h = 0; h < shape_.kv_heads; ++h) {
+    const size_t to = pass.cache.head(layer, sequence.slot, h) + at * pass.cache.row_bytes(layer);
+    turn(k + h * head_dim, k_norm_, head.data());
+    kernels.keep(head.data(), width, type, pass.cache.keys() + to);
+    std::copy(v + h * head_dim, v + (h + 1) * head_dim, head.data());
+    kernels.keep(head.data(), width, type, pass.cache.values() + to);
+  }
+}
+
+void SelfAttention::attend(Compute &compute, Pass &pass, const Heads &heads) const {
+  const Stopwatch watch(compute.times().attention);
+  const Kernels &kernels = compute.kernels();
+  const int width = pass.cache.shape().layers[shape_.layer].width(), group = shape_.heads / shape_.kv_heads;
+  compute.each_row(pass.rows(), [&](int row) { place(kernels, pass, heads, row); });
+  const std::vector<Tile> tiles = tiles_of(pass);
+  compute.run(static_cast<int>(tiles.size()) * shape_.kv_heads, [&](int piece) {
+    const Tile &tile = tiles[piece / shape_.kv_heads];
+    const Pass::Sequence &sequence = pass.sequences[tile.sequence];
+    const int h = piece % shape_.kv_heads;
+    const size_t at = pass.cache.head(shape_.layer, sequence.slot, h), row = sequence.first;
+    Attention task{};
+    task.queries = heads.turned + (row * shape_.kv_heads + static_cast<size_t>(h) * sequence.count) * group * width;
+    task.first = tile.first;
+    task.count = std::min(kQueries, sequence.count - tile.first);
+    task.start = sequence.start;
+    task.group = group;
+    task.width = width;
+    task.head_dim = shape_.head_dim;
+    task.window = shape_.window;
+    task.keys = {pass.cache.keys() + at, pass.cache.shape().type};
+    task.values = {pass.cache.values() + at, pass.cache.shape().type};
+    task.out_stride = static_cast<size_t>(shape_.heads) * shape_.head_dim;
+    task.out = heads.mix + row * task.out_stride + static_cast<size_t>(h) * group * shape_.head_dim;
+    kernels.attend(task);
+  });
+}
+
+}  // namespace bitsmith

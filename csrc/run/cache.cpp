@@ -1,0 +1,28 @@
+#include "cache.h"
+
+#include <cstring>
+#include <utility>
+
+namespace bitsmith {
+
+Cache::Cache(CacheShape shape, std::vector<Rotation> rotations)
+    : shape_(std::move(shape)), rotations_(std::move(rotations)), begins_{0} {
+  for (size_t layer = 0; layer < shape_.layers.size(); ++layer) {
+    const size_t heads = static_cast<size_t>(shape_.batch) * shape_.layers[layer].kv_heads;
+    begins_.push_back(begins_.back() + heads * shape_.capacity * row_bytes(static_cast<int>(layer)));
+  }
+  keys_ = Buffer(bytes());
+  values_ = Buffer(bytes());
+}
+
+void Cache::copy(Cache &other, const int64_t *lengths) {
+  for (int layer = 0; layer < static_cast<int>(shape_.layers.size()); ++layer)
+    for (int slot = 0; slot < shape_.batch; ++slot)
+      for (int h = 0; h < shape_.layers[layer].kv_heads; ++h) {
+        const size_t size = static_cast<size_t>(lengths[slot]) * row_bytes(layer);
+        std::memcpy(keys() + head(layer, slot, h), other.keys() + other.head(layer, slot, h), size);
+        std::memcpy(values() + head(layer, slot, h), other.values() + other.head(layer, slot, h), size);
+      }
+}
+
+}  // namespace bitsmith

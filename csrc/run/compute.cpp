@@ -1,0 +1,125 @@
+#include "compute.h"
+
+#include <algorithm>
+
+namespace bitsmith {
+namespace {
+
+constexpr int kFewRows = 4;       // with fewer, float matrices are read once for each row
+constexpr int kTiledRows = 8;     // from so many rows on, tiles are faster
+constexpr int kTiledPanels = 16;  // of a piece on tiles at most, which reads its inputs once
+
+}  // namespace
+
+// Whether products with w are taken in bfloat16.
+bool Compute::halves(const Matrix &w) const {
+  return !w.packed() && !exact_ && kernels_.floats_rows_rounded && w.floats().type != FloatType::f32 &&
+         w.cols() % 2 == 0;
+}
+
+// Whether products with w are taken on tiles.
+bool Compute::tiled(const Matrix &w, int rows) const {
+  return kernels_.panels_tiles && rows >= kTiledRows && !exact_ && (w.packed() || w.floats().type != FloatType::f32);
+}
+
+Roundings Compute::roundings(const std::vector<const Linear *> &linears, int rows) const {
+  Roundings found{false, false, false, fine_ && rows > 1};
+  for (const Linear *linear : linears) {
+    const bool tiles = tiled(*linear->weight, rows);
+    found.tiles |= tiles;
+    found.blocks |= linear->weight->packed() && !exact_ && !tiles;
+    found.bfloats |= rows >= kFewRows && halves(*linear->weight) && !tiles;
+  }
+  return found;
+}
+
+void Compute::round(const float *x, size_t stride, int rows, int cols, const std::vector<const Linear *> &linears) {
+  rounded_.start(cols);
+  rounded_.add(roundings(linears, rows), rows);
+  rounded_.reserve();
+  each_row(rows, [&](int row) { rounded_.round(kernels_, 0, row, x + row * stride); });
+}
+
+// Groups of 16 rows of w for one piece of work, of those that are left.
+int Compute::panels_of_a_piece(const Matrix &w, int rows, int left) const {
+  const int threads = pool_->threads();
+  if (rows == 1) return next_piece(left, threads);
+  if (!tiled(w, rows)) return 2;
+  return std::clamp(left / (3 * threads) / 2 * 2, 2, kTiledPanels);
+}
+
+void Compute::multiply(const Product *products, int count) {
+  const Stopwatch watch(times_.products);
+  pieces_.clear();
+  int left = 0;
+  for (int i = 0; i < count; ++i) left += products[i].linear->weight->row_panels();
+  for (int i = 0; i < count; ++i) {
+    const int panels = products[i].linear->weight->row_panels();
+    for (int first = 0; first < panels;) {
+      const int wanted = panels_of_a_piece(*products[i].linear->weight, products[i].x.floats.count, left);
+      const int n = std::min(wanted, panels - first);
+      pieces_.push_back({i, first, n});
+      first += n;
+      left -= n;
+    }
+  }
+  pool_->run(static_cast<int>(pieces_.size()), [&](int at) {
+    const Piece &piece = pieces_[at];
+    const Product &product = products[piece.product];
+    multiply_part(product.x, *product.linear->weight, piece.first, piece.count, product.out + piece.first * kPanelRows,
+                  product.stride);
+  });
+}
+
+void Compute::multiply(const Linear &linear, const Input &x, float *out, size_t stride) {
+  const Product product{&linear, x, out, stride};
+  multiply(&product, 1);
+  if (linear.bias.empty()) return;
+  each_row(x.floats.count, [&](int row) { add(out + row * stride, linear.bias.data(), linear.bias.size()); });
+}
+
+// All rows of the input times `count` groups of 16 rows of one matrix.
+void Compute::multiply_part(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const {
+  if (tiled(w, x.floats.count)) {
+    const TiledRows tiles = rounded_.tiles(x.group);
+    if (w.packed()) return kernels_.panels_tiles(w.panels(), first, count, tiles, y, stride);
+    const int row = first * kPanelRows, rows = std::min(count * kPanelRows, w.rows() - row);
+    return kernels_.floats_tiles(w.floats(), row, rows, tiles, y, stride);
+  }
+  if (w.packed()) {
+    if (exact_)
+      kernels_.panels_exact(w.panels(), first, count, x.floats, y, stride);
+    else if (x.floats.count == 1)
+      kernels_.panels_row(w.panels(), first, count, rounded_.fine(x.group), packed_reading_, y);
+    else
+      multiply_rows(x, w, first, count, y, stride);
+    return;
+  }
+  const int row = first * kPanelRows, rows = std::min(count * kPanelRows, w.rows() - row);
+  if (x.floats.count < kFewRows) {
+    for (int i = 0; i < x.floats.count; ++i)
+      kernels_.floats_row(w.floats(), row, rows, x.floats.data + i * x.floats.stride, float_reading_, y + i * stride);
+  } else if (halves(w)) {
+    kernels_.floats_rows_rounded(w.floats(), row, rows, rounded_.bfloats(x.group), x.floats.count, y, stride);
+  } else {
+    kernels_.floats_rows(w.floats(), row, rows, x.floats, y, stride);
+  }
+}
+
+// Several rows of a rounded input times a packed matrix. What was rounded twice is multiplied twice and added; the
+// matrix is unpacked once.
+void Compute::multiply_rows(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const {
+  const int rows = x.floats.count;
+  if (!fine_) return kernels_.panels_rows(w.panels(), first, count, rounded_.rows(x.group), rows, y, stride);
+  static thread_local std::vector<float> products;
+  const size_t width = padded(count * kPanelRows);
+  if (products.size() < 2 * rows * width) products.resize(2 * rows * width);
+  float *both = products.data();
+  kernels_.panels_rows(w.panels(), first, count, rounded_.rows(x.group), 2 * rows, both, width);
+  for (int i = 0; i < rows; ++i) {
+    const float *coarse = both + i * width, *rest = both + (rows + i) * width;
+    for (int k = 0; k < count * kPanelRows; ++k) y[i * stride + k] = coarse[k] + rest[k];
+  }
+}
+
+}  // namespace bitsmith
