@@ -72,6 +72,20 @@ readings: tuple[tuple[int, int, int], ...]
 def reading_rates(matrices: Sequence[Matrix], isa: str, pool: Pool) -> list[float]: ...
 def view_matrix(layout: str, rows: int, cols: int, data: np.ndarray) -> Matrix: ...
 
+class StoredProducts:
+    def __init__(self, threads: int, isa: str = "") -> None: ...
+    def forward(
+        self,
+        layout: str,
+        rows: int,
+        cols: int,
+        panels: np.ndarray,
+        x: np.ndarray,
+        precision: str,
+        out: np.ndarray,
+    ) -> None: ...
+    def back(self, layout: str, rows: int, cols: int, panels: np.ndarray, x: np.ndarray, out: np.ndarray) -> None: ...
+
 class Linear:
     def __init__(self, weight: Matrix, bias: np.ndarray | None) -> None: ...
 

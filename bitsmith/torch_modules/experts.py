@@ -82,6 +82,18 @@ class QuantExperts(nn.Module):
         bias = self._parameters.get(f"{name}_bias")
         return out if bias is None else out + bias[ids].to(out.dtype)
 
+    def dense(self, dtype: torch.dtype | None = None) -> nn.Module:
+        """The original module with the decoded weights. It shares its other parameters with this one."""
+        original: nn.Module = self.__dict__["original"]
+        for name in (self.up, "down_proj"):
+            weight: StoredWeight = self._modules[name]  # type: ignore[assignment]
+            values = weight.dense(dtype)
+            values = values.transpose(-1, -2).contiguous() if original.is_transposed else values
+            original.register_parameter(name, nn.Parameter(values))
+        for name, parameter in self._parameters.items():
+            original._parameters[name] = parameter
+        return original
+
     def extra_repr(self) -> str:
         """For `repr`."""
         return f"{type(self.__dict__['original']).__name__}, experts={self.num_experts}"

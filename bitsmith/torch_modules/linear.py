@@ -43,12 +43,12 @@ class QuantLinear(nn.Linear):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-def dense_linear(layer: QuantLinear) -> nn.Linear:
+def dense_linear(layer: QuantLinear, dtype: torch.dtype | None = None) -> nn.Linear:
     """The layer with its weights decoded, as an ordinary one."""
     weight: StoredWeight = layer._modules["weight"]  # type: ignore[assignment]
     with torch.device("meta"):
         made = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-    made.weight = nn.Parameter(weight.dense())
+    made.weight = nn.Parameter(weight.dense(dtype))
     if layer.bias is not None:
         made.bias = nn.Parameter(layer.bias.detach().clone())
     return made

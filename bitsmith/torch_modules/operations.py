@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from bitsmith.quant.formats import get_format
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.grid import Grid
-from bitsmith.torch_modules import panels
+from bitsmith.torch_modules import core_products, panels
 from bitsmith.torch_modules.bits_on_torch import unpacked
 from bitsmith.torch_modules.panels import PANEL_ROWS, Layout
 
@@ -28,6 +29,8 @@ def matmul(x: Tensor, parts: Sequence[Tensor], how: str, rows: int, precision: s
     Gradients flow to x, not to the weights.
     """
     flat = x.reshape(-1, x.shape[-1])
+    if type(x) is Tensor and not torch.compiler.is_compiling() and not (torch.is_grad_enabled() and x.requires_grad):
+        return _linear(flat, list(parts), how, rows, precision).reshape(*x.shape[:-1], rows)  # past the dispatcher
     out = torch.ops.bitsmith.stored_linear(flat, list(parts), how, rows, precision)
     return out.reshape(*x.shape[:-1], rows)  # type: ignore[no-any-return]
 
@@ -95,6 +98,14 @@ def _library() -> Any:
 
 
 def _linear(x: Tensor, parts: list[Tensor], how: str, rows: int, precision: str) -> Tensor:
+    if _on_core(x, how):
+        return core_products.forward(x, parts[0], how, rows, precision)
+    if x.device.type == "cuda" and not how.startswith(_FORMAT) and find_spec("triton") is not None:
+        from bitsmith.torch_modules import triton_kernels
+
+        chosen = triton_kernels.choice(x.shape[0])
+        if chosen.kernel != "decode":
+            return triton_kernels.forward(x, parts[0], Layout.named(how), rows, chosen)
     out = torch.empty((x.shape[0], rows), dtype=x.dtype, device=x.device)
     wide = x.float()
     for at, slab in slabs(parts, how, rows, x.shape[1]):
@@ -102,11 +113,17 @@ def _linear(x: Tensor, parts: list[Tensor], how: str, rows: int, precision: str)
     return out
 
 
+def _on_core(x: Tensor, how: str) -> bool:
+    return x.device.type == "cpu" and not how.startswith(_FORMAT) and core_products.available()
+
+
 def _linear_shape(x: Tensor, parts: list[Tensor], how: str, width: int, precision: str) -> Tensor:
     return x.new_empty((x.shape[0], width))
 
 
 def _backward(grad: Tensor, parts: list[Tensor], how: str, cols: int, precision: str) -> Tensor:
+    if _on_core(grad, how):
+        return core_products.backward(grad, parts[0], how, cols)
     out = torch.zeros((grad.shape[0], cols), dtype=torch.float32, device=grad.device)
     wide = grad.float()
     for at, slab in slabs(parts, how, grad.shape[1], cols):

@@ -1,6 +1,6 @@
 """Matrices as the C++ core multiplies them (csrc/run/panels.h), as torch tensors on any device.
 
-A row is a row of blocks, see `runtime.core_grids.grid_rows`: a float32 scale, for integers a float32 offset, then codes.
+A row is a row of blocks, see `runtime.core_grids.grid_rows`: a float32 scale, for integers a float32 offset, codes.
 16 rows make a panel: their words, of four bytes, side by side. The last panel is filled up with zeros.
 """
 
@@ -105,7 +105,7 @@ def values(panels: Tensor, layout: Layout, count: int, cols: int) -> Tensor:
     scale, offset = scales(rows, layout)
     stored = codes(rows, layout)
     if layout.kind == "nf4":
-        levels = torch.from_numpy(_nf4_table()).to(panels.device)[stored.long()]
+        levels = torch.from_numpy(nf4_table()).to(panels.device)[stored.long()]
     else:
         levels = stored.float() - (128.0 if layout.kind == "int8" else 8.0)
     blocks = levels.reshape(count, -1, layout.width) * scale[:, :, None]
@@ -115,7 +115,8 @@ def values(panels: Tensor, layout: Layout, count: int, cols: int) -> Tensor:
 
 
 @lru_cache
-def _nf4_table() -> np.ndarray:
+def nf4_table() -> np.ndarray:
+    """The values of NF4's codes: float32 [16]."""
     format = get_format("nf4")
     grid = format.grid({"scale": np.ones((1, 1), np.float32)})
     return np.array(grid.table, np.float32)

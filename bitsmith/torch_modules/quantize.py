@@ -14,7 +14,7 @@ from bitsmith.quant.formats.base import Format
 from bitsmith.torch_modules.census import Census, CensusRow
 from bitsmith.torch_modules.finding import Place, by_storage, is_matrix, is_table, places, storage_key
 from bitsmith.torch_modules.keeping import kept_modules
-from bitsmith.torch_modules.precision import precision_of
+from bitsmith.torch_modules.precision import AUTO, precision_of
 from bitsmith.torch_modules.stored_weight import StoredWeight
 
 MOST_LEFT = 0.05  # share of the weights that may stay without being asked to
@@ -64,9 +64,11 @@ def quantize_module(
     precision = precision_of(compute_dtype)
     _check_unquantized(model)
     tasks = assign(model, format, keep)
-    _check_share(tasks, model, most_left)
+    check_share(tasks, model, most_left)
     _check_data(model)
-    return _replace(model, tasks, precision)
+    census = _replace(model, tasks, precision)
+    _attach(model, format, keep, precision)
+    return census
 
 
 def assign(model: nn.Module, format: str, keep: Sequence[str] | None) -> dict[str, _Task]:
@@ -126,6 +128,16 @@ def _reason_to_stay(
     return "", True
 
 
+def _attach(model: nn.Module, format: str, keep: Sequence[str] | None, precision: str) -> None:
+    """Models of transformers know how they are quantized, so that they are saved and loaded."""
+    if hasattr(model, "save_pretrained") and type(model).__module__.startswith("transformers."):
+        try:
+            from bitsmith.torch_modules.hf_quantizer import BitsmithConfig, attach
+        except ImportError:  # transformers is too old for it, which `bitsmith.torch` has said
+            return
+        attach(model, BitsmithConfig(format, keep, None if precision == AUTO else precision))
+
+
 def _output_head(model: nn.Module) -> nn.Module | None:
     """The output head of a model of transformers."""
     find = getattr(model, "get_output_embeddings", None)
@@ -156,7 +168,8 @@ def _check_data(model: nn.Module) -> None:
             )
 
 
-def _check_share(tasks: dict[str, _Task], model: nn.Module, most_left: float) -> None:
+def check_share(tasks: dict[str, _Task], model: nn.Module, most_left: float) -> None:
+    """Raises UnsupportedError where nothing would be quantized, or too much would stay without being asked to."""
     sizes = {name: weight.numel() for name, weight in model.named_parameters()}
     left = {name: sizes[name] for name, task in tasks.items() if not task.expected}
     whole = sum(sizes[name] for name, task in tasks.items() if not task.reason) + sum(left.values())
@@ -197,7 +210,7 @@ def _replace(model: nn.Module, tasks: dict[str, _Task], precision: str) -> Censu
                 if own is not None and storage_key(own) == key:
                     weights[parameter] = stored
             if set(weights) == set(place.kind.weights(place.module)):
-                _put(model, place, place.kind.replaced(place.module, weights, precision))
+                put(model, place, place.kind.replaced(place.module, weights, precision))
     return Census(tuple(rows))
 
 
@@ -213,7 +226,8 @@ def _sharing(model: nn.Module, key: tuple[object, ...]) -> list[Place]:
     ]
 
 
-def _put(model: nn.Module, place: Place, replaced: nn.Module) -> None:
+def put(model: nn.Module, place: Place, replaced: nn.Module) -> None:
+    """Put a module in the place of another, wherever that stands. Raises UsageError for the model itself."""
     for name in place.names:
         parent, _, own = name.rpartition(".")
         if not name:

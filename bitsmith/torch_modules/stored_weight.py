@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from bitsmith.containers.native import CODES, NativeCodec
+from bitsmith.containers.patterns import from_patterns
 from bitsmith.errors import FileError, TensorError, UsageError
+from bitsmith.quant.bits import unpack
 from bitsmith.quant.formats import get_format
 from bitsmith.quant.formats.affine import Affine
 from bitsmith.quant.formats.base import Format, NeedsExtent
@@ -60,7 +62,7 @@ class StoredWeight(nn.Module):
         for part, (stored_shape, stored_dtype) in NativeCodec(format).layout(tuple(shape)).items():
             self.register_buffer(part, torch.empty(stored_shape, dtype=_DTYPES[stored_dtype], device=device))
         self._parts = tuple(self._buffers)
-        self.register_buffer(PANELS, None, persistent=False)
+        self.register_buffer(PANELS, None)  # saved as parts; transformers forgets what is said not to be persistent
 
     @classmethod
     def quantized(cls, w: Tensor, format: Format, name: str) -> StoredWeight:
@@ -134,10 +136,14 @@ class StoredWeight(nn.Module):
     @torch.compiler.disable
     def pack(self) -> None:
         """Make panels of what was loaded. Raises TensorError for codes that mean no value, UsageError without data."""
-        if self.layout is None or self.is_packed:
+        if self.is_packed:
             return
         if self.device.type == "meta":
             raise UsageError("a quantized weight has no data: load its state first.")
+        if self.layout is None:
+            for i in range(prod(self.shape[:-2])):
+                from_patterns(unpack(self._numpy_parts(i)[CODES], self.format.bits, self.shape[-1]), self.format)
+            return
         made = []
         for i in range(prod(self.shape[:-2])):
             tensor = NativeCodec(self.format).decode(self._numpy_parts(i), self.shape[-1])

@@ -19,6 +19,10 @@ class Matrix {
   // Floats that lie elsewhere, [rows, cols] as the file has them; `data` must outlive the matrix.
   static std::shared_ptr<Matrix> view(const std::string &layout, int rows, int cols, const uint8_t *data);
 
+  // Panels as `fill` makes them, that lie elsewhere; `data` must outlive the matrix.
+  static std::shared_ptr<Matrix> view_panels(const std::string &layout, int rows, int cols, const uint8_t *data);
+  size_t panel_bytes() const { return static_cast<size_t>(row_panels()) * kPanelRows * row_bytes_; }
+
   // Rows first.. from bytes as the file has them; `first` a multiple of 16. Throws std::invalid_argument for rows or
   // sizes that do not fit.
   void fill(int first, int count, const uint8_t *bytes, size_t size, Pool &pool);
