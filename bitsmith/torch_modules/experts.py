@@ -48,7 +48,7 @@ class QuantExperts(nn.Module):
             self.add_module(name, child)
         for name, weight in weights.items():
             self.add_module(name, weight)
-        self.up = next(iter(weights))
+        self.up = next(name for name in weights if name != "down_proj")
         self.precision = precision
         self.num_experts = weights["down_proj"].shape[0]
         self.__dict__["original"] = original  # beside the modules: its parameters are registered here

@@ -72,9 +72,8 @@ def _one_row(  # type: ignore[no-untyped-def]
         offset = tl.zeros_like(scale)
         if HEAD == 2:
             offset = tl.load(words_of + first + 16, mask=inside[:, None], other=0).to(tl.float32, bitcast=True)
-        if KIND == _INT8:
-            column = block * WIDTH + own * 4
-        else:
+        column = block * WIDTH + own * 4
+        if KIND != _INT8:
             column = block * WIDTH + (own // 4) * 32 + (own % 4) * 4
         for i in tl.static_range(4):
             low = tl.load(x + column + i, mask=inside, other=0.0).to(tl.float32)
@@ -123,9 +122,8 @@ def _many_rows(  # type: ignore[no-untyped-def]
         offset = tl.zeros_like(scale)
         if HEAD == 2:
             offset = tl.load(words_of + first + 16, mask=seen, other=0).to(tl.float32, bitcast=True)
-        if KIND == _INT8:
-            column = block * WIDTH + own * 4
-        else:
+        column = block * WIDTH + own * 4
+        if KIND != _INT8:
             column = block * WIDTH + (own // 4) * 32 + (own % 4) * 4
         inputs = x + m[:, None] * cols + column[None, :]
         given = (m < count)[:, None] & inside[None, :]

@@ -44,7 +44,7 @@ def test_census(name: str) -> None:
     assert census.bytes_before == nbytes
     assert len(census.quantized) == count
     assert all(row.bits_after == 4.5 and row.bits_before == 32 for row in census.quantized)
-    assert {row.name.rpartition("layers.")[2].lstrip("0123456789.") for row in census.unexpected} >= set(stays)
+    assert all(any(row.name.endswith(end) for row in census.unexpected) for end in stays)
     assert all(any(row.name.endswith(end) for end in stays) for row in census.unexpected)
     assert census.unexpected_share < 0.05
     assert all(row.reason for row in census.stayed)
