@@ -27,6 +27,15 @@ SHAPE: dict[str, Any] = {
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 32.0, "beta_slow": 1.0}
 TEMPERED = YARN | {"rope_theta": 1e6, "llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0}
+GEMMA4: dict[str, Any] = {
+    "head_dim": 32,
+    "global_head_dim": 64,
+    "sliding_window": 12,
+    "num_hidden_layers": 6,
+    "layer_types": [*["sliding_attention"] * 3, "full_attention", "sliding_attention", "full_attention"],
+    "vocab_size_per_layer_input": VOCAB,
+    "hidden_size_per_layer_input": 0,
+}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # transformers' model_type, and changes of `SHAPE`
     "smollm3": ("smollm3", {"tie_word_embeddings": True}),
     "olmo2": ("olmo2", {}),
@@ -49,6 +58,29 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # transformers' model_type, a
     "gemma3": (
         "gemma3_text",
         {"head_dim": 32, "sliding_window": 12, "num_hidden_layers": 6, "query_pre_attn_scalar": 32},
+    ),
+    "gemma4": (
+        "gemma4_text",
+        {
+            **GEMMA4,
+            "hidden_size_per_layer_input": 32,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
+    "gemma4-large": ("gemma4_text", {**GEMMA4, "attention_k_eq_v": True, "num_global_key_value_heads": 1}),
+    "gemma4_moe": (
+        "gemma4_text",
+        {
+            **GEMMA4,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 64,
+        },
     ),
     "phi-mini": ("phi3", {"sliding_window": None}),
     "phi-long": (
@@ -96,6 +128,9 @@ def model_of(name: str) -> Any:
                 parameter.copy_(noise * (0.5 if "embed" in key else 0.15))
             else:
                 parameter.add_(noise * 0.2)
+        for key, buffer in model.named_buffers():
+            if key.endswith("layer_scalar"):
+                buffer.mul_(float(0.8 + 0.4 * torch.rand((), generator=generator)))
     return model
 
 
@@ -128,6 +163,7 @@ WRAPPERS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         {},
     ),
     "mistral3": ("mistral3", "ministral3", {"model_type": "pixtral", "head_dim": 16}, {}),
+    "gemma4": ("gemma4", "gemma4", {"model_type": "gemma4_vision", "head_dim": 16, "num_key_value_heads": 2}, {}),
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitsmith.calibration.beside import WindowStates
 from bitsmith.calibration.collect import (
     HEAD,
     RecordedLinear,
@@ -19,7 +20,6 @@ from bitsmith.calibration.collect import (
     require_finite,
 )
 from bitsmith.calibration.folding import block_tensors, folded, with_tensors
-from bitsmith.calibration.hidden import HiddenStates
 from bitsmith.calibration.method import Method
 from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.rounding import STARVED, LinearRounder, RoundingReport, plain_nearest
@@ -37,7 +37,7 @@ from bitsmith.quant.rounders.effort import EFFORTS, Effort
 from bitsmith.quant.rounders.gptq import SLAB_ROWS
 from bitsmith.quant.tensor import QuantTensor
 from bitsmith.recipe.rounded_rows import RoundedRows
-from bitsmith.runtime.decoder import Decoder
+from bitsmith.runtime.decoder import Decoder, Pass
 from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.ops import TorchOps
@@ -143,8 +143,8 @@ class _States:
     truth: from the original model; None if the method does not need them
     """
 
-    hidden: HiddenStates
-    truth: HiddenStates | None
+    hidden: WindowStates
+    truth: WindowStates | None
 
 
 def _share(memory: int | None, buffers: int) -> int | None:
@@ -244,10 +244,12 @@ class _Steps:
         """Statistics of the groups' inputs in the rounded block, and their drift from those in the original model."""
         found = {group: _Compared(f"blk.{layer}.{group.linears[0]}", GramMeter(), GramMeter()) for group in groups}
         for at in states.hidden.batches():
-            xs = inputs_of(self.decoder, layer, part, block, groups, self._read(states.hidden, at))
+            at_hidden = states.hidden.place(self.decoder, layer, at)
+            xs = inputs_of(self.decoder, layer, part, block, groups, self._read(states.hidden, at), at_hidden)
             ys: Mapping[LinearGroup, Tensor] = {}
             if states.truth is not None:
-                ys = inputs_of(self.decoder, layer, part, start, groups, self._read(states.truth, at))
+                at_truth = states.truth.place(self.decoder, layer, at)
+                ys = inputs_of(self.decoder, layer, part, start, groups, self._read(states.truth, at), at_truth)
             for group, x in xs.items():
                 seen, y = found[group], None if group.routed else ys.get(group)
                 rounding = self.task.inputs.get(seen.name)
@@ -268,13 +270,13 @@ class _Steps:
     def _rounder(self, seen: _Compared) -> LinearRounder:
         return self.task.method.row.linear(seen.stats, seen.drift, self._effort)
 
-    def _normed(self, hidden: HiddenStates, at: slice) -> Tensor:
+    def _normed(self, hidden: WindowStates, at: slice) -> Tensor:
         """Input of the head: hidden states after the final norm."""
         x = self._read(hidden, at)
         normed: Tensor = self.decoder.ops.rms_norm(x, self.decoder.weights.output_norm, self.decoder.config.norm_eps)
         return normed
 
-    def _read(self, hidden: HiddenStates, at: slice) -> Tensor:
+    def _read(self, hidden: WindowStates, at: slice) -> Tensor:
         return hidden.read(at).to(self.decoder.weights.output_norm.device)
 
 
@@ -317,11 +319,18 @@ class _ReachedError(Exception):
 
 
 def inputs_of(
-    decoder: Decoder, layer: int, part: Part, block: Block, groups: Sequence[LinearGroup], x: Tensor
+    decoder: Decoder,
+    layer: int,
+    part: Part,
+    block: Block,
+    groups: Sequence[LinearGroup],
+    x: Tensor,
+    shared: Pass | None = None,
 ) -> dict[LinearGroup, Tensor]:
     """Inputs of groups of a part's linears: float32 [..., cols]. Computes no more than they need.
 
     x: hidden states [windows, n, hidden] before the part
+    shared: the pass of these windows; None where the part reads nothing but x
     An expert that no token passes has no input.
     """
     found: dict[LinearGroup, Tensor] = {}
@@ -337,7 +346,7 @@ def inputs_of(
     firsts = {group.linears[0]: group for group in groups}
     watched = {name: RecordedLinear.watching(block.linears[name], record(group)) for name, group in firsts.items()}
     with suppress(_ReachedError):
-        decoder.operate(layer, part, block.with_linears(watched), x, decoder.place(x.shape[1]))
+        decoder.operate(layer, part, block.with_linears(watched), x, shared or decoder.place(x.shape[1]))
     return found
 
 
@@ -353,11 +362,12 @@ def input_of(decoder: Decoder, layer: int, block: Block, group: str, x: Tensor) 
     raise ValueError(f"{group} is the input of no group of linears.")
 
 
-def advance_part(decoder: Decoder, layer: int, part: Part, block: Block, hidden: HiddenStates) -> None:
+def advance_part(decoder: Decoder, layer: int, part: Part, block: Block, hidden: WindowStates) -> None:
     """Advance hidden states through one part of a block."""
     for at in hidden.batches():
-        x = hidden.read(at).to(block.device)
-        hidden.write(at, decoder.run_part(layer, part, block, x, decoder.place(x.shape[1])))
+        x, shared = hidden.read(at).to(block.device), hidden.place(decoder, layer, at)
+        hidden.write(at, decoder.run_part(layer, part, block, x, shared))
+        hidden.beside.keep(layer, at, shared)
 
 
 def _round(rounder: LinearRounder, name: str, weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:

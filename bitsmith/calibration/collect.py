@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitsmith.calibration.beside import WindowStates
 from bitsmith.calibration.folding import block_tensors
-from bitsmith.calibration.hidden import HiddenStates
 from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.calibration.stats import Stats, StatsMeter
 from bitsmith.calibration.transforms.base import Rescaling, Transform, rescale_block
@@ -183,23 +183,23 @@ def decoder_without_blocks(loader: WeightLoader) -> Decoder:
     """A decoder without blocks or head: to embed tokens, and to run blocks that are loaded one at a time."""
     embedding = replace(loader, kernel=OnDemandKernel(loader.device)).linear("token_embd", bias=False)
     norm = loader.vector("output_norm.weight")
-    return Decoder(loader.config, Weights(embedding, (), norm, embedding), loader.ops)
+    return Decoder(loader.config, Weights(embedding, (), norm, embedding, loader.layers()), loader.ops)
 
 
-def embed(decoder: Decoder, tokens: np.ndarray, *, memory: int | None = None) -> HiddenStates:
+def embed(decoder: Decoder, tokens: np.ndarray, *, memory: int | None = None) -> WindowStates:
     """The input of the first block for windows of tokens, int64 [windows, context]."""
-    windows, context = tokens.shape
-    hidden = HiddenStates(windows, context, decoder.config.hidden, memory=memory)
+    hidden = WindowStates(decoder.config, tokens, memory=memory)
     for at in hidden.batches():
         hidden.write(at, decoder.embedded(tokens[at]))
     return hidden
 
 
-def advance(decoder: Decoder, layer: int, block: Block, hidden: HiddenStates) -> None:
+def advance(decoder: Decoder, layer: int, block: Block, hidden: WindowStates) -> None:
     """Replace the input of a block by its output, batch by batch."""
     for at in hidden.batches():
-        x = hidden.read(at).to(block.device)
-        hidden.write(at, decoder.run_block(layer, block, x, decoder.place(x.shape[1])))
+        x, shared = hidden.read(at).to(block.device), hidden.place(decoder, layer, at)
+        hidden.write(at, decoder.run_block(layer, block, x, shared))
+        hidden.beside.keep(layer, at, shared)
 
 
 def meters_of(config: ModelConfig, layer: int, wanted: Wanted, seed: int) -> dict[str, StatsMeter]:
@@ -257,7 +257,7 @@ def _results(meters: Mapping[str, StatsMeter]) -> dict[str, Stats]:
     return {name: done[id(meter)] for name, meter in meters.items()}
 
 
-def _head_stats(decoder: Decoder, hidden: HiddenStates, wanted: Wanted, seed: int) -> Stats:
+def _head_stats(decoder: Decoder, hidden: WindowStates, wanted: Wanted, seed: int) -> Stats:
     meter = StatsMeter(decoder.config.hidden, gram=wanted.gram, sample=wanted.sample, seed=seed)
     add = counting(meter, HEAD)
     for at in hidden.batches():

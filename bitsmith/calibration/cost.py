@@ -9,7 +9,7 @@ import numpy as np
 
 from bitsmith.calibration.method import Method
 from bitsmith.models.arch.block import linear_shapes
-from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.config import LayerSpec, ModelConfig
 from bitsmith.quant.rounders.effort import EFFORTS
 from bitsmith.system.memory import available_memory
 
@@ -49,12 +49,12 @@ def calibration_cost(
     hidden_states, on_disk = _hidden_states(config, method, effort, tokens, memory)
     seconds, largest, widest = 0.0, 0, config.hidden
     rate = _multiply_adds_per_second()
-    known: dict[bool, float] = {}
+    known: dict[LayerSpec, float] = {}
     for layer in range(config.layers):
         shapes = linear_shapes(config, layer)
         largest = max(largest, sum(rows * cols for rows, cols in shapes.values()))
         widest = max(widest, *(cols for _, cols in shapes.values()))
-        kind = config.specs[layer].experts
+        kind = config.specs[layer]
         if kind not in known:
             known[kind] = _block_seconds(config, layer, method, effort, tokens, context, rate)
         seconds += known[kind]
@@ -100,7 +100,8 @@ def _hidden_states(
 ) -> tuple[int, int]:
     """Bytes of hidden states in memory and on disk. See `bitsmith.calibration.hidden`."""
     buffers = method.hidden_state_buffers(effort) if method.needs_text else 1
-    size = _FLOATS * tokens * config.hidden
+    kept = sum(2 * config.specs[layer].kv_heads * config.specs[layer].head_dim for layer in config.kept_layers)
+    size = _FLOATS * tokens * (config.hidden + kept)
     room = available_memory() if memory is None else 2 * memory
     return (0, buffers * size) if room is not None and size > room // 2 // buffers else (buffers * size, 0)
 

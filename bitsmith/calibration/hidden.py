@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from copy import copy
+from typing import Self
 
 import numpy as np
 import torch
@@ -21,14 +23,15 @@ class HiddenStates:
 
     memory: bytes that they may take in memory; larger ones go to an unnamed temporary file (in TMPDIR), which
         disappears with the process. None: half of the memory that is available now
+    further: further numbers a token that need the same memory
     """
 
-    def __init__(self, windows: int, context: int, hidden: int, *, memory: int | None = None) -> None:
+    def __init__(self, windows: int, context: int, hidden: int, *, memory: int | None = None, further: int = 0) -> None:
         """Reserve the space. Raises FileError if the disk has no room for the temporary file."""
         self.shape = (windows, context, hidden)
         size = 4 * windows * context * hidden
         room = available_memory() if memory is None else 2 * memory
-        self.on_disk = room is not None and size > room // 2
+        self.on_disk = room is not None and size + 4 * windows * context * further > room // 2
         self._window_bytes = 4 * context * hidden
         self._held: Tensor | None = None
         if not self.on_disk:
@@ -40,9 +43,10 @@ class HiddenStates:
         except OSError as error:
             raise self._cannot(error) from error
 
-    def copy(self) -> HiddenStates:
+    def copy(self) -> Self:
         """A copy, in memory or on disk like this one."""
-        other = HiddenStates(*self.shape, memory=0 if self.on_disk else self._window_bytes * self.shape[0])
+        other = copy(self)
+        HiddenStates.__init__(other, *self.shape, memory=0 if self.on_disk else self._window_bytes * self.shape[0])
         other.become(self)
         return other
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bitsmith.calibration.beside import place_windows
 from bitsmith.calibration.trainable import Start, TrainableMatrix
 from bitsmith.errors import TensorError, UsageError
 from bitsmith.models.arch.block import linear_shapes
@@ -102,7 +103,7 @@ class BlockTuner:
                 group["lr"] = rate * (1.0 - (step - 1) / steps)
             optimizer.zero_grad()
             with torch.enable_grad():
-                torch.autograd.backward(self._loss(block, inputs[batch], targets[batch]))
+                torch.autograd.backward(self._loss(block, inputs, targets, batch))
             optimizer.step()
             if step == steps or step % max(1, steps // _JUDGED) == 0:
                 loss = self._judge(block, inputs, targets, judged)
@@ -130,10 +131,10 @@ class BlockTuner:
                 rates.append(self.effort.scaling * share)
         return torch.optim.Adam(groups, betas=_MOMENTS), rates
 
-    def _loss(self, block: Block, inputs: Any, targets: Any) -> Tensor:
+    def _loss(self, block: Block, inputs: Windows, targets: Windows, windows: np.ndarray) -> Tensor:
         device = self.block.device
-        x, wanted = torch.as_tensor(inputs, device=device), torch.as_tensor(targets, device=device)
-        out = self.decoder.run_block(self.layer, block, x, self.decoder.place(x.shape[1]))
+        x, wanted = (torch.as_tensor(each[windows], device=device) for each in (inputs, targets))
+        out = self.decoder.run_block(self.layer, block, x, place_windows(self.decoder, self.layer, inputs, windows))
         size = wanted.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
         loss: Tensor = ((out - wanted).square().sum(-1) / size).mean()
         return loss
@@ -143,7 +144,7 @@ class BlockTuner:
         with torch.no_grad():
             for start in range(0, len(windows), self.effort.batch):
                 part = windows[start : start + self.effort.batch]
-                total += float(self._loss(block, inputs[part], targets[part])) * len(part)
+                total += float(self._loss(block, inputs, targets, part)) * len(part)
         return total / len(windows)
 
     def _check(self, starts: Mapping[str, Start], inputs: Windows, targets: Windows) -> None:

@@ -34,7 +34,11 @@ def network_from_gguf(source: Source, *, name: str) -> Network:
     shared = fields.integer("expert_shared_count", 0, minimum=0) * width
     shared = fields.integer("expert_shared_feed_forward_length", shared, minimum=0)
     head_dim = fields.integer("attention.key_length", max(hidden // max(*heads, 1), 1))
-    _check(fields, source, layers, hidden, kv_heads, head_dim)
+    window = fields.integer("attention.sliding_window", 0, minimum=0)
+    sliding = _sliding(fields, arch, layers) if window else [False] * layers
+    narrow = fields.integer("attention.key_length_swa", head_dim)
+    widths = [count * (narrow if slides else head_dim) for count, slides in zip(kv_heads, sliding, strict=True)]
+    _check(fields, source, layers, hidden, widths)
     return Network(
         name=name,
         arch=arch,
@@ -45,27 +49,25 @@ def network_from_gguf(source: Source, *, name: str) -> Network:
         kv_heads=max(kv_heads),
         head_dim=head_dim,
         intermediate=used * width + shared if used else inner,
-        caches=_caches(fields, arch, kv_heads, head_dim),
+        caches=_caches(fields, widths, [window if slides else 0 for slides in sliding], head_dim),
         tensors=tuple(source.tensors.values()),
         experts=experts,
         experts_used=used,
     )
 
 
-def _check(fields: Fields, source: Source, layers: int, hidden: int, kv_heads: list[int], head_dim: int) -> None:
-    """Raise FileError if the keys contradict the tensors."""
+def _check(fields: Fields, source: Source, layers: int, hidden: int, widths: list[int]) -> None:
+    """Raise FileError if the keys contradict the tensors. widths: numbers of a token's keys in each layer"""
     found = {layer_of(name) for name in source.tensors} - {-1}
     if found and not layers - 1 <= max(found) <= layers + 8:  # layers beyond the last draft further tokens
         raise fields.fail("block_count", f"the {max(found) + 1} layers that have tensors", layers)
     embedding = source.tensors.get("token_embd.weight")
     if embedding is not None and embedding.cols != hidden:
         raise fields.fail("embedding_length", f"the {embedding.cols} columns of token_embd.weight", hidden)
-    for layer, heads in enumerate(kv_heads):
+    for layer, width in enumerate(widths):
         keys = source.tensors.get(f"blk.{layer}.attn_k.weight")
-        if keys is not None and heads and keys.rows != heads * head_dim:
-            raise fields.fail(
-                "attention.head_count_kv", f"the {keys.rows} rows of {keys.name} over heads of {head_dim}", heads
-            )
+        if keys is not None and width and keys.rows != width:
+            raise fields.fail("attention.head_count_kv", f"heads for the {keys.rows} rows of {keys.name}", width)
 
 
 def _each(fields: Fields, name: str, layers: int, default: list[int] | None) -> list[int]:
@@ -81,25 +83,23 @@ def _each(fields: Fields, name: str, layers: int, default: list[int] | None) -> 
     return [fields.integer(name, minimum=0)] * layers
 
 
-def _caches(fields: Fields, arch: str, kv_heads: list[int], head_dim: int) -> tuple[LayerCache, ...]:
-    layers = len(kv_heads)
+def _caches(fields: Fields, widths: list[int], windows: list[int], head_dim: int) -> tuple[LayerCache, ...]:
+    layers = len(widths)
     rank = fields.integer("attention.kv_lora_rank", 0, minimum=0)
     if rank:
         return (LayerCache(keys=rank + fields.integer("rope.dimension_count")),) * layers
     value_dim = fields.integer("attention.value_length", head_dim)
-    window = fields.integer("attention.sliding_window", 0, minimum=0)
-    sliding = _sliding(fields, arch, layers) if window else [False] * layers
     shared = fields.integer("attention.shared_kv_layers", 0, minimum=0)
     state = _state(fields)
     every = fields.integer("full_attention_interval", 0, minimum=0)
     found = []
-    for layer, heads in enumerate(kv_heads):
-        if state and (heads == 0 or (every and (layer + 1) % every)):
+    for layer, (width, window) in enumerate(zip(widths, windows, strict=True)):
+        if state and (width == 0 or (every and (layer + 1) % every)):
             found.append(LayerCache(state=state))
         elif layer >= layers - shared:
             found.append(LayerCache())
         else:
-            found.append(LayerCache(heads * head_dim, heads * value_dim, window if sliding[layer] else 0))
+            found.append(LayerCache(width, width // head_dim * value_dim if value_dim != head_dim else width, window))
     return tuple(found)
 
 

@@ -12,6 +12,7 @@ from bitsmith.errors import UnsupportedError
 from bitsmith.models.arch.families import FAMILIES
 from bitsmith.models.arch.names import gguf_name, skipped
 from bitsmith.planner.caches import layer_caches
+from bitsmith.planner.layered import has_layer_facts, layered_network
 from bitsmith.planner.network import Network
 from bitsmith.planner.numbers import Numbers, read_numbers
 from bitsmith.planner.parts import network_tensors, rotary_tensors
@@ -54,6 +55,8 @@ def network_from_config(config: Mapping[str, Any], *, name: str, origin: str, pa
     `parameters`.
     """
     numbers = read_numbers(config, origin)
+    if numbers.family is not None and has_layer_facts(numbers.family):
+        return layered_network(config, numbers, name=name, origin=origin)
     tensors = network_tensors(numbers, parameters=parameters)
     if not tensors:
         raise UnsupportedError(
@@ -72,6 +75,8 @@ def network_from_headers(
     family's table, if there is one.
     """
     numbers = read_numbers(config, origin)
+    if numbers.family is not None and has_layer_facts(numbers.family):
+        return layered_network(config, numbers, name=name, origin=origin, tensors=tuple(tensors))
     renamed = _renamed(_wanted(tensors, numbers))
     foreign = any(tensor.layout not in FLOATS and "/" not in tensor.layout for tensor in renamed)
     counted = sum(tensor.parameters for tensor in network_tensors(numbers)) if foreign else 0

@@ -23,6 +23,8 @@ def weight_memory(network: Network, weights: Stored) -> int:
     """Bytes of the weights in memory. Rows are padded to whole panels. Mapped floats count as far as they are read."""
     found = float(CODES if weights.formats else 0)
     for tensor in network.tensors:
+        if tensor.name == "per_layer_token_embd.weight":
+            continue  # its rows are read when they are needed
         nbytes = weights.tensors[tensor.name]
         if tensor.name in weights.formats:
             nbytes = _loaded(tensor, weights.formats[tensor.name])
@@ -50,7 +52,9 @@ def _mapped(tensor: TensorInfo, nbytes: int) -> bool:
 def own_cache(network: Network, context: int, *, batch: int, bits: float) -> int:
     """Bytes of keys and values. Heads are padded to multiples of 32. Layers with a window keep all tokens."""
     width = -(-network.head_dim // _WIDTH) * _WIDTH
-    return int(2 * network.layers * batch * network.kv_heads * width * context * bits / 8)
+    usual, padded = network.kv_heads * network.head_dim, network.kv_heads * width
+    numbers = sum(padded if cache.keys == usual else cache.keys for cache in network.caches)
+    return int(2 * numbers * batch * context * bits / 8)
 
 
 def working_memory(network: Network, context: int, *, batch: int = 1) -> int:

@@ -22,7 +22,7 @@ from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.plan import PlannedTensor, RowOrder
 
-KEPT = re.compile(r"embed|\bwte\b|\bwpe\b|lm_head|router|\bgate\.weight$|conv|norm")
+KEPT = re.compile(r"embed|\bwte\b|\bwpe\b|lm_head|per_layer_model_projection|router|\bgate\.weight$|conv|norm")
 
 
 def wanted_tensors(checkpoint: Checkpoint) -> list[PlannedTensor]:

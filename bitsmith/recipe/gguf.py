@@ -152,7 +152,8 @@ def gguf_keys(checkpoint: Checkpoint, pre: str | None) -> dict[str, Value]:
 
     config = checkpoint.config
     assert checkpoint.folder is not None
-    vocabulary = read_tokenizer(checkpoint.folder, pre=pre, vocab_size=config.vocab)
+    fallback = config.decoder.tokenizer
+    vocabulary = read_tokenizer(checkpoint.folder, pre=pre, vocab_size=config.vocab, fallback=fallback)
     keys = {**config_to_gguf(config, name=checkpoint.name), **vocabulary_keys(vocabulary)}
     return {"general.type": string("model"), **keys}
 

@@ -30,14 +30,16 @@ class Cells:
 class Cache:
     """Keys and values of `batch` slots, float32 [batch, kv_heads, capacity, head_dim] a layer each.
 
+    keys, values: by layer; layers that use those of others have none
     lengths: int64 [batch], number of filled positions of each slot
     """
 
     def __init__(self, config: ModelConfig, ops: Ops, capacity: int, *, batch: int = 1) -> None:
         self._config, self._ops = config, ops
-        shape = (batch, config.kv_heads, capacity, config.head_dim)
-        self.keys = [ops.zeros(shape) for _ in range(config.layers)]
-        self.values = [ops.zeros(shape) for _ in range(config.layers)]
+        shapes = [(batch, spec.kv_heads, capacity, spec.head_dim) for spec in config.specs]
+        self._own = [layer for layer, spec in enumerate(config.specs) if spec.keys_of is None]
+        self.keys = {layer: ops.zeros(shapes[layer]) for layer in self._own}
+        self.values = {layer: ops.zeros(shapes[layer]) for layer in self._own}
         self.capacity = capacity
         self.batch = batch
         self.lengths = np.zeros(batch, np.int64)
@@ -85,7 +87,7 @@ class Cache:
         if filled > capacity:
             raise UsageError(f"a cache of {capacity} positions cannot hold {filled}.")
         bigger = Cache(self._config, self._ops, capacity, batch=self.batch)
-        for layer in range(self._config.layers):
+        for layer in self._own:
             bigger.keys[layer][:, :, :filled] = self.keys[layer][:, :, :filled]
             bigger.values[layer][:, :, :filled] = self.values[layer][:, :, :filled]
         bigger.lengths[:] = self.lengths

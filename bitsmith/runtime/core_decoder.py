@@ -14,7 +14,8 @@ import numpy as np
 
 from bitsmith.errors import FileError, UsageError
 from bitsmith.models.arch.config import ModelConfig, Rope
-from bitsmith.models.arch.rope import rope_frequencies, rope_magnitude
+from bitsmith.models.arch.rope import long_frequencies, rope_frequencies, rope_magnitude
+from bitsmith.runtime.layer_inputs import LayerTable
 from bitsmith.runtime.step import Step, checked_length, checked_step, refuse_without_cache, run_in_chunks
 from bitsmith.runtime.tokens import checked_tokens
 from bitsmith.system.core import core
@@ -31,9 +32,13 @@ class CoreCache:
         self.capacity, self.batch = capacity, batch
         self.lengths = np.zeros(batch, np.int64)
         self._config, self._type = config, type
-        heads = [(config.kv_heads, config.head_dim)] * config.layers
-        rotations = [_rotation(rope, capacity) for rope in config.ropes]
+        heads = [(spec.kv_heads if spec.keys_of is None else 0, spec.head_dim) for spec in config.specs]
+        rotations = [_rotation(rope, rope_frequencies(rope), capacity) for rope in config.ropes]
         self.handle = _core().Cache(heads, batch, capacity, type, rotations)
+        for number, rope in enumerate(config.ropes):
+            if rope.scaling == "longrope" and capacity > rope.original_context:
+                longer = _rotation(rope, long_frequencies(rope), capacity)
+                self.handle.set_longer(number, rope.original_context, *longer)
 
     def truncate(self, slot: int, length: int) -> None:
         """Keep only the first `length` positions of a slot; 0 empties it.
@@ -52,9 +57,9 @@ class CoreCache:
         return bigger
 
 
-def _rotation(rope: Rope, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+def _rotation(rope: Rope, frequencies: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin of every position, float32 [capacity, dim / 2] each."""
-    angles = np.arange(capacity, dtype=np.float32)[:, None] * rope_frequencies(rope)
+    angles = np.arange(capacity, dtype=np.float32)[:, None] * frequencies
     magnitude = np.float32(rope_magnitude(rope))
     return np.cos(angles) * magnitude, np.sin(angles) * magnitude
 
@@ -64,6 +69,7 @@ class CoreDecoder:
 
     cache_type: type of the caches that `new_cache` makes, see `CoreCache`
     choices: what it runs on
+    table: the table of the embeddings of layers, if the model has them
     maps: the mapped files of float matrices. Every result raises FileError once one of them has lost bytes: another
         program cut it short, or the disk fails.
     """
@@ -77,6 +83,7 @@ class CoreDecoder:
         cache_type: str,
         maps: Mapping[Path, Any],
         choices: CoreChoices,
+        table: LayerTable | None = None,
     ) -> None:
         self.config = config
         self.choices = choices
@@ -84,6 +91,7 @@ class CoreDecoder:
         self.cache_type = cache_type
         self._model = model
         self._maps = maps
+        self._table = table
 
     def times(self) -> dict[str, float]:
         """Seconds that forward passes have taken so far: products with matrices, attention, and all else."""
@@ -146,7 +154,15 @@ class CoreDecoder:
         return self.logits(run_in_chunks(step, chunk, lambda part: self._step(part, cache), self.numpy))
 
     def _step(self, step: Step, cache: CoreCache) -> np.ndarray:
-        states: np.ndarray = self._model.hidden(step.tokens, step.slots, step.starts, step.counts, cache.handle)
+        rows = None if self._table is None else self._table.gather(step.tokens)
+        try:
+            states: np.ndarray = self._model.hidden(
+                step.tokens, step.slots, step.starts, step.counts, cache.handle, rows
+            )
+        except RuntimeError as error:  # experts are read on demand
+            raise FileError(
+                f"experts of the model cannot be read: {error} Another program may be writing to it."
+            ) from None
         self._check_maps()
         cache.lengths[step.slots] = step.stops
         return states

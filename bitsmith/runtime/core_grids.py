@@ -16,6 +16,7 @@ from bitsmith.runtime.types import PACKED
 
 _WIDTHS = (128, 64, 32)  # columns of a block
 _RUN = 32  # columns whose nibbles lie together
+_MXFP4 = "mxfp4"
 
 
 def grid_layout(format: Format, cols: int) -> str | None:
@@ -23,6 +24,8 @@ def grid_layout(format: Format, cols: int) -> str | None:
 
     A block is as wide as divides the weights that share a scale, and stores their scale again.
     """
+    if format.name == _MXFP4:
+        return _MXFP4 if cols % 32 == 0 else None
     if format.name in GGML_FORMATS:
         return format.name if format.name in PACKED and cols % format.multiple == 0 else None
     while isinstance(format, TensorWide | DoublyQuantized):
@@ -39,6 +42,8 @@ def grid_layout(format: Format, cols: int) -> str | None:
 
 def block_bytes(layout: str, cols: int) -> int:
     """Bytes of a row in such a layout: codes, and for each block a scale and, of integers, an offset."""
+    if layout == _MXFP4:
+        return cols // 32 * 18
     if layout in TYPES:
         return TYPES[layout].row_bytes(cols)
     kind, _, width = layout.partition("_")
@@ -49,11 +54,13 @@ def block_bytes(layout: str, cols: int) -> int:
 def grid_rows(tensor: QuantTensor, layout: str) -> np.ndarray:
     """Rows of blocks: uint8 [rows, bytes per row]. The tensor's format must have this layout, see `grid_layout`.
 
-    ggml's formats become ggml's blocks.
+    ggml's formats become ggml's blocks, but for MXFP4: its scale takes two bytes, as bfloat16.
 
     A block: float32 scale; for integers float32 offset; codes, a byte each or two nibbles, of column j and j + 16 of
     a run. Integers of fewer than 4 bits are stored as those of 4, all with half of the range added.
     """
+    if layout == _MXFP4:
+        return _mxfp4_rows(tensor)
     if layout in GGML_FORMATS:
         return CODECS[layout].encode(tensor)["data"]
     kind, _, width = layout.partition("_")
@@ -75,3 +82,13 @@ def grid_rows(tensor: QuantTensor, layout: str) -> np.ndarray:
         halves = codes.reshape(rows, blocks, -1, 2, _RUN // 2)
         packed = (halves[:, :, :, 0] | halves[:, :, :, 1] << 4).reshape(rows, blocks, -1)
     return np.concatenate([*heads, packed], axis=2).reshape(rows, -1)
+
+
+def _mxfp4_rows(tensor: QuantTensor) -> np.ndarray:
+    """Blocks of 18 bytes: the scale as bfloat16, then nibbles of column j and j + 16."""
+    codes, scale = np.asarray(tensor.codes), tensor.format.grid(tensor.params).scale
+    rows, cols = codes.shape
+    halves = codes.reshape(rows, cols // _RUN, 2, _RUN // 2)
+    bits = np.ascontiguousarray(scale, "<f4").view("<u4") >> 16  # a power of two: nothing is lost
+    head = bits.astype("<u2").reshape(rows, -1, 1).view(np.uint8)
+    return np.concatenate([head, halves[:, :, 0] | halves[:, :, 1] << 4], axis=2).reshape(rows, -1)

@@ -15,6 +15,7 @@ from bitsmith.runtime.choosing import choose
 from bitsmith.runtime.core_decoder import CoreDecoder
 from bitsmith.runtime.core_parts import core_parts
 from bitsmith.runtime.kernel import Weight
+from bitsmith.runtime.layer_inputs import LayerTable
 from bitsmith.runtime.types import FLOATS, PACKED
 from bitsmith.runtime.weights import WeightReader
 from bitsmith.system.core import core
@@ -32,6 +33,7 @@ def load_core(
     fine: bool = False,
     cache_type: str = "f16",
     isa: str | None = None,
+    expert_memory: int | None = None,
     report: Report = silent,
 ) -> CoreDecoder:
     """Read every tensor and make it ready for products.
@@ -43,12 +45,15 @@ def load_core(
         prompts and to 15 bits where a single row is computed
     fine: those of packed matrices in prompts are rounded to 15 bits, too: prompts take twice the time
     isa: instruction set; None: the best, or the one BITSMITH_ISA names
+    expert_memory: bytes of packed experts that lie in memory at once; the others are read from their file when a token
+        needs them. None: all are read now
     Raises FileError where a file ends too early.
     """
     module = core()
     assert module is not None
     isa = isa or module.isa()
-    loader = MatrixLoader(read, module.Pool(threads))
+    residency = None if expert_memory is None else module.Residency(expert_memory)
+    loader = MatrixLoader(read, module.Pool(threads), residency)
     model = module.Model(
         config.hidden,
         norm_eps=config.norm_eps,
@@ -64,6 +69,11 @@ def load_core(
             report(Progress("load", layer, config.layers, "layers", f"blk.{layer}"))
             for part in core_parts(module, loader, config, layer):
                 model.add_part(*part)
+        table = None
+        if config.layer_width:
+            table = LayerTable(read("per_layer_token_embd.weight"))
+            projection = loader.linear("per_layer_model_proj", False, None)
+            model.set_layer_inputs(projection, loader.vector("per_layer_proj_norm.weight"))
         loaded = round(loader.bytes)
         embedding = loader.factor("token_embd.weight") if config.tied else loader.matrix("token_embd.weight")
         output = embedding if config.tied else loader.factor("output.weight")
@@ -74,24 +84,29 @@ def load_core(
     row = 0 if config.tied else embedding.row_bytes
     choices = choose(module, model, loader.matrices, isa, loader.pool, exact=exact, fine=fine)
     size = loaded + output.nbytes + row
-    return CoreDecoder(config, model, size, cache_type=cache_type, maps=loader.maps, choices=choices)
+    return CoreDecoder(config, model, size, cache_type=cache_type, maps=loader.maps, choices=choices, table=table)
 
 
 class MatrixLoader:
     """Makes the core's matrices.
 
     bytes: those that one token reads, as they lie in memory
+    residency: what keeps experts that are fetched on demand; None to read them now
     share: of the matrices to come, the share that one token reads
     maps: the mapped files
     """
 
-    def __init__(self, read: WeightReader, pool: Any) -> None:
+    def __init__(self, read: WeightReader, pool: Any, residency: Any = None) -> None:
         self.pool = pool
+        self.residency = residency
         self.bytes = 0.0
         self.share = 1.0
         self._read = read
-        self._core: Any = core()
+        module: Any = core()
+        self._core = module
+        self._arena = module.Arena()
         self._files: dict[Path, int] = {}
+        self._kept: dict[Path, Any] = {}
         self.maps: dict[Path, Any] = {}
         self.matrices: dict[tuple[str, str], list[Any]] = {}  # by kind and layout; see `choose_readings`
 
@@ -132,10 +147,21 @@ class MatrixLoader:
         """The linears of `count` experts whose matrices lie one behind the other."""
         rows = self._read(f"{name}.weight").info.rows // count
         biases = np.ascontiguousarray(self._read(f"{name}.bias").rows(0, count), np.float32) if biased else None
-        return [
-            self._core.Linear(self.factor(f"{name}.weight", (e * rows, rows)), None if biases is None else biases[e])
-            for e in range(count)
-        ]
+        parts = [(e * rows, rows) for e in range(count)]
+        matrices = [self._later(f"{name}.weight", part) or self.factor(f"{name}.weight", part) for part in parts]
+        return [self._core.Linear(matrix, None if biases is None else biases[e]) for e, matrix in enumerate(matrices)]
+
+    def _later(self, name: str, rows: tuple[int, int]) -> Any:
+        """Some rows as a matrix that is read on demand; None if they are to be read now."""
+        weight = self._read(name).part(*rows)
+        info, extent = weight.info, weight.extent
+        if self.residency is None or extent is None or info.layout not in PACKED:
+            return None
+        if extent.path not in self._kept:
+            self._kept[extent.path] = self._core.File(self._open(extent.path))
+        made = self._core.later_matrix(info.layout, info.rows, info.cols, self._kept[extent.path], extent.offset)
+        self.bytes += made.nbytes * self.share
+        return made
 
     def _stored(self, weight: Weight) -> Any:
         info, extent = weight.info, weight.extent
@@ -146,7 +172,7 @@ class MatrixLoader:
                 raise FileError(f"{extent.path}: {info.name}: the file is shorter than when it was opened.")
             data = self._map(extent.path)[extent.offset : extent.offset + info.nbytes]
             return self._core.view_matrix(info.layout, info.rows, info.cols, data)
-        matrix = self._core.Matrix(info.layout, info.rows, info.cols)
+        matrix = self._core.Matrix(info.layout, info.rows, info.cols, self._arena)
         try:
             matrix.read(descriptor, extent.offset, self.pool)
         except RuntimeError as error:
@@ -160,7 +186,7 @@ class MatrixLoader:
         rows, cols = weight.info.rows, weight.info.cols
         codes = weight.codes(0, 0)
         layout = None if codes is None else grid_layout(codes.format, cols)
-        matrix = self._core.Matrix(layout or "f32", rows, cols)
+        matrix = self._core.Matrix(layout or "f32", rows, cols, self._arena)
         step = max(32, _SLAB_WEIGHTS // max(cols, 1) // 32 * 32)
         for start in range(0, rows, step):
             stop = min(start + step, rows)

@@ -6,16 +6,15 @@ from bitsmith.models.arch.config import ModelConfig
 
 CORE_ARCHITECTURES = (  # plans count on them
     *("llama", "mistral3", "qwen2", "qwen3", "qwen3vl", "gemma3", "phi3", "olmo2", "smollm3", "granite"),
-    *("seed_oss", "hunyuan-dense", "ernie4_5", "exaone4", "glm4", "qwen3moe", "olmoe"),
+    *("seed_oss", "hunyuan-dense", "ernie4_5", "exaone4", "glm4", "qwen3moe", "olmoe", "gemma2", "gpt-oss"),
 )
 
 
 def core_lacks(config: ModelConfig) -> str | None:
     """What of a configuration the core does not know, in words; None if it computes the model."""
+    row = config.decoder.experts if config.experts is not None else None
     lacking = (
         (config.activation not in ("silu", "gelu_tanh", "clamped"), f"the activation {config.activation}"),
-        (config.family.sinks, "attention sinks"),
-        (bool(config.attention_softcap), "softcaps of attention"),
-        (config.rope.scaling == "longrope", "LongRoPE"),
+        (row is not None and row.beside, "experts beside an MLP"),
     )
     return next((words for lacks, words in lacking if lacks), None)

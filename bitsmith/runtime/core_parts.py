@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitsmith.models.arch.block import ATTENTION, EXPERTS, MLP, parts_of
+from bitsmith.models.arch.block import ATTENTION, EXPERTS, LAYER_EMBEDDING, MLP, parts_of
 from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.operations.attention import projections
 from bitsmith.models.arch.operations.base import Operation
 
 if TYPE_CHECKING:
@@ -18,37 +19,43 @@ Norm = np.ndarray | None
 Place = tuple[str, tuple[int, int] | None]  # a tensor, and its rows: (first, count), None for all
 
 
-def core_parts(module: Any, loader: MatrixLoader, config: ModelConfig, layer: int) -> Iterator[tuple[Any, Norm, Norm]]:
-    """Operation of the core, the norm before it and the norm after it, in the order of computation."""
+def core_parts(
+    module: Any, loader: MatrixLoader, config: ModelConfig, layer: int
+) -> Iterator[tuple[Any, Norm, Norm, float]]:
+    """Operation of the core, the norms before and after it, and the scale, in the order of computation."""
 
     def norm(name: str) -> Norm:
         return loader.vector(f"blk.{layer}.{name}.weight") if name else None
 
     for part in parts_of(config, layer):
         made = _MAKERS[part.operation](module, loader, config, layer)
-        yield made, norm(part.before), norm(part.after)
+        scale = loader.vector(f"blk.{layer}.{part.scale}.weight") if part.scale else None
+        yield made, norm(part.before), norm(part.after), 1.0 if scale is None else float(scale[0])
 
 
 def _attention(module: Any, loader: MatrixLoader, config: ModelConfig, layer: int) -> Any:
     prefix, spec = f"blk.{layer}.", config.specs[layer]
-    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    parts: list[Place]
+    q, kv = config.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    own = projections(config, layer)
+    parts: list[Place | None]
     if config.family.fused_qkv:
         parts = [("attn_qkv", (0, q)), ("attn_qkv", (q, kv)), ("attn_qkv", (q + kv, kv))]
     else:
-        parts = [("attn_q", None), ("attn_k", None), ("attn_v", None)]
-    linears = [_linear(loader, config, layer, *place) for place in (*parts, ("attn_output", None))]
+        parts = [(name, None) if name in own else None for name in ("attn_q", "attn_k", "attn_v")]
+    linears = [place and _linear(loader, config, layer, *place) for place in (*parts, ("attn_output", None))]
+    vectors = {tensor.name for tensor in ATTENTION.tensors(config, layer) if tensor.kind == "vector"}
     norms = [
-        loader.vector(f"{prefix}{name}.weight") if config.qk_norm else None for name in ("attn_q_norm", "attn_k_norm")
+        loader.vector(f"{prefix}{name}.weight") if name in vectors else None
+        for name in ("attn_q_norm", "attn_k_norm", "attn_sinks")
     ]
-    usual = float(config.head_dim) ** -0.5
+    usual = float(spec.head_dim) ** -0.5
     return module.Attention(
         linears,
         *norms,
-        layer=layer,
+        layer=layer if spec.keys_of is None else spec.keys_of,
         heads=config.heads,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
         norm_eps=config.norm_eps,
         window=spec.window,
         rotation=-1 if spec.rope is None else spec.rope,
@@ -58,11 +65,18 @@ def _attention(module: Any, loader: MatrixLoader, config: ModelConfig, layer: in
         query_scale=config.attention_scale / usual if config.attention_scale else 1.0,
         temperature=config.temperature,
         temperature_length=max(config.temperature_length, 1),
+        softcap=config.attention_softcap,
+        value_norms=config.decoder.value_norm,
     )
 
 
+def _layer_embedding(module: Any, loader: MatrixLoader, config: ModelConfig, layer: int) -> Any:
+    linears = [_linear(loader, config, layer, name, None) for name in ("inp_gate", "proj")]
+    return module.LayerEmbedding(config.activation, layer, *linears)
+
+
 def _mlp(module: Any, loader: MatrixLoader, config: ModelConfig, layer: int) -> Any:
-    inner = config.intermediate
+    inner = config.specs[layer].intermediate
     gate: Place
     up: Place
     if config.family.fused_gate:
@@ -86,6 +100,7 @@ def _experts(module: Any, loader: MatrixLoader, config: ModelConfig, layer: int)
         config.activation,
         loader.exact(f"{prefix}ffn_gate_inp", biased),
         *stacks,
+        loader.residency,
         used=experts.used,
         chosen=config.decoder.router == "chosen",
         normalize=experts.normalize,
@@ -100,4 +115,5 @@ _MAKERS: Mapping[Operation, Callable[[Any, MatrixLoader, ModelConfig, int], Any]
     ATTENTION: _attention,
     MLP: _mlp,
     EXPERTS: _experts,
+    LAYER_EMBEDDING: _layer_embedding,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.rope import long_frequencies, rope_frequencies, rope_magnitude
 from bitsmith.runtime.cache import Cache, Cells
 from bitsmith.runtime.kernel import Ops, Tensor
+from bitsmith.runtime.layer_inputs import LayerInputs
 from bitsmith.runtime.step import Step, checked_step, refuse_without_cache, run_in_chunks
 from bitsmith.runtime.tokens import checked_tokens
 from bitsmith.runtime.weights import Block, Weights
@@ -36,6 +37,8 @@ class Pass:
     full, sliding: visible keys for full and for sliding layers
     cells: places of the new keys and values; None without a cache
     temperature: multiplier of the queries of each position, [rows or 1, 1, n, 1]; None for none
+    kept: without a cache, keys and values of the layers whose cache others use, added as they are computed
+    inputs: the embeddings of layers; None if the model has none
     """
 
     rotations: tuple[tuple[Tensor, Tensor], ...]
@@ -43,6 +46,8 @@ class Pass:
     sliding: Visible
     cells: Cells | None = None
     temperature: Tensor | None = None
+    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    inputs: LayerInputs | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,23 @@ class Run:
         if self.cache is not None and self.shared.cells is not None:
             self.cache.store(layer, self.shared.cells, keys, values)
             keys, values = self.cache.read(layer, self.shared.cells, *seen.keys)
+        elif layer in self.config.kept_layers:
+            self.shared.kept[layer] = keys, values
         return keys, values, seen.mask
+
+    def visible_of(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The same for a layer that uses the keys and values of an earlier one."""
+        spec = self.config.specs[layer]
+        seen = self.shared.sliding if spec.window else self.shared.full
+        assert spec.keys_of is not None
+        if self.cache is not None and self.shared.cells is not None:
+            return *self.cache.read(spec.keys_of, self.shared.cells, *seen.keys), seen.mask
+        return *self.shared.kept[spec.keys_of], seen.mask
+
+    def layer_input(self, layer: int) -> Tensor:
+        """The layer's embedding of each token, [batch, n, layer_width]."""
+        assert self.shared.inputs is not None
+        return self.shared.inputs.of(layer)
 
 
 class Decoder:
@@ -124,7 +145,7 @@ class Decoder:
             return self._step(checked_step(tokens, self.config.vocab, cache, slots, counts), cache)
         refuse_without_cache(slots, counts)
         ids = checked_tokens(tokens, self.config.vocab)
-        return self._blocks(ids, self.place(ids.shape[1]), None)
+        return self._blocks(ids, self._place(np.arange(ids.shape[1])[None], ids.shape[1]), None)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and output projection: float32 [..., hidden] -> [..., vocab]."""
@@ -155,7 +176,8 @@ class Decoder:
     @property
     def token_bytes(self) -> int:
         """Bytes of matrices in memory that one generated token reads."""
-        return self.weights.token_bytes
+        experts = self.config.experts
+        return self.weights.token_bytes(1.0 if experts is None else experts.used / experts.count)
 
     @property
     def choices(self) -> None:
@@ -166,9 +188,19 @@ class Decoder:
         """A tensor of these operations as numpy."""
         return self.ops.numpy(x)
 
-    def place(self, n: int) -> Pass:
-        """Rotation and masks of n tokens a row that begin their sequences, without a cache."""
-        return self._place(np.arange(n)[None], n)
+    def place(self, n: int, ids: np.ndarray | None = None) -> Pass:
+        """Rotation and masks of n tokens a row that begin their sequences, without a cache.
+
+        ids: int64 [rows, n], the tokens; only models with embeddings of layers need them
+        """
+        shared = self._place(np.arange(n)[None], n)
+        return shared if ids is None else replace(shared, inputs=self._inputs(ids, None))
+
+    def _inputs(self, ids: np.ndarray, first: Tensor | None) -> LayerInputs | None:
+        weights = self.weights.layers
+        if weights is None:
+            return None
+        return LayerInputs(weights, ids, self.embedded(ids) if first is None else first, self.config.norm_eps)
 
     def _place(self, positions: np.ndarray, stop: int, cells: Cells | None = None) -> Pass:
         """Masks for queries at `positions`, int64 [rows or 1, n], and keys before `stop`."""
@@ -198,6 +230,7 @@ class Decoder:
 
     def _blocks(self, ids: np.ndarray, shared: Pass, cache: Cache | None) -> Tensor:
         x = self.embedded(ids)
+        shared = replace(shared, inputs=self._inputs(ids, x))
         for layer, block in enumerate(self.weights.blocks):
             x = self.run_block(layer, block, x, shared, cache)
         return x
@@ -223,7 +256,8 @@ class Decoder:
         added = self.operate(layer, part, block, x, shared, cache)
         if part.after:
             added = self.ops.rms_norm(added, block.norms[part.after], self.config.norm_eps)
-        return x + (added if self.config.residual_scale == 1.0 else added * self.config.residual_scale)
+        x = x + (added if self.config.residual_scale == 1.0 else added * self.config.residual_scale)
+        return x * block.norms[part.scale] if part.scale else x
 
     def operate(
         self, layer: int, part: Part, block: Block, x: Tensor, shared: Pass, cache: Cache | None = None

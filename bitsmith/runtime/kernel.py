@@ -111,6 +111,10 @@ class Ops(Protocol):
         """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019)."""
         ...
 
+    def unit(self, x: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) over the last dimension."""
+        ...
+
     def rotation(self, positions: np.ndarray, frequencies: np.ndarray, magnitude: float) -> tuple[Tensor, Tensor]:
         """cos and sin of positions int64 [batch, n] times frequencies float32 [dim / 2], each multiplied by
         `magnitude`: float32 [batch, 1, n, dim / 2].

@@ -78,6 +78,7 @@ def _load_core(checkpoint: Checkpoint, options: LoadOptions, *, exact: bool, fin
     fine: inputs of prompts are rounded to 15 bits, as all others are
     """
     from bitsmith.runtime.core_loader import load_core
+    from bitsmith.runtime.expert_memory import expert_memory
     from bitsmith.runtime.language_model import LanguageModel
     from bitsmith.runtime.weights import weight_reader
 
@@ -90,6 +91,7 @@ def _load_core(checkpoint: Checkpoint, options: LoadOptions, *, exact: bool, fin
             exact=exact,
             fine=fine,
             cache_type="f32" if exact else options.cache_type,
+            expert_memory=expert_memory(checkpoint),
             report=options.report,
         )
         return LanguageModel(checkpoint.name, decoder, tokenizer.result())

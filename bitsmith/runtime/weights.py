@@ -12,6 +12,7 @@ from bitsmith.models.arch.block import block_tensors
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.tensors import check_tensors, file_tensors
 from bitsmith.runtime.kernel import Kernel, Ops, Tensor, Weight
+from bitsmith.runtime.layer_inputs import LayerTable, LayerWeights
 from bitsmith.system.progress import Progress, Report, silent
 
 if TYPE_CHECKING:
@@ -94,18 +95,24 @@ class Block:
 
 @dataclass(frozen=True)
 class Weights:
-    """A whole model. If the embedding is tied, `output` is `embedding`."""
+    """A whole model. If the embedding is tied, `output` is `embedding`. layers: None without embeddings of layers"""
 
     embedding: Linear
     blocks: tuple[Block, ...]
     output_norm: Tensor
     output: Linear
+    layers: LayerWeights | None = None
 
-    @property
-    def token_bytes(self) -> int:
-        """Bytes of matrices in memory that one generated token reads, without its row of the embedding."""
-        linears = (linear for block in self.blocks for linear in block.linears.values())
-        return sum(linear.nbytes for linear in linears) + self.output.nbytes
+    def token_bytes(self, used: float) -> int:
+        """Bytes of matrices in memory that one generated token reads, without its row of the embedding.
+
+        used: share of the experts that a token passes
+        """
+        named = [pair for block in self.blocks for pair in block.linears.items()]
+        found = sum(linear.nbytes * (used if "_exps." in name else 1.0) for name, linear in named)
+        if self.layers is not None:
+            found += sum(linear.nbytes for linear in self.layers.projections)
+        return round(found) + self.output.nbytes
 
 
 def load_weights(
@@ -120,7 +127,7 @@ def load_weights(
         blocks.append(loader.block(layer))
     output = embedding if config.tied else loader.linear("output", bias=False)
     report(Progress("load", config.layers, config.layers, "layers"))
-    return Weights(embedding, tuple(blocks), loader.vector("output_norm.weight"), output)
+    return Weights(embedding, tuple(blocks), loader.vector("output_norm.weight"), output, loader.layers())
 
 
 @dataclass(frozen=True)
@@ -153,12 +160,27 @@ class WeightLoader:
         linears: dict[str, Linear] = {}
         for tensor in block_tensors(self.config, layer):
             if tensor.kind == "vector":
-                norms[tensor.name] = self.vector(f"{prefix}{tensor.name}.weight")
+                norms[tensor.key] = self.vector(f"{prefix}{tensor.name}.{tensor.ending}")
             elif tensor.kind == "experts":
                 linears |= self._experts(f"{prefix}{tensor.name}", tensor)
             else:
                 linears[tensor.name] = self.linear(f"{prefix}{tensor.name}", bias=tensor.bias)
         return Block(norms, linears)
+
+    def layers(self) -> LayerWeights | None:
+        """What the embeddings of layers are made of; None if the model has none."""
+        width = self.config.layer_width
+        if not width:
+            return None
+        whole = self._matrix("per_layer_model_proj")
+        parts = (whole.part(layer * width, width) for layer in range(self.config.layers))
+        return LayerWeights(
+            self.ops,
+            width,
+            LayerTable(self.read("per_layer_token_embd.weight")),
+            tuple(Linear(self.kernel, self.kernel.prepare(part), None, whole.input_rounding) for part in parts),
+            self.vector("per_layer_proj_norm.weight"),
+        )
 
     def _experts(self, name: str, tensor: BlockTensor) -> dict[str, Linear]:
         """The matrices of a stack, each as a linear."""

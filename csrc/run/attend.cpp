@@ -36,8 +36,22 @@ struct Running {
   float largest, total;
 };
 
+// c tanh(x scale / c) for all scores of a row; tanh(u) = (1 - exp(-2 |u|)) / (1 + exp(-2 |u|)) with the sign of u.
+void cap(float *scores, float scale, float softcap) {
+  for (int j = 0; j < kKeys; j += kLanes) {
+    const Floats u = load<Floats>(scores + j) * (scale / softcap);
+    const Floats e = exponential(absolute(u) * -2.0f);
+    const Floats size = (1.0f - e) / (1.0f + e) * softcap;
+    store(scores + j, as<Floats>(as<Ints>(size) | (as<Ints>(u) & INT32_MIN)));
+  }
+}
+
 // Turns the scores of one row in a block of keys into weights. Returns the factor for what was summed before.
-float soften(float *scores, int from, int to, float scale, Running &row) {
+float soften(float *scores, int from, int to, float scale, float softcap, Running &row) {
+  if (softcap != 0.0f) {
+    cap(scores, scale, softcap);
+    scale = 1.0f;
+  }
   float most = row.largest;
   for (int j = from; j < to; ++j) {
     scores[j] *= scale;
@@ -150,7 +164,8 @@ void attend(const Attention &task) {
   float *sums = scratch<float, 5>(static_cast<size_t>(rows) * width);
   Running *running = scratch<Running, 6>(rows);
   std::fill(sums, sums + static_cast<size_t>(rows) * width, 0.0f);
-  std::fill(running, running + rows, Running{-1e30f, 0.0f});
+  for (int row = 0; row < rows; ++row)
+    running[row] = task.sinks ? Running{task.sinks[row % task.group], 1.0f} : Running{-1e30f, 0.0f};
   alignas(64) float scores[kRows][kKeys];
 
   block.first = lowest(task, position(0));
@@ -169,7 +184,7 @@ void attend(const Attention &task) {
           std::fill(scores[i], scores[i] + kKeys, 0.0f);
           continue;
         }
-        const float kept = soften(scores[i], from, to, scale, running[row]);
+        const float kept = soften(scores[i], from, to, scale, task.softcap, running[row]);
         float *out = sums + static_cast<size_t>(row) * width;
         if (kept != 1.0f)
           for (int d = 0; d < width; d += kLanes) store(out + d, load<Floats>(out + d) * kept);

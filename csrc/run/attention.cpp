@@ -56,28 +56,40 @@ struct SelfAttention::Heads {
 };
 
 SelfAttention::SelfAttention(const AttentionShape &shape, Linear q, Linear k, Linear v, Linear output,
-                             std::vector<float> q_norm, std::vector<float> k_norm)
+                             std::vector<float> q_norm, std::vector<float> k_norm, std::vector<float> sinks)
     : shape_(shape),
       q_(std::move(q)),
       k_(std::move(k)),
       v_(std::move(v)),
       output_(std::move(output)),
       q_norm_(std::move(q_norm)),
-      k_norm_(std::move(k_norm)) {
+      k_norm_(std::move(k_norm)),
+      sinks_(std::move(sinks)),
+      ones_(shape.value_norms ? shape.head_dim : 0, 1.0f) {
   if (shape.layer < 0 || shape.kv_heads < 1 || shape.heads < 1 || shape.heads % shape.kv_heads || shape.head_dim < 1 ||
-      shape.rotation < -1 || shape.temperature_length < 1)
+      shape.rotation < -1 || shape.temperature_length < 1 || !q_.weight || !output_.weight || (v_.weight && !k_.weight))
     throw std::invalid_argument("the shape of an attention makes no sense.");
   const size_t q_size = shape.whole_norms ? shape.heads * shape.head_dim : shape.head_dim;
   const size_t k_size = shape.whole_norms ? shape.kv_heads * shape.head_dim : shape.head_dim;
-  if (!(q_norm_.empty() && k_norm_.empty()) && (q_norm_.size() != q_size || k_norm_.size() != k_size))
+  const bool normed = !q_norm_.empty();
+  if (q_norm_.size() != (normed ? q_size : 0) || k_norm_.size() != (normed && k_.weight ? k_size : 0))
     throw std::invalid_argument("a norm of q or k has the wrong length.");
+  if (!sinks_.empty() && static_cast<int>(sinks_.size()) != shape.heads)
+    throw std::invalid_argument("there must be a sink for each head.");
+}
+
+std::vector<const Linear *> SelfAttention::inputs() const {
+  std::vector<const Linear *> found{&q_};
+  for (const Linear *linear : {&k_, &v_})
+    if (linear->weight) found.push_back(linear);
+  return found;
 }
 
 void SelfAttention::check(int hidden) const {
   const int width = shape_.heads * shape_.head_dim, kv = shape_.kv_heads * shape_.head_dim;
   check_linear("q", q_, width, hidden);
-  check_linear("k", k_, kv, hidden);
-  check_linear("v", v_, kv, hidden);
+  if (k_.weight) check_linear("k", k_, kv, hidden);
+  if (v_.weight) check_linear("v", v_, kv, hidden);
   check_linear("output", output_, hidden, width);
 }
 
@@ -101,55 +113,75 @@ void SelfAttention::run(Compute &compute, Pass &pass, const Rows &x, float *out,
   heads.mix = compute.scratch(Scratch::mix, static_cast<size_t>(rows) * width);
   const Product qkv[3] = {
       {&q_, {x}, heads.q, heads.q_stride}, {&k_, {x}, heads.k, heads.stride}, {&v_, {x}, heads.v, heads.stride}};
-  compute.multiply(qkv, 3);
+  compute.multiply(qkv, v_.weight ? 3 : k_.weight ? 2 : 1);
   attend(compute, pass, heads);
   compute.round(heads.mix, width, rows, width, {&output_});
   compute.multiply(output_, {{heads.mix, static_cast<size_t>(width), rows}}, out, stride);
 }
 
-// Biases, norms and rotation of one position's heads; its keys and values go to the cache.
-void SelfAttention::place(const Kernels &kernels, Pass &pass, const Heads &heads, int row) const {
-  const int head_dim = shape_.head_dim, layer = shape_.layer, width = pass.cache.shape().layers[layer].width();
+// Biases and norms of a position's queries, keys or values, [count * head_dim]; norms behind the rotation come later.
+void SelfAttention::prepare(const Kernels &kernels, float *rows, int count, const Linear &linear,
+                            const std::vector<float> &norm) const {
+  const int head_dim = shape_.head_dim, size = count * head_dim;
+  if (!linear.bias.empty()) add(rows, linear.bias.data(), size);
+  if (norm.empty()) return;
+  if (shape_.whole_norms) return kernels.rms_norm(rows, norm.data(), size, shape_.norm_eps, rows);
+  for (int h = 0; h < count && !shape_.late_norms; ++h)
+    kernels.rms_norm(rows + h * head_dim, norm.data(), head_dim, shape_.norm_eps, rows + h * head_dim);
+}
+
+// A head of the position `at`, rotated.
+void SelfAttention::turn(const Kernels &kernels, const Pass &pass, int at, const float *from,
+                         const std::vector<float> &norm, float *to) const {
+  const bool rotates = shape_.rotation >= 0;
+  const Rotation::Tables *tables = rotates ? &pass.cache.rotation(shape_.rotation).tables(pass.stop) : nullptr;
+  const int dim = rotates ? pass.cache.rotation(shape_.rotation).dim : 0;
+  const size_t row = static_cast<size_t>(at) * (dim / 2);
+  rotate(from, dim, shape_.head_dim, rotates ? tables->cosines.data() + row : nullptr,
+         rotates ? tables->sines.data() + row : nullptr, shape_.interleaved, to);
+  if (shape_.late_norms && !norm.empty() && !shape_.whole_norms)
+    kernels.rms_norm(to, norm.data(), shape_.head_dim, shape_.norm_eps, to);
+}
+
+// Biases, norms and rotation of one position's queries.
+void SelfAttention::place_queries(const Kernels &kernels, Pass &pass, const Heads &heads, int row) const {
+  const int head_dim = shape_.head_dim, width = pass.cache.shape().layers[shape_.layer].width();
   const Pass::Sequence &sequence = pass.sequences[pass.sequence_of[row]];
   const int index = row - sequence.first, at = sequence.start + index;
-  const Rotation *rotation = shape_.rotation < 0 ? nullptr : &pass.cache.rotation(shape_.rotation);
-  const auto norm_head = [&](const std::vector<float> &norm, float *head) {
-    if (!norm.empty() && !shape_.whole_norms) kernels.rms_norm(head, norm.data(), head_dim, shape_.norm_eps, head);
-  };
-  const auto prepare = [&](float *rows, int count, const Linear &linear, const std::vector<float> &norm) {
-    const int size = count * head_dim;
-    if (!linear.bias.empty()) add(rows, linear.bias.data(), size);
-    if (!norm.empty() && shape_.whole_norms) kernels.rms_norm(rows, norm.data(), size, shape_.norm_eps, rows);
-    for (int h = 0; h < count && !shape_.late_norms; ++h) norm_head(norm, rows + h * head_dim);
-  };
-  const auto turn = [&](const float *from, const std::vector<float> &norm, float *to) {
-    rotate(from, rotation ? rotation->dim : 0, head_dim, rotation ? rotation->cosine(at) : nullptr,
-           rotation ? rotation->sine(at) : nullptr, shape_.interleaved, to);
-    if (shape_.late_norms) norm_head(norm, to);
-  };
   const float heat = std::log1p(static_cast<float>(at / shape_.temperature_length));
   const float factor = shape_.query_scale * (1.0f + shape_.temperature * heat);
   float *q = heads.q + row * heads.q_stride;
-  prepare(q, shape_.heads, q_, q_norm_);
+  prepare(kernels, q, shape_.heads, q_, q_norm_);
   const int group = shape_.heads / shape_.kv_heads;
   for (int h = 0; h < shape_.heads; ++h) {
     const size_t place = static_cast<size_t>(sequence.first) * shape_.kv_heads + h / group * sequence.count + index;
     float *turned = heads.turned + (place * group + h % group) * width;
-    turn(q + h * head_dim, q_norm_, turned);
+    turn(kernels, pass, at, q + h * head_dim, q_norm_, turned);
     scale(turned, factor, head_dim);
     std::fill(turned + head_dim, turned + width, 0.0f);
   }
+}
+
+// Biases, norms and rotation of one position's keys and values, which go to the cache.
+void SelfAttention::place_keys(const Kernels &kernels, Pass &pass, const Heads &heads, int row) const {
+  const int head_dim = shape_.head_dim, layer = shape_.layer, width = pass.cache.shape().layers[layer].width();
+  const Pass::Sequence &sequence = pass.sequences[pass.sequence_of[row]];
+  const int at = sequence.start + row - sequence.first;
   float *k = heads.k + row * heads.stride, *v = heads.v + row * heads.stride;
-  prepare(k, shape_.kv_heads, k_, k_norm_);
-  prepare(v, shape_.kv_heads, v_, {});
+  if (!v_.weight) std::copy(k, k + shape_.kv_heads * head_dim, v);
+  prepare(kernels, k, shape_.kv_heads, k_, k_norm_);
+  prepare(kernels, v, shape_.kv_heads, v_.weight ? v_ : k_, {});
   static thread_local std::vector<float> head;
   head.assign(width, 0.0f);
   const CacheType type = pass.cache.shape().type;
   for (int h = 0; h < shape_.kv_heads; ++h) {
     const size_t to = pass.cache.head(layer, sequence.slot, h) + at * pass.cache.row_bytes(layer);
-    turn(k + h * head_dim, k_norm_, head.data());
+    turn(kernels, pass, at, k + h * head_dim, k_norm_, head.data());
     kernels.keep(head.data(), width, type, pass.cache.keys() + to);
-    std::copy(v + h * head_dim, v + (h + 1) * head_dim, head.data());
+    if (ones_.empty())
+      std::copy(v + h * head_dim, v + (h + 1) * head_dim, head.data());
+    else
+      kernels.rms_norm(v + h * head_dim, ones_.data(), head_dim, shape_.norm_eps, head.data());
     kernels.keep(head.data(), width, type, pass.cache.values() + to);
   }
 }
@@ -158,7 +190,10 @@ void SelfAttention::attend(Compute &compute, Pass &pass, const Heads &heads) con
   const Stopwatch watch(compute.times().attention);
   const Kernels &kernels = compute.kernels();
   const int width = pass.cache.shape().layers[shape_.layer].width(), group = shape_.heads / shape_.kv_heads;
-  compute.each_row(pass.rows(), [&](int row) { place(kernels, pass, heads, row); });
+  compute.each_row(pass.rows(), [&](int row) {
+    place_queries(kernels, pass, heads, row);
+    if (k_.weight) place_keys(kernels, pass, heads, row);
+  });
   const std::vector<Tile> tiles = tiles_of(pass);
   compute.run(static_cast<int>(tiles.size()) * shape_.kv_heads, [&](int piece) {
     const Tile &tile = tiles[piece / shape_.kv_heads];
@@ -174,6 +209,8 @@ void SelfAttention::attend(Compute &compute, Pass &pass, const Heads &heads) con
     task.width = width;
     task.head_dim = shape_.head_dim;
     task.window = shape_.window;
+    task.softcap = shape_.softcap;
+    task.sinks = sinks_.empty() ? nullptr : sinks_.data() + static_cast<size_t>(h) * group;
     task.keys = {pass.cache.keys() + at, pass.cache.shape().type};
     task.values = {pass.cache.values() + at, pass.cache.shape().type};
     task.out_stride = static_cast<size_t>(shape_.heads) * shape_.head_dim;

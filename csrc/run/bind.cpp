@@ -40,8 +40,10 @@ void bind_pool(nb::module_ &m) {
 }
 
 void bind_matrix(nb::module_ &m) {
+  nb::class_<Arena>(m, "Arena").def(nb::init<>());
   nb::class_<Matrix>(m, "Matrix")
-      .def(nb::init<const std::string &, int, int>(), "layout"_a, "rows"_a, "cols"_a)
+      .def(nb::init<const std::string &, int, int, Arena *>(), "layout"_a, "rows"_a, "cols"_a,
+           "arena"_a.none() = nb::none())
       .def(
           "fill",
           [](Matrix &self, int first, int count, const Bytes &bytes, std::shared_ptr<Pool> pool) {
@@ -61,6 +63,8 @@ void bind_matrix(nb::module_ &m) {
       .def_prop_ro("packed", &Matrix::packed)
       .def_prop_ro("row_bytes", &Matrix::row_bytes)
       .def_prop_ro("nbytes", &Matrix::bytes);
+  nb::class_<File>(m, "File").def(nb::init<int>(), "descriptor"_a);
+  m.def("later_matrix", &Matrix::later, "layout"_a, "rows"_a, "cols"_a, "file"_a, "offset"_a);
   m.def(
       "view_matrix",
       [](const std::string &layout, int rows, int cols, const Bytes &data) {

@@ -18,6 +18,7 @@
 #include "attention.h"
 #include "bind.h"
 #include "experts.h"
+#include "layer_embedding.h"
 #include "mlp.h"
 #include "model.h"
 
@@ -70,12 +71,14 @@ void check(const Feed &feed, const CacheShape &cache) {
 }
 
 Made hidden(Model &model, const Tokens &tokens, const Numbers &slots, const Numbers &starts, const Numbers &counts,
-            Cache &cache) {
+            Cache &cache, const std::optional<Floats> &table) {
   const size_t rows = tokens.shape(0), n = tokens.shape(1), width = model.shape().hidden;
   if (slots.shape(0) != rows || starts.shape(0) != rows || counts.shape(0) != rows)
     throw std::invalid_argument("slots, starts and counts need one number a row of tokens.");
-  const Feed feed{tokens.data(), static_cast<int>(rows), static_cast<int>(n),
-                  slots.data(),  starts.data(),          counts.data()};
+  if (table && table->size() != rows * n * model.layer_inputs())
+    throw std::invalid_argument("there must be a row of the table of layers for each token.");
+  const Feed feed{tokens.data(), static_cast<int>(rows),         static_cast<int>(n), slots.data(), starts.data(),
+                  counts.data(), table ? table->data() : nullptr};
   check(feed, cache.shape());
   auto out = std::make_unique<float[]>(rows * n * width);  // zeros, where there is filler
   const auto no_signal = [] {                              // Ctrl-C is seen between layers
@@ -111,7 +114,7 @@ std::vector<Rotation> rotations_of(const std::vector<std::pair<Floats, Floats>> 
     if (cosines.ndim() != 2 || sines.ndim() != 2 || cosines.shape(0) != static_cast<size_t>(capacity) ||
         sines.shape(0) != cosines.shape(0) || sines.shape(1) != cosines.shape(1))
       throw std::invalid_argument("a cache needs a rotation of each of its positions.");
-    found.push_back({copied(cosines), copied(sines), 2 * static_cast<int>(cosines.shape(1))});
+    found.push_back({{copied(cosines), copied(sines)}, 2 * static_cast<int>(cosines.shape(1))});
   }
   return found;
 }
@@ -124,13 +127,22 @@ void bind_cache(nb::module_ &m) {
              const std::string &type, const std::vector<std::pair<Floats, Floats>> &rotations) {
             CacheShape shape{{}, batch, capacity, cache_type(type)};
             for (const auto &[kv_heads, head_dim] : heads) {
-              if (kv_heads < 1 || head_dim < 1) throw std::invalid_argument("a layer needs heads.");
+              if (kv_heads < 0 || head_dim < 1) throw std::invalid_argument("a layer needs heads.");
               shape.layers.push_back({kv_heads, head_dim});
             }
             if (batch < 1 || capacity < 0) throw std::invalid_argument("a cache needs at least one slot.");
             new (self) Cache(std::move(shape), rotations_of(rotations, capacity));
           },
           "heads"_a, "batch"_a, "capacity"_a, "type"_a, "rotations"_a)
+      .def(
+          "set_longer",
+          [](Cache &self, int number, int context, const Floats &cosines, const Floats &sines) {
+            if (number < 0 || number >= self.rotations() || context < 1 ||
+                cosines.size() != self.rotation(number).usual.cosines.size() || cosines.size() != sines.size())
+              throw std::invalid_argument("a longer rotation needs the size of a usual one.");
+            self.set_longer(number, context, {copied(cosines), copied(sines)});
+          },
+          "number"_a, "context"_a, "cosines"_a, "sines"_a)
       .def(
           "copy",
           [](Cache &self, Cache &other, const Numbers &lengths) {
@@ -160,34 +172,51 @@ void bind_operations(nb::module_ &m) {
   nb::class_<SelfAttention, Operation>(m, "Attention")
       .def(
           "__init__",
-          [](SelfAttention *self, const std::vector<Linear> &linears, std::optional<Floats> q_norm,
-             std::optional<Floats> k_norm, int layer, int heads, int kv_heads, int head_dim, float norm_eps, int window,
-             int rotation, bool interleaved, bool whole_norms, bool late_norms, float query_scale, float temperature,
-             int temperature_length) {
+          [](SelfAttention *self, const std::vector<std::optional<Linear>> &linears, std::optional<Floats> q_norm,
+             std::optional<Floats> k_norm, std::optional<Floats> sinks, int layer, int heads, int kv_heads,
+             int head_dim, float norm_eps, int window, int rotation, bool interleaved, bool whole_norms,
+             bool late_norms, float query_scale, float temperature, int temperature_length, float softcap,
+             bool value_norms) {
             if (linears.size() != 4) throw std::invalid_argument("attention has q, k, v and output.");
-            new (self) SelfAttention({layer, heads, kv_heads, head_dim, norm_eps, window, rotation, interleaved,
-                                      whole_norms, late_norms, query_scale, temperature, temperature_length},
-                                     linears[0], linears[1], linears[2], linears[3], given(q_norm), given(k_norm));
+            const auto at = [&](int i) { return linears[i].value_or(Linear{}); };
+            new (self)
+                SelfAttention({layer, heads, kv_heads, head_dim, norm_eps, window, rotation, interleaved, whole_norms,
+                               late_norms, query_scale, temperature, temperature_length, softcap, value_norms},
+                              at(0), at(1), at(2), at(3), given(q_norm), given(k_norm), given(sinks));
           },
-          "linears"_a, "q_norm"_a.none(), "k_norm"_a.none(), nb::kw_only(), "layer"_a, "heads"_a, "kv_heads"_a,
-          "head_dim"_a, "norm_eps"_a, "window"_a, "rotation"_a, "interleaved"_a, "whole_norms"_a, "late_norms"_a,
-          "query_scale"_a, "temperature"_a, "temperature_length"_a);
+          "linears"_a, "q_norm"_a.none(), "k_norm"_a.none(), "sinks"_a.none(), nb::kw_only(), "layer"_a, "heads"_a,
+          "kv_heads"_a, "head_dim"_a, "norm_eps"_a, "window"_a, "rotation"_a, "interleaved"_a, "whole_norms"_a,
+          "late_norms"_a, "query_scale"_a, "temperature"_a, "temperature_length"_a, "softcap"_a, "value_norms"_a);
   nb::class_<Mlp, Operation>(m, "Mlp").def(
       "__init__",
       [](Mlp *self, const std::string &activation, const Linear &gate, const Linear &up, const Linear &down) {
         new (self) Mlp(activation_named(activation), gate, up, down);
       },
       "activation"_a, "gate"_a, "up"_a, "down"_a);
+  nb::class_<LayerEmbedding, Operation>(m, "LayerEmbedding")
+      .def(
+          "__init__",
+          [](LayerEmbedding *self, const std::string &activation, int layer, const Linear &gate,
+             const Linear &projection) {
+            if (layer < 0) throw std::invalid_argument("a layer's number must be at least 0.");
+            new (self) LayerEmbedding(activation_named(activation), layer, gate, projection);
+          },
+          "activation"_a, "layer"_a, "gate"_a, "projection"_a);
+  nb::class_<Residency>(m, "Residency")
+      .def(nb::init<size_t>(), "limit"_a)
+      .def_prop_ro("limit", &Residency::limit)
+      .def_prop_ro("fetched", &Residency::fetched);
   nb::class_<Experts, Operation>(m, "Experts")
       .def(
           "__init__",
           [](Experts *self, const std::string &activation, const Linear &router, std::vector<Linear> gates,
-             std::vector<Linear> ups, std::vector<Linear> downs, int used, bool chosen, bool normalize) {
+             std::vector<Linear> ups, std::vector<Linear> downs, std::shared_ptr<Residency> residency, int used,
+             bool chosen, bool normalize) {
             new (self) Experts(activation_named(activation), {used, chosen, normalize}, router, std::move(gates),
-                               std::move(ups), std::move(downs));
+                               std::move(ups), std::move(downs), std::move(residency));
           },
-          "activation"_a, "router"_a, "gates"_a, "ups"_a, "downs"_a, nb::kw_only(), "used"_a, "chosen"_a,
-          "normalize"_a);
+          "activation"_a, "router"_a, "gates"_a, "ups"_a, "downs"_a, "residency"_a.none(), nb::kw_only(), "used"_a,
+          "chosen"_a, "normalize"_a);
 }
 
 void bind_models(nb::module_ &m) {
@@ -205,15 +234,22 @@ void bind_models(nb::module_ &m) {
       .def(
           "add_part",
           [](Model &self, std::shared_ptr<Operation> operation, std::optional<Floats> before,
-             std::optional<Floats> after) { self.add_part({std::move(operation), given(before), given(after)}); },
-          "operation"_a, "before"_a.none(), "after"_a.none())
+             std::optional<Floats> after,
+             float scale) { self.add_part({std::move(operation), given(before), given(after), scale}); },
+          "operation"_a, "before"_a.none(), "after"_a.none(), "scale"_a = 1.0f)
+      .def(
+          "set_layer_inputs",
+          [](Model &self, const Linear &projection, const Floats &norm) {
+            self.set_layer_inputs(projection, copied(norm));
+          },
+          "projection"_a, "norm"_a)
       .def(
           "set_ends",
           [](Model &self, std::shared_ptr<Matrix> embedding, const Floats &norm, std::shared_ptr<Matrix> output) {
             self.set_ends(std::move(embedding), copied(norm), std::move(output));
           },
           "embedding"_a, "norm"_a, "output"_a)
-      .def("hidden", &hidden, "tokens"_a, "slots"_a, "starts"_a, "counts"_a, "cache"_a)
+      .def("hidden", &hidden, "tokens"_a, "slots"_a, "starts"_a, "counts"_a, "cache"_a, "table"_a.none() = nb::none())
       .def("logits", &logits, "hidden"_a)
       .def(
           "set_reading",

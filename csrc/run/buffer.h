@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <new>
 #include <utility>
 
@@ -41,6 +42,33 @@ class Buffer {
  private:
   uint8_t *data_ = nullptr;
   size_t size_ = 0;
+};
+
+// Memory of many matrices in few buffers, so that small ones lie in large pages too. What is taken is freed when all of
+// its buffer is.
+class Arena {
+ public:
+  struct Room {
+    std::shared_ptr<Buffer> buffer;
+    uint8_t *data = nullptr;
+  };
+  Room take(size_t size) {
+    constexpr size_t kChunk = size_t{64} << 20;
+    if (size > kChunk / 2) return whole(size);
+    if (!chunk_ || used_ + size > kChunk) chunk_ = std::make_shared<Buffer>(kChunk), used_ = 0;
+    const Room room{chunk_, chunk_->data() + used_};
+    used_ += (size + 63) / 64 * 64;
+    return room;
+  }
+  // A buffer of its own.
+  static Room whole(size_t size) {
+    auto buffer = std::make_shared<Buffer>(size);
+    return {buffer, buffer->data()};
+  }
+
+ private:
+  std::shared_ptr<Buffer> chunk_;
+  size_t used_ = 0;
 };
 
 // Numbers that begin with a line of the cache, and grow on demand; growing forgets them.

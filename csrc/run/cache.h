@@ -1,6 +1,7 @@
 // Keys and values of all layers, and the rotations of their positions.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "buffer.h"
@@ -8,19 +9,23 @@
 
 namespace bitsmith {
 
-// What a layer keeps of each position.
+// What a layer keeps of each position; no heads if it uses those of another layer.
 struct KeptHeads {
   int kv_heads, head_dim;
   int width() const { return (head_dim + 31) / 32 * 32; }
   bool operator==(const KeptHeads &other) const { return kv_heads == other.kv_heads && head_dim == other.head_dim; }
 };
 
-// The rotation of each position: cosines and sines [capacity, dim / 2]. The first `dim` of a head are turned.
+// The rotation of each position. The first `dim` of a head are turned.
 struct Rotation {
-  std::vector<float> cosines, sines;
+  struct Tables {
+    std::vector<float> cosines, sines;  // [capacity, dim / 2]
+  };
+  Tables usual;
   int dim;
-  const float *cosine(int position) const { return cosines.data() + static_cast<size_t>(position) * (dim / 2); }
-  const float *sine(int position) const { return sines.data() + static_cast<size_t>(position) * (dim / 2); }
+  int context = 0;  // LongRoPE: passes that end beyond so many positions take `longer`; 0 for never
+  Tables longer = {};
+  const Tables &tables(int stop) const { return context && stop > context ? longer : usual; }
 };
 
 // A cache has `batch` slots, each with room for one sequence of `capacity` positions. How many of them are filled, its
@@ -37,6 +42,10 @@ class Cache {
 
   const CacheShape &shape() const { return shape_; }
   const Rotation &rotation(int number) const { return rotations_[number]; }
+  void set_longer(int number, int context, Rotation::Tables tables) {
+    rotations_[number].context = context;
+    rotations_[number].longer = std::move(tables);
+  }
   int rotations() const { return static_cast<int>(rotations_.size()); }
   size_t row_bytes(int layer) const { return cache_row_bytes(shape_.type, shape_.layers[layer].width()); }
   // where a head's rows begin

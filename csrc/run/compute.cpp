@@ -48,6 +48,13 @@ int Compute::panels_of_a_piece(const Matrix &w, int rows, int left) const {
   return std::clamp(left / (3 * threads) / 2 * 2, 2, kTiledPanels);
 }
 
+// Ask memory for the first bytes of groups of rows of w that a single row will be multiplied with.
+void Compute::fetch_start(const Matrix &w, int rows, int first) const {
+  if (rows != 1 || !w.packed()) return;
+  const uint8_t *from = w.panels().data + first * w.panels().panel_bytes();
+  for (int at = 0; at < packed_reading_.far; at += 64) __builtin_prefetch(from + at, 0, 2);
+}
+
 void Compute::multiply(const Product *products, int count) {
   const Stopwatch watch(times_.products);
   pieces_.clear();
@@ -66,6 +73,10 @@ void Compute::multiply(const Product *products, int count) {
   pool_->run(static_cast<int>(pieces_.size()), [&](int at) {
     const Piece &piece = pieces_[at];
     const Product &product = products[piece.product];
+    if (at + pool_->threads() < static_cast<int>(pieces_.size())) {
+      const Piece &later = pieces_[at + pool_->threads()];  // most likely this thread's next
+      fetch_start(*products[later.product].linear->weight, products[later.product].x.floats.count, later.first);
+    }
     multiply_part(product.x, *product.linear->weight, piece.first, piece.count, product.out + piece.first * kPanelRows,
                   product.stride);
   });

@@ -63,7 +63,7 @@ inline void scale(float *x, float factor, size_t n) {
 }
 
 // Memory that all operations of a model use one after the other, by what lies in it.
-enum class Scratch { hidden, normed, added, q, k, v, turned, mix, gate, up, scores, gathered };
+enum class Scratch { hidden, normed, added, q, k, v, turned, mix, gate, up, scores, gathered, layers };
 
 class Compute {
  public:
@@ -73,6 +73,7 @@ class Compute {
       : kernels_(bitsmith::kernels(isa)), pool_(std::move(pool)), exact_(exact), fine_(fine) {}
 
   const Kernels &kernels() const { return kernels_; }
+  Pool &pool() { return *pool_; }
   RoundedBuffer &rounded() { return rounded_; }
   Times &times() { return times_; }
   // How packed matrices, and float matrices, are read for a single row.
@@ -116,6 +117,7 @@ class Compute {
   bool halves(const Matrix &w) const;
   bool tiled(const Matrix &w, int rows) const;
   int panels_of_a_piece(const Matrix &w, int rows, int left) const;
+  void fetch_start(const Matrix &w, int rows, int first) const;
   void multiply_part(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const;
   void multiply_rows(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const;
 
@@ -126,7 +128,7 @@ class Compute {
   Times times_;
   RoundedBuffer rounded_;
   std::vector<Piece> pieces_;
-  std::array<std::vector<float>, static_cast<int>(Scratch::gathered) + 1> scratch_;
+  std::array<std::vector<float>, static_cast<int>(Scratch::layers) + 1> scratch_;
 };
 
 }  // namespace bitsmith

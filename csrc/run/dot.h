@@ -17,6 +17,33 @@ constexpr bool kWideAsTheyAre = true;
 constexpr bool kWideAsTheyAre = false;
 #endif
 
+// Products of bytes, added in pairs, as halves of words.
+#if defined(__AVX512BW__) && !defined(__AVX512VNNI__)
+#define BITSMITH_HALVES 1
+BITSMITH_INLINE Words pairs(Words codes, int32_t x) {
+  return as<Words>(_mm512_maddubs_epi16(as<__m512i>(codes), _mm512_set1_epi32(x)));
+}
+BITSMITH_INLINE Words add_halves(Words a, Words b) {
+  return as<Words>(_mm512_add_epi16(as<__m512i>(a), as<__m512i>(b)));
+}
+BITSMITH_INLINE Ints words_of(Words halves) {
+  return as<Ints>(_mm512_madd_epi16(as<__m512i>(halves), _mm512_set1_epi16(1)));
+}
+#elif defined(__AVX2__) && !defined(__AVX512BW__) && !defined(__AVXVNNI__)
+#define BITSMITH_HALVES 1
+BITSMITH_INLINE Words pairs(Words codes, int32_t x) {
+  return as<Words>(_mm256_maddubs_epi16(as<__m256i>(codes), _mm256_set1_epi32(x)));
+}
+BITSMITH_INLINE Words add_halves(Words a, Words b) {
+  return as<Words>(_mm256_add_epi16(as<__m256i>(a), as<__m256i>(b)));
+}
+BITSMITH_INLINE Ints words_of(Words halves) {
+  return as<Ints>(_mm256_madd_epi16(as<__m256i>(halves), _mm256_set1_epi16(1)));
+}
+#else
+#define BITSMITH_HALVES 0
+#endif
+
 // Adds to each lane of `total` the products of its four codes with the four signed bytes of x. x must not hold -128.
 template <bool wide>
 BITSMITH_INLINE Ints dot4(Ints total, Words codes, int32_t x) {
@@ -61,5 +88,37 @@ BITSMITH_INLINE Ints dot4(Ints total, Words codes, int32_t x) {
   return total;
 #endif
 }
+
+// Sums of such products, one of each lane. Where processors have no VNNI, products of narrow codes are added in 16 bits
+// as long as they fit, which takes half as many instructions.
+template <int bits, bool wide>
+class Sums {
+ public:
+  BITSMITH_INLINE void start(Ints total) { total_ = total; }
+
+  // j: number of the word in its run. last: whether no other word follows
+  BITSMITH_INLINE void add(Words codes, int32_t x, int j, bool last) {
+#if BITSMITH_HALVES
+    if constexpr (!wide && kTogether > 1) {
+      halves_ = add_halves(halves_, pairs(codes, x));
+      if (last || j % kTogether == kTogether - 1) {
+        total_ += words_of(halves_);
+        halves_ = Words{};
+      }
+      return;
+    }
+#endif
+    static_cast<void>(j), static_cast<void>(last);
+    total_ = dot4<wide>(total_, codes, x);
+  }
+  BITSMITH_INLINE Ints total() const { return total_; }
+
+ private:
+  static constexpr int kFits = 32767 / (2 * 127 * ((1 << bits) - 1));
+  static constexpr int kTogether = kFits >= 8 ? 8 : kFits >= 4 ? 4 : kFits >= 2 ? 2 : 1;
+
+  Ints total_{};
+  Words halves_{};
+};
 
 }  // namespace bitsmith::BITSMITH_ISA

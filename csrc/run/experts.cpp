@@ -49,16 +49,25 @@ struct Experts::Routes {
   std::vector<float> weights;  // [places]
 
   int count() const { return static_cast<int>(token_of.size()); }
+  int begin(Slice slice) const { return active[slice.first].first; }
+  int count(Slice slice) const { return active[slice.end - 1].first + active[slice.end - 1].count - begin(slice); }
+};
+
+// What lies between the products, [places, stride] each.
+struct Experts::Buffers {
+  float *gate, *up, *down;
+  size_t stride, down_stride;
 };
 
 Experts::Experts(Activation activation, const Routing &routing, Linear router, std::vector<Linear> gates,
-                 std::vector<Linear> ups, std::vector<Linear> downs)
+                 std::vector<Linear> ups, std::vector<Linear> downs, std::shared_ptr<Residency> residency)
     : activation_(activation),
       routing_(routing),
       router_(std::move(router)),
       gates_(std::move(gates)),
       ups_(std::move(ups)),
-      downs_(std::move(downs)) {
+      downs_(std::move(downs)),
+      residency_(std::move(residency)) {
   const size_t count = gates_.size();
   if (!count || ups_.size() != count || downs_.size() != count || routing.used < 1 ||
       routing.used > static_cast<int>(count))
@@ -75,7 +84,7 @@ void Experts::check(int hidden) const {
   }
 }
 
-void Experts::route(Compute &compute, const Rows &x, Routes &routes) const {
+Experts::Routes Experts::route(Compute &compute, const Rows &x) const {
   const int rows = x.count, count = static_cast<int>(gates_.size()), used = routing_.used;
   const size_t stride = padded(count);
   float *scores = compute.scratch(Scratch::scores, rows * stride);
@@ -87,18 +96,19 @@ void Experts::route(Compute &compute, const Rows &x, Routes &routes) const {
     choose(scores + row * stride, count, routing_, &chosen[static_cast<size_t>(row) * used],
            &weights[static_cast<size_t>(row) * used]);
   });
-  std::vector<int> seen(count + 1);
-  for (const int expert : chosen) ++seen[expert + 1];
+  Routes routes;
+  std::vector<int> next(count + 1);  // places that are taken, by expert
+  for (const int expert : chosen) ++next[expert + 1];
   for (int e = 0; e < count; ++e) {
-    if (seen[e + 1]) routes.active.push_back({e, seen[e], seen[e + 1]});
-    seen[e + 1] += seen[e];
+    if (next[e + 1]) routes.active.push_back({e, next[e], next[e + 1]});
+    next[e + 1] += next[e];
   }
   routes.token_of.resize(chosen.size());
   routes.group_of.resize(chosen.size());
   routes.places.resize(chosen.size());
   routes.weights.resize(chosen.size());
   for (size_t i = 0; i < chosen.size(); ++i) {
-    const int place = seen[chosen[i]]++;
+    const int place = next[chosen[i]]++;
     routes.token_of[place] = static_cast<int>(i) / used;
     routes.places[i] = place;
     routes.weights[place] = weights[i];
@@ -107,74 +117,97 @@ void Experts::route(Compute &compute, const Rows &x, Routes &routes) const {
     std::fill_n(routes.group_of.begin() + routes.active[a].first, routes.active[a].count, static_cast<int>(a));
   for (int row = 0; row < rows; ++row)  // sums do not depend on the order of scores
     std::sort(routes.places.begin() + row * used, routes.places.begin() + (row + 1) * used);
+  return routes;
 }
 
-// gate, up: [places, width], of the tokens gathered
-void Experts::first_products(Compute &compute, const Rows &x, const Routes &routes, float *gate, float *up) const {
-  const int hidden = gates_.front().weight->cols();
-  const size_t stride = padded(gates_.front().weight->rows());
-  float *gathered = compute.scratch(Scratch::gathered, static_cast<size_t>(routes.count()) * hidden);
+// The next experts whose matrices lie in memory together.
+Experts::Slice Experts::fetched(Compute &compute, const Routes &routes, size_t first) const {
+  if (!residency_) return {first, routes.active.size()};
+  std::vector<Matrix *> wanted;
+  size_t bytes = 0, end = first;
+  for (; end < routes.active.size(); ++end) {
+    const int e = routes.active[end].expert;
+    Matrix *own[3] = {gates_[e].weight.get(), ups_[e].weight.get(), downs_[e].weight.get()};
+    for (const Matrix *matrix : own) bytes += matrix->on_demand() ? matrix->bytes() : 0;
+    if (end > first && bytes > residency_->limit()) break;
+    wanted.insert(wanted.end(), own, own + 3);
+  }
+  residency_->need(wanted, compute.pool());
+  return {first, end};
+}
+
+// gate, up: of the tokens gathered
+void Experts::first_products(Compute &compute, const Rows &x, const Routes &routes, Slice slice,
+                             const Buffers &to) const {
+  const int hidden = gates_.front().weight->cols(), begin = routes.begin(slice);
+  float *gathered = compute.scratch(Scratch::gathered, static_cast<size_t>(routes.count(slice)) * hidden);
   RoundedBuffer &rounded = compute.rounded();
   rounded.start(hidden);
   std::vector<Product> products;
-  for (const Routes::Active &active : routes.active) {
+  for (size_t a = slice.first; a < slice.end; ++a) {
+    const Routes::Active &active = routes.active[a];
     const Linear *both[2] = {&gates_[active.expert], &ups_[active.expert]};
     const int group = rounded.add(compute.roundings({both[0], both[1]}, active.count), active.count);
-    const float *from = gathered + static_cast<size_t>(active.first) * hidden;
+    const float *from = gathered + static_cast<size_t>(active.first - begin) * hidden;
     const Input input{{from, static_cast<size_t>(hidden), active.count}, group};
-    products.push_back({both[0], input, gate + active.first * stride, stride});
-    products.push_back({both[1], input, up + active.first * stride, stride});
+    products.push_back({both[0], input, to.gate + active.first * to.stride, to.stride});
+    products.push_back({both[1], input, to.up + active.first * to.stride, to.stride});
   }
   rounded.reserve();
-  compute.each_row(routes.count(), [&](int place) {
-    float *own = gathered + static_cast<size_t>(place) * hidden;
+  compute.each_row(routes.count(slice), [&](int row) {
+    const int place = begin + row, a = routes.group_of[place];
+    float *own = gathered + static_cast<size_t>(row) * hidden;
     std::copy_n(x.data + routes.token_of[place] * x.stride, hidden, own);
-    const int group = routes.group_of[place];
-    rounded.round(compute.kernels(), group, place - routes.active[group].first, own);
+    rounded.round(compute.kernels(), a - static_cast<int>(slice.first), place - routes.active[a].first, own);
   });
   compute.multiply(products.data(), static_cast<int>(products.size()));
 }
 
-// down: [places, hidden], without bias
-void Experts::second_product(Compute &compute, const Routes &routes, float *gate, float *up, float *down) const {
-  const int width = gates_.front().weight->rows();
-  const size_t stride = padded(width), out_stride = padded(downs_.front().weight->rows());
+// down: without bias
+void Experts::second_product(Compute &compute, const Routes &routes, Slice slice, const Buffers &to) const {
+  const int width = gates_.front().weight->rows(), begin = routes.begin(slice);
   RoundedBuffer &rounded = compute.rounded();
   rounded.start(width);
   std::vector<Product> products;
-  for (const Routes::Active &active : routes.active) {
+  for (size_t a = slice.first; a < slice.end; ++a) {
+    const Routes::Active &active = routes.active[a];
     const Linear *linear = &downs_[active.expert];
     const int group = rounded.add(compute.roundings({linear}, active.count), active.count);
-    const Input input{{gate + active.first * stride, stride, active.count}, group};
-    products.push_back({linear, input, down + active.first * out_stride, out_stride});
+    const Input input{{to.gate + active.first * to.stride, to.stride, active.count}, group};
+    products.push_back({linear, input, to.down + active.first * to.down_stride, to.down_stride});
   }
   rounded.reserve();
-  compute.each_row(routes.count(), [&](int place) {
-    const int group = routes.group_of[place], expert = routes.active[group].expert;
-    float *own = gate + place * stride;
-    gated(compute.kernels(), activation_, own, bias_of(gates_[expert]), up + place * stride, bias_of(ups_[expert]),
-          width);
-    rounded.round(compute.kernels(), group, place - routes.active[group].first, own);
+  compute.each_row(routes.count(slice), [&](int row) {
+    const int place = begin + row, a = routes.group_of[place], expert = routes.active[a].expert;
+    float *own = to.gate + place * to.stride;
+    gated(compute.kernels(), activation_, own, bias_of(gates_[expert]), to.up + place * to.stride,
+          bias_of(ups_[expert]), width);
+    rounded.round(compute.kernels(), a - static_cast<int>(slice.first), place - routes.active[a].first, own);
   });
   compute.multiply(products.data(), static_cast<int>(products.size()));
 }
 
 void Experts::run(Compute &compute, Pass &, const Rows &x, float *out, size_t stride) const {
   const int hidden = gates_.front().weight->cols();
-  const size_t inner = padded(gates_.front().weight->rows()), down_stride = padded(hidden);
-  Routes routes;
-  route(compute, x, routes);
-  float *gate = compute.scratch(Scratch::gate, routes.count() * inner);
-  float *up = compute.scratch(Scratch::up, routes.count() * inner);
-  float *down = compute.scratch(Scratch::mix, routes.count() * down_stride);
-  first_products(compute, x, routes, gate, up);
-  second_product(compute, routes, gate, up, down);
+  const Routes routes = route(compute, x);
+  Buffers buffers{};
+  buffers.stride = padded(gates_.front().weight->rows());
+  buffers.down_stride = padded(hidden);
+  buffers.gate = compute.scratch(Scratch::gate, routes.count() * buffers.stride);
+  buffers.up = compute.scratch(Scratch::up, routes.count() * buffers.stride);
+  buffers.down = compute.scratch(Scratch::mix, routes.count() * buffers.down_stride);
+  for (size_t first = 0; first < routes.active.size();) {
+    const Slice slice = fetched(compute, routes, first);
+    first_products(compute, x, routes, slice, buffers);
+    second_product(compute, routes, slice, buffers);
+    first = slice.end;
+  }
   compute.each_row(x.count, [&](int row) {
     float *to = out + row * stride;
     std::fill_n(to, hidden, 0.0f);
     for (int i = 0; i < routing_.used; ++i) {
       const int place = routes.places[static_cast<size_t>(row) * routing_.used + i];
-      const float weight = routes.weights[place], *from = down + place * down_stride;
+      const float weight = routes.weights[place], *from = buffers.down + place * buffers.down_stride;
       const float *bias = bias_of(downs_[routes.active[routes.group_of[place]].expert]);
       for (int k = 0; k < hidden; ++k) to[k] += weight * (bias ? from[k] + bias[k] : from[k]);
     }

@@ -3,6 +3,7 @@
 
 #include "gate.h"
 #include "operation.h"
+#include "residency.h"
 
 namespace bitsmith {
 
@@ -15,8 +16,9 @@ struct Routing {
 class Experts : public Operation {
  public:
   // gates, ups, downs: one of each expert
+  // residency: keeps those of them that are fetched on demand; null if all lie in memory
   Experts(Activation activation, const Routing &routing, Linear router, std::vector<Linear> gates,
-          std::vector<Linear> ups, std::vector<Linear> downs);
+          std::vector<Linear> ups, std::vector<Linear> downs, std::shared_ptr<Residency> residency);
 
   void check(int hidden) const override;
   std::vector<const Linear *> inputs() const override { return {}; }  // rows are gathered and rounded by expert
@@ -24,15 +26,22 @@ class Experts : public Operation {
 
  private:
   struct Routes;
+  struct Buffers;
 
-  void route(Compute &compute, const Rows &x, Routes &routes) const;
-  void first_products(Compute &compute, const Rows &x, const Routes &routes, float *gate, float *up) const;
-  void second_product(Compute &compute, const Routes &routes, float *gate, float *up, float *down) const;
+  struct Slice {  // of the experts that some token uses
+    size_t first, end;
+  };
+
+  Routes route(Compute &compute, const Rows &x) const;
+  Slice fetched(Compute &compute, const Routes &routes, size_t first) const;
+  void first_products(Compute &compute, const Rows &x, const Routes &routes, Slice slice, const Buffers &to) const;
+  void second_product(Compute &compute, const Routes &routes, Slice slice, const Buffers &to) const;
 
   Activation activation_;
   Routing routing_;
   Linear router_;
   std::vector<Linear> gates_, ups_, downs_;
+  std::shared_ptr<Residency> residency_;
 };
 
 }  // namespace bitsmith

@@ -68,7 +68,9 @@ struct Attention {
   int group;             // heads that share keys and values
   int width;             // of a head, padded with zeros to a multiple of 32
   int head_dim;
-  int window;  // 0: all earlier keys
+  int window;          // 0: all earlier keys
+  float softcap;       // c tanh(score / c) is taken of scores; 0 for none
+  const float *sinks;  // [group], scores of a further key without a value; null for none
   HeadRows keys, values;
   float *out;  // [positions, out_stride]: [group, head_dim]
   size_t out_stride;

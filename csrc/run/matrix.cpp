@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 namespace bitsmith {
@@ -71,9 +72,45 @@ Matrix::Matrix(Unfilled, const std::string &layout, int rows, int cols) : rows_(
   throw std::invalid_argument("the C++ core has no products with " + layout + ".");
 }
 
-Matrix::Matrix(const std::string &layout, int rows, int cols) : Matrix(Unfilled{}, layout, rows, cols) {
-  own_ = Buffer(packed_ ? static_cast<size_t>(row_panels()) * kPanelRows * row_bytes_ : bytes());
-  data_ = own_.data();
+File::File(int descriptor) : descriptor_(dup(descriptor)) {
+  if (descriptor_ < 0) throw std::runtime_error("a file cannot be kept open.");
+}
+
+File::~File() { close(descriptor_); }
+
+Matrix::Matrix(const std::string &layout, int rows, int cols, Arena *arena) : Matrix(Unfilled{}, layout, rows, cols) {
+  allocate(arena);
+}
+
+void Matrix::allocate(Arena *arena) {
+  const size_t size = packed_ ? static_cast<size_t>(row_panels()) * kPanelRows * row_bytes_ : bytes();
+  own_ = arena ? arena->take(size) : Arena::whole(size);
+  data_ = own_.data;
+}
+
+std::shared_ptr<Matrix> Matrix::later(const std::string &layout, int rows, int cols, std::shared_ptr<File> file,
+                                      int64_t offset) {
+  std::shared_ptr<Matrix> matrix(new Matrix(Unfilled{}, layout, rows, cols));
+  matrix->file_ = std::move(file);
+  matrix->offset_ = offset;
+  return matrix;
+}
+
+void Matrix::fetch(Pool &pool) {
+  if (data_) return;
+  allocate(nullptr);
+  try {
+    read(file_->descriptor(), offset_, pool);
+  } catch (const std::exception &) {
+    forget();
+    throw;
+  }
+}
+
+void Matrix::forget() {
+  if (!file_) return;
+  own_ = {};
+  data_ = nullptr;
 }
 
 std::shared_ptr<Matrix> Matrix::view(const std::string &layout, int rows, int cols, const uint8_t *data) {
@@ -92,7 +129,7 @@ std::shared_ptr<Matrix> Matrix::view_panels(const std::string &layout, int rows,
 
 void Matrix::place(int panel, const uint8_t *bytes) {
   const int first = panel * kPanelRows, rows = std::min(kPanelRows, rows_ - first);
-  uint8_t *to = own_.data() + static_cast<size_t>(first) * row_bytes_;
+  uint8_t *to = own_.data + static_cast<size_t>(first) * row_bytes_;
   if (packed_) {
     interleave(layout_of(type_), bytes, row_bytes_, rows, panels().blocks(), to);
     kernels(chosen_isa()).repack(type_, panels().blocks(), to);
@@ -103,7 +140,7 @@ void Matrix::place(int panel, const uint8_t *bytes) {
 
 void Matrix::fill(int first, int count, const uint8_t *bytes, size_t size, Pool &pool) {
   if (first < 0 || count < 0 || first % kPanelRows || first + count > rows_ ||
-      (count % kPanelRows && first + count != rows_) || size != count * row_bytes_ || !own_.data())
+      (count % kPanelRows && first + count != rows_) || size != count * row_bytes_ || !own_.data)
     throw std::invalid_argument("rows " + std::to_string(first) + ".." + std::to_string(first + count) + " in " +
                                 std::to_string(size) + " bytes do not fit a matrix of " + std::to_string(rows_) +
                                 " rows of " + std::to_string(row_bytes_) + " bytes.");

@@ -1,6 +1,7 @@
 #include "model.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 
@@ -11,6 +12,7 @@ Pass::Pass(const Feed &feed, Cache &cache) : cache(cache) {
   for (int i = 0; i < feed.rows; ++i) {
     const int start = static_cast<int>(feed.starts[i]), count = static_cast<int>(feed.counts[i]);
     sequences.push_back({static_cast<int>(feed.slots[i]), start, count, rows()});
+    stop = std::max(stop, start + count);
     sequence_of.insert(sequence_of.end(), count, i);
   }
 }
@@ -58,6 +60,7 @@ void Model::hidden(const Feed &feed, Cache &cache, float *out, const std::functi
     embedding_->decode(compute_->kernels(), static_cast<int>(token(row)), x + row * hidden);
     scale(x + row * hidden, shape_.embedding_scale, hidden);
   });
+  if (projection_.weight) add_layer_inputs(feed, pass, x);
   for (const Part &part : parts_) {
     if (pass.rows() > 1 && !go_on()) throw Interrupted{};
     run_part(part, pass, x);
@@ -69,7 +72,40 @@ void Model::hidden(const Feed &feed, Cache &cache, float *out, const std::functi
   }
 }
 
-// x += norm(operation(norm(x)))
+// For each token and layer, (norm(projection(x) / sqrt(hidden)) + row of the table * sqrt(width)) / sqrt(2).
+void Model::add_layer_inputs(const Feed &feed, Pass &pass, const float *x) {
+  if (!feed.table) throw std::invalid_argument("the model needs rows of the table of layers.");
+  const int rows = pass.rows(), all = projection_.weight->rows(), width = static_cast<int>(layer_norm_.size());
+  const size_t hidden = shape_.hidden, stride = padded(all);
+  float *to = compute_->scratch(Scratch::layers, rows * stride);
+  compute_->round(x, hidden, rows, shape_.hidden, {&projection_});
+  compute_->multiply(projection_, {{x, hidden, rows}}, to, stride);
+  const float shrink = 1.0f / std::sqrt(static_cast<float>(hidden)), grow = std::sqrt(static_cast<float>(width));
+  const float half = std::sqrt(0.5f);
+  compute_->each_row(rows, [&](int row) {
+    const int i = pass.sequence_of[row];
+    const size_t place = static_cast<size_t>(i) * feed.n + row - pass.sequences[i].first;
+    const float *table = feed.table + place * all;
+    float *own = to + row * stride;
+    scale(own, shrink, all);
+    for (int at = 0; at < all; at += width)
+      compute_->kernels().rms_norm(own + at, layer_norm_.data(), width, shape_.norm_eps, own + at);
+    for (int at = 0; at < all; ++at) own[at] = (own[at] + table[at] * grow) * half;
+  });
+  pass.layer_inputs = to;
+  pass.input_stride = stride;
+}
+
+void Model::set_layer_inputs(Linear projection, std::vector<float> norm) {
+  const int rows = projection.weight->rows();
+  check_linear("the projection of layers", projection, rows, shape_.hidden);
+  if (norm.empty() || rows % static_cast<int>(norm.size()))
+    throw std::invalid_argument("the norm of the embeddings of layers has the wrong length.");
+  projection_ = std::move(projection);
+  layer_norm_ = std::move(norm);
+}
+
+// x = (x + norm(operation(norm(x)))) * scale
 void Model::run_part(const Part &part, Pass &pass, float *x) {
   const int rows = pass.rows(), hidden = shape_.hidden;
   const Kernels &kernels = compute_->kernels();
@@ -94,7 +130,9 @@ void Model::run_part(const Part &part, Pass &pass, float *x) {
     float *own = added + row * stride;
     if (!part.after.empty()) kernels.rms_norm(own, part.after.data(), hidden, shape_.norm_eps, own);
     scale(own, shape_.residual_scale, hidden);
-    add(x + static_cast<size_t>(row) * hidden, own, hidden);
+    float *to = x + static_cast<size_t>(row) * hidden;
+    add(to, own, hidden);
+    scale(to, part.scale, hidden);
   });
 }
 

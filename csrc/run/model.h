@@ -22,9 +22,11 @@ class Model {
  public:
   Model(const ModelShape &shape, std::unique_ptr<Compute> compute) : shape_(shape), compute_(std::move(compute)) {}
 
-  // Both throw std::invalid_argument where sizes do not match.
+  // All throw std::invalid_argument where sizes do not match.
   void add_part(Part part);
   void set_ends(std::shared_ptr<Matrix> embedding, std::vector<float> norm, std::shared_ptr<Matrix> output);
+  // What the embeddings of layers are made of beside a table: a projection [layers * width, hidden] and norm [width].
+  void set_layer_inputs(Linear projection, std::vector<float> norm);
 
   // Hidden states after the last part, out [rows, n, hidden]; filler's are left as they are.
   // `go_on` is asked before each part of more than one token; where it says no, Interrupted is thrown. Throws
@@ -38,8 +40,10 @@ class Model {
   const ModelShape &shape() const { return shape_; }
   bool complete() const { return output_ != nullptr; }
   const Matrix &output() const { return *output_; }
+  int layer_inputs() const { return projection_.weight ? projection_.weight->rows() : 0; }
 
  private:
+  void add_layer_inputs(const Feed &feed, Pass &pass, const float *x);
   void run_part(const Part &part, Pass &pass, float *x);
 
   ModelShape shape_;
@@ -47,6 +51,8 @@ class Model {
   std::vector<Part> parts_;
   std::shared_ptr<Matrix> embedding_, output_;
   std::vector<float> output_norm_;
+  Linear projection_;
+  std::vector<float> layer_norm_;
   std::mutex mutex_;
 };
 

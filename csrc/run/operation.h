@@ -17,6 +17,7 @@ struct Feed {
   const int64_t *tokens;  // [rows, n]
   int rows, n;
   const int64_t *slots, *starts, *counts;  // [rows] each; slots distinct, counts in 1..n
+  const float *table;  // [rows, n, layers * width], rows of a table of the embeddings of layers; null without
 };
 
 // The tokens of a forward pass without filler, sequence by sequence.
@@ -31,7 +32,10 @@ struct Pass {
 
   Cache &cache;
   std::vector<Sequence> sequences;
-  std::vector<int> sequence_of;  // [rows]
+  std::vector<int> sequence_of;   // [rows]
+  int stop = 0;                   // the positions of all sequences end before it
+  float *layer_inputs = nullptr;  // [rows, input_stride], embeddings of layers one behind the other
+  size_t input_stride = 0;
 };
 
 // An operation. It keeps nothing of a sequence: what it remembers lies in the cache.
@@ -48,10 +52,11 @@ class Operation {
   virtual void run(Compute &compute, Pass &pass, const Rows &x, float *out, size_t stride) const = 0;
 };
 
-// x + norm(operation(norm(x))); norms may be empty
+// (x + norm(operation(norm(x)))) * scale; norms may be empty
 struct Part {
   std::shared_ptr<Operation> operation;
   std::vector<float> before, after;
+  float scale = 1.0f;
 };
 
 // Throws std::invalid_argument if a linear is not [rows, cols], or its bias not [rows].

@@ -3,7 +3,8 @@
 // A panel is 16 rows. A block of 16 rows is stored as vectors of 16 words: word w of the block of each row side by
 // side, so that one vector instruction works on 16 rows. Types whose blocks are no whole number of words carry a
 // float16 at the front or the end; those of a panel lie behind its words. A panel takes exactly the bytes of its rows.
-// The codes of q3_k, q5_k and q6_k are packed in another way than in files (repack.cpp).
+// The codes of q3_k, q5_k and q6_k are packed in another way than in files (repack.cpp). The scale of mxfp4, a byte in
+// files, is bfloat16 in place of the float16.
 //
 // A grid, value = table[code] * scale + offset, comes in blocks of 32, 64 or 128 columns (int4_128): a word with the
 // scale, for integers one with the offset, both float32, then the codes in runs of 32 columns: a byte each, or nibbles,
@@ -28,6 +29,7 @@ enum class PanelType {
   q5_k,
   q6_k,
   iq4_xs,
+  mxfp4,
   int4_32,
   int4_64,
   int4_128,
@@ -40,7 +42,7 @@ enum class PanelType {
 };
 
 constexpr int kPanelRows = 16;
-constexpr int kPanelTypes = 21;
+constexpr int kPanelTypes = 22;
 
 // half: where the block's float16 outside its words stands
 enum class Half { none, front, back };
@@ -54,13 +56,14 @@ struct BlockLayout {
 };
 
 constexpr BlockLayout kBlocks[kPanelTypes] = {
-    {"q4_0", 32, 4, Half::front},    {"q4_1", 32, 5, Half::none},     {"q5_0", 32, 5, Half::front},
-    {"q5_1", 32, 6, Half::none},     {"q8_0", 32, 8, Half::front},    {"iq4_nl", 32, 4, Half::front},
-    {"q2_k", 256, 21, Half::none},   {"q3_k", 256, 27, Half::back},   {"q4_k", 256, 36, Half::none},
-    {"q5_k", 256, 44, Half::none},   {"q6_k", 256, 52, Half::back},   {"iq4_xs", 256, 34, Half::none},
-    {"int4_32", 32, 6, Half::none},  {"int4_64", 64, 10, Half::none}, {"int4_128", 128, 18, Half::none},
-    {"int8_32", 32, 10, Half::none}, {"int8_64", 64, 18, Half::none}, {"int8_128", 128, 34, Half::none},
-    {"nf4_32", 32, 5, Half::none},   {"nf4_64", 64, 9, Half::none},   {"nf4_128", 128, 17, Half::none},
+    {"q4_0", 32, 4, Half::front},      {"q4_1", 32, 5, Half::none},     {"q5_0", 32, 5, Half::front},
+    {"q5_1", 32, 6, Half::none},       {"q8_0", 32, 8, Half::front},    {"iq4_nl", 32, 4, Half::front},
+    {"q2_k", 256, 21, Half::none},     {"q3_k", 256, 27, Half::back},   {"q4_k", 256, 36, Half::none},
+    {"q5_k", 256, 44, Half::none},     {"q6_k", 256, 52, Half::back},   {"iq4_xs", 256, 34, Half::none},
+    {"mxfp4", 32, 4, Half::front},     {"int4_32", 32, 6, Half::none},  {"int4_64", 64, 10, Half::none},
+    {"int4_128", 128, 18, Half::none}, {"int8_32", 32, 10, Half::none}, {"int8_64", 64, 18, Half::none},
+    {"int8_128", 128, 34, Half::none}, {"nf4_32", 32, 5, Half::none},   {"nf4_64", 64, 9, Half::none},
+    {"nf4_128", 128, 17, Half::none},
 };
 
 constexpr const BlockLayout &layout_of(PanelType type) { return kBlocks[static_cast<int>(type)]; }

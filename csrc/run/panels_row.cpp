@@ -44,14 +44,15 @@ BITSMITH_INLINE Ints start(int32_t negated, int lift) {
 // Products of a run, of the columns from 4 * first up to 4 * last.
 template <class T>
 BITSMITH_INLINE Ints dot(Ints acc, const uint8_t *p, int run, const FineBlock &x, int first, int last) {
-  Ints upper{};
+  Sums<T::kBits, T::kWide> upper, lower;
+  lower.start(acc);
 #pragma GCC unroll kUnrolled
   for (int j = first; j < last; ++j) {
     const Words w = kLifts ? T::lifted(p, run, j) : codes<T>(p, run, j);
-    upper = dot4<T::kWide>(upper, w, four(x.upper + 4 * j));
-    acc = dot4<T::kWide>(acc, w, four(x.lower + 4 * j));
+    upper.add(w, four(x.upper + 4 * j), j, j + 1 == last);
+    lower.add(w, four(x.lower + 4 * j), j, j + 1 == last);
   }
-  return acc + (upper << 7);
+  return lower.total() + (upper.total() << 7);
 }
 
 // Byte b of each word, times 2^24, with its sign.

@@ -32,32 +32,29 @@ BITSMITH_INLINE void tile(const Strip &strip, const RoundedBlock *x, size_t bloc
     for (int i = 0; i < R; ++i) {
       const RoundedBlock &in = x[i * blocks + run];
       const Floats scale = splat(in.scale);
-      Ints dots[P][kSubs];
+      Sums<K::kBits, K::kWide> dots[P][kSubs];
 #pragma GCC unroll kUnrolled
       for (int s = 0; s < kSubs; ++s) {
         Ints begin{};
         if constexpr (K::kCorrected) begin = splat(kSubs == 1 ? in.negated : in.negated_16[s]) << zero;
 #pragma GCC unroll kUnrolled
-        for (int p = 0; p < P; ++p) dots[p][s] = begin;
+        for (int p = 0; p < P; ++p) dots[p][s].start(begin);
       }
 #pragma GCC unroll kUnrolled
       for (int j = 0; j < 8; ++j) {
         int32_t four;
         std::memcpy(&four, in.codes + 4 * j, 4);
 #pragma GCC unroll kUnrolled
-        for (int p = 0; p < P; ++p) {
-          Ints &sum = dots[p][kSubs == 1 ? 0 : j / 4];
-          sum = dot4<K::kWide>(sum, codes[p][j], four);
-        }
+        for (int p = 0; p < P; ++p) dots[p][j / (8 / kSubs)].add(codes[p][j], four, j, (j + 1) % (8 / kSubs) == 0);
       }
 #pragma GCC unroll kUnrolled
       for (int p = 0; p < P; ++p) {
         if constexpr (kSubs == 1) {
-          sums[i][p] = fma(convert<Floats>(dots[p][0]), at(strip.scales, p, run) * scale, sums[i][p]);
+          sums[i][p] = fma(convert<Floats>(dots[p][0].total()), at(strip.scales, p, run) * scale, sums[i][p]);
         } else {
-          const Floats first = convert<Floats>(dots[p][0]) * at(strip.scales, p, 2 * run);
+          const Floats first = convert<Floats>(dots[p][0].total()) * at(strip.scales, p, 2 * run);
           sums[i][p] =
-              fma(fma(convert<Floats>(dots[p][1]), at(strip.scales, p, 2 * run + 1), first), scale, sums[i][p]);
+              fma(fma(convert<Floats>(dots[p][1].total()), at(strip.scales, p, 2 * run + 1), first), scale, sums[i][p]);
         }
         if constexpr (K::kAffine && K::kLowSub == 32)
           sums[i][p] = fma(at(strip.lows, p, run), splat(-in.sum), sums[i][p]);

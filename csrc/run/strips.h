@@ -67,14 +67,14 @@ void unpack(const PanelRows &w, int panel, int col, int cols, const Strip &out) 
 
 // What a tile knows of its type at compile time. sub, low_sub: columns that share a scale, or a low. corrected: sums
 // begin with what the number added to the codes must be paid back with.
-template <int sub, int low_sub, bool affine, bool wide, bool corrected>
+template <int sub, int low_sub, int bits, bool affine, bool wide, bool corrected>
 struct Kind {
-  static constexpr int kSub = sub, kLowSub = low_sub;
+  static constexpr int kSub = sub, kLowSub = low_sub, kBits = bits;
   static constexpr bool kAffine = affine, kWide = wide, kCorrected = corrected;
 };
 
 template <class T>
-using KindOf = Kind<kMultiplied<T> ? 32 : T::kSub, T::kSub, T::kAffine, T::kWide,
+using KindOf = Kind<kMultiplied<T> ? 32 : T::kSub, T::kSub, kMultiplied<T> ? 6 : T::kBits, T::kAffine, T::kWide,
                     (T::kZero >= 0 && !(T::kWide && !kWideAsTheyAre))>;
 
 // The weight in column k of an unpacked strip, row r of 16.

@@ -7,6 +7,7 @@
 //
 //   kSub      columns that share an integer scale (16 or 32); blocks of 32 have no integer scales
 //   kZero     log2 of what is added to a code's value; -1: nothing
+//   kBits     codes, without the lift, are below 2^kBits
 //   kWide     codes reach beyond 127
 //   kAffine   value = d * scale * code - dmin * min
 //   scales    four integer scales, signed bytes; `mins` likewise, unsigned. Byte b of word i: of sub-block 4 i + b
@@ -43,14 +44,14 @@ struct WordScale : NoLift {  // float16 d and a second float16 (dmin, or m) in o
 
 struct Q4_0 : HalfScale {
   static constexpr PanelType kType = PanelType::q4_0;
-  static constexpr int kSub = 32, kZero = 3;
+  static constexpr int kSub = 32, kZero = 3, kBits = 4;
   static constexpr bool kWide = false, kAffine = false;
   static BITSMITH_INLINE Words lifted(const uint8_t *p, int, int j) { return nibbles(word(p, j & 3), j > 3); }
 };
 
 struct Q4_1 : WordScale {
   static constexpr PanelType kType = PanelType::q4_1;
-  static constexpr int kSub = 32, kZero = -1;
+  static constexpr int kSub = 32, kZero = -1, kBits = 4;
   static constexpr bool kWide = false, kAffine = true;
   static BITSMITH_INLINE Words lifted(const uint8_t *p, int, int j) { return nibbles(word(p, 1 + (j & 3)), j > 3); }
   static BITSMITH_INLINE Floats d(const uint8_t *p, const uint8_t *) { return low(word(p, 0)); }
@@ -64,7 +65,7 @@ BITSMITH_INLINE Words fifth_bits(Words v, int j) {
 
 struct Q5_0 : HalfScale {
   static constexpr PanelType kType = PanelType::q5_0;
-  static constexpr int kSub = 32, kZero = 4;
+  static constexpr int kSub = 32, kZero = 4, kBits = 5;
   static constexpr bool kWide = false, kAffine = false;
   static BITSMITH_INLINE Words lifted(const uint8_t *p, int, int j) {
     return nibbles(word(p, 1 + (j & 3)), j > 3) | fifth_bits(word(p, 0), j);
@@ -73,7 +74,7 @@ struct Q5_0 : HalfScale {
 
 struct Q5_1 : WordScale {
   static constexpr PanelType kType = PanelType::q5_1;
-  static constexpr int kSub = 32, kZero = -1;
+  static constexpr int kSub = 32, kZero = -1, kBits = 5;
   static constexpr bool kWide = false, kAffine = true;
   static BITSMITH_INLINE Words lifted(const uint8_t *p, int, int j) {
     return nibbles(word(p, 2 + (j & 3)), j > 3) | fifth_bits(word(p, 1), j);
@@ -84,7 +85,7 @@ struct Q5_1 : WordScale {
 
 struct Q8_0 : HalfScale {
   static constexpr PanelType kType = PanelType::q8_0;
-  static constexpr int kSub = 32, kZero = 7;
+  static constexpr int kSub = 32, kZero = 7, kBits = 8;
   static constexpr bool kWide = true, kAffine = false;
   static BITSMITH_INLINE Words lifted(const uint8_t *p, int, int j) { return word(p, j) ^ 0x80808080u; }
 };
@@ -94,16 +95,29 @@ alignas(16) constexpr uint8_t kIq4Table[16] = {1,   24,  45,  63,  79,  93,  106
 
 struct IQ4_NL : HalfScale {
   static constexpr PanelType kType = PanelType::iq4_nl;
-  static constexpr int kSub = 32, kZero = 7;
+  static constexpr int kSub = 32, kZero = 7, kBits = 8;
   static constexpr bool kWide = true, kAffine = false;
   static BITSMITH_INLINE Words lifted(const uint8_t *p, int, int j) {
     return look_up(kIq4Table, nibbles(word(p, j & 3), j > 3));
   }
 };
 
+alignas(16) constexpr uint8_t kMxfp4Table[16] = {16, 17, 18, 19, 20, 22, 24, 28,
+                                                 16, 15, 14, 13, 12, 10, 8,  4};  // twice E2M1's values, plus 16
+
+struct MXFP4 : NoLift {  // the scale, a power of two, is kept as bfloat16
+  static constexpr PanelType kType = PanelType::mxfp4;
+  static constexpr int kSub = 32, kZero = 4, kBits = 5;
+  static constexpr bool kWide = false, kAffine = false;
+  static BITSMITH_INLINE Words lifted(const uint8_t *p, int, int j) {
+    return look_up(kMxfp4Table, nibbles(word(p, j & 3), j > 3));
+  }
+  static BITSMITH_INLINE Floats d(const uint8_t *, const uint8_t *half) { return load_bfloat(half); }
+};
+
 struct IQ4_XS : WordScale {
   static constexpr PanelType kType = PanelType::iq4_xs;
-  static constexpr int kSub = 32, kZero = 7;
+  static constexpr int kSub = 32, kZero = 7, kBits = 8;
   static constexpr bool kWide = true, kAffine = false;
   static BITSMITH_INLINE Words lifted(const uint8_t *p, int run, int j) {
     return look_up(kIq4Table, nibbles(word(p, 2 + 4 * run + (j & 3)), j > 3));
@@ -134,7 +148,7 @@ struct SixBits : WordScale {
 
 struct Q4_K : SixBits {
   static constexpr PanelType kType = PanelType::q4_k;
-  static constexpr int kSub = 32, kZero = -1;
+  static constexpr int kSub = 32, kZero = -1, kBits = 4;
   static constexpr bool kWide = false, kAffine = true;
   static constexpr int lift(int run) { return run & 1 ? 4 : 0; }
   static BITSMITH_INLINE Words lifted(const uint8_t *p, int run, int j) {
@@ -145,7 +159,7 @@ struct Q4_K : SixBits {
 struct Q5_K
     : SixBits {  // words 4..43: codes in the lower five bits, and three more codes in the upper bits of each five
   static constexpr PanelType kType = PanelType::q5_k;
-  static constexpr int kSub = 32, kZero = -1;
+  static constexpr int kSub = 32, kZero = -1, kBits = 5;
   static constexpr bool kWide = false, kAffine = true;
   static constexpr int lift(int run) { return run > 4 ? 3 : 0; }
   static BITSMITH_INLINE Words lifted(const uint8_t *p, int run, int j) {
@@ -159,7 +173,7 @@ struct Q5_K
 
 struct Q6_K : HalfScale {  // words 0..47: codes in the lower six bits, and one more in the upper bits of each three
   static constexpr PanelType kType = PanelType::q6_k;
-  static constexpr int kSub = 16, kZero = 5;
+  static constexpr int kSub = 16, kZero = 5, kBits = 6;
   static constexpr bool kWide = false, kAffine = false;
   static constexpr int lift(int run) { return run > 5 ? 2 : 0; }
   static BITSMITH_INLINE Words lifted(const uint8_t *p, int run, int j) {
@@ -173,7 +187,7 @@ struct Q6_K : HalfScale {  // words 0..47: codes in the lower six bits, and one 
 
 struct Q3_K : HalfScale {  // words 0..23: codes in bits 0..2 and 3..5, and two more in the upper bits of each three
   static constexpr PanelType kType = PanelType::q3_k;
-  static constexpr int kSub = 16, kZero = 2;
+  static constexpr int kSub = 16, kZero = 2, kBits = 3;
   static constexpr bool kWide = false, kAffine = false;
   static constexpr int lift(int run) { return run < 3 ? 0 : run < 6 ? 3 : 5; }
   static BITSMITH_INLINE Words lifted(const uint8_t *p, int run, int j) {
@@ -192,7 +206,7 @@ struct Q3_K : HalfScale {  // words 0..23: codes in bits 0..2 and 3..5, and two 
 
 struct Q2_K : WordScale {  // 16 bytes of scales and mins, 64 of pairs, d and dmin
   static constexpr PanelType kType = PanelType::q2_k;
-  static constexpr int kSub = 16, kZero = -1;
+  static constexpr int kSub = 16, kZero = -1, kBits = 2;
   static constexpr bool kWide = false, kAffine = true;
   static constexpr int lift(int run) { return 2 * (run & 3); }
   static BITSMITH_INLINE Words lifted(const uint8_t *p, int run, int j) {
@@ -214,7 +228,7 @@ struct GridBlock {
 
 struct Int4Codes : NoLift {  // -8 .. 7
   static constexpr PanelType kFirst = PanelType::int4_32;
-  static constexpr int kZero = 3;
+  static constexpr int kZero = 3, kBits = 4;
   static constexpr bool kWide = false, kAffine = true;
   static BITSMITH_INLINE Words lifted(const uint8_t *p, int run, int j) {
     return nibbles(word(p, 2 + 4 * run + (j & 3)), j > 3);
@@ -224,7 +238,7 @@ struct Int4Codes : NoLift {  // -8 .. 7
 
 struct Int8Codes : NoLift {  // -128 .. 127
   static constexpr PanelType kFirst = PanelType::int8_32;
-  static constexpr int kZero = 7;
+  static constexpr int kZero = 7, kBits = 8;
   static constexpr bool kWide = true, kAffine = true;
   static BITSMITH_INLINE Words lifted(const uint8_t *p, int run, int j) { return word(p, 2 + 8 * run + j); }
   static BITSMITH_INLINE Floats d(const uint8_t *p, const uint8_t *) { return real(p, 0); }
@@ -262,7 +276,7 @@ constexpr Nf4Levels kNf4Levels;
 
 struct Nf4Codes : NoLift {
   static constexpr PanelType kFirst = PanelType::nf4_32;
-  static constexpr int kZero = 7;
+  static constexpr int kZero = 7, kBits = 8;
   static constexpr bool kWide = true, kAffine = false;
   static BITSMITH_INLINE Words lifted(const uint8_t *p, int run, int j) {
     return look_up(kNf4Rounded, nibbles(word(p, 1 + 4 * run + (j & 3)), j > 3));
@@ -315,6 +329,7 @@ BITSMITH_INLINE auto with_type(PanelType type, const Visit &visit) {
     case PanelType::q4_k: return visit(Q4_K{});
     case PanelType::q5_k: return visit(Q5_K{});
     case PanelType::q6_k: return visit(Q6_K{});
+    case PanelType::mxfp4: return visit(MXFP4{});
     case PanelType::int4_32: return visit(GridOf<Int4Codes, 32>{});
     case PanelType::int4_64: return visit(GridOf<Int4Codes, 64>{});
     case PanelType::int4_128: return visit(GridOf<Int4Codes, 128>{});

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,12 @@ import pytest
 import torch
 
 import bitsmith
+from bitsmith.calibration.collect import RecordedLinear, collect
 from bitsmith.calibration.rounding import STARVED
+from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.errors import UnsupportedError, UsageError
 from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.runtime.decoder import Decoder
 from bitsmith.runtime.torch.model import load_torch_model
 from tests.families import folder_of
 
@@ -33,7 +38,11 @@ def kld(path: Path, original: Path) -> float:
     return float((theirs.exp() * (theirs - ours)).sum(-1).mean())
 
 
-@pytest.mark.parametrize("name", ["gemma2", "olmo2", "phi-mini", "glm4", "seed_oss", "qwen3_moe", "mixtral", "gpt_oss"])
+GGUF = ["gemma2", "gemma4", "gemma4-large", "gemma4_moe", "olmo2", "phi-mini", "glm4", "seed_oss", "qwen3_moe"]
+GGUF += ["mixtral", "gpt_oss"]
+
+
+@pytest.mark.parametrize("name", GGUF)
 def test_gguf_files(name: str, tmp_path: Path) -> None:
     """Rescaled and rounded to 8 bits: hardly a loss, so that every factor was folded where it belongs."""
     folder, _ = folder_of(name, tmp_path / name)
@@ -45,7 +54,7 @@ def test_gguf_files(name: str, tmp_path: Path) -> None:
     assert 0 < kld(learned.out, folder) < limit
 
 
-@pytest.mark.parametrize("name", ["gemma3", "phi-mini", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["gemma3", "gemma4", "gemma4_moe", "phi-mini", "qwen3_moe"])
 def test_folders(name: str, tmp_path: Path) -> None:
     """The same for folders, whose norms lack their 1, whose matrices are fused, or whose experts lie apart."""
     folder, _ = folder_of(name, tmp_path / name)
@@ -54,6 +63,31 @@ def test_folders(name: str, tmp_path: Path) -> None:
     assert 0 < kld(made.out, folder) < 0.02
     again = bitsmith.quantize(made.out, to="q8_0", requantize=True, out=tmp_path / "again.gguf")
     assert 0 < kld(again.out, folder) < 0.02
+
+
+@pytest.mark.parametrize("memory", [None, 1000])
+def test_blocks_read_what_earlier_ones_left(tmp_path: Path, memory: int | None) -> None:
+    """Block by block, keys of earlier layers and embeddings of layers are those of a whole pass; on disk, too."""
+    folder, _ = folder_of("gemma4", tmp_path / "m")
+    checkpoint = open_checkpoint(folder)
+    tokens = np.random.default_rng(0).integers(4, 4096, (3, 20))
+    found = collect(checkpoint, CalibrationTokens("random", tokens, 0), memory=memory).stats
+    decoder = load_torch_model(checkpoint, dense=True).decoder
+    assert isinstance(decoder, Decoder)
+    seen: dict[str, torch.Tensor] = {}
+    blocks = []
+    for layer, block in enumerate(decoder.weights.blocks):
+        names = [name for name in block.linears if name in ("attn_output", "proj")]
+        watched = {
+            name: RecordedLinear.watching(block.linears[name], partial(seen.__setitem__, f"blk.{layer}.{name}"))
+            for name in names
+        }
+        blocks.append(block.with_linears(watched))
+    Decoder(checkpoint.config, replace(decoder.weights, blocks=tuple(blocks)), decoder.ops).forward(tokens)
+    assert len(seen) == 12
+    for name, x in seen.items():
+        square = x.reshape(-1, x.shape[-1]).square().sum(0)
+        np.testing.assert_allclose(found[name].square, square, rtol=1e-4, err_msg=name)
 
 
 def test_experts_gain_by_gptq_and_their_tokens_are_told(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Freezes what llama.cpp's converter writes for the models of tests/families.py: keys and shapes of tensors.
 
-usage: python -m tests.oracle.freeze_converter LLAMA_CPP (a source tree of build 11434); writes llama_converter.json
+usage: python -m tests.oracle.freeze_converter LLAMA_CPP [NAME ...] (a source tree of build 11434; all models, or some);
+writes llama_converter.json
 """
 
 from __future__ import annotations
@@ -46,10 +47,13 @@ def main() -> None:
     from conversion.base import TextModel
 
     TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
+    path = Path(__file__).parent / "llama_converter.json"
+    known = json.loads(path.read_text()) if sys.argv[2:] else {}
     with tempfile.TemporaryDirectory() as work:
-        found = {name: frozen(name, Path(work)) for name in MODELS}
+        made = {name: frozen(name, Path(work)) for name in sys.argv[2:] or MODELS}
+    found = {name: made.get(name) or known[name] for name in MODELS}
     text = ",\n".join(f"{json.dumps(name)}: {json.dumps(each)}" for name, each in found.items())
-    (Path(__file__).parent / "llama_converter.json").write_text("{\n" + text + "\n}\n")
+    path.write_text("{\n" + text + "\n}\n")
 
 
 if __name__ == "__main__":

@@ -112,11 +112,7 @@ def test_folders_made_from_gguf_files(name: str, made: Callable[[str], Made], tm
     close(logits_of(model.eval(), TOKENS), expected)
 
 
-TORCH_ONLY = {
-    "gemma2": "softcaps of attention",
-    "phi-long": "LongRoPE",
-    "gpt_oss": "attention sinks",
-}
+TORCH_ONLY = {"gemma4_moe": "experts beside an MLP"}
 
 
 @pytest.mark.parametrize("name", TORCH_ONLY)
@@ -131,8 +127,15 @@ def test_torch_computes_the_rest_and_says_so(
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in TORCH_ONLY])
 def test_the_core_computes_what_it_knows(name: str, made: Callable[[str], Made], tmp_path: Path) -> None:
+    """Whole texts and step by step, as torch does; from files of floats and of codes."""
     folder, expected = made(name)
-    close(np.asarray(bitsmith.load(folder, kernel="exact").logits(TOKENS[None])[0]), expected)
+    decoder = bitsmith.load(folder, kernel="exact").decoder
+    close(np.asarray(decoder.forward(TOKENS[None])[0]), expected)
+    cache = decoder.new_cache(len(TOKENS))
+    first = 50 if name == "phi-long" else 30
+    parts = [np.asarray(decoder.forward(TOKENS[None, :first], cache)[0])]
+    parts += [np.asarray(decoder.forward(TOKENS[None, i : i + 1], cache)[0]) for i in range(first, len(TOKENS))]
+    close(np.concatenate(parts), expected)
     packed = bitsmith.quantize(folder, to="q8_0", out=tmp_path / "q.gguf").out
     ours, torchs = (
         np.asarray(bitsmith.load(packed, kernel=each).logits(TOKENS[None])[0]) for each in ("exact", "torch")
@@ -159,4 +162,5 @@ def test_wrappers_are_seen_through(name: str, tmp_path: Path) -> None:
     for key, info in packed.tensors.items():
         inside = "language_model." in key and ".layers." in key and info.rows > 1
         assert ("int8" in info.layout) == inside, key
-    close(decoder_of(made).forward(TOKENS[None])[0].numpy(), expected, 0.4)
+    lost = decoder_of(made).forward(TOKENS[None])[0].numpy() - expected
+    assert np.sqrt(np.square(lost).mean()) < 0.2 * expected.std()  # random models amplify what rounding loses

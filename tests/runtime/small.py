@@ -38,12 +38,13 @@ def weight_of(name: str, values: np.ndarray) -> Weight:
 
 
 def random_tensors(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
-    """Weights by GGUF names: norms near 1, everything else Gaussian."""
+    """Weights by GGUF names: norms and scales near 1, everything else Gaussian."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, shape in expected_tensors(config).items():
-        values = rng.standard_normal(shape) * (0.1 if "norm" in name else 0.3)
-        tensors[name] = np.asarray(values + ("norm" in name), np.float32)
+        near = "norm" in name or "scale" in name
+        values = rng.standard_normal(shape) * (0.1 if near else 0.3)
+        tensors[name] = np.asarray(values + near, np.float32)
     return tensors
 
 

@@ -54,7 +54,7 @@ def refusal(group: LinearGroup, config: ModelConfig, tensors: Mapping[str, np.nd
         if readers is None:
             return f"it is not known which other tensors read {group.producer}"
         outside = [name for name in readers if name not in group.linears and f"{name}.weight" in tensors]
-        if outside:
+        if outside and not group.alone:
             return f"{', '.join(outside)} outside the group read {group.producer} too"
     cols = [tensors[f"{name}.weight"].shape[-1] for name in group.linears]
     if set(cols) != {producer.shape[0] * group.repeats}:

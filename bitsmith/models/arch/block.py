@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.operations.attention import Attention
 from bitsmith.models.arch.operations.base import BlockTensor, LinearGroup, Operation
 from bitsmith.models.arch.operations.experts import MixtureOfExperts
+from bitsmith.models.arch.operations.experts_beside import ExpertsBesideMlp
+from bitsmith.models.arch.operations.layer_embedding import LayerEmbedding
 from bitsmith.models.arch.operations.mlp import GatedMlp
 
-ATTENTION, MLP, EXPERTS = Attention(), GatedMlp(), MixtureOfExperts()
+ATTENTION, MLP, EXPERTS, LAYER_EMBEDDING = Attention(), GatedMlp(), MixtureOfExperts(), LayerEmbedding()
+SCALE = "layer_output_scale"  # of what a layer gives, in some families
 
 
 @dataclass(frozen=True)
 class Part:
-    """x + norm(operation(norm(x))). before, after: names of the norms; "" for none"""
+    """(x + norm(operation(norm(x)))) * scale.
+
+    before, after: names of the norms; "" for none
+    scale: name of a vector of one number; "" for none
+    """
 
     operation: Operation
     before: str
     after: str
+    scale: str = ""
 
 
 def parts_of(config: ModelConfig, layer: int) -> tuple[Part, ...]:
     """The parts of a block, in the order of computation."""
     norms, spec = config.family.norms, config.specs[layer]
-    return (
-        Part(ATTENTION, norms.before_attention, norms.after_attention),
-        Part(EXPERTS if spec.experts else MLP, norms.before_mlp, norms.after_mlp),
-    )
+    parts = [Part(ATTENTION, norms.before_attention, norms.after_attention)]
+    if spec.experts and config.decoder.experts is not None and config.decoder.experts.beside:
+        parts.append(Part(ExpertsBesideMlp(norms.before_mlp), "", norms.after_mlp))
+    else:
+        parts.append(Part(EXPERTS if spec.experts else MLP, norms.before_mlp, norms.after_mlp))
+    if config.layer_width:
+        parts.append(Part(LAYER_EMBEDDING, "", "post_norm"))
+    if config.decoder.layer_scale:
+        parts[-1] = replace(parts[-1], scale=SCALE)
+    return tuple(parts)
 
 
 def block_tensors(config: ModelConfig, layer: int) -> Iterator[BlockTensor]:
@@ -37,6 +51,8 @@ def block_tensors(config: ModelConfig, layer: int) -> Iterator[BlockTensor]:
     parts = parts_of(config, layer)
     for norm in config.family.norms.names:
         yield BlockTensor(norm, (config.hidden,), "vector")
+    if config.decoder.layer_scale:
+        yield BlockTensor(SCALE, (1,), "vector")
     found = [tensor for part in parts for tensor in part.operation.tensors(config, layer)]
     yield from (tensor for tensor in found if tensor.kind == "vector")
     yield from (tensor for tensor in found if tensor.kind != "vector")
@@ -72,9 +88,14 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (config.vocab, config.hidden)}
     for layer in range(config.layers):
         for tensor in block_tensors(config, layer):
-            shapes[f"blk.{layer}.{tensor.name}.weight"] = tensor.shape
+            shapes[f"blk.{layer}.{tensor.name}.{tensor.ending}"] = tensor.shape
             if tensor.bias:
                 shapes[f"blk.{layer}.{tensor.name}.bias"] = tensor.shape[:-1]
+    if config.layer_width:
+        width = config.layers * config.layer_width
+        shapes["per_layer_token_embd.weight"] = (config.vocab, width)
+        shapes["per_layer_model_proj.weight"] = (width, config.hidden)
+        shapes["per_layer_proj_norm.weight"] = (config.layer_width,)
     shapes["output_norm.weight"] = (config.hidden,)
     if not config.tied:
         shapes["output.weight"] = (config.vocab, config.hidden)

@@ -75,14 +75,23 @@ class Experts:
 class LayerSpec:
     """What may differ between the layers of one model.
 
+    head_dim, kv_heads: size of its heads, and number of those of keys and values
+    intermediate: width of its MLP
     window: number of tokens that its attention sees; 0 for all
     rope: number of its rotation in `ModelConfig.ropes`; None for no rotation
-    experts: whether its MLP is a mixture of experts
+    experts: whether it has a mixture of experts
+    keys_of: the earlier layer whose keys and values it uses; None for its own
+    keys_as_values: whether its values are its keys before norm and rotation
     """
 
+    head_dim: int
+    kv_heads: int
+    intermediate: int
     window: int = 0
     rope: int | None = 0
     experts: bool = False
+    keys_of: int | None = None
+    keys_as_values: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,11 @@ class ModelConfig:
     sections: numbers of rotated pairs that follow time, height and width of an image; in texts all three are alike
     deepstack: number of layers that take further features of an image
     temperature: queries at position p are multiplied by 1 + temperature ln(1 + floor(p / temperature_length)); 0: none
+    full_head_dim, full_kv_heads: `head_dim` and `kv_heads` of layers without a window; 0 if they are no others
+    keys_as_values: whether layers without a window take their keys for values, see `LayerSpec`
+    shared_layers: number of the last layers that use the keys and values of the last layer of their kind before them
+    wide_shared: whether the MLPs of these layers are twice as wide
+    layer_width: width of the embedding of each layer; 0 if there is none
     """
 
     arch: str
@@ -141,6 +155,12 @@ class ModelConfig:
     experts: Experts | None = None
     sections: tuple[int, ...] = ()
     deepstack: int = 0
+    full_head_dim: int = 0
+    full_kv_heads: int = 0
+    keys_as_values: bool = False
+    shared_layers: int = 0
+    wide_shared: bool = False
+    layer_width: int = 0
 
     @property
     def family(self) -> Family:
@@ -164,11 +184,32 @@ class ModelConfig:
         """One `LayerSpec` a layer."""
         return tuple(self._spec(layer) for layer in range(self.layers))
 
+    @cached_property
+    def kept_layers(self) -> frozenset[int]:
+        """The layers whose keys and values others use."""
+        return frozenset(spec.keys_of for spec in self.specs if spec.keys_of is not None)
+
+    def _slides(self, layer: int) -> bool:
+        return bool(self.window) and (not self.window_layers or layer in self.window_layers)
+
     def _spec(self, layer: int) -> LayerSpec:
-        slides = bool(self.window) and (not self.window_layers or layer in self.window_layers)
-        rope = None if layer in self.unrotated else int(slides and self.local_rope is not None)
-        among = self.experts is not None and (self.experts.layers is None or layer in self.experts.layers)
-        return LayerSpec(self.window if slides else 0, rope, among)
+        slides = self._slides(layer)
+        shares = layer >= self.layers - self.shared_layers
+        return LayerSpec(
+            head_dim=self.head_dim if slides else self.full_head_dim or self.head_dim,
+            kv_heads=self.kv_heads if slides else self.full_kv_heads or self.kv_heads,
+            intermediate=self.intermediate * (2 if shares and self.wide_shared else 1),
+            window=self.window if slides else 0,
+            rope=None if layer in self.unrotated else int(slides and self.local_rope is not None),
+            experts=self.experts is not None and (self.experts.layers is None or layer in self.experts.layers),
+            keys_of=self._producer(slides) if shares else None,
+            keys_as_values=self.keys_as_values and not slides,
+        )
+
+    def _producer(self, slides: bool) -> int:
+        """The last layer of a kind that has keys and values of its own."""
+        own = range(self.layers - self.shared_layers)
+        return next(layer for layer in reversed(own) if self._slides(layer) == slides)
 
     def has_bias(self, linear: str, layer: int) -> bool:
         """Whether a linear of a block has a bias; linear: GGUF's name without "blk.N." ("attn_q")."""

@@ -68,6 +68,10 @@ class ExpertRow:
     normalize: whether the weights of the chosen experts are divided by their sum; None if norm_topk_prob says it
     gguf_normalize: the same in llama.cpp's code, which reads no key for it
     interleaved: True if Hugging Face stores one stack of gate and up, row by row in turn, as gpt-oss does
+    switch: the field that says whether a model has experts; "" if all models of the family have them
+    beside: True if the experts stand beside the MLP, with norms of their own
+    fused: True if there is one stack of gate and up, the gate's rows first
+    scaled: True if the router norms its input and multiplies it by a vector, and each expert's output has a multiplier
     """
 
     count: tuple[str, ...] = ("num_experts", "num_local_experts")
@@ -76,6 +80,10 @@ class ExpertRow:
     normalize: bool | None = None
     gguf_normalize: bool = True
     interleaved: bool = False
+    switch: str = ""
+    beside: bool = False
+    fused: bool = False
+    scaled: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,15 +114,21 @@ class Decoder:
     embedding_root: True if embeddings are multiplied by the root of their width
     numbers: fields of config.json that give an attribute of `ModelConfig`: its name, and the default
     query_scalar: default of query_pre_attn_scalar, whose inverse root multiplies scores; 0 if it is not read
+    score_scale: multiplier of scores in every model of the family; 0 for 1 / sqrt(head_dim)
+    value_norm: True if values are normed, without a weight
+    layer_scale: True if each layer's output is multiplied by a number
+    layer_facts: True if head sizes, shared caches and embeddings of layers are read, see `hf_layers`
     experts: None for dense models
     router: how scores become weights: "softmax" over all experts, or over those that are "chosen"
     names: Hugging Face's name within a layer -> GGUF's, where they differ from those of Llama
+    bare: names of Hugging Face's tensors within a layer that end without ".weight" -> GGUF's with their endings
     fields: further fields of config.json that this family reads
     gguf_keys: further keys that llama.cpp reads for this family, without "{arch}."
     wrapped: True if transformers has the family only inside of a model for images, so that no folder can be made of it
     ignores_window: True if llama.cpp has no sliding window for this family
     implied_window: True if GGUF files name the layers with a window only where one of `every` is not the rule
     fixed_scale: True if llama.cpp computes the scale of scores itself, and reads no key for it
+    tokenizer: GGUF's name of the family's tokenizer, if that is BPE with byte fallback
     """
 
     hf_classes: tuple[str, ...]
@@ -141,15 +155,21 @@ class Decoder:
     embedding_root: bool = False
     numbers: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     query_scalar: int = 0
+    score_scale: float = 0.0
+    value_norm: bool = False
+    layer_scale: bool = False
+    layer_facts: bool = False
     experts: ExpertRow | None = None
     router: Literal["softmax", "chosen"] = "softmax"
     names: Mapping[str, str] = field(default_factory=dict)
+    bare: Mapping[str, str] = field(default_factory=dict)
     fields: tuple[str, ...] = ()
     gguf_keys: tuple[str, ...] = ()
     wrapped: bool = False
     ignores_window: bool = True
     implied_window: bool = False
     fixed_scale: bool = False
+    tokenizer: Literal["llama", "gemma4"] = "llama"
 
 
 @dataclass(frozen=True)
@@ -327,6 +347,63 @@ _GEMMA3 = replace(
     numbers={"final_logit_softcapping": ("logit_softcap", 0.0)},
     fields=("hidden_activation", "cache_implementation", "rope_local_base_freq"),
 )
+_GEMMA4 = Decoder(
+    ("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"),
+    gguf_biases=(),
+    optional_biases="attention",
+    context=131072,
+    kv_heads=4,
+    head_dim=256,
+    window=512,
+    theta=1e6,
+    local_rope="theta",
+    rope_fields=("partial_rotary_factor",),
+    every=6,
+    activation="gelu_tanh",
+    embedding_root=True,
+    numbers={"final_logit_softcapping": ("logit_softcap", 0.0)},
+    score_scale=1.0,
+    value_norm=True,
+    layer_scale=True,
+    layer_facts=True,
+    experts=ExpertRow(
+        count=("num_experts",),
+        used="top_k_experts",
+        switch="enable_moe_block",
+        normalize=True,
+        beside=True,
+        fused=True,
+        scaled=True,
+    ),
+    names={
+        "per_layer_input_gate": "inp_gate",
+        "per_layer_projection": "proj",
+        "post_per_layer_input_norm": "post_norm",
+        "post_feedforward_layernorm_1": "post_ffw_norm_1",
+        "pre_feedforward_layernorm_2": "pre_ffw_norm_2",
+        "post_feedforward_layernorm_2": "post_ffw_norm_2",
+        "router.proj": "ffn_gate_inp",
+    },
+    bare={
+        "layer_scalar": "layer_output_scale.weight",
+        "router.scale": "ffn_gate_inp.scale",
+        "router.per_expert_scale": "ffn_down_exps.scale",
+        "experts.gate_up_proj": "ffn_gate_up_exps.weight",
+        "experts.down_proj": "ffn_down_exps.weight",
+    },
+    fields=(
+        *("hidden_activation", "global_head_dim", "num_global_key_value_heads", "per_layer_config", "attention_k_eq_v"),
+        *("num_kv_shared_layers", "use_double_wide_mlp", "hidden_size_per_layer_input", "vocab_size_per_layer_input"),
+        *("enable_moe_block", "use_bidirectional_attention"),
+    ),
+    gguf_keys=(
+        *("final_logit_softcapping", "rope.freq_base_swa", "rope.dimension_count_swa", "attention.key_length_swa"),
+        *("attention.value_length_swa", "attention.shared_kv_layers", "embedding_length_per_layer_input"),
+        *("expert_count", "expert_used_count", "expert_feed_forward_length", "attention.sliding_window_pattern"),
+    ),
+    ignores_window=False,
+    tokenizer="gemma4",
+)
 _PHI3 = Decoder(
     ("Phi3ForCausalLM",),
     gguf_biases=(),
@@ -447,6 +524,15 @@ FAMILIES: Mapping[str, Family] = {  # by config.json's model_type
         window="pattern",
         defaults=_GEMMA3_DEFAULTS,
         decoder=_GEMMA3,
+    ),
+    "gemma4_text": Family(
+        "gemma4",
+        norms=BOTH,
+        qk_norm="head",
+        tied=True,
+        window="pattern",
+        defaults={"num_attention_heads": 8, "vocab_size": 262144, "layer_width": 256},
+        decoder=_GEMMA4,
     ),
     "phi3": Family("phi3", fused_qkv=True, fused_gate=True, window="all", decoder=_PHI3),
     "olmo2": Family("olmo2", norms=AFTER, qk_norm="whole", decoder=_OLMO2),

@@ -16,8 +16,9 @@ from bitsmith.containers.gguf.metadata_values import GgufArray, Value, ValueType
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.arch.config import LINEARS, MAX_EXPERTS, MAX_LAYERS, Experts, ModelConfig, Rope
 from bitsmith.models.arch.fields import Fields
-from bitsmith.models.arch.llamacpp import MAX_LAYERS as LLAMA_CPP_LAYERS
+from bitsmith.models.arch.gguf_layers import layer_facts_of_gguf, layer_keys
 from bitsmith.models.arch.llamacpp import (
+    LOGIT_CAPS,
     SQUARE_ATTENTION,
     USUAL_BETAS,
     check_keys,
@@ -25,6 +26,7 @@ from bitsmith.models.arch.llamacpp import (
     reads_rope_freqs,
     usual_unrotated,
 )
+from bitsmith.models.arch.llamacpp import MAX_LAYERS as LLAMA_CPP_LAYERS
 from bitsmith.models.arch.rope import llama3_freq_factors, rope_magnitude, yarn_freq_factors, yarn_magnitude
 from bitsmith.models.arch.spec import ARCHITECTURES, ArchSpec, spec_of_gguf
 from bitsmith.models.arch.tensors import ROPE_FREQS, ROPE_LONG, ROPE_SHORT, expected_tensors
@@ -57,7 +59,7 @@ def config_to_gguf(config: ModelConfig, *, name: str) -> dict[str, Value]:
     if config.sections:
         keys["rope.dimension_sections"] = array(list(config.sections), ValueType.INT32)
         keys["n_deepstack_layers"] = u32(config.deepstack)
-    keys |= _window_keys(config, spec) | _scale_keys(config) | _expert_keys(config)
+    keys |= _window_keys(config, spec) | _scale_keys(config) | _expert_keys(config) | layer_keys(config)
     general = {"general.architecture": string(spec.gguf), "general.name": string(name)}
     return general | {f"{spec.gguf}.{key}": value for key, value in keys.items()}
 
@@ -82,7 +84,7 @@ def _scale_keys(config: ModelConfig) -> dict[str, Value]:
     """Multipliers and caps. llama.cpp computes the scales of Gemma itself."""
     numbers = {
         "attn_logit_softcapping": (config.attention_softcap, 0.0),
-        "final_logit_softcapping": (config.logit_softcap, 0.0),
+        "final_logit_softcapping": (config.logit_softcap, -1.0 if config.family.gguf in LOGIT_CAPS else 0.0),
         "residual_scale": (config.residual_scale, 1.0),
         "logit_scale": (config.logit_divisor, 1.0),
         "attention.temperature_scale": (config.temperature, 0.0),
@@ -216,20 +218,22 @@ def config_from_gguf(metadata: Mapping[str, Any], source: Source) -> ModelConfig
     layers = fields.integer("block_count", maximum=MAX_LAYERS)
     hidden = fields.integer("embedding_length")
     heads = fields.integer("attention.head_count")
-    kv_heads = fields.integer("attention.head_count_kv", heads)
-    if heads % kv_heads:
-        raise fields.fail("attention.head_count_kv", f"a divisor of attention.head_count ({heads})", kv_heads)
     window, window_layers = _window(fields, spec, layers, metadata)
+    facts = layer_facts_of_gguf(fields, spec, layers, window_layers, source.tensors)
+    kv_heads = facts.pop("kv_heads", None) or fields.integer("attention.head_count_kv", heads)
+    if heads % kv_heads or heads % (facts.get("full_kv_heads") or heads):
+        raise fields.fail("attention.head_count_kv", f"a divisor of attention.head_count ({heads})", kv_heads)
     check_keys(plain, spec.gguf, origin, (*spec.decoder.gguf_keys, *_own_keys(spec)))
     tensors = source.tensors
     embedding = tensors.get("token_embd.weight")
-    head_dim = _head_dim(fields, spec, hidden, heads)
-    rope = _rope(fields, spec, head_dim, source)
+    full_dim = _head_dim(fields, spec, hidden, heads)
+    head_dim = facts.pop("head_dim", full_dim)
+    rope = _rope(fields, spec, full_dim, source)
     config = ModelConfig(
         arch=spec.name,
         layers=layers,
         hidden=hidden,
-        intermediate=fields.integer("feed_forward_length"),
+        intermediate=facts.pop("intermediate", None) or fields.integer("feed_forward_length"),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
@@ -245,6 +249,7 @@ def config_from_gguf(metadata: Mapping[str, Any], source: Source) -> ModelConfig
         qk_norm=spec.qk_norm,
         activation=spec.decoder.activation,
         experts=_experts(fields, spec, count, layers, source),
+        **facts,
     )
     config = replace(config, **_numbers(fields, spec, config))
     linears = (f"blk.{layer}.{name}" for layer in range(layers) for name in config.biased_linears)
@@ -261,7 +266,7 @@ def _numbers(fields: Fields, spec: ArchSpec, config: ModelConfig) -> dict[str, A
     row, found = spec.decoder, dict[str, Any]()
     for key, attribute, usual in (
         ("attn_logit_softcapping", "attention_softcap", 0.0),
-        ("final_logit_softcapping", "logit_softcap", 0.0),
+        ("final_logit_softcapping", "logit_softcap", LOGIT_CAPS.get(spec.gguf, 0.0)),
         ("residual_scale", "residual_scale", 1.0),
         ("embedding_scale", "embedding_scale", 1.0),
         ("logit_scale", "logit_divisor", 1.0),
@@ -278,6 +283,7 @@ def _numbers(fields: Fields, spec: ArchSpec, config: ModelConfig) -> dict[str, A
         found["deepstack"] = fields.integer("n_deepstack_layers", 0, minimum=0)
     if found.get("temperature"):
         found["temperature_length"] = config.rope.original_context or config.context
+    found["attention_scale"] = found.get("attention_scale", row.score_scale)
     if row.query_scalar:
         found["attention_scale"] = fields.number("attention.scale", gemma_scale(config))
     if row.embedding_root:
@@ -287,7 +293,7 @@ def _numbers(fields: Fields, spec: ArchSpec, config: ModelConfig) -> dict[str, A
 
 def _experts(fields: Fields, spec: ArchSpec, count: int, layers: int, source: Source) -> Experts | None:
     row = spec.decoder.experts
-    if row is None:
+    if row is None or (row.switch and not count):
         return None
     used = fields.integer("expert_used_count", maximum=count)
     width = fields.integer("expert_feed_forward_length", fields.integer("feed_forward_length"))
@@ -302,7 +308,8 @@ def _local_rope(fields: Fields, spec: ArchSpec, rope: Rope) -> Rope | None:
     if not how:
         return None
     theta = fields.number("rope.freq_base_swa", 10000.0 if how == "theta" else rope.theta)
-    local = Rope(theta, rope.dim, rope.interleaved)
+    dim = fields.integer("rope.dimension_count_swa", rope.dim) if spec.decoder.layer_facts else rope.dim
+    local = Rope(theta, dim, rope.interleaved)
     return None if local == rope else local
 
 

@@ -13,6 +13,7 @@ from bitsmith.errors import UnsupportedError
 from bitsmith.models.arch.config import MAX_EXPERTS, MAX_LAYERS, Experts, ModelConfig, Rope
 from bitsmith.models.arch.fields import Fields
 from bitsmith.models.arch.hf_fields import check_fields
+from bitsmith.models.arch.hf_layers import DEFAULT_ROPES, layer_facts, proportional
 from bitsmith.models.arch.rope import yarn_magnitude
 from bitsmith.models.arch.spec import ArchSpec, spec_of_hf
 
@@ -40,7 +41,9 @@ def config_from_hf(config: Mapping[str, Any], *, origin: str = "config.json") ->
         raise fields.fail("num_key_value_heads", f"a divisor of num_attention_heads ({heads})", kv_heads)
     _check_activation(fields, spec)
     window, window_layers = _window(fields, spec, layers)
-    rope, local_rope = _ropes(fields, spec, head_dim, context)
+    facts = layer_facts(fields, spec, layers, window_layers)
+    _check_full(fields, facts, heads)
+    rope, local_rope = _ropes(fields, spec, (facts.get("full_head_dim", head_dim), head_dim), context)
     check_fields(config, spec.name, origin)
     experts = _experts(fields, spec, layers)
     found = ModelConfig(
@@ -63,9 +66,19 @@ def config_from_hf(config: Mapping[str, Any], *, origin: str = "config.json") ->
         qk_norm=spec.qk_norm,
         activation=spec.decoder.activation,
         experts=experts,
+        **facts,
         **_biases(fields, spec),
     )
     return replace(found, **_numbers(fields, spec, hidden))
+
+
+def _check_full(fields: Fields, facts: Mapping[str, Any], heads: int) -> None:
+    """Raise FileError if heads of layers without a window have impossible sizes."""
+    if facts and facts["full_head_dim"] % 2:
+        raise fields.fail("global_head_dim", "an even number, for rotary pairs", facts["full_head_dim"])
+    if facts and facts["full_kv_heads"] and heads % facts["full_kv_heads"]:
+        kv_heads = facts["full_kv_heads"]
+        raise fields.fail("num_global_key_value_heads", f"a divisor of num_attention_heads ({heads})", kv_heads)
 
 
 _TEXT_PARTS = ("text_config", "language_config", "llm_config")  # of models that take images or sound, too
@@ -125,6 +138,7 @@ def _numbers(fields: Fields, spec: ArchSpec, hidden: int) -> dict[str, Any]:
     for name, (attribute, default) in row.numbers.items():
         absent = name in fields.values and not fields.has(name)  # null turns a cap off
         found[attribute] = 0.0 if absent else fields.number(name, default, positive=bool(default))
+    found["attention_scale"] = found.get("attention_scale", row.score_scale)
     if row.query_scalar:
         found["attention_scale"] = fields.number("query_pre_attn_scalar", row.query_scalar) ** -0.5
     if row.embedding_root:
@@ -149,7 +163,7 @@ def _sections(fields: Fields) -> tuple[int, ...]:
 
 def _experts(fields: Fields, spec: ArchSpec, layers: int) -> Experts | None:
     row = spec.decoder.experts
-    if row is None:
+    if row is None or (row.switch and not fields.flag(row.switch, False)):
         return None
     count = fields.integer(next((name for name in row.count if fields.has(name)), row.count[0]), maximum=MAX_EXPERTS)
     used = fields.integer(row.used, maximum=count)
@@ -200,6 +214,8 @@ def _window(fields: Fields, spec: ArchSpec, layers: int) -> tuple[int, tuple[int
     window = fields.integer("sliding_window", spec.decoder.window)
     if types is not None:
         sliding = _sliding(fields, types, layers)
+        if spec.decoder.layer_facts:  # transformers takes the last layer for a full one, whatever layer_types says
+            sliding = tuple(layer for layer in sliding if layer < layers - 1)
     elif rule == "by_field":
         first = fields.integer("max_window_layers", 28, minimum=0)
         sliding = tuple(range(min(first, layers), layers))
@@ -248,10 +264,12 @@ def _rope_values(fields: Fields) -> Mapping[str, Any]:
     return values
 
 
-def _ropes(fields: Fields, spec: ArchSpec, head_dim: int, context: int) -> tuple[Rope, Rope | None]:
-    """The rotations of layers without and with a window; None if they are the same."""
-    values = _rope_values(fields)
+def _ropes(fields: Fields, spec: ArchSpec, head_dims: tuple[int, int], context: int) -> tuple[Rope, Rope | None]:
+    """The rotations of layers without and with a window, whose heads may differ; None if they are the same."""
+    values, (full_dim, head_dim) = _rope_values(fields), head_dims
     parts = fields.values.get("rope_parameters")
+    if spec.decoder.layer_facts and not values:
+        parts = DEFAULT_ROPES
     nested = isinstance(parts, dict) and any(isinstance(value, dict) for value in parts.values())
     how = spec.decoder.local_rope
     if nested and not how:
@@ -261,10 +279,10 @@ def _ropes(fields: Fields, spec: ArchSpec, head_dim: int, context: int) -> tuple
     if nested:
         assert isinstance(parts, dict)
         full = fields.values.get("rope_scaling") or parts.get("full_attention") or {}
-        rope = _rope(fields, spec, full, head_dim, context, theta)
+        rope = _rope(fields, spec, full, full_dim, context, theta)
         local = _rope(fields, spec, parts.get("sliding_attention") or {}, head_dim, context, local_theta)
     else:
-        rope = _rope(fields, spec, values, head_dim, context, theta)
+        rope = _rope(fields, spec, values, full_dim, context, theta)
         local = Rope(local_theta if how == "theta" else rope.theta, rope.dim, rope.interleaved) if how else rope
     return rope, None if local == rope else local
 
@@ -284,6 +302,9 @@ def _rope(
         raise UnsupportedError(f"{fields.origin}: partial_rotary_factor {partial} is not supported; expected 1.0.")
     if theta <= 1:
         raise scaling.fail("rope_theta", "a number greater than 1", theta)
+    if kind == "proportional" and spec.decoder.layer_facts:
+        whole = Rope(theta=theta, dim=head_dim, interleaved=spec.decoder.interleaved)
+        return proportional(whole, partial, scaling.number("factor", 1.0), scaling)
     plain = Rope(theta=theta, dim=int(head_dim * partial), interleaved=spec.decoder.interleaved)
     if kind in ("default", "none"):
         return plain

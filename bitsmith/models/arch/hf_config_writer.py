@@ -10,6 +10,7 @@ import numpy as np
 from bitsmith.errors import UnsupportedError
 from bitsmith.models.arch.config import ModelConfig, Rope
 from bitsmith.models.arch.hf_config import USUAL_ACTIVATION
+from bitsmith.models.arch.hf_layers import layer_fields
 from bitsmith.models.arch.rope import llama3_freq_factors
 from bitsmith.models.arch.spec import ARCHITECTURES, ArchSpec
 
@@ -40,7 +41,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope.theta,
-        "rope_scaling": _rope_scaling(config),
+        "rope_scaling": None if spec.decoder.layer_facts else _rope_scaling(config),
         "tie_word_embeddings": config.tied,
         "vocab_size": config.vocab,
         **_window_fields(config, spec),
@@ -48,7 +49,11 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         **_rotation_fields(config, spec),
         **_number_fields(config, spec),
         **_expert_fields(config, spec),
+        **layer_fields(config),
     }
+    if "rope_parameters" in values:  # by kind of layer
+        for name in ("rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor"):
+            values.pop(name, None)
     return values
 
 

@@ -13,6 +13,7 @@ from bitsmith.models.arch.spec import ARCHITECTURES
 MAX_LAYERS = 512  # llama-hparams.h, LLAMA_MAX_LAYERS; llama.cpp aborts on more
 SQUARE_ATTENTION = frozenset({"qwen2"})  # attn_q must be as wide as the hidden states (src/models/qwen2.cpp)
 DEFAULT_END = {"gpt2": 11, "llama": 2}  # by tokenizer.ggml.model: the end token if the file names none
+LOGIT_CAPS = {"gemma4": 30.0}  # llama.cpp's cap of logits for files without the key, where our row's default is another
 USUAL_BETAS = (32.0, 1.0)  # YaRN's beta_fast and beta_slow; our architectures always get these
 
 # keys after "{arch}." that llama.cpp reads for llama, qwen2 and qwen3 (llama-model.cpp, src/models/*.cpp)
@@ -108,7 +109,7 @@ def gemma_scale(config: ModelConfig) -> float:
 
 def reads_rope_freqs(arch: str) -> bool:
     """Whether llama.cpp reads rope_freqs.weight in models of a general.architecture. In others it refuses the file."""
-    return arch in ("llama", "mistral3", "granite", "exaone4")
+    return arch in ("llama", "mistral3", "granite", "exaone4", "gemma4")
 
 
 def differences(config: ModelConfig) -> tuple[str, ...]:

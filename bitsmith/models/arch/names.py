@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -13,11 +13,14 @@ from bitsmith.models.arch.families import BEFORE, Family
 
 Naming = Literal["hf", "gguf"]  # whose tensor names a file uses: Hugging Face's or GGUF's
 
-_GLOBAL = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
+_ENDS = {  # outside of layers, and without the prefix
+    "embed_tokens": "token_embd",
+    "norm": "output_norm",
+    "embed_tokens_per_layer": "per_layer_token_embd",
+    "per_layer_model_projection": "per_layer_model_proj",
+    "per_layer_projection_norm": "per_layer_proj_norm",
 }
+_END_NAMES = {ours: theirs for theirs, ours in _ENDS.items()}
 _LINEARS = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -36,7 +39,7 @@ _NUMBERED = re.compile(r"(0|[1-9]\d{0,4})\.(.+)")
 _EXPERT = re.compile(r"(.*\bexperts)\.(\d+)\.(.+)")
 # parts of a model beside its text decoder: towers for images and sound, and what joins them
 _BESIDE = re.compile(
-    r"(^|\.)(visual|vision\w*|audio\w*|multi_modal_projector|mm_projector|projector|patch_merger|connector|image_newline)\."
+    r"(^|\.)(visual|vision\w*|audio\w*|embed_vision|embed_audio|multi_modal_projector|mm_projector|projector|patch_merger|connector|image_newline)\."
 )
 
 
@@ -47,11 +50,13 @@ class Names:
     layer: Hugging Face's name within a layer, without ".weight" -> GGUF's
     prefix: of Hugging Face's names of the decoder: "model.", or that of a wrapper ("model.language_model.")
     head: Hugging Face's name of the output matrix
+    bare: Hugging Face's name within a layer -> GGUF's, with ".weight" or another ending, where the first has none
     """
 
     layer: Mapping[str, str]
     prefix: str = "model."
     head: str = "lm_head"
+    bare: Mapping[str, str] = field(default_factory=dict)
 
     def gguf(self, hf_name: str) -> str | None:
         """The GGUF name of a Hugging Face tensor; None if the decoder has no such tensor (see `skipped`).
@@ -60,15 +65,16 @@ class Names:
         """
         match = _TENSOR.fullmatch(hf_name)
         if match is None:
-            return None
+            found = _NUMBERED.fullmatch(hf_name.removeprefix(f"{self.prefix}layers."))
+            return f"blk.{found[1]}.{self.bare[found[2]]}" if found is not None and found[2] in self.bare else None
         stem, kind = match.groups()
         if stem == self.head:
             return f"output.{kind}"
         if not stem.startswith(self.prefix):
             return None
         inner = stem.removeprefix(self.prefix)
-        if inner in ("embed_tokens", "norm"):
-            return f"{_GLOBAL['model.' + inner]}.{kind}"
+        if inner in _ENDS:
+            return f"{_ENDS[inner]}.{kind}"
         found = _NUMBERED.fullmatch(inner.removeprefix("layers.")) if inner.startswith("layers.") else None
         part = None if found is None else self._part(found[2])
         return None if found is None or part is None else f"blk.{found[1]}.{part}.{kind}"
@@ -83,13 +89,18 @@ class Names:
 
     def hf(self, gguf_name: str) -> str | None:
         """The Hugging Face name of a GGUF tensor; None if there is none (rope_freqs.weight, stacks of experts)."""
+        whole = _NUMBERED.fullmatch(gguf_name.removeprefix("blk.")) if self.bare else None
+        bare = None if whole is None else next((theirs for theirs, ours in self.bare.items() if ours == whole[2]), None)
+        if whole is not None and bare is not None:
+            return f"{self.prefix}layers.{whole[1]}.{bare}"
         match = _TENSOR.fullmatch(gguf_name)
         if match is None:
             return None
         stem, kind = match.groups()
-        ends = {"token_embd": f"{self.prefix}embed_tokens", "output_norm": f"{self.prefix}norm", "output": self.head}
-        if stem in ends:
-            return f"{ends[stem]}.{kind}"
+        if stem == "output":
+            return f"{self.head}.{kind}"
+        if stem in _END_NAMES:
+            return f"{self.prefix}{_END_NAMES[stem]}.{kind}"
         found = _NUMBERED.fullmatch(stem.removeprefix("blk.")) if stem.startswith("blk.") else None
         part = None if found is None else self._hf_part(found[2])
         return None if found is None or part is None else f"{self.prefix}layers.{found[1]}.{part}.{kind}"
@@ -114,7 +125,8 @@ def names_of(family: Family) -> Names:
     """The names of a family's tensors."""
     own = family.decoder.names if family.decoder else {}
     layer = {**_LINEARS, **_HEAD_NORMS, **family.norms.hf_names}
-    return Names({**{theirs: ours for theirs, ours in layer.items() if ours not in own.values()}, **own})
+    bare = family.decoder.bare if family.decoder else {}
+    return Names({**{theirs: ours for theirs, ours in layer.items() if ours not in own.values()}, **own}, bare=bare)
 
 
 _USUAL = Names({**_LINEARS, **_HEAD_NORMS, **BEFORE.hf_names})

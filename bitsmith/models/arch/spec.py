@@ -86,7 +86,8 @@ def spec_of_gguf(architecture: str, origin: str, *, experts: bool = False, windo
     Raises UnsupportedError for an unknown family, with the known ones.
     """
     found = [spec for spec in ARCHITECTURES.values() if spec.gguf == architecture]
-    alike = [spec for spec in found if (spec.decoder.experts is not None) == experts]
+    alike = [spec for spec in found if (row := spec.decoder.experts) is not None and row.switch]  # with experts or not
+    alike += [spec for spec in found if (spec.decoder.experts is not None) == experts and spec not in alike]
     if alike:
         return next((spec for spec in alike if windowed and spec.family.window in ("pattern", "alternating")), alike[0])
     known = ", ".join(dict.fromkeys(spec.gguf for spec in ARCHITECTURES.values()))

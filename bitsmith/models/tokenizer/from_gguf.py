@@ -41,8 +41,10 @@ TEMPLATE_KEY = "tokenizer.chat_template"
 # both ends of a byte-level BPE: in most vocabularies that is "(", at which no text ends.
 _DEFAULTS: dict[str, dict[str, tuple[int, str]]] = {
     "gpt2": {},
+    "gemma4": {},
     "llama": {"bos": (1, "<s>"), "eos": (2, "</s>"), "unk": (0, "<unk>")},
 }
+LINES = r"[^\n]+|[\n]+"  # how llama.cpp cuts texts of gemma4
 _ALWAYS_SHOWN = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"))
 _MOST_MERGE_WORK = 100_000_000  # characters to compare; a vocabulary of 256,000 tokens needs some 20 million
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
@@ -61,12 +63,12 @@ def vocabulary_from_gguf(metadata: Mapping[str, Any], *, pre: str | None = None)
     if model not in _DEFAULTS:
         raise UnsupportedError(
             f"the file's tokenizer is {model or 'missing'!r} (tokenizer.ggml.model); bitsmith reads 'gpt2' (byte-level "
-            "BPE) and 'llama' (SentencePiece BPE)"
+            "BPE), 'llama' (SentencePiece BPE) and 'gemma4'"
         )
     tokens = _named(_strings(metadata, "tokenizer.ggml.tokens"))
     types = _numbers(metadata, "tokenizer.ggml.token_type", TokenType.NORMAL, len(tokens))
     scores = _numbers(metadata, "tokenizer.ggml.scores", 0.0, len(tokens))
-    merges = _strings(metadata, "tokenizer.ggml.merges") if model == "gpt2" else []
+    merges = [] if model == "llama" else _strings(metadata, "tokenizer.ggml.merges")
     name = pre or str(metadata.get("tokenizer.ggml.pre") or "default")
     row = pretokenizer(name) if model == "gpt2" else None
     special = _special_ids(metadata, model, tokens)
@@ -76,12 +78,12 @@ def vocabulary_from_gguf(metadata: Mapping[str, Any], *, pre: str | None = None)
         model=model,
         tokens=tuple(tokens),
         types=_as_llama_cpp(tokens, types.astype(np.int64).tolist()),
-        scores=tuple(float(score) for score in scores) if model == "llama" else (),
+        scores=() if model == "gpt2" else tuple(float(score) for score in scores),
         merges=tuple(merges),
         pre=name if row else "default",
         special=special,
         end_ids=end_ids_by_text(tokens) | {i for i in listed if 0 <= i < len(tokens)},
-        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", row.add_bos if row else True)),
+        add_bos=model == "gemma4" or bool(metadata.get("tokenizer.ggml.add_bos_token", row.add_bos if row else True)),
         add_eos=bool(metadata.get("tokenizer.ggml.add_eos_token", False)),
         add_space_prefix=model == "llama" and bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
         chat_template=str(metadata[TEMPLATE_KEY]) if TEMPLATE_KEY in metadata else None,
@@ -119,8 +121,12 @@ def to_tokenizers(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
         tokenizer.decoder = decoders.ByteLevel()
     else:
         unknown = vocabulary.token("unk") or None
-        model = models.BPE(ids, _merges_by_score(vocabulary, ids), unk_token=unknown, fuse_unk=True, byte_fallback=True)
+        scored = vocabulary.model == "llama"
+        merges = _merges_by_score(vocabulary, ids) if scored else _pairs(vocabulary, ids)
+        model = models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
         tokenizer = tokenizers.Tokenizer(model)
+        if not scored:
+            tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(LINES), "isolated")
         escape = normalizers.Replace(" ", "▁")
         prefix = [normalizers.Prepend("▁")] if vocabulary.add_space_prefix else []
         tokenizer.normalizer = normalizers.Sequence([*prefix, escape])

@@ -10,26 +10,30 @@ from typing import Any
 from tokenizers import models
 
 from bitsmith.errors import FileError, UnsupportedError
-from bitsmith.models.tokenizer.hf_files import TokenizerFiles, read_files
+from bitsmith.models.tokenizer.hf_files import TokenizerFiles, read_files, text_of
 from bitsmith.models.tokenizer.pretokenizers import BY_NAME, fingerprint, known_names, matching, pretokenizer
 from bitsmith.models.tokenizer.sentencepiece import read_model
 from bitsmith.models.tokenizer.special import with_special
 from bitsmith.models.tokenizer.vocabulary import MOST_TOKENS, PAD_SCORE, TokenType, Vocabulary, pad_token
 
 _ADDED_SCORE = -1000.0
+_GEMMA4_SHOWN = frozenset(  # that llama.cpp's converter marks, so that readers of calls see them
+    ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')
+)
 
 
-def read_tokenizer(folder: Path, *, pre: str | None = None, vocab_size: int) -> Vocabulary:
+def read_tokenizer(folder: Path, *, pre: str | None = None, vocab_size: int, fallback: str = "llama") -> Vocabulary:
     """The vocabulary of a Hugging Face folder, padded to the rows of the embedding.
 
     pre: llama.cpp's name of the pre-tokenizer; None to find it from tokenizer.json
     vocab_size: number of rows of the embedding (`vocab_size` in config.json)
+    fallback: `Vocabulary.model` of a BPE with byte fallback: "llama" or "gemma4"
 
     Raises FileError for files that are missing, damaged or hold more tokens than `vocab_size`; UnsupportedError for an
     algorithm other than BPE and for a pre-tokenizer that llama.cpp does not have.
     """
     files = read_files(folder)
-    vocabulary = _vocabulary(files, vocab_size)
+    vocabulary = _vocabulary(files, vocab_size, fallback)
     if vocabulary.model == "gpt2":
         vocabulary = replace(vocabulary, pre=_pre_name(files, pre, vocabulary))
     elif pre not in (None, "default"):
@@ -39,10 +43,10 @@ def read_tokenizer(folder: Path, *, pre: str | None = None, vocab_size: int) -> 
 
 def unpadded(files: TokenizerFiles) -> Vocabulary:
     """The vocabulary without padding and without the name of the pre-tokenizer. Decoding needs neither."""
-    return with_special(_vocabulary(files, None), files)
+    return with_special(_vocabulary(files, None, "llama"), files)
 
 
-def _vocabulary(files: TokenizerFiles, vocab_size: int | None) -> Vocabulary:
+def _vocabulary(files: TokenizerFiles, vocab_size: int | None, fallback: str) -> Vocabulary:
     model = files.tokenizer.get("model", {})
     if not files.tokenizer:
         return _sentencepiece(files, vocab_size)
@@ -66,6 +70,8 @@ def _vocabulary(files: TokenizerFiles, vocab_size: int | None) -> Vocabulary:
             f"{files.folder / 'tokenizer.json'}: this BPE is not byte-level and has no byte fallback; llama.cpp cannot "
             "encode with it"
         )
+    if fallback == "gemma4":
+        return _gemma4(files, vocab_size)
     if (files.folder / "tokenizer.model").is_file():
         return _sentencepiece(files, vocab_size)
     return _scored_by_merges(files, vocab_size)
@@ -124,6 +130,33 @@ def _scored_by_merges(files: TokenizerFiles, vocab_size: int | None) -> Vocabula
     vocabulary = _with_added(files, by_id, vocab_size)
     special = {"unk": vocabulary.tokens.index(unknown)} if unknown in vocabulary.tokens else {}
     return replace(vocabulary, add_space_prefix=_adds_space_prefix(files.tokenizer), special=special)
+
+
+def _gemma4(files: TokenizerFiles, vocab_size: int | None) -> Vocabulary:
+    """Gemma 4's, with the types that llama.cpp's converter gives: control tokens are those that the files name."""
+    named, inner = _named_special(files.config), _ids(files)
+    by_id = {}
+    for text, token in (inner | {text: token for token, text, _ in files.added}).items():
+        kind = TokenType.NORMAL if text in inner else TokenType.USER_DEFINED
+        if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+            kind = TokenType.BYTE
+        elif text in _GEMMA4_SHOWN:
+            kind = TokenType.USER_DEFINED
+        elif text in named:
+            kind = TokenType.CONTROL
+        by_id[token] = (text, int(kind), _ADDED_SCORE)
+    tokens, types, scores = _columns(files, by_id, vocab_size)
+    merges = tuple(f"{left} {right}" for left, right in _merges(files))
+    return Vocabulary("gemma4", tokens, types, scores=scores, merges=merges, add_space_prefix=False)
+
+
+def _named_special(config: Mapping[str, Any]) -> set[str]:
+    """Texts of the special tokens that tokenizer_config.json names."""
+    found = {text_of(value) for name, value in config.items() if name.endswith("_token")}
+    for name in ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"):
+        listed = config.get(name) or ()
+        found |= {text_of(value) for value in (listed.values() if isinstance(listed, Mapping) else listed)}
+    return {text for text in found if text is not None}
 
 
 def _with_added(files: TokenizerFiles, by_id: dict[int, tuple[str, int, float]], vocab_size: int | None) -> Vocabulary:

@@ -74,4 +74,4 @@ def looks_far_ahead(pattern: str) -> bool:
 def _linear_patterns() -> frozenset[str]:
     """The patterns of the table of pre-tokenizers, as `spelled`, but for those that look far ahead."""
     every = {split for row in PRETOKENIZERS for splits in (row.splits, *row.written) for split in splits}
-    return frozenset(spelled(split) for split in every if not looks_far_ahead(split))
+    return frozenset(spelled(split) for split in {*every, r"[^\n]+|[\n]+"} if not looks_far_ahead(split))

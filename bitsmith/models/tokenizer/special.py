@@ -95,5 +95,6 @@ def _added_around(
             flag = text is not None and role in special and text == vocabulary.tokens[special[role]]
         else:
             flag = usual and vocabulary.model == "llama"
+        flag = flag or (role == "bos" and vocabulary.model == "gemma4")  # as llama.cpp's converter and loader
         flags.append(flag and role in special)
     return flags[0], flags[1]

@@ -20,10 +20,12 @@ def vocabulary_keys(vocabulary: Vocabulary) -> dict[str, Value]:
         "tokenizer.ggml.pre": string(vocabulary.pre),
         "tokenizer.ggml.tokens": array(list(vocabulary.tokens), ValueType.STRING),
     }
-    if vocabulary.model == "llama":
+    if vocabulary.model == "gemma4":
+        del keys["tokenizer.ggml.pre"]  # llama.cpp knows it
+    if vocabulary.model != "gpt2":
         keys["tokenizer.ggml.scores"] = array(list(vocabulary.scores), ValueType.FLOAT32)
     keys["tokenizer.ggml.token_type"] = array([int(kind) for kind in vocabulary.types], ValueType.INT32)
-    if vocabulary.model == "gpt2":
+    if vocabulary.model != "llama":
         merges = [_merge(merge) for merge in vocabulary.merges]
         keys["tokenizer.ggml.merges"] = array(merges, ValueType.STRING)
     for role, token in _special_with_ends(vocabulary).items():
@@ -32,7 +34,7 @@ def vocabulary_keys(vocabulary: Vocabulary) -> dict[str, Value]:
         keys[END_IDS_KEY] = array(sorted(vocabulary.end_ids), ValueType.INT32)
     keys["tokenizer.ggml.add_bos_token"] = boolean(vocabulary.add_bos)
     keys["tokenizer.ggml.add_eos_token"] = boolean(vocabulary.add_eos)
-    if vocabulary.model == "llama":
+    if vocabulary.model != "gpt2":
         keys["tokenizer.ggml.add_space_prefix"] = boolean(vocabulary.add_space_prefix)
     if vocabulary.chat_template is not None:
         keys[TEMPLATE_KEY] = string(vocabulary.chat_template)

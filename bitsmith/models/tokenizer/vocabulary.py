@@ -26,13 +26,14 @@ class TokenType(IntEnum):
 class Vocabulary:
     """Everything that encoding and decoding need.
 
-    model: "gpt2" (byte-level BPE) or "llama" (SentencePiece BPE with byte fallback), as in `tokenizer.ggml.model`
+    model: as in `tokenizer.ggml.model`: "gpt2" (byte-level BPE), "llama" (SentencePiece BPE with byte fallback), or
+        "gemma4" (the same with merges)
     tokens: texts by id, as in GGUF: byte-level tokens in the GPT-2 byte alphabet, SentencePiece's with "▁" for a space,
         added tokens as in the text; all are different
     types: type of each token
     scores: score of each token, the highest merges first; empty for "gpt2"
     merges: "left right", in the order of merging; empty for "llama"
-    pre: llama.cpp's name of the pre-tokenizer ("llama-bpe"); "default" for "llama"
+    pre: llama.cpp's name of the pre-tokenizer ("llama-bpe"); "default" for the others
     special: ids by role ("bos", "eos", "eot", "eom", "unk", "sep", "pad", "cls", "mask", "fim_pre", ...)
     end_ids: tokens that end a generation
     add_bos, add_eos: True if encoding adds this token

@@ -35,6 +35,10 @@ class TorchOps:
         """See `Ops.rms_norm`."""
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
+    def unit(self, x: Tensor, eps: float) -> Tensor:
+        """See `Ops.unit`."""
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
     def rotation(self, positions: np.ndarray, frequencies: np.ndarray, magnitude: float) -> tuple[Tensor, Tensor]:
         """See `Ops.rotation`."""
         angles = self.array(positions.astype(np.float32))[:, None, :, None] * self.array(frequencies)

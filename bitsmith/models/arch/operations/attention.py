@@ -1,7 +1,8 @@
 """Softmax attention with grouped heads, and everything that families vary about it.
 
 Their parameters: q/k/v fused or apart, biases, norms of q and k per head or whole and before or after the rotation,
-partial or no rotation, windows, scale, softcap, sinks, and temperature.
+norms of v, keys as values, keys and values of an earlier layer, head sizes by layer, partial or no rotation, windows,
+scale, softcap, sinks, and temperature.
 """
 
 from __future__ import annotations
@@ -18,26 +19,31 @@ class Attention:
 
     def tensors(self, config: ModelConfig, layer: int) -> Iterator[BlockTensor]:
         """Norms of q and k, sinks, and the linears."""
-        q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        spec = config.specs[layer]
+        q, kv = config.heads * spec.head_dim, spec.kv_heads * spec.head_dim
         if config.qk_norm:
             whole = config.family.qk_norm == "whole"
-            yield BlockTensor("attn_q_norm", (q if whole else config.head_dim,), "vector")
-            yield BlockTensor("attn_k_norm", (kv if whole else config.head_dim,), "vector")
+            yield BlockTensor("attn_q_norm", (q if whole else spec.head_dim,), "vector")
+            if spec.keys_of is None:
+                yield BlockTensor("attn_k_norm", (kv if whole else spec.head_dim,), "vector")
         if config.family.sinks:
             yield BlockTensor("attn_sinks", (config.heads,), "vector")
-        rows = {"attn_qkv": q + 2 * kv} if config.family.fused_qkv else {"attn_q": q, "attn_k": kv, "attn_v": kv}
-        for name, size in rows.items():
-            yield BlockTensor(name, (size, config.hidden), "linear", config.has_bias(name, layer))
+        rows = {"attn_qkv": q + 2 * kv, "attn_q": q, "attn_k": kv, "attn_v": kv}
+        for name in projections(config, layer):
+            yield BlockTensor(name, (rows[name], config.hidden), "linear", config.has_bias(name, layer))
         yield BlockTensor("attn_output", (config.hidden, q), "linear", config.has_bias("attn_output", layer))
 
     def stages(self, config: ModelConfig, layer: int, norm: str) -> tuple[tuple[LinearGroup, ...], ...]:
-        """Fused projections cannot take the scale of the output projection's input: it would hit q and k too."""
-        fused = config.family.fused_qkv
-        linears = ("attn_qkv",) if fused else ("attn_q", "attn_k", "attn_v")
-        mixed = None if fused else "attn_v"
+        """Fused projections cannot take the scale of the output projection's input: it would hit q and k too.
+
+        A norm of values would undo it, and the values of an earlier layer have other readers.
+        """
+        linears = projections(config, layer)
+        takes = "attn_v" in linears and not config.decoder.value_norm
+        repeats = config.heads // config.specs[layer].kv_heads
         return (
             (LinearGroup("attn_in", linears, norm or None),),
-            (LinearGroup("o_proj_input", ("attn_output",), mixed, config.heads // config.kv_heads),),
+            (LinearGroup("o_proj_input", ("attn_output",), "attn_v" if takes else None, repeats),),
         )
 
     def forward(self, run: Run, layer: int, block: Any, x: Tensor) -> Tensor:
@@ -47,18 +53,20 @@ class Attention:
     def _mixed(self, run: Run, layer: int, block: Any, x: Tensor) -> Tensor:
         """Values weighted by attention: [batch, n, heads * head_dim]."""
         config, ops = run.config, run.ops
-        q, k, v = self._projected(run, block, x)
-        late = config.decoder.norm_after_rotation
-        if config.qk_norm and config.family.qk_norm != "whole" and not late:
-            q = ops.rms_norm(q, block.norms["attn_q_norm"], config.norm_eps)
-            k = ops.rms_norm(k, block.norms["attn_k_norm"], config.norm_eps)
-        q, k = run.rotated(layer, q.swapaxes(1, 2)), run.rotated(layer, k.swapaxes(1, 2))
-        if config.qk_norm and late:
-            q = ops.rms_norm(q, block.norms["attn_q_norm"], config.norm_eps)
-            k = ops.rms_norm(k, block.norms["attn_k_norm"], config.norm_eps)
+        parts = self._projected(run, layer, block, x)
+        names = ("attn_q_norm", "attn_k_norm")
+        q, *own = [
+            self._turned(run, layer, part, block.norms.get(name)) for part, name in zip(parts, names, strict=False)
+        ]
         if config.temperature:
             q = run.tempered(q)
-        k, v, mask = run.visible(layer, k, v)
+        if own:
+            v = parts[2].swapaxes(1, 2)
+            if config.decoder.value_norm:
+                v = ops.unit(v, config.norm_eps)
+            k, v, mask = run.visible(layer, own[0], v)
+        else:
+            k, v, mask = run.visible_of(layer)
         return ops.attention(
             *(q, k, v, mask),
             scale=config.attention_scale or None,
@@ -66,22 +74,41 @@ class Attention:
             sinks=block.norms.get("attn_sinks"),
         )
 
-    def _projected(self, run: Run, block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q and k [batch, n, heads, head_dim], v [batch, kv_heads, n, head_dim]."""
-        config, ops = run.config, run.ops
-        batch, n = x.shape[0], x.shape[1]
+    def _turned(self, run: Run, layer: int, x: Tensor, norm: Tensor | None) -> Tensor:
+        """Queries or keys [batch, n, heads, head_dim], normed and rotated: [batch, heads, n, head_dim]."""
+        config, x = run.config, x.swapaxes(1, 2)
+        by_head = norm is not None and config.family.qk_norm != "whole"
+        if by_head and not config.decoder.norm_after_rotation:
+            x = run.ops.rms_norm(x, norm, config.norm_eps)
+        x = run.rotated(layer, x)
+        return run.ops.rms_norm(x, norm, config.norm_eps) if by_head and config.decoder.norm_after_rotation else x
+
+    def _projected(self, run: Run, layer: int, block: Any, x: Tensor) -> tuple[Tensor, ...]:
+        """q, k and v, [batch, n, heads or kv_heads, head_dim]; only q if the layer has no keys of its own."""
+        config, ops, spec = run.config, run.ops, run.config.specs[layer]
         if config.family.fused_qkv:
             rows = block.linears["attn_qkv"](x)
-            first, second = config.heads * config.head_dim, (config.heads + config.kv_heads) * config.head_dim
-            q, k, v = rows[..., :first], rows[..., first:second], rows[..., second:]
+            first, second = config.heads * spec.head_dim, (config.heads + spec.kv_heads) * spec.head_dim
+            parts = [rows[..., :first], rows[..., first:second], rows[..., second:]]
         else:
-            q, k = block.linears["attn_q"](x), block.linears["attn_k"](x)
-            v = block.linears["attn_v"](x)
+            parts = [block.linears[name](x) for name in projections(config, layer)]
         if config.qk_norm and config.family.qk_norm == "whole":
-            q = ops.rms_norm(q, block.norms["attn_q_norm"], config.norm_eps)
-            k = ops.rms_norm(k, block.norms["attn_k_norm"], config.norm_eps)
-        return (
-            q.reshape(batch, n, config.heads, config.head_dim),
-            k.reshape(batch, n, config.kv_heads, config.head_dim),
-            v.reshape(batch, n, config.kv_heads, config.head_dim).swapaxes(1, 2),
+            for i, name in enumerate(("attn_q_norm", "attn_k_norm")):
+                parts[i] = ops.rms_norm(parts[i], block.norms[name], config.norm_eps)
+        if len(parts) == 2:
+            parts.append(parts[1])
+        counts = (config.heads, spec.kv_heads, spec.kv_heads)
+        return tuple(
+            part.reshape(x.shape[0], x.shape[1], count, spec.head_dim)
+            for part, count in zip(parts, counts, strict=False)
         )
+
+
+def projections(config: ModelConfig, layer: int) -> tuple[str, ...]:
+    """The linears that read the attention's input."""
+    spec = config.specs[layer]
+    if config.family.fused_qkv:
+        return ("attn_qkv",)
+    if spec.keys_of is not None:
+        return ("attn_q",)
+    return ("attn_q", "attn_k") if spec.keys_as_values else ("attn_q", "attn_k", "attn_v")

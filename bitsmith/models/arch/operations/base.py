@@ -23,6 +23,7 @@ class LinearGroup:
     repeats: number of input columns that each row of the producer feeds. With grouped attention, query heads share a
         value head, and folded scales must be equal across these heads
     routed: whether a router chooses the tokens of the input, so that another model may choose others
+    alone: whether these linears alone read the producer, though the block has others that usually do
     """
 
     name: str
@@ -30,6 +31,7 @@ class LinearGroup:
     producer: str | None
     repeats: int = 1
     routed: bool = False
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,19 @@ class BlockTensor:
     kind: "vector"; "linear" for a matrix [rows, cols] of a product; "router" for such a matrix that is never quantized;
         "experts" for a stack of matrices [experts, rows, cols]. The matrix of one expert is a linear named "NAME.E".
     bias: whether a vector of the same name with ".bias" belongs to it, one row for each expert
+    ending: what follows the name in files
     """
 
     name: str
     shape: tuple[int, ...]
     kind: Literal["vector", "linear", "router", "experts"]
     bias: bool = False
+    ending: str = "weight"
+
+    @property
+    def key(self) -> str:
+        """Its name in a block: "ffn_gate_inp", or "ffn_gate_inp.scale" for a vector beside it."""
+        return self.name if self.ending == "weight" else f"{self.name}.{self.ending}"
 
 
 class Run(Protocol):
@@ -68,6 +77,14 @@ class Run(Protocol):
 
         New keys and values go to the cache, if there is one.
         """
+        ...
+
+    def visible_of(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The same for a layer that uses the keys and values of an earlier one, see `LayerSpec.keys_of`."""
+        ...
+
+    def layer_input(self, layer: int) -> Tensor:
+        """The layer's embedding of each token, [batch, n, layer_width]; see `ModelConfig.layer_width`."""
         ...
 
 

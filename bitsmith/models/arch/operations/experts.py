@@ -6,55 +6,94 @@ from collections.abc import Iterator
 from typing import Any
 
 from bitsmith.models.arch.config import Experts, ModelConfig
+from bitsmith.models.arch.families import ExpertRow
 from bitsmith.models.arch.operations.base import BlockTensor, LinearGroup, Run, Tensor
 
-_GATE, _UP, _DOWN = "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"
+_GATE, _UP, _DOWN, _BOTH = "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"
+_ROUTER = "ffn_gate_inp"
+ROUTER_SCALE, EXPERT_SCALE = f"{_ROUTER}.scale", f"{_DOWN}.scale"  # of scaled routers, see `ExpertRow`
+Routes = tuple[Tensor, Tensor]  # weights and numbers of the chosen experts, [tokens, used] each
 
 
 class MixtureOfExperts:
     """See `bitsmith.models.arch.operations.base.Operation`."""
 
     def tensors(self, config: ModelConfig, layer: int) -> Iterator[BlockTensor]:
-        """The router and three stacks of matrices."""
+        """The router and stacks of matrices."""
         experts, hidden, bias = _experts(config), config.hidden, config.family.expert_bias
-        yield BlockTensor("ffn_gate_inp", (experts.count, hidden), "router", bias)
-        for name in (_GATE, _UP):
-            yield BlockTensor(name, (experts.count, experts.width, hidden), "experts", bias)
+        if _row(config).scaled:
+            yield BlockTensor(_ROUTER, (hidden,), "vector", ending="scale")
+            yield BlockTensor(_DOWN, (experts.count,), "vector", ending="scale")
+        yield BlockTensor(_ROUTER, (experts.count, hidden), "router", bias)
+        inner = {_BOTH: 2 * experts.width} if _row(config).fused else {_GATE: experts.width, _UP: experts.width}
+        for name, rows in inner.items():
+            yield BlockTensor(name, (experts.count, rows, hidden), "experts", bias)
         yield BlockTensor(_DOWN, (experts.count, hidden, experts.width), "experts", bias)
 
     def stages(self, config: ModelConfig, layer: int, norm: str) -> tuple[tuple[LinearGroup, ...], ...]:
         """Each expert has its own inputs. The norm before them cannot take a scale, since the router reads it too."""
-        clamped = config.decoder.activation == "clamped"
+        fused = _row(config).fused
+        takes = config.decoder.activation != "clamped" and not fused
+        names = (_BOTH,) if fused else (_GATE, _UP)
         inputs = (
-            LinearGroup(f"expert_in.{e}", (f"{_GATE}.{e}", f"{_UP}.{e}"), None, 1, True) for e in _numbers(config)
+            LinearGroup(f"expert_in.{e}", tuple(f"{name}.{e}" for name in names), None, 1, True)
+            for e in _numbers(config)
         )
         inner = (
-            LinearGroup(f"expert_down_input.{e}", (f"{_DOWN}.{e}",), None if clamped else f"{_UP}.{e}", 1, True)
+            LinearGroup(f"expert_down_input.{e}", (f"{_DOWN}.{e}",), f"{_UP}.{e}" if takes else None, 1, True)
             for e in _numbers(config)
         )
         return tuple(inputs), tuple(inner)
 
     def forward(self, run: Run, layer: int, block: Any, x: Tensor) -> Tensor:
-        """See `Operation`. Tokens are gathered by expert, so that each expert's matrices are used once."""
-        config, ops, linears = run.config, run.ops, block.linears
-        experts, rows = _experts(config), x.reshape(-1, x.shape[-1])
+        """See `Operation`."""
+        return self.mixed(run, block, x, self.routed(run, block, x))
+
+    def routed(self, run: Run, block: Any, x: Tensor) -> Routes:
+        """The experts of each token, x: [batch, n, hidden]. A scaled router norms its input itself."""
+        config, ops, experts = run.config, run.ops, _experts(run.config)
+        rows = x.reshape(-1, x.shape[-1])
+        scaled = _row(config).scaled
+        if scaled:
+            rows = ops.unit(rows, config.norm_eps) * block.norms[ROUTER_SCALE] * config.hidden**-0.5
         weights, chosen = ops.route(
-            linears["ffn_gate_inp"](rows), experts.used, config.decoder.router, normalize=experts.normalize
+            block.linears[_ROUTER](rows), experts.used, config.decoder.router, normalize=experts.normalize
         )
+        return weights * block.norms[EXPERT_SCALE][chosen] if scaled else weights, chosen
+
+    def mixed(self, run: Run, block: Any, x: Tensor, routes: Routes) -> Tensor:
+        """The weighted outputs of the chosen experts: [batch, n, hidden] -> the same.
+
+        Tokens are gathered by expert, so that each expert's matrices are used once.
+        """
+        config, ops, linears = run.config, run.ops, block.linears
+        rows, (weights, chosen) = x.reshape(-1, x.shape[-1]), routes
         out = ops.zeros(tuple(rows.shape))
         for e in _numbers(config):
             tokens, places = ops.where(chosen == e)
             if not len(tokens):
                 continue
-            own = rows[tokens]
-            inner = ops.gated(linears[f"{_GATE}.{e}"](own), linears[f"{_UP}.{e}"](own), config.activation)
+            inner = self._inner(run, block, e, rows[tokens])
             out = ops.add_rows(out, tokens, linears[f"{_DOWN}.{e}"](inner) * weights[tokens, places][:, None])
         return out.reshape(x.shape)
+
+    def _inner(self, run: Run, block: Any, e: int, own: Tensor) -> Tensor:
+        """The input of an expert's last matrix: [tokens, hidden] -> [tokens, width]."""
+        config, linears = run.config, block.linears
+        if _row(config).fused:
+            both, width = linears[f"{_BOTH}.{e}"](own), _experts(config).width
+            return run.ops.gated(both[..., :width], both[..., width:], config.activation)
+        return run.ops.gated(linears[f"{_GATE}.{e}"](own), linears[f"{_UP}.{e}"](own), config.activation)
 
 
 def _experts(config: ModelConfig) -> Experts:
     assert config.experts is not None
     return config.experts
+
+
+def _row(config: ModelConfig) -> ExpertRow:
+    assert config.decoder.experts is not None
+    return config.decoder.experts
 
 
 def _numbers(config: ModelConfig) -> range:

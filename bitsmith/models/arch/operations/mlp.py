@@ -14,7 +14,7 @@ class GatedMlp:
 
     def tensors(self, config: ModelConfig, layer: int) -> Iterator[BlockTensor]:
         """The linears."""
-        inner, hidden = config.intermediate, config.hidden
+        inner, hidden = config.specs[layer].intermediate, config.hidden
         rows = {"ffn_up": 2 * inner} if config.family.fused_gate else {"ffn_gate": inner, "ffn_up": inner}
         for name, size in rows.items():
             yield BlockTensor(name, (size, hidden), "linear", config.has_bias(name, layer))
@@ -33,8 +33,8 @@ class GatedMlp:
         """See `Operation`."""
         config = run.config
         if config.family.fused_gate:
-            both = block.linears["ffn_up"](x)
-            gate, up = both[..., : config.intermediate], both[..., config.intermediate :]
+            both, inner = block.linears["ffn_up"](x), config.specs[layer].intermediate
+            gate, up = both[..., :inner], both[..., inner:]
         else:
             gate, up = block.linears["ffn_gate"](x), block.linears["ffn_up"](x)
         return block.linears["ffn_down"](run.ops.gated(gate, up, config.activation))
