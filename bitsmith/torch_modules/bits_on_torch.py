@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bitsmith.containers.patterns import from_patterns
 from bitsmith.errors import TensorError
+from bitsmith.quant.formats import get_format
 from bitsmith.quant.formats.base import Format
 
 
@@ -30,13 +31,14 @@ def unpacked(packed: Tensor, format: Format, cols: int) -> Tensor:
                 code = code | eights[:, :, byte + 1] << (8 - shift)
             parts.append(code & ((1 << bits) - 1))
         found = torch.stack(parts, dim=2).reshape(packed.shape[0], -1)[:, :cols]
-    table = _codes_of_patterns(format)
+    table = _codes_of_patterns(format.name)
     return found if table is None else torch.from_numpy(table).to(packed.device)[found.long()]
 
 
 @lru_cache
-def _codes_of_patterns(format: Format) -> np.ndarray | None:
+def _codes_of_patterns(name: str) -> np.ndarray | None:
     """The code of each stored pattern, uint8 [2**bits]; None where they are the same. NaN gets the first code."""
+    format = get_format(name)
     table = np.zeros(1 << format.bits, np.uint8)
     for pattern in range(1 << format.bits):
         try:

@@ -19,7 +19,8 @@ from transformers.core_model_loading import (
     rename_source_key,
     revert_weight_conversion,
 )
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from bitsmith.containers.native import TENSORS_KEY, metadata
@@ -35,7 +36,7 @@ METHOD = "bitsmith"
 
 
 @register_quantization_config(METHOD)
-class BitsmithConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class BitsmithConfig(QuantizationConfigMixin):
     """What config.json says of a folder of bitsmith, and how `from_pretrained` quantizes an original.
 
     format, keep, compute_dtype, most_left: see `bitsmith.torch.quantize_module`. In a folder that is quantized already,
@@ -50,7 +51,7 @@ class BitsmithConfig(QuantizationConfigMixin):  # type: ignore[misc]
         most_left: float = MOST_LEFT,
         quant_method: str = METHOD,
     ) -> None:
-        self.quant_method = quant_method
+        self.quant_method = quant_method  # type: ignore[assignment]
         self.format = format
         self.keep = None if keep is None else list(keep)
         self.compute_dtype = None if compute_dtype is None else str(compute_dtype).removeprefix("torch.")
@@ -58,10 +59,11 @@ class BitsmithConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 @register_quantizer(METHOD)
-class BitsmithQuantizer(HfQuantizer):  # type: ignore[misc]
+class BitsmithQuantizer(HfQuantizer):
     """Puts quantized modules into a model of transformers while it is loaded."""
 
     requires_calibration = False
+    quantization_config: BitsmithConfig
 
     def __init__(self, quantization_config: BitsmithConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
@@ -172,13 +174,13 @@ class BitsmithQuantizer(HfQuantizer):  # type: ignore[misc]
         return model
 
 
-class _Quantize(ConversionOps):  # type: ignore[misc]
+class _Quantize(ConversionOps):
     """Quantizes a parameter as it is read; nothing is left for transformers to place."""
 
     def __init__(self, quantizer: BitsmithQuantizer) -> None:
         self.quantizer = quantizer
 
-    def convert(
+    def convert(  # type: ignore[override]
         self, input_dict: dict[str, Any], *, model: nn.Module, missing_keys: set[str], **kwargs: Any
     ) -> dict[str, Tensor]:
         """By the parameters' full names."""
@@ -193,7 +195,7 @@ class _Quantize(ConversionOps):  # type: ignore[misc]
         return left
 
 
-def _formats_in(model: nn.Module, files: Sequence[Path]) -> dict[str, str]:
+def _formats_in(model: Any, files: Sequence[Path]) -> dict[str, str]:
     """The format of each quantized parameter, by its name in the model. Raises FileError where the files say none."""
     stored: dict[str, str] = {}
     for file in files:
@@ -231,7 +233,7 @@ def native_metadata(model: nn.Module) -> dict[str, str]:
     return metadata(tensors) if tensors else {}
 
 
-def _saved(model: nn.Module, key: str, value: Tensor) -> Mapping[str, Tensor]:
+def _saved(model: Any, key: str, value: Tensor) -> Mapping[str, Tensor]:
     """What a tensor is called when it is saved; fused ones are taken apart."""
     reverted: dict[str, Tensor] = revert_weight_conversion(model, {key: value})
     return reverted
@@ -241,11 +243,12 @@ def attach(model: nn.Module, config: BitsmithConfig) -> None:
     """Let a model that was quantized in place be saved as what `from_pretrained` loads."""
     from transformers import PreTrainedModel
 
-    if isinstance(model, PreTrainedModel):
-        model.hf_quantizer = BitsmithQuantizer(config, pre_quantized=True)
-        model.config.quantization_config = config
-        model.is_quantized = True
-        model.quantization_method = METHOD
+    known: Any = model
+    if isinstance(known, PreTrainedModel):
+        known.hf_quantizer = BitsmithQuantizer(config, pre_quantized=True)
+        known.config.quantization_config = config
+        known.is_quantized = True
+        known.quantization_method = METHOD
 
 
 __all__ = ["METHOD", "BitsmithConfig", "BitsmithQuantizer", "attach", "native_metadata"]

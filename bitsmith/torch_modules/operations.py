@@ -77,7 +77,7 @@ def _format_values(format: Format, parts: Sequence[Tensor], cols: int) -> Tensor
 
 
 def _library() -> Any:
-    library = torch.library.Library("bitsmith", "DEF")
+    library: Any = torch.library.Library("bitsmith", "DEF")  # type: ignore[no-untyped-call]
     library.define("stored_linear(Tensor x, Tensor[] parts, str how, int rows, str precision) -> Tensor")
     library.define("stored_linear_backward(Tensor grad, Tensor[] parts, str how, int cols, str precision) -> Tensor")
     each = "Tensor counts, Tensor[] parts, str how"

@@ -18,6 +18,7 @@ from bitsmith.torch_modules.precision import AUTO, precision_of
 from bitsmith.torch_modules.stored_weight import StoredWeight
 
 MOST_LEFT = 0.05  # share of the weights that may stay without being asked to
+_NOWHERE: tuple[Place | None, str] = (None, "")
 _HEAD = "the output head; keep=[] quantizes it"
 
 
@@ -88,7 +89,7 @@ def assign(model: nn.Module, format: str, keep: Sequence[str] | None) -> dict[st
         if names[0] != name:
             continue
         owner = owners[name.rpartition(".")[0]]
-        place, parameter = found.get(id(weight), (None, ""))
+        place, parameter = found.get(id(weight), _NOWHERE)
         reason, expected = _reason_to_stay(weight, names, owners, owner, kept, head, place)
         resolved = None
         if not reason:

@@ -133,7 +133,7 @@ class StoredWeight(nn.Module):
         how, tensors = self._stack()
         return matmul_each(x, counts, tensors, how, self.shape[-2], precision)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def pack(self) -> None:
         """Make panels of what was loaded. Raises TensorError for codes that mean no value, UsageError without data."""
         if self.is_packed:
