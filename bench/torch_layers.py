@@ -11,6 +11,7 @@ over what it had with torch and transformers imported.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -80,7 +81,7 @@ def measure_layer(side: str, dtype_name: str, compute: str | None, rounds: int) 
     for batch in (1, 128):
         x = torch.randn(batch, COLS, dtype=dtype)
         with torch.no_grad():
-            found[f"forward {batch}"] = 1000 * best(rounds, lambda x=x: made(x))
+            found[f"forward {batch}"] = 1000 * best(rounds, functools.partial(made, x))
     x = torch.randn(128, COLS, dtype=dtype, requires_grad=True)
     y = made(x)
     grad = torch.randn_like(y)
@@ -102,7 +103,7 @@ def measure_model(side: str, dtype_name: str, compute: str | None, folder: str, 
 
         model = bitsmith.torch.from_pretrained(folder, "nf4", dtype=dtype, compute_dtype=compute)
     else:
-        config = transformers.BitsAndBytesConfig(
+        config = transformers.BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
         given = {"quantization_config": config} if side == "bitsandbytes" else {}
@@ -133,7 +134,7 @@ def worker(arguments: argparse.Namespace) -> None:
     import torch
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     torch.set_num_threads(arguments.threads)
     found = measure_layer(arguments.side, arguments.dtype, arguments.compute, arguments.rounds)
     if arguments.model:

@@ -243,8 +243,8 @@ def attach(model: nn.Module, config: BitsmithConfig) -> None:
     """Let a model that was quantized in place be saved as what `from_pretrained` loads."""
     from transformers import PreTrainedModel
 
-    known: Any = model
-    if isinstance(known, PreTrainedModel):
+    if isinstance(model, PreTrainedModel):
+        known: Any = model
         known.hf_quantizer = BitsmithQuantizer(config, pre_quantized=True)
         known.config.quantization_config = config
         known.is_quantized = True

@@ -77,7 +77,7 @@ def assign(model: nn.Module, format: str, keep: Sequence[str] | None) -> dict[st
     resolve(format, 1 << 20)  # is there such a format?
     kept = kept_modules(keep or (), (name for name, _ in model.named_modules(remove_duplicate=False)))
     head = _output_head(model) if keep is None else None
-    found: dict[int, tuple[Place, str]] = {}
+    found: dict[int, tuple[Place | None, str]] = {}
     for place in places(model):
         for parameter in place.kind.weights(place.module):
             found[id(place.module._parameters[parameter])] = place, parameter
