@@ -27,7 +27,8 @@ _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 # Keywords that are not the flag with underscores: of a flag with a value, and of a flag without
 _KEYWORDS = {"cache": "cache_type", "format": "formats", "rank": "adapter_rank", "rule": "rules"}
 _KEYWORDS |= {"name": "model_name", "shard-size": "max_shard_size"}
-_SWITCHES = {flag: f"{flag.replace('-', '_')}=True" for flag in ("force", "requantize", "pure", "dry-run", "verify")}
+_SWITCHED = ("force", "requantize", "pure", "dry-run", "verify", "calibration-all-experts")
+_SWITCHES = {flag: f"{flag.replace('-', '_')}=True" for flag in _SWITCHED}
 _SWITCHES |= {"tokenizer": "tokenizer=True", "sym": "symmetric=True", "asym": "symmetric=False"}
 _LISTS = frozenset({"format", "keep", "rule", "training"})  # these keywords take a list
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -152,17 +153,24 @@ def logits_of(model: Any, tokens: np.ndarray) -> np.ndarray:
 
 VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION |= {"image_size": 32, "patch_size": 8}
-TEXT_ONLY = {"qwen3_vl": ("qwen3_vl_text", {"head_dim": 32, "rope_scaling": {"mrope_section": [8, 4, 4]}})}
+SECTIONS = {"head_dim": 32, "rope_scaling": {"mrope_section": [8, 4, 4]}}
+TEXT_ONLY = {
+    "qwen3_vl": ("qwen3_vl_text", SECTIONS),
+    "qwen3_vl_moe": ("qwen3_vl_moe_text", {**SECTIONS, "moe_intermediate_size": 32, **EXPERTS}),
+}
+_QWEN_VISION: dict[str, Any] = {
+    "depth": 1,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "deepstack_visual_indexes": [0],
+    "num_position_embeddings": 16,
+}
 WRAPPERS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     # model_type of the whole; entry of MODELS for its text part; changes of the vision tower and of the whole
     "gemma3": ("gemma3", "gemma3", {"model_type": "siglip_vision_model"}, {"mm_tokens_per_image": 4}),
-    "qwen3_vl": (
-        "qwen3_vl",
-        "qwen3_vl",
-        {"depth": 1, "num_heads": 2, "out_hidden_size": 64, "deepstack_visual_indexes": [0]},
-        {},
-    ),
-    "mistral3": ("mistral3", "ministral3", {"model_type": "pixtral", "head_dim": 16}, {}),
+    "qwen3_vl": ("qwen3_vl", "qwen3_vl", _QWEN_VISION, {}),
+    "qwen3_vl_moe": ("qwen3_vl_moe", "qwen3_vl_moe", _QWEN_VISION, {}),
+    "mistral3": ("mistral3", "ministral3", {"model_type": "pixtral", "head_dim": 16, "num_hidden_layers": 3}, {}),
     "gemma4": ("gemma4", "gemma4", {"model_type": "gemma4_vision", "head_dim": 16, "num_key_value_heads": 2}, {}),
 }
 
@@ -183,4 +191,33 @@ def wrapper_of(name: str, folder: Path) -> tuple[Path, Any]:
     model.save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(REFERENCE / file, folder / file)
+    preprocessor(folder)
+    _as_published(folder)
     return folder, model
+
+
+def preprocessor(folder: Path) -> None:
+    """The file that says how images are scaled; unequal numbers, so that a lost or misplaced one shows."""
+    values = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.25], "image_seq_length": 4}
+    (folder / "preprocessor_config.json").write_text(json.dumps(values))
+
+
+def _as_published(folder: Path) -> None:
+    """Names, orientation and tokens as published folders have them, where transformers 5 saves others."""
+    from safetensors.numpy import load_file, save_file
+
+    config = json.loads((folder / "config.json").read_text())
+    siglip = ("vision_tower.embeddings.", "vision_tower.encoder.", "vision_tower.post_layernorm.")
+    found = {}
+    for name, values in load_file(folder / "model.safetensors").items():
+        if name.startswith("vision_tower.head."):
+            continue
+        if config["model_type"] == "gemma3" and name.startswith(siglip):
+            name = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+        stack = ".mlp.experts." in name and values.ndim == 3
+        found[name] = np.ascontiguousarray(values.swapaxes(1, 2)) if stack else values
+    save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+    if config["vision_config"].get("model_type") == "pixtral":
+        for name in ("tokenizer.json", "tokenizer_config.json"):  # llama.cpp looks for this token
+            text = (folder / name).read_text(encoding="utf-8")
+            (folder / name).write_text(text.replace("<|assistant|>", "[IMG_BREAK]"), encoding="utf-8")

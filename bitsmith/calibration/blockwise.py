@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,22 +12,23 @@ from torch import Tensor
 from bitsmith.calibration.beside import WindowStates
 from bitsmith.calibration.collect import (
     HEAD,
-    RecordedLinear,
     decoder_without_blocks,
     embed,
     not_finite,
     require_finite,
 )
-from bitsmith.calibration.folding import block_tensors, folded, with_tensors
+from bitsmith.calibration.folding import block_tensors, folded, with_tensors, with_whole_stacks
+from bitsmith.calibration.inputs import advance_part, inputs_of, portions, watch
 from bitsmith.calibration.method import Method
 from bitsmith.calibration.resources import Resources
-from bitsmith.calibration.rounding import STARVED, LinearRounder, RoundingReport, plain_nearest
+from bitsmith.calibration.rounding import LinearRounder, RoundingReport, plain_nearest
+from bitsmith.calibration.routing import RouterCounts
 from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.calibration.stats import GramMeter, Stats
 from bitsmith.calibration.trainable import Start
 from bitsmith.calibration.transforms.base import Rescaling
 from bitsmith.errors import TensorError
-from bitsmith.models.arch.block import Part, part_groups, parts_of
+from bitsmith.models.arch.block import Part, parts_of, with_shared_inputs
 from bitsmith.models.arch.operations.base import LinearGroup
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.quant.formats.base import Format
@@ -36,8 +36,9 @@ from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.quant.rounders.effort import EFFORTS, Effort
 from bitsmith.quant.rounders.gptq import SLAB_ROWS
 from bitsmith.quant.tensor import QuantTensor
+from bitsmith.recipe.coverage import STARVED
 from bitsmith.recipe.rounded_rows import RoundedRows
-from bitsmith.runtime.decoder import Decoder, Pass
+from bitsmith.runtime.decoder import Decoder, Routing
 from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.ops import TorchOps
@@ -75,10 +76,12 @@ class Rounded:
 
     rows: rows to store, under GGUF names: the rounded linears and the other rescaled tensors
     reports: the report of each linear, by name without ".weight"
+    routed: number of tokens that each expert got, int64 [experts], by layer
     """
 
     rows: tuple[RoundedRows, ...]
     reports: Mapping[str, RoundingReport]
+    routed: Mapping[int, np.ndarray] = field(default_factory=dict)
 
 
 class BlockwiseRounding:
@@ -100,7 +103,7 @@ class BlockwiseRounding:
         self._loader = WeightLoader(
             checkpoint.config, weight_reader(checkpoint), DenseKernel(device=device), TorchOps(device), device
         )
-        self._steps = _Steps(decoder_without_blocks(self._loader), task)
+        self._steps = _Steps(decoder_without_blocks(self._loader), task, tokens.all_experts)
         self._next = 0
         buffers = task.method.hidden_state_buffers(task.effort)
         share = _share(resources.memory, buffers)
@@ -155,10 +158,11 @@ def _share(memory: int | None, buffers: int) -> int | None:
 
 @dataclass(frozen=True)
 class _Steps:
-    """What all steps share."""
+    """What all steps share. every: whether every token counts for every expert"""
 
     decoder: Decoder
     task: BlockwiseTask
+    every: bool = False
 
     @property
     def _effort(self) -> Effort:
@@ -176,7 +180,8 @@ class _Steps:
         )
         start = with_tensors(original, changed)
         inputs = None if row.tuner is None else states.hidden.copy()
-        block, codes, reports = self._groups(layer, start, states)
+        routers = RouterCounts(self.decoder.config)
+        block, codes, reports = self._groups(layer, start, states, routers.routing)
         weights = block_tensors(start)
         if inputs is not None and states.truth is not None and row.tuner is not None and codes:
             starts = {name: Start(weights[f"{name}.weight"], tensor) for name, tensor in codes.items()}
@@ -188,37 +193,57 @@ class _Steps:
                 advance_part(self.decoder, layer, part, block, states.hidden)
         prefix = f"blk.{layer}."
         return Rounded(
-            tuple(_rows(prefix, weights, codes, changed)), {prefix + name: said for name, said in reports.items()}
+            tuple(_rows(prefix, weights, codes, with_whole_stacks(changed, weights))),
+            {prefix + name: said for name, said in reports.items()},
+            routers.counts,
         )
 
     def _groups(
-        self, layer: int, start: Block, states: _States
+        self, layer: int, start: Block, states: _States, routing: Routing
     ) -> tuple[Block, dict[str, QuantTensor], dict[str, RoundingReport]]:
         """Round the linears of a block, group by group. Returns the rounded block, and codes and reports by name.
 
         Advances `states.hidden` through the rounded block, and `states.truth` through `start`.
+        routing: told of the experts that the rounded block's routers choose
         """
         config = self.decoder.config
         block = self._rounding_inputs(layer, start)
         codes, reports = dict[str, QuantTensor](), dict[str, RoundingReport]()
         for part in parts_of(config, layer):
             for stage in part.operation.stages(config, layer, part.before):
-                wanted = {group: formats for group in stage if (formats := self._formats(layer, group))}
-                if not wanted:
-                    continue
-                for group, seen in self._compared(layer, part, tuple(wanted), block, start, states).items():
-                    tokens = seen.meter.count if group.routed else None
-                    starved = tokens is not None and tokens < STARVED
-                    rounder = plain_nearest if starved else self._rounder(seen)
-                    for name, format in wanted[group].items():
-                        linear = start.linears[name]
-                        codes[name], said = _round(rounder, f"blk.{layer}.{name}", linear.prepared, format)
-                        reports[name] = replace(said, seen=tokens)
-                        block = with_tensors(block, {f"{name}.weight": codes[name].values()})
-            advance_part(self.decoder, layer, part, block, states.hidden)
+                groups = with_shared_inputs(stage) if self.every else stage
+                wanted = {group: formats for group in groups if (formats := self._formats(layer, group))}
+                for portion in portions(tuple(wanted), start):
+                    each = {group: wanted[group] for group in portion}
+                    found, said = self._portion(layer, part, each, block, start, states)
+                    codes |= found
+                    reports |= said
+                names = [name for formats in wanted.values() for name in formats]
+                block = with_tensors(block, {f"{name}.weight": codes[name].values() for name in names})
+            advance_part(self.decoder, layer, part, block, states.hidden, routing)
             if states.truth is not None:
                 advance_part(self.decoder, layer, part, start, states.truth)
         return block, codes, reports
+
+    def _portion(
+        self,
+        layer: int,
+        part: Part,
+        wanted: Mapping[LinearGroup, Mapping[str, Format]],
+        block: Block,
+        start: Block,
+        states: _States,
+    ) -> tuple[dict[str, QuantTensor], dict[str, RoundingReport]]:
+        """Round some groups of a stage. Returns codes and reports by name."""
+        codes, reports = dict[str, QuantTensor](), dict[str, RoundingReport]()
+        for group, seen in self._compared(layer, part, tuple(wanted), block, start, states).items():
+            starved = group.routed and seen.meter.count < STARVED
+            rounder = plain_nearest if starved else self._rounder(seen)
+            for name, format in wanted[group].items():
+                codes[name], reports[name] = _round(
+                    rounder, f"blk.{layer}.{name}", start.linears[name].prepared, format
+                )
+        return codes, reports
 
     def head_rounder(self, states: _States) -> LinearRounder:
         """The rounder of the output matrix, from the statistics of its input."""
@@ -243,18 +268,26 @@ class _Steps:
     ) -> dict[LinearGroup, _Compared]:
         """Statistics of the groups' inputs in the rounded block, and their drift from those in the original model."""
         found = {group: _Compared(f"blk.{layer}.{group.linears[0]}", GramMeter(), GramMeter()) for group in groups}
+        alike = tuple(group for group in groups if not group.routed)  # both models choose the same tokens for them
+        routing = Routing(self.every)
         for at in states.hidden.batches():
-            at_hidden = states.hidden.place(self.decoder, layer, at)
-            xs = inputs_of(self.decoder, layer, part, block, groups, self._read(states.hidden, at), at_hidden)
             ys: Mapping[LinearGroup, Tensor] = {}
-            if states.truth is not None:
-                at_truth = states.truth.place(self.decoder, layer, at)
-                ys = inputs_of(self.decoder, layer, part, start, groups, self._read(states.truth, at), at_truth)
-            for group, x in xs.items():
-                seen, y = found[group], None if group.routed else ys.get(group)
-                rounding = self.task.inputs.get(seen.name)
-                seen.add(x if rounding is None else rounding.rounded(x), y)
+            if states.truth is not None and alike:
+                shared = states.truth.place(self.decoder, layer, at).watched(routing)
+                ys = inputs_of(self.decoder, layer, part, start, alike, self._read(states.truth, at), shared)
+            watchers = {group: self._adding(found[group], ys.get(group)) for group in groups}
+            shared = states.hidden.place(self.decoder, layer, at).watched(routing)
+            watch(self.decoder, layer, part, block, watchers, self._read(states.hidden, at), shared)
         return found
+
+    def _adding(self, seen: _Compared, original: Tensor | None) -> Callable[[Tensor], None]:
+        """Adds inputs to statistics, rounded as the runtimes of the file round them."""
+        rounding = self.task.inputs.get(seen.name)
+
+        def add(x: Tensor) -> None:
+            seen.add(x if rounding is None else rounding.rounded(x), original)
+
+        return add
 
     def _rounding_inputs(self, layer: int, block: Block) -> Block:
         """The block with linears that round their inputs, if the runtimes of the file do so."""
@@ -312,62 +345,6 @@ class _Compared:
         """Sum of (x - x')^T x', [cols, cols]: x original inputs, x' inputs of the rounded block; None without x."""
         drift: Tensor | None = self.drifted.sum
         return drift
-
-
-class _ReachedError(Exception):
-    """Raised when all inputs that were asked for are known."""
-
-
-def inputs_of(
-    decoder: Decoder,
-    layer: int,
-    part: Part,
-    block: Block,
-    groups: Sequence[LinearGroup],
-    x: Tensor,
-    shared: Pass | None = None,
-) -> dict[LinearGroup, Tensor]:
-    """Inputs of groups of a part's linears: float32 [..., cols]. Computes no more than they need.
-
-    x: hidden states [windows, n, hidden] before the part
-    shared: the pass of these windows; None where the part reads nothing but x
-    An expert that no token passes has no input.
-    """
-    found: dict[LinearGroup, Tensor] = {}
-
-    def record(group: LinearGroup) -> Callable[[Tensor], None]:
-        def keep(rows: Tensor) -> None:
-            found[group] = rows
-            if len(found) == len(groups):
-                raise _ReachedError
-
-        return keep
-
-    firsts = {group.linears[0]: group for group in groups}
-    watched = {name: RecordedLinear.watching(block.linears[name], record(group)) for name, group in firsts.items()}
-    with suppress(_ReachedError):
-        decoder.operate(layer, part, block.with_linears(watched), x, shared or decoder.place(x.shape[1]))
-    return found
-
-
-def input_of(decoder: Decoder, layer: int, block: Block, group: str, x: Tensor) -> Tensor:
-    """Input of the group of this name: float32 [windows, n, cols]; see `inputs_of`.
-
-    Raises ValueError for an unknown name.
-    """
-    for part in parts_of(decoder.config, layer):
-        for each in part_groups(decoder.config, layer, part):
-            if each.name == group:
-                return inputs_of(decoder, layer, part, block, (each,), x)[each]
-    raise ValueError(f"{group} is the input of no group of linears.")
-
-
-def advance_part(decoder: Decoder, layer: int, part: Part, block: Block, hidden: WindowStates) -> None:
-    """Advance hidden states through one part of a block."""
-    for at in hidden.batches():
-        x, shared = hidden.read(at).to(block.device), hidden.place(decoder, layer, at)
-        hidden.write(at, decoder.run_part(layer, part, block, x, shared))
-        hidden.beside.keep(layer, at, shared)
 
 
 def _round(rounder: LinearRounder, name: str, weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:

@@ -11,17 +11,19 @@ from torch import Tensor
 
 from bitsmith.calibration.beside import WindowStates
 from bitsmith.calibration.folding import block_tensors
+from bitsmith.calibration.routing import RouterCounts
 from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.calibration.stats import Stats, StatsMeter
 from bitsmith.calibration.transforms.base import Rescaling, Transform, rescale_block
 from bitsmith.errors import TensorError
-from bitsmith.models.arch.block import linear_groups, linear_shapes
+from bitsmith.models.arch.block import linear_groups, linear_shapes, with_shared_inputs
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.recipe.calibration_record import CalibrationRecord
-from bitsmith.runtime.decoder import Decoder
+from bitsmith.recipe.coverage import Coverage
+from bitsmith.runtime.decoder import Decoder, Routing
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.ondemand import OnDemandKernel
 from bitsmith.runtime.torch.ops import TorchOps
@@ -67,12 +69,14 @@ class Calibration:
     record: tokens, their hash, context and seed
     tied: whether the head is the token embedding
     rescalings: for each search, its rescalings by layer
+    coverage: tokens that each expert saw; None for a model without experts
     """
 
     stats: Mapping[str, Stats]
     record: CalibrationRecord
     tied: bool = False
     rescalings: tuple[Mapping[int, tuple[Rescaling, ...]], ...] = ()
+    coverage: Coverage | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def collect(
     config = checkpoint.config
     wanted = wanted or Wanted()
     passing = _with_needs(wanted, searches)
-    seed = tokens.seed
+    seed, routers = tokens.seed, RouterCounts(config, every=tokens.all_experts)
     loader = WeightLoader(config, weight_reader(checkpoint), DenseKernel(device=device), TorchOps(device), device)
     decoder = decoder_without_blocks(loader)
     stats: dict[str, Stats] = {}
@@ -127,10 +131,10 @@ def collect(
         hidden = embed(decoder, tokens.tokens, memory=memory)
         for layer in range(config.layers):
             report(Progress("calibrate", layer, config.layers, "blocks", f"blk.{layer}"))
-            meters = meters_of(config, layer, passing, seed)
+            meters = meters_of(config, layer, passing, seed, every=tokens.all_experts)
             block = loader.block(layer)
             require_finite(block, f"blk.{layer}.")
-            advance(decoder, layer, recording(block, f"blk.{layer}.", meters), hidden)
+            advance(decoder, layer, recording(block, f"blk.{layer}.", meters), hidden, routers.routing)
             found = _results(meters)
             for search, kept in zip(searches, rescalings, strict=True):
                 kept[layer] = _rescalings(config, layer, block, search, found)
@@ -138,7 +142,8 @@ def collect(
             stats |= {f"blk.{layer}.{name}": each for name, each in _only(wanted, found).items()}
         stats[HEAD] = _head_stats(decoder, hidden, wanted, seed)
     report(Progress("calibrate", config.layers, config.layers, "blocks"))
-    return Calibration(stats, tokens.record, config.tied, rescalings)
+    coverage = routers.coverage(tokens.tokens.size)
+    return Calibration(stats, tokens.record, config.tied, rescalings, coverage)
 
 
 def _with_needs(wanted: Wanted, searches: Sequence[Search]) -> Wanted:
@@ -194,19 +199,25 @@ def embed(decoder: Decoder, tokens: np.ndarray, *, memory: int | None = None) ->
     return hidden
 
 
-def advance(decoder: Decoder, layer: int, block: Block, hidden: WindowStates) -> None:
+def advance(decoder: Decoder, layer: int, block: Block, hidden: WindowStates, routing: Routing | None = None) -> None:
     """Replace the input of a block by its output, batch by batch."""
     for at in hidden.batches():
-        x, shared = hidden.read(at).to(block.device), hidden.place(decoder, layer, at)
+        x, shared = hidden.read(at).to(block.device), hidden.place(decoder, layer, at).watched(routing)
         hidden.write(at, decoder.run_block(layer, block, x, shared))
         hidden.beside.keep(layer, at, shared)
 
 
-def meters_of(config: ModelConfig, layer: int, wanted: Wanted, seed: int) -> dict[str, StatsMeter]:
-    """One meter per group of a block, by the names of its linears (q, k and v share one)."""
+def meters_of(
+    config: ModelConfig, layer: int, wanted: Wanted, seed: int, *, every: bool = False
+) -> dict[str, StatsMeter]:
+    """One meter per group of a block, by the names of its linears (q, k and v share one).
+
+    every: whether every token passes every expert, so that experts share their input
+    """
     shapes = linear_shapes(config, layer)
     meters: dict[str, StatsMeter] = {}
-    for group in linear_groups(config, layer):
+    groups = linear_groups(config, layer)
+    for group in with_shared_inputs(groups) if every else groups:
         meter = StatsMeter(shapes[group.linears[0]][1], gram=wanted.gram, sample=wanted.sample, seed=seed)
         meters |= dict.fromkeys(group.linears, meter)
     return meters

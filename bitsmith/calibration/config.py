@@ -34,6 +34,12 @@ class CalibrationConfig:
     seed: int = option(
         0, group="Calibration", help="Chooses the windows of the text; the same seed gives the same bytes."
     )
+    calibration_all_experts: bool = option(
+        False,
+        group="Calibration",
+        help="Every token of the text counts for every expert, not only for those that its router chooses; for models "
+        "with experts.",
+    )
     memory: str | None = option(
         None,
         group="Calibration",
@@ -77,6 +83,7 @@ class CalibrationConfig:
             "--calibration-tokens": self.calibration_tokens is not None,
             "--calibration-context": self.calibration_context is not None,
             "--seed": self.seed != 0,
+            "--calibration-all-experts": self.calibration_all_experts,
             "--memory": self.memory is not None,
             "--device": self.device is not None,
         }

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from bitsmith.calibration.method import Method
-from bitsmith.models.arch.block import linear_shapes
+from bitsmith.calibration.stats import MOST_GRAMS
+from bitsmith.models.arch.block import linear_groups, linear_shapes, parts_of, with_shared_inputs
 from bitsmith.models.arch.config import LayerSpec, ModelConfig
+from bitsmith.models.arch.operations.base import LinearGroup
 from bitsmith.quant.rounders.effort import EFFORTS
+from bitsmith.recipe.calibration_record import CalibrationRecord
 from bitsmith.system.memory import available_memory
 
 LONG_SECONDS = 600.0  # longer work is announced with a cheaper choice
@@ -21,6 +25,7 @@ _COLUMN_WORK = 4.5  # cost of rounding a row, in products of one row with the He
 _COLUMN_SECONDS = 1.5e-4  # fixed time to round one column
 _STEP_SECONDS = 0.03  # fixed time of one learning step
 _CANDIDATES, _SEEN_ROWS, _FIT_WORK = 40, 1024, 8000.0  # a search for factors: candidates, rows used, work per weight
+_SEEN_PASSES = 2  # passes through all experts for the statistics of GPTQ, if every token counts for every expert
 _PROBE = 768
 
 
@@ -40,14 +45,14 @@ class Cost:
 
 
 def calibration_cost(
-    config: ModelConfig, method: Method, effort: str, tokens: int, context: int, *, memory: int | None = None
+    config: ModelConfig, method: Method, effort: str, record: CalibrationRecord, *, memory: int | None = None
 ) -> Cost:
-    """Cost of calibrating on `tokens` tokens in windows of `context`. The time is right within a factor of two.
+    """Cost of calibrating on the tokens of a record. The time is right within a factor of two.
 
     memory: bytes that hidden states may take in memory; None: half of the memory that is available now
     """
-    hidden_states, on_disk = _hidden_states(config, method, effort, tokens, memory)
-    seconds, largest, widest = 0.0, 0, config.hidden
+    hidden_states, on_disk = _hidden_states(config, method, effort, record.tokens, memory)
+    seconds, largest, widest, grams = 0.0, 0, config.hidden, 0
     rate = _multiply_adds_per_second()
     known: dict[LayerSpec, float] = {}
     for layer in range(config.layers):
@@ -56,22 +61,26 @@ def calibration_cost(
         widest = max(widest, *(cols for _, cols in shapes.values()))
         kind = config.specs[layer]
         if kind not in known:
-            known[kind] = _block_seconds(config, layer, method, effort, tokens, context, rate)
+            known[kind] = _block_seconds(config, layer, method, effort, record, rate)
+        grams = max(grams, _gram_bytes(config, layer, method, record.all_experts))
         seconds += known[kind]
     memory = hidden_states + _FLOATS * 2 * largest
     if method.needs_text:
         memory += _FLOATS * (_HESSIANS * widest**2 + _SLABS * min(_SLAB_ROWS, widest) * widest)
-    return Cost(seconds, memory, on_disk)
+    return Cost(seconds, memory + grams, on_disk)
 
 
 def _block_seconds(
-    config: ModelConfig, layer: int, method: Method, effort: str, tokens: int, context: int, rate: float
+    config: ModelConfig, layer: int, method: Method, effort: str, record: CalibrationRecord, rate: float
 ) -> float:
     """Time for one block. rate: products and sums in a second"""
     matrices = tuple(linear_shapes(config, layer).values())
-    block = _passed_weights(config, layer)
+    block, tokens = _passed_weights(config, layer), record.tokens
     work = float(block * tokens)
     passes = work * method.row.passes if method.needs_text else work
+    if record.all_experts:
+        further = _passed_weights(config, layer, every=True) * tokens - work
+        passes += further * (_SEEN_PASSES if method.row.needs_text else 1) + further * bool(method.transform)
     fixed = 0.0
     if method.transform:
         passes += 3 * work
@@ -82,17 +91,33 @@ def _block_seconds(
         fixed += _COLUMN_SECONDS * (1 + EFFORTS[effort].sweeps) * sum(cols for _, cols in matrices)
     if method.row.tuner is not None:
         tuning = EFFORTS[effort]
-        passes += 3.0 * block * tuning.steps * tuning.batch * context  # three products per window
+        passes += 3.0 * block * tuning.steps * tuning.batch * record.context  # three products per window
         fixed += _STEP_SECONDS * tuning.steps
     return passes / rate + fixed
 
 
-def _passed_weights(config: ModelConfig, layer: int) -> float:
-    """Number of weights in the linears of a block that a token passes."""
+def _passed_weights(config: ModelConfig, layer: int, *, every: bool = False) -> float:
+    """Number of weights in the linears of a block that a token passes. every: if it passes every expert"""
     experts = config.experts
-    share = experts.used / experts.count if experts is not None else 1.0
+    share = experts.used / experts.count if experts is not None and not every else 1.0
     shapes = linear_shapes(config, layer)
     return sum(rows * cols * (share if "_exps." in name else 1) for name, (rows, cols) in shapes.items())
+
+
+def _gram_bytes(config: ModelConfig, layer: int, method: Method, every: bool) -> int:
+    """Bytes of the Gram matrices of a block that are summed together, beside those of dense linears."""
+    shapes = linear_shapes(config, layer)
+
+    def size(groups: Iterable[LinearGroup]) -> int:
+        found = with_shared_inputs(groups) if every else groups
+        return sum(_FLOATS * shapes[group.linears[0]][1] ** 2 for group in found if group.routed or group.shared)
+
+    if method.transform:  # a search has those of the whole block
+        return size(linear_groups(config, layer))
+    if not method.needs_text:
+        return 0
+    stages = [stage for part in parts_of(config, layer) for stage in part.operation.stages(config, layer, part.before)]
+    return min(max(map(size, stages)), MOST_GRAMS)
 
 
 def _hidden_states(

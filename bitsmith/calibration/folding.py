@@ -11,6 +11,7 @@ import torch
 from bitsmith.calibration.transforms.base import Rescaling
 from bitsmith.calibration.transforms.fold import fold, storable
 from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.names import in_stack
 from bitsmith.runtime.weights import Block
 
 
@@ -37,6 +38,18 @@ def with_tensors(block: Block, tensors: Mapping[str, np.ndarray]) -> Block:
         for name, linear in block.linears.items()
     }
     return block.with_norms(norms).with_linears(linears)
+
+
+def with_whole_stacks(changed: Mapping[str, np.ndarray], tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`changed`, with all matrices of a stack of experts of which some are in it, in the stack's order.
+
+    tensors: all tensors of the block, with names as in `block_tensors`
+    A file may hold the stack as one tensor, which is written whole.
+    """
+    stacks = {found[0] for name in changed if (found := in_stack(name)) is not None}
+    whole = [(found, name) for name in tensors if (found := in_stack(name)) is not None and found[0] in stacks]
+    others = {name: values for name, values in changed.items() if in_stack(name) is None}
+    return others | {name: changed.get(name, tensors[name]) for _, name in sorted(whole)}
 
 
 def folded(

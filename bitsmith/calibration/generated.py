@@ -50,4 +50,4 @@ def generate_tokens(request: Request, model: LanguageModel, *, report: Report = 
     tokens = np.array(ids[:needed], np.int64).reshape(request.windows, request.context)
     if start is not None:
         tokens[:, 0] = start
-    return CalibrationTokens(own_text(model.name), tokens, request.seed)
+    return CalibrationTokens(own_text(model.name), tokens, request.seed, all_experts=request.all_experts)

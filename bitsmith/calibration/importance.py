@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,10 +30,13 @@ class Importance:
     values: by GGUF tensor name, ".weight" included: float32 [matrices, cols], mean squared input. Only tensors of
         experts have several matrices. In tensors without an entry all columns count equally.
     record: its source
+    unused: number of matrices of a tensor whose experts saw no token, if there are some; all their columns count
+        equally
     """
 
     values: Mapping[str, np.ndarray]
     record: CalibrationRecord
+    unused: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, name: str) -> np.ndarray | None:
         """[matrices, cols] of a tensor by its GGUF name, or a Llama's Hugging Face name; None if unknown."""
@@ -43,18 +46,23 @@ class Importance:
             return None if stack is None else stack.reshape(-1, stack.shape[-1])[expert[1] : expert[1] + 1]
         return self.values.get(gguf_name(name) or name)
 
-    def without(self, outputs: Iterable[PlannedTensor]) -> str | None:
-        """A note on matrices of blocks that have no importance, by the output's names; None if all have one."""
+    def without(self, outputs: Iterable[PlannedTensor]) -> tuple[str, ...]:
+        """Notes on matrices of blocks that have no importance, by the output's names."""
         found = [(tensor.info.name, own_name(tensor)) for tensor in outputs]
         names = {name: own for name, own in found if own.startswith("blk.")}
         missing = [name for name, own in names.items() if self.of(own) is None]
-        if not missing:
-            return None
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        return (
-            f"{self.record.source} has no entry for {len(missing)} of {len(names)} matrices, which are rounded without "
-            f"importance: {', '.join(missing[:_SHOWN])}{more}"
-        )
+        notes = []
+        if missing:
+            notes.append(
+                f"{self.record.source} has no entry for {len(missing)} of {len(names)} matrices, which are rounded "
+                f"without importance: {_few(missing)}"
+            )
+        if self.unused:
+            notes.append(
+                f"{self.record.source} has {sum(self.unused.values())} matrices of experts that saw no token, which "
+                f"are rounded without importance: {_few([f'{n} of {name}' for name, n in self.unused.items()])}"
+            )
+        return tuple(notes)
 
     def by_output(self, outputs: Iterable[PlannedTensor]) -> dict[str, np.ndarray]:
         """Importance of the tensors to write, by the output's names: float32 [matrices, cols] each."""
@@ -64,6 +72,11 @@ class Importance:
             if values is not None and len(info.shape) > 1:
                 found[info.name] = values.reshape(-1, info.cols)  # a .dat file does not separate matrices
         return found
+
+
+def _few(items: list[str]) -> str:
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more
 
 
 def from_calibration(calibration: Calibration) -> Importance:
@@ -111,7 +124,8 @@ def from_file(path: Path, tensors: Iterable[TensorInfo]) -> Importance:
     for name, entry in imatrix.entries.items():
         _check(path, name, entry, shapes.get(name))
     values = {name: entry.importance for name, entry in imatrix.entries.items()}
-    return Importance(values, record_of(path, imatrix))
+    unused = {name: int((entry.counts == 0).sum()) for name, entry in imatrix.entries.items()}
+    return Importance(values, record_of(path, imatrix), {name: count for name, count in unused.items() if count})
 
 
 def _check(path: Path, name: str, entry: Entry, info: TensorInfo | None) -> None:

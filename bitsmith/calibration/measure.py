@@ -11,8 +11,9 @@ from bitsmith.calibration.method import Method
 from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.run import Prepared
 from bitsmith.calibration.transforms import TRANSFORMS
-from bitsmith.calibration.work import inputs_of, linears_of
+from bitsmith.calibration.work import check_coverage, inputs_of, linears_of
 from bitsmith.errors import UsageError
+from bitsmith.recipe.coverage import Coverage
 from bitsmith.recipe.plan import Assignment
 from bitsmith.recipe.static_inputs import inputs_wanted
 from bitsmith.system.progress import Report, silent
@@ -38,11 +39,13 @@ class Measured:
     importance: None if no job needed the pass
     rescalings: by layer
     input_absmax: largest magnitude of each linear's input after rescaling, by GGUF name without ".weight"
+    coverage: tokens that each expert saw; None for a model without experts
     """
 
     importance: Importance | None = None
     rescalings: Mapping[int, tuple[Rescaling, ...]] = field(default_factory=dict)
     input_absmax: Mapping[str, float] = field(default_factory=dict)
+    coverage: Coverage | None = None
 
 
 def check_method(assignment: Assignment, prepared: Prepared, method: Method) -> None:
@@ -65,6 +68,7 @@ def measure(
     """Run the original model once, if any job needs it. Returns one result per job.
 
     Rounders that need text take their inputs from the rounded blocks instead, see `blockwise`.
+    Raises UsageError if the text starves experts that are to be rescaled.
     """
     if prepared.ready is not None:
         return tuple(Measured(prepared.ready) for _ in jobs)
@@ -80,9 +84,13 @@ def measure(
         report=report,
     )
     rescalings = dict(zip(searches, found.rescalings, strict=True))
-    importance = from_calibration(found)
+    importance, coverage = from_calibration(found), found.coverage
+    for at in searches:
+        if coverage is not None and not coverage.every:
+            assignment = jobs[at].assignment
+            check_coverage(coverage, linears_of(assignment.tensors, assignment.checkpoint.config))
     return tuple(
-        Measured(importance, rescalings.get(at, {}), _absmax(found.stats, rescalings.get(at, {})))
+        Measured(importance, rescalings.get(at, {}), _absmax(found.stats, rescalings.get(at, {})), coverage)
         for at in range(len(jobs))
     )
 

@@ -49,6 +49,16 @@ class Method:
         """Whether the effort changes the codes."""
         return self.row.heeds_effort
 
+    def fallback(self, every: bool) -> str:
+        """What an expert gets that saw too few tokens, in words. every: whether every token counts for every expert"""
+        if every:
+            return "the statistics are of all tokens for every expert"
+        if not self.row.needs_text:
+            columns = "their columns are weighted by what they saw, and not at all where they saw nothing"
+            return f"they are not rescaled, and {columns}" if self.transform else columns
+        codes = "they got the nearest codes" + (" before tuning" if self.row.tuner is not None else "")
+        return f"they are not rescaled, and {codes.removeprefix('they ')}" if self.transform else codes
+
     def hidden_state_buffers(self, effort: str) -> int:
         """Number of hidden-state buffers this method needs."""
         return self.row.hidden_state_buffers(effort)

@@ -17,10 +17,9 @@ _SHOWN = 3
 def rounding_notes(reports: Mapping[str, RoundingReport]) -> tuple[str, ...]:
     """Notes on GPTQ: its gain, rows that kept the nearest codes, Hessians with more damping, dead columns."""
     gptq = {name: report.gptq for name, report in reports.items() if report.gptq is not None}
-    notes = list(expert_notes(reports))
     if not gptq:
-        return tuple(notes)
-    notes.append(_gain(gptq))
+        return ()
+    notes = [_gain(gptq)]
     kept = [f"{name} {one.kept} of {one.rows}" for name, one in gptq.items() if one.kept]
     if kept:
         notes.append(f"rows that kept the nearest codes, because GPTQ's codes were worse: {_few(kept)}")
@@ -32,20 +31,6 @@ def rounding_notes(reports: Mapping[str, RoundingReport]) -> tuple[str, ...]:
     if dead:
         notes.append(f"columns that the calibration text never used: {_few(dead)}")
     return tuple(notes)
-
-
-def expert_notes(reports: Mapping[str, RoundingReport]) -> tuple[str, ...]:
-    """A note on how many tokens experts saw, and which saw too few; nothing for a model without experts."""
-    seen = sorted(report.seen for report in reports.values() if report.seen is not None)
-    if not seen:
-        return ()
-    starved = [f"{name} {report.seen}" for name, report in reports.items() if report.starved]
-    median = seen[len(seen) // 2]
-    said = f"tokens of the calibration text that an expert saw: {seen[0]} to {seen[-1]}, median {median}"
-    if starved:
-        said += f"; {len(starved)} of {len(seen)} matrices of experts saw too few and got the nearest codes: "
-        said += _few(starved)
-    return (said,)
 
 
 def rescaling_notes(rescalings: Mapping[int, tuple[Rescaling, ...]], names: Mapping[str, str]) -> tuple[str, ...]:

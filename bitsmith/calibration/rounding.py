@@ -17,31 +17,18 @@ from bitsmith.quant.rounders.gptq import SLAB_ROWS, GptqReport, gptq_rows, joine
 from bitsmith.quant.rounders.hessian import corrected, correction, prepare
 from bitsmith.quant.tensor import QuantTensor
 
-STARVED = 32  # tokens; an expert that saw fewer gets the nearest codes
-
 
 @dataclass(frozen=True)
 class RoundingReport:
-    """The report on rounding a matrix.
-
-    gptq: None if the codes are the nearest
-    seen: number of tokens that an expert saw; None for a matrix that sees all
-    """
+    """The report on rounding a matrix. gptq: None if the codes are the nearest"""
 
     gptq: GptqReport | None = None
-    seen: int | None = None
-
-    @property
-    def starved(self) -> bool:
-        """Whether an expert saw too few tokens, so that its codes are the nearest."""
-        return self.seen is not None and self.seen < STARVED
 
     @classmethod
     def joined(cls, parts: Iterable[RoundingReport]) -> RoundingReport:
         """The report on all rows, from the reports on slabs of rows."""
-        every = list(parts)
-        found = [part.gptq for part in every if part.gptq is not None]
-        return cls(joined(found) if found else None, every[0].seen if every else None)
+        found = [part.gptq for part in parts if part.gptq is not None]
+        return cls(joined(found) if found else None)
 
 
 def plain_nearest(weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:

@@ -22,11 +22,12 @@ from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.output import OutputFiles
 from bitsmith.containers.reservation import Reservation
 from bitsmith.containers.sources import files_of
-from bitsmith.errors import UsageError, quoted
+from bitsmith.errors import UsageError, Words, quoted
 from bitsmith.models.arch.tensors import expected_tensors
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.calibration_record import UNKNOWN_SHA256, CalibrationRecord
+from bitsmith.recipe.coverage import Coverage
 from bitsmith.system.options import check_arguments, check_words, with_signature
 from bitsmith.system.progress import Report, silent
 from bitsmith.system.tables import html_table
@@ -104,19 +105,20 @@ class Prepared:
 
 def prepare(
     checkpoint: Checkpoint,
-    sources: Sequence[str | Path] = (),
+    config: CalibrationConfig | None = None,
+    sources: Sequence[str | Path] | None = None,
     *,
-    tokens: int | None = None,
-    context: int | None = None,
-    seed: int = 0,
     report: Report = silent,
 ) -> Prepared:
     """Read and check a calibration's source. Reads no weights.
 
-    sources: "self" alone, an importance file alone (.gguf, .dat), or what `read_tokens` takes; empty: the built-in text
-    tokens, context, seed: see `Request.of`
+    config: its tokens, context, seed and experts, see `Request.of`; None for the defaults
+    sources: "self" alone, an importance file alone (.gguf, .dat), or what `read_tokens` takes; empty: the built-in
+        text; None: those of `config`
     Raises UsageError, FileError or UnsupportedError for every problem that is visible before the pass.
     """
+    options = config or CalibrationConfig()
+    sources = options.sources if sources is None else sources
     alone = [str(name) for name in sources if name == SELF or is_imatrix_name(Path(name))]
     if alone and len(sources) > 1:
         what = "the model's own text" if alone[0] == SELF else "an importance file"
@@ -124,16 +126,20 @@ def prepare(
     if alone and alone[0] != SELF:
         ready = from_file(Path(alone[0]).expanduser(), own_infos(checkpoint))
         return Prepared(checkpoint, ready.record, ready=ready)
-    config = checkpoint.config
+    shape = checkpoint.config
     require_torch()
-    request = Request.of(sources, limit=config.context, tokens=tokens, context=context, seed=seed)
+    every, warnings = options.calibration_all_experts, tuple[str, ...]()
+    if every and shape.experts is None:
+        every, warnings = False, ("--calibration-all-experts changes nothing: the model has no experts",)
+    tokens, context, seed = options.calibration_tokens, options.calibration_context, options.seed
+    request = Request.of(sources, limit=shape.context, tokens=tokens, context=context, seed=seed, all_experts=every)
     if alone:
         total = request.windows * request.context
-        record = CalibrationRecord(own_text(checkpoint.name), UNKNOWN_SHA256, total, request.context, seed)
-        return Prepared(checkpoint, record, request=request)
-    read = read_tokens(request, checkpoint.tokenizer(), vocab=config.vocab, report=report)
+        record = CalibrationRecord(own_text(checkpoint.name), UNKNOWN_SHA256, total, request.context, seed, every)
+        return Prepared(checkpoint, record, warnings, request=request)
+    read = read_tokens(request, checkpoint.tokenizer(), vocab=shape.vocab, report=report)
     _log.info("calibration: %d windows of %d tokens of %s", *read.tokens.shape, read.source)
-    warnings = read.notes
+    warnings += read.notes
     if len(read.tokens) < request.windows and tokens is not None:
         warnings += (
             f"{read.source} has {read.tokens.size:,} tokens in whole windows, fewer than the requested {tokens:,}",
@@ -151,7 +157,7 @@ def own_infos(checkpoint: Checkpoint) -> Iterable[TensorInfo]:
 def _pass_cost(prepared: Prepared, memory: int | None) -> Cost:
     """What the statistics pass costs."""
     record, config = prepared.record, prepared.checkpoint.config
-    return calibration_cost(config, Method("nearest"), "fast", record.tokens, record.context, memory=memory)
+    return calibration_cost(config, Method("nearest"), "fast", record, memory=memory)
 
 
 def check_importance_file(config: CalibrationConfig) -> None:
@@ -174,7 +180,12 @@ def require_torch() -> None:
 
 @dataclass(frozen=True, repr=False)
 class ImatrixResult:
-    """An importance file that was written. entries: number of tensors; windows: number of windows of text"""
+    """An importance file that was written.
+
+    entries: number of tensors
+    windows: number of windows of text
+    coverage: tokens that each expert saw; None for a model without experts, or for a converted file
+    """
 
     model: str
     out: Path
@@ -183,6 +194,7 @@ class ImatrixResult:
     windows: int
     size: int
     warnings: tuple[str, ...] = ()
+    coverage: Coverage | None = None
 
     def __repr__(self) -> str:
         """One line."""
@@ -202,6 +214,7 @@ class ImatrixResult:
             "entries": self.entries,
             "windows": self.windows,
             "calibration": self.record.to_dict(),
+            "experts": None if self.coverage is None else self.coverage.to_dict(),
             "warnings": list(self.warnings),
         }
 
@@ -238,26 +251,35 @@ def write_imatrix(
     path = followed(Path(config.out), force=force)
     imatrix_file(Imatrix({}, (), 0, 0), path.name)  # fails here if the name has a wrong ending
     checkpoint = open_checkpoint(model, revision=config.revision)
-    tokens, context = config.calibration_tokens, config.calibration_context
     check_importance_file(config)
-    prepared = prepare(checkpoint, config.sources, tokens=tokens, context=context, seed=config.seed, report=report)
+    prepared = prepare(checkpoint, config, report=report)
     place = Destination(path, [FileLayout(path.name, b"", (), 0)])  # its size is not known yet
     sources = [*checkpoint.files, *files_of(*config.sources)]
     with Reservation([place], sources=sources, force=force) as reservation:
         if prepared.ready is not None:
             content, record = read_imatrix(Path(config.sources[0]).expanduser()), prepared.record
+            coverage = None
         else:
             from bitsmith.runtime.torch.device import choose_device
 
             if on_plan is not None:
                 on_plan(prepared, _pass_cost(prepared, memory))
             found = prepared.run(memory=memory, threads=threads, device=choose_device(config.device), report=report)
-            content, record = to_imatrix(found), found.record
+            content, record, coverage = to_imatrix(found), found.record, _told(found.coverage)
         layout, data = imatrix_file(content, path.name)
         with OutputFiles(replace(place, layouts=[layout]), reservation) as output:
             for name, values in data.items():
                 output.write(name, "data", values.reshape(-1).view(np.uint8).data)
             output.commit([layout], report)
-    return ImatrixResult(
-        checkpoint.name, path, record, len(content.entries), content.chunks, layout.size, prepared.warnings
-    )
+    warnings = (*prepared.warnings, *([Words(coverage.note())] if coverage is not None and coverage.starved else []))
+    entries, windows = len(content.entries), content.chunks
+    return ImatrixResult(checkpoint.name, path, record, entries, windows, layout.size, warnings, coverage)
+
+
+def _told(coverage: Coverage | None) -> Coverage | None:
+    """The coverage with what it means for the experts that saw too few tokens."""
+    if coverage is None or coverage.every:
+        fallback = "the statistics are of all tokens for every expert"
+    else:
+        fallback = "a longer text, or --calibration-all-experts, gives them better statistics"
+    return None if coverage is None else replace(coverage, fallback=fallback)

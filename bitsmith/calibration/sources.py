@@ -32,12 +32,14 @@ class Request:
     windows: maximum number of windows
     context: tokens per window
     seed: seed that chooses the windows
+    all_experts: whether every token counts for every expert, whatever the router chooses
     """
 
     sources: tuple[str | Path, ...]
     windows: int
     context: int
     seed: int
+    all_experts: bool = False
 
     @classmethod
     def of(
@@ -48,6 +50,7 @@ class Request:
         tokens: int | None = None,
         context: int | None = None,
         seed: int = 0,
+        all_experts: bool = False,
     ) -> Request:
         """A request with defaults filled in: 128 windows of 512 tokens, or of `limit` tokens if that is less.
 
@@ -70,7 +73,7 @@ class Request:
             )
         if seed < 0:
             raise UsageError(f"--seed={seed}: expected 0 or more.")
-        return cls(names_of(sources) or (DEFAULT,), total // wanted, wanted, seed)
+        return cls(names_of(sources) or (DEFAULT,), total // wanted, wanted, seed, all_experts)
 
 
 @dataclass(frozen=True)
@@ -81,19 +84,21 @@ class CalibrationTokens:
     tokens: int64 [windows, context]
     seed: seed that chose the windows
     notes: notes for the user about reading
+    all_experts: see `Request`
     """
 
     source: str
     tokens: np.ndarray
     seed: int
     notes: tuple[str, ...] = ()
+    all_experts: bool = False
 
     @property
     def record(self) -> CalibrationRecord:
         """The record for a manifest."""
         digest = hashlib.sha256(np.ascontiguousarray(self.tokens, "<i8").tobytes()).hexdigest()
         windows, context = self.tokens.shape
-        return CalibrationRecord(self.source, digest, windows * context, context, self.seed)
+        return CalibrationRecord(self.source, digest, windows * context, context, self.seed, self.all_experts)
 
 
 def own_text(name: str) -> str:
@@ -122,7 +127,8 @@ def read_tokens(request: Request, tokenizer: Encoder, *, vocab: int, report: Rep
             f"{name}: the tokenizer gives token {int(ids.max())}, but the model has {vocab} tokens; use the tokenizer "
             "that belongs to the weights."
         )
-    return CalibrationTokens(name, _windows(ids, request, name, tokenizer), request.seed, read.notes)
+    windows = _windows(ids, request, name, tokenizer)
+    return CalibrationTokens(name, windows, request.seed, read.notes, request.all_experts)
 
 
 def _windows(ids: np.ndarray, request: Request, name: str, tokenizer: Encoder) -> np.ndarray:

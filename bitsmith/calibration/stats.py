@@ -11,6 +11,7 @@ from bitsmith.errors import TensorError
 from bitsmith.quant.grid import Array
 
 _CHUNK = 1 << 20  # values summed at once: bounds the float64 temporaries
+MOST_GRAMS = 2 << 30  # bytes of Gram matrices of experts that are summed in one pass, if one needs no more
 SUMMED_ROWS = 512  # tokens in one product x^T x; the result of longer sums depends on the number of threads
 
 

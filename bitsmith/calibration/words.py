@@ -27,6 +27,10 @@ class ImatrixWords(TypedDict, total=False):
     seed: int
     """Chooses the windows of the text; the same seed gives the same bytes."""
 
+    calibration_all_experts: bool
+    """Every token of the text counts for every expert, not only for those that its router chooses; for models with
+    experts."""
+
     memory: str | None
     """Memory for hidden states, such as 4GB; what does not fit goes to disk; default: half of the free memory."""
 

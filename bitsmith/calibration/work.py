@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +17,7 @@ from bitsmith.models.arch.names import gguf_name, is_stack
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.formats.precision import PRECISIONS
 from bitsmith.quant.input_rounding import InputRounding
+from bitsmith.recipe.coverage import MOST_STARVED, STARVED, Coverage
 from bitsmith.recipe.plan import Plan, PlannedTensor
 from bitsmith.recipe.rounded_rows import RoundedRows
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from bitsmith.calibration.transforms.base import Rescaling
 
 _HEAD = "output"  # rounded after the blocks
-_MOST_STARVED = 0.05  # share of experts' matrices that may see too few tokens
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ class BlockwiseWork:
         """The rows of a step under the output's names."""
         for rows in rounded.rows:
             place = self.outputs[rows.name]
+            if place.name not in self.precomputed:  # a matrix of a stack, of which only others changed
+                continue
             weight = rows.weight
             if self.norm_offset and rows.name.endswith("norm.weight"):
                 weight = weight - np.float32(self.norm_offset)
@@ -84,11 +86,18 @@ class BlockwiseWork:
 
 @dataclass
 class Reports:
-    """The reports of all steps so far, under the output's names. tokens: number of tokens of the calibration"""
+    """The reports of all steps so far, under the output's names.
+
+    tokens: number of tokens of the calibration
+    every: whether every token counts for every expert
+    routed: tokens that each expert got, by layer
+    """
 
     work: BlockwiseWork
     tokens: int = 0
+    every: bool = False
     by_name: dict[str, RoundingReport] = field(default_factory=dict)
+    routed: dict[int, np.ndarray] = field(default_factory=dict)
 
     def add(self, rounded: Rounded) -> None:
         """Add the reports of a step; reports on rows of one matrix are joined.
@@ -102,22 +111,34 @@ class Reports:
             name = place.name if place.expert is None else f"{place.name}, expert {place.expert}"
             before = [self.by_name[name]] if name in self.by_name else []
             self.by_name[name] = RoundingReport.joined([*before, said])
-        self._check_experts()
+        self.routed |= rounded.routed
+        if self.coverage is not None and not self.every:
+            check_coverage(self.coverage, self.work.task.formats)
 
-    def _check_experts(self) -> None:
-        from bitsmith.calibration.rounding import STARVED
+    @property
+    def coverage(self) -> Coverage | None:
+        """Tokens that each expert saw so far; None for a model without experts."""
+        return Coverage(self.routed, self.tokens, self.every) if self.routed else None
 
-        total = sum("_exps." in name for name in self.work.task.formats)
-        seen = sorted(said.seen for said in self.by_name.values() if said.seen is not None)
-        starved = sum(said.starved for said in self.by_name.values())
-        if starved <= _MOST_STARVED * total:
-            return
-        needed = self.tokens * -(-STARVED // max(seen[int(_MOST_STARVED * len(seen))], 1))
-        raise UsageError(
-            f"the calibration text reaches too few experts: {starved} of the first {len(seen)} matrices of experts "
-            f"saw fewer than {STARVED} tokens. Give about --calibration-tokens={needed}, a text that is "
-            "closer to what the model is for, or --method=nearest."
-        )
+
+def check_coverage(coverage: Coverage, linears: Collection[str]) -> None:
+    """Raise UsageError if the text starves more experts than `MOST_STARVED` of all whose matrices are rounded.
+
+    linears: GGUF names, without ".weight", of all rounded linears of the model
+    """
+    experts = {tuple(name.split(".")[1::2]) for name in linears if "_exps." in name}  # layer and number
+    rounded = {layer: counts for layer, counts in coverage.counts.items() if (str(layer), "0") in experts}
+    if not rounded:
+        return
+    found = Coverage(rounded, coverage.tokens)
+    if len(found.starved) <= MOST_STARVED * len(experts):
+        return
+    raise UsageError(
+        f"the calibration text reaches too few experts: {len(found.starved):,} of the first "
+        f"{found.summary['experts']:,} experts saw fewer than {STARVED} tokens. Give about "
+        f"--calibration-tokens={found.tokens_needed}, a text that is closer to what the model is for, "
+        "--calibration-all-experts, or --method=nearest."
+    )
 
 
 def inputs_of(tensors: Iterable[PlannedTensor]) -> dict[str, InputRounding]:

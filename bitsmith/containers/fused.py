@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from bitsmith.containers.container import Scheme
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+_EXPERT = re.compile(r"(.+\.experts)\.\d+\.")  # vLLM loads all matrices of all experts of a layer together
 _FUSED_NAMES = ("qkv_proj", "gate_up_proj")
 
 
@@ -19,7 +21,12 @@ def uneven(schemes: Mapping[str, Scheme | None]) -> list[str]:
             together = [f"{stem}.{name}" for name in members if f"{stem}.{name}" in schemes]
             if last == members[0] and len({schemes[name] for name in together}) > 1:
                 found.append(", ".join(together))
-    return found
+    experts: dict[str, set[Scheme | None]] = {}
+    for module, scheme in schemes.items():
+        layer = _EXPERT.match(module)
+        if layer is not None:
+            experts.setdefault(layer[1], set()).add(scheme)
+    return found + [f"all experts of {layer}" for layer, kinds in experts.items() if len(kinds) > 1]
 
 
 def fused_schemes(others: Mapping[str, Scheme]) -> dict[str, Scheme]:

@@ -17,7 +17,7 @@ from bitsmith.containers.reservation import settle
 from bitsmith.errors import BitsmithError, FileError, UnsupportedError, UsageError
 from bitsmith.models import hub
 from bitsmith.models.arch.config import ModelConfig
-from bitsmith.models.arch.names import Names, Naming
+from bitsmith.models.arch.names import Names, Naming, beside_decoder
 from bitsmith.models.gguf_choice import models_among
 from bitsmith.models.naming import file_name, folder_name
 
@@ -74,6 +74,21 @@ class Checkpoint:
         """Hugging Face's names of the decoder's tensors. Raises as `config`."""
         return self._file_tensors.names
 
+    @property
+    def apart(self) -> Mapping[str, Mapping[str, str]]:
+        """The experts in the stacks of a folder, for folders that store them one by one. Raises as `config`.
+
+        By the name of the stack: GGUF's name of each matrix, by the name that `reader` and such folders have for it.
+        """
+        files = self._file_tensors
+        names = files.published or files.names
+        return {stack: {theirs: names.gguf(theirs) or "" for theirs in found} for stack, found in files.apart.items()}
+
+    @property
+    def published(self) -> Names:
+        """Hugging Face's names in folders that store experts one by one. Raises as `config`."""
+        return self._file_tensors.published or self._file_tensors.names
+
     def place(self, name: str) -> str:
         """Where `reader` has a tensor of the decoder, by its GGUF name. Raises as `config`."""
         return self._file_tensors.places[name]
@@ -88,7 +103,9 @@ class Checkpoint:
         """
         if isinstance(self.shape, BitsmithError):
             return self.source
-        derived = self._file_tensors.derived
+        derived = dict(self._file_tensors.derived)
+        for each in self._file_tensors.apart.values():
+            derived |= each
         row = self.config.decoder.experts
         if self.naming == "gguf" and not (row is not None and row.interleaved):
             from bitsmith.models.arch.sources import hf_tensors_of_gguf
@@ -178,6 +195,7 @@ def _open_folder(folder: Path, name: str, weights: Path | None = None) -> Checkp
     from bitsmith.containers.safetensors import SafetensorsSource
     from bitsmith.models.arch.hf_config import config_from_hf, text_part
     from bitsmith.models.arch.hf_fields import check_fields
+    from bitsmith.models.arch.towers import tower_note
 
     if weights is None and not any(folder.glob("*.safetensors*")):
         ggufs = models_among({path.name: path.stat().st_size for path in folder.glob("*.gguf") if path.is_file()})
@@ -196,7 +214,10 @@ def _open_folder(folder: Path, name: str, weights: Path | None = None) -> Checkp
         if foreign is not None:
             return replace(checkpoint, shape=foreign)
         config = config_from_hf(values, origin=str(folder / CONFIG))
-        return _reconciled(checkpoint, config, check_fields(text_part(values), config.arch, str(folder / CONFIG)))
+        noted = check_fields(text_part(values), config.arch, str(folder / CONFIG))
+        found = _reconciled(checkpoint, config, noted)
+        beside = any(beside_decoder(name) for name in source.tensors)
+        return replace(found, notes=(*found.notes, tower_note(values))) if beside else found
     except BitsmithError as error:
         return replace(checkpoint, shape=error)
 

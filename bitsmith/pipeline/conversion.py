@@ -132,7 +132,7 @@ def _usual_name(checkpoint: Checkpoint, config: ConvertConfig) -> str:
     target = config.target
     if target is not None:
         stem = output_stem(checkpoint.name)
-        return f"{stem}-{target.name}" if target.is_folder else f"{stem}-{target.name.upper()}.gguf"
+        return f"{stem}-{target.name}" if target.is_folder else target.gguf_name(stem)
     base = f"{checkpoint.name}-{'split' if config.max_shard_bytes else 'merged'}"
     if config.model_name is not None:
         base = re.sub(r"[^\w.-]+", "-", config.model_name).strip("-.") or "renamed"

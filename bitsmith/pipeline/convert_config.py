@@ -9,7 +9,7 @@ from bitsmith.calibration.config import size_in_bytes
 from bitsmith.containers.floats import WRITTEN_FLOATS
 from bitsmith.errors import UsageError, quoted
 from bitsmith.recipe.copies import SAME
-from bitsmith.recipe.target import Target
+from bitsmith.recipe.target import MMPROJ, Target
 from bitsmith.system.machine import check_threads, cores
 from bitsmith.system.options import check_types, option
 
@@ -25,7 +25,7 @@ class ConvertConfig:
         group="Output",
         metavar="TYPE",
         help="bf16, f16 or f32: a Hugging Face folder of this type; gguf/bf16, gguf/f16 or gguf/f32: a GGUF file; "
-        "default: the source's own types, every byte kept.",
+        "mmproj: the parts for images of a model, for llama.cpp; default: the source's own types, every byte kept.",
     )
     out: str | Path | None = option(
         None,
@@ -67,10 +67,12 @@ class ConvertConfig:
         if self.to is None or self.to.strip().lower() == SAME:
             return None
         container, slash, name = self.to.strip().lower().rpartition("/")
+        if name == MMPROJ and container in ("", "gguf"):
+            return Target("gguf", MMPROJ)
         if name not in WRITTEN_FLOATS or (slash and container not in ("gguf", *_FOLDERS)):
             raise UsageError(
                 f"--to={quoted(self.to)}: convert writes bf16, f16 and f32, as a Hugging Face folder or as gguf/bf16, "
-                "gguf/f16, gguf/f32. For other formats use `bitsmith quantize`."
+                "gguf/f16, gguf/f32, and mmproj. For other formats use `bitsmith quantize`."
             )
         as_gguf = container == "gguf" or (not slash and str(self.out or "").lower().endswith(".gguf"))
         return Target("gguf" if as_gguf else "native", name)

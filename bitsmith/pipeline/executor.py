@@ -18,6 +18,7 @@ from bitsmith.containers.reservation import Reservation
 from bitsmith.pipeline.chunks import Chunk, chunks_of, rows_of
 from bitsmith.pipeline.encode import Encoded, encode_chunk, encode_rounded, with_extent
 from bitsmith.quant.tensor import PackedTensor
+from bitsmith.recipe.coverage import Coverage
 from bitsmith.recipe.plan import Plan, PlannedTensor
 from bitsmith.recipe.rounded_rows import RoundedRows
 from bitsmith.system.progress import Progress, Report, silent
@@ -30,17 +31,19 @@ def execute(
     *,
     threads: int,
     importance: Mapping[str, np.ndarray] | None = None,
+    coverage: Coverage | None = None,
     report: Report = silent,
 ) -> Manifest:
     """Round all tensors of a plan to the nearest codes, write them to `target` and verify. Returns the manifest.
 
     reservation: of `plan.destination(target)`
     importance: by output name, float32 [matrices, cols], see `Format.fit`
+    coverage: see `PlanWriter.finish`
     Raises TensorError for weights that cannot be stored, FileError for problems with the disk.
     """
     with PlanWriter(plan, target, reservation, report=report) as writer:
         writer.round_nearest(importance or {}, threads=threads)
-        return writer.finish(threads=threads)
+        return writer.finish(threads=threads, coverage=coverage)
 
 
 class PlanWriter:
@@ -103,11 +106,15 @@ class PlanWriter:
             self._read(chunk)
             self._write(chunk, encode_rounded(chunk, rounded))
 
-    def finish(self, *, threads: int) -> Manifest:
-        """Flush, read back, compare and rename. Returns the written manifest."""
-        records = [self._records[tensor.info.name] for tensor in self._plan.tensors]
-        self._output.commit(self._plan.layouts(records), self._report, threads=threads)
-        return self._plan.manifest(records)
+    def finish(self, *, threads: int, coverage: Coverage | None = None) -> Manifest:
+        """Flush, read back, compare and rename. Returns the written manifest.
+
+        coverage: tokens that each expert saw, for the manifest
+        """
+        plan = self._plan.with_coverage(coverage)
+        records = [self._records[tensor.info.name] for tensor in plan.tensors]
+        self._output.commit(plan.layouts(records), self._report, threads=threads)
+        return plan.manifest(records)
 
     def _read(self, chunk: Chunk) -> PackedTensor | None:
         """Read the stored rows of a chunk and add them to their tensor's hash. Returns None for a constant."""

@@ -21,6 +21,7 @@ from bitsmith.containers.reservation import Reservation
 from bitsmith.pipeline.executor import PlanWriter, execute
 from bitsmith.pipeline.outputs import Output
 from bitsmith.pipeline.result import Quantized
+from bitsmith.recipe.coverage import Coverage
 from bitsmith.recipe.plan import Plan
 from bitsmith.system.machine import peak_memory
 from bitsmith.system.progress import Progress, Report
@@ -33,11 +34,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Made:
-    """A finished output. notes: notes for the user about the run"""
+    """A finished output.
+
+    notes: notes for the user about the run
+    coverage: tokens that each expert saw; None without a calibration on text, or without experts
+    """
 
     plan: Plan
     manifest: Manifest
     notes: tuple[str, ...] = ()
+    coverage: Coverage | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ def make_all(
             peak_memory=peak_memory(),
             calibration=made.plan.recipe.calibration,
             notes=made.notes,
+            coverage=made.coverage,
         )
         _log.info("wrote %s in %.1f s", result.out, result.seconds)
         if on_done is not None:
@@ -120,16 +127,17 @@ class _Making:
 
     def nearest(self) -> Made:
         """Give every tensor the nearest codes, with weighted scales if there is an importance."""
-        plan = self._plan()
+        plan, coverage = self._plan(), self._told(self.measured.coverage)
         manifest = execute(
             plan,
             self.output.path,
             self.shared.reservation,
             threads=self.shared.threads,
             importance=self._importance(plan),
+            coverage=coverage,
             report=self.report,
         )
-        return Made(plan, manifest)
+        return Made(plan, manifest, () if coverage is None else (coverage.note(),), coverage)
 
     def blockwise(self) -> Made:
         """Make first the tensors outside the blocks, then the blocks one by one, then the head."""
@@ -145,7 +153,7 @@ class _Making:
             rescalings=self.measured.rescalings,
             seed=self.prepared.tokens.seed,
         )
-        reports = Reports(work, self.prepared.tokens.tokens.size)
+        reports = Reports(work, self.prepared.tokens.tokens.size, self.prepared.tokens.all_experts)
         with PlanWriter(plan, self.output.path, self.shared.reservation, report=self.report) as writer:
             writer.round_nearest(self._importance(plan), threads=self.shared.threads, without=work.precomputed)
             rounding = BlockwiseRounding(plan.checkpoint, self.prepared.tokens, work.task, self.shared.resources)
@@ -155,9 +163,15 @@ class _Making:
             for slab in rounding.head():
                 self._write(writer, work, reports, slab)
             self.report(Progress(method.rounder, rounding.layers, rounding.layers, "blocks"))
-            manifest = writer.finish(threads=self.shared.threads)
-        notes = (*rescaling_notes(self.measured.rescalings, own_names(plan.tensors)), *rounding_notes(reports.by_name))
-        return Made(plan, manifest, notes)
+            coverage = self._told(reports.coverage)
+            manifest = writer.finish(threads=self.shared.threads, coverage=coverage)
+        notes = [] if coverage is None else [coverage.note()]
+        notes += rescaling_notes(self.measured.rescalings, own_names(plan.tensors))
+        return Made(plan, manifest, (*notes, *rounding_notes(reports.by_name)), coverage)
+
+    def _told(self, coverage: Coverage | None) -> Coverage | None:
+        """The coverage with what starved experts got."""
+        return None if coverage is None else replace(coverage, fallback=self.output.method.fallback(coverage.every))
 
     @staticmethod
     def _write(writer: PlanWriter, work: BlockwiseWork, reports: Reports, rounded: Rounded) -> None:

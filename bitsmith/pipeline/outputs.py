@@ -67,8 +67,16 @@ class Output:
             self.assignment.command,
             self.assignment.checkpoint.name,
             self.assignment.origin,
+            covers=self._covers,
         )
         return Plan.of(self.assignment, recipe, input_absmax=input_absmax, warnings=self.warnings)
+
+    @property
+    def _covers(self) -> bool:
+        """Whether a calibration on text counts the tokens of experts."""
+        if self.prepared is None or self.prepared.request is None:
+            return False
+        return self.assignment.checkpoint.config.experts is not None
 
     def expected(self, threads: int) -> Quantized:
         """The expected result, before any weight is read."""
@@ -114,7 +122,7 @@ class Output:
         if self.prepared is None or self.prepared.request is None:
             return Cost(0.0, 0)
         record, config = self.prepared.record, self.assignment.checkpoint.config
-        return calibration_cost(config, method, effort, record.tokens, record.context, memory=self.memory)
+        return calibration_cost(config, method, effort, record, memory=self.memory)
 
 
 def outputs_of(
@@ -164,14 +172,13 @@ def _of_calibration(assignment: Assignment, prepared: Prepared | None) -> Iterat
         return
     yield from prepared.warnings
     if prepared.ready is not None:
-        note = prepared.ready.without(each for each in assignment.tensors if each.format is not None)
-        yield from () if note is None else (note,)
+        yield from prepared.ready.without(each for each in assignment.tensors if each.format is not None)
 
 
 def _unused(assignment: Assignment, config: QuantizeConfig, method: Method) -> Iterator[str]:
     """Warnings about options that change nothing."""
     if not assignment.formats:
-        if config.calibration_sources:
+        if config.calibration_sources and not assignment.target.is_mmproj:
             yield f"{assignment.target} rounds no tensor, so there is nothing to calibrate: the calibration is left out"
     elif config.effort is not None and config.method is not None and not method.heeds_effort:
         yield f"--effort={config.effort} changes nothing with --method={method}"
@@ -250,7 +257,7 @@ def _usual_name(checkpoint: Checkpoint, target: Target) -> str:
     name = output_stem(checkpoint.name)
     if target.is_folder:
         return f"{name}-{target.container}-{target.name}"
-    return f"{name}-{target.name.upper()}.gguf"
+    return target.gguf_name(name)
 
 
 def _output_path(usual: Path, target: Target, out: str | Path | None) -> Path:

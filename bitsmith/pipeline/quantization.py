@@ -115,9 +115,10 @@ def _prepared(
     """The calibration with a checked source; None if none is requested, or if no target rounds anything."""
     sources, tokens, context = config.calibration_sources, config.calibration_tokens, config.calibration_context
     if not sources:
-        if tokens is not None or context is not None:
+        if tokens is not None or context is not None or config.calibration_all_experts:
             raise UsageError(
-                "--calibration-tokens and --calibration-context say how to calibrate, but there is no --calibration; "
+                "--calibration-tokens, --calibration-context and --calibration-all-experts say how to calibrate, but "
+                "there is no --calibration; "
                 "give --calibration=default, or a text."
             )
         return None
@@ -126,7 +127,7 @@ def _prepared(
     from bitsmith.calibration.run import check_importance_file, prepare
 
     check_importance_file(config)
-    return prepare(checkpoint, sources, tokens=tokens, context=context, seed=config.seed, report=report)
+    return prepare(checkpoint, config, sources, report=report)
 
 
 def _device(wanted: str | None) -> str:

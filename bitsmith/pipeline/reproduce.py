@@ -68,4 +68,5 @@ def _calibration(record: Mapping[str, Any], source: str) -> list[str]:
     if record.get("seed") is None:  # an importance file
         return words
     words += ["--calibration-tokens", str(record.get("tokens")), "--calibration-context", str(record.get("context"))]
-    return [*words, "--seed", str(record.get("seed"))]
+    words += ["--seed", str(record.get("seed"))]
+    return [*words, *(["--calibration-all-experts"] if record.get("all_experts") is True else [])]

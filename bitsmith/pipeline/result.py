@@ -9,6 +9,7 @@ from typing import Any
 from bitsmith.containers.manifest import Manifest
 from bitsmith.pipeline.losses import loss_warnings
 from bitsmith.recipe.calibration_record import CalibrationRecord
+from bitsmith.recipe.coverage import Coverage
 from bitsmith.recipe.plan import Plan, PlannedTensor
 from bitsmith.recipe.target import Target
 from bitsmith.system.sizes import human_bytes, human_seconds
@@ -28,6 +29,7 @@ class Quantized:
     calibration_disk: bytes of hidden states in a temporary file, if they are more than `memory` allows
     method: how codes are chosen
     notes: notes for the user about the run
+    coverage: tokens of the calibration text that each expert saw; None for a plan, and without experts or text
     expected_seconds: from a short measurement
     fast_seconds: the same with effort="fast"; None if it is not less
     seconds: real time; 0.0 for a plan
@@ -54,6 +56,7 @@ class Quantized:
     fast_seconds: float | None = None
     method: str = "nearest"
     notes: tuple[str, ...] = ()
+    coverage: Coverage | None = None
 
     @property
     def bits_per_weight(self) -> float:
@@ -149,6 +152,7 @@ class Quantized:
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
             "calibration_memory_bytes": self.calibration_memory,
             "calibration_disk_bytes": self.calibration_disk,
+            "experts": None if self.coverage is None else self.coverage.to_dict(),
             "notes": list(self.notes),
             "warnings": list(self.warnings),
             "tensors": [

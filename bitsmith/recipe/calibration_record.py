@@ -17,6 +17,7 @@ class CalibrationRecord:
     tokens: number of tokens seen; 0 if an importance file does not say
     context: number of tokens in a window; 0 if an importance file does not say
     seed: seed for the choice of windows; None for an importance file
+    all_experts: whether every token counted for every expert, whatever the router chose
     """
 
     source: str
@@ -24,7 +25,11 @@ class CalibrationRecord:
     tokens: int
     context: int
     seed: int | None
+    all_experts: bool = False
 
     def to_dict(self) -> dict[str, str | int | None]:
         """Plain values for JSON."""
-        return asdict(self)
+        found = asdict(self)
+        if not self.all_experts:
+            found.pop("all_experts")
+        return found

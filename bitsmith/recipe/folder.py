@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,9 +25,10 @@ from bitsmith.recipe.plan import PlannedTensor, RowOrder
 KEPT = re.compile(r"embed|\bwte\b|\bwpe\b|lm_head|per_layer_model_projection|router|\bgate\.weight$|conv|norm")
 
 
-def wanted_tensors(checkpoint: Checkpoint) -> list[PlannedTensor]:
+def wanted_tensors(checkpoint: Checkpoint, *, quantizes: bool = True) -> list[PlannedTensor]:
     """Every tensor of the source with its Hugging Face name and the layout of the source.
 
+    quantizes: whether matrices get codes; stacks of experts are then taken apart, since no container has codes for them
     A GGUF source of unknown architecture keeps its GGUF names. Raises UnsupportedError for a tensor without a Hugging
     Face name.
     """
@@ -44,6 +45,9 @@ def wanted_tensors(checkpoint: Checkpoint) -> list[PlannedTensor]:
             )
         row = config.decoder.experts
         transposed = row is not None and row.interleaved
+        apart = checkpoint.apart if quantizes else {}
+        if apart:
+            return [each for info in tensors for each in _taken_apart(checkpoint, info, apart)]
         return [_of_folder(info, names.gguf(info.name), transposed) for info in tensors]
     places, _ = hf_tensors_of_gguf(config)
     known = {*expected_tensors(config), ROPE_FREQS, ROPE_LONG, ROPE_SHORT}  # the last ones stand in config.json
@@ -61,6 +65,21 @@ def wanted_tensors(checkpoint: Checkpoint) -> list[PlannedTensor]:
             order = RowOrder(config.heads if ".attn_q." in ours else config.kv_heads, interleave=False)
         wanted.append(PlannedTensor(replace(info, name=name), place, info.layout, {}, "", order=order, own=ours))
     return wanted
+
+
+def _taken_apart(
+    checkpoint: Checkpoint, info: TensorInfo, apart: Mapping[str, Mapping[str, str]]
+) -> Iterator[PlannedTensor]:
+    """A tensor of a folder with stacks, as folders with experts one by one have it; the matrices of a stack."""
+    if info.name not in apart:
+        own = checkpoint.names.gguf(info.name)
+        planned = _of_folder(info, own, False)
+        name = None if own is None else checkpoint.published.hf(own)
+        yield planned if name is None else replace(planned, info=replace(info, name=name))
+        return
+    for name, own in apart[info.name].items():
+        found = checkpoint.reader.tensors[name]
+        yield PlannedTensor(found, name, found.layout, {}, "", own=own)
 
 
 def _of_folder(info: TensorInfo, own: str | None, transposed: bool) -> PlannedTensor:

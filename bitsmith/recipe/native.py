@@ -38,7 +38,8 @@ def assign_native(checkpoint: Checkpoint, target: Target, options: PlanOptions) 
         get_format(target.name)
     rules = [Rule.parse(text, {*FORMATS, *UNSCOPED, *WRITTEN_FLOATS}) for text in options.rules]
     require_float(checkpoint, requantize=options.requantize)
-    tensors = tuple(_plan_tensor(t, target, options, rules) for t in wanted_tensors(checkpoint))
+    quantizes = target.name not in WRITTEN_FLOATS
+    tensors = tuple(_plan_tensor(t, target, options, rules) for t in wanted_tensors(checkpoint, quantizes=quantizes))
     if not any(tensor.info.parameters for tensor in tensors):
         raise FileError(f"{checkpoint.source.path} holds no weights; there is nothing to quantize.")
     names = [tensor.info.name for tensor in tensors]
@@ -49,7 +50,6 @@ def assign_native(checkpoint: Checkpoint, target: Target, options: PlanOptions) 
         return native_files(stored, manifest, max_shard_bytes=options.max_shard_bytes)[0]
 
     config = model_config(checkpoint)
-    quantizes = target.name not in WRITTEN_FLOATS
     if quantizes:
         config["quantization_config"] = {"quant_method": "bitsmith", "format": target.name}
     elif config:

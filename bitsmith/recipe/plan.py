@@ -20,6 +20,7 @@ from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.quant.tensor import TensorInfo
+from bitsmith.recipe.coverage import Coverage
 from bitsmith.recipe.recipe import QUANTIZE, PlanOptions, Recipe
 from bitsmith.recipe.target import Target
 from bitsmith.version import __version__
@@ -185,6 +186,10 @@ class Plan:
     def extras(self) -> Mapping[str, bytes]:
         """Small files beside the weights."""
         return self.assignment.extras
+
+    def with_coverage(self, coverage: Coverage | None) -> Plan:
+        """The same with what experts saw of the calibration text, once that is known. The sizes do not change."""
+        return self if coverage is None else replace(self, recipe=replace(self.recipe, coverage=coverage))
 
     def destination(self, target: Path) -> Destination:
         """The output at `target`, with its exact sizes."""

@@ -17,6 +17,10 @@ def assign(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Assi
     hold.
     """
     require_weights(checkpoint)
+    if target.is_mmproj:
+        from bitsmith.recipe.mmproj import assign_mmproj
+
+        return assign_mmproj(checkpoint, target, options)
     if isinstance(find_container(target.container), ModuleContainer):
         from bitsmith.recipe.hf_containers import assign_hf
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitsmith.recipe.calibration_record import CalibrationRecord
+from bitsmith.recipe.coverage import Coverage, manifest_text
 from bitsmith.recipe.target import Target
 
 QUANTIZE = "quantize"
@@ -50,6 +51,8 @@ class Recipe:
 
     method, effort: see `bitsmith.calibration.method`; effort is "" if it does not matter
     calibration: None without calibration
+    covers: whether experts are counted: the model has some, and the calibration is a text
+    coverage: what they saw; None until it is known
     device: where calibration runs; the last bits of sums differ between devices
     command: the command that makes the output, "quantize" or "convert"
     source: short name of the source model; "" leaves it out
@@ -65,6 +68,8 @@ class Recipe:
     command: str = QUANTIZE
     source: str = ""
     origin: Mapping[str, Any] | None = None
+    covers: bool = False
+    coverage: Coverage | None = None
 
     def to_json(self) -> str:
         """The recipe as one line of JSON, for the manifest."""
@@ -85,4 +90,5 @@ class Recipe:
         if self.calibration is not None:
             chosen["calibration"] = self.calibration.to_dict()
             chosen |= {} if self.device == "cpu" else {"device": self.device.partition(":")[0]}
-        return json.dumps(chosen | set_)
+        text = json.dumps(chosen | set_)
+        return f'{text[:-1]}, "experts": {manifest_text(self.coverage)}}}' if self.covers else text

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from bitsmith.containers import CONTAINERS, find_container
 from bitsmith.errors import UsageError, quoted
 
+MMPROJ = "mmproj"  # gguf/mmproj: not the model, but its parts for images
+
 
 @dataclass(frozen=True)
 class Target:
@@ -17,6 +19,15 @@ class Target:
 
     def __str__(self) -> str:
         return f"{self.container}/{self.name}"
+
+    @property
+    def is_mmproj(self) -> bool:
+        """Whether the output is the file of a model's parts for images."""
+        return (self.container, self.name) == ("gguf", MMPROJ)
+
+    def gguf_name(self, stem: str) -> str:
+        """The usual name of a GGUF file of the model `stem`."""
+        return f"mmproj-{stem}-F16.gguf" if self.is_mmproj else f"{stem}-{self.name.upper()}.gguf"
 
     @property
     def is_folder(self) -> bool:

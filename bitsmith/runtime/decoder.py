@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -30,6 +31,18 @@ class Visible:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """What a calibration wants of the experts in a pass.
+
+    every: whether the linears of every expert see all tokens; the output is still what the router chose
+    chosen: called with the layer and the experts that its router chose, int64 [tokens, used]
+    """
+
+    every: bool = False
+    chosen: Callable[[int, Tensor], None] = lambda layer, chosen: None
+
+
+@dataclass(frozen=True)
 class Pass:
     """Values that all layers of one forward pass share.
 
@@ -39,6 +52,7 @@ class Pass:
     temperature: multiplier of the queries of each position, [rows or 1, 1, n, 1]; None for none
     kept: without a cache, keys and values of the layers whose cache others use, added as they are computed
     inputs: the embeddings of layers; None if the model has none
+    routing: None outside of calibrations
     """
 
     rotations: tuple[tuple[Tensor, Tensor], ...]
@@ -48,6 +62,11 @@ class Pass:
     temperature: Tensor | None = None
     kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     inputs: LayerInputs | None = None
+    routing: Routing | None = None
+
+    def watched(self, routing: Routing | None) -> Pass:
+        """The same pass, which tells `routing` what routers choose. Keys and values are still kept in this one."""
+        return self if routing is None else replace(self, routing=routing)
 
 
 @dataclass(frozen=True)
@@ -58,6 +77,16 @@ class Run:
     ops: Ops
     shared: Pass
     cache: Cache | None = None
+
+    @property
+    def every_expert(self) -> bool:
+        """Whether the linears of every expert see all tokens."""
+        return self.shared.routing is not None and self.shared.routing.every
+
+    def routed(self, layer: int, chosen: Tensor) -> None:
+        """Told of the experts that a router chose: int64 [tokens, used]."""
+        if self.shared.routing is not None:
+            self.shared.routing.chosen(layer, chosen)
 
     def rotated(self, layer: int, x: Tensor) -> Tensor:
         """Queries or keys [batch, heads, n, head_dim], rotated as the layer rotates."""

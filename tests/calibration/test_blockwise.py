@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import bitsmith
-from bitsmith.calibration.blockwise import BlockwiseRounding, BlockwiseTask, Rounded, input_of
+from bitsmith.calibration.blockwise import BlockwiseRounding, BlockwiseTask, Rounded
 from bitsmith.calibration.collect import decoder_without_blocks, recording
+from bitsmith.calibration.inputs import input_of
 from bitsmith.calibration.method import Method
 from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.sources import CalibrationTokens

@@ -16,7 +16,10 @@ from bitsmith.calibration.run import make_imatrix
 from bitsmith.errors import UsageError
 from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.pipeline.result import Quantized
+from bitsmith.recipe.calibration_record import CalibrationRecord
 from tests.cli.command import Command
+
+RECORD = CalibrationRecord("text", "0" * 64, 640, 64, 0)
 
 FEW = {"calibration_tokens": 640, "calibration_context": 64}
 
@@ -141,8 +144,8 @@ def test_memory_bounds_what_is_printed(bitsmith_command: Command, tiny: Path, tm
 def test_the_cost_shares_the_memory_among_buffers(tiny: Path) -> None:
     config, size = open_checkpoint(tiny).config, 4 * 640 * 64
     for memory, disk in ((2 * size, 0), (2 * size - 1, 2 * size)):
-        assert calibration_cost(config, Method("gptq"), "normal", 640, 64, memory=memory).disk == disk
-    assert calibration_cost(config, Method("nearest"), "fast", 640, 64, memory=size).disk == 0
+        assert calibration_cost(config, Method("gptq"), "normal", RECORD, memory=memory).disk == disk
+    assert calibration_cost(config, Method("nearest"), "fast", RECORD, memory=size).disk == 0
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import torch
 
 import bitsmith
 from bitsmith.calibration.collect import RecordedLinear, collect
-from bitsmith.calibration.rounding import STARVED
 from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.errors import UnsupportedError, UsageError
 from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.recipe.coverage import STARVED
 from bitsmith.runtime.decoder import Decoder
 from bitsmith.runtime.torch.model import load_torch_model
 from tests.families import folder_of
@@ -102,7 +102,7 @@ def test_experts_gain_by_gptq_and_their_tokens_are_told(tmp_path: Path) -> None:
 def test_a_text_that_starves_experts_is_refused(tmp_path: Path) -> None:
     folder, _ = folder_of("mixtral", tmp_path / "moe")
     few = FEW | {"calibration_tokens": STARVED, "calibration_context": STARVED}
-    with pytest.raises(UsageError, match=r"too few experts: 12 of the first 12 matrices .* Give about \S+=\d+"):
+    with pytest.raises(UsageError, match=r"too few experts: 4 of the first 4 experts .* Give about \S+=\d+"):
         bitsmith.quantize(folder, to="q4_0", method="gptq", out=tmp_path / "a.gguf", **few)
     assert not (tmp_path / "a.gguf").exists()
 
@@ -138,3 +138,14 @@ def test_mxfp4_stacks_are_read_and_kept(tmp_path: Path) -> None:
             np.testing.assert_array_equal(small.rows(name), original.rows(name), err_msg=info.name)
     with pytest.raises(UnsupportedError, match="MXFP4, and transformers would expect it transposed"):
         bitsmith.quantize(folder, to="native/int8", out=tmp_path / "native")
+
+
+def test_a_stack_of_floats_takes_the_factors_of_its_experts(tmp_path: Path) -> None:
+    """Some experts' factors go into a stack that is not quantized, and is written whole."""
+    folder, _ = folder_of("qwen3_moe", tmp_path / "moe")
+    made = bitsmith.quantize(
+        folder, to="q8_0", method="awq+gptq", rules=["ffn_up_exps=f16"], out=tmp_path / "a.gguf", **FEW
+    )
+    source = open_checkpoint(made.out).source
+    assert source.tensors["blk.0.ffn_up_exps.weight"].layout == "f16"
+    assert 0 < kld(made.out, folder) < 0.05

@@ -19,13 +19,12 @@ from bitsmith.containers.gguf.reader import GgufSource
 from tests.families import MODELS, folder_of
 
 
-def frozen(name: str, work: Path) -> dict[str, Any]:
+def frozen(name: str, folder: Path, work: Path) -> dict[str, Any]:
     """Keys of the architecture and shapes of tensors, of a file of llama.cpp's converter."""
     import conversion
     import gguf
     from conversion.base import ModelBase, ModelType, get_model_architecture
 
-    folder, _ = folder_of(name, work / name)
     made = conversion.get_model_class(get_model_architecture(ModelBase.load_hparams(folder, False), ModelType.TEXT))
     # the tokenizer is the reference model's, whatever the family's class expects
     members = {"model_arch": made.model_arch, "set_vocab": lambda self: self._set_vocab_gpt2()}
@@ -41,16 +40,22 @@ def frozen(name: str, work: Path) -> dict[str, Any]:
         return {"keys": keys, "tensors": {info.name: list(info.shape) for info in source.tensors.values()}}
 
 
-def main() -> None:
-    """Write the file."""
-    sys.path[:0] = [sys.argv[1], f"{sys.argv[1]}/gguf-py"]
+def any_vocabulary() -> None:
+    """Let the converter take the reference model's tokenizer for any family's."""
     from conversion.base import TextModel
 
     TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
+
+
+def main() -> None:
+    """Write the file."""
+    sys.path[:0] = [sys.argv[1], f"{sys.argv[1]}/gguf-py"]
+    any_vocabulary()
     path = Path(__file__).parent / "llama_converter.json"
     known = json.loads(path.read_text()) if sys.argv[2:] else {}
     with tempfile.TemporaryDirectory() as work:
-        made = {name: frozen(name, Path(work)) for name in sys.argv[2:] or MODELS}
+        names = sys.argv[2:] or MODELS
+        made = {name: frozen(name, folder_of(name, Path(work) / name)[0], Path(work)) for name in names}
     found = {name: made.get(name) or known[name] for name in MODELS}
     text = ",\n".join(f"{json.dumps(name)}: {json.dumps(each)}" for name, each in found.items())
     path.write_text("{\n" + text + "\n}\n")

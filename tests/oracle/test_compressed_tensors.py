@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import bitsmith
+from bitsmith.calibration.config import CalibrationConfig
 from bitsmith.calibration.run import prepare
 from bitsmith.calibration.stats import Stats
 from bitsmith.containers.compressed_codecs import PackedCodec
@@ -126,7 +127,7 @@ def test_stored_input_scales_are_what_the_package_makes(tiny: Path, tmp_path: Pa
 
 def static_folder(model: Path, to: str, out: Path) -> Mapping[str, Stats]:
     """Written after a short calibration, whose statistics are returned."""
-    prepared = prepare(open_checkpoint(model), tokens=640, context=64)
+    prepared = prepare(open_checkpoint(model), CalibrationConfig(calibration_tokens=640, calibration_context=64))
     assignment = assign_hf(prepared.checkpoint, Target("compressed", to), PlanOptions(calibration=prepared.record))
     stats = prepared.run().stats
     absmax = {name: float(seen.max_abs.max()) for name, seen in stats.items()}

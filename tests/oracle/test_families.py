@@ -17,15 +17,18 @@ from transformers.utils import logging as transformers_logging
 
 import bitsmith
 from bitsmith.containers.gguf.reader import GgufSource
-from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.errors import UnsupportedError
+from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.runtime.decoder import Decoder
 from bitsmith.runtime.load import choose_kernel
 from bitsmith.runtime.torch.model import load_torch_model
-from tests.families import MODELS, WRAPPERS, folder_of, logits_of, wrapper_of
+from tests.families import EXPERTS, MODELS, WRAPPERS, folder_of, logits_of, wrapper_of
 from tests.oracle import llama
+from tests.oracle.freeze_mmproj import content
 
 transformers_logging.disable_progress_bar()
 TOKENS = np.random.default_rng(1).integers(4, 4096, 60)
+MMPROJ: dict[str, Any] = json.loads((Path(__file__).parent / "llama_mmproj.json").read_text())
 FROZEN: dict[str, Any] = json.loads((Path(__file__).parent / "llama_converter.json").read_text())
 # llama.cpp has no window for EXAONE 4 unless it has 64 layers, and rounds the ends of gpt-oss's YaRN ramp
 OTHERWISE = {"phi-long": "size of its context", "exaone4": "sliding window", "gpt_oss": "truncate false"}
@@ -143,6 +146,29 @@ def test_the_core_computes_what_it_knows(name: str, made: Callable[[str], Made],
     close(ours, torchs)
 
 
+def check_parts_for_images(name: str, checkpoint: Checkpoint, written: Path, folder: Path) -> None:
+    """The text's file and the mmproj file are those of llama.cpp's converter; without a known tower there is none."""
+    assert checkpoint.folder is not None
+    if name not in MMPROJ:
+        assert "no mmproj file" in " ".join(checkpoint.notes)
+        with pytest.raises(UnsupportedError, match="mmproj"):
+            bitsmith.convert(checkpoint.folder, to="mmproj", out=folder)
+        return
+    assert "--to mmproj" in " ".join(checkpoint.notes)
+    tower = bitsmith.convert(checkpoint.folder, to="mmproj", out=folder).out
+    assert tower.name == f"mmproj-{name}-F16.gguf"
+    found = content(tower)
+    broken = found["tensors"].pop("v.token_embd.img_break", None)  # llama.cpp's loader wants it, its converter drops it
+    assert (broken is not None) == (name == "mistral3")
+    frozen = MMPROJ[name]
+    assert found == {"keys": frozen["keys"], "tensors": frozen["tensors"]}
+    with GgufSource(written) as source:
+        keys = {key: np.asarray(source.metadata[key]).tolist() for key in frozen["text"]["keys"]}
+        shapes = {info.name: list(info.shape) for info in source.tensors.values()}
+    assert shapes == frozen["text"]["tensors"]
+    assert keys == frozen["text"]["keys"]
+
+
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_wrappers_are_seen_through(name: str, tmp_path: Path) -> None:
     """The text part of a model for images: its logits, its GGUF file, and a folder that keeps the tower as it was."""
@@ -151,16 +177,21 @@ def test_wrappers_are_seen_through(name: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(folder)
     assert "not of the text decoder" in " ".join(checkpoint.notes)
     close(decoder_of(folder).forward(TOKENS[None])[0].numpy(), expected)
+    close(np.asarray(bitsmith.load(folder, kernel="exact").logits(TOKENS[None])[0]), expected)
     written = bitsmith.convert(folder, to="gguf/f32", out=tmp_path / "model.gguf").out
     close(decoder_of(written).forward(TOKENS[None])[0].numpy(), expected)
     theirs = llama.load(written)
     assert abs(mean_kld(theirs.logits(TOKENS), expected)) < 1e-6
     theirs.close()
+    check_parts_for_images(name, checkpoint, written, tmp_path)
     made = bitsmith.quantize(folder, to="native/int8", out=tmp_path / "made").out
     packed, original = open_checkpoint(made).source, checkpoint.source
-    assert packed.tensors.keys() == original.tensors.keys()
+    stacked = {key for key in original.tensors if ".experts." in key}
+    apart = {key for key in packed.tensors if ".experts." in key}
+    assert packed.tensors.keys() - apart == original.tensors.keys() - stacked
+    assert len(apart) == (len(stacked) // 2 * 3 * EXPERTS["num_experts"])
     for key, info in packed.tensors.items():
-        inside = "language_model." in key and ".layers." in key and info.rows > 1
+        inside = "language_model." in key and ".layers." in key and info.rows > 1 and ".mlp.gate." not in key
         assert ("int8" in info.layout) == inside, key
     lost = decoder_of(made).forward(TOKENS[None])[0].numpy() - expected
     assert np.sqrt(np.square(lost).mean()) < 0.2 * expected.std()  # random models amplify what rounding loses

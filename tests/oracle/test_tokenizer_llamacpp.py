@@ -233,6 +233,33 @@ def test_sentencepiece(prefix: bool, source: str, tmp_path: Path) -> None:
     oracle.close()
 
 
+def test_gemma4(tmp_path: Path) -> None:
+    """SentencePiece with merges, as Gemma 4 has it: control tokens are those that the files name."""
+    model = [*small_model(), ("<|turn>", 0.0, 1), ("<|channel>", 0.0, 1), ("<unused1>", 0.0, 1)]
+    config = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "extra_special_tokens": {"turn": "<|turn>"},
+        "add_bos_token": True,
+    }
+    folder = write_folder(tmp_path / "hf", merged_json(model, prefix=False), config=config)
+    vocabulary = read_tokenizer(folder, vocab_size=len(model) + 3, fallback="gemma4")
+    types = dict(zip(vocabulary.tokens, vocabulary.types, strict=True))
+    assert [types[text] for text in ("<s>", "<|turn>", "<|channel>", "<unused1>", "<0x41>")] == [3, 3, 4, 1, 6]
+    keys = vocabulary_keys(vocabulary)
+    assert keys["tokenizer.ggml.model"].plain() == "gemma4"
+    assert "tokenizer.ggml.pre" not in keys
+    assert set(keys["tokenizer.ggml.scores"].plain()[: len(model)]) == {-1000.0}
+    oracle = llama.load(write_vocabulary(tmp_path / "vocab.gguf", keys), vocab_only=True)
+    ours = Tokenizer.from_gguf(plain(keys))
+    for text in (HOSTILE, PLAIN, "", " ", "▁", "   x", "a\n\n\nb<|turn>c<|channel>", *HOSTILE.split("\n")):
+        for special in (False, True):
+            ids = oracle.tokenize(text, add_special=True, parse_special=special)
+            assert ours.encode(text, add_special=True, parse_special=special) == ids
+            assert ids[0] == oracle.bos == ours.bos
+    oracle.close()
+
+
 @pytest.mark.parametrize("kind", ["byte-level", "prefix", "no prefix"])
 def test_messages_are_encoded_as_llamacpp_encodes_text(kind: str, tmp_path: Path) -> None:
     """Between special tokens of the template, a message has the ids of a text without special tokens."""

@@ -12,6 +12,7 @@ import pytest
 
 import bitsmith
 from bitsmith.calibration.collect import Calibration
+from bitsmith.calibration.config import CalibrationConfig
 from bitsmith.calibration.run import prepare
 from bitsmith.calibration.stats import StatsMeter
 from bitsmith.containers.manifest import Manifest
@@ -53,7 +54,7 @@ def carried_out(plan: Plan, out: Path, *, threads: int = 1) -> Manifest:
 
 @pytest.fixture
 def calibration(tiny: Path) -> Calibration:
-    return prepare(open_checkpoint(tiny), tokens=640, context=64).run()
+    return prepare(open_checkpoint(tiny), CalibrationConfig(calibration_tokens=640, calibration_context=64)).run()
 
 
 @pytest.mark.parametrize("name", TARGETS)

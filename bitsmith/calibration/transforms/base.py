@@ -14,6 +14,7 @@ from bitsmith.errors import UsageError
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.groups import LinearGroup
 from bitsmith.quant.formats.base import Format
+from bitsmith.recipe.coverage import STARVED
 
 _SMALLEST, _LARGEST = 2.0**-10, 2.0**10  # limits of a factor; norms and biases stay well inside float16
 
@@ -94,6 +95,8 @@ def rescale_block(
         cols = folded[f"{group.linears[0]}.weight"].shape[1]
         weights = {name: folded[f"{name}.weight"] for name in group.linears if name in formats}
         reason = "its linears stay in 16 bits" if not weights else refusal(group, config, folded)
+        if reason is None and group.routed and stats[group.name].count < STARVED:
+            reason = f"its expert saw fewer than {STARVED} tokens"
         if reason is not None:
             found.append(Rescaling.none(group, cols, reason))
             continue

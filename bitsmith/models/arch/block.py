@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from bitsmith.models.arch.config import ModelConfig
@@ -68,6 +68,17 @@ def linear_shapes(config: ModelConfig, layer: int) -> dict[str, tuple[int, int]]
         elif tensor.kind == "experts":
             shapes |= {f"{tensor.name}.{e}": (rows, cols) for e in range(tensor.shape[0])}
     return shapes
+
+
+def with_shared_inputs(groups: Iterable[LinearGroup]) -> tuple[LinearGroup, ...]:
+    """The groups of linears where every token passes every expert: those that a router would split are one."""
+    joined: dict[str, list[LinearGroup]] = {}
+    for group in groups:
+        joined.setdefault(group.shared or group.name, []).append(group)
+    return tuple(
+        each[0] if len(each) == 1 else LinearGroup(name, tuple(n for group in each for n in group.linears), None)
+        for name, each in joined.items()
+    )
 
 
 def part_groups(config: ModelConfig, layer: int, part: Part) -> tuple[LinearGroup, ...]:

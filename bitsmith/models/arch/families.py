@@ -504,6 +504,19 @@ _QWEN3_VL = replace(
     wrapped=True,
 )
 
+_QWEN3_VL_MOE = replace(
+    _QWEN3_MOE,
+    hf_classes=("Qwen3VLMoeForConditionalGeneration",),
+    context=128000,
+    kv_heads=16,
+    window=None,
+    theta=500000.0,
+    experts=ExpertRow(normalize=True),
+    rope_fields=_QWEN3_VL.rope_fields,
+    gguf_keys=(*_QWEN3_MOE.gguf_keys, *_QWEN3_VL.gguf_keys),
+    wrapped=True,
+)
+
 FAMILIES: Mapping[str, Family] = {  # by config.json's model_type
     "llama": Family("llama", decoder=_LLAMA),
     "mistral": Family("llama", window="all", decoder=_MISTRAL),
@@ -513,6 +526,7 @@ FAMILIES: Mapping[str, Family] = {  # by config.json's model_type
     "qwen2_moe": Family("qwen2moe", qkv_bias=True, output_bias=False, window="by_field"),
     "qwen3": Family("qwen3", qk_norm="head", window="by_field", decoder=_QWEN3),
     "qwen3_vl_text": Family("qwen3vl", qk_norm="head", decoder=_QWEN3_VL),
+    "qwen3_vl_moe_text": Family("qwen3vlmoe", qk_norm="head", decoder=_QWEN3_VL_MOE),
     "qwen3_moe": Family("qwen3moe", qk_norm="head", window="by_field", decoder=_QWEN3_MOE),
     "gemma": Family("gemma", tied=True),
     "gemma2": Family("gemma2", norms=BOTH, tied=True, window="alternating", decoder=_GEMMA2),

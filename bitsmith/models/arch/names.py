@@ -31,6 +31,11 @@ _LINEARS = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+STACKED = {  # the first three in two stacks: gate_up_proj and down_proj
+    **{f"mlp.experts.{part}_proj": f"ffn_{part}_exps" for part in ("gate", "up", "down")},
+    "mlp.gate": "ffn_gate_inp",
+}
+STACK = ".mlp.experts.gate_up_proj"  # end of the name of a stack of gates and ups
 _HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 _PREFIXES = ("model.language_model.", "language_model.model.", "model.")  # of the decoder's tensors, in wrappers too
 _BUFFER = re.compile(r"(.+\.)?(rotary_emb\.(original_)?(inv_freq|cos_cached|sin_cached)|masked_bias)")
@@ -119,6 +124,11 @@ class Names:
         prefix = next((each for each in _PREFIXES if f"{each}embed_tokens.weight" in tensors), self.prefix)
         head = "language_model.lm_head" if "language_model.lm_head.weight" in tensors else "lm_head"
         return replace(self, prefix=prefix, head=head)
+
+    def stacked(self) -> Names:
+        """The names that transformers 5 gives a layer's experts, in stacks, and their router."""
+        own = {theirs: ours for theirs, ours in self.layer.items() if ours not in STACKED.values()}
+        return replace(self, layer={**own, **STACKED})
 
 
 def names_of(family: Family) -> Names:

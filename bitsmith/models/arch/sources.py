@@ -7,7 +7,7 @@ may store experts apart, norms without their 1, matrices transposed, or gate and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bitsmith.containers.derived import Derived, Piece
@@ -15,7 +15,7 @@ from bitsmith.containers.floats import MXFP4_STACK
 from bitsmith.errors import UnsupportedError
 from bitsmith.models.arch.block import expected_tensors
 from bitsmith.models.arch.config import ModelConfig
-from bitsmith.models.arch.names import Names, names_of
+from bitsmith.models.arch.names import STACK, Names, names_of
 from bitsmith.quant.tensor import TensorInfo
 
 Shape = tuple[int, ...]
@@ -28,12 +28,17 @@ class FileTensors:
     wanted: shape of each, by the file's names
     places: the file's or derived name of each tensor of the decoder, by GGUF name
     derived: tensors of the decoder that the file does not hold as such, by GGUF name
+    apart: by the file's names of stacks of experts: the matrices of experts in them, as most folders store them, one by
+        one, by Hugging Face name
+    published: the names in such folders
     """
 
     names: Names
     wanted: Mapping[str, Shape]
     places: Mapping[str, str]
     derived: Mapping[str, Derived] = field(default_factory=dict)
+    apart: Mapping[str, Mapping[str, Derived]] = field(default_factory=dict)
+    published: Names | None = None
 
 
 def gguf_file_tensors(config: ModelConfig) -> FileTensors:
@@ -47,10 +52,14 @@ def hf_file_tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> Fil
 
     found: the folder's tensors; where there are several ways to store a tensor, they say which one it is
     """
-    names = names_of(config.family).wrapped(found)
+    published = names_of(config.family).wrapped(found)
+    row = config.decoder.experts
+    stacks = row is not None and not row.interleaved and any(name.endswith(STACK) for name in found)
+    names = published.stacked() if stacks else published
     wanted: dict[str, Shape] = {}
     places: dict[str, str] = {}
     derived: dict[str, Derived] = {}
+    apart: dict[str, dict[str, Derived]] = {}
     for name, shape in expected_tensors(config).items():
         theirs = names.hf(name)
         shift = 1.0 if config.decoder.norm_offset and name.endswith("norm.weight") else 0.0
@@ -62,10 +71,13 @@ def hf_file_tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> Fil
             pieces: tuple[Piece, ...] = (Piece(theirs, 0, math.prod(shape[:-1])),)
         else:
             own, pieces = _stored(config, names, name, shape, found)
+            stack = next(iter(own))
+            if stack.endswith((STACK, ".mlp.experts.down_proj")):
+                apart.setdefault(stack, {}).update(_apart(published, name, shape, pieces))
         wanted |= own
         places[name] = name
         derived[name] = Derived(shape, pieces, shift)
-    return FileTensors(names, wanted, places, derived)
+    return FileTensors(names, wanted, places, derived, apart, published)
 
 
 def _stored(
@@ -76,12 +88,49 @@ def _stored(
     row = config.decoder.experts
     if row is not None and row.interleaved:
         return _interleaved(names, stem, kind, shape, found)
+    stacked = _stacked(config, names, stem, shape, found)
+    if stacked is not None:
+        return stacked
     first = str(names.hf(f"{stem}.0.{kind}"))
     if first not in found:  # which is an error; the names of thousands of others would be made for nothing
         return {first: shape[1:]}, (Piece(first, 0, 1),)
     apart = [str(names.hf(f"{stem}.{e}.{kind}")) for e in range(shape[0])]
     rows = shape[1] if len(shape) == 3 else 1
     return dict.fromkeys(apart, shape[1:]), tuple(Piece(own, 0, rows) for own in apart)
+
+
+def _stacked(
+    config: ModelConfig, names: Names, stem: str, shape: Shape, found: Mapping[str, TensorInfo]
+) -> tuple[dict[str, Shape], tuple[Piece, ...]] | None:
+    """The same for a layer whose experts lie in two stacks, the gate's rows before those of up; None for others.
+
+    Stacks are [experts, rows, cols], or [experts, cols, rows] as Qwen3-VL publishes them; the shapes say which.
+    """
+    _, layer, part = stem.split(".")
+    above = f"{names.prefix}layers.{layer}.mlp.experts."
+    gate_up, down = f"{above}gate_up_proj", f"{above}down_proj"
+    if gate_up not in found or len(shape) != 3 or config.experts is None:
+        return None
+    count, width, hidden = config.experts.count, config.experts.width, config.hidden
+    plain = {gate_up: (count, 2 * width, hidden), down: (count, hidden, width)}
+    turned = {name: (e, cols, rows) for name, (e, rows, cols) in plain.items()}
+
+    def fits(shapes: Mapping[str, Shape]) -> bool:
+        return all(name in found and tuple(found[name].shape) == wanted for name, wanted in shapes.items())
+
+    transposed = fits(turned) and not fits(plain)
+    stack, turn = (down, 0) if part.startswith("ffn_down") else (gate_up, int(part.startswith("ffn_up")))
+    _, rows, _ = shape
+    if transposed:
+        return {stack: turned[stack]}, tuple(Piece(stack, turn * rows, rows, matrix=e) for e in range(count))
+    all_rows = plain[stack][1]
+    return {stack: plain[stack]}, tuple(Piece(stack, e * all_rows + turn * rows, rows) for e in range(count))
+
+
+def _apart(names: Names, name: str, shape: Shape, pieces: Sequence[Piece]) -> dict[str, Derived]:
+    """The matrices of a stack one by one, by Hugging Face name. pieces: one a matrix"""
+    stem, _, kind = name.rpartition(".")
+    return {str(names.hf(f"{stem}.{e}.{kind}")): Derived(shape[1:], (piece,)) for e, piece in enumerate(pieces)}
 
 
 def _interleaved(

@@ -126,3 +126,46 @@ def test_gguf_files_need_every_stack(tmp_path: Path) -> None:
     del infos["blk.0.ffn_down_exps.weight"]
     with pytest.raises(FileError, match=r"first blk\.0\.ffn_down_exps\.weight"):
         check_tensors(config, infos)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "field"),
+    [
+        ({"num_attention_heads": 8}, "q_proj", "num_attention_heads x head_dim"),
+        ({"num_key_value_heads": 1}, "k_proj", "num_key_value_heads x head_dim"),
+        ({"head_dim": 16}, "q_norm", "head_dim"),
+        ({"attention_bias": True}, "q_proj.bias", "attention_bias"),
+        ({"num_hidden_layers": 3}, "model.layers.2.", "missing"),
+        ({"num_hidden_layers": 1}, "model.layers.1.", "unexpected tensor"),
+        ({"moe_intermediate_size": 16}, "gate_proj", "moe_intermediate_size"),
+        ({"mlp_only_layers": [0]}, "model.layers.0.mlp.gate_proj.weight", "missing"),
+    ],
+)
+def test_a_config_that_promises_another_network(tmp_path: Path, changes: dict[str, Any], name: str, field: str) -> None:
+    said = refused(folder(tmp_path / "m", tensors(), **changes))
+    assert name in said
+    assert field in said
+
+
+def test_norms_of_heads_that_a_family_has_and_the_file_lacks(tmp_path: Path) -> None:
+    content = {name: values for name, values in tensors().items() if "k_norm" not in name}
+    assert "model.layers.0.self_attn.k_norm.weight" in refused(folder(tmp_path / "m", content))
+
+
+def test_norms_of_heads_that_a_family_does_not_have(tmp_path: Path) -> None:
+    changes = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 3}
+    config = {key: value for key, value in CONFIG.items() if key not in ("num_experts", "moe_intermediate_size")}
+    content = tensors(config | changes)
+    content |= {f"model.layers.{n}.self_attn.q_norm.weight": np.ones(8, np.float32) for n in range(2)}
+    path = folder(tmp_path / "m", content)
+    (path / "config.json").write_text(json.dumps(config | changes))
+    assert "unexpected tensor model.layers.0.self_attn.q_norm.weight" in refused(path)
+
+
+def test_a_gguf_family_of_tomorrow_hears_what_works() -> None:
+    from bitsmith.models.arch.spec import spec_of_gguf
+
+    with pytest.raises(UnsupportedError, match=r"architecture 'qwen9moe'.* quantized to GGUF types and"):
+        spec_of_gguf("qwen9moe", "x.gguf", experts=True)
+    with pytest.raises(UnsupportedError, match="'qwen3' with experts"):
+        spec_of_gguf("qwen3", "x.gguf", experts=True)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bitsmith.errors import BitsmithError, FileError, UnsupportedError
 from bitsmith.models.arch.block import expected_tensors, linear_groups
-from bitsmith.models.arch.config import LayerSpec
-from bitsmith.models.arch.gguf_config import config_to_gguf
+from bitsmith.models.arch.config import LayerSpec, ModelConfig
+from bitsmith.models.arch.gguf_config import config_from_gguf, config_to_gguf
 from bitsmith.models.arch.hf_config import config_from_hf
 from bitsmith.models.arch.hf_config_writer import config_to_hf
+from bitsmith.quant.tensor import TensorInfo
 
 KINDS = ["sliding_attention"] * 3 + ["full_attention", "sliding_attention", "full_attention"]
 FIELDS: dict[str, Any] = {
@@ -29,6 +33,7 @@ FIELDS: dict[str, Any] = {
     "hidden_size_per_layer_input": 8,
     "sliding_window": 12,
     "layer_types": KINDS,
+    "rms_norm_eps": 2**-20,
 }
 
 
@@ -96,6 +101,61 @@ def test_keys_of_the_last_layer_and_of_transformers_5() -> None:
 def test_contradictions(changes: dict[str, Any], error: type[BitsmithError], words: str) -> None:
     with pytest.raises(error, match=words):
         config_from_hf(FIELDS | changes)
+
+
+SHARED = {"num_kv_shared_layers": 2, "use_double_wide_mlp": True, "final_logit_softcapping": 30.0}
+SAME = {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "hidden_size_per_layer_input": 0}
+
+
+class _Source:
+    """Tensors by name and shape, and the divisors of rotations."""
+
+    path, metadata = Path("some.gguf"), dict[str, Any]()
+
+    def __init__(self, config: ModelConfig) -> None:
+        shapes = {**expected_tensors(config), "rope_freqs.weight": (len(config.rope.freq_factors),)}
+        self.tensors = {name: TensorInfo(name, shape, "f32", 0) for name, shape in shapes.items()}
+        self._factors = np.asarray(config.rope.freq_factors, np.float32)
+
+    def rows(self, name: str) -> np.ndarray:
+        assert name == "rope_freqs.weight"
+        return self._factors[None]
+
+
+@pytest.mark.parametrize("changes", [SHARED, SAME])
+def test_keys_of_gguf_files(changes: dict[str, Any]) -> None:
+    config = config_from_hf(FIELDS | changes)
+    keys = config_to_gguf(config, name="x")
+    found: Any = config_from_gguf(keys, _Source(config))  # type: ignore[arg-type]
+    assert found.specs == config.specs
+    assert replace(found, rope=config.rope) == config
+    np.testing.assert_allclose(found.rope.freq_factors, config.rope.freq_factors)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"attention.head_count_kv": [1, 2, 2, 1, 2, 1]}, UnsupportedError, "head_count_kv = .* is not supported"),
+        ({"attention.head_count_kv": [2, 1]}, FileError, "head_count_kv: expected a number, or 6 of them"),
+        ({"attention.head_count_kv": [3, 3, 3, 1, 3, 1]}, FileError, "head_count_kv: expected a divisor"),
+        ({"feed_forward_length": [96, 96, 96, 96, 100, 100]}, FileError, "feed_forward_length: expected the same"),
+        ({"attention.shared_kv_layers": 3}, FileError, "shared_kv_layers: expected a layer of each kind"),
+        ({"attention.sliding_window_pattern": [True] * 5}, FileError, "sliding_window_pattern: expected 6 booleans"),
+    ],
+)
+def test_keys_that_contradict_each_other(changes: dict[str, Any], error: type[BitsmithError], words: str) -> None:
+    config = config_from_hf(FIELDS | SHARED)
+    keys = dict(config_to_gguf(config, name="x")) | {f"gemma4.{name}": value for name, value in changes.items()}
+    with pytest.raises(error, match=words):
+        config_from_gguf(keys, _Source(config))  # type: ignore[arg-type]
+
+
+def test_a_missing_value_projection_in_some_layers() -> None:
+    config = config_from_hf(FIELDS)
+    source: Any = _Source(config)
+    del source.tensors["blk.3.attn_v.weight"]
+    with pytest.raises(UnsupportedError, match=r"blk.3.attn_v.weight is missing, but blk.5 has its own"):
+        config_from_gguf(config_to_gguf(config, name="x"), source)
 
 
 def test_what_llama_cpp_would_not_load_is_refused() -> None:

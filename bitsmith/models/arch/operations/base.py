@@ -23,6 +23,8 @@ class LinearGroup:
     repeats: number of input columns that each row of the producer feeds. With grouped attention, query heads share a
         value head, and folded scales must be equal across these heads
     routed: whether a router chooses the tokens of the input, so that another model may choose others
+    shared: where a router chooses tokens of one input, the name of that input; where every token passes every expert,
+        the groups of this name have the same input
     alone: whether these linears alone read the producer, though the block has others that usually do
     """
 
@@ -31,6 +33,7 @@ class LinearGroup:
     producer: str | None
     repeats: int = 1
     routed: bool = False
+    shared: str = ""
     alone: bool = False
 
 
@@ -63,6 +66,14 @@ class Run(Protocol):
     def config(self) -> ModelConfig: ...
     @property
     def ops(self) -> Any: ...
+    @property
+    def every_expert(self) -> bool:
+        """Whether the linears of every expert are to see all tokens. The output is still what the router chose."""
+        ...
+
+    def routed(self, layer: int, chosen: Tensor) -> None:
+        """Told of the experts that a router chose: int64 [tokens, used]."""
+        ...
 
     def rotated(self, layer: int, x: Tensor) -> Tensor:
         """Queries or keys [batch, heads, n, head_dim], rotated as the layer rotates; see `LayerSpec.rope`."""

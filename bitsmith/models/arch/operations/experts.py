@@ -36,7 +36,7 @@ class MixtureOfExperts:
         takes = config.decoder.activation != "clamped" and not fused
         names = (_BOTH,) if fused else (_GATE, _UP)
         inputs = (
-            LinearGroup(f"expert_in.{e}", tuple(f"{name}.{e}" for name in names), None, 1, True)
+            LinearGroup(f"expert_in.{e}", tuple(f"{name}.{e}" for name in names), None, 1, True, "expert_in")
             for e in _numbers(config)
         )
         inner = (
@@ -47,9 +47,9 @@ class MixtureOfExperts:
 
     def forward(self, run: Run, layer: int, block: Any, x: Tensor) -> Tensor:
         """See `Operation`."""
-        return self.mixed(run, block, x, self.routed(run, block, x))
+        return self.mixed(run, block, x, self.routed(run, layer, block, x))
 
-    def routed(self, run: Run, block: Any, x: Tensor) -> Routes:
+    def routed(self, run: Run, layer: int, block: Any, x: Tensor) -> Routes:
         """The experts of each token, x: [batch, n, hidden]. A scaled router norms its input itself."""
         config, ops, experts = run.config, run.ops, _experts(run.config)
         rows = x.reshape(-1, x.shape[-1])
@@ -59,6 +59,7 @@ class MixtureOfExperts:
         weights, chosen = ops.route(
             block.linears[_ROUTER](rows), experts.used, config.decoder.router, normalize=experts.normalize
         )
+        run.routed(layer, chosen)
         return weights * block.norms[EXPERT_SCALE][chosen] if scaled else weights, chosen
 
     def mixed(self, run: Run, block: Any, x: Tensor, routes: Routes) -> Tensor:
@@ -66,16 +67,23 @@ class MixtureOfExperts:
 
         Tokens are gathered by expert, so that each expert's matrices are used once.
         """
-        config, ops, linears = run.config, run.ops, block.linears
+        config, ops = run.config, run.ops
         rows, (weights, chosen) = x.reshape(-1, x.shape[-1]), routes
         out = ops.zeros(tuple(rows.shape))
         for e in _numbers(config):
             tokens, places = ops.where(chosen == e)
-            if not len(tokens):
+            if run.every_expert:
+                found = self._expert(run, block, e, rows)[tokens]
+            elif len(tokens):
+                found = self._expert(run, block, e, rows[tokens])
+            else:
                 continue
-            inner = self._inner(run, block, e, rows[tokens])
-            out = ops.add_rows(out, tokens, linears[f"{_DOWN}.{e}"](inner) * weights[tokens, places][:, None])
+            out = ops.add_rows(out, tokens, found * weights[tokens, places][:, None])
         return out.reshape(x.shape)
+
+    def _expert(self, run: Run, block: Any, e: int, own: Tensor) -> Tensor:
+        """The output of one expert: [tokens, hidden] -> the same."""
+        return block.linears[f"{_DOWN}.{e}"](self._inner(run, block, e, own))
 
     def _inner(self, run: Run, block: Any, e: int, own: Tensor) -> Tensor:
         """The input of an expert's last matrix: [tokens, hidden] -> [tokens, width]."""

@@ -38,6 +38,6 @@ class ExpertsBesideMlp:
         """See `Operation`."""
         eps, norm = run.config.norm_eps, run.ops.rms_norm
         inner = _MLP.forward(run, layer, block, norm(x, block.norms[self.norm], eps))
-        routes = _EXPERTS.routed(run, block, x)
+        routes = _EXPERTS.routed(run, layer, block, x)
         chosen = _EXPERTS.mixed(run, block, norm(x, block.norms[_BEFORE], eps), routes)
         return norm(inner, block.norms[_AFTER_MLP], eps) + norm(chosen, block.norms[_AFTER], eps)
