@@ -103,6 +103,20 @@ class File:
 def later_matrix(layout: str, rows: int, cols: int, file: File, offset: int) -> Matrix: ...
 def view_matrix(layout: str, rows: int, cols: int, data: np.ndarray) -> Matrix: ...
 
+class StoredProducts:
+    def __init__(self, threads: int, isa: str = "") -> None: ...
+    def forward(
+        self,
+        layout: str,
+        rows: int,
+        cols: int,
+        panels: np.ndarray,
+        x: np.ndarray,
+        precision: str,
+        out: np.ndarray,
+    ) -> None: ...
+    def back(self, layout: str, rows: int, cols: int, panels: np.ndarray, x: np.ndarray, out: np.ndarray) -> None: ...
+
 class Linear:
     def __init__(self, weight: Matrix, bias: np.ndarray | None) -> None: ...
 

@@ -9,6 +9,7 @@ const Kernels kKernels = {repack,
                           panels_row,
                           panels_rows,
                           panels_exact,
+                          panels_back,
                           floats_row,
                           floats_rows,
 #if defined(__AVX512BF16__)

@@ -109,6 +109,9 @@ struct Kernels {
                       size_t stride);
   // the same from float32 inputs, weights decoded and nothing rounded
   void (*panels_exact)(const PanelRows &w, int first, int count, const Rows &x, float *y, size_t stride);
+  // y[i * stride + ..] = x times columns col .. col + cols of w, nothing rounded: x has as many columns as w has
+  // `rows`; both of `cols` and `col` whole blocks, and multiples of 32
+  void (*panels_back)(const PanelRows &w, int rows, int col, int cols, const Rows &x, float *y, size_t stride);
   // y[count] = rows first.. of w times x
   void (*floats_row)(const FloatRows &w, int first, int count, const float *x, const Reading &reading, float *y);
   // y[i * stride + row], at most 32 rows of w

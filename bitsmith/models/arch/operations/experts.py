@@ -80,7 +80,7 @@ class MixtureOfExperts:
 
         Tokens are gathered by expert, so that each expert's matrices are used once.
         """
-        config, ops, linears = run.config, run.ops, block.linears
+        config, ops = run.config, run.ops
         rows, (weights, chosen) = x.reshape(-1, x.shape[-1]), routes
         out = ops.zeros(tuple(rows.shape))
         for e in _numbers(config):
