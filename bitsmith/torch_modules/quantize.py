@@ -78,9 +78,9 @@ def assign(model: nn.Module, format: str, keep: Sequence[str] | None) -> dict[st
     kept = kept_modules(keep or (), (name for name, _ in model.named_modules(remove_duplicate=False)))
     head = _output_head(model) if keep is None else None
     found: dict[int, tuple[Place | None, str]] = {}
-    for place in places(model):
-        for parameter in place.kind.weights(place.module):
-            found[id(place.module._parameters[parameter])] = place, parameter
+    for each in places(model):
+        for parameter in each.kind.weights(each.module):
+            found[id(each.module._parameters[parameter])] = each, parameter
     aliases = by_storage(model)
     owners = dict(model.named_modules(remove_duplicate=False))
     tasks: dict[str, _Task] = {}
