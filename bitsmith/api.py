@@ -75,6 +75,10 @@ def load(
     kernel: str | None = None,
     cache_type: str = "f16",
     context: int | None = None,
+    format: str | None = None,
+    inputs: str | None = None,
+    compute_dtype: str | None = None,
+    device: str | None = None,
     revision: str | None = None,
     report: Report = silent,
 ) -> LanguageModel:
@@ -88,18 +92,51 @@ def load(
         "torch" (the reference); None for int16 if the core can run the model
     cache_type: type of keys and values: "f16", "q8_0" or "f32"; only the int16 and int8 kernels have a choice
     context: number of tokens, prompt and text together, that the model may hold; None for all that it was trained for
+    format: format that the linear layers get while they are read, one slab after the other: "nf4", "int4-g64", every
+        name of a native folder; embedding, output head and routers stay. None: as the file has them
+    inputs: how inputs of linear layers are rounded: "none", "int8", "fp8", "llm.int8" (Dettmers et al. 2022),
+        "llm.int8:THRESHOLD"; None: as the file says
+    compute_dtype: "float32", "bfloat16" or "float16": weights stay stored as they are, and both factors of a product
+        are rounded to this type; None: what the kernel does
+    device: "cpu", "cuda" or "cuda:N"; None is "cpu"
     revision: branch, tag or commit of a hub model
     report: called with the progress
     Raises BitsmithError.
     """
     check_arguments(load, locals())
     check_threads(threads)
-    checkpoint = open_checkpoint(model, revision=revision)
+    checkpoint = _open(model, revision, format=format, inputs=inputs)
     if context is not None:
         from bitsmith.runtime.load import with_context
 
         checkpoint = with_context(checkpoint, context)
-    return _load(checkpoint, threads, kernel, "int16", cache_type=cache_type, report=report)
+    return _load(
+        checkpoint,
+        threads,
+        kernel,
+        "int16",
+        cache_type=cache_type,
+        compute_dtype=compute_dtype,
+        device=device,
+        report=report,
+    )
+
+
+def _open(
+    model: str | Path, revision: str | None, *, format: str | None = None, inputs: str | None = None
+) -> Checkpoint:
+    """The checkpoint, with what the user asks of its linear layers. Raises UsageError for unknown names."""
+    if format is None and inputs is None:
+        return open_checkpoint(model, revision=revision)
+    from bitsmith.models.overrides import Overrides
+    from bitsmith.quant.formats import get_format
+
+    overrides = Overrides(format or "", inputs or "")
+    if format is not None:
+        get_format(format)
+    if inputs is not None:
+        _LOG.info("inputs of linear layers: %s", overrides.input_rounding)
+    return replace(open_checkpoint(model, revision=revision), overrides=overrides)
 
 
 def _load(
@@ -109,13 +146,18 @@ def _load(
     default: str,
     *,
     cache_type: str = "f16",
+    compute_dtype: str | None = None,
+    device: str | None = None,
     report: Report = silent,
 ) -> LanguageModel:
-    from bitsmith.runtime.load import check_cache, choose_kernel, load_language_model
+    from bitsmith.runtime.load import check_cache, choose_kernel, computing, load_language_model
 
+    compute, kernel, default = computing(compute_dtype, device, kernel, default)
     chosen = choose_kernel(checkpoint, kernel, default=default)
     check_cache(cache_type, chosen)
-    return load_language_model(checkpoint, kernel=chosen, threads=threads, cache_type=cache_type, report=report)
+    return load_language_model(
+        checkpoint, kernel=chosen, threads=threads, cache_type=cache_type, compute=compute, report=report
+    )
 
 
 def evaluate(
@@ -127,6 +169,8 @@ def evaluate(
     max_windows: int | None = None,
     threads: int | None = None,
     kernel: str | None = None,
+    inputs: str | None = None,
+    compute_dtype: str | None = None,
     revision: str | None = None,
     report: Report = silent,
 ) -> Evaluation:
@@ -140,16 +184,17 @@ def evaluate(
     threads, revision, report: see `load`
     kernel: kernel of `model`, see `load`. None is "exact" if the core can run the model, so that only the weights cause
         loss; "int8" adds the loss of rounded inputs. `against` always runs on "exact" or "torch".
+    inputs, compute_dtype: of `model`, see `load`; both add their loss
     Raises BitsmithError.
     """
     check_arguments(evaluate, locals())
     from bitsmith.evaluation import evaluate as measure
 
     check_threads(threads)
-    checkpoint = open_checkpoint(model, revision=revision)
+    checkpoint = _open(model, revision, inputs=inputs)
     for difference in llama_cpp_differences(checkpoint):
         _LOG.warning("%s: this does not show in the result: %s", checkpoint.name, difference)
-    loaded = _load(checkpoint, threads, kernel, "exact", report=report)
+    loaded = _load(checkpoint, threads, kernel, "exact", compute_dtype=compute_dtype, report=report)
     exactly = kernel if kernel == "torch" else None
     original = None if against is None else _load(open_checkpoint(against), threads, exactly, "exact", report=report)
     return measure(
@@ -171,6 +216,8 @@ def bench(
     threads: int | None = None,
     kernel: str | None = None,
     cache_type: str = "f16",
+    inputs: str | None = None,
+    compute_dtype: str | None = None,
     revision: str | None = None,
     report: Report = silent,
 ) -> Speed:
@@ -179,7 +226,7 @@ def bench(
     prompt, gen: number of tokens of each; 0 skips it; None is 512 and 128, or less if the model's context is shorter
     repeat: number of measurements of each, after a warm-up
     threads: number of threads for arithmetic; None for one a core
-    kernel, cache_type, revision, report: see `load`
+    kernel, cache_type, inputs, compute_dtype, revision, report: see `load`
     Raises BitsmithError.
     """
     check_arguments(bench, locals())
@@ -189,9 +236,11 @@ def bench(
     started = time.perf_counter()
     check_threads(threads)
     count = cores() if threads is None else threads
-    checkpoint = open_checkpoint(model, revision=revision)
+    checkpoint = _open(model, revision, inputs=inputs)
     prompt, gen = check_counts(checkpoint.config.context, prompt=prompt, gen=gen, repeat=repeat)
-    loaded = _load(checkpoint, count, kernel, "int16", cache_type=cache_type, report=report)
+    loaded = _load(
+        checkpoint, count, kernel, "int16", cache_type=cache_type, compute_dtype=compute_dtype, report=report
+    )
     load_seconds = time.perf_counter() - started
     rates = measure_speed(loaded, prompt=prompt, gen=gen, repeat=repeat, report=report)
     peak = peak_memory()  # read now, since measuring the bandwidth takes memory too

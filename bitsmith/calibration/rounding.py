@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitsmith.calibration.stats import Stats
 from bitsmith.calibration.transforms.awq import fit_clipped
-from bitsmith.quant.formats.base import Format, NeedsExtent, Params
+from bitsmith.quant.formats.base import Format, NeedsExtent, Params, Settled
 from bitsmith.quant.formats.precision import as_numpy
 from bitsmith.quant.rounders.effort import Effort
 from bitsmith.quant.rounders.gptq import SLAB_ROWS, GptqReport, gptq_rows, joined
@@ -97,4 +97,6 @@ def _with_extent(format: Format, w: Tensor | np.ndarray) -> Format:
 def _whole(format: Format, slabs: list[tuple[Tensor | np.ndarray, Params]]) -> QuantTensor:
     """Join the codes and parameters of slabs of rows to one tensor of numpy arrays."""
     params = {name: np.concatenate([as_numpy(slab[name]) for _, slab in slabs]) for name in slabs[0][1]}
+    if isinstance(format, Settled):
+        params = format.settled(params)
     return QuantTensor(format, np.concatenate([as_numpy(codes) for codes, _ in slabs]), params)

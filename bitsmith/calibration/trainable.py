@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bitsmith.quant.formats.base import Format, IntegerParams, NeedsExtent
+from bitsmith.quant.formats.base import Format, IntegerParams, NeedsExtent, Settled
 from bitsmith.quant.formats.precision import stored, to_float32
 from bitsmith.quant.grid import Grid
 from bitsmith.quant.tensor import QuantTensor
@@ -65,12 +65,17 @@ class TrainableMatrix:
         return blocks
 
     def frozen(self) -> QuantTensor:
-        """The present codes and stored parameters, numpy arrays; they decode to `values`."""
+        """The present codes and stored parameters, numpy arrays.
+
+        They decode to `values`, or near them where scales are quantized in turn.
+        """
         with torch.no_grad():
             params = self._params()
             grid = self.format.grid(params)
             codes = _Place.of(self._weight, self.offsets, grid).codes
         kept = {name: _as_stored(value, self._layout[name][1]) for name, value in params.items()}
+        if isinstance(self.format, Settled):
+            kept = self.format.settled(kept)
         return QuantTensor(self.format, codes.cpu().numpy(), kept)
 
     def _params(self) -> dict[str, Tensor]:

@@ -31,6 +31,8 @@ def bench(
     threads: int | None,
     kernel: str | None,
     cache: str,
+    inputs: str | None,
+    compute_dtype: str | None,
     revision: str | None,
     quiet: bool,
     as_json: bool,
@@ -52,6 +54,8 @@ def bench(
             threads=threads,
             kernel=kernel,
             cache_type=cache,
+            inputs=inputs,
+            compute_dtype=compute_dtype,
             revision=revision,
             report=report,
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bitsmith.cli.command import command, model_argument, option
 from bitsmith.cli.core import note_missing_core
-from bitsmith.cli.options import as_json, exact_kernel, quiet, revision, threads
+from bitsmith.cli.options import as_json, compute_dtype, exact_kernel, inputs, quiet, revision, threads
 from bitsmith.cli.say import print_json, warn
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 @option("--max-windows", type=int, help="Stop after N windows.")
 @threads
 @exact_kernel
+@inputs
+@compute_dtype
 @revision
 @quiet
 @as_json
@@ -38,6 +40,8 @@ def evaluate(
     max_windows: int | None,
     threads: int | None,
     kernel: str | None,
+    inputs: str | None,
+    compute_dtype: str | None,
     revision: str | None,
     quiet: bool,
     as_json: bool,
@@ -56,6 +60,8 @@ def evaluate(
             max_windows=max_windows,
             threads=threads,
             kernel=kernel,
+            inputs=inputs,
+            compute_dtype=compute_dtype,
             revision=revision,
             report=report,
         )

@@ -19,12 +19,21 @@ _KERNEL = (
 )
 _THREADS = "Number of threads; default: one per core."
 _CACHE = "Type of stored keys and values: f16, q8_0 (half the memory) or f32; only for --kernel int16 or int8."
+_INPUTS = (
+    "How inputs of linear layers are rounded: none, int8, fp8, llm.int8 or llm.int8:THRESHOLD; default: as the file "
+    "says."
+)
+_COMPUTE = (
+    "Type of products, float32, bfloat16 or float16; weights stay stored as they are; default: what the kernel does."
+)
 _REVISION = "Branch, tag or commit of a model of the hub."
 
 threads = option("--threads", type=int, group="Machine", help=_THREADS)
 kernel = option("--kernel", metavar="NAME", group="Machine", help=_KERNEL.format(default="int16"))
 exact_kernel = option("--kernel", metavar="NAME", group="Machine", help=_KERNEL.format(default="exact"))
 cache = option("--cache", default="f16", metavar="TYPE", group="Machine", help=_CACHE)
+inputs = option("--inputs", metavar="NAME", group="Machine", help=_INPUTS)
+compute_dtype = option("--compute-dtype", metavar="TYPE", group="Machine", help=_COMPUTE)
 revision = option("--revision", metavar="NAME", group="Source", help=_REVISION)
 quiet = flag("--quiet", "-q", group="Output", help="Show no progress.")
 as_json = flag("--json", "as_json", group="Output", help="Print the result as JSON.")
@@ -40,12 +49,14 @@ class LoadingOptions:
     threads: int | None = declared(None, group="Machine", help=_THREADS)
     kernel: str | None = declared(None, group="Machine", metavar="NAME", help=_KERNEL.format(default="int16"))
     cache_type: str = declared("f16", "--cache", group="Machine", metavar="TYPE", help=_CACHE)
+    inputs: str | None = declared(None, group="Machine", metavar="NAME", help=_INPUTS)
+    compute_dtype: str | None = declared(None, group="Machine", metavar="TYPE", help=_COMPUTE)
     revision: str | None = declared(None, group="Source", metavar="NAME", help=_REVISION)
 
 
 def runtime(function: F) -> F:
     """All options of loading a model to run it."""
-    return revision(threads(kernel(cache(function))))
+    return revision(threads(kernel(cache(inputs(compute_dtype(function))))))
 
 
 def no_short_t(function: Callable[..., None]) -> Callable[..., None]:

@@ -21,6 +21,7 @@ CONTAINERS: dict[str, str] = {  # name -> its module, imported when first used
     "gptq": "bitsmith.containers.gptq",
     "awq": "bitsmith.containers.awq",
     "compressed": "bitsmith.containers.compressed",
+    "bnb": "bitsmith.containers.bnb",
 }
 
 

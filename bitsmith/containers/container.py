@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bitsmith.containers.composite import CompositeTensor, Entries
     from bitsmith.quant.formats.base import Format
 
-from bitsmith.quant.input_rounding import InputRounding
+from bitsmith.quant.input_rounding import LLM_INT8, THRESHOLD, InputRounding
 
 GROUPS = (128, 64, 32)  # tried in this order if the user gives no group size
 
@@ -38,13 +38,14 @@ class Scheme:
     """One way to store the matrix of a linear layer.
 
     kind: the container's own name for the layout, read by its `stored`
-    group: number of weights that share a scale; 0: a whole row; None: the largest of GROUPS that divides every row
+    group: number of weights that share a scale; 0: a whole row; None: the first of `groups` that divides every row
     asymmetric: whether there are zero points
     grouped: whether the user may choose the group size
     optional_zeros: whether the user may choose zero points
     scope: what one scale covers if there are no groups: "channel" or "tensor"
-    inputs: how the layer's input is rounded: "", "int8" or "fp8"
+    inputs: how the layer's input is rounded: "", "int8", "fp8" or "llm.int8"
     static: whether the file stores one scale per input tensor; if not, each token gets its scale when the model runs
+    groups: group sizes to try if the user gives none
     """
 
     kind: str
@@ -56,11 +57,15 @@ class Scheme:
     scope: str = "channel"
     inputs: str = ""
     static: bool = False
+    groups: tuple[int, ...] = GROUPS
 
     @property
     def input_rounding(self) -> InputRounding | None:
         """How runtimes round the inputs, without a value for a stored scale."""
-        return InputRounding(self.inputs, "tensor" if self.static else "token") if self.inputs else None
+        if not self.inputs:
+            return None
+        threshold = THRESHOLD if self.inputs == LLM_INT8 else 0.0
+        return InputRounding(self.inputs, "tensor" if self.static else "token", threshold=threshold)
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,8 @@ class ModuleContainer(Container):
     version: the schemes of all modules -> the version of the layout that can hold them
     precision: precision of scales, "f16"; "": the model's own 16-bit type
     mixed: whether modules may have different schemes
+    linears_only: whether readers quantize only layers that are modules of their own, so that experts, which
+        transformers keeps in one parameter, stay in 16 bits
     warnings: (main scheme, version) -> warnings about runtimes that refuse the folder
     quant_method: value of `quant_method` in `quantization_config`, which identifies a folder
     marks: endings of entry names that identify a quantized weight
@@ -107,5 +114,6 @@ class ModuleContainer(Container):
     version: Callable[[Collection[Scheme]], int] = lambda schemes: 0
     precision: str = ""
     mixed: bool = True
+    linears_only: bool = False
     warnings: Callable[[Scheme, int], Sequence[str]] = lambda main, version: ()
     old_config: str = ""

@@ -17,9 +17,9 @@ _DEQUANTIZE = (
 )
 # `quant_method` in config.json: the method's name, and what to do
 _METHODS: Mapping[str, tuple[str, str]] = {
-    "bitsandbytes": ("bitsandbytes", _DEQUANTIZE),
-    "bitsandbytes_4bit": ("bitsandbytes, 4 bit", _DEQUANTIZE),
-    "bitsandbytes_8bit": ("bitsandbytes, 8 bit (LLM.int8)", _DEQUANTIZE),
+    "bitsandbytes": ("bitsandbytes in a variant that is not known", _DEQUANTIZE),
+    "bitsandbytes_4bit": ("bitsandbytes, 4 bit, in a variant that is not known", _DEQUANTIZE),
+    "bitsandbytes_8bit": ("bitsandbytes, 8 bit, in a variant that is not known", _DEQUANTIZE),
     "quanto": ("quanto", _ORIGINAL),
     "hqq": ("HQQ", f"{_ORIGINAL}, or dequantize it with the hqq package"),
     "eetq": ("EETQ", _ORIGINAL),

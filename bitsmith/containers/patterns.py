@@ -8,7 +8,8 @@ import numpy as np
 
 from bitsmith.errors import TensorError
 from bitsmith.quant.formats.base import Format
-from bitsmith.quant.formats.codebook import Codebook, DoublyQuantized
+from bitsmith.quant.formats.codebook import Codebook
+from bitsmith.quant.formats.fourbit import DoublyQuantized
 from bitsmith.quant.formats.tensorwide import TensorWide
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.names import Names, Naming, beside_decoder
 from bitsmith.models.gguf_choice import models_among
 from bitsmith.models.naming import file_name, folder_name
+from bitsmith.models.overrides import Overrides
 
 if TYPE_CHECKING:
     from bitsmith.models.arch.sources import FileTensors
@@ -40,6 +41,7 @@ class Checkpoint:
     ignored: tensors that the decoder does not need, see `bitsmith.models.arch.reconcile`
     notes: what the user should know about the model, a sentence each
     foreign: the error if the weights are codes of a method that bitsmith does not read; else None
+    overrides: what the user asks of the linear layers, for running
     """
 
     name: str
@@ -51,6 +53,7 @@ class Checkpoint:
     ignored: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     foreign: UnsupportedError | None = None
+    overrides: Overrides = field(default_factory=Overrides)
 
     def __repr__(self) -> str:
         kind = "unknown architecture" if isinstance(self.shape, BitsmithError) else self.shape.arch
@@ -73,6 +76,11 @@ class Checkpoint:
     def names(self) -> Names:
         """Hugging Face's names of the decoder's tensors. Raises as `config`."""
         return self._file_tensors.names
+
+    @property
+    def stored(self) -> Set[str]:
+        """The names of the tensors in the file that the decoder is made of. Raises as `config`."""
+        return self._file_tensors.wanted.keys()
 
     @property
     def apart(self) -> Mapping[str, Mapping[str, str]]:
@@ -106,14 +114,25 @@ class Checkpoint:
         derived = dict(self._file_tensors.derived)
         for each in self._file_tensors.apart.values():
             derived |= each
+        found = with_derived(self.source, derived)
         row = self.config.decoder.experts
         if self.naming == "gguf" and not (row is not None and row.interleaved):
             from bitsmith.models.arch.sources import hf_tensors_of_gguf
 
             if not self._file_tensors.wanted.keys() <= self.source.tensors.keys():
                 return self.source
-            derived = hf_tensors_of_gguf(self.config)[1]
-        return with_derived(self.source, derived)
+            return with_derived(found, hf_tensors_of_gguf(self.config)[1])
+        return found
+
+    def laid_out(self, naming: Naming) -> Checkpoint:
+        """The model with its decoder's tensors in the order of Hugging Face's or GGUF's files.
+
+        It differs in families with gated delta nets only. What calibration measures and rounds is in the order of the
+        output.
+        """
+        if isinstance(self.shape, BitsmithError) or self.shape.laid_out(naming) == self.shape:
+            return self
+        return replace(self, shape=self.shape.laid_out(naming))
 
     @property
     def files(self) -> tuple[Path, ...]:

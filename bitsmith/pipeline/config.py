@@ -11,7 +11,7 @@ from bitsmith.system.machine import cores
 from bitsmith.system.options import option
 
 _CALIBRATED_BY_DEFAULT = "default"  # the text if a method needs one and none is given
-_GROUPED = "for gptq, awq and compressed"
+_GROUPED = "for gptq, awq, compressed and bnb"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +62,13 @@ class QuantizeConfig(CalibrationConfig):
     group_size: int | None = option(
         None,
         group="Types",
-        help=f"Number of weights that share a scale; -1: a whole row ({_GROUPED}); default: 128.",
+        help=f"Number of weights that share a scale; -1: a whole row ({_GROUPED}); default: 128, or 64 for bnb.",
     )
     symmetric: bool | None = option(
         None, "--sym/--asym", group="Types", help=f"--sym: without zero points; --asym: with zero points ({_GROUPED})."
+    )
+    double_quant: bool = option(
+        False, group="Types", help="Quantize the scales too (bnb): bnb/nf4 becomes bnb/nf4-dq, bnb/fp4 bnb/fp4-dq."
     )
     pre: str | None = option(
         None, group="Source", metavar="NAME", help="Name of the pre-tokenizer, if it is not recognised."

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bitsmith.containers.base import Source
+from bitsmith.containers.base import Codec, Source
+from bitsmith.containers.bnb_codecs import FourBitCodec
+from bitsmith.containers.core_parts import encode_parts
 from bitsmith.containers.floats import WRITTEN_FLOATS, decode_numbers, encode_float
 from bitsmith.containers.gguf.blocks_simple import BlockCodec
 from bitsmith.containers.gguf.core_blocks import encode_stored
 from bitsmith.errors import TensorError
 from bitsmith.models.arch.names import permute_rows, unpermute_rows
 from bitsmith.pipeline.chunks import CHUNK_WEIGHTS, Chunk
-from bitsmith.quant.formats.base import NeedsExtent
+from bitsmith.quant.formats.base import NeedsExtent, Settled
+from bitsmith.quant.formats.nested import Nested
 from bitsmith.quant.rounders.nearest import nearest
 from bitsmith.quant.scale_search import tree_sum
 from bitsmith.quant.tensor import PackedTensor, QuantTensor
@@ -59,7 +63,7 @@ def encode_chunk(source: Source, chunk: Chunk, packed: PackedTensor | None) -> E
     if planned.order is not None:
         w = _reordered(planned.order, w, chunk)
     try:
-        parts, values = encode_rows(planned, w, chunk.importance)
+        parts, values = encode_rows(_at(planned, slice(chunk.start, chunk.stop)), w, chunk.importance)
     except TensorError as error:
         raise error.at(planned.source) from error
     _check_decoded(planned, values, w)
@@ -95,27 +99,84 @@ def _pack_codes(chunk: Chunk, tensor: QuantTensor, rows: slice) -> dict[str, np.
     return dict(planned.codec.encode(part))
 
 
-def with_extent(source: Source, planned: PlannedTensor) -> PlannedTensor:
-    """The same tensor; a format that needs the tensor's extent gets it from a first pass over the rows."""
-    if planned.source is None or not isinstance(planned.format, NeedsExtent):
+def prepared(source: Source, planned: PlannedTensor, importance: np.ndarray | None = None) -> PlannedTensor:
+    """The same tensor; a format that must know the whole tensor gets what it needs from a first pass over the rows.
+
+    importance: float32 [matrices, cols], see `Format.fit`; None for none
+    """
+    if planned.source is None or planned.copied or planned.verbatim:
         return planned
-    low, high = np.inf, -np.inf
+    if isinstance(planned.format, NeedsExtent):
+        low, high = np.inf, -np.inf
+        for _, w in _slabs(source, planned):
+            low, high = min(low, float(w.min())), max(high, float(w.max()))
+        return replace(planned, format=planned.format.with_extent(low, high))
+    if isinstance(planned.format, Settled):
+        return _settled(source, planned, planned.format, importance)
+    return planned
+
+
+def _settled(source: Source, planned: PlannedTensor, format: Settled, importance: np.ndarray | None) -> PlannedTensor:
+    """The tensor with the scales of all its rows, in the order of the output."""
+    assert planned.format is not None
+    each = planned.info.rows // (1 if importance is None else len(importance))
+    found = []
+    for start, w in _slabs(source, planned, each):
+        columns = None if importance is None else importance[start // each]
+        found.append(planned.format.fit(w, columns))
+    free = {name: np.concatenate([params[name] for params in found]) for name in found[0]}
+    if planned.order is not None:
+        whole = Chunk(planned, 0, planned.info.rows)
+        free = {name: _reordered(planned.order, values, whole) for name, values in free.items()}
+    return replace(planned, format=format.settled_on(format.settled(free)))
+
+
+def _slabs(source: Source, planned: PlannedTensor, together: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, float32 [rows, cols]) of all rows of a tensor, in the source's order.
+
+    together: slabs do not cross a multiple of it; 0: any
+    """
+    assert planned.source is not None
     step = max(1, CHUNK_WEIGHTS // max(planned.info.cols, 1))
-    for start in range(0, planned.info.rows, step):
-        w = source.rows(planned.source, start, min(start + step, planned.info.rows))
-        _check_finite(planned.source, w, start)
-        low, high = min(low, float(w.min())), max(high, float(w.max()))
-    return replace(planned, format=planned.format.with_extent(low, high))
+    together = together or planned.info.rows
+    for first in range(0, planned.info.rows, together):
+        for start in range(first, min(first + together, planned.info.rows), step):
+            w = source.rows(planned.source, start, min(start + step, first + together, planned.info.rows))
+            _check_finite(planned.source, w, start)
+            yield start, w
+
+
+def _windowed_codec(chunk: Chunk) -> Codec | None:
+    """The codec of a chunk's tensor; a format that knows the scales of all rows gets those of the chunk."""
+    planned = _at(chunk.planned, slice(chunk.start, chunk.stop))
+    if isinstance(planned.codec, FourBitCodec) and isinstance(planned.format, Nested):
+        return replace(planned.codec, format=planned.format)
+    return planned.codec
+
+
+def _at(planned: PlannedTensor, rows: slice) -> PlannedTensor:
+    """The tensor for some of its rows: a format that knows the scales of all rows gets those of these."""
+    format = planned.format
+    if not isinstance(format, Nested) or format.settled_params is None:
+        return planned
+    params = {name: values[rows] for name, values in format.settled_params.items()}
+    return replace(planned, format=format.settled_on(params))
 
 
 def _encode_by_core(chunk: Chunk, packed: PackedTensor) -> Encoded | None:
     """`encode_chunk` in one call of the C++ core. Returns None if the core cannot do it, see `encode_stored`."""
     planned = chunk.planned
-    if planned.verbatim or not isinstance(planned.codec, BlockCodec) or packed.layout not in WRITTEN_FLOATS:
+    if planned.verbatim or packed.layout not in WRITTEN_FLOATS:
+        return None
+    by_absmax = chunk.importance is None and not isinstance(planned.codec, BlockCodec)
+    if not by_absmax and not isinstance(planned.codec, BlockCodec):
         return None
     order = None
     if planned.order is not None:
         order = _reordered(planned.order, np.arange(chunk.stop - chunk.start).reshape(-1, 1), chunk)[:, 0]
+    if by_absmax:
+        found = encode_parts(_windowed_codec(chunk), packed.layout, packed.parts["data"], order=order)
+        return None if found is None else Encoded(found.parts, found.squared_error, found.squared_weight)
     try:
         blocks = encode_stored(
             planned.codec, packed.layout, packed.parts["data"], importance=chunk.importance, order=order

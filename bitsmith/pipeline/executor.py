@@ -16,7 +16,7 @@ from bitsmith.containers.manifest import Manifest, TensorRecord, joined_hash
 from bitsmith.containers.output import OutputFiles
 from bitsmith.containers.reservation import Reservation
 from bitsmith.pipeline.chunks import Chunk, chunks_of, rows_of
-from bitsmith.pipeline.encode import Encoded, encode_chunk, encode_rounded, with_extent
+from bitsmith.pipeline.encode import Encoded, encode_chunk, encode_rounded, prepared
 from bitsmith.quant.tensor import PackedTensor
 from bitsmith.recipe.coverage import Coverage
 from bitsmith.recipe.plan import Plan, PlannedTensor
@@ -87,7 +87,11 @@ class PlanWriter:
         One thread reads and hashes; a pool rounds and packs.
         """
         source = self._plan.checkpoint.reader
-        tensors = (with_extent(source, t) for t in self._plan.tensors if t.info.name not in without)
+        tensors = (
+            prepared(source, tensor, importance.get(tensor.info.name))
+            for tensor in self._plan.tensors
+            if tensor.info.name not in without
+        )
         chunks = chunks_of(tensors, importance)
 
         def encode(chunk: Chunk, packed: Future[PackedTensor | None]) -> Encoded:

@@ -234,6 +234,20 @@ def check_grouping(targets: Sequence[Target], config: QuantizeConfig) -> None:
         )
 
 
+def doubly_quantized(targets: Sequence[Target]) -> list[Target]:
+    """The targets of --double-quant. Raises UsageError if none has a name with doubly quantized scales."""
+    known = module_containers()
+    found = []
+    for target in targets:
+        base, _, rest = target.name.partition("-")
+        able = target.container in known and f"{base}-dq" in known[target.container].schemes
+        doubled = f"{base}-dq" + (f"-{rest}" if rest else "")
+        found.append(Target(target.container, doubled) if able and not f"{rest}-".startswith("dq-") else target)
+    if found == list(targets) and not any("-dq" in target.name for target in found):
+        raise UsageError("--double-quant is for bnb/nf4 and bnb/fp4; leave it out, or give one of them to --to.")
+    return found
+
+
 def _check_distinct(targets: Sequence[str]) -> None:
     """Raise UsageError if two targets are the same, even with different spellings."""
     twice = next((target for target in targets if targets.count(target) > 1), None)

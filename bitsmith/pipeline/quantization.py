@@ -15,7 +15,7 @@ from bitsmith.errors import UsageError
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.pipeline.config import QuantizeConfig
 from bitsmith.pipeline.estimate import with_long_note
-from bitsmith.pipeline.outputs import check_grouping, outputs_of, rounds_nothing
+from bitsmith.pipeline.outputs import check_grouping, doubly_quantized, outputs_of, rounds_nothing
 from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.target import Target
 from bitsmith.system.options import check_arguments, check_words, with_signature
@@ -73,6 +73,7 @@ def quantize_each(
     targets = [Target.parse(each) for each in to]
     if not targets:
         raise UsageError("--to is missing; give for instance --to=q4_k_m.")
+    targets = doubly_quantized(targets) if config.double_quant else targets
     effort, threads = config.effort or "normal", config.worker_threads
     check_grouping(targets, config)
     checkpoint = open_checkpoint(model, revision=config.revision)

@@ -35,13 +35,17 @@ class QuantizeWords(TypedDict, total=False):
     """Type for output tensors whose name contains a match of REGEX; repeatable; the first match wins."""
 
     keep: Sequence[str]
-    """Tensors that stay in 16 bits (for gptq, awq and compressed); repeatable."""
+    """Tensors that stay in 16 bits (for gptq, awq, compressed and bnb); repeatable."""
 
     group_size: int | None
-    """Number of weights that share a scale; -1: a whole row (for gptq, awq and compressed); default: 128."""
+    """Number of weights that share a scale; -1: a whole row (for gptq, awq, compressed and bnb); default: 128, or 64
+    for bnb."""
 
     symmetric: bool | None
-    """--sym: without zero points; --asym: with zero points (for gptq, awq and compressed)."""
+    """--sym: without zero points; --asym: with zero points (for gptq, awq, compressed and bnb)."""
+
+    double_quant: bool
+    """Quantize the scales too (bnb): bnb/nf4 becomes bnb/nf4-dq, bnb/fp4 bnb/fp4-dq."""
 
     pre: str | None
     """Name of the pre-tokenizer, if it is not recognised."""

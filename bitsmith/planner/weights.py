@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from bitsmith.containers import codec_for, find_container
 from bitsmith.containers.base import Codec
-from bitsmith.containers.container import GROUPS, ModuleContainer
+from bitsmith.containers.container import ModuleContainer
 from bitsmith.containers.floats import NUMBERS, WRITTEN_FLOATS
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.containers.schemes import parse
@@ -24,7 +24,9 @@ from bitsmith.recipe.mixes import ALIASES, MIXES, find_mix
 from bitsmith.recipe.shape import ModelShape
 from bitsmith.recipe.target import Target
 
-_KEPT = re.compile(r"^(token_embd|output|position_embd|vision)\b|gate_inp|conv|norm|sinks")  # floats outside GGUF
+_KEPT = re.compile(
+    r"^(token_embd|output|position_embd|vision)\b|gate_inp|conv|norm|sinks|ssm_(ba|beta|alpha)\b"
+)  # floats outside GGUF
 _FALLEN = 0.05  # share of the weights that may have another type, for a measured loss to hold
 _ALIASES = {"fp16": "f16", "fp32": "f32"}
 
@@ -227,7 +229,8 @@ def _scheme_codec(network: Network, target: Target) -> Callable[[TensorInfo], Co
     scheme = parse(target.container, target.name)
     matrices = [tensor for tensor in network.tensors if not _whole(tensor)]
     if scheme.group is None:
-        group = next((g for g in GROUPS if all(tensor.cols % g == 0 for tensor in matrices)), GROUPS[-1])
+        fits = (g for g in scheme.groups if all(tensor.cols % g == 0 for tensor in matrices))
+        group = next(fits, min(scheme.groups))
         scheme = replace(scheme, group=group)
     container = find_container(target.container)
     assert isinstance(container, ModuleContainer)

@@ -1,4 +1,4 @@
-"""Assignments for the folders that vLLM and transformers load: gptq, awq and compressed, for any architecture.
+"""Assignments for the folders that vLLM and transformers load: gptq, awq, compressed and bnb, for any architecture.
 
 Linear layers are quantized. Embedding, output head, routers, norms and the tensors of `--keep` stay in 16 bits;
 config.json lists them.
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bitsmith.containers import find_container
+from bitsmith.containers.bnb_codecs import FourBitCodec
 from bitsmith.containers.container import GROUPS, ModuleContainer, Modules, Scheme
 from bitsmith.containers.floats import WRITTEN_FLOATS
 from bitsmith.containers.fused import uneven
@@ -31,6 +32,10 @@ from bitsmith.recipe.static_inputs import check_inputs
 from bitsmith.recipe.target import Target
 
 _NO_LINEAR = re.compile(r"embed|\bwte\b|\bwpe\b|conv|norm")
+_EXPERT = re.compile(r"\.experts?\.|_exps\.")
+_EXPERTS_STAY = "an expert: transformers keeps them in one parameter, which bitsandbytes does not quantize"
+_MOST_STAYING = 0.05  # share of the weights that may stay in 16 bits without being asked for
+_TRANSPOSED = frozenset({"gpt2", "imagegpt", "openai-gpt", "decision_transformer"})
 _READ_GROUPS = (0, 32, 64, 128)  # group sizes that vLLM's kernels read; 0 is a whole row
 
 
@@ -66,7 +71,11 @@ def assign_hf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> A
     main = _main_scheme(target, options)
     require_float(checkpoint, requantize=options.requantize)
     rules, keep = _rules(container, options), _patterns(options.keep)
-    choices = [_choose(t, target, main, rules, keep) for t in wanted_tensors(checkpoint)]
+    wanted = wanted_tensors(checkpoint)
+    _check_keep(keep, [tensor.info.name for tensor in wanted])
+    choices = [_choose(t, target, main, rules, keep) for t in wanted]
+    if container.linears_only:
+        choices = _without_experts(checkpoint, choices)
     main, choices = _grouped(main, choices, checkpoint)
     own = _own_precision(checkpoint)
     version = container.version([choice.scheme for choice in choices if choice.scheme is not None])
@@ -90,7 +99,6 @@ def assign_hf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> A
         extras={**beside(checkpoint, config), **further, **index},
         warnings=(
             *unused_rules(rules, [t.info.name for t in tensors]),
-            *_unused_patterns(keep, [t.info.name for t in tensors]),
             *_warnings(container, main, version, choices),
             *source_warnings(checkpoint),
         ),
@@ -134,16 +142,52 @@ def _patterns(keep: Sequence[str]) -> list[Rule]:
     return [Rule(re.compile(pattern), "f16") for pattern in keep]
 
 
-def _unused_patterns(keep: Sequence[Rule], names: Sequence[str]) -> list[str]:
-    idle = [rule.pattern.pattern for rule in keep if not any(rule.matches(name) for name in names)]
-    return [f"--keep={quoted(pattern)} matches no tensor" for pattern in idle]
+def _check_keep(keep: Sequence[Rule], names: Sequence[str]) -> None:
+    """Raise UsageError for a pattern that matches no tensor."""
+    for rule in keep:
+        if not any(rule.matches(name) for name in names):
+            raise UsageError(
+                f"--keep={quoted(rule.pattern.pattern)} matches no tensor; --dry-run without it lists their names."
+            )
+
+
+def _without_experts(checkpoint: Checkpoint, choices: Sequence[SchemeChoice]) -> list[SchemeChoice]:
+    """The choices with experts in 16 bits.
+
+    Raises UnsupportedError if they hold most weights of the model and the user did not ask to keep them, and for
+    GPT-2, whose layers lie transposed.
+    """
+    if checkpoint.hf_config.get("model_type") in _TRANSPOSED:
+        raise UnsupportedError(
+            f"{checkpoint.source.path}: the layers of {checkpoint.hf_config['model_type']} lie transposed (Conv1D); "
+            "write a native folder, for instance --to=native/nf4."
+        )
+    found = [
+        replace(choice, scheme=None, float=_kept_float(choice.tensor), reason=_EXPERTS_STAY)
+        if choice.scheme is not None and _EXPERT.search(choice.tensor.info.name)
+        else choice
+        for choice in choices
+    ]
+    stay = [choice.tensor.info.parameters for choice in found if choice.reason == _EXPERTS_STAY]
+    share = sum(stay) / max(sum(choice.tensor.info.parameters for choice in found), 1)
+    if share > _MOST_STAYING:
+        raise UnsupportedError(
+            f"{checkpoint.source.path}: experts hold {share:.0%} of the weights, and would stay in 16 bits: "
+            "transformers keeps them in one parameter, and bitsandbytes quantizes only linear layers. Write another "
+            "container, for instance --to=native/nf4 or --to=q4_k_m, or accept it with --keep=experts."
+        )
+    return found
+
+
+def _kept_float(tensor: PlannedTensor) -> str:
+    return tensor.source_layout if tensor.source_layout in ("f16", "bf16") else "f16"
 
 
 def _choose(
     tensor: PlannedTensor, target: Target, main: Scheme, rules: Sequence[Rule], keep: Sequence[Rule]
 ) -> SchemeChoice:
     name, shape = tensor.info.name, tensor.info.shape
-    kept = tensor.source_layout if tensor.source_layout in ("f16", "bf16") else "f16"
+    kept = _kept_float(tensor)
     if len(shape) < 2:
         return SchemeChoice(tensor, None, own_float(tensor, "f32"), "a vector")
     for rule in (rule for rule in rules if rule.matches(name)):
@@ -165,7 +209,7 @@ def _choose(
 
 
 def _grouped(main: Scheme, choices: list[SchemeChoice], checkpoint: Checkpoint) -> tuple[Scheme, list[SchemeChoice]]:
-    """The schemes with a group size. If the user gave none: the largest of 128, 64 and 32 that divides every row."""
+    """The schemes with a group size. If the user gave none: the first of the scheme's that divides every row."""
     quantized = [choice for choice in choices if choice.scheme is not None]
     if not quantized:
         raise UnsupportedError(
@@ -173,12 +217,14 @@ def _grouped(main: Scheme, choices: list[SchemeChoice], checkpoint: Checkpoint) 
             "with linear layers."
         )
     open_ = [choice for choice in quantized if choice.scheme is not None and choice.scheme.group is None]
-    group = next((g for g in GROUPS if all(choice.tensor.info.cols % g == 0 for choice in open_)), None)
+    group = next((g for g in main.groups if all(choice.tensor.info.cols % g == 0 for choice in open_)), None)
     if group is None:
-        worst = next(choice.tensor.info for choice in open_ if choice.tensor.info.cols % GROUPS[-1])
+        least = min(main.groups)
+        worst = next(choice.tensor.info for choice in open_ if choice.tensor.info.cols % least)
+        rows = "give --group-size=-1 for one scale a row, or " if main.groups == GROUPS else ""
         raise UnsupportedError(
-            f"{worst.name}: rows of {worst.cols} weights do not divide into groups of {GROUPS[-1]}; give "
-            f"--group-size=-1 for one scale a row, or keep the tensor in 16 bits with --keep='{re.escape(worst.name)}'."
+            f"{worst.name}: rows of {worst.cols} weights do not divide into groups of {least}; {rows}keep the tensor "
+            f"in 16 bits with --keep='{re.escape(worst.name)}'."
         )
 
     def filled(scheme: Scheme) -> Scheme:
@@ -194,6 +240,7 @@ def _planned(choice: SchemeChoice, container: ModuleContainer, precision: str, v
         return as_float(tensor, choice.float, choice.reason)
     format, codec = container.stored(choice.scheme, precision, version)
     try:
+        codec = codec.of_shape(info.shape) if isinstance(codec, FourBitCodec) else codec
         parts = codec.layout(info.shape)
     except UnsupportedError as error:
         raise UnsupportedError(f"{info.name}: {error.message}, with --keep='{re.escape(info.name)}'.") from error
@@ -231,14 +278,17 @@ def _configuration(
 
 def _warnings(container: ModuleContainer, main: Scheme, version: int, choices: Sequence[SchemeChoice]) -> list[str]:
     found = []
-    if main.grouped and main.group not in _READ_GROUPS:
+    if "vllm" in container.runtimes and main.grouped and main.group not in _READ_GROUPS:
         found.append(f"groups of {main.group}: vLLM reads only groups of 32, 64, 128 and whole rows")
     found += container.warnings(main, version)
+    experts = [c.tensor.info for c in choices if c.reason == _EXPERTS_STAY]
+    if experts:
+        found.append(f"{len(experts)} matrices of experts stay in 16 bits, the first is {experts[0].name}")
     stacks = [c.tensor.info.name for c in choices if c.scheme is None and len(c.tensor.info.shape) > 2]
     if stacks:
         found.append(f"{len(stacks)} stacks of matrices stay in 16 bits, the first is {stacks[0]}")
     schemes: Mapping[str, Scheme | None] = {c.module: c.scheme for c in choices if c.is_linear}
     mixed = uneven(schemes)
-    if mixed:
+    if mixed and "vllm" in container.runtimes:
         found.append(f"vLLM loads {mixed[0]} as one matrix and refuses different types in it; give them the same type")
     return found

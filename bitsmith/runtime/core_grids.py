@@ -8,8 +8,10 @@ from bitsmith.containers.gguf.blocks import CODECS
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.quant.formats.affine import Affine
 from bitsmith.quant.formats.base import Format
-from bitsmith.quant.formats.codebook import Codebook, DoublyQuantized
+from bitsmith.quant.formats.codebook import Codebook
+from bitsmith.quant.formats.fourbit import DoublyQuantized
 from bitsmith.quant.formats.ggml import GGML_FORMATS
+from bitsmith.quant.formats.rowabsmax import RowAbsmax
 from bitsmith.quant.formats.tensorwide import TensorWide
 from bitsmith.quant.tensor import QuantTensor
 from bitsmith.runtime.types import PACKED
@@ -32,7 +34,9 @@ def grid_layout(format: Format, cols: int) -> str | None:
         format = format.row if isinstance(format, TensorWide) else format.plain
     if isinstance(format, Affine):
         kind, shared = "int8" if format.bits == 8 else "int4", format.group or cols
-    elif isinstance(format, Codebook) and format.name == "nf4":
+    elif isinstance(format, RowAbsmax):
+        kind, shared = "int8", cols
+    elif isinstance(format, Codebook) and format.name.startswith("nf4"):
         kind, shared = "nf4", format.block or cols
     else:
         return None

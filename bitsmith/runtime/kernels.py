@@ -32,11 +32,15 @@ class LoadOptions:
 
     threads: for arithmetic; None takes one a core (torch: its own choice)
     cache_type: of keys and values: "f16", "q8_0" or "f32"
+    compute_dtype: of torch's products with stored codes: "float32", "bfloat16" or "float16"; "" decodes matrices once
+    device: of torch
     """
 
     threads: int | None = None
     cache_type: str = "f16"
     report: Report = silent
+    compute_dtype: str = ""
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ def _load_core(checkpoint: Checkpoint, options: LoadOptions, *, exact: bool, fin
     from bitsmith.runtime.language_model import LanguageModel
     from bitsmith.runtime.weights import weight_reader
 
+    if checkpoint.config.delta is not None and checkpoint.config.delta.fused:
+        checkpoint = checkpoint.laid_out("gguf")  # with q, k and v apart from z
     with ThreadPoolExecutor(1) as beside:
         tokenizer = beside.submit(checkpoint.tokenizer)
         decoder = load_core(
@@ -100,7 +106,13 @@ def _load_core(checkpoint: Checkpoint, options: LoadOptions, *, exact: bool, fin
 def _load_torch(checkpoint: Checkpoint, options: LoadOptions) -> LanguageModel:
     from bitsmith.runtime.torch.model import load_torch_model
 
-    return load_torch_model(checkpoint, threads=options.threads, report=options.report)
+    return load_torch_model(
+        checkpoint,
+        threads=options.threads,
+        compute_dtype=options.compute_dtype or ("float32" if checkpoint.overrides.format else ""),
+        device=options.device,
+        report=options.report,
+    )
 
 
 def _no_core() -> str | None:
@@ -129,6 +141,10 @@ def _core_obstacle(checkpoint: Checkpoint) -> str | None:
     unknown = core_lacks(config)
     if unknown is not None:
         return f"the C++ core does not know {unknown}"
+    if checkpoint.overrides.inputs and checkpoint.overrides.input_rounding is not None:
+        return f"the C++ core does not round inputs as asked for ({checkpoint.overrides.input_rounding})"
+    if checkpoint.overrides.format:
+        return _format_obstacle(checkpoint.overrides.format, config.hidden)
     for own in file_tensors(config, source.tensors, checkpoint.naming).wanted:
         info = source.tensors.get(own)
         if info is None:
@@ -139,9 +155,18 @@ def _core_obstacle(checkpoint: Checkpoint) -> str | None:
             if room is not None and decoded > room // 2:
                 what = f"the C++ core has no products with {info.layout} ({own})"
                 return f"{what}, and decoded to float32 the model takes too much memory"
-        if len(info.shape) > 1 and source.input_rounding(own) is not None:
-            return f"the C++ core does not round inputs as {own} asks for ({source.input_rounding(own)})"
+        rounding = None if len(info.shape) < 2 or checkpoint.overrides.inputs else source.input_rounding(own)
+        if rounding is not None:
+            return f"the C++ core does not round inputs as {own} asks for ({rounding})"
     return None
+
+
+def _format_obstacle(name: str, cols: int) -> str | None:
+    """What keeps the core from products with a format that matrices get while they are read; None: nothing."""
+    from bitsmith.quant.formats import resolve
+    from bitsmith.runtime.core_grids import grid_layout
+
+    return None if grid_layout(resolve(name, cols), cols) else f"the C++ core has no products with {name}"
 
 
 FALLBACK = "torch"  # runs every checkpoint

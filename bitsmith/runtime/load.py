@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bitsmith.errors import UnsupportedError, UsageError, quoted
@@ -15,8 +15,42 @@ if TYPE_CHECKING:
     from bitsmith.models.checkpoint import Checkpoint
     from bitsmith.runtime.language_model import LanguageModel
 
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 _LOG = logging.getLogger(__name__)
 _CHOICE = logging.getLogger(f"{__name__}.choice")  # the command line shows it, see `cli.notices`
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Type and device of products; see `LoadOptions`."""
+
+    dtype: str = ""
+    device: str = "cpu"
+
+
+def computing(
+    dtype: str | None, device: str | None, kernel: str | None, default: str
+) -> tuple[Compute, str | None, str]:
+    """How products are computed, and the wanted and the default kernel for it.
+
+    dtype: "float32", "bfloat16", "float16"; None: what the kernel does
+    device: None is the CPU
+    Raises UsageError for an unknown type or device, or a kernel that cannot do it.
+    """
+    if dtype not in (None, *COMPUTE_DTYPES):
+        raise UsageError(f"--compute-dtype={quoted(dtype)}: unknown; expected {', '.join(COMPUTE_DTYPES)}.")
+    if device not in (None, "cpu"):
+        from bitsmith.runtime.torch.device import choose_device
+
+        device = choose_device(device)
+    found = Compute(dtype or "", device or "cpu")
+    if found.device == "cpu" and dtype is None:
+        return found, kernel, default
+    able = ("exact", FALLBACK) if found.device == "cpu" and dtype == "float32" else (FALLBACK,)
+    if kernel not in (None, *able):
+        asked = f"--compute-dtype={dtype}" if dtype else f"--device={device}"
+        raise UsageError(f"{asked} is for --kernel={' and '.join(able)}, not {quoted(kernel)}; leave out --kernel.")
+    return (found, kernel, able[0]) if len(able) > 1 else (found, FALLBACK, FALLBACK)
 
 
 def load_language_model(
@@ -25,19 +59,21 @@ def load_language_model(
     kernel: str,
     threads: int | None = None,
     cache_type: str = "f16",
+    compute: Compute = Compute(),
     report: Report = silent,
 ) -> LanguageModel:
-    """Load a checkpoint for running on the CPU.
+    """Load a checkpoint for running.
 
     kernel: a name of `KERNELS`, see `choose_kernel`
     threads, cache_type: see `LoadOptions`; kernels that keep float32 do not look at cache_type
+    compute: only torch looks at it; see `computing`
     Raises FileError where the tensors are not those its configuration promises, UnsupportedError for an unknown
     architecture, or what the kernel cannot run. What the user should know about the model goes to the log.
     """
     for note in checkpoint.notes:
         _LOG.warning("%s: %s", checkpoint.name, note)
     _LOG.info("loading %s with kernel %s", checkpoint.source.path, kernel)
-    return KERNELS[kernel].load(checkpoint, LoadOptions(threads, cache_type, report))
+    return KERNELS[kernel].load(checkpoint, LoadOptions(threads, cache_type, report, compute.dtype, compute.device))
 
 
 def choose_kernel(checkpoint: Checkpoint, wanted: str | None, *, default: str) -> str:

@@ -11,6 +11,7 @@ from bitsmith.errors import UnsupportedError
 from bitsmith.models.arch.block import block_tensors
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.tensors import check_tensors, file_tensors
+from bitsmith.models.overrides import Overrides
 from bitsmith.runtime.kernel import Kernel, Ops, Tensor, Weight
 from bitsmith.runtime.layer_inputs import LayerTable, LayerWeights
 from bitsmith.system.progress import Progress, Report, silent
@@ -35,10 +36,15 @@ def weight_reader(checkpoint: Checkpoint) -> WeightReader:
     config, source = checkpoint.config, checkpoint.source
     check_tensors(config, source.tensors, naming=checkpoint.naming, origin=str(source.path), ignored=checkpoint.ignored)
     found = file_tensors(config, source.tensors, checkpoint.naming)
-    reader = with_derived(source, found.derived)
+    reader, overrides = with_derived(source, found.derived), checkpoint.overrides
 
     def read(name: str) -> Weight:
-        return Weight.of(reader, found.places[name])
+        weight = Weight.of(reader, found.places[name])
+        if overrides == Overrides():
+            return weight
+        from bitsmith.runtime.overridden import overridden  # and with it all formats
+
+        return overridden(name, weight, overrides)
 
     return read
 
@@ -72,7 +78,7 @@ class Linear:
 class Block:
     """One layer, as named tensors. Names are GGUF's without "blk.N." and ".weight".
 
-    norms: float32 vectors: norms, and others such as attention sinks
+    norms: float32 vectors: norms, and others such as attention sinks; and the taps of convolutions
     linears: the matrices of products; the experts of a stack one by one, "ffn_up_exps.3"
     """
 
@@ -160,7 +166,9 @@ class WeightLoader:
         linears: dict[str, Linear] = {}
         for tensor in block_tensors(self.config, layer):
             if tensor.kind == "vector":
-                norms[tensor.key] = self.vector(f"{prefix}{tensor.name}.{tensor.ending}")
+                norms[tensor.key] = self.vector(f"{prefix}{tensor.stored}")
+            elif tensor.kind == "taps":
+                norms[tensor.key] = self.ops.array(self.read(f"{prefix}{tensor.stored}").rows(0, tensor.shape[0]))
             elif tensor.kind == "experts":
                 linears |= self._experts(f"{prefix}{tensor.name}", tensor)
             else:

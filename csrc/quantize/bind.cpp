@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <tuple>
 
+#include "absmax.h"
 #include "isa.h"
 #include "isas.h"
 #include "types.h"
@@ -18,9 +19,10 @@ namespace nb = nanobind;
 
 namespace bitsmith::quantize {
 
-#define BITSMITH_DECLARE(isa)    \
-  namespace isa {                \
-  extern const Kernels kKernels; \
+#define BITSMITH_DECLARE(isa)                \
+  namespace isa {                            \
+  extern const Kernels kKernels;             \
+  extern const AbsmaxKernels kAbsmaxKernels; \
   }
 BITSMITH_FLOAT_ISAS(BITSMITH_DECLARE)
 #undef BITSMITH_DECLARE
@@ -35,6 +37,15 @@ const Kernels &kernels(Isa isa) {
   const Kernels *found = &generic::kKernels;
 #define BITSMITH_TAKE(richer) \
   if (isa >= Isa::richer) found = &richer::kKernels;
+  BITSMITH_FLOAT_ISAS(BITSMITH_TAKE)
+#undef BITSMITH_TAKE
+  return *found;
+}
+
+const AbsmaxKernels &absmax_kernels(Isa isa) {
+  const AbsmaxKernels *found = &generic::kAbsmaxKernels;
+#define BITSMITH_TAKE(richer) \
+  if (isa >= Isa::richer) found = &richer::kAbsmaxKernels;
   BITSMITH_FLOAT_ISAS(BITSMITH_TAKE)
 #undef BITSMITH_TAKE
   return *found;
@@ -178,12 +189,72 @@ class Quantizer {
   const Kernels &kernels_;
 };
 
+// Stored weights, uint8 [rows, bytes], and the order of their rows.
+Weights stored_weights(const Read &data, const std::string &type, const std::optional<Read> &order, int64_t multiple) {
+  if (data.ndim() != 2) refuse("the weights have " + text(data.ndim()) + " dimensions; expected [rows, bytes]");
+  const Float from = float_named(type);
+  const int64_t size = from == Float::f32 ? 4 : 2;
+  const auto rows = static_cast<int64_t>(data.shape(0)), bytes = static_cast<int64_t>(data.shape(1));
+  if (bytes % size) refuse("a row of " + text(bytes) + " bytes is no whole number of weights");
+  if (bytes / size % multiple || !bytes) {
+    refuse("rows of " + text(bytes / size) + " weights do not divide into blocks of " + text(multiple));
+  }
+  const int64_t *rows_in_order = order ? read<int64_t>(*order, "order", {rows}) : nullptr;
+  for (int64_t i = 0; rows_in_order && i < rows; ++i) {
+    if (rows_in_order[i] < 0 || rows_in_order[i] >= rows) {
+      refuse("row " + text(rows_in_order[i]) + " in the order of " + text(rows) + " rows");
+    }
+  }
+  return {read<uint8_t>(data, "data", {rows, bytes}), from, rows, bytes / size, rows_in_order, nullptr};
+}
+
+std::tuple<float, double, double> round_codebook(const Read &data, const std::string &type, int block,
+                                                 const Read &table, const Read &patterns, const Write &out,
+                                                 const Write &absmax, const std::optional<Read> &order,
+                                                 const std::optional<Read> &scales, const std::string &isa) {
+  if (block < 16 || block % 16 || block > 4096) refuse("blocks of " + text(block) + "; expected 16, 32, .. 4096");
+  const Weights w = stored_weights(data, type, order, block);
+  const float *values = read<float>(table, "table", {16});
+  float middles[15];
+  for (int i = 0; i < 15; ++i) middles[i] = (values[i + 1] + values[i]) * 0.5f;
+  const Codebook book{block, values, middles, read<uint8_t>(patterns, "patterns", {16})};
+  const bool packed = out.ndim() == 2 && static_cast<int64_t>(out.shape(1)) * 2 == w.cols;
+  uint8_t *to = write<uint8_t>(out, "out", {w.rows, packed ? w.cols / 2 : w.cols});
+  const CodebookOut found{packed ? nullptr : to, packed ? to : nullptr,
+                          write<float>(absmax, "absmax", {w.rows, w.cols / block})};
+  const float *known = scales ? read<float>(*scales, "scales", {w.rows, w.cols / block}) : nullptr;
+  const AbsmaxKernels &kernels = absmax_kernels(isa.empty() ? chosen_isa() : isa_named(isa));
+  nb::gil_scoped_release released;
+  const Tally tally = kernels.codebook(book, w, known, found);
+  return {tally.largest, tally.squared_error, tally.squared_weight};
+}
+
+std::tuple<float, double, double> round_rows(const Read &data, const std::string &type, const Write &out,
+                                             const Write &absmax, const std::optional<Read> &order,
+                                             const std::string &isa) {
+  const Weights w = stored_weights(data, type, order, 16);
+  int8_t *to = write<int8_t>(out, "out", {w.rows, w.cols});
+  float *largest = write<float>(absmax, "absmax", {w.rows});
+  const AbsmaxKernels &kernels = absmax_kernels(isa.empty() ? chosen_isa() : isa_named(isa));
+  nb::gil_scoped_release released;
+  const Tally tally = kernels.rows(w, to, largest);
+  return {tally.largest, tally.squared_error, tally.squared_weight};
+}
+
 }  // namespace
 }  // namespace bitsmith::quantize
 
 void bitsmith::bind_quantize(nb::module_ &m) {
   using namespace nb::literals;
   using quantize::Quantizer;
+  m.def("round_codebook", &quantize::round_codebook, "data"_a, "type"_a, nb::kw_only(), "block"_a, "table"_a,
+        "patterns"_a, "out"_a, "absmax"_a, "order"_a.none() = nb::none(), "scales"_a.none() = nb::none(), "isa"_a = "",
+        "Codes of stored weights on a table of 16 values, scaled by the absmax of each block; see fourbit.py.\n"
+        "out: uint8, codes [rows, cols] or patterns [rows, cols / 2], the first in the upper half. scales: what the "
+        "error is computed with. Returns what Quantizer.encode does.");
+  m.def("round_rows", &quantize::round_rows, "data"_a, "type"_a, nb::kw_only(), "out"_a, "absmax"_a,
+        "order"_a.none() = nb::none(), "isa"_a = "",
+        "int8 codes of stored weights with one absmax a row; see rowabsmax.py. Returns what Quantizer.encode does.");
   nb::class_<Quantizer>(m, "Quantizer",
                         "The search, rounding and packing of one ggml type; see quant/formats/core_fit.py.")
       .def(nb::init<const std::string &, std::vector<float>, std::vector<float>, std::vector<int>, int,

@@ -39,7 +39,7 @@ def kld(path: Path, original: Path) -> float:
 
 
 GGUF = ["gemma2", "gemma4", "gemma4-large", "gemma4_moe", "olmo2", "phi-mini", "glm4", "seed_oss", "qwen3_moe"]
-GGUF += ["mixtral", "gpt_oss"]
+GGUF += ["mixtral", "gpt_oss", "qwen3_5", "qwen3_next"]
 
 
 @pytest.mark.parametrize("name", GGUF)
@@ -54,7 +54,7 @@ def test_gguf_files(name: str, tmp_path: Path) -> None:
     assert 0 < kld(learned.out, folder) < limit
 
 
-@pytest.mark.parametrize("name", ["gemma3", "gemma4", "gemma4_moe", "phi-mini", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["gemma3", "gemma4", "gemma4_moe", "phi-mini", "qwen3_moe", "qwen3_5", "qwen3_next"])
 def test_folders(name: str, tmp_path: Path) -> None:
     """The same for folders, whose norms lack their 1, whose matrices are fused, or whose experts lie apart."""
     folder, _ = folder_of(name, tmp_path / name)

@@ -29,21 +29,21 @@ def _z(shape: tuple[int, ...], dtype: Any = F32) -> np.ndarray:
 # the entries in place of one module's weight, fields of config.json, files beside it, and the method's name
 FOLDERS: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any], str]] = {
     "bitsandbytes-8bit": (
-        {".weight": _z((64, 128), I8), ".SCB": _z((64,)), ".weight_format": _z((), U8)},
+        {".weight": _z((64, 128), I8), ".CB": _z((64,)), ".weight_format": _z((), U8)},  # without its SCB
         {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
         {},
-        r"bitsandbytes, 8 bit \(LLM.int8\)",
+        "bitsandbytes in a variant that is not known",
     ),
     "bitsandbytes-4bit": (
         {
             ".weight": _z((4096, 1), U8),
             ".weight.absmax": _z((128,)),
             ".weight.quant_map": _z((16,)),
-            ".weight.quant_state.bitsandbytes__nf4": _z((80,), U8),
+            ".weight.quant_state": _z((80,), U8),  # as the first versions wrote it
         },
         {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
         {},
-        "bitsandbytes, 4 bit",
+        "bitsandbytes, 4 bit, in a variant that is not known",
     ),
     "mlx": (
         {".weight": _z((64, 16), np.uint32), ".scales": _z((64, 2), np.float16), ".biases": _z((64, 2), np.float16)},

@@ -195,6 +195,7 @@ def test_wrappers_are_seen_through(name: str, tmp_path: Path) -> None:
     assert len(apart) == (len(stacked) // 2 * 3 * EXPERTS["num_experts"])
     for key, info in packed.tensors.items():
         inside = "language_model." in key and ".layers." in key and info.rows > 1 and ".mlp.gate." not in key
+        inside = inside and not key.endswith(("conv1d.weight", "in_proj_a.weight", "in_proj_b.weight"))
         assert ("int8" in info.layout) == inside, key
     lost = decoder_of(made).forward(TOKENS[None])[0].numpy() - expected
     assert np.sqrt(np.square(lost).mean()) < 0.2 * expected.std()  # random models amplify what rounding loses

@@ -5,6 +5,7 @@ import pytest
 
 from bitsmith.containers import CONTAINERS, codec_for
 from bitsmith.containers.base import WholeTensorCodec
+from bitsmith.containers.bnb_codecs import FourBitCodec
 from bitsmith.errors import UnsupportedError, UsageError
 from bitsmith.quant.formats import FORMATS
 from bitsmith.quant.formats.affine import Affine
@@ -22,6 +23,7 @@ HELD = {
     "gptq": {name for name in _INTEGERS if "-f16" in name},
     "awq": {name for name in _INTEGERS if name.startswith("int4") and name.endswith("-f16-asym")},
     "compressed": _INTEGERS | {"fp8", "fp8-tensor"},
+    "bnb": {f"{kind}{block}" for kind in ("nf4", "fp4") for block in ("", "-g128", "-g256")},
 }
 
 
@@ -50,6 +52,8 @@ def test_a_container_holds_a_format_exactly_or_says_what_it_holds(name: str, con
 def check_exact(format: Format, container: str) -> None:
     w = weights()
     codec = codec_for(container, format)
+    if isinstance(codec, FourBitCodec):
+        codec = codec.of_shape((ROWS, COLS))
     codes, params = nearest(w, told(format, w))
     tensor = QuantTensor(format, codes, params)
     parts = codec.encode(tensor)
@@ -86,5 +90,5 @@ def test_stored_bits_per_weight_are_near_the_codes(name: str) -> None:
 
 
 def test_an_unknown_container() -> None:
-    with pytest.raises(UsageError, match="'exl2' is not a container; known: gguf, native, gptq, awq, compressed"):
+    with pytest.raises(UsageError, match="'exl2' is not a container; known: gguf, native, gptq, awq, compressed, bnb"):
         codec_for("exl2", FORMATS["q4_k"])

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from bitsmith.errors import UnsupportedError, UsageError
 from bitsmith.quant.formats.affine import Affine
 from bitsmith.quant.formats.base import Format
-from bitsmith.quant.formats.codebook import DoublyQuantized, fp4, nf4
+from bitsmith.quant.formats.fourbit import BLOCKS, DoublyQuantized, fp4, nf4
 from bitsmith.quant.formats.fp8 import fp8
 from bitsmith.quant.formats.ggml import GGML_FORMATS
 from bitsmith.quant.formats.tensorwide import TensorWide
@@ -25,10 +25,8 @@ _GENERIC: tuple[Format, ...] = (
     ),
     *(TensorWide(f"int{bits}-tensor", Affine(bits, 0)) for bits in (8, 4, 3, 2)),
     *(TensorWide(f"int{bits}-tensor-asym", Affine(bits, 0, True)) for bits in (8, 4, 3, 2)),
-    nf4(),
-    fp4(),
-    DoublyQuantized(nf4()),
-    DoublyQuantized(fp4()),
+    *(table(block) for block in BLOCKS for table in (nf4, fp4)),
+    *(DoublyQuantized(table(block)) for block in BLOCKS for table in (nf4, fp4)),
     fp8(),
     TensorWide("fp8-tensor", fp8()),
 )

@@ -68,6 +68,22 @@ class NeedsExtent(Protocol):
 
 
 @runtime_checkable
+class Settled(Protocol):
+    """A format whose stored scales depend on all scales of the tensor.
+
+    `fit` gives free scales for slabs of rows. Once all rows have theirs, `settled` replaces them by what can be stored.
+    """
+
+    def settled(self, params: Params) -> dict[str, np.ndarray]:
+        """The parameters of a whole tensor as they are stored, from those with free scales; numpy arrays."""
+        ...
+
+    def settled_on(self, params: Mapping[str, np.ndarray]) -> Format:
+        """The same format with these parameters for the rows that it is given next."""
+        ...
+
+
+@runtime_checkable
 class IntegerParams(Protocol):
     """A format with integer parameters that learned rounding may change."""
 

@@ -15,6 +15,7 @@ from bitsmith.runtime.language_model import LanguageModel
 from bitsmith.runtime.torch.dense import DTYPES, DenseKernel
 from bitsmith.runtime.torch.ondemand import OnDemandKernel
 from bitsmith.runtime.torch.ops import TorchOps
+from bitsmith.runtime.torch.stored import StoredKernel
 from bitsmith.runtime.weights import load_weights, weight_reader
 from bitsmith.system.memory import available_memory
 from bitsmith.system.progress import Report, silent
@@ -29,6 +30,7 @@ def load_torch_model(
     threads: int | None = None,
     dtype: str = "float32",
     dense: bool | None = None,
+    compute_dtype: str = "",
     device: str = "cpu",
     report: Report = silent,
 ) -> LanguageModel:
@@ -38,6 +40,7 @@ def load_torch_model(
     dtype: of dense weights: "float32", "bfloat16" or "float16"; activations are float32
     dense: True decodes every matrix once and keeps it, False decodes slabs of rows for every product, None takes
         dense where it fits in half of the available memory
+    compute_dtype: keep codes as they are stored, and compute in this type, see `StoredKernel`; "" for neither
     Raises FileError where the tensors are not those its configuration promises, UnsupportedError for an unknown
     architecture, UsageError for an unknown dtype.
     """
@@ -45,7 +48,10 @@ def load_torch_model(
     read = weight_reader(checkpoint)
     if threads is not None:
         torch.set_num_threads(threads)
-    kernel = choose_kernel(config, dtype=dtype, dense=dense, device=device)
+    if compute_dtype:
+        kernel: Kernel = StoredKernel(compute_dtype, device)
+    else:
+        kernel = choose_kernel(config, dtype=dtype, dense=dense, device=device)
     ops = TorchOps(device)
     weights = load_weights(config, read, kernel, ops, device=device, report=report)
     return LanguageModel(checkpoint.name, Decoder(config, weights, ops), checkpoint.tokenizer())

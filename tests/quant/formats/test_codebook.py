@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bitsmith.errors import UnsupportedError
-from bitsmith.quant.formats.codebook import DoublyQuantized, fp4, nf4
+from bitsmith.quant.formats.fourbit import DoublyQuantized, fp4, nf4
 from bitsmith.quant.rounders.nearest import nearest
 from tests.quant.formats.samples import check_both_libraries_and_rows, hostile
 
@@ -30,8 +30,7 @@ def test_fp4_table_and_patterns() -> None:
     stored = dict(zip(format.patterns, np.float32(format.table), strict=True))
     assert np.allclose([stored[p] for p in range(8)], BNB_FP4, rtol=1e-7, atol=0)
     assert all(stored[p | 8] == -stored[p] for p in range(1, 8))
-    assert 8 not in stored
-    assert [format.table[code] for _, code in format.aliases] == [0.0]
+    assert stored[8] == 0.0
     assert list(format.table) == sorted(format.table)
 
 
@@ -51,6 +50,9 @@ def test_absmax_is_exact(format: object) -> None:
     assert np.array_equal(params["scale"].reshape(-1), np.abs(blocks).max(1))
     values = format.grid(params).values(codes).reshape(-1, 64)
     at = np.abs(blocks).argmax(1)
+    usual = np.abs(blocks).max(1) >= 1e-38  # bitsandbytes divides by no smaller absmax
+    at, blocks, values = at[usual], blocks[usual], values[usual]
+    assert len(at) > 4
     assert np.array_equal(values[np.arange(len(at)), at], blocks[np.arange(len(at)), at])
 
 
