@@ -10,8 +10,8 @@ class ConvertWords(TypedDict, total=False):
     """Options of `bitsmith.convert`, see `bitsmith.pipeline.convert_config`."""
 
     to: str | None
-    """bf16, f16 or f32: a Hugging Face folder of this type; gguf/bf16, gguf/f16 or gguf/f32: a GGUF file; default: the
-    source's own types, every byte kept."""
+    """bf16, f16 or f32: a Hugging Face folder of this type; gguf/bf16, gguf/f16 or gguf/f32: a GGUF file; mmproj: the
+    parts for images of a model, for llama.cpp; default: the source's own types, every byte kept."""
 
     out: str | Path | None
     """Output file or folder; a name that ends in .gguf makes a GGUF file; default: a name made from the model."""
