@@ -28,6 +28,13 @@ SHAPE: dict[str, Any] = {
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 32.0, "beta_slow": 1.0}
 TEMPERED = YARN | {"rope_theta": 1e6, "llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0}
+DELTA = {
+    "linear_num_value_heads": 6,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+}
+SHARED = EXPERTS | {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 32}
 GEMMA4: dict[str, Any] = {
     "head_dim": 32,
     "global_head_dim": 64,
@@ -101,6 +108,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # transformers' model_type, a
     "qwen3_moe": ("qwen3_moe", {"head_dim": 32, "moe_intermediate_size": 64, "norm_topk_prob": True, **EXPERTS}),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
     "olmoe": ("olmoe", {"num_key_value_heads": 4, "intermediate_size": 64, **EXPERTS}),
+    "qwen3_5": ("qwen3_5_text", {"head_dim": 32, **DELTA}),
+    "qwen3_5_moe": ("qwen3_5_moe_text", {"head_dim": 32, **DELTA, **SHARED}),
+    "qwen3_next": ("qwen3_next", {"head_dim": 32, **DELTA, **SHARED}),
     "gpt_oss": (
         "gpt_oss",
         {
@@ -170,6 +180,12 @@ WRAPPERS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "gemma3": ("gemma3", "gemma3", {"model_type": "siglip_vision_model"}, {"mm_tokens_per_image": 4}),
     "qwen3_vl": ("qwen3_vl", "qwen3_vl", _QWEN_VISION, {}),
     "qwen3_vl_moe": ("qwen3_vl_moe", "qwen3_vl_moe", _QWEN_VISION, {}),
+    "qwen3_5": (
+        "qwen3_5",
+        "qwen3_5",
+        {"model_type": "qwen3_5_vision", "depth": 1, "num_heads": 2, "out_hidden_size": 64},
+        {},
+    ),
     "mistral3": ("mistral3", "ministral3", {"model_type": "pixtral", "head_dim": 16, "num_hidden_layers": 3}, {}),
     "gemma4": ("gemma4", "gemma4", {"model_type": "gemma4_vision", "head_dim": 16, "num_key_value_heads": 2}, {}),
 }

@@ -73,7 +73,7 @@ def folded(
             continue
         producer, scale = rescaling.group.producer, rescaling.scale
         if producer is not None and producer in block.norms and producer in stored:
-            offset = 1.0 if config.decoder.norm_offset and stored_offset else 0.0
+            offset = config.norm_offset(f"{producer}.weight") if stored_offset else 0.0
             scale = storable(scale, tensors[f"{producer}.weight"], stored[producer], offset=offset)
         now = fold(rescaling.group, scale, tensors, config)
         tensors.update(now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +12,15 @@ import numpy as np
 from bitsmith.calibration.imatrix import Entry, Imatrix, read_imatrix, record_of
 from bitsmith.calibration.work import own_name
 from bitsmith.errors import FileError
+from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.delta_sources import column_order
 from bitsmith.models.arch.names import gguf_name, in_stack
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.calibration_record import CalibrationRecord
 
 if TYPE_CHECKING:
     from bitsmith.calibration.collect import Calibration
+    from bitsmith.models.checkpoint import Checkpoint
     from bitsmith.recipe.plan import PlannedTensor
 
 _SHOWN = 3
@@ -45,6 +48,22 @@ class Importance:
             stack = self.values.get(expert[0])
             return None if stack is None else stack.reshape(-1, stack.shape[-1])[expert[1] : expert[1] + 1]
         return self.values.get(gguf_name(name) or name)
+
+    def laid_out(self, checkpoint: Checkpoint) -> Importance:
+        """The importance, in GGUF's order as in files, for the tensors of a model that may have another order."""
+        config = checkpoint.shape
+        if not isinstance(config, ModelConfig) or config.delta is None:
+            return self
+        stored = config.laid_out("gguf").delta
+        assert stored is not None
+        values = dict(self.values)
+        for layer in config.delta.layers:
+            out, fused = f"blk.{layer}.ssm_out.weight", f"blk.{layer}.attn_qkv.weight"
+            if out in values and config.delta.tiled != stored.tiled:
+                values[out] = column_order(config.delta, stored, values[out].shape[-1]).applied(values[out])
+            if fused in values and config.delta.fused:
+                values[f"blk.{layer}.ssm_in.weight"] = values[fused]
+        return replace(self, values=values)
 
     def without(self, outputs: Iterable[PlannedTensor]) -> tuple[str, ...]:
         """Notes on matrices of blocks that have no importance, by the output's names."""

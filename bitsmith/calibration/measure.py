@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from bitsmith.calibration.importance import Importance, from_calibration
@@ -67,32 +67,38 @@ def measure(
 ) -> tuple[Measured, ...]:
     """Run the original model once, if any job needs it. Returns one result per job.
 
+    It runs twice if outputs have the tensors of gated delta nets in different orders, see `Checkpoint.laid_out`.
+
     Rounders that need text take their inputs from the rounded blocks instead, see `blockwise`.
     Raises UsageError if the text starves experts that are to be rescaled.
     """
     if prepared.ready is not None:
-        return tuple(Measured(prepared.ready) for _ in jobs)
+        return tuple(Measured(prepared.ready.laid_out(job.assignment.checkpoint)) for job in jobs)
     searches = {at: _search(job) for at, job in enumerate(jobs) if job.method.transform}
     needed = searches or any(not job.method.needs_text or inputs_wanted(job.assignment.tensors) for job in jobs)
     if not needed:
         return tuple(Measured() for _ in jobs)
-    found = prepared.run(
-        searches=tuple(searches.values()),
-        memory=resources.memory,
-        threads=resources.threads,
-        device=resources.device,
-        report=report,
-    )
-    rescalings = dict(zip(searches, found.rescalings, strict=True))
-    importance, coverage = from_calibration(found), found.coverage
-    for at in searches:
-        if coverage is not None and not coverage.every:
-            assignment = jobs[at].assignment
-            check_coverage(coverage, linears_of(assignment.tensors, assignment.checkpoint.config))
-    return tuple(
-        Measured(importance, rescalings.get(at, {}), _absmax(found.stats, rescalings.get(at, {})), coverage)
-        for at in range(len(jobs))
-    )
+    done: dict[int, Measured] = {}
+    for layout in dict.fromkeys(job.assignment.checkpoint.shape for job in jobs):  # one pass, or one for each order
+        own = [at for at, job in enumerate(jobs) if job.assignment.checkpoint.shape == layout]
+        looking = {at: searches[at] for at in own if at in searches}
+        found = replace(prepared, checkpoint=jobs[own[0]].assignment.checkpoint).run(
+            searches=tuple(looking.values()),
+            memory=resources.memory,
+            threads=resources.threads,
+            device=resources.device,
+            report=report,
+        )
+        rescalings = dict(zip(looking, found.rescalings, strict=True))
+        importance, coverage = from_calibration(found), found.coverage
+        for at in looking:
+            if coverage is not None and not coverage.every:
+                assignment = jobs[at].assignment
+                check_coverage(coverage, linears_of(assignment.tensors, assignment.checkpoint.config))
+        for at in own:
+            absmax = _absmax(found.stats, rescalings.get(at, {}))
+            done[at] = Measured(importance, rescalings.get(at, {}), absmax, coverage)
+    return tuple(done[at] for at in range(len(jobs)))
 
 
 def _search(job: Job) -> Search:

@@ -117,6 +117,7 @@ def prepare(
         text; None: those of `config`
     Raises UsageError, FileError or UnsupportedError for every problem that is visible before the pass.
     """
+    checkpoint = checkpoint.laid_out("gguf")  # as importance files are
     options = config or CalibrationConfig()
     sources = options.sources if sources is None else sources
     alone = [str(name) for name in sources if name == SELF or is_imatrix_name(Path(name))]

@@ -36,13 +36,15 @@ class BlockwiseWork:
     task: the task for `BlockwiseRounding`
     outputs: the place of each tensor in the output, by GGUF name
     precomputed: output names of the tensors that this work makes; all others get the nearest codes
-    norm_offset: what the output's norms leave out, see `Decoder.norm_offset`
+    config: of the model
+    stored_offset: whether norms are stored as Hugging Face's files store them, see `Decoder.norm_offset`
     """
 
     task: BlockwiseTask
     outputs: Mapping[str, Place]
     precomputed: frozenset[str]
-    norm_offset: float = 0.0
+    config: ModelConfig
+    stored_offset: bool = False
 
     @classmethod
     def of(
@@ -70,7 +72,13 @@ class BlockwiseWork:
             stored_offset=plan.target.is_folder,
         )
         names = {f"{name}.weight" for name in formats} | (_rescaled_names(rescalings) & outputs.keys())
-        return cls(task, outputs, frozenset(outputs[name].name for name in names), _norm_offset(plan))
+        return cls(
+            task,
+            outputs,
+            frozenset(outputs[name].name for name in names),
+            plan.checkpoint.config,
+            plan.target.is_folder,
+        )
 
     def rows(self, rounded: Rounded) -> Iterator[RoundedRows]:
         """The rows of a step under the output's names."""
@@ -79,8 +87,9 @@ class BlockwiseWork:
             if place.name not in self.precomputed:  # a matrix of a stack, of which only others changed
                 continue
             weight = rows.weight
-            if self.norm_offset and rows.name.endswith("norm.weight"):
-                weight = weight - np.float32(self.norm_offset)
+            offset = self.config.norm_offset(rows.name) if self.stored_offset else 0.0
+            if offset:
+                weight = weight - np.float32(offset)
             yield replace(rows, name=place.name, start=place.first + rows.start, weight=weight)
 
 
@@ -169,12 +178,6 @@ def places_of(tensors: Iterable[PlannedTensor]) -> dict[str, Place]:
 def own_names(tensors: Iterable[PlannedTensor]) -> dict[str, str]:
     """The output's name of each tensor, by GGUF name."""
     return {name: place.name for name, place in places_of(tensors).items()}
-
-
-def _norm_offset(plan: Plan) -> float:
-    config = plan.checkpoint.shape
-    offset = isinstance(config, ModelConfig) and config.decoder.norm_offset and plan.target.is_folder
-    return 1.0 if offset else 0.0
 
 
 @contextmanager

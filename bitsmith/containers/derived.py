@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -41,12 +41,50 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """An order of columns: they lie as [groups, each, width] in the pieces, and as [each, groups, width] here."""
+
+    groups: int
+    each: int
+    width: int
+
+    def applied(self, values: np.ndarray) -> np.ndarray:
+        """[rows, cols] -> the same in the other order."""
+        rows = values.reshape(len(values), self.groups, self.each, self.width)
+        return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(values.shape)
+
+
+@dataclass(frozen=True)
 class Derived:
-    """A tensor made of pieces, row below row. shift: added to every value"""
+    """A tensor made of pieces, row below row.
+
+    shift: added to every value
+    columns: the order of columns; None for that of the pieces
+    function: what is taken of every value then: "-exp(x)", "ln(-x)", or nothing
+    """
 
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
     shift: float = 0.0
+    columns: Columns | None = None
+    function: Literal["", "-exp(x)", "ln(-x)"] = ""
+
+    @property
+    def by_row(self) -> bool:
+        """Whether it consists of whole rows of the file."""
+        return not (self.shift or self.columns or self.function) and all(piece.by_row for piece in self.pieces)
+
+    def finished(self, values: np.ndarray) -> np.ndarray:
+        """Some rows of the pieces, float32 [rows, cols] -> those of the tensor."""
+        if self.columns is not None:
+            values = self.columns.applied(values)
+        if self.shift:
+            values = values + np.float32(self.shift)
+        if self.function:
+            wide = values.astype(np.float64)
+            with np.errstate(all="ignore"):  # what is not finite is refused where it is used
+                values = -np.exp(wide) if self.function == "-exp(x)" else np.log(-wide)
+        return np.ascontiguousarray(values, np.float32)
 
 
 class DerivedSource:
@@ -84,8 +122,7 @@ class DerivedSource:
         infos = [self.base.tensors[piece.name] for piece in derived.pieces]
         layouts, cols = {info.layout for info in infos}, derived.shape[-1]
         info = TensorInfo(name, derived.shape, "f32", 0)
-        whole = not derived.shift and len(layouts) == 1 and layouts <= _BY_ROW
-        if whole and all(piece.by_row for piece in derived.pieces):
+        if derived.by_row and len(layouts) == 1 and layouts <= _BY_ROW:
             below = infos[0]
             return TensorInfo(name, derived.shape, below.layout, below.nbytes // max(below.rows, 1) * info.rows)
         return TensorInfo(name, derived.shape, "f32", 4 * cols * info.rows)
@@ -111,9 +148,7 @@ class DerivedSource:
 
     def _is_stored(self, name: str) -> bool:
         derived = self.derived[name]
-        return not derived.shift and all(
-            piece.by_row and self.base.tensors[piece.name].layout == "f32" for piece in derived.pieces
-        )
+        return derived.by_row and all(self.base.tensors[piece.name].layout == "f32" for piece in derived.pieces)
 
     def _pieces(self, name: str, start: int, stop: int) -> Iterator[tuple[Piece, int, int]]:
         """The pieces that rows start..stop lie in, each with its own rows."""
@@ -137,8 +172,7 @@ class DerivedSource:
             found.append(self._piece_values(piece, low, high))
         if not found:
             return np.zeros((0, derived.shape[-1]), np.float32)
-        values = np.concatenate(found) if len(found) > 1 else found[0]
-        return np.ascontiguousarray(values + np.float32(derived.shift) if derived.shift else values, np.float32)
+        return derived.finished(np.concatenate(found) if len(found) > 1 else found[0])
 
     def _piece_values(self, piece: Piece, low: int, high: int) -> np.ndarray:
         at = slice(piece.first + low * piece.step, piece.first + (high - 1) * piece.step + 1, piece.step)
@@ -180,7 +214,7 @@ class DerivedSource:
         if name not in self.derived:
             return self.base.extent(name)
         pieces, info = self.derived[name].pieces, self._tensors[name]
-        if len(pieces) != 1 or pieces[0].step != 1 or not pieces[0].by_row or self.derived[name].shift:
+        if len(pieces) != 1 or pieces[0].step != 1 or not self.derived[name].by_row:
             return None
         below = self.base.extent(pieces[0].name)
         size = info.nbytes // max(info.rows, 1)

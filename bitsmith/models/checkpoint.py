@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -78,6 +78,11 @@ class Checkpoint:
         return self._file_tensors.names
 
     @property
+    def stored(self) -> Set[str]:
+        """The names of the tensors in the file that the decoder is made of. Raises as `config`."""
+        return self._file_tensors.wanted.keys()
+
+    @property
     def apart(self) -> Mapping[str, Mapping[str, str]]:
         """The experts in the stacks of a folder, for folders that store them one by one. Raises as `config`.
 
@@ -109,14 +114,25 @@ class Checkpoint:
         derived = dict(self._file_tensors.derived)
         for each in self._file_tensors.apart.values():
             derived |= each
+        found = with_derived(self.source, derived)
         row = self.config.decoder.experts
         if self.naming == "gguf" and not (row is not None and row.interleaved):
             from bitsmith.models.arch.sources import hf_tensors_of_gguf
 
             if not self._file_tensors.wanted.keys() <= self.source.tensors.keys():
                 return self.source
-            derived = hf_tensors_of_gguf(self.config)[1]
-        return with_derived(self.source, derived)
+            return with_derived(found, hf_tensors_of_gguf(self.config)[1])
+        return found
+
+    def laid_out(self, naming: Naming) -> Checkpoint:
+        """The model with its decoder's tensors in the order of Hugging Face's or GGUF's files.
+
+        It differs in families with gated delta nets only. What calibration measures and rounds is in the order of the
+        output.
+        """
+        if isinstance(self.shape, BitsmithError) or self.shape.laid_out(naming) == self.shape:
+            return self
+        return replace(self, shape=self.shape.laid_out(naming))
 
     @property
     def files(self) -> tuple[Path, ...]:

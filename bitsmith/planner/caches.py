@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bitsmith.models.arch.delta_config import delta_shape
 from bitsmith.planner.network import LayerCache
 from bitsmith.planner.numbers import Numbers
 
 _PATTERN = 6  # Gemma 3: every sixth layer sees everything
 _SLIDING = ("sliding_attention", "chunked_attention")
 _FULL = ("full_attention", "attention", "global_attention")
-_RECURRENT = ("linear_attention", "mamba", "mamba2", "recurrent", "conv", "gated_delta_net")
+RECURRENT = ("linear_attention", "mamba", "mamba2", "recurrent", "conv", "gated_delta_net")
 _NOTHING = ("mlp", "moe")
 _LETTERS = {
     "L": "sliding_attention",
@@ -29,8 +30,8 @@ def layer_caches(numbers: Numbers) -> tuple[LayerCache, ...]:
     window = _window_size(numbers)
     shared = fields.integer("num_kv_shared_layers", 0, minimum=0, maximum=numbers.layers - 1)
     found = []
-    for layer, kind in enumerate(_kinds(numbers, window)):
-        if kind in _RECURRENT:
+    for layer, kind in enumerate(layer_kinds(numbers)):
+        if kind in RECURRENT:
             found.append(LayerCache(state=_state(numbers)))
         elif kind in _NOTHING or layer >= numbers.layers - shared:
             found.append(LayerCache())
@@ -48,12 +49,12 @@ def _window_size(numbers: Numbers) -> int:
     return 0
 
 
-def _kinds(numbers: Numbers, window: int) -> list[str]:
+def layer_kinds(numbers: Numbers) -> list[str]:
     """The kind of each layer, with the names that config.json's layer_types uses."""
-    fields, layers = numbers.fields, numbers.layers
+    fields, layers, window = numbers.fields, numbers.layers, _window_size(numbers)
     types = fields.values.get("layer_types")
     if types is not None:
-        known = (*_FULL, *_SLIDING, *_RECURRENT, *_NOTHING)
+        known = (*_FULL, *_SLIDING, *RECURRENT, *_NOTHING)
         if not isinstance(types, list) or len(types) != layers or not all(kind in known for kind in types):
             raise fields.fail("layer_types", f"{layers} of {', '.join(known)}", types)
         return types
@@ -63,8 +64,8 @@ def _kinds(numbers: Numbers, window: int) -> list[str]:
             raise fields.fail("hybrid_override_pattern", f"{layers} letters of {''.join(_LETTERS)}", letters)
         return [_LETTERS[letter] for letter in letters]
     full, sliding = "full_attention", "sliding_attention"
-    if fields.has("full_attention_interval"):  # Qwen3-Next
-        every = fields.integer("full_attention_interval")
+    if fields.has("full_attention_interval") or (numbers.family and numbers.family.delta):  # Qwen3-Next
+        every = fields.integer("full_attention_interval", 4)
         return [full if (layer + 1) % every == 0 else "linear_attention" for layer in range(layers)]
     if fields.has("attn_layer_period"):  # Jamba
         every, first = fields.integer("attn_layer_period"), fields.integer("attn_layer_offset", 0, minimum=0)
@@ -93,10 +94,7 @@ def _state(numbers: Numbers) -> int:
     """Numbers that a recurrent layer keeps, including those of its convolution."""
     fields = numbers.fields
     if fields.has("linear_num_value_heads"):  # gated delta rule (Qwen3-Next): a matrix a head
-        keys, values = fields.integer("linear_key_head_dim"), fields.integer("linear_value_head_dim")
-        key_heads, heads = fields.integer("linear_num_key_heads"), fields.integer("linear_num_value_heads")
-        mixed = 2 * key_heads * keys + heads * values
-        return heads * keys * values + mixed * (fields.integer("linear_conv_kernel_dim", 4) - 1)
+        return delta_shape(fields).state
     if fields.has("conv_L_cache"):  # LFM2: the last inputs of a short convolution
         return numbers.hidden * fields.integer("conv_L_cache")
     inner = (

@@ -23,6 +23,8 @@ def network_from_gguf(source: Source, *, name: str) -> Network:
     arch = Fields(plain, origin).text("general.architecture")
     fields = Fields(plain, origin, f"{arch}.")
     layers = fields.integer("block_count", maximum=MAX_LAYERS)
+    if arch.startswith("qwen3"):  # their layers that draft tokens are counted, but not run
+        layers -= fields.integer("nextn_predict_layers", 0, minimum=0, maximum=layers - 1)
     hidden = fields.integer("embedding_length")
     heads = _each(fields, "attention.head_count", layers, None)
     kv_heads = _each(fields, "attention.head_count_kv", layers, heads)
@@ -92,9 +94,12 @@ def _caches(fields: Fields, widths: list[int], windows: list[int], head_dim: int
     shared = fields.integer("attention.shared_kv_layers", 0, minimum=0)
     state = _state(fields)
     every = fields.integer("full_attention_interval", 0, minimum=0)
+    recurrent = fields.values.get(f"{fields.prefix}attention.recurrent_layers")
+    if not isinstance(recurrent, list) or len(recurrent) < layers:
+        recurrent = [width == 0 or bool(every and (layer + 1) % every) for layer, width in enumerate(widths)]
     found = []
     for layer, (width, window) in enumerate(zip(widths, windows, strict=True)):
-        if state and (width == 0 or (every and (layer + 1) % every)):
+        if state and recurrent[layer]:
             found.append(LayerCache(state=state))
         elif layer >= layers - shared:
             found.append(LayerCache())

@@ -10,7 +10,7 @@ from typing import Any
 from bitsmith.containers.floats import FLOATS
 from bitsmith.errors import UnsupportedError
 from bitsmith.models.arch.families import FAMILIES
-from bitsmith.models.arch.names import gguf_name, skipped
+from bitsmith.models.arch.names import drafts, gguf_name, skipped
 from bitsmith.planner.caches import layer_caches
 from bitsmith.planner.layered import has_layer_facts, layered_network
 from bitsmith.planner.network import Network
@@ -31,6 +31,14 @@ _PARTS = (
     (r"(shared_experts?)\.up_proj", "ffn_up_shexp"),
     (r"(shared_experts?)\.down_proj", "ffn_down_shexp"),
     (r"(mlp|moe|feed_forward)\.(gate|router)\.|router\.", "ffn_gate_inp"),
+    (r"linear_attn\.in_proj_qkvz", "ssm_in"),
+    (r"linear_attn\.in_proj_qkv", "attn_qkv"),
+    (r"linear_attn\.in_proj_z", "attn_gate"),
+    (r"linear_attn\.in_proj_ba", "ssm_ba"),
+    (r"linear_attn\.in_proj_b\b", "ssm_beta"),
+    (r"linear_attn\.in_proj_a\b", "ssm_alpha"),
+    (r"linear_attn\.out_proj", "ssm_out"),
+    (r"linear_attn\.conv1d", "ssm_conv1d"),
     (r"kv_a_proj", "attn_kv_a_mqa"),
     (r"kv_b_proj", "attn_kv_b"),
     (r"q_a_proj", "attn_q_a"),
@@ -110,8 +118,9 @@ def _wanted(tensors: Iterable[TensorInfo], numbers: Numbers) -> Iterable[TensorI
     """The tensors without duplicates, and without extra layers after the last, which only draft tokens."""
     for tensor in tensors:
         layer = _LAYER.search(tensor.name)
-        drafts = layer is not None and int(layer[1]) >= numbers.layers and not _VISION.search(tensor.name)
-        if not drafts and not skipped(tensor.name, tied=numbers.tied):
+        after = layer is not None and int(layer[1]) >= numbers.layers and not _VISION.search(tensor.name)
+        after = after or drafts(tensor.name, numbers.layers)
+        if not after and not skipped(tensor.name, tied=numbers.tied):
             yield tensor
 
 

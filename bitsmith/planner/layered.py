@@ -8,7 +8,7 @@ from typing import Any
 
 from bitsmith.models.arch.block import expected_tensors
 from bitsmith.models.arch.config import LayerSpec, ModelConfig
-from bitsmith.models.arch.families import Family
+from bitsmith.models.arch.family import Family
 from bitsmith.models.arch.gguf_config import rope_tensors
 from bitsmith.models.arch.hf_config import config_from_hf
 from bitsmith.models.arch.names import beside_decoder, names_of

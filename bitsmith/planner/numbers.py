@@ -8,7 +8,8 @@ from typing import Any
 
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.arch.config import MAX_LAYERS
-from bitsmith.models.arch.families import FAMILIES, Family
+from bitsmith.models.arch.families import FAMILIES
+from bitsmith.models.arch.family import Family
 from bitsmith.models.arch.fields import Fields
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")

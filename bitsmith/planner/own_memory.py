@@ -54,7 +54,8 @@ def own_cache(network: Network, context: int, *, batch: int, bits: float) -> int
     width = -(-network.head_dim // _WIDTH) * _WIDTH
     usual, padded = network.kv_heads * network.head_dim, network.kv_heads * width
     numbers = sum(padded if cache.keys == usual else cache.keys for cache in network.caches)
-    return int(2 * numbers * batch * context * bits / 8)
+    states = sum(cache.state for cache in network.caches)
+    return int(2 * numbers * batch * context * bits / 8) + 4 * batch * states
 
 
 def working_memory(network: Network, context: int, *, batch: int = 1) -> int:

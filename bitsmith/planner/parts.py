@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bitsmith.models.arch.families import Family
+from bitsmith.models.arch.delta_config import delta_shape
+from bitsmith.models.arch.family import Family
+from bitsmith.planner.caches import RECURRENT, layer_kinds
 from bitsmith.planner.numbers import Numbers
 from bitsmith.quant.tensor import TensorInfo
 
@@ -61,10 +63,13 @@ def _ends(numbers: Numbers, family: Family) -> Iterator[tuple[str, Shape]]:
 
 def _layers(numbers: Numbers, family: Family) -> Iterator[tuple[str, Shape]]:
     routed = _routed(numbers)
+    recurrent = [bool(family.delta) and kind in RECURRENT for kind in layer_kinds(numbers)]
     for layer in range(numbers.layers):
         blk = f"blk.{layer}."
         yield from _norms(numbers, family, blk)
-        if numbers.latent:
+        if recurrent[layer]:
+            yield from _delta_net(numbers, family, blk)
+        elif numbers.latent:
             yield from _latent(numbers, blk)
         else:
             yield from _attention(numbers, family, blk)
@@ -93,7 +98,8 @@ def _attention(numbers: Numbers, family: Family, blk: str) -> Iterator[tuple[str
     said = fields.flag("attention_bias", False)
     q, kv = numbers.heads * numbers.head_dim, numbers.kv_heads * numbers.head_dim
     bias = said if family.qkv_bias is None else family.qkv_bias
-    linears = {"attn_qkv": q + 2 * kv} if family.fused_qkv else {"attn_q": q, "attn_k": kv, "attn_v": kv}
+    rows = 2 * q if family.output_gate else q
+    linears = {"attn_qkv": q + 2 * kv} if family.fused_qkv else {"attn_q": rows, "attn_k": kv, "attn_v": kv}
     for name, rows in linears.items():
         yield from _linear(blk + name, rows, hidden, bias)
     yield from _linear(blk + "attn_output", hidden, q, said if family.output_bias is None else family.output_bias)
@@ -103,6 +109,23 @@ def _attention(numbers: Numbers, family: Family, blk: str) -> Iterator[tuple[str
         yield f"{blk}attn_k_norm.weight", (numbers.head_dim if norm == "head" else kv,)
     if family.sinks:
         yield f"{blk}attn_sinks.weight", (numbers.heads,)
+
+
+def _delta_net(numbers: Numbers, family: Family, blk: str) -> Iterator[tuple[str, Shape]]:
+    """A gated delta net as GGUF has it, see `bitsmith.models.arch.operations.delta`."""
+    net, hidden = delta_shape(numbers.fields), numbers.hidden
+    yield f"{blk}ssm_a", (net.value_heads,)
+    yield f"{blk}ssm_dt.bias", (net.value_heads,)
+    yield f"{blk}ssm_norm.weight", (net.value_dim,)
+    yield f"{blk}ssm_conv1d.weight", (net.mixed, net.taps)
+    yield f"{blk}attn_qkv.weight", (net.mixed, hidden)
+    yield f"{blk}attn_gate.weight", (net.values, hidden)
+    if family.delta == "fused":
+        yield f"{blk}ssm_ba.weight", (2 * net.value_heads, hidden)
+    else:
+        yield f"{blk}ssm_beta.weight", (net.value_heads, hidden)
+        yield f"{blk}ssm_alpha.weight", (net.value_heads, hidden)
+    yield f"{blk}ssm_out.weight", (hidden, net.values)
 
 
 def _latent(numbers: Numbers, blk: str) -> Iterator[tuple[str, Shape]]:

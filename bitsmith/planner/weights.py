@@ -24,7 +24,9 @@ from bitsmith.recipe.mixes import ALIASES, MIXES, find_mix
 from bitsmith.recipe.shape import ModelShape
 from bitsmith.recipe.target import Target
 
-_KEPT = re.compile(r"^(token_embd|output|position_embd|vision)\b|gate_inp|conv|norm|sinks")  # floats outside GGUF
+_KEPT = re.compile(
+    r"^(token_embd|output|position_embd|vision)\b|gate_inp|conv|norm|sinks|ssm_(ba|beta|alpha)\b"
+)  # floats outside GGUF
 _FALLEN = 0.05  # share of the weights that may have another type, for a measured loss to hold
 _ALIASES = {"fp16": "f16", "fp32": "f32"}
 

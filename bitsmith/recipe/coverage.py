@@ -80,7 +80,7 @@ class Coverage:
         )
         starved = self.starved
         if starved:
-            names = ", ".join(f"expert {e} of block {layer} {count}" for layer, e, count in starved[:_SHOWN])
+            names = ", ".join(f"expert {e} of block {layer}: {count}" for layer, e, count in starved[:_SHOWN])
             more = f" and {len(starved) - _SHOWN:,} more" if len(starved) > _SHOWN else ""
             said += (
                 f"; {len(starved):,} of {found['experts']:,} experts saw fewer than {STARVED} ({names}{more}): "

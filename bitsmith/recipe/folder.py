@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import replace
 from typing import Any
 
@@ -15,14 +15,17 @@ from bitsmith.containers.hf_folder import CONFIG, tokenizer_files
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.hf_config_writer import config_to_hf
-from bitsmith.models.arch.names import beside_decoder, is_permuted
+from bitsmith.models.arch.names import beside_decoder, drafts, is_permuted
 from bitsmith.models.arch.sources import hf_tensors_of_gguf
 from bitsmith.models.arch.tensors import ROPE_FREQS, ROPE_LONG, ROPE_SHORT, expected_tensors
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.plan import PlannedTensor, RowOrder
 
-KEPT = re.compile(r"embed|\bwte\b|\bwpe\b|lm_head|per_layer_model_projection|router|\bgate\.weight$|conv|norm")
+KEPT = re.compile(
+    r"embed|\bwte\b|\bwpe\b|lm_head|per_layer_model_projection|router|\bgate\.weight$|conv|norm"
+    r"|shared_expert_gate\.weight$|linear_attn\.in_proj_(a|b|ba)\.weight$"  # a few rows that steer all others
+)
 
 
 def wanted_tensors(checkpoint: Checkpoint, *, quantizes: bool = True) -> list[PlannedTensor]:
@@ -45,12 +48,15 @@ def wanted_tensors(checkpoint: Checkpoint, *, quantizes: bool = True) -> list[Pl
             )
         row = config.decoder.experts
         transposed = row is not None and row.interleaved
+        further = {info.name for info in tensors if config.family.delta and drafts(info.name, config.layers)}
         apart = checkpoint.apart if quantizes else {}
         if apart:
-            return [each for info in tensors for each in _taken_apart(checkpoint, info, apart)]
-        return [_of_folder(info, names.gguf(info.name), transposed) for info in tensors]
+            return [each for info in tensors for each in _taken_apart(checkpoint, info, apart, further)]
+        return [_of_folder(info, names.gguf(info.name), transposed, further) for info in tensors]
     places, _ = hf_tensors_of_gguf(config)
     known = {*expected_tensors(config), ROPE_FREQS, ROPE_LONG, ROPE_SHORT}  # the last ones stand in config.json
+    left = {info.name for info in tensors if config.drafts and drafts(info.name, config.layers)}
+    known |= {*checkpoint.stored, *left}
     stranger = next((info.name for info in tensors if info.name not in known), None)
     if stranger is not None:
         raise UnsupportedError(
@@ -68,12 +74,12 @@ def wanted_tensors(checkpoint: Checkpoint, *, quantizes: bool = True) -> list[Pl
 
 
 def _taken_apart(
-    checkpoint: Checkpoint, info: TensorInfo, apart: Mapping[str, Mapping[str, str]]
+    checkpoint: Checkpoint, info: TensorInfo, apart: Mapping[str, Mapping[str, str]], further: Set[str]
 ) -> Iterator[PlannedTensor]:
     """A tensor of a folder with stacks, as folders with experts one by one have it; the matrices of a stack."""
     if info.name not in apart:
         own = checkpoint.names.gguf(info.name)
-        planned = _of_folder(info, own, False)
+        planned = _of_folder(info, own, False, further)
         name = None if own is None else checkpoint.published.hf(own)
         yield planned if name is None else replace(planned, info=replace(info, name=name))
         return
@@ -82,13 +88,15 @@ def _taken_apart(
         yield PlannedTensor(found, name, found.layout, {}, "", own=own)
 
 
-def _of_folder(info: TensorInfo, own: str | None, transposed: bool) -> PlannedTensor:
+def _of_folder(info: TensorInfo, own: str | None, transposed: bool, further: Set[str]) -> PlannedTensor:
     """A tensor of a folder.
 
     own: its GGUF name, if the family has one for it
     transposed: whether the family's stacks lie transposed
+    further: tensors of layers that draft tokens
     """
-    outside = own is None and (beside_decoder(info.name) or (transposed and len(info.shape) > 2))
+    beside = beside_decoder(info.name) or info.name in further
+    outside = own is None and (beside or (transposed and len(info.shape) > 2))
     return PlannedTensor(info, info.name, info.layout, {}, "", own=own or "", outside=outside)
 
 

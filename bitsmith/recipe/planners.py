@@ -21,6 +21,7 @@ def assign(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Assi
         from bitsmith.recipe.mmproj import assign_mmproj
 
         return assign_mmproj(checkpoint, target, options)
+    checkpoint = checkpoint.laid_out("gguf" if target.container == "gguf" else "hf")
     if isinstance(find_container(target.container), ModuleContainer):
         from bitsmith.recipe.hf_containers import assign_hf
 

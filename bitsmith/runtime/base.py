@@ -24,10 +24,18 @@ class AnyCache(Protocol):
     batch: int
     lengths: np.ndarray
 
+    def reusable(self, slot: int, length: int) -> int:
+        """The most positions, at most `length`, that a slot can be cut to; `length` is at most what is filled.
+
+        Keys and values can be cut anywhere. A recurrent state cannot go back.
+        """
+        ...
+
     def truncate(self, slot: int, length: int) -> None:
         """Forget a slot's positions from `length` on; 0 empties it.
 
-        Raises UsageError where there is no such slot, or for a length beyond what is filled.
+        Raises UsageError where there is no such slot, for a length beyond what is filled, or for one that `reusable`
+        does not give.
         """
         ...
 

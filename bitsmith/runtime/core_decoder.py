@@ -16,7 +16,14 @@ from bitsmith.errors import FileError, UsageError
 from bitsmith.models.arch.config import ModelConfig, Rope
 from bitsmith.models.arch.rope import long_frequencies, rope_frequencies, rope_magnitude
 from bitsmith.runtime.layer_inputs import LayerTable
-from bitsmith.runtime.step import Step, checked_length, checked_step, refuse_without_cache, run_in_chunks
+from bitsmith.runtime.step import (
+    Step,
+    checked_cut,
+    checked_step,
+    refuse_without_cache,
+    reusable,
+    run_in_chunks,
+)
 from bitsmith.runtime.tokens import checked_tokens
 from bitsmith.system.core import core
 from bitsmith.system.core_choices import CoreChoices
@@ -32,20 +39,26 @@ class CoreCache:
         self.capacity, self.batch = capacity, batch
         self.lengths = np.zeros(batch, np.int64)
         self._config, self._type = config, type
-        heads = [(spec.kv_heads if spec.keys_of is None else 0, spec.head_dim) for spec in config.specs]
+        recurrent = config.delta.layers if config.delta is not None else ()
+        states = [config.delta.state if config.delta and layer in recurrent else 0 for layer in range(config.layers)]
+        heads = [
+            (0 if spec.keys_of is not None or spec.mixer == "delta" else spec.kv_heads, spec.head_dim)
+            for spec in config.specs
+        ]
         rotations = [_rotation(rope, rope_frequencies(rope), capacity) for rope in config.ropes]
-        self.handle = _core().Cache(heads, batch, capacity, type, rotations)
+        self.handle = _core().Cache(heads, batch, capacity, type, rotations, states)
         for number, rope in enumerate(config.ropes):
             if rope.scaling == "longrope" and capacity > rope.original_context:
                 longer = _rotation(rope, long_frequencies(rope), capacity)
                 self.handle.set_longer(number, rope.original_context, *longer)
 
-    def truncate(self, slot: int, length: int) -> None:
-        """Keep only the first `length` positions of a slot; 0 empties it.
+    def reusable(self, slot: int, length: int) -> int:
+        """See `AnyCache.reusable`."""
+        return reusable(self._config, self.lengths, slot, length)
 
-        Raises UsageError where there is no such slot, or for a length beyond what is filled.
-        """
-        self.lengths[slot] = checked_length(self.lengths, slot, length)
+    def truncate(self, slot: int, length: int) -> None:
+        """Keep only the first `length` positions of a slot; 0 empties it. Raises as `AnyCache.truncate`."""
+        self.lengths[slot] = checked_cut(self._config, self.lengths, slot, length)
 
     def grown(self, capacity: int) -> CoreCache:
         """A copy with room for `capacity` positions a slot. Raises UsageError if a slot holds more."""
@@ -155,6 +168,8 @@ class CoreDecoder:
 
     def _step(self, step: Step, cache: CoreCache) -> np.ndarray:
         rows = None if self._table is None else self._table.gather(step.tokens)
+        if self.config.delta is not None:  # stopped between layers, their states belong to different tokens
+            cache.lengths[step.slots] = 0
         try:
             states: np.ndarray = self._model.hidden(
                 step.tokens, step.slots, step.starts, step.counts, cache.handle, rows

@@ -113,6 +113,11 @@ class MatrixLoader:
     def vector(self, name: str) -> np.ndarray:
         return np.ascontiguousarray(self._read(name).vector(), np.float32)
 
+    def rows(self, name: str) -> np.ndarray:
+        """A small matrix as float32 [rows, cols]."""
+        weight = self._read(name)
+        return np.ascontiguousarray(weight.rows(0, weight.info.rows), np.float32)
+
     def linear(self, name: str, biased: bool, rows: tuple[int, int] | None) -> Any:
         """A linear. rows: (first, count) of the tensor's rows; None for all"""
         bias = self.vector(f"{name}.bias") if biased else None
@@ -136,8 +141,7 @@ class MatrixLoader:
 
     def exact(self, name: str, biased: bool) -> Any:
         """A linear in float32, whatever its type: of a router, whose choice is not to depend on rounded inputs."""
-        weight = self._read(f"{name}.weight")
-        rows = np.ascontiguousarray(weight.rows(0, weight.info.rows), np.float32)
+        rows = self.rows(f"{name}.weight")
         matrix = self._core.Matrix("f32", *rows.shape)
         matrix.fill(0, len(rows), rows.reshape(-1).view(np.uint8), self.pool)
         self.bytes += matrix.nbytes * self.share

@@ -7,7 +7,7 @@ from bitsmith.models.arch.config import ModelConfig
 CORE_ARCHITECTURES = (  # plans count on them
     *("llama", "mistral3", "qwen2", "qwen3", "qwen3vl", "gemma3", "phi3", "olmo2", "smollm3", "granite"),
     *("seed_oss", "hunyuan-dense", "ernie4_5", "exaone4", "glm4", "qwen3moe", "qwen3vlmoe", "olmoe", "gemma2"),
-    "gpt-oss",
+    *("gpt-oss", "qwen35", "qwen35moe", "qwen3next"),
 )
 
 

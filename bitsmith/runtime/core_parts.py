@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitsmith.models.arch.block import ATTENTION, EXPERTS, LAYER_EMBEDDING, MLP, parts_of
+from bitsmith.models.arch.block import ATTENTION, DELTA, EXPERTS, LAYER_EMBEDDING, MLP, parts_of
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.operations.attention import projections
 from bitsmith.models.arch.operations.base import Operation
+from bitsmith.models.arch.operations.experts import SHARED
 
 if TYPE_CHECKING:
     from bitsmith.runtime.core_loader import MatrixLoader
@@ -67,6 +68,30 @@ def _attention(module: Any, loader: MatrixLoader, config: ModelConfig, layer: in
         temperature_length=max(config.temperature_length, 1),
         softcap=config.attention_softcap,
         value_norms=config.decoder.value_norm,
+        gated=config.family.output_gate,
+    )
+
+
+def _delta(module: Any, loader: MatrixLoader, config: ModelConfig, layer: int) -> Any:
+    net, prefix = config.delta, f"blk.{layer}."
+    assert net is not None
+    assert not net.fused  # `laid_out`
+    gates = ("ssm_ba",) if config.family.delta == "fused" else ("ssm_beta", "ssm_alpha")
+    return module.DeltaNet(
+        *(loader.linear(f"{prefix}{name}", biased=False, rows=None) for name in ("attn_qkv", "attn_gate")),
+        [loader.exact(f"{prefix}{name}", biased=False) for name in gates],
+        loader.linear(f"{prefix}ssm_out", biased=False, rows=None),
+        loader.rows(f"{prefix}ssm_conv1d.weight"),
+        loader.vector(f"{prefix}ssm_a"),
+        loader.vector(f"{prefix}ssm_dt.bias"),
+        loader.vector(f"{prefix}ssm_norm.weight"),
+        layer=layer,
+        key_heads=net.key_heads,
+        value_heads=net.value_heads,
+        key_dim=net.key_dim,
+        value_dim=net.value_dim,
+        tiled=net.tiled,
+        norm_eps=config.norm_eps,
     )
 
 
@@ -96,7 +121,7 @@ def _experts(module: Any, loader: MatrixLoader, config: ModelConfig, layer: int)
         for name in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
     ]
     loader.share = 1.0
-    return module.Experts(
+    routed = module.Experts(
         config.activation,
         loader.exact(f"{prefix}ffn_gate_inp", biased),
         *stacks,
@@ -105,6 +130,11 @@ def _experts(module: Any, loader: MatrixLoader, config: ModelConfig, layer: int)
         chosen=config.decoder.router == "chosen",
         normalize=experts.normalize,
     )
+    if not experts.shared:
+        return routed
+    linears = [loader.linear(f"{prefix}{name}", biased=False, rows=None) for name in SHARED]
+    shared = module.Mlp(config.activation, *linears)
+    return module.SharedExpert(routed, shared, loader.exact(f"{prefix}ffn_gate_inp_shexp", biased=False))
 
 
 def _linear(loader: MatrixLoader, config: ModelConfig, layer: int, name: str, rows: tuple[int, int] | None) -> Any:
@@ -113,6 +143,7 @@ def _linear(loader: MatrixLoader, config: ModelConfig, layer: int, name: str, ro
 
 _MAKERS: Mapping[Operation, Callable[[Any, MatrixLoader, ModelConfig, int], Any]] = {
     ATTENTION: _attention,
+    DELTA: _delta,
     MLP: _mlp,
     EXPERTS: _experts,
     LAYER_EMBEDDING: _layer_embedding,

@@ -123,6 +123,22 @@ class Run:
         assert self.shared.inputs is not None
         return self.shared.inputs.of(layer)
 
+    def recurrent(self, layer: int) -> tuple[Tensor, ...] | None:
+        """What the layer kept of the tokens before, for each row; None without a cache."""
+        if self.cache is None or self.shared.cells is None:
+            return None
+        return self.cache.state(layer, self.shared.cells)
+
+    def keep(self, layer: int, state: tuple[Tensor, ...]) -> None:
+        """Keep the state of a layer, if there is a cache."""
+        if self.cache is not None and self.shared.cells is not None:
+            self.cache.keep(layer, self.shared.cells, state)
+
+    @property
+    def counts(self) -> Tensor | None:
+        """Number of real tokens of each row; None if all are real."""
+        return None if self.shared.cells is None else self.shared.cells.counts
+
 
 class Decoder:
     """A configuration, its weights and the operations they run on. It has no state: sequences live in a `Cache`."""
@@ -253,7 +269,11 @@ class Decoder:
         if (positions == positions[0]).all():  # one mask for all
             positions = positions[:1]
         shared = self._place(positions, int(positions[:, -1].max()) + 1, cache.cells(step))
-        x = self._blocks(step.tokens, shared, cache)
+        try:
+            x = self._blocks(step.tokens, shared, cache)
+        except BaseException:  # stopped between layers, whose states would belong to different tokens
+            cache.give_up(step)
+            raise
         cache.lengths[step.slots] = step.stops
         return x
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -152,6 +152,45 @@ class Ops(Protocol):
 
     def gated(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
         """act(gate) * up (Shazeer 2020): "silu", "gelu_tanh" (the tanh form), or "clamped" (gpt-oss)."""
+        ...
+
+    def sigmoid(self, x: Tensor) -> Tensor:
+        """1 / (1 + exp(-x))."""
+        ...
+
+    def softplus(self, x: Tensor) -> Tensor:
+        """ln(1 + exp(x))."""
+        ...
+
+    def normalized(self, x: Tensor) -> Tensor:
+        """x / sqrt(sum(x^2) + 1e-6) over the last dimension."""
+        ...
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """The parts one after the other in the last dimension."""
+        ...
+
+    def convolution(
+        self, x: Tensor, taps: Tensor, before: Tensor | None, counts: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """silu of the sum of the last inputs of each channel times its taps, and the last inputs of each row.
+
+        x: [rows, n, channels]; taps: [channels, taps], the newest input's last
+        before, and what is returned: [rows, taps - 1, channels]; None at the beginning
+        counts: int64 [rows], number of real tokens; None: all
+        """
+        ...
+
+    def delta_rule(
+        self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, rate: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The gated delta rule, see `bitsmith.models.arch.operations.delta`, and the state after it.
+
+        q, k: [rows, n, heads, key_dim]; v: [rows, n, heads, value_dim]
+        decay: logarithm of what a token keeps of the state, at most 0; rate: [rows, n, heads] both
+        state: [rows, heads, key_dim, value_dim]; None at the beginning
+        Returns [rows, n, heads, value_dim].
+        """
         ...
 
     def softcapped(self, x: Tensor, cap: float) -> Tensor:

@@ -86,6 +86,8 @@ def _load_core(checkpoint: Checkpoint, options: LoadOptions, *, exact: bool, fin
     from bitsmith.runtime.language_model import LanguageModel
     from bitsmith.runtime.weights import weight_reader
 
+    if checkpoint.config.delta is not None and checkpoint.config.delta.fused:
+        checkpoint = checkpoint.laid_out("gguf")  # with q, k and v apart from z
     with ThreadPoolExecutor(1) as beside:
         tokenizer = beside.submit(checkpoint.tokenizer)
         decoder = load_core(

@@ -227,7 +227,10 @@ class LanguageModel:
             if ours != theirs:
                 break
             same += 1
-        if cache is None or same == 0:
+        if cache is None:
+            return self.decoder.new_cache(room)
+        same = cache.reusable(0, min(same, int(cache.lengths[0])))
+        if same == 0:
             return self.decoder.new_cache(room)
         cache.truncate(0, same)
         return cache if cache.capacity >= room else cache.grown(room)

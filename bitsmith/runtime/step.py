@@ -14,6 +14,7 @@ from bitsmith.runtime.kernel import Tensor
 from bitsmith.runtime.tokens import checked_tokens
 
 if TYPE_CHECKING:
+    from bitsmith.models.arch.config import ModelConfig
     from bitsmith.runtime.base import AnyCache
 
 
@@ -126,6 +127,21 @@ def checked_length(lengths: np.ndarray, slot: int, length: int) -> int:
         raise UsageError(f"slots lie in 0..{len(lengths) - 1}, found {slot}.")
     if not 0 <= length <= lengths[slot]:
         raise UsageError(f"a slot filled to {lengths[slot]} cannot be cut to {length}.")
+    return length
+
+
+def reusable(config: ModelConfig, lengths: np.ndarray, slot: int, length: int) -> int:
+    """See `AnyCache.reusable`: a state is what all tokens left, so that it cannot be cut."""
+    return length if config.delta is None or length == lengths[slot] else 0
+
+
+def checked_cut(config: ModelConfig, lengths: np.ndarray, slot: int, length: int) -> int:
+    """`length`, checked. Raises UsageError as `checked_length` does, and where `reusable` is less."""
+    if reusable(config, lengths, slot, checked_length(lengths, slot, length)) != length:
+        raise UsageError(
+            f"a slot filled to {lengths[slot]} cannot be cut to {length}: the model has layers with a state that all "
+            "tokens before went into. Cut it to 0 and compute it again."
+        )
     return length
 
 

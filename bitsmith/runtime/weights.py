@@ -78,7 +78,7 @@ class Linear:
 class Block:
     """One layer, as named tensors. Names are GGUF's without "blk.N." and ".weight".
 
-    norms: float32 vectors: norms, and others such as attention sinks
+    norms: float32 vectors: norms, and others such as attention sinks; and the taps of convolutions
     linears: the matrices of products; the experts of a stack one by one, "ffn_up_exps.3"
     """
 
@@ -166,7 +166,9 @@ class WeightLoader:
         linears: dict[str, Linear] = {}
         for tensor in block_tensors(self.config, layer):
             if tensor.kind == "vector":
-                norms[tensor.key] = self.vector(f"{prefix}{tensor.name}.{tensor.ending}")
+                norms[tensor.key] = self.vector(f"{prefix}{tensor.stored}")
+            elif tensor.kind == "taps":
+                norms[tensor.key] = self.ops.array(self.read(f"{prefix}{tensor.stored}").rows(0, tensor.shape[0]))
             elif tensor.kind == "experts":
                 linears |= self._experts(f"{prefix}{tensor.name}", tensor)
             else:

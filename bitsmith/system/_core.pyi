@@ -103,6 +103,20 @@ class File:
 def later_matrix(layout: str, rows: int, cols: int, file: File, offset: int) -> Matrix: ...
 def view_matrix(layout: str, rows: int, cols: int, data: np.ndarray) -> Matrix: ...
 
+class StoredProducts:
+    def __init__(self, threads: int, isa: str = "") -> None: ...
+    def forward(
+        self,
+        layout: str,
+        rows: int,
+        cols: int,
+        panels: np.ndarray,
+        x: np.ndarray,
+        precision: str,
+        out: np.ndarray,
+    ) -> None: ...
+    def back(self, layout: str, rows: int, cols: int, panels: np.ndarray, x: np.ndarray, out: np.ndarray) -> None: ...
+
 class Linear:
     def __init__(self, weight: Matrix, bias: np.ndarray | None) -> None: ...
 
@@ -114,6 +128,7 @@ class Cache:
         capacity: int,
         type: str,
         rotations: Sequence[tuple[np.ndarray, np.ndarray]],
+        states: Sequence[int] = ...,
     ) -> None: ...
     def set_longer(self, number: int, context: int, cosines: np.ndarray, sines: np.ndarray) -> None: ...
     def copy(self, other: Cache, lengths: np.ndarray) -> None: ...
@@ -145,6 +160,28 @@ class Attention(Operation):
         temperature_length: int,
         softcap: float,
         value_norms: bool,
+        gated: bool,
+    ) -> None: ...
+
+class DeltaNet(Operation):
+    def __init__(
+        self,
+        mixed: Linear,
+        z: Linear,
+        gates: Sequence[Linear],
+        output: Linear,
+        taps: np.ndarray,
+        factors: np.ndarray,
+        shifts: np.ndarray,
+        norm: np.ndarray,
+        *,
+        layer: int,
+        key_heads: int,
+        value_heads: int,
+        key_dim: int,
+        value_dim: int,
+        tiled: bool,
+        norm_eps: float,
     ) -> None: ...
 
 class Mlp(Operation):
@@ -174,6 +211,9 @@ class Experts(Operation):
         chosen: bool,
         normalize: bool,
     ) -> None: ...
+
+class SharedExpert(Operation):
+    def __init__(self, experts: Experts, shared: Mlp, gate: Linear) -> None: ...
 
 class Model:
     def __init__(

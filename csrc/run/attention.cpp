@@ -67,7 +67,8 @@ SelfAttention::SelfAttention(const AttentionShape &shape, Linear q, Linear k, Li
       sinks_(std::move(sinks)),
       ones_(shape.value_norms ? shape.head_dim : 0, 1.0f) {
   if (shape.layer < 0 || shape.kv_heads < 1 || shape.heads < 1 || shape.heads % shape.kv_heads || shape.head_dim < 1 ||
-      shape.rotation < -1 || shape.temperature_length < 1 || !q_.weight || !output_.weight || (v_.weight && !k_.weight))
+      shape.rotation < -1 || shape.temperature_length < 1 || !q_.weight || !output_.weight ||
+      (v_.weight && !k_.weight) || (shape.gated && shape.whole_norms))
     throw std::invalid_argument("the shape of an attention makes no sense.");
   const size_t q_size = shape.whole_norms ? shape.heads * shape.head_dim : shape.head_dim;
   const size_t k_size = shape.whole_norms ? shape.kv_heads * shape.head_dim : shape.head_dim;
@@ -87,7 +88,7 @@ std::vector<const Linear *> SelfAttention::inputs() const {
 
 void SelfAttention::check(int hidden) const {
   const int width = shape_.heads * shape_.head_dim, kv = shape_.kv_heads * shape_.head_dim;
-  check_linear("q", q_, width, hidden);
+  check_linear("q", q_, shape_.gated ? 2 * width : width, hidden);
   if (k_.weight) check_linear("k", k_, kv, hidden);
   if (v_.weight) check_linear("v", v_, kv, hidden);
   check_linear("output", output_, hidden, width);
@@ -105,7 +106,7 @@ void SelfAttention::run(Compute &compute, Pass &pass, const Rows &x, float *out,
   const int rows = pass.rows(), width = shape_.heads * shape_.head_dim, kv = shape_.kv_heads * shape_.head_dim;
   const size_t turned = static_cast<size_t>(rows) * shape_.heads * pass.cache.shape().layers[shape_.layer].width();
   Heads heads{};
-  heads.q_stride = padded(width), heads.stride = padded(kv);
+  heads.q_stride = padded(shape_.gated ? 2 * width : width), heads.stride = padded(kv);
   heads.q = compute.scratch(Scratch::q, rows * heads.q_stride);
   heads.k = compute.scratch(Scratch::k, rows * heads.stride);
   heads.v = compute.scratch(Scratch::v, rows * heads.stride);
@@ -115,19 +116,27 @@ void SelfAttention::run(Compute &compute, Pass &pass, const Rows &x, float *out,
       {&q_, {x}, heads.q, heads.q_stride}, {&k_, {x}, heads.k, heads.stride}, {&v_, {x}, heads.v, heads.stride}};
   compute.multiply(qkv, v_.weight ? 3 : k_.weight ? 2 : 1);
   attend(compute, pass, heads);
+  if (shape_.gated)
+    compute.each_row(rows, [&](int row) {
+      const float *gates = heads.q + row * heads.q_stride + shape_.head_dim;
+      float *mix = heads.mix + static_cast<size_t>(row) * width;
+      for (int h = 0; h < shape_.heads; ++h)
+        compute.kernels().gate_by(gates + 2 * h * shape_.head_dim, mix + h * shape_.head_dim, shape_.head_dim);
+    });
   compute.round(heads.mix, width, rows, width, {&output_});
   compute.multiply(output_, {{heads.mix, static_cast<size_t>(width), rows}}, out, stride);
 }
 
-// Biases and norms of a position's queries, keys or values, [count * head_dim]; norms behind the rotation come later.
-void SelfAttention::prepare(const Kernels &kernels, float *rows, int count, const Linear &linear,
+// Biases and norms of a position's queries, keys or values, `count` heads that are `step` apart; norms behind the
+// rotation come later.
+void SelfAttention::prepare(const Kernels &kernels, float *rows, int count, int step, const Linear &linear,
                             const std::vector<float> &norm) const {
-  const int head_dim = shape_.head_dim, size = count * head_dim;
-  if (!linear.bias.empty()) add(rows, linear.bias.data(), size);
+  const int head_dim = shape_.head_dim;
+  if (!linear.bias.empty()) add(rows, linear.bias.data(), linear.bias.size());
   if (norm.empty()) return;
-  if (shape_.whole_norms) return kernels.rms_norm(rows, norm.data(), size, shape_.norm_eps, rows);
+  if (shape_.whole_norms) return kernels.rms_norm(rows, norm.data(), count * head_dim, shape_.norm_eps, rows);
   for (int h = 0; h < count && !shape_.late_norms; ++h)
-    kernels.rms_norm(rows + h * head_dim, norm.data(), head_dim, shape_.norm_eps, rows + h * head_dim);
+    kernels.rms_norm(rows + h * step, norm.data(), head_dim, shape_.norm_eps, rows + h * step);
 }
 
 // A head of the position `at`, rotated.
@@ -150,13 +159,14 @@ void SelfAttention::place_queries(const Kernels &kernels, Pass &pass, const Head
   const int index = row - sequence.first, at = sequence.start + index;
   const float heat = std::log1p(static_cast<float>(at / shape_.temperature_length));
   const float factor = shape_.query_scale * (1.0f + shape_.temperature * heat);
+  const int step = shape_.gated ? 2 * head_dim : head_dim;  // from one head to the next
   float *q = heads.q + row * heads.q_stride;
-  prepare(kernels, q, shape_.heads, q_, q_norm_);
+  prepare(kernels, q, shape_.heads, step, q_, q_norm_);
   const int group = shape_.heads / shape_.kv_heads;
   for (int h = 0; h < shape_.heads; ++h) {
     const size_t place = static_cast<size_t>(sequence.first) * shape_.kv_heads + h / group * sequence.count + index;
     float *turned = heads.turned + (place * group + h % group) * width;
-    turn(kernels, pass, at, q + h * head_dim, q_norm_, turned);
+    turn(kernels, pass, at, q + h * step, q_norm_, turned);
     scale(turned, factor, head_dim);
     std::fill(turned + head_dim, turned + width, 0.0f);
   }
@@ -169,8 +179,8 @@ void SelfAttention::place_keys(const Kernels &kernels, Pass &pass, const Heads &
   const int at = sequence.start + row - sequence.first;
   float *k = heads.k + row * heads.stride, *v = heads.v + row * heads.stride;
   if (!v_.weight) std::copy(k, k + shape_.kv_heads * head_dim, v);
-  prepare(kernels, k, shape_.kv_heads, k_, k_norm_);
-  prepare(kernels, v, shape_.kv_heads, v_.weight ? v_ : k_, {});
+  prepare(kernels, k, shape_.kv_heads, head_dim, k_, k_norm_);
+  prepare(kernels, v, shape_.kv_heads, head_dim, v_.weight ? v_ : k_, {});
   static thread_local std::vector<float> head;
   head.assign(width, 0.0f);
   const CacheType type = pass.cache.shape().type;

@@ -19,6 +19,7 @@ struct AttentionShape {
   int temperature_length;
   float softcap;     // c tanh(score / c) is taken of scores; 0 for none
   bool value_norms;  // values are normed, without a weight
+  bool gated;        // behind each head of q stands a gate of its output
 };
 
 class SelfAttention : public Operation {
@@ -38,7 +39,7 @@ class SelfAttention : public Operation {
 
   void place_queries(const Kernels &kernels, Pass &pass, const Heads &heads, int row) const;
   void place_keys(const Kernels &kernels, Pass &pass, const Heads &heads, int row) const;
-  void prepare(const Kernels &kernels, float *rows, int count, const Linear &linear,
+  void prepare(const Kernels &kernels, float *rows, int count, int step, const Linear &linear,
                const std::vector<float> &norm) const;
   void turn(const Kernels &kernels, const Pass &pass, int at, const float *from, const std::vector<float> &norm,
             float *to) const;

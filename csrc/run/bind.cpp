@@ -118,6 +118,7 @@ void bind_run(nb::module_ &m) {
   bind_mapping(m);
   bind_matrix(m);
   bind_model(m);
+  bind_stored(m);
 }
 
 }  // namespace bitsmith

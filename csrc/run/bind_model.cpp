@@ -17,10 +17,12 @@
 
 #include "attention.h"
 #include "bind.h"
+#include "delta.h"
 #include "experts.h"
 #include "layer_embedding.h"
 #include "mlp.h"
 #include "model.h"
+#include "shared.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -124,8 +126,11 @@ void bind_cache(nb::module_ &m) {
       .def(
           "__init__",
           [](Cache *self, const std::vector<std::pair<int, int>> &heads, int batch, int capacity,
-             const std::string &type, const std::vector<std::pair<Floats, Floats>> &rotations) {
-            CacheShape shape{{}, batch, capacity, cache_type(type)};
+             const std::string &type, const std::vector<std::pair<Floats, Floats>> &rotations,
+             const std::vector<size_t> &states) {
+            CacheShape shape{{}, states, batch, capacity, cache_type(type)};
+            if (!states.empty() && states.size() != heads.size())
+              throw std::invalid_argument("states need one number a layer.");
             for (const auto &[kv_heads, head_dim] : heads) {
               if (kv_heads < 0 || head_dim < 1) throw std::invalid_argument("a layer needs heads.");
               shape.layers.push_back({kv_heads, head_dim});
@@ -133,7 +138,7 @@ void bind_cache(nb::module_ &m) {
             if (batch < 1 || capacity < 0) throw std::invalid_argument("a cache needs at least one slot.");
             new (self) Cache(std::move(shape), rotations_of(rotations, capacity));
           },
-          "heads"_a, "batch"_a, "capacity"_a, "type"_a, "rotations"_a)
+          "heads"_a, "batch"_a, "capacity"_a, "type"_a, "rotations"_a, "states"_a = std::vector<size_t>{})
       .def(
           "set_longer",
           [](Cache &self, int number, int context, const Floats &cosines, const Floats &sines) {
@@ -147,7 +152,7 @@ void bind_cache(nb::module_ &m) {
           "copy",
           [](Cache &self, Cache &other, const Numbers &lengths) {
             const CacheShape &a = self.shape(), &b = other.shape();
-            if (!(a.layers == b.layers) || a.batch != b.batch || a.type != b.type ||
+            if (!(a.layers == b.layers) || a.states != b.states || a.batch != b.batch || a.type != b.type ||
                 lengths.shape(0) != static_cast<size_t>(a.batch))
               throw std::invalid_argument("the caches do not match.");
             const int most = std::min(a.capacity, b.capacity);
@@ -157,7 +162,7 @@ void bind_cache(nb::module_ &m) {
             self.copy(other, lengths.data());
           },
           "other"_a, "lengths"_a)
-      .def_prop_ro("nbytes", [](const Cache &self) { return 2 * self.bytes(); });
+      .def_prop_ro("nbytes", [](const Cache &self) { return 2 * self.bytes() + self.state_bytes(); });
 }
 
 Activation activation_named(const std::string &name) {
@@ -176,17 +181,33 @@ void bind_operations(nb::module_ &m) {
              std::optional<Floats> k_norm, std::optional<Floats> sinks, int layer, int heads, int kv_heads,
              int head_dim, float norm_eps, int window, int rotation, bool interleaved, bool whole_norms,
              bool late_norms, float query_scale, float temperature, int temperature_length, float softcap,
-             bool value_norms) {
+             bool value_norms, bool gated) {
             if (linears.size() != 4) throw std::invalid_argument("attention has q, k, v and output.");
             const auto at = [&](int i) { return linears[i].value_or(Linear{}); };
             new (self)
                 SelfAttention({layer, heads, kv_heads, head_dim, norm_eps, window, rotation, interleaved, whole_norms,
-                               late_norms, query_scale, temperature, temperature_length, softcap, value_norms},
+                               late_norms, query_scale, temperature, temperature_length, softcap, value_norms, gated},
                               at(0), at(1), at(2), at(3), given(q_norm), given(k_norm), given(sinks));
           },
           "linears"_a, "q_norm"_a.none(), "k_norm"_a.none(), "sinks"_a.none(), nb::kw_only(), "layer"_a, "heads"_a,
           "kv_heads"_a, "head_dim"_a, "norm_eps"_a, "window"_a, "rotation"_a, "interleaved"_a, "whole_norms"_a,
-          "late_norms"_a, "query_scale"_a, "temperature"_a, "temperature_length"_a, "softcap"_a, "value_norms"_a);
+          "late_norms"_a, "query_scale"_a, "temperature"_a, "temperature_length"_a, "softcap"_a, "value_norms"_a,
+          "gated"_a);
+  nb::class_<DeltaNet, Operation>(m, "DeltaNet")
+      .def(
+          "__init__",
+          [](DeltaNet *self, const Linear &mixed, const Linear &z, std::vector<Linear> gates, const Linear &output,
+             const Floats &taps, const Floats &factors, const Floats &shifts, const Floats &norm, int layer,
+             int key_heads, int value_heads, int key_dim, int value_dim, bool tiled, float norm_eps) {
+            if (taps.ndim() != 2) throw std::invalid_argument("taps need two dimensions.");
+            const DeltaShape shape{layer,   key_heads,         value_heads,
+                                   key_dim, value_dim,         static_cast<int>(taps.shape(1)),
+                                   tiled,   gates.size() == 1, norm_eps};
+            new (self) DeltaNet(shape, mixed, z, std::move(gates), output, copied(taps), copied(factors),
+                                copied(shifts), copied(norm));
+          },
+          "mixed"_a, "z"_a, "gates"_a, "output"_a, "taps"_a, "factors"_a, "shifts"_a, "norm"_a, nb::kw_only(),
+          "layer"_a, "key_heads"_a, "value_heads"_a, "key_dim"_a, "value_dim"_a, "tiled"_a, "norm_eps"_a);
   nb::class_<Mlp, Operation>(m, "Mlp").def(
       "__init__",
       [](Mlp *self, const std::string &activation, const Linear &gate, const Linear &up, const Linear &down) {
@@ -217,6 +238,8 @@ void bind_operations(nb::module_ &m) {
           },
           "activation"_a, "router"_a, "gates"_a, "ups"_a, "downs"_a, "residency"_a.none(), nb::kw_only(), "used"_a,
           "chosen"_a, "normalize"_a);
+  nb::class_<SharedExpert, Operation>(m, "SharedExpert")
+      .def(nb::init<std::shared_ptr<Experts>, std::shared_ptr<Mlp>, Linear>(), "experts"_a, "shared"_a, "gate"_a);
 }
 
 void bind_models(nb::module_ &m) {

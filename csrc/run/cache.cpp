@@ -11,11 +11,18 @@ Cache::Cache(CacheShape shape, std::vector<Rotation> rotations)
     const size_t heads = static_cast<size_t>(shape_.batch) * shape_.layers[layer].kv_heads;
     begins_.push_back(begins_.back() + heads * shape_.capacity * row_bytes(static_cast<int>(layer)));
   }
+  size_t numbers = 0;
+  for (const size_t each : shape_.states) {
+    state_begins_.push_back(numbers);
+    numbers += each * shape_.batch;
+  }
+  states_.resize(numbers);
   keys_ = Buffer(bytes());
   values_ = Buffer(bytes());
 }
 
 void Cache::copy(Cache &other, const int64_t *lengths) {
+  states_ = other.states_;
   for (int layer = 0; layer < static_cast<int>(shape_.layers.size()); ++layer)
     for (int slot = 0; slot < shape_.batch; ++slot)
       for (int h = 0; h < shape_.layers[layer].kv_heads; ++h) {

@@ -1,4 +1,4 @@
-// Keys and values of all layers, and the rotations of their positions.
+// Keys and values of all layers, what recurrent layers keep, and the rotations of positions.
 #pragma once
 
 #include <utility>
@@ -9,7 +9,7 @@
 
 namespace bitsmith {
 
-// What a layer keeps of each position; no heads if it uses those of another layer.
+// What a layer keeps of each position; no heads in a recurrent one, or if it uses those of another layer.
 struct KeptHeads {
   int kv_heads, head_dim;
   int width() const { return (head_dim + 31) / 32 * 32; }
@@ -32,6 +32,7 @@ struct Rotation {
 // owner knows.
 struct CacheShape {
   std::vector<KeptHeads> layers;
+  std::vector<size_t> states;  // numbers that each layer keeps of a sequence, whatever its length
   int batch, capacity;
   CacheType type;
 };
@@ -56,6 +57,9 @@ class Cache {
   uint8_t *keys() { return keys_.data(); }
   uint8_t *values() { return values_.data(); }
   size_t bytes() const { return begins_.back(); }
+  // What a layer keeps of the sequence in a slot.
+  float *state(int layer, int slot) { return states_.data() + state_begins_[layer] + slot * shape_.states[layer]; }
+  size_t state_bytes() const { return states_.size() * sizeof(float); }
 
   // The first lengths[slot] positions of each slot of another cache of the same shape but for its capacity.
   void copy(Cache &other, const int64_t *lengths);
@@ -64,6 +68,8 @@ class Cache {
   CacheShape shape_;
   std::vector<Rotation> rotations_;
   std::vector<size_t> begins_;  // of each layer, and the end
+  std::vector<size_t> state_begins_;
+  std::vector<float> states_;
   Buffer keys_, values_;
 };
 

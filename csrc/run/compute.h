@@ -63,7 +63,7 @@ inline void scale(float *x, float factor, size_t n) {
 }
 
 // Memory that all operations of a model use one after the other, by what lies in it.
-enum class Scratch { hidden, normed, added, q, k, v, turned, mix, gate, up, scores, gathered, layers };
+enum class Scratch { hidden, normed, added, q, k, v, turned, mix, gate, up, scores, gathered, layers, beside };
 
 class Compute {
  public:
@@ -128,7 +128,7 @@ class Compute {
   Times times_;
   RoundedBuffer rounded_;
   std::vector<Piece> pieces_;
-  std::array<std::vector<float>, static_cast<int>(Scratch::layers) + 1> scratch_;
+  std::array<std::vector<float>, static_cast<int>(Scratch::beside) + 1> scratch_;
 };
 
 }  // namespace bitsmith

@@ -9,20 +9,21 @@ const Kernels kKernels = {repack,
                           panels_row,
                           panels_rows,
                           panels_exact,
+                          panels_back,
                           floats_row,
                           floats_rows,
 #if defined(__AVX512BF16__)
                           floats_rows_rounded,
                           to_bfloat,
 #else
-                          nullptr,        nullptr,
+                          nullptr,       nullptr,
 #endif
 #if defined(__AMX_BF16__)
                           to_tiles,
                           panels_tiles,
                           floats_tiles,
 #else
-                          nullptr,        nullptr,       nullptr,
+                          nullptr,       nullptr,       nullptr,
 #endif
                           panels_decode,
                           floats_decode,
@@ -32,6 +33,9 @@ const Kernels kKernels = {repack,
                           clamped_swiglu,
                           keep,
                           attend,
+                          recur,
+                          convolve,
+                          gate_by,
                           read};
 
 }  // namespace bitsmith::BITSMITH_ISA

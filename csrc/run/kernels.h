@@ -76,6 +76,19 @@ struct Attention {
   size_t out_stride;
 };
 
+// Some tokens of one head of a gated delta net, see delta.h.
+struct Recurrence {
+  const float *q, *k;  // [count, key_stride]: [key_dim]
+  const float *v;      // [count, value_stride]: [value_dim]
+  size_t key_stride, value_stride;
+  const float *kept, *rate;  // [count, gate_stride]: what a token keeps of the state, and how much it corrects
+  size_t gate_stride;
+  int count, key_dim, value_dim;
+  float *state;  // [key_dim, value_dim], changed
+  float *out;    // [count, out_stride]: [value_dim]
+  size_t out_stride;
+};
+
 // How products with a single row read a matrix from memory. Results do not depend on it, but for the order in which the
 // columns of a float matrix are added.
 struct Reading {
@@ -96,6 +109,9 @@ struct Kernels {
                       size_t stride);
   // the same from float32 inputs, weights decoded and nothing rounded
   void (*panels_exact)(const PanelRows &w, int first, int count, const Rows &x, float *y, size_t stride);
+  // y[i * stride + ..] = x times columns col .. col + cols of w, nothing rounded: x has as many columns as w has
+  // `rows`; both of `cols` and `col` whole blocks, and multiples of 32
+  void (*panels_back)(const PanelRows &w, int rows, int col, int cols, const Rows &x, float *y, size_t stride);
   // y[count] = rows first.. of w times x
   void (*floats_row)(const FloatRows &w, int first, int count, const float *x, const Reading &reading, float *y);
   // y[i * stride + row], at most 32 rows of w
@@ -121,6 +137,10 @@ struct Kernels {
   void (*clamped_swiglu)(float *gate, const float *up, int n);
   void (*keep)(const float *x, int width, CacheType type, uint8_t *row);  // a row of keys or values
   void (*attend)(const Attention &task);
+  void (*recur)(const Recurrence &task);
+  // y = silu(sum over taps of inputs[tap] * taps[tap]), of `n` channels; taps: [count, n]
+  void (*convolve)(const float *const *inputs, const float *taps, int count, int n, float *y);
+  void (*gate_by)(const float *gate, float *x, int n);  // x = x * sigmoid(gate)
   // the sum of all words of memory, so that nothing is optimised away
   uint64_t (*read)(const uint8_t *from, size_t bytes, const Reading &reading);
 };

@@ -120,6 +120,13 @@ std::shared_ptr<Matrix> Matrix::view(const std::string &layout, int rows, int co
   return matrix;
 }
 
+std::shared_ptr<Matrix> Matrix::view_panels(const std::string &layout, int rows, int cols, const uint8_t *data) {
+  std::shared_ptr<Matrix> matrix(new Matrix(Unfilled{}, layout, rows, cols));
+  if (!matrix->packed_) throw std::invalid_argument("only packed matrices have panels; " + layout + " is not packed.");
+  matrix->data_ = data;
+  return matrix;
+}
+
 void Matrix::place(int panel, const uint8_t *bytes) {
   const int first = panel * kPanelRows, rows = std::min(kPanelRows, rows_ - first);
   uint8_t *to = own_.data + static_cast<size_t>(first) * row_bytes_;

@@ -34,6 +34,10 @@ class Matrix {
   // Floats that lie elsewhere, [rows, cols] as the file has them; `data` must outlive the matrix.
   static std::shared_ptr<Matrix> view(const std::string &layout, int rows, int cols, const uint8_t *data);
 
+  // Panels as `fill` makes them, that lie elsewhere; `data` must outlive the matrix.
+  static std::shared_ptr<Matrix> view_panels(const std::string &layout, int rows, int cols, const uint8_t *data);
+  size_t panel_bytes() const { return static_cast<size_t>(row_panels()) * kPanelRows * row_bytes_; }
+
   // One that `fetch` reads from a file when it is needed, and `forget` frees again.
   static std::shared_ptr<Matrix> later(const std::string &layout, int rows, int cols, std::shared_ptr<File> file,
                                        int64_t offset);

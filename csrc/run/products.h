@@ -14,6 +14,7 @@ void round_fine(const float *x, int cols, FineBlock *out, FineSums *sums);
 void panels_row(const PanelRows &w, int first, int count, const FineRow &x, const Reading &reading, float *y);
 void panels_rows(const PanelRows &w, int first, int count, const RoundedRows &x, int rows, float *y, size_t stride);
 void panels_exact(const PanelRows &w, int first, int count, const Rows &x, float *y, size_t stride);
+void panels_back(const PanelRows &w, int rows, int col, int cols, const Rows &x, float *y, size_t stride);
 void panels_decode(const PanelRows &w, int row, float *y);
 void floats_row(const FloatRows &w, int first, int count, const float *x, const Reading &reading, float *y);
 void floats_rows(const FloatRows &w, int first, int count, const Rows &x, float *y, size_t stride);
@@ -30,6 +31,9 @@ void geglu(float *gate, const float *up, int n);
 void clamped_swiglu(float *gate, const float *up, int n);
 void keep(const float *x, int width, CacheType type, uint8_t *row);
 void attend(const Attention &task);
+void recur(const Recurrence &task);
+void convolve(const float *const *inputs, const float *taps, int count, int n, float *y);
+void gate_by(const float *gate, float *x, int n);
 uint64_t read(const uint8_t *from, size_t bytes, const Reading &reading);
 
 // y += X strip: for all rows of x and 32 columns in two strips of 16,

@@ -43,7 +43,7 @@ def test_coverage_in_numbers() -> None:
     assert Coverage({0: np.array([8, 40])}, 100).tokens_needed == 400
     note = seen.note()
     assert "0 to 700, median 40; 2 of 4 experts saw fewer than 32" in note
-    assert "expert 0 of block 0 0, expert 0 of block 1 31" in note
+    assert "expert 0 of block 0: 0, expert 0 of block 1: 31" in note
     assert note.endswith("they got the nearest codes")
     assert len(manifest_text(seen)) == len(manifest_text(None))
     assert json.loads(manifest_text(seen)) == seen.summary

@@ -18,7 +18,7 @@ from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.recipe.coverage import STARVED
 from bitsmith.runtime.decoder import Decoder
 from bitsmith.runtime.torch.model import load_torch_model
-from tests.families import folder_of
+from tests.families import folder_of, wrapper_of
 
 pytest.importorskip("transformers")
 FEW = {"calibration": "default", "calibration_tokens": 2048, "calibration_context": 64, "device": "cpu"}
@@ -39,7 +39,7 @@ def kld(path: Path, original: Path) -> float:
 
 
 GGUF = ["gemma2", "gemma4", "gemma4-large", "gemma4_moe", "olmo2", "phi-mini", "glm4", "seed_oss", "qwen3_moe"]
-GGUF += ["mixtral", "gpt_oss"]
+GGUF += ["mixtral", "gpt_oss", "qwen3_5", "qwen3_next"]
 
 
 @pytest.mark.parametrize("name", GGUF)
@@ -54,7 +54,7 @@ def test_gguf_files(name: str, tmp_path: Path) -> None:
     assert 0 < kld(learned.out, folder) < limit
 
 
-@pytest.mark.parametrize("name", ["gemma3", "gemma4", "gemma4_moe", "phi-mini", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["gemma3", "gemma4", "gemma4_moe", "phi-mini", "qwen3_moe", "qwen3_5", "qwen3_next"])
 def test_folders(name: str, tmp_path: Path) -> None:
     """The same for folders, whose norms lack their 1, whose matrices are fused, or whose experts lie apart."""
     folder, _ = folder_of(name, tmp_path / name)
@@ -149,3 +149,16 @@ def test_a_stack_of_floats_takes_the_factors_of_its_experts(tmp_path: Path) -> N
     source = open_checkpoint(made.out).source
     assert source.tensors["blk.0.ffn_up_exps.weight"].layout == "f16"
     assert 0 < kld(made.out, folder) < 0.05
+
+
+def test_experts_in_transposed_stacks(tmp_path: Path) -> None:
+    """Qwen3-VL-MoE as it is published, calibrated into a file, and into a folder with experts one by one."""
+    folder, _ = wrapper_of("qwen3_vl_moe", tmp_path / "m")
+    few = FEW | {"calibration_tokens": 1024}
+    made = bitsmith.quantize(folder, to="q8_0", method="awq+gptq", out=tmp_path / "a.gguf", **few)
+    assert made.coverage is not None
+    assert made.coverage.summary["experts"] == 16
+    assert 0 < kld(made.out, folder) < 0.05
+    apart = bitsmith.quantize(folder, to="gptq/int8", method="gptq", out=tmp_path / "made", **few).out
+    assert "model.language_model.layers.0.mlp.experts.3.up_proj.weight" in open_checkpoint(apart).source.tensors
+    assert 0 < kld(apart, folder) < 0.05

@@ -27,7 +27,7 @@ def frozen(name: str, folder: Path, work: Path) -> dict[str, Any]:
 
     made = conversion.get_model_class(get_model_architecture(ModelBase.load_hparams(folder, False), ModelType.TEXT))
     # the tokenizer is the reference model's, whatever the family's class expects
-    members = {"model_arch": made.model_arch, "set_vocab": lambda self: self._set_vocab_gpt2()}
+    members = {"model_arch": made.model_arch, "set_vocab": lambda self: self._set_vocab_gpt2(), "no_mtp": True}
     with torch.inference_mode():
         model = type(made.__name__, (made,), members)(folder, gguf.LlamaFileType.ALL_F32, work / f"{name}.gguf")
         if hasattr(model, "impl"):

@@ -85,6 +85,26 @@ class ContextParams(ctypes.Structure):
     )
 
 
+class ImageParams(ctypes.Structure):
+    _fields_ = (
+        ("use_gpu", _bool),
+        ("device", _ptr),
+        ("print_timings", _bool),
+        ("n_threads", _i32),
+        ("image_marker", _ptr),
+        ("media_marker", ctypes.c_char_p),
+        ("flash_attn_type", _i32),
+        ("warmup", _bool),
+        ("image_min_tokens", _i32),
+        ("image_max_tokens", _i32),
+        ("cb_eval", _ptr),
+        ("cb_eval_user_data", _ptr),
+        ("batch_max_tokens", _i32),
+        ("progress_callback", _ptr),
+        ("progress_callback_user_data", _ptr),
+    )
+
+
 class Batch(ctypes.Structure):
     _fields_ = (
         ("n_tokens", _i32),
@@ -221,6 +241,24 @@ class Llama:
         if context:
             self.library.llama_free(context)
         return bool(context)
+
+    def takes_images(self, mmproj: Path) -> bool:
+        """Whether llama.cpp loads a file of the parts for images beside this model."""
+        library = self.library
+        library.mtmd_context_params_default.restype = ImageParams
+        library.mtmd_init_from_file.restype = library.mtmd_free.restype = _ptr
+        library.mtmd_init_from_file.argtypes = (ctypes.c_char_p, _ptr, ImageParams)
+        library.mtmd_support_vision.restype, library.mtmd_support_vision.argtypes = _bool, (_ptr,)
+        library.mtmd_free.argtypes = (_ptr,)
+        params = library.mtmd_context_params_default()
+        assert (params.media_marker, params.batch_max_tokens) == (b"<__media__>", 1024), "another layout of mtmd.h"
+        params.use_gpu, params.warmup, params.n_threads = False, False, 1
+        context = library.mtmd_init_from_file(str(mmproj).encode(), self.model, params)
+        if not context:
+            return False
+        found = bool(library.mtmd_support_vision(context))
+        library.mtmd_free(context)
+        return found
 
     def close(self) -> None:
         """Frees the model."""

@@ -1,6 +1,6 @@
 """A toy family: a row over the operations that exist. Norms behind them, gelu, and a divisor of logits."""
 
-from bitsmith.models.arch.families import AFTER, Decoder, Family
+from bitsmith.models.arch.family import AFTER, Decoder, Family
 
 ROW = Family(
     "toy",

@@ -16,7 +16,10 @@ from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.groups import LinearGroup
 
 NORM_READERS: dict[str, tuple[str, ...]] = {
-    "attn_norm": ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_gate"),
+    "attn_norm": (
+        *("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_gate"),
+        *("ssm_in", "ssm_ba", "ssm_beta", "ssm_alpha"),
+    ),
     "ffn_norm": (
         *("ffn_gate", "ffn_up", "ffn_gate_up", "ffn_gate_inp", "ffn_gate_inp_shexp"),
         *("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps", "ffn_gate_shexp", "ffn_up_shexp"),

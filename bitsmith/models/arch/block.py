@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.operations.attention import Attention
 from bitsmith.models.arch.operations.base import BlockTensor, LinearGroup, Operation
+from bitsmith.models.arch.operations.delta import GatedDeltaNet
 from bitsmith.models.arch.operations.experts import MixtureOfExperts
 from bitsmith.models.arch.operations.experts_beside import ExpertsBesideMlp
 from bitsmith.models.arch.operations.layer_embedding import LayerEmbedding
 from bitsmith.models.arch.operations.mlp import GatedMlp
 
-ATTENTION, MLP, EXPERTS, LAYER_EMBEDDING = Attention(), GatedMlp(), MixtureOfExperts(), LayerEmbedding()
+ATTENTION, DELTA, MLP, EXPERTS = Attention(), GatedDeltaNet(), GatedMlp(), MixtureOfExperts()
+LAYER_EMBEDDING = LayerEmbedding()
 SCALE = "layer_output_scale"  # of what a layer gives, in some families
 
 
@@ -34,7 +36,7 @@ class Part:
 def parts_of(config: ModelConfig, layer: int) -> tuple[Part, ...]:
     """The parts of a block, in the order of computation."""
     norms, spec = config.family.norms, config.specs[layer]
-    parts = [Part(ATTENTION, norms.before_attention, norms.after_attention)]
+    parts = [Part(DELTA if spec.mixer == "delta" else ATTENTION, norms.before_attention, norms.after_attention)]
     if spec.experts and config.decoder.experts is not None and config.decoder.experts.beside:
         parts.append(Part(ExpertsBesideMlp(norms.before_mlp), "", norms.after_mlp))
     else:
@@ -99,7 +101,7 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (config.vocab, config.hidden)}
     for layer in range(config.layers):
         for tensor in block_tensors(config, layer):
-            shapes[f"blk.{layer}.{tensor.name}.{tensor.ending}"] = tensor.shape
+            shapes[f"blk.{layer}.{tensor.stored}"] = tensor.shape
             if tensor.bias:
                 shapes[f"blk.{layer}.{tensor.name}.bias"] = tensor.shape[:-1]
     if config.layer_width:

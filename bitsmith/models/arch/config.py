@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
-from bitsmith.models.arch.families import FAMILIES, Decoder, Family
+from bitsmith.models.arch.families import FAMILIES
+from bitsmith.models.arch.family import Decoder, Family
 
 MAX_LAYERS = 4096  # no model has more; a file that says so is damaged
 MAX_EXPERTS = 4096
@@ -60,6 +61,7 @@ class Experts:
 
     count, used: number of experts, and number that each token passes
     width: width of one expert
+    shared: width of the expert that every token passes, with a gate of its own; 0 if there is none
     normalize: whether the weights of the chosen experts are divided by their sum
     layers: layers with experts, if not all have them; others have a dense MLP
     """
@@ -69,6 +71,50 @@ class Experts:
     width: int
     normalize: bool = True
     layers: tuple[int, ...] | None = None
+    shared: int = 0
+
+
+@dataclass(frozen=True)
+class DeltaNet:
+    """Gated delta nets (Yang et al. 2024, arXiv:2412.06464), in place of attention in some layers.
+
+    key_heads, value_heads: number of heads; value heads share a key head
+    key_dim, value_dim: width of a head of q and k, and of one of v
+    taps: length of the convolution of q, k and v
+    layers: the layers that have one
+    tiled: True if value head i belongs to key head i % key_heads, False if to i // (value_heads / key_heads). It
+        depends on the file that holds the weights, see `ModelConfig.laid_out`
+    fused: whether q, k, v and z are one matrix, the rows of a key head together
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    taps: int
+    layers: tuple[int, ...]
+    tiled: bool = False
+    fused: bool = False
+
+    @property
+    def keys(self) -> int:
+        """Width of all heads of k."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def values(self) -> int:
+        """Width of all heads of v."""
+        return self.value_heads * self.value_dim
+
+    @property
+    def mixed(self) -> int:
+        """Width of q, k and v together, which pass the convolution."""
+        return 2 * self.keys + self.values
+
+    @property
+    def state(self) -> int:
+        """Numbers that a layer keeps of a sequence: a matrix a head, and the last inputs of the convolution."""
+        return self.value_heads * self.key_dim * self.value_dim + (self.taps - 1) * self.mixed
 
 
 @dataclass(frozen=True)
@@ -82,6 +128,7 @@ class LayerSpec:
     experts: whether it has a mixture of experts
     keys_of: the earlier layer whose keys and values it uses; None for its own
     keys_as_values: whether its values are its keys before norm and rotation
+    mixer: what mixes tokens: "attention", or "delta" for a gated delta net
     """
 
     head_dim: int
@@ -92,6 +139,7 @@ class LayerSpec:
     experts: bool = False
     keys_of: int | None = None
     keys_as_values: bool = False
+    mixer: Literal["attention", "delta"] = "attention"
 
 
 @dataclass(frozen=True)
@@ -114,6 +162,7 @@ class ModelConfig:
     logit_divisor: logits are divided by it
     sections: numbers of rotated pairs that follow time, height and width of an image; in texts all three are alike
     deepstack: number of layers that take further features of an image
+    drafts: number of further layers in a GGUF file that draft tokens, and are not run
     temperature: queries at position p are multiplied by 1 + temperature ln(1 + floor(p / temperature_length)); 0: none
     full_head_dim, full_kv_heads: `head_dim` and `kv_heads` of layers without a window; 0 if they are no others
     keys_as_values: whether layers without a window take their keys for values, see `LayerSpec`
@@ -153,8 +202,10 @@ class ModelConfig:
     temperature: float = 0.0
     temperature_length: int = 0
     experts: Experts | None = None
+    delta: DeltaNet | None = None
     sections: tuple[int, ...] = ()
     deepstack: int = 0
+    drafts: int = 0
     full_head_dim: int = 0
     full_kv_heads: int = 0
     keys_as_values: bool = False
@@ -204,12 +255,31 @@ class ModelConfig:
             experts=self.experts is not None and (self.experts.layers is None or layer in self.experts.layers),
             keys_of=self._producer(slides) if shares else None,
             keys_as_values=self.keys_as_values and not slides,
+            mixer="delta" if self.delta is not None and layer in self.delta.layers else "attention",
         )
 
     def _producer(self, slides: bool) -> int:
         """The last layer of a kind that has keys and values of its own."""
         own = range(self.layers - self.shared_layers)
         return next(layer for layer in reversed(own) if self._slides(layer) == slides)
+
+    def laid_out(self, naming: Literal["hf", "gguf"]) -> ModelConfig:
+        """The configuration of the same model with its weights in the order of Hugging Face's or GGUF's files.
+
+        The orders differ in gated delta nets only.
+        """
+        if self.delta is None:
+            return self
+        ours = naming == "gguf"
+        delta = replace(
+            self.delta, tiled=ours and self.family.delta == "apart", fused=not ours and self.family.delta == "fused"
+        )
+        return replace(self, delta=delta)
+
+    def norm_offset(self, name: str) -> float:
+        """What Hugging Face's files leave out of a tensor by GGUF's name, see `Decoder.norm_offset`."""
+        offset = self.decoder.norm_offset and name.endswith("norm.weight") and not name.endswith("ssm_norm.weight")
+        return 1.0 if offset else 0.0
 
     def has_bias(self, linear: str, layer: int) -> bool:
         """Whether a linear of a block has a bias; linear: GGUF's name without "blk.N." ("attn_q")."""

@@ -6,218 +6,20 @@ Plans know every family. Families with a `Decoder` can be converted, calibrated 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
 
-_QKV = ("attn_q", "attn_k", "attn_v")
-_DENSE = (*_QKV, "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-
-
-@dataclass(frozen=True)
-class Norms:
-    """The norms of a layer: GGUF's name of each, and Hugging Face's; "" where there is none.
-
-    They stand before and after the attention, and before and after the MLP.
-    """
-
-    before_attention: str = "attn_norm"
-    after_attention: str = ""
-    before_mlp: str = "ffn_norm"
-    after_mlp: str = ""
-    hf: tuple[str, str, str, str] = ("input_layernorm", "", "post_attention_layernorm", "")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """GGUF's names of those that exist, in the order of computation."""
-        return tuple(name for name in self.places if name)
-
-    @property
-    def hf_names(self) -> dict[str, str]:
-        """Hugging Face's name within a layer -> GGUF's."""
-        return {theirs: ours for theirs, ours in zip(self.hf, self.places, strict=True) if ours}
-
-    @property
-    def places(self) -> tuple[str, str, str, str]:
-        """GGUF's names in the order of the fields, "" where there is no norm."""
-        return self.before_attention, self.after_attention, self.before_mlp, self.after_mlp
-
-
-BEFORE = Norms()
-ONE = Norms(before_mlp="")  # attention and MLP run in parallel
-AFTER = Norms(
-    *("", "post_attention_norm", "", "post_ffw_norm"),
-    hf=("", "post_attention_layernorm", "", "post_feedforward_layernorm"),
-)
-BOTH = Norms(
-    *("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"),
-    hf=("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
-)
-_GLM4_NORMS = replace(
+from bitsmith.models.arch.family import (
+    AFTER,
     BOTH,
-    hf=("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
+    DENSE,
+    GLM4_NORMS,
+    ONE,
+    QKV,
+    SEED_NORMS,
+    Decoder,
+    ExpertRow,
+    Family,
 )
-_SEED_NORMS = replace(BEFORE, before_mlp="post_attention_norm")  # llama.cpp's name of the norm before the MLP
-
-
-@dataclass(frozen=True)
-class ExpertRow:
-    """How a family's config.json describes its experts.
-
-    count: names that the field may have
-    used, width: names of the fields
-    normalize: whether the weights of the chosen experts are divided by their sum; None if norm_topk_prob says it
-    gguf_normalize: the same in llama.cpp's code, which reads no key for it
-    interleaved: True if Hugging Face stores one stack of gate and up, row by row in turn, as gpt-oss does
-    switch: the field that says whether a model has experts; "" if all models of the family have them
-    beside: True if the experts stand beside the MLP, with norms of their own
-    fused: True if there is one stack of gate and up, the gate's rows first
-    scaled: True if the router norms its input and multiplies it by a vector, and each expert's output has a multiplier
-    """
-
-    count: tuple[str, ...] = ("num_experts", "num_local_experts")
-    used: str = "num_experts_per_tok"
-    width: str = "moe_intermediate_size"
-    normalize: bool | None = None
-    gguf_normalize: bool = True
-    interleaved: bool = False
-    switch: str = ""
-    beside: bool = False
-    fused: bool = False
-    scaled: bool = False
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """What converting and running a family needs beside the rest of its row.
-
-    hf_classes: class names in config.json's "architectures"; those after the first are wrappers and old names
-    permuted: True if GGUF orders the rows of q and k so that rotary pairs are neighbours (interleaved rope)
-    interleaved: True if Hugging Face has them as neighbours already
-    gguf_biases: linears for which llama.cpp's loader of this family reads a bias
-    optional_biases: whether the fields attention_bias and mlp_bias decide about biases: "" (neither), "attention",
-        "all"; "use_bias" if this one field decides about all
-    attention_bias: value of attention_bias if config.json does not say
-    output_bias: the field that decides about the output projection's bias
-    context, kv_heads, head_dim, window: transformers' defaults for fields that are missing in config.json. None if the
-        default is computed (kv_heads = heads, head_dim = hidden / heads) or if there is none (window)
-    theta, eps: defaults of rope_theta and rms_norm_eps
-    partial: default of partial_rotary_factor
-    local_rope: rotation of layers with a window, where it differs: "theta" (rope_local_base_freq), "unscaled"
-    rope_fields: further fields of the rotation that this family reads: "partial_rotary_factor", "alpha",
-        "llama_4_scaling_beta"
-    rotates: which layers rotate: "all"; "no_rope_layers" (the field of this name, else all but every fourth);
-        "windowed" (those with a window, if there is one)
-    every: one layer of so many sees everything, if config.json gives no layer_types
-    activation: "silu" or "gelu_tanh", of the gate
-    norm_offset: True if Hugging Face stores norms without the 1 that is added to them
-    norm_after_rotation: True if q and k are normed after their rotation
-    embedding_root: True if embeddings are multiplied by the root of their width
-    numbers: fields of config.json that give an attribute of `ModelConfig`: its name, and the default
-    query_scalar: default of query_pre_attn_scalar, whose inverse root multiplies scores; 0 if it is not read
-    score_scale: multiplier of scores in every model of the family; 0 for 1 / sqrt(head_dim)
-    value_norm: True if values are normed, without a weight
-    layer_scale: True if each layer's output is multiplied by a number
-    layer_facts: True if head sizes, shared caches and embeddings of layers are read, see `hf_layers`
-    experts: None for dense models
-    router: how scores become weights: "softmax" over all experts, or over those that are "chosen"
-    names: Hugging Face's name within a layer -> GGUF's, where they differ from those of Llama
-    bare: names of Hugging Face's tensors within a layer that end without ".weight" -> GGUF's with their endings
-    fields: further fields of config.json that this family reads
-    gguf_keys: further keys that llama.cpp reads for this family, without "{arch}."
-    wrapped: True if transformers has the family only inside of a model for images, so that no folder can be made of it
-    ignores_window: True if llama.cpp has no sliding window for this family
-    implied_window: True if GGUF files name the layers with a window only where one of `every` is not the rule
-    fixed_scale: True if llama.cpp computes the scale of scores itself, and reads no key for it
-    tokenizer: GGUF's name of the family's tokenizer, if that is BPE with byte fallback
-    """
-
-    hf_classes: tuple[str, ...]
-    permuted: bool = False
-    interleaved: bool = False
-    gguf_biases: tuple[str, ...] = _QKV
-    optional_biases: Literal["", "attention", "all", "use_bias"] = ""
-    attention_bias: bool = False
-    output_bias: str = "attention_bias"
-    context: int = 2048
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    window: int | None = None
-    theta: float = 10000.0
-    eps: float = 1e-6
-    partial: float = 1.0
-    local_rope: Literal["", "theta", "unscaled"] = ""
-    rope_fields: tuple[str, ...] = ()
-    rotates: Literal["all", "no_rope_layers", "windowed"] = "all"
-    every: int = 0
-    activation: str = "silu"
-    norm_offset: bool = False
-    norm_after_rotation: bool = False
-    embedding_root: bool = False
-    numbers: Mapping[str, tuple[str, float]] = field(default_factory=dict)
-    query_scalar: int = 0
-    score_scale: float = 0.0
-    value_norm: bool = False
-    layer_scale: bool = False
-    layer_facts: bool = False
-    experts: ExpertRow | None = None
-    router: Literal["softmax", "chosen"] = "softmax"
-    names: Mapping[str, str] = field(default_factory=dict)
-    bare: Mapping[str, str] = field(default_factory=dict)
-    fields: tuple[str, ...] = ()
-    gguf_keys: tuple[str, ...] = ()
-    wrapped: bool = False
-    ignores_window: bool = True
-    implied_window: bool = False
-    fixed_scale: bool = False
-    tokenizer: Literal["llama", "gemma4"] = "llama"
-
-
-@dataclass(frozen=True)
-class Family:
-    """What the config.json of a family does not say.
-
-    gguf: GGUF's general.architecture
-    norms: the norms of a layer; `ONE` if attention and MLP run in parallel
-    norm_bias: True if norms have a bias (LayerNorm)
-    gated: True if the MLP has a gate beside its up projection
-    fused_qkv, fused_gate: True if these matrices are stored as one
-    qkv_bias, output_bias, mlp_bias: whether these linears have a bias; None if attention_bias or mlp_bias decides
-    qk_norm: norms of q and k, over each head or over the whole width
-    tied: default of tie_word_embeddings
-    window: which layers have a window, if config.json gives a window and no layer_types
-    positions: rows of a learned position embedding beyond the context; None if there is no such embedding
-    embedding_norm: True if there is a norm after the embedding
-    sinks: True if each head has a learned attention sink
-    expert_bias: True if experts and their router have biases
-    score_bias: True if a bias is added to the scores that choose experts
-    widening: width of the MLP divided by the hidden size, if config.json does not say
-    context: default context, in tokens
-    defaults: transformers' defaults of further fields
-    decoder: None if bitsmith cannot convert and run the family
-    """
-
-    gguf: str
-    norms: Norms = BEFORE
-    norm_bias: bool = False
-    gated: bool = True
-    fused_qkv: bool = False
-    fused_gate: bool = False
-    qkv_bias: bool | None = None
-    output_bias: bool | None = None
-    mlp_bias: bool | None = None
-    qk_norm: Literal["", "head", "whole"] = ""
-    tied: bool = False
-    window: Literal["never", "all", "alternating", "pattern", "by_field"] = "never"
-    positions: int | None = None
-    embedding_norm: bool = False
-    sinks: bool = False
-    expert_bias: bool = False
-    score_bias: bool = False
-    widening: int = 4
-    context: int = 0
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    decoder: Decoder | None = None
-
 
 _LAYER_NORM = Family(
     "", norm_bias=True, gated=False, qkv_bias=True, output_bias=True, mlp_bias=True, tied=True
@@ -225,8 +27,8 @@ _LAYER_NORM = Family(
 _GEMMA3_DEFAULTS = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208}
 _GEMMA3_DEFAULTS |= {"max_position_embeddings": 131072}
 
-_LLAMA = Decoder(("LlamaForCausalLM", "LLaMAForCausalLM"), permuted=True, gguf_biases=_DENSE, optional_biases="all")
-_MISTRAL = Decoder(("MistralForCausalLM",), permuted=True, gguf_biases=_DENSE, context=131072, kv_heads=8, window=4096)
+_LLAMA = Decoder(("LlamaForCausalLM", "LLaMAForCausalLM"), permuted=True, gguf_biases=DENSE, optional_biases="all")
+_MISTRAL = Decoder(("MistralForCausalLM",), permuted=True, gguf_biases=DENSE, context=131072, kv_heads=8, window=4096)
 _QWEN2 = Decoder(("Qwen2ForCausalLM",), context=32768, kv_heads=32, window=4096)
 _QWEN3 = Decoder(
     ("Qwen3ForCausalLM",), context=32768, kv_heads=32, head_dim=128, window=4096, optional_biases="attention"
@@ -255,7 +57,7 @@ _OLMO3 = replace(
 _GRANITE = Decoder(
     ("GraniteForCausalLM",),
     permuted=True,
-    gguf_biases=_DENSE,
+    gguf_biases=DENSE,
     optional_biases="all",
     numbers={
         "embedding_multiplier": ("embedding_scale", 1.0),
@@ -418,7 +220,7 @@ _BETAS = ("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow")
 _MINISTRAL3 = Decoder(
     ("Ministral3ForCausalLM", "Mistral3ForConditionalGeneration"),
     permuted=True,
-    gguf_biases=_DENSE,
+    gguf_biases=DENSE,
     context=262144,
     kv_heads=8,
     head_dim=128,
@@ -473,7 +275,7 @@ _OLMOE = Decoder(
 )
 _GPT_OSS = Decoder(
     ("GptOssForCausalLM",),
-    gguf_biases=(*_QKV, "attn_output"),
+    gguf_biases=(*QKV, "attn_output"),
     optional_biases="attention",
     attention_bias=True,
     context=131072,
@@ -503,6 +305,64 @@ _QWEN3_VL = replace(
     gguf_keys=("rope.dimension_sections", "n_deepstack_layers"),
     wrapped=True,
 )
+_DELTA_FIELDS = (
+    *("layer_types", "full_attention_interval", "attn_output_gate", "mamba_ssm_dtype", "linear_conv_kernel_dim"),
+    *("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim"),
+    *("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"),
+)
+_DELTA_KEYS = (
+    *("ssm.conv_kernel", "ssm.state_size", "ssm.group_count", "ssm.time_step_rank", "ssm.inner_size"),
+    *("attention.recurrent_layers", "full_attention_interval", "nextn_predict_layers"),
+)
+_DELTA_NAMES = {
+    "linear_attn.in_proj_qkv": "attn_qkv",
+    "linear_attn.in_proj_z": "attn_gate",
+    "linear_attn.in_proj_b": "ssm_beta",
+    "linear_attn.in_proj_a": "ssm_alpha",
+    "linear_attn.in_proj_qkvz": "ssm_in",  # GGUF's name of old files
+    "linear_attn.in_proj_ba": "ssm_ba",
+    "linear_attn.out_proj": "ssm_out",
+    "linear_attn.norm": "ssm_norm",
+}
+_QWEN35 = Decoder(
+    ("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"),
+    gguf_biases=(),
+    optional_biases="attention",
+    context=32768,
+    kv_heads=4,
+    head_dim=256,
+    partial=0.25,
+    rope_fields=("partial_rotary_factor", "mrope_section", "mrope_interleaved"),
+    norm_offset=True,
+    names=_DELTA_NAMES,
+    fields=(*_DELTA_FIELDS, "mlp_only_layers"),
+    gguf_keys=("rope.dimension_sections", *_DELTA_KEYS),
+    sections=(11, 11, 10),
+)
+_SHARED_NAMES = {
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+}
+_SHARED_KEYS = (*_MOE_KEYS, "expert_feed_forward_length", "expert_shared_feed_forward_length")
+_QWEN35_MOE = replace(
+    _QWEN35,
+    hf_classes=("Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration"),
+    kv_heads=2,
+    experts=ExpertRow(normalize=True, shared="shared_expert_intermediate_size"),
+    names={**_DELTA_NAMES, **_MOE_NAMES, **_SHARED_NAMES},
+    fields=(*_QWEN35.fields, *_ROUTER_TRAINING),
+    gguf_keys=(*_QWEN35.gguf_keys, *_SHARED_KEYS),
+)
+_QWEN3_NEXT = replace(
+    _QWEN35_MOE,
+    hf_classes=("Qwen3NextForCausalLM",),
+    rope_fields=("partial_rotary_factor",),
+    experts=ExpertRow(normalize_default=True, shared="shared_expert_intermediate_size"),
+    fields=(*_QWEN35_MOE.fields, "decoder_sparse_step", "norm_topk_prob"),
+    gguf_keys=(*_DELTA_KEYS, *_SHARED_KEYS),
+)
 
 _QWEN3_VL_MOE = replace(
     _QWEN3_MOE,
@@ -528,6 +388,15 @@ FAMILIES: Mapping[str, Family] = {  # by config.json's model_type
     "qwen3_vl_text": Family("qwen3vl", qk_norm="head", decoder=_QWEN3_VL),
     "qwen3_vl_moe_text": Family("qwen3vlmoe", qk_norm="head", decoder=_QWEN3_VL_MOE),
     "qwen3_moe": Family("qwen3moe", qk_norm="head", window="by_field", decoder=_QWEN3_MOE),
+    "qwen3_next": Family(
+        "qwen3next", norms=SEED_NORMS, qk_norm="head", output_gate=True, delta="fused", decoder=_QWEN3_NEXT
+    ),
+    "qwen3_5_text": Family(
+        "qwen35", norms=SEED_NORMS, qk_norm="head", output_gate=True, delta="apart", decoder=_QWEN35
+    ),
+    "qwen3_5_moe_text": Family(
+        "qwen35moe", norms=SEED_NORMS, qk_norm="head", output_gate=True, delta="apart", decoder=_QWEN35_MOE
+    ),
     "gemma": Family("gemma", tied=True),
     "gemma2": Family("gemma2", norms=BOTH, tied=True, window="alternating", decoder=_GEMMA2),
     "gemma3_text": Family(
@@ -554,11 +423,11 @@ FAMILIES: Mapping[str, Family] = {  # by config.json's model_type
     "olmoe": Family("olmoe", qk_norm="whole", decoder=_OLMOE),
     "smollm3": Family("smollm3", tied=True, decoder=_SMOLLM3),
     "granite": Family("granite", decoder=_GRANITE),
-    "seed_oss": Family("seed_oss", norms=_SEED_NORMS, decoder=_SEED_OSS),
+    "seed_oss": Family("seed_oss", norms=SEED_NORMS, decoder=_SEED_OSS),
     "hunyuan_v1_dense": Family("hunyuan-dense", qk_norm="head", decoder=_HUNYUAN),
     "ernie4_5": Family("ernie4_5", tied=True, decoder=_ERNIE),
     "exaone4": Family("exaone4", norms=AFTER, qk_norm="head", window="pattern", decoder=_EXAONE4),
-    "glm4": Family("glm4", norms=_GLM4_NORMS, fused_gate=True, decoder=_GLM4),
+    "glm4": Family("glm4", norms=GLM4_NORMS, fused_gate=True, decoder=_GLM4),
     "cohere": Family("command-r", norms=ONE, tied=True),
     "falcon": Family("falcon", norms=ONE, norm_bias=True, gated=False, fused_qkv=True, tied=True, context=2048),
     "gpt2": replace(_LAYER_NORM, gguf="gpt2", fused_qkv=True, positions=0),
@@ -570,7 +439,7 @@ FAMILIES: Mapping[str, Family] = {  # by config.json's model_type
     "gpt_oss": Family(
         "gpt-oss",
         decoder=_GPT_OSS,
-        norms=_SEED_NORMS,
+        norms=SEED_NORMS,
         qkv_bias=True,
         output_bias=True,
         window="alternating",

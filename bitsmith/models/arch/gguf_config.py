@@ -15,6 +15,7 @@ from bitsmith.containers.base import Source
 from bitsmith.containers.gguf.metadata_values import GgufArray, Value, ValueType, array, f32, string, u32
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.arch.config import LINEARS, MAX_EXPERTS, MAX_LAYERS, Experts, ModelConfig, Rope
+from bitsmith.models.arch.delta_config import delta_from_gguf, delta_to_gguf
 from bitsmith.models.arch.fields import Fields
 from bitsmith.models.arch.gguf_layers import layer_facts_of_gguf, layer_keys
 from bitsmith.models.arch.llamacpp import (
@@ -56,10 +57,14 @@ def config_to_gguf(config: ModelConfig, *, name: str) -> dict[str, Value]:
         "vocab_size": u32(config.vocab),
         "rope.dimension_count": u32(config.rope.dim),
     }
+    if not config.intermediate:  # all layers have experts
+        del keys["feed_forward_length"]
     if config.sections:
         keys["rope.dimension_sections"] = array(list(config.sections), ValueType.INT32)
+    if "n_deepstack_layers" in spec.decoder.gguf_keys:
         keys["n_deepstack_layers"] = u32(config.deepstack)
     keys |= _window_keys(config, spec) | _scale_keys(config) | _expert_keys(config) | layer_keys(config)
+    keys |= delta_to_gguf(config)
     general = {"general.architecture": string(spec.gguf), "general.name": string(name)}
     return general | {f"{spec.gguf}.{key}": value for key, value in keys.items()}
 
@@ -105,6 +110,8 @@ def _expert_keys(config: ModelConfig) -> dict[str, Value]:
     keys = {"expert_count": u32(experts.count), "expert_used_count": u32(experts.used)}
     if "expert_feed_forward_length" in config.decoder.gguf_keys:
         keys["expert_feed_forward_length"] = u32(experts.width)
+    if experts.shared:
+        keys["expert_shared_feed_forward_length"] = u32(experts.shared)
     return keys
 
 
@@ -216,6 +223,8 @@ def config_from_gguf(metadata: Mapping[str, Any], source: Source) -> ModelConfig
     spec = spec_of_gguf(architecture, origin, experts=count > 0, windowed=slides)
     fields = Fields(plain, origin, f"{spec.gguf}.")
     layers = fields.integer("block_count", maximum=MAX_LAYERS)
+    drafts = _drafts(fields, spec, layers)
+    layers -= drafts
     hidden = fields.integer("embedding_length")
     heads = fields.integer("attention.head_count")
     window, window_layers = _window(fields, spec, layers, metadata)
@@ -233,7 +242,8 @@ def config_from_gguf(metadata: Mapping[str, Any], source: Source) -> ModelConfig
         arch=spec.name,
         layers=layers,
         hidden=hidden,
-        intermediate=facts.pop("intermediate", None) or fields.integer("feed_forward_length"),
+        intermediate=facts.pop("intermediate", None)
+        or fields.integer("feed_forward_length", 0 if count else None, minimum=0),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
@@ -250,10 +260,19 @@ def config_from_gguf(metadata: Mapping[str, Any], source: Source) -> ModelConfig
         activation=spec.decoder.activation,
         experts=_experts(fields, spec, count, layers, source),
         **facts,
+        delta=delta_from_gguf(fields, spec, layers, source),
+        drafts=drafts,
     )
     config = replace(config, **_numbers(fields, spec, config))
     linears = (f"blk.{layer}.{name}" for layer in range(layers) for name in config.biased_linears)
     return config.with_biases({linear for linear in linears if f"{linear}.bias" in tensors})
+
+
+def _drafts(fields: Fields, spec: ArchSpec, layers: int) -> int:
+    """The number of last layers that draft tokens, and are not run."""
+    if "nextn_predict_layers" not in spec.decoder.gguf_keys:
+        return 0
+    return fields.integer("nextn_predict_layers", 0, minimum=0, maximum=layers - 1)
 
 
 def _own_keys(spec: ArchSpec) -> tuple[str, ...]:
@@ -296,10 +315,11 @@ def _experts(fields: Fields, spec: ArchSpec, count: int, layers: int, source: So
     if row is None or (row.switch and not count):
         return None
     used = fields.integer("expert_used_count", maximum=count)
-    width = fields.integer("expert_feed_forward_length", fields.integer("feed_forward_length"))
+    width = fields.integer("expert_feed_forward_length", fields.integer("feed_forward_length", 0, minimum=0) or None)
     routed = tuple(layer for layer in range(layers) if f"blk.{layer}.ffn_gate_inp.weight" in source.tensors)
     normalize = row.gguf_normalize if row.normalize is None else row.normalize
-    return Experts(count, used, width, normalize, None if len(routed) in (0, layers) else routed)
+    shared = fields.integer("expert_shared_feed_forward_length", width, minimum=0) if row.shared else 0
+    return Experts(count, used, width, normalize, None if len(routed) in (0, layers) else routed, shared)
 
 
 def _local_rope(fields: Fields, spec: ArchSpec, rope: Rope) -> Rope | None:

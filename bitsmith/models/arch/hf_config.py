@@ -11,6 +11,7 @@ import numpy as np
 
 from bitsmith.errors import UnsupportedError
 from bitsmith.models.arch.config import MAX_EXPERTS, MAX_LAYERS, Experts, ModelConfig, Rope
+from bitsmith.models.arch.delta_config import delta_from_hf
 from bitsmith.models.arch.fields import Fields
 from bitsmith.models.arch.hf_fields import check_fields
 from bitsmith.models.arch.hf_layers import DEFAULT_ROPES, layer_facts, proportional
@@ -50,7 +51,7 @@ def config_from_hf(config: Mapping[str, Any], *, origin: str = "config.json") ->
         arch=spec.name,
         layers=layers,
         hidden=hidden,
-        intermediate=fields.integer("intermediate_size"),
+        intermediate=fields.integer("intermediate_size", 0 if experts and experts.layers is None else None, minimum=0),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
@@ -67,6 +68,7 @@ def config_from_hf(config: Mapping[str, Any], *, origin: str = "config.json") ->
         activation=spec.decoder.activation,
         experts=experts,
         **facts,
+        delta=delta_from_hf(fields, spec, layers),
         **_biases(fields, spec),
     )
     return replace(found, **_numbers(fields, spec, hidden))
@@ -144,7 +146,7 @@ def _numbers(fields: Fields, spec: ArchSpec, hidden: int) -> dict[str, Any]:
     if row.embedding_root:
         found["embedding_scale"] = hidden**0.5
     if "mrope_section" in row.rope_fields:
-        found["sections"] = _sections(fields)
+        found["sections"] = _sections(fields, spec)
         found["deepstack"] = fields.integer("_deepstack_layers", 0, minimum=0)
     beta = _rope_values(fields).get("llama_4_scaling_beta")
     if beta is not None and "llama_4_scaling_beta" in row.rope_fields:
@@ -154,8 +156,8 @@ def _numbers(fields: Fields, spec: ArchSpec, hidden: int) -> dict[str, Any]:
     return found
 
 
-def _sections(fields: Fields) -> tuple[int, ...]:
-    sections = _rope_values(fields).get("mrope_section") or [24, 20, 20]  # transformers' default
+def _sections(fields: Fields, spec: ArchSpec) -> tuple[int, ...]:
+    sections = _rope_values(fields).get("mrope_section") or list(spec.decoder.sections)
     if not isinstance(sections, list) or not all(isinstance(n, int) and 0 <= n < 1024 for n in sections):
         raise fields.fail("rope_scaling.mrope_section", "numbers of pairs", sections)
     return tuple([*sections, 0, 0, 0, 0][:4])
@@ -167,7 +169,7 @@ def _experts(fields: Fields, spec: ArchSpec, layers: int) -> Experts | None:
         return None
     count = fields.integer(next((name for name in row.count if fields.has(name)), row.count[0]), maximum=MAX_EXPERTS)
     used = fields.integer(row.used, maximum=count)
-    normalize = fields.flag("norm_topk_prob", False) if row.normalize is None else row.normalize
+    normalize = fields.flag("norm_topk_prob", row.normalize_default) if row.normalize is None else row.normalize
     routed: tuple[int, ...] | None = None
     if "mlp_only_layers" in spec.decoder.fields:
         dense = fields.values.get("mlp_only_layers") or []
@@ -176,7 +178,8 @@ def _experts(fields: Fields, spec: ArchSpec, layers: int) -> Experts | None:
         step = fields.integer("decoder_sparse_step", 1)
         routed = tuple(n for n in range(layers) if n not in dense and (n + 1) % step == 0)
         routed = None if len(routed) == layers else routed
-    return Experts(count, used, fields.integer(row.width), normalize, routed)
+    shared = fields.integer(row.shared, 512, minimum=0) if row.shared else 0
+    return Experts(count, used, fields.integer(row.width), normalize, routed, shared)
 
 
 def _classes(fields: Fields) -> tuple[str, ...]:

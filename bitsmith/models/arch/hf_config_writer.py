@@ -9,6 +9,7 @@ import numpy as np
 
 from bitsmith.errors import UnsupportedError
 from bitsmith.models.arch.config import ModelConfig, Rope
+from bitsmith.models.arch.delta_config import delta_to_hf
 from bitsmith.models.arch.hf_config import USUAL_ACTIVATION
 from bitsmith.models.arch.hf_layers import layer_fields
 from bitsmith.models.arch.rope import llama3_freq_factors
@@ -50,6 +51,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         **_number_fields(config, spec),
         **_expert_fields(config, spec),
         **layer_fields(config),
+        **delta_to_hf(config),
     }
     if "rope_parameters" in values:  # by kind of layer
         for name in ("rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor"):
@@ -86,6 +88,8 @@ def _expert_fields(config: ModelConfig, spec: ArchSpec) -> dict[str, Any]:
     if row is None or experts is None:
         return {}
     values: dict[str, Any] = {row.count[0]: experts.count, row.used: experts.used, row.width: experts.width}
+    if row.shared:
+        values[row.shared] = experts.shared
     if row.normalize is None:
         values["norm_topk_prob"] = experts.normalize
     if experts.layers is not None:

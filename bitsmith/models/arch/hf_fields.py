@@ -147,7 +147,7 @@ def _read_by(name: str) -> frozenset[str]:
     own = {*row.fields, *row.numbers, *_WINDOW_FIELDS.get(family.window, ())}
     own |= {"rope_local_base_freq"} if row.local_rope == "theta" else set()
     own |= {"query_pre_attn_scalar"} if row.query_scalar else set()
-    own |= {*row.experts.count, row.experts.used, row.experts.width} if row.experts else set()
+    own |= {*row.experts.count, row.experts.used, row.experts.width, row.experts.shared} if row.experts else set()
     return frozenset(own)
 
 

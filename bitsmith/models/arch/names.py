@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from bitsmith.models.arch.families import BEFORE, Family
+from bitsmith.models.arch.family import BEFORE, Family
 
 Naming = Literal["hf", "gguf"]  # whose tensor names a file uses: Hugging Face's or GGUF's
 
@@ -46,6 +46,7 @@ _EXPERT = re.compile(r"(.*\bexperts)\.(\d+)\.(.+)")
 _BESIDE = re.compile(
     r"(^|\.)(visual|vision\w*|audio\w*|embed_vision|embed_audio|multi_modal_projector|mm_projector|projector|patch_merger|connector|image_newline)\."
 )
+_DRAFTS = re.compile(r"(model\.)?mtp\.")
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,15 @@ def skipped(hf_name: str, *, tied: bool) -> bool:
 def beside_decoder(hf_name: str) -> bool:
     """Whether a tensor belongs to another part of the model than its text decoder: a tower for images or sound."""
     return _BESIDE.search(hf_name) is not None
+
+
+def drafts(name: str, layers: int) -> bool:
+    """Whether a tensor belongs to layers that draft tokens, behind the model's: mtp.* in folders, more blocks in GGUF.
+
+    layers: number of the model's layers
+    """
+    block = re.match(r"blk\.(\d+)\.", name)
+    return _DRAFTS.match(name) is not None if block is None else int(block[1]) >= layers
 
 
 def gguf_name(hf_name: str) -> str | None:

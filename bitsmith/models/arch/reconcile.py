@@ -9,7 +9,7 @@ import numpy as np
 
 from bitsmith.containers.base import Source
 from bitsmith.models.arch.config import ModelConfig
-from bitsmith.models.arch.names import Names, Naming, beside_decoder, names_of, skipped
+from bitsmith.models.arch.names import Names, Naming, beside_decoder, drafts, names_of, skipped
 from bitsmith.models.arch.tensors import file_tensors
 
 _CACHE_SCALE = re.compile(r".+\.(k|v|q|prob)_scale")  # of keys and values in a runtime with an FP8 cache
@@ -50,7 +50,7 @@ def reconcile(config: ModelConfig, source: Source, *, naming: Naming) -> Reconci
         )
     config = _with_found_biases(config, source, names if naming == "hf" else None, notes)
     wanted = file_tensors(config, source.tensors, naming).wanted
-    ignored, zero, beside = set(), [], []
+    ignored, zero, beside, drafting = set(), list[str](), list[str](), list[str]()
     for name in source.tensors:
         if name in wanted:
             continue
@@ -58,10 +58,21 @@ def reconcile(config: ModelConfig, source: Source, *, naming: Naming) -> Reconci
             ignored.add(name)
         elif naming == "hf" and beside_decoder(name):
             beside.append(name)
+        elif config.family.delta and (naming == "hf" or config.drafts) and drafts(name, config.layers):
+            drafting.append(name)
         elif _all_zero(source, name):
             ignored.add(name)
             zero.append(name)
-    ignored |= set(beside)
+    ignored |= {*beside, *drafting}
+    if drafting:
+        notes.append(
+            f"{len(drafting)} tensors ({drafting[0]}, ...) draft several tokens at once, which bitsmith does not do: "
+            + (
+                "folders keep them unquantized, GGUF files leave them out"
+                if naming == "hf"
+                else "GGUF files keep them, folders leave them out"
+            )
+        )
     if beside:
         listed = ", ".join(beside[:_NAMED]) + (", ..." if len(beside) > _NAMED else "")
         notes.append(

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bitsmith.containers.derived import Derived, Piece
 from bitsmith.containers.floats import MXFP4_STACK
 from bitsmith.errors import UnsupportedError
-from bitsmith.models.arch.block import expected_tensors
+from bitsmith.models.arch.block import DELTA, expected_tensors
 from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.arch.delta_sources import HF_NAMES as DELTA_NAMES
+from bitsmith.models.arch.delta_sources import relaid
 from bitsmith.models.arch.names import STACK, Names, names_of
 from bitsmith.quant.tensor import TensorInfo
 
@@ -41,10 +43,33 @@ class FileTensors:
     published: Names | None = None
 
 
-def gguf_file_tensors(config: ModelConfig) -> FileTensors:
-    """Those of a GGUF file."""
-    wanted = expected_tensors(config)
-    return FileTensors(names_of(config.family), wanted, {name: name for name in wanted})
+def gguf_file_tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> FileTensors:
+    """Those of a GGUF file. found: the file's tensors"""
+    names, stored = names_of(config.family), _stored_in_gguf(config, found)
+    wanted = expected_tensors(stored)
+    places = {name: name for name in expected_tensors(config)}
+    return FileTensors(names, wanted, places, dict(_relaid(config, stored)))
+
+
+def _stored_in_gguf(config: ModelConfig, found: Mapping[str, TensorInfo]) -> ModelConfig:
+    """The configuration with its gated delta nets as the file has them. Old files have fused ones."""
+    stored = config.laid_out("gguf")
+    if stored.delta is None:
+        return stored
+    fused = any(name.endswith(".ssm_in.weight") for name in found)
+    return replace(stored, delta=replace(stored.delta, fused=fused))
+
+
+def _relaid(config: ModelConfig, stored: ModelConfig) -> Iterator[tuple[str, Derived]]:
+    """The tensors of gated delta nets whose rows or columns lie otherwise in the file, by GGUF name."""
+    if config.delta is None or stored.delta is None or config.delta == stored.delta:
+        return
+    for layer in config.delta.layers:
+        blk = f"blk.{layer}."
+        for tensor in DELTA.tensors(config, layer):
+            derived = relaid(tensor.stored, tensor.shape, config.delta, stored.delta, blk)
+            if derived is not None:
+                yield f"{blk}{tensor.stored}", derived
 
 
 def hf_file_tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> FileTensors:
@@ -52,7 +77,7 @@ def hf_file_tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> Fil
 
     found: the folder's tensors; where there are several ways to store a tensor, they say which one it is
     """
-    published = names_of(config.family).wrapped(found)
+    published, stored = names_of(config.family).wrapped(found), config.laid_out("hf")
     row = config.decoder.experts
     stacks = row is not None and not row.interleaved and any(name.endswith(STACK) for name in found)
     names = published.stacked() if stacks else published
@@ -60,30 +85,60 @@ def hf_file_tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> Fil
     places: dict[str, str] = {}
     derived: dict[str, Derived] = {}
     apart: dict[str, dict[str, Derived]] = {}
-    for name, shape in expected_tensors(config).items():
+    for name, shape in expected_tensors(stored).items():
         theirs = names.hf(name)
-        shift = 1.0 if config.decoder.norm_offset and name.endswith("norm.weight") else 0.0
+        shift = config.norm_offset(name)
         if theirs is not None and not shift:
             wanted[theirs], places[name] = shape, theirs
             continue
         if theirs is not None:
             own: dict[str, Shape] = {theirs: shape}
-            pieces: tuple[Piece, ...] = (Piece(theirs, 0, math.prod(shape[:-1])),)
+            made = Derived(shape, (Piece(theirs, 0, math.prod(shape[:-1])),), shift)
         else:
-            own, pieces = _stored(config, names, name, shape, found)
+            own, made = _stored(config, names, name, shape, found)
             stack = next(iter(own))
             if stack.endswith((STACK, ".mlp.experts.down_proj")):
-                apart.setdefault(stack, {}).update(_apart(published, name, shape, pieces))
+                apart.setdefault(stack, {}).update(_apart(published, name, shape, made.pieces))
         wanted |= own
         places[name] = name
-        derived[name] = Derived(shape, pieces, shift)
-    return FileTensors(names, wanted, places, derived, apart, published)
+        derived[name] = made
+    for name, order in _relaid(config, stored):
+        places[name], derived[name] = name, _through(order, places, derived)
+    kept = expected_tensors(config)
+    derived = {name: each for name, each in derived.items() if name in kept}
+    return FileTensors(names, wanted, {name: places[name] for name in kept}, derived, apart, published)
+
+
+def _through(order: Derived, places: Mapping[str, str], derived: Mapping[str, Derived]) -> Derived:
+    """An order of tensors by GGUF name, as one of the folder's tensors."""
+    first = derived.get(order.pieces[0].name)
+    if first is None:
+        return replace(order, pieces=tuple(replace(each, name=places[each.name]) for each in order.pieces))
+    (below,) = first.pieces  # a whole tensor of another shape or with a function
+    return replace(
+        order, pieces=tuple(replace(each, name=below.name) for each in order.pieces), function=first.function
+    )
 
 
 def _stored(
     config: ModelConfig, names: Names, name: str, shape: Shape, found: Mapping[str, TensorInfo]
+) -> tuple[dict[str, Shape], Derived]:
+    """The tensors of a folder that hold a tensor which it does not name alike, and how they form it."""
+    _, layer, part = name.split(".", 2)
+    above = f"{names.prefix}layers.{layer}."
+    if part in DELTA_NAMES:
+        own = f"{above}{DELTA_NAMES[part]}"
+        stored = (shape[0], 1, shape[1]) if len(shape) == 2 else shape
+        whole = Piece(own, 0, math.prod(shape[:-1]))
+        return {own: stored}, Derived(shape, (whole,), function="-exp(x)" if part == "ssm_a" else "")
+    own_shapes, pieces = _experts(config, names, name, shape, found)
+    return own_shapes, Derived(shape, pieces)
+
+
+def _experts(
+    config: ModelConfig, names: Names, name: str, shape: Shape, found: Mapping[str, TensorInfo]
 ) -> tuple[dict[str, Shape], tuple[Piece, ...]]:
-    """The tensors of a folder that hold a tensor which it does not name alike, and their rows that form it."""
+    """The tensors of a folder that hold a stack of experts, and their rows that form it."""
     stem, _, kind = name.rpartition(".")
     row = config.decoder.experts
     if row is not None and row.interleaved:
@@ -173,10 +228,16 @@ def hf_tensors_of_gguf(config: ModelConfig) -> tuple[dict[str, str], dict[str, D
 
 def _hf_parts(config: ModelConfig, names: Names, name: str, shape: Shape) -> Iterator[tuple[str, Derived | None]]:
     theirs = names.hf(name)
+    whole = Piece(name, 0, math.prod(shape[:-1]))
     if theirs is not None:
-        offset = config.decoder.norm_offset and name.endswith("norm.weight")
-        whole = Piece(name, 0, math.prod(shape[:-1]))
-        yield theirs, Derived(shape, (whole,), -1.0) if offset else None
+        offset = config.norm_offset(name)
+        yield theirs, Derived(shape, (whole,), -offset) if offset else None
+        return
+    _, layer, part = name.split(".", 2)
+    above = f"{names.prefix}layers.{layer}."
+    if part in DELTA_NAMES:
+        stored = (shape[0], 1, shape[1]) if len(shape) == 2 else shape
+        yield f"{above}{DELTA_NAMES[part]}", Derived(stored, (whole,), function="ln(-x)" if part == "ssm_a" else "")
         return
     stem, _, kind = name.rpartition(".")
     row = config.decoder.experts

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bitsmith.errors import UnsupportedError
-from bitsmith.models.arch.families import FAMILIES, Decoder, Family
+from bitsmith.models.arch.families import FAMILIES
+from bitsmith.models.arch.family import Decoder, Family
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 
 def file_tensors(config: ModelConfig, tensors: Mapping[str, TensorInfo], naming: Naming) -> FileTensors:
     """The tensors that a file of a model must hold. tensors: those that it holds, by name"""
-    return gguf_file_tensors(config) if naming == "gguf" else hf_file_tensors(config, tensors)
+    return gguf_file_tensors(config, tensors) if naming == "gguf" else hf_file_tensors(config, tensors)
 
 
 def check_tensors(

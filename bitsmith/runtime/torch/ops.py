@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from bitsmith.runtime.torch import delta
 
 MOST_SCORES = 64 << 20  # attention scores held at a time
 CLAMP, SLOPE = 7.0, 1.702  # of gpt-oss's gate (swiglu_limit and swiglu_alpha)
@@ -90,6 +93,34 @@ class TorchOps:
             return functional.gelu(gate, approximate="tanh") * up
         gate, up = gate.clamp(max=CLAMP), up.clamp(-CLAMP, CLAMP)
         return gate * torch.sigmoid(gate * SLOPE) * (up + 1.0)
+
+    def sigmoid(self, x: Tensor) -> Tensor:
+        """See `Ops.sigmoid`."""
+        return torch.sigmoid(x)
+
+    def softplus(self, x: Tensor) -> Tensor:
+        """See `Ops.softplus`."""
+        return functional.softplus(x)
+
+    def normalized(self, x: Tensor) -> Tensor:
+        """See `Ops.normalized`."""
+        return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """See `Ops.joined`."""
+        return torch.cat(tuple(parts), dim=-1)
+
+    def convolution(
+        self, x: Tensor, taps: Tensor, before: Tensor | None, counts: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Ops.convolution`."""
+        return delta.convolution(x, taps, before, counts)
+
+    def delta_rule(
+        self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, rate: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Ops.delta_rule`."""
+        return delta.delta_rule(q, k, v, decay, rate, state)
 
     def softcapped(self, x: Tensor, cap: float) -> Tensor:
         """See `Ops.softcapped`."""

@@ -2,7 +2,7 @@
 
 Their parameters: q/k/v fused or apart, biases, norms of q and k per head or whole and before or after the rotation,
 norms of v, keys as values, keys and values of an earlier layer, head sizes by layer, partial or no rotation, windows,
-scale, softcap, sinks, and temperature.
+scale, softcap, sinks, temperature, and a gate of the output.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Attention:
                 yield BlockTensor("attn_k_norm", (kv if whole else spec.head_dim,), "vector")
         if config.family.sinks:
             yield BlockTensor("attn_sinks", (config.heads,), "vector")
-        rows = {"attn_qkv": q + 2 * kv, "attn_q": q, "attn_k": kv, "attn_v": kv}
+        gated = 2 if config.family.output_gate else 1
+        rows = {"attn_qkv": q + 2 * kv, "attn_q": gated * q, "attn_k": kv, "attn_v": kv}
         for name in projections(config, layer):
             yield BlockTensor(name, (rows[name], config.hidden), "linear", config.has_bias(name, layer))
         yield BlockTensor("attn_output", (config.hidden, q), "linear", config.has_bias("attn_output", layer))
@@ -53,7 +54,10 @@ class Attention:
     def _mixed(self, run: Run, layer: int, block: Any, x: Tensor) -> Tensor:
         """Values weighted by attention: [batch, n, heads * head_dim]."""
         config, ops = run.config, run.ops
-        parts = self._projected(run, layer, block, x)
+        parts, gate = self._projected(run, layer, block, x), None
+        if config.family.output_gate:  # behind the rows of its head of q
+            head_dim = config.specs[layer].head_dim
+            gate, parts = parts[0][..., head_dim:], (parts[0][..., :head_dim], *parts[1:])
         names = ("attn_q_norm", "attn_k_norm")
         q, *own = [
             self._turned(run, layer, part, block.norms.get(name)) for part, name in zip(parts, names, strict=False)
@@ -67,12 +71,13 @@ class Attention:
             k, v, mask = run.visible(layer, own[0], v)
         else:
             k, v, mask = run.visible_of(layer)
-        return ops.attention(
+        mixed = ops.attention(
             *(q, k, v, mask),
             scale=config.attention_scale or None,
             softcap=config.attention_softcap,
             sinks=block.norms.get("attn_sinks"),
         )
+        return mixed if gate is None else mixed * ops.sigmoid(gate.reshape(mixed.shape))
 
     def _turned(self, run: Run, layer: int, x: Tensor, norm: Tensor | None) -> Tensor:
         """Queries or keys [batch, n, heads, head_dim], normed and rotated: [batch, heads, n, head_dim]."""
@@ -84,7 +89,10 @@ class Attention:
         return run.ops.rms_norm(x, norm, config.norm_eps) if by_head and config.decoder.norm_after_rotation else x
 
     def _projected(self, run: Run, layer: int, block: Any, x: Tensor) -> tuple[Tensor, ...]:
-        """q, k and v, [batch, n, heads or kv_heads, head_dim]; only q if the layer has no keys of its own."""
+        """q, k and v, [batch, n, heads or kv_heads, head_dim]; only q if the layer has no keys of its own.
+
+        With a gate, q is twice as wide.
+        """
         config, ops, spec = run.config, run.ops, run.config.specs[layer]
         if config.family.fused_qkv:
             rows = block.linears["attn_qkv"](x)
@@ -99,8 +107,7 @@ class Attention:
             parts.append(parts[1])
         counts = (config.heads, spec.kv_heads, spec.kv_heads)
         return tuple(
-            part.reshape(x.shape[0], x.shape[1], count, spec.head_dim)
-            for part, count in zip(parts, counts, strict=False)
+            part.reshape(x.shape[0], x.shape[1], count, -1) for part, count in zip(parts, counts, strict=False)
         )
 
 

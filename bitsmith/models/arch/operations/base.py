@@ -42,21 +42,27 @@ class BlockTensor:
     """A tensor of a block, by GGUF's name without "blk.N." and ".weight".
 
     kind: "vector"; "linear" for a matrix [rows, cols] of a product; "router" for such a matrix that is never quantized;
-        "experts" for a stack of matrices [experts, rows, cols]. The matrix of one expert is a linear named "NAME.E".
+        "experts" for a stack of matrices [experts, rows, cols]. The matrix of one expert is a linear named "NAME.E";
+        "taps" for those of a convolution [channels, taps], which stay floats
     bias: whether a vector of the same name with ".bias" belongs to it, one row for each expert
-    ending: what follows the name in files
+    ending: what follows the name in files; "" for nothing
     """
 
     name: str
     shape: tuple[int, ...]
-    kind: Literal["vector", "linear", "router", "experts"]
+    kind: Literal["vector", "linear", "router", "experts", "taps"]
     bias: bool = False
     ending: str = "weight"
 
     @property
     def key(self) -> str:
         """Its name in a block: "ffn_gate_inp", or "ffn_gate_inp.scale" for a vector beside it."""
-        return self.name if self.ending == "weight" else f"{self.name}.{self.ending}"
+        return self.name if self.ending == "weight" else self.stored
+
+    @property
+    def stored(self) -> str:
+        """Its name in files, after "blk.N."."""
+        return f"{self.name}.{self.ending}" if self.ending else self.name
 
 
 class Run(Protocol):
@@ -96,6 +102,19 @@ class Run(Protocol):
 
     def layer_input(self, layer: int) -> Tensor:
         """The layer's embedding of each token, [batch, n, layer_width]; see `ModelConfig.layer_width`."""
+        ...
+
+    def recurrent(self, layer: int) -> tuple[Tensor, ...] | None:
+        """What the layer kept of the tokens before, for each row, see its operation; None at the beginning."""
+        ...
+
+    def keep(self, layer: int, state: tuple[Tensor, ...]) -> None:
+        """Keep what the layer needs of the tokens up to now, if there is a cache."""
+        ...
+
+    @property
+    def counts(self) -> Tensor | None:
+        """Number of real tokens of each row, int64 [rows]; None if all are real."""
         ...
 
 

@@ -1,0 +1,1 @@
+"""Quantized layers inside of any torch module; the public door is `bitsmith.torch`."""

@@ -1,0 +1,78 @@
+// Products with matrices that torch's layers own, for Python.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "bind.h"
+#include "stored.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace bitsmith {
+namespace {
+
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Rows2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Out2 = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+Precision precision_named(const std::string &name) {
+  if (name == "exact") return Precision::exact;
+  if (name == "fine") return Precision::fine;
+  if (name == "coarse") return Precision::coarse;
+  throw std::invalid_argument("a precision of " + name + " is not known; expected exact, fine or coarse.");
+}
+
+// A matrix of grids where its panels lie. Throws std::invalid_argument for other layouts and sizes.
+std::shared_ptr<Matrix> matrix_of(const std::string &layout, int rows, int cols, const Bytes &panels) {
+  std::shared_ptr<Matrix> w = Matrix::view_panels(layout, rows, cols, panels.data());
+  if (layout_of(w->panels().type).half != Half::none || w->panels().type < PanelType::int4_32)
+    throw std::invalid_argument("products with stored panels are taken with grids, not with " + layout + ".");
+  if (panels.size() != w->panel_bytes()) throw std::invalid_argument("the panels do not fit the matrix.");
+  return w;
+}
+
+void check(const Rows2 &x, int x_cols, const Out2 &out, int out_cols) {
+  if (x.shape(1) != static_cast<size_t>(x_cols) || out.shape(0) != x.shape(0) ||
+      out.shape(1) != static_cast<size_t>(out_cols))
+    throw std::invalid_argument("the inputs or outputs of a product do not fit its matrix.");
+}
+
+}  // namespace
+
+void bind_stored(nb::module_ &m) {
+  nb::class_<StoredProducts>(m, "StoredProducts")
+      .def(
+          "__init__",
+          [](StoredProducts *self, int threads, const std::string &isa) {
+            if (threads < 1 || threads > 1024) throw std::invalid_argument("threads must lie in 1..1024.");
+            new (self) StoredProducts(isa.empty() ? chosen_isa() : isa_named(isa), threads);
+          },
+          "threads"_a, "isa"_a = "")
+      .def(
+          "forward",
+          [](StoredProducts &self, const std::string &layout, int rows, int cols, const Bytes &panels, const Rows2 &x,
+             const std::string &precision, Out2 out) {
+            std::shared_ptr<Matrix> w = matrix_of(layout, rows, cols, panels);
+            check(x, cols, out, rows);
+            const Precision how = precision_named(precision);
+            nb::gil_scoped_release release;
+            if (x.shape(0) > 0) self.forward(std::move(w), x.data(), static_cast<int>(x.shape(0)), how, out.data());
+          },
+          "layout"_a, "rows"_a, "cols"_a, "panels"_a, "x"_a, "precision"_a, "out"_a)
+      .def(
+          "back",
+          [](StoredProducts &self, const std::string &layout, int rows, int cols, const Bytes &panels, const Rows2 &x,
+             Out2 out) {
+            const std::shared_ptr<Matrix> w = matrix_of(layout, rows, cols, panels);
+            check(x, rows, out, cols);
+            nb::gil_scoped_release release;
+            if (x.shape(0) > 0) self.back(*w, x.data(), static_cast<int>(x.shape(0)), out.data());
+          },
+          "layout"_a, "rows"_a, "cols"_a, "panels"_a, "x"_a, "out"_a);
+}
+
+}  // namespace bitsmith

@@ -1,0 +1,46 @@
+#include "stored.h"
+
+#include <algorithm>
+
+namespace bitsmith {
+
+namespace {
+
+constexpr int kBackColumns = 128;  // of a piece: whole blocks of every grid
+
+}  // namespace
+
+StoredProducts::StoredProducts(Isa isa, int threads) : pool_(std::make_shared<Pool>(threads)) {
+  for (int i = 0; i < 3; ++i) {
+    const auto precision = static_cast<Precision>(i);
+    computes_[i] = std::make_unique<Compute>(isa, pool_, precision == Precision::exact, precision == Precision::fine);
+  }
+}
+
+void StoredProducts::forward(std::shared_ptr<Matrix> w, const float *x, int n, Precision precision, float *y) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  Compute &on = compute(precision);
+  const int rows = w->rows(), cols = w->cols();
+  const Linear linear{std::move(w), {}};
+  on.round(x, cols, n, cols, {&linear});
+  const Input input{{x, static_cast<size_t>(cols), n}};
+  const size_t stride = padded(rows);
+  if (stride == static_cast<size_t>(rows)) return on.multiply(linear, input, y, stride);
+  float *wide = on.scratch(Scratch::added, n * stride);
+  on.multiply(linear, input, wide, stride);
+  on.each_row(n, [&](int row) {
+    std::copy(wide + row * stride, wide + row * stride + rows, y + static_cast<size_t>(row) * rows);
+  });
+}
+
+void StoredProducts::back(const Matrix &w, const float *x, int n, float *y) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  Compute &on = compute(Precision::exact);
+  const int rows = w.rows(), cols = w.cols();
+  on.run((cols + kBackColumns - 1) / kBackColumns, [&](int piece) {
+    const int col = piece * kBackColumns, width = std::min(kBackColumns, cols - col);
+    on.kernels().panels_back(w.panels(), rows, col, width, {x, static_cast<size_t>(rows), n}, y + col, cols);
+  });
+}
+
+}  // namespace bitsmith
