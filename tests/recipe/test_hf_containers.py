@@ -1,4 +1,4 @@
-"""gptq, awq and compressed folders: what stays in 16 bits, what the configuration says, what is refused."""
+"""gptq, awq, compressed and bnb folders: what stays in 16 bits, what the configuration says, what is refused."""
 
 from __future__ import annotations
 
@@ -159,8 +159,8 @@ def test_shards(tiny: Path, tmp_path: Path, to: str) -> None:
         ("gptq/int4", {"rules": ["down=q4_k"]}, "gptq has no scheme 'q4_k'"),
         ("awq/int4", {"rules": ["down=int4"]}, "unknown type '?int4"),
         ("gptq/int4", {"pure": True}, "pure=True is for gguf and native"),
-        ("q8_0", {"keep": ["down"]}, "keep= is for gptq, awq and compressed"),
-        ("native/int4", {"group_size": 64}, "group_size= is for gptq, awq and compressed"),
+        ("q8_0", {"keep": ["down"]}, "keep= is for gptq, awq, compressed and bnb"),
+        ("native/int4", {"group_size": 64}, "group_size= is for gptq, awq, compressed and bnb"),
     ],
 )
 def test_wrong_calls(tiny: Path, to: str, words: dict[str, Any], message: str) -> None:
@@ -203,7 +203,8 @@ def test_warnings_say_what_vllm_refuses(tiny: Path) -> None:
     assert "vLLM reads only symmetric gptq" in warnings(to="gptq/int3")
     assert "groups of 16" in warnings(to="awq/int4", group_size=16)
     assert "q_proj, model.layers.0.self_attn.k_proj" in warnings(to="gptq/int4", keep=[r"layers\.0\.self_attn\.k"])
-    assert "matches no tensor" in warnings(to="gptq/int4", keep=["nothing_like_it"])
+    with pytest.raises(UsageError, match="matches no tensor"):
+        warnings(to="gptq/int4", keep=["nothing_like_it"])
 
 
 def test_tied_models_list_their_head(tmp_path: Path) -> None:
