@@ -166,7 +166,7 @@ def _at(planned: PlannedTensor, rows: slice) -> PlannedTensor:
 def _encode_by_core(chunk: Chunk, packed: PackedTensor) -> Encoded | None:
     """`encode_chunk` in one call of the C++ core. Returns None if the core cannot do it, see `encode_stored`."""
     planned = chunk.planned
-    if planned.verbatim or packed.layout not in WRITTEN_FLOATS:
+    if planned.verbatim or planned.codec is None or packed.layout not in WRITTEN_FLOATS:
         return None
     by_absmax = chunk.importance is None and not isinstance(planned.codec, BlockCodec)
     if not by_absmax and not isinstance(planned.codec, BlockCodec):

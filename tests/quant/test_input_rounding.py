@@ -36,7 +36,7 @@ def test_floats_by_hand() -> None:
     assert found.tolist() == [[1.0, 1.25, 448.0, -448.0, 0.0, 2.0**-9]]
 
 
-@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("type", [type for type in TYPES if type != "llm.int8"])  # its large columns are not rounded
 def test_a_token_has_its_own_scale_and_a_tensor_one(type: str) -> None:
     x = X.copy()
     x[0, 0] *= 1000

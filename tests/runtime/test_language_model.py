@@ -19,6 +19,7 @@ from bitsmith.models.arch.gguf_config import config_to_gguf
 from bitsmith.models.arch.names import hf_name, is_permuted, permute_rows
 from bitsmith.models.arch.tensors import expected_tensors
 from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.models.overrides import Overrides
 from bitsmith.runtime.generate import Generated, generate
 from bitsmith.runtime.language_model import LanguageModel
 from bitsmith.runtime.sampling import GREEDY, Sampling
@@ -273,6 +274,7 @@ class _Checkpoint:
     naming: str
     name: str = "x"
     ignored: frozenset[str] = frozenset()
+    overrides: Overrides = Overrides()
 
     def tokenizer(self) -> Any:
         return _Letters()
