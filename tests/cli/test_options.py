@@ -19,7 +19,8 @@ from tests.cli.command import Command
 
 FLAGS = """
 --out -o --method --effort --calibration --calibration-tokens --calibration-context --seed --memory --device --pure
---calibration-all-experts --double-quant --rule --keep --group-size --sym/--asym --threads --max-shard-size --pre --revision --requantize --dry-run --force
+--calibration-all-experts --double-quant --rule --keep --group-size --sym/--asym --threads --max-shard-size --pre
+--revision --requantize --dry-run --force
 """
 
 
@@ -29,7 +30,10 @@ def flags_of(config: type[Any]) -> set[str]:
 
 def test_flags_that_scripts_rely_on() -> None:
     assert flags_of(QuantizeConfig) == set(FLAGS.split())
-    shared = "--calibration --calibration-all-experts --calibration-tokens --calibration-context --seed --memory --device --threads --revision"
+    shared = (
+        "--calibration --calibration-tokens --calibration-context --calibration-all-experts --seed --memory --device"
+    )
+    shared += " --threads --revision"
     assert flags_of(ImatrixConfig) == {*shared.split(), "--out", "-o", "--force"}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -274,7 +274,7 @@ class _Checkpoint:
     naming: str
     name: str = "x"
     ignored: frozenset[str] = frozenset()
-    overrides: Overrides = Overrides()
+    overrides: Overrides = field(default_factory=Overrides)
 
     def tokenizer(self) -> Any:
         return _Letters()
