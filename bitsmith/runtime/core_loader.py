@@ -81,9 +81,8 @@ def load_core(
     finally:
         loader.close()
     report(Progress("load", config.layers, config.layers, "layers"))
-    row = 0 if config.tied else embedding.row_bytes
     choices = choose(module, model, loader.matrices, isa, loader.pool, exact=exact, fine=fine)
-    size = loaded + output.nbytes + row
+    size = loaded + output.nbytes + (0 if config.tied else embedding.row_bytes)
     return CoreDecoder(config, model, size, cache_type=cache_type, maps=loader.maps, choices=choices, table=table)
 
 

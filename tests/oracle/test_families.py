@@ -197,5 +197,7 @@ def test_wrappers_are_seen_through(name: str, tmp_path: Path) -> None:
         inside = "language_model." in key and ".layers." in key and info.rows > 1 and ".mlp.gate." not in key
         inside = inside and not key.endswith(("conv1d.weight", "in_proj_a.weight", "in_proj_b.weight"))
         assert ("int8" in info.layout) == inside, key
-    lost = decoder_of(made).forward(TOKENS[None])[0].numpy() - expected
-    assert np.sqrt(np.square(lost).mean()) < 0.2 * expected.std()  # random models amplify what rounding loses
+    rounded = decoder_of(made).forward(TOKENS[None])[0].numpy()
+    assert np.sqrt(np.square(rounded - expected).mean()) < 0.2 * expected.std()
+    if name in ("gemma3", "qwen3_vl", "mistral3"):  # others amplify what rounding loses at single positions
+        close(rounded, expected, 0.4)
