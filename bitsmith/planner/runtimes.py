@@ -144,7 +144,7 @@ def _rounds_inputs(container: str, name: str) -> bool:
 
 
 def _knows(network: Network) -> bool:
-    return network.arch in CORE_ARCHITECTURES or (network.arch == "gemma4" and not network.experts)
+    return network.arch in CORE_ARCHITECTURES
 
 
 @dataclass(frozen=True)

@@ -146,13 +146,20 @@ class MatrixLoader:
         self.bytes += matrix.nbytes * self.share
         return self._core.Linear(matrix, self.vector(f"{name}.bias") if biased else None)
 
-    def stack(self, name: str, biased: bool, count: int) -> list[Any]:
-        """The linears of `count` experts whose matrices lie one behind the other."""
+    def stack(self, name: str, biased: bool, count: int, own: tuple[int, int] | None = None) -> list[Any]:
+        """The linears of `count` experts whose matrices lie one behind the other.
+
+        own: (first, count) of each expert's rows; None for all
+        """
         rows = self._read(f"{name}.weight").info.rows // count
-        biases = np.ascontiguousarray(self._read(f"{name}.bias").rows(0, count), np.float32) if biased else None
-        parts = [(e * rows, rows) for e in range(count)]
+        first, size = own or (0, rows)
+        biases = self._read(f"{name}.bias").rows(0, count)[:, first : first + size] if biased else None
+        parts = [(e * rows + first, size) for e in range(count)]
         matrices = [self._later(f"{name}.weight", part) or self.factor(f"{name}.weight", part) for part in parts]
-        return [self._core.Linear(matrix, None if biases is None else biases[e]) for e, matrix in enumerate(matrices)]
+        return [
+            self._core.Linear(matrix, None if biases is None else np.ascontiguousarray(biases[e], np.float32))
+            for e, matrix in enumerate(matrices)
+        ]
 
     def _later(self, name: str, rows: tuple[int, int]) -> Any:
         """Some rows as a matrix that is read on demand; None if they are to be read now."""

@@ -7,15 +7,11 @@ from bitsmith.models.arch.config import ModelConfig
 CORE_ARCHITECTURES = (  # plans count on them
     *("llama", "mistral3", "qwen2", "qwen3", "qwen3vl", "gemma3", "phi3", "olmo2", "smollm3", "granite"),
     *("seed_oss", "hunyuan-dense", "ernie4_5", "exaone4", "glm4", "qwen3moe", "qwen3vlmoe", "olmoe", "gemma2"),
-    *("gpt-oss", "qwen35", "qwen35moe", "qwen3next"),
+    *("gpt-oss", "qwen35", "qwen35moe", "qwen3next", "gemma4"),
 )
 
 
 def core_lacks(config: ModelConfig) -> str | None:
     """What of a configuration the core does not know, in words; None if it computes the model."""
-    row = config.decoder.experts if config.experts is not None else None
-    lacking = (
-        (config.activation not in ("silu", "gelu_tanh", "clamped"), f"the activation {config.activation}"),
-        (row is not None and row.beside, "experts beside an MLP"),
-    )
-    return next((words for lacks, words in lacking if lacks), None)
+    known = config.activation in ("silu", "gelu_tanh", "clamped")
+    return None if known else f"the activation {config.activation}"

@@ -11,7 +11,8 @@ from bitsmith.models.arch.block import ATTENTION, DELTA, EXPERTS, LAYER_EMBEDDIN
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.operations.attention import projections
 from bitsmith.models.arch.operations.base import Operation
-from bitsmith.models.arch.operations.experts import SHARED
+from bitsmith.models.arch.operations.experts import EXPERT_SCALE, ROUTER_SCALE, SHARED
+from bitsmith.models.arch.operations.experts_beside import ExpertsBesideMlp
 
 if TYPE_CHECKING:
     from bitsmith.runtime.core_loader import MatrixLoader
@@ -29,7 +30,10 @@ def core_parts(
         return loader.vector(f"blk.{layer}.{name}.weight") if name else None
 
     for part in parts_of(config, layer):
-        made = _MAKERS[part.operation](module, loader, config, layer)
+        if isinstance(part.operation, ExpertsBesideMlp):
+            made = _beside(module, loader, config, layer, part.operation)
+        else:
+            made = _MAKERS[part.operation](module, loader, config, layer)
         scale = loader.vector(f"blk.{layer}.{part.scale}.weight") if part.scale else None
         yield made, norm(part.before), norm(part.after), 1.0 if scale is None else float(scale[0])
 
@@ -113,28 +117,50 @@ def _mlp(module: Any, loader: MatrixLoader, config: ModelConfig, layer: int) -> 
 
 
 def _experts(module: Any, loader: MatrixLoader, config: ModelConfig, layer: int) -> Any:
-    experts, biased, prefix = config.experts, config.family.expert_bias, f"blk.{layer}."
+    experts = config.experts
     assert experts is not None
+    routed = _routed(module, loader, config, layer)
+    if not experts.shared:
+        return routed
+    prefix = f"blk.{layer}."
+    linears = [loader.linear(f"{prefix}{name}", biased=False, rows=None) for name in SHARED]
+    shared = module.Mlp(config.activation, *linears)
+    return module.SharedExpert(routed, shared, loader.exact(f"{prefix}ffn_gate_inp_shexp", biased=False))
+
+
+def _routed(module: Any, loader: MatrixLoader, config: ModelConfig, layer: int) -> Any:
+    experts, row, biased, prefix = config.experts, config.decoder.experts, config.family.expert_bias, f"blk.{layer}."
+    assert experts is not None
+    assert row is not None
+    linear = loader.exact(f"{prefix}ffn_gate_inp", biased)
+    if row.scaled:
+        norm = loader.vector(f"{prefix}{ROUTER_SCALE}") * np.float32(config.hidden**-0.5)
+        scales = loader.vector(f"{prefix}{EXPERT_SCALE}")
+        router = module.Router(linear, norm, scales, norm_eps=config.norm_eps)
+    else:
+        router = module.Router(linear)
+    width = experts.width
+    halves = [("ffn_gate_up_exps", (0, width)), ("ffn_gate_up_exps", (width, width))]
+    parts = halves if row.fused else [("ffn_gate_exps", None), ("ffn_up_exps", None)]
     loader.share = experts.used / experts.count
-    stacks = [
-        loader.stack(f"{prefix}{name}", biased, experts.count)
-        for name in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
-    ]
+    stacks = [loader.stack(f"{prefix}{name}", biased, experts.count, rows) for name, rows in parts]
+    stacks.append(loader.stack(f"{prefix}ffn_down_exps", biased, experts.count))
     loader.share = 1.0
-    routed = module.Experts(
+    return module.Experts(
         config.activation,
-        loader.exact(f"{prefix}ffn_gate_inp", biased),
+        router,
         *stacks,
         loader.residency,
         used=experts.used,
         chosen=config.decoder.router == "chosen",
         normalize=experts.normalize,
     )
-    if not experts.shared:
-        return routed
-    linears = [loader.linear(f"{prefix}{name}", biased=False, rows=None) for name in SHARED]
-    shared = module.Mlp(config.activation, *linears)
-    return module.SharedExpert(routed, shared, loader.exact(f"{prefix}ffn_gate_inp_shexp", biased=False))
+
+
+def _beside(module: Any, loader: MatrixLoader, config: ModelConfig, layer: int, operation: ExpertsBesideMlp) -> Any:
+    norms = [loader.vector(f"blk.{layer}.{name}.weight") for name in operation.norms]
+    mlp, routed = _mlp(module, loader, config, layer), _routed(module, loader, config, layer)
+    return module.ExpertsBesideMlp(mlp, routed, norms, norm_eps=config.norm_eps)
 
 
 def _linear(loader: MatrixLoader, config: ModelConfig, layer: int, name: str, rows: tuple[int, int] | None) -> Any:

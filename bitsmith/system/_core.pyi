@@ -197,11 +197,21 @@ class Residency:
     @property
     def fetched(self) -> int: ...
 
+class Router:
+    def __init__(
+        self,
+        linear: Linear,
+        norm: np.ndarray | None = None,
+        scales: np.ndarray | None = None,
+        *,
+        norm_eps: float = 0.0,
+    ) -> None: ...
+
 class Experts(Operation):
     def __init__(
         self,
         activation: str,
-        router: Linear,
+        router: Router,
         gates: Sequence[Linear],
         ups: Sequence[Linear],
         downs: Sequence[Linear],
@@ -214,6 +224,9 @@ class Experts(Operation):
 
 class SharedExpert(Operation):
     def __init__(self, experts: Experts, shared: Mlp, gate: Linear) -> None: ...
+
+class ExpertsBesideMlp(Operation):
+    def __init__(self, mlp: Mlp, experts: Experts, norms: Sequence[np.ndarray], *, norm_eps: float) -> None: ...
 
 class Model:
     def __init__(

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "beside.h"
 #include "bind.h"
 #include "delta.h"
 #include "experts.h"
@@ -227,10 +228,16 @@ void bind_operations(nb::module_ &m) {
       .def(nb::init<size_t>(), "limit"_a)
       .def_prop_ro("limit", &Residency::limit)
       .def_prop_ro("fetched", &Residency::fetched);
+  nb::class_<Router>(m, "Router")
+      .def(
+          "__init__",
+          [](Router *self, const Linear &linear, std::optional<Floats> norm, std::optional<Floats> scales,
+             float norm_eps) { new (self) Router{linear, given(norm), norm_eps, given(scales)}; },
+          "linear"_a, "norm"_a.none() = nb::none(), "scales"_a.none() = nb::none(), nb::kw_only(), "norm_eps"_a = 0.0f);
   nb::class_<Experts, Operation>(m, "Experts")
       .def(
           "__init__",
-          [](Experts *self, const std::string &activation, const Linear &router, std::vector<Linear> gates,
+          [](Experts *self, const std::string &activation, const Router &router, std::vector<Linear> gates,
              std::vector<Linear> ups, std::vector<Linear> downs, std::shared_ptr<Residency> residency, int used,
              bool chosen, bool normalize) {
             new (self) Experts(activation_named(activation), {used, chosen, normalize}, router, std::move(gates),
@@ -240,6 +247,16 @@ void bind_operations(nb::module_ &m) {
           "chosen"_a, "normalize"_a);
   nb::class_<SharedExpert, Operation>(m, "SharedExpert")
       .def(nb::init<std::shared_ptr<Experts>, std::shared_ptr<Mlp>, Linear>(), "experts"_a, "shared"_a, "gate"_a);
+  nb::class_<ExpertsBesideMlp, Operation>(m, "ExpertsBesideMlp")
+      .def(
+          "__init__",
+          [](ExpertsBesideMlp *self, std::shared_ptr<Mlp> mlp, std::shared_ptr<Experts> experts,
+             const std::vector<Floats> &norms, float norm_eps) {
+            if (norms.size() != 4) throw std::invalid_argument("experts beside an MLP have four norms.");
+            const auto at = [&](int i) { return copied(norms[i]); };
+            new (self) ExpertsBesideMlp(std::move(mlp), std::move(experts), {at(0), at(1), at(2), at(3), norm_eps});
+          },
+          "mlp"_a, "experts"_a, "norms"_a, nb::kw_only(), "norm_eps"_a);
 }
 
 void bind_models(nb::module_ &m) {

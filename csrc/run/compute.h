@@ -63,7 +63,7 @@ inline void scale(float *x, float factor, size_t n) {
 }
 
 // Memory that all operations of a model use one after the other, by what lies in it.
-enum class Scratch { hidden, normed, added, q, k, v, turned, mix, gate, up, scores, gathered, layers, beside };
+enum class Scratch { hidden, normed, added, q, k, v, turned, mix, gate, up, scores, gathered, layers, inner, beside };
 
 class Compute {
  public:

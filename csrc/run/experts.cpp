@@ -59,7 +59,7 @@ struct Experts::Buffers {
   size_t stride, down_stride;
 };
 
-Experts::Experts(Activation activation, const Routing &routing, Linear router, std::vector<Linear> gates,
+Experts::Experts(Activation activation, const Routing &routing, Router router, std::vector<Linear> gates,
                  std::vector<Linear> ups, std::vector<Linear> downs, std::shared_ptr<Residency> residency)
     : activation_(activation),
       routing_(routing),
@@ -70,13 +70,15 @@ Experts::Experts(Activation activation, const Routing &routing, Linear router, s
       residency_(std::move(residency)) {
   const size_t count = gates_.size();
   if (!count || ups_.size() != count || downs_.size() != count || routing.used < 1 ||
-      routing.used > static_cast<int>(count))
+      routing.used > static_cast<int>(count) || (!router_.scales.empty() && router_.scales.size() != count))
     throw std::invalid_argument("the experts of a block, or the number that a token uses, make no sense.");
 }
 
 void Experts::check(int hidden) const {
   const int width = gates_.front().weight->rows();
-  check_linear("router", router_, static_cast<int>(gates_.size()), hidden);
+  check_linear("router", router_.linear, static_cast<int>(gates_.size()), hidden);
+  if (!router_.norm.empty() && static_cast<int>(router_.norm.size()) != hidden)
+    throw std::invalid_argument("the norm of a router has the wrong length.");
   for (size_t e = 0; e < gates_.size(); ++e) {
     check_linear("gate of an expert", gates_[e], width, hidden);
     check_linear("up of an expert", ups_[e], width, hidden);
@@ -84,12 +86,25 @@ void Experts::check(int hidden) const {
   }
 }
 
+// The router's input, normed if it is to be.
+Rows Experts::normed(Compute &compute, const Rows &x) const {
+  if (router_.norm.empty()) return x;
+  const int hidden = router_.linear.weight->cols();
+  float *to = compute.scratch(Scratch::gathered, static_cast<size_t>(x.count) * hidden);
+  compute.each_row(x.count, [&](int row) {
+    compute.kernels().rms_norm(x.data + row * x.stride, router_.norm.data(), hidden, router_.norm_eps,
+                               to + static_cast<size_t>(row) * hidden);
+  });
+  return {to, static_cast<size_t>(hidden), x.count};
+}
+
 Experts::Routes Experts::route(Compute &compute, const Rows &x) const {
   const int rows = x.count, count = static_cast<int>(gates_.size()), used = routing_.used;
   const size_t stride = padded(count);
   float *scores = compute.scratch(Scratch::scores, rows * stride);
-  compute.round(x.data, x.stride, rows, router_.weight->cols(), {&router_});
-  compute.multiply(router_, {x}, scores, stride);
+  const Rows scored = normed(compute, x);
+  compute.round(scored.data, scored.stride, rows, router_.linear.weight->cols(), {&router_.linear});
+  compute.multiply(router_.linear, {scored}, scores, stride);
   std::vector<int> chosen(static_cast<size_t>(rows) * used);
   std::vector<float> weights(chosen.size());
   compute.each_row(rows, [&](int row) {
@@ -111,7 +126,7 @@ Experts::Routes Experts::route(Compute &compute, const Rows &x) const {
     const int place = next[chosen[i]]++;
     routes.token_of[place] = static_cast<int>(i) / used;
     routes.places[i] = place;
-    routes.weights[place] = weights[i];
+    routes.weights[place] = weights[i] * (router_.scales.empty() ? 1.0f : router_.scales[chosen[i]]);
   }
   for (size_t a = 0; a < routes.active.size(); ++a)
     std::fill_n(routes.group_of.begin() + routes.active[a].first, routes.active[a].count, static_cast<int>(a));
@@ -188,8 +203,12 @@ void Experts::second_product(Compute &compute, const Routes &routes, Slice slice
 }
 
 void Experts::run(Compute &compute, Pass &, const Rows &x, float *out, size_t stride) const {
+  mix(compute, x, x, out, stride);
+}
+
+void Experts::mix(Compute &compute, const Rows &scored, const Rows &x, float *out, size_t stride) const {
   const int hidden = gates_.front().weight->cols();
-  const Routes routes = route(compute, x);
+  const Routes routes = route(compute, scored);
   Buffers buffers{};
   buffers.stride = padded(gates_.front().weight->rows());
   buffers.down_stride = padded(hidden);

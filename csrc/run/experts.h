@@ -13,16 +13,27 @@ struct Routing {
   bool normalize;  // weights are divided by their sum
 };
 
+// Scores the experts. norm: weights of a norm of its input; empty without. scales: multiplier of each expert's output;
+// empty without.
+struct Router {
+  Linear linear;
+  std::vector<float> norm;
+  float norm_eps;
+  std::vector<float> scales;
+};
+
 class Experts : public Operation {
  public:
   // gates, ups, downs: one of each expert
   // residency: keeps those of them that are fetched on demand; null if all lie in memory
-  Experts(Activation activation, const Routing &routing, Linear router, std::vector<Linear> gates,
+  Experts(Activation activation, const Routing &routing, Router router, std::vector<Linear> gates,
           std::vector<Linear> ups, std::vector<Linear> downs, std::shared_ptr<Residency> residency);
 
   void check(int hidden) const override;
   std::vector<const Linear *> inputs() const override { return {}; }  // rows are gathered and rounded by expert
   void run(Compute &compute, Pass &pass, const Rows &x, float *out, size_t stride) const override;
+  // scored: what the router reads, x: what the experts read, [rows, hidden] each. out: [rows, stride]
+  void mix(Compute &compute, const Rows &scored, const Rows &x, float *out, size_t stride) const;
 
  private:
   struct Routes;
@@ -32,6 +43,7 @@ class Experts : public Operation {
     size_t first, end;
   };
 
+  Rows normed(Compute &compute, const Rows &x) const;
   Routes route(Compute &compute, const Rows &x) const;
   Slice fetched(Compute &compute, const Routes &routes, size_t first) const;
   void first_products(Compute &compute, const Rows &x, const Routes &routes, Slice slice, const Buffers &to) const;
@@ -39,7 +51,7 @@ class Experts : public Operation {
 
   Activation activation_;
   Routing routing_;
-  Linear router_;
+  Router router_;
   std::vector<Linear> gates_, ups_, downs_;
   std::shared_ptr<Residency> residency_;
 };

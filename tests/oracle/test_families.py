@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +19,6 @@ from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.errors import UnsupportedError
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.runtime.decoder import Decoder
-from bitsmith.runtime.load import choose_kernel
 from bitsmith.runtime.torch.model import load_torch_model
 from tests.families import EXPERTS, MODELS, WRAPPERS, folder_of, logits_of, wrapper_of
 from tests.oracle import llama
@@ -115,21 +113,8 @@ def test_folders_made_from_gguf_files(name: str, made: Callable[[str], Made], tm
     close(logits_of(model.eval(), TOKENS), expected)
 
 
-TORCH_ONLY = {"gemma4_moe": "experts beside an MLP"}
-
-
-@pytest.mark.parametrize("name", TORCH_ONLY)
-def test_torch_computes_the_rest_and_says_so(
-    name: str, made: Callable[[str], Made], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("bitsmith.runtime.load.choice"), "propagate", True)
-    folder, _ = made(name)
-    assert choose_kernel(open_checkpoint(folder), None, default="int16") == "torch"
-    assert f"does not know {TORCH_ONLY[name]}; it is computed with torch" in caplog.text
-
-
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in TORCH_ONLY])
-def test_the_core_computes_what_it_knows(name: str, made: Callable[[str], Made], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_the_core_computes_every_family(name: str, made: Callable[[str], Made], tmp_path: Path) -> None:
     """Whole texts and step by step, as torch does; from files of floats and of codes."""
     folder, expected = made(name)
     decoder = bitsmith.load(folder, kernel="exact").decoder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,16 @@ def test_the_core_is_taken_where_it_can_run_the_model(tiny: Path, tmp_path: Path
         choose_kernel(rounded, "exact", default="int8")
     with pytest.raises(UsageError, match='kernel="fast": unknown; expected int8, int16, exact, torch'):
         choose_kernel(checkpoint, "fast", default="int8")
+
+
+@needs_core
+def test_torch_computes_what_the_core_does_not_know_and_says_so(
+    tiny: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("bitsmith.runtime.load.choice"), "propagate", True)
+    monkeypatch.setattr(kernels, "core_lacks", lambda config: "a new operation")
+    assert choose_kernel(open_checkpoint(tiny), None, default="int16") == "torch"
+    assert "does not know a new operation; it is computed with torch" in caplog.text
 
 
 @needs_core

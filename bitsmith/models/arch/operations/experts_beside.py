@@ -12,7 +12,7 @@ from bitsmith.models.arch.operations.experts import MixtureOfExperts
 from bitsmith.models.arch.operations.mlp import GatedMlp
 
 _MLP, _EXPERTS = GatedMlp(), MixtureOfExperts()
-_AFTER_MLP, _BEFORE, _AFTER = "post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2"
+_NORMS = "post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2"
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,14 @@ class ExpertsBesideMlp:
 
     norm: str
 
+    @property
+    def norms(self) -> tuple[str, str, str, str]:
+        """The norms before and after the MLP, and before and after the experts."""
+        return self.norm, *_NORMS
+
     def tensors(self, config: ModelConfig, layer: int) -> Iterator[BlockTensor]:
         """Three norms, and the tensors of both."""
-        for name in (_AFTER_MLP, _BEFORE, _AFTER):
+        for name in _NORMS:
             yield BlockTensor(name, (config.hidden,), "vector")
         yield from _MLP.tensors(config, layer)
         yield from _EXPERTS.tensors(config, layer)
@@ -36,8 +41,9 @@ class ExpertsBesideMlp:
 
     def forward(self, run: Run, layer: int, block: Any, x: Tensor) -> Tensor:
         """See `Operation`."""
+        before_mlp, after_mlp, before_experts, after_experts = (block.norms[name] for name in self.norms)
         eps, norm = run.config.norm_eps, run.ops.rms_norm
-        inner = _MLP.forward(run, layer, block, norm(x, block.norms[self.norm], eps))
+        inner = _MLP.forward(run, layer, block, norm(x, before_mlp, eps))
         routes = _EXPERTS.routed(run, layer, block, x)
-        chosen = _EXPERTS.mixed(run, block, norm(x, block.norms[_BEFORE], eps), routes)
-        return norm(inner, block.norms[_AFTER_MLP], eps) + norm(chosen, block.norms[_AFTER], eps)
+        chosen = _EXPERTS.mixed(run, block, norm(x, before_experts, eps), routes)
+        return norm(inner, after_mlp, eps) + norm(chosen, after_experts, eps)
