@@ -39,6 +39,10 @@ class AnyCache(Protocol):
         """
         ...
 
+    def copy_slot(self, source: int, slot: int, length: int) -> None:
+        """Fill a slot with the first `length` positions of another one. Raises UsageError as `truncate` does."""
+        ...
+
     def grown(self, capacity: int) -> AnyCache:
         """A copy with room for `capacity` positions a slot. Raises UsageError for fewer than are filled."""
         ...
@@ -63,6 +67,14 @@ class AnyDecoder(Protocol):
         first: int = 0,
     ) -> Tensor:
         """Logits of the next token, float32 [rows, n - first, vocab]; see `Decoder.forward`."""
+        ...
+
+    def hidden(self, tokens: np.ndarray) -> Tensor:
+        """Hidden states after the last layer, before the final norm: float32 [rows, n, hidden]."""
+        ...
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """The final norm: float32 [..., hidden] -> the same."""
         ...
 
     def prefill(

@@ -105,6 +105,16 @@ class Cache:
         if length == 0:
             self._clear(slot)
 
+    def copy_slot(self, source: int, slot: int, length: int) -> None:
+        """Fill a slot with the first `length` positions of another one. Raises UsageError as `truncate` does."""
+        kept = checked_cut(self._config, self.lengths, source, length)
+        for each in (*self.keys.values(), *self.values.values()):
+            each[slot, :, :kept] = each[source, :, :kept]
+        for state in self.states.values():
+            for each in state:
+                each[slot] = each[source]
+        self.lengths[slot] = kept
+
     def give_up(self, step: Step) -> None:
         """Empty the slots of a step that ended before all layers, if layers have states; keys and values are whole."""
         if self._config.delta is not None:

@@ -60,6 +60,12 @@ class CoreCache:
         """Keep only the first `length` positions of a slot; 0 empties it. Raises as `AnyCache.truncate`."""
         self.lengths[slot] = checked_cut(self._config, self.lengths, slot, length)
 
+    def copy_slot(self, source: int, slot: int, length: int) -> None:
+        """Fill a slot with the first `length` positions of another one. Raises as `AnyCache.copy_slot`."""
+        kept = checked_cut(self._config, self.lengths, source, length)
+        self.handle.copy_slot(source, slot, kept)
+        self.lengths[slot] = kept
+
     def grown(self, capacity: int) -> CoreCache:
         """A copy with room for `capacity` positions a slot. Raises UsageError if a slot holds more."""
         if self.lengths.max() > capacity:
@@ -82,6 +88,7 @@ class CoreDecoder:
 
     cache_type: type of the caches that `new_cache` makes, see `CoreCache`
     choices: what it runs on
+    output_norm: weights of the final norm, float32 [hidden]
     table: the table of the embeddings of layers, if the model has them
     maps: the mapped files of float matrices. Every result raises FileError once one of them has lost bytes: another
         program cut it short, or the disk fails.
@@ -96,6 +103,7 @@ class CoreDecoder:
         cache_type: str,
         maps: Mapping[Path, Any],
         choices: CoreChoices,
+        output_norm: np.ndarray,
         table: LayerTable | None = None,
     ) -> None:
         self.config = config
@@ -105,6 +113,7 @@ class CoreDecoder:
         self._model = model
         self._maps = maps
         self._table = table
+        self._output_norm = output_norm
 
     def times(self) -> dict[str, float]:
         """Seconds that forward passes have taken so far: products with matrices, attention, and all else."""
@@ -141,6 +150,12 @@ class CoreDecoder:
             ids = checked_tokens(tokens, self.config.vocab)
             cache = self.new_cache(ids.shape[1], batch=ids.shape[0])
         return self._step(checked_step(tokens, self.config.vocab, cache, slots, counts), cache)
+
+    def normed(self, hidden: np.ndarray) -> np.ndarray:
+        """The final norm: float32 [..., hidden] -> the same."""
+        mean = np.square(hidden).mean(axis=-1, keepdims=True, dtype=np.float32)
+        normed: np.ndarray = hidden / np.sqrt(mean + np.float32(self.config.norm_eps)) * self._output_norm
+        return normed
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """Final norm and output projection: float32 [..., hidden] -> [..., vocab]."""

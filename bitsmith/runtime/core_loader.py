@@ -77,13 +77,23 @@ def load_core(
         loaded = round(loader.bytes)
         embedding = loader.factor("token_embd.weight") if config.tied else loader.matrix("token_embd.weight")
         output = embedding if config.tied else loader.factor("output.weight")
-        model.set_ends(embedding, loader.vector("output_norm.weight"), output)
+        norm = loader.vector("output_norm.weight")
+        model.set_ends(embedding, norm, output)
     finally:
         loader.close()
     report(Progress("load", config.layers, config.layers, "layers"))
     choices = choose(module, model, loader.matrices, isa, loader.pool, exact=exact, fine=fine)
     size = loaded + output.nbytes + (0 if config.tied else embedding.row_bytes)
-    return CoreDecoder(config, model, size, cache_type=cache_type, maps=loader.maps, choices=choices, table=table)
+    return CoreDecoder(
+        config,
+        model,
+        size,
+        cache_type=cache_type,
+        maps=loader.maps,
+        choices=choices,
+        output_norm=norm,
+        table=table,
+    )
 
 
 class MatrixLoader:

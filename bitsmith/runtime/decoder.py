@@ -192,11 +192,15 @@ class Decoder:
         ids = checked_tokens(tokens, self.config.vocab)
         return self._blocks(ids, self._place(np.arange(ids.shape[1])[None], ids.shape[1]), None)
 
+    def normed(self, hidden: Tensor) -> Tensor:
+        """The final norm: float32 [..., hidden] -> the same."""
+        normed: Tensor = self.ops.rms_norm(hidden, self.weights.output_norm, self.config.norm_eps)
+        return normed
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and output projection: float32 [..., hidden] -> [..., vocab]."""
         config = self.config
-        normed = self.ops.rms_norm(hidden, self.weights.output_norm, config.norm_eps)
-        found = self.weights.output(normed)
+        found = self.weights.output(self.normed(hidden))
         if config.logit_divisor != 1.0:
             found = found / config.logit_divisor
         return self.ops.softcapped(found, config.logit_softcap) if config.logit_softcap else found

@@ -163,6 +163,18 @@ void bind_cache(nb::module_ &m) {
             self.copy(other, lengths.data());
           },
           "other"_a, "lengths"_a)
+      .def(
+          "copy_slot",
+          [](Cache &self, int source, int slot, int64_t length) {
+            const int batch = self.shape().batch;
+            if (source < 0 || source >= batch || slot < 0 || slot >= batch || source == slot)
+              throw std::invalid_argument("two slots of 0.." + std::to_string(batch - 1) + " are needed.");
+            if (length < 0 || length > self.shape().capacity)
+              throw std::invalid_argument("lengths must lie in 0.." + std::to_string(self.shape().capacity) +
+                                          found(length));
+            self.copy_slot(source, slot, length);
+          },
+          "source"_a, "slot"_a, "length"_a)
       .def_prop_ro("nbytes", [](const Cache &self) { return 2 * self.bytes() + self.state_bytes(); });
 }
 

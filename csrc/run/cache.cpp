@@ -1,5 +1,6 @@
 #include "cache.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -30,6 +31,17 @@ void Cache::copy(Cache &other, const int64_t *lengths) {
         std::memcpy(keys() + head(layer, slot, h), other.keys() + other.head(layer, slot, h), size);
         std::memcpy(values() + head(layer, slot, h), other.values() + other.head(layer, slot, h), size);
       }
+}
+
+void Cache::copy_slot(int from, int to, int64_t length) {
+  for (int layer = 0; layer < static_cast<int>(shape_.layers.size()); ++layer) {
+    for (int h = 0; h < shape_.layers[layer].kv_heads; ++h) {
+      const size_t size = static_cast<size_t>(length) * row_bytes(layer);
+      std::memcpy(keys() + head(layer, to, h), keys() + head(layer, from, h), size);
+      std::memcpy(values() + head(layer, to, h), values() + head(layer, from, h), size);
+    }
+    if (!shape_.states.empty()) std::copy_n(state(layer, from), shape_.states[layer], state(layer, to));
+  }
 }
 
 }  // namespace bitsmith

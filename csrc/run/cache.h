@@ -63,6 +63,8 @@ class Cache {
 
   // The first lengths[slot] positions of each slot of another cache of the same shape but for its capacity.
   void copy(Cache &other, const int64_t *lengths);
+  // The first `length` positions of a slot, and what layers keep of its sequence, into another slot.
+  void copy_slot(int from, int to, int64_t length);
 
  private:
   CacheShape shape_;
