@@ -34,6 +34,7 @@ COMMANDS = {  # name -> its module in this package, and the command there
     "eval": "evaluate.evaluate",
     "run": "run.run",
     "chat": "chat.chat",
+    "serve": "serve.serve",
     "bench": "bench.bench",
     "imatrix": "imatrix.imatrix",
     "inspect": "inspect.inspect",
@@ -48,7 +49,7 @@ SECTIONS = {  # of the help; commands of no section come last
     "Plan": ("plan",),
     "Make": ("quantize", "convert", "imatrix"),
     "Prove": ("eval", "bench", "inspect"),
-    "Run": ("run", "chat"),
+    "Run": ("run", "chat", "serve"),
     "Models": ("list", "pull", "rm"),
 }
 

@@ -1,0 +1,226 @@
+"""The server's paths. `bitsmith.serve.engine` does the work."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from bitsmith.errors import BitsmithError
+from bitsmith.serve.anthropic_messages import MessageAnswer, MessagesBody
+from bitsmith.serve.embeddings import embeddings
+from bitsmith.serve.engine import Engine
+from bitsmith.serve.failures import body as failure_body
+from bitsmith.serve.failures import failure, of_error
+from bitsmith.serve.guard import App, Guard
+from bitsmith.serve.metrics import Metrics
+from bitsmith.serve.openai_answers import ChatAnswers, TextAnswers, sse
+from bitsmith.serve.requests import Body, ChatBody, CompletionBody, EmbeddingBody
+from bitsmith.serve.responses import ResponseAnswer, ResponsesBody
+from bitsmith.serve.stream import AnswerError, Answers, Progress
+from bitsmith.serve.talk import Prepared, prepare_talk, prepare_text
+from bitsmith.version import __version__
+
+MOST_BYTES = 16 << 20  # of a request's body
+_LOOK = 0.25  # seconds between looks whether a client is still there
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is served. name: of the model, as clients see it; key: see `Guard`"""
+
+    engine: Engine
+    name: str
+    key: str | None = None
+
+
+class TokenizeBody(Body):
+    """POST /tokenize."""
+
+    content: str
+    add_special: bool = False
+    parse_special: bool = True
+
+
+class DetokenizeBody(Body):
+    """POST /detokenize."""
+
+    tokens: list[int]
+
+
+def make_app(served: Served) -> App:
+    """The whole server as an ASGI application."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(served.engine.close)
+
+    app = FastAPI(title="bitsmith", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    _add_failures(app)
+    _add_openai(app, served)
+    _add_anthropic(app, served)
+    _add_tools(app, served)
+    return Guard(app, key=served.key, most=MOST_BYTES)
+
+
+def _add_failures(app: FastAPI) -> None:
+    @app.exception_handler(BitsmithError)
+    async def wrong(request: Request, error: BitsmithError) -> JSONResponse:
+        return of_error(request.url.path, error)
+
+    @app.exception_handler(AnswerError)
+    async def failed(request: Request, error: AnswerError) -> JSONResponse:
+        return failure(request.url.path, 500, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+        return failure(request.url.path, 400, f"{where}: {first['msg']}")
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+        words = f"{request.method} {request.url.path}: {error.detail}"
+        return failure(request.url.path, error.status_code, words)
+
+
+def _add_openai(app: FastAPI, served: Served) -> None:
+    engine, started = served.engine, int(time.time())
+    tokenizer = engine.model.tokenizer
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        model = {"id": served.name, "object": "model", "created": started, "owned_by": "bitsmith"}
+        return {"object": "list", "data": [{**model, "context_length": engine.context}]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Any:
+        if name != served.name:
+            return failure("/v1/models", 404, f"there is no model {name!r}; this server has {served.name!r}.")
+        return (await models())["data"][0]
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request, body: ChatBody) -> Any:
+        prepared = await run_in_threadpool(prepare_talk, engine, body.talk())
+        answers = ChatAnswers(served.name, tokenizer, len(prepared.wishes))
+        streamed = partial(answers.streamed, with_usage=bool((body.stream_options or {}).get("include_usage")))
+        return await _answer(request, served, prepared, answers.whole, streamed if body.stream else None)
+
+    @app.post("/v1/completions")
+    async def complete(request: Request, body: CompletionBody) -> Any:
+        ask, texts = body.asked(), body.prompts()
+        all_of = [await run_in_threadpool(prepare_text, engine, text, ask) for text in texts]
+        prepared = Prepared(tuple(wish for each in all_of for wish in each.wishes))
+        answers = TextAnswers(served.name, tokenizer, len(prepared.wishes))
+        streamed = partial(answers.streamed, with_usage=bool((body.stream_options or {}).get("include_usage")))
+        return await _answer(request, served, prepared, answers.whole, streamed if body.stream else None)
+
+    @app.post("/v1/responses")
+    async def respond(request: Request, body: ResponsesBody) -> Any:
+        prepared = await run_in_threadpool(prepare_talk, engine, body.talk())
+        answer = ResponseAnswer(served.name)
+        return await _answer(request, served, prepared, answer.whole, answer.streamed if body.stream else None)
+
+    @app.post("/v1/embeddings")
+    async def embed(body: EmbeddingBody) -> dict[str, Any]:
+        return await run_in_threadpool(embeddings, engine.model, body, served.name)
+
+
+def _add_anthropic(app: FastAPI, served: Served) -> None:
+    engine = served.engine
+
+    @app.post("/v1/messages")
+    async def messages(request: Request, body: MessagesBody) -> Any:
+        prepared = await run_in_threadpool(prepare_talk, engine, body.talk())
+        answer = MessageAnswer(served.name, len(prepared.wishes[0].prompt))
+        return await _answer(request, served, prepared, answer.whole, answer.streamed if body.stream else None)
+
+    @app.post("/v1/messages/count_tokens")
+    async def count(body: dict[str, Any]) -> dict[str, int]:
+        asked = MessagesBody.model_validate({"max_tokens": 1, **body}).talk()
+        ids = await run_in_threadpool(engine.model.tokenizer.encode_chat, asked.messages, tools=asked.tools or None)
+        return {"input_tokens": len(ids)}
+
+
+def _add_tools(app: FastAPI, served: Served) -> None:
+    engine, metrics = served.engine, Metrics(served.engine)
+    tokenizer, page = engine.model.tokenizer, (files(__package__) / "page" / "index.html").read_text("utf-8")
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        running, waiting = engine.load
+        return {"status": "ok", "model": served.name, "running": running, "waiting": waiting}
+
+    @app.get("/metrics")
+    async def figures() -> Response:
+        return Response(metrics.page(), media_type="text/plain; version=0.0.4")
+
+    @app.post("/tokenize")
+    async def tokenize(body: TokenizeBody) -> dict[str, Any]:
+        options = {"add_special": body.add_special, "parse_special": body.parse_special}
+        return {"tokens": await run_in_threadpool(lambda: tokenizer.encode(body.content, **options))}
+
+    @app.post("/detokenize")
+    async def detokenize(body: DetokenizeBody) -> dict[str, str]:
+        return {"content": tokenizer.decode(body.tokens, special=True)}
+
+    @app.get("/")
+    async def chat_page() -> HTMLResponse:
+        policy = "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src 'self' data:"
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+
+
+async def _answer(
+    request: Request,
+    served: Served,
+    prepared: Prepared,
+    whole: Callable[[AsyncIterator[Progress]], Awaitable[dict[str, Any]]],
+    streamed: Callable[[AsyncIterator[Progress]], AsyncIterator[str]] | None,
+) -> Any:
+    """The whole answer, or with `streamed` a stream of it. Where the client goes away, the work stops.
+
+    Raises BusyError where the queue is full.
+    """
+    answers = Answers(served.engine, prepared)
+    if streamed is None:
+        return await _while_connected(request, whole(answers), answers)
+
+    async def events() -> AsyncIterator[str]:
+        try:
+            async for event in streamed(answers):
+                yield event
+        except AnswerError as error:  # the status is out already, so the error is an event
+            told = failure_body(request.url.path, 500, str(error))
+            yield ("event: error\n" if request.url.path.startswith("/v1/messages") else "") + sse(told)
+        finally:
+            answers.cancel()
+
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+
+async def _while_connected(request: Request, work: Awaitable[dict[str, Any]], answers: Answers) -> Any:
+    """The result of `work`, which is given up where the client goes away."""
+    task = asyncio.ensure_future(work)
+    try:
+        while True:
+            done, _ = await asyncio.wait({task}, timeout=_LOOK)
+            if done:
+                return task.result()
+            if await request.is_disconnected():
+                return Response(status_code=499)
+    finally:
+        task.cancel()
+        answers.cancel()

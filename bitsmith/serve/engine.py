@@ -1,0 +1,253 @@
+"""Continuous batching: all texts on their way share each step, so that a weight is read once for all of them.
+
+Each step takes one token of every answer and some tokens of the prompts that wait, so that a long prompt does not hold
+the answers up. All work of a model is done by one thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bitsmith.errors import BitsmithError, UsageError
+from bitsmith.runtime.language_model import LanguageModel
+from bitsmith.serve.drawer import Drawer
+from bitsmith.serve.grammar import Grammars
+from bitsmith.serve.sequence import Deliver, Sequence
+from bitsmith.serve.slots import Slots
+from bitsmith.serve.wish import Failed, Wish
+
+_log = logging.getLogger(__name__)
+
+
+class BusyError(BitsmithError):
+    """The queue is full. seconds: when to try again"""
+
+    def __init__(self, waiting: int, seconds: int) -> None:
+        super().__init__(f"{waiting} requests wait already; try again in {seconds} s.")
+        self.seconds = seconds
+
+
+@dataclass(frozen=True)
+class Limits:
+    """parallel: texts computed at the same time; queue: texts that may wait; chunk: prompt tokens of a step"""
+
+    parallel: int = 4
+    queue: int = 64
+    chunk: int = 256
+
+
+@dataclass
+class Counts:
+    """What the engine did since its start. Steps and seconds are those of the model alone."""
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    drawn_tokens: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    steps: int = 0
+    rows: int = 0
+    busy_seconds: float = 0.0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=64))  # seconds from start to end of answers
+
+
+class Engine:
+    """Answers many wishes at once. Its thread starts with the first and ends with `close`.
+
+    Every text may hold `context` tokens, prompt and answer together.
+    """
+
+    def __init__(self, model: LanguageModel, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.model = model
+        self.limits = limits
+        self.counts = Counts()
+        self.context = model.config.context
+        self._slots = Slots(model.decoder.new_cache(self.context, batch=limits.parallel))
+        self._ends = model.tokenizer.end_ids
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._waiting: deque[Sequence] = deque()
+        self._active: list[Sequence] = []
+        self._started: dict[Sequence, float] = {}
+        self._closing = False
+        self._thread: threading.Thread | None = None
+        self._grammars: Grammars | None = None
+
+    @property
+    def grammars(self) -> Grammars:
+        """For answers of a given form. Raises UnsupportedError where llguidance is not installed."""
+        if self._grammars is None:
+            self._grammars = Grammars(self.model.tokenizer, self.model.config.vocab)
+        return self._grammars
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Numbers of texts that are computed, and that wait."""
+        with self._changed:
+            return len(self._active), len(self._waiting)
+
+    def check(self, wish: Wish) -> None:
+        """Raise UsageError for a wish that cannot be fulfilled, before any work."""
+        if not wish.prompt:
+            raise UsageError("the prompt has no tokens, so there is nothing to continue; give a text.")
+        if len(wish.prompt) >= self.context:
+            raise UsageError(
+                f"the prompt has {len(wish.prompt):,} tokens, but prompt and answer together may have "
+                f"{self.context:,}; shorten it."
+            )
+        if wish.max_tokens is not None and wish.max_tokens < 1:
+            raise UsageError(f"max_tokens must be 1 or more, found {wish.max_tokens}.")
+        outside = [token for token in wish.drawing.bias if not 0 <= token < self.model.config.vocab]
+        if outside:
+            raise UsageError(f"logit_bias: token {outside[0]} is not in 0..{self.model.config.vocab - 1}.")
+
+    def submit(self, wish: Wish, deliver: Deliver) -> Sequence:
+        """Put a wish into the queue. `deliver` is called from the engine's thread until a Done or Failed comes.
+
+        Raises UsageError as `check` does, BusyError where the queue is full.
+        """
+        self.check(wish)
+        sequence = Sequence(wish, deliver)
+        with self._changed:
+            if self._closing:
+                raise UsageError("the server is going down.")
+            if len(self._waiting) >= self.limits.queue:
+                raise BusyError(len(self._waiting), self._patience())
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="bitsmith-engine", daemon=True)
+                self._thread.start()
+            self._waiting.append(sequence)
+            self._changed.notify()
+        return sequence
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Nobody wants the answer any more. It ends with the present step."""
+        with self._changed:
+            sequence.cancelled = True
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the thread; what is on its way is cancelled."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _patience(self) -> int:
+        """Seconds until a place in the queue is likely to be free."""
+        recent = self.counts.recent
+        mean = sum(recent) / len(recent) if recent else 1.0
+        return max(1, round(mean / self.limits.parallel))
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._closing or self._waiting or self._active):
+                    self._changed.wait()
+                self._drop_cancelled()
+                if self._closing:
+                    break
+                self._admit()
+            if self._active:
+                self._guarded_step()
+
+    def _drop_cancelled(self) -> None:
+        for sequence in [*self._active, *self._waiting]:
+            if sequence.cancelled or self._closing:
+                self.counts.cancelled += 1
+                sequence.finish("cancelled")
+                self._forget(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        """Take a sequence out of the engine."""
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
+        if sequence in self._active:
+            self._active.remove(sequence)
+            assert sequence.slot is not None
+            self._slots.release(sequence.slot)
+            self.counts.recent.append(self._clock() - self._started.pop(sequence))
+
+    def _admit(self) -> None:
+        """Give free slots to those that wait longest."""
+        while self._waiting and self._slots.free:
+            sequence = self._waiting.popleft()
+            slot, held = self._slots.take(sequence.tokens)
+            grammar = sequence.wish.drawing.grammar
+            matcher = self.grammars.matcher(grammar) if grammar else None
+            sequence.start(slot, held, Drawer(sequence.wish, matcher, self._ends), self.model.tokenizer)
+            self._active.append(sequence)
+            self._started[sequence] = self._clock()
+            self.counts.reused_tokens += held
+
+    def _guarded_step(self) -> None:
+        """A step. An error of the model ends the answers of this step, not the engine."""
+        rows = self._rows()
+        try:
+            self._step(rows)
+        except BitsmithError as error:
+            self._fail(rows, str(error))
+        except Exception as error:
+            _log.exception("a step failed")
+            self._fail(rows, f"internal error: {type(error).__name__}")
+
+    def _fail(self, rows: list[tuple[Sequence, int]], words: str) -> None:
+        with self._changed:
+            for sequence, _ in rows:
+                if sequence in self._active:
+                    self.counts.failed += 1
+                    self._forget(sequence)
+                    assert sequence.slot is not None
+                    self._slots.empty(sequence.slot)
+                    sequence.deliver(Failed(words))
+
+    def _rows(self) -> list[tuple[Sequence, int]]:
+        """The sequences of the next step, and how many tokens of each: every answer, then prompts in their order."""
+        answers = [(each, 1) for each in self._active if len(each.waiting) == 1]
+        room, prompts = self.limits.chunk, []
+        for sequence in self._active:
+            left = len(sequence.waiting)
+            if left > 1 and room > 0:
+                prompts.append((sequence, min(left, room)))
+                room -= min(left, room)
+        return answers + prompts
+
+    def _step(self, rows: list[tuple[Sequence, int]]) -> None:
+        counts = np.array([count for _, count in rows])
+        tokens = np.zeros((len(rows), int(counts.max())), np.int64)
+        for row, (sequence, count) in enumerate(rows):
+            tokens[row, :count] = sequence.tokens[sequence.fed : sequence.fed + count]
+        slots = np.array([sequence.slot for sequence, _ in rows])
+        started = self._clock()
+        decoder = self.model.decoder
+        found = decoder.prefill(tokens, self._slots.cache, slots=slots, counts=counts, chunk=tokens.shape[1])
+        logits = decoder.numpy(found)
+        self.counts.busy_seconds += self._clock() - started
+        self.counts.steps += 1
+        self.counts.rows += len(rows)
+        self.counts.prompt_tokens += int(counts.sum()) - sum(each.drawn > 0 for each, _ in rows)
+        for row, (sequence, count) in enumerate(rows):
+            sequence.fed += count
+            if not sequence.waiting and not self._draw(sequence, logits[row]):
+                with self._changed:
+                    self.counts.finished += 1
+                    self._forget(sequence)
+
+    def _draw(self, sequence: Sequence, logits: np.ndarray) -> bool:
+        """Draw a token of one sequence. Whether it goes on. A failing grammar ends this answer alone."""
+        try:
+            goes_on = sequence.take(logits, self._ends, self.context)
+        except BitsmithError as error:
+            self._fail([(sequence, 0)], str(error))
+            return True
+        self.counts.drawn_tokens += 1
+        return goes_on

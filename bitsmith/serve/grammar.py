@@ -1,0 +1,113 @@
+"""Grammars that answers must follow, through llguidance: JSON schemas, regular expressions, Lark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bitsmith.errors import UnsupportedError, UsageError
+from bitsmith.models.tokenizer import Tokenizer
+from bitsmith.models.tokenizer.vocabulary import TokenType, piece
+
+ANY_JSON = json.dumps({"type": "object"})
+
+
+class Grammars:
+    """Makes the matchers of one model's tokenizer. Raises UnsupportedError where llguidance is not installed."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
+        try:
+            import llguidance
+        except ImportError as error:
+            raise UnsupportedError(
+                "answers of a given form (response_format, grammar, a tool that must be called) need llguidance: "
+                "pip install 'bitsmith[serve]'"
+            ) from error
+        self._library: Any = llguidance
+        self.vocab = vocab
+        self._tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Words(tokenizer, vocab)), n_vocab=vocab)
+
+    def schema(self, schema: Mapping[str, Any] | str) -> str:
+        """The grammar of a JSON schema. Raises UsageError for one that cannot be followed."""
+        text = schema if isinstance(schema, str) else json.dumps(schema)
+        try:
+            return self.checked(self._library.LLMatcher.grammar_from_json_schema(text))
+        except ValueError as error:
+            raise UsageError(f"the JSON schema cannot be followed: {error}") from error
+
+    def checked(self, grammar: str) -> str:
+        """The grammar. Raises UsageError if it cannot be followed."""
+        wrong = self._library.LLMatcher.validate_grammar(grammar, self._tokenizer)
+        if wrong:
+            raise UsageError(f"the grammar cannot be followed: {wrong}")
+        return grammar
+
+    def lark(self, text: str) -> str:
+        """The grammar of Lark rules."""
+        return self.checked(self._library.LLMatcher.grammar_from_lark(text))
+
+    def regex(self, text: str) -> str:
+        """The grammar of a regular expression."""
+        return self.checked(self._library.LLMatcher.grammar_from_regex(text))
+
+    def matcher(self, grammar: str) -> Matcher:
+        """Follows one answer."""
+        return Matcher(self._library.LLMatcher(self._tokenizer, grammar), self.vocab)
+
+
+class Matcher:
+    """Says which tokens may come next in one answer."""
+
+    def __init__(self, inner: Any, vocab: int) -> None:
+        self._inner = inner
+        self._bits = np.zeros((1, (vocab + 31) // 32), np.int32)
+        self._vocab = vocab
+
+    def allowed(self) -> np.ndarray:
+        """bool [vocab]. Raises UsageError where no token fits."""
+        from llguidance.numpy import fill_next_token_bitmask
+
+        fill_next_token_bitmask(self._inner, self._bits)
+        self._check()
+        bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
+        found: np.ndarray = bits[: self._vocab].astype(bool)
+        return found
+
+    def take(self, token: int) -> None:
+        """Go on behind a token."""
+        self._inner.consume_token(token)
+        self._check()
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing can follow."""
+        return bool(self._inner.is_stopped())
+
+    def _check(self) -> None:
+        if self._inner.is_error():
+            raise UsageError(f"the grammar of the answer failed: {self._inner.get_error()}")
+
+
+class _Words:
+    """A tokenizer as llguidance wants it."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
+        vocabulary = tokenizer.vocabulary
+        special = (TokenType.CONTROL, TokenType.UNKNOWN)
+        self._tokenizer = tokenizer
+        self.eos_token_id = min(tokenizer.end_ids, default=vocab - 1)
+        self.bos_token_id = tokenizer.bos
+        texts = [
+            f"\xff<{text}>".encode("latin-1", "replace") if kind in special else piece(vocabulary, token)
+            for token, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
+        ][:vocab]
+        self.tokens = texts + [b""] * (vocab - len(texts))
+        self.special_token_ids = [token for token, kind in enumerate(vocabulary.types) if kind in special]
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """Ids of a text."""
+        words = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        return self._tokenizer.encode(words, add_special=False)

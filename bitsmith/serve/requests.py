@@ -1,0 +1,223 @@
+"""The bodies of OpenAI's requests, and what they ask. Fields that are not known are refused by name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bitsmith.errors import UsageError
+from bitsmith.runtime.sampling import DEFAULT
+from bitsmith.serve.grammar import ANY_JSON
+from bitsmith.serve.talk import Ask, Form, Talk
+from bitsmith.serve.wish import Drawing
+
+_IMAGES = "this server answers texts; the request holds a part of type {kind!r}."
+
+
+class Body(BaseModel):
+    """Unknown fields are errors: a client that asks for something must not believe that it was heard."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Common(Body):
+    """Fields of all requests that generate. Those without effect here are read and left: user, metadata, store."""
+
+    model: str | None = None
+    stream: bool = False
+    stream_options: dict[str, Any] | None = None
+    temperature: float | None = Field(None, ge=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repeat_penalty: float | None = Field(None, gt=0)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    n: int | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    grammar: str | None = None
+    regex: str | None = None
+
+    def ask(self, max_tokens: int | None, top_logprobs: int | None, form: Form) -> Ask:
+        """What is asked. Raises UsageError for values out of range."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if any(not stop for stop in stops):
+            raise UsageError("stop: an empty text would end every answer.")
+        form = form if form != Form() else Form(lark=self.grammar or "", regex=self.regex or "")
+        bias = {_token(key): value for key, value in (self.logit_bias or {}).items()}
+        drawing = Drawing(
+            replace(DEFAULT, **self._sampling()),
+            self.frequency_penalty or 0.0,
+            self.presence_penalty or 0.0,
+            bias,
+            top_logprobs,
+        )
+        return Ask(max_tokens, drawing, tuple(stops), 1 if self.n is None else self.n, form)
+
+    def _sampling(self) -> dict[str, Any]:
+        """The fields of `Sampling` that the client gives."""
+        names = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed")
+        given = {name: getattr(self, name) for name in names}
+        found = {name: value for name, value in given.items() if value is not None}
+        if found.get("seed", 0) < 0:
+            found["seed"] %= 1 << 63
+        return found
+
+
+class CompletionBody(Common):
+    """POST /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: int | None = 16
+    logprobs: int | None = Field(None, ge=0, le=20)
+    echo: bool = False
+    best_of: int | None = None
+    suffix: str | None = None
+
+    def asked(self) -> Ask:
+        """What is asked. Raises UsageError."""
+        for name, value, harmless in (
+            ("echo", self.echo, False),
+            ("best_of", self.best_of, 1),
+            ("suffix", self.suffix, ""),
+        ):
+            if value is not None and value != harmless:
+                raise UsageError(f"{name}: not supported; leave it out.")
+        return self.ask(self.max_tokens, self.logprobs, Form())
+
+    def prompts(self) -> list[str | list[int]]:
+        """The texts to continue."""
+        given = self.prompt
+        if isinstance(given, str):
+            return [given]
+        if given and isinstance(given[0], int):
+            return [[int(str(token)) for token in given]]
+        return [each for each in given if not isinstance(each, int)]
+
+
+class ChatBody(Common):
+    """POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]]
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+
+    def talk(self) -> Talk:
+        """What is asked. Raises UsageError."""
+        most = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        tools = [checked_tool(tool) for tool in self.tools or []]
+        messages = [plain_message(message, number) for number, message in enumerate(self.messages, 1)]
+        ask = self.ask(most, logprobs, form_of(self.response_format))
+        return Talk(messages, ask, tools, choice_of(self.tool_choice))
+
+
+class EmbeddingBody(Body):
+    """POST /v1/embeddings. pooling: of the last hidden states; ours"""
+
+    model: str | None = None
+    input: str | list[str] | list[int] | list[list[int]]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    user: str | None = None
+    pooling: Literal["mean", "last"] = "mean"
+
+
+def form_of(given: dict[str, Any] | None) -> Form:
+    """response_format, in OpenAI's form."""
+    kind = "text" if given is None else given.get("type")
+    if given is None or kind == "text":
+        return Form()
+    if kind == "json_object":
+        return Form(schema=ANY_JSON)
+    if kind == "json_schema":
+        inner = given.get("json_schema", given)
+        schema = inner.get("schema") if isinstance(inner, dict) else None
+        if not isinstance(schema, dict):
+            raise UsageError("response_format: json_schema has no schema.")
+        return Form(schema=json.dumps(schema))
+    raise UsageError(f"response_format: unknown type {kind!r}; known are text, json_object, json_schema.")
+
+
+def choice_of(given: str | dict[str, Any] | None) -> str:
+    """tool_choice: a word, or the name of a tool."""
+    if given is None or isinstance(given, str):
+        return given or "auto"
+    name = given.get("name") or given.get("function", {}).get("name")
+    if not isinstance(name, str):
+        raise UsageError('tool_choice: expected {"type": "function", "function": {"name": ...}}.')
+    return name
+
+
+def checked_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool in OpenAI's form."""
+    function = tool.get("function", tool)
+    if tool.get("type", "function") != "function" or not isinstance(function, dict) or not function.get("name"):
+        raise UsageError('tools: expected {"type": "function", "function": {"name": ..., "parameters": ...}}.')
+    return {
+        "type": "function",
+        "function": {key: value for key, value in function.items() if key not in ("strict", "type")},
+    }
+
+
+def plain_message(message: dict[str, Any], number: int) -> dict[str, Any]:
+    """A message as chat templates read it: content is a text, arguments of calls are objects."""
+    found = {
+        key: value for key, value in message.items() if value is not None and key not in ("refusal", "annotations")
+    }
+    if found.get("role") == "developer":
+        found["role"] = "system"
+    if "content" in found:
+        found["content"] = _text_of(found["content"], number)
+    elif "tool_calls" in found:
+        found["content"] = ""
+    if "tool_calls" in found:
+        found["tool_calls"] = [_plain_call(call, number) for call in found["tool_calls"]]
+    return found
+
+
+def _text_of(content: Any, number: int) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise UsageError(f"message {number}: content must be a text or a list of parts.")
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("text", "input_text", "output_text"):
+            raise UsageError(f"message {number}: {_IMAGES.format(kind=kind)}")
+        texts.append(str(part.get("text", "")))
+    return "".join(texts)
+
+
+def _plain_call(call: Any, number: int) -> dict[str, Any]:
+    function = dict(call.get("function", {})) if isinstance(call, dict) else {}
+    arguments = function.get("arguments", "{}")
+    try:
+        function["arguments"] = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
+    except ValueError as error:
+        raise UsageError(f"message {number}: the arguments of a call are no JSON: {error}.") from error
+    return {**call, "function": function}
+
+
+def _token(key: str) -> int:
+    try:
+        return int(key)
+    except ValueError as error:
+        raise UsageError(f"logit_bias: {key!r} is no token id.") from error

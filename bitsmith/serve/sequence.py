@@ -1,0 +1,87 @@
+"""One text on its way: from its place in the queue to its last token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import numpy as np
+
+from bitsmith.models.tokenizer import Tokenizer
+from bitsmith.serve.drawer import Drawer
+from bitsmith.serve.stopping import StopWatch
+from bitsmith.serve.wish import Done, Ended, Event, Likely, Piece, Wish
+
+Deliver = Callable[[Event], None]
+
+
+class Sequence:
+    """The state of one answer.
+
+    deliver: called with what comes, from the engine's thread
+    tokens: the prompt, and what was drawn
+    fed: number of tokens that the cache holds
+    slot: where in the cache; None while it waits
+    cancelled: set by whoever no longer wants the answer
+    """
+
+    def __init__(self, wish: Wish, deliver: Deliver) -> None:
+        self.wish = wish
+        self.deliver = deliver
+        self.tokens = list(wish.prompt)
+        self.fed = self.reused = 0
+        self.slot: int | None = None
+        self.cancelled = False
+
+    def start(self, slot: int, held: int, drawer: Drawer, tokenizer: Tokenizer) -> None:
+        """Take a slot that holds the first `held` tokens of the prompt."""
+        self.slot, self.fed, self.reused = slot, held, held
+        self._drawer = drawer
+        self._text = tokenizer.stream(special=self.wish.special, continues=len(self.wish.prompt) > 1)
+        self._shown = tokenizer.size
+        self._stops = StopWatch(self.wish.stops)
+
+    @property
+    def drawn(self) -> int:
+        """Number of tokens drawn."""
+        return len(self.tokens) - len(self.wish.prompt)
+
+    @property
+    def waiting(self) -> list[int]:
+        """Tokens that the cache does not hold."""
+        return self.tokens[self.fed :]
+
+    def take(self, logits: np.ndarray, ends: Collection[int], context: int) -> bool:
+        """Draw the next token from logits float32 [vocab], and tell the client. Whether the answer goes on."""
+        drawn = self._drawer.draw(logits)
+        token = drawn[0].token
+        self.tokens.append(token)
+        ended = token in ends
+        text = "" if ended or token >= self._shown else self._text.feed(token)
+        passed = self._stops.feed(text)
+        why = self._why(ended, context)
+        if why in ("end", "length", "context"):
+            passed += self._stops.feed(self._text.finish()) + self._stops.finish()
+        self._tell(passed, drawn if not ended else None)
+        if why is not None:
+            self.finish(why)
+        return why is None
+
+    def finish(self, why: Ended) -> None:
+        """Tell the client that nothing more comes."""
+        stop = self._stops.found if self.slot is not None else ""
+        self.deliver(Done(why, len(self.wish.prompt), self.drawn, self.reused, stop))
+
+    def _why(self, ended: bool, context: int) -> Ended | None:
+        most = self.wish.max_tokens
+        if self._stops.found:
+            return "stop"
+        if ended or self._drawer.finished:
+            return "end"
+        if most is not None and self.drawn >= most:
+            return "length"
+        return "context" if len(self.tokens) >= context else None
+
+    def _tell(self, text: str, drawn: tuple[Likely, tuple[Likely, ...]] | None) -> None:
+        wanted = self.wish.drawing.top_logprobs is not None and drawn is not None
+        if text or wanted:
+            self.deliver(Piece(text, (drawn,) if wanted and drawn is not None else ()))

@@ -1,0 +1,144 @@
+"""A request to continue a text or a conversation, whatever API it came through, and the wishes it becomes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bitsmith.errors import UsageError
+from bitsmith.runtime.messages import check_messages
+from bitsmith.serve.answer import AnswerParser
+from bitsmith.serve.engine import Engine
+from bitsmith.serve.grammar import ANY_JSON
+from bitsmith.serve.wish import PLAIN, Drawing, Wish
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form that an answer must have. One of them at most.
+
+    schema: a JSON schema as JSON; "" for none
+    lark, regex: a grammar in Lark's form, a regular expression; "" for none
+    """
+
+    schema: str = ""
+    lark: str = ""
+    regex: str = ""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What all requests have.
+
+    answers: number of answers
+    """
+
+    max_tokens: int | None = None
+    drawing: Drawing = PLAIN
+    stops: tuple[str, ...] = ()
+    answers: int = 1
+    form: Form = Form()
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A conversation to answer.
+
+    messages: in OpenAI's form, plain values; arguments of calls are objects
+    tools: functions as OpenAI describes them
+    choice: "auto", "none", "required", or the name of the tool that must be called
+    template: further variables of the chat template
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    ask: Ask
+    tools: Sequence[Mapping[str, Any]] = ()
+    choice: str = "auto"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The wishes of a request, one an answer, and how their texts are taken apart.
+
+    tools: names of the tools that may be called
+    thinking: whether the prompt opened the thoughts
+    """
+
+    wishes: tuple[Wish, ...]
+    tools: frozenset[str] = frozenset()
+    thinking: bool = False
+
+    def parser(self) -> AnswerParser:
+        """For one answer."""
+        return AnswerParser(self.tools, thinking=self.thinking)
+
+
+def prepare_text(engine: Engine, prompt: str | Sequence[int], ask: Ask) -> Prepared:
+    """The wishes of a text to continue. Raises UsageError."""
+    ids = engine.model.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt)
+    outside = [token for token in ids if not 0 <= token < engine.model.config.vocab]
+    if outside:
+        raise UsageError(f"prompt: token {outside[0]} is not in 0..{engine.model.config.vocab - 1}.")
+    return Prepared(_wishes(engine, ids, ask))
+
+
+def prepare_talk(engine: Engine, talk: Talk) -> Prepared:
+    """The wishes of a conversation, through the model's chat template. Raises UsageError, UnsupportedError."""
+    check_messages(talk.messages)
+    names = frozenset(str(tool["function"]["name"]) for tool in talk.tools)
+    if talk.choice not in ("auto", "none", "required") and talk.choice not in names:
+        raise UsageError(
+            f"tool_choice: there is no tool {talk.choice!r}; known are {', '.join(sorted(names)) or 'none'}."
+        )
+    if talk.choice == "required" and not names:
+        raise UsageError('tool_choice: "required" needs tools.')
+    used = [] if talk.choice == "none" else list(talk.tools)
+    tokenizer = engine.model.tokenizer
+    ids = tokenizer.encode_chat(talk.messages, tools=used or None)
+    thinking = tokenizer.decode(ids[-8:], special=True).rstrip().endswith("<think>")
+    ask = talk.ask
+    if used and talk.choice != "auto":
+        ask = replace(ask, form=Form(schema=_call_schema(used, talk.choice)))
+    wishes = _wishes(engine, ids, ask)
+    if used:
+        wishes = tuple(replace(wish, special=True) for wish in wishes)
+    return Prepared(wishes, names if used else frozenset(), thinking and not wishes[0].drawing.grammar)
+
+
+def _wishes(engine: Engine, ids: Sequence[int], ask: Ask) -> tuple[Wish, ...]:
+    if not 1 <= ask.answers <= 16:
+        raise UsageError(f"n: expected 1 to 16 answers, found {ask.answers}.")
+    drawing = replace(ask.drawing, grammar=_grammar(engine, ask.form))
+    wishes = tuple(Wish(ids, ask.max_tokens, drawing, ask.stops, number) for number in range(ask.answers))
+    engine.check(wishes[0])
+    return wishes
+
+
+def _grammar(engine: Engine, form: Form) -> str:
+    if form.schema:
+        return engine.grammars.schema(form.schema)
+    if form.lark:
+        return engine.grammars.lark(form.lark)
+    if form.regex:
+        return engine.grammars.regex(form.regex)
+    return ""
+
+
+def _call_schema(tools: Sequence[Mapping[str, Any]], choice: str) -> str:
+    """The schema of a call of one of these tools."""
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": tool["function"]["name"]},
+                "arguments": tool["function"].get("parameters") or json.loads(ANY_JSON),
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for tool in tools
+        if choice in ("required", tool["function"]["name"])
+    ]
+    return json.dumps(calls[0] if len(calls) == 1 else {"anyOf": calls})
