@@ -53,7 +53,7 @@ class AnswerParser:
 
     def __init__(self, tools: frozenset[str] = frozenset(), *, thinking: bool = False) -> None:
         self._tools = tools
-        self._state = "think" if thinking else "start"
+        self._state = "opened" if thinking else "start"
         self._held = ""
 
     def feed(self, text: str) -> list[Part]:
@@ -67,24 +67,24 @@ class AnswerParser:
     def finish(self) -> list[Part]:
         """The rest, at the end of the answer."""
         rest, self._held = self._held, ""
-        if self._state == "think":
+        if self._state in ("think", "opened"):
             return [Thought(rest)] if rest else []
-        if self._state in ("call", "calls", "bare"):
+        if self._state in ("call", "calls", "bare", "first"):
             calls = _calls(rest, self._tools)
-            marks = {"call": _CALL, "calls": _CALLS, "bare": ""}
-            return list(calls) if calls else [Text(marks[self._state] + rest)]
+            mark = {"call": _CALL, "calls": _CALLS}.get(self._state, "")
+            return calls or [part for part in (Text(mark + rest),) if part.text]
         return [Text(rest)] if rest else []
 
     def _advance(self, parts: list[Part]) -> bool:
         """Take one step through what is held; whether there may be another."""
         if self._state == "start":
             return self._begin()
+        if self._state == "opened":  # blank lines at both ends of thoughts belong to nobody
+            return self._skip("think")
         if self._state == "think":
             return self._until(parts, Thought, {_THOUGHT: "after"})
-        if self._state == "after":  # blank lines behind thoughts belong to nobody
-            self._held = self._held.lstrip("\n")
-            self._state = "first" if self._held else "after"
-            return bool(self._held)
+        if self._state == "after":
+            return self._skip("first")
         if self._state == "first":
             return self._open()
         if self._state == "text":
@@ -95,23 +95,31 @@ class AnswerParser:
             self._state = "between"
             return True
         if self._state == "between":
-            self._held = self._held.lstrip("\n ")
-            self._state = "text" if self._held else "between"
-            return bool(self._held)
+            return self._skip("text")
         return False
+
+    def _skip(self, state: str) -> bool:
+        """Drop blanks, then go to a state."""
+        self._held = self._held.lstrip("\n ")
+        if self._held:
+            self._state = state
+        return bool(self._held)
 
     def _begin(self) -> bool:
         """The beginning of an answer: thoughts, or not."""
         text = self._held.lstrip()
         if text.startswith(_THINK):
-            self._held, self._state = text[len(_THINK) :].lstrip("\n"), "think"
+            self._held, self._state = text[len(_THINK) :], "opened"
         elif text and not _THINK.startswith(text):
             self._state = "first"
         return self._state != "start"
 
     def _open(self) -> bool:
         """The beginning of text: a bare call, or not."""
-        self._state = "bare" if self._tools and _BARE.match(self._held) else "text"
+        if self._tools and len(self._held) < len(_CALLS) and _CALLS.startswith(self._held):
+            return False
+        marked = self._held.startswith(_CALLS)
+        self._state = "bare" if self._tools and not marked and _BARE.match(self._held) else "text"
         return True
 
     def _until(self, parts: list[Part], kind: type[Text] | type[Thought], marks: dict[str, str]) -> bool:
@@ -123,6 +131,9 @@ class AnswerParser:
             self._held, self._state = self._held[at + len(mark) :], marks[mark]
             return True
         keep = max((_beginning(self._held, mark) for mark in marks), default=0)
+        if kind is Thought:
+            sure = self._held[: len(self._held) - keep]
+            keep += len(sure) - len(sure.rstrip("\n"))
         parts.append(kind(self._held[: len(self._held) - keep]))
         self._held = self._held[len(self._held) - keep :]
         return False

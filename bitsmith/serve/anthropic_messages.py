@@ -13,7 +13,7 @@ from pydantic import Field
 from bitsmith.errors import UsageError
 from bitsmith.runtime.sampling import DEFAULT
 from bitsmith.serve.answer import Call, Part, Text, Thought
-from bitsmith.serve.requests import Body
+from bitsmith.serve.requests import Body, form_of
 from bitsmith.serve.stream import Progress
 from bitsmith.serve.talk import Ask, Talk
 from bitsmith.serve.wish import Done, Drawing
@@ -22,7 +22,8 @@ _REASONS = {"end": "end_turn", "stop": "stop_sequence", "length": "max_tokens", 
 
 
 class MessagesBody(Body):
-    """The request. Those without effect here are read and left: metadata, service_tier, thinking."""
+    """The request. Those without effect here are read and left: metadata, service_tier, thinking,
+    cache_control. Of output_config the format is read."""
 
     model: str
     messages: list[dict[str, Any]]
@@ -38,6 +39,8 @@ class MessagesBody(Body):
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
     thinking: dict[str, Any] | None = None
+    cache_control: dict[str, Any] | None = None
+    output_config: dict[str, Any] | None = None
 
     def talk(self) -> Talk:
         """What is asked. Raises UsageError."""
@@ -47,7 +50,8 @@ class MessagesBody(Body):
         for message in self.messages:
             messages += _messages(message)
         tools = [_tool(tool) for tool in self.tools or []]
-        ask = Ask(self.max_tokens, Drawing(sampling), tuple(self.stop_sequences or ()))
+        form = form_of((self.output_config or {}).get("format"))
+        ask = Ask(self.max_tokens, Drawing(sampling), tuple(self.stop_sequences or ()), form=form)
         return Talk(messages, ask, tools, _choice(self.tool_choice))
 
 

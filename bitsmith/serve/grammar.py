@@ -12,6 +12,8 @@ from bitsmith.errors import UnsupportedError, UsageError
 from bitsmith.models.tokenizer import Tokenizer
 from bitsmith.models.tokenizer.vocabulary import TokenType, piece
 
+# without this, models that know no end write blanks for ever
+_COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 ANY_JSON = json.dumps({"type": "object"})
 
 
@@ -34,15 +36,16 @@ class Grammars:
         """The grammar of a JSON schema. Raises UsageError for one that cannot be followed."""
         text = schema if isinstance(schema, str) else json.dumps(schema)
         try:
-            return self.checked(self._library.LLMatcher.grammar_from_json_schema(text))
+            grammar = self._library.LLMatcher.grammar_from_json_schema(text, defaults=_COMPACT)
         except ValueError as error:
             raise UsageError(f"the JSON schema cannot be followed: {error}") from error
+        return self.checked(grammar, "JSON schema")
 
-    def checked(self, grammar: str) -> str:
+    def checked(self, grammar: str, what: str = "grammar") -> str:
         """The grammar. Raises UsageError if it cannot be followed."""
         wrong = self._library.LLMatcher.validate_grammar(grammar, self._tokenizer)
         if wrong:
-            raise UsageError(f"the grammar cannot be followed: {wrong}")
+            raise UsageError(f"the {what} cannot be followed: {wrong}")
         return grammar
 
     def lark(self, text: str) -> str:

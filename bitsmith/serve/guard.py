@@ -16,10 +16,6 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 _OPEN = ("/", "/health")  # without a key
 
 
-class _TooLargeError(Exception):
-    """The body has more bytes than are allowed."""
-
-
 class Guard:
     """An ASGI application around another one.
 
@@ -48,10 +44,12 @@ class Guard:
         if not said.isdigit() or int(said) > self._most:
             await too_large(scope, receive, send)
             return
+        body = _Counted(receive, send, self._most)
         try:
-            await self._app(scope, self._counted(receive), send)
-        except _TooLargeError:
-            await too_large(scope, receive, send)
+            await self._app(scope, body.receive, body.send)
+        finally:
+            if body.exceeded and not body.answered:
+                await too_large(scope, receive, send)
 
     def _may(self, headers: dict[bytes, bytes]) -> bool:
         if self._key is None:
@@ -59,16 +57,31 @@ class Guard:
         given = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
         return hmac.compare_digest(given, self._key)
 
-    def _counted(self, receive: Receive) -> Receive:
-        """Bodies without a length are counted as they come."""
-        got = 0
 
-        async def counted() -> Message:
-            nonlocal got
-            message = await receive()
-            got += len(message.get("body", b""))
-            if got > self._most:
-                raise _TooLargeError
-            return message
+class _Counted:
+    """Counts a body as it comes. Once it is too large, the application hears that the client went away.
 
-        return counted
+    exceeded: whether it is; answered: whether the application had begun to answer before
+    """
+
+    def __init__(self, receive: Receive, send: Send, most: int) -> None:
+        self._receive = receive
+        self._send = send
+        self._left = most
+        self.exceeded = self.answered = False
+
+    async def receive(self) -> Message:
+        """See ASGI."""
+        message = await self._receive()
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            self.exceeded = True
+            return {"type": "http.disconnect"}
+        return message
+
+    async def send(self, message: Message) -> None:
+        """See ASGI."""
+        if self.exceeded and not self.answered:
+            return
+        self.answered = True
+        await self._send(message)

@@ -1,0 +1,78 @@
+"""Anthropic's own client against a running server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi")
+anthropic = pytest.importorskip("anthropic")
+
+from tests.serve.server import Running, serving  # noqa: E402
+
+GREEDY = {"temperature": 0}
+TALK: list[Any] = [{"role": "user", "content": "Tell me of the whale."}]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    with serving(key="secret") as found:
+        yield found
+
+
+@pytest.fixture
+def client(running: Running) -> Any:
+    return anthropic.Anthropic(base_url=running.url, api_key="secret", max_retries=0)
+
+
+def test_whole_and_streamed_answers(running: Running, client: Any) -> None:
+    system: list[Any] = [{"role": "system", "content": "Be short."}]
+    expected = running.model.chat([*system, *TALK], max_tokens=16, temperature=0)
+    made = client.messages.create(
+        model="reference", messages=TALK, system="Be short.", max_tokens=16, extra_body=GREEDY
+    )
+    assert made.content[0].text == expected
+    assert made.stop_reason == "max_tokens"
+    assert made.usage.output_tokens == 16
+    with client.messages.stream(
+        model="reference", messages=TALK, system="Be short.", max_tokens=16, extra_body=GREEDY
+    ) as stream:
+        assert "".join(stream.text_stream) == expected
+        assert stream.get_final_message().stop_reason == "max_tokens"
+
+
+def test_stops_are_named(running: Running, client: Any) -> None:
+    whole = running.model.chat(TALK, max_tokens=16, temperature=0)
+    stop = whole[6:9]
+    made = client.messages.create(
+        model="reference", messages=TALK, max_tokens=16, extra_body=GREEDY, stop_sequences=[stop]
+    )
+    assert made.content[0].text == whole[: whole.index(stop)]
+    assert (made.stop_reason, made.stop_sequence) == ("stop_sequence", stop)
+
+
+def test_tools(client: Any) -> None:
+    pytest.importorskip("llguidance")
+    schema = {"type": "object", "properties": {"depth": {"enum": ["deep", "flat"]}}, "required": ["depth"]}
+    tool = {"name": "dive", "description": "Dive.", "input_schema": schema | {"additionalProperties": False}}
+    made = client.messages.create(
+        model="reference", messages=TALK, max_tokens=100, tools=[tool], tool_choice={"type": "any"}, extra_body=GREEDY
+    )
+    assert made.stop_reason == "tool_use"
+    assert made.content[0].name == "dive"
+    assert made.content[0].input["depth"] in ("deep", "flat")
+
+
+def test_tokens_are_counted(running: Running, client: Any) -> None:
+    counted = client.messages.count_tokens(model="reference", messages=TALK)
+    assert counted.input_tokens == len(running.model.chat_ids(TALK))
+
+
+def test_errors_have_anthropics_form(running: Running, client: Any) -> None:
+    with pytest.raises(anthropic.BadRequestError, match="unknown role"):
+        client.messages.create(model="reference", messages=[{"role": "pirate", "content": "x"}], max_tokens=4)
+    stranger = anthropic.Anthropic(base_url=running.url, api_key="wrong", max_retries=0)
+    with pytest.raises(anthropic.AuthenticationError, match="a key is needed"):
+        stranger.messages.create(model="reference", messages=TALK, max_tokens=4)

@@ -1,0 +1,211 @@
+"""OpenAI's own client against a running server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi")
+openai = pytest.importorskip("openai")
+
+from tests.serve.server import Running, serving  # noqa: E402
+
+TALK: list[Any] = [{"role": "user", "content": "Tell me of the whale."}]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    with serving() as found:
+        yield found
+
+
+@pytest.fixture
+def client(running: Running) -> Any:
+    return openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+
+
+def test_a_conversation_is_answered_as_run_answers_it(running: Running, client: Any) -> None:
+    expected = running.model.chat(TALK, max_tokens=24, temperature=0)
+    made = client.chat.completions.create(model="reference", messages=TALK, max_tokens=24, temperature=0)
+    assert made.choices[0].message.content == expected
+    assert made.choices[0].finish_reason == "length"
+    assert made.usage.prompt_tokens == len(running.model.chat_ids(TALK))
+    assert made.usage.completion_tokens == 24
+    pieces = client.chat.completions.create(
+        model="reference",
+        messages=TALK,
+        max_tokens=24,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(pieces)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == expected
+    assert chunks[-1].usage.completion_tokens == 24
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
+
+
+def test_a_text_is_continued_and_stops_where_asked(running: Running, client: Any) -> None:
+    expected = running.model.generate("The whale", max_tokens=30, temperature=0)
+    made = client.completions.create(model="reference", prompt="The whale", max_tokens=30, temperature=0)
+    assert made.choices[0].text == expected
+    stop = expected[8:11]
+    cut = client.completions.create(model="reference", prompt="The whale", max_tokens=30, temperature=0, stop=[stop])
+    assert cut.choices[0].text == expected[: expected.index(stop)]
+    assert cut.choices[0].finish_reason == "stop"
+    pieces = client.completions.create(
+        model="reference", prompt="The whale", max_tokens=30, temperature=0, stop=[stop], stream=True
+    )
+    assert "".join(piece.choices[0].text for piece in pieces) == cut.choices[0].text
+
+
+def test_several_answers_and_prompts(running: Running, client: Any) -> None:
+    made = client.completions.create(
+        model="reference", prompt=["The whale", "A ship"], max_tokens=8, temperature=1.0, n=2, seed=3
+    )
+    assert [choice.index for choice in made.choices] == [0, 1, 2, 3]
+    again = client.completions.create(
+        model="reference", prompt=["The whale", "A ship"], max_tokens=8, temperature=1.0, n=2, seed=3
+    )
+    assert [choice.text for choice in made.choices] == [choice.text for choice in again.choices]
+    assert made.choices[0].text != made.choices[1].text
+
+
+def test_log_probabilities_are_those_of_the_model(running: Running, client: Any) -> None:
+    made = client.chat.completions.create(
+        model="reference", messages=TALK, max_tokens=3, temperature=0, logprobs=True, top_logprobs=4
+    )
+    told = made.choices[0].logprobs.content
+    ids = running.model.chat_ids(TALK)
+    logits = running.model.logits(np.array([ids]), first=len(ids) - 1)[0, 0].astype(np.float64)
+    expected = logits - logits.max()
+    expected -= np.log(np.exp(expected).sum())
+    assert len(told) == 3
+    assert told[0].logprob == pytest.approx(expected.max(), abs=1e-3)
+    assert [each.logprob for each in told[0].top_logprobs] == pytest.approx(np.sort(expected)[::-1][:4], abs=1e-3)
+    assert b"".join(bytes(each.bytes) for each in told).decode() == made.choices[0].message.content
+
+
+def test_biases_and_penalties_change_what_is_drawn(running: Running, client: Any) -> None:
+    token = running.model.tokenizer.encode(" ship", add_special=False)[-1]
+    made = client.completions.create(
+        model="reference", prompt="The whale", max_tokens=4, temperature=0, logit_bias={str(token): 100}
+    )
+    assert made.choices[0].text == running.model.tokenizer.decode([token] * 4)
+    plain = running.model.tokenizer.encode(
+        running.model.generate("The whale", max_tokens=16, temperature=0), add_special=False
+    )
+    made = client.completions.create(
+        model="reference", prompt="The whale", max_tokens=16, temperature=0, presence_penalty=2, frequency_penalty=2
+    )
+    varied = running.model.tokenizer.encode(made.choices[0].text, add_special=False)
+    assert len(set(varied)) > len(set(plain))
+
+
+def test_answers_follow_a_schema(client: Any) -> None:
+    pytest.importorskip("llguidance")
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "maximum": 99}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    for seed in range(3):
+        made = client.chat.completions.create(
+            model="reference",
+            messages=TALK,
+            max_tokens=200,
+            seed=seed,
+            temperature=0.8,
+            response_format={"type": "json_schema", "json_schema": {"name": "person", "schema": schema}},
+        )
+        found = json.loads(made.choices[0].message.content)
+        assert set(found) == {"name", "age"}
+        assert len(found["name"]) <= 8
+        assert found["age"] <= 99
+        assert made.choices[0].finish_reason == "stop"
+
+
+def test_a_tool_that_must_be_called_is_called(client: Any) -> None:
+    pytest.importorskip("llguidance")
+    parameters = {"type": "object", "properties": {"depth": {"enum": ["deep", "flat"]}}, "required": ["depth"]}
+    parameters |= {"additionalProperties": False}
+    tool = {"type": "function", "function": {"name": "dive", "description": "Dive.", "parameters": parameters}}
+    made = client.chat.completions.create(
+        model="reference", messages=TALK, max_tokens=100, tools=[tool], tool_choice="required", temperature=0
+    )
+    call = made.choices[0].message.tool_calls[0]
+    assert made.choices[0].finish_reason == "tool_calls"
+    assert call.function.name == "dive"
+    assert json.loads(call.function.arguments)["depth"] in ("deep", "flat")
+    pieces = client.chat.completions.create(
+        model="reference",
+        messages=TALK,
+        max_tokens=100,
+        tools=[tool],
+        tool_choice="required",
+        temperature=0,
+        stream=True,
+    )
+    deltas = [piece.choices[0].delta for piece in pieces]
+    called = [delta.tool_calls[0] for delta in deltas if delta.tool_calls]
+    assert [each.function.name for each in called] == ["dive"]
+
+
+def test_responses(running: Running, client: Any) -> None:
+    expected = running.model.chat(TALK, max_tokens=12, temperature=0)
+    made = client.responses.create(model="reference", input=TALK[0]["content"], max_output_tokens=12, temperature=0)
+    assert made.output_text == expected
+    assert made.status == "incomplete"
+    assert made.incomplete_details.reason == "max_output_tokens"
+    kinds, text = [], ""
+    with client.responses.stream(
+        model="reference", input=TALK[0]["content"], max_output_tokens=12, temperature=0
+    ) as stream:
+        for event in stream:
+            kinds.append(event.type)
+            if event.type == "response.output_text.delta":
+                text += event.delta
+    assert text == expected
+    assert kinds[0] == "response.created"
+    assert kinds[-1] == "response.incomplete"
+
+
+def test_embeddings_are_of_length_one_and_differ(running: Running, client: Any) -> None:
+    made = client.embeddings.create(model="reference", input=["The whale", "A ship", "The whale"])
+    first, second, third = (np.array(each.embedding) for each in made.data)
+    assert first.shape == (running.model.config.hidden,)
+    assert np.linalg.norm(first) == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(first, third, atol=1e-6)
+    assert float(first @ second) < 0.999
+
+
+def test_models_and_tokens(running: Running, client: Any) -> None:
+    assert [model.id for model in client.models.list()] == ["reference"]
+    with pytest.raises(openai.NotFoundError, match="there is no model 'other'"):
+        client.models.retrieve("other")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"messages": []}, "expected at least one"),
+        ({"messages": [{"role": "pirate", "content": "x"}]}, "unknown role 'pirate'"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "image_url"),
+        ({"max_tokens": 0}, "max_tokens must be 1 or more"),
+        ({"temperature": -1}, "temperature"),
+        ({"n": 99}, "expected 1 to 16 answers"),
+        ({"extra_body": {"frobnicate": 1}}, "frobnicate"),
+        ({"logit_bias": {"9999999": 1}}, "9999999"),
+        ({"messages": [{"role": "user", "content": "whale " * 2000}]}, "tokens"),
+        ({"tool_choice": "required"}, "needs tools"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 3}}}}, "schema"),
+    ],
+)
+def test_wrong_requests_are_refused_with_the_reason(client: Any, words: dict[str, Any], said: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=said):
+        client.chat.completions.create(**{"model": "reference", "messages": TALK, "max_tokens": 4, **words})
