@@ -387,7 +387,7 @@ FAMILIES: Mapping[str, Family] = {  # by config.json's model_type
     "qwen3": Family("qwen3", qk_norm="head", window="by_field", decoder=_QWEN3),
     "qwen3_vl_text": Family("qwen3vl", qk_norm="head", decoder=_QWEN3_VL),
     "qwen3_vl_moe_text": Family("qwen3vlmoe", qk_norm="head", decoder=_QWEN3_VL_MOE),
-    "qwen3_moe": Family("qwen3moe", qk_norm="head", window="by_field", decoder=_QWEN3_MOE),
+    "qwen3_moe": Family("qwen3moe", qk_norm="head", window="by_flag", decoder=_QWEN3_MOE),
     "qwen3_next": Family(
         "qwen3next", norms=SEED_NORMS, qk_norm="head", output_gate=True, delta="fused", decoder=_QWEN3_NEXT
     ),

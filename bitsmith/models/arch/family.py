@@ -187,7 +187,8 @@ class Family:
     qkv_bias, output_bias, mlp_bias: whether these linears have a bias; None if attention_bias or mlp_bias decides
     qk_norm: norms of q and k, over each head or over the whole width
     tied: default of tie_word_embeddings
-    window: which layers have a window, if config.json gives a window and no layer_types
+    window: which layers have a window, if config.json gives a window and no layer_types; "by_flag": all, if
+        use_sliding_window says so
     positions: rows of a learned position embedding beyond the context; None if there is no such embedding
     embedding_norm: True if there is a norm after the embedding
     sinks: True if each head has a learned attention sink
@@ -213,7 +214,7 @@ class Family:
     mlp_bias: bool | None = None
     qk_norm: Literal["", "head", "whole"] = ""
     tied: bool = False
-    window: Literal["never", "all", "alternating", "pattern", "by_field"] = "never"
+    window: Literal["never", "all", "alternating", "pattern", "by_field", "by_flag"] = "never"
     positions: int | None = None
     embedding_norm: bool = False
     sinks: bool = False

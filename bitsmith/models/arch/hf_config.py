@@ -208,8 +208,10 @@ def _window(fields: Fields, spec: ArchSpec, layers: int) -> tuple[int, tuple[int
     if rule == "never" or explicit_null or (spec.decoder.window is None and not fields.has("sliding_window")):
         return 0, ()
     types = fields.values.get("layer_types")
-    if rule == "all":
+    if rule == "all" or (rule == "by_flag" and fields.flag("use_sliding_window", False)):
         return fields.integer("sliding_window", spec.decoder.window), ()
+    if rule == "by_flag":
+        return 0, ()
     if rule == "by_field" and not fields.flag("use_sliding_window", False):
         if isinstance(types, list) and "sliding_attention" in types:
             raise fields.fail("layer_types", "no sliding_attention, since use_sliding_window is false", types)
@@ -248,7 +250,8 @@ def _unrotated(
 ) -> tuple[int, ...]:
     """Layers without rotation."""
     if spec.decoder.rotates == "windowed":
-        return tuple(layer for layer in range(layers) if layer not in window_layers) if window else ()
+        named = fields.has("sliding_window") or "sliding_window" not in fields.values
+        return tuple(layer for layer in range(layers) if layer not in window_layers) if window or named else ()
     if spec.decoder.rotates == "all":
         return ()
     flags = fields.values.get("no_rope_layers")

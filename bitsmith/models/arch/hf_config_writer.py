@@ -104,8 +104,15 @@ def _window_fields(config: ModelConfig, spec: ArchSpec) -> dict[str, Any]:
     if rule == "all":
         return {"sliding_window": config.window or None}
     if not config.window:
-        return {"use_sliding_window": False} if rule == "by_field" else {"sliding_window": None}
+        return {"use_sliding_window": False} if rule in ("by_field", "by_flag") else {"sliding_window": None}
     sliding = config.window_layers or tuple(range(config.layers))
+    if rule == "by_flag" and len(sliding) < config.layers:
+        raise UnsupportedError(
+            f"only the layers {list(sliding)} have a window, and transformers has no such {config.arch} model; write "
+            "GGUF."
+        )
+    if rule == "by_flag":
+        return {"use_sliding_window": True, "sliding_window": config.window}
     kinds = ["sliding_attention" if layer in sliding else "full_attention" for layer in range(config.layers)]
     own = {"use_sliding_window": True} if rule == "by_field" else {}
     return {**own, "sliding_window": config.window, "layer_types": kinds}

@@ -22,6 +22,7 @@ _READ = frozenset(
 _WINDOW_FIELDS: Mapping[str, tuple[str, ...]] = {
     "all": ("sliding_window",),
     "by_field": ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
+    "by_flag": ("sliding_window", "use_sliding_window"),
     "alternating": ("sliding_window", "layer_types", "sliding_window_pattern"),
     "pattern": ("sliding_window", "layer_types", "sliding_window_pattern"),
 }

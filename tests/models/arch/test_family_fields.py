@@ -8,6 +8,7 @@ import pytest
 
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.arch.hf_config import config_from_hf
+from bitsmith.models.arch.hf_config_writer import config_to_hf
 from bitsmith.models.arch.hf_fields import check_fields
 from tests.tiny import CONFIG
 
@@ -72,3 +73,29 @@ def test_rotations_by_layer_that_are_no_objects(part: str, value: object) -> Non
     assert config_from_hf(usual).arch == "gemma3_text"
     with pytest.raises(FileError, match="rope_parameters: expected an object for each type of layer"):
         config_from_hf(usual | {"rope_parameters": {**usual["rope_parameters"], part: value}})
+
+
+@pytest.mark.parametrize(
+    ("fields", "window"),
+    [
+        ({}, 0),
+        ({"use_sliding_window": False, "sliding_window": 8}, 0),
+        ({"use_sliding_window": True, "sliding_window": None}, 0),
+        ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, 8),
+    ],
+)
+def test_all_layers_of_qwen3_moe_have_a_window_or_none(fields: dict[str, Any], window: int) -> None:
+    """As transformers computes it; max_window_layers is for its dense models."""
+    config = config_from_hf(published("Qwen3MoeForCausalLM") | fields)
+    assert (config.window, config.window_layers) == (window, ())
+    written = config_to_hf(config)
+    again = config_from_hf(written)
+    assert (again.window, again.window_layers) == (window, ())
+
+
+@pytest.mark.parametrize(("window", "unrotated"), [(4096, (0, 1)), (None, ())])
+def test_exaone_rotates_layers_without_a_window_only_if_the_model_has_none(
+    window: int | None, unrotated: tuple[int, ...]
+) -> None:
+    found = {**CONFIG, "architectures": ["Exaone4ForCausalLM"], "sliding_window": window}
+    assert config_from_hf(found | {"layer_types": ["full_attention"] * 2}).unrotated == unrotated
