@@ -106,6 +106,7 @@ class Decoder:
     local_rope: rotation of layers with a window, where it differs: "theta" (rope_local_base_freq), "unscaled"
     rope_fields: further fields of the rotation that this family reads: "partial_rotary_factor", "alpha",
         "llama_4_scaling_beta"
+    rope: the rotation if config.json has neither rope_scaling nor rope_parameters; None: by theta alone
     rotates: which layers rotate: "all"; "no_rope_layers" (the field of this name, else all but every fourth);
         "windowed" (those with a window, if there is one)
     every: one layer of so many sees everything, if config.json gives no layer_types
@@ -148,6 +149,7 @@ class Decoder:
     eps: float = 1e-6
     partial: float = 1.0
     local_rope: Literal["", "theta", "unscaled"] = ""
+    rope: Mapping[str, Any] | None = None
     rope_fields: tuple[str, ...] = ()
     rotates: Literal["all", "no_rope_layers", "windowed"] = "all"
     every: int = 0

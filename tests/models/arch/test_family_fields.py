@@ -99,3 +99,23 @@ def test_exaone_rotates_layers_without_a_window_only_if_the_model_has_none(
 ) -> None:
     found = {**CONFIG, "architectures": ["Exaone4ForCausalLM"], "sliding_window": window}
     assert config_from_hf(found | {"layer_types": ["full_attention"] * 2}).unrotated == unrotated
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "original", "beta"),
+    [("Ministral3ForCausalLM", 16.0, 16384, 0.1), ("GptOssForCausalLM", 32.0, 4096, 0.0)],
+)
+def test_the_rotation_that_transformers_takes_where_a_configuration_has_none(
+    name: str, factor: float, original: int, beta: float
+) -> None:
+    plain = {key: value for key, value in CONFIG.items() if key not in ("model_type", "rope_theta")}
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2} if "Oss" in name else {}
+    config = config_from_hf(plain | {"architectures": [name], **experts})
+    assert (config.rope.scaling, config.rope.factor, config.rope.original_context) == ("yarn", factor, original)
+    assert config.temperature == beta
+
+
+def test_mistral_small_rotates_by_theta_alone() -> None:
+    text = CONFIG | {"model_type": "mistral"}
+    config = config_from_hf({"architectures": ["Mistral3ForConditionalGeneration"], "text_config": text})
+    assert (config.rope.scaling, config.temperature) == ("none", 0.0)
