@@ -19,10 +19,11 @@ from bitsmith.models.arch.spec import ARCHITECTURES, ArchSpec
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The contents of a config.json for transformers 4 and 5, with rope_theta and rope_scaling.
 
-    A "llama" with a window becomes a MistralForCausalLM. Raises UnsupportedError if transformers has no class for the
+    A "llama" with a window and a "ministral3" without a temperature become a MistralForCausalLM. Raises UnsupportedError if transformers has no class for the
     shape (other biases, frequency factors of no llama3 scaling).
     """
-    spec = ARCHITECTURES["mistral" if config.arch == "llama" and config.window else config.arch]
+    mistral = config.window if config.arch == "llama" else config.arch == "ministral3" and not config.temperature
+    spec = ARCHITECTURES["mistral" if mistral else config.arch]
     if spec.decoder.wrapped:
         raise UnsupportedError(
             f"transformers has {spec.name} only inside of models for images ({spec.decoder.hf_classes[0]}), whose "

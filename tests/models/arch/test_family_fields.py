@@ -119,3 +119,6 @@ def test_mistral_small_rotates_by_theta_alone() -> None:
     text = CONFIG | {"model_type": "mistral"}
     config = config_from_hf({"architectures": ["Mistral3ForConditionalGeneration"], "text_config": text})
     assert (config.rope.scaling, config.temperature) == ("none", 0.0)
+    written = config_to_hf(config)
+    assert written["architectures"] == ["MistralForCausalLM"]
+    assert config_from_hf(written).rope == config.rope
