@@ -62,8 +62,18 @@ def assign_native(checkpoint: Checkpoint, target: Target, options: PlanOptions) 
         tensors=tensors,
         layouts=layouts,
         extras={**beside(checkpoint, config), **index},
-        warnings=(*unused_rules(rules, names, kept=vectors), *source_warnings(checkpoint, quantizes=quantizes)),
+        warnings=(
+            *unused_rules(rules, names, kept=vectors),
+            *(_kept_stacks(tensors) if quantizes else ()),
+            *source_warnings(checkpoint, quantizes=quantizes),
+        ),
     )
+
+
+def _kept_stacks(tensors: Sequence[PlannedTensor]) -> tuple[str, ...]:
+    """The warning that stacks of experts get no codes."""
+    stacks = [t.info for t in tensors if t.format is None and len(t.info.shape) > 2 and "expert" in t.info.name]
+    return (f"{len(stacks)} stacks of matrices stay in 16 bits, the first is {stacks[0].name}",) if stacks else ()
 
 
 def _plan_tensor(tensor: PlannedTensor, target: Target, options: PlanOptions, rules: Sequence[Rule]) -> PlannedTensor:
