@@ -213,3 +213,34 @@ def test_tied_models_list_their_head(tmp_path: Path) -> None:
     source, said = made(folder, "compressed/w8a8", tmp_path / "out")
     assert "lm_head.weight" not in source.tensors
     assert said["quantization_config"]["ignore"] == ["lm_head"]
+
+
+@pytest.mark.parametrize("to", ["gptq/int4", "native/int8"])
+def test_tensors_that_contradict_the_configuration_are_said(tmp_path: Path, to: str) -> None:
+    """Such folders are written, but not in silence; what calibrates or runs refuses them."""
+    tensors = weights(CONFIG)
+    del tensors[f"{DOWN}.weight"]
+    folder = make_folder(tmp_path / "m", tensors=tensors)
+    written = bitsmith.quantize(folder, to=to, out=tmp_path / "out")
+    assert f"1 of 21 tensors that the configuration requires (2 layers) are missing, first {DOWN}.weight" in "".join(
+        written.warnings
+    )
+
+
+def test_gguf_files_that_lack_tensors_are_said(tiny: Path, tmp_path: Path) -> None:
+    import gguf
+
+    whole = bitsmith.convert(tiny, to="gguf/f32", out=tmp_path / "m.gguf").out
+    reader, writer = gguf.GGUFReader(whole), gguf.GGUFWriter(tmp_path / "less.gguf", "llama")
+    for key, found in reader.fields.items():
+        if not key.startswith(("GGUF.", "general.architecture", "bitsmith.")):
+            writer.add_key_value(key, found.contents(), found.types[0], found.types[-1])
+    for tensor in reader.tensors:
+        if tensor.name != "blk.1.ffn_down.weight":
+            writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    written = bitsmith.quantize(tmp_path / "less.gguf", to="q8_0", out=tmp_path / "q.gguf")
+    assert "are missing, first blk.1.ffn_down.weight" in "".join(written.warnings)
