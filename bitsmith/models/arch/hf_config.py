@@ -264,7 +264,9 @@ def _unrotated(
 
 
 def _rope_values(fields: Fields, spec: ArchSpec) -> Mapping[str, Any]:
-    own = spec.decoder.rope if fields.values.get("model_type") in (None, spec.name) else None  # not of Mistral Small 3.1
+    own = (
+        spec.decoder.rope if fields.values.get("model_type") in (None, spec.name) else None
+    )  # not of Mistral Small 3.1
     values = fields.values.get("rope_scaling") or fields.values.get("rope_parameters") or own or {}
     if not isinstance(values, dict):
         raise fields.fail("rope_scaling", "an object or null", values)
