@@ -19,8 +19,8 @@ from bitsmith.models.arch.spec import ARCHITECTURES, ArchSpec
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The contents of a config.json for transformers 4 and 5, with rope_theta and rope_scaling.
 
-    A "llama" with a window and a "ministral3" without a temperature become a MistralForCausalLM. Raises UnsupportedError if transformers has no class for the
-    shape (other biases, frequency factors of no llama3 scaling).
+    A "llama" with a window and a "ministral3" without a temperature become a MistralForCausalLM. Raises
+    UnsupportedError if transformers has no class for the shape (other biases, frequency factors of no llama3 scaling).
     """
     mistral = config.window if config.arch == "llama" else config.arch == "ministral3" and not config.temperature
     spec = ARCHITECTURES["mistral" if mistral else config.arch]

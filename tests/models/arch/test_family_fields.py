@@ -64,6 +64,15 @@ def test_fields_that_change_a_family_are_refused(name: str, change: dict[str, An
         config_from_hf(published(name) | change)
 
 
+def test_a_model_type_of_another_family_is_noted() -> None:
+    found = {**CONFIG, "architectures": ["MistralForCausalLM"], "sliding_window": 8}
+    config = config_from_hf(found)
+    assert config.window == 8
+    (note,) = check_fields(found, config.arch, "x")
+    assert "is of mistral models, but model_type is 'llama'" in note
+    assert check_fields(found | {"model_type": "mistral"}, config.arch, "x") == ()
+
+
 @pytest.mark.parametrize("part", ["full_attention", "sliding_attention"])
 @pytest.mark.parametrize("value", [3, [1], "x", True])
 def test_rotations_by_layer_that_are_no_objects(part: str, value: object) -> None:
