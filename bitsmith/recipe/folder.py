@@ -28,6 +28,15 @@ KEPT = re.compile(
 )
 
 
+_TRANSPOSED = frozenset({"gpt2", "imagegpt", "openai-gpt", "decision_transformer"})  # by model_type
+
+
+def transposed_layers(checkpoint: Checkpoint) -> str:
+    """What to say of a folder whose linear layers are stored as [in, out]; "" if they are not."""
+    found = checkpoint.hf_config.get("model_type")
+    return f"the layers of {found} lie transposed (Conv1D)" if found in _TRANSPOSED else ""
+
+
 def wanted_tensors(checkpoint: Checkpoint, *, quantizes: bool = True) -> list[PlannedTensor]:
     """Every tensor of the source with its Hugging Face name and the layout of the source.
 
