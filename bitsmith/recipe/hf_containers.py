@@ -22,13 +22,14 @@ from bitsmith.containers.hf_files import StoredTensor, folder_files, module_name
 from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.manifest import Manifest, placeholder
 from bitsmith.containers.schemes import adjusted, parse
-from bitsmith.errors import UnsupportedError, UsageError, quoted
+from bitsmith.errors import BitsmithError, UnsupportedError, UsageError, quoted
 from bitsmith.models.checkpoint import Checkpoint, require_float, source_warnings
 from bitsmith.recipe.folder import (
     KEPT,
     as_float,
     as_json,
     beside,
+    guessed_linears,
     model_config,
     own_float,
     transposed_layers,
@@ -78,6 +79,8 @@ def assign_hf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> A
     assert isinstance(container, ModuleContainer)
     main = _main_scheme(target, options)
     require_float(checkpoint, requantize=options.requantize)
+    if checkpoint.naming == "gguf" and isinstance(checkpoint.shape, BitsmithError):
+        raise checkpoint.shape  # Hugging Face's names are not known
     transposed = transposed_layers(checkpoint)
     if transposed:
         raise UnsupportedError(f"{checkpoint.source.path}: {transposed}; write a native folder: --to=native/nf4.")
@@ -111,6 +114,7 @@ def assign_hf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> A
         warnings=(
             *unused_rules(rules, [t.info.name for t in tensors]),
             *_warnings(container, main, version, choices),
+            *guessed_linears(checkpoint, tensors),
             *source_warnings(checkpoint),
         ),
     )

@@ -22,6 +22,7 @@ from bitsmith.recipe.folder import (
     as_float,
     beside,
     copied,
+    guessed_linears,
     is_vector,
     model_config,
     own_float,
@@ -76,6 +77,7 @@ def assign_native(checkpoint: Checkpoint, target: Target, options: PlanOptions) 
             *unused_rules(rules, names, kept=vectors),
             *(_kept_stacks(tensors) if quantizes else ()),
             *(_transposed(checkpoint) if quantizes else ()),
+            *guessed_linears(checkpoint, tensors),
             *source_warnings(checkpoint, quantizes=quantizes),
         ),
     )
