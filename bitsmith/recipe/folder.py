@@ -55,7 +55,7 @@ def wanted_tensors(checkpoint: Checkpoint, *, quantizes: bool = True) -> list[Pl
 
     quantizes: whether matrices get codes; stacks of experts are then taken apart, since no container has codes for them
     A GGUF source of unknown architecture keeps its GGUF names. Raises UnsupportedError for a tensor without a Hugging
-    Face name, FileError for a GGUF source whose tensors contradict its keys.
+    Face name, FileError for a GGUF source, or stacks of experts, that contradict the configuration.
     """
     tensors = checkpoint.source.tensors.values()
     if isinstance(checkpoint.shape, Exception):
@@ -72,7 +72,9 @@ def wanted_tensors(checkpoint: Checkpoint, *, quantizes: bool = True) -> list[Pl
         transposed = row is not None and row.interleaved
         further = {info.name for info in tensors if config.family.delta and drafts(info.name, config.layers)}
         apart = checkpoint.apart if quantizes else {}
-        if apart:
+        if apart:  # the configuration says how many matrices the stacks hold
+            origin = str(checkpoint.source.path)
+            check_tensors(config, checkpoint.source.tensors, naming="hf", origin=origin, ignored=checkpoint.ignored)
             return [each for info in tensors for each in _taken_apart(checkpoint, info, apart, further)]
         return [_of_folder(info, names.gguf(info.name), transposed, further) for info in tensors]
     places, _ = hf_tensors_of_gguf(config)
