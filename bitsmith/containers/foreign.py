@@ -74,6 +74,9 @@ def foreign_quantization(
     config: the contents of config.json
     tensors: the tensors, without those that a container has folded into whole weights
     """
+    bare = _bare_fp8(folder, config, tensors)
+    if bare is not None:
+        return bare
     evidence = next((name for name, info in tensors.items() if _is_code(name, info, tensors)), None)
     if evidence is None:
         return None
@@ -83,6 +86,19 @@ def foreign_quantization(
     info = tensors[evidence]
     return UnsupportedError(
         f"{folder} is quantized with {title} ({evidence} is {info.layout}), which bitsmith does not read. {advice}."
+    )
+
+
+def _bare_fp8(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> UnsupportedError | None:
+    """The error for FP8 weights without scales in a folder whose configuration says that they have some."""
+    said = _said(folder, config)
+    name = next((name for name, info in tensors.items() if info.layout.startswith("f8_e") and info.rows > 1), None)
+    if name is None or not said:
+        return None
+    return UnsupportedError(
+        f"{folder}: config.json says that the model is quantized with {_METHODS.get(said, (repr(said), ''))[0]}, but "
+        f"{name} is {tensors[name].layout} and has no scales beside it. {_ORIGINAL}, or fetch this one again; if its "
+        "weights need no scales, remove quantization_config."
     )
 
 

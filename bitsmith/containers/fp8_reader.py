@@ -78,7 +78,7 @@ class Fp8Codec:
 
     def encode(self, tensor: QuantTensor) -> dict[str, np.ndarray]:
         """Not supported: `--to compressed/fp8` writes FP8."""
-        raise UnsupportedError(f"{self.name} is only read; write --to compressed/fp8")
+        raise UnsupportedError(f"{self.name} is only read; write --to=compressed/fp8")
 
     def decode(self, parts: Mapping[str, np.ndarray], cols: int) -> QuantTensor:
         """Codes and parameters of a slab of whole rows that begins with a block, or of a `window`.

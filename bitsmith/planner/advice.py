@@ -74,6 +74,7 @@ def _faster(rows: Sequence[Row], best: Row, at: int) -> Row | None:
         if row.verdicts[at].kind == "fits"
         and row.loss
         and row.loss.plain <= _NEXT_TO_NOTHING
+        and row.weights.makeable
         and row.verdicts[at].speed
     ]
     found = max(near, key=lambda row: row.verdicts[at].speed or 0, default=best)

@@ -84,8 +84,10 @@ def layer_kinds(numbers: Numbers) -> list[str]:
             fields.integer("max_window_layers", 28, minimum=0) if fields.flag("use_sliding_window", False) else layers
         )
         return [full if layer < first else sliding for layer in range(layers)]
-    if rule == "all":
+    if rule == "all" or (rule == "by_flag" and fields.flag("use_sliding_window", False)):
         return [sliding] * layers
+    if rule == "by_flag":
+        return [full] * layers
     every = 2 if rule == "alternating" else fields.integer("sliding_window_pattern", _PATTERN)
     return [full if (layer + 1) % every == 0 else sliding for layer in range(layers)]
 

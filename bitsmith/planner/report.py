@@ -82,7 +82,7 @@ class Row:
     @property
     def advisable(self) -> bool:
         """Whether the plan may advise this format."""
-        return advisable(self.target, self.bits_per_weight, self.loss)
+        return self.weights.makeable and advisable(self.target, self.bits_per_weight, self.loss)
 
 
 @dataclass(frozen=True, repr=False)
@@ -309,7 +309,8 @@ def _weights(spec: ModelSpec, targets: Sequence[Target]) -> list[tuple[Target | 
             found.append((target, replace(weights, file=file), "exact file"))
         else:
             why = () if file is None else (Words(f"quantize cannot make it: {file}"),)
-            found.append((target, replace(weights, notes=(*weights.notes, *why)), "exact tensors"))
+            told = replace(weights, notes=(*weights.notes, *why), makeable=not why)
+            found.append((target, told, "exact tensors"))
     if targets and unstorable:
         raise UnsupportedError(unstorable[0])
     return found

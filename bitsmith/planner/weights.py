@@ -42,6 +42,7 @@ class Stored:
     formats: format of each tensor that a safetensors folder stores as codes
     like: the format whose loss the types really have: another one if rows do not fit the named one; None if it is none
         that was measured
+    makeable: whether `quantize` makes it of this model; notes say why not
     """
 
     target: str
@@ -50,6 +51,7 @@ class Stored:
     notes: tuple[str, ...] = ()
     formats: Mapping[str, Format] = field(default_factory=dict)
     like: Target | None = None
+    makeable: bool = True
 
     @property
     def total(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.hf_config_writer import config_to_hf
 from bitsmith.models.arch.names import beside_decoder, drafts, is_permuted
 from bitsmith.models.arch.sources import hf_tensors_of_gguf
-from bitsmith.models.arch.tensors import ROPE_FREQS, ROPE_LONG, ROPE_SHORT, expected_tensors
+from bitsmith.models.arch.tensors import ROPE_FREQS, ROPE_LONG, ROPE_SHORT, check_tensors, expected_tensors
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.plan import PlannedTensor, RowOrder
@@ -25,7 +25,29 @@ from bitsmith.recipe.plan import PlannedTensor, RowOrder
 KEPT = re.compile(
     r"embed|\bwte\b|\bwpe\b|lm_head|per_layer_model_projection|router|\bgate\.weight$|conv|norm"
     r"|shared_expert_gate\.weight$|linear_attn\.in_proj_(a|b|ba)\.weight$"  # a few rows that steer all others
+    r"|_embd\.weight$|^output\.weight$|ffn_gate_inp|ssm_(alpha|beta|ba)\.weight$"  # GGUF's names
 )
+
+
+_TRANSPOSED = frozenset({"gpt2", "imagegpt", "openai-gpt", "decision_transformer"})  # by model_type
+
+
+def transposed_layers(checkpoint: Checkpoint) -> str:
+    """What to say of a folder whose linear layers are stored as [in, out]; "" if they are not."""
+    found = checkpoint.hf_config.get("model_type")
+    return f"the layers of {found} lie transposed (Conv1D)" if found in _TRANSPOSED else ""
+
+
+def guessed_linears(checkpoint: Checkpoint, tensors: Sequence[PlannedTensor]) -> tuple[str, ...]:
+    """The warning of a model whose architecture is unknown: which matrices got codes. tensors: as planned"""
+    coded = [tensor.info.name for tensor in tensors if tensor.format is not None]
+    if not isinstance(checkpoint.shape, Exception) or not coded:
+        return ()
+    names = "GGUF's names stay, and there is no config.json: only bitsmith reads the folder; "
+    return (
+        f"{names if checkpoint.naming == 'gguf' else ''}{len(coded)} matrices were taken for linear layers by their "
+        f"names and shapes, the first is {coded[0]}; --dry-run lists them all",
+    )
 
 
 def wanted_tensors(checkpoint: Checkpoint, *, quantizes: bool = True) -> list[PlannedTensor]:
@@ -33,7 +55,7 @@ def wanted_tensors(checkpoint: Checkpoint, *, quantizes: bool = True) -> list[Pl
 
     quantizes: whether matrices get codes; stacks of experts are then taken apart, since no container has codes for them
     A GGUF source of unknown architecture keeps its GGUF names. Raises UnsupportedError for a tensor without a Hugging
-    Face name.
+    Face name, FileError for a GGUF source, or stacks of experts, that contradict the configuration.
     """
     tensors = checkpoint.source.tensors.values()
     if isinstance(checkpoint.shape, Exception):
@@ -50,7 +72,9 @@ def wanted_tensors(checkpoint: Checkpoint, *, quantizes: bool = True) -> list[Pl
         transposed = row is not None and row.interleaved
         further = {info.name for info in tensors if config.family.delta and drafts(info.name, config.layers)}
         apart = checkpoint.apart if quantizes else {}
-        if apart:
+        if apart:  # the configuration says how many matrices the stacks hold
+            origin = str(checkpoint.source.path)
+            check_tensors(config, checkpoint.source.tensors, naming="hf", origin=origin, ignored=checkpoint.ignored)
             return [each for info in tensors for each in _taken_apart(checkpoint, info, apart, further)]
         return [_of_folder(info, names.gguf(info.name), transposed, further) for info in tensors]
     places, _ = hf_tensors_of_gguf(config)
@@ -63,6 +87,7 @@ def wanted_tensors(checkpoint: Checkpoint, *, quantizes: bool = True) -> list[Pl
             f"{checkpoint.source.path}: {stranger} has no Hugging Face name; write a GGUF file, for instance "
             "--to=q4_k_m."
         )
+    check_tensors(config, checkpoint.source.tensors, origin=str(checkpoint.source.path), ignored=checkpoint.ignored)
     reader, wanted = checkpoint.reader, list[PlannedTensor]()
     for name, place in places.items():
         info, ours = reader.tensors[place], names.gguf(name) or ""

@@ -22,9 +22,19 @@ from bitsmith.containers.hf_files import StoredTensor, folder_files, module_name
 from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.manifest import Manifest, placeholder
 from bitsmith.containers.schemes import adjusted, parse
-from bitsmith.errors import UnsupportedError, UsageError, quoted
+from bitsmith.errors import BitsmithError, UnsupportedError, UsageError, quoted
 from bitsmith.models.checkpoint import Checkpoint, require_float, source_warnings
-from bitsmith.recipe.folder import KEPT, as_float, as_json, beside, model_config, own_float, wanted_tensors
+from bitsmith.recipe.folder import (
+    KEPT,
+    as_float,
+    as_json,
+    beside,
+    guessed_linears,
+    model_config,
+    own_float,
+    transposed_layers,
+    wanted_tensors,
+)
 from bitsmith.recipe.plan import Assignment, PlannedTensor
 from bitsmith.recipe.recipe import PlanOptions
 from bitsmith.recipe.rules import Rule, unused_rules
@@ -35,7 +45,6 @@ _NO_LINEAR = re.compile(r"embed|\bwte\b|\bwpe\b|conv|norm")
 _EXPERT = re.compile(r"\.experts?\.|_exps\.")
 _EXPERTS_STAY = "an expert: transformers keeps them in one parameter, which bitsandbytes does not quantize"
 _MOST_STAYING = 0.05  # share of the weights that may stay in 16 bits without being asked for
-_TRANSPOSED = frozenset({"gpt2", "imagegpt", "openai-gpt", "decision_transformer"})
 _READ_GROUPS = (0, 32, 64, 128)  # group sizes that vLLM's kernels read; 0 is a whole row
 
 
@@ -70,6 +79,11 @@ def assign_hf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> A
     assert isinstance(container, ModuleContainer)
     main = _main_scheme(target, options)
     require_float(checkpoint, requantize=options.requantize)
+    if checkpoint.naming == "gguf" and isinstance(checkpoint.shape, BitsmithError):
+        raise checkpoint.shape  # Hugging Face's names are not known
+    transposed = transposed_layers(checkpoint)
+    if transposed:
+        raise UnsupportedError(f"{checkpoint.source.path}: {transposed}; write a native folder: --to=native/nf4.")
     rules, keep = _rules(container, options), _patterns(options.keep)
     wanted = wanted_tensors(checkpoint)
     _check_keep(keep, [tensor.info.name for tensor in wanted])
@@ -100,6 +114,7 @@ def assign_hf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> A
         warnings=(
             *unused_rules(rules, [t.info.name for t in tensors]),
             *_warnings(container, main, version, choices),
+            *guessed_linears(checkpoint, tensors),
             *source_warnings(checkpoint),
         ),
     )
@@ -154,14 +169,8 @@ def _check_keep(keep: Sequence[Rule], names: Sequence[str]) -> None:
 def _without_experts(checkpoint: Checkpoint, choices: Sequence[SchemeChoice]) -> list[SchemeChoice]:
     """The choices with experts in 16 bits.
 
-    Raises UnsupportedError if they hold most weights of the model and the user did not ask to keep them, and for
-    GPT-2, whose layers lie transposed.
+    Raises UnsupportedError if they hold most weights of the model and the user did not ask to keep them.
     """
-    if checkpoint.hf_config.get("model_type") in _TRANSPOSED:
-        raise UnsupportedError(
-            f"{checkpoint.source.path}: the layers of {checkpoint.hf_config['model_type']} lie transposed (Conv1D); "
-            "write a native folder, for instance --to=native/nf4."
-        )
     found = [
         replace(choice, scheme=None, float=_kept_float(choice.tensor), reason=_EXPERTS_STAY)
         if choice.scheme is not None and _EXPERT.search(choice.tensor.info.name)

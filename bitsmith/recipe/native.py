@@ -17,7 +17,18 @@ from bitsmith.containers.native_files import NativeTensor, native_files
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.checkpoint import Checkpoint, require_float, source_warnings
 from bitsmith.quant.formats import FORMATS, UNSCOPED, get_format, resolve
-from bitsmith.recipe.folder import KEPT, as_float, beside, copied, is_vector, model_config, own_float, wanted_tensors
+from bitsmith.recipe.folder import (
+    KEPT,
+    as_float,
+    beside,
+    copied,
+    guessed_linears,
+    is_vector,
+    model_config,
+    own_float,
+    transposed_layers,
+    wanted_tensors,
+)
 from bitsmith.recipe.plan import Assignment, PlannedTensor
 from bitsmith.recipe.recipe import PlanOptions
 from bitsmith.recipe.rules import Rule, first_match, unused_rules
@@ -62,8 +73,26 @@ def assign_native(checkpoint: Checkpoint, target: Target, options: PlanOptions) 
         tensors=tensors,
         layouts=layouts,
         extras={**beside(checkpoint, config), **index},
-        warnings=(*unused_rules(rules, names, kept=vectors), *source_warnings(checkpoint, quantizes=quantizes)),
+        warnings=(
+            *unused_rules(rules, names, kept=vectors),
+            *(_kept_stacks(tensors) if quantizes else ()),
+            *(_transposed(checkpoint) if quantizes else ()),
+            *guessed_linears(checkpoint, tensors),
+            *source_warnings(checkpoint, quantizes=quantizes),
+        ),
     )
+
+
+def _transposed(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The warning that groups of weights run the other way than elsewhere."""
+    found = transposed_layers(checkpoint)
+    return (f"{found}: weights that share a scale are of one input, not of one output",) if found else ()
+
+
+def _kept_stacks(tensors: Sequence[PlannedTensor]) -> tuple[str, ...]:
+    """The warning that stacks of experts get no codes."""
+    stacks = [t.info for t in tensors if t.format is None and len(t.info.shape) > 2 and "expert" in t.info.name]
+    return (f"{len(stacks)} stacks of matrices stay in 16 bits, the first is {stacks[0].name}",) if stacks else ()
 
 
 def _plan_tensor(tensor: PlannedTensor, target: Target, options: PlanOptions, rules: Sequence[Rule]) -> PlannedTensor:

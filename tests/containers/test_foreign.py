@@ -51,6 +51,12 @@ FOLDERS: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any], 
         {},
         "MLX",
     ),
+    "fp8-without-scales": (
+        {".weight": _z((64, 128), ml_dtypes.float8_e4m3fn)},
+        {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
+        {},
+        "FP8",
+    ),
     "quanto": (
         {".weight._data": _z((64, 128), I8), ".weight._scale": _z((64, 1)), ".input_scale": _z(())},
         {},

@@ -113,6 +113,14 @@ def test_folders_made_from_gguf_files(name: str, made: Callable[[str], Made], tm
     close(logits_of(model.eval(), TOKENS), expected)
 
 
+@pytest.mark.parametrize("to", ["native/int8", "gptq/int8"])
+def test_transposed_stacks_of_gpt_oss_stay_in_16_bits(to: str, made: Callable[[str], Made], tmp_path: Path) -> None:
+    folder, expected = made("gpt_oss")
+    written = bitsmith.quantize(folder, to=to, out=tmp_path / "q")
+    assert "stacks of matrices stay in 16 bits" in " ".join(written.warnings)
+    assert mean_kld(decoder_of(written.out).forward(TOKENS[None])[0].numpy(), expected) < 0.1
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_core_computes_every_family(name: str, made: Callable[[str], Made], tmp_path: Path) -> None:
     """Whole texts and step by step, as torch does; from files of floats and of codes."""

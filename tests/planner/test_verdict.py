@@ -290,3 +290,13 @@ def test_a_head_beside_a_tied_embedding_is_counted(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "m", tensors=weights(CONFIG), tie_word_embeddings=True)
     report = bitsmith.plan(folder, memory="8GB", formats=["f16"])
     assert any(tensor.name == "output.weight" for tensor in report.spec.network.tensors)
+
+
+def test_what_quantize_cannot_make_is_not_advised(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "m", architectures=["Llama9ForCausalLM"])
+    report = bitsmith.plan(folder, devices=["this"])
+    refused = [row for row in report.rows if "quantize cannot make it" in " ".join(row.weights.notes)]
+    assert refused
+    assert not any(row.advisable for row in refused)
+    said = " ".join(advise(report))
+    assert not any(f": {row.weights.target}" in said for row in refused)

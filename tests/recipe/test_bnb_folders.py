@@ -109,11 +109,14 @@ def test_experts_are_refused_or_kept_on_demand(tmp_path: Path) -> None:
     assert {tensor.info.layout for tensor in kept} <= {"bf16", "f16"}
 
 
-def test_gpt2_is_refused(tiny: Path) -> None:
+@pytest.mark.parametrize("to", ["bnb/nf4", "gptq/int4", "awq/int4", "compressed/w4a16"])
+def test_gpt2_is_refused(tiny: Path, to: str) -> None:
     config = json.loads((tiny / "config.json").read_text())
     (tiny / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
     with pytest.raises(UnsupportedError, match=r"layers of gpt2 lie transposed \(Conv1D\)"):
-        bitsmith.quantize(tiny, to="bnb/nf4", dry_run=True)
+        bitsmith.quantize(tiny, to=to, dry_run=True)
+    planned = bitsmith.quantize(tiny, to="native/int8", dry_run=True)
+    assert "layers of gpt2 lie transposed (Conv1D): weights that share a scale" in " ".join(planned.warnings)
 
 
 def test_weights_that_are_not_finite(tiny: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import bitsmith
 from bitsmith.containers.gguf.reader import GgufSource
 from bitsmith.containers.safetensors import SafetensorsSource
-from bitsmith.errors import BitsmithError, TensorError, UnsupportedError, UsageError
+from bitsmith.errors import BitsmithError, FileError, TensorError, UnsupportedError, UsageError
 from bitsmith.runtime.language_model import LanguageModel
 from tests.tiny import CONFIG, make_folder, weights
 
@@ -213,3 +213,60 @@ def test_tied_models_list_their_head(tmp_path: Path) -> None:
     source, said = made(folder, "compressed/w8a8", tmp_path / "out")
     assert "lm_head.weight" not in source.tensors
     assert said["quantization_config"]["ignore"] == ["lm_head"]
+
+
+@pytest.mark.parametrize("to", ["gptq/int4", "native/int8"])
+def test_tensors_that_contradict_the_configuration_are_said(tmp_path: Path, to: str) -> None:
+    """Such folders are written, but not in silence; what calibrates or runs refuses them."""
+    tensors = weights(CONFIG)
+    del tensors[f"{DOWN}.weight"]
+    folder = make_folder(tmp_path / "m", tensors=tensors)
+    written = bitsmith.quantize(folder, to=to, out=tmp_path / "out")
+    assert f"1 of 21 tensors that the configuration requires (2 layers) are missing, first {DOWN}.weight" in "".join(
+        written.warnings
+    )
+
+
+def _other_gguf(tiny: Path, folder: Path, architecture: str, *, without: str = "") -> Path:
+    """A GGUF file of a Llama under another architecture's name, or without a tensor."""
+    import gguf
+
+    whole = bitsmith.convert(tiny, to="gguf/f32", out=folder / "whole.gguf").out
+    reader, writer = gguf.GGUFReader(whole), gguf.GGUFWriter(folder / "other.gguf", architecture)
+    for key, found in reader.fields.items():
+        if not key.startswith(("GGUF.", "general.architecture", "bitsmith.")):
+            writer.add_key_value(key, found.contents(), found.types[0], found.types[-1])
+    for tensor in reader.tensors:
+        if tensor.name != without:
+            writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder / "other.gguf"
+
+
+def test_gguf_files_of_unknown_architecture_go_to_native_alone(tiny: Path, tmp_path: Path) -> None:
+    other = _other_gguf(tiny, tmp_path, "llama9")
+    for to in ("gptq/int4", "awq/int4", "compressed/w8a16", "bnb/nf4"):
+        with pytest.raises(UnsupportedError, match=r"unknown general\.architecture 'llama9'"):
+            bitsmith.quantize(other, to=to, out=tmp_path / "out")
+    written = bitsmith.quantize(other, to="native/int8", out=tmp_path / "out")
+    assert "14 matrices were taken for linear layers by their names and shapes, the first is blk.0" in "".join(
+        written.warnings
+    )
+    found = layouts(SafetensorsSource(written.out))
+    assert {name for name, layout in found.items() if layout == "f32"} == {"token_embd.weight", "output.weight"}
+
+
+@pytest.mark.parametrize("to", ["native/int8", "gptq/int4"])
+def test_gguf_files_that_lack_tensors_become_no_folders(tiny: Path, tmp_path: Path, to: str) -> None:
+    less = _other_gguf(tiny, tmp_path, "llama", without="blk.1.ffn_down.weight")
+    with pytest.raises(FileError, match=r"are missing, first blk\.1\.ffn_down\.weight"):
+        bitsmith.quantize(less, to=to, out=tmp_path / "out")
+
+
+def test_gguf_files_that_lack_tensors_are_said(tiny: Path, tmp_path: Path) -> None:
+    less = _other_gguf(tiny, tmp_path, "llama", without="blk.1.ffn_down.weight")
+    written = bitsmith.quantize(less, to="q8_0", out=tmp_path / "q.gguf")
+    assert "are missing, first blk.1.ffn_down.weight" in "".join(written.warnings)

@@ -81,7 +81,7 @@ def delta_to_gguf(config: ModelConfig) -> dict[str, Value]:
     if net.key_dim != net.value_dim:
         raise UnsupportedError(
             f"heads of {net.key_dim} (linear_key_head_dim) and {net.value_dim} (linear_value_head_dim): llama.cpp "
-            "loads such a model only if they are equal; write --to native/... instead."
+            "loads such a model only if they are equal; write for instance --to=native/int8."
         )
     return {
         "ssm.conv_kernel": u32(net.taps),

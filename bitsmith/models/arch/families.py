@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from bitsmith.models.arch.family import (
     AFTER,
@@ -217,6 +218,7 @@ _PHI3 = Decoder(
     gguf_keys=("rope.scaling.original_context_length=4096", "attention.sliding_window=0"),
 )
 _BETAS = ("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow")
+_YARN: Mapping[str, Any] = {"rope_type": "yarn", "beta_fast": 32.0, "beta_slow": 1.0}
 _MINISTRAL3 = Decoder(
     ("Ministral3ForCausalLM", "Mistral3ForConditionalGeneration"),
     permuted=True,
@@ -226,6 +228,11 @@ _MINISTRAL3 = Decoder(
     head_dim=128,
     theta=1e6,
     eps=1e-5,
+    rope={
+        **_YARN,
+        **{"rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384},
+        **{"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1},
+    },
     rope_fields=("llama_4_scaling_beta", "max_position_embeddings"),
     gguf_keys=("attention.temperature_scale", "rope.scaling.yarn_log_multiplier", *_BETAS),
 )
@@ -284,6 +291,7 @@ _GPT_OSS = Decoder(
     window=128,
     theta=150000.0,
     eps=1e-5,
+    rope={**_YARN, "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096},
     rope_fields=("truncate",),
     every=2,
     activation="clamped",
@@ -387,7 +395,7 @@ FAMILIES: Mapping[str, Family] = {  # by config.json's model_type
     "qwen3": Family("qwen3", qk_norm="head", window="by_field", decoder=_QWEN3),
     "qwen3_vl_text": Family("qwen3vl", qk_norm="head", decoder=_QWEN3_VL),
     "qwen3_vl_moe_text": Family("qwen3vlmoe", qk_norm="head", decoder=_QWEN3_VL_MOE),
-    "qwen3_moe": Family("qwen3moe", qk_norm="head", window="by_field", decoder=_QWEN3_MOE),
+    "qwen3_moe": Family("qwen3moe", qk_norm="head", window="by_flag", decoder=_QWEN3_MOE),
     "qwen3_next": Family(
         "qwen3next", norms=SEED_NORMS, qk_norm="head", output_gate=True, delta="fused", decoder=_QWEN3_NEXT
     ),

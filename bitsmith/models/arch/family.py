@@ -106,6 +106,7 @@ class Decoder:
     local_rope: rotation of layers with a window, where it differs: "theta" (rope_local_base_freq), "unscaled"
     rope_fields: further fields of the rotation that this family reads: "partial_rotary_factor", "alpha",
         "llama_4_scaling_beta"
+    rope: the rotation if config.json has neither rope_scaling nor rope_parameters; None: by theta alone
     rotates: which layers rotate: "all"; "no_rope_layers" (the field of this name, else all but every fourth);
         "windowed" (those with a window, if there is one)
     every: one layer of so many sees everything, if config.json gives no layer_types
@@ -148,6 +149,7 @@ class Decoder:
     eps: float = 1e-6
     partial: float = 1.0
     local_rope: Literal["", "theta", "unscaled"] = ""
+    rope: Mapping[str, Any] | None = None
     rope_fields: tuple[str, ...] = ()
     rotates: Literal["all", "no_rope_layers", "windowed"] = "all"
     every: int = 0
@@ -187,7 +189,8 @@ class Family:
     qkv_bias, output_bias, mlp_bias: whether these linears have a bias; None if attention_bias or mlp_bias decides
     qk_norm: norms of q and k, over each head or over the whole width
     tied: default of tie_word_embeddings
-    window: which layers have a window, if config.json gives a window and no layer_types
+    window: which layers have a window, if config.json gives a window and no layer_types; "by_flag": all, if
+        use_sliding_window says so
     positions: rows of a learned position embedding beyond the context; None if there is no such embedding
     embedding_norm: True if there is a norm after the embedding
     sinks: True if each head has a learned attention sink
@@ -213,7 +216,7 @@ class Family:
     mlp_bias: bool | None = None
     qk_norm: Literal["", "head", "whole"] = ""
     tied: bool = False
-    window: Literal["never", "all", "alternating", "pattern", "by_field"] = "never"
+    window: Literal["never", "all", "alternating", "pattern", "by_field", "by_flag"] = "never"
     positions: int | None = None
     embedding_norm: bool = False
     sinks: bool = False

@@ -148,7 +148,7 @@ def _check_rotation(config: ModelConfig, spec: ArchSpec) -> None:
     if config.unrotated != wanted:
         raise UnsupportedError(
             f"the model does not rotate the layers {list(config.unrotated)}, but llama.cpp's {spec.gguf} does not "
-            f"rotate {list(wanted)}, whatever the file says; write --to native/... instead."
+            f"rotate {list(wanted)}, whatever the file says; write for instance --to=native/int8."
         )
 
 
@@ -161,7 +161,7 @@ def _check_loadable(config: ModelConfig, spec: ArchSpec) -> None:
     if spec.gguf in SQUARE_ATTENTION and config.heads * config.head_dim != config.hidden:
         raise UnsupportedError(
             f"{config.heads} heads of {config.head_dim} are not as wide as the model ({config.hidden}), and llama.cpp "
-            f"loads no such {spec.gguf} model; write --to native/... instead."
+            f"loads no such {spec.gguf} model; write for instance --to=native/int8."
         )
     for tensor in expected_tensors(config):
         _, _, part = tensor.removesuffix(".bias").rpartition(".")
@@ -179,7 +179,7 @@ def _check_loadable(config: ModelConfig, spec: ArchSpec) -> None:
     if ROPE_FREQS in rope_tensors(config) and not reads_rope_freqs(spec.gguf):
         raise UnsupportedError(
             f"the model's rope scaling needs the tensor {ROPE_FREQS}, which llama.cpp does not read in a {spec.gguf} "
-            "model; write --to native/... instead."
+            "model; write for instance --to=native/int8."
         )
 
 

@@ -28,7 +28,7 @@ def layer_keys(config: ModelConfig) -> dict[str, Value]:
     if others:
         raise UnsupportedError(
             f"layer {others[0]} uses the keys of layer {config.specs[others[0]].keys_of}, and llama.cpp takes those of "
-            f"the layers {first - 2} (with a window) and {first - 1} (without); write --to native/... instead."
+            f"the layers {first - 2} (with a window) and {first - 1} (without); write for instance --to=native/int8."
         )
     full, local = config.full_head_dim or config.head_dim, (config.local_rope or config.rope).dim
     sizes = {

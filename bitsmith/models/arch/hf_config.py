@@ -148,16 +148,16 @@ def _numbers(fields: Fields, spec: ArchSpec, hidden: int) -> dict[str, Any]:
     if "mrope_section" in row.rope_fields:
         found["sections"] = _sections(fields, spec)
         found["deepstack"] = fields.integer("_deepstack_layers", 0, minimum=0)
-    beta = _rope_values(fields).get("llama_4_scaling_beta")
+    beta = _rope_values(fields, spec).get("llama_4_scaling_beta")
     if beta is not None and "llama_4_scaling_beta" in row.rope_fields:
-        scaling = Fields(_rope_values(fields), f"{fields.origin}: rope_parameters")
+        scaling = Fields(_rope_values(fields, spec), f"{fields.origin}: rope_parameters")
         found["temperature"] = scaling.number("llama_4_scaling_beta", positive=False)
         found["temperature_length"] = scaling.integer("original_max_position_embeddings")
     return found
 
 
 def _sections(fields: Fields, spec: ArchSpec) -> tuple[int, ...]:
-    sections = _rope_values(fields).get("mrope_section") or list(spec.decoder.sections)
+    sections = _rope_values(fields, spec).get("mrope_section") or list(spec.decoder.sections)
     if not isinstance(sections, list) or not all(isinstance(n, int) and 0 <= n < 1024 for n in sections):
         raise fields.fail("rope_scaling.mrope_section", "numbers of pairs", sections)
     return tuple([*sections, 0, 0, 0, 0][:4])
@@ -208,8 +208,10 @@ def _window(fields: Fields, spec: ArchSpec, layers: int) -> tuple[int, tuple[int
     if rule == "never" or explicit_null or (spec.decoder.window is None and not fields.has("sliding_window")):
         return 0, ()
     types = fields.values.get("layer_types")
-    if rule == "all":
+    if rule == "all" or (rule == "by_flag" and fields.flag("use_sliding_window", False)):
         return fields.integer("sliding_window", spec.decoder.window), ()
+    if rule == "by_flag":
+        return 0, ()
     if rule == "by_field" and not fields.flag("use_sliding_window", False):
         if isinstance(types, list) and "sliding_attention" in types:
             raise fields.fail("layer_types", "no sliding_attention, since use_sliding_window is false", types)
@@ -248,7 +250,8 @@ def _unrotated(
 ) -> tuple[int, ...]:
     """Layers without rotation."""
     if spec.decoder.rotates == "windowed":
-        return tuple(layer for layer in range(layers) if layer not in window_layers) if window else ()
+        named = fields.has("sliding_window") or "sliding_window" not in fields.values
+        return tuple(layer for layer in range(layers) if layer not in window_layers) if window or named else ()
     if spec.decoder.rotates == "all":
         return ()
     flags = fields.values.get("no_rope_layers")
@@ -260,8 +263,11 @@ def _unrotated(
     return tuple(layer for layer in range(layers) if not flags[layer])
 
 
-def _rope_values(fields: Fields) -> Mapping[str, Any]:
-    values = fields.values.get("rope_scaling") or fields.values.get("rope_parameters") or {}
+def _rope_values(fields: Fields, spec: ArchSpec) -> Mapping[str, Any]:
+    own = (
+        spec.decoder.rope if fields.values.get("model_type") in (None, spec.name) else None
+    )  # not of Mistral Small 3.1
+    values = fields.values.get("rope_scaling") or fields.values.get("rope_parameters") or own or {}
     if not isinstance(values, dict):
         raise fields.fail("rope_scaling", "an object or null", values)
     return values
@@ -269,7 +275,7 @@ def _rope_values(fields: Fields) -> Mapping[str, Any]:
 
 def _ropes(fields: Fields, spec: ArchSpec, head_dims: tuple[int, int], context: int) -> tuple[Rope, Rope | None]:
     """The rotations of layers without and with a window, whose heads may differ; None if they are the same."""
-    values, (full_dim, head_dim) = _rope_values(fields), head_dims
+    values, (full_dim, head_dim) = _rope_values(fields, spec), head_dims
     parts = fields.values.get("rope_parameters")
     if spec.decoder.layer_facts and not values:
         parts = DEFAULT_ROPES

@@ -19,10 +19,11 @@ from bitsmith.models.arch.spec import ARCHITECTURES, ArchSpec
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The contents of a config.json for transformers 4 and 5, with rope_theta and rope_scaling.
 
-    A "llama" with a window becomes a MistralForCausalLM. Raises UnsupportedError if transformers has no class for the
-    shape (other biases, frequency factors of no llama3 scaling).
+    A "llama" with a window and a "ministral3" without a temperature become a MistralForCausalLM. Raises
+    UnsupportedError if transformers has no class for the shape (other biases, frequency factors of no llama3 scaling).
     """
-    spec = ARCHITECTURES["mistral" if config.arch == "llama" and config.window else config.arch]
+    mistral = config.window if config.arch == "llama" else config.arch == "ministral3" and not config.temperature
+    spec = ARCHITECTURES["mistral" if mistral else config.arch]
     if spec.decoder.wrapped:
         raise UnsupportedError(
             f"transformers has {spec.name} only inside of models for images ({spec.decoder.hf_classes[0]}), whose "
@@ -104,8 +105,15 @@ def _window_fields(config: ModelConfig, spec: ArchSpec) -> dict[str, Any]:
     if rule == "all":
         return {"sliding_window": config.window or None}
     if not config.window:
-        return {"use_sliding_window": False} if rule == "by_field" else {"sliding_window": None}
+        return {"use_sliding_window": False} if rule in ("by_field", "by_flag") else {"sliding_window": None}
     sliding = config.window_layers or tuple(range(config.layers))
+    if rule == "by_flag" and len(sliding) < config.layers:
+        raise UnsupportedError(
+            f"only the layers {list(sliding)} have a window, and transformers has no such {config.arch} model; write "
+            "GGUF."
+        )
+    if rule == "by_flag":
+        return {"use_sliding_window": True, "sliding_window": config.window}
     kinds = ["sliding_attention" if layer in sliding else "full_attention" for layer in range(config.layers)]
     own = {"use_sliding_window": True} if rule == "by_field" else {}
     return {**own, "sliding_window": config.window, "layer_types": kinds}

@@ -22,6 +22,7 @@ _READ = frozenset(
 _WINDOW_FIELDS: Mapping[str, tuple[str, ...]] = {
     "all": ("sliding_window",),
     "by_field": ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
+    "by_flag": ("sliding_window", "use_sliding_window"),
     "alternating": ("sliding_window", "layer_types", "sliding_window_pattern"),
     "pattern": ("sliding_window", "layer_types", "sliding_window_pattern"),
 }
@@ -117,7 +118,7 @@ _CHANGING_ROPE = ("mrope_section", "mrope_interleaved", "llama_4_scaling_beta", 
 
 
 def check_fields(config: Mapping[str, Any], family: str, origin: str) -> tuple[str, ...]:
-    """Notes about fields that bitsmith does not know.
+    """Notes about fields that bitsmith does not know, and about a model_type of another family.
 
     config: a parsed config.json; family: key of `ARCHITECTURES`
     Raises UnsupportedError for a field that changes the computation in some family and that this family does not read.
@@ -136,7 +137,18 @@ def check_fields(config: Mapping[str, Any], family: str, origin: str) -> tuple[s
         elif not _without_effect(name, value):
             raise _refused(f"{origin}: {name} = {str(value)[:60]}", family)
     unknown += _unknown_rope(config, family, origin)
-    return (f"fields that bitsmith does not know, and ignores: {', '.join(unknown)}",) if unknown else ()
+    noted = _other_type(config.get("model_type"), family)
+    return (*noted, *((f"fields that bitsmith does not know, and ignores: {', '.join(unknown)}",) if unknown else ()))
+
+
+def _other_type(found: object, family: str) -> tuple[str, ...]:
+    """The note that the class and the model_type of a configuration are of different families."""
+    if found in (None, family) or (found, family) == ("mistral", "ministral3"):  # Mistral Small 3.1 is of both
+        return ()
+    return (
+        f"the class in config.json is of {family} models, but model_type is {str(found)[:40]!r}; it is read by its "
+        "class, while transformers goes by model_type",
+    )
 
 
 def _read_by(name: str) -> frozenset[str]:

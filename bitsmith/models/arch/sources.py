@@ -97,7 +97,7 @@ def hf_file_tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> Fil
         else:
             own, made = _stored(config, names, name, shape, found)
             stack = next(iter(own))
-            if stack.endswith((STACK, ".mlp.experts.down_proj")):
+            if not (row and row.interleaved) and stack.endswith((STACK, ".mlp.experts.down_proj")):
                 apart.setdefault(stack, {}).update(_apart(published, name, shape, made.pieces))
         wanted |= own
         places[name] = name

@@ -71,11 +71,10 @@ def spec_of_hf(classes: Sequence[str], model_type: str | None, origin: str) -> A
         if any(name in spec.decoder.hf_classes for name in classes) or (not classes and model_type == spec.name):
             return spec
     found = ", ".join(classes) or f"model_type {model_type!r}"
-    known = ", ".join(spec.decoder.hf_classes[0] for spec in ARCHITECTURES.values())
     raise UnsupportedError(
-        f"{origin}: unknown architecture {found}; known are {known}. Of others, bitsmith writes native, gptq, awq and "
-        "compressed folders without calibration, for instance --to=native/int8; it quantizes any GGUF file of "
-        "llama.cpp, so convert the model with llama.cpp first for --to=q4_k_m."
+        f"{origin}: unknown architecture {found}; docs/sources.md lists the known families. Of others, bitsmith writes "
+        "native, gptq, awq and compressed folders without calibration, for instance --to=native/int8; it quantizes any "
+        "GGUF file of llama.cpp, so convert the model with llama.cpp first for --to=q4_k_m."
     )
 
 

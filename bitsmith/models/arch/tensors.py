@@ -46,9 +46,10 @@ def check_tensors(
     for own, shape in files.wanted.items():
         if tuple(tensors[own].shape) != shape:
             fields = _fields_of(known[own], naming)
+            told = f" ({fields})" if fields else ""
             raise FileError(
-                f"{where}{own} has shape {list(tensors[own].shape)}, but the configuration requires {list(shape)} "
-                f"({fields}); the file's configuration belongs to another model, or was changed."
+                f"{where}{own} has shape {list(tensors[own].shape)}, but the configuration requires {list(shape)}"
+                f"{told}; the file's configuration belongs to another model, or was changed."
             )
     for name in tensors:
         if name not in files.wanted and name not in ignored and not _is_known_extra(name, naming, config, files.names):
@@ -102,6 +103,9 @@ _HF_FIELDS = {
     "mlp bias": "mlp_bias",
     "experts": "num_experts",
     "expert inner": "moe_intermediate_size",
+    "delta heads": "linear_num_key_heads, linear_key_head_dim, linear_num_value_heads, linear_value_head_dim",
+    "delta values": "linear_num_value_heads",
+    "taps": "linear_conv_kernel_dim",
 }
 _GGUF_FIELDS = {
     "hidden": "embedding_length",
@@ -114,6 +118,9 @@ _GGUF_FIELDS = {
     "mlp bias": "tensors of other layers",
     "experts": "expert_count",
     "expert inner": "expert_feed_forward_length",
+    "delta heads": "ssm.group_count, ssm.state_size, ssm.time_step_rank",
+    "delta values": "ssm.time_step_rank",
+    "taps": "ssm.conv_kernel",
 }
 _SIZES = {
     "token_embd": ("vocab", "hidden"),
@@ -135,15 +142,25 @@ _SIZES = {
     "ffn_gate_exps": ("experts", "expert inner", "hidden"),
     "ffn_up_exps": ("experts", "expert inner", "hidden"),
     "ffn_down_exps": ("experts", "hidden", "expert inner"),
+    "gate_up_proj": ("experts", "expert inner", "hidden"),  # stacks of folders
+    "down_proj": ("experts", "hidden", "expert inner"),
+    "post_attention_norm": ("hidden",),
+    "post_ffw_norm": ("hidden",),
+    "ssm_conv1d": ("delta heads", "taps"),
+    "conv1d": ("delta heads", "taps"),
+    "in_proj_qkv": ("delta heads", "hidden"),
+    **dict.fromkeys(("ssm_a", "A_log", "ssm_dt", "dt_bias"), ("delta values",)),
+    **dict.fromkeys(("ssm_alpha", "ssm_beta", "ssm_ba"), ("delta values", "hidden")),
 }
 
 
 def _fields_of(name: str, naming: Naming) -> str:
-    """The fields of the configuration that decide the shape of a tensor, or whether a bias exists."""
+    """The fields of the configuration that decide the shape of a tensor, or whether a bias exists; "" if not known."""
     part, _, kind = name.rpartition(".")
-    part = next((each for each in reversed(part.split(".")) if not each.isdigit()), part)
-    sizes = _SIZES.get(part, ("hidden",))
-    if kind == "bias" and part in _SIZES:
+    part = next((each for each in reversed((part or kind).split(".")) if not each.isdigit()), part)
+    part = kind if kind in _SIZES else part
+    sizes = _SIZES.get(part, ())
+    if kind == "bias" and part in _SIZES and not part.startswith("ssm"):
         sizes = ("mlp bias",) if part.startswith("ffn") else ("attention bias",)
     fields = _GGUF_FIELDS if naming == "gguf" else _HF_FIELDS
     return ", ".join(fields[size] for size in sizes)

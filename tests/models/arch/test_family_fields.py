@@ -8,6 +8,7 @@ import pytest
 
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.arch.hf_config import config_from_hf
+from bitsmith.models.arch.hf_config_writer import config_to_hf
 from bitsmith.models.arch.hf_fields import check_fields
 from tests.tiny import CONFIG
 
@@ -63,6 +64,15 @@ def test_fields_that_change_a_family_are_refused(name: str, change: dict[str, An
         config_from_hf(published(name) | change)
 
 
+def test_a_model_type_of_another_family_is_noted() -> None:
+    found = {**CONFIG, "architectures": ["MistralForCausalLM"], "sliding_window": 8}
+    config = config_from_hf(found)
+    assert config.window == 8
+    (note,) = check_fields(found, config.arch, "x")
+    assert "is of mistral models, but model_type is 'llama'" in note
+    assert check_fields(found | {"model_type": "mistral"}, config.arch, "x") == ()
+
+
 @pytest.mark.parametrize("part", ["full_attention", "sliding_attention"])
 @pytest.mark.parametrize("value", [3, [1], "x", True])
 def test_rotations_by_layer_that_are_no_objects(part: str, value: object) -> None:
@@ -72,3 +82,52 @@ def test_rotations_by_layer_that_are_no_objects(part: str, value: object) -> Non
     assert config_from_hf(usual).arch == "gemma3_text"
     with pytest.raises(FileError, match="rope_parameters: expected an object for each type of layer"):
         config_from_hf(usual | {"rope_parameters": {**usual["rope_parameters"], part: value}})
+
+
+@pytest.mark.parametrize(
+    ("fields", "window"),
+    [
+        ({}, 0),
+        ({"use_sliding_window": False, "sliding_window": 8}, 0),
+        ({"use_sliding_window": True, "sliding_window": None}, 0),
+        ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, 8),
+    ],
+)
+def test_all_layers_of_qwen3_moe_have_a_window_or_none(fields: dict[str, Any], window: int) -> None:
+    """As transformers computes it; max_window_layers is for its dense models."""
+    config = config_from_hf(published("Qwen3MoeForCausalLM") | fields)
+    assert (config.window, config.window_layers) == (window, ())
+    written = config_to_hf(config)
+    again = config_from_hf(written)
+    assert (again.window, again.window_layers) == (window, ())
+
+
+@pytest.mark.parametrize(("window", "unrotated"), [(4096, (0, 1)), (None, ())])
+def test_exaone_rotates_layers_without_a_window_only_if_the_model_has_none(
+    window: int | None, unrotated: tuple[int, ...]
+) -> None:
+    found = {**CONFIG, "architectures": ["Exaone4ForCausalLM"], "sliding_window": window}
+    assert config_from_hf(found | {"layer_types": ["full_attention"] * 2}).unrotated == unrotated
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "original", "beta"),
+    [("Ministral3ForCausalLM", 16.0, 16384, 0.1), ("GptOssForCausalLM", 32.0, 4096, 0.0)],
+)
+def test_the_rotation_that_transformers_takes_where_a_configuration_has_none(
+    name: str, factor: float, original: int, beta: float
+) -> None:
+    plain = {key: value for key, value in CONFIG.items() if key not in ("model_type", "rope_theta")}
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2} if "Oss" in name else {}
+    config = config_from_hf(plain | {"architectures": [name], **experts})
+    assert (config.rope.scaling, config.rope.factor, config.rope.original_context) == ("yarn", factor, original)
+    assert config.temperature == beta
+
+
+def test_mistral_small_rotates_by_theta_alone() -> None:
+    text = CONFIG | {"model_type": "mistral"}
+    config = config_from_hf({"architectures": ["Mistral3ForConditionalGeneration"], "text_config": text})
+    assert (config.rope.scaling, config.temperature) == ("none", 0.0)
+    written = config_to_hf(config)
+    assert written["architectures"] == ["MistralForCausalLM"]
+    assert config_from_hf(written).rope == config.rope

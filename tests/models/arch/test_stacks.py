@@ -16,6 +16,7 @@ from bitsmith.models.arch.hf_config import config_from_hf
 from bitsmith.models.arch.names import names_of
 from bitsmith.models.arch.tensors import expected_tensors
 from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.recipe.folder import wanted_tensors
 from bitsmith.recipe.gguf import gguf_tensors
 
 HIDDEN, WIDTH, EXPERTS, LAYERS = 64, 32, 4, 2
@@ -117,4 +118,15 @@ def test_bad_stacks(damage: str, tmp_path: Path) -> None:
     else:
         content[name] = content[name][:-1].copy()
     with pytest.raises(FileError, match=r"model\.layers\.1\.mlp\.experts\.down_proj"):
+        gguf_tensors(open_checkpoint(folder(tmp_path / "m", config, content)))
+    with pytest.raises(FileError, match=r"model\.layers\.1\.mlp\.experts\.down_proj"):
+        wanted_tensors(open_checkpoint(tmp_path / "m"))
+
+
+def test_the_fields_of_a_stack_are_named(tmp_path: Path) -> None:
+    config = COMMON | CONFIGS["qwen3_moe"]
+    content = stacked_of(config, apart_of(config), transposed=False)
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    content[name] = content[name][:-1].copy()
+    with pytest.raises(FileError, match=r"\(num_experts, moe_intermediate_size, hidden_size\)"):
         gguf_tensors(open_checkpoint(folder(tmp_path / "m", config, content)))
