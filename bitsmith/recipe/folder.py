@@ -126,8 +126,8 @@ def _of_folder(info: TensorInfo, own: str | None, transposed: bool, further: Set
 
 
 def is_vector(tensor: PlannedTensor) -> bool:
-    """Whether the tensor has fewer than two dimensions, or no weights."""
-    return len(tensor.info.shape) < 2 or not tensor.info.parameters
+    """Whether the tensor has fewer than two dimensions, or no weights, or holds vectors: biases of experts."""
+    return len(tensor.info.shape) < 2 or not tensor.info.parameters or tensor.info.name.endswith("bias")
 
 
 def own_float(tensor: PlannedTensor, otherwise: str) -> str:

@@ -118,6 +118,8 @@ def test_transposed_stacks_of_gpt_oss_stay_in_16_bits(to: str, made: Callable[[s
     folder, expected = made("gpt_oss")
     written = bitsmith.quantize(folder, to=to, out=tmp_path / "q")
     assert "stacks of matrices stay in 16 bits" in " ".join(written.warnings)
+    layouts = {name: info.layout for name, info in open_checkpoint(written.out).source.tensors.items()}
+    assert {layout for name, layout in layouts.items() if name.endswith("bias")} <= {"f32", "f16"}
     assert mean_kld(decoder_of(written.out).forward(TOKENS[None])[0].numpy(), expected) < 0.1
 
 
