@@ -1,8 +1,13 @@
-"""Which networks the C++ core computes (csrc/run/)."""
+"""Which networks the C++ core computes (csrc/run/), and with which inputs."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from bitsmith.models.arch.config import ModelConfig
+
+if TYPE_CHECKING:
+    from bitsmith.quant.input_rounding import InputRounding
 
 CORE_ARCHITECTURES = (  # plans count on them
     *("llama", "mistral3", "qwen2", "qwen3", "qwen3vl", "gemma3", "phi3", "olmo2", "smollm3", "granite"),
@@ -19,3 +24,10 @@ def core_lacks(config: ModelConfig) -> str | None:
         (row is not None and row.beside, "experts beside an MLP"),
     )
     return next((words for lacks, words in lacking if lacks), None)
+
+
+def rounds(rounding: InputRounding | None) -> bool:
+    """Whether the core rounds inputs in this way: LLM.int8(), or not at all."""
+    from bitsmith.quant.input_rounding import LLM_INT8
+
+    return rounding is None or rounding.type == LLM_INT8
