@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 FORMATS = (
     *("native/f16", "native/int8-channel", "bnb/int8", "bnb/nf4", "bnb/nf4-dq", "bnb/fp4"),
-    *("native/int4-tensor", "native/int4-channel", "native/int4-g64", "native/int3-g64", "native/int2-g64"),
+    *(f"native/int{bits}-{scope}" for bits in (4, 3, 2) for scope in ("tensor", "channel", "g64")),  # absmax
 )
 CHANNELS, FACTOR = 6, 64.0  # planted outliers of each norm, and how much larger they are
 

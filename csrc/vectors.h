@@ -216,10 +216,15 @@ BITSMITH_INLINE void store_half(void *to, Floats v) {
 #endif
 }
 
-// The entries of a table that the lanes of `index` name. Every index must be in the table.
+// The entries of a table that the lowest four bits of the lanes of `index` name.
 BITSMITH_INLINE Floats look_up(const float (&table)[16], Ints index) {
 #if defined(__AVX512F__)
   return _mm512_permutexvar_ps(as<__m512i>(index), load<Floats>(table));
+#elif defined(__AVX2__)
+  const __m256i places = as<__m256i>(index);
+  const Floats low = _mm256_permutevar8x32_ps(load<Floats>(table), places);
+  const Floats high = _mm256_permutevar8x32_ps(load<Floats>(table + 8), places);
+  return _mm256_blendv_ps(low, high, as<__m256>(index << 28));
 #else
   Floats found;
   for (int i = 0; i < kLanes; ++i) found[i] = table[index[i] & 15];
@@ -227,6 +232,7 @@ BITSMITH_INLINE Floats look_up(const float (&table)[16], Ints index) {
 #endif
 }
 
+// The same of a table of 32; every index must be in it.
 BITSMITH_INLINE Floats look_up(const float (&table)[32], Ints index) {
 #if defined(__AVX512F__)
   return _mm512_permutex2var_ps(load<Floats>(table), as<__m512i>(index), load<Floats>(table + 16));

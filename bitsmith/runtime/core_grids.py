@@ -8,14 +8,14 @@ from bitsmith.containers.gguf.blocks import CODECS
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.quant.formats.affine import Affine
 from bitsmith.quant.formats.base import Format
-from bitsmith.quant.formats.codebook import Codebook
-from bitsmith.quant.formats.fourbit import DoublyQuantized
+from bitsmith.quant.formats.fourbit import DoublyQuantized, FourBit, fp4, nf4
 from bitsmith.quant.formats.ggml import GGML_FORMATS
 from bitsmith.quant.formats.rowabsmax import RowAbsmax
 from bitsmith.quant.formats.tensorwide import TensorWide
 from bitsmith.quant.tensor import QuantTensor
 from bitsmith.runtime.types import PACKED
 
+TABLES = {"nf4": nf4().table, "fp4": fp4().table}  # kinds with a table of 16 values, and no offset
 _WIDTHS = (128, 64, 32)  # columns of a block
 _RUN = 32  # columns whose nibbles lie together
 _MXFP4 = "mxfp4"
@@ -36,8 +36,8 @@ def grid_layout(format: Format, cols: int) -> str | None:
         kind, shared = "int8" if format.bits == 8 else "int4", format.group or cols
     elif isinstance(format, RowAbsmax):
         kind, shared = "int8", cols
-    elif isinstance(format, Codebook) and format.name.startswith("nf4"):
-        kind, shared = "nf4", format.block or cols
+    elif isinstance(format, FourBit) and format.table in TABLES.values():
+        kind, shared = next(kind for kind, table in TABLES.items() if table == format.table), format.block or cols
     else:
         return None
     width = next((width for width in _WIDTHS if shared % width == 0), None)
@@ -52,7 +52,7 @@ def block_bytes(layout: str, cols: int) -> int:
         return TYPES[layout].row_bytes(cols)
     kind, _, width = layout.partition("_")
     codes = cols if kind == "int8" else cols // 2
-    return codes + cols // int(width) * (4 if kind == "nf4" else 8)
+    return codes + cols // int(width) * (4 if kind in TABLES else 8)
 
 
 def grid_rows(tensor: QuantTensor, layout: str) -> np.ndarray:
@@ -70,13 +70,13 @@ def grid_rows(tensor: QuantTensor, layout: str) -> np.ndarray:
     kind, _, width = layout.partition("_")
     grid = tensor.format.grid(tensor.params)
     codes = np.asarray(tensor.codes)
-    if kind != "nf4":
+    if kind not in TABLES:
         codes = codes + np.uint8((128 if kind == "int8" else 8) + int(grid.table[0]))
     rows, cols = codes.shape
     blocks = cols // int(width)
     params = (
         [grid.scale]
-        if kind == "nf4"
+        if kind in TABLES
         else [grid.scale, np.zeros_like(grid.scale) if grid.offset is None else grid.offset]
     )
     heads = [np.repeat(param, blocks // param.shape[1], axis=1)[:, :, None].view(np.uint8) for param in params]

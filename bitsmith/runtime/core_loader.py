@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from bitsmith.errors import FileError
+from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.runtime import reading
 from bitsmith.runtime.choosing import choose
 from bitsmith.runtime.core_decoder import CoreDecoder
+from bitsmith.runtime.core_network import rounds
 from bitsmith.runtime.core_parts import core_parts
 from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.layer_inputs import LayerTable
@@ -38,8 +39,8 @@ def load_core(
 ) -> CoreDecoder:
     """Read every tensor and make it ready for products.
 
-    Matrices of ggml's block types (PACKED), integers by groups and NF4 stay packed, interleaved by 16 rows; floats are
-    mapped from their file where they lie in one piece; everything else is decoded to float32.
+    Matrices of ggml's block types (PACKED), integers by groups, NF4 and FP4 stay packed, interleaved by 16 rows; floats
+    are mapped from their file where they lie in one piece; everything else is decoded to float32.
 
     exact: inputs of products stay float32; otherwise those of packed matrices are rounded in blocks of 32, to int8 in
         prompts and to 15 bits where a single row is computed
@@ -47,7 +48,9 @@ def load_core(
     isa: instruction set; None: the best, or the one BITSMITH_ISA names
     expert_memory: bytes of packed experts that lie in memory at once; the others are read from their file when a token
         needs them. None: all are read now
-    Raises FileError where a file ends too early.
+    Inputs that are to be rounded by LLM.int8() are: to int8 with integer products where matrices are packed, and with
+    `exact` or other matrices to the floats that this stands for.
+    Raises FileError where a file ends too early, UnsupportedError for inputs that are rounded in another way.
     """
     module = core()
     assert module is not None
@@ -132,7 +135,7 @@ class MatrixLoader:
         bias = self.vector(f"{name}.bias") if biased else None
         if bias is not None and rows is not None:
             bias = np.ascontiguousarray(bias[rows[0] : sum(rows)])
-        return self._core.Linear(self.factor(f"{name}.weight", rows), bias)
+        return self._core.Linear(self.factor(f"{name}.weight", rows), bias, self._threshold(f"{name}.weight"))
 
     def factor(self, name: str, rows: tuple[int, int] | None = None) -> Any:
         """A matrix that products are taken with."""
@@ -154,7 +157,8 @@ class MatrixLoader:
         matrix = self._core.Matrix("f32", *rows.shape)
         matrix.fill(0, len(rows), rows.reshape(-1).view(np.uint8), self.pool)
         self.bytes += matrix.nbytes * self.share
-        return self._core.Linear(matrix, self.vector(f"{name}.bias") if biased else None)
+        bias = self.vector(f"{name}.bias") if biased else None
+        return self._core.Linear(matrix, bias, self._threshold(f"{name}.weight"))
 
     def stack(self, name: str, biased: bool, count: int, own: tuple[int, int] | None = None) -> list[Any]:
         """The linears of `count` experts whose matrices lie one behind the other.
@@ -166,10 +170,20 @@ class MatrixLoader:
         biases = self._read(f"{name}.bias").rows(0, count)[:, first : first + size] if biased else None
         parts = [(e * rows + first, size) for e in range(count)]
         matrices = [self._later(f"{name}.weight", part) or self.factor(f"{name}.weight", part) for part in parts]
-        return [
-            self._core.Linear(matrix, None if biases is None else np.ascontiguousarray(biases[e], np.float32))
-            for e, matrix in enumerate(matrices)
-        ]
+        threshold = self._threshold(f"{name}.weight")
+        own_biases = [None if biases is None else np.ascontiguousarray(biases[e], np.float32) for e in range(count)]
+        found = zip(matrices, own_biases, strict=True)
+        return [self._core.Linear(matrix, bias, threshold) for matrix, bias in found]
+
+    def _threshold(self, name: str) -> float | None:
+        """That of LLM.int8(), if it rounds a matrix's inputs; 0 where no input is too large for it.
+
+        Raises UnsupportedError for another rounding.
+        """
+        rounding = self._read(name).input_rounding
+        if not rounds(rounding):
+            raise UnsupportedError(f"{name}: the C++ core does not round inputs as it asks for ({rounding}).")
+        return None if rounding is None else rounding.threshold
 
     def _later(self, name: str, rows: tuple[int, int]) -> Any:
         """Some rows as a matrix that is read on demand; None if they are to be read now."""

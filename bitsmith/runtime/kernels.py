@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from bitsmith.models.arch.tensors import file_tensors
-from bitsmith.runtime.core_network import core_lacks
+from bitsmith.runtime.core_network import core_lacks, rounds
 from bitsmith.runtime.types import CACHES, FLOATS, PACKED
 from bitsmith.system.core import core, install_hint, missing
 from bitsmith.system.machine import cores
@@ -141,8 +141,9 @@ def _core_obstacle(checkpoint: Checkpoint) -> str | None:
     unknown = core_lacks(config)
     if unknown is not None:
         return f"the C++ core does not know {unknown}"
-    if checkpoint.overrides.inputs and checkpoint.overrides.input_rounding is not None:
-        return f"the C++ core does not round inputs as asked for ({checkpoint.overrides.input_rounding})"
+    unrounded = _rounding_obstacle(checkpoint)
+    if unrounded is not None:
+        return unrounded
     if checkpoint.overrides.format:
         return _format_obstacle(checkpoint.overrides.format, config.hidden)
     for own in file_tensors(config, source.tensors, checkpoint.naming).wanted:
@@ -155,9 +156,34 @@ def _core_obstacle(checkpoint: Checkpoint) -> str | None:
             if room is not None and decoded > room // 2:
                 what = f"the C++ core has no products with {info.layout} ({own})"
                 return f"{what}, and decoded to float32 the model takes too much memory"
-        rounding = None if len(info.shape) < 2 or checkpoint.overrides.inputs else source.input_rounding(own)
-        if rounding is not None:
+    return None
+
+
+def _rounding_obstacle(checkpoint: Checkpoint) -> str | None:
+    """What keeps the core from rounding inputs as the user or the file wants it; None: nothing.
+
+    The core knows LLM.int8(), with one threshold, for all matrices but the output head.
+    """
+    overrides, source = checkpoint.overrides, checkpoint.source
+    if overrides.inputs and not rounds(overrides.input_rounding):
+        return f"the C++ core does not round inputs as asked for ({overrides.input_rounding})"
+    head = "token_embd.weight" if checkpoint.config.tied else "output.weight"
+    thresholds: dict[float, str] = {}
+    files = file_tensors(checkpoint.config, source.tensors, checkpoint.naming)
+    names = {own: name for name, own in files.places.items()}
+    for own in files.wanted:
+        info, name = source.tensors.get(own), names.get(own)  # pieces of other tensors have no name of their own
+        if info is None or len(info.shape) < 2:  # what is missing `check_tensors` will say
+            continue
+        asked = overrides.inputs and (name is None or overrides.concern(name))
+        rounding = overrides.input_rounding if asked else source.input_rounding(own)
+        if rounding is None:
+            continue
+        if name == head or not rounds(rounding):
             return f"the C++ core does not round inputs as {own} asks for ({rounding})"
+        thresholds[rounding.threshold] = own
+    if len(thresholds) > 1:
+        return f"the C++ core knows one threshold a model, and {' and '.join(thresholds.values())} have different ones"
     return None
 
 

@@ -114,11 +114,12 @@ class StoredProducts:
         x: np.ndarray,
         precision: str,
         out: np.ndarray,
+        threshold: float | None = None,
     ) -> None: ...
     def back(self, layout: str, rows: int, cols: int, panels: np.ndarray, x: np.ndarray, out: np.ndarray) -> None: ...
 
 class Linear:
-    def __init__(self, weight: Matrix, bias: np.ndarray | None) -> None: ...
+    def __init__(self, weight: Matrix, bias: np.ndarray | None, threshold: float | None = None) -> None: ...
 
 class Cache:
     def __init__(

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitsmith.quant.formats import get_format
-from bitsmith.runtime.core_grids import block_bytes
+from bitsmith.runtime.core_grids import TABLES, block_bytes
 
 PANEL_ROWS = 16
 _RUN = 32  # columns whose nibbles lie together
@@ -24,7 +23,7 @@ _RUN = 32  # columns whose nibbles lie together
 class Layout:
     """Blocks of one grid.
 
-    kind: "int4", "int8" or "nf4"
+    kind: "int4", "int8", or one of `TABLES`: "nf4", "fp4"
     width: columns of a block
     """
 
@@ -45,7 +44,7 @@ class Layout:
     @property
     def has_offset(self) -> bool:
         """Whether a block has an offset."""
-        return self.kind != "nf4"
+        return self.kind not in TABLES
 
     @property
     def head(self) -> int:
@@ -63,7 +62,7 @@ class Layout:
 
 def known(layout: str | None) -> bool:
     """Whether a layout of `grid_layout` is one of grids; ggml's blocks are not."""
-    return layout is not None and layout.partition("_")[0] in ("int4", "int8", "nf4")
+    return layout is not None and layout.partition("_")[0] in ("int4", "int8", *TABLES)
 
 
 def to_panels(rows: Tensor) -> Tensor:
@@ -104,8 +103,8 @@ def values(panels: Tensor, layout: Layout, count: int, cols: int) -> Tensor:
     rows = to_rows(panels, count, layout.row_bytes(cols))
     scale, offset = scales(rows, layout)
     stored = codes(rows, layout)
-    if layout.kind == "nf4":
-        levels = torch.from_numpy(nf4_table()).to(panels.device)[stored.long()]
+    if layout.kind in TABLES:
+        levels = torch.from_numpy(table_of(layout.kind)).to(panels.device)[stored.long()]
     else:
         levels = stored.float() - (128.0 if layout.kind == "int8" else 8.0)
     blocks = levels.reshape(count, -1, layout.width) * scale[:, :, None]
@@ -115,8 +114,6 @@ def values(panels: Tensor, layout: Layout, count: int, cols: int) -> Tensor:
 
 
 @lru_cache
-def nf4_table() -> np.ndarray:
-    """The values of NF4's codes: float32 [16]."""
-    format = get_format("nf4")
-    grid = format.grid({"scale": np.ones((1, 1), np.float32)})
-    return np.array(grid.table, np.float32)
+def table_of(kind: str) -> np.ndarray:
+    """The values of the codes of a kind of `TABLES`: float32 [16]."""
+    return np.array(TABLES[kind], np.float32)

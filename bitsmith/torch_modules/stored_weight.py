@@ -13,18 +13,19 @@ from torch import Tensor, nn
 
 from bitsmith.containers.native import CODES, NativeCodec
 from bitsmith.containers.patterns import from_patterns
-from bitsmith.errors import FileError, TensorError, UsageError
+from bitsmith.errors import FileError, UsageError
 from bitsmith.quant.bits import unpack
 from bitsmith.quant.formats import get_format
 from bitsmith.quant.formats.affine import Affine
 from bitsmith.quant.formats.base import Format, NeedsExtent
 from bitsmith.quant.formats.codebook import Codebook
-from bitsmith.quant.rounders.nearest import nearest
+from bitsmith.quant.formats.precision import as_numpy
 from bitsmith.quant.tensor import QuantTensor
 from bitsmith.runtime.core_grids import grid_layout, grid_rows
 from bitsmith.torch_modules import panels
 from bitsmith.torch_modules.operations import matmul, matmul_each
-from bitsmith.torch_modules.panels import PANEL_ROWS, Layout
+from bitsmith.torch_modules.panels import Layout
+from bitsmith.torch_modules.rounding import as_tensor, check_finite, rounded_slabs
 
 _DTYPES = {
     np.dtype(np.float32): torch.float32,
@@ -33,7 +34,6 @@ _DTYPES = {
     np.dtype(np.uint8): torch.uint8,
     np.dtype(np.int8): torch.int8,
 }
-_SLAB_WEIGHTS = 1 << 22  # weights quantized at a time: 16 MB of float32
 PANELS = "panels"
 
 
@@ -66,14 +66,14 @@ class StoredWeight(nn.Module):
 
     @classmethod
     def quantized(cls, w: Tensor, format: Format, name: str) -> StoredWeight:
-        """Nearest codes of `w`, float [..., rows, cols], on its device, in slabs of 16 MB.
+        """Nearest codes of `w`, float [..., rows, cols], in slabs: on its device, on the CPU by the C++ core.
 
         Raises TensorError, with `name`, where a weight is Inf or NaN; UnsupportedError for rows that do not divide.
         """
         made = cls(format, tuple(w.shape), w.dtype)
         if isinstance(format, NeedsExtent):
             low, high = (float(x) for x in torch.aminmax(w.detach().float()))
-            _check_finite(name, low + high)
+            check_finite(name, low + high)
             format = format.with_extent(low, high)
         stack = w.detach().reshape(-1, *w.shape[-2:])
         if made.layout is not None:
@@ -158,34 +158,32 @@ class StoredWeight(nn.Module):
 
     def _fill_panels(self, stack: Tensor, format: Format, name: str) -> None:
         assert self.layout is not None
-        rows, cols = self.shape[-2:]
-        size = self.layout.row_bytes(cols)
-        made = torch.zeros((stack.shape[0], self.layout.panel_bytes(rows, cols)), dtype=torch.uint8)
+        layout, (rows, cols) = self.layout, self.shape[-2:]
+        size = layout.row_bytes(cols)
+        made = torch.zeros((stack.shape[0], layout.panel_bytes(rows, cols)), dtype=torch.uint8)
         kept: dict[str, list[Tensor]] = {}
-        step = max(PANEL_ROWS, _SLAB_WEIGHTS // cols // PANEL_ROWS * PANEL_ROWS)
+        in_panels = _in_panels(self.format)
+
+        def packed(slab: QuantTensor) -> tuple[Tensor, Mapping[str, Any]]:
+            blocks = torch.from_numpy(grid_rows(slab, layout.name))
+            return panels.to_panels(blocks), {} if in_panels else slab.params
+
         for i, matrix in enumerate(stack):
-            for start in range(0, rows, step):
-                slab = _quantized_slab(matrix[start : start + step], format, name)
-                blocks = torch.from_numpy(grid_rows(_on_numpy(slab), self.layout.name))
-                part = panels.to_panels(blocks)
+            for start, (part, params) in rounded_slabs(matrix, format, name, packed):
                 made[i, start * size : start * size + part.numel()] = part
-                if not _in_panels(self.format):
-                    for key, value in slab.params.items():
-                        kept.setdefault(key, []).append(value)
+                for key, value in params.items():
+                    kept.setdefault(key, []).append(as_tensor(value))
         lead = tuple(self.shape[:-1])
-        stored = {key: torch.cat(values).reshape(*lead, -1) for key, values in kept.items()}
+        stored = {key: torch.cat(values).reshape(*lead, -1).to(stack.device) for key, values in kept.items()}
         self._set_panels(made.to(stack.device), stored)
 
     def _fill_parts(self, stack: Tensor, format: Format, name: str) -> None:
-        rows, cols = self.shape[-2:]
-        step = max(1, _SLAB_WEIGHTS // cols)
         codec = NativeCodec(self.format)
         found: dict[str, list[Tensor]] = {}
         for matrix in stack:
-            for start in range(0, rows, step):
-                slab = codec.encode(_on_numpy(_quantized_slab(matrix[start : start + step], format, name)))
+            for _, slab in rounded_slabs(matrix, format, name, codec.encode):
                 for part, value in slab.items():
-                    found.setdefault(part, []).append(_as_torch(value))
+                    found.setdefault(part, []).append(as_tensor(value))
         for part in self._parts:
             shape = self._buffers[part].shape  # type: ignore[union-attr]
             self._buffers[part] = torch.cat(found[part]).reshape(shape).to(stack.device)
@@ -214,7 +212,7 @@ class StoredWeight(nn.Module):
 
     def _numpy_parts(self, index: int) -> dict[str, np.ndarray]:
         _, tensors = self._matrix(index)
-        return {part: _as_numpy(value) for part, value in zip(self._parts, tensors, strict=True)}
+        return {part: as_numpy(value) for part, value in zip(self._parts, tensors, strict=True)}
 
     def stored_parts(self) -> dict[str, Tensor]:
         """Codes and parameters as the native container stores them, on the weights' device."""
@@ -229,7 +227,7 @@ class StoredWeight(nn.Module):
             kept = {key: value.reshape(-1, rows, value.shape[-1])[i] for key, value in self._params_beside().items()}
             tensor = _from_blocks(blocks, self.layout, self.format, cols, kept)
             for part, value in codec.encode(tensor).items():
-                found.setdefault(part, []).append(_as_torch(value))
+                found.setdefault(part, []).append(as_tensor(value))
         layout = codec.layout(tuple(self.shape))
         return {part: torch.cat(found[part]).reshape(layout[part][0]).to(self.device) for part in self._parts}
 
@@ -296,18 +294,6 @@ def make_stored(name: str, format: str, shape: tuple[int, ...], dtype: torch.dty
         raise FileError(f"{name}: {error.message}") from error
 
 
-def _quantized_slab(w: Tensor, format: Format, name: str) -> QuantTensor:
-    slab = w.float().contiguous()
-    _check_finite(name, float(slab.abs().amax()) if slab.numel() else 0.0)
-    codes, params = nearest(slab, format)
-    return QuantTensor(format, codes, params)
-
-
-def _check_finite(name: str, largest: float) -> None:
-    if not np.isfinite(largest):
-        raise TensorError("has weights that are Inf or NaN; repair the model before quantizing it.", tensor=name)
-
-
 def _in_panels(format: Format) -> bool:
     """Whether the stored parameters can be had from blocks again, exactly."""
     return isinstance(format, Affine | Codebook)
@@ -319,7 +305,7 @@ def _from_blocks(blocks: Tensor, layout: Layout, format: Format, cols: int, kept
     if layout.has_offset:  # integers: half of their range was added, and of fewer than 4 bits that of 4
         codes = codes - ((128 if layout.kind == "int8" else 8) - (1 << (format.bits - 1)))
     if kept or not isinstance(format, Affine | Codebook):
-        return QuantTensor(format, codes.numpy(), {key: _as_numpy(value) for key, value in kept.items()})
+        return QuantTensor(format, codes.numpy(), {key: as_numpy(value) for key, value in kept.items()})
     scale, offset = panels.scales(blocks, layout)
     if isinstance(format, Codebook):
         block = format.block or cols
@@ -332,22 +318,4 @@ def _from_blocks(blocks: Tensor, layout: Layout, format: Format, cols: int, kept
         assert offset is not None
         divisor = torch.where(scale > 0, scale, torch.ones_like(scale))
         params["zero"] = ((1 << (plain.bits - 1)) - offset[:, ::step] / divisor).round().clamp(0, 255).to(torch.uint8)
-    return QuantTensor(format, codes.numpy(), {key: _as_numpy(value) for key, value in params.items()})
-
-
-def _on_numpy(tensor: QuantTensor) -> QuantTensor:
-    return QuantTensor(
-        tensor.format, _as_numpy(tensor.codes), {key: _as_numpy(value) for key, value in tensor.params.items()}
-    )
-
-
-def _as_numpy(value: Any) -> np.ndarray:
-    from bitsmith.quant.formats.precision import as_numpy
-
-    return as_numpy(value)
-
-
-def _as_torch(value: np.ndarray) -> Tensor:
-    if value.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(np.ascontiguousarray(value).view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(np.ascontiguousarray(value))
+    return QuantTensor(format, codes.numpy(), {key: as_numpy(value) for key, value in params.items()})

@@ -16,9 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bitsmith.torch_modules.panels import PANEL_ROWS, Layout, nf4_table
+from bitsmith.torch_modules.panels import PANEL_ROWS, Layout, table_of
 
-_CODES = {"int4": 0, "int8": 1, "nf4": 2}
+_CODES = {"int4": 0, "int8": 1}
+_TABLE = 2
 _INT4: tl.constexpr = tl.constexpr(0)
 _INT8: tl.constexpr = tl.constexpr(1)
 
@@ -179,8 +180,8 @@ def forward(x: Tensor, panels: Tensor, layout: Layout, rows: int, how: Choice) -
     x = x.contiguous()
     count, cols = x.shape
     words = panels.view(torch.int32)
-    table = torch.from_numpy(nf4_table()).to(x.device)
-    kind, head = _CODES[layout.kind], layout.head // 4
+    table = torch.from_numpy(table_of("nf4" if layout.kind in _CODES else layout.kind)).to(x.device)
+    kind, head = _CODES.get(layout.kind, _TABLE), layout.head // 4
     code_words = layout.width // (4 if layout.kind == "int8" else 8)
     blocks = cols // layout.width
     grid: tuple[int, ...]

@@ -77,11 +77,14 @@ void bind_matrix(nb::module_ &m) {
   nb::class_<Linear>(m, "Linear")
       .def(
           "__init__",
-          [](Linear *self, std::shared_ptr<Matrix> weight, std::optional<Vector> bias) {
-            new (self) Linear{std::move(weight), bias ? std::vector<float>(bias->data(), bias->data() + bias->size())
-                                                      : std::vector<float>{}};
+          [](Linear *self, std::shared_ptr<Matrix> weight, std::optional<Vector> bias, std::optional<float> threshold) {
+            if (threshold && !(*threshold >= 0)) throw std::invalid_argument("a threshold must be at least 0.");
+            new (self)
+                Linear{std::move(weight),
+                       bias ? std::vector<float>(bias->data(), bias->data() + bias->size()) : std::vector<float>{},
+                       threshold.value_or(kNotMixed)};
           },
-          "weight"_a, "bias"_a.none());
+          "weight"_a, "bias"_a.none(), "threshold"_a.none() = nb::none());
 }
 
 void bind_readings(nb::module_ &m) {

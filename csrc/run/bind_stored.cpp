@@ -1,8 +1,10 @@
 // Products with matrices that torch's layers own, for Python.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -55,14 +57,16 @@ void bind_stored(nb::module_ &m) {
       .def(
           "forward",
           [](StoredProducts &self, const std::string &layout, int rows, int cols, const Bytes &panels, const Rows2 &x,
-             const std::string &precision, Out2 out) {
+             const std::string &precision, Out2 out, std::optional<float> threshold) {
             std::shared_ptr<Matrix> w = matrix_of(layout, rows, cols, panels);
             check(x, cols, out, rows);
+            if (threshold && !(*threshold >= 0)) throw std::invalid_argument("a threshold must be at least 0.");
             const Precision how = precision_named(precision);
+            const Rows given{x.data(), static_cast<size_t>(cols), static_cast<int>(x.shape(0))};
             nb::gil_scoped_release release;
-            if (x.shape(0) > 0) self.forward(std::move(w), x.data(), static_cast<int>(x.shape(0)), how, out.data());
+            if (given.count > 0) self.forward(std::move(w), given, how, threshold.value_or(kNotMixed), out.data());
           },
-          "layout"_a, "rows"_a, "cols"_a, "panels"_a, "x"_a, "precision"_a, "out"_a)
+          "layout"_a, "rows"_a, "cols"_a, "panels"_a, "x"_a, "precision"_a, "out"_a, "threshold"_a.none() = nb::none())
       .def(
           "back",
           [](StoredProducts &self, const std::string &layout, int rows, int cols, const Bytes &panels, const Rows2 &x,

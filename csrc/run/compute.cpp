@@ -17,15 +17,23 @@ bool Compute::halves(const Matrix &w) const {
          w.cols() % 2 == 0;
 }
 
-// Whether products with w are taken on tiles.
-bool Compute::tiled(const Matrix &w, int rows) const {
-  return kernels_.panels_tiles && rows >= kTiledRows && !exact_ && (w.packed() || w.floats().type != FloatType::f32);
+// Whether products with a linear's matrix are taken on tiles.
+bool Compute::tiled(const Linear &linear, int rows) const {
+  const Matrix &w = *linear.weight;
+  return kernels_.panels_tiles && rows >= kTiledRows && !exact_ && !linear.mixed() &&
+         (w.packed() || w.floats().type != FloatType::f32);
 }
 
 Roundings Compute::roundings(const std::vector<const Linear *> &linears, int rows) const {
-  Roundings found{false, false, false, fine_ && rows > 1};
+  Roundings found;
+  found.rest = fine_ && rows > 1;
   for (const Linear *linear : linears) {
-    const bool tiles = tiled(*linear->weight, rows);
+    if (linear->mixed()) {
+      found.threshold = linear->threshold;
+      found.values |= exact_ || !linear->weight->packed();
+      continue;
+    }
+    const bool tiles = tiled(*linear, rows);
     found.tiles |= tiles;
     found.blocks |= linear->weight->packed() && !exact_ && !tiles;
     found.bfloats |= rows >= kFewRows && halves(*linear->weight) && !tiles;
@@ -40,11 +48,11 @@ void Compute::round(const float *x, size_t stride, int rows, int cols, const std
   each_row(rows, [&](int row) { rounded_.round(kernels_, 0, row, x + row * stride); });
 }
 
-// Groups of 16 rows of w for one piece of work, of those that are left.
-int Compute::panels_of_a_piece(const Matrix &w, int rows, int left) const {
+// Groups of 16 rows of a matrix for one piece of work, of those that are left.
+int Compute::panels_of_a_piece(const Linear &linear, int rows, int left) const {
   const int threads = pool_->threads();
   if (rows == 1) return next_piece(left, threads);
-  if (!tiled(w, rows)) return 2;
+  if (!tiled(linear, rows)) return 2;
   return std::clamp(left / (3 * threads) / 2 * 2, 2, kTiledPanels);
 }
 
@@ -59,11 +67,14 @@ void Compute::multiply(const Product *products, int count) {
   const Stopwatch watch(times_.products);
   pieces_.clear();
   int left = 0;
-  for (int i = 0; i < count; ++i) left += products[i].linear->weight->row_panels();
+  for (int i = 0; i < count; ++i) {
+    if (products[i].linear->mixed()) settle(products[i]);
+    left += products[i].linear->weight->row_panels();
+  }
   for (int i = 0; i < count; ++i) {
     const int panels = products[i].linear->weight->row_panels();
     for (int first = 0; first < panels;) {
-      const int wanted = panels_of_a_piece(*products[i].linear->weight, products[i].x.floats.count, left);
+      const int wanted = panels_of_a_piece(*products[i].linear, products[i].x.floats.count, left);
       const int n = std::min(wanted, panels - first);
       pieces_.push_back({i, first, n});
       first += n;
@@ -77,7 +88,7 @@ void Compute::multiply(const Product *products, int count) {
       const Piece &later = pieces_[at + pool_->threads()];  // most likely this thread's next
       fetch_start(*products[later.product].linear->weight, products[later.product].x.floats.count, later.first);
     }
-    multiply_part(product.x, *product.linear->weight, piece.first, piece.count, product.out + piece.first * kPanelRows,
+    multiply_part(product.x, *product.linear, piece.first, piece.count, product.out + piece.first * kPanelRows,
                   product.stride);
   });
 }
@@ -90,31 +101,62 @@ void Compute::multiply(const Linear &linear, const Input &x, float *out, size_t 
 }
 
 // All rows of the input times `count` groups of 16 rows of one matrix.
-void Compute::multiply_part(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const {
-  if (tiled(w, x.floats.count)) {
+void Compute::multiply_part(const Input &x, const Linear &linear, int first, int count, float *y, size_t stride) const {
+  const Matrix &w = *linear.weight;
+  if (linear.mixed()) return multiply_mixed(x, w, first, count, y, stride);
+  if (tiled(linear, x.floats.count)) {
     const TiledRows tiles = rounded_.tiles(x.group);
     if (w.packed()) return kernels_.panels_tiles(w.panels(), first, count, tiles, y, stride);
     const int row = first * kPanelRows, rows = std::min(count * kPanelRows, w.rows() - row);
     return kernels_.floats_tiles(w.floats(), row, rows, tiles, y, stride);
   }
-  if (w.packed()) {
-    if (exact_)
-      kernels_.panels_exact(w.panels(), first, count, x.floats, y, stride);
-    else if (x.floats.count == 1)
+  if (w.packed() && !exact_) {
+    if (x.floats.count == 1)
       kernels_.panels_row(w.panels(), first, count, rounded_.fine(x.group), packed_reading_, y);
     else
       multiply_rows(x, w, first, count, y, stride);
-    return;
-  }
-  const int row = first * kPanelRows, rows = std::min(count * kPanelRows, w.rows() - row);
-  if (x.floats.count < kFewRows) {
-    for (int i = 0; i < x.floats.count; ++i)
-      kernels_.floats_row(w.floats(), row, rows, x.floats.data + i * x.floats.stride, float_reading_, y + i * stride);
-  } else if (halves(w)) {
+  } else if (halves(w) && x.floats.count >= kFewRows) {
+    const int row = first * kPanelRows, rows = std::min(count * kPanelRows, w.rows() - row);
     kernels_.floats_rows_rounded(w.floats(), row, rows, rounded_.bfloats(x.group), x.floats.count, y, stride);
   } else {
-    kernels_.floats_rows(w.floats(), row, rows, x.floats, y, stride);
+    multiply_exactly(x.floats, w, first, count, y, stride);
   }
+}
+
+// The same of rows that are not rounded.
+void Compute::multiply_exactly(const Rows &x, const Matrix &w, int first, int count, float *y, size_t stride) const {
+  const int row = first * kPanelRows, rows = std::min(count * kPanelRows, w.rows() - row);
+  if (w.packed() && x.count == 1) {
+    kernels_.panels_row_exact(w.panels(), first, count, x.data, packed_reading_, y);
+  } else if (w.packed()) {
+    kernels_.panels_exact(w.panels(), first, count, x, y, stride);
+  } else if (x.count < kFewRows) {
+    for (int i = 0; i < x.count; ++i)
+      kernels_.floats_row(w.floats(), row, rows, x.data + i * x.stride, float_reading_, y + i * stride);
+  } else {
+    kernels_.floats_rows(w.floats(), row, rows, x, y, stride);
+  }
+}
+
+// The same of rows that LLM.int8() rounds: int8 with the codes of packed matrices, and columns with large inputs in
+// float32.
+void Compute::multiply_mixed(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const {
+  const MixedRows &in = rounded_.mixed(x.group);
+  if (exact_ || !w.packed()) return multiply_exactly(in.values(), w, first, count, y, stride);
+  const int rows = x.floats.count, large = static_cast<int>(in.columns().size());
+  if (rows == 1)
+    kernels_.panels_row(w.panels(), first, count, in.fine(), packed_reading_, y);
+  else
+    kernels_.panels_rows(w.panels(), first, count, in.codes(), rows, y, stride);
+  if (large > 0) kernels_.panels_columns(w.panels(), first, count, in.columns().data(), large, in.kept(), y, stride);
+}
+
+// The second half of rounding, once all rows of a product's input have seen the first.
+void Compute::settle(const Product &product) {
+  MixedRows &in = rounded_.mixed(product.x.group);
+  if (!in.gather()) return;
+  const Rows &x = product.x.floats;
+  each_row(x.count, [&](int row) { in.settle(kernels_, row, x.data + row * x.stride); });
 }
 
 // Several rows of a rounded input times a packed matrix. What was rounded twice is multiplied twice and added; the

@@ -17,7 +17,9 @@ namespace bitsmith {
 
 struct Linear {
   std::shared_ptr<Matrix> weight;
-  std::vector<float> bias;  // [rows], or empty
+  std::vector<float> bias;      // [rows], or empty
+  float threshold = kNotMixed;  // of LLM.int8(), if its inputs are rounded in that way
+  bool mixed() const { return threshold != kNotMixed; }
 };
 
 // Rows of floats, and the group of a RoundedBuffer that holds them rounded.
@@ -115,10 +117,13 @@ class Compute {
   };
 
   bool halves(const Matrix &w) const;
-  bool tiled(const Matrix &w, int rows) const;
-  int panels_of_a_piece(const Matrix &w, int rows, int left) const;
+  bool tiled(const Linear &linear, int rows) const;
+  int panels_of_a_piece(const Linear &linear, int rows, int left) const;
   void fetch_start(const Matrix &w, int rows, int first) const;
-  void multiply_part(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const;
+  void settle(const Product &product);
+  void multiply_part(const Input &x, const Linear &linear, int first, int count, float *y, size_t stride) const;
+  void multiply_mixed(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const;
+  void multiply_exactly(const Rows &x, const Matrix &w, int first, int count, float *y, size_t stride) const;
   void multiply_rows(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const;
 
   const Kernels &kernels_;

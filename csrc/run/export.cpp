@@ -6,9 +6,13 @@ extern const Kernels kKernels;
 const Kernels kKernels = {repack,
                           round_row,
                           round_fine,
+                          round_mixed,
+                          to_fine,
                           panels_row,
                           panels_rows,
                           panels_exact,
+                          panels_row_exact,
+                          panels_columns,
                           panels_back,
                           floats_row,
                           floats_rows,
@@ -16,14 +20,14 @@ const Kernels kKernels = {repack,
                           floats_rows_rounded,
                           to_bfloat,
 #else
-                          nullptr,       nullptr,
+                          nullptr,        nullptr,
 #endif
 #if defined(__AMX_BF16__)
                           to_tiles,
                           panels_tiles,
                           floats_tiles,
 #else
-                          nullptr,       nullptr,       nullptr,
+                          nullptr,        nullptr,       nullptr,
 #endif
                           panels_decode,
                           floats_decode,

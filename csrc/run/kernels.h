@@ -102,6 +102,11 @@ struct Kernels {
   // x[cols] rounded to int8 in blocks of 32; cols a multiple of 32
   void (*round_row)(const float *x, int cols, RoundedBlock *out);
   void (*round_fine)(const float *x, int cols, FineBlock *out, FineSums *sums);
+  // The first half of LLM.int8(), see mixed.h: blocks with one scale, of whatever of x[cols] is below `threshold`; the
+  // last may be filled up with zeros. Returns the number of other columns, which come to `large`, room for `cols`.
+  int (*round_mixed)(const float *x, int cols, float threshold, RoundedBlock *out, int *large);
+  // blocks of int8 for products that take blocks of 15 bits; nothing is lost
+  void (*to_fine)(const RoundedBlock *x, int cols, FineBlock *out, FineSums *sums);
   // y[16 count] = the product of x with `count` panels from `first`
   void (*panels_row)(const PanelRows &w, int first, int count, const FineRow &x, const Reading &reading, float *y);
   // y[i * stride + 16 panel ...] for all rows of x, two panels at most at a time
@@ -109,6 +114,10 @@ struct Kernels {
                       size_t stride);
   // the same from float32 inputs, weights decoded and nothing rounded
   void (*panels_exact)(const PanelRows &w, int first, int count, const Rows &x, float *y, size_t stride);
+  void (*panels_row_exact)(const PanelRows &w, int first, int count, const float *x, const Reading &reading, float *y);
+  // y[i * stride + 16 panel ...] += x times `many` ascending columns of w, nothing rounded: x has as many columns
+  void (*panels_columns)(const PanelRows &w, int first, int count, const int *columns, int many, const Rows &x,
+                         float *y, size_t stride);
   // y[i * stride + ..] = x times columns col .. col + cols of w, nothing rounded: x has as many columns as w has
   // `rows`; both of `cols` and `col` whole blocks, and multiples of 32
   void (*panels_back)(const PanelRows &w, int rows, int col, int cols, const Rows &x, float *y, size_t stride);

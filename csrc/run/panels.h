@@ -39,10 +39,13 @@ enum class PanelType {
   nf4_32,
   nf4_64,
   nf4_128,
+  fp4_32,
+  fp4_64,
+  fp4_128,
 };
 
 constexpr int kPanelRows = 16;
-constexpr int kPanelTypes = 22;
+constexpr int kPanelTypes = 25;
 
 // half: where the block's float16 outside its words stands
 enum class Half { none, front, back };
@@ -63,7 +66,8 @@ constexpr BlockLayout kBlocks[kPanelTypes] = {
     {"mxfp4", 32, 4, Half::front},     {"int4_32", 32, 6, Half::none},  {"int4_64", 64, 10, Half::none},
     {"int4_128", 128, 18, Half::none}, {"int8_32", 32, 10, Half::none}, {"int8_64", 64, 18, Half::none},
     {"int8_128", 128, 34, Half::none}, {"nf4_32", 32, 5, Half::none},   {"nf4_64", 64, 9, Half::none},
-    {"nf4_128", 128, 17, Half::none},
+    {"nf4_128", 128, 17, Half::none},  {"fp4_32", 32, 5, Half::none},   {"fp4_64", 64, 9, Half::none},
+    {"fp4_128", 128, 17, Half::none},
 };
 
 constexpr const BlockLayout &layout_of(PanelType type) { return kBlocks[static_cast<int>(type)]; }

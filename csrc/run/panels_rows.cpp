@@ -114,32 +114,6 @@ void panels_rows(const PanelRows &w, int first, int count, const RoundedRows &x,
   with_type(w.type, [&](auto type) { rows_of<decltype(type)>(w, first, count, x, rows, y, stride); });
 }
 
-// Unrounded inputs: weights decoded to float32 strips.
-void panels_exact(const PanelRows &w, int first, int count, const Rows &x, float *y, size_t stride) {
-  constexpr int kExactDepth = 256;  // whole blocks of every type
-  float *values = scratch<float, 3>(2 * kExactDepth * 16);
-  const Strip strip = strip_buffers();
-  for (int pair = 0; pair < count; pair += 2) {
-    const int panels = std::min(2, count - pair);
-    for (int col = 0; col < w.cols; col += kExactDepth) {
-      const int cols = std::min(kExactDepth, w.cols - col);
-      for (int p = 0; p < panels; ++p) {
-        with_type(w.type, [&](auto type) {
-          using T = decltype(type);
-          unpack<T>(w, first + pair + p, col, cols, strip);
-          for (int k = 0; k < cols; ++k)
-            for (int r = 0; r < 16; ++r) values[(p * kExactDepth + k) * 16 + r] = value<T>(strip, k, r);
-        });
-      }
-      float *out = y + kPanelRows * pair;
-      if (col == 0)
-        for (int i = 0; i < x.count; ++i) std::fill(out + i * stride, out + i * stride + 16 * panels, 0.0f);
-      strip_product({x.data + col, x.stride, x.count}, cols, values, panels == 2 ? values + kExactDepth * 16 : nullptr,
-                    out, stride);
-    }
-  }
-}
-
 void panels_decode(const PanelRows &w, int row, float *y) {
   const Strip strip = strip_buffers();
   for (int col = 0; col < w.cols; col += kDepth) {

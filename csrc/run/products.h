@@ -14,6 +14,11 @@ void round_fine(const float *x, int cols, FineBlock *out, FineSums *sums);
 void panels_row(const PanelRows &w, int first, int count, const FineRow &x, const Reading &reading, float *y);
 void panels_rows(const PanelRows &w, int first, int count, const RoundedRows &x, int rows, float *y, size_t stride);
 void panels_exact(const PanelRows &w, int first, int count, const Rows &x, float *y, size_t stride);
+void panels_row_exact(const PanelRows &w, int first, int count, const float *x, const Reading &reading, float *y);
+void panels_columns(const PanelRows &w, int first, int count, const int *columns, int many, const Rows &x, float *y,
+                    size_t stride);
+int round_mixed(const float *x, int cols, float threshold, RoundedBlock *out, int *large);
+void to_fine(const RoundedBlock *x, int cols, FineBlock *out, FineSums *sums);
 void panels_back(const PanelRows &w, int rows, int col, int cols, const Rows &x, float *y, size_t stride);
 void panels_decode(const PanelRows &w, int row, float *y);
 void floats_row(const FloatRows &w, int first, int count, const float *x, const Reading &reading, float *y);

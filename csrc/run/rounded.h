@@ -5,13 +5,15 @@
 
 #include "buffer.h"
 #include "kernels.h"
+#include "mixed.h"
 
 namespace bitsmith {
 
 // What products want of their input: blocks of int8, bfloat16 by rows or for tiles; `rest`: also what blocks or tiles
-// lost.
+// lost. With a threshold also what LLM.int8() makes of it; `values`: as floats, too.
 struct Roundings {
-  bool blocks = false, bfloats = false, tiles = false, rest = false;
+  bool blocks = false, bfloats = false, tiles = false, rest = false, values = false;
+  float threshold = kNotMixed;
 };
 
 // Rounded rows and the memory they lie in. Rows come in groups: those of a group are multiplied together. The row of a
@@ -24,10 +26,15 @@ class RoundedBuffer {
     groups_.clear();
     blocks_used_ = fine_used_ = sums_used_ = bfloats_used_ = tiles_used_ = 0;
     lower_wanted_ = false;
+    mixed_used_ = 0;
   }
   // One more group. Returns its number.
   int add(Roundings wanted, int rows) {
-    groups_.push_back({wanted, rows, blocks_used_, fine_used_, sums_used_, bfloats_used_, tiles_used_});
+    groups_.push_back({wanted, rows, blocks_used_, fine_used_, sums_used_, bfloats_used_, tiles_used_, mixed_used_});
+    if (wanted.threshold != kNotMixed) {
+      if (mixed_.size() == mixed_used_) mixed_.emplace_back();
+      mixed_[mixed_used_++].start(cols_, rows, wanted.threshold, wanted.values);
+    }
     const size_t length = cols_ / 32;
     if (wanted.blocks && rows == 1) fine_used_ += length, sums_used_ += length / 8 + 1;
     if (wanted.blocks && rows > 1) blocks_used_ += rows * length * (wanted.rest ? 2 : 1);
@@ -53,6 +60,7 @@ class RoundedBuffer {
   // Round row i of a group.
   void round(const Kernels &kernels, int group, int i, const float *x) {
     const Group &to = groups_[group];
+    if (to.wanted.threshold != kNotMixed) mixed_[to.mixed].round(kernels, i, x);
     if (to.wanted.bfloats) kernels.to_bfloat(x, cols_, bfloats_.data() + to.bfloats + static_cast<size_t>(i) * cols_);
     if (to.wanted.tiles)
       kernels.to_tiles(x, cols_, i, tiled_cols(), upper_.data() + to.tiles,
@@ -72,13 +80,15 @@ class RoundedBuffer {
     const Group &of = groups_[group];
     return {upper_.data() + of.tiles, of.wanted.rest ? lower_.data() + of.tiles : nullptr, of.rows, tiled_cols()};
   }
+  MixedRows &mixed(int group) { return mixed_[groups_[group].mixed]; }
+  const MixedRows &mixed(int group) const { return mixed_[groups_[group].mixed]; }
   BfloatRows bfloats(int group) const { return {bfloats_.data() + groups_[group].bfloats, static_cast<size_t>(cols_)}; }
 
  private:
   struct Group {
     Roundings wanted;
     int rows;
-    size_t blocks, fine, sums, bfloats, tiles;  // where they begin
+    size_t blocks, fine, sums, bfloats, tiles, mixed;  // where they begin
   };
 
   void round_blocks(const Kernels &kernels, const Group &group, int i, const float *x) {
@@ -103,6 +113,8 @@ class RoundedBuffer {
   std::vector<FineBlock> fine_;
   std::vector<FineSums> sums_;
   std::vector<uint16_t> bfloats_;
+  size_t mixed_used_ = 0;
+  std::vector<MixedRows> mixed_;
 };
 
 }  // namespace bitsmith

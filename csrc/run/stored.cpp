@@ -17,13 +17,13 @@ StoredProducts::StoredProducts(Isa isa, int threads) : pool_(std::make_shared<Po
   }
 }
 
-void StoredProducts::forward(std::shared_ptr<Matrix> w, const float *x, int n, Precision precision, float *y) {
+void StoredProducts::forward(std::shared_ptr<Matrix> w, const Rows &x, Precision precision, float threshold, float *y) {
   const std::lock_guard<std::mutex> lock(mutex_);
   Compute &on = compute(precision);
-  const int rows = w->rows(), cols = w->cols();
-  const Linear linear{std::move(w), {}};
-  on.round(x, cols, n, cols, {&linear});
-  const Input input{{x, static_cast<size_t>(cols), n}};
+  const int rows = w->rows(), cols = w->cols(), n = x.count;
+  const Linear linear{std::move(w), {}, threshold};
+  on.round(x.data, x.stride, n, cols, {&linear});
+  const Input input{x};
   const size_t stride = padded(rows);
   if (stride == static_cast<size_t>(rows)) return on.multiply(linear, input, y, stride);
   float *wide = on.scratch(Scratch::added, n * stride);

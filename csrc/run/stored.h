@@ -17,8 +17,8 @@ class StoredProducts {
  public:
   StoredProducts(Isa isa, int threads);
 
-  // y[n, w.rows] = x[n, w.cols] times w, transposed.
-  void forward(std::shared_ptr<Matrix> w, const float *x, int n, Precision precision, float *y);
+  // y[n, w.rows] = x[n, w.cols] times w, transposed. threshold: of LLM.int8(), which then rounds x; or kNotMixed
+  void forward(std::shared_ptr<Matrix> w, const Rows &x, Precision precision, float threshold, float *y);
   // y[n, w.cols] = x[n, w.rows] times w. Nothing is rounded.
   void back(const Matrix &w, const float *x, int n, float *y);
 

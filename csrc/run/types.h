@@ -10,10 +10,9 @@
 //   kBits     codes, without the lift, are below 2^kBits
 //   kWide     codes reach beyond 127
 //   kAffine   value = d * scale * code - dmin * min
+//   kTable    codes are rounded entries of a table of 16 floats, which exact products look up (`Table`)
 //   scales    four integer scales, signed bytes; `mins` likewise, unsigned. Byte b of word i: of sub-block 4 i + b
 #pragma once
-
-#include <type_traits>
 
 #include "panels.h"
 #include "vectors.h"
@@ -30,6 +29,7 @@ BITSMITH_INLINE Words bytes_less(Words v, uint32_t number) {
 }
 
 struct NoLift {
+  static constexpr bool kTable = false;
   static constexpr int lift(int) { return 0; }
 };
 
@@ -246,42 +246,66 @@ struct Int8Codes : NoLift {  // -128 .. 127
 
 // NormalFloat4 (Dettmers et al. 2023, QLoRA, appendix E), and each entry in steps of 1 / 112, where the rounding errs
 // least: 0.0017 in the mean square, a twentieth of what the four bits do.
-constexpr float kNf4[16] = {-1.0f,
-                            -0.6961928009986877f,
-                            -0.5250730514526367f,
-                            -0.39491748809814453f,
-                            -0.28444138169288635f,
-                            -0.18477343022823334f,
-                            -0.09105003625154495f,
-                            0.0f,
-                            0.07958029955625534f,
-                            0.16093020141124725f,
-                            0.24611230194568634f,
-                            0.33791524171829224f,
-                            0.44070982933044434f,
-                            0.5626170039176941f,
-                            0.7229568362236023f,
-                            1.0f};
-constexpr float kNf4Step = 1 / 112.0f;
-alignas(16) constexpr uint8_t kNf4Rounded[16] = {16,  50,  69,  84,  96,  107, 118, 128,
-                                                 137, 146, 156, 166, 177, 191, 209, 240};  // plus 128
+struct Nf4 {
+  static constexpr PanelType kFirst = PanelType::nf4_32;
+  static constexpr float kValues[16] = {-1.0f,
+                                        -0.6961928009986877f,
+                                        -0.5250730514526367f,
+                                        -0.39491748809814453f,
+                                        -0.28444138169288635f,
+                                        -0.18477343022823334f,
+                                        -0.09105003625154495f,
+                                        0.0f,
+                                        0.07958029955625534f,
+                                        0.16093020141124725f,
+                                        0.24611230194568634f,
+                                        0.33791524171829224f,
+                                        0.44070982933044434f,
+                                        0.5626170039176941f,
+                                        0.7229568362236023f,
+                                        1.0f};
+  static constexpr float kStep = 1 / 112.0f;
+  static constexpr uint8_t kRounded[16] = {16,  50,  69,  84,  96,  107, 118, 128,
+                                           137, 146, 156, 166, 177, 191, 209, 240};  // plus 128
+};
 
-struct Nf4Levels {
+constexpr float twelfth(double x) { return static_cast<float>(x / 12.0); }
+
+// bitsandbytes' FP4, which has two zeros. In steps of 1 / 120 all entries are exact but the smallest, 1 / 192, which
+// becomes 1 / 120.
+struct Fp4 {
+  static constexpr PanelType kFirst = PanelType::fp4_32;
+  static constexpr float kValues[16] = {
+      twelfth(-12), twelfth(-8),     twelfth(-6), twelfth(-4), twelfth(-3), twelfth(-2), -twelfth(0.0625), 0.0f,
+      0.0f,         twelfth(0.0625), twelfth(2),  twelfth(3),  twelfth(4),  twelfth(6),  twelfth(8),       twelfth(12)};
+  static constexpr float kStep = 1 / 120.0f;
+  static constexpr uint8_t kRounded[16] = {8,   48,  68,  88,  98,  108, 127, 128,
+                                           128, 129, 148, 158, 168, 188, 208, 248};  // plus 128
+};
+
+// What a rounded entry stands for, in steps.
+template <class Values>
+struct Levels {
   float of[256] = {};
-  constexpr Nf4Levels() {
-    for (int i = 0; i < 16; ++i) of[kNf4Rounded[i]] = kNf4[i] / kNf4Step;
+  constexpr Levels() {
+    for (int i = 0; i < 16; ++i) of[Values::kRounded[i]] = Values::kValues[i] / Values::kStep;
   }
 };
-constexpr Nf4Levels kNf4Levels;
 
-struct Nf4Codes : NoLift {
-  static constexpr PanelType kFirst = PanelType::nf4_32;
+template <class Values>
+struct TableCodes : NoLift {
+  using Table = Values;
+  static constexpr PanelType kFirst = Values::kFirst;
   static constexpr int kZero = 7, kBits = 8;
-  static constexpr bool kWide = true, kAffine = false;
+  static constexpr bool kWide = true, kAffine = false, kTable = true;
+  static constexpr Levels<Values> kLevels{};
+  // The numbers of entries, two a byte: word i of a run holds columns 4 i .. and, in the upper halves, 16 + 4 i ..
+  static BITSMITH_INLINE Words entries(const uint8_t *p, int run, int i) { return word(p, 1 + 4 * run + i); }
   static BITSMITH_INLINE Words lifted(const uint8_t *p, int run, int j) {
-    return look_up(kNf4Rounded, nibbles(word(p, 1 + 4 * run + (j & 3)), j > 3));
+    return look_up(Values::kRounded, nibbles(entries(p, run, j & 3), j > 3));
   }
-  static BITSMITH_INLINE Floats d(const uint8_t *p, const uint8_t *) { return real(p, 0) * kNf4Step; }
+  static BITSMITH_INLINE Floats scale(const uint8_t *p) { return real(p, 0); }
+  static BITSMITH_INLINE Floats d(const uint8_t *p, const uint8_t *) { return real(p, 0) * Values::kStep; }
 };
 
 template <class Codes, int weights>
@@ -307,11 +331,13 @@ BITSMITH_INLINE Ints min_of(const uint8_t *p, int sub) {
   return as<Ints>(T::mins(p, sub / 4) >> (8 * (sub & 3)) & 255u);
 }
 
-// The value of a code before its scales: what `codes` gives, less what was added. NF4 has a table of its own.
+// The value of a code before its scales: what `codes` gives, less what was added. Tables have values of their own.
 template <class T>
 BITSMITH_INLINE float level(int code) {
-  if constexpr (std::is_base_of_v<Nf4Codes, T>) return kNf4Levels.of[code];
-  return static_cast<float>(code - (T::kZero < 0 ? 0 : 1 << T::kZero));
+  if constexpr (T::kTable)
+    return T::kLevels.of[code];
+  else
+    return static_cast<float>(code - (T::kZero < 0 ? 0 : 1 << T::kZero));
 }
 
 // Call visit(T{}) with the struct of a type.
@@ -336,9 +362,12 @@ BITSMITH_INLINE auto with_type(PanelType type, const Visit &visit) {
     case PanelType::int8_32: return visit(GridOf<Int8Codes, 32>{});
     case PanelType::int8_64: return visit(GridOf<Int8Codes, 64>{});
     case PanelType::int8_128: return visit(GridOf<Int8Codes, 128>{});
-    case PanelType::nf4_32: return visit(GridOf<Nf4Codes, 32>{});
-    case PanelType::nf4_64: return visit(GridOf<Nf4Codes, 64>{});
-    case PanelType::nf4_128: return visit(GridOf<Nf4Codes, 128>{});
+    case PanelType::nf4_32: return visit(GridOf<TableCodes<Nf4>, 32>{});
+    case PanelType::fp4_32: return visit(GridOf<TableCodes<Fp4>, 32>{});
+    case PanelType::nf4_64: return visit(GridOf<TableCodes<Nf4>, 64>{});
+    case PanelType::fp4_64: return visit(GridOf<TableCodes<Fp4>, 64>{});
+    case PanelType::nf4_128: return visit(GridOf<TableCodes<Nf4>, 128>{});
+    case PanelType::fp4_128: return visit(GridOf<TableCodes<Fp4>, 128>{});
     default: return visit(IQ4_XS{});
   }
 }

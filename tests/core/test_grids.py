@@ -1,4 +1,4 @@
-"""Integers by groups and NF4 on the C++ core: packed, and as near the reference as ggml's types."""
+"""Integers by groups, NF4 and FP4 on the C++ core: packed, and as near the reference as ggml's types."""
 
 from __future__ import annotations
 
@@ -38,8 +38,14 @@ LAYOUTS = {
     "int8-channel": "int8_128",
     "nf4": "nf4_64",
     "nf4-dq": "nf4_64",
+    "fp4": "fp4_64",
+    "fp4-g256": "fp4_128",
+    "fp4-dq": "fp4_64",
 }
-BITS = {"int4_32": 6, "int4_64": 5, "int4_128": 4.5, "int8_32": 10, "int8_128": 8.5, "nf4_64": 4.5}
+BITS = {"int4_32": 6, "int4_64": 5, "int4_128": 4.5, "int8_32": 10, "int8_128": 8.5, "nf4_64": 4.5} | {
+    "fp4_64": 4.5,
+    "fp4_128": 4.25,
+}
 
 
 def weights(name: str) -> Any:
@@ -74,9 +80,10 @@ def test_every_format_on_every_instruction_set(name: str, isa: str) -> None:
     np.testing.assert_allclose(exact.forward(TOKENS), logits, atol=2e-4 * scale)
     int8 = load_core(CONFIG, read, threads=2, exact=False, cache_type="f32", isa=isa)
     assert np.sqrt(np.mean(np.square(int8.forward(TOKENS) - logits))) < 0.03 * scale
-    # one row: inputs of 15 bits; NF4's table has 8
+    # one row: inputs of 15 bits; the tables of NF4 and FP4 have 8
     few = int8.forward(TOKENS[:1, :1])
-    assert np.abs(few - logits[:1, :1]).max() < (6e-2 if "nf4" in name else 2e-3) * scale
+    assert np.abs(few - logits[:1, :1]).max() < (6e-2 if name.startswith(("nf4", "fp4")) else 2e-3) * scale
+    np.testing.assert_allclose(exact.forward(TOKENS[:1, :1]), logits[:1, :1], atol=2e-4 * scale)
 
 
 @pytest.mark.parametrize(("name", "layout"), LAYOUTS.items())
@@ -107,7 +114,9 @@ def test_rows_hold_scale_offset_and_codes() -> None:
     np.testing.assert_array_equal(row[0, 8:], codes[0, :16] | codes[0, 16:] << 4)
 
 
-@pytest.mark.parametrize("target", ["native/int4", "native/nf4", "gptq/int4", "awq/int4", "compressed/w4a16"])
+@pytest.mark.parametrize(
+    "target", ["native/int4", "native/nf4", "bnb/fp4", "bnb/nf4-dq", "gptq/int4", "awq/int4", "compressed/w4a16"]
+)
 def test_files_run_packed(target: str, tmp_path: Path) -> None:
     made = bitsmith.quantize("reference", to=target, out=tmp_path / "made", group_size=None)
     int8, reference = (bitsmith.load(made.out, kernel=kernel) for kernel in ("int8", "torch"))

@@ -50,10 +50,10 @@ def test_head_and_embedding_stay(tiny: Path) -> None:
 def test_the_core_multiplies_what_was_rounded_while_loading(tiny: Path) -> None:
     expected = logits(tiny, format="nf4", kernel="torch")
     assert np.abs(logits(tiny, format="nf4", compute_dtype="float32") - expected).max() < 1e-4 * np.abs(expected).max()
-    overrides = Overrides(format="fp4")
-    checkpoint = _with(open_checkpoint(tiny), overrides)
-    assert choose_kernel(checkpoint, None, default="int16") == "torch"  # the core has no products with FP4
-    assert choose_kernel(_with(checkpoint, Overrides(format="nf4")), None, default="int16") == "int16"
+    checkpoint = _with(open_checkpoint(tiny), Overrides(format="fp8"))
+    assert choose_kernel(checkpoint, None, default="int16") == "torch"  # the core has no products with FP8
+    for name in ("nf4", "fp4", "fp4-dq"):
+        assert choose_kernel(_with(checkpoint, Overrides(format=name)), None, default="int16") == "int16"
 
 
 def _with(checkpoint: Any, overrides: Overrides) -> Any:
@@ -137,7 +137,7 @@ def test_inputs_that_are_asked_for(tiny: Path, tmp_path: Path) -> None:
 @NEEDS_CORE
 def test_the_core_says_what_it_does_not_round(tiny: Path) -> None:
     with pytest.raises(BitsmithError, match="the C\\+\\+ core does not round inputs as asked for"):
-        bitsmith.load(tiny, inputs="llm.int8", kernel="exact")
+        bitsmith.load(tiny, inputs="fp8", kernel="exact")
 
 
 def test_the_format_of_a_model_of_another_width(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from bitsmith.system.core import core
 from bitsmith.torch_modules import operations
 from bitsmith.torch_modules.stored_weight import StoredWeight
 
-GRIDS = ("nf4", "int4-g64", "int4-g32-asym", "int8", "int3-g64", "int2-channel-asym", "int4-tensor", "nf4-dq")
+GRIDS = ("nf4", "fp4", "int4-g64", "int4-g32-asym", "int8", "int3-g64", "int2-channel-asym", "int4-tensor", "nf4-dq")
 
 
 def weights(rows: int = 50, cols: int = 256) -> torch.Tensor:
