@@ -213,6 +213,7 @@ def bench(
     prompt: int | None = None,
     gen: int | None = None,
     repeat: int = 5,
+    parallel: Sequence[int] = (),
     threads: int | None = None,
     kernel: str | None = None,
     cache_type: str = "f16",
@@ -225,24 +226,27 @@ def bench(
 
     prompt, gen: number of tokens of each; 0 skips it; None is 512 and 128, or less if the model's context is shorter
     repeat: number of measurements of each, after a warm-up
+    parallel: numbers of texts that are generated together, each measured apart
     threads: number of threads for arithmetic; None for one a core
     kernel, cache_type, inputs, compute_dtype, revision, report: see `load`
     Raises BitsmithError.
     """
     check_arguments(bench, locals())
     from bitsmith.evaluation.bandwidth import buffer_for, read_bandwidth
-    from bitsmith.evaluation.speed import Speed, check_counts, measure_speed
+    from bitsmith.evaluation.speed import Speed, check_counts, check_parallel, measure_parallel, measure_speed
 
     started = time.perf_counter()
     check_threads(threads)
     count = cores() if threads is None else threads
     checkpoint = _open(model, revision, inputs=inputs)
     prompt, gen = check_counts(checkpoint.config.context, prompt=prompt, gen=gen, repeat=repeat)
+    check_parallel(parallel, gen)
     loaded = _load(
         checkpoint, count, kernel, "int16", cache_type=cache_type, compute_dtype=compute_dtype, report=report
     )
     load_seconds = time.perf_counter() - started
     rates = measure_speed(loaded, prompt=prompt, gen=gen, repeat=repeat, report=report)
+    together = measure_parallel(loaded, parallel, gen=gen, repeat=repeat, report=report)
     peak = peak_memory()  # read now, since measuring the bandwidth takes memory too
     crowded = f"{count} threads on {cores()} cores wait for each other; give --threads={cores()} or fewer."
     return Speed(
@@ -255,6 +259,7 @@ def bench(
         read_bandwidth(count, size=buffer_for(loaded.token_bytes)),
         loaded.choices,
         (Words(crowded),) if count > cores() else (),
+        together,
     )
 
 

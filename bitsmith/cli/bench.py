@@ -8,6 +8,7 @@ from bitsmith.cli.command import command, model_argument, option
 from bitsmith.cli.core import note_missing_core
 from bitsmith.cli.options import as_json, quiet, runtime
 from bitsmith.cli.say import print_json, warn
+from bitsmith.errors import UsageError, quoted
 
 if TYPE_CHECKING:
     from bitsmith.evaluation.speed import Speed
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 @option("--prompt", type=int, help="Tokens of a prompt; 0: none; default: 512, or the model's context if less.")
 @option("--gen", type=int, help="Tokens to generate; 0: none; default: 128, or the model's context if less.")
 @option("--repeat", type=int, default=5, help="Number of measurements of each, after a warm-up.")
+@option("--parallel", metavar="N,N", default="", help="Also generate so many texts together, such as 1,2,4,8.")
 @option("--explain", is_flag=True, help="Also show what was chosen for this processor, and what the time was spent on.")
 @runtime
 @quiet
@@ -27,6 +29,7 @@ def bench(
     prompt: int | None,
     gen: int | None,
     repeat: int,
+    parallel: str,
     explain: bool,
     threads: int | None,
     kernel: str | None,
@@ -51,6 +54,7 @@ def bench(
             prompt=prompt,
             gen=gen,
             repeat=repeat,
+            parallel=_counts(parallel),
             threads=threads,
             kernel=kernel,
             cache_type=cache,
@@ -68,6 +72,14 @@ def bench(
             _explain(result)
 
 
+def _counts(text: str) -> list[int]:
+    """Numbers between commas. Raises UsageError for anything else."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise UsageError(f"--parallel={quoted(text)}: expected numbers between commas, such as 1,2,4,8.")
+    return [int(part) for part in parts]
+
+
 def _print(result: Speed) -> None:
     from rich.table import Table
 
@@ -79,10 +91,9 @@ def _print(result: Speed) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("", "tokens", "tokens/s", "deviation", "slowest", "fastest"):
         table.add_column(heading, justify="right" if heading else "left")
-    for name, rate in (("prompt", result.prompt), ("generation", result.generation)):
-        if rate is not None:
-            figures = (rate.mean, rate.deviation, min(rate.values), max(rate.values))
-            table.add_row(name, str(rate.tokens), *(f"{figure:,.2f}" for figure in figures))
+    for name, rate in result.rates:
+        figures = (rate.mean, rate.deviation, min(rate.values), max(rate.values))
+        table.add_row(name, str(rate.tokens), *(f"{figure:,.2f}" for figure in figures))
     console.print(table)
     console.print(
         f"loaded in {human_seconds(result.load_seconds)}; peak memory {human_bytes(result.peak_memory)}", soft_wrap=True

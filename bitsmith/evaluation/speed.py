@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -19,6 +19,7 @@ from bitsmith.system.tables import html_table
 if TYPE_CHECKING:
     from bitsmith.system.core_choices import CoreChoices
 
+MOST_PARALLEL = 256
 DEFAULT_PROMPT, DEFAULT_GEN, DEFAULT_REPEAT = 512, 128, 5
 REPORT_EVERY = 0.5  # seconds; drawing progress more often would slow the measurement
 
@@ -35,7 +36,7 @@ class Shape(Protocol):
 class Network(Protocol):
     """A decoder that can be measured; see `bitsmith.runtime.decoder.Decoder`."""
 
-    def new_cache(self, capacity: int) -> Any: ...
+    def new_cache(self, capacity: int, *, batch: int = 1) -> Any: ...
     def prefill(self, tokens: np.ndarray, cache: Any) -> Any: ...
 
 
@@ -110,6 +111,7 @@ class Speed:
     bandwidth: bytes a second that the same number of threads reads from memory, of as many bytes as a token reads
     choices: what the C++ core chose for this processor; None where it does not run the model
     warnings: what may make the figures wrong
+    parallel: rate of generation of several texts together, by their number
     """
 
     model: str
@@ -122,19 +124,22 @@ class Speed:
     bandwidth: float
     choices: CoreChoices | None = None
     warnings: tuple[str, ...] = ()
+    parallel: Mapping[int, Rate] = field(default_factory=dict)
 
     @property
-    def _rates(self) -> list[tuple[str, Rate]]:
-        found = (("prompt", self.prompt), ("generation", self.generation))
-        return [(name, rate) for name, rate in found if rate is not None]
+    def rates(self) -> list[tuple[str, Rate]]:
+        """All that was measured, with its name."""
+        found = [("prompt", self.prompt), ("generation", self.generation)]
+        named = [(f"generation of {count} texts", rate) for count, rate in self.parallel.items()]
+        return [(name, rate) for name, rate in found if rate is not None] + named
 
     def __repr__(self) -> str:
         """One line."""
-        rates = "".join(f", {name} {rate.mean:.1f} tokens/s" for name, rate in self._rates)
+        rates = "".join(f", {name} {rate.mean:.1f} tokens/s" for name, rate in self.rates)
         return f"<Speed {self.model!r}: {self.threads} threads{rates}>"
 
     def _repr_html_(self) -> str:
-        rows = [(name, rate.tokens, f"{rate.mean:.2f}", f"{rate.deviation:.2f}") for name, rate in self._rates]
+        rows = [(name, rate.tokens, f"{rate.mean:.2f}", f"{rate.deviation:.2f}") for name, rate in self.rates]
         title = f"{self.model}, {self.threads} threads, peak memory {human_bytes(self.peak_memory)}"
         return html_table(title, rows, headings=("", "tokens", "tokens/s", "deviation"))
 
@@ -151,6 +156,7 @@ class Speed:
             "threads": self.threads,
             "prompt": None if self.prompt is None else self.prompt.to_dict(),
             "generation": None if self.generation is None else self.generation.to_dict(),
+            "parallel": {str(count): rate.to_dict() for count, rate in self.parallel.items()},
             "load_seconds": self.load_seconds,
             "peak_memory_bytes": self.peak_memory,
             "bytes_per_token": self.token_bytes,
@@ -161,6 +167,15 @@ class Speed:
             "choices": None if self.choices is None else self.choices.to_dict(),
             "warnings": list(self.warnings),
         }
+
+
+def check_parallel(counts: Sequence[int], gen: int) -> None:
+    """Raise UsageError for numbers of texts out of range, or if nothing is generated."""
+    wrong = [count for count in counts if not 1 <= count <= MOST_PARALLEL]
+    if wrong:
+        raise UsageError(f"--parallel={wrong[0]}: expected 1 to {MOST_PARALLEL} texts.")
+    if counts and gen == 0:
+        raise UsageError("--parallel: --gen=0 leaves nothing to generate; give 1 or more.")
 
 
 def check_counts(context: int, *, prompt: int | None, gen: int | None, repeat: int) -> tuple[int, int]:
@@ -200,6 +215,25 @@ def measure_speed(
     )
 
 
+def measure_parallel(
+    model: Runner, counts: Sequence[int], *, gen: int, repeat: int = DEFAULT_REPEAT, report: Report = silent
+) -> dict[int, Rate]:
+    """The rate of generating several texts together, one token of each in a step, by the number of texts.
+
+    gen: number of tokens of each text
+    report: called with the stage "generate together", in tokens
+    """
+    meter = _Meter("generate together", sum(count * gen * repeat for count in counts), report)
+    random = np.random.default_rng(0)
+    found = {}
+    for count in counts:
+        ids = random.integers(0, model.config.vocab, (count, gen))
+        cache = model.decoder.new_cache(gen, batch=count)
+        seconds = tuple(_feed(model.decoder, cache, ids, 1, meter) for _ in range(repeat))
+        found[count] = Rate(count * gen, seconds)
+    return found
+
+
 class _Meter:
     """Reports the number of tokens done, at most every REPORT_EVERY seconds."""
 
@@ -234,10 +268,11 @@ def _times(network: Network) -> dict[str, float]:
 
 
 def _feed(network: Network, cache: Any, ids: np.ndarray, step: int, meter: _Meter) -> float:
-    """Seconds for ids int64 [1, n], fed `step` at a time. The cache is emptied first."""
-    cache.truncate(0, 0)
+    """Seconds for ids int64 [rows, n], fed `step` at a time. The cache is emptied first."""
+    for slot in range(ids.shape[0]):
+        cache.truncate(slot, 0)
     started = time.perf_counter()
     for start in range(0, ids.shape[1], step):
         network.prefill(ids[:, start : start + step], cache)
-        meter.add(step)
+        meter.add(step * ids.shape[0])
     return time.perf_counter() - started

@@ -26,7 +26,7 @@ bool Compute::tiled(const Linear &linear, int rows) const {
 
 Roundings Compute::roundings(const std::vector<const Linear *> &linears, int rows) const {
   Roundings found;
-  found.rest = fine_ && rows > 1;
+  found.rest = fine_ && rows > kFineRows;
   for (const Linear *linear : linears) {
     if (linear->mixed()) {
       found.threshold = linear->threshold;
@@ -111,10 +111,9 @@ void Compute::multiply_part(const Input &x, const Linear &linear, int first, int
     return kernels_.floats_tiles(w.floats(), row, rows, tiles, y, stride);
   }
   if (w.packed() && !exact_) {
-    if (x.floats.count == 1)
-      kernels_.panels_row(w.panels(), first, count, rounded_.fine(x.group), packed_reading_, y);
-    else
-      multiply_rows(x, w, first, count, y, stride);
+    if (x.floats.count > kFineRows) return multiply_rows(x, w, first, count, y, stride);
+    for (int i = 0; i < x.floats.count; ++i)  // from the second on, the panels lie in the cache
+      kernels_.panels_row(w.panels(), first, count, rounded_.fine(x.group, i), packed_reading_, y + i * stride);
   } else if (halves(w) && x.floats.count >= kFewRows) {
     const int row = first * kPanelRows, rows = std::min(count * kPanelRows, w.rows() - row);
     kernels_.floats_rows_rounded(w.floats(), row, rows, rounded_.bfloats(x.group), x.floats.count, y, stride);

@@ -16,8 +16,11 @@ struct Roundings {
   float threshold = kNotMixed;
 };
 
-// Rounded rows and the memory they lie in. Rows come in groups: those of a group are multiplied together. The row of a
-// group of one is rounded to 15 bits where others are rounded to blocks of int8.
+constexpr int kFineRows = 3;  // groups of so many rows at most are multiplied row by row
+
+// Rounded rows and the memory they lie in. Rows come in groups: those of a group are multiplied together. The rows of
+// small groups are rounded to 15 bits where others are rounded to blocks of int8, so that each gives what it gives
+// alone.
 class RoundedBuffer {
  public:
   // Forget everything; rows of `cols` follow.
@@ -36,8 +39,8 @@ class RoundedBuffer {
       mixed_[mixed_used_++].start(cols_, rows, wanted.threshold, wanted.values);
     }
     const size_t length = cols_ / 32;
-    if (wanted.blocks && rows == 1) fine_used_ += length, sums_used_ += length / 8 + 1;
-    if (wanted.blocks && rows > 1) blocks_used_ += rows * length * (wanted.rest ? 2 : 1);
+    if (wanted.blocks && rows <= kFineRows) fine_used_ += rows * length, sums_used_ += rows * (length / 8 + 1);
+    if (wanted.blocks && rows > kFineRows) blocks_used_ += rows * length * (wanted.rest ? 2 : 1);
     if (wanted.bfloats) bfloats_used_ += static_cast<size_t>(rows) * cols_;
     if (wanted.tiles) {
       tiles_used_ += static_cast<size_t>((rows + kTileRows - 1) / kTileRows) * kTileRows * tiled_cols();
@@ -66,16 +69,16 @@ class RoundedBuffer {
       kernels.to_tiles(x, cols_, i, tiled_cols(), upper_.data() + to.tiles,
                        to.wanted.rest ? lower_.data() + to.tiles : nullptr);
     if (!to.wanted.blocks) return;
-    if (to.rows == 1)
-      kernels.round_fine(x, cols_, fine_.data() + to.fine, sums_.data() + to.sums);
-    else
-      round_blocks(kernels, to, i, x);
+    if (to.rows > kFineRows) return round_blocks(kernels, to, i, x);
+    kernels.round_fine(x, cols_, fine_.data() + fine_begin(group, i), sums_.data() + sums_begin(group, i));
   }
 
   int cols() const { return cols_; }
   // Behind them the rows of what their rounding lost, where that is wanted.
   RoundedRows rows(int group) const { return {blocks_.data() + groups_[group].blocks, cols_}; }
-  FineRow fine(int group) const { return {fine_.data() + groups_[group].fine, sums_.data() + groups_[group].sums}; }
+  FineRow fine(int group, int i) const {
+    return {fine_.data() + fine_begin(group, i), sums_.data() + sums_begin(group, i)};
+  }
   TiledRows tiles(int group) const {
     const Group &of = groups_[group];
     return {upper_.data() + of.tiles, of.wanted.rest ? lower_.data() + of.tiles : nullptr, of.rows, tiled_cols()};
@@ -91,6 +94,10 @@ class RoundedBuffer {
     size_t blocks, fine, sums, bfloats, tiles, mixed;  // where they begin
   };
 
+  size_t fine_begin(int group, int i) const { return groups_[group].fine + static_cast<size_t>(i) * (cols_ / 32); }
+  size_t sums_begin(int group, int i) const {
+    return groups_[group].sums + static_cast<size_t>(i) * (cols_ / 32 / 8 + 1);
+  }
   void round_blocks(const Kernels &kernels, const Group &group, int i, const float *x) {
     const size_t length = cols_ / 32;
     RoundedBlock *to = blocks_.data() + group.blocks + i * length;

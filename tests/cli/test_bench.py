@@ -75,10 +75,20 @@ def test_one_of_them_alone(bitsmith_command: Command, tiny: Path, left_out: str)
         (["--repeat", 0], "--repeat 0"),
         (["--threads", 0], "--threads 0"),
         (["--prompt", 0, "--gen", 0], "nothing to measure"),
+        (["--parallel", "2,0"], "--parallel 0: expected 1 to 256 texts"),
+        (["--parallel", "two"], "expected numbers between commas"),
     ],
 )
 def test_a_wrong_call(bitsmith_command: Command, tiny: Path, words: list[object], expected: str) -> None:
     assert expected in bitsmith_command.fails(2, "bench", tiny, *words)
+
+
+def test_several_texts_together(bitsmith_command: Command, tiny: Path) -> None:
+    words = ["bench", tiny, "--prompt", 0, "--gen", 3, "--repeat", 2, "--parallel", "1,3"]
+    found = json.loads(bitsmith_command(*words, "--json").out)["parallel"]
+    assert {count: rate["tokens"] for count, rate in found.items()} == {"1": 3, "3": 9}
+    assert all(rate["tokens_per_second"]["min"] > 0 for rate in found.values())
+    assert "generation of 3 texts" in bitsmith_command(*words).out
 
 
 def test_the_usual_prompt_is_cut_to_the_context(bitsmith_command: Command, tiny: Path) -> None:

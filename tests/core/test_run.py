@@ -250,6 +250,22 @@ def test_caches(cache_type: str, isa: str, folder: Path) -> None:
     assert (cache.lengths.tolist(), cache.capacity) == ([75, 75], 90)
 
 
+@pytest.mark.parametrize("fine", [False, True])
+@pytest.mark.parametrize("layout", ["q8_0", "q4_k", "q6_k"])
+def test_few_sequences_share_a_step_and_change_no_bit(layout: str, fine: bool, folder: Path) -> None:
+    decoder = on_core(CONFIG, source_of(CONFIG, layout, folder), exact=False, fine=fine)
+    alone = []
+    for sequence in range(3):
+        cache = decoder.new_cache(20)
+        alone.append(
+            [decoder.prefill(TOKENS[None, 0, sequence * 20 + i : sequence * 20 + i + 1], cache) for i in range(8)]
+        )
+    cache = decoder.new_cache(20, batch=3)
+    for i in range(8):
+        together = decoder.prefill(TOKENS[0, i:60:20][:, None], cache)
+        np.testing.assert_array_equal(together, np.concatenate([steps[i] for steps in alone]))
+
+
 def test_threads_do_not_change_a_bit(folder: Path) -> None:
     source = source_of(CONFIG, "q4_k", folder)
     for exact in (True, False):
