@@ -192,12 +192,11 @@ def evaluate(
 
     check_threads(threads)
     checkpoint = _open(model, revision, inputs=inputs)
-    for difference in llama_cpp_differences(checkpoint):
-        _LOG.warning("%s: this does not show in the result: %s", checkpoint.name, difference)
+    differences = [f"this does not show in the result: {each}" for each in llama_cpp_differences(checkpoint)]
     loaded = _load(checkpoint, threads, kernel, "exact", compute_dtype=compute_dtype, report=report)
     exactly = kernel if kernel == "torch" else None
     original = None if against is None else _load(open_checkpoint(against), threads, exactly, "exact", report=report)
-    return measure(
+    result = measure(
         loaded,
         against=original,
         text=text,
@@ -205,6 +204,7 @@ def evaluate(
         max_windows=max_windows,
         report=report,
     )
+    return replace(result, notes=(*differences, *result.notes))
 
 
 def bench(

@@ -23,7 +23,7 @@ class Evaluation:
     loss: mean negative log likelihood, nats per token
     perplexity: exp(loss)
     divergence: divergence from the reference; None without a reference
-    notes: notes for the user about the text
+    notes: notes for the user about the text, and what llama.cpp computes otherwise on the file
     """
 
     model: str

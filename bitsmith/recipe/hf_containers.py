@@ -177,7 +177,7 @@ def _without_experts(checkpoint: Checkpoint, choices: Sequence[SchemeChoice]) ->
         else choice
         for choice in choices
     ]
-    stay = [choice.tensor.info.parameters for choice in found if choice.reason == _EXPERTS_STAY]
+    stay = [each.tensor.info.parameters for each in found if each.reason == _EXPERTS_STAY or _kept_stack(each)]
     share = sum(stay) / max(sum(choice.tensor.info.parameters for choice in found), 1)
     if share > _MOST_STAYING:
         raise UnsupportedError(
@@ -186,6 +186,12 @@ def _without_experts(checkpoint: Checkpoint, choices: Sequence[SchemeChoice]) ->
             "container, for instance --to=native/nf4 or --to=q4_k_m, or accept it with --keep=experts."
         )
     return found
+
+
+def _kept_stack(choice: SchemeChoice) -> bool:
+    """Whether the tensor is a stack of experts that stays in 16 bits without being asked for."""
+    info = choice.tensor.info
+    return len(info.shape) > 2 and "expert" in info.name and not choice.reason.startswith(("keep ", "rule "))
 
 
 def _kept_float(tensor: PlannedTensor) -> str:

@@ -123,6 +123,14 @@ def test_transposed_stacks_of_gpt_oss_stay_in_16_bits(to: str, made: Callable[[s
     assert mean_kld(decoder_of(written.out).forward(TOKENS[None])[0].numpy(), expected) < 0.1
 
 
+@pytest.mark.parametrize("name", ["gpt_oss", "gemma4_moe"])
+def test_bnb_refuses_stacks_of_experts_unless_they_are_kept(name: str, made: Callable[[str], Made]) -> None:
+    folder, _ = made(name)
+    with pytest.raises(UnsupportedError, match=r"experts hold \d+% of the weights"):
+        bitsmith.quantize(folder, to="bnb/nf4", dry_run=True)
+    assert bitsmith.quantize(folder, to="bnb/nf4", keep=["experts", "mlp"], dry_run=True).plan
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_core_computes_every_family(name: str, made: Callable[[str], Made], tmp_path: Path) -> None:
     """Whole texts and step by step, as torch does; from files of floats and of codes."""
