@@ -7,19 +7,24 @@ namespace bitsmith {
 namespace {
 
 constexpr int kBackColumns = 128;  // of a piece: whole blocks of every grid
+constexpr size_t kWorthWaking =
+    1 << 20;  // bytes of panels, for each row: with fewer, one thread is done before others wake
 
 }  // namespace
 
 StoredProducts::StoredProducts(Isa isa, int threads) : pool_(std::make_shared<Pool>(threads)) {
+  const auto alone = std::make_shared<Pool>(1);
   for (int i = 0; i < 3; ++i) {
     const auto precision = static_cast<Precision>(i);
-    computes_[i] = std::make_unique<Compute>(isa, pool_, precision == Precision::exact, precision == Precision::fine);
+    const bool exact = precision == Precision::exact, fine = precision == Precision::fine;
+    computes_[i] = {std::make_unique<Compute>(isa, alone, exact, fine),
+                    std::make_unique<Compute>(isa, pool_, exact, fine)};
   }
 }
 
 void StoredProducts::forward(std::shared_ptr<Matrix> w, const Rows &x, Precision precision, float threshold, float *y) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  Compute &on = compute(precision);
+  Compute &on = compute(precision, w->bytes() * x.count >= kWorthWaking);
   const int rows = w->rows(), cols = w->cols(), n = x.count;
   const Linear linear{std::move(w), {}, threshold};
   on.round(x.data, x.stride, n, cols, {&linear});
@@ -35,7 +40,7 @@ void StoredProducts::forward(std::shared_ptr<Matrix> w, const Rows &x, Precision
 
 void StoredProducts::back(const Matrix &w, const float *x, int n, float *y) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  Compute &on = compute(Precision::exact);
+  Compute &on = compute(Precision::exact, true);
   const int rows = w.rows(), cols = w.cols();
   on.run((cols + kBackColumns - 1) / kBackColumns, [&](int piece) {
     const int col = piece * kBackColumns, width = std::min(kBackColumns, cols - col);

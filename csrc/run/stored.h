@@ -1,6 +1,7 @@
 // Products with matrices that others own, as torch's layers do: forward, and the other way round for gradients.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -23,10 +24,11 @@ class StoredProducts {
   void back(const Matrix &w, const float *x, int n, float *y);
 
  private:
-  Compute &compute(Precision precision) { return *computes_[static_cast<int>(precision)]; }
+  // shared: on all threads
+  Compute &compute(Precision precision, bool shared) { return *computes_[static_cast<int>(precision)][shared]; }
 
   std::shared_ptr<Pool> pool_;
-  std::unique_ptr<Compute> computes_[3];
+  std::array<std::unique_ptr<Compute>, 2> computes_[3];
   std::mutex mutex_;  // one product at a time
 };
 
