@@ -1,7 +1,7 @@
 """Means with honest errors: tokens of one document are not independent, so whole documents are drawn again.
 
-The cluster bootstrap draws as many documents as there are, with replacement, and computes every mean anew. All models of
-a comparison see the same draws, so that the difference of two of them has the error of a paired comparison.
+The cluster bootstrap draws as many documents as there are, with replacement, and computes every mean anew. All models
+of a comparison see the same draws, so that the difference of two of them has the error of a paired comparison.
 Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapters 6, 8 and 13; Wilson 1927 for shares.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitsmith.compare.scores import TokenScores
+from bitsmith.comparison.scores import TokenScores
 from bitsmith.evaluation.moments import Estimate
 
 DRAWS = 2000
@@ -35,22 +35,23 @@ class Draws:
         self._seeds = np.random.SeedSequence(seed).spawn(len(self._clusters))
 
     def means(self, values: Sequence[np.ndarray]) -> np.ndarray:
-        """Mean of each draw, float64 [draws].
+        """Mean of each draw, float64 [draws, columns].
 
-        values: one array a domain, [tokens], in the order of the clusters
+        values: one array a domain, [tokens, columns], in the order of the clusters
         """
-        sums, counts = np.zeros(self.draws), np.zeros(self.draws)
+        sums, counts = np.zeros((self.draws, values[0].shape[1])), np.zeros((self.draws, 1))
         for clusters, seed, each in zip(self._clusters, self._seeds, values, strict=True):
             number = int(clusters.max()) + 1
-            total = np.bincount(clusters, np.asarray(each, np.float64), number)
-            size = np.bincount(clusters, minlength=number).astype(np.float64)
+            columns = [np.bincount(clusters, column, number) for column in np.asarray(each, np.float64).T]
+            total = np.column_stack([*columns, np.bincount(clusters, minlength=number)])
             generator = np.random.default_rng(seed)
             step = max(1, _CHUNK // number)
             for start in range(0, self.draws, step):
                 drawn = min(step, self.draws - start)
                 weights = generator.multinomial(number, np.full(number, 1.0 / number), size=drawn).astype(np.float64)
-                sums[start : start + drawn] += weights @ total
-                counts[start : start + drawn] += weights @ size
+                found = weights @ total
+                sums[start : start + drawn] += found[:, :-1]
+                counts[start : start + drawn] += found[:, -1:]
         return sums / counts
 
 
@@ -97,30 +98,37 @@ def summarize(scores: Sequence[TokenScores], original: Sequence[TokenScores], dr
     scores, original: one a domain, in the order of the draws
     """
 
-    def mean(values: Sequence[np.ndarray]) -> tuple[Estimate, np.ndarray]:
-        drawn = draws.means(values)
-        return Estimate(float(np.concatenate(values).mean()), float(drawn.std(ddof=1))), drawn
-
-    loss, _ = mean([each.losses for each in scores])
-    ratio, log_ratio = mean([each.losses - first.losses for each, first in zip(scores, original, strict=True)])
-    kld, drawn_kld = mean([each.kld for each in scores])
-    top1, _ = mean([each.same_top for each in scores])
-    lost, _ = mean([first.right & ~each.right for each, first in zip(scores, original, strict=True)])
-    won, _ = mean([~first.right & each.right for each, first in zip(scores, original, strict=True)])
+    columns = [
+        np.column_stack(
+            [
+                *(each.losses, each.losses - first.losses, each.kld, each.same_top),
+                *(first.right & ~each.right, ~first.right & each.right),
+            ]
+        )
+        for each, first in zip(scores, original, strict=True)
+    ]
+    drawn = draws.means(columns)
+    values, errors = np.concatenate(columns).mean(axis=0).tolist(), drawn.std(axis=0, ddof=1).tolist()
+    loss, ratio, kld, top1, lost, won = (Estimate(*pair) for pair in zip(values, errors, strict=True))
     perplexity, quality = _exponential(loss.value), _exponential(-ratio.value)
-    quantiles = np.quantile(np.concatenate([each.kld for each in scores]), [0.5, 0.9, 0.99, 0.999, 1.0]).tolist()
+    klds = np.concatenate([each.kld for each in scores])
+    median, high90, high99, high999, top = np.quantile(klds, [0.5, 0.9, 0.99, 0.999, 1.0]).tolist()
     summary = Summary(
-        sum(len(each.losses) for each in scores),
-        loss,
-        Estimate(perplexity, perplexity * loss.error),
-        Estimate(quality, quality * ratio.error),
-        kld,
-        *quantiles,
-        top1,
-        lost,
-        won,
+        tokens=len(klds),
+        loss=loss,
+        perplexity=Estimate(perplexity, perplexity * loss.error),
+        quality=Estimate(quality, quality * ratio.error),
+        kld=kld,
+        kld_median=median,
+        kld_90=high90,
+        kld_99=high99,
+        kld_999=high999,
+        kld_max=top,
+        top1=top1,
+        lost=lost,
+        won=won,
     )
-    return Drawn(summary, drawn_kld, log_ratio)
+    return Drawn(summary, drawn[:, 2], drawn[:, 1])
 
 
 def _exponential(value: float) -> float:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bitsmith.compare.reference_logits import ReferenceLogits, ReferenceRows, ReferenceWriter, encode_rows
-from bitsmith.compare.scores import TokenScores, joined
+from bitsmith.comparison.reference_logits import ReferenceLogits, ReferenceRows, ReferenceWriter, encode_rows
+from bitsmith.comparison.scores import TokenScores, joined
 from bitsmith.errors import FileError
 from bitsmith.evaluation.divergence import compare
 from bitsmith.evaluation.measure import Scorer, batch_of, scored_logits
@@ -108,5 +108,3 @@ def _logits(model: Scorer, windows: Windows, report: Report) -> Iterator[tuple[i
         rows = scored_logits(model, tokens, windows.first)
         yield start, rows.reshape(len(tokens), -1, rows.shape[1])
         report(Progress("evaluate", min(start + batch, total), total, "windows"))
-
-

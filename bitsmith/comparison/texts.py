@@ -98,9 +98,7 @@ def domain_tokens(
     check_context(context, model.config.context, model.name)
     read = read_windows(model, domain.texts, context=context, max_windows=max_windows, report=report)
     clusters, unit = _clusters(read, model)
-    return DomainTokens(
-        domain.name, domain.texts.name, domain.texts.sha256(), read.windows, clusters, unit, read.notes
-    )
+    return DomainTokens(domain.name, domain.texts.name, domain.texts.sha256(), read.windows, clusters, unit, read.notes)
 
 
 def _clusters(read: TextWindows, model: Vocabulary) -> tuple[np.ndarray, str]:

@@ -5,8 +5,8 @@ them (`llama_logits`), but over the whole range of the row. What the 16 bits wou
 text's next token and the most probable token. A row's codes are off by half a step, 0.0003 for logits that span 40,
 which changes a mean KLD by less than 1e-6.
 
-The file: a head; for each window the arrays of `ReferenceRows` and their CRC-32. Its size follows from the head. The key
-in the head names what it was made from, see `reference_key`.
+The file: a head; for each window the arrays of `ReferenceRows` and their CRC-32. Its size follows from the head. The
+key in the head names what it was made from, see `reference_key`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -199,7 +200,7 @@ class ReferenceWriter:
     def _full(self, need: int, free: int) -> str:
         return (
             f"{self.path.parent}: the original's predictions take {human_bytes(need)}, and the disk has "
-            f"{human_bytes(free)}; make room, set XDG_CACHE_HOME to a folder elsewhere, or give a smaller --max-windows."
+            f"{human_bytes(free)}; make room, set XDG_CACHE_HOME to another folder, or give a smaller --max-windows."
         )
 
     def finish(self) -> None:
@@ -215,10 +216,8 @@ class ReferenceWriter:
 
     def discard(self) -> None:
         """Remove the temporary file."""
-        try:
+        with suppress(OSError):  # what could not be written stays unwritten
             self._file.close()
-        except OSError:  # what could not be written stays unwritten
-            pass
         Path(self._file.name).unlink(missing_ok=True)
 
     def __enter__(self) -> Self:

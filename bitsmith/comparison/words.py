@@ -1,0 +1,61 @@
+"""Generated from CompareConfig by `python bench/freeze_words.py`: keywords of `bitsmith.compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+
+class CompareWords(TypedDict, total=False):
+    """Options of `bitsmith.compare`, see `bitsmith.comparison.config`."""
+
+    to: str | Sequence[str] | None
+    """Formats to make of MODEL and to compare, with commas between them: q8_0,q4_k_m,gptq/int4; repeatable. What is
+    made is kept in the cache."""
+
+    method: str | None
+    """How codes are chosen, see `bitsmith quantize`."""
+
+    effort: str | None
+    """fast, normal or high, see `bitsmith quantize`."""
+
+    calibration: str | Path | Sequence[str | Path] | None
+    """Text to calibrate on, see `bitsmith quantize`; it must share nothing with the texts of the comparison."""
+
+    text: str | Path | Sequence[str | Path] | None
+    """A text to measure on, by a name for the report; a file of text, .jsonl, .json or .parquet, or owner/name[:FILE]
+    of the hub; repeatable; default: a built-in one."""
+
+    context: int
+    """Tokens per window."""
+
+    max_windows: int | None
+    """Stop after N windows of each text."""
+
+    within: float
+    """Loss of quality, in per cent, that the verdict takes for small enough."""
+
+    noise_floor: bool
+    """Measure what rounding alone does to the original; this needs torch."""
+
+    speed: bool
+    """Also measure prompt and generation speed."""
+
+    out: str | Path | Sequence[str | Path] | None
+    """Write the report: NAME.html (one page for a browser), NAME.csv or NAME.json; repeatable."""
+
+    ledger: str | Path | None
+    """Where measurements are kept; default: in the user's data folder."""
+
+    force: bool
+    """Replace outputs that exist."""
+
+    threads: int | None
+    """Number of threads; default: one per core."""
+
+    kernel: str | None
+    """What computes, see `bitsmith eval`; default: exact."""
+
+    revision: str | None
+    """Branch, tag or commit of a model of the hub."""
