@@ -56,6 +56,9 @@ class CompareConfig:
         group="Measurement",
         help="Measure what rounding alone does to the original; this needs torch.",
     )
+    layers: bool = option(
+        True, "--layers/--no-layers", group="Measurement", help="Measure the error of each matrix, for the heat map."
+    )
     speed: bool = option(False, group="Measurement", help="Also measure prompt and generation speed.")
     out: str | Path | Sequence[str | Path] | None = option(
         None,
@@ -63,6 +66,9 @@ class CompareConfig:
         group="Output",
         metavar="FILE",
         help="Write the report: NAME.html (one page for a browser), NAME.csv or NAME.json; repeatable.",
+    )
+    plots: str | Path | None = option(
+        None, group="Output", metavar="DIR", help="Write the charts as SVG and PNG into this folder."
     )
     ledger: str | Path | None = option(
         None, group="Output", metavar="FILE", help="Where measurements are kept; default: in the user's data folder."

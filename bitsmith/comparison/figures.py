@@ -146,3 +146,23 @@ def speeds_of(candidate: Candidate, ledger: Ledger, config: CompareConfig, repor
         figures["prompt_tokens"],
         figures["generation_tokens"],
     )
+
+
+def layers_of(original: Candidate, candidate: Candidate, ledger: Ledger, report: Report = silent) -> dict[str, float]:
+    """The relative squared error of each matrix; empty if the files cannot be compared matrix by matrix."""
+    from bitsmith.comparison.layers import tensor_errors
+
+    what = What(
+        *("layers", candidate.name, ledger.sha256(candidate.checkpoint.files)),
+        *(original.name, ledger.sha256(original.checkpoint.files)),
+        definition="relative squared errors-1",
+    )
+    kept = ledger.get(what)
+    if kept is not None:
+        return {name: float(error) for name, error in kept.figures.items()}
+    try:
+        found = tensor_errors(original.checkpoint, candidate.checkpoint, report)
+    except BitsmithError:
+        return {}
+    ledger.put(what, found)
+    return found

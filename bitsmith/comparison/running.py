@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from bitsmith.comparison.candidates import Candidate, Maker, named_apart, open_candidate
+from bitsmith.comparison.charts import require_charts, write_plots
 from bitsmith.comparison.config import CompareConfig
 from bitsmith.comparison.expected import Expected, machine_rate
-from bitsmith.comparison.figures import Summing, memory_at_run, speeds_of
+from bitsmith.comparison.figures import Summing, layers_of, memory_at_run, speeds_of
 from bitsmith.comparison.ledger import Ledger
 from bitsmith.comparison.loading import kernel_of
 from bitsmith.comparison.outputs import Outputs
@@ -65,8 +66,11 @@ def compare_and_write(
     """The same, and the files of --out, whose places are claimed before the work begins."""
     sources = [*files_of(model, *files, *config.calibration_sources)]
     with Outputs(config.outputs, sources=sources, force=config.force) as outputs:
+        if config.plots is not None:
+            require_charts()
         result = run_comparison(model, files, config, events)
-        return result, outputs.write(result)
+        plots = [] if config.plots is None else write_plots(result, Path(config.plots), force=config.force)
+        return result, [*outputs.write(result), *plots]
 
 
 def compare(
@@ -136,12 +140,19 @@ class _Run:
         floors = scoring.floors() if config.noise_floor else ()
         summing = Summing(self._tokens, own, max((floor.kld.value for floor in floors), default=None))
         rows = summing.rows(scored)
-        if config.speed:
-            rows = tuple(replace(row, speeds=self._speeds(row.path)) for row in rows)
+        rows = tuple(
+            replace(
+                row,
+                sha256=scoring.sha256(each),
+                speeds=self._speeds(each) if config.speed else None,
+                layers=layers_of(self._original, each, self._ledger, events.report) if config.layers else {},
+            )
+            for row, each in _paired(rows, candidates)
+        )
         tokens, texts = sum(each.tokens for each in self._tokens), summing.texts()
         return Comparison(
             self._own(summing),
-            tuple(replace(row, sha256=scoring.sha256(each)) for row, each in _paired(rows, candidates)),
+            rows,
             tuple(self._failures),
             texts,
             floors,
@@ -172,11 +183,11 @@ class _Run:
             first.bits,
             memory_at_run(first.path),
             *own,
-            self._speeds(self._model) if self._config.speed else None,
+            self._speeds(first) if self._config.speed else None,
         )
 
-    def _speeds(self, path: str | Path) -> Speeds | None:
-        return speeds_of(open_candidate(path), self._ledger, self._config, self._events.report)
+    def _speeds(self, candidate: Candidate) -> Speeds | None:
+        return speeds_of(candidate, self._ledger, self._config, self._events.report)
 
     def _opened(self) -> list[Candidate]:
         """The files that are there. Those that cannot be used are noted as failures."""

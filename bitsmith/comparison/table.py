@@ -93,7 +93,7 @@ def _cells(row: Row, wide: int) -> tuple[str, ...]:
     texts = (
         *(row.name, human_bytes(row.file_bytes), f"{row.bits:.2f}", f"{row.linear_bits:.2f}"),
         *(_plain(lost.perplexity, 3), f"{quality_loss(row):.2f} ± {error:.2f} %", shown(lost.kld)),
-        *(f"{value:.4f}" for value in quantiles),
+        *(f"{value:.4f}" if value >= 0.01 else f"{value:.2g}" for value in quantiles),
         *(f"{100 * share.value:.2f} %" for share in (lost.top1, lost.lost, lost.won)),
         *(_bytes(row.memory), "" if row.make_seconds is None else human_seconds(row.make_seconds)),
     )
@@ -107,6 +107,25 @@ def shown(estimate: Estimate) -> str:
     error = estimate.error
     digits = 5 if not error > 0 else min(9, max(4, 1 - math.floor(math.log10(error))))
     return _plain(estimate, digits)
+
+
+def values(found: Comparison) -> list[tuple[float | str | None, ...]]:
+    """The values behind `cells`, for sorting: bytes, bits, per cent, nats, shares, seconds; None for an empty cell."""
+    rows: list[Row | Original] = [found.original, *found.rows]
+    return [_values(row, len(headings(found))) for row in rows]
+
+
+def _values(row: Row | Original, wide: int) -> tuple[float | str | None, ...]:
+    own, lost = vars(row), row.summary
+    first = (row.name, row.file_bytes, row.bits, own.get("linear_bits"), lost.perplexity.value)
+    figures: tuple[float | None, ...] = (None,) * 10
+    if "linear_bits" in own:
+        quantiles = (lost.kld_median, lost.kld_90, lost.kld_99, lost.kld_999, lost.kld_max)
+        shares = (lost.top1.value, lost.lost.value, lost.won.value)
+        figures = (1 / lost.quality.value - 1, lost.kld.value, *quantiles, *shares)
+    speeds = () if row.speeds is None else (row.speeds.prompt.value, row.speeds.generation.value)
+    found = (*first, *figures, row.memory, own.get("make_seconds"), *speeds)
+    return (*found, *[None] * (wide - len(found)))
 
 
 def _plain(estimate: Estimate, digits: int) -> str:

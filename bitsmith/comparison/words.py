@@ -39,11 +39,17 @@ class CompareWords(TypedDict, total=False):
     noise_floor: bool
     """Measure what rounding alone does to the original; this needs torch."""
 
+    layers: bool
+    """Measure the error of each matrix, for the heat map."""
+
     speed: bool
     """Also measure prompt and generation speed."""
 
     out: str | Path | Sequence[str | Path] | None
     """Write the report: NAME.html (one page for a browser), NAME.csv or NAME.json; repeatable."""
+
+    plots: str | Path | None
+    """Write the charts as SVG and PNG into this folder."""
 
     ledger: str | Path | None
     """Where measurements are kept; default: in the user's data folder."""
