@@ -34,6 +34,8 @@ _COLORS = [
 ]  # Okabe and Ito: colour-blind safe
 _LEAST = 1e-9  # a logarithmic axis has no zero
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
+_WIDE, _HIGH = 640, 300  # pixels that the points take at least, on a screen of usual width
+_PLACES = tuple((align, dy) for dy in (-8, 12, 2, -20, 24) for align in ("left", "right"))  # of a name beside its point
 _FIT = {"type": "fit-x", "contains": "padding"}
 Spec = dict[str, Any]
 
@@ -167,19 +169,45 @@ def _labels(both: Spec, align: str, dy: int) -> Spec:
 
 
 def placed(points: list[Spec]) -> list[Spec]:
-    """The points with a side for each name: away from the chart's edge, and apart from names close by."""
-    low, high = min(p["size"] for p in points), max(p["size"] for p in points)
-    span = (high - low) or 1.0
-    taken: list[tuple[float, float]] = []
+    """The points with a side for each name, so that names cover neither each other nor other points, if that goes.
+
+    align, dy: where the name stands, as Vega-Lite has it
+    """
+    logs = [math.log10(point["kld"]) for point in points]
+    across = _spread([point["size"] for point in points], _WIDE)
+    down = [_HIGH - y for y in _spread(logs, _HIGH)]
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in zip(across, down, strict=True)]
     found = []
-    for point in sorted(points, key=lambda p: (p["size"], p["kld"])):
-        at = (point["size"] - low) / span
-        dy = -8
-        while any(abs(at - x) < 0.22 and abs(math.log10(point["kld"]) * 5 - dy / 12 - y) < 1 for x, y in taken):
-            dy += 12
-        taken.append((at, math.log10(point["kld"]) * 5 - dy / 12))
-        found.append({**point, "align": "left" if at < 0.7 else "right", "dy": dy})
+    for point, x, y in zip(points, across, down, strict=True):
+        width = 6.5 * len(point["name"])
+        best = min(_PLACES, key=lambda place: _covered(_box(x, y, width, place), taken))
+        taken.append(_box(x, y, width, best))
+        found.append({**point, "align": best[0], "dy": best[1]})
     return found
+
+
+def _spread(values: list[float], length: float) -> list[float]:
+    low, span = min(values), max(values) - min(values)
+    return [length * (value - low) / span if span else length / 2 for value in values]
+
+
+_Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def _box(x: float, y: float, width: float, place: tuple[str, int]) -> _Box:
+    align, dy = place
+    left = x + 9 if align == "left" else x - 9 - width
+    return left, y + dy - 6, left + width, y + dy + 6
+
+
+def _covered(box: _Box, taken: list[_Box]) -> float:
+    """How much of a box is covered or outside of the chart, in pixels squared."""
+    outside = max(0.0, -box[0]) + max(0.0, box[2] - _WIDE - 20)
+    shared = (
+        max(0.0, min(box[2], each[2]) - max(box[0], each[0])) * max(0.0, min(box[3], each[3]) - max(box[1], each[1]))
+        for each in taken
+    )
+    return 12 * outside + sum(shared)
 
 
 def _floor(floor: float, y: Spec) -> list[Spec]:

@@ -47,6 +47,29 @@ class CompareConfig:
     )
     context: int = option(512, "-c", group="Measurement", help="Tokens per window.")
     max_windows: int | None = option(None, group="Measurement", help="Stop after N windows of each text.")
+    tasks: str | Sequence[str] | None = option(
+        None,
+        group="Measurement",
+        metavar="NAMES",
+        help="Questions with known answers, with commas between: made (continuations of the texts), a .csv file in "
+        "MMLU's layout, a .jsonl file, NAME=FILE, or a task of lm-eval; repeatable.",
+    )
+    task_limit: int | None = option(None, group="Measurement", help="Ask at most N questions of a task of lm-eval.")
+    generate: int = option(
+        32, group="Measurement", help="Tokens that every model writes after the same prompts, greedy; 0 for none."
+    )
+    prompt: str | Sequence[str] | None = option(
+        None,
+        group="Measurement",
+        metavar="TEXT",
+        help="A prompt for that; repeatable; default: three beginnings from the first text.",
+    )
+    calibrated_on: str | Sequence[str] | None = option(
+        None,
+        group="Measurement",
+        metavar="SOURCE",
+        help="Text that FILES were calibrated on: an error if a text of the comparison stands in it; repeatable.",
+    )
     within: float = option(
         WITHIN, group="Measurement", help="Loss of quality, in per cent, that the verdict takes for small enough."
     )
@@ -87,6 +110,10 @@ class CompareConfig:
         check_threads(self.threads)
         if self.max_windows is not None and self.max_windows < 1:
             raise UsageError(f"--max-windows={self.max_windows}: expected 1 or more.")
+        if self.generate < 0:
+            raise UsageError(f"--generate={self.generate}: expected 0 or more.")
+        if self.task_limit is not None and self.task_limit < 1:
+            raise UsageError(f"--task-limit={self.task_limit}: expected 1 or more.")
         if not 0 < self.within < 100:
             raise UsageError(f"--within={self.within:g}: expected a loss above 0 and below 100 per cent.")
         for path in self.outputs:
@@ -98,6 +125,17 @@ class CompareConfig:
         """The formats of `to`, each once, in order."""
         found = (name.strip() for each in names_of(self.to) for name in str(each).split(","))
         return tuple(dict.fromkeys(name for name in found if name))
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The names of `tasks`, each once, in order."""
+        found = (name.strip() for each in names_of(self.tasks) for name in str(each).split(","))
+        return tuple(dict.fromkeys(name for name in found if name))
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The texts in `prompt`; empty for the usual ones."""
+        return tuple(map(str, names_of(self.prompt)))
 
     @property
     def texts(self) -> tuple[str | Path, ...]:

@@ -128,12 +128,9 @@ class Ledger:
         if len(files) == 1:
             return self._file_sha256(files[0])
         digest = hashlib.sha256()
-        total, done = sum(path.stat().st_size for path in files), 0
-        for path in sorted(files, key=lambda each: each.name):
-            report(Progress("hash", done, total, "B", path.name))
+        for number, path in enumerate(sorted(files, key=lambda each: each.name)):
+            report(Progress("hash", number, len(files), "files", path.name))
             digest.update(f"{path.name} {self._file_sha256(path)}\n".encode())
-            done += path.stat().st_size
-        report(Progress("hash", total, total, "B"))
         return digest.hexdigest()
 
     def _file_sha256(self, path: Path) -> str:

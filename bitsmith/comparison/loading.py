@@ -1,4 +1,4 @@
-"""Loads one model for measuring, and says which kernel it takes."""
+"""Loads one model at a time for measuring, and says which kernel it takes."""
 
 from __future__ import annotations
 
@@ -36,3 +36,25 @@ def load(
 
     compute, chosen, _ = computing(dtype, None, kernel, kernel)
     return load_language_model(checkpoint, kernel=chosen or kernel, threads=threads, compute=compute, report=report)
+
+
+class OneModel:
+    """The one model in memory. Another one takes its place."""
+
+    def __init__(self, threads: int | None, report: Report) -> None:
+        self._threads, self._report = threads, report
+        self._kept: tuple[tuple[str, str, str | None], LanguageModel] | None = None
+
+    def get(self, checkpoint: Checkpoint, kernel: str, dtype: str | None = None) -> LanguageModel:
+        """The model, loaded unless it is the one in memory. Raises BitsmithError."""
+        key = str(checkpoint.source.path), kernel, dtype
+        if self._kept is not None and self._kept[0] == key:
+            return self._kept[1]
+        self._kept = None  # before the next one takes memory
+        model = load(checkpoint, kernel, threads=self._threads, dtype=dtype, report=self._report)
+        self._kept = key, model
+        return model
+
+    def release(self) -> None:
+        """Give its memory back."""
+        self._kept = None

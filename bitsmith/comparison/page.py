@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitsmith.comparison.charts import charts, script
+from bitsmith.comparison.generations import same_until
 from bitsmith.comparison.table import cells, headings, values
 from bitsmith.errors import printable
 from bitsmith.system.sizes import human_bytes, human_seconds
@@ -50,6 +51,7 @@ def page(found: Comparison) -> str:
         _list(found.notes, "dim"),
         _failures(found),
         *(_chart(name) for name in drawn if name != "loss"),
+        _generations(found),
         _how(found),
     ]
     return "\n".join(
@@ -119,6 +121,24 @@ def _value(value: float | str | None) -> str:
 def _failures(found: Comparison) -> str:
     lines = [f"{each.name}: {each.reason}" for each in found.failures]
     return f"<h2>Left out</h2>\n{_list(lines, 'warning')}" if lines else ""
+
+
+def _generations(found: Comparison) -> str:
+    parts = []
+    for each in found.generations:
+        parts.append(f'<h3>{_text(each.prompt)} &hellip;</h3><div class="texts">')
+        parts.append(f"<div><h4>{_text(found.original.name)}</h4><pre>{_written(each.original)}</pre></div>")
+        for name, text in each.texts.items():
+            same = same_until(each.original, text)
+            rest = f"<mark>{_written(text[same:])}</mark>" if same < max(len(text), len(each.original)) else ""
+            parts.append(f"<div><h4>{_text(name)}</h4><pre>{_written(text[:same])}{rest}</pre></div>")
+        parts.append("</div>")
+    about = "Greedy, after the same prompts. From the mark on, a candidate writes something else than the original."
+    return f'<h2>What they write</h2>\n<p class="dim">{about}</p>\n{"".join(parts)}' if parts else ""
+
+
+def _written(text: str) -> str:
+    return html.escape(printable(text))
 
 
 def _how(found: Comparison) -> str:

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bitsmith.comparison.generations import Generation
 from bitsmith.comparison.statistics import Summary
+from bitsmith.comparison.tasks.scores import TaskScore
 from bitsmith.evaluation.moments import Estimate
 from bitsmith.system.sizes import human_bytes
 from bitsmith.system.tables import html_table
@@ -34,6 +36,8 @@ class Row:
     memory: bytes at run with bitsmith and the whole context of the plan; None if it cannot be planned
     make_seconds: time to make it; None for a file that was there
     domains: figures of each text alone
+    layers: relative squared error of each matrix, by GGUF's name
+    tasks: scores of each task
     ties: names of candidates whose mean KLD the errors do not separate from this one's
     front: whether no other candidate is smaller and loses less
     at_floor: whether it loses no more than rounding does to the original
@@ -56,6 +60,7 @@ class Row:
     at_floor: bool = False
     speeds: Speeds | None = None
     layers: Mapping[str, float] = field(default_factory=dict)
+    tasks: tuple[TaskScore, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,7 @@ class Original:
     summary: Summary
     domains: Mapping[str, Summary]
     speeds: Speeds | None = None
+    tasks: tuple[TaskScore, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,7 @@ class Comparison:
     floors: noise floors; empty if none was measured
     verdict: one sentence
     warnings, notes: for the user, a sentence each
+    generations: what all write after the same prompts
     """
 
     original: Original
@@ -137,6 +144,7 @@ class Comparison:
     verdict: str
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    generations: tuple[Generation, ...] = ()
 
     @property
     def tokens(self) -> int:

@@ -5,32 +5,36 @@ Every measurement goes to the ledger as soon as it is there. A run that was stop
 
 from __future__ import annotations
 
-import logging
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from bitsmith.comparison.candidates import Candidate, Maker, named_apart, open_candidate
+from bitsmith.comparison.asking import Answers, Asking
+from bitsmith.comparison.candidates import Candidate, Maker, open_candidate
 from bitsmith.comparison.charts import require_charts, write_plots
 from bitsmith.comparison.config import CompareConfig
 from bitsmith.comparison.expected import Expected, machine_rate
 from bitsmith.comparison.figures import Summing, layers_of, memory_at_run, speeds_of
+from bitsmith.comparison.gathering import Failures, Gathering
+from bitsmith.comparison.generations import Generation, usual_prompts
 from bitsmith.comparison.ledger import Ledger
-from bitsmith.comparison.loading import kernel_of
+from bitsmith.comparison.loading import OneModel, kernel_of
 from bitsmith.comparison.outputs import Outputs
-from bitsmith.comparison.result import Comparison, Conditions, Failure, Original, Row, Speeds
-from bitsmith.comparison.scores import TokenScores
-from bitsmith.comparison.scoring import Scoring
-from bitsmith.comparison.texts import domain_tokens, open_domains
-from bitsmith.comparison.verdict import domain_warnings, tie_notes, verdict
+from bitsmith.comparison.overlap import check_overlap
+from bitsmith.comparison.result import Comparison, Conditions, Failure, Floor, Original, Row, Speeds
+from bitsmith.comparison.scoring import Scoring, Tools
+from bitsmith.comparison.tasks.harness import require_harness
+from bitsmith.comparison.tasks.naming import open_tasks
+from bitsmith.comparison.tasks.scores import TaskScore, task_score
+from bitsmith.comparison.texts import Domain, DomainTokens, domain_tokens, open_domains
+from bitsmith.comparison.verdict import better_warnings, domain_warnings, tie_notes, verdict
 from bitsmith.containers.sources import files_of
 from bitsmith.errors import BitsmithError, UsageError
-from bitsmith.evaluation.measure import read_windows, require_same_tokens
 from bitsmith.system.machine import cores
-from bitsmith.system.options import check_arguments, check_words, with_signature
+from bitsmith.system.options import check_arguments, check_words, options_of, with_signature
 from bitsmith.system.processor import processor_name
 from bitsmith.system.progress import Report, silent
 from bitsmith.texts.sources import names_of
@@ -39,7 +43,7 @@ from bitsmith.version import __version__
 if TYPE_CHECKING:
     from bitsmith.comparison.words import CompareWords
 
-_log = logging.getLogger(__name__)
+_BESIDE = ("out", "plots", "card", "ledger", "force", "threads")  # options that change no figure
 
 
 @dataclass(frozen=True)
@@ -106,177 +110,159 @@ class _Run:
         if not files and not config.targets:
             raise UsageError("there is nothing to compare; name files, or formats with --to=q8_0,q4_k_m.")
         self._started = time.perf_counter()
-        self._model, self._files, self._config, self._events, self._ledger = model, files, config, events, ledger
-        self._failures: list[Failure] = []
+        self._model, self._files, self._config, self._events = model, files, config, events
         self._domains = open_domains(config.texts)
+        self._overlaps = check_overlap(self._domains, (*config.calibration_sources, *names_of(config.calibrated_on)))
         self._original = open_candidate(model)
         self._kernel = kernel_of(self._original.checkpoint, config.kernel)
         self._sha256 = ledger.sha256(self._original.checkpoint.files, events.report)
-        self._maker = Maker(model, self._sha256, config)
-        self._maker.check(config.targets)
-        self._tokens = [
-            domain_tokens(
-                self._original, domain, context=config.context, max_windows=config.max_windows, report=events.report
-            )
-            for domain in self._domains
-        ]
+        maker = Maker(model, self._sha256, config)
+        maker.check(config.targets)
+        self._tokens = [self._tokens_of(domain) for domain in self._domains]
+        tasks, others = open_tasks(config.task_names, self._domains)
+        if others:
+            require_harness(others)
+        self._task_names = [task.name for task in tasks]
+        prompts = config.prompts or usual_prompts(self._tokens[0], self._original.tokenizer)
+        self._prompts = prompts if config.generate else ()
+        self._tools = Tools(ledger, OneModel(config.threads, events.report), config, events.report)
+        self._scoring = Scoring(self._original, self._sha256, self._tokens, self._kernel, self._tools)
+        self._asking = Asking(tasks, others, self._prompts, self._tools)
+        self._failures = Failures(events.on_failure)
+        texts = list(zip(self._domains, self._tokens, strict=True))
+        self._gathering = Gathering(self._original, maker, config, self._failures, texts)
+
+    def _tokens_of(self, domain: Domain) -> DomainTokens:
+        context, most = self._config.context, self._config.max_windows
+        return domain_tokens(self._original, domain, context=context, max_windows=most, report=self._events.report)
 
     def result(self) -> Comparison:
         """Everything, in order."""
-        config, events = self._config, self._events
-        there = self._opened()
-        found = {name: self._maker.found(name) for name in config.targets}
-        missing = tuple(name for name, candidate in found.items() if candidate is None)
-        scoring = Scoring(self._original, self._sha256, self._tokens, self._kernel, self._ledger, config, events.report)
+        config, events, scoring = self._config, self._events, self._scoring
+        self._gathering.open(self._files)
         if events.on_plan is not None:
-            known = [*there, *(each for each in found.values() if each is not None)]
-            events.on_plan(self._expected(scoring, known, missing))
-        made = self._made(missing)
-        ordered = [found[name] or made.get(name) for name in config.targets]
-        candidates = named_apart([*there, *(each for each in ordered if each is not None)])
+            events.on_plan(self._expected())
+        self._gathering.make(events.report)
+        candidates = self._gathering.candidates
         scoring.expect(candidates)
         own = scoring.original()
-        scored = [(each, scores) for each in candidates if (scores := self._scores(scoring, each)) is not None]
+        answers = {"": self._asking.answers(self._original)}
+        scored = []
+        for candidate in candidates:
+            try:
+                scored.append((candidate, scoring.scores(candidate)))
+                answers[candidate.name] = self._asking.answers(candidate)
+            except (BitsmithError, OSError) as error:
+                scored = [pair for pair in scored if pair[0] is not candidate]
+                self._failures.add(candidate.name, error)
+            else:
+                if events.on_measured is not None:
+                    events.on_measured(candidate.name)
         floors = scoring.floors() if config.noise_floor else ()
+        self._tools.model.release()
         summing = Summing(self._tokens, own, max((floor.kld.value for floor in floors), default=None))
-        rows = summing.rows(scored)
-        rows = tuple(
-            replace(
-                row,
-                sha256=scoring.sha256(each),
-                speeds=self._speeds(each) if config.speed else None,
-                layers=layers_of(self._original, each, self._ledger, events.report) if config.layers else {},
-            )
-            for row, each in _paired(rows, candidates)
+        by_name = {each.name: each for each, _ in scored}
+        rows = tuple(self._whole(row, by_name[row.name], answers) for row in summing.rows(scored))
+        return self._comparison(summing, rows, answers, floors)
+
+    def _comparison(
+        self, summing: Summing, rows: tuple[Row, ...], answers: Mapping[str, Answers], floors: tuple[Floor, ...]
+    ) -> Comparison:
+        tokens, texts, config = sum(each.tokens for each in self._tokens), summing.texts(), self._config
+        notes = (*self._overlaps, *self._scoring.notes, *(note for each in self._tokens for note in each.notes))
+        generations = tuple(
+            Generation(prompt, answers[""].texts[number], {row.name: answers[row.name].texts[number] for row in rows})
+            for number, prompt in enumerate(self._prompts)
         )
-        tokens, texts = sum(each.tokens for each in self._tokens), summing.texts()
         return Comparison(
-            self._own(summing),
-            rows,
-            tuple(self._failures),
-            texts,
-            floors,
-            self._conditions(),
-            verdict(rows, config.within, tokens),
-            domain_warnings(rows, texts),
-            (*tie_notes(rows, tokens), *scoring.notes, *(note for each in self._tokens for note in each.notes)),
+            original=self._own(summing, answers[""]),
+            rows=rows,
+            failures=tuple(self._failures.found),
+            texts=texts,
+            floors=floors,
+            conditions=self._conditions(),
+            verdict=verdict(rows, config.within, tokens),
+            warnings=(*domain_warnings(rows, texts), *better_warnings(rows)),
+            notes=(*tie_notes(rows, tokens), *notes),
+            generations=generations,
         )
 
-    def _scores(self, scoring: Scoring, candidate: Candidate) -> list[TokenScores] | None:
-        """What a candidate does on each token; None, and a note, if it cannot be run."""
-        try:
-            scores = scoring.scores(candidate)
-        except (BitsmithError, OSError) as error:
-            self._fails(candidate.name, error)
-            return None
-        if self._events.on_measured is not None:
-            self._events.on_measured(candidate.name)
-        return scores
+    def _whole(self, row: Row, candidate: Candidate, answers: Mapping[str, Answers]) -> Row:
+        """A row with what is measured beside the tokens."""
+        tools = self._tools
+        return replace(
+            row,
+            sha256=self._scoring.sha256(candidate),
+            speeds=self._speeds(candidate),
+            layers=layers_of(self._original, candidate, tools.ledger, tools.report) if self._config.layers else {},
+            tasks=self._scores(answers[row.name], answers[""]),
+        )
 
-    def _own(self, summing: Summing) -> Original:
-        own, first = summing.own(), self._original
+    def _own(self, summing: Summing, answers: Answers) -> Original:
+        summary, domains = summing.own()
+        first = self._original
         return Original(
-            first.name,
-            first.path,
-            self._sha256,
-            first.file_bytes,
-            first.bits,
-            memory_at_run(first.path),
-            *own,
-            self._speeds(first) if self._config.speed else None,
+            name=first.name,
+            path=first.path,
+            sha256=self._sha256,
+            file_bytes=first.file_bytes,
+            bits=first.bits,
+            memory=memory_at_run(first.path),
+            summary=summary,
+            domains=domains,
+            speeds=self._speeds(first),
+            tasks=self._scores(answers, answers),
         )
+
+    def _scores(self, answers: Answers, original: Answers) -> tuple[TaskScore, ...]:
+        each = zip(self._task_names, answers.right, original.right, strict=True)
+        return (*(task_score(*values) for values in each), *answers.harness)
 
     def _speeds(self, candidate: Candidate) -> Speeds | None:
-        return speeds_of(candidate, self._ledger, self._config, self._events.report)
+        if not self._config.speed:
+            return None
+        return speeds_of(candidate, self._tools.ledger, self._config, self._events.report)
 
-    def _opened(self) -> list[Candidate]:
-        """The files that are there. Those that cannot be used are noted as failures."""
-        found = []
-        for path in self._files:
-            try:
-                candidate = open_candidate(path)
-                self._require_same_tokens(candidate)
-                found.append(candidate)
-            except (BitsmithError, OSError) as error:
-                self._fails(str(path), error)
-        return found
-
-    def _require_same_tokens(self, candidate: Candidate) -> None:
-        """Raise UsageError for a candidate with another vocabulary."""
-        config = self._config
-        for domain, tokens in zip(self._domains, self._tokens, strict=True):
-            theirs = read_windows(
-                candidate, domain.texts, context=config.context, max_windows=config.max_windows
-            ).windows
-            require_same_tokens(candidate, self._original, theirs, tokens.windows, name=domain.name)
-
-    def _fails(self, name: str, error: Exception) -> None:
-        reason = error.flags if isinstance(error, BitsmithError) else str(error)
-        self._failures.append(Failure(name, reason))
-        _log.warning("%s is left out: %s", name, error)
-        if self._events.on_failure is not None:
-            self._events.on_failure(self._failures[-1])
-
-    def _made(self, missing: tuple[str, ...]) -> dict[str, Candidate]:
-        """Make what does not exist: with a calibration all at once, else one by one, so that one may fail alone."""
-        made: dict[str, Candidate] = {}
-        groups = [missing] if self._config.calibration_sources and missing else [(name,) for name in missing]
-        for names in groups:
-            try:
-                found = self._maker.make_all(names, self._events.report)
-                made |= dict(zip(names, found, strict=True))
-            except BitsmithError as error:
-                for name in names:
-                    again = self._maker.found(name)
-                    if again is not None:
-                        made[name] = again
-                    else:
-                        self._fails(name, error)
-        return made
-
-    def _expected(self, scoring: Scoring, known: list[Candidate], missing: tuple[str, ...]) -> Expected:
-        make = 0.0
-        for name in missing:
-            try:
-                make += self._maker.planned(name).expected_seconds
-            except BitsmithError:  # it fails again when it is made, and is noted there
-                continue
+    def _expected(self) -> Expected:
+        scoring, gathering = self._scoring, self._gathering
+        known, missing = gathering.candidates, gathering.missing
         rate = scoring.window_seconds() or machine_rate(self._original.checkpoint, self._config)
-        todo = scoring.todo(known) + len(missing) * scoring.windows
+        passes = scoring.todo(known) + len(missing) * scoring.windows
         return Expected(
-            missing,
-            make,
-            todo,
-            todo * rate,
-            scoring.reference_bytes(todo > 0),
-            len(known) + len(missing),
-            scoring.windows,
+            to_make=missing,
+            make_seconds=gathering.make_seconds(),
+            passes=passes,
+            measure_seconds=passes * rate,
+            disk=scoring.reference_bytes(passes > 0),
+            candidates=len(known) + len(missing),
+            windows=scoring.windows,
         )
 
     def _conditions(self) -> Conditions:
         config = self._config
-        words = ["bitsmith", "compare", str(self._model), *map(str, self._files)]
-        words += [f"--to={','.join(config.targets)}"] if config.targets else []
-        words += [f"--text={each}" for each in config.texts]
-        words += [f"--context={config.context}"]
-        words += [f"--max-windows={config.max_windows}"] if config.max_windows is not None else []
-        words += [f"--calibration={each}" for each in config.calibration_sources]
-        words += [
-            f"--{name}={value}" for name, value in (("method", config.method), ("effort", config.effort)) if value
-        ]
         return Conditions(
-            __version__,
-            self._kernel,
-            config.context,
-            processor_name(),
-            config.threads or cores(),
-            time.perf_counter() - self._started,
-            shlex.join(words),
-            config.within,
+            version=__version__,
+            kernel=self._kernel,
+            context=config.context,
+            machine=processor_name(),
+            threads=config.threads or cores(),
+            seconds=time.perf_counter() - self._started,
+            command=command_of(self._model, self._files, config),
+            within=config.within,
         )
 
 
-def _paired(rows: Sequence[Row], candidates: Sequence[Candidate]) -> Iterator[tuple[Row, Candidate]]:
-    """Each row with its candidate."""
-    by_name = {each.name: each for each in candidates}
-    return ((row, by_name[row.name]) for row in rows)
+def command_of(model: str | Path, files: Sequence[str | Path], config: CompareConfig) -> str:
+    """The command line that makes this comparison: with every option that differs from its default."""
+    words = ["bitsmith", "compare", str(model), *map(str, files)]
+    for each in options_of(CompareConfig):
+        value = getattr(config, each.name)
+        if value == each.default or each.name in _BESIDE:
+            continue
+        flag = next((name for name in each.flags if name.startswith("--")), f"--{each.name.replace('_', '-')}")
+        if isinstance(value, bool):
+            words.append(flag.split("/")[0 if value else -1])
+        else:
+            values = value if isinstance(value, list | tuple) else [value]
+            words += [f"{flag}={one}" for one in values]
+    return shlex.join(words)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bitsmith.comparison.candidates import Candidate
 from bitsmith.comparison.config import CompareConfig
 from bitsmith.comparison.ledger import Ledger, What
-from bitsmith.comparison.loading import EXACT, kernel_of, load
+from bitsmith.comparison.loading import EXACT, OneModel, kernel_of
 from bitsmith.comparison.measure import open_reference, record_original, score, score_original
 from bitsmith.comparison.reference_logits import ReferenceLogits, ReferenceWriter, file_bytes, reference_key
 from bitsmith.comparison.result import Floor
@@ -26,6 +27,16 @@ FLOOR_WINDOWS = 8
 _FLOORS = {"another order of summation": "float32", "bfloat16 arithmetic": "bfloat16"}
 
 
+@dataclass(frozen=True)
+class Tools:
+    """What all measurements of a run share."""
+
+    ledger: Ledger
+    model: OneModel
+    config: CompareConfig
+    report: Report
+
+
 class Scoring:
     """Scores of models on all domains.
 
@@ -38,12 +49,11 @@ class Scoring:
         sha256: str,
         tokens: Sequence[DomainTokens],
         kernel: str,
-        ledger: Ledger,
-        config: CompareConfig,
-        report: Report,
+        tools: Tools,
     ) -> None:
         self._original, self._own_sha256, self._tokens, self._kernel = original, sha256, tokens, kernel
-        self._ledger, self._config, self._report = ledger, config, report
+        self._ledger, self._config, self._report = tools.ledger, tools.config, tools.report
+        self._model = tools.model
         self._folder = cache_folder() / "compare" / "logits"
         self._done, self._total = 0, 0
         self.notes: list[str] = []
@@ -113,7 +123,7 @@ class Scoring:
         found: list[TokenScores | None] = [self._known(self._what(candidate, each), each) for each in self._tokens]
         if any(each is None for each in found):
             references = [self._reference(each) for each in self._tokens]  # before the candidate takes its memory
-            model = load(candidate.checkpoint, kernel, threads=self._config.threads, report=self._report)
+            model = self._model.get(candidate.checkpoint, kernel)
             for number, (tokens, reference) in enumerate(zip(self._tokens, references, strict=True)):
                 with reference:
                     if found[number] is None:
@@ -143,7 +153,7 @@ class Scoring:
             kept = self._ledger.get(what)
             if kept is None:
                 with self._reference(tokens) as reference:
-                    model = load(self._original.checkpoint, "torch", dtype=dtype, threads=self._config.threads)
+                    model = self._model.get(self._original.checkpoint, "torch", dtype)
                     scores = score(model, windows, reference, threads=self._config.threads)
                 self._ledger.put(what, {"context": self._config.context}, scores.to_bytes())
             else:
@@ -166,7 +176,7 @@ class Scoring:
             return found
         vocab, rows = self._original.config.vocab, windows.targets.shape[1]
         with ReferenceWriter(path, key, windows=len(windows), rows=rows, vocab=vocab) as writer:
-            model = load(self._original.checkpoint, self._kernel, threads=self._config.threads, report=self._report)
+            model = self._model.get(self._original.checkpoint, self._kernel)
             report = self._counting(self._original.name, len(windows))
             record_original(model, windows, writer, threads=self._config.threads, report=report)
             writer.finish()

@@ -8,6 +8,7 @@ import math
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from bitsmith.comparison.tasks.scores import TaskScore
 from bitsmith.comparison.verdict import quality_loss
 from bitsmith.errors import UsageError
 from bitsmith.evaluation.moments import Estimate
@@ -42,6 +43,8 @@ def _record(row: Row | Original) -> dict[str, Any]:
     for kind in ("prompt", "generation"):
         speed = None if row.speeds is None else getattr(row.speeds, kind)
         record[f"{kind}_tokens_per_second"] = None if speed is None else speed.value
+    for task in row.tasks:
+        record |= {f"{task.name}": task.value, f"{task.name}_low": task.low, f"{task.name}_high": task.high}
     for domain, summary in row.domains.items():
         record |= {f"kld[{domain}]": summary.kld.value, f"kld_error[{domain}]": summary.kld.error}
         record |= {f"perplexity[{domain}]": summary.perplexity.value}
@@ -70,9 +73,10 @@ def to_csv(found: Comparison) -> str:
 def headings(found: Comparison) -> tuple[str, ...]:
     """Headings of `cells`."""
     speed = ("prompt t/s", "gen. t/s") if any(row.speeds for row in found.rows) else ()
+    tasks = tuple(task.name for task in found.original.tasks)
     return (
         *("candidate", "size", "bits", "linears", "perplexity", "loss", "mean KLD", "median", "90 %", "99 %"),
-        *("99.9 %", "max", "top-1", "lost", "won", "memory", "made in", *speed),
+        *("99.9 %", "max", "top-1", "lost", "won", "memory", "made in", *tasks, *speed),
     )
 
 
@@ -81,7 +85,7 @@ def cells(found: Comparison) -> list[tuple[str, ...]]:
     wide = len(headings(found))
     first = found.original
     own = [first.name, human_bytes(first.file_bytes), f"{first.bits:.2f}", "", _plain(first.summary.perplexity, 3)]
-    own += [""] * 10 + [_bytes(first.memory), ""]
+    own += [""] * 10 + [_bytes(first.memory), "", *map(_task, first.tasks)]
     own += [] if first.speeds is None else [f"{first.speeds.prompt.value:.0f}", f"{first.speeds.generation.value:.1f}"]
     return [(*own, *[""] * (wide - len(own))), *(_cells(row, wide) for row in found.rows)]
 
@@ -96,6 +100,7 @@ def _cells(row: Row, wide: int) -> tuple[str, ...]:
         *(f"{value:.4f}" if value >= 0.01 else f"{value:.2g}" for value in quantiles),
         *(f"{100 * share.value:.2f} %" for share in (lost.top1, lost.lost, lost.won)),
         *(_bytes(row.memory), "" if row.make_seconds is None else human_seconds(row.make_seconds)),
+        *map(_task, row.tasks),
     )
     if row.speeds is not None:
         texts += (f"{row.speeds.prompt.value:.0f}", f"{row.speeds.generation.value:.1f}")
@@ -124,12 +129,17 @@ def _values(row: Row | Original, wide: int) -> tuple[float | str | None, ...]:
         shares = (lost.top1.value, lost.lost.value, lost.won.value)
         figures = (1 / lost.quality.value - 1, lost.kld.value, *quantiles, *shares)
     speeds = () if row.speeds is None else (row.speeds.prompt.value, row.speeds.generation.value)
-    found = (*first, *figures, row.memory, own.get("make_seconds"), *speeds)
+    tasks = (task.value for task in row.tasks)
+    found = (*first, *figures, row.memory, own.get("make_seconds"), *tasks, *speeds)
     return (*found, *[None] * (wide - len(found)))
 
 
 def _plain(estimate: Estimate, digits: int) -> str:
     return f"{estimate.value:.{digits}f} ± {estimate.error:.{digits}f}"
+
+
+def _task(task: TaskScore) -> str:
+    return f"{100 * task.value:.1f} % ({100 * task.low:.1f} to {100 * task.high:.1f})"
 
 
 def _bytes(count: int | None) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 from bitsmith.comparison.result import Measured, Row
 from bitsmith.system.sizes import human_bytes
 
+_Z = 1.96
 _ABOVE = 1.5  # a text that loses so many times the mean KLD is named
 _SENSITIVE = ("code", "math", "maths", "mathematics")
 
@@ -18,16 +20,21 @@ def quality_loss(row: Row) -> float:
 
 
 def loss_bound(row: Row) -> float:
-    """The same at the end of its 95 % interval: it is hardly more than this."""
-    quality = row.summary.quality
-    return 100 * (1 / max(quality.value - 1.96 * quality.error, 1e-9) - 1)
+    """What it loses at most, in per cent of perplexity, at the end of the 95 % intervals.
+
+    The larger of two losses: on the text, and on text as the original would write it, which is exp(KLD). A candidate
+    may do better than the original on one text by chance; it cannot do better on what the original itself writes.
+    """
+    quality, kld = row.summary.quality, row.summary.kld
+    on_text = 1 / max(quality.value - _Z * quality.error, 1e-9) - 1
+    return 100 * max(on_text, math.expm1(min(kld.value + _Z * kld.error, 50.0)))
 
 
 def verdict(rows: Sequence[Row], within: float, tokens: int) -> str:
     """One sentence.
 
     rows: those that lose least first
-    within: per cent of perplexity that count as small enough
+    within: per cent of perplexity that count as small enough, see `loss_bound`
     """
     if not rows:
         return "No candidate could be compared."
@@ -35,15 +42,14 @@ def verdict(rows: Sequence[Row], within: float, tokens: int) -> str:
     if not good:
         best = rows[0]
         return (
-            f"No candidate is surely within {within:g} % of the original's perplexity on {tokens:,} tokens; "
-            f"{best.name} ({_size(best)}) loses least, {_loss(best)}."
+            f"No candidate is surely within {within:g} % of the original on {tokens:,} tokens; "
+            f"{best.name} ({_size(best)}) loses least: {_loss(best)}."
         )
     chosen = min(good, key=lambda row: row.file_bytes)
-    alike = [name for name in chosen.ties if any(row.name == name for row in rows)]
-    said = f"{chosen.name} ({_size(chosen)}) is the smallest of {len(rows)} within {within:g} % of the original: "
-    said += f"it loses {_loss(chosen)}"
-    if alike:
-        said += f"; on {tokens:,} tokens it is indistinguishable from {_listed(alike)}"
+    among = f"the smallest of {len(rows)} that are" if len(rows) > 1 else "the only candidate, and"
+    said = f"{chosen.name} ({_size(chosen)}) is {among} surely within {within:g} % of the original: {_loss(chosen)}"
+    if chosen.ties:
+        said += f"; on {tokens:,} tokens it is indistinguishable from {_listed(chosen.ties)}"
     return said + "."
 
 
@@ -53,7 +59,8 @@ def _size(row: Row) -> str:
 
 def _loss(row: Row) -> str:
     error = 100 * row.summary.quality.error / row.summary.quality.value**2
-    return f"{quality_loss(row):.2f} ± {error:.2f} % of perplexity"
+    kld = row.summary.kld.value
+    return f"its perplexity differs by {quality_loss(row):+.2f} ± {error:.2f} %, its mean KLD is {kld:.2g} nats"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -85,3 +92,13 @@ def domain_warnings(rows: Sequence[Row], texts: Sequence[Measured]) -> tuple[str
                 times = summary.kld.value / mean.value
                 found.append(f"{row.name} loses {times:.1f} times as much on {name} as on all texts together")
     return tuple(found)
+
+
+def better_warnings(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Candidates whose perplexity is below the original's, beyond the error: that is no gain."""
+    return tuple(
+        f"{row.name} has a lower perplexity than the original ({quality_loss(row):.2f} %), but a mean KLD of "
+        f"{row.summary.kld.value:.2g}: it predicts something else, and happens to suit this text"
+        for row in rows
+        if row.summary.quality.value - 3 * row.summary.quality.error > 1
+    )

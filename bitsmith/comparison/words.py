@@ -33,6 +33,22 @@ class CompareWords(TypedDict, total=False):
     max_windows: int | None
     """Stop after N windows of each text."""
 
+    tasks: str | Sequence[str] | None
+    """Questions with known answers, with commas between: made (continuations of the texts), a .csv file in MMLU's
+    layout, a .jsonl file, NAME=FILE, or a task of lm-eval; repeatable."""
+
+    task_limit: int | None
+    """Ask at most N questions of a task of lm-eval."""
+
+    generate: int
+    """Tokens that every model writes after the same prompts, greedy; 0 for none."""
+
+    prompt: str | Sequence[str] | None
+    """A prompt for that; repeatable; default: three beginnings from the first text."""
+
+    calibrated_on: str | Sequence[str] | None
+    """Text that FILES were calibrated on: an error if a text of the comparison stands in it; repeatable."""
+
     within: float
     """Loss of quality, in per cent, that the verdict takes for small enough."""
 
