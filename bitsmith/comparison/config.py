@@ -47,6 +47,13 @@ class CompareConfig:
     )
     context: int = option(512, "-c", group="Measurement", help="Tokens per window.")
     max_windows: int | None = option(None, group="Measurement", help="Stop after N windows of each text.")
+    logits: str | Path | None = option(
+        None,
+        group="Measurement",
+        metavar="FILE",
+        help="Take the original's predictions from a file of llama-perplexity --kl-divergence-base, made on the same "
+        "text and context; for one text.",
+    )
     tasks: str | Sequence[str] | None = option(
         None,
         group="Measurement",
@@ -90,6 +97,15 @@ class CompareConfig:
         metavar="FILE",
         help="Write the report: NAME.html (one page for a browser), NAME.csv or NAME.json; repeatable.",
     )
+    card: str | Path | None = option(
+        None, group="Output", metavar="DIR", help="Write README.md for a repository of the hub into this folder."
+    )
+    write_logits: str | Path | None = option(
+        None,
+        group="Output",
+        metavar="FILE",
+        help="Write the original's predictions for llama-perplexity --kl-divergence; for one text.",
+    )
     plots: str | Path | None = option(
         None, group="Output", metavar="DIR", help="Write the charts as SVG and PNG into this folder."
     )
@@ -116,6 +132,8 @@ class CompareConfig:
             raise UsageError(f"--task-limit={self.task_limit}: expected 1 or more.")
         if not 0 < self.within < 100:
             raise UsageError(f"--within={self.within:g}: expected a loss above 0 and below 100 per cent.")
+        if (self.logits or self.write_logits) and len(self.texts) > 1:
+            raise UsageError("--logits and --write-logits are for one text; give one --text.")
         for path in self.outputs:
             if Path(path).suffix.lower() not in REPORTS:
                 raise UsageError(f"--out={quoted(path)}: expected a name that ends in {', '.join(REPORTS)}.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os.path import commonpath
 from typing import TYPE_CHECKING
 
 from bitsmith.comparison.texts import DomainTokens
@@ -41,4 +40,5 @@ def written(model: LanguageModel, prompts: Sequence[str], tokens: int) -> list[s
 
 def same_until(original: str, text: str) -> int:
     """Number of characters up to the first difference."""
-    return len(commonpath([original, text]))
+    pairs = enumerate(zip(original, text, strict=False))
+    return next((at for at, (one, other) in pairs if one != other), min(len(original), len(text)))

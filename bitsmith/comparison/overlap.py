@@ -1,7 +1,8 @@
 """Whether a text that is measured on was calibrated on: shingles of words that both have.
 
 A shingle is 13 words in a row without regard to case, as in Brown et al. 2020 (appendix C). Texts of one kind share a
-few of them (licences, quotations), so that only a share above MOST_SHARED is an error.
+few of them (licences, quotations), so that only a share above MOST_SHARED is an error,
+and one above NOTED_SHARED a note.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from bitsmith.texts.sources import Texts, open_texts
 
 WORDS = 13
 MOST_SHARED = 0.01
+NOTED_SHARED = 0.001
 _WORD = re.compile(r"\w+")
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd; hashes are polynomials in it modulo 2^64
 _NO_TEXT = (".gguf", ".dat")  # importance files
@@ -55,7 +57,7 @@ def check_overlap(domains: Sequence[Domain], calibration: Sequence[str | Path]) 
                     f"calibration text {found.calibration}, for instance {found.example!r}. Give another --text or "
                     "another --calibration."
                 )
-            if found.share > 0:
+            if found.share > NOTED_SHARED:
                 notes.append(
                     f"{100 * found.share:.2g} % of the text {domain.name} stands in the calibration text "
                     f"{found.calibration}, for instance {found.example!r}"

@@ -111,7 +111,7 @@ class Original:
 
 @dataclass(frozen=True)
 class Conditions:
-    """How it was measured."""
+    """How it was measured. base: the original's name on the hub, or the best guess at it"""
 
     version: str
     kernel: str
@@ -121,6 +121,7 @@ class Conditions:
     seconds: float
     command: str
     within: float
+    base: str
 
 
 @dataclass(frozen=True, repr=False)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from bitsmith.comparison.asking import Answers, Asking
 from bitsmith.comparison.candidates import Candidate, Maker, open_candidate
+from bitsmith.comparison.card import base_of
 from bitsmith.comparison.charts import require_charts, write_plots
 from bitsmith.comparison.config import CompareConfig
 from bitsmith.comparison.expected import Expected, machine_rate
@@ -43,7 +44,7 @@ from bitsmith.version import __version__
 if TYPE_CHECKING:
     from bitsmith.comparison.words import CompareWords
 
-_BESIDE = ("out", "plots", "card", "ledger", "force", "threads")  # options that change no figure
+_BESIDE = ("out", "plots", "card", "write_logits", "ledger", "force", "threads")  # options that change no figure
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def compare_and_write(
 ) -> tuple[Comparison, list[Path]]:
     """The same, and the files of --out, whose places are claimed before the work begins."""
     sources = [*files_of(model, *files, *config.calibration_sources)]
-    with Outputs(config.outputs, sources=sources, force=config.force) as outputs:
+    with Outputs(config.outputs, card=config.card, sources=sources, force=config.force) as outputs:
         if config.plots is not None:
             require_charts()
         result = run_comparison(model, files, config, events)
@@ -159,6 +160,8 @@ class _Run:
                 if events.on_measured is not None:
                     events.on_measured(candidate.name)
         floors = scoring.floors() if config.noise_floor else ()
+        if config.write_logits is not None:
+            scoring.write_logits(config.write_logits, force=config.force)
         self._tools.model.release()
         summing = Summing(self._tokens, own, max((floor.kld.value for floor in floors), default=None))
         by_name = {each.name: each for each, _ in scored}
@@ -249,6 +252,7 @@ class _Run:
             seconds=time.perf_counter() - self._started,
             command=command_of(self._model, self._files, config),
             within=config.within,
+            base=base_of(str(self._model), self._original.checkpoint.hf_config),
         )
 
 

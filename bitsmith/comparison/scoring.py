@@ -10,6 +10,7 @@ from pathlib import Path
 from bitsmith.comparison.candidates import Candidate
 from bitsmith.comparison.config import CompareConfig
 from bitsmith.comparison.ledger import Ledger, What
+from bitsmith.comparison.llama_logits import open_llama_logits, write_llama_logits
 from bitsmith.comparison.loading import EXACT, OneModel, kernel_of
 from bitsmith.comparison.measure import open_reference, record_original, score, score_original
 from bitsmith.comparison.reference_logits import ReferenceLogits, ReferenceWriter, file_bytes, reference_key
@@ -54,6 +55,10 @@ class Scoring:
         self._original, self._own_sha256, self._tokens, self._kernel = original, sha256, tokens, kernel
         self._ledger, self._config, self._report = tools.ledger, tools.config, tools.report
         self._model = tools.model
+        self._given = None if tools.config.logits is None else open_llama_logits(tools.config.logits)
+        self._source = kernel
+        if self._given is not None:
+            self._source = f"llama.cpp's file {tools.ledger.sha256([self._given.path], tools.report)}"
         self._folder = cache_folder() / "compare" / "logits"
         self._done, self._total = 0, 0
         self.notes: list[str] = []
@@ -162,11 +167,16 @@ class Scoring:
             found.append(Floor(name, summary.kld, count))
         return tuple(found)
 
+    def write_logits(self, path: str | Path, *, force: bool) -> Path:
+        """Write the original's predictions on the first text as llama.cpp's file."""
+        with self._reference(self._tokens[0]) as reference:
+            return write_llama_logits(path, reference, self._tokens[0].windows, force=force)
+
     def _path(self, tokens: DomainTokens) -> Path:
         return self._folder / f"{self._reference_key(tokens)[:32]}.logits"
 
     def _reference_key(self, tokens: DomainTokens) -> str:
-        return reference_key(self._own_sha256, tokens.sha256, self._kernel)
+        return reference_key(self._own_sha256, tokens.sha256, self._source)
 
     def _reference(self, tokens: DomainTokens) -> ReferenceLogits:
         """The original's predictions, computed if they are not there."""
@@ -174,8 +184,15 @@ class Scoring:
         found = open_reference(path, key)
         if found is not None:
             return found
-        vocab, rows = self._original.config.vocab, windows.targets.shape[1]
+        given = self._given
+        vocab = self._original.config.vocab if given is None else given.vocab
+        rows = windows.targets.shape[1]
         with ReferenceWriter(path, key, windows=len(windows), rows=rows, vocab=vocab) as writer:
+            if given is not None:
+                for each in given.of(windows, tokens.name):
+                    writer.add(each)
+                writer.finish()
+                return ReferenceLogits(path, key)
             model = self._model.get(self._original.checkpoint, self._kernel)
             report = self._counting(self._original.name, len(windows))
             record_original(model, windows, writer, threads=self._config.threads, report=report)
@@ -202,7 +219,7 @@ class Scoring:
             self._own_sha256,
             tokens.name,
             tokens.sha256,
-            f"{DEFINITION} context {self._config.context} kernel {kernel} against {self._kernel}{more}",
+            f"{DEFINITION} context {self._config.context} kernel {kernel} against {self._source}{more}",
         )
 
     def _known(self, what: What, tokens: DomainTokens) -> TokenScores | None:

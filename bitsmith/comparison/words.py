@@ -33,6 +33,10 @@ class CompareWords(TypedDict, total=False):
     max_windows: int | None
     """Stop after N windows of each text."""
 
+    logits: str | Path | None
+    """Take the original's predictions from a file of llama-perplexity --kl-divergence-base, made on the same text and
+    context; for one text."""
+
     tasks: str | Sequence[str] | None
     """Questions with known answers, with commas between: made (continuations of the texts), a .csv file in MMLU's
     layout, a .jsonl file, NAME=FILE, or a task of lm-eval; repeatable."""
@@ -63,6 +67,12 @@ class CompareWords(TypedDict, total=False):
 
     out: str | Path | Sequence[str | Path] | None
     """Write the report: NAME.html (one page for a browser), NAME.csv or NAME.json; repeatable."""
+
+    card: str | Path | None
+    """Write README.md for a repository of the hub into this folder."""
+
+    write_logits: str | Path | None
+    """Write the original's predictions for llama-perplexity --kl-divergence; for one text."""
 
     plots: str | Path | None
     """Write the charts as SVG and PNG into this folder."""
