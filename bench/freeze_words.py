@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bitsmith.calibration.config import ImatrixConfig
+from bitsmith.comparison.config import CompareConfig
 from bitsmith.pipeline.config import QuantizeConfig
 from bitsmith.pipeline.convert_config import ConvertConfig
 from bitsmith.runtime.sampling import Sampling
@@ -21,6 +22,7 @@ from bitsmith.system.options import Option, options_of
 
 WORDS = {  # file -> its class, the options it is made from, the function
     "bitsmith/calibration/words.py": ("ImatrixWords", ImatrixConfig, "bitsmith.imatrix"),
+    "bitsmith/comparison/words.py": ("CompareWords", CompareConfig, "bitsmith.compare"),
     "bitsmith/pipeline/convert_words.py": ("ConvertWords", ConvertConfig, "bitsmith.convert"),
     "bitsmith/pipeline/words.py": ("QuantizeWords", QuantizeConfig, "bitsmith.quantize"),
     "bitsmith/runtime/sampling_words.py": ("SamplingWords", Sampling, "LanguageModel.generate"),

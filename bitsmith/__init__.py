@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from bitsmith.api import (
         QuantizeConfig,
         bench,
+        compare,
         convert,
         evaluate,
         imatrix,
@@ -32,6 +33,7 @@ __all__ = [
     "Sampling",
     "__version__",
     "bench",
+    "compare",
     "convert",
     "evaluate",
     "imatrix",

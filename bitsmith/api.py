@@ -19,6 +19,7 @@ from bitsmith.system.progress import Report, silent
 __all__ = [
     "QuantizeConfig",
     "bench",
+    "compare",
     "convert",
     "evaluate",
     "imatrix",
@@ -34,6 +35,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from bitsmith.calibration.run import make_imatrix as imatrix
+    from bitsmith.comparison.running import compare
     from bitsmith.evaluation import Evaluation
     from bitsmith.evaluation.speed import Speed
     from bitsmith.models.inspection import Inspection
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _ELSEWHERE = {  # imported at first use, so that running a model does not import the code that quantizes
     "QuantizeConfig": ("bitsmith.pipeline.config", "QuantizeConfig"),
+    "compare": ("bitsmith.comparison.running", "compare"),
     "convert": ("bitsmith.pipeline.conversion", "convert"),
     "imatrix": ("bitsmith.calibration.run", "make_imatrix"),
     "list_models": ("bitsmith.models.stored", "list_models"),

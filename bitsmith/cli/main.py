@@ -32,6 +32,8 @@ COMMANDS = {  # name -> its module in this package, and the command there
     "quantize": "quantize.quantize",
     "convert": "convert.convert",
     "eval": "evaluate.evaluate",
+    "compare": "compare.compare",
+    "results": "results.results",
     "run": "run.run",
     "chat": "chat.chat",
     "serve": "serve.serve",
@@ -48,7 +50,7 @@ COMMANDS = {  # name -> its module in this package, and the command there
 SECTIONS = {  # of the help; commands of no section come last
     "Plan": ("plan",),
     "Make": ("quantize", "convert", "imatrix"),
-    "Prove": ("eval", "bench", "inspect"),
+    "Prove": ("eval", "compare", "results", "bench", "inspect"),
     "Run": ("run", "chat", "serve"),
     "Models": ("list", "pull", "rm"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -36,8 +37,8 @@ class Shape(Protocol):
     def vocab(self) -> int: ...
 
 
-class Scorer(Protocol):
-    """A model that can be evaluated."""
+class Vocabulary(Protocol):
+    """What reading a text needs of a model, which need not be loaded."""
 
     @property
     def name(self) -> str: ...
@@ -45,9 +46,27 @@ class Scorer(Protocol):
     def config(self) -> Shape: ...
     @property
     def tokenizer(self) -> Encoder: ...
+
+
+class Scorer(Vocabulary, Protocol):
+    """A model that can be evaluated."""
+
     def logits(self, tokens: np.ndarray, *, first: int = 0) -> Array:
         """Logits of positions first .. n - 1: int64 [batch, n] -> float32 [batch, n - first, vocab]."""
         ...
+
+
+@dataclass(frozen=True)
+class TextWindows:
+    """The windows of a text.
+
+    starts: int64 [documents], the place in the text's tokens where each of its documents begins
+    notes: notes for the user
+    """
+
+    windows: Windows
+    starts: np.ndarray
+    notes: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -77,9 +96,11 @@ def evaluate(
     if max_windows is not None and max_windows < 1:
         raise UsageError(f"--max-windows={max_windows}: expected 1 or more.")
     texts = open_texts(names_of(text), option="--text", built_in=evaluation_text)
-    windows, notes = _windows(model, texts, context, max_windows, report)
+    read = read_windows(model, texts, context=context, max_windows=max_windows, report=report)
+    windows = read.windows
     if against is not None:
-        _require_same_tokens(model, against, windows, texts, _windows(against, texts, context, max_windows, report)[0])
+        theirs = read_windows(against, texts, context=context, max_windows=max_windows, report=report).windows
+        require_same_tokens(model, against, windows, theirs, name=texts.name)
     _log.info("evaluating %s on %s: %d windows of %d tokens", model.name, texts.name, len(windows), context)
     meter, divergence = _measure(model, against, windows, report)
     own = meter.result()
@@ -94,14 +115,14 @@ def evaluate(
         loss=own.loss,
         perplexity=own.perplexity,
         divergence=None if divergence is None else divergence.result(),
-        notes=notes,
+        notes=read.notes,
     )
 
 
-def _windows(
-    model: Scorer, texts: Texts, context: int, max_windows: int | None, report: Report
-) -> tuple[Windows, tuple[str, ...]]:
-    """The windows to score, and notes for the user. Text behind the last window is not read."""
+def read_windows(
+    model: Vocabulary, texts: Texts, *, context: int, max_windows: int | None, report: Report = silent
+) -> TextWindows:
+    """The windows to score. Text behind the last window is not read. Raises as `evaluate`."""
     tokenizer, name = model.tokenizer, texts.name
     wanted = MOST_TOKENS if max_windows is None else min(MOST_TOKENS, max_windows * context)
     read = encode_texts(texts, tokenizer, most=wanted, report=report)
@@ -113,14 +134,20 @@ def _windows(
             "these weights."
         )
     windows = cut_windows(ids, context, start_token=tokenizer.bos if tokenizer.adds_bos else None, name=name)
-    return windows, read.notes if max_windows is None or len(windows) < max_windows else ()
+    notes = read.notes if max_windows is None or len(windows) < max_windows else ()
+    return TextWindows(windows, read.starts, notes)
 
 
-def _require_same_tokens(model: Scorer, against: Scorer, windows: Windows, texts: Texts, theirs: Windows) -> None:
-    """Raise UsageError unless both models get the same tokens. One vocabulary may be wider (padding)."""
+def require_same_tokens(
+    model: Vocabulary, against: Vocabulary, windows: Windows, theirs: Windows, *, name: str
+) -> None:
+    """Raise UsageError unless both models get the same tokens of the text `name`.
+
+    One vocabulary may be wider (padding).
+    """
     if np.array_equal(windows.tokens, theirs.tokens):
         return
-    both = f"{model.name} and {against.name} cannot be compared: their tokenizers read {texts.name} differently"
+    both = f"{model.name} and {against.name} cannot be compared: their tokenizers read {name} differently"
     vocab = f"(vocabularies of {model.config.vocab} and {against.config.vocab})"
     bos = [each.tokenizer.bos if each.tokenizer.adds_bos else None for each in (model, against)]
     if bos[0] != bos[1]:
@@ -145,23 +172,28 @@ def _measure(
     meter = PerplexityMeter()
     vocab = model.config.vocab if against is None else min(model.config.vocab, against.config.vocab)
     divergence = None if against is None else DivergenceMeter(vocab)
-    batch = max(1, min(BATCH_TOKENS // windows.context, BATCH_LOGITS // (windows.context // 2 * vocab)))
+    batch = batch_of(windows.context, vocab)
     report(Progress("evaluate", 0, len(windows), "windows"))
     for start in range(0, len(windows), batch):
         tokens = windows.tokens[start : start + batch]
         targets = windows.targets[start : start + batch].reshape(-1)
-        logits = _scored_logits(model, tokens, windows.first)
+        logits = scored_logits(model, tokens, windows.first)
         if against is None or divergence is None:
             meter.add(token_losses(logits, targets))
         else:
-            compared = compare(logits, _scored_logits(against, tokens, windows.first), targets)
+            compared = compare(logits, scored_logits(against, tokens, windows.first), targets)
             meter.add(compared.losses)
             divergence.add(compared)
         report(Progress("evaluate", min(start + batch, len(windows)), len(windows), "windows"))
     return meter, divergence
 
 
-def _scored_logits(model: Scorer, tokens: np.ndarray, first: int) -> np.ndarray:
+def batch_of(context: int, vocab: int) -> int:
+    """Number of windows whose logits are computed at once, so that memory stays bounded."""
+    return max(1, min(BATCH_TOKENS // context, BATCH_LOGITS // (context // 2 * vocab)))
+
+
+def scored_logits(model: Scorer, tokens: np.ndarray, first: int) -> np.ndarray:
     """Logits of the scored positions, float32 [windows * (context - first - 1), vocab].
 
     A window's last token is no input, since no token after it is predicted.

@@ -97,6 +97,11 @@ class Checkpoint:
         """Hugging Face's names in folders that store experts one by one. Raises as `config`."""
         return self._file_tensors.published or self._file_tensors.names
 
+    @property
+    def places(self) -> Mapping[str, str]:
+        """Where `reader` has each tensor of the decoder, by its GGUF name. Raises as `config`."""
+        return self._file_tensors.places
+
     def place(self, name: str) -> str:
         """Where `reader` has a tensor of the decoder, by its GGUF name. Raises as `config`."""
         return self._file_tensors.places[name]

@@ -19,6 +19,7 @@ from typing import Any
 
 from bitsmith.errors import UsageError, quoted
 from bitsmith.system.core_choices import ReadingChoice
+from bitsmith.system.folders import cache_folder
 from bitsmith.system.processor import processor_name
 from bitsmith.version import __version__
 
@@ -81,9 +82,7 @@ def best(rates: tuple[float, ...]) -> int:
 
 def choices_file() -> Path:
     """Where choices are kept."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    folder = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return folder / "bitsmith" / "reading.json"
+    return cache_folder() / "reading.json"
 
 
 def _named(count: int) -> int | None:

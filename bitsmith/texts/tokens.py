@@ -39,10 +39,12 @@ class TextTokens:
 
     ids: int64 [tokens]; documents follow each other without gaps, each with its own start token if the tokenizer adds
         one
+    starts: int64 [documents], the place in `ids` where each document begins
     notes: notes for the user
     """
 
     ids: np.ndarray
+    starts: np.ndarray
     notes: tuple[str, ...] = ()
 
 
@@ -52,14 +54,15 @@ def encode_texts(texts: Texts, tokenizer: Encoder, *, most: int = MOST_TOKENS, r
     Chats go through the model's chat template. Raises FileError for a damaged file and for records of an unknown shape,
     UnsupportedError for a chat where the model has no template or its template refuses it; all name the place.
     """
-    ids = array("i")
+    ids, starts = array("i"), array("q")
     for document in texts.documents(report):
         if len(ids) < most:
+            starts.append(len(ids))
             ids.extend(_encoded(document, tokenizer))
         if len(ids) > most:
             note = f"{texts.name}: only the first {most:,} tokens are used; the text goes on in {document.where}"
-            return TextTokens(np.array(ids[:most], np.int64), (note,))
-    return TextTokens(np.array(ids, np.int64))
+            return TextTokens(np.array(ids[:most], np.int64), np.array(starts, np.int64), (note,))
+    return TextTokens(np.array(ids, np.int64), np.array(starts, np.int64))
 
 
 def _encoded(document: Document, tokenizer: Encoder) -> Sequence[int]:

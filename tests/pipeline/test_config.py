@@ -16,6 +16,7 @@ from bitsmith.cli.chat import ChatOptions
 from bitsmith.cli.command import GROUPS
 from bitsmith.cli.options import LoadingOptions
 from bitsmith.cli.run import RunOptions
+from bitsmith.comparison.config import CompareConfig
 from bitsmith.errors import UsageError
 from bitsmith.pipeline.config import QuantizeConfig
 from bitsmith.pipeline.convert_config import ConvertConfig
@@ -31,13 +32,14 @@ def test_the_typed_keywords_are_those_of_the_options(tmp_path: Path) -> None:
     script = ROOT / "bench" / "freeze_words.py"
     subprocess.run([sys.executable, str(script), "--root", str(tmp_path)], check=True)
     written = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.py")]
-    assert len(written) == 4
+    assert len(written) == 5
     for path in written:
         assert (ROOT / path).read_text() == (tmp_path / path).read_text(), "run python bench/freeze_words.py"
 
 
 @pytest.mark.parametrize(
-    "config", [QuantizeConfig, ConvertConfig, ImatrixConfig, Sampling, RunOptions, ChatOptions, LoadingOptions]
+    "config",
+    [QuantizeConfig, ConvertConfig, ImatrixConfig, CompareConfig, Sampling, RunOptions, ChatOptions, LoadingOptions],
 )
 def test_every_field_is_an_option_with_help_and_group(config: type[Any]) -> None:
     options = list(options_of(config))

@@ -1,0 +1,245 @@
+"""Candidates: the files of a comparison, opened and checked; those that are named only by a format are made.
+
+What is made lies in the cache folder, by a key of everything that decides its bytes, and is found again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bitsmith.comparison.config import CompareConfig
+from bitsmith.containers.sources import files_of
+from bitsmith.errors import BitsmithError, FileError
+from bitsmith.models.arch.config import ModelConfig
+from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
+from bitsmith.models.manifests import recipe_of
+from bitsmith.models.tokenizer import Tokenizer
+from bitsmith.pipeline.config import QuantizeConfig
+from bitsmith.pipeline.quantization import quantize_each
+from bitsmith.pipeline.result import Quantized
+from bitsmith.recipe.target import Target
+from bitsmith.system.folders import cache_folder
+from bitsmith.system.progress import Report, silent
+from bitsmith.version import __version__
+
+_log = logging.getLogger(__name__)
+_RECORD = "made.json"  # beside what was made, written last
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a candidate of the cache was made. seconds: the time it took"""
+
+    target: str
+    method: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An opened file of the comparison.
+
+    name: short and unique in the comparison
+    made: None for a file that was there
+    container: "gguf", "gptq", "awq", ..., or "floats"
+    method: how its codes were chosen, as the file says; "" if it does not
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    container: str
+    method: str = ""
+    made: Made | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file or folder."""
+        return self.checkpoint.source.path
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape. Raises FileError or UnsupportedError."""
+        return self.checkpoint.config
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises FileError or UnsupportedError."""
+        return self.checkpoint.tokenizer()
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the files of weights."""
+        return sum(path.stat().st_size for path in self.checkpoint.source.files)
+
+    @property
+    def bits(self) -> float:
+        """Bits of all tensors' data for each weight."""
+        return _bits(self.checkpoint, linears=False)
+
+    @property
+    def linear_bits(self) -> float:
+        """The same of the matrices inside of blocks alone."""
+        return _bits(self.checkpoint, linears=True)
+
+
+def _bits(checkpoint: Checkpoint, *, linears: bool) -> float:
+    infos = list(checkpoint.source.tensors.values())
+    if linears:
+        names = (lambda name: name) if checkpoint.naming == "gguf" else checkpoint.names.gguf
+        infos = [info for info in infos if info.rows > 1 and (names(info.name) or "").startswith("blk.")]
+    weights = sum(info.parameters for info in infos)
+    return 8 * sum(info.nbytes for info in infos) / weights if weights else 0.0
+
+
+def open_candidate(path: str | Path, *, name: str | None = None, made: Made | None = None) -> Candidate:
+    """Open a file or a folder. Raises BitsmithError."""
+    checkpoint = open_checkpoint(path)
+    if checkpoint.foreign is not None:
+        raise checkpoint.foreign
+    _ = checkpoint.config  # raises what is wrong with it
+    recipe = recipe_of(checkpoint.source)
+    method = str(recipe.get("method", "")) if recipe is not None else ""
+    return Candidate(name or checkpoint.name, checkpoint, _container(checkpoint), method, made)
+
+
+def _container(checkpoint: Checkpoint) -> str:
+    if checkpoint.naming == "gguf":
+        return "gguf"
+    kinds = {info.layout.partition("/")[0] for info in checkpoint.source.tensors.values() if "/" in info.layout}
+    return next(iter(sorted(kinds)), "floats")
+
+
+def named_apart(candidates: list[Candidate]) -> list[Candidate]:
+    """The same candidates; those whose names are alike get their paths for names."""
+    found: list[Candidate] = []
+    names = [each.name for each in candidates]
+    for each in candidates:
+        name = each.name if names.count(each.name) == 1 else str(each.path)
+        while any(name == other.name for other in found):
+            name += " (again)"
+        found.append(replace(each, name=name))
+    return found
+
+
+class Maker:
+    """Makes candidates of the original, or finds them in the cache.
+
+    source_sha256: hash of the original's files
+    """
+
+    def __init__(self, model: str | Path, source_sha256: str, config: CompareConfig) -> None:
+        self._model, self._source, self._config = model, source_sha256, config
+        self._folder = cache_folder() / "compare" / "made"
+
+    def check(self, names: tuple[str, ...]) -> None:
+        """Raise UsageError for a format that is not known, before anything is made."""
+        for name in names:
+            Target.parse(name)
+
+    def found(self, name: str) -> Candidate | None:
+        """The candidate, if it was made before. One that cannot be opened is removed."""
+        folder = self._place(name)
+        try:
+            record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+            made = Made(str(record["target"]), str(record["method"]), float(record["seconds"]))
+            return open_candidate(folder / str(record["file"]), name=_shown(name), made=made)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, BitsmithError) as error:
+            _log.warning("%s: what was made before cannot be used (%s); it is made again.", folder, error)
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+
+    def planned(self, name: str) -> Quantized:
+        """The plan of what would be made: its size and the expected time. Raises BitsmithError."""
+        return quantize_each(self._model, [name], self._options(None, dry_run=True))[0]
+
+    def make(self, name: str, report: Report = silent) -> Candidate:
+        """Make the candidate. Raises BitsmithError."""
+        return self.make_all((name,), report)[0]
+
+    def make_all(
+        self, names: tuple[str, ...], report: Report = silent, on_done: Callable[[Candidate], None] | None = None
+    ) -> list[Candidate]:
+        """Make several candidates, with one calibration for all. Those before one that fails stay."""
+        work = self._folder / f".{os.getpid()}"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        found: list[Candidate] = []
+
+        def keep(result: Quantized) -> None:
+            name = next(each for each in names if Target.parse(each) == result.target or _same(each, result.target))
+            found.append(self._kept(name, result))
+            if on_done is not None:
+                on_done(found[-1])
+
+        try:
+            out = work if len(names) > 1 else work / _file_name(names[0])
+            quantize_each(self._model, names, self._options(out), report=report, on_done=keep)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return found
+
+    def _kept(self, name: str, result: Quantized) -> Candidate:
+        """Move what was made to its place; its record comes last."""
+        folder, made = self._place(name), Made(str(result.target), result.method, result.seconds)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        sources = [result.out] if result.out.is_dir() else list(result.paths)
+        for path in sources:
+            os.replace(path, folder / path.name)
+        record: dict[str, Any] = {**vars(made), "file": result.out.name}
+        part = folder / f"{_RECORD}.part"
+        part.write_text(json.dumps(record), encoding="utf-8")
+        os.replace(part, folder / _RECORD)
+        return open_candidate(folder / result.out.name, name=_shown(name), made=made)
+
+    def _options(self, out: Path | None, *, dry_run: bool = False) -> QuantizeConfig:
+        config = self._config
+        return QuantizeConfig(
+            out=out,
+            method=config.method,
+            effort=config.effort,
+            calibration=config.calibration,
+            threads=config.threads,
+            revision=config.revision,
+            dry_run=dry_run,
+        )
+
+    def _place(self, name: str) -> Path:
+        target, config = Target.parse(name), self._config
+        parts = [__version__, self._source, str(target), str(config.method), str(config.effort)]
+        parts += [str(each) for each in config.calibration_sources]
+        parts += [_sha256(path) for path in files_of(*config.calibration_sources)]
+        return self._folder / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+
+def _same(name: str, target: Target) -> bool:
+    return _shown(name).replace("_", "").lower() == _shown(str(target)).replace("_", "").lower()
+
+
+def _shown(name: str) -> str:
+    """A format as the table has it: "q4_k_m", "gptq/int4"."""
+    return str(Target.parse(name)).removeprefix("gguf/")
+
+
+def _file_name(name: str) -> str:
+    target = Target.parse(name)
+    return f"{target.container}-{target.name}" if target.is_folder else f"model-{target.name.upper()}.gguf"
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise FileError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error

@@ -1,0 +1,138 @@
+"""A model's answers: log-likelihoods of continuations, computed in batches, and greedy text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bitsmith.comparison.tasks.items import Choice, Task, Written
+from bitsmith.errors import TensorError, UsageError
+from bitsmith.evaluation.measure import BATCH_LOGITS, BATCH_TOKENS
+from bitsmith.evaluation.perplexity import token_losses
+
+if TYPE_CHECKING:
+    from bitsmith.runtime.language_model import LanguageModel
+
+_MOST_WRITTEN = 64  # tokens of a written answer
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """A continuation.
+
+    total: sum of the log-likelihoods of its tokens, nats
+    greedy: whether each of them is the most probable one
+    """
+
+    total: float
+    greedy: bool
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Token ids of a context, at least one, and of its continuation, at least one."""
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """What the model reads: all but the last token, which is only predicted."""
+        return (*self.context, *self.continuation)[:-1]
+
+
+def encode_pair(model: LanguageModel, context: str, continuation: str) -> Pair:
+    """Token ids as lm-eval has them: the text is encoded whole, and cut where the context alone ends.
+
+    Spaces at the end of the context belong to the continuation. Raises UsageError if either is empty.
+    """
+    kept = context.rstrip()
+    continuation = context[len(kept) :] + continuation
+    encode = model.tokenizer.encode
+    whole, alone = encode(kept + continuation, add_special=True), encode(kept, add_special=True)
+    if not alone and model.tokenizer.bos is not None:
+        start = [model.tokenizer.bos]
+        whole, alone = [*start, *whole], start
+    cut = len(alone)
+    if cut == 0 or len(whole) <= cut:
+        raise UsageError(f"a question and each of its choices must have a token: {kept!r:.60}, {continuation!r:.60}.")
+    return Pair(tuple(whole[:cut]), tuple(whole[cut:]))
+
+
+def likelihoods(
+    model: LanguageModel, pairs: Sequence[Pair], *, on_done: Callable[[int, int], None] | None = None
+) -> list[Likelihood]:
+    """Log-likelihoods, in the order of the pairs.
+
+    Pairs that read the same tokens, such as the letters of one question, share a row. A context that is longer than the
+    model's loses its beginning, as in lm-eval.
+    on_done: called with the number of rows done and the total
+    """
+    most = model.config.context
+    rows: dict[tuple[int, ...], list[int]] = {}
+    for number, pair in enumerate(pairs):
+        rows.setdefault(pair.inputs[-most:], []).append(number)
+    ordered = sorted(rows, key=len, reverse=True)
+    found: list[Likelihood | None] = [None] * len(pairs)
+    start = 0
+    while start < len(ordered):
+        batch = ordered[start : start + _batch(ordered[start], pairs, rows, model.config.vocab)]
+        _score(model, pairs, rows, batch, found)
+        start += len(batch)
+        if on_done is not None:
+            on_done(start, len(ordered))
+    return [each for each in found if each is not None]
+
+
+def _batch(longest: tuple[int, ...], pairs: Sequence[Pair], rows: dict[tuple[int, ...], list[int]], vocab: int) -> int:
+    predicted = max(len(pairs[number].continuation) for number in rows[longest])
+    return max(1, min(BATCH_TOKENS // len(longest), BATCH_LOGITS // (vocab * (predicted + 8))))
+
+
+def _score(
+    model: LanguageModel,
+    pairs: Sequence[Pair],
+    rows: dict[tuple[int, ...], list[int]],
+    batch: Sequence[tuple[int, ...]],
+    found: list[Likelihood | None],
+) -> None:
+    """Fill in the likelihoods of a batch. Rows are filled up behind their end, which no token before it sees."""
+    width = len(batch[0])
+    tokens = np.zeros((len(batch), width), np.int64)
+    for at, inputs in enumerate(batch):
+        tokens[at, : len(inputs)] = inputs
+    first = min(len(row) - len(pairs[number].continuation) for row in batch for number in rows[row])
+    logits = np.asarray(model.logits(tokens, first=first), np.float32)
+    for at, inputs in enumerate(batch):
+        for number in rows[inputs]:
+            wanted = np.array(pairs[number].continuation)
+            stop = len(inputs) - first
+            part = logits[at, stop - len(wanted) : stop]
+            if not np.isfinite(part).all():
+                raise TensorError(f"{model.name}: the model's logits must be finite; its weights are damaged.")
+            greedy = bool((part.argmax(axis=1) == wanted).all())
+            found[number] = Likelihood(-float(token_losses(part, wanted).sum()), greedy)
+
+
+def right_answers(model: LanguageModel, task: Task, on_done: Callable[[int, int], None] | None = None) -> np.ndarray:
+    """Whether each question is answered rightly: bool [items]."""
+    right = np.zeros(len(task.items), bool)
+    choices = [(place, item) for place, item in enumerate(task.items) if isinstance(item, Choice)]
+    pairs = [encode_pair(model, item.prompt, each) for _, item in choices for each in item.continuations]
+    values = iter(likelihoods(model, pairs, on_done=on_done))
+    for place, item in choices:
+        totals = [next(values).total for _ in item.continuations]
+        right[place] = int(np.argmax(totals)) == item.answer
+    for place, each in enumerate(task.items):
+        if isinstance(each, Written):
+            right[place] = written_answer(model, each.prompt) == each.answer.strip()
+    return right
+
+
+def written_answer(model: LanguageModel, prompt: str) -> str:
+    """The first line of the model's greedy continuation that holds anything."""
+    text = model.generate(prompt, max_tokens=_MOST_WRITTEN, temperature=0.0)
+    return text.strip().split("\n")[0].strip()
