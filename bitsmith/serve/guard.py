@@ -36,7 +36,7 @@ class Guard:
         path = scope["path"]
         headers = {name.lower(): value for name, value in scope["headers"]}
         if path not in _OPEN and not self._may(headers):
-            words = "a key is needed: Authorization: Bearer KEY, as the server was started with --api-key."
+            words = "a key is needed: Authorization: Bearer KEY, as the server was started with `--api-key`."
             await failure(path, 401, words)(scope, receive, send)
             return
         too_large = failure(path, 413, f"the request has more than {self._most:,} bytes.")
