@@ -76,9 +76,10 @@ async def ask(http: httpx.AsyncClient, kind: str, text: str, tokens: int) -> tup
         return answer.status_code, await read(answer, slowly=kind == "slow", leave_after=leave)
 
 
-async def client(
-    jobs: asyncio.Queue[tuple[str, str, int]], alone: dict[tuple[str, str], str], seen: Counter[str]
-) -> None:
+Jobs = asyncio.Queue[tuple[str, str, int]]
+
+
+async def client(jobs: Jobs, alone: dict[tuple[str, str], str], seen: Counter[str]) -> None:
     """Take requests until there are none."""
     async with httpx.AsyncClient(base_url=URL, timeout=300) as http:
         while not jobs.empty():
