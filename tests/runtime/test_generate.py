@@ -69,6 +69,13 @@ def test_ties_go_to_the_lower_id() -> None:
     assert Sampler(GREEDY)(flat) == 0
 
 
+@pytest.mark.parametrize(("size", "count"), [(5000, 40), (4097, 64), (100, 99), (70, 1)])
+def test_the_likeliest_of_large_vocabularies(size: int, count: int) -> None:
+    logits = np.round(np.random.default_rng(size).standard_normal(size) * 3)  # many are equal
+    expected = np.argsort(-logits, kind="stable")[:count]
+    np.testing.assert_array_equal(candidates(logits, replace(ALL, top_k=count))[0], expected)
+
+
 def test_repeated_tokens_become_less_likely() -> None:
     logits = np.array([2.0, -2.0, 0.0, 3.0])
     np.testing.assert_allclose(penalized(logits, [0, 1, 2, 0], 2.0), [1.0, -4.0, 0.0, 3.0])
