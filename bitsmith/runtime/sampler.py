@@ -11,7 +11,6 @@ import numpy as np
 from bitsmith.errors import TensorError
 from bitsmith.runtime.sampling import PENALTY_WINDOW, Sampling
 
-
 _BLOCK = 64  # logits whose largest is looked at first
 
 
