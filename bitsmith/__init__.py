@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         quantize,
         quantize_each,
         remove,
+        tune_qlora,
     )
     from bitsmith.errors import BitsmithError
     from bitsmith.runtime.sampling import Sampling
@@ -43,6 +44,7 @@ __all__ = [
     "quantize",
     "quantize_each",
     "remove",
+    "tune_qlora",
 ]
 
 

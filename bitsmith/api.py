@@ -30,6 +30,7 @@ __all__ = [
     "quantize",
     "quantize_each",
     "remove",
+    "tune_qlora",
 ]
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from bitsmith.pipeline.quantization import quantize, quantize_each
     from bitsmith.planner.report import plan
     from bitsmith.runtime.language_model import LanguageModel
+    from bitsmith.tune.qlora import tune_qlora
 
 _LOG = logging.getLogger(__name__)
 _ELSEWHERE = {  # imported at first use, so that running a model does not import the code that quantizes
@@ -57,6 +59,7 @@ _ELSEWHERE = {  # imported at first use, so that running a model does not import
     "quantize": ("bitsmith.pipeline.quantization", "quantize"),
     "quantize_each": ("bitsmith.pipeline.quantization", "quantize_each"),
     "remove": ("bitsmith.models.removal", "remove"),
+    "tune_qlora": ("bitsmith.tune.qlora", "tune_qlora"),
 }
 
 

@@ -26,6 +26,7 @@ _NOTHING_LEFT = "no half-written file was left"
 _LEFT = {  # command -> what an interrupt leaves
     **dict.fromkeys(("quantize", "convert", "imatrix"), _NOTHING_LEFT),
     "pull": "the files that are complete stay, and the same command fetches the others",
+    "tune": "the checkpoints stay, and the same command with --resume goes on",
 }
 COMMANDS = {  # name -> its module in this package, and the command there
     "plan": "plan.plan",
@@ -36,6 +37,7 @@ COMMANDS = {  # name -> its module in this package, and the command there
     "chat": "chat.chat",
     "bench": "bench.bench",
     "imatrix": "imatrix.imatrix",
+    "tune": "tune.tune",
     "inspect": "inspect.inspect",
     "list": "stored.list_models",
     "pull": "stored.pull",
@@ -47,6 +49,7 @@ COMMANDS = {  # name -> its module in this package, and the command there
 SECTIONS = {  # of the help; commands of no section come last
     "Plan": ("plan",),
     "Make": ("quantize", "convert", "imatrix"),
+    "Train": ("tune",),
     "Prove": ("eval", "bench", "inspect"),
     "Run": ("run", "chat"),
     "Models": ("list", "pull", "rm"),

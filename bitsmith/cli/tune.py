@@ -1,0 +1,47 @@
+"""`bitsmith tune`: `qlora`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from bitsmith.cli.command import command, config_options, model_argument
+from bitsmith.cli.options import as_json, quiet
+from bitsmith.cli.say import print_json, warn
+from bitsmith.tune.config import QloraConfig
+
+if TYPE_CHECKING:
+    from bitsmith.tune.result import TunePlan
+
+
+@click.group("tune", subcommand_metavar="COMMAND [ARGS]...", context_settings={"help_option_names": ["-h", "--help"]})
+def tune() -> None:
+    """Train a model: adapters over a quantized base (qlora)."""
+
+
+@command("qlora")
+@model_argument('The base: a Hugging Face folder, a hub name (owner/name), or "reference".')
+@config_options(QloraConfig)
+@quiet
+@as_json
+def qlora(config: QloraConfig, model: str, quiet: bool, as_json: bool) -> None:
+    """Train an adapter (LoRA) over a frozen base in 4 bits, in PEFT's layout."""
+    from bitsmith.cli.drawing import progress_bar, stderr, stdout
+    from bitsmith.tune.qlora import run_qlora
+
+    def announce(plan: TunePlan) -> None:
+        for line in plan.lines():
+            stderr().print(line, markup=False, soft_wrap=True, style="dim")
+        warn(plan.notes)
+
+    with progress_bar(quiet) as report:
+        result = run_qlora(model, config, report=report, on_plan=announce)
+    if as_json:
+        print_json(result.to_dict())
+        return
+    for line in result.lines():
+        stdout().print(line, markup=False, soft_wrap=True)
+
+
+tune.add_command(qlora)
