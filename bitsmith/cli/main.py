@@ -24,7 +24,7 @@ _OUT_OF_MEMORY = "out of memory; close other programs, use fewer --threads, or a
 
 _NOTHING_LEFT = "no half-written file was left"
 _LEFT = {  # command -> what an interrupt leaves
-    **dict.fromkeys(("quantize", "convert", "imatrix"), _NOTHING_LEFT),
+    **dict.fromkeys(("quantize", "convert", "merge", "imatrix"), _NOTHING_LEFT),
     "pull": "the files that are complete stay, and the same command fetches the others",
     "tune": "the checkpoints stay, and the same command with --resume goes on",
 }
@@ -38,6 +38,7 @@ COMMANDS = {  # name -> its module in this package, and the command there
     "bench": "bench.bench",
     "imatrix": "imatrix.imatrix",
     "tune": "tune.tune",
+    "merge": "merge.merge",
     "inspect": "inspect.inspect",
     "list": "stored.list_models",
     "pull": "stored.pull",
@@ -49,7 +50,7 @@ COMMANDS = {  # name -> its module in this package, and the command there
 SECTIONS = {  # of the help; commands of no section come last
     "Plan": ("plan",),
     "Make": ("quantize", "convert", "imatrix"),
-    "Train": ("tune",),
+    "Train": ("tune", "merge"),
     "Prove": ("eval", "bench", "inspect"),
     "Run": ("run", "chat"),
     "Models": ("list", "pull", "rm"),

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitsmith.errors import FileError, UsageError
+from bitsmith.errors import UsageError
+from bitsmith.models.adapter import CONFIG, RECORD, WEIGHTS
 from bitsmith.models.arch.names import beside_decoder
-from bitsmith.tune.names import ALL, CONFIG, RECORD, WEIGHTS
+from bitsmith.tune.names import ALL
 
 _ROUTERS = ("gate", "router", "shared_expert_gate")
 
@@ -163,15 +164,3 @@ def write_whole(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """What bitsmith wrote beside an adapter; {} where another program made it. Raises FileError if it is damaged."""
-    path = folder / RECORD
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise FileError(f"{path}: cannot be read ({error}); train the adapter again.") from error
-    return found if isinstance(found, dict) else {}

@@ -1,24 +1,19 @@
-"""The frozen model that adapters stand on: how it is loaded, and the hashes that an adapter knows it by."""
+"""The frozen model that adapters stand on, and how it is loaded."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bitsmith.errors import FileError, UnsupportedError, UsageError
+from bitsmith.errors import UnsupportedError, UsageError
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint, require_weights
-from bitsmith.models.manifests import manifests_of
 
 FLOATS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 DEFAULT_FORMAT = "nf4-dq"
 _METHOD = "bitsmith"
-_SLAB_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -111,49 +106,3 @@ def _quiet_loading() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def tensor_hashes(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, str]:
-    """Hash of the stored bytes of tensors, by name; those that the files have under another name are left out."""
-    found = {}
-    for name in names:
-        info = checkpoint.source.tensors.get(name)
-        if info is None:
-            continue
-        digest = hashlib.sha256()
-        step = max(1, _SLAB_BYTES // max(info.nbytes // max(info.rows, 1), 1))
-        for start in range(0, info.rows, step):
-            packed = checkpoint.source.packed(name, start, min(start + step, info.rows))
-            for part in packed.parts.values():
-                digest.update(np.ascontiguousarray(part).tobytes())
-        found[name] = digest.hexdigest()
-    return found
-
-
-def check_base(checkpoint: Checkpoint, known: Mapping[str, str], adapter: Path) -> bool:
-    """Whether a model was seen to be the one that an adapter was trained on, or made from it.
-
-    known: hashes of tensors of the original by Hugging Face's names
-    Compared are the stored bytes of three tensors, or what the manifest of a file of bitsmith's says of its source.
-    False where neither is there. Raises FileError where they differ.
-    """
-    names = [name for name in known if name in checkpoint.source.tensors]
-    manifests = manifests_of(checkpoint.source)
-    seen = {record.name: record.source_sha256 for each in manifests for record in each.tensors}
-    compared: dict[str, str] = {}
-    if seen:
-        for name in known:
-            stored = name if checkpoint.naming == "hf" else checkpoint.names.gguf(name)
-            if stored in seen:
-                compared[name] = seen[str(stored)]
-    elif names:
-        few = sorted({names[0], names[len(names) // 2], names[-1]})
-        if all(checkpoint.source.tensors[name].layout in FLOATS for name in few):
-            compared = tensor_hashes(checkpoint, few)
-    wrong = next((name for name, hash in compared.items() if known[name] != hash), None)
-    if wrong is not None:
-        raise FileError(
-            f"{adapter}: this adapter was trained on another model than {checkpoint.name}: {wrong} has other weights "
-            "there. Give the adapter's own base."
-        )
-    return bool(compared)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from bitsmith.errors import FileError, UsageError
+from bitsmith.models.adapter import CONFIG
 from bitsmith.system.machine import peak_memory
 from bitsmith.system.options import check_words, with_signature
 from bitsmith.system.progress import Progress, Report, silent
@@ -21,7 +22,7 @@ from bitsmith.tune.base import FLOATS, Base, open_base
 from bitsmith.tune.config import QloraConfig
 from bitsmith.tune.examples import Examples, read_examples
 from bitsmith.tune.memory import check_memory, planned_memory
-from bitsmith.tune.names import CHECKPOINTS, CONFIG
+from bitsmith.tune.names import CHECKPOINTS
 from bitsmith.tune.result import TunedAdapter, TunePlan
 from bitsmith.version import __version__
 
@@ -291,7 +292,7 @@ def _data(job: _Job) -> Data:
 
 def _record(job: _Job, modules: list[str], report: Report) -> dict[str, Any]:
     """What bitsmith keeps beside an adapter: the run's options, and the base by the hashes of its adapted layers."""
-    from bitsmith.tune.base import tensor_hashes
+    from bitsmith.models.adapter import tensor_hashes
 
     report(Progress("hash", 0, 0, "", job.base.checkpoint.name))
     names = [f"{name}.weight" for name in modules]
@@ -311,4 +312,9 @@ def _further(job: _Job, history: list[dict[str, Any]]) -> tuple[Path, ...]:
     from bitsmith.tune.loss_plot import plot_losses
 
     picture = job.out / "loss.png"
-    return (picture,) if plot_losses(history, picture) else ()
+    found = (picture,) if plot_losses(history, picture) else ()
+    if job.config.to is None:
+        return found
+    from bitsmith.tune.gguf_lora import convert_adapter
+
+    return (*found, convert_adapter(job.out, base=job.base.folder, out=job.out / "adapter.gguf", force=True))

@@ -77,11 +77,18 @@ void bind_matrix(nb::module_ &m) {
   nb::class_<Linear>(m, "Linear")
       .def(
           "__init__",
-          [](Linear *self, std::shared_ptr<Matrix> weight, std::optional<Vector> bias) {
-            new (self) Linear{std::move(weight), bias ? std::vector<float>(bias->data(), bias->data() + bias->size())
-                                                      : std::vector<float>{}};
+          [](Linear *self, std::shared_ptr<Matrix> weight, std::optional<Vector> bias, std::shared_ptr<Matrix> down,
+             std::shared_ptr<Matrix> up) {
+            if (!down != !up) throw std::invalid_argument("an adapter has two matrices.");
+            if (down && (down->packed() || up->packed() || down->cols() != weight->cols() ||
+                         up->rows() != weight->rows() || up->cols() != down->rows()))
+              throw std::invalid_argument("the matrices of the adapter do not fit.");
+            new (self)
+                Linear{std::move(weight),
+                       bias ? std::vector<float>(bias->data(), bias->data() + bias->size()) : std::vector<float>{},
+                       {std::move(down), std::move(up)}};
           },
-          "weight"_a, "bias"_a.none());
+          "weight"_a, "bias"_a.none(), "down"_a.none() = nb::none(), "up"_a.none() = nb::none());
 }
 
 void bind_readings(nb::module_ &m) {

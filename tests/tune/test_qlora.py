@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 import bitsmith
 import bitsmith.torch
 from bitsmith.errors import FileError, TensorError, UnsupportedError, UsageError
+from bitsmith.models.adapter import check_base
 from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.tune.adapters import adapted_modules
-from bitsmith.tune.base import check_base
 from tests.cli.command import Command
 from tests.tiny import make_folder
 from tests.tune.data import QUICK, sums
