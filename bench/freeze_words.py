@@ -19,6 +19,9 @@ from bitsmith.pipeline.config import QuantizeConfig
 from bitsmith.pipeline.convert_config import ConvertConfig
 from bitsmith.runtime.sampling import Sampling
 from bitsmith.system.options import Option, options_of
+from bitsmith.tune.config import QloraConfig
+from bitsmith.tune.merge import MergeConfig
+from bitsmith.tune.qat import QatConfig
 
 WORDS = {  # file -> its class, the options it is made from, the function
     "bitsmith/calibration/words.py": ("ImatrixWords", ImatrixConfig, "bitsmith.imatrix"),
@@ -26,6 +29,9 @@ WORDS = {  # file -> its class, the options it is made from, the function
     "bitsmith/pipeline/convert_words.py": ("ConvertWords", ConvertConfig, "bitsmith.convert"),
     "bitsmith/pipeline/words.py": ("QuantizeWords", QuantizeConfig, "bitsmith.quantize"),
     "bitsmith/runtime/sampling_words.py": ("SamplingWords", Sampling, "LanguageModel.generate"),
+    "bitsmith/tune/merge_words.py": ("MergeWords", MergeConfig, "bitsmith.merge"),
+    "bitsmith/tune/qat_words.py": ("QatWords", QatConfig, "bitsmith.tune_qat"),
+    "bitsmith/tune/words.py": ("QloraWords", QloraConfig, "bitsmith.tune_qlora"),
 }
 _IMPORTS = {  # a name that annotations use -> where it comes from
     "Sequence": "from collections.abc import Sequence",

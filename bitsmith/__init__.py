@@ -12,16 +12,20 @@ if TYPE_CHECKING:
         bench,
         compare,
         convert,
+        convert_adapter,
         evaluate,
         imatrix,
         inspect,
         list_models,
         load,
+        merge,
         plan,
         pull,
         quantize,
         quantize_each,
         remove,
+        tune_qat,
+        tune_qlora,
     )
     from bitsmith.errors import BitsmithError
     from bitsmith.runtime.sampling import Sampling
@@ -35,16 +39,20 @@ __all__ = [
     "bench",
     "compare",
     "convert",
+    "convert_adapter",
     "evaluate",
     "imatrix",
     "inspect",
     "list_models",
     "load",
+    "merge",
     "plan",
     "pull",
     "quantize",
     "quantize_each",
     "remove",
+    "tune_qat",
+    "tune_qlora",
 ]
 
 

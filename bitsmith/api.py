@@ -21,16 +21,20 @@ __all__ = [
     "bench",
     "compare",
     "convert",
+    "convert_adapter",
     "evaluate",
     "imatrix",
     "inspect",
     "list_models",
     "load",
+    "merge",
     "plan",
     "pull",
     "quantize",
     "quantize_each",
     "remove",
+    "tune_qat",
+    "tune_qlora",
 ]
 
 if TYPE_CHECKING:
@@ -47,19 +51,27 @@ if TYPE_CHECKING:
     from bitsmith.pipeline.quantization import quantize, quantize_each
     from bitsmith.planner.report import plan
     from bitsmith.runtime.language_model import LanguageModel
+    from bitsmith.tune.gguf_lora import convert_adapter
+    from bitsmith.tune.merge import merge
+    from bitsmith.tune.qat import tune_qat
+    from bitsmith.tune.qlora import tune_qlora
 
 _LOG = logging.getLogger(__name__)
 _ELSEWHERE = {  # imported at first use, so that running a model does not import the code that quantizes
     "QuantizeConfig": ("bitsmith.pipeline.config", "QuantizeConfig"),
     "compare": ("bitsmith.comparison.running", "compare"),
     "convert": ("bitsmith.pipeline.conversion", "convert"),
+    "convert_adapter": ("bitsmith.tune.gguf_lora", "convert_adapter"),
     "imatrix": ("bitsmith.calibration.run", "make_imatrix"),
     "list_models": ("bitsmith.models.stored", "list_models"),
+    "merge": ("bitsmith.tune.merge", "merge"),
     "plan": ("bitsmith.planner.report", "plan"),
     "pull": ("bitsmith.models.pulling", "pull"),
     "quantize": ("bitsmith.pipeline.quantization", "quantize"),
     "quantize_each": ("bitsmith.pipeline.quantization", "quantize_each"),
     "remove": ("bitsmith.models.removal", "remove"),
+    "tune_qat": ("bitsmith.tune.qat", "tune_qat"),
+    "tune_qlora": ("bitsmith.tune.qlora", "tune_qlora"),
 }
 
 
@@ -79,6 +91,7 @@ def load(
     cache_type: str = "f16",
     context: int | None = None,
     format: str | None = None,
+    adapter: str | Path | None = None,
     inputs: str | None = None,
     compute_dtype: str | None = None,
     device: str | None = None,
@@ -97,6 +110,7 @@ def load(
     context: number of tokens, prompt and text together, that the model may hold; None for all that it was trained for
     format: format that the linear layers get while they are read, one slab after the other: "nf4", "int4-g64", every
         name of a native folder; embedding, output head and routers stay. None: as the file has them
+    adapter: a folder in PEFT's layout: LoRA on linear layers, added to products; weights stay stored as they are
     inputs: how inputs of linear layers are rounded: "none", "int8", "fp8", "llm.int8" (Dettmers et al. 2022),
         "llm.int8:THRESHOLD"; None: as the file says
     compute_dtype: "float32", "bfloat16" or "float16": weights stay stored as they are, and both factors of a product
@@ -108,7 +122,7 @@ def load(
     """
     check_arguments(load, locals())
     check_threads(threads)
-    checkpoint = _open(model, revision, format=format, inputs=inputs)
+    checkpoint = _open(model, revision, format=format, inputs=inputs, adapter=adapter)
     if context is not None:
         from bitsmith.runtime.load import with_context
 
@@ -126,20 +140,31 @@ def load(
 
 
 def _open(
-    model: str | Path, revision: str | None, *, format: str | None = None, inputs: str | None = None
+    model: str | Path,
+    revision: str | None,
+    *,
+    format: str | None = None,
+    inputs: str | None = None,
+    adapter: str | Path | None = None,
 ) -> Checkpoint:
     """The checkpoint, with what the user asks of its linear layers. Raises UsageError for unknown names."""
-    if format is None and inputs is None:
-        return open_checkpoint(model, revision=revision)
+    checkpoint = open_checkpoint(model, revision=revision)
+    if format is None and inputs is None and adapter is None:
+        return checkpoint
     from bitsmith.models.overrides import Overrides
     from bitsmith.quant.formats import get_format
 
-    overrides = Overrides(format or "", inputs or "")
+    low = None
+    if adapter is not None:
+        from bitsmith.models.adapter import read_adapter
+
+        low = read_adapter(adapter, checkpoint)
+    overrides = Overrides(format or "", inputs or "", low)
     if format is not None:
         get_format(format)
     if inputs is not None:
         _LOG.info("inputs of linear layers: %s", overrides.input_rounding)
-    return replace(open_checkpoint(model, revision=revision), overrides=overrides)
+    return replace(checkpoint, overrides=overrides)
 
 
 def _load(
@@ -172,6 +197,7 @@ def evaluate(
     max_windows: int | None = None,
     threads: int | None = None,
     kernel: str | None = None,
+    adapter: str | Path | None = None,
     inputs: str | None = None,
     compute_dtype: str | None = None,
     revision: str | None = None,
@@ -187,6 +213,7 @@ def evaluate(
     threads, revision, report: see `load`
     kernel: kernel of `model`, see `load`. None is "exact" if the core can run the model, so that only the weights cause
         loss; "int8" adds the loss of rounded inputs. `against` always runs on "exact" or "torch".
+    adapter: of `model`, see `load`
     inputs, compute_dtype: of `model`, see `load`; both add their loss
     Raises BitsmithError.
     """
@@ -194,7 +221,7 @@ def evaluate(
     from bitsmith.evaluation import evaluate as measure
 
     check_threads(threads)
-    checkpoint = _open(model, revision, inputs=inputs)
+    checkpoint = _open(model, revision, inputs=inputs, adapter=adapter)
     differences = [f"this does not show in the result: {each}" for each in llama_cpp_differences(checkpoint)]
     loaded = _load(checkpoint, threads, kernel, "exact", compute_dtype=compute_dtype, report=report)
     exactly = kernel if kernel == "torch" else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from bitsmith.calibration.collect import (
     not_finite,
     require_finite,
 )
+from bitsmith.calibration.distilled import TopLogits
 from bitsmith.calibration.folding import block_tensors, folded, with_tensors, with_whole_stacks
 from bitsmith.calibration.inputs import advance_part, inputs_of, portions, watch
 from bitsmith.calibration.method import Method
@@ -27,7 +29,7 @@ from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.calibration.stats import GramMeter, Stats
 from bitsmith.calibration.trainable import Start
 from bitsmith.calibration.transforms.base import Rescaling
-from bitsmith.errors import TensorError
+from bitsmith.errors import TensorError, UsageError
 from bitsmith.models.arch.block import Part, parts_of, with_shared_inputs
 from bitsmith.models.arch.operations.base import LinearGroup
 from bitsmith.models.checkpoint import Checkpoint
@@ -42,9 +44,12 @@ from bitsmith.runtime.decoder import Decoder, Routing
 from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.ops import TorchOps
-from bitsmith.runtime.weights import Block, WeightLoader, weight_reader
+from bitsmith.runtime.weights import Block, Linear, WeightLoader, weight_reader
 from bitsmith.system.memory import available_memory
 from bitsmith.system.progress import Report, silent
+
+if TYPE_CHECKING:
+    from bitsmith.calibration.end_to_end import EndToEnd, Trained
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,7 @@ class BlockwiseRounding:
         )
         self._steps = _Steps(decoder_without_blocks(self._loader), task, tokens.all_experts)
         self._next = 0
+        self._tokens = tokens.tokens
         buffers = task.method.hidden_state_buffers(task.effort)
         share = _share(resources.memory, buffers)
         self._hidden = embed(self._steps.decoder, tokens.tokens, memory=share)
@@ -136,6 +142,42 @@ class BlockwiseRounding:
         rounder = self._steps.head_rounder(_States(self._hidden, self._truth))
         for start in range(0, weight.info.rows, SLAB_ROWS):
             yield self._steps.head_slab(rounder, weight, start)
+
+    def train(
+        self, rows: Sequence[RoundedRows], how: EndToEnd, embedding: Format | None, report: Report = silent
+    ) -> Trained:
+        """Train the whole model end to end, after all blocks and the head were rounded.
+
+        rows: what all steps gave
+        embedding: the format of the embedding in the output; None for floats
+        Memory holds the codes of all matrices, their weights in float32, and one block decoded. Raises UsageError where
+        the hidden states of the original were not kept, TensorError if the loss is not finite.
+        """
+        from bitsmith.calibration.end_to_end import Student, train
+
+        if self._truth is None:
+            raise UsageError("training needs the original's predictions, which --effort=fast does not keep.")
+        original, task = self._steps.decoder, self._steps.task
+
+        def logits(hidden: Tensor) -> Tensor:
+            found: Tensor = original.logits(hidden.to(original.weights.output_norm.device))
+            return found
+
+        teacher = TopLogits.of(self._truth, logits, original.config.vocab, report)
+        student = Student(self._loader, _with_embedding(self._loader, original, embedding), rows, how)
+        student.train_norms(task.stored, as_folder=task.stored_offset)
+        return train(student, teacher, self._tokens, task.seed, report)
+
+
+def _with_embedding(loader: WeightLoader, decoder: Decoder, format: Format | None) -> Decoder:
+    """The decoder with the embedding as the output stores it, and a decoded head."""
+    from bitsmith.runtime.overridden import rounded
+
+    weight = loader.read("token_embd.weight")
+    weight = weight if format is None else rounded("token_embd.weight", weight, format.name)
+    table = Linear(loader.kernel, loader.kernel.prepare(weight))
+    output = table if decoder.config.tied else loader.linear("output", bias=False)
+    return Decoder(decoder.config, replace(decoder.weights, embedding=table, output=output), decoder.ops)
 
 
 @dataclass(frozen=True)

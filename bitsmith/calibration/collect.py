@@ -88,7 +88,7 @@ class RecordedLinear(Linear):
     @classmethod
     def watching(cls, linear: Linear, record: Callable[[Tensor], None]) -> RecordedLinear:
         """The same linear, which records."""
-        return cls(linear.kernel, linear.prepared, linear.bias, linear.input_rounding, record)
+        return cls(**vars(linear), record=record)
 
     def __call__(self, x: Tensor) -> Tensor:
         """float32 [..., cols] -> float32 [..., rows]."""

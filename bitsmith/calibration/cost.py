@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from bitsmith.quant.rounders.effort import EFFORTS
 from bitsmith.recipe.calibration_record import CalibrationRecord
 from bitsmith.system.memory import available_memory
 
+if TYPE_CHECKING:
+    from bitsmith.calibration.end_to_end import EndToEnd
+
 LONG_SECONDS = 600.0  # longer work is announced with a cheaper choice
 _FLOATS = 4  # bytes
 _HESSIANS = 4  # a Hessian, its factor, the drift of its input and the correction for it
@@ -26,6 +30,8 @@ _COLUMN_SECONDS = 1.5e-4  # fixed time to round one column
 _STEP_SECONDS = 0.03  # fixed time of one learning step
 _CANDIDATES, _SEEN_ROWS, _FIT_WORK = 40, 1024, 8000.0  # a search for factors: candidates, rows used, work per weight
 _SEEN_PASSES = 2  # passes through all experts for the statistics of GPTQ, if every token counts for every expert
+_TRAINING_PRODUCTS = 4  # forward, forward again in the backward pass, and two gradients
+_OFFSETS = 4  # numbers beside a weight: its offset, the gradient, and Adam's two moments
 _PROBE = 768
 
 
@@ -68,6 +74,20 @@ def calibration_cost(
     if method.needs_text:
         memory += _FLOATS * (_HESSIANS * widest**2 + _SLABS * min(_SLAB_ROWS, widest) * widest)
     return Cost(seconds, memory + grams, on_disk)
+
+
+def training_cost(config: ModelConfig, how: EndToEnd, context: int) -> Cost:
+    """Cost of training the whole model after its blocks were rounded, beside `calibration_cost`.
+
+    context: tokens of a window
+    """
+    layers = range(config.layers)
+    passed = sum(_passed_weights(config, layer) for layer in layers) + config.vocab * config.hidden
+    every = sum(rows * cols for layer in layers for rows, cols in linear_shapes(config, layer).values())
+    work = float(_TRAINING_PRODUCTS * passed * how.steps * how.batch * context)
+    seconds = work / _multiply_adds_per_second() + _STEP_SECONDS * how.steps * config.layers
+    bytes_each = _FLOATS + 1 + (_OFFSETS * _FLOATS if how.depth == "all" else 0)
+    return Cost(seconds, bytes_each * every + _FLOATS * 2 * config.vocab * config.hidden)
 
 
 def _block_seconds(

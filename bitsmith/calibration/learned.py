@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bitsmith.calibration.beside import place_windows
-from bitsmith.calibration.trainable import Start, TrainableMatrix
+from bitsmith.calibration.trainable import ScaledMatrix, Start, TrainableMatrix
 from bitsmith.errors import TensorError, UsageError
 from bitsmith.models.arch.block import linear_shapes
 from bitsmith.quant.rounders.effort import Effort
@@ -88,7 +88,7 @@ class BlockTuner:
         self._check(starts, inputs, targets)
         matrices = {name: TrainableMatrix(start, str(self.block.device)) for name, start in starts.items()}
         block = self._with(matrices)
-        trained, judged = _split(inputs.shape[0])
+        trained, judged = split_windows(inputs.shape[0])
         before = least = self._judge(block, inputs, targets, judged)
         if not np.isfinite(before):
             raise TensorError(
@@ -98,7 +98,7 @@ class BlockTuner:
         best, found = _frozen(matrices), 0
         optimizer, rates = self._optimizer(matrices)
         steps = self.effort.steps
-        for step, batch in enumerate(_batches(trained, self.effort, self.seed), 1):
+        for step, batch in enumerate(batches_of(trained, steps, self.effort.batch, self.seed), 1):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * (1.0 - (step - 1) / steps)
             optimizer.zero_grad()
@@ -114,9 +114,8 @@ class BlockTuner:
 
     def _with(self, matrices: Mapping[str, TrainableMatrix]) -> Block:
         """The block with trainable matrices and its own biases."""
-        kernel = _TrainableKernel()
         return self.block.with_linears(
-            {name: Linear(kernel, matrix, self.block.linears[name].bias) for name, matrix in matrices.items()}
+            {name: Linear(TRAINABLE, matrix, self.block.linears[name].bias) for name, matrix in matrices.items()}
         )
 
     def _optimizer(self, matrices: Mapping[str, TrainableMatrix]) -> tuple[torch.optim.Adam, list[float]]:
@@ -166,7 +165,7 @@ class BlockTuner:
                 )
 
 
-class _TrainableKernel:
+class TrainableKernel:
     """A kernel for trainable matrices. It decodes them for each product."""
 
     def supports(self, layout: str, device: str) -> bool:
@@ -177,36 +176,39 @@ class _TrainableKernel:
         """See `supports`."""
         raise UsageError(f"{weight.info.name}: trainable matrices are not prepared from files.")
 
-    def linear(self, x: Tensor, prepared: TrainableMatrix) -> Tensor:
+    def linear(self, x: Tensor, prepared: TrainableMatrix | ScaledMatrix) -> Tensor:
         """float32 [..., cols] -> float32 [..., rows]."""
         return functional.linear(x, prepared.values())
 
-    def gather(self, prepared: TrainableMatrix, ids: Tensor) -> Tensor:
+    def gather(self, prepared: TrainableMatrix | ScaledMatrix, ids: Tensor) -> Tensor:
         """int64 [...] -> float32 [..., cols]."""
         return prepared.values()[ids]
 
-    def nbytes(self, prepared: TrainableMatrix) -> int:
+    def nbytes(self, prepared: TrainableMatrix | ScaledMatrix) -> int:
         """Bytes of the decoded matrix."""
         return prepared.values().nbytes
+
+
+TRAINABLE = TrainableKernel()
 
 
 def _frozen(matrices: Mapping[str, TrainableMatrix]) -> dict[str, QuantTensor]:
     return {name: matrix.frozen() for name, matrix in matrices.items()}
 
 
-def _split(windows: int) -> tuple[np.ndarray, np.ndarray]:
+def split_windows(windows: int) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the windows for training, and of the windows for judging."""
     every = np.arange(windows)
     judged = every[::_HELD_OUT]
     return (np.setdiff1d(every, judged) if windows > 1 else every), judged
 
 
-def _batches(trained: np.ndarray, effort: Effort, seed: int) -> Iterator[np.ndarray]:
+def batches_of(trained: np.ndarray, steps: int, batch: int, seed: int) -> Iterator[np.ndarray]:
     """The windows of each step. Every window is used once before any is used again."""
     generator = np.random.default_rng(seed)
     order = np.empty(0, np.int64)
-    for _ in range(effort.steps):
-        while len(order) < effort.batch:
+    for _ in range(steps):
+        while len(order) < batch:
             order = np.concatenate([order, generator.permutation(trained)])
-        yield np.sort(order[: effort.batch])
-        order = order[effort.batch :]
+        yield np.sort(order[:batch])
+        order = order[batch:]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bitsmith.calibration.end_to_end import Trained
     from bitsmith.calibration.rounding import RoundingReport
     from bitsmith.calibration.transforms.base import Rescaling
     from bitsmith.quant.rounders.gptq import GptqReport
@@ -68,3 +69,13 @@ def _gain(reports: Mapping[str, GptqReport]) -> str:
 def _few(items: list[str]) -> str:
     more = len(items) - _SHOWN
     return ", ".join(items[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def training_note(trained: Trained) -> str:
+    """What the training of the whole model gained."""
+    if not trained.step:
+        return "training gained nothing on the windows held out: the codes and scales are those of the rounder"
+    return (
+        f"training: divergence from the original on windows held out {trained.before:.5g} before, {trained.after:.5g} "
+        f"now (the state of step {trained.step})"
+    )

@@ -36,51 +36,33 @@ class Start:
     tensor: QuantTensor
 
 
-class TrainableMatrix:
-    """Rounding offsets and parameter changes of one matrix. At first they give the codes and parameters of `start`.
+class LearnedParams:
+    """The parameters of one matrix, with changes that learn. At first they are those of `start`.
 
-    offsets: float32 [rows, cols], added to each weight's place on the grid before rounding; in units of codes
     changes: by parameter name, float32 in the stored shape: relative for real numbers, in units of the range for
         integers. Parameters shared by all rows, and integers of unknown range, do not change.
     """
 
-    def __init__(self, start: Start, device: str = "cpu") -> None:
-        self.format: Format = start.tensor.format
-        self._weight = torch.tensor(start.weight, dtype=torch.float32, device=device)
-        self._layout = self.format.params_layout(*start.weight.shape)
+    def __init__(self, tensor: QuantTensor, shape: tuple[int, int], device: str) -> None:
+        self.format: Format = tensor.format
+        self._layout = self.format.params_layout(*shape)
         self._ranges = learned_ranges(self.format, self._layout)
-        self._origin = {
-            name: _as_torch(start.tensor.params[name], name in self._ranges, device) for name in self._layout
-        }
+        self._origin = {name: _as_torch(tensor.params[name], name in self._ranges, device) for name in self._layout}
         self.changes = {name: torch.zeros_like(self._origin[name], dtype=torch.float32) for name in self._ranges}
-        codes = torch.tensor(np.asarray(start.tensor.codes), device=device)
-        self.offsets = _first_offsets(self._weight, codes, self.format.grid(self._params()))
-        for variable in (self.offsets, *self.changes.values()):
-            variable.requires_grad_(True)
+        for change in self.changes.values():
+            change.requires_grad_(True)
 
-    def values(self) -> Tensor:
-        """The decoded matrix, float32 [rows, cols], differentiable in `offsets` and `changes`."""
-        grid = self.format.grid(self._params())
-        blocks: Tensor = _Decoded.apply(self._weight, self.offsets, grid.scale, grid.offset, grid.table)  # type: ignore[no-untyped-call]
-        return blocks
+    def now(self) -> dict[str, Tensor]:
+        """The parameters: learned ones as float32 values that are exact in stored precision, others as stored."""
+        return {name: self._param(name, origin) for name, origin in self._origin.items()}
 
-    def frozen(self) -> QuantTensor:
-        """The present codes and stored parameters, numpy arrays.
-
-        They decode to `values`, or near them where scales are quantized in turn.
-        """
+    def frozen(self, codes: Tensor) -> QuantTensor:
+        """Codes uint8 [rows, cols] with the present stored parameters, numpy arrays."""
         with torch.no_grad():
-            params = self._params()
-            grid = self.format.grid(params)
-            codes = _Place.of(self._weight, self.offsets, grid).codes
-        kept = {name: _as_stored(value, self._layout[name][1]) for name, value in params.items()}
+            kept = {name: _as_stored(value, self._layout[name][1]) for name, value in self.now().items()}
         if isinstance(self.format, Settled):
             kept = self.format.settled(kept)
         return QuantTensor(self.format, codes.cpu().numpy(), kept)
-
-    def _params(self) -> dict[str, Tensor]:
-        """The parameters: learned ones as float32 values that are exact in stored precision, others as stored."""
-        return {name: self._param(name, origin) for name, origin in self._origin.items()}
 
     def _param(self, name: str, origin: Tensor) -> Tensor:
         if name not in self._ranges:
@@ -94,8 +76,68 @@ class TrainableMatrix:
         else:
             wanted = origin + change * float(limits[1])
             exact = wanted.detach().round().clamp(*limits)
-        straight: Tensor = _Straight.apply(wanted, exact)  # type: ignore[no-untyped-call]
-        return straight
+        return straight(wanted, exact)
+
+
+class TrainableMatrix:
+    """Rounding offsets and parameter changes of one matrix. At first they give the codes and parameters of `start`.
+
+    offsets: float32 [rows, cols], added to each weight's place on the grid before rounding; in units of codes
+    changes: see `LearnedParams`
+    """
+
+    def __init__(self, start: Start, device: str = "cpu") -> None:
+        self._params = LearnedParams(start.tensor, start.weight.shape, device)
+        self.format, self.changes = self._params.format, self._params.changes
+        self._weight = torch.tensor(start.weight, dtype=torch.float32, device=device)
+        codes = torch.tensor(np.asarray(start.tensor.codes), device=device)
+        with torch.no_grad():
+            self.offsets = _first_offsets(self._weight, codes, self.format.grid(self._params.now()))
+        self.offsets.requires_grad_(True)
+
+    def values(self) -> Tensor:
+        """The decoded matrix, float32 [rows, cols], differentiable in `offsets` and `changes`."""
+        grid = self.format.grid(self._params.now())
+        blocks: Tensor = _Decoded.apply(self._weight, self.offsets, grid.scale, grid.offset, grid.table)  # type: ignore[no-untyped-call]
+        return blocks
+
+    def frozen(self) -> QuantTensor:
+        """The present codes and stored parameters, numpy arrays.
+
+        They decode to `values`, or near them where scales are quantized in turn.
+        """
+        with torch.no_grad():
+            codes = _Place.of(self._weight, self.offsets, self.format.grid(self._params.now())).codes
+        return self._params.frozen(codes)
+
+
+class ScaledMatrix:
+    """A matrix whose codes stay, and whose parameters learn (EfficientQAT, Chen et al. 2024, section 3.3).
+
+    changes: see `LearnedParams`
+    """
+
+    def __init__(self, tensor: QuantTensor, device: str = "cpu") -> None:
+        self._codes = torch.tensor(np.asarray(tensor.codes), device=device)
+        rows, cols = self._codes.shape
+        self._params = LearnedParams(tensor, (rows, cols), device)
+        self.format, self.changes = self._params.format, self._params.changes
+
+    def values(self) -> Tensor:
+        """The decoded matrix, float32 [rows, cols], differentiable in `changes`."""
+        grid = self.format.grid(self._params.now())
+        found: Tensor = _Scaled.apply(self._codes, grid.scale, grid.offset, grid.table)  # type: ignore[no-untyped-call]
+        return found
+
+    def frozen(self) -> QuantTensor:
+        """The codes and the present stored parameters; see `TrainableMatrix.frozen`."""
+        return self._params.frozen(self._codes)
+
+
+def straight(wanted: Tensor, exact: Tensor) -> Tensor:
+    """The rounded values `exact`, with the gradient of `wanted`."""
+    found: Tensor = _Straight.apply(wanted, exact)  # type: ignore[no-untyped-call]
+    return found
 
 
 def learned_ranges(
@@ -208,6 +250,26 @@ class _Decoded(torch.autograd.Function):
         to_scale = _by_block(gradient * place.levels - inside * place.unit, scale).sum(2)
         to_base = _by_block(gradient - inside, scale).sum(2) if ctx.shifts else None
         return None, offsets, to_scale, to_base, None
+
+
+class _Scaled(torch.autograd.Function):
+    """Fixed codes on a grid: differentiable in the scale and the grid's offset. Only the codes are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, codes: Tensor, scale: Tensor, base: Tensor | None, table: Tensor) -> Tensor:
+        ctx.save_for_backward(codes, scale, table)
+        ctx.shifts = base is not None
+        blocks = _by_block(table[codes.long()], scale) * scale[:, :, None]
+        if base is not None:
+            blocks = blocks + base[:, :, None]
+        return blocks.reshape(codes.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        codes, scale, table = ctx.saved_tensors
+        to_scale = _by_block(gradient * table[codes.long()], scale).sum(2)
+        return None, to_scale, _by_block(gradient, scale).sum(2) if ctx.shifts else None, None
 
 
 class _Straight(torch.autograd.Function):

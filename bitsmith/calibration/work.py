@@ -55,8 +55,9 @@ class BlockwiseWork:
         effort: str,
         rescalings: Mapping[int, tuple[Rescaling, ...]],
         seed: int,
+        norms: bool = False,
     ) -> BlockwiseWork:
-        """The work of a plan. seed: seed for the order of the training windows"""
+        """The work of a plan. seed: seed for the order of the training windows; norms: whether norms change"""
         from bitsmith.calibration.blockwise import BlockwiseTask
 
         outputs = places_of(plan.tensors)
@@ -71,7 +72,10 @@ class BlockwiseWork:
             seed=seed,
             stored_offset=plan.target.is_folder,
         )
-        names = {f"{name}.weight" for name in formats} | (_rescaled_names(rescalings) & outputs.keys())
+        changed = _rescaled_names(rescalings)
+        if norms:
+            changed |= _block_norms(plan.checkpoint.config)
+        names = {f"{name}.weight" for name in formats} | (changed & outputs.keys())
         return cls(
             task,
             outputs,
@@ -213,6 +217,11 @@ def linears_of(tensors: Iterable[PlannedTensor], config: ModelConfig) -> dict[st
             if name.removesuffix(".weight") in linears:
                 formats[name.removesuffix(".weight")] = tensor.format
     return formats
+
+
+def _block_norms(config: ModelConfig) -> set[str]:
+    """GGUF names of the norms before and after the operations of all blocks."""
+    return {f"blk.{layer}.{name}.weight" for layer in range(config.layers) for name in config.family.norms.names}
 
 
 def _rescaled_names(rescalings: Mapping[int, tuple[Rescaling, ...]]) -> set[str]:

@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 def convert(config: ConvertConfig, model: str, as_json: bool) -> None:
     """Make a 16-bit model of any format; merge, split or rename a model.
 
-    --to bf16 makes a folder that transformers loads, from a quantized model too. Without --to, the types stay and every
+    --to bf16 makes a folder that transformers loads, from a quantized model too; --to gguf-lora makes a file for
+    llama.cpp of an adapter's folder. Without --to, the types stay and every
     tensor keeps its bytes: several files become one, or files of --shard-size.
     """
     from bitsmith.cli.drawing import progress_bar, stderr
     from bitsmith.cli.show_quantized import print_plan, print_summary
     from bitsmith.pipeline.conversion import convert_model
 
+    if config.of_adapter:
+        _convert_adapter(model, config, as_json)
+        return
     shown = stderr()
 
     def announce(planned: Quantized) -> None:
@@ -43,3 +47,15 @@ def convert(config: ConvertConfig, model: str, as_json: bool) -> None:
         click.echo(json.dumps(result.to_dict(), indent=2))
     elif not config.dry_run:
         print_summary(result)
+
+
+def _convert_adapter(folder: str, config: ConvertConfig, as_json: bool) -> None:
+    from bitsmith.cli.drawing import human_bytes, stdout
+    from bitsmith.tune.gguf_lora import convert_adapter
+
+    path = convert_adapter(folder, base=config.base, out=config.out, force=config.force)
+    size = path.stat().st_size
+    if as_json:
+        click.echo(json.dumps({"out": str(path), "bytes": size}, indent=2))
+    else:
+        stdout().print(f"wrote {path} ({human_bytes(size)})", markup=False, soft_wrap=True)

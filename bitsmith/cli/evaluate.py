@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bitsmith.cli.command import command, model_argument, option
 from bitsmith.cli.core import note_missing_core
-from bitsmith.cli.options import as_json, compute_dtype, exact_kernel, inputs, quiet, revision, threads
+from bitsmith.cli.options import adapter, as_json, compute_dtype, exact_kernel, inputs, quiet, revision, threads
 from bitsmith.cli.say import print_json, warn
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @option("--max-windows", type=int, help="Stop after N windows.")
 @threads
 @exact_kernel
+@adapter
 @inputs
 @compute_dtype
 @revision
@@ -40,6 +41,7 @@ def evaluate(
     max_windows: int | None,
     threads: int | None,
     kernel: str | None,
+    adapter: str | None,
     inputs: str | None,
     compute_dtype: str | None,
     revision: str | None,
@@ -60,6 +62,7 @@ def evaluate(
             max_windows=max_windows,
             threads=threads,
             kernel=kernel,
+            adapter=adapter,
             inputs=inputs,
             compute_dtype=compute_dtype,
             revision=revision,

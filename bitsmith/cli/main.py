@@ -24,8 +24,9 @@ _OUT_OF_MEMORY = "out of memory; close other programs, use fewer --threads, or a
 
 _NOTHING_LEFT = "no half-written file was left"
 _LEFT = {  # command -> what an interrupt leaves
-    **dict.fromkeys(("quantize", "convert", "imatrix"), _NOTHING_LEFT),
+    **dict.fromkeys(("quantize", "convert", "merge", "imatrix"), _NOTHING_LEFT),
     "pull": "the files that are complete stay, and the same command fetches the others",
+    "tune": "the checkpoints stay, and the same command with --resume goes on",
 }
 COMMANDS = {  # name -> its module in this package, and the command there
     "plan": "plan.plan",
@@ -39,6 +40,8 @@ COMMANDS = {  # name -> its module in this package, and the command there
     "serve": "serve.serve",
     "bench": "bench.bench",
     "imatrix": "imatrix.imatrix",
+    "tune": "tune.tune",
+    "merge": "merge.merge",
     "inspect": "inspect.inspect",
     "list": "stored.list_models",
     "pull": "stored.pull",
@@ -50,6 +53,7 @@ COMMANDS = {  # name -> its module in this package, and the command there
 SECTIONS = {  # of the help; commands of no section come last
     "Plan": ("plan",),
     "Make": ("quantize", "convert", "imatrix"),
+    "Train": ("tune", "merge"),
     "Prove": ("eval", "compare", "results", "bench", "inspect"),
     "Run": ("run", "chat", "serve"),
     "Models": ("list", "pull", "rm"),

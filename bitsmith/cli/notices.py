@@ -1,5 +1,5 @@
 """What the library decided for the user, as a line on stderr: which file of a hub repository was taken,
-and that torch computes a model."""
+that torch computes a model, and that an adapter's base is not known."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 from bitsmith.errors import printable
 
-_LOGGERS = ("bitsmith.models.hub", "bitsmith.runtime.load.choice")
+_LOGGERS = ("bitsmith.models.adapter", "bitsmith.models.hub", "bitsmith.runtime.load.choice")
 
 
 class _Note(logging.Handler):

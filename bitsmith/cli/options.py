@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -26,6 +27,7 @@ _INPUTS = (
 _COMPUTE = (
     "Type of products, float32, bfloat16 or float16; weights stay stored as they are; default: what the kernel does."
 )
+_ADAPTER = "A folder with an adapter (LoRA) in PEFT's layout, trained on this model."
 _REVISION = "Branch, tag or commit of a model of the hub."
 
 threads = option("--threads", type=int, group="Machine", help=_THREADS)
@@ -34,6 +36,7 @@ exact_kernel = option("--kernel", metavar="NAME", group="Machine", help=_KERNEL.
 cache = option("--cache", default="f16", metavar="TYPE", group="Machine", help=_CACHE)
 inputs = option("--inputs", metavar="NAME", group="Machine", help=_INPUTS)
 compute_dtype = option("--compute-dtype", metavar="TYPE", group="Machine", help=_COMPUTE)
+adapter = option("--adapter", type=click.Path(), metavar="DIR", group="Source", help=_ADAPTER)
 revision = option("--revision", metavar="NAME", group="Source", help=_REVISION)
 quiet = flag("--quiet", "-q", group="Output", help="Show no progress.")
 as_json = flag("--json", "as_json", group="Output", help="Print the result as JSON.")
@@ -51,6 +54,7 @@ class LoadingOptions:
     cache_type: str = declared("f16", "--cache", group="Machine", metavar="TYPE", help=_CACHE)
     inputs: str | None = declared(None, group="Machine", metavar="NAME", help=_INPUTS)
     compute_dtype: str | None = declared(None, group="Machine", metavar="TYPE", help=_COMPUTE)
+    adapter: str | Path | None = declared(None, group="Source", metavar="DIR", help=_ADAPTER)
     revision: str | None = declared(None, group="Source", metavar="NAME", help=_REVISION)
 
 

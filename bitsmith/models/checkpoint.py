@@ -42,6 +42,7 @@ class Checkpoint:
     notes: what the user should know about the model, a sentence each
     foreign: the error if the weights are codes of a method that bitsmith does not read; else None
     overrides: what the user asks of the linear layers, for running
+    merged: "base", "adapter" and "adapter_sha256" if the source adds an adapter to a base; empty otherwise
     """
 
     name: str
@@ -54,6 +55,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     foreign: UnsupportedError | None = None
     overrides: Overrides = field(default_factory=Overrides)
+    merged: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         kind = "unknown architecture" if isinstance(self.shape, BitsmithError) else self.shape.arch

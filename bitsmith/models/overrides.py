@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from bitsmith.quant.input_rounding import InputRounding
+
+if TYPE_CHECKING:
+    from bitsmith.models.adapter import Adapter
 
 
 @dataclass(frozen=True)
@@ -13,10 +17,12 @@ class Overrides:
 
     format: name of the format that matrices get while they are read, see `quant.formats.get_format`; "" for none
     inputs: how inputs of products are rounded, see `InputRounding.parse`; "" as the file says
+    adapter: what is added to products; it changes no weight, and is not compared
     """
 
     format: str = ""
     inputs: str = ""
+    adapter: Adapter | None = field(default=None, compare=False)
 
     @property
     def input_rounding(self) -> InputRounding | None:

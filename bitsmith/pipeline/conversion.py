@@ -60,7 +60,19 @@ def convert_model(
     on_plan: Callable[[Quantized], None] | None = None,
 ) -> Quantized:
     """Convert `model` as `config` says, see `convert`."""
-    checkpoint = open_checkpoint(model, revision=config.revision)
+    if config.of_adapter:
+        raise UsageError("convert makes models; adapters are converted by bitsmith.convert_adapter.")
+    return convert_checkpoint(open_checkpoint(model, revision=config.revision), config, report=report, on_plan=on_plan)
+
+
+def convert_checkpoint(
+    checkpoint: Checkpoint,
+    config: ConvertConfig,
+    *,
+    report: Report = silent,
+    on_plan: Callable[[Quantized], None] | None = None,
+) -> Quantized:
+    """The same as `convert_model`, of a model that is open."""
     _check_whole(checkpoint)
     given = _path(checkpoint, config)
     path = followed(given, force=config.force or config.dry_run)

@@ -13,6 +13,7 @@ from bitsmith.recipe.target import MMPROJ, Target
 from bitsmith.system.machine import check_threads, cores
 from bitsmith.system.options import check_types, option
 
+GGUF_LORA = "gguf-lora"  # an adapter: `bitsmith.tune.gguf_lora`
 _FOLDERS = ("hf", "native")  # names of the Hugging Face folder in --to
 
 
@@ -25,7 +26,8 @@ class ConvertConfig:
         group="Output",
         metavar="TYPE",
         help="bf16, f16 or f32: a Hugging Face folder of this type; gguf/bf16, gguf/f16 or gguf/f32: a GGUF file; "
-        "mmproj: the parts for images of a model, for llama.cpp; default: the source's own types, every byte kept.",
+        "mmproj: the parts for images of a model, for llama.cpp; gguf-lora: an adapter of PEFT's, for llama.cpp; "
+        "default: the source's own types, every byte kept.",
     )
     out: str | Path | None = option(
         None,
@@ -47,6 +49,9 @@ class ConvertConfig:
     )
     dry_run: bool = option(False, group="Output", help="Print only the plan: types, exact size, expected time.")
     force: bool = option(False, group="Output", help="Replace an output that exists.")
+    base: str | Path | None = option(
+        None, group="Source", metavar="MODEL", help="The model of an adapter; default: the one that it names."
+    )
     pre: str | None = option(
         None, group="Source", metavar="NAME", help="Name of the pre-tokenizer, if it is not recognised."
     )
@@ -59,7 +64,15 @@ class ConvertConfig:
         check_types(self)
         check_threads(self.threads)
         size_in_bytes("--shard-size", self.max_shard_size)
-        self.target  # noqa: B018 - raises for a wrong --to
+        if not self.of_adapter:
+            self.target  # noqa: B018 - raises for a wrong --to
+        if self.base is not None and not self.of_adapter:
+            raise UsageError(f"--base is for adapters, with --to={GGUF_LORA}; leave it out.")
+
+    @property
+    def of_adapter(self) -> bool:
+        """Whether an adapter is converted, see `bitsmith.convert_adapter`."""
+        return (self.to or "").strip().lower() == GGUF_LORA
 
     @property
     def target(self) -> Target | None:

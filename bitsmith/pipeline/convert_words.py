@@ -11,7 +11,8 @@ class ConvertWords(TypedDict, total=False):
 
     to: str | None
     """bf16, f16 or f32: a Hugging Face folder of this type; gguf/bf16, gguf/f16 or gguf/f32: a GGUF file; mmproj: the
-    parts for images of a model, for llama.cpp; default: the source's own types, every byte kept."""
+    parts for images of a model, for llama.cpp; gguf-lora: an adapter of PEFT's, for llama.cpp; default: the source's
+    own types, every byte kept."""
 
     out: str | Path | None
     """Output file or folder; a name that ends in .gguf makes a GGUF file; default: a name made from the model."""
@@ -27,6 +28,9 @@ class ConvertWords(TypedDict, total=False):
 
     force: bool
     """Replace an output that exists."""
+
+    base: str | Path | None
+    """The model of an adapter; default: the one that it names."""
 
     pre: str | None
     """Name of the pre-tokenizer, if it is not recognised."""

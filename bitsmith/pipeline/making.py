@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bitsmith.calibration.measure import Job, Measured, measure
-from bitsmith.calibration.notes import rescaling_notes, rounding_notes
+from bitsmith.calibration.notes import rescaling_notes, rounding_notes, training_note
 from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.run import Prepared
-from bitsmith.calibration.work import BlockwiseWork, Reports, naming, own_names
+from bitsmith.calibration.work import BlockwiseWork, Reports, naming, own_name, own_names
 from bitsmith.containers.manifest import Manifest
 from bitsmith.containers.reservation import Reservation
 from bitsmith.pipeline.executor import PlanWriter, execute
@@ -23,11 +23,13 @@ from bitsmith.pipeline.outputs import Output
 from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.coverage import Coverage
 from bitsmith.recipe.plan import Plan
+from bitsmith.recipe.rounded_rows import RoundedRows
 from bitsmith.system.machine import peak_memory
 from bitsmith.system.progress import Progress, Report
 
 if TYPE_CHECKING:
-    from bitsmith.calibration.blockwise import Rounded
+    from bitsmith.calibration.blockwise import BlockwiseRounding, Rounded
+    from bitsmith.calibration.end_to_end import EndToEnd, Trained
 
 _log = logging.getLogger(__name__)
 
@@ -141,7 +143,7 @@ class _Making:
 
     def blockwise(self) -> Made:
         """Make first the tensors outside the blocks, then the blocks one by one, then the head."""
-        from bitsmith.calibration.blockwise import BlockwiseRounding
+        from bitsmith.calibration.blockwise import BlockwiseRounding, Rounded
 
         assert self.prepared is not None
         assert self.prepared.tokens is not None
@@ -152,22 +154,44 @@ class _Making:
             effort=self.output.effort,
             rescalings=self.measured.rescalings,
             seed=self.prepared.tokens.seed,
+            norms=self.output.training is not None,
         )
         reports = Reports(work, self.prepared.tokens.tokens.size, self.prepared.tokens.all_experts)
         with PlanWriter(plan, self.output.path, self.shared.reservation, report=self.report) as writer:
             writer.round_nearest(self._importance(plan), threads=self.shared.threads, without=work.precomputed)
             rounding = BlockwiseRounding(plan.checkpoint, self.prepared.tokens, work.task, self.shared.resources)
-            for layer in range(rounding.layers):
-                self.report(Progress(method.rounder, layer, rounding.layers, "blocks", f"block {layer}"))
-                self._write(writer, work, reports, rounding.block(layer, self.report))
-            for slab in rounding.head():
-                self._write(writer, work, reports, slab)
-            self.report(Progress(method.rounder, rounding.layers, rounding.layers, "blocks"))
+            trained = None
+            if self.output.training is None:
+                for rounded in self._rounded(rounding):
+                    self._write(writer, work, reports, rounded)
+            else:
+                trained = self._trained(plan, rounding, self.output.training, reports)
+                for rows in work.rows(Rounded(trained.rows, {})):
+                    writer.write_rounded(rows)
             coverage = self._told(reports.coverage)
             manifest = writer.finish(threads=self.shared.threads, coverage=coverage)
         notes = [] if coverage is None else [coverage.note()]
+        notes += [] if trained is None else [training_note(trained)]
         notes += rescaling_notes(self.measured.rescalings, own_names(plan.tensors))
         return Made(plan, manifest, (*notes, *rounding_notes(reports.by_name)), coverage)
+
+    def _rounded(self, rounding: BlockwiseRounding) -> Iterator[Rounded]:
+        """The steps of the rounding: block by block, then the head."""
+        name = self.output.method.rounder
+        for layer in range(rounding.layers):
+            self.report(Progress(name, layer, rounding.layers, "blocks", f"block {layer}"))
+            yield rounding.block(layer, self.report)
+        yield from rounding.head()
+        self.report(Progress(name, rounding.layers, rounding.layers, "blocks"))
+
+    def _trained(self, plan: Plan, rounding: BlockwiseRounding, how: EndToEnd, reports: Reports) -> Trained:
+        """The whole model, rounded and then trained end to end."""
+        rows: list[RoundedRows] = []
+        for rounded in self._rounded(rounding):
+            reports.add(rounded)
+            rows += rounded.rows
+        table = next((each for each in plan.tensors if own_name(each) == "token_embd.weight"), None)
+        return rounding.train(rows, how, None if table is None else table.format, self.report)
 
     def _told(self, coverage: Coverage | None) -> Coverage | None:
         """The coverage with what starved experts got."""

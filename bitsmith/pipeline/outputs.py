@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitsmith.calibration.cost import LONG_SECONDS, Cost, calibration_cost
+from bitsmith.calibration.cost import LONG_SECONDS, Cost, calibration_cost, training_cost
 from bitsmith.calibration.method import Method, default_method
 from bitsmith.containers import module_containers
 from bitsmith.containers.destination import Destination, followed
@@ -25,6 +25,7 @@ from bitsmith.recipe.target import Target
 from bitsmith.system.sizes import parse_size
 
 if TYPE_CHECKING:
+    from bitsmith.calibration.end_to_end import EndToEnd
     from bitsmith.calibration.run import Prepared
 
 
@@ -34,6 +35,7 @@ class Output:
 
     path: the file or the folder, with links followed
     link: the link that the user named, if it is one
+    training: how the whole model is trained after its blocks were rounded; None: not at all
     prepared: the calibration; None without one
     device: the device of the calibration
     memory: bytes that hidden states may take in memory; None: half of what is free
@@ -49,6 +51,7 @@ class Output:
     memory: int | None = None
     warnings: tuple[str, ...] = ()
     link: Path | None = None
+    training: EndToEnd | None = None
 
     def plan(self, record: CalibrationRecord | None, input_absmax: Mapping[str, float] | None = None) -> Plan:
         """The plan. Its sizes are exact before the calibration pass, and it is final after the pass.
@@ -68,6 +71,8 @@ class Output:
             self.assignment.checkpoint.name,
             self.assignment.origin,
             covers=self._covers,
+            merged=self.assignment.checkpoint.merged,
+            training={} if self.training is None else self.training.to_dict(),
         )
         return Plan.of(self.assignment, recipe, input_absmax=input_absmax, warnings=self.warnings)
 
@@ -122,7 +127,11 @@ class Output:
         if self.prepared is None or self.prepared.request is None:
             return Cost(0.0, 0)
         record, config = self.prepared.record, self.assignment.checkpoint.config
-        return calibration_cost(config, method, effort, record, memory=self.memory)
+        cost = calibration_cost(config, method, effort, record, memory=self.memory)
+        if self.training is None or method != self.method:
+            return cost
+        further = training_cost(config, self.training, record.context)
+        return replace(cost, seconds=cost.seconds + further.seconds, memory=cost.memory + further.memory)
 
 
 def outputs_of(

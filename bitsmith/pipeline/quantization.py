@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -15,7 +16,7 @@ from bitsmith.errors import UsageError
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.pipeline.config import QuantizeConfig
 from bitsmith.pipeline.estimate import with_long_note
-from bitsmith.pipeline.outputs import check_grouping, doubly_quantized, outputs_of, rounds_nothing
+from bitsmith.pipeline.outputs import Output, check_grouping, doubly_quantized, outputs_of, rounds_nothing
 from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.target import Target
 from bitsmith.system.options import check_arguments, check_words, with_signature
@@ -24,6 +25,7 @@ from bitsmith.system.progress import Report, silent
 _log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
+    from bitsmith.calibration.end_to_end import EndToEnd
     from bitsmith.calibration.run import Prepared
     from bitsmith.pipeline.words import QuantizeWords
 
@@ -70,17 +72,55 @@ def quantize_each(
     All outputs are checked before the first one is made. If an output fails, the outputs before it stay.
     """
     check_arguments(quantize_each, {"model": model, "to": to})
+    targets = _targets(to, config)
+    checkpoint = open_checkpoint(model, revision=config.revision)
+    return _quantized(checkpoint, targets, config, report=report, on_plan=on_plan, on_done=on_done)
+
+
+def quantize_checkpoint(
+    checkpoint: Checkpoint,
+    to: Sequence[str],
+    config: QuantizeConfig,
+    *,
+    training: EndToEnd | None = None,
+    report: Report = silent,
+    on_plan: Callable[[Quantized], None] | None = None,
+) -> list[Quantized]:
+    """The same as `quantize_each`, of a model that is open.
+
+    training: how the whole model is trained after its blocks were rounded; None: not at all
+    """
+    targets = _targets(to, config)
+    return _quantized(checkpoint, targets, config, training=training, report=report, on_plan=on_plan)
+
+
+def _targets(to: Sequence[str], config: QuantizeConfig) -> list[Target]:
+    """The targets of --to, checked against the options."""
     targets = [Target.parse(each) for each in to]
     if not targets:
         raise UsageError("--to is missing; give for instance --to=q4_k_m.")
     targets = doubly_quantized(targets) if config.double_quant else targets
-    effort, threads = config.effort or "normal", config.worker_threads
     check_grouping(targets, config)
-    checkpoint = open_checkpoint(model, revision=config.revision)
+    return targets
+
+
+def _quantized(
+    checkpoint: Checkpoint,
+    targets: Sequence[Target],
+    config: QuantizeConfig,
+    *,
+    training: EndToEnd | None = None,
+    report: Report,
+    on_plan: Callable[[Quantized], None] | None,
+    on_done: Callable[[Quantized], None] | None = None,
+) -> list[Quantized]:
+    effort, threads = config.effort or "normal", config.worker_threads
     prepared = _prepared(checkpoint, targets, config, report)
     runs = prepared is not None and prepared.request is not None
     device = _device(config.device) if runs or config.device else "cpu"
     outputs = outputs_of(checkpoint, targets, config, effort=effort, prepared=prepared, device=device)
+    if training is not None:
+        outputs = [_trained(output, training) for output in outputs]
     expected = with_long_note([output.expected(threads) for output in outputs])
     _log_plans(expected)
     destinations = [output.destination() for output in outputs]
@@ -103,6 +143,15 @@ def quantize_each(
             prepared = prepared.read(threads=threads, report=report)
         work = Work(prepared, Resources(config.memory_bytes, threads, device), threads, reservation)
         return make_all(outputs, expected, work, report=report, on_done=on_done)
+
+
+def _trained(output: Output, training: EndToEnd) -> Output:
+    """The output with a training. Raises UsageError where its method does not round block by block."""
+    if not output.method.needs_text or output.method.transform:
+        raise UsageError(
+            f"--method={output.method}: training goes on from codes that gptq or learned chose; give one of these."
+        )
+    return replace(output, training=training)
 
 
 def _log_plans(expected: Sequence[Quantized]) -> None:

@@ -44,6 +44,14 @@ def command_of(recipe: Mapping[str, Any]) -> str:
     source = str(recipe.get("source") or "MODEL")
     command = str(recipe.get("command") or QUANTIZE)
     words = ["bitsmith", command, source]
+    merged = recipe.get("merged")
+    if isinstance(merged, Mapping):
+        words = ["bitsmith", "merge", str(merged.get("base")), str(merged.get("adapter"))]
+    training = recipe.get("training")
+    if isinstance(training, Mapping):
+        words[1:2] = ["tune", "qat"]
+        for key in ("train", "steps", "batch"):
+            words += [f"--{key}", str(training.get(key))]
     values = {key: recipe[key] for key in _VALUES if recipe.get(key) is not None}
     if command != QUANTIZE and str(values.get("to", "")).endswith("/same"):
         values.pop("to")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bitsmith.recipe.calibration_record import CalibrationRecord
@@ -57,6 +57,8 @@ class Recipe:
     command: the command that makes the output, "quantize" or "convert"
     source: short name of the source model; "" leaves it out
     origin: the recipe in the source's own manifest; None if it has none. `convert` keeps it
+    merged: see `Checkpoint.merged`
+    training: how the whole model was trained after rounding, see `calibration.end_to_end.EndToEnd`; empty: not at all
     """
 
     target: Target
@@ -70,16 +72,19 @@ class Recipe:
     origin: Mapping[str, Any] | None = None
     covers: bool = False
     coverage: Coverage | None = None
+    merged: Mapping[str, str] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The recipe as one line of JSON, for the manifest."""
         options = self.options
         further: dict[str, Any] = {"source": self.source, "max_shard_bytes": options.max_shard_bytes}
-        further |= {"model_name": options.model_name, "source_recipe": self.origin}
+        further |= {"model_name": options.model_name, "source_recipe": self.origin, "merged": dict(self.merged)}
         set_ = {name: value for name, value in further.items() if value}
         if self.command != QUANTIZE:
             chosen: dict[str, Any] = {"command": self.command, "to": str(self.target)}
             return json.dumps(chosen | ({"pre": options.pre} if options.pre else {}) | set_)
+        set_ |= {"training": dict(self.training)} if self.training else {}
         set_ |= {"requantize": True} if options.requantize else {}
         chosen = {"to": str(self.target), "method": self.method, "pure": options.pure}
         chosen |= {"rules": list(options.rules), "pre": options.pre}

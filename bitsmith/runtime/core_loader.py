@@ -135,7 +135,21 @@ class MatrixLoader:
         bias = self.vector(f"{name}.bias") if biased else None
         if bias is not None and rows is not None:
             bias = np.ascontiguousarray(bias[rows[0] : sum(rows)])
-        return self._core.Linear(self.factor(f"{name}.weight", rows), bias, self._threshold(f"{name}.weight"))
+        own = f"{name}.weight"
+        return self._core.Linear(self.factor(own, rows), bias, self._threshold(own), *self._adapter(own, rows))
+
+    def _adapter(self, name: str, rows: tuple[int, int] | None) -> list[Any]:
+        """The two matrices of what an adapter adds, in float32; [] without one."""
+        weight = self._read(name) if rows is None else self._read(name).part(*rows)
+        if weight.adapter is None:
+            return []
+        found = []
+        for values in (weight.adapter.down, weight.adapter.scaled_up):
+            matrix = self._core.Matrix("f32", *values.shape)
+            matrix.fill(0, len(values), np.ascontiguousarray(values).reshape(-1).view(np.uint8), self.pool)
+            self.bytes += matrix.nbytes * self.share
+            found.append(matrix)
+        return found
 
     def factor(self, name: str, rows: tuple[int, int] | None = None) -> Any:
         """A matrix that products are taken with."""

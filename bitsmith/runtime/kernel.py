@@ -12,6 +12,7 @@ from bitsmith.containers.base import Extent, Source
 from bitsmith.quant.tensor import QuantTensor, TensorInfo
 
 if TYPE_CHECKING:
+    from bitsmith.models.adapter import LowRank
     from bitsmith.quant.input_rounding import InputRounding
 
 Tensor = Any  # a torch tensor or a numpy array
@@ -26,6 +27,7 @@ class Weight:
     input_rounding: how the input of a product is rounded; None: not at all
     extent: where its bytes lie in one piece; None if they lie in several
     codes: (start, stop) -> the rows as codes, or None; see `Source.codes`
+    adapter: what an adapter adds to the product; None without one. `rows` and `codes` are without it
     """
 
     info: TensorInfo
@@ -33,6 +35,7 @@ class Weight:
     input_rounding: InputRounding | None = None
     extent: Extent | None = None
     codes: Callable[[int, int], QuantTensor | None] = lambda start, stop: None
+    adapter: LowRank | None = None
 
     @classmethod
     def of(cls, source: Source, name: str) -> Weight:
@@ -57,6 +60,7 @@ class Weight:
             self.input_rounding,
             extent,
             lambda start, stop: self.codes(first + start, first + stop),
+            None if self.adapter is None else self.adapter.part(first, count),
         )
 
     def vector(self) -> np.ndarray:

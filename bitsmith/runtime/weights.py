@@ -40,28 +40,36 @@ def weight_reader(checkpoint: Checkpoint) -> WeightReader:
 
     def read(name: str) -> Weight:
         weight = Weight.of(reader, found.places[name])
-        if overrides == Overrides():
-            return weight
-        from bitsmith.runtime.overridden import overridden  # and with it all formats
+        if overrides != Overrides():
+            from bitsmith.runtime.overridden import overridden  # and with it all formats
 
-        return overridden(name, weight, overrides)
+            weight = overridden(name, weight, overrides)
+        return weight if overrides.adapter is None else replace(weight, adapter=overrides.adapter.of(name))
 
     return read
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A matrix [rows, cols] prepared by its kernel, its bias [rows] or None, and how its input is rounded."""
+    """A matrix [rows, cols] prepared by its kernel, its bias [rows] or None, and how its input is rounded.
+
+    adapter: the transposed factors of what an adapter adds, float32 [cols, rank] and [rank, rows]; its input is not
+        rounded
+    """
 
     kernel: Kernel
     prepared: Any
     bias: Tensor | None = None
     input_rounding: InputRounding | None = None
+    adapter: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """float32 [..., cols] -> float32 [..., rows]."""
-        x = x if self.input_rounding is None else self.input_rounding.rounded(x)
-        y = self.kernel.linear(x, self.prepared)
+        rounded = x if self.input_rounding is None else self.input_rounding.rounded(x)
+        y = self.kernel.linear(rounded, self.prepared)
+        if self.adapter is not None:
+            down, up = self.adapter
+            y = y + (x @ down) @ up
         return y if self.bias is None else y + self.bias
 
     def gather(self, ids: Tensor) -> Tensor:
@@ -157,7 +165,10 @@ class WeightLoader:
         """A matrix by its GGUF name without ".weight"."""
         weight = self._matrix(name)
         own_bias = self.vector(f"{name}.bias") if bias else None
-        return Linear(self.kernel, self.kernel.prepare(weight), own_bias, weight.input_rounding)
+        low, adapter = weight.adapter, None
+        if low is not None:
+            adapter = self.ops.array(low.down.T.copy()), self.ops.array(low.scaled_up.T.copy())
+        return Linear(self.kernel, self.kernel.prepare(weight), own_bias, weight.input_rounding, adapter)
 
     def block(self, layer: int) -> Block:
         """All of one layer."""

@@ -119,7 +119,14 @@ class StoredProducts:
     def back(self, layout: str, rows: int, cols: int, panels: np.ndarray, x: np.ndarray, out: np.ndarray) -> None: ...
 
 class Linear:
-    def __init__(self, weight: Matrix, bias: np.ndarray | None, threshold: float | None = None) -> None: ...
+    def __init__(
+        self,
+        weight: Matrix,
+        bias: np.ndarray | None,
+        threshold: float | None = None,
+        down: Matrix | None = None,
+        up: Matrix | None = None,
+    ) -> None: ...
 
 class Cache:
     def __init__(

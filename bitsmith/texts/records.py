@@ -26,10 +26,20 @@ class Chat:
 
     messages: "role" and "content" of each message, oldest first; without messages that have no content
     plain: the same as a text, for a model without a chat template; None if only a template can write it
+    given: number of messages at the start that a model is not to learn, whoever speaks: those of a prompt
     """
 
     messages: tuple[Mapping[str, Any], ...]
     plain: str | None = None
+    given: int = 0
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A prompt and the text that follows it, without a gap."""
+
+    prompt: str
+    completion: str
 
 
 @dataclass(frozen=True)
@@ -38,11 +48,17 @@ class Shape:
 
     keys: tuple[str, ...]
     shown: str
-    read: Callable[[Mapping[str, Any], str], str | Chat]
+    read: Callable[[Mapping[str, Any], str], str | Chat | Completed]
 
 
 def read_record(record: Any, where: str) -> str | Chat:
-    """A record as a text or a chat; empty if it has no content.
+    """A record as a text or a chat; empty if it has no content. See `read_parts`."""
+    found = read_parts(record, where)
+    return found.prompt + found.completion if isinstance(found, Completed) else found
+
+
+def read_parts(record: Any, where: str) -> str | Chat | Completed:
+    """A record with its prompt and its completion apart, if it has them.
 
     where: file and line, for messages
     Raises FileError for an unknown shape, an unknown role, and a field that has the wrong type.
@@ -98,12 +114,13 @@ def _alpaca(record: Mapping[str, Any], where: str) -> Chat:
     return Chat(messages, "\n\n".join(part for part in (asked, output) if part))
 
 
-def _prompt(record: Mapping[str, Any], where: str) -> str | Chat:
+def _prompt(record: Mapping[str, Any], where: str) -> Chat | Completed:
     """A completion follows its prompt without a gap; both may be lists of messages too, as in TRL."""
     prompt, completion = record["prompt"], record["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
-        return Chat((*_messages(prompt, where, "prompt"), *_messages(completion, where, "completion")))
-    return _string(record, "prompt", where) + _string(record, "completion", where)
+        asked = _messages(prompt, where, "prompt")
+        return Chat((*asked, *_messages(completion, where, "completion")), given=len(asked))
+    return Completed(_string(record, "prompt", where), _string(record, "completion", where))
 
 
 def _text(record: Mapping[str, Any], where: str) -> str:

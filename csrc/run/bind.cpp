@@ -77,14 +77,21 @@ void bind_matrix(nb::module_ &m) {
   nb::class_<Linear>(m, "Linear")
       .def(
           "__init__",
-          [](Linear *self, std::shared_ptr<Matrix> weight, std::optional<Vector> bias, std::optional<float> threshold) {
+          [](Linear *self, std::shared_ptr<Matrix> weight, std::optional<Vector> bias, std::optional<float> threshold,
+             std::shared_ptr<Matrix> down, std::shared_ptr<Matrix> up) {
             if (threshold && !(*threshold >= 0)) throw std::invalid_argument("a threshold must be at least 0.");
+            if (!down != !up) throw std::invalid_argument("an adapter has two matrices.");
+            if (down && (down->packed() || up->packed() || down->cols() != weight->cols() ||
+                         up->rows() != weight->rows() || up->cols() != down->rows()))
+              throw std::invalid_argument("the matrices of the adapter do not fit.");
             new (self)
                 Linear{std::move(weight),
                        bias ? std::vector<float>(bias->data(), bias->data() + bias->size()) : std::vector<float>{},
-                       threshold.value_or(kNotMixed)};
+                       threshold.value_or(kNotMixed),
+                       {std::move(down), std::move(up)}};
           },
-          "weight"_a, "bias"_a.none(), "threshold"_a.none() = nb::none());
+          "weight"_a, "bias"_a.none(), "threshold"_a.none() = nb::none(), "down"_a.none() = nb::none(),
+          "up"_a.none() = nb::none());
 }
 
 void bind_readings(nb::module_ &m) {

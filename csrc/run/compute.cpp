@@ -91,6 +91,26 @@ void Compute::multiply(const Product *products, int count) {
     multiply_part(product.x, *product.linear, piece.first, piece.count, product.out + piece.first * kPanelRows,
                   product.stride);
   });
+  for (int i = 0; i < count; ++i)
+    if (products[i].linear->adapter.down) add_adapter(products[i]);
+}
+
+// Both factors are float32, and their inputs are not rounded.
+void Compute::add_adapter(const Product &product) {
+  const Matrix &down = *product.linear->adapter.down, &up = *product.linear->adapter.up;
+  const int rows = product.x.floats.count;
+  const size_t rank = padded(down.rows()), width = padded(up.rows());
+  float *narrow = scratch(Scratch::narrow, rows * rank), *added = scratch(Scratch::adapted, rows * width);
+  pool_->run(down.row_panels(),
+             [&](int panel) { multiply_exactly(product.x.floats, down, panel, 1, narrow + panel * kPanelRows, rank); });
+  const Rows inner{narrow, rank, rows};
+  const int step = 2, panels = up.row_panels();  // as many as `floats_rows` takes
+  pool_->run((panels + step - 1) / step, [&](int piece) {
+    const int first = piece * step, n = std::min(step, panels - first), column = first * kPanelRows;
+    multiply_exactly(inner, up, first, n, added + column, width);
+    const size_t columns = std::min(n * kPanelRows, up.rows() - column);
+    for (int i = 0; i < rows; ++i) add(product.out + i * product.stride + column, added + i * width + column, columns);
+  });
 }
 
 void Compute::multiply(const Linear &linear, const Input &x, float *out, size_t stride) {

@@ -15,10 +15,16 @@
 
 namespace bitsmith {
 
+// An adapter of low rank: the product is x W^T + (x down^T) up^T.
+struct LowRank {
+  std::shared_ptr<Matrix> down, up;  // float32 [rank, cols] and [rows, rank]
+};
+
 struct Linear {
   std::shared_ptr<Matrix> weight;
-  std::vector<float> bias;      // [rows], or empty
-  float threshold = kNotMixed;  // of LLM.int8(), if its inputs are rounded in that way
+  std::vector<float> bias = {};  // [rows], or empty
+  float threshold = kNotMixed;   // of LLM.int8(), if its inputs are rounded in that way
+  LowRank adapter = {};          // null without one
   bool mixed() const { return threshold != kNotMixed; }
 };
 
@@ -65,7 +71,25 @@ inline void scale(float *x, float factor, size_t n) {
 }
 
 // Memory that all operations of a model use one after the other, by what lies in it.
-enum class Scratch { hidden, normed, added, q, k, v, turned, mix, gate, up, scores, gathered, layers, inner, beside };
+enum class Scratch {
+  hidden,
+  normed,
+  added,
+  q,
+  k,
+  v,
+  turned,
+  mix,
+  gate,
+  up,
+  scores,
+  gathered,
+  layers,
+  inner,
+  beside,
+  narrow,
+  adapted
+};
 
 class Compute {
  public:
@@ -125,6 +149,7 @@ class Compute {
   void multiply_mixed(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const;
   void multiply_exactly(const Rows &x, const Matrix &w, int first, int count, float *y, size_t stride) const;
   void multiply_rows(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const;
+  void add_adapter(const Product &product);
 
   const Kernels &kernels_;
   std::shared_ptr<Pool> pool_;
@@ -133,7 +158,7 @@ class Compute {
   Times times_;
   RoundedBuffer rounded_;
   std::vector<Piece> pieces_;
-  std::array<std::vector<float>, static_cast<int>(Scratch::beside) + 1> scratch_;
+  std::array<std::vector<float>, static_cast<int>(Scratch::adapted) + 1> scratch_;
 };
 
 }  // namespace bitsmith

@@ -135,6 +135,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_decode": (_i32, (_ptr, Batch)),
     "llama_get_logits_ith": (ctypes.POINTER(_f32), (_ptr, _i32)),
     "llama_log_set": (None, (_ptr, _ptr)),
+    "llama_adapter_lora_init": (_ptr, (_ptr, ctypes.c_char_p)),
+    "llama_set_adapters_lora": (_i32, (_ptr, ctypes.POINTER(_ptr), ctypes.c_size_t, ctypes.POINTER(_f32))),
 }
 _LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, _ptr)
 
@@ -202,9 +204,10 @@ class Llama:
         assert n >= 0, n
         return text.raw[:n]
 
-    def logits(self, tokens: list[int] | np.ndarray, *, exact: bool = True) -> np.ndarray:
+    def logits(self, tokens: list[int] | np.ndarray, *, exact: bool = True, adapter: Path | None = None) -> np.ndarray:
         """Logits after every token of one sequence: [n] -> float32 [n, vocab].
 
+        adapter: a GGUF adapter, at its full weight
         exact: attention in float32 (no flash attention, a float32 cache); False: llama.cpp's defaults
         """
         n = len(tokens)
@@ -216,6 +219,10 @@ class Llama:
             params.flash_attn_type, params.type_k, params.type_v = 0, 0, 0
         context = self.library.llama_init_from_model(self.model, params)
         assert context, "llama_init_from_model failed"
+        if adapter is not None:
+            lora = self.library.llama_adapter_lora_init(self.model, str(adapter).encode())
+            assert lora, f"llama.cpp cannot load {adapter}"
+            assert self.library.llama_set_adapters_lora(context, (_ptr * 1)(lora), 1, (_f32 * 1)(1.0)) == 0
         batch = self.library.llama_batch_init(n, 0, 1)
         try:
             for i, token in enumerate(tokens):

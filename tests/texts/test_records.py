@@ -37,7 +37,7 @@ USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content
         ({"instruction": "Hi", "input": "", "output": "Hello"}, Chat((USER, ANSWER), "Hi\n\nHello")),
         ({"instruction": "Hi", "output": "Hello"}, Chat((USER, ANSWER), "Hi\n\nHello")),
         ({"prompt": "Once ", "completion": "more"}, "Once more"),
-        ({"prompt": [USER], "completion": [ANSWER]}, Chat((USER, ANSWER))),
+        ({"prompt": [USER], "completion": [ANSWER]}, Chat((USER, ANSWER), given=1)),
         ({"messages": []}, Chat(())),
     ],
 )

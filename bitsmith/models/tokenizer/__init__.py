@@ -114,6 +114,11 @@ class Tokenizer:
         return self.vocabulary.special.get("bos")
 
     @property
+    def eos(self) -> int | None:
+        """The end token's id."""
+        return self.vocabulary.special.get("eos")
+
+    @property
     def end_ids(self) -> frozenset[int]:
         """Tokens that end a generation."""
         return self.vocabulary.end_ids

@@ -1,0 +1,264 @@
+"""Training of a whole quantized model, end to end, after its blocks were rounded one by one.
+
+Fake quantization is the formats' own grids: the forward pass computes with the decoded values of stored parameters, so
+what is trained is what is written. Gradients pass rounding straight through (Bengio et al. 2013); scales get those of
+learned step sizes (LSQ, Esser et al. 2020). The loss is the divergence from the original (`distilled`). Two depths:
+"scales" keeps the codes and trains scales, minima and norms (EfficientQAT, Chen et al. 2024, section 3.3); "all" also
+trains the weights behind the codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from bitsmith.calibration.distilled import TopLogits
+from bitsmith.calibration.folding import with_tensors
+from bitsmith.calibration.learned import TRAINABLE, batches_of, split_windows
+from bitsmith.calibration.trainable import ScaledMatrix, Start, TrainableMatrix, straight
+from bitsmith.errors import TensorError
+from bitsmith.quant.formats.base import Settled
+from bitsmith.quant.tensor import QuantTensor
+from bitsmith.recipe.rounded_rows import RoundedRows
+from bitsmith.runtime.decoder import Decoder
+from bitsmith.runtime.torch.dense import DenseKernel
+from bitsmith.runtime.weights import Block, Linear, WeightLoader
+from bitsmith.system.progress import Progress, Report, silent
+
+DEPTHS = ("scales", "all")
+HEAD = "output"
+_MOMENTS = (0.9, 0.99)  # Adam's beta1 and beta2
+_JUDGED = 8  # how often results are judged
+Matrix = ScaledMatrix | TrainableMatrix
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """How a model is trained.
+
+    depth: of `DEPTHS`
+    steps, batch: steps, and windows of each
+    rounding, scaling, norms: first step sizes: of offsets at two bits, in codes; of scales at two bits, and of norms,
+        as a share of their values. Those of matrices halve with each further bit. All fall linearly to zero.
+    """
+
+    depth: str = "scales"
+    steps: int = 200
+    batch: int = 8
+    rounding: float = 0.005
+    scaling: float = 0.001
+    norms: float = 0.001
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the recipe."""
+        return {"train": self.depth, "steps": self.steps, "batch": self.batch} | {
+            name: getattr(self, name) for name in ("rounding", "scaling", "norms")
+        }
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The result.
+
+    rows: rows to store, under GGUF names: matrices with their codes, and norms
+    before, after: divergence from the original on windows that were not trained on, nats a token
+    step: the step that gave the result; 0 if none improved on the start
+    """
+
+    rows: tuple[RoundedRows, ...]
+    before: float
+    after: float
+    step: int
+
+
+@dataclass
+class _Norm:
+    """A norm that learns by relative changes, rounded to what the file stores. stored: its 16-bit type, or None"""
+
+    origin: Tensor
+    stored: torch.dtype | None
+    offset: float
+    change: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.change = torch.zeros_like(self.origin).requires_grad_(True)
+
+    def values(self) -> Tensor:
+        """float32 [n]."""
+        wanted = self.origin * (1.0 + self.change)
+        if self.stored is None:
+            return wanted
+        return straight(wanted, (wanted.detach() - self.offset).to(self.stored).float() + self.offset)
+
+
+class Student:
+    """The quantized model with everything in it that is trained.
+
+    rows: what the blocks' rounding gave for the whole model
+    """
+
+    def __init__(self, loader: WeightLoader, decoder: Decoder, rows: Sequence[RoundedRows], how: EndToEnd) -> None:
+        """Reads the other tensors of the model."""
+        self.decoder, self.how = decoder, how
+        self._rows = [each for each in rows if each.tensor is not None]
+        self.matrices: list[Matrix] = [self._matrix(each, loader.device) for each in self._rows]
+        self.norms: dict[str, _Norm] = {}
+        self._plain = {each.name: each.weight for each in rows if each.tensor is None}
+        self._blocks = [self._block(loader, layer) for layer in range(decoder.config.layers)]
+
+    def _matrix(self, rows: RoundedRows, device: str) -> Matrix:
+        assert rows.tensor is not None
+        if self.how.depth == "scales":
+            return ScaledMatrix(rows.tensor, device)
+        return TrainableMatrix(Start(rows.weight, rows.tensor), device)
+
+    def _block(self, loader: WeightLoader, layer: int) -> Block:
+        prefix = f"blk.{layer}."
+        block = loader.block(layer)
+        changed = {
+            name.removeprefix(prefix): values.reshape(-1) if len(values) == 1 else values
+            for name, values in self._plain.items()
+            if name.startswith(prefix)
+        }
+        if changed:
+            block = with_tensors(block, changed)
+        found = {}
+        for rows, matrix in zip(self._rows, self.matrices, strict=True):
+            if rows.name.startswith(prefix):
+                name = rows.name.removeprefix(prefix).removesuffix(".weight")
+                found[name] = replace(block.linears[name], kernel=TRAINABLE, prepared=matrix)
+        return block.with_linears(found)
+
+    def train_norms(self, stored: Mapping[str, np.dtype], *, as_folder: bool) -> None:
+        """Let the norms of all blocks learn.
+
+        stored: the 16-bit types in which norms are stored, by name within a block
+        as_folder: whether the file stores norms as Hugging Face's do, without their 1 in some families
+        """
+        config = self.decoder.config
+        for layer, block in enumerate(self._blocks):
+            for name in config.family.norms.names:
+                if name in block.norms:
+                    dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(str(stored.get(name, "")))
+                    offset = config.norm_offset(f"blk.{layer}.{name}.weight") if as_folder else 0.0
+                    self.norms[f"blk.{layer}.{name}.weight"] = _Norm(block.norms[name], dtype, offset)
+
+    def logits(self, ids: np.ndarray) -> Tensor:
+        """Tokens int64 [windows, n] -> float32 [windows, n, vocab]; blocks are computed again in the backward pass."""
+        x = self.decoder.embedded(ids).detach()
+        shared = self.decoder.place(ids.shape[1], ids)
+        for layer in range(len(self._blocks)):
+            x = checkpoint(partial(self._run, layer, shared), x, use_reentrant=False)
+        found: Tensor = checkpoint(self._head, x, use_reentrant=False)
+        return found
+
+    def _run(self, layer: int, shared: Any, x: Tensor) -> Tensor:
+        block = self._blocks[layer]
+        own = {name: self.norms.get(f"blk.{layer}.{name}.weight") for name in block.norms}
+        block = block.with_norms({name: norm.values() for name, norm in own.items() if norm is not None})
+        found: Tensor = self.decoder.run_block(layer, block, x, shared)
+        return found
+
+    def _head(self, x: Tensor) -> Tensor:
+        """Logits, with the head's own matrices where these are trained."""
+        heads = [matrix for rows, matrix in zip(self._rows, self.matrices, strict=True) if rows.name == "output.weight"]
+        decoder = self.decoder
+        if heads:
+            joined = torch.cat([matrix.values() for matrix in heads])
+            output = Linear(DenseKernel(device=str(joined.device)), joined)
+            decoder = Decoder(decoder.config, replace(decoder.weights, output=output), decoder.ops)
+        found: Tensor = decoder.logits(x)
+        return found
+
+    def groups(self) -> list[tuple[list[Tensor], float]]:
+        """What is trained, with the first step size of each."""
+        found: list[tuple[list[Tensor], float]] = []
+        for matrix in self.matrices:
+            share = 2.0 ** (2 - matrix.format.bits)
+            if isinstance(matrix, TrainableMatrix):
+                found.append(([matrix.offsets], self.how.rounding * share))
+            if matrix.changes:
+                found.append((list(matrix.changes.values()), self.how.scaling * share))
+        if self.norms:
+            found.append(([norm.change for norm in self.norms.values()], self.how.norms))
+        return found
+
+    def state(self) -> list[Tensor]:
+        """A copy of everything that is trained."""
+        return [value.detach().clone() for values, _ in self.groups() for value in values]
+
+    def restore(self, state: Sequence[Tensor]) -> None:
+        """Go back to a state."""
+        with torch.no_grad():
+            for value, before in zip((v for values, _ in self.groups() for v in values), state, strict=True):
+                value.copy_(before)
+
+    def rows(self) -> Iterator[RoundedRows]:
+        """The rows to store. Raises TensorError where a file would not hold just what was simulated."""
+        for rows, matrix in zip(self._rows, self.matrices, strict=True):
+            tensor = matrix.frozen()
+            _check_same(rows.name, matrix, tensor)
+            yield replace(rows, tensor=tensor)
+        for name, values in self._plain.items():
+            if name not in self.norms:
+                yield RoundedRows(name, 0, values, None)
+        for name, norm in self.norms.items():
+            with torch.no_grad():
+                yield RoundedRows(name, 0, norm.values().cpu().numpy().reshape(1, -1), None)
+
+
+def _check_same(name: str, matrix: Matrix, tensor: QuantTensor) -> None:
+    if isinstance(tensor.format, Settled):  # its scales are stored together, and change a little in that
+        return
+    with torch.no_grad():
+        if not np.array_equal(matrix.values().cpu().numpy(), np.asarray(tensor.values())):
+            raise TensorError(f"{tensor.format.name} would not store just the trained values", tensor=name)
+
+
+def train(student: Student, teacher: TopLogits, tokens: np.ndarray, seed: int, report: Report = silent) -> Trained:
+    """Train a student on windows of tokens, int64 [windows, n], and take the best state on windows held out.
+
+    The same seed gives the same result. Raises TensorError if the loss is not finite.
+    """
+    how = student.how
+    trained, judged = split_windows(len(tokens))
+    before = least = _judge(student, teacher, tokens, judged)
+    if not np.isfinite(before):
+        raise TensorError("the quantized model's predictions are not finite; check the model with `bitsmith inspect`")
+    best, found = student.state(), 0
+    groups = student.groups()
+    optimizer = torch.optim.Adam([{"params": values} for values, _ in groups], betas=_MOMENTS)
+    for step, batch in enumerate(batches_of(trained, how.steps, how.batch, seed), 1):
+        for group, (_, rate) in zip(optimizer.param_groups, groups, strict=True):
+            group["lr"] = rate * (1.0 - (step - 1) / how.steps)
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            loss = teacher.divergence(batch, student.logits(tokens[batch]))
+            if not bool(torch.isfinite(loss)):
+                break
+            torch.autograd.backward(loss)
+        optimizer.step()
+        detail = f"divergence {float(loss.detach()):.4f}"
+        if step == how.steps or step % max(1, how.steps // _JUDGED) == 0:
+            now = _judge(student, teacher, tokens, judged)
+            if now < least:
+                best, least, found = student.state(), now, step
+        report(Progress("train", step, how.steps, "steps", detail))
+    student.restore(best)
+    return Trained(tuple(student.rows()), before, least, found)
+
+
+def _judge(student: Student, teacher: TopLogits, tokens: np.ndarray, windows: np.ndarray) -> float:
+    total = 0.0
+    with torch.no_grad():
+        for start in range(0, len(windows), student.how.batch):
+            part = windows[start : start + student.how.batch]
+            total += float(teacher.divergence(part, student.logits(tokens[part]))) * len(part)
+    return total / len(windows)

@@ -1,0 +1,96 @@
+"""Generated from QatConfig by `python bench/freeze_words.py`: keywords of `bitsmith.tune_qat`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+
+class QatWords(TypedDict, total=False):
+    """Options of `bitsmith.tune_qat`, see `bitsmith.tune.qat`."""
+
+    train: str
+    """scales: codes stay, scales, minima and norms are trained; all: the weights behind the codes too."""
+
+    steps: int | None
+    """Number of steps; default: 200 for scales, 400 for all."""
+
+    batch: int
+    """Windows of the text in a step."""
+
+    out: str | Path | None
+    """Output file (gguf) or folder (others); with several --to: the folder for all outputs; default: a name made from
+    the model and the format."""
+
+    max_shard_size: str | None
+    """Split the output into files of at most this size: 2GB, 512MiB."""
+
+    dry_run: bool
+    """Print only the plan: types, exact size, expected time."""
+
+    method: str | None
+    """How codes are chosen: nearest, gptq or learned; awq and smoothquant rescale columns first: awq, awq+gptq, ...;
+    default: nearest without calibration, else the one that loses least for the format and --effort."""
+
+    effort: str | None
+    """fast (weighted scales), normal (gptq below 8 bits) or high (learned); default: normal. Giving it without --method
+    also calibrates, on the built-in text unless --calibration is given."""
+
+    pure: bool
+    """One type for all matrices, no mix."""
+
+    rules: Sequence[str]
+    """Type for output tensors whose name contains a match of REGEX; repeatable; the first match wins."""
+
+    keep: Sequence[str]
+    """Tensors that stay in 16 bits (for gptq, awq, compressed and bnb); repeatable."""
+
+    group_size: int | None
+    """Number of weights that share a scale; -1: a whole row (for gptq, awq, compressed and bnb); default: 128, or 64
+    for bnb."""
+
+    symmetric: bool | None
+    """--sym: without zero points; --asym: with zero points (for gptq, awq, compressed and bnb)."""
+
+    double_quant: bool
+    """Quantize the scales too (bnb): bnb/nf4 becomes bnb/nf4-dq, bnb/fp4 bnb/fp4-dq."""
+
+    pre: str | None
+    """Name of the pre-tokenizer, if it is not recognised."""
+
+    requantize: bool
+    """Accept a source that is already quantized."""
+
+    calibration: str | Path | Sequence[str | Path] | None
+    """Text to run the model on, to find which columns of its matrices matter: default (a built-in text), a file of
+    text, .jsonl, .json or .parquet, owner/name[:FILE] of the hub, self (the model's own text), or an importance file
+    (.gguf, .dat); repeatable: texts are joined in order."""
+
+    calibration_tokens: int | None
+    """Maximum number of tokens; default: 128 windows."""
+
+    calibration_context: int | None
+    """Tokens per window; default: 512, or the model's context if that is less."""
+
+    seed: int
+    """Chooses the windows of the text; the same seed gives the same bytes."""
+
+    calibration_all_experts: bool
+    """Every token of the text counts for every expert, not only for those that its router chooses; for models with
+    experts."""
+
+    memory: str | None
+    """Memory for hidden states, such as 4GB; what does not fit goes to disk; default: half of the free memory."""
+
+    device: str | None
+    """Where the model runs for calibration: cpu, cuda or cuda:N; default: cuda if there is one."""
+
+    threads: int | None
+    """Number of threads; default: one per core."""
+
+    revision: str | None
+    """Branch, tag or commit of a model of the hub."""
+
+    force: bool
+    """Replace an output that exists."""

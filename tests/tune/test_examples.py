@@ -1,0 +1,131 @@
+"""What becomes of records: token ids, and which of them are learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bitsmith.errors import FileError
+from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.models.tokenizer import Tokenizer
+from bitsmith.tune.examples import Example, Examples, read_examples
+from tests.tune.data import write_lines
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return open_checkpoint("reference").tokenizer()
+
+
+def read(tokenizer: Any, path: Path, context: int = 64) -> Examples:
+    return read_examples([path], tokenizer, context=context, option="--data")
+
+
+def shown(tokenizer: Tokenizer, example: Example) -> str:
+    """The learned tokens as text."""
+    return tokenizer.decode(example.ids[example.learned].tolist(), special=True)
+
+
+def test_answers_of_a_chat_are_learned(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Yes, one."},
+        {"role": "user", "content": "Two?"},
+        {"role": "assistant", "content": "No, two."},
+    ]
+    found = read(tokenizer, write_lines(tmp_path / "x.jsonl", [{"messages": messages}]))
+    (example,) = found.examples
+    assert shown(tokenizer, example) == "Yes, one.<|endoftext|>No, two.<|endoftext|>"
+    assert example.ids.tolist() == list(tokenizer.encode_chat(messages, add_generation_prompt=False))[: len(example)]
+    assert found.learned == int(example.learned.sum())
+
+
+class Forgetful:
+    """A tokenizer whose template leaves thoughts out of all answers but the last, as reasoning models have it."""
+
+    bos, adds_bos, has_chat_template, end_ids, eos = None, False, True, frozenset({0}), 0
+
+    def encode(self, text: str, *, add_special: bool) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    def encode_chat(self, messages: Any, *, add_generation_prompt: bool) -> list[int]:
+        ids: list[int] = []
+        for number, message in enumerate(messages):
+            content = message["content"]
+            if message["role"] == "assistant":
+                content = content if number == len(messages) - 1 else content.rpartition("*")[2]
+                ids += [1, *self.encode(content, add_special=False), 0, 10]
+            else:
+                ids += [2, *self.encode(content, add_special=False)]
+        return [*ids, 1] if add_generation_prompt else ids
+
+
+def test_answers_that_are_written_otherwise_later_are_examples_of_their_own(tmp_path: Path) -> None:
+    turns = [("user", "a"), ("assistant", "think*b"), ("user", "c"), ("assistant", "again*d")]
+    record = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    found = read(Forgetful(), write_lines(tmp_path / "x.jsonl", [record]))
+    said = ["".join(map(chr, each.ids[each.learned])) for each in found.examples]
+    assert said == ["think*b\0", "again*d\0"]
+    assert found.records == 1
+
+
+def test_completions(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    found = read(tokenizer, write_lines(tmp_path / "x.jsonl", [{"prompt": "2 + 2 =", "completion": " four"}]))
+    assert shown(tokenizer, found.examples[0]) == " four<|endoftext|>"
+    lists = {
+        "prompt": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
+        "completion": [{"role": "user", "content": "Bye"}, {"role": "assistant", "content": "Ciao"}],
+    }
+    found = read(tokenizer, write_lines(tmp_path / "y.jsonl", [lists]))
+    assert shown(tokenizer, found.examples[0]) == "Ciao<|endoftext|>"
+
+
+def test_a_long_text_becomes_windows(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    text = "One two three four. " * 40
+    found = read(tokenizer, write_lines(tmp_path / "x.jsonl", [{"text": text}]), context=32)
+    joined = np.concatenate([each.ids for each in found.examples]).tolist()
+    assert joined == [*tokenizer.encode(text, add_special=True), 0][: len(joined)]
+    assert max(map(len, found.examples)) == 32
+    assert all(each.learned[1:].all() and not each.learned[0] for each in found.examples)
+    assert found.cut == 0
+
+
+def test_long_chats_are_cut_and_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def chat(asked: str, answer: str) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
+
+    path = write_lines(tmp_path / "x.jsonl", [chat("a", "b"), chat("a", "b " * 90), chat("a " * 90, "b")])
+    found = read(tokenizer, path)
+    assert (len(found.examples), found.cut, found.dropped, found.records) == (2, 2, 1, 3)
+    assert len(found.examples[1]) == 64
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"messages": [', "line 2: not JSON"),
+        ('{"messages": []}', "line 2: the chat has no messages"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "line 2: the chat has no answer of the assistant"),
+        ('{"messages": [{"role": "pirate", "content": "a"}]}', "line 2, message 1: unknown role 'pirate'"),
+        ('{"prompt": "a", "completion": " "}', "line 2: the completion is empty"),
+        ('{"text": ""}', "line 2: the text is empty"),
+        ('{"title": "a"}', "line 2: expected"),
+    ],
+)
+def test_bad_lines_are_named(tokenizer: Tokenizer, tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "fine"}\n' + line + "\n")
+    with pytest.raises(FileError) as failed:
+        read(tokenizer, path)
+    assert f"x.jsonl, {said}" in str(failed.value)
+    assert str(failed.value).count("x.jsonl") == 1
+
+
+def test_nothing_to_learn_within_the_context(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "x.jsonl", [{"prompt": "a " * 90, "completion": "b"}])
+    with pytest.raises(FileError, match="nothing to learn within a context of 64 tokens"):
+        read(tokenizer, path)

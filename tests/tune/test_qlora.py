@@ -1,0 +1,147 @@
+"""`tune qlora`, from options to an adapter that peft loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", minversion="5.0")
+pytest.importorskip("peft", reason="peft is not installed: pip install 'bitsmith[tune]'")
+pytest.importorskip("accelerate", reason="accelerate is not installed: pip install 'bitsmith[tune]'")
+
+from safetensors.torch import load_file
+
+import bitsmith
+import bitsmith.torch
+from bitsmith.errors import FileError, TensorError, UnsupportedError, UsageError
+from bitsmith.models.adapter import check_base
+from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.tune.adapters import adapted_modules
+from tests.cli.command import Command
+from tests.tiny import make_folder
+from tests.tune.data import QUICK, sums
+
+
+def tuned(base: Path, out: Path, **changes: Any) -> Any:
+    data = sums(out.parent / "sums.jsonl")
+    return bitsmith.tune_qlora(base, **({"data": data, "out": out} | QUICK | changes))
+
+
+def test_an_adapter_learns_and_loads_in_peft(tiny: Path, tmp_path: Path) -> None:
+    result = tuned(tiny, tmp_path / "a", eval_data=tmp_path / "sums.jsonl", steps=12)
+    assert result.loss_after < result.loss_before - 1
+    from peft import PeftModel
+
+    base = bitsmith.torch.from_pretrained(tiny, "nf4-dq", dtype="float32")
+    loaded = PeftModel.from_pretrained(base, tmp_path / "a").eval()
+    state = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    assert {value.dtype for value in state.values()} == {torch.bfloat16}
+    assert len(state) == 2 * len(result.modules) == 28
+    record = json.loads((tmp_path / "a" / "bitsmith.json").read_text())
+    ids = torch.tensor([[5, 77, 1200, 41]])
+    with torch.no_grad():
+        assert torch.isfinite(loaded(ids).logits).all()
+    assert record["loss_after"] == result.loss_after
+    assert [line for line in result.history if "eval_loss" in line]
+    assert (tmp_path / "a" / "loss.png").exists() == (result.files != ())
+
+
+def test_codes_take_no_adapter_in(tiny: Path, tmp_path: Path) -> None:
+    from bitsmith.tune.adapters import Shape, with_adapters
+
+    base = bitsmith.torch.from_pretrained(tiny, "nf4", dtype="float32")
+    model = with_adapters(base, adapted_modules(base, ["q_proj"]), Shape(4, 8.0, 0.0, ("q_proj",)), str(tiny))
+    with pytest.raises(UnsupportedError, match="bitsmith merge"):
+        model.merge_adapter()
+
+
+@pytest.mark.parametrize("options", [{"packing": True}, {"format": "bf16"}, {"format": "q4_0"}])
+def test_variants_train(tiny: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    result = tuned(tiny, tmp_path / "a", **options)
+    losses = [line["loss"] for line in result.history if "loss" in line]
+    assert losses[-1] < losses[0]
+
+
+def test_checkpointing_changes_nothing(tiny: Path, tmp_path: Path) -> None:
+    states = []
+    for name, checkpointing in (("a", True), ("b", False)):
+        tuned(tiny, tmp_path / name, checkpointing=checkpointing)
+        states.append(load_file(tmp_path / name / "adapter_model.safetensors"))
+    assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
+
+
+def test_a_killed_run_goes_on_to_the_same_adapter(tiny: Path, tmp_path: Path) -> None:
+    options = {"steps": 6, "save_every": 2, "dropout": 0.1}
+    tuned(tiny, tmp_path / "whole", **options)
+    code = (
+        "import os, signal\n"
+        "from pathlib import Path\n"
+        "import bitsmith\n"
+        "def report(p):\n"
+        "    if p.stage == 'train' and p.done == 5:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"bitsmith.tune_qlora({str(tiny)!r}, data={str(tmp_path / 'sums.jsonl')!r}, out={str(tmp_path / 'cut')!r}, "
+        f"report=report, **{QUICK | options!r})\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], env={**os.environ}, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    half = tmp_path / "cut" / "checkpoints" / "checkpoint-6"
+    half.mkdir()  # as if it had been killed while it wrote this one
+    with pytest.raises(UsageError, match="was started with rank 4, and now it is 8"):
+        tuned(tiny, tmp_path / "cut", resume=True, **(options | {"rank": 8}))
+    tuned(tiny, tmp_path / "cut", resume=True, **options)
+    whole, cut = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(cut[name], value) for name, value in whole.items())
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_state(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(TensorError, match=r"in step \d+: .* kept in .*last-good"):
+        tuned(tiny, tmp_path / "a", learning_rate=1e30, warmup=0.0, schedule="constant", steps=6)
+    state = load_file(tmp_path / "a" / "last-good" / "adapter_model.safetensors")
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
+def test_bad_input(tiny: Path, tmp_path: Path, bitsmith_command: Command) -> None:
+    data, out = sums(tmp_path / "sums.jsonl"), tmp_path / "a"
+    words = ("tune", "qlora", tiny, "--data", data, "--out", out, "--steps", 1, "--batch", 1, "--accumulate", 1)
+    assert "--targets q_porj matches no linear layer; did you mean q_proj" in bitsmith_command.fails(
+        2, *words, "--targets", "q_porj", "--quiet"
+    )
+    assert "--force" in bitsmith_command.fails(2, *words)
+    assert "takes at most 256 tokens" in bitsmith_command.fails(2, *words, "--force", "--context", 512)
+    assert "--batch 0: expected 1 or more" in bitsmith_command.fails(2, *words, "--batch", 0)
+    assert "is not a format" in bitsmith_command.fails(2, *words, "--force", "--format", "nf5")
+    assert "holds no run" in bitsmith_command.fails(2, *words[:6], tmp_path / "none", "--resume")
+    assert "needs bitsandbytes" in bitsmith_command.fails(2, *words, "--force", "--optimizer", "adamw-8bit")
+
+
+def test_too_little_memory(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitsmith.tune.memory.free_memory", lambda device: 1 << 20)
+    with pytest.raises(UsageError, match=r"training takes about .* are free on cpu"):
+        tuned(tiny, tmp_path / "a")
+
+
+def test_an_adapter_of_another_base_is_refused(tiny: Path, tmp_path: Path) -> None:
+    from tests.tiny import CONFIG, weights
+
+    tuned(tiny, tmp_path / "a", steps=1, targets=["q_proj", "down_proj"])
+    known = json.loads((tmp_path / "a" / "bitsmith.json").read_text())["base_tensors"]
+    assert len(known) == 4
+    file = tmp_path / "tiny.gguf"
+    bitsmith.quantize(tiny, to="q8_0", out=file)
+    other = make_folder(tmp_path / "other", tensors=weights(CONFIG, seed=1))
+    changed = tmp_path / "other.gguf"
+    bitsmith.quantize(other, to="q8_0", out=changed)
+    assert check_base(open_checkpoint(tiny), known, tmp_path / "a")
+    assert check_base(open_checkpoint(file), known, tmp_path / "a")
+    for model in (other, changed):
+        with pytest.raises(FileError, match="another model"):
+            check_base(open_checkpoint(model), known, tmp_path / "a")
