@@ -95,7 +95,8 @@ def _largest(logits: np.ndarray, count: int) -> np.ndarray:
         most = logits[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
         ids = np.flatnonzero(logits >= np.partition(most, -count)[-count])
     kept = logits[ids]
-    return ids[kept >= np.partition(kept, -count)[-count]]
+    found: np.ndarray = ids[kept >= np.partition(kept, -count)[-count]]
+    return found
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

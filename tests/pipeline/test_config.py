@@ -32,7 +32,7 @@ def test_the_typed_keywords_are_those_of_the_options(tmp_path: Path) -> None:
     script = ROOT / "bench" / "freeze_words.py"
     subprocess.run([sys.executable, str(script), "--root", str(tmp_path)], check=True)
     written = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.py")]
-    assert len(written) == 7
+    assert len(written) == 8
     for path in written:
         assert (ROOT / path).read_text() == (tmp_path / path).read_text(), "run python bench/freeze_words.py"
 
