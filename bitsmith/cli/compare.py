@@ -42,7 +42,8 @@ def compare(config: CompareConfig, model: str, files: tuple[str, ...], quiet: bo
             events = Events(report, None if quiet else plan, failure, measured.append)
             result, written = compare_and_write(model, files, config, events)
     except KeyboardInterrupt as stopped:
-        kept = f"{len(measured)} candidates are measured and kept; the same command goes on with the others"
+        many = "candidate" if len(measured) == 1 else "candidates"
+        kept = f"{len(measured)} {many} measured and kept; the same command goes on with the others"
         raise Interrupted(kept) from stopped
     if as_json:
         print_json(result.to_dict())

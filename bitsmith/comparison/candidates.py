@@ -10,7 +10,10 @@ import json
 import logging
 import os
 import shutil
+import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +35,9 @@ from bitsmith.system.progress import Report, silent
 from bitsmith.version import __version__
 
 _log = logging.getLogger(__name__)
-_RECORD = "made.json"  # beside what was made, written last
+_RECORD = "made.json"  # beside what was made
+_WORK = ".work-"  # folders of runs that are making something
+_ABANDONED = 86400.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -171,9 +176,9 @@ class Maker:
         self, names: tuple[str, ...], report: Report = silent, on_done: Callable[[Candidate], None] | None = None
     ) -> list[Candidate]:
         """Make several candidates, with one calibration for all. Those before one that fails stay."""
-        work = self._folder / f".{os.getpid()}"
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._clear()
+        work = Path(tempfile.mkdtemp(prefix=_WORK, dir=self._folder))
         found: list[Candidate] = []
 
         def keep(result: Quantized) -> None:
@@ -190,18 +195,25 @@ class Maker:
         return found
 
     def _kept(self, name: str, result: Quantized) -> Candidate:
-        """Move what was made to its place; its record comes last."""
+        """Move what was made to its place in one step."""
         folder, made = self._place(name), Made(str(result.target), result.method, result.seconds)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        sources = [result.out] if result.out.is_dir() else list(result.paths)
-        for path in sources:
-            os.replace(path, folder / path.name)
+        whole = Path(tempfile.mkdtemp(prefix=_WORK, dir=self._folder))
+        for path in [result.out] if result.out.is_dir() else list(result.paths):
+            os.replace(path, whole / path.name)
         record: dict[str, Any] = {**vars(made), "file": result.out.name}
-        part = folder / f"{_RECORD}.part"
-        part.write_text(json.dumps(record), encoding="utf-8")
-        os.replace(part, folder / _RECORD)
+        (whole / _RECORD).write_text(json.dumps(record), encoding="utf-8")
+        try:
+            os.rename(whole, folder)
+        except OSError:  # another run was faster; its bytes are the same
+            shutil.rmtree(whole, ignore_errors=True)
         return open_candidate(folder / result.out.name, name=_shown(name), made=made)
+
+    def _clear(self) -> None:
+        """Remove what runs left that were killed more than a day ago."""
+        for path in self._folder.glob(f"{_WORK}*"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _ABANDONED:
+                    shutil.rmtree(path)
 
     def _options(self, out: Path | None, *, dry_run: bool = False) -> QuantizeConfig:
         config = self._config

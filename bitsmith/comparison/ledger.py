@@ -92,6 +92,7 @@ class Ledger:
                 self._db.close()
                 raise FileError(f"{self.path}: a ledger of another version of bitsmith; give another --ledger.")
             self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")  # a crash of the machine may lose the last, not the file
             self._db.execute("BEGIN IMMEDIATE")
             for statement in _TABLES.split(";"):
                 self._db.execute(statement)

@@ -126,7 +126,7 @@ def _failures(found: Comparison) -> str:
 def _generations(found: Comparison) -> str:
     parts = []
     for each in found.generations:
-        parts.append(f'<h3>{_text(each.prompt)} &hellip;</h3><div class="texts">')
+        parts.append(f'<h3>{_text(" ".join(each.prompt.split()))} &hellip;</h3><div class="texts">')
         parts.append(f"<div><h4>{_text(found.original.name)}</h4><pre>{_written(each.original)}</pre></div>")
         for name, text in each.texts.items():
             same = same_until(each.original, text)

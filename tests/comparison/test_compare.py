@@ -18,11 +18,11 @@ from bitsmith.system.folders import cache_folder
 from tests.cli.command import Command
 from tests.tiny import make_folder
 
-FAST = ("--context", 32, "--max-windows", 12, "--no-noise-floor", "-q")
+FAST = ("--context", 32, "--max-windows", 12, "--no-noise-floor", "--no-layers", "--generate", 0, "-q")
 
 
 def compare(model: Path, *files: Path, **words: Any) -> Comparison:
-    usual: dict[str, Any] = {"context": 32, "max_windows": 12, "noise_floor": False}
+    usual: dict[str, Any] = {"context": 32, "max_windows": 12, "noise_floor": False, "layers": False, "generate": 0}
     return bitsmith.compare(model, files, **{**usual, **words})
 
 
@@ -61,7 +61,7 @@ def test_figures_are_those_of_eval(tiny: Path, q4: Path, prose: Path) -> None:
 
 def test_a_repeat_runs_no_model(tiny: Path, q4: Path, prose: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = compare(tiny, q4, text=prose, to="q8_0")
-    monkeypatch.setattr("bitsmith.comparison.scoring.load", None)
+    monkeypatch.setattr("bitsmith.comparison.loading.load", None)
     monkeypatch.setattr("bitsmith.comparison.candidates.quantize_each", None)
     plans: list[list[str]] = []
     again = bitsmith.compare(
@@ -72,6 +72,8 @@ def test_a_repeat_runs_no_model(tiny: Path, q4: Path, prose: Path, monkeypatch: 
         context=32,
         max_windows=12,
         noise_floor=False,
+        layers=False,
+        generate=0,
         on_plan=lambda plan: plans.append(plan.lines()),
     )
     assert plans == [["all 2 candidates are measured already"]]
@@ -90,6 +92,8 @@ def test_what_is_missing_is_measured_alone(tiny: Path, q4: Path, prose: Path) ->
         context=32,
         max_windows=12,
         noise_floor=False,
+        layers=False,
+        generate=0,
         on_plan=lambda plan: passes.append(plan.passes),
     )
     assert passes == [12]
@@ -203,7 +207,7 @@ def test_results_lists_and_exports(
     listed = bitsmith_command("results")
     assert "small-Q4_0" in listed.out
     assert "prose" in listed.out
-    chosen = json.loads(bitsmith_command("results", "--model", "q4_0", "--json").out)
+    chosen = json.loads(bitsmith_command("results", "--model", "q4_0", "--kind", "scores", "--json").out)
     assert [each["model"] for each in chosen] == ["small-Q4_0"]
     out = tmp_path / "kept.csv"
     assert bitsmith_command("results", "--csv", out).code == 0
@@ -216,3 +220,38 @@ def test_a_word_for_a_notebook(tiny: Path, q4: Path, prose: Path) -> None:
     assert repr(found).startswith("<Comparison of 'tiny': 1 candidates")
     assert "small-Q4_0" in found._repr_html_()
     assert found.records()[1]["name"] == "small-Q4_0"
+
+
+def test_an_interrupt_keeps_what_is_measured(
+    bitsmith_command: Command, tiny: Path, q4: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C during the second candidate: the first is not measured again."""
+    from bitsmith.comparison import scoring
+
+    whole, seen = scoring.score, []
+
+    def stopped(model: Any, *words: Any, **named: Any) -> Any:
+        seen.append(model.name)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return whole(model, *words, **named)
+
+    monkeypatch.setattr(scoring, "score", stopped)
+    words = ("compare", tiny, q4, "--to", "q8_0", "--text", prose, *FAST)
+    done = bitsmith_command(*words)
+    assert done.code == 130
+    assert "1 candidate measured and kept" in done.err
+    assert "Traceback" not in done.err
+    assert bitsmith_command(*words).code == 0
+    assert len(seen) == 3
+    assert seen[2] == seen[1] != seen[0]
+
+
+def test_two_runs_at_once_share_a_ledger(tiny: Path, q4: Path, prose: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda to: compare(tiny, q4, text=prose, to=to), ("q8_0", "q5_0"))
+    assert first.failures == second.failures == ()
+    rows = {row.name: row.summary for row in (*first.rows, *second.rows)}
+    assert set(rows) == {"small-Q4_0", "q8_0", "q5_0"}

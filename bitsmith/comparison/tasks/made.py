@@ -15,7 +15,7 @@ from bitsmith.comparison.texts import Domain
 from bitsmith.errors import FileError
 from bitsmith.texts.records import Chat
 
-QUESTIONS = 200
+QUESTIONS = 100
 _BEFORE, _AFTER = 48, 12  # words of the beginning and of a continuation
 _CHOICES = 4
 _SEED = 5
