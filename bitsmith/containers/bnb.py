@@ -35,7 +35,7 @@ from bitsmith.quant.tensor import TensorInfo
 
 _READ_BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # numbers of weights that bitsandbytes knows
 _MOST_STATE = 1 << 12  # bytes of a state; bitsandbytes writes about 200
-_FOUR = Scheme("nf4", 4, optional_zeros=False, groups=BLOCKS)
+_FOUR = Scheme("nf4", 4, optional_zeros=False, groups=BLOCKS, known_groups=_READ_BLOCKS)
 SCHEMES = {
     "nf4": _FOUR,
     "fp4": replace(_FOUR, kind="fp4"),

@@ -46,6 +46,7 @@ class Scheme:
     inputs: how the layer's input is rounded: "", "int8", "fp8" or "llm.int8"
     static: whether the file stores one scale per input tensor; if not, each token gets its scale when the model runs
     groups: group sizes to try if the user gives none
+    known_groups: all sizes that its readers know; () for any, whole rows included
     """
 
     kind: str
@@ -58,6 +59,7 @@ class Scheme:
     inputs: str = ""
     static: bool = False
     groups: tuple[int, ...] = GROUPS
+    known_groups: tuple[int, ...] = ()
 
     @property
     def input_rounding(self) -> InputRounding | None:

@@ -48,6 +48,10 @@ def adjusted(container: str, name: str, scheme: Scheme, group: int | None, asymm
             raise UsageError(f"{container}/{name} has one scale per row or tensor, no groups; leave out --group-size.")
         if scheme.grouped and scheme.group is not None and group != scheme.group:
             raise UsageError(f"{container}/{name} and --group-size contradict each other; give the size once.")
+        if scheme.known_groups and group not in scheme.known_groups:
+            known = ", ".join(map(str, scheme.known_groups))
+            found = group or "a whole row"
+            raise UsageError(f"{container}/{name} has blocks of {known} weights, not of {found}; give one of these.")
         scheme = replace(scheme, group=group)
     if asymmetric is not None and asymmetric != scheme.asymmetric:
         if not scheme.optional_zeros:

@@ -255,6 +255,7 @@ def _planned(choice: SchemeChoice, container: ModuleContainer, precision: str, v
         return as_float(tensor, choice.float, choice.reason)
     format, codec = container.stored(choice.scheme, precision, version)
     try:
+        format.params_layout(info.rows, info.cols)  # do blocks divide the rows? Not every codec asks
         codec = codec.of_shape(info.shape) if isinstance(codec, FourBitCodec) else codec
         parts = codec.layout(info.shape)
     except UnsupportedError as error:

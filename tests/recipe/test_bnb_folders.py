@@ -94,6 +94,19 @@ def test_rows_that_no_block_divides(tmp_path: Path) -> None:
         bitsmith.quantize(folder, to="bnb/nf4", dry_run=True)
 
 
+@pytest.mark.parametrize(("size", "said"), [(96, "not of 96"), (-1, "not of a whole row"), (16, "not of 16")])
+def test_block_sizes_that_bitsandbytes_does_not_know(tiny: Path, size: int, said: str) -> None:
+    with pytest.raises(UsageError, match=f"blocks of 32, 64, 128, .*{said}"):
+        bitsmith.quantize(tiny, to="bnb/nf4", group_size=size, dry_run=True)
+
+
+@pytest.mark.parametrize("to", ["bnb/nf4", "bnb/fp4-dq"])
+def test_a_block_size_that_does_not_divide_the_rows(tiny: Path, to: str) -> None:
+    """The plan says so, before any work."""
+    with pytest.raises(UnsupportedError, match=r"proj\.weight: .* divides by 4096; these have \d+ weights.*keep="):
+        bitsmith.quantize(tiny, to=to, group_size=4096, dry_run=True)
+
+
 def test_a_keep_that_matches_nothing(tiny: Path) -> None:
     with pytest.raises(UsageError, match=r'keep=\["nothing_like_it"\] matches no tensor'):
         bitsmith.quantize(tiny, to="bnb/nf4", keep=["nothing_like_it"], dry_run=True)
