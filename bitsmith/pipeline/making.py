@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -162,8 +162,7 @@ class _Making:
             rounding = BlockwiseRounding(plan.checkpoint, self.prepared.tokens, work.task, self.shared.resources)
             trained = None
             if self.output.training is None:
-                for rounded in self._rounded(rounding):
-                    self._write(writer, work, reports, rounded)
+                self._round(rounding, lambda rounded: self._write(writer, work, reports, rounded))
             else:
                 trained = self._trained(plan, rounding, self.output.training, reports)
                 for rows in work.rows(Rounded(trained.rows, {})):
@@ -175,21 +174,25 @@ class _Making:
         notes += rescaling_notes(self.measured.rescalings, own_names(plan.tensors))
         return Made(plan, manifest, (*notes, *rounding_notes(reports.by_name)), coverage)
 
-    def _rounded(self, rounding: BlockwiseRounding) -> Iterator[Rounded]:
-        """The steps of the rounding: block by block, then the head."""
+    def _round(self, rounding: BlockwiseRounding, take: Callable[[Rounded], None]) -> None:
+        """Round block by block, then the head. take: gets each step, which is free before the next"""
         name = self.output.method.rounder
         for layer in range(rounding.layers):
             self.report(Progress(name, layer, rounding.layers, "blocks", f"block {layer}"))
-            yield rounding.block(layer, self.report)
-        yield from rounding.head()
+            take(rounding.block(layer, self.report))
+        for slab in rounding.head():
+            take(slab)
         self.report(Progress(name, rounding.layers, rounding.layers, "blocks"))
 
     def _trained(self, plan: Plan, rounding: BlockwiseRounding, how: EndToEnd, reports: Reports) -> Trained:
         """The whole model, rounded and then trained end to end."""
         rows: list[RoundedRows] = []
-        for rounded in self._rounded(rounding):
+
+        def keep(rounded: Rounded) -> None:
             reports.add(rounded)
-            rows += rounded.rows
+            rows.extend(rounded.rows)
+
+        self._round(rounding, keep)
         table = next((each for each in plan.tensors if own_name(each) == "token_embd.weight"), None)
         return rounding.train(rows, how, None if table is None else table.format, self.report)
 

@@ -36,7 +36,7 @@ def tuned(base: Path, out: Path, **changes: Any) -> Any:
 
 
 def test_an_adapter_learns_and_loads_in_peft(tiny: Path, tmp_path: Path) -> None:
-    result = tuned(tiny, tmp_path / "a", eval_data=tmp_path / "sums.jsonl", steps=12)
+    result = tuned(tiny, tmp_path / "a", eval_data=tmp_path / "sums.jsonl", steps=12, to="gguf-lora")
     assert result.loss_after < result.loss_before - 1
     from peft import PeftModel
 
@@ -51,7 +51,8 @@ def test_an_adapter_learns_and_loads_in_peft(tiny: Path, tmp_path: Path) -> None
         assert torch.isfinite(loaded(ids).logits).all()
     assert record["loss_after"] == result.loss_after
     assert [line for line in result.history if "eval_loss" in line]
-    assert (tmp_path / "a" / "loss.png").exists() == (result.files != ())
+    assert tmp_path / "a" / "adapter.gguf" in result.files
+    assert (tmp_path / "a" / "loss.png").exists() == (len(result.files) > 1)
 
 
 def test_codes_take_no_adapter_in(tiny: Path, tmp_path: Path) -> None:
