@@ -50,7 +50,7 @@ class ProgressLines:
         words = [f"{progress.stage}:"]
         if progress.total > 0:
             done, total = _amounts(progress)
-            words.append(f"{100 * progress.done / progress.total:.0f} %, {done} of {total} {progress.unit}".rstrip())
+            words.append(f"{100 * progress.done / progress.total:.0f} %, {done} of {total}".rstrip())
         since, before = self._begun.get(progress.stage, (self._now(), progress.done))
         passed, gone = self._now() - since, progress.done - before
         if gone > 0 and passed > 0 and progress.total > progress.done:
@@ -63,11 +63,12 @@ class ProgressLines:
 def _amounts(progress: Progress) -> tuple[str, str]:
     """What is done and the total, short."""
     if progress.unit in ("B", "of the text"):
-        return human_bytes(progress.done), human_bytes(progress.total)
+        of_what = "" if progress.unit == "B" else f" {progress.unit}"
+        return human_bytes(progress.done), human_bytes(progress.total) + of_what
     if progress.total < 100_000:
-        return str(progress.done), str(progress.total)
+        return str(progress.done), f"{progress.total} {progress.unit}"
     scale, letter = (1e9, " G") if progress.total >= 1e9 else (1e6, " M")
-    return f"{progress.done / scale:.2f}", f"{progress.total / scale:.2f}{letter}"
+    return f"{progress.done / scale:.2f}", f"{progress.total / scale:.2f}{letter} {progress.unit}"
 
 
 @contextmanager

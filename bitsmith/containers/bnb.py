@@ -133,6 +133,8 @@ def _check_nested(state: Mapping[str, Any], wrong: Any) -> None:
     offset = state.get("nested_offset")
     if not isinstance(offset, int | float) or not math.isfinite(offset):
         raise wrong(f"nested_offset is {str(offset)[:40]}, expected a number")
+    if state.get("nested_dtype") != "float32":
+        raise wrong(f"nested_dtype is {str(state.get('nested_dtype'))[:40]}, known is float32")
     if state.get("nested_blocksize") != NESTED_BLOCK:
         raise wrong(f"nested_blocksize is {str(state.get('nested_blocksize'))[:40]}, known is {NESTED_BLOCK}")
 

@@ -172,18 +172,28 @@ class FourBitCodec:
     def decode(self, parts: Mapping[str, np.ndarray], cols: int) -> QuantTensor:
         """Codes and parameters of a slab of whole rows that begins with a block, or of a `window`.
 
-        Blocks that cross rows become smaller ones that do not. Raises TensorError for a table that is not the type's.
+        Blocks that cross rows become smaller ones that do not. Raises TensorError for a table that is not the type's,
+        and for absmax that no weights have.
         """
         if not np.allclose(parts[MAP], self._map(), rtol=0, atol=1e-6):
             raise TensorError(f"quant_map is not the table of {self.kind}; the file is damaged: make it again")
         halves = np.ascontiguousarray(parts[WEIGHT]).reshape(-1).view(np.uint8)
         patterns = np.stack([halves >> 4, halves & 15], axis=1).reshape(-1)
         rows = len(patterns) // cols
+        self._check_scales(parts)
         small = math.gcd(self.plain.block, cols)
         format = replace(self.plain, block=small)
         codes = from_patterns(patterns[: rows * cols].reshape(rows, cols), format)
         scale = self._by_row(parts, rows, cols, small)
         return QuantTensor(format, codes, {"scale": scale})
+
+    def _check_scales(self, parts: Mapping[str, np.ndarray]) -> None:
+        if not self.nested:
+            check_absmax(ABSMAX, parts[ABSMAX])
+            return
+        check_absmax(NESTED_ABSMAX, parts[NESTED_ABSMAX])
+        if not np.allclose(parts[NESTED_MAP], dynamic_map(), rtol=0, atol=1e-6):
+            raise TensorError("nested_quant_map is not the table of 8 bits; the file is damaged: make it again")
 
     def _by_row(self, parts: Mapping[str, np.ndarray], rows: int, cols: int, small: int) -> np.ndarray:
         """Scales of blocks of `small` weights: float32 [rows, blocks]."""
@@ -244,12 +254,16 @@ class RowInt8Codec:
         return {"weight": codes, "SCB": absmax, "weight_format": np.zeros((), UINT8)}
 
     def decode(self, parts: Mapping[str, np.ndarray], cols: int) -> QuantTensor:
-        """Codes and parameters of a slab of whole rows. Raises TensorError if rows do not lie one after the other."""
+        """Codes and parameters of a slab of whole rows.
+
+        Raises TensorError if rows do not lie one after the other, and for absmax that no weights have.
+        """
         if int(parts["weight_format"]) != 0:
             raise TensorError(
                 f"weight_format is {int(parts['weight_format'])}, an order for one kind of GPU; only 0, rows, is read. "
                 "Load the model with bitsandbytes and save it again"
             )
+        check_absmax("SCB", parts["SCB"])
         codes = parts["weight"].view(np.uint8) ^ np.uint8(128)
         return QuantTensor(self.format, codes, {"absmax": parts["SCB"].reshape(-1, 1)})
 
@@ -264,3 +278,11 @@ class RowInt8Codec:
             "weight": cut(parts["weight"], 0, start, stop),
             "SCB": cut(parts["SCB"], 0, start, stop),
         }
+
+
+def check_absmax(name: str, absmax: np.ndarray) -> None:
+    """Raises TensorError where the largest magnitude of some weights is negative, Inf or NaN."""
+    wrong = ~(np.isfinite(absmax) & (absmax >= 0))
+    if wrong.any():
+        found = float(absmax[wrong].flat[0])
+        raise TensorError(f"{name} has {found}, expected finite numbers from 0; the file is damaged: make it again")

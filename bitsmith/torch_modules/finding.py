@@ -32,7 +32,8 @@ class Kind:
 
 def _linear(module: nn.Module) -> tuple[str, ...]:
     own = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-    return ("weight",) if own and not isinstance(module, QuantLinear) else ()
+    used = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)  # nn.MultiheadAttention reads it
+    return ("weight",) if own and not used and not isinstance(module, QuantLinear) else ()
 
 
 def _conv1d(module: nn.Module) -> tuple[str, ...]:
@@ -83,11 +84,19 @@ def places(model: nn.Module) -> Iterator[Place]:
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
+    read = {id(linear) for module in model.modules() for linear in _read_by(module)}
     for module in model.modules():
+        if id(module) in read:
+            continue
         for kind in KINDS:
             if kind.weights(module):
                 yield Place(module, kind, tuple(names[id(module)]))
                 break
+
+
+def _read_by(module: nn.Module) -> tuple[nn.Module, ...]:
+    """Layers whose weights a module of torch reads itself, without a call of the layer."""
+    return (module.linear1, module.linear2) if isinstance(module, nn.TransformerEncoderLayer) else ()
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:

@@ -24,7 +24,11 @@ def kept_modules(keep: Sequence[str], names: Iterable[str]) -> dict[str, str]:
         if not hit:
             ends = sorted({name.rpartition(".")[2] for name in known if not name.rpartition(".")[2].isdigit()})
             near = get_close_matches(pattern, [*ends, *known], n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"the modules are named {', '.join(ends[:12])}."
+            hint = (
+                f"did you mean {' or '.join(near)}?"
+                if near
+                else f"the modules are named {', '.join((ends or known)[:12])}."
+            )
             raise UsageError(f"keep=[{pattern!r}] names no module; {hint}")
         for name in hit:
             found.setdefault(name, pattern)

@@ -32,6 +32,8 @@ class QuantLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features], in the input's dtype."""
         weight: StoredWeight = self._modules["weight"]  # type: ignore[assignment]
+        if input.shape[-1] != self.in_features:
+            raise ValueError(f"the layer takes {self.in_features} features, found {input.shape[-1]} in the input.")
         out = weight.multiply(input, precision=self.precision)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 

@@ -28,6 +28,8 @@ def matmul(x: Tensor, parts: Sequence[Tensor], how: str, rows: int, precision: s
         float32 for float32 inputs, int16 for bfloat16 and float16
     Gradients flow to x, not to the weights.
     """
+    if not x.is_floating_point():
+        raise TypeError(f"the input of a quantized layer is {x.dtype}; convert it to a float type.")
     flat = x.reshape(-1, x.shape[-1])
     if type(x) is Tensor and not torch.compiler.is_compiling() and not (torch.is_grad_enabled() and x.requires_grad):
         return _linear(flat, list(parts), how, rows, precision).reshape(*x.shape[:-1], rows)  # past the dispatcher
@@ -94,6 +96,10 @@ def _library() -> Any:
         torch.library.register_fake(f"bitsmith::{name}", fake, lib=library)
     torch.library.register_autograd("bitsmith::stored_linear", _gradient, setup_context=_remember, lib=library)
     torch.library.register_autograd("bitsmith::stored_each", _each_gradient, setup_context=_remember_each, lib=library)
+    second = "bitsmith::stored_linear_backward"
+    torch.library.register_autograd(second, _second_gradient, setup_context=_remember, lib=library)
+    second = "bitsmith::stored_each_backward"
+    torch.library.register_autograd(second, _each_second_gradient, setup_context=_remember_each, lib=library)
     return library
 
 
@@ -166,6 +172,19 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     parts = list(ctx.saved_tensors)
     into = torch.ops.bitsmith.stored_linear_backward(grad.contiguous(), parts, ctx.how, ctx.cols, ctx.precision)
     return into, [None] * len(parts), None, None, None
+
+
+def _second_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """Of the backward pass, which is linear too: the product itself, with inputs that are not rounded."""
+    parts = list(ctx.saved_tensors)
+    into = torch.ops.bitsmith.stored_linear(grad.contiguous(), parts, ctx.how, ctx.cols, "float32")
+    return into, [None] * len(parts), None, None, None
+
+
+def _each_second_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    counts, *parts = ctx.saved_tensors
+    into = torch.ops.bitsmith.stored_each(grad.contiguous(), counts, parts, ctx.how, ctx.cols, "float32")
+    return into, None, [None] * len(parts), None, None, None
 
 
 def _remember_each(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -67,6 +67,7 @@ def quantize_module(
     tasks = assign(model, format, keep)
     check_share(tasks, model, most_left)
     _check_data(model)
+    _check_replaceable(model, tasks)
     census = _replace(model, tasks, precision)
     _attach(model, format, keep, precision)
     return census
@@ -124,6 +125,8 @@ def _reason_to_stay(
         return (f"a table of rows, shared with {', '.join(shared)}" if shared else "a table of rows"), True
     if head is not None and any(owners[name] is head for name in modules):
         return _HEAD, True
+    if place is None and isinstance(owner, nn.Linear):
+        return f"of {type(owner).__name__}, which another module reads or which computes in its own way", False
     if place is None:
         return f"of {type(owner).__name__}, no linear layer and no fused experts that bitsmith knows", False
     return "", True
@@ -167,6 +170,15 @@ def _check_data(model: nn.Module) -> None:
                 f"{name} has no data (it is on the meta device); load the weights first, or use "
                 "bitsmith.torch.from_pretrained, which quantizes while it loads."
             )
+
+
+def _check_replaceable(model: nn.Module, tasks: dict[str, _Task]) -> None:
+    """Raises UsageError for a model that is itself a layer to replace."""
+    if any(task.place is not None and task.place.module is model and not task.reason for task in tasks.values()):
+        raise UsageError(
+            f"the model itself is a {type(model).__name__}, which cannot be replaced in place; put it into a module "
+            "first: torch.nn.Sequential(layer)."
+        )
 
 
 def check_share(tasks: dict[str, _Task], model: nn.Module, most_left: float) -> None:
@@ -228,14 +240,9 @@ def _sharing(model: nn.Module, key: tuple[object, ...]) -> list[Place]:
 
 
 def put(model: nn.Module, place: Place, replaced: nn.Module) -> None:
-    """Put a module in the place of another, wherever that stands. Raises UsageError for the model itself."""
+    """Put a module in the place of another, wherever that stands."""
     for name in place.names:
         parent, _, own = name.rpartition(".")
-        if not name:
-            raise UsageError(
-                f"the model itself is a {type(place.module).__name__}, which cannot be replaced in place; put it "
-                "into a module first: torch.nn.Sequential(layer)."
-            )
         model.get_submodule(parent)._modules[own] = replaced
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -55,13 +55,27 @@ def check_finite(name: str, largest: float) -> None:
         raise TensorError("has weights that are Inf or NaN; repair the model before quantizing it.", tensor=name)
 
 
+def _check_params(params: Mapping[str, Any], format: Format, name: str) -> None:
+    """Raises TensorError, with `name`, where a scale does not fit its stored type."""
+    for key, value in params.items():
+        kind = as_numpy(value).dtype
+        if kind in (np.float16, np.float32, ml_dtypes.bfloat16) and not np.isfinite(as_numpy(value)).all():
+            raise TensorError(
+                f"its weights are too large for {format.name}: a {key} does not fit {kind}. Scale the weights down, "
+                "or choose a format with float32 scales, such as nf4.",
+                tensor=name,
+            )
+
+
 def _rounded(w: Tensor, format: Format, name: str) -> QuantTensor:
     """The nearest codes and their parameters, as numpy arrays: what `nearest` gives."""
     if w.device.type != "cpu":
         slab = w.float().contiguous()
         check_finite(name, float(slab.abs().amax()) if slab.numel() else 0.0)
-        codes, params = nearest(slab, format)
-        return QuantTensor(format, as_numpy(codes), {key: as_numpy(value) for key, value in params.items()})
+        codes, found_params = nearest(slab, format)
+        params = {key: as_numpy(value) for key, value in found_params.items()}
+        _check_params(params, format, name)
+        return QuantTensor(format, as_numpy(codes), params)
     if isinstance(format, FourBit) and w.dtype in _STORED:
         found = codebook_codes(format, w.contiguous().view(torch.uint8).numpy(), _STORED[w.dtype])
         if found is not None:
@@ -70,6 +84,7 @@ def _rounded(w: Tensor, format: Format, name: str) -> QuantTensor:
     values = w.float().contiguous().numpy()
     check_finite(name, float(np.abs(values).max()) if values.size else 0.0)
     codes, params = nearest(values, format)
+    _check_params(params, format, name)
     return QuantTensor(format, codes, params)
 
 

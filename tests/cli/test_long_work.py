@@ -47,12 +47,12 @@ def test_lines_come_after_five_seconds_and_then_more_rarely() -> None:
     [
         (Progress("load", 0, 0, "B"), "load:"),
         (Progress("gptq", 3, 24, "blocks", "block 3"), "gptq: 12 %, 3 of 24 blocks, block 3"),
-        (Progress("verify", 5 * 10**8, 10**9, "B"), "verify: 50 %, 500 MB of 1 GB B"),
+        (Progress("verify", 5 * 10**8, 10**9, "B"), "verify: 50 %, 500 MB of 1 GB"),
         (Progress("quantize", 10**9, 4 * 10**9, "weights"), "quantize: 25 %, 1.00 of 4.00 G weights"),
     ],
 )
 def test_a_line(progress: Progress, line: str) -> None:
-    assert ProgressLines(print, Clock()).line(progress).startswith(line.removesuffix(" B"))
+    assert ProgressLines(print, Clock()).line(progress) == line
 
 
 def test_stages_that_take_turns_keep_their_time_left() -> None:

@@ -173,7 +173,11 @@ def test_a_state_that_lies(tmp_path: Path, change: Callable[[dict[str, Any]], No
 
 @pytest.mark.parametrize(
     ("fields", "said"),
-    [({"nested_offset": "x"}, "nested_offset is x, expected a number"), ({"nested_blocksize": 64}, "known is 256")],
+    [
+        ({"nested_offset": "x"}, "nested_offset is x, expected a number"),
+        ({"nested_blocksize": 64}, "known is 256"),
+        ({"nested_dtype": "float16"}, "known is float32"),
+    ],
 )
 def test_a_nested_state_that_lies(tmp_path: Path, fields: dict[str, Any], said: str) -> None:
     parts, _ = four_bits(64, 64, nested=True)
@@ -187,6 +191,29 @@ def test_another_table(tmp_path: Path) -> None:
     parts["weight.quant_map"] = np.linspace(-1, 1, 16, dtype=np.float32)
     with pytest.raises(TensorError, match="quant_map is not the table of nf4"):
         SafetensorsSource(write_folder(tmp_path / "m", parts, FOUR)).rows(f"{MODULE}.weight")
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize(("nested", "entry"), [(False, "weight.absmax"), (True, "weight.nested_absmax")])
+def test_absmax_that_no_weights_have(tmp_path: Path, nested: bool, entry: str, bad: float) -> None:
+    parts, _ = four_bits(64, 64, nested=nested)
+    parts[entry][-1] = bad
+    with pytest.raises(TensorError, match=f"{MODULE}.weight: {entry} has {bad}, expected finite numbers from 0"):
+        SafetensorsSource(write_folder(tmp_path / "m", parts, FOUR)).rows(f"{MODULE}.weight")
+
+
+def test_another_table_of_scales(tmp_path: Path) -> None:
+    parts, _ = four_bits(64, 64, nested=True)
+    parts["weight.nested_quant_map"] = np.linspace(-1, 1, 256, dtype=np.float32)
+    with pytest.raises(TensorError, match="nested_quant_map is not the table of 8 bits"):
+        SafetensorsSource(write_folder(tmp_path / "m", parts, FOUR)).rows(f"{MODULE}.weight")
+
+
+def test_absmax_of_eight_bits_that_no_weights_have(tmp_path: Path) -> None:
+    scales = np.array([1, 1, -2, 1], np.float32)
+    parts = {"weight": np.zeros((4, 8), np.int8), "SCB": scales, "weight_format": np.zeros((), "u1")}
+    with pytest.raises(TensorError, match=r"SCB has -2\.0, expected finite numbers from 0"):
+        SafetensorsSource(write_folder(tmp_path / "m", parts, EIGHT)).rows(f"{MODULE}.weight")
 
 
 def test_a_state_of_another_model(tmp_path: Path) -> None:

@@ -187,3 +187,58 @@ def test_models_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(FileError, match=r"no \.safetensors files"):
         bitsmith.torch.from_pretrained(tmp_path)
+
+
+def test_the_model_itself_is_a_layer() -> None:
+    """It is refused before its weights are touched."""
+    layer = nn.Linear(64, 64)
+    with pytest.raises(UsageError, match=r"the model itself is a Linear.*torch\.nn\.Sequential"):
+        bitsmith.torch.quantize_module(layer, "nf4")
+    assert layer(torch.ones(1, 64)).shape == (1, 64)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_layers_that_torch_reads_without_a_call_stay(training: bool) -> None:
+    """Those of nn.MultiheadAttention and, where its fast path runs, of nn.TransformerEncoderLayer."""
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 128, batch_first=True), 1)
+    made = nn.ModuleDict({"encoder": encoder, "head": nn.Linear(64, 64)}).train(training)
+    with pytest.raises(UnsupportedError, match="would stay as they are"):
+        bitsmith.torch.quantize_module(made, "nf4")
+    census = bitsmith.torch.quantize_module(made, "nf4", most_left=1.0)
+    assert [row.name for row in census.quantized] == ["head.weight"]
+    assert "which another module reads" in census["encoder.layers.0.self_attn.out_proj.weight"].reason
+    with torch.set_grad_enabled(training):
+        assert made["encoder"](torch.randn(2, 5, 64)).isfinite().all()
+
+
+def test_weights_too_large_for_the_format_s_scales() -> None:
+    made = model()
+    weights(made).data *= 1e30
+    with pytest.raises(TensorError, match=r"0\.weight: its weights are too large for q4_0"):
+        bitsmith.torch.quantize_module(made, "q4_0")
+
+
+def test_inputs_of_another_kind_or_width() -> None:
+    made = model()
+    bitsmith.torch.quantize_module(made, "nf4")
+    with pytest.raises(TypeError, match=r"is torch\.int64; convert it"):
+        made(torch.zeros(2, 128, dtype=torch.int64))
+    with pytest.raises(ValueError, match="takes 128 features, found 64"):
+        made(torch.zeros(2, 64))
+
+
+@pytest.mark.parametrize("format", ["nf4", "fp8"])
+def test_gradients_of_gradients(format: str) -> None:
+    """They are those of the decoded layers, not zero."""
+    made = model()
+    bitsmith.torch.quantize_module(made, format)
+    x = torch.randn(3, 128, requires_grad=True)
+
+    def penalty() -> torch.Tensor:
+        (grad,) = torch.autograd.grad(made(x).square().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(grad.square().sum(), x)
+        return second
+
+    found = penalty()
+    bitsmith.torch.dequantize_module(made)
+    torch.testing.assert_close(found, penalty(), rtol=1e-4, atol=1e-4)
