@@ -183,8 +183,13 @@ def _ordered(name: str, low: LowRank, config: ModelConfig) -> LowRank:
 
 
 def tensor_hashes(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, str]:
-    """Hash of the stored bytes of tensors, by name; those that the files have under another name are left out."""
-    found = {}
+    """Hashes by which an adapter knows its base, by name; tensors that the files have under another name are left out.
+
+    They are of the stored bytes; in a folder of bitsmith's, of those that it was made from.
+    """
+    found = {record.name: record.source_sha256 for each in manifests_of(checkpoint.source) for record in each.tensors}
+    if found:
+        return {name: found[name] for name in names if name in found}
     for name in names:
         info = checkpoint.source.tensors.get(name)
         if info is None:

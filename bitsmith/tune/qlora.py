@@ -296,7 +296,7 @@ def _record(job: _Job, modules: list[str], report: Report) -> dict[str, Any]:
 
     report(Progress("hash", 0, 0, "", job.base.checkpoint.name))
     names = [f"{name}.weight" for name in modules]
-    hashes = {} if job.base.format == "" else tensor_hashes(job.base.checkpoint, names)
+    hashes = tensor_hashes(job.base.checkpoint, names)
     return {**_started(job), "data_name": job.examples.name, "base_tensors": hashes}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,8 @@ from bitsmith.models.adapter import check_base
 from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.tune.adapters import adapted_modules
 from tests.cli.command import Command
-from tests.tiny import make_folder
+from tests.tiny import REFERENCE, make_folder
+from tests.torch_modules.models import BASE
 from tests.tune.data import QUICK, sums
 
 
@@ -69,6 +71,35 @@ def test_variants_train(tiny: Path, tmp_path: Path, options: dict[str, Any]) -> 
     result = tuned(tiny, tmp_path / "a", **options)
     losses = [line["loss"] for line in result.history if "loss" in line]
     assert losses[-1] < losses[0]
+
+
+def test_a_base_that_is_quantized_already(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "nf4"
+    bitsmith.quantize(tiny, to="native/nf4", out=folder)
+    result = tuned(folder, tmp_path / "a", steps=2)
+    assert result.plan.format == ""
+    known = json.loads((tmp_path / "a" / "bitsmith.json").read_text())["base_tensors"]
+    assert len(known) == 14
+    assert check_base(open_checkpoint(tiny), known, tmp_path / "a")  # what the folder was made from
+    with pytest.raises(UsageError, match="quantized already"):
+        tuned(folder, tmp_path / "b", format="nf4")
+
+
+def test_experts_stay_frozen(tmp_path: Path) -> None:
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    shape = BASE | {"vocab_size": 4096, "max_position_embeddings": 256}
+    moe = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "decoder_sparse_step": 1}
+    folder = tmp_path / "moe"
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape, head_dim=16, mlp_only_layers=[], **moe)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(REFERENCE / name, folder / name)
+    result = tuned(folder, tmp_path / "a", steps=8)
+    assert {name.rpartition(".")[2] for name in result.modules} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    losses = [line["loss"] for line in result.history if "loss" in line]
+    assert losses[-1] < losses[0]
+    with pytest.raises(UsageError, match="fused experts get no adapters"):
+        tuned(folder, tmp_path / "b", targets=["down_proj"])
 
 
 def test_checkpointing_changes_nothing(tiny: Path, tmp_path: Path) -> None:
