@@ -87,7 +87,7 @@ def open_llama_logits(path: str | Path) -> LlamaLogits:
         with path.open("rb") as file:
             head = file.read(_HEAD.size)
             if len(head) < _HEAD.size or not head.startswith(_MAGIC):
-                raise FileError(f"{path}: not a file of `llama-perplexity --kl-divergence-base`.")
+                raise FileError(f"{path}: not a file of logits as llama-perplexity writes it.")
             _, context, vocab, count = _HEAD.unpack(head)
             if not (8 <= context <= _MOST_CONTEXT and 0 < vocab <= _MOST_VOCAB and count > 0):
                 raise FileError(f"{path}: its head is damaged: context {context}, vocabulary {vocab}, {count} windows.")
