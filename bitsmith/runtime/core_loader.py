@@ -48,9 +48,7 @@ def load_core(
     isa: instruction set; None: the best, or the one BITSMITH_ISA names
     expert_memory: bytes of packed experts that lie in memory at once; the others are read from their file when a token
         needs them. None: all are read now
-    Inputs that are to be rounded by LLM.int8() are: to int8 with integer products where matrices are packed, and with
-    `exact` or other matrices to the floats that this stands for.
-    Raises FileError where a file ends too early, UnsupportedError for inputs that are rounded in another way.
+    Raises FileError where a file ends too early, UnsupportedError for inputs rounded otherwise than by LLM.int8().
     """
     module = core()
     assert module is not None

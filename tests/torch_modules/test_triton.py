@@ -19,7 +19,7 @@ from bitsmith.torch_modules.panels import values
 from bitsmith.torch_modules.stored_weight import StoredWeight
 
 torch.manual_seed(0)
-for name in ("nf4", "int4-g64-asym", "int4-g128", "int8-g32"):
+for name in ("nf4", "fp4", "int4-g64-asym", "int4-g128", "int8-g32"):
     for rows, cols in ((40, 256), (64, 384)):
         stored = StoredWeight.quantized(torch.randn(rows, cols), get_format(name), "w")
         dense = stored.dense()
