@@ -73,9 +73,9 @@ def _rounded(w: Tensor, format: Format, name: str) -> QuantTensor:
         slab = w.float().contiguous()
         check_finite(name, float(slab.abs().amax()) if slab.numel() else 0.0)
         codes, found_params = nearest(slab, format)
-        params = {key: as_numpy(value) for key, value in found_params.items()}
-        _check_params(params, format, name)
-        return QuantTensor(format, as_numpy(codes), params)
+        stored = {key: as_numpy(value) for key, value in found_params.items()}
+        _check_params(stored, format, name)
+        return QuantTensor(format, as_numpy(codes), stored)
     if isinstance(format, FourBit) and w.dtype in _STORED:
         found = codebook_codes(format, w.contiguous().view(torch.uint8).numpy(), _STORED[w.dtype])
         if found is not None:
