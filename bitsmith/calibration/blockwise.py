@@ -157,20 +157,21 @@ class BlockwiseRounding:
 
         if self._truth is None:
             raise UsageError("training needs the original's predictions, which --effort=fast does not keep.")
-        original, task = self._steps.decoder, self._steps.task
+        task = self._steps.task
+        original = _with_ends(self._loader, self._steps.decoder, None)
 
         def logits(hidden: Tensor) -> Tensor:
             found: Tensor = original.logits(hidden.to(original.weights.output_norm.device))
             return found
 
         teacher = TopLogits.of(self._truth, logits, original.config.vocab, report)
-        student = Student(self._loader, _with_embedding(self._loader, original, embedding), rows, how)
+        student = Student(self._loader, _with_ends(self._loader, self._steps.decoder, embedding), rows, how)
         student.train_norms(task.stored, as_folder=task.stored_offset)
         return train(student, teacher, self._tokens, task.seed, report)
 
 
-def _with_embedding(loader: WeightLoader, decoder: Decoder, format: Format | None) -> Decoder:
-    """The decoder with the embedding as the output stores it, and a decoded head."""
+def _with_ends(loader: WeightLoader, decoder: Decoder, format: Format | None) -> Decoder:
+    """The decoder with its embedding in a format, None for floats as they are, and with its head."""
     from bitsmith.runtime.overridden import rounded
 
     weight = loader.read("token_embd.weight")

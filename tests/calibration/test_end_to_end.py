@@ -94,6 +94,10 @@ def test_divergence_is_that_of_all_tokens_where_all_are_kept() -> None:
     assert 0 < float(few.detach()) < float(expected.detach())
 
 
+def _first_choices(model: Path, tokens: np.ndarray) -> np.ndarray:
+    return bitsmith.load(model, kernel="torch").logits(tokens).argmax(-1)
+
+
 @pytest.mark.parametrize(
     ("to", "options"),
     [
@@ -112,6 +116,7 @@ def test_the_file_holds_what_was_trained(
 
     def watched(student: end_to_end.Student, *words: Any) -> end_to_end.Trained:
         students.append(student)
+        assert _first_choices(tiny, words[1]) == pytest.approx(words[0].ids[:, :, 0].numpy())
         trained.append(original(student, *words))
         return trained[-1]
 
