@@ -70,21 +70,12 @@ def load_core(
             report(Progress("load", layer, config.layers, "layers", f"blk.{layer}"))
             for part in core_parts(module, loader, config, layer):
                 model.add_part(*part)
-        table = None
-        if config.layer_width:
-            table = LayerTable(read("per_layer_token_embd.weight"))
-            projection = loader.linear("per_layer_model_proj", False, None)
-            model.set_layer_inputs(projection, loader.vector("per_layer_proj_norm.weight"))
-        loaded = round(loader.bytes)
-        embedding = loader.factor("token_embd.weight") if config.tied else loader.matrix("token_embd.weight")
-        output = embedding if config.tied else loader.factor("output.weight")
-        norm = loader.vector("output_norm.weight")
-        model.set_ends(embedding, norm, output)
+        table = _layer_table(config, read, loader, model)
+        size, norm = _set_ends(config, loader, model)
     finally:
         loader.close()
     report(Progress("load", config.layers, config.layers, "layers"))
     choices = choose(module, model, loader.matrices, isa, loader.pool, exact=exact, fine=fine)
-    size = loaded + output.nbytes + (0 if config.tied else embedding.row_bytes)
     return CoreDecoder(
         config,
         model,
@@ -95,6 +86,25 @@ def load_core(
         output_norm=norm,
         table=table,
     )
+
+
+def _layer_table(config: ModelConfig, read: WeightReader, loader: MatrixLoader, model: Any) -> LayerTable | None:
+    """The table of the embeddings of layers, and what the model does with them; None without."""
+    if not config.layer_width:
+        return None
+    projection = loader.linear("per_layer_model_proj", False, None)
+    model.set_layer_inputs(projection, loader.vector("per_layer_proj_norm.weight"))
+    return LayerTable(read("per_layer_token_embd.weight"))
+
+
+def _set_ends(config: ModelConfig, loader: MatrixLoader, model: Any) -> tuple[int, np.ndarray]:
+    """Give the model its embedding, norm and head; bytes of matrices that one token reads, and the norm."""
+    loaded = round(loader.bytes)
+    embedding = loader.factor("token_embd.weight") if config.tied else loader.matrix("token_embd.weight")
+    output = embedding if config.tied else loader.factor("output.weight")
+    norm = loader.vector("output_norm.weight")
+    model.set_ends(embedding, norm, output)
+    return loaded + output.nbytes + (0 if config.tied else embedding.row_bytes), norm
 
 
 class MatrixLoader:
