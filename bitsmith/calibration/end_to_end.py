@@ -52,9 +52,9 @@ class EndToEnd:
     depth: str = "scales"
     steps: int = 200
     batch: int = 8
-    rounding: float = 0.005
-    scaling: float = 0.001
-    norms: float = 0.001
+    rounding: float = 0.001
+    scaling: float = 0.004
+    norms: float = 0.002
 
     def to_dict(self) -> dict[str, Any]:
         """For the recipe."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DEPTHS = ("scales", "all")
 _STEPS = {"scales": 200, "all": 400}
+_SCALING = {"scales": 0.004, "all": 0.001}  # first step size of scales: smaller where codes move too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,6 @@ def run_qat(
 
     if config.method is None:
         config = replace(config, method="gptq")
-    how = EndToEnd(config.train, config.chosen_steps, config.batch)
+    how = EndToEnd(config.train, config.chosen_steps, config.batch, scaling=_SCALING[config.train])
     checkpoint = open_checkpoint(model, revision=config.revision)
     return quantize_checkpoint(checkpoint, [to], config, training=how, report=report, on_plan=on_plan)[0]
