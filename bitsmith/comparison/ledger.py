@@ -26,6 +26,7 @@ from bitsmith.version import __version__
 
 _SCHEMA = 1
 _BUSY_SECONDS = 60.0
+_PAUSE = 0.02  # seconds between tries
 _TABLES = """
 CREATE TABLE IF NOT EXISTS measurements (
     key TEXT PRIMARY KEY, kind TEXT NOT NULL, model TEXT NOT NULL, model_sha256 TEXT NOT NULL,
@@ -91,13 +92,25 @@ class Ledger:
             if found not in (0, _SCHEMA):
                 self._db.close()
                 raise FileError(f"{self.path}: a ledger of another version of bitsmith; give another --ledger.")
-            self._db.execute("PRAGMA journal_mode=WAL")
+            self._use_write_ahead_log()
             self._db.execute("PRAGMA synchronous=NORMAL")  # a crash of the machine may lose the last, not the file
             self._db.execute("BEGIN IMMEDIATE")
             for statement in _TABLES.split(";"):
                 self._db.execute(statement)
             self._db.execute(f"PRAGMA user_version={_SCHEMA}")
             self._db.execute("COMMIT")
+
+    def _use_write_ahead_log(self) -> None:
+        """The first run that opens a ledger switches it. There SQLite does not wait for other runs, so we do."""
+        given_up = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > given_up:
+                    raise
+                time.sleep(_PAUSE)
 
     def get(self, what: What) -> Kept | None:
         """A measurement, if there is one."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,16 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
         ledger._db.execute("PRAGMA user_version = 77")
     with pytest.raises(FileError, match="another version"):
         Ledger(path)
+
+
+def test_many_runs_open_a_new_ledger_at_once(tmp_path: Path) -> None:
+    for number in range(10):
+        start, path = threading.Barrier(6), tmp_path / f"{number}.sqlite"
+
+        def opened(start: threading.Barrier = start, path: Path = path) -> None:
+            start.wait()
+            Ledger(path).close()
+
+        with ThreadPoolExecutor(6) as pool:
+            for done in [pool.submit(opened) for _ in range(6)]:
+                done.result()
