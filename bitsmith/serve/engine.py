@@ -196,7 +196,7 @@ class Engine:
             self._step(rows)
         except BitsmithError as error:
             self._fail(rows, str(error))
-        except Exception as error:
+        except Exception as error:  # a fault of ours must end these answers, not all that follow
             _log.exception("a step failed")
             self._fail(rows, f"internal error: {type(error).__name__}")
 
