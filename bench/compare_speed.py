@@ -7,7 +7,8 @@ files, run the original once, and run every file over the same windows. llama-pe
 made, so that the figures are of the same bytes; llama-quantize's have the same types and sizes.
 
 Parts, so that a machine need not be quiet for all of it at once: "ours", "floor" (what the noise floor adds), "llama"
-(goes on with the files that are missing), "table". Each leaves its times in FOLDER; nothing comes from another cache.
+(goes on with the files that are missing), "values" (llama-perplexity on the same values in F32, where it rounds no
+inputs; the original in F32 too), "table". Each leaves its times in FOLDER; nothing comes from another cache.
 Processor seconds are counted too: with one thread they say what a busy machine hides.
 """
 
@@ -28,7 +29,7 @@ from typing import Any
 from bitsmith.system.core import core
 
 FORMATS = ("q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q4_0", "q3_k_m", "q3_k_s", "q2_k")
-PARTS = ("ours", "floor", "llama", "table")
+PARTS = ("ours", "floor", "llama", "values", "table")
 _FIGURES = {"perplexity": r"Mean PPL\(Q\)\s*:\s*([\d.]+)", "kld": r"Mean\s+KLD:\s*(-?[\d.]+)"}
 Times = list[float]  # seconds of the clock, seconds of the processors
 
@@ -52,7 +53,7 @@ def main() -> None:
         if part == "table":
             print_table(arguments)
         else:
-            {"ours": ours, "floor": floor, "llama": llama}[part](arguments)
+            {"ours": ours, "floor": floor, "llama": llama, "values": values}[part](arguments)
 
 
 def kept(arguments: argparse.Namespace, part: str) -> dict[str, Any]:
@@ -122,6 +123,28 @@ def llama(arguments: argparse.Namespace) -> None:
         keep(arguments, "llama", found)
 
 
+def values(arguments: argparse.Namespace) -> None:
+    """llama-perplexity on what each file holds, decoded to F32."""
+    found = kept(arguments, "values")
+    figures = found.setdefault("figures", {})
+    files = {name: each["path"] for name, each in kept(arguments, "ours")["figures"].items()}
+    base, new = arguments.work / "base-f32.kld", arguments.work / "new-f32.gguf"
+    shared = ["-f", arguments.text, "-c", arguments.context, "--chunks", arguments.windows, "-t", arguments.threads]
+    shared += ["--kl-divergence-base", base]
+    for name in (None, *arguments.to.split(",")):
+        if name in figures or (name is None and base.is_file()):
+            continue
+        new.unlink(missing_ok=True)
+        source = arguments.model if name is None else files[name]
+        program([sys.executable, "-m", "bitsmith", "convert", source, "--to", "f32", "-o", new])
+        words = [arguments.llama / "llama-perplexity", "-m", new, *shared]
+        said, _ = program(words if name is None else [*words, "--kl-divergence"])
+        if name is not None:
+            figures[name] = {kind: float(matched(pattern, said)) for kind, pattern in _FIGURES.items()}
+        new.unlink()
+        keep(arguments, "values", found)
+
+
 def program(words: list[Any], more: dict[str, str] | None = None) -> tuple[str, Times]:
     """What a program says, and its seconds."""
     before, started = processor_seconds(), time.perf_counter()
@@ -146,20 +169,27 @@ def matched(pattern: str, said: str) -> str:
     return found[1]
 
 
+def compared(name: str, own: dict[str, float], other: dict[str, float]) -> str:
+    """A line of the table."""
+    parts = [f"{name:8}"]
+    for kind, digits, width in (("perplexity", 4, 15), ("kld", 6, 17)):
+        apart = 100 * (other[kind] / own[kind] - 1)
+        parts.append(f"{own[kind]:{width}.{digits}f} {other[kind]:11.{digits}f} {apart:+8.2f}")
+    return " ".join(parts)
+
+
 def print_table(arguments: argparse.Namespace) -> None:
     """Both's figures for each file, and the times."""
     mine, theirs = kept(arguments, "ours"), kept(arguments, "llama")
     module = core()
     isa = "no core" if module is None else module.isa()
     print(f"{arguments.windows} windows of {arguments.context}, {arguments.threads} threads, {isa}")
-    print("file     perplexity ours   llama.cpp        %    mean KLD ours  llama.cpp        %")
-    for name, own in mine["figures"].items():
-        other = theirs["figures"][name]
-        parts = [f"{name:8}"]
-        for kind, digits, width in (("perplexity", 4, 15), ("kld", 6, 17)):
-            apart = 100 * (other[kind] / own[kind] - 1)
-            parts.append(f"{own[kind]:{width}.{digits}f} {other[kind]:11.{digits}f} {apart:+8.2f}")
-        print(" ".join(parts))
+    for title, part in (("packed", "llama"), ("values in F32", "values")):
+        others = kept(arguments, part).get("figures", {})
+        print(f"{title}\nfile     perplexity ours   llama.cpp        %    mean KLD ours  llama.cpp        %")
+        for name, own in mine["figures"].items():
+            if name in others:
+                print(compared(name, own, others[name]))
     whole = [sum(each) for each in zip(*theirs["times"].values(), strict=True)]
     made = sum(times[0] for name, times in theirs["times"].items() if name.startswith("make "))
     times = {**mine["times"], **kept(arguments, "floor")["times"]}
