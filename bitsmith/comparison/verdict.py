@@ -46,8 +46,10 @@ def verdict(rows: Sequence[Row], within: float, tokens: int) -> str:
             f"{best.name} ({_size(best)}) loses least: {_loss(best)}."
         )
     chosen = min(good, key=lambda row: row.file_bytes)
-    among = f"the smallest of {len(rows)} that are" if len(rows) > 1 else "the only candidate, and"
-    said = f"{chosen.name} ({_size(chosen)}) is {among} surely within {within:g} % of the original: {_loss(chosen)}"
+    among = "the smallest candidate that" if len(rows) > 1 else "the only candidate, and"
+    many = f" ({len(good)} of {len(rows)} are)" if len(rows) > 1 else ""
+    said = f"{chosen.name} ({_size(chosen)}) is {among} is surely within {within:g} % of the original{many}: "
+    said += _loss(chosen)
     if chosen.ties:
         said += f"; on {tokens:,} tokens it is indistinguishable from {_listed(chosen.ties)}"
     return said + "."
