@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from bitsmith.comparison.result import Measured, Row
+from bitsmith.comparison.texts import LEAST_DOCUMENTS
 from bitsmith.system.sizes import human_bytes
 
 _Z = 1.96
@@ -103,4 +104,13 @@ def better_warnings(rows: Sequence[Row]) -> tuple[str, ...]:
         f"{row.summary.kld.value:.2g}: it predicts something else, and happens to suit this text"
         for row in rows
         if row.summary.quality.value - 3 * row.summary.quality.error > 1
+    )
+
+
+def few_warnings(texts: Sequence[Measured]) -> tuple[str, ...]:
+    """Texts whose errors are over so few documents or windows that they cannot be trusted."""
+    return tuple(
+        f"the errors on {text.name} are over {text.units} {text.unit} only and may be far too small; take more text"
+        for text in texts
+        if text.units < LEAST_DOCUMENTS
     )
