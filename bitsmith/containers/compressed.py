@@ -245,5 +245,6 @@ CONTAINER = ModuleContainer(
     configuration=_configuration,
     quant_method="compressed-tensors",
     marks=(".weight_packed", ".weight_scale"),
+    kept_list=lambda config: config["ignore"],
     read=_read,
 )

@@ -84,7 +84,8 @@ class Output:
         return self.assignment.checkpoint.config.experts is not None
 
     def expected(self, threads: int) -> Quantized:
-        """The expected result, before any weight is read."""
+        """The expected result, before any weight is read. Raises as the census of the assignment."""
+        self.assignment.census  # noqa: B018 - raises where a weight would be lost
         plan = self.plan(None if self.prepared is None else self.prepared.record)
         layouts, as_folder = plan.layouts(), plan.target.is_folder
         files = [layout.filename for layout in layouts]

@@ -21,6 +21,7 @@ from bitsmith.containers.fused import uneven
 from bitsmith.containers.hf_files import StoredTensor, folder_files, module_names
 from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.manifest import Manifest, placeholder
+from bitsmith.containers.module_lists import all_spellings, spellings
 from bitsmith.containers.schemes import adjusted, parse
 from bitsmith.errors import BitsmithError, UnsupportedError, UsageError, quoted
 from bitsmith.models.checkpoint import Checkpoint, require_float, source_warnings
@@ -30,6 +31,7 @@ from bitsmith.recipe.folder import (
     as_json,
     beside,
     guessed_linears,
+    is_linear,
     model_config,
     own_float,
     transposed_layers,
@@ -41,7 +43,6 @@ from bitsmith.recipe.rules import Rule, unused_rules
 from bitsmith.recipe.static_inputs import check_inputs
 from bitsmith.recipe.target import Target
 
-_NO_LINEAR = re.compile(r"embed|\bwte\b|\bwpe\b|conv|norm")
 _EXPERT = re.compile(r"\.experts?\.|_exps\.")
 _EXPERTS_STAY = "an expert: transformers keeps them in one parameter, which bitsandbytes does not quantize"
 _MOST_STAYING = 0.05  # share of the weights that may stay in 16 bits without being asked for
@@ -64,8 +65,7 @@ class SchemeChoice:
     @property
     def is_linear(self) -> bool:
         """Whether readers treat the tensor as a linear layer."""
-        name = self.tensor.info.name
-        return len(self.tensor.info.shape) > 1 and name.endswith(".weight") and not _NO_LINEAR.search(name)
+        return is_linear(self.tensor.info)
 
 
 def assign_hf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Assignment:
@@ -278,8 +278,13 @@ def _modules(main: Scheme, choices: Sequence[SchemeChoice], version: int) -> Mod
     quantized = {choice.module for choice in choices if choice.scheme is not None}
     if "lm_head" not in {*kept, *quantized}:  # a head that is tied to the embedding is still a module
         kept.append("lm_head")
-    others = {c.module: c.scheme for c in choices if c.scheme is not None and c.scheme != main}
-    return Modules(main, others, kept, version)
+    others = {
+        name: choice.scheme
+        for choice in choices
+        if choice.scheme is not None and choice.scheme != main
+        for name in spellings(choice.module)
+    }
+    return Modules(main, others, all_spellings(kept), version)
 
 
 def _configuration(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +25,9 @@ from bitsmith.recipe.coverage import Coverage
 from bitsmith.recipe.recipe import QUANTIZE, PlanOptions, Recipe
 from bitsmith.recipe.target import Target
 from bitsmith.version import __version__
+
+if TYPE_CHECKING:
+    from bitsmith.recipe.census import Census
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,18 @@ class Assignment:
     warnings: tuple[str, ...] = ()
     command: str = QUANTIZE
     origin: Mapping[str, Any] | None = None
+
+    @cached_property
+    def census(self) -> Census:
+        """Where each weight of the source lands; nothing is written without it. Raises as `take_census`."""
+        from bitsmith.recipe.census import take_census
+
+        return take_census(self)
+
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether every tensor is copied as it is."""
+        return all(tensor.copied for tensor in self.tensors)
 
     @property
     def formats(self) -> tuple[Format, ...]:
