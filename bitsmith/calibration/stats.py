@@ -13,6 +13,7 @@ from bitsmith.quant.grid import Array
 _CHUNK = 1 << 20  # values summed at once: bounds the float64 temporaries
 MOST_GRAMS = 2 << 30  # bytes of Gram matrices of experts that are summed in one pass, if one needs no more
 SUMMED_ROWS = 512  # tokens in one product x^T x; the result of longer sums depends on the number of threads
+_STRIP = 128  # columns of x^T x that are computed together, from the diagonal on: the matrix is symmetric
 
 
 @dataclass(frozen=True)
@@ -43,19 +44,28 @@ class GramMeter:
 
     def __init__(self) -> None:
         self._count = 0
-        self.sum: Array = None  # [cols, cols]; None before the first `add`
+        self._sum: Array = None
+        self._half = False  # whether only the upper triangle of the sum is there
 
     def add(self, x: Array, other: Array = None) -> None:
         """Add tokens: float32 [..., cols], numpy or torch. With `other`, of the same shape, sum other^T x instead."""
-        rows = array_namespace(x).reshape(x, (-1, x.shape[-1]))
-        left = rows if other is None else array_namespace(other).reshape(other, (-1, other.shape[-1]))
+        xp = array_namespace(x)
+        rows = xp.reshape(x, (-1, x.shape[-1]))
+        left = rows if other is None else xp.reshape(other, (-1, other.shape[-1]))
+        self._half = other is None
+        if self._sum is None:
+            self._sum = xp.zeros((rows.shape[1], rows.shape[1]), dtype=xp.float32, device=rows.device)
         for start in range(0, rows.shape[0], SUMMED_ROWS):
-            product = left[start : start + SUMMED_ROWS].T @ rows[start : start + SUMMED_ROWS]
-            if self.sum is None:
-                self.sum = product
-            else:
-                self.sum += product
+            stop = start + SUMMED_ROWS
+            add_products(self._sum, left[start:stop], rows[start:stop], symmetric=self._half)
         self._count += rows.shape[0]
+
+    @property
+    def sum(self) -> Array:
+        """The sum so far, [cols, cols]; None before the first `add`."""
+        if self._half:
+            mirror(self._sum)
+        return self._sum
 
     @property
     def count(self) -> int:
@@ -114,8 +124,9 @@ class StatsMeter:
         if self._wants_gram:
             for start in range(0, rows.shape[0], SUMMED_ROWS):
                 part = rows[start : start + SUMMED_ROWS]
-                product = xp.matmul(part.T, part)
-                self._gram = product if self._gram is None else self._gram + product
+                if self._gram is None:
+                    self._gram = xp.zeros((rows.shape[1], rows.shape[1]), dtype=xp.float32, device=rows.device)
+                add_products(self._gram, part, part, symmetric=True)
         if self._size:
             self._draw(rows)
         self._count += rows.shape[0]
@@ -133,7 +144,7 @@ class StatsMeter:
         gram = None
         if self._wants_gram:
             cols = len(self._square)
-            gram = np.zeros((cols, cols), np.float32) if self._gram is None else np.array(_numpy(self._gram))
+            gram = np.zeros((cols, cols), np.float32) if self._gram is None else np.array(_numpy(mirror(self._gram)))
         return Stats(
             count=self._count,
             square=self._square.copy(),
@@ -142,6 +153,36 @@ class StatsMeter:
             gram=gram,
             sample=self._kept.copy(),
         )
+
+
+def add_products(total: Array, left: Array, right: Array, *, symmetric: bool) -> None:
+    """Add left^T right to `total`, float32 [cols, cols], in place. left, right: float32 [tokens, cols]
+
+    symmetric: whether both are the same; then only what lies on and above the diagonal is added, see `mirror`
+    """
+    cols = total.shape[0]
+    step = _STRIP if symmetric and not _accelerated(total) else cols
+    for start in range(0, cols, step):
+        strip, first = slice(start, start + step), start if symmetric else 0
+        if isinstance(total, np.ndarray):
+            total[strip, first:] += left[:, strip].T @ right[:, first:]
+        else:
+            total[strip, first:].addmm_(left[:, strip].T, right[:, first:])
+
+
+def mirror(total: Array) -> Array:
+    """Copy what lies above the diagonal to the places below it, in place. Returns `total`."""
+    for start in range(0, total.shape[0], _STRIP):
+        strip = slice(start, start + _STRIP)
+        rows, own = total[strip, start + _STRIP :], total[strip, strip]
+        total[start + _STRIP :, strip] = rows.T
+        xp = array_namespace(own)
+        total[strip, strip] = xp.triu(own) + xp.triu(own, k=1).T
+    return total
+
+
+def _accelerated(x: Array) -> bool:
+    return not isinstance(x, np.ndarray) and x.device.type != "cpu"
 
 
 def _numpy(x: Array) -> np.ndarray:

@@ -63,6 +63,44 @@ def round_rows(
     isa: str = "",
 ) -> tuple[float, float, float]: ...
 
+class Factor:
+    def __init__(
+        self,
+        hessian: np.ndarray,
+        feedback: np.ndarray,
+        pivots: np.ndarray,
+        added: np.ndarray,
+        order: np.ndarray | None,
+    ) -> None: ...
+
+class Slab:
+    def __init__(self, weights: np.ndarray, factor: Factor, *, threads: int, isa: str = "") -> None: ...
+    def feedback(self, table: np.ndarray, scale: np.ndarray, offset: np.ndarray | None) -> None: ...
+    def nearest(
+        self,
+        table: np.ndarray,
+        scale: np.ndarray,
+        offset: np.ndarray | None,
+        *,
+        codes: np.ndarray,
+        error: np.ndarray,
+    ) -> None: ...
+    def output_error(self, error: np.ndarray) -> None: ...
+    def slope(self, start: int, stop: int) -> None: ...
+    def moments(self, left: int, block: int, sums: np.ndarray) -> None: ...
+    def move(
+        self,
+        left: int,
+        table: np.ndarray,
+        scale: np.ndarray,
+        offset: np.ndarray | None,
+        *,
+        new_scale: np.ndarray,
+        new_offset: np.ndarray | None,
+    ) -> None: ...
+    def recode(self, table: np.ndarray, scale: np.ndarray, offset: np.ndarray | None) -> None: ...
+    def codes(self, table: np.ndarray, codes: np.ndarray) -> None: ...
+
 class Pool:
     def __init__(self, threads: int) -> None: ...
     @property

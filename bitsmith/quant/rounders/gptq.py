@@ -22,6 +22,7 @@ from bitsmith.quant.formats.base import Format, Params
 from bitsmith.quant.formats.precision import as_numpy
 from bitsmith.quant.grid import Array
 from bitsmith.quant.rounders.column_grid import STRIP, ColumnGrid, Slab, output_error, product
+from bitsmith.quant.rounders.core_slab import CoreSlab
 from bitsmith.quant.rounders.descent import descend
 from bitsmith.quant.rounders.hessian import DAMPING, STEP, Factor, Order, prepare
 
@@ -92,30 +93,68 @@ def gptq_rows(w: Array, format: Format, factor: Factor, *, sweeps: int = SWEEPS,
     does).
     Raises TensorError if `w` is not finite or does not fit the Hessian.
     """
-    rows = _even(_on_device(w, factor))
-    params = _fitted(format, rows, factor.diagonal)
-    grid = format.grid(params)
-    codes = grid.nearest(rows)
-    nearest_error = output_error((rows - grid.values(codes)).T.contiguous(), factor)
-    slab = _feedback(rows.T.contiguous(), format, _fitted(format, rows, factor.importance), factor)
-    for _ in range(sweeps):
-        descend(slab, format, factor, refit=refit)
-    error = output_error(slab.error, factor)
-    better = error < nearest_error
-    count = w.shape[0]
-    chosen = torch.where(better[:, None], slab.column_grid.codes(slab.levels).T, codes)[:count].contiguous()
-    params = {name: torch.where(better[:, None], slab.params[name], p)[:count] for name, p in params.items()}
+    rows = _on_device(w, factor)
+    slab = CoreSlab.of(rows, factor)
+    if slab is not None:
+        plain, tried = _by_core(rows, slab, format, factor, _Sweeps(sweeps, refit))
+    else:
+        plain, tried = _by_torch(_even(rows), format, factor, _Sweeps(sweeps, refit))
+    better, count = tried.error < plain.error, w.shape[0]
+    chosen = torch.where(better[:, None], tried.codes, plain.codes)[:count].contiguous()
+    params = {name: torch.where(better[:, None], tried.params[name], p)[:count] for name, p in plain.params.items()}
     report = GptqReport(
         rows=count,
-        error=float(torch.minimum(error, nearest_error)[:count].sum()),
-        nearest=float(nearest_error[:count].sum()),
-        kept=int((error > nearest_error)[:count].sum()),
+        error=float(torch.minimum(tried.error, plain.error)[:count].sum()),
+        nearest=float(plain.error[:count].sum()),
+        kept=int((tried.error > plain.error)[:count].sum()),
         damping=factor.damping,
         dead=factor.dead,
     )
     if isinstance(w, Tensor):
         return Rounded(chosen, params, report)
     return Rounded(as_numpy(chosen), {name: as_numpy(p) for name, p in params.items()}, report)
+
+
+@dataclass(frozen=True)
+class _Sweeps:
+    """Rounds of coordinate descent, and whether they refit scales."""
+
+    count: int
+    refit: bool
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """Codes uint8 [rows, cols], parameters, and the error of their outputs, float64 [rows]."""
+
+    codes: Tensor
+    params: dict[str, Tensor]
+    error: Tensor
+
+
+def _by_core(rows: Tensor, slab: CoreSlab, format: Format, factor: Factor, how: _Sweeps) -> tuple[_Attempt, _Attempt]:
+    """The nearest codes, and GPTQ's, in the C++ core."""
+    params = _fitted(format, rows, factor.diagonal)
+    codes, error = slab.nearest(format.grid(params))
+    plain = _Attempt(codes, params, error)
+    params = _fitted(format, rows, factor.importance)
+    slab.feedback(format.grid(params), params)
+    for _ in range(how.count):
+        slab.descend(format, refit=how.refit)
+    return plain, _Attempt(slab.codes(), slab.params, slab.error())
+
+
+def _by_torch(rows: Tensor, format: Format, factor: Factor, how: _Sweeps) -> tuple[_Attempt, _Attempt]:
+    """The same on torch tensors, on any device: the definition."""
+    params = _fitted(format, rows, factor.diagonal)
+    grid = format.grid(params)
+    codes = grid.nearest(rows)
+    plain = _Attempt(codes, params, output_error((rows - grid.values(codes)).T.contiguous(), factor))
+    slab = _feedback(rows.T.contiguous(), format, _fitted(format, rows, factor.importance), factor)
+    for _ in range(how.count):
+        descend(slab, format, factor, refit=how.refit)
+    codes = slab.column_grid.codes(slab.levels).T
+    return plain, _Attempt(codes, slab.params, output_error(slab.error, factor))
 
 
 def joined(reports: Iterable[GptqReport]) -> GptqReport:
