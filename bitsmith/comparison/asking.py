@@ -73,12 +73,13 @@ class Asking:
     def _harness(self, candidate: Candidate, name: str) -> list[TaskScore]:
         from bitsmith.comparison.tasks.harness import harness_scores, harness_version
 
-        limit = self._tools.config.task_limit
-        what = self._what("tasks", candidate, name, "", f"lm-eval {harness_version()} limit {limit}")
+        limit, shots = self._tools.config.task_limit, self._tools.config.shots
+        how = f"lm-eval {harness_version()} limit {limit}" + ("" if shots is None else f" shots {shots}")
+        what = self._what("tasks", candidate, name, "", how)
         kept = self._tools.ledger.get(what)
         if kept is not None:
             return [TaskScore(**each) for each in kept.figures["scores"]]
-        found = harness_scores(self._model(candidate), name, limit=limit)
+        found = harness_scores(self._model(candidate), name, limit=limit, shots=shots)
         figures = {"scores": [vars(each) for each in found], "accuracy": found[0].value}
         self._tools.ledger.put(what, figures)
         return found

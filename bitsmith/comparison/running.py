@@ -120,7 +120,7 @@ class _Run:
         maker = Maker(model, self._sha256, config)
         maker.check(config.targets)
         self._tokens = [self._tokens_of(domain) for domain in self._domains]
-        tasks, others = open_tasks(config.task_names, self._domains)
+        tasks, others = open_tasks(config.task_names, self._domains, shots=config.shots or 0)
         if others:
             require_harness(others)
         self._task_names = [task.name for task in tasks]

@@ -24,7 +24,7 @@ from bitsmith.system.folders import cache_folder
 from bitsmith.system.progress import Progress, Report
 
 DEFINITION = "tokens-1"  # of the values of each token; a change of their meaning gets another name
-FLOOR_WINDOWS = 8
+FLOOR_TOKENS = 1024  # scored ones that the noise floor is measured on, in whole windows
 _FLOORS = {"another order of summation": "float32", "bfloat16 arithmetic": "bfloat16"}
 
 
@@ -147,7 +147,7 @@ class Scoring:
             self.notes.append("the noise floor was not measured, since torch is not installed")
             return ()
         tokens = self._tokens[0]
-        windows = Windows(tokens.windows.tokens[:FLOOR_WINDOWS])
+        windows = self._floor_windows()
         count = windows.targets.size
         clusters = tokens.clusters[:count] - tokens.clusters[:count].min()
         found = []
@@ -166,6 +166,10 @@ class Scoring:
             summary = summarize([scores], [scores], Draws([clusters])).summary
             found.append(Floor(name, summary.kld, count))
         return tuple(found)
+
+    def _floor_windows(self) -> Windows:
+        windows = self._tokens[0].windows
+        return Windows(windows.tokens[: -(-FLOOR_TOKENS // windows.targets.shape[1])])
 
     def write_logits(self, path: str | Path, *, force: bool) -> Path:
         """Write the original's predictions on the first text as llama.cpp's file."""

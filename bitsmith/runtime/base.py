@@ -69,8 +69,19 @@ class AnyDecoder(Protocol):
         """Logits of the next token, float32 [rows, n - first, vocab]; see `Decoder.forward`."""
         ...
 
-    def hidden(self, tokens: np.ndarray) -> Tensor:
+    def hidden(
+        self,
+        tokens: np.ndarray,
+        cache: Any = None,
+        *,
+        slots: np.ndarray | None = None,
+        counts: np.ndarray | None = None,
+    ) -> Tensor:
         """Hidden states after the last layer, before the final norm: float32 [rows, n, hidden]."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final norm and output projection: float32 [..., hidden] -> [..., vocab]."""
         ...
 
     def normed(self, hidden: Tensor) -> Tensor:
