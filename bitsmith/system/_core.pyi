@@ -63,6 +63,49 @@ def round_rows(
     isa: str = "",
 ) -> tuple[float, float, float]: ...
 
+class ScaleSearch:
+    def __init__(
+        self,
+        table: Sequence[float],
+        *,
+        ratios: Sequence[float],
+        asymmetric: bool,
+        top: float,
+        most: float,
+        precision: str,
+        block: int,
+        isa: str = "",
+    ) -> None: ...
+    def fit(
+        self,
+        w: np.ndarray,
+        importance: np.ndarray | None,
+        *,
+        threads: int,
+        scale: np.ndarray | None = None,
+        zero: np.ndarray | None = None,
+        codes: np.ndarray | None = None,
+        values: np.ndarray | None = None,
+    ) -> None: ...
+    def clip(
+        self,
+        w: np.ndarray,
+        gram: np.ndarray,
+        *,
+        threads: int,
+        scale: np.ndarray | None = None,
+        zero: np.ndarray | None = None,
+    ) -> None: ...
+    def loss(
+        self,
+        w: np.ndarray,
+        factors: np.ndarray,
+        importance: np.ndarray | None,
+        gram: np.ndarray,
+        *,
+        threads: int,
+    ) -> float: ...
+
 class Factor:
     def __init__(
         self,

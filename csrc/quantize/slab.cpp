@@ -5,64 +5,26 @@
 
 #include <algorithm>
 
-#include "vectors.h"
+#include "tile_product.h"
 
 namespace bitsmith::quantize::BITSMITH_ISA {
 namespace {
 
-using namespace bitsmith::BITSMITH_ISA;
-
 constexpr int kAcross = kSlabRows / kLanes;  // vectors of a column
-constexpr int kWide = kLanes == 16 ? 4 : 2;  // vectors of a column whose sums stay in registers
-constexpr int kColumns = 6;                  // columns whose sums stay in registers
 constexpr int kStrip = 16;                   // columns that pass errors on one by one
-constexpr int kDepth = 96;                   // terms whose columns stay in the first-level cache
 
-// out[c] += sum over i of a[i, c] x[i] for C columns
-template <int C>
-BITSMITH_INLINE void tile(const float *a, int64_t stride, const float *x, int64_t terms, float *out) {
-  Floats sums[C][kWide];
-#pragma GCC unroll 6
-  for (int j = 0; j < C; ++j)
-#pragma GCC unroll 4
-    for (int v = 0; v < kWide; ++v) sums[j][v] = load<Floats>(out + j * kSlabRows + v * kLanes);
-  for (int64_t i = 0; i < terms; ++i, a += stride, x += kSlabRows) {
-    Floats column[kWide];
-#pragma GCC unroll 4
-    for (int v = 0; v < kWide; ++v) column[v] = load<Floats>(x + v * kLanes);
-#pragma GCC unroll 6
-    for (int j = 0; j < C; ++j) {
-      const Floats factor = splat(a[j]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kWide; ++v) sums[j][v] = fma(factor, column[v], sums[j][v]);
+// The number of middles between levels that lie below a target: its code.
+int index_of(const ColumnGrid &grid, float target) {
+  int low = 0, high = grid.levels - 1;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (target > (grid.table[middle + 1] + grid.table[middle]) * 0.5f) {
+      low = middle + 1;
+    } else {
+      high = middle;
     }
   }
-#pragma GCC unroll 6
-  for (int j = 0; j < C; ++j)
-#pragma GCC unroll 4
-    for (int v = 0; v < kWide; ++v) store(out + j * kSlabRows + v * kLanes, sums[j][v]);
-}
-
-// out[c] += sum over i of a[i, c] x[i]; a: [terms, columns], rows `stride` apart; x: [terms, kSlabRows]; out: [columns,
-// kSlabRows]
-void product(const float *a, int64_t stride, int64_t terms, int64_t columns, const float *x, float *out) {
-  for (int64_t first = 0; first < terms; first += kDepth) {
-    const int64_t deep = std::min<int64_t>(kDepth, terms - first);
-    for (int part = 0; part < kSlabRows; part += kWide * kLanes) {
-      for (int64_t c = 0; c < columns; c += kColumns) {
-        const float *factors = a + first * stride + c, *from = x + first * kSlabRows + part;
-        float *to = out + c * kSlabRows + part;
-        switch (std::min<int64_t>(kColumns, columns - c)) {
-          case 6: tile<6>(factors, stride, from, deep, to); break;
-          case 5: tile<5>(factors, stride, from, deep, to); break;
-          case 4: tile<4>(factors, stride, from, deep, to); break;
-          case 3: tile<3>(factors, stride, from, deep, to); break;
-          case 2: tile<2>(factors, stride, from, deep, to); break;
-          default: tile<1>(factors, stride, from, deep, to);
-        }
-      }
-    }
-  }
+  return low;
 }
 
 // The grid of the rows of a tile in one column.
@@ -75,10 +37,13 @@ class Column {
   }
 
   // The table's entry nearest to each target; ties go to the lower one.
-  BITSMITH_INLINE Floats level(Floats target, int v) const {
+  BITSMITH_INLINE Floats level(Floats target, int v) const { return nearest(grid_, unit(target, v)); }
+
+  // A target in units of the table.
+  BITSMITH_INLINE Floats unit(Floats target, int v) const {
     const Floats scale = load<Floats>(scale_ + v * kLanes);
     if (grid_.offset) target = target - load<Floats>(offset_ + v * kLanes);
-    return nearest(grid_, target / (scale != 0.0f ? scale : splat(__builtin_inff())));
+    return target / (scale != 0.0f ? scale : splat(__builtin_inff()));
   }
 
   BITSMITH_INLINE Floats value(Floats level, int v) const {
@@ -102,18 +67,7 @@ class Column {
       return found;
     }
     Floats found;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      int low = 0, high = grid.levels - 1;
-      while (low < high) {
-        const int middle = (low + high) / 2;
-        if (target[lane] > (grid.table[middle + 1] + grid.table[middle]) * 0.5f) {
-          low = middle + 1;
-        } else {
-          high = middle;
-        }
-      }
-      found[lane] = grid.table[low];
-    }
+    for (int lane = 0; lane < kLanes; ++lane) found[lane] = grid.table[index_of(grid, target[lane])];
     return found;
   }
 
@@ -192,15 +146,19 @@ void feedback(const SlabTile &slab, const Hessian &h, const ColumnGrid &grid, fl
 }
 
 void nearest(const SlabTile &slab, const ColumnGrid &grid, float *to, uint8_t *codes) {
-  alignas(64) float levels[kSlabRows];
+  alignas(64) float units[kSlabRows], levels[kSlabRows];
   for (int64_t j = 0; j < slab.cols; ++j) {
     const Column at(grid, slab, j);
     for (int v = 0; v < kAcross; ++v) {
       const Floats w = load<Floats>(column(slab.weights, j) + v * kLanes), level = at.level(w, v);
       store(levels + v * kLanes, level);
+      store(units + v * kLanes, at.unit(w, v));
       store(column(to, j) + v * kLanes, w - at.value(level, v));
     }
-    for (int64_t r = 0; r < slab.rows; ++r) codes[(slab.first + r) * slab.cols + j] = code_of(grid, levels[r]);
+    for (int64_t r = 0; r < slab.rows; ++r) {
+      const int code = grid.counts ? code_of(grid, levels[r]) : index_of(grid, units[r]);
+      codes[(slab.first + r) * slab.cols + j] = static_cast<uint8_t>(code);
+    }
   }
 }
 

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from bitsmith.errors import TensorError
 from bitsmith.quant.formats.base import Format, Params
+from bitsmith.quant.formats.core_ladder import fitted
 from bitsmith.quant.formats.precision import as_numpy
+from bitsmith.quant.formats.search import usable
 from bitsmith.quant.grid import Array
 from bitsmith.quant.rounders.column_grid import STRIP, ColumnGrid, Slab, output_error, product
 from bitsmith.quant.rounders.core_slab import CoreSlab
@@ -191,7 +193,10 @@ def _fitted(format: Format, rows: Tensor, importance: Tensor) -> dict[str, Tenso
     """`Format.fit`, on numpy buffers if the rows are on the CPU, because that is faster."""
     if rows.device.type != "cpu":
         return dict(format.fit(rows, importance))
-    params = format.fit(rows.numpy(), importance.numpy())
+    weights, columns = rows.numpy(), importance.numpy()
+    threads = torch.get_num_threads()
+    found = fitted(format, weights, columns, threads=threads) if usable(columns) else None
+    params = format.fit(weights, columns) if found is None else found
     return {name: _as_torch(np.ascontiguousarray(p)) for name, p in params.items()}
 
 

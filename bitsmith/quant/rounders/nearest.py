@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bitsmith.quant.formats.base import Format, Params, ReferenceCoded
+from bitsmith.quant.formats.core_ladder import rounded
+from bitsmith.quant.formats.search import usable
 from bitsmith.quant.grid import Array
 
 
@@ -13,5 +15,8 @@ def nearest(w: Array, format: Format, importance: Array | None = None) -> tuple[
     """
     if importance is None and isinstance(format, ReferenceCoded):
         return format.reference(w)
+    found = rounded(format, w, importance) if usable(importance) else None
+    if found is not None:
+        return found
     params = format.fit(w, importance)
     return format.grid(params).nearest(w), params
