@@ -6,5 +6,6 @@
 namespace bitsmith {
 
 void bind_quantize(nanobind::module_ &m);
+void bind_books(nanobind::module_ &m);
 
 }  // namespace bitsmith

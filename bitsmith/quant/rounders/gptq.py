@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from bitsmith.errors import TensorError
-from bitsmith.quant.formats.base import Format, Params
+from bitsmith.quant.formats.base import Format, Params, VectorFormat
+from bitsmith.quant.formats.code_books import CodeBookFormat
 from bitsmith.quant.formats.precision import as_numpy
-from bitsmith.quant.grid import Array
+from bitsmith.quant.grid import Array, Grid
+from bitsmith.quant.rounders import vectors
 from bitsmith.quant.rounders.column_grid import STRIP, ColumnGrid, Slab, output_error, product
 from bitsmith.quant.rounders.descent import descend
 from bitsmith.quant.rounders.hessian import DAMPING, STEP, Factor, Order, prepare
@@ -70,6 +72,7 @@ def gptq(
     refit: bool = True,
 ) -> Rounded:
     """Round `w`, float32 [rows, cols], with a small error of the outputs: `prepare`, then `gptq_rows` per slab."""
+    order = "vectors" if isinstance(format, VectorFormat) else order
     factor = prepare(hessian, order=order, damping=damping)
     slabs = [
         gptq_rows(w[start : start + SLAB_ROWS], format, factor, sweeps=sweeps, refit=refit)
@@ -93,17 +96,13 @@ def gptq_rows(w: Array, format: Format, factor: Factor, *, sweeps: int = SWEEPS,
     Raises TensorError if `w` is not finite or does not fit the Hessian.
     """
     rows = _even(_on_device(w, factor))
-    params = _fitted(format, rows, factor.diagonal)
-    grid = format.grid(params)
-    codes = grid.nearest(rows)
-    nearest_error = output_error((rows - grid.values(codes)).T.contiguous(), factor)
-    slab = _feedback(rows.T.contiguous(), format, _fitted(format, rows, factor.importance), factor)
-    for _ in range(sweeps):
-        descend(slab, format, factor, refit=refit)
+    codes, params = _nearest(format, rows, factor.diagonal)
+    nearest_error = output_error((rows - format.grid(params).values(codes)).T.contiguous(), factor)
+    slab, found = _rounded(rows.T.contiguous(), format, factor, sweeps, refit)
     error = output_error(slab.error, factor)
     better = error < nearest_error
     count = w.shape[0]
-    chosen = torch.where(better[:, None], slab.column_grid.codes(slab.levels).T, codes)[:count].contiguous()
+    chosen = torch.where(better[:, None], found.T, codes)[:count].contiguous()
     params = {name: torch.where(better[:, None], slab.params[name], p)[:count] for name, p in params.items()}
     report = GptqReport(
         rows=count,
@@ -129,6 +128,32 @@ def joined(reports: Iterable[GptqReport]) -> GptqReport:
         damping=max(part.damping for part in parts),
         dead=parts[0].dead,
     )
+
+
+def _rounded(weights: Tensor, format: Format, factor: Factor, sweeps: int, refit: bool) -> tuple[Slab, Tensor]:
+    """GPTQ's pass and the sweeps over weights [cols, rows]: the slab, and its codes [cols, rows] or [vectors, rows]."""
+    params = _fitted(format, weights.T.contiguous(), factor.importance)
+    if isinstance(format, CodeBookFormat):
+        slab = vectors.feedback(weights, format, params, factor)
+        for _ in range(sweeps):
+            vectors.descend(slab, format, factor, refit=refit)
+        assert isinstance(slab.column_grid, vectors.VectorColumns)
+        return slab, slab.column_grid.codes
+    slab = _feedback(weights, format, params, factor)
+    for _ in range(sweeps):
+        descend(slab, format, factor, refit=refit)
+    assert isinstance(slab.column_grid, ColumnGrid)
+    return slab, slab.column_grid.codes(slab.levels)
+
+
+def _nearest(format: Format, rows: Tensor, importance: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The nearest codes, with scales weighted by an importance."""
+    if isinstance(format, VectorFormat):
+        found, params = format.nearest(rows, importance)
+        return found, dict(params)
+    params = _fitted(format, rows, importance)
+    codes: Tensor = format.grid(params).nearest(rows)
+    return codes, params
 
 
 def _on_device(w: Array, factor: Factor) -> Tensor:
@@ -165,7 +190,9 @@ def _as_torch(p: np.ndarray) -> Tensor:
 def _feedback(weights: Tensor, format: Format, params: dict[str, Tensor], factor: Factor) -> Slab:
     """GPTQ's pass: rounds weights [cols, rows] in the factor's order, with lazy updates of STEP columns."""
     cols = factor.cols
-    column_grid = ColumnGrid(format.grid(params), cols)
+    grid = format.grid(params)
+    assert isinstance(grid, Grid)
+    column_grid = ColumnGrid(grid, cols)
     order = factor.order.tolist()
     ordered = weights if factor.natural else weights[factor.order]
     levels, error = torch.empty_like(weights), torch.empty_like(weights)
