@@ -50,5 +50,6 @@ NB_MODULE(_core, m) {
   bitsmith::bind_quantize(m);
   bitsmith::bind_slab(m);
   bitsmith::bind_ladder(m);
+  bitsmith::bind_books(m);
   bitsmith::bind_run(m);
 }

@@ -16,7 +16,14 @@ from bitsmith.errors import UsageError
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.pipeline.config import QuantizeConfig
 from bitsmith.pipeline.estimate import with_long_note
-from bitsmith.pipeline.outputs import Output, check_grouping, doubly_quantized, outputs_of, rounds_nothing
+from bitsmith.pipeline.outputs import (
+    Output,
+    check_grouping,
+    doubly_quantized,
+    outputs_of,
+    rounds_nothing,
+    with_importance,
+)
 from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.target import Target
 from bitsmith.system.options import check_arguments, check_words, with_signature
@@ -114,11 +121,13 @@ def _quantized(
     on_plan: Callable[[Quantized], None] | None,
     on_done: Callable[[Quantized], None] | None = None,
 ) -> list[Quantized]:
+    config, needed = with_importance(checkpoint, targets, config)
     effort, threads = config.effort or "normal", config.worker_threads
     prepared = _prepared(checkpoint, targets, config, report)
     runs = prepared is not None and prepared.request is not None
     device = _device(config.device) if runs or config.device else "cpu"
     outputs = outputs_of(checkpoint, targets, config, effort=effort, prepared=prepared, device=device)
+    outputs = [each.warned(needed.get(str(each.assignment.target), ())) for each in outputs]
     if training is not None:
         outputs = [_trained(output, training) for output in outputs]
     expected = with_long_note([output.expected(threads) for output in outputs])
