@@ -116,7 +116,10 @@ class BlockwiseRounding:
         buffers = task.method.hidden_state_buffers(task.effort)
         share = _share(resources.memory, buffers)
         self._hidden = embed(self._steps.decoder, tokens.tokens, memory=share)
-        self._truth = embed(self._steps.decoder, tokens.tokens, memory=share) if buffers > 1 else None
+        self._truth: WindowStates | None = None
+        if buffers > 1:
+            self._truth = WindowStates(checkpoint.config, tokens.tokens, memory=share)
+            self._truth.become(self._hidden)
         size = input_bytes(tokens.tokens.size, checkpoint.config.hidden)
         self._room = None if share is None else max(0, share - size)
 

@@ -9,6 +9,7 @@ from array_api_compat import array_namespace
 
 from bitsmith.errors import TensorError
 from bitsmith.quant.grid import Array
+from bitsmith.system.core import core
 
 _CHUNK = 1 << 20  # values summed at once: bounds the float64 temporaries
 MOST_GRAMS = 2 << 30  # bytes of Gram matrices of experts that are summed in one pass, if one needs no more
@@ -111,15 +112,12 @@ class StatsMeter:
         """
         xp = array_namespace(x)
         rows = xp.reshape(x, (-1, x.shape[-1]))
-        largest = _numpy(xp.max(xp.abs(rows), axis=0))
+        square, sizes, largest = _column_sums(rows)
         if not np.isfinite(largest).all():
             column = int(np.flatnonzero(~np.isfinite(largest))[0])
             raise TensorError(f"the input holds NaN or infinite values, the first in column {column}")
-        step = max(1, _CHUNK // max(1, rows.shape[1]))
-        for start in range(0, rows.shape[0], step):
-            wide = xp.abs(xp.astype(rows[start : start + step], xp.float64))
-            self._sum_abs += _numpy(xp.sum(wide, axis=0))
-            self._square += _numpy(xp.sum(wide * wide, axis=0))
+        self._sum_abs += sizes
+        self._square += square
         self._max_abs = np.maximum(self._max_abs, largest)
         if self._wants_gram:
             for start in range(0, rows.shape[0], SUMMED_ROWS):
@@ -179,6 +177,34 @@ def mirror(total: Array) -> Array:
         xp = array_namespace(own)
         total[strip, strip] = xp.triu(own) + xp.triu(own, k=1).T
     return total
+
+
+def _column_sums(rows: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sums of squares and of magnitudes, float64 [cols], and the largest magnitudes, float32 [cols].
+
+    rows: float32 [tokens, cols], numpy or torch
+    """
+    module = core()
+    if module is None or not hasattr(module, "column_sums") or _accelerated(rows) or not rows.shape[0]:
+        return _column_sums_by_array(rows)
+    cols = rows.shape[1]
+    square, sizes, largest = np.zeros(cols), np.zeros(cols), np.zeros(cols, np.float32)
+    x = np.ascontiguousarray(_numpy(rows), np.float32)
+    module.column_sums(x, square=square, magnitude=sizes, largest=largest)
+    return square, sizes, largest
+
+
+def _column_sums_by_array(rows: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`_column_sums` without the core: the definition."""
+    xp = array_namespace(rows)
+    square, sizes = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
+    largest = _numpy(xp.max(xp.abs(rows), axis=0))
+    step = max(1, _CHUNK // max(1, rows.shape[1]))
+    for start in range(0, rows.shape[0], step):
+        wide = xp.abs(xp.astype(rows[start : start + step], xp.float64))
+        sizes += _numpy(xp.sum(wide, axis=0))
+        square += _numpy(xp.sum(wide * wide, axis=0))
+    return square, sizes, largest
 
 
 def _accelerated(x: Array) -> bool:

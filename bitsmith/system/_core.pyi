@@ -94,6 +94,12 @@ def round_rows(
     order: np.ndarray | None = None,
     isa: str = "",
 ) -> tuple[float, float, float]: ...
+def column_sums(
+    x: np.ndarray, *, square: np.ndarray, magnitude: np.ndarray, largest: np.ndarray, isa: str = ""
+) -> None: ...
+def pivoted_order(
+    hessian: np.ndarray, added: np.ndarray, *, least: float, order: np.ndarray, threads: int, isa: str = ""
+) -> bool: ...
 
 class ScaleSearch:
     def __init__(
