@@ -13,22 +13,28 @@ from dataclasses import dataclass
 from bitsmith.errors import BitsmithError, UnsupportedError
 from bitsmith.models.tokenizer import Tokenizer
 
-_ROLES = ("system", "user", "assistant")
-_WORDS = {"system": "qzsystem", "user": "qzuser", "assistant": "qzassistant"}
+_WORDS = {"system": "qzsystem", "user": "qzuser", "assistant": "qzassistant", "again": "qzagain"}
 _INSTEAD = "use --for=llama.cpp, whose server runs the model's own template"
 
 
 @dataclass(frozen=True)
 class _Form:
-    """around: the texts before and after the content of each role's messages; answer: before the answer"""
+    """What a template writes.
+
+    around: the texts before and after the content of each role's messages
+    answer: before the answer
+    untold: at the beginning of a conversation without a system message
+    """
 
     around: Mapping[str, tuple[str, str]]
     answer: str
+    untold: str
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """What Ollama writes."""
         said = [f"{self.around[m['role']][0]}{m['content']}{self.around[m['role']][1]}" for m in messages]
-        return "".join(said) + self.answer
+        first = "" if messages[0]["role"] == "system" else self.untold
+        return first + "".join(said) + self.answer
 
     def as_go(self) -> str:
         """The template's text."""
@@ -36,13 +42,14 @@ class _Form:
         for role, (before, after) in self.around.items():
             test = "if" if not parts else "else if"
             parts.append(f'{{{{ {test} eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}')
-        return "{{ range .Messages }}" + "".join(parts) + "{{ end }}{{ end }}" + self.answer
+        first = f'{{{{ if ne (index .Messages 0).Role "system" }}}}{self.untold}{{{{ end }}}}' if self.untold else ""
+        return first + "{{ range .Messages }}" + "".join(parts) + "{{ end }}{{ end }}" + self.answer
 
 
 def as_go_template(tokenizer: Tokenizer) -> str:
     """The template for Ollama. Raises UnsupportedError if its language cannot say what the model's template says."""
     form = _form(tokenizer)
-    texts = [form.answer, *(text for pair in form.around.values() for text in pair)]
+    texts = [form.answer, form.untold, *(text for pair in form.around.values() for text in pair)]
     if any(mark in text for text in texts for mark in ("{{", "}}", '"""')):
         raise UnsupportedError(f"the chat template writes braces or quotes that a Modelfile cannot hold; {_INSTEAD}.")
     for messages in _conversations("system" in form.around):
@@ -55,28 +62,39 @@ def as_go_template(tokenizer: Tokenizer) -> str:
 
 
 def _form(tokenizer: Tokenizer) -> _Form:
-    user = {"role": "user", "content": _WORDS["user"]}
-    one = _rendered(tokenizer, [user])
-    open_end = _rendered(tokenizer, [user], answer=False)
-    before, after = _split(open_end, _WORDS["user"])
-    around = {"user": (before, after)}
-    if not one.startswith(open_end):
-        raise UnsupportedError(f"the chat template ends a conversation in an unusual way; {_INSTEAD}.")
-    said = _rendered(tokenizer, [user, {"role": "assistant", "content": _WORDS["assistant"]}], answer=False)
-    around["assistant"] = _split(said.removeprefix(open_end), _WORDS["assistant"])
+    user, again = ({"role": "user", "content": _WORDS[word]} for word in ("user", "again"))
+    said = {"role": "assistant", "content": _WORDS["assistant"]}
+    one = _rendered(tokenizer, [user], answer=False)
+    first, ends_user = _apart(one, "user")
+    _, between, ends_said = _apart(_rendered(tokenizer, [user, said], answer=False), "user", "assistant")
+    _, _, turned, _ = _apart(_rendered(tokenizer, [user, said, again], answer=False), "user", "assistant", "again")
+    if not (between.startswith(ends_user) and turned.startswith(ends_said)):
+        raise UnsupportedError(f"the chat template does not end each message in the same way; {_INSTEAD}.")
+    begins_user = turned.removeprefix(ends_said)
+    asked = _rendered(tokenizer, [user])
+    if not (first.endswith(begins_user) and asked.startswith(one)):
+        raise UnsupportedError(f"the chat template does not begin each message in the same way; {_INSTEAD}.")
+    around = {"user": (begins_user, ends_user), "assistant": (between.removeprefix(ends_user), ends_said)}
+    told = {"role": "system", "content": _WORDS["system"]}
     try:
-        told = _rendered(tokenizer, [{"role": "system", "content": _WORDS["system"]}, user], answer=False)
-        around = {"system": _split(told.removesuffix(open_end), _WORDS["system"]), **around}
+        begins_system, middle, _ = _apart(_rendered(tokenizer, [told, user], answer=False), "system", "user")
+        around = {"system": (begins_system, middle.removesuffix(begins_user)), **around}
     except UnsupportedError:
-        pass  # the template takes no system message, or writes it into the user's: compared below
-    return _Form(around, one.removeprefix(open_end))
+        pass  # the template takes no system message
+    return _Form(around, asked.removeprefix(one), first.removesuffix(begins_user))
 
 
-def _split(text: str, word: str) -> tuple[str, str]:
-    before, found, after = text.partition(word)
-    if not found or word in after or any(other in text for other in _WORDS.values() if other != word):
+def _apart(text: str, *words: str) -> list[str]:
+    """The texts around words, which must stand there once and in this order."""
+    found, rest = [], text
+    for word in words:
+        before, there, rest = rest.partition(_WORDS[word])
+        if not there:
+            raise UnsupportedError(f"the chat template does not write each message once; {_INSTEAD}.")
+        found.append(before)
+    if any(word in part for word in _WORDS.values() for part in (*found, rest)):
         raise UnsupportedError(f"the chat template does not write each message once; {_INSTEAD}.")
-    return before, after
+    return [*found, rest]
 
 
 def _conversations(system: bool) -> list[list[dict[str, str]]]:

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Unpack
 
-from bitsmith.containers.destination import Destination, followed
-from bitsmith.containers.output import output_files
-from bitsmith.errors import FileError
+from bitsmith.containers.destination import folder_for
+from bitsmith.containers.output import write_file
+from bitsmith.errors import FileError, UsageError, quoted
 from bitsmith.handover.checking import checked
 from bitsmith.handover.config import HandoverConfig, HandoverWords
 from bitsmith.handover.runtime import Prepared, Runtime
@@ -108,7 +108,9 @@ def run_handover(
     subject = open_subject(model)
     runtime.check_holds(subject)
     given = Path(config.out) if config.out is not None else Path(f"{output_stem(subject.name)}-{runtime.name}")
-    out = followed(given.absolute(), force=config.force)
+    out = given.absolute()
+    if out.is_file():
+        raise UsageError(f"--out={quoted(given)}: this is a file; give a folder.")
     prepared = runtime.prepare(subject, out)
     versions, checks = dict[str, str](), list[Check]()
     if config.check:
@@ -145,17 +147,21 @@ def _write(
         **found.to_dict(),
     }
     extras = {**prepared.files, RECEIPT: (json.dumps(receipt, indent=2, ensure_ascii=False) + "\n").encode()}
-    destination = Destination(found.out, [], extras, as_folder=True)
-    with output_files(destination, sources=subject.checkpoint.files, force=force) as files:
-        files.commit([])
-    for name, path in prepared.links.items():
-        _link(path, found.out / name)
+    with folder_for(found.out):
+        taken = next((found.out / name for name in (*extras, *prepared.links) if (found.out / name).exists()), None)
+        if taken is not None and not force:
+            raise UsageError(f"{taken} exists; give --force to replace it, or another --out.")
+        for name, path in prepared.links.items():
+            _link(path, found.out / name)
+        for name, data in extras.items():
+            write_file(found.out / name, data, sources=subject.checkpoint.files, force=force)
 
 
 def _link(path: Path, place: Path) -> None:
     """Another name for a file, or a copy where the disk has no such names. It appears whole."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
         try:
             os.link(path, place)
         except OSError:
