@@ -97,7 +97,9 @@ def assign_hf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> A
     check_inputs(target, tensors, options.calibration)
     modules = _modules(main, choices, version)
     config = _configuration(checkpoint, container, modules, container.precision or own)
-    further = {name: as_json(value) for name, value in container.further_files(config["quantization_config"]).items()}
+    further = {
+        name: as_json(value) for name, value in container.further_files(config[container.config_keys[0]]).items()
+    }
     stored = [StoredTensor(t.info, t.parts, module_names(t.info.name, t.parts)) for t in tensors]
 
     def layouts(manifest: Manifest) -> list[FileLayout]:
@@ -293,7 +295,8 @@ def _configuration(
     """The contents of config.json."""
     config = model_config(checkpoint)
     config["dtype" if "dtype" in config else "torch_dtype"] = "bfloat16" if precision == "bf16" else "float16"
-    config["quantization_config"] = container.configuration(modules)
+    said = container.configuration(modules)
+    config |= dict.fromkeys(container.config_keys, said)
     return config
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from bitsmith.containers.gguf.blocks import CODECS
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.quant.formats.affine import Affine
+from bitsmith.quant.formats.affine_bias import AffineBias
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.formats.fourbit import DoublyQuantized, FourBit, fp4, nf4
 from bitsmith.quant.formats.ggml import GGML_FORMATS
@@ -32,7 +33,9 @@ def grid_layout(format: Format, cols: int) -> str | None:
         return format.name if format.name in PACKED and cols % format.multiple == 0 else None
     while isinstance(format, TensorWide | DoublyQuantized):
         format = format.row if isinstance(format, TensorWide) else format.plain
-    if isinstance(format, Affine):
+    if isinstance(format, AffineBias):
+        kind, shared = "int4" if format.bits <= 4 else "int8", format.group
+    elif isinstance(format, Affine):
         kind, shared = "int8" if format.bits == 8 else "int4", format.group or cols
     elif isinstance(format, RowAbsmax):
         kind, shared = "int8", cols
