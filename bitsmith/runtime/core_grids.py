@@ -6,6 +6,7 @@ import numpy as np
 
 from bitsmith.containers.gguf.blocks import CODECS
 from bitsmith.containers.gguf.types import TYPES
+from bitsmith.containers.nibbles import sign_magnitude
 from bitsmith.quant.formats.affine import Affine
 from bitsmith.quant.formats.affine_bias import AffineBias
 from bitsmith.quant.formats.base import Format
@@ -92,8 +93,8 @@ def grid_rows(tensor: QuantTensor, layout: str) -> np.ndarray:
 
 
 def _mxfp4_rows(tensor: QuantTensor) -> np.ndarray:
-    """Blocks of 18 bytes: the scale as bfloat16, then nibbles of column j and j + 16."""
-    codes, scale = np.asarray(tensor.codes), tensor.format.grid(tensor.params).scale
+    """Blocks of 18 bytes: the scale as bfloat16, then nibbles of column j and j + 16, sign and magnitude."""
+    codes, scale = sign_magnitude(np.asarray(tensor.codes)), tensor.format.grid(tensor.params).scale
     rows, cols = codes.shape
     halves = codes.reshape(rows, cols // _RUN, 2, _RUN // 2)
     bits = np.ascontiguousarray(scale, "<f4").view("<u4") >> 16  # a power of two: nothing is lost
