@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from bitsmith.handover.runtime import EXACT, HALF, Prepared, Probing, Runtime, Tolerance
 from bitsmith.handover.subject import FLOATS, Subject
@@ -34,9 +35,19 @@ def _prepare(subject: Subject, folder: Path) -> Prepared:
     return Prepared(("python", str(folder / "run.py"), "Hello!"), files=program, notes=notes)
 
 
+def _small_floats(subject: Subject) -> bool:
+    """Whether the folder holds 4-bit floats, which compressed-tensors decodes to bfloat16 only."""
+    layouts = {info.layout for info in subject.checkpoint.source.tensors.values()}
+    return any(layout.startswith(("compressed/nvfp4", "compressed/mxfp4")) for layout in layouts)
+
+
 def _tolerance(subject: Subject) -> Tolerance:
     """Weights and products are float32 where nothing rounds the inputs, and the container does not say otherwise."""
-    return EXACT if subject.container in (FLOATS, "compressed") else HALF
+    return EXACT if subject.container in (FLOATS, "compressed") and not _small_floats(subject) else HALF
+
+
+def _request(subject: Subject) -> dict[str, Any]:
+    return {"dtype": "bfloat16" if _small_floats(subject) else "float32"}
 
 
 RUNTIME = Runtime(
@@ -46,5 +57,5 @@ RUNTIME = Runtime(
     "bitsmith quantize MODEL --to compressed/w4a16",
     _prepare,
     "`pip install transformers torch accelerate`, and give that Python: --python=/path/to/bin/python",
-    probing=Probing("transformers_probe.py", "transformers", _tolerance),
+    probing=Probing("transformers_probe.py", "transformers", _tolerance, request=_request),
 )

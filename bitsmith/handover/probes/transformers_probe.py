@@ -1,4 +1,4 @@
-"""transformers, in float32 on the CPU."""
+"""transformers, on the CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class Probe:
         self.torch = torch
         self.tokenizer: Any = AutoTokenizer.from_pretrained(request["path"])
         opened: Any = AutoModelForCausalLM
-        self.model: Any = opened.from_pretrained(request["path"], dtype=torch.float32, device_map="cpu").eval()
+        dtype = getattr(torch, request["dtype"])
+        self.model: Any = opened.from_pretrained(request["path"], dtype=dtype, device_map="cpu").eval()
 
     def versions(self) -> dict[str, str]:
         """Versions of what computes."""
