@@ -24,7 +24,7 @@ from bitsmith.calibration.inputs import advance_part, inputs_of, portions, watch
 from bitsmith.calibration.last_inputs import LastInputs, input_bytes
 from bitsmith.calibration.method import Method
 from bitsmith.calibration.resources import Resources
-from bitsmith.calibration.rounding import LinearRounder, RoundingReport, plain_nearest
+from bitsmith.calibration.rounding import LinearRounder, RoundingReport, plain_nearest, with_shared_extent
 from bitsmith.calibration.routing import RouterCounts
 from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.calibration.stats import GramMeter, Stats
@@ -301,7 +301,10 @@ class _Steps:
         for group, seen in compared.items():
             starved = group.routed and seen.meter.count < STARVED
             rounder = plain_nearest if starved else self._rounder(seen)
-            for name, format in wanted[group].items():
+            shared = with_shared_extent(
+                {name: (start.linears[name].prepared, format) for name, format in wanted[group].items()}
+            )
+            for name, format in shared.items():
                 codes[name], reports[name] = _round(
                     rounder, f"blk.{layer}.{name}", start.linears[name].prepared, format
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bitsmith.calibration.stats import Stats
 from bitsmith.calibration.transforms.awq import fit_clipped
-from bitsmith.quant.formats.base import Format, NeedsExtent, Params, Settled, VectorFormat
+from bitsmith.quant.formats.base import Format, NeedsExtent, Params, Settled, SharesExtent, VectorFormat
 from bitsmith.quant.formats.precision import as_numpy
 from bitsmith.quant.rounders.effort import Effort
 from bitsmith.quant.rounders.gptq import SLAB_ROWS, GptqReport, gptq_rows, joined
@@ -99,8 +99,31 @@ def gptq_rounder(stats: Stats, drift: Tensor | None, effort: Effort) -> LinearRo
     return round
 
 
+def with_shared_extent(matrices: Mapping[str, tuple[Tensor, Format]]) -> dict[str, Format]:
+    """The formats of matrices that share an input. Those with one scale for all of them get the extent of all.
+
+    matrices: the weight, float32 [rows, cols], and the format of each by name
+    """
+    alike: dict[str, list[Tensor]] = {}
+    for weight, format in matrices.values():
+        if isinstance(format, SharesExtent) and format.shares_extent:
+            alike.setdefault(format.name, []).append(weight)
+    extents = {
+        name: (min(float(w.min()) for w in weights), max(float(w.max()) for w in weights))
+        for name, weights in alike.items()
+    }
+    return {
+        name: format.with_extent(*extents[format.name])
+        if isinstance(format, SharesExtent) and format.name in extents
+        else format
+        for name, (_, format) in matrices.items()
+    }
+
+
 def _with_extent(format: Format, w: Tensor | np.ndarray) -> Format:
-    """The format, with the extent of the matrix if it needs one."""
+    """The format, with the extent of the matrix if it needs one and has none yet."""
+    if isinstance(format, SharesExtent) and format.low is not None:
+        return format  # that of all matrices which share a scale
     return format.with_extent(float(w.min()), float(w.max())) if isinstance(format, NeedsExtent) else format
 
 

@@ -170,7 +170,7 @@ def _check_lists(assignment: Assignment) -> tuple[str, ...]:
     container = find_container(assignment.target.container)
     if not isinstance(container, ModuleContainer) or container.kept_list is None or assignment.keeps_bytes:
         return ()
-    said = parse_json(assignment.extras[CONFIG], CONFIG)["quantization_config"]
+    said = parse_json(assignment.extras[CONFIG], CONFIG)[container.config_keys[0]]
     entries = container.kept_list(said)
     return checked_list(entries, container.skipped_by, assignment.tensors)
 

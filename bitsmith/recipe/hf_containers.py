@@ -17,7 +17,7 @@ from bitsmith.containers import find_container
 from bitsmith.containers.bnb_codecs import FourBitCodec
 from bitsmith.containers.container import GROUPS, ModuleContainer, Modules, Scheme
 from bitsmith.containers.floats import WRITTEN_FLOATS
-from bitsmith.containers.fused import uneven
+from bitsmith.containers.fused import fused_with, uneven
 from bitsmith.containers.hf_files import StoredTensor, folder_files, module_names
 from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.manifest import Manifest, placeholder
@@ -25,6 +25,7 @@ from bitsmith.containers.module_lists import all_spellings, spellings
 from bitsmith.containers.schemes import adjusted, parse
 from bitsmith.errors import BitsmithError, UnsupportedError, UsageError, quoted
 from bitsmith.models.checkpoint import Checkpoint, require_float, source_warnings
+from bitsmith.quant.formats.base import SharesExtent
 from bitsmith.recipe.folder import (
     KEPT,
     as_float,
@@ -93,11 +94,13 @@ def assign_hf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> A
     main, choices = _grouped(main, choices, checkpoint)
     own = _own_precision(checkpoint)
     version = container.version([choice.scheme for choice in choices if choice.scheme is not None])
-    tensors = tuple(_planned(choice, container, container.precision or own, version) for choice in choices)
+    tensors = _sharing([_planned(choice, container, container.precision or own, version) for choice in choices])
     check_inputs(target, tensors, options.calibration)
     modules = _modules(main, choices, version)
     config = _configuration(checkpoint, container, modules, container.precision or own)
-    further = {name: as_json(value) for name, value in container.further_files(config["quantization_config"]).items()}
+    further = {
+        name: as_json(value) for name, value in container.further_files(config[container.config_keys[0]]).items()
+    }
     stored = [StoredTensor(t.info, t.parts, module_names(t.info.name, t.parts)) for t in tensors]
 
     def layouts(manifest: Manifest) -> list[FileLayout]:
@@ -266,6 +269,21 @@ def _planned(choice: SchemeChoice, container: ModuleContainer, precision: str, v
     return replace(tensor, info=info, parts=parts, reason=choice.reason, format=format, codec=codec, inputs=inputs)
 
 
+def _sharing(tensors: Sequence[PlannedTensor]) -> tuple[PlannedTensor, ...]:
+    """The tensors, with the extents that those share which runtimes load as one matrix with one scale."""
+    sharing = {
+        tensor.info.name.removesuffix(".weight"): tensor
+        for tensor in tensors
+        if isinstance(tensor.format, SharesExtent) and tensor.format.shares_extent
+    }
+    found = []
+    for tensor in tensors:
+        module = tensor.info.name.removesuffix(".weight")
+        names = [sharing[each].source for each in fused_with(module) if each in sharing] if module in sharing else []
+        found.append(replace(tensor, together=tuple(name for name in names if name)) if names else tensor)
+    return tuple(found)
+
+
 def _own_precision(checkpoint: Checkpoint) -> str:
     """The more common 16-bit type of the source's matrices; "f16" if there is none."""
     matrices = [info.layout for info in checkpoint.source.tensors.values() if info.rows > 1]
@@ -293,7 +311,8 @@ def _configuration(
     """The contents of config.json."""
     config = model_config(checkpoint)
     config["dtype" if "dtype" in config else "torch_dtype"] = "bfloat16" if precision == "bf16" else "float16"
-    config["quantization_config"] = container.configuration(modules)
+    said = container.configuration(modules)
+    config |= dict.fromkeys(container.config_keys, said)
     return config
 
 

@@ -53,6 +53,7 @@ class PlannedTensor:
     parts: shape and dtype of each stored part
     reason: why it gets this layout
     copied: whether the bytes are copied without a look at their values, whatever they mean
+    together: sources of this tensor and those that share its extent, where its format has one scale for all of them
     own: GGUF's name of the tensor, that of an expert's matrix included ("blk.0.ffn_up_exps.3.weight"); "" to find it
         by the usual names
     outside: whether it is not of the text decoder, or lies transposed, so that it stays in 16 bits
@@ -69,6 +70,7 @@ class PlannedTensor:
     order: RowOrder | None = None
     constant: np.ndarray | None = field(default=None, compare=False)
     copied: bool = False
+    together: tuple[str, ...] = ()
     own: str = ""
     outside: bool = False
 
