@@ -38,6 +38,7 @@ class Output:
     path: the file or the folder, with links followed
     link: the link that the user named, if it is one
     training: how the whole model is trained after its blocks were rounded; None: not at all
+    teacher: the model whose predictions are learned then; None: the original
     prepared: the calibration; None without one
     device: the device of the calibration
     memory: bytes that hidden states may take in memory; None: half of what is free
@@ -54,6 +55,7 @@ class Output:
     warnings: tuple[str, ...] = ()
     link: Path | None = None
     training: EndToEnd | None = None
+    teacher: Checkpoint | None = None
 
     def plan(self, record: CalibrationRecord | None, input_absmax: Mapping[str, float] | None = None) -> Plan:
         """The plan. Its sizes are exact before the calibration pass, and it is final after the pass.
@@ -137,7 +139,8 @@ class Output:
         cost = calibration_cost(config, method, effort, record, memory=self.memory)
         if self.training is None or method != self.method:
             return cost
-        further = training_cost(config, self.training, record.context)
+        taught = config if self.teacher is None else self.teacher.config
+        further = training_cost(config, self.training, record.context, teacher=taught)
         return replace(cost, seconds=cost.seconds + further.seconds, memory=cost.memory + further.memory)
 
 
