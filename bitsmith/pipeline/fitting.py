@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,6 +25,9 @@ from bitsmith.recipe.recipe import PlanOptions
 from bitsmith.recipe.recipe_file import RecipeFile
 from bitsmith.recipe.target import Target
 from bitsmith.system.progress import Report, silent
+
+if TYPE_CHECKING:
+    from bitsmith.calibration.run import Prepared
 
 _log = logging.getLogger(__name__)
 
@@ -74,11 +78,18 @@ def from_recipe(to: Sequence[str], config: QuantizeConfig) -> tuple[list[str], Q
 
 
 def fitted(
-    checkpoint: Checkpoint, target: Target, config: QuantizeConfig, planned: Planned, *, report: Report = silent
+    checkpoint: Checkpoint,
+    target: Target,
+    config: QuantizeConfig,
+    planned: Planned,
+    *,
+    prepared: Prepared | None = None,
+    report: Report = silent,
 ) -> Fitted:
     """Choose the types for the budget of `config`.
 
     planned: gives the exact plan of an output; called a few times
+    prepared: the calibration of the run; None without one
     Raises UsageError for a budget below the smallest legal output, or a model without a choice.
     """
     budget = budget_of(config, checkpoint, target.container)
@@ -90,14 +101,14 @@ def fitted(
         raise UsageError(f"{budget.said}: nothing so small can be written: {budget.smallest(room.smallest_plan)}.")
     from bitsmith.pipeline.sensitivities import sensitivities_of
 
-    measured = sensitivities_of(room.open, config, report)
+    measured = sensitivities_of(room.open, config, report, prepared=prepared)
     nbytes = min(low - room.least, high)
     for _ in range(_TRIES):
         costs = measured.around(nbytes)
         chosen = best(room.open.units, costs, nbytes)
         over = room.over(chosen)
         if over <= 0:
-            return room.done(chosen, measured.expected(chosen, nbytes), measured.notes)
+            return room.done(chosen, measured.expected(chosen, nbytes))
         _log.info("%d bytes over the budget; another try", over)
         nbytes -= over
     raise UsageError(f"{budget.said}: no choice of types keeps it; give a slightly larger one.")
@@ -144,14 +155,14 @@ class _Room:
         note = f"{self._budget.said} leaves room for more than the largest types ({WIDEST:g} bits); they are used"
         return replace(found, notes=(Words(note),))
 
-    def done(self, chosen: Sequence[int], expected: float, notes: Sequence[str]) -> Fitted:
+    def done(self, chosen: Sequence[int], expected: float) -> Fitted:
         """The result, with what it is expected to lose."""
         found = self._fitted(chosen, {"expected_kld": float(f"{expected:.3g}")})
         note = (
             f"types were chosen tensor by tensor; expected loss: {expected:.4g} nats a token (mean KLD from the "
             "original, on text of the kind it was measured on)"
         )
-        return replace(found, notes=(Words(note), *notes))
+        return replace(found, notes=(Words(note),))
 
     def _fitted(self, chosen: Sequence[int], about: dict[str, object] | None = None) -> Fitted:
         config = self._with(chosen)

@@ -191,7 +191,7 @@ def _chosen(
         outputs = outputs_of(checkpoint, [target], config, effort=effort, prepared=calibration, device=device)
         return outputs[0].planned()
 
-    found = fitted(checkpoint, target, config, planned, report=report)
+    found = fitted(checkpoint, target, config, planned, prepared=calibration, report=report)
     notes = found.notes
     if found.file is not None and config.recipe is not None:
         path = write_recipe(found.file, config.recipe, force=config.force)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,7 +25,28 @@ from bitsmith.system.machine import cores
 from bitsmith.system.memory import available_memory
 from bitsmith.system.progress import Progress, Report, silent
 
-Rounding = Callable[[str, np.ndarray, PlannedTensor], np.ndarray]  # name, matrix, how it is stored -> decoded values
+
+class Rounding(Protocol):
+    """How matrices are rounded.
+
+    gains: how much less the codes of the run cost than those of a call; None: they are the same
+    """
+
+    @property
+    def gains(self) -> Gains | None: ...
+
+    def __call__(self, name: str, w: np.ndarray, planned: PlannedTensor) -> np.ndarray:
+        """A matrix float32 [rows, cols], by name, as the file of `planned` would hold it, decoded."""
+        ...
+
+
+class Gains(Protocol):
+    """See `calibrated.GptqGains`."""
+
+    def of(self, name: str, w: np.ndarray, tensors: tuple[PlannedTensor, ...]) -> np.ndarray:
+        """float64 [types], factors of the cost of a matrix in each of its types."""
+        ...
+
 
 _MOST_ERRORS = 4 << 30  # bytes of rounding errors that are held at a time; of larger models some rows of each matrix
 _SHARE = 0.25  # of the available memory
@@ -52,7 +74,10 @@ class _Matrix:
 
 
 class Measuring:
-    """Measurements on one model, loaded in float32 when the first is asked for."""
+    """Measurements on one model, loaded in float32 when the first is asked for.
+
+    refines: whether `changes` and `divergence` hold for the codes of the run; those of GPTQ are not chosen here
+    """
 
     def __init__(
         self,
@@ -65,6 +90,7 @@ class Measuring:
     ) -> None:
         self._checkpoint, self._units, self._texts = checkpoint, units, texts
         self._rounding, self._resources, self._report = rounding, resources, report
+        self.refines = rounding.gains is None
 
     @cached_property
     def model(self) -> WatchedModel:
@@ -89,13 +115,16 @@ class Measuring:
 
     def costs(self) -> list[np.ndarray]:
         """Expected divergence of each choice of each unit alone, nats a token: float64 [choices] each."""
-        errors, tokens = self._errors, self._texts.calibration
+        errors, tokens, gains = self._errors, self._texts.calibration, self._rounding.gains
         seen = fisher(self.model, self._stacked(errors), tokens, report=self._report)
         found = [np.zeros(len(unit.choices)) for unit in self._units]
         for matrix in self._matrices:
             kept = errors[matrix.name]
             whole = kept.values if kept.whole else self._all_errors(matrix)
-            found[matrix.unit] += cost(seen[matrix.name], kept.values, tokens.size, whole=whole, rows=kept.rows).joined
+            own = cost(seen[matrix.name], kept.values, tokens.size, whole=whole, rows=kept.rows).joined
+            found[matrix.unit] += (
+                own if gains is None else own * gains.of(matrix.name, self._own(matrix), matrix.tensors)
+            )
         return found
 
     def changes(self, chosen: Sequence[int], costs: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -140,6 +169,9 @@ class Measuring:
 
     def _round(self, matrix: _Matrix, own: Tensor, planned: PlannedTensor) -> np.ndarray:
         return self._rounding(matrix.name, own.cpu().numpy(), planned)
+
+    def _own(self, matrix: _Matrix) -> np.ndarray:
+        return np.asarray(self.model.matrices[matrix.name].cpu().numpy())
 
     def _all_errors(self, matrix: _Matrix) -> Iterator[Tensor]:
         """The rounding error of each choice: float32 [rows, cols]."""
