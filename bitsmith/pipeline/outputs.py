@@ -90,10 +90,8 @@ class Output:
     def expected(self, threads: int) -> Quantized:
         """The expected result, before any weight is read. Raises as the census of the assignment."""
         self.assignment.census  # noqa: B018 - raises where a weight would be lost
-        plan = self.plan(None if self.prepared is None else self.prepared.record)
-        layouts, as_folder = plan.layouts(), plan.target.is_folder
-        files = [layout.filename for layout in layouts]
-        folder = self.path if as_folder else self.path.parent
+        found = self.planned()
+        plan = found.plan
         cost = self._cost(self.method, self.effort)
         weighted = self.prepared is not None
         seconds = cost.seconds
@@ -102,19 +100,31 @@ class Output:
         fast = None
         if seconds > LONG_SECONDS and self.method.needs_text and not self.method.transform:
             fast = self._cost(Method("nearest"), "fast").seconds + expected_seconds(plan, threads, importance=weighted)
+        return replace(
+            found,
+            threads=threads,
+            expected_seconds=seconds,
+            fast_seconds=fast if fast is not None and fast < seconds / 2 else None,
+            calibration_memory=cost.memory,
+            calibration_disk=cost.disk,
+        )
+
+    def planned(self) -> Quantized:
+        """The same without expected times and memory, which take time to find."""
+        plan = self.plan(None if self.prepared is None else self.prepared.record)
+        as_folder = plan.target.is_folder
+        files = [layout.filename for layout in plan.layouts()]
+        folder = self.path if as_folder else self.path.parent
         return Quantized(
             target=plan.target,
             out=self.path if as_folder else folder / files[0],
             paths=tuple(folder / name for name in [*files, *plan.extras]),
             plan=plan,
             size=plan.size,
-            threads=threads,
+            threads=1,
             method=str(self.method),
-            expected_seconds=seconds,
-            fast_seconds=fast if fast is not None and fast < seconds / 2 else None,
+            expected_seconds=0.0,
             calibration=plan.recipe.calibration,
-            calibration_memory=cost.memory,
-            calibration_disk=cost.disk,
         )
 
     def warned(self, further: Sequence[str]) -> Output:
