@@ -100,8 +100,8 @@ class Awq:
         if search is None:
             return None
         columns = importance if usable(importance) else None
-        parts = (np.ascontiguousarray(each, np.float32) for each in (w, scale))
-        return search.loss(*parts, columns, np.ascontiguousarray(stats.gram), threads=torch.get_num_threads())
+        rows, factors = np.ascontiguousarray(w, np.float32), np.ascontiguousarray(scale, np.float32)
+        return search.loss(rows, factors, columns, np.ascontiguousarray(stats.gram), threads=torch.get_num_threads())
 
 
 def output_error(error: np.ndarray, stats: Stats) -> float:
