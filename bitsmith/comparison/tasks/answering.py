@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bitsmith.comparison.generations import same_until
 from bitsmith.comparison.tasks.items import Choice, Task, Written
 from bitsmith.comparison.tasks.reading import Row, end_logits
 from bitsmith.errors import TensorError, UsageError
 from bitsmith.evaluation.perplexity import token_losses
 
 if TYPE_CHECKING:
+    from bitsmith.models.tokenizer import Tokenizer
     from bitsmith.runtime.language_model import LanguageModel
 
 _MOST_WRITTEN = 64  # tokens of a written answer
+_SAMPLE = 20  # questions whose tokens are counted beforehand
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,26 @@ def right_answers(model: LanguageModel, task: Task, on_done: Callable[[int, int]
         if isinstance(each, Written):
             right[place] = written_answer(model, each.prompt) == each.answer.strip()
     return right
+
+
+def tokens_of(tokenizer: Tokenizer, task: Task) -> int:
+    """About how many tokens a model reads for the questions with choices; what neighbours share counts once."""
+    choices = [item for item in task.items if isinstance(item, Choice)]
+    step = max(1, len(choices) // _SAMPLE)
+    sample = range(0, len(choices), step)
+    total = 0.0
+    for place in sample:
+        prompt, answers = choices[place].prompt, choices[place].continuations
+        before = same_until(choices[place - 1].prompt, prompt) if place else 0
+        own = len(tokenizer.encode(prompt, add_special=False)) * (1.0 - before / max(len(prompt), 1))
+        letters = all(len(each) == 2 for each in answers)
+        total += own + (0 if letters else sum(len(tokenizer.encode(each, add_special=False)) for each in answers))
+    return round(total * len(choices) / len(sample)) if choices else 0
+
+
+def written_steps(task: Task) -> int:
+    """The most steps of generation that the questions without choices take."""
+    return _MOST_WRITTEN * sum(isinstance(item, Written) for item in task.items)
 
 
 def written_answer(model: LanguageModel, prompt: str) -> str:
