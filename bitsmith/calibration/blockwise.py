@@ -20,7 +20,7 @@ from bitsmith.calibration.collect import (
 )
 from bitsmith.calibration.folding import block_tensors, folded, with_tensors, with_whole_stacks
 from bitsmith.calibration.inputs import advance_part, inputs_of, portions, watch
-from bitsmith.calibration.last_inputs import LastInputs, input_bytes
+from bitsmith.calibration.last_inputs import LastInputs, Store, input_bytes
 from bitsmith.calibration.method import Method
 from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.rounding import (
@@ -134,7 +134,8 @@ class BlockwiseRounding:
             self._truth = WindowStates(checkpoint.config, tokens.tokens, memory=share)
             self._truth.become(self._hidden)
         size = input_bytes(tokens.tokens.size, checkpoint.config.hidden)
-        self._room = None if share is None else max(0, share - size)
+        room = None if share is None else max(0, share - size)
+        self._stores = Store(room), Store(room)
 
     def block(self, layer: int, report: Report = silent) -> Rounded:
         """Round the next block and advance the hidden states through it.
@@ -153,7 +154,7 @@ class BlockwiseRounding:
     @property
     def _states(self) -> _States:
         assert self._hidden is not None
-        return _States(self._hidden, self._truth, self._room)
+        return _States(self._hidden, self._truth, self._stores)
 
     def head(self) -> Iterator[Rounded]:
         """Round the output matrix, one slab of rows per step. Yields nothing if the task does not name it.
@@ -197,19 +198,19 @@ class _States:
 
     hidden: from the rounded blocks
     truth: from the original model; None if the method does not need them
-    room: bytes in memory for inputs that each of them may keep beside; None: any number
+    stores: memory for the inputs of a part's last linear, one for each of them
     last, last_truth: the kept inputs of the last linear of the present part
     """
 
     hidden: WindowStates
     truth: WindowStates | None
-    room: int | None = 0
+    stores: tuple[Store, Store] = field(default_factory=lambda: (Store(), Store()))
     last: LastInputs = field(default_factory=LastInputs)
     last_truth: LastInputs = field(default_factory=LastInputs)
 
     def before(self, part: Part, block: Block) -> _States:
         """The states before a part, with places for the inputs of its last linear."""
-        last, last_truth = (LastInputs.of(part, block, self.hidden, self.room) for _ in range(2))
+        last, last_truth = (LastInputs.of(part, block, self.hidden, store) for store in self.stores)
         return replace(self, last=last, last_truth=last_truth)
 
 

@@ -14,7 +14,20 @@ from bitsmith.system.core import core
 from tests.quant.formats.samples import hostile
 
 pytestmark = pytest.mark.skipif(not hasattr(core(), "ScaleSearch"), reason="needs the C++ core of these sources")
-NAMES = ["int8-g128-asym", "int8-channel", "int4-g64", "int4-g128-f16", "int3-g32-f16-asym", "int3-channel-asym", "int2-g64", "int2-g32-asym", "nf4", "fp4", "nf4-g256", "fp8"]
+NAMES = [
+    "int8-g128-asym",
+    "int8-channel",
+    "int4-g64",
+    "int4-g128-f16",
+    "int3-g32-f16-asym",
+    "int3-channel-asym",
+    "int2-g64",
+    "int2-g32-asym",
+    "nf4",
+    "fp4",
+    "nf4-g256",
+    "fp8",
+]
 ISAS = [] if core() is None else core().isas()  # type: ignore[union-attr]
 
 

@@ -14,7 +14,24 @@ from bitsmith.quant.rounders.hessian import Factor, _pivoted, _pivoted_by_torch,
 from bitsmith.system.core import core
 
 pytestmark = pytest.mark.skipif(not hasattr(core(), "Slab"), reason="needs the C++ core of these sources")
-NAMES = ["int4-g64", "int4-g128-asym", "int2-g32-asym", "int3-channel-asym", "int8-channel", "int4-tensor", "nf4", "fp4", "fp8", "q4_0", "q2_k", "q3_k", "q4_k", "q6_k", "iq4_nl", "mxfp4"]
+NAMES = [
+    "int4-g64",
+    "int4-g128-asym",
+    "int2-g32-asym",
+    "int3-channel-asym",
+    "int8-channel",
+    "int4-tensor",
+    "nf4",
+    "fp4",
+    "fp8",
+    "q4_0",
+    "q2_k",
+    "q3_k",
+    "q4_k",
+    "q6_k",
+    "iq4_nl",
+    "mxfp4",
+]
 ISAS = [] if core() is None else core().isas()  # type: ignore[union-attr]
 
 
