@@ -384,5 +384,6 @@ class Model:
         counts: np.ndarray,
         cache: Cache,
         table: np.ndarray | None = None,
+        single: int | None = None,
     ) -> np.ndarray: ...
     def logits(self, hidden: np.ndarray) -> np.ndarray: ...
