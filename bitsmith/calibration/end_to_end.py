@@ -10,6 +10,7 @@ trains the weights behind the codes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from bitsmith.calibration.adam import OPTIMIZERS, Adam
 from bitsmith.calibration.distilled import TopLogits
 from bitsmith.calibration.folding import with_tensors
-from bitsmith.calibration.learned import TRAINABLE, batches_of, split_windows
+from bitsmith.calibration.learned import TRAINABLE, batches_of, half_products, split_windows
 from bitsmith.calibration.trainable import ScaledMatrix, Start, TrainableMatrix, straight
 from bitsmith.errors import TensorError
 from bitsmith.quant.formats.base import Settled
@@ -131,7 +132,6 @@ class Student:
         self._rows = [each for each in rows if each.tensor is not None]
         self.matrices: list[Matrix] = [self._matrix(each, loader.device) for each in self._rows]
         self.norms: dict[str, _Norm] = {}
-        self._half = has_half_products(loader.device)
         self._plain = {each.name: each.weight for each in rows if each.tensor is None}
         self._blocks = [self._block(loader, layer) for layer in range(decoder.config.layers)]
 
@@ -181,7 +181,7 @@ class Student:
         """
         x = self.decoder.embedded(ids).detach()
         shared = self.decoder.place(ids.shape[1], ids)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=half and self._half):
+        with half_products(str(x.device)) if half else nullcontext():
             for layer in range(len(self._blocks)):
                 x = checkpoint(partial(self._run, layer, shared), x, use_reentrant=False)
             found: Tensor = checkpoint(self._head, x, use_reentrant=False)
@@ -282,14 +282,6 @@ def train(student: Student, teacher: TopLogits, tokens: np.ndarray, seed: int, r
         report(Progress("train", step, how.steps, "steps", f"divergence {said:.4f}"))
     student.restore(best)
     return Trained(tuple(student.rows()), before, least, found, broken)
-
-
-def has_half_products(device: str) -> bool:
-    """Whether a device multiplies in bfloat16 faster than in float32."""
-    if device != "cpu":
-        return bool(torch.cuda.is_bf16_supported())
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 def _judge(student: Student, teacher: TopLogits, tokens: np.ndarray, windows: np.ndarray) -> float:
