@@ -30,7 +30,7 @@ class CompareConfig:
         None, group="Candidates", metavar="METHOD", help="How codes are chosen, see `bitsmith quantize`."
     )
     effort: str | None = option(
-        None, group="Candidates", metavar="LEVEL", help="fast, normal or high, see `bitsmith quantize`."
+        None, group="Candidates", metavar="LEVEL", help="fast, normal, high or max, see `bitsmith quantize`."
     )
     calibration: str | Path | Sequence[str | Path] | None = option(
         None,

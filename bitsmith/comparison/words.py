@@ -18,7 +18,7 @@ class CompareWords(TypedDict, total=False):
     """How codes are chosen, see `bitsmith quantize`."""
 
     effort: str | None
-    """fast, normal or high, see `bitsmith quantize`."""
+    """fast, normal, high or max, see `bitsmith quantize`."""
 
     calibration: str | Path | Sequence[str | Path] | None
     """Text to calibrate on, see `bitsmith quantize`; it must share nothing with the texts of the comparison."""

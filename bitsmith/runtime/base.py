@@ -76,8 +76,14 @@ class AnyDecoder(Protocol):
         *,
         slots: np.ndarray | None = None,
         counts: np.ndarray | None = None,
+        single: int | None = None,
     ) -> Tensor:
-        """Hidden states after the last layer, before the final norm: float32 [rows, n, hidden]."""
+        """Hidden states after the last layer, before the final norm: float32 [rows, n, hidden]; see `forward`.
+
+        single: so many rows at the front are computed as if each of their tokens came alone, the others as prompts are.
+            With the core's int16 and int8 the result of a row then does not depend on the other rows, bit for bit.
+            None: the core chooses
+        """
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
