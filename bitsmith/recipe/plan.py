@@ -57,6 +57,7 @@ class PlannedTensor:
     own: GGUF's name of the tensor, that of an expert's matrix included ("blk.0.ffn_up_exps.3.weight"); "" to find it
         by the usual names
     outside: whether it is not of the text decoder, or lies transposed, so that it stays in 16 bits
+    on_grid: whether some of its rows lie on the format's grid already, see `quant.lattice`
     """
 
     info: TensorInfo
@@ -73,6 +74,7 @@ class PlannedTensor:
     together: tuple[str, ...] = ()
     own: str = ""
     outside: bool = False
+    on_grid: bool = False
 
     @property
     def verbatim(self) -> bool:
@@ -208,6 +210,10 @@ class Plan:
     def with_coverage(self, coverage: Coverage | None) -> Plan:
         """The same with what experts saw of the calibration text, once that is known. The sizes do not change."""
         return self if coverage is None else replace(self, recipe=replace(self.recipe, coverage=coverage))
+
+    def with_recovered(self, count: int) -> Plan:
+        """The same with the number of tensors that lay on their format's grid, once that is known."""
+        return replace(self, recipe=replace(self.recipe, recovered=count))
 
     def destination(self, target: Path) -> Destination:
         """The output at `target`, with its exact sizes."""

@@ -14,6 +14,7 @@ from bitsmith.quant.formats.fourbit import DoublyQuantized, FourBit, fp4, nf4
 from bitsmith.quant.formats.ggml import GGML_FORMATS
 from bitsmith.quant.formats.rowabsmax import RowAbsmax
 from bitsmith.quant.formats.tensorwide import TensorWide
+from bitsmith.quant.grid import Grid
 from bitsmith.quant.tensor import QuantTensor
 from bitsmith.runtime.types import PACKED
 
@@ -73,6 +74,7 @@ def grid_rows(tensor: QuantTensor, layout: str) -> np.ndarray:
         return CODECS[layout].encode(tensor)["data"]
     kind, _, width = layout.partition("_")
     grid = tensor.format.grid(tensor.params)
+    assert isinstance(grid, Grid)
     codes = np.asarray(tensor.codes)
     if kind not in TABLES:
         codes = codes + np.uint8((128 if kind == "int8" else 8) + int(grid.table[0]))

@@ -10,7 +10,9 @@ import numpy as np
 
 from bitsmith.errors import UnsupportedError
 from bitsmith.quant.grid import Array, Grid
+from bitsmith.quant.vector_grid import VectorGrid
 
+AnyGrid = Grid | VectorGrid
 Params = Mapping[str, Array]  # by name, in stored precision; the first dimension is rows
 
 
@@ -41,8 +43,17 @@ class Format(Protocol):
         """
         ...
 
-    def grid(self, params: Params) -> Grid:
+    def grid(self, params: Params) -> AnyGrid:
         """The float32 grid of stored parameters."""
+        ...
+
+
+@runtime_checkable
+class VectorFormat(Format, Protocol):
+    """A format whose codes stand for vectors of eight weights. Its grid is a `VectorGrid`."""
+
+    def nearest(self, w: Array, importance: Array | None = None) -> tuple[Array, Params]:
+        """Scales for `w`, float32 [rows, cols], and its nearest codes, int32 [rows, cols / 8]; see `Format.fit`."""
         ...
 
 
