@@ -7,7 +7,7 @@ import click
 from bitsmith.cli.command import Argument, command, config_options
 from bitsmith.cli.options import as_json
 from bitsmith.cli.say import print_json
-from bitsmith.handover.publishing import Published, PublishConfig
+from bitsmith.handover.publishing import PublishConfig, Published
 
 
 @command("publish")
@@ -27,9 +27,8 @@ def publish(config: PublishConfig, folder: str, as_json: bool) -> None:
         for name, size in planned.files.items():
             shown.print(f"  {human_bytes(size):>10}  {name}", markup=False, soft_wrap=True)
         kind = "private" if planned.private else "public"
-        shown.print(
-            f"{len(planned.files)} files, {human_bytes(planned.size)}, to {planned.repo} ({kind})", markup=False
-        )
+        total = f"{len(planned.files)} files, {human_bytes(planned.size)}"
+        shown.print(f"{total}, to {planned.repo} ({kind})", markup=False)
         for note in planned.notes:
             shown.print(f"note: {note}", markup=False, soft_wrap=True)
 
