@@ -31,7 +31,7 @@ class Tolerance:
 
 
 EXACT = Tolerance(0.002, 0.02, 0.01)  # float32 on both sides
-HALF = Tolerance(0.05, 0.5, 0.25)  # 16-bit products, or inputs of 8 bits
+HALF = Tolerance(0.05, 0.5, 0.5)  # 16-bit products, or inputs of 8 bits
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from bitsmith.calibration.stats import Stats
 from bitsmith.calibration.transforms.base import Rescaling, require, settled
 from bitsmith.models.arch.groups import LinearGroup
 from bitsmith.quant.formats.affine import Affine, extents
-from bitsmith.quant.formats.base import Format, Params
+from bitsmith.quant.formats.base import Format, NeedsExtent, Params
 from bitsmith.quant.formats.codebook import Codebook
 from bitsmith.quant.formats.core_ladder import clipped, scale_search
 from bitsmith.quant.formats.search import usable
@@ -88,8 +88,11 @@ class Awq:
             if found is not None:
                 total += found / max(stats.count, 1)
                 continue
-            codes, params = self.round(w * scale, formats[name], importance)
-            total += output_error(formats[name].grid(params).values(codes) / scale - w, stats)
+            scaled, format = w * scale, formats[name]
+            if isinstance(format, NeedsExtent):
+                format = format.with_extent(float(scaled.min()), float(scaled.max()))
+            codes, params = self.round(scaled, format, importance)
+            total += output_error(format.grid(params).values(codes) / scale - w, stats)
         return total
 
     def _core_loss(
