@@ -77,8 +77,8 @@ def server(name: str, args: argparse.Namespace, streams: int) -> Iterator[subpro
 async def client(number: int, args: argparse.Namespace, prompt: int, tokens: int, seen: Seen) -> None:
     """Ask `--requests` times, each time something else."""
     draw = np.random.default_rng([number, prompt])
-    async with httpx.AsyncClient(timeout=None) as http:
-        for _ in range(args.requests):
+    for _ in range(args.requests):
+        async with httpx.AsyncClient(timeout=None) as http:  # anew: llama.cpp's closes connections behind answers
             ids = [int(token) for token in draw.integers(100, 4000, prompt)]
             body = {"prompt": ids, "max_tokens": tokens, "temperature": 0, "stream": True, "model": "x"}
             body |= {"logit_bias": {}, "stream_options": {"include_usage": True}}
