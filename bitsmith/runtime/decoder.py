@@ -310,7 +310,10 @@ class Decoder:
         self, layer: int, part: Part, block: Block, x: Tensor, shared: Pass, cache: Cache | None = None
     ) -> Tensor:
         """One operation of a block, with its norms and its residual connection; see `run_block`."""
-        added = self.operate(layer, part, block, x, shared, cache)
+        return self.added(part, block, x, self.operate(layer, part, block, x, shared, cache))
+
+    def added(self, part: Part, block: Block, x: Tensor, added: Tensor) -> Tensor:
+        """The output of an operation joined with its input `x`: the norm after it, and the residual connection."""
         if part.after:
             added = self.ops.rms_norm(added, block.norms[part.after], self.config.norm_eps)
         x = x + (added if self.config.residual_scale == 1.0 else added * self.config.residual_scale)
