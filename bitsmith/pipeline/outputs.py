@@ -110,6 +110,8 @@ class Output:
             calibration=plan.recipe.calibration,
             calibration_memory=cost.memory,
             calibration_disk=cost.disk,
+            calibration_products=cost.products,
+            products_per_second=cost.rate,
         )
 
     def destination(self) -> Destination:
