@@ -27,7 +27,7 @@ from bitsmith.runtime.decoder import Decoder, Routing
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.ondemand import OnDemandKernel
 from bitsmith.runtime.torch.ops import TorchOps
-from bitsmith.runtime.torch.products import fast_products
+from bitsmith.runtime.torch.products import fast_products, with_rounded_products
 from bitsmith.runtime.weights import Block, Linear, WeightLoader, Weights, weight_reader
 from bitsmith.system.progress import Progress, Report, silent
 
@@ -135,11 +135,12 @@ def collect(
             meters = meters_of(config, layer, passing, seed, every=tokens.all_experts)
             block = loader.block(layer)
             require_finite(block, f"blk.{layer}.")
-            advance(decoder, layer, recording(block, f"blk.{layer}.", meters), hidden, routers.routing)
+            fast = recording(with_rounded_products(block), f"blk.{layer}.", meters)
+            advance(decoder, layer, fast, hidden, routers.routing)
             found = _results(meters)
             for search, kept in zip(searches, rescalings, strict=True):
                 kept[layer] = _rescalings(config, layer, block, search, found)
-            del block, meters
+            del block, fast, meters
             stats |= {f"blk.{layer}.{name}": each for name, each in _only(wanted, found).items()}
         stats[HEAD] = _head_stats(decoder, hidden, wanted, seed)
     report(Progress("calibrate", config.layers, config.layers, "blocks"))

@@ -109,6 +109,7 @@ class ScaleSearch:
         importance: np.ndarray | None,
         gram: np.ndarray,
         *,
+        most: float,
         threads: int,
     ) -> float: ...
 
