@@ -34,7 +34,7 @@ _SMOOTH_TRIALS, _SMOOTH_TOKENS = 22, 512
 _FIT_WORK = 600.0  # finding the scale of a block, in products per weight
 _SEEN_PASSES = 2  # passes through all experts for the statistics of GPTQ, if every token counts for every expert
 _TRAINING_PRODUCTS = 4  # forward, forward again in the backward pass, and two gradients
-_OFFSETS = 4  # numbers beside a weight: its offset, the gradient, and Adam's two moments
+_OFFSETS = 5  # numbers beside a weight: its offset, the best one, the gradient, and Adam's two moments
 _PROBE = 768
 
 
@@ -86,18 +86,25 @@ def calibration_cost(
     return Cost(seconds, memory + grams, on_disk, products, rate)
 
 
-def training_cost(config: ModelConfig, how: EndToEnd, context: int) -> Cost:
+def training_cost(config: ModelConfig, how: EndToEnd, context: int, *, teacher: ModelConfig) -> Cost:
     """Cost of training the whole model after its blocks were rounded, beside `calibration_cost`.
 
     context: tokens of a window
     """
+    from bitsmith.calibration.distilled import kept_bytes
+
     layers = range(config.layers)
     passed = sum(_passed_weights(config, layer) for layer in layers) + config.vocab * config.hidden
     every = sum(rows * cols for layer in layers for rows, cols in linear_shapes(config, layer).values())
     work = float(_TRAINING_PRODUCTS * passed * how.steps * how.batch * context)
+    taught = sum(_passed_weights(teacher, layer) for layer in range(teacher.layers)) + teacher.vocab * teacher.hidden
+    work += float(taught * how.tokens)
     seconds = work / _multiply_adds_per_second() + _STEP_SECONDS * how.steps * config.layers
-    bytes_each = _FLOATS + 1 + (_OFFSETS * _FLOATS if how.depth == "all" else 0)
-    return Cost(seconds, bytes_each * every + _FLOATS * 2 * config.vocab * config.hidden)
+    bytes_each = _FLOATS + 1
+    if how.depth == "all":
+        bytes_each += _OFFSETS * _FLOATS - (2 * (_FLOATS - 1) if how.optimizer == "adam-8bit" else 0)
+    known = kept_bytes(how.tokens, config.vocab)
+    return Cost(seconds, bytes_each * every + _FLOATS * 2 * config.vocab * config.hidden + known)
 
 
 def _block_products(config: ModelConfig, layer: int, method: Method, effort: str, record: CalibrationRecord) -> float:

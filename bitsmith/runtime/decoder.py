@@ -184,8 +184,12 @@ class Decoder:
         *,
         slots: np.ndarray | None = None,
         counts: np.ndarray | None = None,
+        single: int | None = None,
     ) -> Tensor:
-        """The hidden states after the last layer, before the final norm: float32 [rows, n, hidden]; see `forward`."""
+        """The hidden states after the last layer, before the final norm: float32 [rows, n, hidden]; see `forward`.
+
+        single: for the C++ core, see `runtime.base.AnyDecoder`; here all rows are computed in one way
+        """
         if cache is not None:
             return self._step(checked_step(tokens, self.config.vocab, cache, slots, counts), cache)
         refuse_without_cache(slots, counts)

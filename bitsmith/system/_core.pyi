@@ -40,6 +40,38 @@ class Quantizer:
         out: np.ndarray,
     ) -> tuple[float, float, float]: ...
 
+class BookQuantizer:
+    def __init__(self, type: str, *, isa: str = "") -> None: ...
+    def round(
+        self,
+        w: np.ndarray,
+        *,
+        columns: np.ndarray | None,
+        codes: np.ndarray,
+        d: np.ndarray,
+        scales: np.ndarray,
+        shifts: np.ndarray | None = None,
+    ) -> float: ...
+    def nearest(
+        self,
+        w: np.ndarray,
+        *,
+        columns: np.ndarray | None,
+        block: int,
+        scales: np.ndarray,
+        shifts: np.ndarray | None = None,
+        codes: np.ndarray,
+    ) -> None: ...
+    def encode(
+        self,
+        data: np.ndarray,
+        type: str,
+        *,
+        columns: np.ndarray | None,
+        order: np.ndarray | None,
+        out: np.ndarray,
+    ) -> tuple[float, float, float]: ...
+
 def round_codebook(
     data: np.ndarray,
     type: str,
@@ -353,5 +385,6 @@ class Model:
         counts: np.ndarray,
         cache: Cache,
         table: np.ndarray | None = None,
+        single: int | None = None,
     ) -> np.ndarray: ...
     def logits(self, hidden: np.ndarray) -> np.ndarray: ...

@@ -1,7 +1,5 @@
 #include "bind.h"
 
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -49,13 +47,6 @@ const AbsmaxKernels &absmax_kernels(Isa isa) {
   return *found;
 }
 
-Float float_named(const std::string &name) {
-  if (name == "f32") return Float::f32;
-  if (name == "f16") return Float::f16;
-  if (name == "bf16") return Float::bf16;
-  refuse("weights are read from f32, f16 or bf16, not from " + name);
-}
-
 Type type_named(const std::string &name) {
   for (size_t i = 0; i < std::size(kTypes); ++i) {
     if (name == kTypes[i].name) return static_cast<Type>(i);
@@ -69,7 +60,7 @@ class Quantizer {
             int rounds, std::vector<float> scales, const std::string &isa)
       : search_{type_named(type), std::move(targets), std::move(divisors), std::move(reach), rounds, std::move(scales)},
         kernels_(kernels(isa.empty() ? chosen_isa() : isa_named(isa))) {
-    const bool micro = type == "mxfp4" || type == "nvfp4", two_level = group() == 256;
+    const bool micro = type == "mxfp4" || type == "nvfp4", two_level = group() > facts(search_.type).block && !micro;
     if (micro && (search_.scales.empty() || search_.scales.size() > 256)) refuse(type + " needs 1 to 256 scales");
     if (two_level && search_.divisors.empty()) refuse(type + " needs at least one divisor");
     if (two_level && search_.reach.size() != 1) refuse(type + " needs one reach");
@@ -131,34 +122,9 @@ class Quantizer {
     }
   }
 
-  static const float *columns_of(const std::optional<Read> &columns, int64_t cols) {
-    if (!columns) return nullptr;
-    if (columns->dtype() != nb::dtype<float>()) refuse("the column weights are not float32");
-    return read<float>(*columns, "columns", {cols});
-  }
-
   Search search_;
   const Kernels &kernels_;
 };
-
-// Stored weights, uint8 [rows, bytes], and the order of their rows.
-Weights stored_weights(const Read &data, const std::string &type, const std::optional<Read> &order, int64_t multiple) {
-  if (data.ndim() != 2) refuse("the weights have " + text(data.ndim()) + " dimensions; expected [rows, bytes]");
-  const Float from = float_named(type);
-  const int64_t size = from == Float::f32 ? 4 : 2;
-  const auto rows = static_cast<int64_t>(data.shape(0)), bytes = static_cast<int64_t>(data.shape(1));
-  if (bytes % size) refuse("a row of " + text(bytes) + " bytes is no whole number of weights");
-  if (bytes / size % multiple || !bytes) {
-    refuse("rows of " + text(bytes / size) + " weights do not divide into blocks of " + text(multiple));
-  }
-  const int64_t *rows_in_order = order ? read<int64_t>(*order, "order", {rows}) : nullptr;
-  for (int64_t i = 0; rows_in_order && i < rows; ++i) {
-    if (rows_in_order[i] < 0 || rows_in_order[i] >= rows) {
-      refuse("row " + text(rows_in_order[i]) + " in the order of " + text(rows) + " rows");
-    }
-  }
-  return {read<uint8_t>(data, "data", {rows, bytes}), from, rows, bytes / size, rows_in_order, nullptr};
-}
 
 std::tuple<float, double, double> round_codebook(const Read &data, const std::string &type, int block,
                                                  const Read &table, const Read &patterns, const Write &out,

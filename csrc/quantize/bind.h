@@ -9,5 +9,6 @@ void bind_quantize(nanobind::module_ &m);
 void bind_slab(nanobind::module_ &m);
 void bind_columns(nanobind::module_ &m);
 void bind_ladder(nanobind::module_ &m);
+void bind_books(nanobind::module_ &m);
 
 }  // namespace bitsmith

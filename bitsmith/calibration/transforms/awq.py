@@ -108,10 +108,9 @@ class Awq:
             return None
         importance = stats.importance / (scale * scale)
         columns = importance if usable(importance) else None
-        parts = (np.ascontiguousarray(each, np.float32) for each in (w, scale))
-        return search.loss(
-            *parts, columns, np.ascontiguousarray(stats.gram), most=most, threads=torch.get_num_threads()
-        )
+        rows, factors = np.ascontiguousarray(w, np.float32), np.ascontiguousarray(scale, np.float32)
+        gram = np.ascontiguousarray(stats.gram)
+        return search.loss(rows, factors, columns, gram, most=most, threads=torch.get_num_threads())
 
 
 def output_error(error: np.ndarray, stats: Stats) -> float:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bitsmith.quant.formats.base import Format, Refittable
-from bitsmith.quant.rounders.column_grid import STRIP, Slab, column_sum, product
+from bitsmith.quant.rounders.column_grid import STRIP, ColumnGrid, Slab, column_sum, product
 from bitsmith.quant.rounders.hessian import STEP, Factor
 
 
@@ -27,16 +27,16 @@ def descend(slab: Slab, format: Format, factor: Factor, *, refit: bool) -> None:
     refits = format if refit and isinstance(format, Refittable) else None
     wide = block > 2 * STEP  # a block as long as a row is refitted before all codes
     if refits is not None and wide:
-        _refit(slab, refits, factor, _slope(slab, factor, 0, cols), 0)
+        refit_blocks(slab, refits, factor, slope_of(slab, factor, 0, cols), 0)
     step = STEP if wide else -(-STEP // block) * block
     for start in range(0, cols, step):
-        slope = _slope(slab, factor, start, min(start + step, cols))
+        slope = slope_of(slab, factor, start, min(start + step, cols))
         if refits is not None and not wide:
-            _refit(slab, refits, factor, slope, start)
+            refit_blocks(slab, refits, factor, slope, start)
         _recode(slab, factor, slope, start)
 
 
-def _slope(slab: Slab, factor: Factor, start: int, stop: int) -> Tensor:
+def slope_of(slab: Slab, factor: Factor, start: int, stop: int) -> Tensor:
     """(e H)^T of columns start..stop under the damped Hessian: [stop - start, rows]."""
     slope = product(factor.hessian[:, start:stop], slab.error)
     return slope.addcmul_(slab.error[start:stop], factor.added[start:stop, None])
@@ -44,7 +44,8 @@ def _slope(slab: Slab, factor: Factor, start: int, stop: int) -> Tensor:
 
 def _recode(slab: Slab, factor: Factor, slope: Tensor, start: int) -> None:
     """Set the codes of the columns that `slope` covers, from `start`, one by one. Overwrites `slope`."""
-    h, stop = factor.hessian, start + slope.shape[0]
+    h, stop, column_grid = factor.hessian, start + slope.shape[0], slab.column_grid
+    assert isinstance(column_grid, ColumnGrid)
     diagonal = (h.diagonal() + factor.added)[start:stop].tolist()
     for left in range(start, stop, STRIP):
         right = min(left + STRIP, stop)
@@ -52,9 +53,9 @@ def _recode(slab: Slab, factor: Factor, slope: Tensor, start: int) -> None:
         for j in range(left, right):
             error, weights = slab.error[j], slab.weights[j]
             target = (slope[j - start] / diagonal[j - start]).add_(weights).sub_(error)
-            level = slab.column_grid.level(j, target)
+            level = column_grid.level(j, target)
             slab.levels[j] = level
-            new = weights - slab.column_grid.value(j, level)
+            new = weights - column_grid.value(j, level)
             torch.sub(new, error, out=change[j - left])
             slab.error[j] = new
             if j + 1 < right:
@@ -63,7 +64,7 @@ def _recode(slab: Slab, factor: Factor, slope: Tensor, start: int) -> None:
             slope[right - start :].addmm_(h[left:right, right:stop].T, change)
 
 
-def _refit(slab: Slab, format: Refittable, factor: Factor, slope: Tensor, start: int) -> None:
+def refit_blocks(slab: Slab, format: Refittable, factor: Factor, slope: Tensor, start: int) -> None:
     """Refit scales and offsets of the blocks that `slope` covers, from `start`. Updates `slope`."""
     block, stop = slab.column_grid.block, start + slope.shape[0]
     for left in range(start, stop, block):
