@@ -141,7 +141,6 @@ class ScaleSearch:
         importance: np.ndarray | None,
         gram: np.ndarray,
         *,
-        most: float,
         threads: int,
     ) -> float: ...
 

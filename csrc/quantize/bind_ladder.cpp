@@ -80,23 +80,17 @@ class ScaleSearch {
          [&](int, int64_t first, int64_t count) { kernels_.clip(ladder, rows, g, first, count, out); });
   }
 
-  // Stops where the sum is above `most`; then it is above it, and nothing else.
-  double loss(const Read &w, const Read &factors, const OptionalRead &importance, const Read &gram, double most,
-              int threads) const {
+  double loss(const Read &w, const Read &factors, const OptionalRead &importance, const Read &gram, int threads) const {
     const LadderRows rows = rows_of(w, importance, factors);
     const Ladder ladder = for_rows(rows.cols);
     const float *g = read<float>(gram, "gram", {rows.cols, rows.cols});
-    constexpr int64_t kTogether = 4 * kLadderRows;  // rows between two looks at the sum
-    double total = 0, losses[4];
+    std::vector<double> losses(static_cast<size_t>((rows.rows + kLadderRows - 1) / kLadderRows));
     nb::gil_scoped_release released;
-    for (int64_t start = 0; start < rows.rows && total <= most; start += kTogether) {
-      const int64_t stop = std::min(rows.rows, start + kTogether);
-      std::fill(losses, losses + 4, 0.0);
-      each(stop - start, threads, [&](int piece, int64_t first, int64_t count) {
-        losses[piece] = kernels_.loss(ladder, rows, g, start + first, count);
-      });
-      for (double each : losses) total += each;
-    }
+    each(rows.rows, threads, [&](int piece, int64_t first, int64_t count) {
+      losses[piece] = kernels_.loss(ladder, rows, g, first, count);
+    });
+    double total = 0;
+    for (double each : losses) total += each;
     return total;
   }
 
@@ -161,7 +155,6 @@ void bitsmith::bind_ladder(nanobind::module_ &m) {
            "arrays are given.")
       .def("clip", &ScaleSearch::clip, "w"_a, "gram"_a, nb::kw_only(), "threads"_a, "scale"_a.none() = none,
            "zero"_a.none() = none, "The same by the error of the outputs; gram: float32 [cols, cols].")
-      .def("loss", &ScaleSearch::loss, "w"_a, "factors"_a, "importance"_a.none(), "gram"_a, nb::kw_only(), "most"_a, "threads"_a,
-           "The sum of e G e^T over rows: e is what the best parameters of w * factors lose, divided by the factors. It "
-           "stops where the sum is above `most`.");
+      .def("loss", &ScaleSearch::loss, "w"_a, "factors"_a, "importance"_a.none(), "gram"_a, nb::kw_only(), "threads"_a,
+           "The sum of e G e^T over rows: e is what the best parameters of w * factors lose, divided by the factors.");
 }

@@ -27,6 +27,7 @@ from bitsmith.quant.rounders.nearest import nearest
 
 Round = Callable[[Array, Format, Array | None], tuple[Array, Params]]
 _MOST_ROWS = 1024  # rows of a matrix that a search uses, evenly spread
+_ROWS_TOGETHER = 256  # rows between two looks at whether a candidate is already worse than the best
 _CLIP_RATIOS = tuple(1.0 - 0.025 * step for step in range(21))  # shares of the extent that are tried
 
 
@@ -102,15 +103,23 @@ class Awq:
         return total
 
     def _core_loss(self, w: np.ndarray, format: Format, stats: Stats, scale: np.ndarray, most: float) -> float | None:
-        """The loss of one matrix, summed over tokens, by the C++ core; None where it cannot. most: see `_loss`"""
+        """The loss of one matrix, summed over tokens, by the C++ core; None where it cannot.
+
+        It stops where the sum over the first rows is above `most`.
+        """
         search = scale_search(format) if self.round is nearest and stats.gram is not None else None
         if search is None:
             return None
         importance = stats.importance / (scale * scale)
         columns = importance if usable(importance) else None
         rows, factors = np.ascontiguousarray(w, np.float32), np.ascontiguousarray(scale, np.float32)
-        gram = np.ascontiguousarray(stats.gram)
-        return search.loss(rows, factors, columns, gram, most=most, threads=torch.get_num_threads())
+        gram, total = np.ascontiguousarray(stats.gram), 0.0
+        for start in range(0, len(rows), _ROWS_TOGETHER):
+            part = rows[start : start + _ROWS_TOGETHER]
+            total += search.loss(part, factors, columns, gram, threads=torch.get_num_threads())
+            if total > most:
+                break
+        return total
 
 
 def output_error(error: np.ndarray, stats: Stats) -> float:
