@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bitsmith.calibration.beside import WindowStates
 from bitsmith.calibration.folding import block_tensors
+from bitsmith.calibration.method import FINE_BITS
 from bitsmith.calibration.routing import RouterCounts
 from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.calibration.stats import Stats, StatsMeter
@@ -135,7 +136,7 @@ def collect(
             meters = meters_of(config, layer, passing, seed, every=tokens.all_experts)
             block = loader.block(layer)
             require_finite(block, f"blk.{layer}.")
-            fast = recording(with_rounded_products(block), f"blk.{layer}.", meters)
+            fast = recording(with_rounded_products(block, coarse(searches)), f"blk.{layer}.", meters)
             advance(decoder, layer, fast, hidden, routers.routing)
             found = _results(meters)
             for search, kept in zip(searches, rescalings, strict=True):
@@ -146,6 +147,16 @@ def collect(
     report(Progress("calibrate", config.layers, config.layers, "blocks"))
     coverage = routers.coverage(tokens.tokens.size)
     return Calibration(stats, tokens.record, config.tied, rescalings, coverage)
+
+
+def coarse(searches: Sequence[Search]) -> frozenset[str]:
+    """Names of linears within a block whose formats lose more than bfloat16 does, in every search."""
+    found: dict[str, int] = {}
+    for search in searches:
+        for name, format in search.formats.items():
+            own = name.split(".", 2)[-1]
+            found[own] = max(found.get(own, 0), format.bits)
+    return frozenset(name for name, bits in found.items() if bits < FINE_BITS)
 
 
 def _with_needs(wanted: Wanted, searches: Sequence[Search]) -> Wanted:
