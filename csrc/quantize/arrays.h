@@ -78,9 +78,9 @@ inline const float *columns_of(const std::optional<Read> &columns, int64_t cols)
   return read<float>(*columns, "columns", {cols});
 }
 
-
 // Stored weights, uint8 [rows, bytes], and the order of their rows.
-inline Weights stored_weights(const Read &data, const std::string &type, const std::optional<Read> &order, int64_t multiple) {
+inline Weights stored_weights(const Read &data, const std::string &type, const std::optional<Read> &order,
+                              int64_t multiple) {
   if (data.ndim() != 2) refuse("the weights have " + text(data.ndim()) + " dimensions; expected [rows, bytes]");
   const Float from = float_named(type);
   const int64_t size = from == Float::f32 ? 4 : 2;

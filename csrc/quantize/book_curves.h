@@ -110,7 +110,8 @@ Found best_of_all(const Choices *choices, int many, float scale) {
     Ints best_at{};
     const Ints lanes = lane_numbers();
     for (int i = 0; i < book.count; i += kLanes) {
-      const Floats cross = cross_at<B>(choices[c], points_at(book.points + i)), norm = load<Floats>(choices[c].norms + i);
+      const Floats cross = cross_at<B>(choices[c], points_at(book.points + i)),
+                   norm = load<Floats>(choices[c].norms + i);
       const Floats value = value_at(cross, norm, s);
       const Ints better = value < best;
       best = better ? value : best;
@@ -241,7 +242,8 @@ void trace(Curve &curve, float low, float high, Arena &arena, float *buffer) {
       if (best[k][lane] < lines[k].value) lines[k] = {best[k][lane], crosses[index], choices.norms[index]};
     }
   }
-  const Meeting first = Meeting::of(lines[0], lines[1], u[0], u[1]), second = Meeting::of(lines[1], lines[2], u[1], u[2]);
+  const Meeting first = Meeting::of(lines[0], lines[1], u[0], u[1]),
+                second = Meeting::of(lines[1], lines[2], u[1], u[2]);
   const Floats first_u = splat(first.twice_u), second_u = splat(second.twice_u);
   int count = 0;
   const Ints lanes = lane_numbers();

@@ -10,9 +10,9 @@ namespace bitsmith::quantize::BITSMITH_ISA {
 constexpr int kTrials = 8;     // scales tried for a block
 constexpr float kLow = 0.62f;  // the first and the last of them, as shares of what the block's norm suggests
 constexpr float kHigh = 1.75f;
-constexpr float kStep = 1.15f;                                             // from each to the next
-constexpr float kShares[] = {0.86f, 0.92f, 0.96f, 1.0f, 1.04f, 1.1f};      // of the largest scale: tried for d
-constexpr int kRounds = 2;                                                 // of descent and refits
+constexpr float kStep = 1.15f;                                         // from each to the next
+constexpr float kShares[] = {0.86f, 0.92f, 0.96f, 1.0f, 1.04f, 1.1f};  // of the largest scale: tried for d
+constexpr int kRounds = 2;                                             // of descent and refits
 constexpr int kReach = 2;
 
 template <Book B>
@@ -214,9 +214,7 @@ class SuperBlock {
  public:
   static constexpr BookFacts kBook = facts(B);
 
-  SuperBlock()
-      : arena_(static_cast<size_t>(kVectors) * 4 * kSides<B> * kBook.count + 4096),
-        buffer_(2 * kBook.count) {}
+  SuperBlock() : arena_(static_cast<size_t>(kVectors) * 4 * kSides<B> * kBook.count + 4096), buffer_(2 * kBook.count) {}
 
   float d = 0;
   uint8_t scales[kBlocks<B>] = {}, shifts[kSuper / 32] = {};
