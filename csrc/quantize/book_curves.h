@@ -174,6 +174,27 @@ BITSMITH_INLINE Found best_at(const Curve &curve, float scale) {
   return {best[lane], best_cross[lane], best_norm[lane], code[lane]};
 }
 
+BITSMITH_INLINE float smallest(Floats v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_min_ps(v);
+#else
+  float best = v[0];
+  for (int i = 1; i < kLanes; ++i) best = v[i] < best ? v[i] : best;
+  return best;
+#endif
+}
+
+// What the best point loses at a scale; the value of `best_at`, in fewer steps.
+template <Book B>
+BITSMITH_INLINE float least_at(const Curve &curve, float scale) {
+  if (!(scale >= curve.low && scale <= curve.high)) return best_of_all<B>(curve.choices, curve.many, scale).value;
+  const Floats s = splat(scale);
+  Floats best = value_at(load<Floats>(curve.cross), load<Floats>(curve.norm), s);
+  for (int i = kLanes; i < curve.size; i += kLanes)
+    best = min(value_at(load<Floats>(curve.cross + i), load<Floats>(curve.norm + i), s), best);
+  return smallest(best);
+}
+
 // A line over u = 1 / s: norm - 2 u cross.
 struct Line {
   float value = __builtin_inff(), cross = 0, norm = 0;
