@@ -108,12 +108,14 @@ class BlockTuner:
                 group["lr"] = rate * (1.0 - (step - 1) / steps)
             optimizer.zero_grad()
             with torch.enable_grad():
-                torch.autograd.backward(self._loss(block, inputs, targets, batch))
+                with half_products(str(self.block.device)):
+                    loss = self._loss(block, inputs, targets, batch)
+                torch.autograd.backward(loss)
             optimizer.step()
             if step == steps or step % max(1, steps // _JUDGED) == 0:
-                loss = self._judge(block, inputs, targets, judged)
-                if loss < least:
-                    best, least, found = _frozen(matrices), loss, step
+                now = self._judge(block, inputs, targets, judged)
+                if now < least:
+                    best, least, found = _frozen(matrices), now, step
             report(Progress("learn", step, steps, "steps", f"blk.{self.layer}"))
         return Tuned(best, before, least, found)
 
@@ -140,6 +142,7 @@ class BlockTuner:
         device = self.block.device
         x, wanted = (torch.as_tensor(each[windows], device=device) for each in (inputs, targets))
         out = self.decoder.run_block(self.layer, block, x, place_windows(self.decoder, self.layer, inputs, windows))
+        out = out.float()
         size = wanted.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
         loss: Tensor = ((out - wanted).square().sum(-1) / size).mean()
         return loss
@@ -171,6 +174,20 @@ class BlockTuner:
                     f"block {self.layer}: {name} must be {list(wanted)}, found weights {list(start.weight.shape)} and "
                     f"codes {list(start.tensor.codes.shape)}."
                 )
+
+
+def half_products(device: str) -> torch.autocast:
+    """Within it products are computed in bfloat16, where the device has these; inputs and weights are then rounded."""
+    name = torch.device(device).type
+    return torch.autocast(name, torch.bfloat16, enabled=_has_half_products(name))
+
+
+def _has_half_products(device: str) -> bool:
+    """Whether a device multiplies in bfloat16 faster than in float32."""
+    if device != "cpu":
+        return bool(torch.cuda.is_bf16_supported())
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 class TrainableKernel:

@@ -41,15 +41,16 @@ class LearnedParams:
     """The parameters of one matrix, with changes that learn. At first they are those of `start`.
 
     changes: by parameter name, float32 in the stored shape: relative for real numbers, in units of the range for
-        integers. Parameters shared by all rows, and integers of unknown range, do not change.
+        integers. Parameters shared by all rows, and integers of unknown range, do not change; none does if `fixed`.
     """
 
-    def __init__(self, tensor: QuantTensor, shape: tuple[int, int], device: str) -> None:
+    def __init__(self, tensor: QuantTensor, shape: tuple[int, int], device: str, *, fixed: bool = False) -> None:
         self.format: Format = tensor.format
         self._layout = self.format.params_layout(*shape)
         self._ranges = learned_ranges(self.format, self._layout)
         self._origin = {name: _as_torch(tensor.params[name], name in self._ranges, device) for name in self._layout}
-        self.changes = {name: torch.zeros_like(self._origin[name], dtype=torch.float32) for name in self._ranges}
+        learned = () if fixed else self._ranges
+        self.changes = {name: torch.zeros_like(self._origin[name], dtype=torch.float32) for name in learned}
         for change in self.changes.values():
             change.requires_grad_(True)
 
@@ -66,7 +67,7 @@ class LearnedParams:
         return QuantTensor(self.format, codes.cpu().numpy(), kept)
 
     def _param(self, name: str, origin: Tensor) -> Tensor:
-        if name not in self._ranges:
+        if name not in self.changes:
             return origin
         limits, change = self._ranges[name], self.changes[name]
         if limits is None:
@@ -125,11 +126,11 @@ class ScaledMatrix:
     changes: see `LearnedParams`
     """
 
-    def __init__(self, tensor: QuantTensor, device: str = "cpu") -> None:
+    def __init__(self, tensor: QuantTensor, device: str = "cpu", *, fixed: bool = False) -> None:
         self._codes = torch.tensor(np.asarray(tensor.codes), device=device)
         rows, cols = self._codes.shape
         cols *= VECTOR if isinstance(tensor.format, VectorFormat) else 1
-        self._params = LearnedParams(tensor, (rows, cols), device)
+        self._params = LearnedParams(tensor, (rows, cols), device, fixed=fixed)
         self.format, self.changes = self._params.format, self._params.changes
 
     def values(self) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitsmith.calibration.config import CalibrationConfig, size_in_bytes
+from bitsmith.pipeline.budget_config import BudgetConfig
 from bitsmith.system.machine import cores
 from bitsmith.system.options import option
 
@@ -15,7 +16,7 @@ _GROUPED = "for gptq, awq, compressed and bnb"
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeConfig(CalibrationConfig):
+class QuantizeConfig(BudgetConfig, CalibrationConfig):
     """All options of `quantize` except the model and the targets. Raises UsageError for a value that is never valid.
 
     Checks that depend on the model or the target come later, when the plan is made.
@@ -45,8 +46,9 @@ class QuantizeConfig(CalibrationConfig):
         None,
         group="Method",
         metavar="LEVEL",
-        help="fast (weighted scales), normal (gptq below 8 bits) or high (learned); default: normal. Giving it without "
-        "--method also calibrates, on the built-in text unless --calibration is given.",
+        help="fast (weighted scales), normal (gptq below 8 bits), high (learned) or max (then the scales of the whole "
+        "model are trained, as by tune qat); default: normal. Giving it without --method also calibrates, on the "
+        "built-in text unless --calibration is given.",
     )
     pure: bool = option(False, group="Types", help="One type for all matrices, no mix.")
     rules: Sequence[str] = option(
@@ -84,6 +86,7 @@ class QuantizeConfig(CalibrationConfig):
         if self.effort is not None:
             check_effort(self.effort)
         size_in_bytes("--max-shard-size", self.max_shard_size)
+        self.check_budget()
 
     @property
     def calibration_sources(self) -> tuple[str | Path, ...]:

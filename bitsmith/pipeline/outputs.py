@@ -38,6 +38,7 @@ class Output:
     path: the file or the folder, with links followed
     link: the link that the user named, if it is one
     training: how the whole model is trained after its blocks were rounded; None: not at all
+    teacher: the model whose predictions are learned then; None: the original
     prepared: the calibration; None without one
     device: the device of the calibration
     memory: bytes that hidden states may take in memory; None: half of what is free
@@ -54,6 +55,7 @@ class Output:
     warnings: tuple[str, ...] = ()
     link: Path | None = None
     training: EndToEnd | None = None
+    teacher: Checkpoint | None = None
 
     def plan(self, record: CalibrationRecord | None, input_absmax: Mapping[str, float] | None = None) -> Plan:
         """The plan. Its sizes are exact before the calibration pass, and it is final after the pass.
@@ -86,11 +88,10 @@ class Output:
         return self.assignment.checkpoint.config.experts is not None
 
     def expected(self, threads: int) -> Quantized:
-        """The expected result, before any weight is read."""
-        plan = self.plan(None if self.prepared is None else self.prepared.record)
-        layouts, as_folder = plan.layouts(), plan.target.is_folder
-        files = [layout.filename for layout in layouts]
-        folder = self.path if as_folder else self.path.parent
+        """The expected result, before any weight is read. Raises as the census of the assignment."""
+        self.assignment.census  # noqa: B018 - raises where a weight would be lost
+        found = self.planned()
+        plan = found.plan
         cost = self._cost(self.method, self.effort)
         weighted = self.prepared is not None
         seconds = cost.seconds
@@ -99,19 +100,31 @@ class Output:
         fast = None
         if seconds > LONG_SECONDS and self.method.needs_text and not self.method.transform:
             fast = self._cost(Method("nearest"), "fast").seconds + expected_seconds(plan, threads, importance=weighted)
+        return replace(
+            found,
+            threads=threads,
+            expected_seconds=seconds,
+            fast_seconds=fast if fast is not None and fast < seconds / 2 else None,
+            calibration_memory=cost.memory,
+            calibration_disk=cost.disk,
+        )
+
+    def planned(self) -> Quantized:
+        """The same without expected times and memory, which take time to find."""
+        plan = self.plan(None if self.prepared is None else self.prepared.record)
+        as_folder = plan.target.is_folder
+        files = [layout.filename for layout in plan.layouts()]
+        folder = self.path if as_folder else self.path.parent
         return Quantized(
             target=plan.target,
             out=self.path if as_folder else folder / files[0],
             paths=tuple(folder / name for name in [*files, *plan.extras]),
             plan=plan,
             size=plan.size,
-            threads=threads,
+            threads=1,
             method=str(self.method),
-            expected_seconds=seconds,
-            fast_seconds=fast if fast is not None and fast < seconds / 2 else None,
+            expected_seconds=0.0,
             calibration=plan.recipe.calibration,
-            calibration_memory=cost.memory,
-            calibration_disk=cost.disk,
         )
 
     def warned(self, further: Sequence[str]) -> Output:
@@ -136,7 +149,8 @@ class Output:
         cost = calibration_cost(config, method, effort, record, memory=self.memory)
         if self.training is None or method != self.method:
             return cost
-        further = training_cost(config, self.training, record.context)
+        taught = config if self.teacher is None else self.teacher.config
+        further = training_cost(config, self.training, record.context, teacher=taught)
         return replace(cost, seconds=cost.seconds + further.seconds, memory=cost.memory + further.memory)
 
 

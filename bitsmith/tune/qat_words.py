@@ -19,6 +19,15 @@ class QatWords(TypedDict, total=False):
     batch: int
     """Windows of the text in a step."""
 
+    training_tokens: int | None
+    """Maximum number of tokens of the text to train on; default: 524,288, and at least those of the calibration."""
+
+    teacher: str | Path | None
+    """Learn this model's predictions, not those of the original; it must have the same tokenizer."""
+
+    optimizer: str
+    """adam, or adam-8bit: its states take a quarter of the memory."""
+
     out: str | Path | None
     """Output file (gguf) or folder (others); with several --to: the folder for all outputs; default: a name made from
     the model and the format."""
@@ -34,8 +43,9 @@ class QatWords(TypedDict, total=False):
     default: nearest without calibration, else the one that loses least for the format and --effort."""
 
     effort: str | None
-    """fast (weighted scales), normal (gptq below 8 bits) or high (learned); default: normal. Giving it without --method
-    also calibrates, on the built-in text unless --calibration is given."""
+    """fast (weighted scales), normal (gptq below 8 bits), high (learned) or max (then the scales of the whole model are
+    trained, as by tune qat); default: normal. Giving it without --method also calibrates, on the built-in text unless
+    --calibration is given."""
 
     pure: bool
     """One type for all matrices, no mix."""
@@ -61,6 +71,24 @@ class QatWords(TypedDict, total=False):
 
     requantize: bool
     """Accept a source that is already quantized."""
+
+    bits: float | None
+    """Choose the type of each tensor so that the file has at most X bits per weight and loses least: 4.25."""
+
+    size: str | None
+    """The same for the size of all output files: 5.2GB, 800MiB."""
+
+    fit: str | None
+    """The same for a device or its memory, with the cache and what the runtime takes: rtx-4090, this, 24GB."""
+
+    context: int | None
+    """With --fit: number of tokens; default: 8192, or the model's context if less."""
+
+    kv: str | None
+    """With --fit: type of keys and values: f16 (default), q8_0, q4_0, ..."""
+
+    recipe: str | Path | None
+    """With a budget: write the chosen types into this YAML file. Without: use the types of this file."""
 
     calibration: str | Path | Sequence[str | Path] | None
     """Text to run the model on, to find which columns of its matrices matter: default (a built-in text), a file of

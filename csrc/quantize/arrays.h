@@ -1,6 +1,7 @@
-// Arrays that Python gives: checks of their shapes and types.
+// Arrays of numpy as the bindings read and write them: checks of their shapes and types.
 #pragma once
 
+#include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 

@@ -79,6 +79,22 @@ class NeedsExtent(Protocol):
 
 
 @runtime_checkable
+class SharesExtent(NeedsExtent, Protocol):
+    """A format whose one scale is shared by the tensors that runtimes load as one matrix: q, k and v; gate and up.
+
+    shares_extent: whether it is so
+    low, high: the extent; None until `with_extent`
+    """
+
+    @property
+    def shares_extent(self) -> bool: ...
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
+
+
+@runtime_checkable
 class Settled(Protocol):
     """A format whose stored scales depend on all scales of the tensor.
 

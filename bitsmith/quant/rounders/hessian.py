@@ -20,6 +20,7 @@ from torch import Tensor
 from bitsmith.errors import TensorError
 from bitsmith.quant.grid import Array
 from bitsmith.quant.vector_grid import VECTOR
+from bitsmith.system.core import core
 
 Order = Literal["natural", "activation", "pivoted", "vectors"]
 
@@ -136,7 +137,19 @@ def _pivoted(h: Tensor, added: Tensor) -> Tensor:
     the order by activation.
     """
     mean = float(h.diagonal().mean())
-    rest = h + torch.diag(added.clamp(min=0.01 * mean))
+    ridge = added.clamp(min=0.01 * mean)
+    module = core()
+    if h.device.type == "cpu" and module is not None and hasattr(module, "pivoted_order"):
+        order = np.empty(h.shape[0], np.int64)
+        parts = (np.ascontiguousarray(part.numpy(), np.float32) for part in (h, ridge))
+        found = module.pivoted_order(*parts, least=1e-4 * mean, order=order, threads=torch.get_num_threads())
+        return torch.from_numpy(order) if found else _by_activation(h, added)
+    return _pivoted_by_torch(h, added, ridge, mean)
+
+
+def _pivoted_by_torch(h: Tensor, added: Tensor, ridge: Tensor, mean: float) -> Tensor:
+    """`_pivoted` without the core, on any device: the definition. ridge: what is added to the diagonal"""
+    rest = h + torch.diag(ridge)
     places = torch.arange(h.shape[0], device=h.device)  # original columns of the rows and columns of `rest`
     found: list[Tensor] = []
     while places.numel():

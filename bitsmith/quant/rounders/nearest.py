@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bitsmith.quant.formats.base import Format, Params, ReferenceCoded, VectorFormat
+from bitsmith.quant.formats.core_ladder import rounded
+from bitsmith.quant.formats.search import usable
 from bitsmith.quant.grid import Array
 
 
@@ -15,5 +17,8 @@ def nearest(w: Array, format: Format, importance: Array | None = None) -> tuple[
         return format.reference(w)
     if isinstance(format, VectorFormat):
         return format.nearest(w, importance)
+    found = rounded(format, w, importance) if usable(importance) else None
+    if found is not None:
+        return found
     params = format.fit(w, importance)
     return format.grid(params).nearest(w), params
