@@ -12,7 +12,7 @@ import numpy as np
 
 from bitsmith.calibration.resources import Resources
 from bitsmith.containers import find_container
-from bitsmith.errors import UsageError, Words
+from bitsmith.errors import UnsupportedError, UsageError, Words
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.models.naming import output_stem
 from bitsmith.pipeline.budget import WIDEST, Budget, budget_of
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_MIXES = (("q2_k", 0.0), ("q3_k_m", 3.4), ("q4_k_m", 4.5), ("q5_k_m", 5.5), ("q6_k", 6.5), ("q8_0", 8.5))
+_MIXES = (("q2_k", 0.0), ("q3_k_m", 3.4), ("q4_k_m", 4.5), ("q5_k_m", 5.5), ("q6_k", 6.5))
+_MIXES += (("q8_0", 8.5), ("bf16", 15.9))
 _USUAL = {"native": "int4", "compressed": "w4a16", "gptq": "int4", "awq": "int4", "bnb": "nf4"}
 _TRIES = 12
 
@@ -141,9 +142,22 @@ class _Room:
                 f"{target.container}, so there is nothing to choose; give --to alone."
             )
         self.smallest_units = smallest(self.open.units)
-        self.whole = self.over([len(unit.choices) - 1 for unit in self.open.units])
+        self.whole = self._over_whole()
         self.smallest_plan = self._plan([0] * len(self.open.units))
         self.least = budget.over(self.smallest_plan)
+
+    def _over_whole(self) -> int:
+        """By how many bytes the largest types are over the budget. Containers of codes refuse floats alone."""
+        try:
+            return self.over([len(unit.choices) - 1 for unit in self.open.units])
+        except UnsupportedError:
+            parameters = sum(tensor.info.parameters for tensor in self.open.base.tensors)
+            if self._budget.about(parameters) >= WIDEST:
+                raise UsageError(
+                    f"{self._budget.said} leaves room for all weights in {WIDEST:g} bits, and {self._target.container} "
+                    "holds codes; give --to=native/bf16, or a smaller budget."
+                ) from None
+            return 1
 
     def over(self, chosen: Sequence[int]) -> int:
         """By how many bytes the plan of these types is over the budget."""
