@@ -18,18 +18,24 @@ from bitsmith.calibration.collect import (
     not_finite,
     require_finite,
 )
-from bitsmith.calibration.distilled import TopLogits
 from bitsmith.calibration.folding import block_tensors, folded, with_tensors, with_whole_stacks
 from bitsmith.calibration.inputs import advance_part, inputs_of, portions, watch
+from bitsmith.calibration.last_inputs import LastInputs, Store, input_bytes
 from bitsmith.calibration.method import Method
 from bitsmith.calibration.resources import Resources
-from bitsmith.calibration.rounding import LinearRounder, RoundingReport, plain_nearest
+from bitsmith.calibration.rounding import (
+    LinearRounder,
+    RoundingReport,
+    on_grid,
+    plain_nearest,
+    with_shared_extent,
+)
 from bitsmith.calibration.routing import RouterCounts
 from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.calibration.stats import GramMeter, Stats
 from bitsmith.calibration.trainable import Start
 from bitsmith.calibration.transforms.base import Rescaling
-from bitsmith.errors import TensorError, UsageError
+from bitsmith.errors import TensorError
 from bitsmith.models.arch.block import Part, parts_of, with_shared_inputs
 from bitsmith.models.arch.operations.base import LinearGroup
 from bitsmith.models.checkpoint import Checkpoint
@@ -44,7 +50,8 @@ from bitsmith.runtime.decoder import Decoder, Routing
 from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.ops import TorchOps
-from bitsmith.runtime.weights import Block, Linear, WeightLoader, weight_reader
+from bitsmith.runtime.torch.products import fast_products
+from bitsmith.runtime.weights import Block, WeightLoader, weight_reader
 from bitsmith.system.memory import available_memory
 from bitsmith.system.progress import Report, silent
 
@@ -89,6 +96,14 @@ class Rounded:
     routed: Mapping[int, np.ndarray] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a rounded model is trained with: windows of tokens, int64 [windows, context], and who predicts them."""
+
+    tokens: np.ndarray
+    teacher: Checkpoint
+
+
 class BlockwiseRounding:
     """Rounds a model step by step: `block(0)`, `block(1)`, ..., then the slabs of the head.
 
@@ -110,11 +125,17 @@ class BlockwiseRounding:
         )
         self._steps = _Steps(decoder_without_blocks(self._loader), task, tokens.all_experts)
         self._next = 0
-        self._tokens = tokens.tokens
+        self._resources = resources
         buffers = task.method.hidden_state_buffers(task.effort)
         share = _share(resources.memory, buffers)
-        self._hidden = embed(self._steps.decoder, tokens.tokens, memory=share)
-        self._truth = embed(self._steps.decoder, tokens.tokens, memory=share) if buffers > 1 else None
+        self._hidden: WindowStates | None = embed(self._steps.decoder, tokens.tokens, memory=share)
+        self._truth: WindowStates | None = None
+        if buffers > 1:
+            self._truth = WindowStates(checkpoint.config, tokens.tokens, memory=share)
+            self._truth.become(self._hidden)
+        size = input_bytes(tokens.tokens.size, checkpoint.config.hidden)
+        room = None if share is None else max(0, share - size)
+        self._stores = Store(room), Store(room)
 
     def block(self, layer: int, report: Report = silent) -> Rounded:
         """Round the next block and advance the hidden states through it.
@@ -127,7 +148,13 @@ class BlockwiseRounding:
         block = self._loader.block(layer)
         require_finite(block, f"blk.{layer}.")
         self._next += 1
-        return self._steps.block(layer, block, _States(self._hidden, self._truth), report)
+        with fast_products(self._loader.device):
+            return self._steps.block(layer, block, self._states, report)
+
+    @property
+    def _states(self) -> _States:
+        assert self._hidden is not None
+        return _States(self._hidden, self._truth, self._stores)
 
     def head(self) -> Iterator[Rounded]:
         """Round the output matrix, one slab of rows per step. Yields nothing if the task does not name it.
@@ -139,46 +166,30 @@ class BlockwiseRounding:
         if self._next != self.layers:
             raise ValueError(f"the head was asked for, but block {self._next} is next.")
         weight = self._loader.read(f"{HEAD}.weight")
-        rounder = self._steps.head_rounder(_States(self._hidden, self._truth))
+        with fast_products(self._loader.device):
+            rounder = self._steps.head_rounder(self._states)
         for start in range(0, weight.info.rows, SLAB_ROWS):
             yield self._steps.head_slab(rounder, weight, start)
 
     def train(
-        self, rows: Sequence[RoundedRows], how: EndToEnd, embedding: Format | None, report: Report = silent
+        self, rows: Sequence[RoundedRows], how: EndToEnd, embedding: Format | None, lesson: Lesson, report: Report
     ) -> Trained:
         """Train the whole model end to end, after all blocks and the head were rounded.
 
         rows: what all steps gave
         embedding: the format of the embedding in the output; None for floats
-        Memory holds the codes of all matrices, their weights in float32, and one block decoded. Raises UsageError where
-        the hidden states of the original were not kept, TensorError if the loss is not finite.
+        Memory holds the codes of all matrices, their weights in float32, and one block decoded. Raises TensorError if
+        the start's loss is not finite.
         """
         from bitsmith.calibration.end_to_end import Student, train
+        from bitsmith.calibration.teaching import predictions, with_ends
 
-        if self._truth is None:
-            raise UsageError("training needs the original's predictions, which --effort=fast does not keep.")
         task = self._steps.task
-        original = _with_ends(self._loader, self._steps.decoder, None)
-
-        def logits(hidden: Tensor) -> Tensor:
-            found: Tensor = original.logits(hidden.to(original.weights.output_norm.device))
-            return found
-
-        teacher = TopLogits.of(self._truth, logits, original.config.vocab, report)
-        student = Student(self._loader, _with_ends(self._loader, self._steps.decoder, embedding), rows, how)
+        self._hidden = self._truth = None  # their memory is free for the training
+        teacher = predictions(lesson.teacher, lesson.tokens, self._resources, report)
+        student = Student(self._loader, with_ends(self._loader, self._steps.decoder, embedding), rows, how)
         student.train_norms(task.stored, as_folder=task.stored_offset)
-        return train(student, teacher, self._tokens, task.seed, report)
-
-
-def _with_ends(loader: WeightLoader, decoder: Decoder, format: Format | None) -> Decoder:
-    """The decoder with its embedding in a format, None for floats as they are, and with its head."""
-    from bitsmith.runtime.overridden import rounded
-
-    weight = loader.read("token_embd.weight")
-    weight = weight if format is None else rounded("token_embd.weight", weight, format.name)
-    table = Linear(loader.kernel, loader.kernel.prepare(weight))
-    output = table if decoder.config.tied else loader.linear("output", bias=False)
-    return Decoder(decoder.config, replace(decoder.weights, embedding=table, output=output), decoder.ops)
+        return train(student, teacher, lesson.tokens, task.seed, report)
 
 
 @dataclass(frozen=True)
@@ -187,10 +198,20 @@ class _States:
 
     hidden: from the rounded blocks
     truth: from the original model; None if the method does not need them
+    stores: memory for the inputs of a part's last linear, one for each of them
+    last, last_truth: the kept inputs of the last linear of the present part
     """
 
     hidden: WindowStates
     truth: WindowStates | None
+    stores: tuple[Store, Store] = field(default_factory=lambda: (Store(), Store()))
+    last: LastInputs = field(default_factory=LastInputs)
+    last_truth: LastInputs = field(default_factory=LastInputs)
+
+    def before(self, part: Part, block: Block) -> _States:
+        """The states before a part, with places for the inputs of its last linear."""
+        last, last_truth = (LastInputs.of(part, block, self.hidden, store) for store in self.stores)
+        return replace(self, last=last, last_truth=last_truth)
 
 
 def _share(memory: int | None, buffers: int) -> int | None:
@@ -227,10 +248,12 @@ class _Steps:
         block, codes, reports = self._groups(layer, start, states, routers.routing)
         weights = block_tensors(start)
         if inputs is not None and states.truth is not None and row.tuner is not None and codes:
-            starts = {name: Start(weights[f"{name}.weight"], tensor) for name, tensor in codes.items()}
+            moving = {name: tensor for name, tensor in codes.items() if not reports[name].recovered}
+            starts = {name: Start(weights[f"{name}.weight"], tensor) for name, tensor in moving.items()}
             tuner = row.tuner(self.decoder, layer, block, self._effort, self.task.seed)
-            codes = dict(tuner.tune(starts, inputs, states.truth, report).tensors)
-            block = with_tensors(block, {f"{name}.weight": tensor.values() for name, tensor in codes.items()})
+            tuned = tuner.tune(starts, inputs, states.truth, report).tensors if starts else {}
+            codes |= tuned
+            block = with_tensors(block, {f"{name}.weight": tensor.values() for name, tensor in tuned.items()})
             states.hidden.become(inputs)
             for part in parts_of(self.decoder.config, layer):
                 advance_part(self.decoder, layer, part, block, states.hidden)
@@ -253,36 +276,39 @@ class _Steps:
         block = self._rounding_inputs(layer, start)
         codes, reports = dict[str, QuantTensor](), dict[str, RoundingReport]()
         for part in parts_of(config, layer):
+            states = states.before(part, start)
             for stage in part.operation.stages(config, layer, part.before):
                 groups = with_shared_inputs(stage) if self.every else stage
                 wanted = {group: formats for group in groups if (formats := self._formats(layer, group))}
                 for portion in portions(tuple(wanted), start):
                     each = {group: wanted[group] for group in portion}
-                    found, said = self._portion(layer, part, each, block, start, states)
+                    seen = self._compared(layer, part, tuple(each), block, start, states)
+                    found, said = self._portion(layer, each, start, seen)
                     codes |= found
                     reports |= said
                 names = [name for formats in wanted.values() for name in formats]
                 block = with_tensors(block, {f"{name}.weight": codes[name].values() for name in names})
-            advance_part(self.decoder, layer, part, block, states.hidden, routing)
+            states.last.advance(self.decoder, layer, part, block, states.hidden, routing)
             if states.truth is not None:
-                advance_part(self.decoder, layer, part, start, states.truth)
+                states.last_truth.advance(self.decoder, layer, part, start, states.truth)
         return block, codes, reports
 
     def _portion(
         self,
         layer: int,
-        part: Part,
         wanted: Mapping[LinearGroup, Mapping[str, Format]],
-        block: Block,
         start: Block,
-        states: _States,
+        compared: Mapping[LinearGroup, _Compared],
     ) -> tuple[dict[str, QuantTensor], dict[str, RoundingReport]]:
         """Round some groups of a stage. Returns codes and reports by name."""
         codes, reports = dict[str, QuantTensor](), dict[str, RoundingReport]()
-        for group, seen in self._compared(layer, part, tuple(wanted), block, start, states).items():
+        for group, seen in compared.items():
             starved = group.routed and seen.meter.count < STARVED
             rounder = plain_nearest if starved else self._rounder(seen)
-            for name, format in wanted[group].items():
+            shared = with_shared_extent(
+                {name: (start.linears[name].prepared, format) for name, format in wanted[group].items()}
+            )
+            for name, format in shared.items():
                 codes[name], reports[name] = _round(
                     rounder, f"blk.{layer}.{name}", start.linears[name].prepared, format
                 )
@@ -312,16 +338,32 @@ class _Steps:
         """Statistics of the groups' inputs in the rounded block, and their drift from those in the original model."""
         found = {group: _Compared(f"blk.{layer}.{group.linears[0]}", GramMeter(), GramMeter()) for group in groups}
         alike = tuple(group for group in groups if not group.routed)  # both models choose the same tokens for them
-        routing = Routing(self.every)
+        routing, ending = Routing(self.every), states.last.among(groups)
         for at in states.hidden.batches():
             ys: Mapping[LinearGroup, Tensor] = {}
             if states.truth is not None and alike:
                 shared = states.truth.place(self.decoder, layer, at).watched(routing)
                 ys = inputs_of(self.decoder, layer, part, start, alike, self._read(states.truth, at), shared)
+                if ending in ys:
+                    states.last_truth.keep(states.truth, at, ys[ending])
+                    states.truth.beside.keep(layer, at, shared)
             watchers = {group: self._adding(found[group], ys.get(group)) for group in groups}
+            if ending is not None:
+                watchers[ending] = self._keeping(watchers[ending], states, at)
             shared = states.hidden.place(self.decoder, layer, at).watched(routing)
             watch(self.decoder, layer, part, block, watchers, self._read(states.hidden, at), shared)
+            if ending is not None:
+                states.hidden.beside.keep(layer, at, shared)
         return found
+
+    def _keeping(self, add: Callable[[Tensor], None], states: _States, at: slice) -> Callable[[Tensor], None]:
+        """Adds inputs to statistics, and keeps them."""
+
+        def keep(x: Tensor) -> None:
+            states.last.keep(states.hidden, at, x)
+            add(x)
+
+        return keep
 
     def _adding(self, seen: _Compared, original: Tensor | None) -> Callable[[Tensor], None]:
         """Adds inputs to statistics, rounded as the runtimes of the file round them."""
@@ -393,7 +435,7 @@ class _Compared:
 def _round(rounder: LinearRounder, name: str, weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:
     """Round a matrix, or some of its rows. Errors name the linear."""
     try:
-        return rounder(weight, format)
+        return on_grid(rounder)(weight, format)
     except TensorError as error:
         raise TensorError(error.message, tensor=name) from error
 

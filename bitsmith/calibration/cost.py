@@ -31,7 +31,7 @@ _STEP_SECONDS = 0.03  # fixed time of one learning step
 _CANDIDATES, _SEEN_ROWS, _FIT_WORK = 40, 1024, 8000.0  # a search for factors: candidates, rows used, work per weight
 _SEEN_PASSES = 2  # passes through all experts for the statistics of GPTQ, if every token counts for every expert
 _TRAINING_PRODUCTS = 4  # forward, forward again in the backward pass, and two gradients
-_OFFSETS = 4  # numbers beside a weight: its offset, the gradient, and Adam's two moments
+_OFFSETS = 5  # numbers beside a weight: its offset, the best one, the gradient, and Adam's two moments
 _PROBE = 768
 
 
@@ -40,8 +40,8 @@ class Cost:
     """Cost of calibration.
 
     seconds: expected time
-    memory: bytes for hidden states, two blocks (original and quantized), the largest Hessian and the matrices derived
-        from it, and the rows being rounded
+    memory: bytes for hidden states, inputs that are kept beside them, two blocks (original and quantized), the largest
+        Hessian and the matrices derived from it, and the rows being rounded
     disk: bytes of hidden states in a temporary file; 0 if they stay in memory
     """
 
@@ -70,24 +70,32 @@ def calibration_cost(
             known[kind] = _block_seconds(config, layer, method, effort, record, rate)
         grams = max(grams, _gram_bytes(config, layer, method, record.all_experts))
         seconds += known[kind]
+    kept = _kept_inputs(config, method, effort, record.tokens, memory)
     memory = hidden_states + _FLOATS * 2 * largest
     if method.needs_text:
-        memory += _FLOATS * (_HESSIANS * widest**2 + _SLABS * min(_SLAB_ROWS, widest) * widest)
+        memory += kept + _FLOATS * (_HESSIANS * widest**2 + _SLABS * min(_SLAB_ROWS, widest) * widest)
     return Cost(seconds, memory + grams, on_disk)
 
 
-def training_cost(config: ModelConfig, how: EndToEnd, context: int) -> Cost:
+def training_cost(config: ModelConfig, how: EndToEnd, context: int, *, teacher: ModelConfig) -> Cost:
     """Cost of training the whole model after its blocks were rounded, beside `calibration_cost`.
 
     context: tokens of a window
     """
+    from bitsmith.calibration.distilled import kept_bytes
+
     layers = range(config.layers)
     passed = sum(_passed_weights(config, layer) for layer in layers) + config.vocab * config.hidden
     every = sum(rows * cols for layer in layers for rows, cols in linear_shapes(config, layer).values())
     work = float(_TRAINING_PRODUCTS * passed * how.steps * how.batch * context)
+    taught = sum(_passed_weights(teacher, layer) for layer in range(teacher.layers)) + teacher.vocab * teacher.hidden
+    work += float(taught * how.tokens)
     seconds = work / _multiply_adds_per_second() + _STEP_SECONDS * how.steps * config.layers
-    bytes_each = _FLOATS + 1 + (_OFFSETS * _FLOATS if how.depth == "all" else 0)
-    return Cost(seconds, bytes_each * every + _FLOATS * 2 * config.vocab * config.hidden)
+    bytes_each = _FLOATS + 1
+    if how.depth == "all":
+        bytes_each += _OFFSETS * _FLOATS - (2 * (_FLOATS - 1) if how.optimizer == "adam-8bit" else 0)
+    known = kept_bytes(how.tokens, config.vocab)
+    return Cost(seconds, bytes_each * every + _FLOATS * 2 * config.vocab * config.hidden + known)
 
 
 def _block_seconds(
@@ -138,6 +146,21 @@ def _gram_bytes(config: ModelConfig, layer: int, method: Method, every: bool) ->
         return 0
     stages = [stage for part in parts_of(config, layer) for stage in part.operation.stages(config, layer, part.before)]
     return min(max(map(size, stages)), MOST_GRAMS)
+
+
+def _kept_inputs(config: ModelConfig, method: Method, effort: str, tokens: int, memory: int | None) -> int:
+    """Bytes of the inputs of a part's last linear that are kept in memory. See `bitsmith.calibration.last_inputs`."""
+    buffers = 1 + method.row.follows_original(EFFORTS[effort])
+    room = available_memory() if memory is None else 2 * memory
+    own = _FLOATS * tokens * config.hidden
+    share = None if room is None else room // 2 // method.hidden_state_buffers(effort) - own
+    most = 0
+    for layer in range(config.layers):
+        shapes = linear_shapes(config, layer)
+        for part in parts_of(config, layer):
+            size = _FLOATS * tokens * shapes[part.operation.last][1] if part.operation.last else 0
+            most = max(most, size if share is None or size <= share else 0)
+    return buffers * most
 
 
 def _hidden_states(

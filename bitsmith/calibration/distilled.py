@@ -5,6 +5,7 @@ The student's loss is the divergence KL(original || student) over these K tokens
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,40 +14,60 @@ import torch
 from torch import Tensor
 
 from bitsmith.calibration.hidden import HiddenStates
+from bitsmith.system.memory import available_memory
 from bitsmith.system.progress import Progress, Report, silent
 
-TOP = 256  # tokens that are kept for each position: 2 KB
+TOP = 256  # tokens that are kept for each position
 _SMALL = 1e-7  # least mass of the rest, so that its logarithm is finite
+
+
+def kept_bytes(tokens: int, vocab: int) -> int:
+    """Bytes of the kept predictions for so many tokens: an identifier and a float16 for each of the largest."""
+    return tokens * min(TOP, vocab) * (_id_type(vocab).itemsize + 2)
+
+
+def _id_type(vocab: int) -> np.dtype:
+    return np.dtype(np.uint16 if vocab <= 1 << 16 else np.int32)
 
 
 @dataclass(frozen=True)
 class TopLogits:
-    """The original's predictions for all windows.
+    """The original's predictions for all windows, in memory or in an unnamed temporary file.
 
-    ids: int32 [windows, context, K], the most probable tokens
-    log_probs: float32, the same shape, their log-probabilities
+    ids: uint16, or int32 for large vocabularies, [windows, context, K], the most probable tokens
+    log_probs: float16, the same shape, their log-probabilities
     """
 
-    ids: Tensor
-    log_probs: Tensor
+    ids: np.ndarray
+    log_probs: np.ndarray
 
     @classmethod
     def of(
-        cls, hidden: HiddenStates, logits: Callable[[Tensor], Tensor], vocab: int, report: Report = silent
+        cls,
+        hidden: HiddenStates,
+        logits: Callable[[Tensor], Tensor],
+        vocab: int,
+        report: Report = silent,
+        *,
+        memory: int | None = None,
     ) -> TopLogits:
         """From the hidden states after the original's last block.
 
         logits: hidden states float32 [windows, context, hidden] -> float32 [windows, context, vocab]
+        memory: bytes that the predictions may take in memory; more go to disk. None: half of what is available now
         """
         windows, context, _ = hidden.shape
         top = min(TOP, vocab)
-        ids = torch.empty((windows, context, top), dtype=torch.int32)
-        found = torch.empty((windows, context, top), dtype=torch.float32)
+        room = available_memory() if memory is None else 2 * memory
+        on_disk = room is not None and kept_bytes(windows * context, vocab) > room // 2
+        ids = _space((windows, context, top), _id_type(vocab), on_disk)
+        found = _space((windows, context, top), np.dtype(np.float16), on_disk)
         with torch.no_grad():
             for at in hidden.batches():
                 report(Progress("distill", at.start, windows, "windows"))
                 values, tokens = logits(hidden.read(at)).log_softmax(-1).topk(top, dim=-1)
-                ids[at], found[at] = tokens.to(torch.int32).cpu(), values.cpu()
+                ids[at], found[at] = tokens.cpu().numpy(), values.cpu().numpy()
+        report(Progress("distill", windows, windows, "windows"))
         return cls(ids, found)
 
     def divergence(self, windows: np.ndarray, logits: Tensor) -> Tensor:
@@ -54,11 +75,20 @@ class TopLogits:
 
         logits: float32 [windows, context, vocab]
         """
-        known = self.log_probs[windows].to(logits.device)
-        theirs = logits.log_softmax(-1).gather(-1, self.ids[windows].long().to(logits.device))
+        known = torch.from_numpy(self.log_probs[windows].astype(np.float32)).to(logits.device)
+        ids = torch.from_numpy(self.ids[windows].astype(np.int64)).to(logits.device)
+        theirs = logits.log_softmax(-1).gather(-1, ids)
         probs = known.exp()
         inside = (probs * (known - theirs)).sum(-1)
         rest = (1.0 - probs.sum(-1)).clamp(min=_SMALL)
         left = (1.0 - theirs.exp().sum(-1)).clamp(min=_SMALL)
         found: Tensor = (inside + rest * (rest.log() - left.log())).mean()
         return found
+
+
+def _space(shape: tuple[int, ...], dtype: np.dtype, on_disk: bool) -> np.ndarray:
+    """An empty array, in memory or in a temporary file that disappears with it."""
+    if not on_disk:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile(prefix="bitsmith-") as file:  # the mapping keeps it
+        return np.memmap(file, dtype, "w+", shape=shape)

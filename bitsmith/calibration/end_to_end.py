@@ -10,6 +10,7 @@ trains the weights behind the codes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -19,12 +20,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from bitsmith.calibration.adam import OPTIMIZERS, Adam
 from bitsmith.calibration.distilled import TopLogits
 from bitsmith.calibration.folding import with_tensors
-from bitsmith.calibration.learned import TRAINABLE, batches_of, split_windows
+from bitsmith.calibration.learned import TRAINABLE, batches_of, half_products, split_windows
 from bitsmith.calibration.trainable import ScaledMatrix, Start, TrainableMatrix, straight
 from bitsmith.errors import TensorError
 from bitsmith.quant.formats.base import Settled
+from bitsmith.quant.lattice import kept
 from bitsmith.quant.tensor import QuantTensor
 from bitsmith.recipe.rounded_rows import RoundedRows
 from bitsmith.runtime.decoder import Decoder
@@ -36,6 +39,8 @@ DEPTHS = ("scales", "all")
 HEAD = "output"
 _MOMENTS = (0.9, 0.99)  # Adam's beta1 and beta2
 _JUDGED = 8  # how often results are judged
+MOST_TOKENS = 1 << 19  # tokens of a text that are trained on
+_WARMUP = 10  # steps in which step sizes grow
 Matrix = ScaledMatrix | TrainableMatrix
 
 
@@ -45,6 +50,9 @@ class EndToEnd:
 
     depth: of `DEPTHS`
     steps, batch: steps, and windows of each
+    tokens: tokens of the text to train on, at most; 0: those of the calibration
+    optimizer: of `OPTIMIZERS`
+    teacher: name of the model whose predictions are learned; "": the original
     rounding, scaling, norms: first step sizes: of offsets at two bits, in codes; of scales at two bits, and of norms,
         as a share of their values. Those of matrices halve with each further bit. All fall linearly to zero.
     """
@@ -52,15 +60,27 @@ class EndToEnd:
     depth: str = "scales"
     steps: int = 200
     batch: int = 8
+    tokens: int = 0
+    optimizer: str = OPTIMIZERS[0]
+    teacher: str = ""
     rounding: float = 0.001
     scaling: float = 0.004
     norms: float = 0.002
 
     def to_dict(self) -> dict[str, Any]:
         """For the recipe."""
-        return {"train": self.depth, "steps": self.steps, "batch": self.batch} | {
-            name: getattr(self, name) for name in ("rounding", "scaling", "norms")
-        }
+        found: dict[str, Any] = {"train": self.depth, "steps": self.steps, "batch": self.batch}
+        further = {"training_tokens": self.tokens, "teacher": self.teacher}
+        further |= {"optimizer": self.optimizer} if self.optimizer != OPTIMIZERS[0] else {}
+        found |= {name: value for name, value in further.items() if value}
+        return found | {name: getattr(self, name) for name in ("rounding", "scaling", "norms")}
+
+
+def usual(depth: str) -> EndToEnd:
+    """The settings of a depth that measured best, see docs/quality.md."""
+    if depth == "scales":
+        return EndToEnd(depth, steps=200, tokens=MOST_TOKENS)
+    return EndToEnd(depth, steps=400, tokens=MOST_TOKENS, rounding=0.003, scaling=0.001)
 
 
 @dataclass(frozen=True)
@@ -70,12 +90,14 @@ class Trained:
     rows: rows to store, under GGUF names: matrices with their codes, and norms
     before, after: divergence from the original on windows that were not trained on, nats a token
     step: the step that gave the result; 0 if none improved on the start
+    broken: the step at which the loss was not finite, so that training ended; 0: none
     """
 
     rows: tuple[RoundedRows, ...]
     before: float
     after: float
     step: int
+    broken: int = 0
 
 
 @dataclass
@@ -115,6 +137,8 @@ class Student:
 
     def _matrix(self, rows: RoundedRows, device: str) -> Matrix:
         assert rows.tensor is not None
+        if kept(rows.tensor.values(), rows.weight):  # on the grid already: nothing to gain
+            return ScaledMatrix(rows.tensor, device, fixed=True)
         if self.how.depth == "scales":
             return ScaledMatrix(rows.tensor, device)
         return TrainableMatrix(Start(rows.weight, rows.tensor), device)
@@ -150,14 +174,18 @@ class Student:
                     offset = config.norm_offset(f"blk.{layer}.{name}.weight") if as_folder else 0.0
                     self.norms[f"blk.{layer}.{name}.weight"] = _Norm(block.norms[name], dtype, offset)
 
-    def logits(self, ids: np.ndarray) -> Tensor:
-        """Tokens int64 [windows, n] -> float32 [windows, n, vocab]; blocks are computed again in the backward pass."""
+    def logits(self, ids: np.ndarray, *, half: bool = False) -> Tensor:
+        """Tokens int64 [windows, n] -> float32 [windows, n, vocab]; blocks are computed again in the backward pass.
+
+        half: products may be computed in bfloat16, where the device has them; their inputs and weights are then rounded
+        """
         x = self.decoder.embedded(ids).detach()
         shared = self.decoder.place(ids.shape[1], ids)
-        for layer in range(len(self._blocks)):
-            x = checkpoint(partial(self._run, layer, shared), x, use_reentrant=False)
-        found: Tensor = checkpoint(self._head, x, use_reentrant=False)
-        return found
+        with half_products(str(x.device)) if half else nullcontext():
+            for layer in range(len(self._blocks)):
+                x = checkpoint(partial(self._run, layer, shared), x, use_reentrant=False)
+            found: Tensor = checkpoint(self._head, x, use_reentrant=False)
+        return found.float()
 
     def _run(self, layer: int, shared: Any, x: Tensor) -> Tensor:
         block = self._blocks[layer]
@@ -225,34 +253,35 @@ def _check_same(name: str, matrix: Matrix, tensor: QuantTensor) -> None:
 def train(student: Student, teacher: TopLogits, tokens: np.ndarray, seed: int, report: Report = silent) -> Trained:
     """Train a student on windows of tokens, int64 [windows, n], and take the best state on windows held out.
 
-    The same seed gives the same result. Raises TensorError if the loss is not finite.
+    The same seed gives the same result. A loss that is not finite ends the training; the best state before stays.
+    Raises TensorError if the start's loss is not finite.
     """
     how = student.how
     trained, judged = split_windows(len(tokens))
     before = least = _judge(student, teacher, tokens, judged)
     if not np.isfinite(before):
         raise TensorError("the quantized model's predictions are not finite; check the model with `bitsmith inspect`")
-    best, found = student.state(), 0
+    best, found, broken = student.state(), 0, 0
     groups = student.groups()
-    optimizer = torch.optim.Adam([{"params": values} for values, _ in groups], betas=_MOMENTS)
+    optimizer = Adam([values for values, _ in groups], _MOMENTS, small=how.optimizer == "adam-8bit")
     for step, batch in enumerate(batches_of(trained, how.steps, how.batch, seed), 1):
-        for group, (_, rate) in zip(optimizer.param_groups, groups, strict=True):
-            group["lr"] = rate * (1.0 - (step - 1) / how.steps)
         optimizer.zero_grad()
         with torch.enable_grad():
-            loss = teacher.divergence(batch, student.logits(tokens[batch]))
-            if not bool(torch.isfinite(loss)):
+            loss = teacher.divergence(batch, student.logits(tokens[batch], half=True))
+            said = float(loss.detach())
+            if not np.isfinite(said):
+                broken = step
                 break
             torch.autograd.backward(loss)
-        optimizer.step()
-        detail = f"divergence {float(loss.detach()):.4f}"
+        share = min(1.0, step / _WARMUP) * (1.0 - (step - 1) / how.steps)
+        optimizer.step([rate * share for _, rate in groups])
         if step == how.steps or step % max(1, how.steps // _JUDGED) == 0:
             now = _judge(student, teacher, tokens, judged)
             if now < least:
                 best, least, found = student.state(), now, step
-        report(Progress("train", step, how.steps, "steps", detail))
+        report(Progress("train", step, how.steps, "steps", f"divergence {said:.4f}"))
     student.restore(best)
-    return Trained(tuple(student.rows()), before, least, found)
+    return Trained(tuple(student.rows()), before, least, found, broken)
 
 
 def _judge(student: Student, teacher: TopLogits, tokens: np.ndarray, windows: np.ndarray) -> float:

@@ -15,7 +15,13 @@ from bitsmith.quant.rounders.effort import EFFORTS
 FINE_BITS = 8  # with so many bits, nearest codes with weighted scales lose almost nothing
 
 # The default rounders of each effort: below 8 bits, and from 8 bits on
-_DEFAULTS = {"fast": ("nearest", "nearest"), "normal": ("gptq", "nearest"), "high": ("learned", "gptq")}
+_DEFAULTS = {
+    "fast": ("nearest", "nearest"),
+    "normal": ("gptq", "nearest"),
+    "high": ("learned", "gptq"),
+    "max": ("learned", "gptq"),
+}
+MAX_EFFORT = "max"  # after rounding, the scales of the whole model are trained
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from bitsmith.calibration.rounding import RoundingReport
     from bitsmith.calibration.transforms.base import Rescaling
     from bitsmith.quant.rounders.gptq import GptqReport
+    from bitsmith.recipe.plan import PlannedTensor
 
 _SHOWN = 3
 
@@ -71,11 +72,24 @@ def _few(items: list[str]) -> str:
     return ", ".join(items[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
+def recovered_notes(tensors: Iterable[PlannedTensor], recovered: Collection[str]) -> tuple[str, ...]:
+    """A note on the tensors that lay on their format's grid already. recovered: their names"""
+    if not recovered:
+        return ()
+    rounded = [tensor for tensor in tensors if tensor.format is not None and not tensor.verbatim]
+    names = {tensor.format.name for tensor in rounded if tensor.info.name in recovered and tensor.format is not None}
+    return (
+        f"{len(recovered)} of {len(rounded)} quantized tensors lie on the grid of {', '.join(sorted(names))} already, "
+        "as after training for it: their values are kept exactly, without a new search",
+    )
+
+
 def training_note(trained: Trained) -> str:
     """What the training of the whole model gained."""
+    ended = f"; the loss was not finite at step {trained.broken}, which ended the training" if trained.broken else ""
     if not trained.step:
-        return "training gained nothing on the windows held out: the codes and scales are those of the rounder"
+        return f"training gained nothing on the windows held out: the codes and scales are those of the rounder{ended}"
     return (
-        f"training: divergence from the original on windows held out {trained.before:.5g} before, {trained.after:.5g} "
-        f"now (the state of step {trained.step})"
+        f"training: divergence from the teacher on windows held out {trained.before:.5g} before, {trained.after:.5g} "
+        f"now (the state of step {trained.step}){ended}"
     )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from torch import Tensor
 
 from bitsmith.calibration.stats import Stats
 from bitsmith.calibration.transforms.awq import fit_clipped
-from bitsmith.quant.formats.base import Format, NeedsExtent, Params, Settled
+from bitsmith.quant.formats.base import Format, NeedsExtent, Params, Settled, SharesExtent, VectorFormat
 from bitsmith.quant.formats.precision import as_numpy
+from bitsmith.quant.lattice import probe, probed_rows, recover
 from bitsmith.quant.rounders.effort import Effort
 from bitsmith.quant.rounders.gptq import SLAB_ROWS, GptqReport, gptq_rows, joined
 from bitsmith.quant.rounders.hessian import corrected, correction, prepare
@@ -20,15 +22,21 @@ from bitsmith.quant.tensor import QuantTensor
 
 @dataclass(frozen=True)
 class RoundingReport:
-    """The report on rounding a matrix. gptq: None if the codes are the nearest"""
+    """The report on rounding a matrix.
+
+    gptq: None if the codes are the nearest
+    recovered: whether all rows lay on the format's grid, and are kept exactly
+    """
 
     gptq: GptqReport | None = None
+    recovered: bool = False
 
     @classmethod
     def joined(cls, parts: Iterable[RoundingReport]) -> RoundingReport:
         """The report on all rows, from the reports on slabs of rows."""
-        found = [part.gptq for part in parts if part.gptq is not None]
-        return cls(joined(found) if found else None)
+        every = tuple(parts)
+        found = [part.gptq for part in every if part.gptq is not None]
+        return cls(joined(found) if found else None, all(part.recovered for part in every))
 
 
 def plain_nearest(weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:
@@ -37,9 +45,38 @@ def plain_nearest(weight: Tensor, format: Format) -> tuple[QuantTensor, Rounding
     format = _with_extent(format, w)
     slabs = []
     for start in range(0, len(w), SLAB_ROWS):
-        params = format.fit(w[start : start + SLAB_ROWS], None)
-        slabs.append((format.grid(params).nearest(w[start : start + SLAB_ROWS]), params))
+        slabs.append(_nearest(w[start : start + SLAB_ROWS], format, None))
     return _whole(format, slabs), RoundingReport()
+
+
+def _nearest(rows: np.ndarray, format: Format, stats: Stats | None) -> tuple[np.ndarray, Params]:
+    """The nearest codes, and parameters for them; statistics weight the columns."""
+    if isinstance(format, VectorFormat):
+        return format.nearest(rows, None if stats is None else stats.importance)
+    params = format.fit(rows, None) if stats is None else fit_clipped(rows, format, stats)
+    codes: np.ndarray = format.grid(params).nearest(rows)
+    return codes, params
+
+
+def on_grid(rounder: LinearRounder) -> LinearRounder:
+    """A rounder that keeps rows which lie on the format's grid already, see `quant.lattice`."""
+
+    def round(weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:
+        w = as_numpy(weight)
+        if not probe(w[list(probed_rows(len(w)))], format):
+            return rounder(weight, format)
+        kept, found = recover(w, format)
+        if found.all():
+            return kept, RoundingReport(recovered=True)
+        tensor, said = rounder(weight, format)
+        params = {name: values.copy() for name, values in tensor.params.items()}
+        codes = tensor.codes.copy()
+        codes[found] = kept.codes[found]
+        for name, values in kept.params.items():
+            params[name][found] = values[found]
+        return QuantTensor(format, codes, params), said
+
+    return round
 
 
 _ACCELERATED_ROWS = 8 * SLAB_ROWS  # on an accelerator the time depends on the number of columns, not on their length
@@ -55,9 +92,7 @@ def clipped_nearest(stats: Stats) -> LinearRounder:
         format = _with_extent(format, w)
         slabs = []
         for start in range(0, len(w), SLAB_ROWS):
-            rows = w[start : start + SLAB_ROWS]
-            params = fit_clipped(rows, format, stats)
-            slabs.append((format.grid(params).nearest(rows), params))
+            slabs.append(_nearest(w[start : start + SLAB_ROWS], format, stats))
         return _whole(format, slabs), RoundingReport()
 
     return round
@@ -70,7 +105,9 @@ def gptq_rounder(stats: Stats, drift: Tensor | None, effort: Effort) -> LinearRo
         weights are first corrected for it, see `correction`
     """
     assert stats.gram is not None
-    factor = prepare(stats.gram / max(stats.count, 1))
+    hessian = stats.gram / max(stats.count, 1)
+    factor = prepare(hessian)
+    by_vectors = cache(lambda: prepare(hessian, order="vectors"))
     moves = None if drift is None else correction(factor, drift / max(stats.count, 1))
 
     step = SLAB_ROWS if factor.hessian.device.type == "cpu" else _ACCELERATED_ROWS
@@ -79,8 +116,9 @@ def gptq_rounder(stats: Stats, drift: Tensor | None, effort: Effort) -> LinearRo
         if moves is not None:
             weight = corrected(weight, moves)
         format = _with_extent(format, weight)
+        own = by_vectors() if isinstance(format, VectorFormat) else factor
         slabs = [
-            gptq_rows(weight[start : start + step], format, factor, sweeps=effort.sweeps)
+            gptq_rows(weight[start : start + step], format, own, sweeps=effort.sweeps)
             for start in range(0, weight.shape[0], step)
         ]
         tensor = _whole(format, [(slab.codes, slab.params) for slab in slabs])
@@ -89,12 +127,35 @@ def gptq_rounder(stats: Stats, drift: Tensor | None, effort: Effort) -> LinearRo
     return round
 
 
+def with_shared_extent(matrices: Mapping[str, tuple[Tensor, Format]]) -> dict[str, Format]:
+    """The formats of matrices that share an input. Those with one scale for all of them get the extent of all.
+
+    matrices: the weight, float32 [rows, cols], and the format of each by name
+    """
+    alike: dict[str, list[Tensor]] = {}
+    for weight, format in matrices.values():
+        if isinstance(format, SharesExtent) and format.shares_extent:
+            alike.setdefault(format.name, []).append(weight)
+    extents = {
+        name: (min(float(w.min()) for w in weights), max(float(w.max()) for w in weights))
+        for name, weights in alike.items()
+    }
+    return {
+        name: format.with_extent(*extents[format.name])
+        if isinstance(format, SharesExtent) and format.name in extents
+        else format
+        for name, (_, format) in matrices.items()
+    }
+
+
 def _with_extent(format: Format, w: Tensor | np.ndarray) -> Format:
-    """The format, with the extent of the matrix if it needs one."""
+    """The format, with the extent of the matrix if it needs one and has none yet."""
+    if isinstance(format, SharesExtent) and format.low is not None:
+        return format  # that of all matrices which share a scale
     return format.with_extent(float(w.min()), float(w.max())) if isinstance(format, NeedsExtent) else format
 
 
-def _whole(format: Format, slabs: list[tuple[Tensor | np.ndarray, Params]]) -> QuantTensor:
+def _whole(format: Format, slabs: Sequence[tuple[Tensor | np.ndarray, Params]]) -> QuantTensor:
     """Join the codes and parameters of slabs of rows to one tensor of numpy arrays."""
     params = {name: np.concatenate([as_numpy(slab[name]) for _, slab in slabs]) for name in slabs[0][1]}
     if isinstance(format, Settled):

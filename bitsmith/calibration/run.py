@@ -102,6 +102,22 @@ class Prepared:
         tokens = generate_tokens(self.request, model, report=report)
         return replace(self, tokens=tokens, record=tokens.record)
 
+    def trainable(self, most: int) -> int:
+        """Number of tokens that a training gets: those of the calibration, and up to `most` if the texts have more."""
+        if self.tokens is None or self.request is None:
+            return self.record.tokens  # text that the model writes
+        return max(self.record.tokens, min(most, self.tokens.available) // self.request.context * self.request.context)
+
+    def longer(self, tokens: int, report: Report = silent) -> np.ndarray:
+        """Windows of so many tokens of the same texts, int64 [windows, context], see `trainable`."""
+        assert self.tokens is not None
+        own, request = self.tokens.tokens, self.request
+        if request is None or tokens <= own.size:
+            return own
+        wanted = replace(request, windows=tokens // request.context)
+        shape = self.checkpoint.config
+        return read_tokens(wanted, self.checkpoint.tokenizer(), vocab=shape.vocab, report=report).tokens
+
 
 def prepare(
     checkpoint: Checkpoint,

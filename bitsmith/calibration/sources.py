@@ -85,6 +85,7 @@ class CalibrationTokens:
     seed: seed that chose the windows
     notes: notes for the user about reading
     all_experts: see `Request`
+    available: tokens of the texts in whole windows, also of those that were not drawn; 0: unknown
     """
 
     source: str
@@ -92,6 +93,7 @@ class CalibrationTokens:
     seed: int
     notes: tuple[str, ...] = ()
     all_experts: bool = False
+    available: int = 0
 
     @property
     def record(self) -> CalibrationRecord:
@@ -128,7 +130,8 @@ def read_tokens(request: Request, tokenizer: Encoder, *, vocab: int, report: Rep
             "that belongs to the weights."
         )
     windows = _windows(ids, request, name, tokenizer)
-    return CalibrationTokens(name, windows, request.seed, read.notes, request.all_experts)
+    available = len(ids) // request.context * request.context
+    return CalibrationTokens(name, windows, request.seed, read.notes, request.all_experts, available)
 
 
 def _windows(ids: np.ndarray, request: Request, name: str, tokenizer: Encoder) -> np.ndarray:

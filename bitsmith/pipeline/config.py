@@ -46,8 +46,9 @@ class QuantizeConfig(BudgetConfig, CalibrationConfig):
         None,
         group="Method",
         metavar="LEVEL",
-        help="fast (weighted scales), normal (gptq below 8 bits) or high (learned); default: normal. Giving it without "
-        "--method also calibrates, on the built-in text unless --calibration is given.",
+        help="fast (weighted scales), normal (gptq below 8 bits), high (learned) or max (then the scales of the whole "
+        "model are trained, as by tune qat); default: normal. Giving it without --method also calibrates, on the "
+        "built-in text unless --calibration is given.",
     )
     pure: bool = option(False, group="Types", help="One type for all matrices, no mix.")
     rules: Sequence[str] = option(

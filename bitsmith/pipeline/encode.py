@@ -18,6 +18,7 @@ from bitsmith.models.arch.names import permute_rows, unpermute_rows
 from bitsmith.pipeline.chunks import CHUNK_WEIGHTS, Chunk
 from bitsmith.quant.formats.base import NeedsExtent, Settled
 from bitsmith.quant.formats.nested import Nested
+from bitsmith.quant.lattice import has_lattice, kept, probe, probed_rows, recover
 from bitsmith.quant.rounders.nearest import nearest
 from bitsmith.quant.scale_search import tree_sum
 from bitsmith.quant.tensor import PackedTensor, QuantTensor
@@ -33,11 +34,13 @@ class Encoded:
 
     parts: stored bytes by part
     squared_error, squared_weight: sums over the chunk, float64
+    kept: whether the chunk lies on its format's grid, so that its weights are kept exactly, see `quant.lattice`
     """
 
     parts: dict[str, np.ndarray]
     squared_error: float
     squared_weight: float
+    kept: bool = False
 
 
 def encode_chunk(source: Source, chunk: Chunk, packed: PackedTensor | None) -> Encoded:
@@ -50,7 +53,7 @@ def encode_chunk(source: Source, chunk: Chunk, packed: PackedTensor | None) -> E
     assert packed is not None
     if planned.copied:
         return Encoded(dict(packed.parts), 0.0, 0.0)
-    encoded = _encode_by_core(chunk, packed)
+    encoded = None if planned.on_grid else _encode_by_core(chunk, packed)
     if encoded is not None:
         return encoded
     try:
@@ -63,11 +66,12 @@ def encode_chunk(source: Source, chunk: Chunk, packed: PackedTensor | None) -> E
     if planned.order is not None:
         w = _reordered(planned.order, w, chunk)
     try:
-        parts, values = encode_rows(_at(planned, slice(chunk.start, chunk.stop)), w, chunk.importance)
+        at = _at(planned, slice(chunk.start, chunk.stop))
+        parts, values = _kept_rows(at, w, chunk.importance) if planned.on_grid else encode_rows(at, w, chunk.importance)
     except TensorError as error:
         raise error.at(planned.source) from error
     _check_decoded(planned, values, w)
-    return Encoded(parts, sum_of_squares(values - w), sum_of_squares(w))
+    return Encoded(parts, sum_of_squares(values - w), sum_of_squares(w), planned.on_grid and kept(values, w))
 
 
 def encode_rounded(chunk: Chunk, rounded: RoundedRows) -> Encoded:
@@ -85,7 +89,8 @@ def encode_rounded(chunk: Chunk, rounded: RoundedRows) -> Encoded:
         _check_decoded(planned, values, wanted)
     except TensorError as error:
         raise error.at(planned.source) from error
-    return Encoded(parts, sum_of_squares(values - wanted), sum_of_squares(wanted))
+    same = rounded.tensor is not None and kept(values, wanted)
+    return Encoded(parts, sum_of_squares(values - wanted), sum_of_squares(wanted), same)
 
 
 def _pack_codes(chunk: Chunk, tensor: QuantTensor, rows: slice) -> dict[str, np.ndarray]:
@@ -100,28 +105,54 @@ def _pack_codes(chunk: Chunk, tensor: QuantTensor, rows: slice) -> dict[str, np.
 
 
 def prepared(source: Source, planned: PlannedTensor, importance: np.ndarray | None = None) -> PlannedTensor:
-    """The same tensor; a format that must know the whole tensor gets what it needs from a first pass over the rows.
+    """The same tensor, and whether it seems to lie on its format's grid; a few rows are read for this.
 
+    A format that must know the whole tensor gets what it needs from a first pass over the rows.
     importance: float32 [matrices, cols], see `Format.fit`; None for none
     """
     if planned.source is None or planned.copied or planned.verbatim:
         return planned
     if isinstance(planned.format, NeedsExtent):
         low, high = np.inf, -np.inf
-        for _, w in _slabs(source, planned):
-            low, high = min(low, float(w.min())), max(high, float(w.max()))
+        for name in planned.together or (planned.source,):
+            for _, w in _slabs(source, name):
+                low, high = min(low, float(w.min())), max(high, float(w.max()))
         return replace(planned, format=planned.format.with_extent(low, high))
     if isinstance(planned.format, Settled):
         return _settled(source, planned, planned.format, importance)
-    return planned
+    return replace(planned, on_grid=True) if _on_grid(source, planned) else planned
+
+
+def _on_grid(source: Source, planned: PlannedTensor) -> bool:
+    """Whether some rows of a tensor lie on the grid of its format."""
+    if planned.source is None or planned.format is None or not has_lattice(planned.format):
+        return False
+    rows = [source.rows(planned.source, row, row + 1) for row in probed_rows(planned.info.rows)]
+    return bool(rows) and probe(np.concatenate(rows), planned.format)
+
+
+def _kept_rows(
+    planned: PlannedTensor, w: np.ndarray, importance: np.ndarray | None
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The same as `encode_rows`, with the codes of rows that lie on the grid; the others are rounded."""
+    assert planned.format is not None
+    assert planned.codec is not None
+    tensor, found = recover(w, planned.format)
+    if not found.all():
+        codes, params = nearest(w[~found], planned.format, importance)
+        tensor.codes[~found] = codes
+        for name, values in params.items():
+            tensor.params[name][~found] = values
+    return planned.codec.encode(tensor), tensor.values()
 
 
 def _settled(source: Source, planned: PlannedTensor, format: Settled, importance: np.ndarray | None) -> PlannedTensor:
     """The tensor with the scales of all its rows, in the order of the output."""
     assert planned.format is not None
+    assert planned.source is not None
     each = planned.info.rows // (1 if importance is None else len(importance))
     found = []
-    for start, w in _slabs(source, planned, each):
+    for start, w in _slabs(source, planned.source, each):
         columns = None if importance is None else importance[start // each]
         found.append(planned.format.fit(w, columns))
     free = {name: np.concatenate([params[name] for params in found]) for name in found[0]}
@@ -131,18 +162,18 @@ def _settled(source: Source, planned: PlannedTensor, format: Settled, importance
     return replace(planned, format=format.settled_on(format.settled(free)))
 
 
-def _slabs(source: Source, planned: PlannedTensor, together: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+def _slabs(source: Source, name: str, together: int = 0) -> Iterator[tuple[int, np.ndarray]]:
     """(first row, float32 [rows, cols]) of all rows of a tensor, in the source's order.
 
     together: slabs do not cross a multiple of it; 0: any
     """
-    assert planned.source is not None
-    step = max(1, CHUNK_WEIGHTS // max(planned.info.cols, 1))
-    together = together or planned.info.rows
-    for first in range(0, planned.info.rows, together):
-        for start in range(first, min(first + together, planned.info.rows), step):
-            w = source.rows(planned.source, start, min(start + step, first + together, planned.info.rows))
-            _check_finite(planned.source, w, start)
+    info = source.tensors[name]
+    step = max(1, CHUNK_WEIGHTS // max(info.cols, 1))
+    together = together or info.rows
+    for first in range(0, info.rows, together):
+        for start in range(first, min(first + together, info.rows), step):
+            w = source.rows(name, start, min(start + step, first + together, info.rows))
+            _check_finite(name, w, start)
             yield start, w
 
 

@@ -6,6 +6,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -24,6 +25,17 @@ from bitsmith.recipe.rounded_rows import RoundedRows
 from bitsmith.system.progress import Progress, Report, silent
 
 
+@dataclass(frozen=True)
+class Written:
+    """A finished output.
+
+    recovered: names of the quantized tensors whose weights lay on their format's grid, and are kept exactly
+    """
+
+    manifest: Manifest
+    recovered: tuple[str, ...] = ()
+
+
 def execute(
     plan: Plan,
     target: Path,
@@ -33,8 +45,8 @@ def execute(
     importance: Mapping[str, np.ndarray] | None = None,
     coverage: Coverage | None = None,
     report: Report = silent,
-) -> Manifest:
-    """Round all tensors of a plan to the nearest codes, write them to `target` and verify. Returns the manifest.
+) -> Written:
+    """Round all tensors of a plan to the nearest codes, write them to `target` and verify.
 
     reservation: of `plan.destination(target)`
     importance: by output name, float32 [matrices, cols], see `Format.fit`
@@ -55,16 +67,18 @@ class PlanWriter:
     """
 
     def __init__(self, plan: Plan, target: Path, reservation: Reservation, *, report: Report = silent) -> None:
-        """Open temporary files. Raises FileError if they cannot be written.
+        """Take the census and open temporary files. Raises as `Assignment.census`; FileError if they cannot be written.
 
         reservation: of `plan.destination(target)`
         """
+        plan.assignment.census  # noqa: B018 - raises where a weight would be lost
         self._plan, self._report = plan, report
         self._by_name = {tensor.info.name: tensor for tensor in plan.tensors}
         self._records: dict[str, TensorRecord] = {}
         self._begun: dict[str, _TensorSums] = {}
         self._total = sum(tensor.info.parameters for tensor in plan.tensors)
         self._done = 0
+        self._recovered: list[str] = []
         self._output = OutputFiles(plan.destination(target), reservation)
 
     def __enter__(self) -> PlanWriter:
@@ -110,15 +124,17 @@ class PlanWriter:
             self._read(chunk)
             self._write(chunk, encode_rounded(chunk, rounded))
 
-    def finish(self, *, threads: int, coverage: Coverage | None = None) -> Manifest:
-        """Flush, read back, compare and rename. Returns the written manifest.
+    def finish(self, *, threads: int, coverage: Coverage | None = None) -> Written:
+        """Flush, read back, compare and rename.
 
         coverage: tokens that each expert saw, for the manifest
         """
-        plan = self._plan.with_coverage(coverage)
+        plan = self._plan.with_coverage(coverage).with_recovered(len(self._recovered))
         records = [self._records[tensor.info.name] for tensor in plan.tensors]
         self._output.commit(plan.layouts(records), self._report, threads=threads)
-        return plan.manifest(records)
+        recovered = set(self._recovered)
+        names = tuple(tensor.info.name for tensor in plan.tensors if tensor.info.name in recovered)
+        return Written(plan.manifest(records), names)
 
     def _read(self, chunk: Chunk) -> PackedTensor | None:
         """Read the stored rows of a chunk and add them to their tensor's hash. Returns None for a constant."""
@@ -137,10 +153,13 @@ class PlanWriter:
             self._output.write(name, part, _bytes_of(data))
         sums.error += encoded.squared_error
         sums.weight += encoded.squared_weight
+        sums.kept = sums.kept and encoded.kept
         self._done += (chunk.stop - chunk.start) * planned.info.cols
         self._report(Progress(self._plan.recipe.command, self._done, self._total, "weights", name))
         if chunk.stop == planned.info.rows:
             self._records[name] = self._begun.pop(name).record(planned, self._output)
+            if sums.kept and sums.weight and planned.format is not None and not planned.verbatim:
+                self._recovered.append(name)
 
 
 class _TensorSums:
@@ -148,11 +167,13 @@ class _TensorSums:
 
     source: hash of the stored bytes of its source
     error, weight: sums of squares, float64
+    kept: whether all chunks so far kept their weights exactly
     """
 
     def __init__(self) -> None:
         self.source = hashlib.sha256()
         self.error = self.weight = 0.0
+        self.kept = True
         self._slabs: list[Mapping[str, np.ndarray]] = []
 
     def in_file_order(self, chunk: Chunk, parts: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:

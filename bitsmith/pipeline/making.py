@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bitsmith.calibration.measure import Job, Measured, measure
-from bitsmith.calibration.notes import rescaling_notes, rounding_notes, training_note
+from bitsmith.calibration.notes import recovered_notes, rescaling_notes, rounding_notes, training_note
 from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.run import Prepared
 from bitsmith.calibration.work import BlockwiseWork, Reports, naming, own_name, own_names
-from bitsmith.containers.manifest import Manifest
 from bitsmith.containers.reservation import Reservation
-from bitsmith.pipeline.executor import PlanWriter, execute
+from bitsmith.pipeline.executor import PlanWriter, Written, execute
 from bitsmith.pipeline.outputs import Output
 from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.coverage import Coverage
@@ -43,7 +42,7 @@ class Made:
     """
 
     plan: Plan
-    manifest: Manifest
+    written: Written
     notes: tuple[str, ...] = ()
     coverage: Coverage | None = None
 
@@ -85,7 +84,8 @@ def make_all(
         result = replace(
             promised,
             plan=made.plan,
-            manifest=made.manifest,
+            manifest=made.written.manifest,
+            recovered=made.written.recovered,
             seconds=now - clock,
             verify_seconds=now - watch.verifying,
             verify_cpu_seconds=time.process_time() - watch.worked,
@@ -130,7 +130,7 @@ class _Making:
     def nearest(self) -> Made:
         """Give every tensor the nearest codes, with weighted scales if there is an importance."""
         plan, coverage = self._plan(), self._told(self.measured.coverage)
-        manifest = execute(
+        written = execute(
             plan,
             self.output.path,
             self.shared.reservation,
@@ -139,7 +139,8 @@ class _Making:
             coverage=coverage,
             report=self.report,
         )
-        return Made(plan, manifest, () if coverage is None else (coverage.note(),), coverage)
+        notes = [] if coverage is None else [coverage.note()]
+        return Made(plan, written, (*notes, *recovered_notes(plan.tensors, written.recovered)), coverage)
 
     def blockwise(self) -> Made:
         """Make first the tensors outside the blocks, then the blocks one by one, then the head."""
@@ -168,11 +169,12 @@ class _Making:
                 for rows in work.rows(Rounded(trained.rows, {})):
                     writer.write_rounded(rows)
             coverage = self._told(reports.coverage)
-            manifest = writer.finish(threads=self.shared.threads, coverage=coverage)
+            written = writer.finish(threads=self.shared.threads, coverage=coverage)
         notes = [] if coverage is None else [coverage.note()]
         notes += [] if trained is None else [training_note(trained)]
         notes += rescaling_notes(self.measured.rescalings, own_names(plan.tensors))
-        return Made(plan, manifest, (*notes, *rounding_notes(reports.by_name)), coverage)
+        notes += recovered_notes(plan.tensors, written.recovered)
+        return Made(plan, written, (*notes, *rounding_notes(reports.by_name)), coverage)
 
     def _round(self, rounding: BlockwiseRounding, take: Callable[[Rounded], None]) -> None:
         """Round block by block, then the head. take: gets each step, which is free before the next"""
@@ -186,6 +188,8 @@ class _Making:
 
     def _trained(self, plan: Plan, rounding: BlockwiseRounding, how: EndToEnd, reports: Reports) -> Trained:
         """The whole model, rounded and then trained end to end."""
+        from bitsmith.calibration.blockwise import Lesson
+
         rows: list[RoundedRows] = []
 
         def keep(rounded: Rounded) -> None:
@@ -194,7 +198,9 @@ class _Making:
 
         self._round(rounding, keep)
         table = next((each for each in plan.tensors if own_name(each) == "token_embd.weight"), None)
-        return rounding.train(rows, how, None if table is None else table.format, self.report)
+        assert self.prepared is not None
+        lesson = Lesson(self.prepared.longer(how.tokens), self.output.teacher or plan.checkpoint)
+        return rounding.train(rows, how, None if table is None else table.format, lesson, self.report)
 
     def _told(self, coverage: Coverage | None) -> Coverage | None:
         """The coverage with what starved experts got."""

@@ -18,6 +18,7 @@ from bitsmith.pipeline.config import QuantizeConfig
 from bitsmith.pipeline.estimate import expected_seconds
 from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.calibration_record import CalibrationRecord
+from bitsmith.recipe.needs import needing_importance
 from bitsmith.recipe.plan import Assignment, Plan
 from bitsmith.recipe.planners import assign
 from bitsmith.recipe.recipe import PlanOptions, Recipe
@@ -26,6 +27,7 @@ from bitsmith.system.sizes import parse_size
 
 if TYPE_CHECKING:
     from bitsmith.calibration.end_to_end import EndToEnd
+    from bitsmith.calibration.importance import Importance
     from bitsmith.calibration.run import Prepared
 
 
@@ -36,6 +38,7 @@ class Output:
     path: the file or the folder, with links followed
     link: the link that the user named, if it is one
     training: how the whole model is trained after its blocks were rounded; None: not at all
+    teacher: the model whose predictions are learned then; None: the original
     prepared: the calibration; None without one
     device: the device of the calibration
     memory: bytes that hidden states may take in memory; None: half of what is free
@@ -52,6 +55,7 @@ class Output:
     warnings: tuple[str, ...] = ()
     link: Path | None = None
     training: EndToEnd | None = None
+    teacher: Checkpoint | None = None
 
     def plan(self, record: CalibrationRecord | None, input_absmax: Mapping[str, float] | None = None) -> Plan:
         """The plan. Its sizes are exact before the calibration pass, and it is final after the pass.
@@ -84,7 +88,8 @@ class Output:
         return self.assignment.checkpoint.config.experts is not None
 
     def expected(self, threads: int) -> Quantized:
-        """The expected result, before any weight is read."""
+        """The expected result, before any weight is read. Raises as the census of the assignment."""
+        self.assignment.census  # noqa: B018 - raises where a weight would be lost
         found = self.planned()
         plan = found.plan
         cost = self._cost(self.method, self.effort)
@@ -122,6 +127,10 @@ class Output:
             calibration=plan.recipe.calibration,
         )
 
+    def warned(self, further: Sequence[str]) -> Output:
+        """The same with further warnings."""
+        return replace(self, warnings=(*further, *self.warnings))
+
     def destination(self) -> Destination:
         """Where the output goes, with its exact sizes. Raises UsageError for several files behind one link."""
         found = self.plan(self.assignment.options.calibration).destination(self.path)
@@ -140,7 +149,8 @@ class Output:
         cost = calibration_cost(config, method, effort, record, memory=self.memory)
         if self.training is None or method != self.method:
             return cost
-        further = training_cost(config, self.training, record.context)
+        taught = config if self.teacher is None else self.teacher.config
+        further = training_cost(config, self.training, record.context, teacher=taught)
         return replace(cost, seconds=cost.seconds + further.seconds, memory=cost.memory + further.memory)
 
 
@@ -174,6 +184,29 @@ def outputs_of(
     return found
 
 
+def with_importance(
+    checkpoint: Checkpoint, targets: Sequence[Target], config: QuantizeConfig
+) -> tuple[QuantizeConfig, dict[str, tuple[str, ...]]]:
+    """The options with the built-in text as calibration, where a target needs importance and no text was given.
+
+    Returns also the notes on it, by target.
+    """
+    if config.calibration_sources:
+        return config, {}
+    notes: dict[str, tuple[str, ...]] = {}
+    for target in targets:
+        try:
+            names = needing_importance(assign(checkpoint, target, _options(target, Path("plan"), config, None)))
+        except BitsmithError:
+            continue  # planning says why
+        if names:
+            notes[str(target)] = (
+                f"{target.name} needs importance: with so few bits, columns that matter must lose less than others. "
+                "No `--calibration` was given, so the built-in text serves; a text of your own kind may serve better.",
+            )
+    return (replace(config, calibration="default"), notes) if notes else (config, {})
+
+
 def rounds_nothing(checkpoint: Checkpoint, target: Target, config: QuantizeConfig) -> bool:
     """Whether a target stores every tensor as floats, so that there is nothing to calibrate.
 
@@ -191,7 +224,26 @@ def _of_calibration(assignment: Assignment, prepared: Prepared | None) -> Iterat
         return
     yield from prepared.warnings
     if prepared.ready is not None:
+        _check_needs(assignment, prepared.ready)
         yield from prepared.ready.without(each for each in assignment.tensors if each.format is not None)
+
+
+def _check_needs(assignment: Assignment, importance: Importance) -> None:
+    """Raise UsageError if an importance file lacks a matrix whose type needs it."""
+    from bitsmith.calibration.work import own_name
+
+    needy = set(needing_importance(assignment))
+    missing = [
+        each.info.name
+        for each in assignment.tensors
+        if each.info.name in needy and importance.of(own_name(each)) is None
+    ]
+    if missing:
+        raise UsageError(
+            f"{importance.record.source} has no entry for {missing[0]} and {len(missing) - 1} more, whose types in "
+            f"{assignment.target.name} need importance: with so few bits, columns that matter must lose less than the "
+            "others. Make a file of the whole model with `bitsmith imatrix`, or give a text."
+        )
 
 
 def _unused(assignment: Assignment, config: QuantizeConfig, method: Method) -> Iterator[str]:

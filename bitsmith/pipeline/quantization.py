@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from bitsmith.calibration.method import MAX_EFFORT
 from bitsmith.calibration.resources import Resources
 from bitsmith.containers.destination import folder_for
 from bitsmith.containers.reservation import Reservation
@@ -16,7 +17,14 @@ from bitsmith.errors import UsageError
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.pipeline.config import QuantizeConfig
 from bitsmith.pipeline.estimate import with_long_note
-from bitsmith.pipeline.outputs import Output, check_grouping, doubly_quantized, outputs_of, rounds_nothing
+from bitsmith.pipeline.outputs import (
+    Output,
+    check_grouping,
+    doubly_quantized,
+    outputs_of,
+    rounds_nothing,
+    with_importance,
+)
 from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.target import Target
 from bitsmith.system.options import check_arguments, check_words, with_signature
@@ -86,7 +94,7 @@ def quantize_checkpoint(
     to: Sequence[str],
     config: QuantizeConfig,
     *,
-    training: EndToEnd | None = None,
+    training: Training | None = None,
     report: Report = silent,
     on_plan: Callable[[Quantized], None] | None = None,
 ) -> list[Quantized]:
@@ -97,6 +105,14 @@ def quantize_checkpoint(
     to, config = _with_recipe(to, config)
     targets = _budget_targets(to, config, checkpoint) if config.has_budget else _targets(to, config)
     return _quantized(checkpoint, targets, config, training=training, report=report, on_plan=on_plan)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the whole model is trained after its blocks were rounded. teacher: who predicts; None: the original"""
+
+    how: EndToEnd
+    teacher: Checkpoint | None = None
 
 
 def _with_recipe(to: Sequence[str], config: QuantizeConfig) -> tuple[Sequence[str], QuantizeConfig]:
@@ -132,11 +148,12 @@ def _quantized(
     targets: Sequence[Target],
     config: QuantizeConfig,
     *,
-    training: EndToEnd | None = None,
+    training: Training | None = None,
     report: Report,
     on_plan: Callable[[Quantized], None] | None,
     on_done: Callable[[Quantized], None] | None = None,
 ) -> list[Quantized]:
+    config, needed = with_importance(checkpoint, targets, config)
     effort, threads = config.effort or "normal", config.worker_threads
     prepared = _prepared(checkpoint, targets, config, report)
     runs = prepared is not None and prepared.request is not None
@@ -145,8 +162,11 @@ def _quantized(
     if config.has_budget:
         targets, config, told = _chosen(checkpoint, targets[0], config, (effort, prepared, device), report)
     outputs = outputs_of(checkpoint, targets, config, effort=effort, prepared=prepared, device=device)
+    outputs = [each.warned(needed.get(str(each.assignment.target), ())) for each in outputs]
     if training is not None:
         outputs = [_trained(output, training) for output in outputs]
+    elif effort == MAX_EFFORT:
+        outputs = [_with_most_effort(output) for output in outputs]
     expected = with_long_note([output.expected(threads) for output in outputs])
     expected = [replace(each, notes=(*told, *each.notes)) for each in expected]
     _log_plans(expected)
@@ -199,13 +219,32 @@ def _chosen(
     return [found.target], found.config, notes
 
 
-def _trained(output: Output, training: EndToEnd) -> Output:
+def _with_most_effort(output: Output) -> Output:
+    """The output with its scales trained after the rounding, where that is possible; else with a warning."""
+    why = ""
+    if not output.method.needs_text:
+        why = f"--method={output.method} does not run the model"
+    elif output.method.transform:
+        why = f"--method={output.method} rescales columns"
+    elif output.assignment.inputs:
+        why = f"{output.assignment.target} rounds the inputs of its products too, which training does not simulate"
+    if why:
+        note = f"--effort=max: the scales of the whole model are not trained, because {why}"
+        return replace(output, warnings=(*output.warnings, note)) if output.assignment.formats else output
+    from bitsmith.calibration.end_to_end import usual
+
+    return _trained(output, Training(usual("scales")))
+
+
+def _trained(output: Output, training: Training) -> Output:
     """The output with a training. Raises UsageError where its method does not round block by block."""
     if not output.method.needs_text or output.method.transform:
         raise UsageError(
             f"--method={output.method}: training goes on from codes that gptq or learned chose; give one of these."
         )
-    return replace(output, training=training)
+    assert output.prepared is not None
+    tokens = output.prepared.trainable(training.how.tokens)
+    return replace(output, training=replace(training.how, tokens=tokens), teacher=training.teacher)
 
 
 def _log_plans(expected: Sequence[Quantized]) -> None:

@@ -30,6 +30,7 @@ class Quantized:
     method: how codes are chosen
     notes: notes for the user about the run
     coverage: tokens of the calibration text that each expert saw; None for a plan, and without experts or text
+    recovered: names of the quantized tensors that lay on their format's grid already, and are kept exactly
     expected_seconds: from a short measurement
     fast_seconds: the same with effort="fast"; None if it is not less
     seconds: real time; 0.0 for a plan
@@ -57,6 +58,7 @@ class Quantized:
     method: str = "nearest"
     notes: tuple[str, ...] = ()
     coverage: Coverage | None = None
+    recovered: tuple[str, ...] = ()
 
     @property
     def bits_per_weight(self) -> float:
@@ -153,6 +155,7 @@ class Quantized:
             "calibration_memory_bytes": self.calibration_memory,
             "calibration_disk_bytes": self.calibration_disk,
             "experts": None if self.coverage is None else self.coverage.to_dict(),
+            "recovered_tensors": list(self.recovered),
             "notes": list(self.notes),
             "warnings": list(self.warnings),
             "tensors": [

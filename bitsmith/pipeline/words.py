@@ -25,8 +25,9 @@ class QuantizeWords(TypedDict, total=False):
     default: nearest without calibration, else the one that loses least for the format and --effort."""
 
     effort: str | None
-    """fast (weighted scales), normal (gptq below 8 bits) or high (learned); default: normal. Giving it without --method
-    also calibrates, on the built-in text unless --calibration is given."""
+    """fast (weighted scales), normal (gptq below 8 bits), high (learned) or max (then the scales of the whole model are
+    trained, as by tune qat); default: normal. Giving it without --method also calibrates, on the built-in text unless
+    --calibration is given."""
 
     pure: bool
     """One type for all matrices, no mix."""

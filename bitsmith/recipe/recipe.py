@@ -12,6 +12,7 @@ from bitsmith.recipe.coverage import Coverage, manifest_text
 from bitsmith.recipe.target import Target
 
 QUANTIZE = "quantize"
+_WIDTH = 8  # characters of a number that is known at the end; a file's size is known before
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Recipe:
     source: short name of the source model; "" leaves it out
     origin: the recipe in the source's own manifest; None if it has none. `convert` keeps it
     merged: see `Checkpoint.merged`
+    recovered: number of quantized tensors that lay on their format's grid and are kept exactly, see `quant.lattice`
     training: how the whole model was trained after rounding, see `calibration.end_to_end.EndToEnd`; empty: not at all
     """
 
@@ -74,6 +76,7 @@ class Recipe:
     coverage: Coverage | None = None
     merged: Mapping[str, str] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    recovered: int = 0
 
     def to_json(self) -> str:
         """The recipe as one line of JSON, for the manifest."""
@@ -95,5 +98,5 @@ class Recipe:
         if self.calibration is not None:
             chosen["calibration"] = self.calibration.to_dict()
             chosen |= {} if self.device == "cpu" else {"device": self.device.partition(":")[0]}
-        text = json.dumps(chosen | set_)
-        return f'{text[:-1]}, "experts": {manifest_text(self.coverage)}}}' if self.covers else text
+        text = json.dumps(chosen | set_)[:-1] + f', "recovered_tensors": {self.recovered:<{_WIDTH}}'
+        return f'{text}, "experts": {manifest_text(self.coverage)}}}' if self.covers else f"{text}}}"

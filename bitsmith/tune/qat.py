@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from bitsmith.errors import UsageError, quoted
-from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.pipeline.config import QuantizeConfig
-from bitsmith.pipeline.quantization import quantize_checkpoint
+from bitsmith.pipeline.quantization import Training, quantize_checkpoint
 from bitsmith.system.options import check_arguments, check_words, option, with_signature
 from bitsmith.system.progress import Report, silent
 
 if TYPE_CHECKING:
+    from bitsmith.calibration.end_to_end import EndToEnd
     from bitsmith.pipeline.result import Quantized
     from bitsmith.tune.qat_words import QatWords
 
 DEPTHS = ("scales", "all")
-_STEPS = {"scales": 200, "all": 400}
-_SCALING = {"scales": 0.004, "all": 0.001}  # first step size of scales: smaller where codes move too
+OPTIMIZERS = ("adam", "adam-8bit")
+_SAMPLE = "The quick brown fox, 12 × 3 = 36.\n\tdef main(): return 'déjà vu'\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +36,46 @@ class QatConfig(QuantizeConfig):
     )
     steps: int | None = option(None, group="Training", help="Number of steps; default: 200 for scales, 400 for all.")
     batch: int = option(8, group="Training", help="Windows of the text in a step.")
+    training_tokens: int | None = option(
+        None,
+        group="Training",
+        help="Maximum number of tokens of the text to train on; default: 524,288, and at least those of the "
+        "calibration.",
+    )
+    teacher: str | Path | None = option(
+        None,
+        group="Training",
+        metavar="MODEL",
+        help="Learn this model's predictions, not those of the original; it must have the same tokenizer.",
+    )
+    optimizer: str = option(
+        "adam", group="Training", metavar="NAME", help="adam, or adam-8bit: its states take a quarter of the memory."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.train not in DEPTHS:
             raise UsageError(f"--train={quoted(self.train)}: unknown; expected {', '.join(DEPTHS)}.")
-        for flag, count in (("--steps", self.steps), ("--batch", self.batch)):
+        if self.optimizer not in OPTIMIZERS:
+            raise UsageError(f"--optimizer={quoted(self.optimizer)}: unknown; expected {', '.join(OPTIMIZERS)}.")
+        counts = {"--steps": self.steps, "--batch": self.batch, "--training-tokens": self.training_tokens}
+        for flag, count in counts.items():
             if count is not None and count < 1:
                 raise UsageError(f"{flag}={count}: expected 1 or more.")
 
-    @property
-    def chosen_steps(self) -> int:
-        """The number of steps."""
-        return self.steps or _STEPS[self.train]
+    def how(self, teacher: str = "") -> EndToEnd:
+        """How the model is trained. teacher: the name of another teacher than the original"""
+        from bitsmith.calibration.end_to_end import usual
+
+        usually = usual(self.train)
+        return replace(
+            usually,
+            steps=self.steps or usually.steps,
+            batch=self.batch,
+            tokens=self.training_tokens or usually.tokens,
+            optimizer=self.optimizer,
+            teacher=teacher,
+        )
 
 
 def tune_qat(
@@ -81,10 +109,26 @@ def run_qat(
     on_plan: Callable[[Quantized], None] | None = None,
 ) -> Quantized:
     """The same as `tune_qat`, with a configuration."""
-    from bitsmith.calibration.end_to_end import EndToEnd
-
     if config.method is None:
         config = replace(config, method="gptq")
-    how = EndToEnd(config.train, config.chosen_steps, config.batch, scaling=_SCALING[config.train])
     checkpoint = open_checkpoint(model, revision=config.revision)
+    teacher = None if config.teacher is None else _teacher(config.teacher, checkpoint)
+    how = Training(config.how("" if teacher is None else teacher.name), teacher)
     return quantize_checkpoint(checkpoint, [to], config, training=how, report=report, on_plan=on_plan)[0]
+
+
+def _teacher(name: str | Path, student: Checkpoint) -> Checkpoint:
+    """The teacher. Raises UsageError if its tokens are not the student's."""
+    teacher = open_checkpoint(name).laid_out("gguf")
+    if teacher.config.vocab != student.config.vocab:
+        raise UsageError(
+            f"--teacher={quoted(name)}: it has {teacher.config.vocab:,} tokens, {student.name} has "
+            f"{student.config.vocab:,}; a teacher must have the same tokenizer."
+        )
+    theirs, own = (each.tokenizer().encode(_SAMPLE, add_special=True) for each in (teacher, student))
+    if list(theirs) != list(own):
+        raise UsageError(
+            f"--teacher={quoted(name)}: its tokenizer gives other tokens than that of {student.name}; a teacher must "
+            "have the same one."
+        )
+    return teacher

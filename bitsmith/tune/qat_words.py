@@ -19,6 +19,15 @@ class QatWords(TypedDict, total=False):
     batch: int
     """Windows of the text in a step."""
 
+    training_tokens: int | None
+    """Maximum number of tokens of the text to train on; default: 524,288, and at least those of the calibration."""
+
+    teacher: str | Path | None
+    """Learn this model's predictions, not those of the original; it must have the same tokenizer."""
+
+    optimizer: str
+    """adam, or adam-8bit: its states take a quarter of the memory."""
+
     out: str | Path | None
     """Output file (gguf) or folder (others); with several --to: the folder for all outputs; default: a name made from
     the model and the format."""
@@ -34,8 +43,9 @@ class QatWords(TypedDict, total=False):
     default: nearest without calibration, else the one that loses least for the format and --effort."""
 
     effort: str | None
-    """fast (weighted scales), normal (gptq below 8 bits) or high (learned); default: normal. Giving it without --method
-    also calibrates, on the built-in text unless --calibration is given."""
+    """fast (weighted scales), normal (gptq below 8 bits), high (learned) or max (then the scales of the whole model are
+    trained, as by tune qat); default: normal. Giving it without --method also calibrates, on the built-in text unless
+    --calibration is given."""
 
     pure: bool
     """One type for all matrices, no mix."""

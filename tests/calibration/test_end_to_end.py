@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from bitsmith.quant.formats import get_format
 from bitsmith.quant.rounders.nearest import nearest
 from bitsmith.quant.tensor import QuantTensor
 from tests.cli.command import Command
+from tests.tiny import CONFIG, make_folder, weights
 
 FORMATS = (
     *(
@@ -88,7 +90,7 @@ def test_divergence_is_that_of_all_tokens_where_all_are_kept() -> None:
     theirs = (hidden.read(slice(0, 2)) @ head.T).log_softmax(-1)
     expected = (theirs.exp() * (theirs - logits.log_softmax(-1))).sum(-1).mean()
     found = teacher.divergence(np.array([0, 1]), logits)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)  # log-probabilities are kept as float16
     few = TopLogits(teacher.ids[:, :, :4], teacher.log_probs[:, :, :4]).divergence(np.array([0, 1]), logits)
     assert 0 < float(few.detach()) < float(expected.detach())
 
@@ -115,7 +117,7 @@ def test_the_file_holds_what_was_trained(
 
     def watched(student: end_to_end.Student, *words: Any) -> end_to_end.Trained:
         students.append(student)
-        assert _first_choices(tiny, words[1]) == pytest.approx(words[0].ids[:, :, 0].numpy())
+        assert _first_choices(tiny, words[1]) == pytest.approx(words[0].ids[:, :, 0])
         trained.append(original(student, *words))
         return trained[-1]
 
@@ -125,7 +127,7 @@ def test_the_file_holds_what_was_trained(
     out = tmp_path / ("out.gguf" if "/" not in to else "out")
     made = bitsmith.tune_qat(tiny, to=to, out=out, **(QUICK | options))
     assert trained[0].step == (QUICK | options)["steps"]
-    assert any("divergence from the original" in note for note in made.notes)
+    assert any("divergence from the teacher" in note for note in made.notes)
     checkpoint = open_checkpoint(out)
     compared = 0
     for rows, matrix in zip(students[0]._rows, students[0].matrices, strict=True):
@@ -181,9 +183,95 @@ def test_what_is_refused(tiny: Path, tmp_path: Path) -> None:
     for options, said in (
         ({"method": "nearest", "calibration": "default"}, "training goes on from codes"),
         ({"method": "awq+gptq"}, "training goes on from codes"),
-        ({"effort": "fast"}, "does not keep"),
         ({"train": "some"}, "expected scales, all"),
         ({"steps": 0}, "expected 1 or more"),
+        ({"training_tokens": 0}, "expected 1 or more"),
+        ({"optimizer": "sgd"}, "expected adam, adam-8bit"),
     ):
         with pytest.raises(UsageError, match=said):
             bitsmith.tune_qat(tiny, to="native/int4-g64", out=tmp_path / "x", **(QUICK | options))
+
+
+def test_a_loss_that_is_not_finite_ends_it(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged, steps = count(1), count(1)
+    monkeypatch.setattr(end_to_end, "_judge", lambda *words: 1.0 / next(judged))  # the last state wins
+    monkeypatch.setattr(end_to_end, "_JUDGED", 6)  # after every step
+    original = TopLogits.divergence
+
+    def divergence(self: TopLogits, windows: np.ndarray, logits: torch.Tensor) -> torch.Tensor:
+        return original(self, windows, logits) * (float("nan") if next(steps) == 4 else 1.0)
+
+    monkeypatch.setattr(TopLogits, "divergence", divergence)
+    made = bitsmith.tune_qat(tiny, to="native/int4-g64", out=tmp_path / "out", **QUICK)
+    note = next(note for note in made.notes if note.startswith("training"))
+    assert "the state of step 3" in note
+    assert "not finite at step 4" in note
+    assert np.isfinite(bitsmith.load(tmp_path / "out", kernel="torch").logits(np.arange(8)[None])).all()
+
+
+def test_another_teacher(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = make_folder(tmp_path / "other", tensors=weights(CONFIG, seed=5))
+    seen: list[np.ndarray] = []
+    original = end_to_end.train
+
+    def watched(student: end_to_end.Student, teacher: TopLogits, tokens: np.ndarray, *words: Any) -> end_to_end.Trained:
+        assert _first_choices(other, tokens) == pytest.approx(teacher.ids[:, :, 0])
+        seen.append(tokens)
+        return original(student, teacher, tokens, *words)
+
+    monkeypatch.setattr(end_to_end, "train", watched)
+    made = bitsmith.tune_qat(tiny, to="native/int4-g64", teacher=other, out=tmp_path / "out", **QUICK)
+    assert seen
+    assert made.manifest is not None
+    assert json.loads(made.manifest.recipe)["training"]["teacher"] == "other"
+    wide = make_folder(tmp_path / "wide", vocab_size=4128)
+    with pytest.raises(UsageError, match="4,128 tokens"):
+        bitsmith.tune_qat(tiny, to="native/int4-g64", teacher=wide, out=tmp_path / "x", **QUICK)
+
+
+def test_training_reads_more_text_than_rounding(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    original = end_to_end.train
+
+    def watched(student: end_to_end.Student, teacher: TopLogits, tokens: np.ndarray, *words: Any) -> end_to_end.Trained:
+        seen.append(tokens.size)
+        return original(student, teacher, tokens, *words)
+
+    monkeypatch.setattr(end_to_end, "train", watched)
+    for most, wanted in ((4096, 4096), (64, 1024)):
+        words = QUICK | {"training_tokens": most, "steps": 1}
+        made = bitsmith.tune_qat(tiny, to="native/int4-g64", out=tmp_path / str(most), **words)
+        assert seen.pop() == wanted
+        assert made.manifest is not None
+        assert json.loads(made.manifest.recipe)["training"]["training_tokens"] == wanted
+
+
+def test_what_lies_on_the_grid_is_not_trained(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = {name: value for name, value in QUICK.items() if name not in ("steps", "batch")}
+    bitsmith.quantize(tiny, to="native/int4-g64", method="gptq", out=tmp_path / "first", **words)
+    bitsmith.convert(tmp_path / "first", to="f32", out=tmp_path / "floats")
+    judged = count(1)
+    monkeypatch.setattr(end_to_end, "_judge", lambda *words: 1.0 / next(judged))  # the last state wins
+    made = bitsmith.tune_qat(tmp_path / "floats", to="native/int4-g64", train="all", out=tmp_path / "out", **QUICK)
+    assert len(made.recovered) == 14
+    before, after = (open_checkpoint(tmp_path / name).source for name in ("first", "out"))
+    for name, info in before.tensors.items():
+        if info.rows > 1:
+            assert np.array_equal(before.rows(name), after.rows(name)), name
+
+
+def test_most_effort_trains_scales(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(end_to_end, "usual", lambda depth: end_to_end.EndToEnd(depth, steps=3, batch=4))
+    words = {name: value for name, value in QUICK.items() if name not in ("steps", "batch")}
+    made = bitsmith.quantize(tiny, to="native/int3-g64", method="gptq", effort="max", out=tmp_path / "a", **words)
+    assert any(note.startswith("training") for note in made.notes)
+    assert made.manifest is not None
+    assert json.loads(made.manifest.recipe)["training"]["train"] == "scales"
+    words["calibration"] = "default"
+    for to, method, why in (
+        ("native/int3-g64", "nearest", "does not run the model"),
+        ("native/int3-g64", "awq+gptq", "rescales columns"),
+        ("compressed/w8a8", "gptq", "rounds the inputs"),
+    ):
+        plan = bitsmith.quantize(tiny, to=to, method=method, effort="max", dry_run=True, out=tmp_path / "b", **words)
+        assert any('effort="max": ' in warning and why in warning for warning in plan.warnings), plan.warnings

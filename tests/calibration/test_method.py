@@ -27,7 +27,7 @@ def test_other_names_are_refused(name: str) -> None:
 
 
 def test_an_unknown_effort_is_refused() -> None:
-    with pytest.raises(UsageError, match='effort="much": unknown; known: fast, normal, high'):
+    with pytest.raises(UsageError, match='effort="much": unknown; known: fast, normal, high, max'):
         check_effort("much")
 
 

@@ -137,7 +137,7 @@ def test_the_version(bitsmith_command: Command) -> None:
         (["run", "x", "--top-k", "many"], "'many' is not a valid integer"),
         (["--nonsense"], "--nonsense"),
         (["completion", "tcsh"], "bash"),
-        (["quantize", "x", "--to", "q4_0", "--effort", "big"], "--effort big: unknown; known: fast, normal, high."),
+        (["quantize", "x", "--to", "q4_0", "--effort", "big"], "--effort big: unknown; known: fast, normal, high,"),
         (["quantize", "x", "--to", "q4_0", "--calibration-tokens", "0"], "--calibration-tokens 0: expected 1 or more."),
         (["quantize", "x", "--to", "q4_0", "--memory", "much"], "--memory: 'much' is not a size"),
         (["imatrix", "x", "-o", "x.gguf", "--seed", "-1"], "--seed -1: expected 0 or more."),

@@ -69,7 +69,7 @@ def test_an_unknown_keyword_is_named() -> None:
     ("words", "expected"),
     [
         ({"method": "magic"}, 'method="magic": unknown; known: nearest, gptq'),
-        ({"effort": "big"}, 'effort="big": unknown; known: fast, normal, high'),
+        ({"effort": "big"}, 'effort="big": unknown; known: fast, normal, high, max'),
         ({"threads": 0}, "threads=0: expected 1 to 1024"),
         ({"threads": 1025}, "threads=1025"),
         ({"memory": "much"}, "memory=: 'much' is not a size"),

@@ -30,4 +30,5 @@ EFFORTS: dict[str, Effort] = {
     "fast": Effort(steps=50, batch=4, sweeps=0, corrects=False),
     "normal": Effort(steps=200, batch=8),
     "high": Effort(steps=500, batch=8, sweeps=6),
+    "max": Effort(steps=500, batch=8, sweeps=6),  # then the whole model's scales are trained, see `pipeline`
 }
