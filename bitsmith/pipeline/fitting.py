@@ -21,6 +21,7 @@ from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.allocation.rules import rules_of
 from bitsmith.recipe.allocation.search import best, largest, smallest
 from bitsmith.recipe.allocation.units import Allocatable
+from bitsmith.recipe.calibration_record import CalibrationRecord
 from bitsmith.recipe.recipe import PlanOptions
 from bitsmith.recipe.recipe_file import RecipeFile
 from bitsmith.recipe.target import Target
@@ -94,7 +95,7 @@ def fitted(
     Raises UsageError for a budget below the smallest legal output, or a model without a choice.
     """
     budget = budget_of(config, checkpoint, target.container)
-    room = _Room(checkpoint, target, config, planned, budget)
+    room = _Room(checkpoint, target, config, planned, budget, None if prepared is None else prepared.record)
     if room.whole <= 0:
         return room.widest()
     low, high = room.smallest_units, largest(room.open.units)
@@ -119,8 +120,15 @@ class _Room:
     """A model with open types, beside a budget."""
 
     def __init__(
-        self, checkpoint: Checkpoint, target: Target, config: QuantizeConfig, planned: Planned, budget: Budget
+        self,
+        checkpoint: Checkpoint,
+        target: Target,
+        config: QuantizeConfig,
+        planned: Planned,
+        budget: Budget,
+        record: CalibrationRecord | None,
     ) -> None:
+        """record: of the calibration; None without one"""
         self._checkpoint, self._target, self._planned, self._budget = checkpoint, target, planned, budget
         self.config = self._named(config)
         grouped = target.container not in ("gguf", "native")
@@ -132,6 +140,7 @@ class _Room:
             pre=config.pre,
             requantize=config.requantize,
             filename="plan.gguf",
+            calibration=record,
         )
         if config.pure:
             raise UsageError(f"--pure gives all matrices one type, and {budget.said} gives each its own; give one.")
