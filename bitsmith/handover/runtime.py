@@ -12,6 +12,11 @@ from bitsmith.errors import UnsupportedError
 from bitsmith.handover.subject import FOREIGN, Subject
 
 
+def flag(name: str, *values: str) -> tuple[str, ...]:
+    """A flag of another program and its values, as words of a command."""
+    return (f"--{name}", *values)
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """How far a runtime's log probabilities may lie from ours, in nats.
