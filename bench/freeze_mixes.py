@@ -26,7 +26,8 @@ from gguf import GGUFWriter
 from bitsmith.recipe import ALIASES, MIXES
 
 ROWS_CAP = 1024
-ODD_MIXES = ("f16", "q8_0", "q5_0", "q2_k", "q3_k_m", "q4_k_m", "iq4_xs")
+ODD_MIXES = ("f16", "q8_0", "q5_0", "q2_k", "q3_k_m", "q4_k_m", "iq4_xs", "iq1_s", "iq2_m", "iq3_xs", "mxfp4_moe")
+OURS_ALONE = ("nvfp4",)  # llama.cpp has the type, llama-quantize no such mix
 
 _LINE = re.compile(r"^\[ *\d+/ *\d+\] (\S+) +- \[.*\], type = +(\w+), size = .*?(?:\((\w+)\))?$")
 _BLOCK = re.compile(r"^blk\.(\d+)\.")
@@ -207,12 +208,13 @@ def write_importance(shapes: Shapes, path: Path) -> None:
     writer.close()
 
 
-def ask(program: Path, model: Path, mix: str, options: list[str]) -> dict[str, str]:
-    """The type that llama-quantize would give each tensor."""
-    done = subprocess.run(
-        [program, *options, "--dry-run", model, mix.upper(), "1"], capture_output=True, text=True, check=True
-    )
+def ask(program: Path, model: Path, mix: str, options: list[str]) -> dict[str, str] | None:
+    """The type that llama-quantize would give each tensor; None where rows fit no block and it refuses the model."""
+    done = subprocess.run([program, *options, "--dry-run", model, mix.upper(), "1"], capture_output=True, text=True)
     text = done.stdout + done.stderr
+    if done.returncode and "no tensor type fallback is defined" in text:
+        return None
+    done.check_returncode()
     found = {}
     for line in text.splitlines():
         if match := _LINE.match(line):
@@ -224,7 +226,7 @@ def ask(program: Path, model: Path, mix: str, options: list[str]) -> dict[str, s
 
 def runs_of(model: Model, importance: Path) -> Iterator[tuple[str, str, list[str]]]:
     """(label, mix, options) of every run; odd names need a few mixes only."""
-    for mix in ODD_MIXES if model.style == "odd" else [*MIXES, *ALIASES]:
+    for mix in ODD_MIXES if model.style == "odd" else [*(mix for mix in MIXES if mix not in OURS_ALONE), *ALIASES]:
         yield mix, mix, []
         yield f"{mix} importance", mix, ["--imatrix", str(importance)]
         if mix in MIXES:
@@ -248,9 +250,12 @@ def freeze(program: Path, model: Model, folder: Path) -> dict[str, object]:
     write_model(model, shapes, path)
     write_importance(shapes, importance)
     types: dict[str, dict[str, list[str]]] = {}  # pattern -> run-length string -> labels
-    runs = list(runs_of(model, importance))
-    for label, mix, options in runs:
+    runs = []
+    for label, mix, options in runs_of(model, importance):
         found = ask(program, path, mix, options)
+        if found is None:
+            continue
+        runs.append(label)
         if found.keys() != shapes.keys():
             raise SystemExit(f"{label}: llama-quantize named other tensors than the file has")
         by_pattern: dict[str, list[str]] = {}
@@ -263,7 +268,7 @@ def freeze(program: Path, model: Model, folder: Path) -> dict[str, object]:
     facts = ("arch", "layers", "heads", "kv_heads", "experts")
     return {
         "shape": {fact: getattr(model, fact) for fact in facts},
-        "runs": ", ".join(label for label, _, _ in runs),
+        "runs": ", ".join(runs),
         "tensors": {
             pattern: {
                 "shape": shapes[pattern.replace("*", "0")],

@@ -25,7 +25,7 @@ _MENTION = re.compile(
 )
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 # Keywords that are not the flag with underscores: of a flag with a value, and of a flag without
-_KEYWORDS = {"cache": "cache_type", "format": "formats", "rank": "adapter_rank", "rule": "rules"}
+_KEYWORDS = {"cache": "cache_type", "for": "runtime", "format": "formats", "rank": "adapter_rank", "rule": "rules"}
 _KEYWORDS |= {"name": "model_name", "shard-size": "max_shard_size"}
 _SWITCHED = ("force", "requantize", "pure", "dry-run", "verify", "calibration-all-experts")
 _SWITCHES = {flag: f"{flag.replace('-', '_')}=True" for flag in _SWITCHED}

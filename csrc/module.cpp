@@ -48,5 +48,9 @@ NB_MODULE(_core, m) {
         nb::call_guard<nb::gil_scoped_release>(),
         "Bytes a second that threads together read from a buffer of about so many bytes, the best of some passes.");
   bitsmith::bind_quantize(m);
+  bitsmith::bind_slab(m);
+  bitsmith::bind_columns(m);
+  bitsmith::bind_ladder(m);
+  bitsmith::bind_books(m);
   bitsmith::bind_run(m);
 }

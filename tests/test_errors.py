@@ -92,7 +92,7 @@ def _written() -> Iterator[tuple[str, str, bool]]:
 def test_every_flag_in_a_message_is_a_keyword_of_the_library() -> None:
     """Messages with a flag that the library does not have, or with a value that is not bound by "="."""
     known = {word for name in api.__all__ for word in signature(getattr(bitsmith, name)).parameters}
-    known |= set(signature(Sampling).parameters) | {"max_tokens", "prompt"}
+    known |= set(signature(Sampling).parameters) | {"max_tokens", "prompt", "lookup"}
     wrong = []
     for where, text, more in _written():
         plain = re.sub(r"`[^`]*`", "", text)

@@ -10,7 +10,19 @@ import bitsmith
 
 PACKAGE = Path(bitsmith.__file__).parent
 ROOMS = (  # from the top down: each room imports only from those below it
-    *("cli", "serve", "api", "comparison", "tune", "pipeline", "planner", "calibration", "recipe", "torch_modules"),
+    *(
+        "cli",
+        "serve",
+        "api",
+        "comparison",
+        "tune",
+        "handover",
+        "pipeline",
+        "planner",
+        "calibration",
+        "recipe",
+        "torch_modules",
+    ),
     *("runtime", "models", "containers", "evaluation", "texts", "quant", "system", "reference", "errors", "version"),
 )
 FACE = ("__init__", "__main__", "torch")  # what users import, and what `python -m` runs: above all rooms

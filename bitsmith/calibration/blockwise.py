@@ -20,9 +20,16 @@ from bitsmith.calibration.collect import (
 )
 from bitsmith.calibration.folding import block_tensors, folded, with_tensors, with_whole_stacks
 from bitsmith.calibration.inputs import advance_part, inputs_of, portions, watch
+from bitsmith.calibration.last_inputs import LastInputs, Store, input_bytes
 from bitsmith.calibration.method import Method
 from bitsmith.calibration.resources import Resources
-from bitsmith.calibration.rounding import LinearRounder, RoundingReport, on_grid, plain_nearest
+from bitsmith.calibration.rounding import (
+    LinearRounder,
+    RoundingReport,
+    on_grid,
+    plain_nearest,
+    with_shared_extent,
+)
 from bitsmith.calibration.routing import RouterCounts
 from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.calibration.stats import GramMeter, Stats
@@ -43,6 +50,7 @@ from bitsmith.runtime.decoder import Decoder, Routing
 from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.ops import TorchOps
+from bitsmith.runtime.torch.products import fast_products
 from bitsmith.runtime.weights import Block, WeightLoader, weight_reader
 from bitsmith.system.memory import available_memory
 from bitsmith.system.progress import Report, silent
@@ -121,7 +129,13 @@ class BlockwiseRounding:
         buffers = task.method.hidden_state_buffers(task.effort)
         share = _share(resources.memory, buffers)
         self._hidden: WindowStates | None = embed(self._steps.decoder, tokens.tokens, memory=share)
-        self._truth = embed(self._steps.decoder, tokens.tokens, memory=share) if buffers > 1 else None
+        self._truth: WindowStates | None = None
+        if buffers > 1:
+            self._truth = WindowStates(checkpoint.config, tokens.tokens, memory=share)
+            self._truth.become(self._hidden)
+        size = input_bytes(tokens.tokens.size, checkpoint.config.hidden)
+        room = None if share is None else max(0, share - size)
+        self._stores = Store(room), Store(room)
 
     def block(self, layer: int, report: Report = silent) -> Rounded:
         """Round the next block and advance the hidden states through it.
@@ -134,12 +148,13 @@ class BlockwiseRounding:
         block = self._loader.block(layer)
         require_finite(block, f"blk.{layer}.")
         self._next += 1
-        return self._steps.block(layer, block, self._states, report)
+        with fast_products(self._loader.device):
+            return self._steps.block(layer, block, self._states, report)
 
     @property
     def _states(self) -> _States:
         assert self._hidden is not None
-        return _States(self._hidden, self._truth)
+        return _States(self._hidden, self._truth, self._stores)
 
     def head(self) -> Iterator[Rounded]:
         """Round the output matrix, one slab of rows per step. Yields nothing if the task does not name it.
@@ -151,7 +166,8 @@ class BlockwiseRounding:
         if self._next != self.layers:
             raise ValueError(f"the head was asked for, but block {self._next} is next.")
         weight = self._loader.read(f"{HEAD}.weight")
-        rounder = self._steps.head_rounder(self._states)
+        with fast_products(self._loader.device):
+            rounder = self._steps.head_rounder(self._states)
         for start in range(0, weight.info.rows, SLAB_ROWS):
             yield self._steps.head_slab(rounder, weight, start)
 
@@ -182,10 +198,20 @@ class _States:
 
     hidden: from the rounded blocks
     truth: from the original model; None if the method does not need them
+    stores: memory for the inputs of a part's last linear, one for each of them
+    last, last_truth: the kept inputs of the last linear of the present part
     """
 
     hidden: WindowStates
     truth: WindowStates | None
+    stores: tuple[Store, Store] = field(default_factory=lambda: (Store(), Store()))
+    last: LastInputs = field(default_factory=LastInputs)
+    last_truth: LastInputs = field(default_factory=LastInputs)
+
+    def before(self, part: Part, block: Block) -> _States:
+        """The states before a part, with places for the inputs of its last linear."""
+        last, last_truth = (LastInputs.of(part, block, self.hidden, store) for store in self.stores)
+        return replace(self, last=last, last_truth=last_truth)
 
 
 def _share(memory: int | None, buffers: int) -> int | None:
@@ -250,36 +276,39 @@ class _Steps:
         block = self._rounding_inputs(layer, start)
         codes, reports = dict[str, QuantTensor](), dict[str, RoundingReport]()
         for part in parts_of(config, layer):
+            states = states.before(part, start)
             for stage in part.operation.stages(config, layer, part.before):
                 groups = with_shared_inputs(stage) if self.every else stage
                 wanted = {group: formats for group in groups if (formats := self._formats(layer, group))}
                 for portion in portions(tuple(wanted), start):
                     each = {group: wanted[group] for group in portion}
-                    found, said = self._portion(layer, part, each, block, start, states)
+                    seen = self._compared(layer, part, tuple(each), block, start, states)
+                    found, said = self._portion(layer, each, start, seen)
                     codes |= found
                     reports |= said
                 names = [name for formats in wanted.values() for name in formats]
                 block = with_tensors(block, {f"{name}.weight": codes[name].values() for name in names})
-            advance_part(self.decoder, layer, part, block, states.hidden, routing)
+            states.last.advance(self.decoder, layer, part, block, states.hidden, routing)
             if states.truth is not None:
-                advance_part(self.decoder, layer, part, start, states.truth)
+                states.last_truth.advance(self.decoder, layer, part, start, states.truth)
         return block, codes, reports
 
     def _portion(
         self,
         layer: int,
-        part: Part,
         wanted: Mapping[LinearGroup, Mapping[str, Format]],
-        block: Block,
         start: Block,
-        states: _States,
+        compared: Mapping[LinearGroup, _Compared],
     ) -> tuple[dict[str, QuantTensor], dict[str, RoundingReport]]:
         """Round some groups of a stage. Returns codes and reports by name."""
         codes, reports = dict[str, QuantTensor](), dict[str, RoundingReport]()
-        for group, seen in self._compared(layer, part, tuple(wanted), block, start, states).items():
+        for group, seen in compared.items():
             starved = group.routed and seen.meter.count < STARVED
             rounder = plain_nearest if starved else self._rounder(seen)
-            for name, format in wanted[group].items():
+            shared = with_shared_extent(
+                {name: (start.linears[name].prepared, format) for name, format in wanted[group].items()}
+            )
+            for name, format in shared.items():
                 codes[name], reports[name] = _round(
                     rounder, f"blk.{layer}.{name}", start.linears[name].prepared, format
                 )
@@ -309,16 +338,32 @@ class _Steps:
         """Statistics of the groups' inputs in the rounded block, and their drift from those in the original model."""
         found = {group: _Compared(f"blk.{layer}.{group.linears[0]}", GramMeter(), GramMeter()) for group in groups}
         alike = tuple(group for group in groups if not group.routed)  # both models choose the same tokens for them
-        routing = Routing(self.every)
+        routing, ending = Routing(self.every), states.last.among(groups)
         for at in states.hidden.batches():
             ys: Mapping[LinearGroup, Tensor] = {}
             if states.truth is not None and alike:
                 shared = states.truth.place(self.decoder, layer, at).watched(routing)
                 ys = inputs_of(self.decoder, layer, part, start, alike, self._read(states.truth, at), shared)
+                if ending in ys:
+                    states.last_truth.keep(states.truth, at, ys[ending])
+                    states.truth.beside.keep(layer, at, shared)
             watchers = {group: self._adding(found[group], ys.get(group)) for group in groups}
+            if ending is not None:
+                watchers[ending] = self._keeping(watchers[ending], states, at)
             shared = states.hidden.place(self.decoder, layer, at).watched(routing)
             watch(self.decoder, layer, part, block, watchers, self._read(states.hidden, at), shared)
+            if ending is not None:
+                states.hidden.beside.keep(layer, at, shared)
         return found
+
+    def _keeping(self, add: Callable[[Tensor], None], states: _States, at: slice) -> Callable[[Tensor], None]:
+        """Adds inputs to statistics, and keeps them."""
+
+        def keep(x: Tensor) -> None:
+            states.last.keep(states.hidden, at, x)
+            add(x)
+
+        return keep
 
     def _adding(self, seen: _Compared, original: Tensor | None) -> Callable[[Tensor], None]:
         """Adds inputs to statistics, rounded as the runtimes of the file round them."""

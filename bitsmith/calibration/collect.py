@@ -27,6 +27,7 @@ from bitsmith.runtime.decoder import Decoder, Routing
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.ondemand import OnDemandKernel
 from bitsmith.runtime.torch.ops import TorchOps
+from bitsmith.runtime.torch.products import fast_products
 from bitsmith.runtime.weights import Block, Linear, WeightLoader, Weights, weight_reader
 from bitsmith.system.progress import Progress, Report, silent
 
@@ -127,7 +128,7 @@ def collect(
     decoder = decoder_without_blocks(loader)
     stats: dict[str, Stats] = {}
     rescalings: tuple[dict[int, tuple[Rescaling, ...]], ...] = tuple({} for _ in searches)
-    with torch.inference_mode():
+    with torch.inference_mode(), fast_products(device):
         hidden = embed(decoder, tokens.tokens, memory=memory)
         for layer in range(config.layers):
             report(Progress("calibrate", layer, config.layers, "blocks", f"blk.{layer}"))

@@ -40,8 +40,8 @@ class Cost:
     """Cost of calibration.
 
     seconds: expected time
-    memory: bytes for hidden states, two blocks (original and quantized), the largest Hessian and the matrices derived
-        from it, and the rows being rounded
+    memory: bytes for hidden states, inputs that are kept beside them, two blocks (original and quantized), the largest
+        Hessian and the matrices derived from it, and the rows being rounded
     disk: bytes of hidden states in a temporary file; 0 if they stay in memory
     """
 
@@ -70,9 +70,10 @@ def calibration_cost(
             known[kind] = _block_seconds(config, layer, method, effort, record, rate)
         grams = max(grams, _gram_bytes(config, layer, method, record.all_experts))
         seconds += known[kind]
+    kept = _kept_inputs(config, method, effort, record.tokens, memory)
     memory = hidden_states + _FLOATS * 2 * largest
     if method.needs_text:
-        memory += _FLOATS * (_HESSIANS * widest**2 + _SLABS * min(_SLAB_ROWS, widest) * widest)
+        memory += kept + _FLOATS * (_HESSIANS * widest**2 + _SLABS * min(_SLAB_ROWS, widest) * widest)
     return Cost(seconds, memory + grams, on_disk)
 
 
@@ -145,6 +146,21 @@ def _gram_bytes(config: ModelConfig, layer: int, method: Method, every: bool) ->
         return 0
     stages = [stage for part in parts_of(config, layer) for stage in part.operation.stages(config, layer, part.before)]
     return min(max(map(size, stages)), MOST_GRAMS)
+
+
+def _kept_inputs(config: ModelConfig, method: Method, effort: str, tokens: int, memory: int | None) -> int:
+    """Bytes of the inputs of a part's last linear that are kept in memory. See `bitsmith.calibration.last_inputs`."""
+    buffers = 1 + method.row.follows_original(EFFORTS[effort])
+    room = available_memory() if memory is None else 2 * memory
+    own = _FLOATS * tokens * config.hidden
+    share = None if room is None else room // 2 // method.hidden_state_buffers(effort) - own
+    most = 0
+    for layer in range(config.layers):
+        shapes = linear_shapes(config, layer)
+        for part in parts_of(config, layer):
+            size = _FLOATS * tokens * shapes[part.operation.last][1] if part.operation.last else 0
+            most = max(most, size if share is None or size <= share else 0)
+    return buffers * most
 
 
 def _hidden_states(

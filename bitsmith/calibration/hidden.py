@@ -24,9 +24,19 @@ class HiddenStates:
     memory: bytes that they may take in memory; larger ones go to an unnamed temporary file (in TMPDIR), which
         disappears with the process. None: half of the memory that is available now
     further: further numbers a token that need the same memory
+    store: memory to lie in, float32, at least as many values; None: their own
     """
 
-    def __init__(self, windows: int, context: int, hidden: int, *, memory: int | None = None, further: int = 0) -> None:
+    def __init__(
+        self,
+        windows: int,
+        context: int,
+        hidden: int,
+        *,
+        memory: int | None = None,
+        further: int = 0,
+        store: Tensor | None = None,
+    ) -> None:
         """Reserve the space. Raises FileError if the disk has no room for the temporary file."""
         self.shape = (windows, context, hidden)
         size = 4 * windows * context * hidden
@@ -35,7 +45,8 @@ class HiddenStates:
         self._window_bytes = 4 * context * hidden
         self._held: Tensor | None = None
         if not self.on_disk:
-            self._held = torch.empty(self.shape, dtype=torch.float32)
+            own = torch.empty(size // 4, dtype=torch.float32) if store is None else store[: size // 4]
+            self._held = own.reshape(self.shape)
             return
         self._file = tempfile.TemporaryFile(prefix="bitsmith-")  # noqa: SIM115 - lives as long as this object
         try:

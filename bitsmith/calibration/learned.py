@@ -21,8 +21,10 @@ from bitsmith.calibration.beside import place_windows
 from bitsmith.calibration.trainable import ScaledMatrix, Start, TrainableMatrix
 from bitsmith.errors import TensorError, UsageError
 from bitsmith.models.arch.block import linear_shapes
+from bitsmith.quant.formats.base import VectorFormat
 from bitsmith.quant.rounders.effort import Effort
 from bitsmith.quant.tensor import QuantTensor
+from bitsmith.quant.vector_grid import VECTOR
 from bitsmith.runtime.decoder import Decoder
 from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.weights import Block, Linear
@@ -31,6 +33,9 @@ from bitsmith.system.progress import Progress, Report, silent
 _HELD_OUT = 16  # one window in so many is held out to judge the results
 _JUDGED = 8  # how often results are judged
 _MOMENTS = (0.9, 0.99)  # Adam's beta1 and beta2
+
+
+Matrix = TrainableMatrix | ScaledMatrix
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class BlockTuner:
         Raises UsageError for an unknown linear or wrong shapes, TensorError if the loss is not finite.
         """
         self._check(starts, inputs, targets)
-        matrices = {name: TrainableMatrix(start, str(self.block.device)) for name, start in starts.items()}
+        matrices = {name: _trainable(start, str(self.block.device)) for name, start in starts.items()}
         block = self._with(matrices)
         trained, judged = split_windows(inputs.shape[0])
         before = least = self._judge(block, inputs, targets, judged)
@@ -114,19 +119,20 @@ class BlockTuner:
             report(Progress("learn", step, steps, "steps", f"blk.{self.layer}"))
         return Tuned(best, before, least, found)
 
-    def _with(self, matrices: Mapping[str, TrainableMatrix]) -> Block:
+    def _with(self, matrices: Mapping[str, Matrix]) -> Block:
         """The block with trainable matrices and its own biases."""
         return self.block.with_linears(
             {name: Linear(TRAINABLE, matrix, self.block.linears[name].bias) for name, matrix in matrices.items()}
         )
 
-    def _optimizer(self, matrices: Mapping[str, TrainableMatrix]) -> tuple[torch.optim.Adam, list[float]]:
+    def _optimizer(self, matrices: Mapping[str, Matrix]) -> tuple[torch.optim.Adam, list[float]]:
         """Adam for offsets and parameter changes, and the first step size of each of its groups."""
         groups, rates = [], []
         for matrix in matrices.values():
             share = 2.0 ** (2 - matrix.format.bits)
-            groups.append({"params": [matrix.offsets]})
-            rates.append(self.effort.rounding * share)
+            if isinstance(matrix, TrainableMatrix):
+                groups.append({"params": [matrix.offsets]})
+                rates.append(self.effort.rounding * share)
             if matrix.changes:
                 groups.append({"params": list(matrix.changes.values())})
                 rates.append(self.effort.scaling * share)
@@ -161,7 +167,9 @@ class BlockTuner:
             if name not in shapes:
                 raise UsageError(f"block {self.layer}: {name} is not a linear of a block; known: {', '.join(shapes)}.")
             wanted = shapes[name]
-            if start.weight.shape != wanted or start.tensor.codes.shape != wanted:
+            vector = VECTOR if isinstance(start.tensor.format, VectorFormat) else 1
+            codes = wanted[0], wanted[1] // vector
+            if start.weight.shape != wanted or start.tensor.codes.shape != codes:
                 raise UsageError(
                     f"block {self.layer}: {name} must be {list(wanted)}, found weights {list(start.weight.shape)} and "
                     f"codes {list(start.tensor.codes.shape)}."
@@ -209,7 +217,14 @@ class TrainableKernel:
 TRAINABLE = TrainableKernel()
 
 
-def _frozen(matrices: Mapping[str, TrainableMatrix]) -> dict[str, QuantTensor]:
+def _trainable(start: Start, device: str) -> Matrix:
+    """A matrix that learns codes and parameters; of vectors the parameters alone."""
+    if isinstance(start.tensor.format, VectorFormat):
+        return ScaledMatrix(start.tensor, device)
+    return TrainableMatrix(start, device)
+
+
+def _frozen(matrices: Mapping[str, Matrix]) -> dict[str, QuantTensor]:
     return {name: matrix.frozen() for name, matrix in matrices.items()}
 
 

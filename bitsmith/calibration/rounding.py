@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from torch import Tensor
 
 from bitsmith.calibration.stats import Stats
 from bitsmith.calibration.transforms.awq import fit_clipped
-from bitsmith.quant.formats.base import Format, NeedsExtent, Params, Settled
+from bitsmith.quant.formats.base import Format, NeedsExtent, Params, Settled, SharesExtent, VectorFormat
 from bitsmith.quant.formats.precision import as_numpy
 from bitsmith.quant.lattice import probe, probed_rows, recover
 from bitsmith.quant.rounders.effort import Effort
@@ -44,9 +45,17 @@ def plain_nearest(weight: Tensor, format: Format) -> tuple[QuantTensor, Rounding
     format = _with_extent(format, w)
     slabs = []
     for start in range(0, len(w), SLAB_ROWS):
-        params = format.fit(w[start : start + SLAB_ROWS], None)
-        slabs.append((format.grid(params).nearest(w[start : start + SLAB_ROWS]), params))
+        slabs.append(_nearest(w[start : start + SLAB_ROWS], format, None))
     return _whole(format, slabs), RoundingReport()
+
+
+def _nearest(rows: np.ndarray, format: Format, stats: Stats | None) -> tuple[np.ndarray, Params]:
+    """The nearest codes, and parameters for them; statistics weight the columns."""
+    if isinstance(format, VectorFormat):
+        return format.nearest(rows, None if stats is None else stats.importance)
+    params = format.fit(rows, None) if stats is None else fit_clipped(rows, format, stats)
+    codes: np.ndarray = format.grid(params).nearest(rows)
+    return codes, params
 
 
 def on_grid(rounder: LinearRounder) -> LinearRounder:
@@ -83,9 +92,7 @@ def clipped_nearest(stats: Stats) -> LinearRounder:
         format = _with_extent(format, w)
         slabs = []
         for start in range(0, len(w), SLAB_ROWS):
-            rows = w[start : start + SLAB_ROWS]
-            params = fit_clipped(rows, format, stats)
-            slabs.append((format.grid(params).nearest(rows), params))
+            slabs.append(_nearest(w[start : start + SLAB_ROWS], format, stats))
         return _whole(format, slabs), RoundingReport()
 
     return round
@@ -98,7 +105,9 @@ def gptq_rounder(stats: Stats, drift: Tensor | None, effort: Effort) -> LinearRo
         weights are first corrected for it, see `correction`
     """
     assert stats.gram is not None
-    factor = prepare(stats.gram / max(stats.count, 1))
+    hessian = stats.gram / max(stats.count, 1)
+    factor = prepare(hessian)
+    by_vectors = cache(lambda: prepare(hessian, order="vectors"))
     moves = None if drift is None else correction(factor, drift / max(stats.count, 1))
 
     step = SLAB_ROWS if factor.hessian.device.type == "cpu" else _ACCELERATED_ROWS
@@ -107,8 +116,9 @@ def gptq_rounder(stats: Stats, drift: Tensor | None, effort: Effort) -> LinearRo
         if moves is not None:
             weight = corrected(weight, moves)
         format = _with_extent(format, weight)
+        own = by_vectors() if isinstance(format, VectorFormat) else factor
         slabs = [
-            gptq_rows(weight[start : start + step], format, factor, sweeps=effort.sweeps)
+            gptq_rows(weight[start : start + step], format, own, sweeps=effort.sweeps)
             for start in range(0, weight.shape[0], step)
         ]
         tensor = _whole(format, [(slab.codes, slab.params) for slab in slabs])
@@ -117,12 +127,35 @@ def gptq_rounder(stats: Stats, drift: Tensor | None, effort: Effort) -> LinearRo
     return round
 
 
+def with_shared_extent(matrices: Mapping[str, tuple[Tensor, Format]]) -> dict[str, Format]:
+    """The formats of matrices that share an input. Those with one scale for all of them get the extent of all.
+
+    matrices: the weight, float32 [rows, cols], and the format of each by name
+    """
+    alike: dict[str, list[Tensor]] = {}
+    for weight, format in matrices.values():
+        if isinstance(format, SharesExtent) and format.shares_extent:
+            alike.setdefault(format.name, []).append(weight)
+    extents = {
+        name: (min(float(w.min()) for w in weights), max(float(w.max()) for w in weights))
+        for name, weights in alike.items()
+    }
+    return {
+        name: format.with_extent(*extents[format.name])
+        if isinstance(format, SharesExtent) and format.name in extents
+        else format
+        for name, (_, format) in matrices.items()
+    }
+
+
 def _with_extent(format: Format, w: Tensor | np.ndarray) -> Format:
-    """The format, with the extent of the matrix if it needs one."""
+    """The format, with the extent of the matrix if it needs one and has none yet."""
+    if isinstance(format, SharesExtent) and format.low is not None:
+        return format  # that of all matrices which share a scale
     return format.with_extent(float(w.min()), float(w.max())) if isinstance(format, NeedsExtent) else format
 
 
-def _whole(format: Format, slabs: list[tuple[Tensor | np.ndarray, Params]]) -> QuantTensor:
+def _whole(format: Format, slabs: Sequence[tuple[Tensor | np.ndarray, Params]]) -> QuantTensor:
     """Join the codes and parameters of slabs of rows to one tensor of numpy arrays."""
     params = {name: np.concatenate([as_numpy(slab[name]) for _, slab in slabs]) for name in slabs[0][1]}
     if isinstance(format, Settled):

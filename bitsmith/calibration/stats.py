@@ -9,10 +9,12 @@ from array_api_compat import array_namespace
 
 from bitsmith.errors import TensorError
 from bitsmith.quant.grid import Array
+from bitsmith.system.core import core
 
 _CHUNK = 1 << 20  # values summed at once: bounds the float64 temporaries
 MOST_GRAMS = 2 << 30  # bytes of Gram matrices of experts that are summed in one pass, if one needs no more
 SUMMED_ROWS = 512  # tokens in one product x^T x; the result of longer sums depends on the number of threads
+_STRIP = 128  # columns of x^T x that are computed together, from the diagonal on: the matrix is symmetric
 
 
 @dataclass(frozen=True)
@@ -43,19 +45,28 @@ class GramMeter:
 
     def __init__(self) -> None:
         self._count = 0
-        self.sum: Array = None  # [cols, cols]; None before the first `add`
+        self._sum: Array = None
+        self._half = False  # whether only the upper triangle of the sum is there
 
     def add(self, x: Array, other: Array = None) -> None:
         """Add tokens: float32 [..., cols], numpy or torch. With `other`, of the same shape, sum other^T x instead."""
-        rows = array_namespace(x).reshape(x, (-1, x.shape[-1]))
-        left = rows if other is None else array_namespace(other).reshape(other, (-1, other.shape[-1]))
+        xp = array_namespace(x)
+        rows = xp.reshape(x, (-1, x.shape[-1]))
+        left = rows if other is None else xp.reshape(other, (-1, other.shape[-1]))
+        self._half = other is None
+        if self._sum is None:
+            self._sum = xp.zeros((rows.shape[1], rows.shape[1]), dtype=xp.float32, device=rows.device)
         for start in range(0, rows.shape[0], SUMMED_ROWS):
-            product = left[start : start + SUMMED_ROWS].T @ rows[start : start + SUMMED_ROWS]
-            if self.sum is None:
-                self.sum = product
-            else:
-                self.sum += product
+            stop = start + SUMMED_ROWS
+            add_products(self._sum, left[start:stop], rows[start:stop], symmetric=self._half)
         self._count += rows.shape[0]
+
+    @property
+    def sum(self) -> Array:
+        """The sum so far, [cols, cols]; None before the first `add`."""
+        if self._half:
+            mirror(self._sum)
+        return self._sum
 
     @property
     def count(self) -> int:
@@ -101,21 +112,19 @@ class StatsMeter:
         """
         xp = array_namespace(x)
         rows = xp.reshape(x, (-1, x.shape[-1]))
-        largest = _numpy(xp.max(xp.abs(rows), axis=0))
+        square, sizes, largest = _column_sums(rows)
         if not np.isfinite(largest).all():
             column = int(np.flatnonzero(~np.isfinite(largest))[0])
             raise TensorError(f"the input holds NaN or infinite values, the first in column {column}")
-        step = max(1, _CHUNK // max(1, rows.shape[1]))
-        for start in range(0, rows.shape[0], step):
-            wide = xp.abs(xp.astype(rows[start : start + step], xp.float64))
-            self._sum_abs += _numpy(xp.sum(wide, axis=0))
-            self._square += _numpy(xp.sum(wide * wide, axis=0))
+        self._sum_abs += sizes
+        self._square += square
         self._max_abs = np.maximum(self._max_abs, largest)
         if self._wants_gram:
             for start in range(0, rows.shape[0], SUMMED_ROWS):
                 part = rows[start : start + SUMMED_ROWS]
-                product = xp.matmul(part.T, part)
-                self._gram = product if self._gram is None else self._gram + product
+                if self._gram is None:
+                    self._gram = xp.zeros((rows.shape[1], rows.shape[1]), dtype=xp.float32, device=rows.device)
+                add_products(self._gram, part, part, symmetric=True)
         if self._size:
             self._draw(rows)
         self._count += rows.shape[0]
@@ -133,7 +142,7 @@ class StatsMeter:
         gram = None
         if self._wants_gram:
             cols = len(self._square)
-            gram = np.zeros((cols, cols), np.float32) if self._gram is None else np.array(_numpy(self._gram))
+            gram = np.zeros((cols, cols), np.float32) if self._gram is None else np.array(_numpy(mirror(self._gram)))
         return Stats(
             count=self._count,
             square=self._square.copy(),
@@ -142,6 +151,64 @@ class StatsMeter:
             gram=gram,
             sample=self._kept.copy(),
         )
+
+
+def add_products(total: Array, left: Array, right: Array, *, symmetric: bool) -> None:
+    """Add left^T right to `total`, float32 [cols, cols], in place. left, right: float32 [tokens, cols]
+
+    symmetric: whether both are the same; then only what lies on and above the diagonal is added, see `mirror`
+    """
+    cols = total.shape[0]
+    step = _STRIP if symmetric and not _accelerated(total) else cols
+    for start in range(0, cols, step):
+        strip, first = slice(start, start + step), start if symmetric else 0
+        if isinstance(total, np.ndarray):
+            total[strip, first:] += left[:, strip].T @ right[:, first:]
+        else:
+            total[strip, first:].addmm_(left[:, strip].T, right[:, first:])
+
+
+def mirror(total: Array) -> Array:
+    """Copy what lies above the diagonal to the places below it, in place. Returns `total`."""
+    for start in range(0, total.shape[0], _STRIP):
+        strip = slice(start, start + _STRIP)
+        rows, own = total[strip, start + _STRIP :], total[strip, strip]
+        total[start + _STRIP :, strip] = rows.T
+        xp = array_namespace(own)
+        total[strip, strip] = xp.triu(own) + xp.triu(own, k=1).T
+    return total
+
+
+def _column_sums(rows: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sums of squares and of magnitudes, float64 [cols], and the largest magnitudes, float32 [cols].
+
+    rows: float32 [tokens, cols], numpy or torch
+    """
+    module = core()
+    if module is None or not hasattr(module, "column_sums") or _accelerated(rows) or not rows.shape[0]:
+        return _column_sums_by_array(rows)
+    cols = rows.shape[1]
+    square, sizes, largest = np.zeros(cols), np.zeros(cols), np.zeros(cols, np.float32)
+    x = np.ascontiguousarray(_numpy(rows), np.float32)
+    module.column_sums(x, square=square, magnitude=sizes, largest=largest)
+    return square, sizes, largest
+
+
+def _column_sums_by_array(rows: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`_column_sums` without the core: the definition."""
+    xp = array_namespace(rows)
+    square, sizes = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
+    largest = _numpy(xp.max(xp.abs(rows), axis=0))
+    step = max(1, _CHUNK // max(1, rows.shape[1]))
+    for start in range(0, rows.shape[0], step):
+        wide = xp.abs(xp.astype(rows[start : start + step], xp.float64))
+        sizes += _numpy(xp.sum(wide, axis=0))
+        square += _numpy(xp.sum(wide * wide, axis=0))
+    return square, sizes, largest
+
+
+def _accelerated(x: Array) -> bool:
+    return not isinstance(x, np.ndarray) and x.device.type != "cpu"
 
 
 def _numpy(x: Array) -> np.ndarray:

@@ -7,7 +7,7 @@ Scales thus get the gradient of learned step size quantization (Esser et al. 202
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bitsmith.quant.formats.base import Format, IntegerParams, NeedsExtent, Settled
+from bitsmith.quant.formats.base import AnyGrid, Format, IntegerParams, NeedsExtent, Settled, VectorFormat
 from bitsmith.quant.formats.precision import stored, to_float32
 from bitsmith.quant.grid import Grid
 from bitsmith.quant.tensor import QuantTensor
+from bitsmith.quant.vector_grid import VECTOR, VectorGrid
 
 _FLOATS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -93,12 +94,12 @@ class TrainableMatrix:
         self._weight = torch.tensor(start.weight, dtype=torch.float32, device=device)
         codes = torch.tensor(np.asarray(start.tensor.codes), device=device)
         with torch.no_grad():
-            self.offsets = _first_offsets(self._weight, codes, self.format.grid(self._params.now()))
+            self.offsets = _first_offsets(self._weight, codes, self._grid())
         self.offsets.requires_grad_(True)
 
     def values(self) -> Tensor:
         """The decoded matrix, float32 [rows, cols], differentiable in `offsets` and `changes`."""
-        grid = self.format.grid(self._params.now())
+        grid = self._grid()
         blocks: Tensor = _Decoded.apply(self._weight, self.offsets, grid.scale, grid.offset, grid.table)  # type: ignore[no-untyped-call]
         return blocks
 
@@ -108,12 +109,19 @@ class TrainableMatrix:
         They decode to `values`, or near them where scales are quantized in turn.
         """
         with torch.no_grad():
-            codes = _Place.of(self._weight, self.offsets, self.format.grid(self._params.now())).codes
+            codes = _Place.of(self._weight, self.offsets, self._grid()).codes
         return self._params.frozen(codes)
+
+    def _grid(self) -> Grid:
+        grid = self.format.grid(self._params.now())
+        assert isinstance(grid, Grid)  # codes of vectors have no offsets, see `ScaledMatrix`
+        return grid
 
 
 class ScaledMatrix:
     """A matrix whose codes stay, and whose parameters learn (EfficientQAT, Chen et al. 2024, section 3.3).
+
+    It serves codes of vectors too, which have no offsets to learn.
 
     changes: see `LearnedParams`
     """
@@ -121,18 +129,28 @@ class ScaledMatrix:
     def __init__(self, tensor: QuantTensor, device: str = "cpu", *, fixed: bool = False) -> None:
         self._codes = torch.tensor(np.asarray(tensor.codes), device=device)
         rows, cols = self._codes.shape
+        cols *= VECTOR if isinstance(tensor.format, VectorFormat) else 1
         self._params = LearnedParams(tensor, (rows, cols), device, fixed=fixed)
         self.format, self.changes = self._params.format, self._params.changes
 
     def values(self) -> Tensor:
         """The decoded matrix, float32 [rows, cols], differentiable in `changes`."""
         grid = self.format.grid(self._params.now())
-        found: Tensor = _Scaled.apply(self._codes, grid.scale, grid.offset, grid.table)  # type: ignore[no-untyped-call]
+        found: Tensor = _Scaled.apply(self._codes, grid.scale, grid.offset, _levels_of(grid))  # type: ignore[no-untyped-call]
         return found
 
     def frozen(self) -> QuantTensor:
         """The codes and the present stored parameters; see `TrainableMatrix.frozen`."""
         return self._params.frozen(self._codes)
+
+
+def _levels_of(grid: AnyGrid) -> Callable[[Tensor], Tensor]:
+    """The levels of codes, float32 [rows, cols]."""
+    if isinstance(grid, VectorGrid):
+        book = grid.book
+        return lambda codes: torch.as_tensor(book.levels(codes)).flatten(1)
+    table = grid.table
+    return lambda codes: torch.as_tensor(table[codes.long()])
 
 
 def straight(wanted: Tensor, exact: Tensor) -> Tensor:
@@ -257,19 +275,21 @@ class _Scaled(torch.autograd.Function):
     """Fixed codes on a grid: differentiable in the scale and the grid's offset. Only the codes are kept."""
 
     @staticmethod
-    def forward(ctx: Any, codes: Tensor, scale: Tensor, base: Tensor | None, table: Tensor) -> Tensor:
-        ctx.save_for_backward(codes, scale, table)
-        ctx.shifts = base is not None
-        blocks = _by_block(table[codes.long()], scale) * scale[:, :, None]
+    def forward(
+        ctx: Any, codes: Tensor, scale: Tensor, base: Tensor | None, levels: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        ctx.save_for_backward(codes, scale)
+        ctx.shifts, ctx.levels = base is not None, levels
+        blocks = _by_block(levels(codes), scale) * scale[:, :, None]
         if base is not None:
             blocks = blocks + base[:, :, None]
-        return blocks.reshape(codes.shape)
+        return blocks.flatten(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        codes, scale, table = ctx.saved_tensors
-        to_scale = _by_block(gradient * table[codes.long()], scale).sum(2)
+        codes, scale = ctx.saved_tensors
+        to_scale = _by_block(gradient * ctx.levels(codes), scale).sum(2)
         return None, to_scale, _by_block(gradient, scale).sum(2) if ctx.shifts else None, None
 
 

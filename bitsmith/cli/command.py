@@ -14,7 +14,18 @@ from bitsmith.system import options
 
 F = TypeVar("F", bound=Callable[..., Any])
 GROUPS = (  # in the order of the help
-    *("Arguments", "Options", "Data", "Candidates", "Measurement", "Output", "Method", "Types", "Calibration"),
+    *(
+        "Arguments",
+        "Options",
+        "Data",
+        "Candidates",
+        "Measurement",
+        "Output",
+        "Budget",
+        "Method",
+        "Types",
+        "Calibration",
+    ),
     *("Sampling", "Training", "Source", "Machine", "Help"),
 )
 EVERYWHERE = {  # options of all commands, and their help

@@ -42,6 +42,7 @@ COMMANDS = {  # name -> its module in this package, and the command there
     "imatrix": "imatrix.imatrix",
     "tune": "tune.tune",
     "merge": "merge.merge",
+    "handover": "handover.handover",
     "inspect": "inspect.inspect",
     "list": "stored.list_models",
     "pull": "stored.pull",
@@ -56,6 +57,7 @@ SECTIONS = {  # of the help; commands of no section come last
     "Train": ("tune", "merge"),
     "Prove": ("eval", "compare", "results", "bench", "inspect"),
     "Run": ("run", "chat", "serve"),
+    "Give": ("handover",),
     "Models": ("list", "pull", "rm"),
 }
 

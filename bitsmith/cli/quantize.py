@@ -20,11 +20,10 @@ if TYPE_CHECKING:
 @option(
     "--to",
     multiple=True,
-    required=True,
     metavar="FORMAT",
     group="Output",
     help="CONTAINER/FORMAT: gptq/int4, compressed/w8a8; a name alone means gguf/NAME: q4_k_m. Repeat it for several "
-    "outputs of one calibration.",
+    "outputs of one calibration. With a budget: a container alone (gguf, compressed, ...); default: gguf.",
 )
 @config_options(QuantizeConfig)
 @quiet

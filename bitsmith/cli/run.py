@@ -42,6 +42,12 @@ class RunOptions:
     max_tokens: int = option(
         512, "-n", group="Options", help="Tokens to generate, at most; -1: until the text ends or the context is full."
     )
+    lookup: int = option(
+        0,
+        group="Options",
+        metavar="N",
+        help="Guess up to N tokens a step from the text so far: the same text, faster where it repeats; 0: none.",
+    )
     quiet: bool = option(False, "--quiet", "-q", group="Output", help="No notes and no figures on stderr.")
     as_json: bool = option(False, "--json", group="Output", help="Print the text, its counts and times as JSON.")
 
@@ -88,7 +94,7 @@ def _stream(
     if options.raw or not loaded.has_chat_template:
         if options.system is not None:
             raise UsageError("--system needs the chat template: leave out --raw, and take a model that has one.")
-        return loaded.stream(text or "", max_tokens=limit, sampling=sampling)
+        return loaded.stream(text or "", max_tokens=limit, lookup=options.lookup, sampling=sampling)
     if not text:
         raise UsageError(
             "the prompt is empty: give --prompt TEXT, --file FILE or a text on standard input; "
@@ -96,7 +102,8 @@ def _stream(
         )
     spoken = argument_text(options.system or "", "--system")
     system = [{"role": "system", "content": spoken}] if spoken else []
-    return loaded.stream_chat([*system, {"role": "user", "content": text}], max_tokens=limit, sampling=sampling)
+    messages = [*system, {"role": "user", "content": text}]
+    return loaded.stream_chat(messages, max_tokens=limit, lookup=options.lookup, sampling=sampling)
 
 
 def _notes(loaded: LanguageModel, options: RunOptions) -> list[str]:

@@ -31,6 +31,12 @@ class ServeOptions:
     no_auth: bool = option(False, group="Options", help="Listen on an address that others reach, without a key.")
     parallel: int = option(4, group="Options", help="Texts that are computed at the same time.")
     queue: int = option(64, group="Options", help="Requests that may wait; further ones are refused.")
+    lookup: int = option(
+        0,
+        group="Options",
+        metavar="N",
+        help="Guess up to N tokens a step from each text so far: the same answers, faster where they repeat; 0: none.",
+    )
     name: str | None = option(None, group="Options", metavar="NAME", help="The model's name for clients.")
 
 
@@ -62,7 +68,7 @@ def serve(model: str, options: ServeOptions, loading: LoadingOptions) -> None:
     listening = _listen(options)
     note_missing_core()
     loaded = _load(model, loading, options.parallel)
-    engine = Engine(loaded, Limits(options.parallel, options.queue))
+    engine = Engine(loaded, Limits(options.parallel, options.queue, lookup=options.lookup))
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     stderr().print(

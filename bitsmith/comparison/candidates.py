@@ -35,7 +35,7 @@ from bitsmith.system.progress import Report, silent
 from bitsmith.version import __version__
 
 _log = logging.getLogger(__name__)
-_RECORD = "made.json"  # beside what was made
+RECORD = "made.json"  # beside what was made
 _WORK = ".work-"  # folders of runs that are making something
 _ABANDONED = 86400.0  # seconds
 
@@ -138,11 +138,12 @@ def named_apart(candidates: list[Candidate]) -> list[Candidate]:
 class Maker:
     """Makes candidates of the original, or finds them in the cache.
 
-    source_sha256: hash of the original's files
+    original: the same model, opened
+    source_sha256: hash of its files
     """
 
-    def __init__(self, model: str | Path, source_sha256: str, config: CompareConfig) -> None:
-        self._model, self._source, self._config = model, source_sha256, config
+    def __init__(self, model: str | Path, original: Candidate, source_sha256: str, config: CompareConfig) -> None:
+        self._model, self._name, self._source, self._config = model, original.name, source_sha256, config
         self._folder = cache_folder() / "compare" / "made"
 
     def check(self, names: tuple[str, ...]) -> None:
@@ -154,7 +155,7 @@ class Maker:
         """The candidate, if it was made before. One that cannot be opened is removed."""
         folder = self._place(name)
         try:
-            record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             made = Made(str(record["target"]), str(record["method"]), float(record["seconds"]))
             return open_candidate(folder / str(record["file"]), name=_shown(name), made=made)
         except FileNotFoundError:
@@ -200,8 +201,8 @@ class Maker:
         whole = Path(tempfile.mkdtemp(prefix=_WORK, dir=self._folder))
         for path in [result.out] if result.out.is_dir() else list(result.paths):
             os.replace(path, whole / path.name)
-        record: dict[str, Any] = {**vars(made), "file": result.out.name}
-        (whole / _RECORD).write_text(json.dumps(record), encoding="utf-8")
+        record: dict[str, Any] = {**vars(made), "file": result.out.name, "original": self._name}
+        (whole / RECORD).write_text(json.dumps(record), encoding="utf-8")
         try:
             os.rename(whole, folder)
         except OSError:  # another run was faster; its bytes are the same

@@ -58,8 +58,14 @@ class CompareConfig:
         None,
         group="Measurement",
         metavar="NAMES",
-        help="Questions with known answers, with commas between: made (continuations of the texts), a .csv file in "
-        "MMLU's layout, a .jsonl file, NAME=FILE, or a task of lm-eval; repeatable.",
+        help="Questions with known answers, with commas between: made (continuations of the texts), a .csv file or a "
+        "folder in MMLU's layout, a .jsonl file, NAME=FILE, or a task of lm-eval; repeatable.",
+    )
+    shots: int | None = option(
+        None,
+        group="Measurement",
+        help="Examples before each question: from SUBJECT_dev beside a file or in ../dev, or as lm-eval has them; "
+        "default: none, and lm-eval's own number.",
     )
     task_limit: int | None = option(None, group="Measurement", help="Ask at most N questions of a task of lm-eval.")
     generate: int = option(
@@ -130,6 +136,8 @@ class CompareConfig:
             raise UsageError(f"--generate={self.generate}: expected 0 or more.")
         if self.task_limit is not None and self.task_limit < 1:
             raise UsageError(f"--task-limit={self.task_limit}: expected 1 or more.")
+        if self.shots is not None and self.shots < 0:
+            raise UsageError(f"--shots={self.shots}: expected 0 or more.")
         if not 0 < self.within < 100:
             raise UsageError(f"--within={self.within:g}: expected a loss above 0 and below 100 per cent.")
         if (self.logits or self.write_logits) and len(self.texts) > 1:

@@ -114,16 +114,21 @@ def memory_at_run(path: Path) -> int | None:
     return rows[0].verdicts[0].total if rows and rows[0].verdicts else None
 
 
+def speed_what(candidate: Candidate, ledger: Ledger, config: CompareConfig) -> What:
+    """The speed of a model, for the ledger."""
+    threads = config.threads or cores()
+    return What(
+        *("speed", candidate.name, ledger.sha256(candidate.checkpoint.files)),
+        definition=f"speed-1 {_SPEED_KERNEL} {threads} threads {processor_name()}",
+    )
+
+
 def speeds_of(candidate: Candidate, ledger: Ledger, config: CompareConfig, report: Report = silent) -> Speeds | None:
     """Prompt and generation speed with the kernel that runs models; None if it cannot run this one."""
     from bitsmith.evaluation.speed import check_counts, measure_speed
     from bitsmith.runtime.load import choose_kernel
 
-    threads = config.threads or cores()
-    what = What(
-        *("speed", candidate.name, ledger.sha256(candidate.checkpoint.files)),
-        definition=f"speed-1 {_SPEED_KERNEL} {threads} threads {processor_name()}",
-    )
+    what = speed_what(candidate, ledger, config)
     kept = ledger.get(what)
     if kept is None:
         try:
@@ -148,15 +153,20 @@ def speeds_of(candidate: Candidate, ledger: Ledger, config: CompareConfig, repor
     )
 
 
-def layers_of(original: Candidate, candidate: Candidate, ledger: Ledger, report: Report = silent) -> dict[str, float]:
-    """The relative squared error of each matrix; empty if the files cannot be compared matrix by matrix."""
-    from bitsmith.comparison.layers import tensor_errors
-
-    what = What(
+def layers_what(original: Candidate, candidate: Candidate, ledger: Ledger) -> What:
+    """The errors of a candidate's matrices, for the ledger."""
+    return What(
         *("layers", candidate.name, ledger.sha256(candidate.checkpoint.files)),
         *(original.name, ledger.sha256(original.checkpoint.files)),
         definition="relative squared errors-1",
     )
+
+
+def layers_of(original: Candidate, candidate: Candidate, ledger: Ledger, report: Report = silent) -> dict[str, float]:
+    """The relative squared error of each matrix; empty if the files cannot be compared matrix by matrix."""
+    from bitsmith.comparison.layers import tensor_errors
+
+    what = layers_what(original, candidate, ledger)
     kept = ledger.get(what)
     if kept is not None:
         return {name: float(error) for name, error in kept.figures.items()}

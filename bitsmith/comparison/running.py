@@ -17,8 +17,8 @@ from bitsmith.comparison.candidates import Candidate, Maker, open_candidate
 from bitsmith.comparison.card import base_of
 from bitsmith.comparison.charts import require_charts, write_plots
 from bitsmith.comparison.config import CompareConfig
-from bitsmith.comparison.expected import Expected, machine_rate
-from bitsmith.comparison.figures import Summing, layers_of, memory_at_run, speeds_of
+from bitsmith.comparison.expected import STEP, Expected, further_seconds, machine_rate
+from bitsmith.comparison.figures import Summing, layers_of, layers_what, memory_at_run, speed_what, speeds_of
 from bitsmith.comparison.gathering import Failures, Gathering
 from bitsmith.comparison.generations import Generation, usual_prompts
 from bitsmith.comparison.ledger import Ledger
@@ -117,10 +117,10 @@ class _Run:
         self._original = open_candidate(model)
         self._kernel = kernel_of(self._original.checkpoint, config.kernel)
         self._sha256 = ledger.sha256(self._original.checkpoint.files, events.report)
-        maker = Maker(model, self._sha256, config)
+        maker = Maker(model, self._original, self._sha256, config)
         maker.check(config.targets)
         self._tokens = [self._tokens_of(domain) for domain in self._domains]
-        tasks, others = open_tasks(config.task_names, self._domains)
+        tasks, others = open_tasks(config.task_names, self._domains, shots=config.shots or 0)
         if others:
             require_harness(others)
         self._task_names = [task.name for task in tasks]
@@ -227,18 +227,34 @@ class _Run:
         return speeds_of(candidate, self._tools.ledger, self._config, self._events.report)
 
     def _expected(self) -> Expected:
-        scoring, gathering = self._scoring, self._gathering
+        scoring, gathering, config = self._scoring, self._gathering, self._config
         known, missing = gathering.candidates, gathering.missing
-        rate = scoring.window_seconds() or machine_rate(self._original.checkpoint, self._config)
+        checkpoint = self._original.checkpoint
+        window = scoring.window_seconds() or machine_rate(checkpoint, config)
         passes = scoring.todo(known) + len(missing) * scoring.windows
+        todo = self._asking.todo([self._original, *known], len(missing))
+        ledger, all_known = self._tools.ledger, [self._original, *known]
+        layers = [ledger.get(layers_what(self._original, each, ledger)) for each in known]
+        speeds = [ledger.get(speed_what(each, ledger, config)) for each in all_known]
         return Expected(
             to_make=missing,
             make_seconds=gathering.make_seconds(),
             passes=passes,
-            measure_seconds=passes * rate,
+            measure_seconds=passes * window,
             disk=scoring.reference_bytes(passes > 0),
             candidates=len(known) + len(missing),
             windows=scoring.windows,
+            todo=todo,
+            ask_seconds=(todo.tokens + todo.answer_steps * STEP) * window / config.context,
+            write_seconds=todo.text_steps * STEP * window / config.context,
+            more_seconds=further_seconds(
+                checkpoint,
+                config,
+                floor_windows=scoring.floor_windows() if config.noise_floor else 0,
+                models=speeds.count(None) + len(missing),
+                candidates=layers.count(None) + len(missing),
+                window=window,
+            ),
         )
 
     def _conditions(self) -> Conditions:

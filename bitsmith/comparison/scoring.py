@@ -24,7 +24,7 @@ from bitsmith.system.folders import cache_folder
 from bitsmith.system.progress import Progress, Report
 
 DEFINITION = "tokens-1"  # of the values of each token; a change of their meaning gets another name
-FLOOR_WINDOWS = 8
+FLOOR_TOKENS = 1024  # scored ones that the noise floor is measured on, in whole windows
 _FLOORS = {"another order of summation": "float32", "bfloat16 arithmetic": "bfloat16"}
 
 
@@ -141,22 +141,19 @@ class Scoring:
 
     def floors(self) -> tuple[Floor, ...]:
         """What rounding does to the original: it is run with torch, whose sums have another order, and in bfloat16."""
-        from importlib.util import find_spec
-
-        if find_spec("torch") is None:
+        kinds = self._floor_kinds()
+        if not kinds:
             self.notes.append("the noise floor was not measured, since torch is not installed")
             return ()
-        tokens = self._tokens[0]
-        windows = Windows(tokens.windows.tokens[:FLOOR_WINDOWS])
+        tokens, windows = self._tokens[0], self._floor_windows()
         count = windows.targets.size
         clusters = tokens.clusters[:count] - tokens.clusters[:count].min()
         found = []
-        for name, dtype in _FLOORS.items():
-            if self._kernel != EXACT and dtype == "float32":
-                continue  # the original itself was measured so
-            what = self._what(self._original, tokens, f" first {len(windows)} windows, torch {dtype}")
+        for name, dtype in kinds.items():
+            what = self._floor_what(dtype)
             kept = self._ledger.get(what)
             if kept is None:
+                self._report(Progress("noise floor", 0, 1, "passes", name))
                 with self._reference(tokens) as reference:
                     model = self._model.get(self._original.checkpoint, "torch", dtype)
                     scores = score(model, windows, reference, threads=self._config.threads)
@@ -166,6 +163,28 @@ class Scoring:
             summary = summarize([scores], [scores], Draws([clusters])).summary
             found.append(Floor(name, summary.kld, count))
         return tuple(found)
+
+    def floor_windows(self) -> int:
+        """Number of windows that the noise floor still takes, of all kinds of rounding together."""
+        missing = [dtype for dtype in self._floor_kinds().values() if self._ledger.get(self._floor_what(dtype)) is None]
+        return len(missing) * len(self._floor_windows())
+
+    def _floor_kinds(self) -> dict[str, str]:
+        from importlib.util import find_spec
+
+        if find_spec("torch") is None:
+            return {}
+        if self._kernel == EXACT:
+            return _FLOORS
+        return {name: dtype for name, dtype in _FLOORS.items() if dtype != "float32"}  # it was measured with torch
+
+    def _floor_windows(self) -> Windows:
+        windows = self._tokens[0].windows
+        return Windows(windows.tokens[: -(-FLOOR_TOKENS // windows.targets.shape[1])])
+
+    def _floor_what(self, dtype: str) -> What:
+        more = f" first {len(self._floor_windows())} windows, torch {dtype}"
+        return self._what(self._original, self._tokens[0], more)
 
     def write_logits(self, path: str | Path, *, force: bool) -> Path:
         """Write the original's predictions on the first text as llama.cpp's file."""

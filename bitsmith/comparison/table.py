@@ -86,7 +86,7 @@ def cells(found: Comparison) -> list[tuple[str, ...]]:
     first = found.original
     own = [first.name, human_bytes(first.file_bytes), f"{first.bits:.2f}", "", _plain(first.summary.perplexity, 3)]
     own += [""] * 10 + [_bytes(first.memory), "", *map(_task, first.tasks)]
-    own += [] if first.speeds is None else [f"{first.speeds.prompt.value:.0f}", f"{first.speeds.generation.value:.1f}"]
+    own += _speeds(first)
     return [(*own, *[""] * (wide - len(own))), *(_cells(row, wide) for row in found.rows)]
 
 
@@ -102,9 +102,13 @@ def _cells(row: Row, wide: int) -> tuple[str, ...]:
         *(_bytes(row.memory), "" if row.make_seconds is None else human_seconds(row.make_seconds)),
         *map(_task, row.tasks),
     )
-    if row.speeds is not None:
-        texts += (f"{row.speeds.prompt.value:.0f}", f"{row.speeds.generation.value:.1f}")
+    texts += tuple(_speeds(row))
     return (*texts, *[""] * (wide - len(texts)))
+
+
+def _speeds(row: Row | Original) -> list[str]:
+    speeds = row.speeds
+    return [] if speeds is None else [_plain(speeds.prompt, 0), _plain(speeds.generation, 1)]
 
 
 def shown(estimate: Estimate) -> str:

@@ -38,8 +38,12 @@ class CompareWords(TypedDict, total=False):
     context; for one text."""
 
     tasks: str | Sequence[str] | None
-    """Questions with known answers, with commas between: made (continuations of the texts), a .csv file in MMLU's
-    layout, a .jsonl file, NAME=FILE, or a task of lm-eval; repeatable."""
+    """Questions with known answers, with commas between: made (continuations of the texts), a .csv file or a folder in
+    MMLU's layout, a .jsonl file, NAME=FILE, or a task of lm-eval; repeatable."""
+
+    shots: int | None
+    """Examples before each question: from SUBJECT_dev beside a file or in ../dev, or as lm-eval has them; default:
+    none, and lm-eval's own number."""
 
     task_limit: int | None
     """Ask at most N questions of a task of lm-eval."""

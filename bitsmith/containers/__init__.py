@@ -22,6 +22,7 @@ CONTAINERS: dict[str, str] = {  # name -> its module, imported when first used
     "awq": "bitsmith.containers.awq",
     "compressed": "bitsmith.containers.compressed",
     "bnb": "bitsmith.containers.bnb",
+    "mlx": "bitsmith.containers.mlx",
 }
 
 

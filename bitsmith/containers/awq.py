@@ -23,6 +23,7 @@ from bitsmith.containers.composite import CompositeTensor, Entries, fold
 from bitsmith.containers.container import ModuleContainer, Modules, Scheme
 from bitsmith.containers.hf_entries import group_size, known_integer, matrix_shape, modules, precision_of
 from bitsmith.containers.integers import WORD, checked_scale, layout_name, pack_words, unpack_words
+from bitsmith.containers.module_lists import any_part
 from bitsmith.errors import UnsupportedError
 from bitsmith.quant.formats.affine import Affine
 from bitsmith.quant.formats.base import Format
@@ -168,5 +169,7 @@ CONTAINER = ModuleContainer(
     quant_method="awq",
     marks=(".qweight",),
     old_config="quant_config.json",
+    kept_list=lambda config: config["modules_to_not_convert"],
+    skipped_by=any_part,
     read=_read,
 )

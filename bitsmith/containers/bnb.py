@@ -24,6 +24,7 @@ from bitsmith.containers.composite import CompositeTensor, Entries, fold
 from bitsmith.containers.container import ModuleContainer, Modules, Scheme
 from bitsmith.containers.hf_entries import entry_of, matrix_shape, modules
 from bitsmith.containers.model_files import open_regular
+from bitsmith.containers.module_lists import beginnings_or_ends
 from bitsmith.containers.safetensors_header import DTYPES as STORED
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.quant.formats.base import Format
@@ -189,5 +190,7 @@ CONTAINER = ModuleContainer(
     marks=(".SCB", *(f".{STATE}{kind}" for kind in TABLES)),
     mixed=False,
     linears_only=True,
+    kept_list=lambda config: config["llm_int8_skip_modules"],
+    skipped_by=beginnings_or_ends,
     read=_read,
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 from bitsmith.containers.composite import CompositeTensor, Entries, fold
 from bitsmith.containers.compressed_codecs import FloatCodec, IntegerCodec, PackedCodec, compressed_codec
+from bitsmith.containers.compressed_floats import Mxfp4Codec, Nvfp4Codec
 from bitsmith.containers.container import ModuleContainer, Modules, Scheme
 from bitsmith.containers.gptq import BITS
 from bitsmith.containers.hf_entries import entry_of, group_size, known_integer, matrix_shape, modules, precision_of
@@ -19,13 +20,25 @@ from bitsmith.containers.static_input import INPUT_SCALE, StaticInput
 from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.quant.formats.affine import Affine
 from bitsmith.quant.formats.base import Format
+from bitsmith.quant.formats.byte_scaled import NVFP4_TENSOR
 from bitsmith.quant.formats.fp8 import fp8
+from bitsmith.quant.formats.microscale import MXFP4
 from bitsmith.quant.formats.tensorwide import TensorWide
 from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.quant.tensor import TensorInfo
 
-_FORMATS = {"packed": "pack-quantized", "integer": "int-quantized", "float": "float-quantized"}
-_BESIDE = (INPUT_SCALE, "output_scale", "input_zero_point", "output_zero_point")  # for rounded inputs and outputs
+_FORMATS = {
+    "packed": "pack-quantized",
+    "integer": "int-quantized",
+    "float": "float-quantized",
+    "nvfp4": "nvfp4-pack-quantized",
+    "mxfp4": "mxfp4-pack-quantized",
+}
+_SCALE_DTYPES = {"nvfp4": "torch.float8_e4m3fn", "mxfp4": "torch.uint8"}  # of 4-bit floats
+AnyCodec = PackedCodec | IntegerCodec | FloatCodec | StaticInput | Nvfp4Codec | Mxfp4Codec
+_BESIDE = (  # for rounded inputs and outputs
+    *(INPUT_SCALE, "input_global_scale", "output_scale", "input_zero_point", "output_zero_point"),
+)
 _INTEGER = Scheme("integer", 8, 0, grouped=False, optional_zeros=False, inputs="int8")
 _FLOAT = Scheme("float", 8, 0, grouped=False, optional_zeros=False, inputs="fp8")
 SCHEMES = {
@@ -37,12 +50,15 @@ SCHEMES = {
     "w8a8-static": replace(_INTEGER, static=True),
     "fp8-static": replace(_FLOAT, static=True),
     "fp8-tensor-static": replace(_FLOAT, scope="tensor", static=True),
+    "nvfp4": Scheme("nvfp4", 4, NVFP4_TENSOR.block, grouped=False, optional_zeros=False),
+    "mxfp4": Scheme("mxfp4", 4, MXFP4.block, grouped=False, optional_zeros=False),
 }
 
 
-def _stored(
-    scheme: Scheme, precision: str, version: int
-) -> tuple[Format, PackedCodec | IntegerCodec | FloatCodec | StaticInput]:
+def _stored(scheme: Scheme, precision: str, version: int) -> tuple[Format, AnyCodec]:
+    if scheme.kind in _SCALE_DTYPES:
+        small = Nvfp4Codec() if scheme.kind == "nvfp4" else Mxfp4Codec()
+        return small.format, small
     if scheme.kind == "float":
         row = fp8(precision)
         wide = TensorWide(f"{row.name}-tensor", row) if scheme.scope == "tensor" else row
@@ -80,8 +96,10 @@ def _configuration(modules: Modules) -> dict[str, Any]:
 
 
 def _config_group(scheme: Scheme, modules: list[str]) -> dict[str, Any]:
-    kind = "float" if scheme.kind == "float" else "int"
-    by = "group" if scheme.group else scheme.scope
+    small = scheme.kind in _SCALE_DTYPES
+    kind = "float" if scheme.kind == "float" or small else "int"
+    by = "tensor_group" if scheme.kind == "nvfp4" else "group" if scheme.group else scheme.scope
+    dtypes = dict.fromkeys(("scale_dtype", "zp_dtype"), _SCALE_DTYPES[scheme.kind]) if small else {}
     inputs = None
     if scheme.input_rounding is not None:
         inputs = {
@@ -101,6 +119,7 @@ def _config_group(scheme: Scheme, modules: list[str]) -> dict[str, Any]:
             "group_size": scheme.group or None,
             "strategy": by,
             "dynamic": False,
+            **dtypes,
         },
         "input_activations": inputs,
         "output_activations": None,
@@ -128,9 +147,12 @@ def _read(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator
         if args.get("type") == "float" and args.get("strategy") == "block":
             continue  # `fp8_reader` reads blocks
         scale = entry_of(folder, entries, f"{module}.weight_scale")
-        precision = precision_of(folder, entries, f"{module}.weight_scale")
-        codec: PackedCodec | IntegerCodec | FloatCodec | StaticInput
-        if packed:
+        codec: AnyCodec
+        small = _small_floats(folder, args, entries, module) if packed else None
+        precision = "" if small else precision_of(folder, entries, f"{module}.weight_scale")
+        if small is not None:
+            shape, codec = small
+        elif packed:
             shape, codec = _packed(folder, args, entries, module, precision)
         else:
             shape = matrix_shape(folder, entries, f"{module}.weight")
@@ -139,7 +161,7 @@ def _read(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator
         if isinstance(codec, IntegerCodec) and not codec.format.asymmetric:
             beside.append(f"{module}.weight_zero_point")
         inputs, static = inputs_of(folder, group, module)
-        if static and isinstance(inputs, InputRounding):
+        if static and isinstance(inputs, InputRounding) and isinstance(codec, PackedCodec | IntegerCodec | FloatCodec):
             codec = _with_input_scale(folder, entries, module, codec, inputs)
         info = TensorInfo(f"{module}.weight", shape, codec.name, 0)
         names = {part: f"{module}.{part}" for part in codec.layout(shape)}
@@ -160,6 +182,28 @@ def _with_input_scale(
     if shape not in ((), (1,)):
         raise FileError(f"{folder}: entry {name} is {list(shape)}; a tensor has one scale, [1]: make the file again")
     return StaticInput(codec, input_rounding, precision_of(folder, entries, name), shape)
+
+
+def _small_floats(
+    folder: Path, args: Mapping[str, Any], entries: Entries, module: str
+) -> tuple[tuple[int, int], Nvfp4Codec | Mxfp4Codec] | None:
+    """The shape and the codec of a weight of 4-bit floats; None for other weights.
+
+    Raises UnsupportedError for scales of another type, or zero points.
+    """
+    if args.get("type") != "float":
+        return None
+    codecs: dict[tuple[str, bool], Nvfp4Codec | Mxfp4Codec]
+    codecs = {("F8_E4M3", True): Nvfp4Codec(), ("U8", False): Mxfp4Codec()}
+    scale = entry_of(folder, entries, f"{module}.weight_scale").dtype
+    codec = codecs.get((scale, f"{module}.weight_global_scale" in entries))
+    if codec is None or args.get("num_bits") != 4 or args.get("symmetric", True) is not True:
+        raise UnsupportedError(
+            f"{folder}: {module} holds packed floats of {args.get('num_bits')} bits with scales in {scale}; known are "
+            "nvfp4-pack-quantized and mxfp4-pack-quantized, symmetric"
+        )
+    rows, half = matrix_shape(folder, entries, f"{module}.weight_packed")
+    return (rows, 2 * half), codec
 
 
 def _packed(
@@ -236,14 +280,22 @@ def _strategy_group(folder: Path, args: Mapping[str, Any], name: str) -> int:
     )
 
 
+def _codec(format: Format) -> PackedCodec | FloatCodec | Nvfp4Codec | Mxfp4Codec | None:
+    """The codec of a format; None if these layouts cannot hold it."""
+    if format == NVFP4_TENSOR:
+        return Nvfp4Codec()
+    return Mxfp4Codec() if format == MXFP4 else compressed_codec(format)
+
+
 CONTAINER = ModuleContainer(
     name="compressed",
-    codec=compressed_codec,
+    codec=_codec,
     runtimes=frozenset({"vllm", "transformers"}),
     schemes=SCHEMES,
     stored=_stored,
     configuration=_configuration,
     quant_method="compressed-tensors",
     marks=(".weight_packed", ".weight_scale"),
+    kept_list=lambda config: config["ignore"],
     read=_read,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bitsmith.containers.composite import CompositeTensor, Entries
     from bitsmith.quant.formats.base import Format
 
+from bitsmith.containers.module_lists import whole_names
 from bitsmith.quant.input_rounding import LLM_INT8, THRESHOLD, InputRounding
 
 GROUPS = (128, 64, 32)  # tried in this order if the user gives no group size
@@ -102,6 +103,9 @@ class ModuleContainer(Container):
     warnings: (main scheme, version) -> warnings about runtimes that refuse the folder
     quant_method: value of `quant_method` in `quantization_config`, which identifies a folder
     marks: endings of entry names that identify a quantized weight
+    config_keys: the keys of config.json that hold the configuration
+    kept_list: `quantization_config` -> the list in it of linear modules in 16 bits; None if readers go by the entries
+    skipped_by: (that list, names of modules) -> the names that readers take for modules in 16 bits
     old_config: the file that older tools wrote instead of `quantization_config`; "" if there is none
     read: (folder, its configuration, its entries) -> its quantized weights
     """
@@ -118,4 +122,7 @@ class ModuleContainer(Container):
     mixed: bool = True
     linears_only: bool = False
     warnings: Callable[[Scheme, int], Sequence[str]] = lambda main, version: ()
+    config_keys: tuple[str, ...] = ("quantization_config",)
+    kept_list: Callable[[Mapping[str, Any]], Sequence[str]] | None = None
+    skipped_by: Callable[[Collection[str], Iterable[str]], set[str]] = whole_names
     old_config: str = ""

@@ -12,6 +12,12 @@ _EXPERT = re.compile(r"(.+\.experts)\.\d+\.")  # vLLM loads all matrices of all 
 _FUSED_NAMES = ("qkv_proj", "gate_up_proj")
 
 
+def fused_with(module: str) -> tuple[str, ...]:
+    """The modules that runtimes load with this one as one matrix, itself included."""
+    stem, _, last = module.rpartition(".")
+    return next((tuple(f"{stem}.{name}" for name in members) for members in FUSED if last in members), (module,))
+
+
 def uneven(schemes: Mapping[str, Scheme | None]) -> list[str]:
     """Groups of modules that vLLM loads as one matrix although their schemes differ. Each names its modules."""
     found = []

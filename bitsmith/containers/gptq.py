@@ -215,6 +215,12 @@ def _configuration(modules: Modules) -> dict[str, Any]:
     }
 
 
+def _kept(config: Mapping[str, Any]) -> list[str]:
+    """The modules that `dynamic` leaves out, and the head."""
+    rules = [each[2:] for each in config.get("dynamic", {}) if each.startswith("-:")]
+    return [re.sub(r"\\(.)", r"\1", each[1:-1]) for each in rules] + ([] if config["lm_head"] else ["lm_head"])
+
+
 def _warnings(main: Scheme, version: int) -> list[str]:
     if version == 1:
         return []
@@ -271,5 +277,6 @@ CONTAINER = ModuleContainer(
     quant_method="gptq",
     marks=(".qweight",),
     old_config="quantize_config.json",
+    kept_list=_kept,
     read=_read,
 )

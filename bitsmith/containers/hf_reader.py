@@ -1,7 +1,8 @@
 """Folders from other tools: finds the entries of each weight with config.json's `quantization_config`.
 
-Known are GPTQ (AutoGPTQ, GPTQModel, optimum), AWQ (AutoAWQ), compressed-tensors (llm-compressor), FP8 weights with
-scales of many tools, and the MXFP4 stacks of gpt-oss. Entries of other methods remain separate tensors, see `foreign`.
+Known are GPTQ (AutoGPTQ, GPTQModel, optimum), AWQ (AutoAWQ), compressed-tensors (llm-compressor), MLX, FP8 weights
+with scales of many tools, and the MXFP4 stacks of gpt-oss. Entries of other methods remain separate tensors, see
+`foreign`.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ def _quantization_config(folder: Path, *, required: bool) -> Mapping[str, Any] |
     whole = _read_json(folder / "config.json")
     if whole is None:
         return None
+    mlx = whole.get("quantization")
+    if isinstance(mlx, dict) and "bits" in mlx:  # MLX's own key, which `quantization_config` only repeats
+        return {**mlx, "quant_method": "mlx"}
     for key in ("quantization_config", "compression_config"):
         if isinstance(whole.get(key), dict):
             found: Mapping[str, Any] = whole[key]
@@ -59,7 +63,7 @@ def _quantization_config(folder: Path, *, required: bool) -> Mapping[str, Any] |
         old = _read_json(folder / container.old_config) if container.old_config else None
         if old is not None:
             return {"quant_method": container.quant_method, **old}
-    if not required or isinstance(whole.get("quantization"), dict):
+    if not required:
         return None
     raise FileError(
         f"{folder / 'config.json'} has no quantization_config, though the folder's weights are quantized; it belongs "

@@ -296,16 +296,16 @@ def source_warnings(checkpoint: Checkpoint, *, quantizes: bool = True) -> tuple[
         told.append(f"the source is quantized already ({', '.join(found)}): losses add up")
     if isinstance(checkpoint.shape, BitsmithError) and checkpoint.naming == "hf" and checkpoint.foreign is None:
         told.append(f"bitsmith cannot run this model: {checkpoint.shape.message}")
-    contradiction = _contradiction(checkpoint)
-    if contradiction is not None:
-        told.append(f"bitsmith cannot run this model: {contradiction.message}")
+    wrong = contradiction(checkpoint)
+    if wrong is not None:
+        told.append(f"bitsmith cannot run this model: {wrong.message}")
     double = [info.name for info in tensors if info.layout == "f64"]
     if double:
         told.append(f"{len(double)} tensors are float64, the first is {double[0]}; they are rounded to float32 first")
     return (*told, *checkpoint.notes)
 
 
-def _contradiction(checkpoint: Checkpoint) -> FileError | None:
+def contradiction(checkpoint: Checkpoint) -> FileError | None:
     """The error if the tensors are not those that the configuration promises. The configuration itself is sound."""
     from bitsmith.models.arch.tensors import check_tensors
 

@@ -17,6 +17,7 @@ _KEYS = {  # key of a configuration -> words; {} is its value
     "fmt": "{}",
     "quant_type": "{}",
     "bnb_4bit_quant_type": "{}",
+    "mode": "{}",
     "bits": "{} bits",
     "w_bit": "{} bits",
     "group_size": "groups of {}",
@@ -46,11 +47,11 @@ def of_folder(folder: Path) -> str:
         config = read_object(folder / CONFIG)
     except FileError:  # weights alone can be inspected
         return ""
+    if _is(config.get("quantization")) and "bits" in config["quantization"]:
+        return _described("mlx", config["quantization"])
     found = next((config[key] for key in ("quantization_config", "compression_config") if _is(config.get(key))), None)
     if found is not None:
         return _described(str(found.get("quant_method") or "unnamed method"), found)
-    if _is(config.get("quantization")):
-        return _described("mlx", config["quantization"])
     try:
         modelopt = read_object(folder / "hf_quant_config.json")
     except FileError:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitsmith.calibration.config import CalibrationConfig, size_in_bytes
+from bitsmith.pipeline.budget_config import BudgetConfig
 from bitsmith.system.machine import cores
 from bitsmith.system.options import option
 
@@ -15,7 +16,7 @@ _GROUPED = "for gptq, awq, compressed and bnb"
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeConfig(CalibrationConfig):
+class QuantizeConfig(BudgetConfig, CalibrationConfig):
     """All options of `quantize` except the model and the targets. Raises UsageError for a value that is never valid.
 
     Checks that depend on the model or the target come later, when the plan is made.
@@ -85,6 +86,7 @@ class QuantizeConfig(CalibrationConfig):
         if self.effort is not None:
             check_effort(self.effort)
         size_in_bytes("--max-shard-size", self.max_shard_size)
+        self.check_budget()
 
     @property
     def calibration_sources(self) -> tuple[str | Path, ...]:

@@ -114,8 +114,9 @@ def prepared(source: Source, planned: PlannedTensor, importance: np.ndarray | No
         return planned
     if isinstance(planned.format, NeedsExtent):
         low, high = np.inf, -np.inf
-        for _, w in _slabs(source, planned):
-            low, high = min(low, float(w.min())), max(high, float(w.max()))
+        for name in planned.together or (planned.source,):
+            for _, w in _slabs(source, name):
+                low, high = min(low, float(w.min())), max(high, float(w.max()))
         return replace(planned, format=planned.format.with_extent(low, high))
     if isinstance(planned.format, Settled):
         return _settled(source, planned, planned.format, importance)
@@ -148,9 +149,10 @@ def _kept_rows(
 def _settled(source: Source, planned: PlannedTensor, format: Settled, importance: np.ndarray | None) -> PlannedTensor:
     """The tensor with the scales of all its rows, in the order of the output."""
     assert planned.format is not None
+    assert planned.source is not None
     each = planned.info.rows // (1 if importance is None else len(importance))
     found = []
-    for start, w in _slabs(source, planned, each):
+    for start, w in _slabs(source, planned.source, each):
         columns = None if importance is None else importance[start // each]
         found.append(planned.format.fit(w, columns))
     free = {name: np.concatenate([params[name] for params in found]) for name in found[0]}
@@ -160,18 +162,18 @@ def _settled(source: Source, planned: PlannedTensor, format: Settled, importance
     return replace(planned, format=format.settled_on(format.settled(free)))
 
 
-def _slabs(source: Source, planned: PlannedTensor, together: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+def _slabs(source: Source, name: str, together: int = 0) -> Iterator[tuple[int, np.ndarray]]:
     """(first row, float32 [rows, cols]) of all rows of a tensor, in the source's order.
 
     together: slabs do not cross a multiple of it; 0: any
     """
-    assert planned.source is not None
-    step = max(1, CHUNK_WEIGHTS // max(planned.info.cols, 1))
-    together = together or planned.info.rows
-    for first in range(0, planned.info.rows, together):
-        for start in range(first, min(first + together, planned.info.rows), step):
-            w = source.rows(planned.source, start, min(start + step, first + together, planned.info.rows))
-            _check_finite(planned.source, w, start)
+    info = source.tensors[name]
+    step = max(1, CHUNK_WEIGHTS // max(info.cols, 1))
+    together = together or info.rows
+    for first in range(0, info.rows, together):
+        for start in range(first, min(first + together, info.rows), step):
+            w = source.rows(name, start, min(start + step, first + together, info.rows))
+            _check_finite(name, w, start)
             yield start, w
 
 

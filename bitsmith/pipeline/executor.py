@@ -67,10 +67,11 @@ class PlanWriter:
     """
 
     def __init__(self, plan: Plan, target: Path, reservation: Reservation, *, report: Report = silent) -> None:
-        """Open temporary files. Raises FileError if they cannot be written.
+        """Take the census and open temporary files. Raises as `Assignment.census`; FileError if they cannot be written.
 
         reservation: of `plan.destination(target)`
         """
+        plan.assignment.census  # noqa: B018 - raises where a weight would be lost
         self._plan, self._report = plan, report
         self._by_name = {tensor.info.name: tensor for tensor in plan.tensors}
         self._records: dict[str, TensorRecord] = {}

@@ -18,6 +18,7 @@ from bitsmith.pipeline.config import QuantizeConfig
 from bitsmith.pipeline.estimate import expected_seconds
 from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.calibration_record import CalibrationRecord
+from bitsmith.recipe.needs import needing_importance
 from bitsmith.recipe.plan import Assignment, Plan
 from bitsmith.recipe.planners import assign
 from bitsmith.recipe.recipe import PlanOptions, Recipe
@@ -26,6 +27,7 @@ from bitsmith.system.sizes import parse_size
 
 if TYPE_CHECKING:
     from bitsmith.calibration.end_to_end import EndToEnd
+    from bitsmith.calibration.importance import Importance
     from bitsmith.calibration.run import Prepared
 
 
@@ -86,11 +88,10 @@ class Output:
         return self.assignment.checkpoint.config.experts is not None
 
     def expected(self, threads: int) -> Quantized:
-        """The expected result, before any weight is read."""
-        plan = self.plan(None if self.prepared is None else self.prepared.record)
-        layouts, as_folder = plan.layouts(), plan.target.is_folder
-        files = [layout.filename for layout in layouts]
-        folder = self.path if as_folder else self.path.parent
+        """The expected result, before any weight is read. Raises as the census of the assignment."""
+        self.assignment.census  # noqa: B018 - raises where a weight would be lost
+        found = self.planned()
+        plan = found.plan
         cost = self._cost(self.method, self.effort)
         weighted = self.prepared is not None
         seconds = cost.seconds
@@ -99,20 +100,36 @@ class Output:
         fast = None
         if seconds > LONG_SECONDS and self.method.needs_text and not self.method.transform:
             fast = self._cost(Method("nearest"), "fast").seconds + expected_seconds(plan, threads, importance=weighted)
+        return replace(
+            found,
+            threads=threads,
+            expected_seconds=seconds,
+            fast_seconds=fast if fast is not None and fast < seconds / 2 else None,
+            calibration_memory=cost.memory,
+            calibration_disk=cost.disk,
+        )
+
+    def planned(self) -> Quantized:
+        """The same without expected times and memory, which take time to find."""
+        plan = self.plan(None if self.prepared is None else self.prepared.record)
+        as_folder = plan.target.is_folder
+        files = [layout.filename for layout in plan.layouts()]
+        folder = self.path if as_folder else self.path.parent
         return Quantized(
             target=plan.target,
             out=self.path if as_folder else folder / files[0],
             paths=tuple(folder / name for name in [*files, *plan.extras]),
             plan=plan,
             size=plan.size,
-            threads=threads,
+            threads=1,
             method=str(self.method),
-            expected_seconds=seconds,
-            fast_seconds=fast if fast is not None and fast < seconds / 2 else None,
+            expected_seconds=0.0,
             calibration=plan.recipe.calibration,
-            calibration_memory=cost.memory,
-            calibration_disk=cost.disk,
         )
+
+    def warned(self, further: Sequence[str]) -> Output:
+        """The same with further warnings."""
+        return replace(self, warnings=(*further, *self.warnings))
 
     def destination(self) -> Destination:
         """Where the output goes, with its exact sizes. Raises UsageError for several files behind one link."""
@@ -167,6 +184,29 @@ def outputs_of(
     return found
 
 
+def with_importance(
+    checkpoint: Checkpoint, targets: Sequence[Target], config: QuantizeConfig
+) -> tuple[QuantizeConfig, dict[str, tuple[str, ...]]]:
+    """The options with the built-in text as calibration, where a target needs importance and no text was given.
+
+    Returns also the notes on it, by target.
+    """
+    if config.calibration_sources:
+        return config, {}
+    notes: dict[str, tuple[str, ...]] = {}
+    for target in targets:
+        try:
+            names = needing_importance(assign(checkpoint, target, _options(target, Path("plan"), config, None)))
+        except BitsmithError:
+            continue  # planning says why
+        if names:
+            notes[str(target)] = (
+                f"{target.name} needs importance: with so few bits, columns that matter must lose less than others. "
+                "No `--calibration` was given, so the built-in text serves; a text of your own kind may serve better.",
+            )
+    return (replace(config, calibration="default"), notes) if notes else (config, {})
+
+
 def rounds_nothing(checkpoint: Checkpoint, target: Target, config: QuantizeConfig) -> bool:
     """Whether a target stores every tensor as floats, so that there is nothing to calibrate.
 
@@ -184,7 +224,26 @@ def _of_calibration(assignment: Assignment, prepared: Prepared | None) -> Iterat
         return
     yield from prepared.warnings
     if prepared.ready is not None:
+        _check_needs(assignment, prepared.ready)
         yield from prepared.ready.without(each for each in assignment.tensors if each.format is not None)
+
+
+def _check_needs(assignment: Assignment, importance: Importance) -> None:
+    """Raise UsageError if an importance file lacks a matrix whose type needs it."""
+    from bitsmith.calibration.work import own_name
+
+    needy = set(needing_importance(assignment))
+    missing = [
+        each.info.name
+        for each in assignment.tensors
+        if each.info.name in needy and importance.of(own_name(each)) is None
+    ]
+    if missing:
+        raise UsageError(
+            f"{importance.record.source} has no entry for {missing[0]} and {len(missing) - 1} more, whose types in "
+            f"{assignment.target.name} need importance: with so few bits, columns that matter must lose less than the "
+            "others. Make a file of the whole model with `bitsmith imatrix`, or give a text."
+        )
 
 
 def _unused(assignment: Assignment, config: QuantizeConfig, method: Method) -> Iterator[str]:

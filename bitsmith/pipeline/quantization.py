@@ -17,7 +17,14 @@ from bitsmith.errors import UsageError, quoted
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.pipeline.config import QuantizeConfig
 from bitsmith.pipeline.estimate import with_long_note
-from bitsmith.pipeline.outputs import Output, check_grouping, doubly_quantized, outputs_of, rounds_nothing
+from bitsmith.pipeline.outputs import (
+    Output,
+    check_grouping,
+    doubly_quantized,
+    outputs_of,
+    rounds_nothing,
+    with_importance,
+)
 from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.target import Target
 from bitsmith.system.options import check_arguments, check_words, with_signature
@@ -34,7 +41,7 @@ if TYPE_CHECKING:
 def quantize(
     model: str | Path,
     *,
-    to: str,
+    to: str | None = None,
     report: Report = silent,
     on_plan: Callable[[Quantized], None] | None = None,
     **words: Unpack[QuantizeWords],
@@ -44,14 +51,16 @@ def quantize(
     `bitsmith.QuantizeConfig` describes them.
 
     model: a folder, a file, a hub id or "reference"
-    to: "CONTAINER/FORMAT"; a name alone means gguf/NAME
+    to: "CONTAINER/FORMAT"; a name alone means gguf/NAME. With a budget or a recipe it may be left out, or name a
+        container alone
     on_plan: called with the plan before any weight is read
     Everything that can be checked is checked before `on_plan` is called. Raises UsageError for a wrong call, other
     BitsmithErrors for bad data. After an error the output does not exist.
     """
     check_words("quantize", QuantizeConfig, words, further=("to", "report", "on_plan"))
     check_arguments(quantize, {"model": model, "to": to})
-    return quantize_each(model, [to], QuantizeConfig(**words), report=report, on_plan=on_plan)[0]
+    wanted = [] if to is None else [to]
+    return quantize_each(model, wanted, QuantizeConfig(**words), report=report, on_plan=on_plan)[0]
 
 
 with_signature(quantize, QuantizeConfig)
@@ -73,8 +82,10 @@ def quantize_each(
     All outputs are checked before the first one is made. If an output fails, the outputs before it stay.
     """
     check_arguments(quantize_each, {"model": model, "to": to})
-    targets = _targets(to, config)
+    to, config = _with_recipe(to, config)
+    targets = None if config.has_budget else _targets(to, config)
     checkpoint = open_checkpoint(model, revision=config.revision)
+    targets = _budget_targets(to, config, checkpoint) if targets is None else targets
     return _quantized(checkpoint, targets, config, report=report, on_plan=on_plan, on_done=on_done)
 
 
@@ -91,7 +102,8 @@ def quantize_checkpoint(
 
     training: how the whole model is trained after its blocks were rounded; None: not at all
     """
-    targets = _targets(to, config)
+    to, config = _with_recipe(to, config)
+    targets = _budget_targets(to, config, checkpoint) if config.has_budget else _targets(to, config)
     return _quantized(checkpoint, targets, config, training=training, report=report, on_plan=on_plan)
 
 
@@ -103,11 +115,29 @@ class Training:
     teacher: Checkpoint | None = None
 
 
+def _with_recipe(to: Sequence[str], config: QuantizeConfig) -> tuple[Sequence[str], QuantizeConfig]:
+    """Targets and options with the types of a recipe file, if there is one to read."""
+    if config.recipe is None or config.has_budget:
+        return to, config
+    from bitsmith.pipeline.fitting import from_recipe
+
+    return from_recipe(to, config)
+
+
+def _budget_targets(to: Sequence[str], config: QuantizeConfig, checkpoint: Checkpoint) -> list[Target]:
+    """The one target of a run with a budget."""
+    from bitsmith.pipeline.fitting import open_target
+
+    targets = [open_target(to, config, checkpoint)]
+    check_grouping(targets, config)
+    return targets
+
+
 def _targets(to: Sequence[str], config: QuantizeConfig) -> list[Target]:
     """The targets of --to, checked against the options."""
     targets = [Target.parse(each) for each in to]
     if not targets:
-        raise UsageError("--to is missing; give for instance --to=q4_k_m.")
+        raise UsageError("--to is missing; give for instance --to=q4_k_m, or a budget: --bits=4.25.")
     targets = doubly_quantized(targets) if config.double_quant else targets
     check_grouping(targets, config)
     return targets
@@ -123,16 +153,22 @@ def _quantized(
     on_plan: Callable[[Quantized], None] | None,
     on_done: Callable[[Quantized], None] | None = None,
 ) -> list[Quantized]:
+    config, needed = with_importance(checkpoint, targets, config)
     effort, threads = config.effort or "normal", config.worker_threads
     prepared = _prepared(checkpoint, targets, config, report)
     runs = prepared is not None and prepared.request is not None
     device = _device(config.device) if runs or config.device else "cpu"
+    told: tuple[str, ...] = ()
+    if config.has_budget:
+        targets, config, told = _chosen(checkpoint, targets[0], config, (effort, prepared, device), report)
     outputs = outputs_of(checkpoint, targets, config, effort=effort, prepared=prepared, device=device)
+    outputs = [each.warned(needed.get(str(each.assignment.target), ())) for each in outputs]
     if training is not None:
         outputs = [_trained(output, training) for output in outputs]
     elif effort == MAX_EFFORT:
         outputs = [_with_most_effort(output) for output in outputs]
     expected = with_long_note([output.expected(threads) for output in outputs])
+    expected = [replace(each, notes=(*told, *each.notes)) for each in expected]
     _log_plans(expected)
     destinations = [output.destination() for output in outputs]
 
@@ -154,6 +190,33 @@ def _quantized(
             prepared = prepared.read(threads=threads, report=report)
         work = Work(prepared, Resources(config.memory_bytes, threads, device), threads, reservation)
         return make_all(outputs, expected, work, report=report, on_done=on_done)
+
+
+def _chosen(
+    checkpoint: Checkpoint,
+    target: Target,
+    config: QuantizeConfig,
+    prepared: tuple[str, Prepared | None, str],
+    report: Report,
+) -> tuple[list[Target], QuantizeConfig, tuple[str, ...]]:
+    """Targets and options with types for the budget, and notes. The recipe file is written, if there is to be one.
+
+    prepared: effort, calibration and its device
+    """
+    from bitsmith.pipeline.fitting import fitted, write_recipe
+
+    effort, calibration, device = prepared
+
+    def planned(target: Target, config: QuantizeConfig) -> Quantized:
+        outputs = outputs_of(checkpoint, [target], config, effort=effort, prepared=calibration, device=device)
+        return outputs[0].planned()
+
+    found = fitted(checkpoint, target, config, planned, prepared=calibration, report=report)
+    notes = found.notes
+    if found.file is not None and config.recipe is not None:
+        path = write_recipe(found.file, config.recipe, force=config.force)
+        notes = (*notes, f"wrote {path}")
+    return [found.target], found.config, notes
 
 
 def _with_most_effort(output: Output) -> Output:

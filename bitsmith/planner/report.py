@@ -158,11 +158,11 @@ def plan(
     unknown = [method for method in training if method not in METHODS]
     if unknown:
         raise UsageError(f"--training={quoted(unknown[0])}: unknown; expected {', '.join(METHODS)}.")
-    device_sets = _device_sets(devices, memory)
+    device_sets = device_sets_of(devices, memory)
     with tempfile.TemporaryDirectory() as scratch:
         spec = find_model(model, scratch=Path(scratch), revision=revision, tokenizer=tokenizer)
         network = spec.network
-        workload = Workload(_context(context, network), batch, kv)
+        workload = Workload(context_of(context, network), batch, kv)
         sizes = _weights(spec, targets)
     rows = [_row(spec, workload, chosen, device_sets, *size) for size in sizes]
     if not targets:  # drop the usual formats that no runtime runs
@@ -230,7 +230,8 @@ def _training(
     )
 
 
-def _context(context: int | None, network: Network) -> int:
+def context_of(context: int | None, network: Network) -> int:
+    """The planned context; None: 8192, or the model's if that is less. Raises UsageError if the model takes less."""
     limit = network.context
     if context is None:
         return min(DEFAULT_CONTEXT, limit) if limit else DEFAULT_CONTEXT
@@ -243,7 +244,8 @@ def _context(context: int | None, network: Network) -> int:
     return context
 
 
-def _device_sets(devices: Sequence[str], memory: str | None) -> tuple[DeviceSet, ...]:
+def device_sets_of(devices: Sequence[str], memory: str | None) -> tuple[DeviceSet, ...]:
+    """The devices by name, and one with `memory`; without both, this machine. Raises UsageError for unknown names."""
     device_sets: list[DeviceSet] = []
     needs_memory = False
     for name in devices:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bitsmith.quant.formats.affine import Affine
-from bitsmith.quant.formats.base import Format, NeedsExtent, Refittable, Settled
+from bitsmith.quant.formats.base import Format, NeedsExtent, Refittable, Settled, VectorFormat
 from bitsmith.quant.formats.precision import BFLOAT16, FLOAT16, FLOAT32
+from bitsmith.quant.grid import Grid
 from bitsmith.quant.tensor import QuantTensor
 
 _PROBED_ROWS = 4  # rows that are tried before a whole tensor is,
@@ -28,7 +29,7 @@ _SMALLEST = {BFLOAT16: -133, FLOAT16: -24, FLOAT32: -149}  # exponent of the sma
 
 def has_lattice(format: Format) -> bool:
     """Whether the scales of a format can be solved for: each block of a row has parameters of its own."""
-    if not isinstance(format, Refittable) or isinstance(format, NeedsExtent | Settled):
+    if not isinstance(format, Refittable) or isinstance(format, NeedsExtent | Settled | VectorFormat):
         return False
     many = format.params_layout(1, _MANY_BLOCKS * format.multiple)
     return len({shape for shape, _ in many.values()}) == 1
@@ -136,6 +137,7 @@ class _Blocks:
         with np.errstate(over="ignore", invalid="ignore"):
             stored = self.format.project({}, slice(0, 1), scale, offset).params
             grid = self.format.grid(stored)
+            assert isinstance(grid, Grid)
             first = np.zeros(count) if grid.offset is None else grid.offset[:, 0].astype(np.float64)
             unit = grid.scale[:, 0].astype(np.float64)
             place = (self.x - first[:, None]) / np.where(unit != 0, unit, np.inf)[:, None]
@@ -164,6 +166,7 @@ class _Search:
         assert isinstance(format, Refittable)
         one = np.ones((1, 1), np.float32)
         grid = format.grid(format.project({}, slice(0, 1), one, one).params)
+        assert isinstance(grid, Grid)
         table = np.asarray(grid.table, np.float64)
         if grid.offset is None:
             levels = np.unique(table[table != 0])

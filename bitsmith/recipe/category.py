@@ -14,8 +14,11 @@ class Category(Enum):
     EMBEDDING = "token_embd"
     OUTPUT = "output"
     ATTN_V = "attn_v"  # also the fused attn_qkv and attn_kv_b
+    ATTN_Q = "attn_q"
     ATTN_K = "attn_k"
     ATTN_OUTPUT = "attn_output"
+    FFN_UP = "ffn_up"
+    FFN_GATE = "ffn_gate"
     FFN_DOWN = "ffn_down"
     OTHER = "other"
 
@@ -28,10 +31,10 @@ _PARTS = (
     ("attn_kv_b.weight", Category.ATTN_V),
     ("attn_v.weight", Category.ATTN_V),
     ("attn_k.weight", Category.ATTN_K),
-    ("attn_q.weight", Category.OTHER),
+    ("attn_q.weight", Category.ATTN_Q),
     ("attn_output.weight", Category.ATTN_OUTPUT),
-    ("ffn_up", Category.OTHER),
-    ("ffn_gate", Category.OTHER),
+    ("ffn_up", Category.FFN_UP),
+    ("ffn_gate", Category.FFN_GATE),
     ("ffn_down", Category.FFN_DOWN),
 )
 

@@ -16,6 +16,7 @@ from bitsmith.recipe.rules import Rule, first_match, unused_rules
 from bitsmith.recipe.shape import ModelShape
 
 _EXACT = frozenset({"i8", "i16", "i32", "i64"})  # layouts that are always copied
+_MLP = (Category.FFN_DOWN, Category.FFN_UP, Category.FFN_GATE)
 _GLM5_SENSITIVE = ("attn_q_a", "attn_q_b", "nextn.eh_proj")
 
 
@@ -99,7 +100,7 @@ def choose_types(
     places = _places(tensors, shape, importance)
     choices = tuple(chooser.choose(t, places[t.name]) for t in tensors)
     kept = {c.name for c in choices if c.kept}
-    return Selection(found, choices, (*_warnings(found, choices, importance), *unused_rules(rules, names, kept)))
+    return Selection(found, choices, (*_warnings(found, choices), *unused_rules(rules, names, kept)))
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -109,16 +110,18 @@ def _order(name: str) -> tuple[int, str]:
 def _places(tensors: Sequence[TensorInfo], shape: ModelShape, importance: bool) -> dict[str, Place]:
     """The place of each tensor among the tensors of its category that can be quantized, in llama.cpp's order.
 
-    With experts, some layers may have no ffn_down, so ffn_down is counted by its layer.
+    With experts, some layers may have no MLP of some kind, so its tensors are counted by their layer.
     """
     totals = Counter(category_of(t.name) for t in tensors)
     seen: Counter[Category] = Counter()
     places = {}
     for tensor in sorted(tensors, key=lambda t: _order(t.name)):
         category = category_of(tensor.name)
-        down = category is Category.FFN_DOWN
-        index = layer_of(tensor.name) if down and shape.experts > 1 else seen[category]
-        places[tensor.name] = Place(index, shape.layers if down else totals[category], shape, importance)
+        by_layer = category in _MLP
+        index = layer_of(tensor.name) if by_layer and shape.experts > 1 else seen[category]
+        count = shape.layers if by_layer else totals[category]
+        stacked = len(tensor.shape) > 2 and tensor.shape[0] > 1
+        places[tensor.name] = Place(index, count, shape, importance, seen[category], stacked)
         seen[category] += why_kept(tensor, shape.arch) is None
     return places
 
@@ -159,11 +162,15 @@ class _Chooser:
             return "q8_0", "glm5-next: at least q8_0"
         if category is Category.OUTPUT or (self.tied and category is Category.EMBEDDING):
             return self._for_output(tensor)
+        if category is Category.EMBEDDING and mix.embedding:
+            return mix.embedding, f"{mix.name}: {category.value}"
         chosen, reason = mix.base, mix.name
         for type_name, when in mix.rows(category, shape):
             if when.holds(place):
                 chosen, reason = type_name, f"{mix.name}: {category.value} {when.text}".rstrip()
                 break
+        if mix.lowest:
+            return chosen, reason
         if category is Category.ATTN_V and shape.is_70b and chosen in ("q3_k", "q4_k"):
             chosen, reason = "q5_k", f"{mix.name}: attn_v of a 70B"
         if category in (Category.ATTN_V, Category.ATTN_K) and shape.experts == 8:
@@ -176,15 +183,11 @@ class _Chooser:
             return "q8_0", f"{what}: row of {tensor.cols} does not divide by {TYPES[self.mix.base].block}"
         if self.shape.arch == "falcon" or self.mix.base == "q8_0":
             return "q8_0", f"{self.mix.name}: {what}"
-        return "q6_k", f"{self.mix.name}: {what}"
+        return self.mix.output, f"{self.mix.name}: {what}"
 
 
-def _warnings(mix: Mix, choices: Sequence[TypeChoice], importance: bool) -> list[str]:
+def _warnings(mix: Mix, choices: Sequence[TypeChoice]) -> list[str]:
     warnings = []
-    if mix.name == "q2_k_s" and not importance:
-        warnings.append(
-            "q2_k_s needs an importance matrix to give a good model; give --calibration, or use q2_k or q3_k_s"
-        )
     fallen = sum(c.fallback for c in choices)
     if fallen:
         warnings.append(

@@ -10,7 +10,8 @@ FALLBACKS: dict[str, str] = {
     "q4_k": "q5_0",
     "q5_k": "q5_1",
     "q6_k": "q8_0",
-    "iq4_xs": "iq4_nl",
+    **dict.fromkeys(("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"), "iq4_nl"),
+    "q2_0": "q4_0",
     "tq1_0": "q4_0",
     "tq2_0": "q4_0",
 }

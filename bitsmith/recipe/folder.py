@@ -29,6 +29,14 @@ KEPT = re.compile(
 )
 
 
+_NO_LINEAR = re.compile(r"embed|\bwte\b|\bwpe\b|conv|norm")
+
+
+def is_linear(info: TensorInfo) -> bool:
+    """Whether readers treat a tensor of a folder as a linear layer, by its name and shape."""
+    return len(info.shape) > 1 and info.name.endswith(".weight") and not _NO_LINEAR.search(info.name)
+
+
 _TRANSPOSED = frozenset({"gpt2", "imagegpt", "openai-gpt", "decision_transformer"})  # by model_type
 
 

@@ -17,19 +17,22 @@ from bitsmith.containers import find_container
 from bitsmith.containers.bnb_codecs import FourBitCodec
 from bitsmith.containers.container import GROUPS, ModuleContainer, Modules, Scheme
 from bitsmith.containers.floats import WRITTEN_FLOATS
-from bitsmith.containers.fused import uneven
+from bitsmith.containers.fused import fused_with, uneven
 from bitsmith.containers.hf_files import StoredTensor, folder_files, module_names
 from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.manifest import Manifest, placeholder
+from bitsmith.containers.module_lists import all_spellings, spellings
 from bitsmith.containers.schemes import adjusted, parse
 from bitsmith.errors import BitsmithError, UnsupportedError, UsageError, quoted
 from bitsmith.models.checkpoint import Checkpoint, require_float, source_warnings
+from bitsmith.quant.formats.base import SharesExtent
 from bitsmith.recipe.folder import (
     KEPT,
     as_float,
     as_json,
     beside,
     guessed_linears,
+    is_linear,
     model_config,
     own_float,
     transposed_layers,
@@ -41,7 +44,6 @@ from bitsmith.recipe.rules import Rule, unused_rules
 from bitsmith.recipe.static_inputs import check_inputs
 from bitsmith.recipe.target import Target
 
-_NO_LINEAR = re.compile(r"embed|\bwte\b|\bwpe\b|conv|norm")
 _EXPERT = re.compile(r"\.experts?\.|_exps\.")
 _EXPERTS_STAY = "an expert: transformers keeps them in one parameter, which bitsandbytes does not quantize"
 _MOST_STAYING = 0.05  # share of the weights that may stay in 16 bits without being asked for
@@ -64,8 +66,7 @@ class SchemeChoice:
     @property
     def is_linear(self) -> bool:
         """Whether readers treat the tensor as a linear layer."""
-        name = self.tensor.info.name
-        return len(self.tensor.info.shape) > 1 and name.endswith(".weight") and not _NO_LINEAR.search(name)
+        return is_linear(self.tensor.info)
 
 
 def assign_hf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Assignment:
@@ -93,11 +94,13 @@ def assign_hf(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> A
     main, choices = _grouped(main, choices, checkpoint)
     own = _own_precision(checkpoint)
     version = container.version([choice.scheme for choice in choices if choice.scheme is not None])
-    tensors = tuple(_planned(choice, container, container.precision or own, version) for choice in choices)
+    tensors = _sharing([_planned(choice, container, container.precision or own, version) for choice in choices])
     check_inputs(target, tensors, options.calibration)
     modules = _modules(main, choices, version)
     config = _configuration(checkpoint, container, modules, container.precision or own)
-    further = {name: as_json(value) for name, value in container.further_files(config["quantization_config"]).items()}
+    further = {
+        name: as_json(value) for name, value in container.further_files(config[container.config_keys[0]]).items()
+    }
     stored = [StoredTensor(t.info, t.parts, module_names(t.info.name, t.parts)) for t in tensors]
 
     def layouts(manifest: Manifest) -> list[FileLayout]:
@@ -266,6 +269,21 @@ def _planned(choice: SchemeChoice, container: ModuleContainer, precision: str, v
     return replace(tensor, info=info, parts=parts, reason=choice.reason, format=format, codec=codec, inputs=inputs)
 
 
+def _sharing(tensors: Sequence[PlannedTensor]) -> tuple[PlannedTensor, ...]:
+    """The tensors, with the extents that those share which runtimes load as one matrix with one scale."""
+    sharing = {
+        tensor.info.name.removesuffix(".weight"): tensor
+        for tensor in tensors
+        if isinstance(tensor.format, SharesExtent) and tensor.format.shares_extent
+    }
+    found = []
+    for tensor in tensors:
+        module = tensor.info.name.removesuffix(".weight")
+        names = [sharing[each].source for each in fused_with(module) if each in sharing] if module in sharing else []
+        found.append(replace(tensor, together=tuple(name for name in names if name)) if names else tensor)
+    return tuple(found)
+
+
 def _own_precision(checkpoint: Checkpoint) -> str:
     """The more common 16-bit type of the source's matrices; "f16" if there is none."""
     matrices = [info.layout for info in checkpoint.source.tensors.values() if info.rows > 1]
@@ -278,8 +296,13 @@ def _modules(main: Scheme, choices: Sequence[SchemeChoice], version: int) -> Mod
     quantized = {choice.module for choice in choices if choice.scheme is not None}
     if "lm_head" not in {*kept, *quantized}:  # a head that is tied to the embedding is still a module
         kept.append("lm_head")
-    others = {c.module: c.scheme for c in choices if c.scheme is not None and c.scheme != main}
-    return Modules(main, others, kept, version)
+    others = {
+        name: choice.scheme
+        for choice in choices
+        if choice.scheme is not None and choice.scheme != main
+        for name in spellings(choice.module)
+    }
+    return Modules(main, others, all_spellings(kept), version)
 
 
 def _configuration(
@@ -288,7 +311,8 @@ def _configuration(
     """The contents of config.json."""
     config = model_config(checkpoint)
     config["dtype" if "dtype" in config else "torch_dtype"] = "bfloat16" if precision == "bf16" else "float16"
-    config["quantization_config"] = container.configuration(modules)
+    said = container.configuration(modules)
+    config |= dict.fromkeys(container.config_keys, said)
     return config
 
 

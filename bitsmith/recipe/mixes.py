@@ -22,7 +22,10 @@ from bitsmith.recipe.shape import ModelShape
 class Place:
     """The position of a tensor among the tensors of its category.
 
-    index, count: its number, from 0, and the number of these tensors; for ffn_down `count` is the number of layers
+    index, count: its number, from 0, and the number of these tensors; for tensors of the MLP `count` is the number of
+        layers, and with experts `index` is the number of the layer
+    order: its number, from 0, whatever the category
+    stacked: whether it is a stack of matrices, one for each expert
     importance: True if there is an importance matrix
     """
 
@@ -30,6 +33,8 @@ class Place:
     count: int
     shape: ModelShape
     importance: bool
+    order: int = 0
+    stacked: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,20 @@ SHARED = When("shared by four or more query heads", lambda p: p.shape.queries_pe
 EIGHTH_ALONE = When("in the first eighth, without importance", lambda p: p.index < p.count // 8 and not p.importance)
 EIGHTH_WEIGHTED = When("in the first eighth, with importance", lambda p: p.index < p.count // 8 and p.importance)
 
+EIGHTH_BY_ORDER = When("in the first eighth", lambda p: p.order < p.count // 8)
+MIDDLE = When("but in the first and last eighth", lambda p: p.count // 8 <= p.index < 7 * p.count // 8)
+ALONE = When("without importance", lambda p: not p.importance)
+SHARED_OR_EXPERTS = When(
+    "shared by four or more query heads, or of a model with four or more experts",
+    lambda p: p.shape.queries_per_key >= 4 or p.shape.experts >= 4,
+)
+EIGHT_EXPERTS = When("of a model with eight experts", lambda p: p.shape.experts == 8)
+EIGHTH_OR_EXPERTS = When(
+    "in the first eighth; with eight experts also in the last, and every third layer",
+    lambda p: p.index < p.count // 8 or (p.shape.experts == 8 and _more_bits(p)),
+)
+STACKED = When("of all experts", lambda p: p.stacked)
+
 Rows = tuple[tuple[str, When], ...]
 
 
@@ -67,6 +86,9 @@ class Mix:
     table: exceptions for each category; the first row that holds decides
     falcon: rows that replace those of `table` for the falcon architecture; other categories keep their rows
     heavier_with_8_experts: True if attn_output becomes q5_k in models with eight experts
+    output: type of the output matrix, and of the embedding where both are one
+    embedding: type of an embedding that is not the output matrix; "" for the base type
+    lowest: True for mixes of one and two bits, whose table is all: no further rules for 70B and eight experts
     """
 
     name: str
@@ -75,6 +97,9 @@ class Mix:
     table: Mapping[Category, Rows] = field(default_factory=dict)
     falcon: Mapping[Category, Rows] = field(default_factory=dict)
     heavier_with_8_experts: bool = False
+    output: str = "q6_k"
+    embedding: str = ""
+    lowest: bool = False
 
     @property
     def quantizes(self) -> bool:
@@ -83,6 +108,8 @@ class Mix:
 
     def rows(self, category: Category, shape: ModelShape) -> Rows:
         """The exceptions for `category` in a model of this shape."""
+        if self.lowest:
+            return self.table.get(category, ())
         if shape.arch == "falcon" and category in self.falcon:
             return self.falcon[category]
         if shape.experts == 8 and shape.arch != "falcon" and category is Category.ATTN_OUTPUT:
@@ -91,7 +118,44 @@ class Mix:
 
 
 V, DOWN, OUT = Category.ATTN_V, Category.FFN_DOWN, Category.ATTN_OUTPUT
+K, Q, UP, GATE = Category.ATTN_K, Category.ATTN_Q, Category.FFN_UP, Category.FFN_GATE
 _IQ4: Mapping[Category, Rows] = {V: (("q5_k", SHARED),), DOWN: (("q5_k", EIGHTH_ALONE),)}
+
+
+def _lowest(name: str, file_type: int, base: str, *, better: str, attention_output: Rows = ()) -> Mix:
+    """A mix of one or two bits. better: the type of what matters more; attention_output: without eight experts"""
+    table: Mapping[Category, Rows] = {
+        V: (("q4_k", SHARED_OR_EXPERTS), (better, ALWAYS)),
+        K: (("q4_k", EIGHT_EXPERTS),),
+        DOWN: ((better, EIGHTH_BY_ORDER),),
+        OUT: (("q5_k", EIGHT_EXPERTS), *attention_output),
+    }
+    return Mix(name, file_type, base, table, output="q5_k", embedding=better, lowest=True)
+
+
+_IQ3_XXS: Mapping[Category, Rows] = {
+    V: (("q4_k", SHARED), ("iq3_s", ALONE)),
+    K: (("iq2_s", ALWAYS),),
+    Q: (("iq2_s", ALWAYS),),
+    DOWN: (("q4_k", EIGHTH_ALONE), ("q3_k", ALONE)),
+    OUT: (("iq3_s", ALWAYS),),
+}
+_IQ3_XS: Mapping[Category, Rows] = {
+    V: (("q4_k", SHARED),),
+    K: (("iq3_xxs", ALWAYS),),
+    Q: (("iq3_xxs", ALWAYS),),
+    UP: (("iq3_xxs", MIDDLE),),
+    GATE: (("iq3_xxs", MIDDLE),),
+}
+_IQ3_M: Mapping[Category, Rows] = {
+    V: (("q4_k", ALWAYS),),
+    DOWN: (("q4_k", EIGHTH_OR_EXPERTS),),
+    OUT: (("q4_k", ALWAYS),),
+}
+_STACKS: Mapping[Category, Rows] = dict.fromkeys(
+    (category for category in Category if category not in (Category.EMBEDDING, Category.OUTPUT)),
+    (("mxfp4", STACKED), ("q8_0", ALWAYS)),
+)
 
 MIXES: dict[str, Mix] = {
     mix.name: mix
@@ -158,6 +222,31 @@ MIXES: dict[str, Mix] = {
         Mix("q6_k", 18, "q6_k"),
         Mix("iq4_nl", 25, "iq4_nl", _IQ4, heavier_with_8_experts=True),
         Mix("iq4_xs", 30, "iq4_xs", _IQ4, heavier_with_8_experts=True),
+        _lowest("iq1_s", 24, "iq1_s", better="q2_k", attention_output=(("iq2_xxs", ALWAYS),)),
+        _lowest("iq1_m", 31, "iq1_m", better="q2_k", attention_output=(("iq2_xxs", ALWAYS),)),
+        _lowest("iq2_xxs", 19, "iq2_xxs", better="q2_k"),
+        _lowest("iq2_xs", 20, "iq2_xs", better="q2_k"),
+        _lowest("iq2_s", 28, "iq2_xs", better="iq3_s", attention_output=(("iq3_s", ALWAYS),)),
+        _lowest("iq2_m", 29, "iq2_s", better="iq3_s", attention_output=(("iq3_s", ALWAYS),)),
+        Mix(
+            "iq3_xxs",
+            23,
+            "iq3_xxs",
+            _IQ3_XXS,
+            falcon={OUT: ()},
+            heavier_with_8_experts=True,
+            output="q5_k",
+            embedding="iq3_s",
+        ),
+        Mix("iq3_xs", 22, "iq3_s", _IQ3_XS, heavier_with_8_experts=True),
+        Mix("iq3_s", 26, "iq3_s", {V: (("q4_k", SHARED),)}, heavier_with_8_experts=True),
+        Mix("iq3_m", 27, "iq3_s", _IQ3_M, falcon={OUT: ()}, heavier_with_8_experts=True),
+        Mix("tq1_0", 36, "tq1_0", embedding="q4_k"),
+        Mix("tq2_0", 37, "tq2_0", embedding="q4_k"),
+        Mix("mxfp4_moe", 38, "mxfp4", _STACKS, output="q8_0", embedding="q8_0", lowest=True),
+        Mix("nvfp4", 39, "nvfp4"),
+        Mix("q1_0", 40, "q1_0"),
+        Mix("q2_0", 41, "q2_0", embedding="q4_k"),
     ]
 }
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +25,9 @@ from bitsmith.recipe.coverage import Coverage
 from bitsmith.recipe.recipe import QUANTIZE, PlanOptions, Recipe
 from bitsmith.recipe.target import Target
 from bitsmith.version import __version__
+
+if TYPE_CHECKING:
+    from bitsmith.recipe.census import Census
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class PlannedTensor:
     parts: shape and dtype of each stored part
     reason: why it gets this layout
     copied: whether the bytes are copied without a look at their values, whatever they mean
+    together: sources of this tensor and those that share its extent, where its format has one scale for all of them
     own: GGUF's name of the tensor, that of an expert's matrix included ("blk.0.ffn_up_exps.3.weight"); "" to find it
         by the usual names
     outside: whether it is not of the text decoder, or lies transposed, so that it stays in 16 bits
@@ -66,6 +71,7 @@ class PlannedTensor:
     order: RowOrder | None = None
     constant: np.ndarray | None = field(default=None, compare=False)
     copied: bool = False
+    together: tuple[str, ...] = ()
     own: str = ""
     outside: bool = False
     on_grid: bool = False
@@ -126,6 +132,18 @@ class Assignment:
     warnings: tuple[str, ...] = ()
     command: str = QUANTIZE
     origin: Mapping[str, Any] | None = None
+
+    @cached_property
+    def census(self) -> Census:
+        """Where each weight of the source lands; nothing is written without it. Raises as `take_census`."""
+        from bitsmith.recipe.census import take_census
+
+        return take_census(self)
+
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether every tensor is copied as it is."""
+        return all(tensor.copied for tensor in self.tensors)
 
     @property
     def formats(self) -> tuple[Format, ...]:

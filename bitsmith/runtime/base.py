@@ -69,8 +69,25 @@ class AnyDecoder(Protocol):
         """Logits of the next token, float32 [rows, n - first, vocab]; see `Decoder.forward`."""
         ...
 
-    def hidden(self, tokens: np.ndarray) -> Tensor:
-        """Hidden states after the last layer, before the final norm: float32 [rows, n, hidden]."""
+    def hidden(
+        self,
+        tokens: np.ndarray,
+        cache: Any = None,
+        *,
+        slots: np.ndarray | None = None,
+        counts: np.ndarray | None = None,
+        single: int | None = None,
+    ) -> Tensor:
+        """Hidden states after the last layer, before the final norm: float32 [rows, n, hidden]; see `forward`.
+
+        single: so many rows at the front are computed as if each of their tokens came alone, the others as prompts are.
+            With the core's int16 and int8 the result of a row then does not depend on the other rows, bit for bit.
+            None: the core chooses
+        """
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final norm and output projection: float32 [..., hidden] -> [..., vocab]."""
         ...
 
     def normed(self, hidden: Tensor) -> Tensor:

@@ -143,13 +143,17 @@ class CoreDecoder:
         *,
         slots: np.ndarray | None = None,
         counts: np.ndarray | None = None,
+        single: int | None = None,
     ) -> np.ndarray:
-        """The hidden states after the last layer, before the final norm: float32 [rows, n, hidden], 0 for filler."""
+        """The hidden states after the last layer, before the final norm: float32 [rows, n, hidden], 0 for filler.
+
+        single: see `AnyDecoder.hidden`
+        """
         if cache is None:
             refuse_without_cache(slots, counts)
             ids = checked_tokens(tokens, self.config.vocab)
             cache = self.new_cache(ids.shape[1], batch=ids.shape[0])
-        return self._step(checked_step(tokens, self.config.vocab, cache, slots, counts), cache)
+        return self._step(checked_step(tokens, self.config.vocab, cache, slots, counts), cache, single)
 
     def normed(self, hidden: np.ndarray) -> np.ndarray:
         """The final norm: float32 [..., hidden] -> the same."""
@@ -181,13 +185,13 @@ class CoreDecoder:
         step = checked_step(tokens, self.config.vocab, cache, slots, counts)
         return self.logits(run_in_chunks(step, chunk, lambda part: self._step(part, cache), self.numpy))
 
-    def _step(self, step: Step, cache: CoreCache) -> np.ndarray:
+    def _step(self, step: Step, cache: CoreCache, single: int | None = None) -> np.ndarray:
         rows = None if self._table is None else self._table.gather(step.tokens)
         if self.config.delta is not None:  # stopped between layers, their states belong to different tokens
             cache.lengths[step.slots] = 0
         try:
             states: np.ndarray = self._model.hidden(
-                step.tokens, step.slots, step.starts, step.counts, cache.handle, rows
+                step.tokens, step.slots, step.starts, step.counts, cache.handle, rows, single
             )
         except RuntimeError as error:  # experts are read on demand
             raise FileError(

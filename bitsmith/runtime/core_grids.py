@@ -6,12 +6,15 @@ import numpy as np
 
 from bitsmith.containers.gguf.blocks import CODECS
 from bitsmith.containers.gguf.types import TYPES
+from bitsmith.containers.nibbles import sign_magnitude
 from bitsmith.quant.formats.affine import Affine
+from bitsmith.quant.formats.affine_bias import AffineBias
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.formats.fourbit import DoublyQuantized, FourBit, fp4, nf4
 from bitsmith.quant.formats.ggml import GGML_FORMATS
 from bitsmith.quant.formats.rowabsmax import RowAbsmax
 from bitsmith.quant.formats.tensorwide import TensorWide
+from bitsmith.quant.grid import Grid
 from bitsmith.quant.tensor import QuantTensor
 from bitsmith.runtime.types import PACKED
 
@@ -32,7 +35,9 @@ def grid_layout(format: Format, cols: int) -> str | None:
         return format.name if format.name in PACKED and cols % format.multiple == 0 else None
     while isinstance(format, TensorWide | DoublyQuantized):
         format = format.row if isinstance(format, TensorWide) else format.plain
-    if isinstance(format, Affine):
+    if isinstance(format, AffineBias):
+        kind, shared = "int4" if format.bits <= 4 else "int8", format.group
+    elif isinstance(format, Affine):
         kind, shared = "int8" if format.bits == 8 else "int4", format.group or cols
     elif isinstance(format, RowAbsmax):
         kind, shared = "int8", cols
@@ -69,6 +74,7 @@ def grid_rows(tensor: QuantTensor, layout: str) -> np.ndarray:
         return CODECS[layout].encode(tensor)["data"]
     kind, _, width = layout.partition("_")
     grid = tensor.format.grid(tensor.params)
+    assert isinstance(grid, Grid)
     codes = np.asarray(tensor.codes)
     if kind not in TABLES:
         codes = codes + np.uint8((128 if kind == "int8" else 8) + int(grid.table[0]))
@@ -89,8 +95,8 @@ def grid_rows(tensor: QuantTensor, layout: str) -> np.ndarray:
 
 
 def _mxfp4_rows(tensor: QuantTensor) -> np.ndarray:
-    """Blocks of 18 bytes: the scale as bfloat16, then nibbles of column j and j + 16."""
-    codes, scale = np.asarray(tensor.codes), tensor.format.grid(tensor.params).scale
+    """Blocks of 18 bytes: the scale as bfloat16, then nibbles of column j and j + 16, sign and magnitude."""
+    codes, scale = sign_magnitude(np.asarray(tensor.codes)), tensor.format.grid(tensor.params).scale
     rows, cols = codes.shape
     halves = codes.reshape(rows, cols // _RUN, 2, _RUN // 2)
     bits = np.ascontiguousarray(scale, "<f4").view("<u4") >> 16  # a power of two: nothing is lost

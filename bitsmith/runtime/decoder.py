@@ -184,8 +184,12 @@ class Decoder:
         *,
         slots: np.ndarray | None = None,
         counts: np.ndarray | None = None,
+        single: int | None = None,
     ) -> Tensor:
-        """The hidden states after the last layer, before the final norm: float32 [rows, n, hidden]; see `forward`."""
+        """The hidden states after the last layer, before the final norm: float32 [rows, n, hidden]; see `forward`.
+
+        single: for the C++ core, see `runtime.base.AnyDecoder`; here all rows are computed in one way
+        """
         if cache is not None:
             return self._step(checked_step(tokens, self.config.vocab, cache, slots, counts), cache)
         refuse_without_cache(slots, counts)
@@ -306,7 +310,10 @@ class Decoder:
         self, layer: int, part: Part, block: Block, x: Tensor, shared: Pass, cache: Cache | None = None
     ) -> Tensor:
         """One operation of a block, with its norms and its residual connection; see `run_block`."""
-        added = self.operate(layer, part, block, x, shared, cache)
+        return self.added(part, block, x, self.operate(layer, part, block, x, shared, cache))
+
+    def added(self, part: Part, block: Block, x: Tensor, added: Tensor) -> Tensor:
+        """The output of an operation joined with its input `x`: the norm after it, and the residual connection."""
         if part.after:
             added = self.ops.rms_norm(added, block.norms[part.after], self.config.norm_eps)
         x = x + (added if self.config.residual_scale == 1.0 else added * self.config.residual_scale)

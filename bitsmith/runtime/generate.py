@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,9 +11,11 @@ import numpy as np
 
 from bitsmith.errors import UsageError
 from bitsmith.runtime.base import AnyCache, AnyDecoder
+from bitsmith.runtime.lookup import Lookup
 from bitsmith.runtime.sampler import Sampler
 from bitsmith.runtime.sampling import DEFAULT, Sampling
 
+MOST_GUESSES = 32
 Reason = Literal["end", "length", "context"]
 
 
@@ -42,30 +45,75 @@ def generate(
     sampling: Sampling = DEFAULT,
     end_ids: Collection[int] = (),
     cache: AnyCache | None = None,
+    lookup: int = 0,
 ) -> Generator[Generated]:
     """Continue a prompt of token ids. Yields tokens as they are drawn; closing the iterator stops the work.
 
     cache: of one slot, empty or filled with the first tokens of the prompt (fewer than all), with room for what
         follows; None makes one
+    lookup: tokens at most that are guessed from the text so far and computed beside the next one, see
+        `runtime.lookup`; 0: none
     Raises UsageError at once where the prompt is empty or longer than the context, or max_tokens < 1.
     """
     room = capacity(decoder, len(prompt), max_tokens)
     cache = cache or decoder.new_cache(room)
-    ids, sampler = np.asarray(prompt, np.int64), Sampler(sampling, prompt=prompt)
-    return _continue(decoder, ids, max_tokens, sampler, frozenset(end_ids), cache)
+    check_lookup(decoder, lookup)
+    sampler, ends, context = Sampler(sampling, prompt=prompt), frozenset(end_ids), decoder.config.context
+
+    def draw(logits: np.ndarray, count: int) -> Generated:
+        token = sampler(logits)
+        return Generated(token, _reason(token, count, len(prompt), ends, max_tokens, context))
+
+    return _continue(decoder, prompt, cache, draw) if not lookup else _guessing(decoder, prompt, cache, draw, lookup)
 
 
-def _continue(
-    decoder: AnyDecoder, prompt: np.ndarray, max_tokens: int, sampler: Sampler, end_ids: frozenset[int], cache: AnyCache
-) -> Generator[Generated]:
-    logits = decoder.prefill(prompt[None, cache.lengths[0] :], cache)
-    for count in range(1, max_tokens + 1):
-        token = sampler(decoder.numpy(logits)[0])
-        reason = _reason(token, count, len(prompt), end_ids, max_tokens, decoder.config.context)
-        yield Generated(token, reason)
-        if reason:
+Draw = Callable[[np.ndarray, int], Generated]  # logits float32 [vocab], and the number of the token
+
+
+def _continue(decoder: AnyDecoder, prompt: Sequence[int], cache: AnyCache, draw: Draw) -> Generator[Generated]:
+    logits = decoder.prefill(np.asarray(prompt, np.int64)[None, cache.lengths[0] :], cache)
+    for count in itertools.count(1):
+        drawn = draw(decoder.numpy(logits)[0], count)
+        yield drawn
+        if drawn.reason:
             return
-        logits = decoder.prefill(np.array([[token]]), cache)
+        logits = decoder.prefill(np.array([[drawn.token]]), cache)
+
+
+def _guessing(
+    decoder: AnyDecoder, prompt: Sequence[int], cache: AnyCache, draw: Draw, most: int
+) -> Generator[Generated]:
+    """The same tokens in fewer steps: each step also computes what is guessed, as far as it comes true."""
+    tokens, guess = [int(token) for token in prompt], list[int]()
+    lookup, count = Lookup(tokens, most), 0
+    logits = decoder.numpy(decoder.prefill(np.array([tokens[cache.lengths[0] :]]), cache))
+    while True:
+        drawn: list[Generated] = []
+        for row in logits:
+            count += 1
+            drawn.append(draw(row, count))
+            tokens.append(drawn[-1].token)
+            if drawn[-1].reason or len(drawn) > len(guess) or drawn[-1].token != guess[len(drawn) - 1]:
+                break
+        cache.truncate(0, len(tokens) - 1)  # before anybody sees a token, and may stop
+        lookup.learn(len(guess), sum(a.token == b for a, b in zip(drawn, guess, strict=False)))
+        yield from drawn
+        if drawn[-1].reason:
+            return
+        guess = lookup.guess(cache.capacity - len(tokens))
+        states = decoder.hidden(np.array([[tokens[-1], *guess]]), cache, slots=np.zeros(1, np.int64), single=1)
+        logits = decoder.numpy(decoder.logits(states[0]))
+
+
+def check_lookup(decoder: AnyDecoder, most: int) -> None:
+    """Raise UsageError for a number of guesses out of range, or a model that cannot go back where they fail."""
+    if not 0 <= most <= MOST_GUESSES:
+        raise UsageError(f"--lookup={most}: expected 0 to {MOST_GUESSES} tokens.")
+    if most and decoder.config.delta is not None:
+        raise UsageError(
+            f"--lookup={most}: the model has layers with a state that cannot go back when a guess is wrong; "
+            "leave it out."
+        )
 
 
 def generate_batch(

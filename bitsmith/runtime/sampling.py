@@ -68,5 +68,5 @@ def chosen_sampling(function: str, sampling: Sampling | None, words: SamplingWor
     function: name of the function that the user called
     Raises TypeError for an unknown keyword, UsageError for a value out of range.
     """
-    check_words(function, Sampling, words, further=("max_tokens", "sampling"))
+    check_words(function, Sampling, words, further=("max_tokens", "lookup", "sampling"))
     return replace(sampling or DEFAULT, **words)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bitsmith.errors import BitsmithError, UsageError
+from bitsmith.runtime.generate import check_lookup
 from bitsmith.runtime.language_model import LanguageModel
 from bitsmith.serve.drawer import Drawer
 from bitsmith.serve.grammar import Grammars
@@ -23,6 +24,7 @@ from bitsmith.serve.sequence import Deliver, Sequence
 from bitsmith.serve.slots import Slots
 from bitsmith.serve.wish import Failed, Wish
 
+_LOGITS = 64  # rows of logits at a time: the core computes so many as if each came alone
 _log = logging.getLogger(__name__)
 
 
@@ -36,11 +38,16 @@ class BusyError(BitsmithError):
 
 @dataclass(frozen=True)
 class Limits:
-    """parallel: texts computed at the same time; queue: texts that may wait; chunk: prompt tokens of a step"""
+    """How much is done at the same time.
+
+    parallel: texts computed together; queue: texts that may wait; chunk: prompt tokens of a step
+    lookup: tokens that are guessed for each text and step, see `runtime.lookup`; 0: none
+    """
 
     parallel: int = 4
     queue: int = 64
     chunk: int = 256
+    lookup: int = 0
 
 
 @dataclass
@@ -50,6 +57,8 @@ class Counts:
     prompt_tokens: int = 0
     reused_tokens: int = 0
     drawn_tokens: int = 0
+    guessed_tokens: int = 0
+    right_guesses: int = 0
     finished: int = 0
     cancelled: int = 0
     failed: int = 0
@@ -62,10 +71,12 @@ class Counts:
 class Engine:
     """Answers many wishes at once. Its thread starts with the first and ends with `close`.
 
-    Every text may hold `context` tokens, prompt and answer together.
+    Every text may hold `context` tokens, prompt and answer together. Raises UsageError for `lookup` with a model that
+    cannot go back.
     """
 
     def __init__(self, model: LanguageModel, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
+        check_lookup(model.decoder, limits.lookup)
         self.model = model
         self.limits = limits
         self.counts = Counts()
@@ -184,7 +195,8 @@ class Engine:
             slot, held = self._slots.take(sequence.tokens)
             grammar = sequence.wish.drawing.grammar
             matcher = self.grammars.matcher(grammar) if grammar else None
-            sequence.start(slot, held, Drawer(sequence.wish, matcher, self._ends), self.model.tokenizer)
+            drawer = Drawer(sequence.wish, matcher, self._ends)
+            sequence.start(slot, held, drawer, self.model.tokenizer, lookup=self.limits.lookup)
             self._active.append(sequence)
             self._started[sequence] = self._clock()
             self.counts.reused_tokens += held
@@ -200,7 +212,7 @@ class Engine:
             _log.exception("a step failed")
             self._fail(rows, f"internal error: {type(error).__name__}")
 
-    def _fail(self, rows: list[tuple[Sequence, int]], words: str) -> None:
+    def _fail(self, rows: list[tuple[Sequence, list[int]]], words: str) -> None:
         with self._changed:
             for sequence, _ in rows:
                 if sequence in self._active:
@@ -210,44 +222,69 @@ class Engine:
                     self._slots.empty(sequence.slot)
                     sequence.deliver(Failed(words))
 
-    def _rows(self) -> list[tuple[Sequence, int]]:
-        """The sequences of the next step, and how many tokens of each: every answer, then prompts in their order."""
-        answers = [(each, 1) for each in self._active if len(each.waiting) == 1]
+    def _rows(self) -> list[tuple[Sequence, list[int]]]:
+        """The sequences of the next step, and tokens of each: every answer with its guesses, then prompts in order."""
+        answers = [(each, each.waiting + each.guess(self.context)) for each in self._active if each.drawn]
         room, prompts = self.limits.chunk, []
         for sequence in self._active:
-            left = len(sequence.waiting)
-            if left > 1 and room > 0:
-                prompts.append((sequence, min(left, room)))
-                room -= min(left, room)
+            if room > 0 and not sequence.drawn:
+                prompts.append((sequence, sequence.waiting[:room]))
+                room -= len(prompts[-1][1])
         return answers + prompts
 
-    def _step(self, rows: list[tuple[Sequence, int]]) -> None:
-        counts = np.array([count for _, count in rows])
-        tokens = np.zeros((len(rows), int(counts.max())), np.int64)
-        for row, (sequence, count) in enumerate(rows):
-            tokens[row, :count] = sequence.tokens[sequence.fed : sequence.fed + count]
-        slots = np.array([sequence.slot for sequence, _ in rows])
+    def _step(self, rows: list[tuple[Sequence, list[int]]]) -> None:
+        counts = np.array([len(tokens) for _, tokens in rows])
+        fed = np.zeros((len(rows), int(counts.max())), np.int64)
+        for row, (_, tokens) in enumerate(rows):
+            fed[row, : len(tokens)] = tokens
         started = self._clock()
-        decoder = self.model.decoder
-        found = decoder.prefill(tokens, self._slots.cache, slots=slots, counts=counts, chunk=tokens.shape[1])
-        logits = decoder.numpy(found)
+        logits = self._logits(rows, fed, counts)
         self.counts.busy_seconds += self._clock() - started
         self.counts.steps += 1
         self.counts.rows += len(rows)
-        self.counts.prompt_tokens += int(counts.sum()) - sum(each.drawn > 0 for each, _ in rows)
-        for row, (sequence, count) in enumerate(rows):
-            sequence.fed += count
-            if not sequence.waiting and not self._draw(sequence, logits[row]):
+        self.counts.prompt_tokens += sum(len(tokens) for each, tokens in rows if not each.drawn)
+        for (sequence, tokens), own in zip(rows, logits, strict=True):
+            if len(own) and not self._draw(sequence, own):
                 with self._changed:
                     self.counts.finished += 1
                     self._forget(sequence)
+            elif not len(own):
+                sequence.fed += len(tokens)
+
+    def _logits(self, rows: list[tuple[Sequence, list[int]]], fed: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
+        """Feed int64 [rows, n]. Logits of every token of answers, float32 [tokens, vocab], and of the last of prompts.
+
+        Of prompts that are not at their end there are none.
+        """
+        decoder, answers = self.model.decoder, sum(each.drawn > 0 for each, _ in rows)
+        slots = np.array([sequence.slot for sequence, _ in rows])
+        states = decoder.hidden(fed, self._slots.cache, slots=slots, counts=counts, single=answers)
+        wanted = [len(tokens) if each.drawn else int(each.ends_with(tokens)) for each, tokens in rows]
+        row = np.repeat(np.arange(len(rows)), wanted)
+        if not len(row):
+            return [np.zeros((0, 0), np.float32)] * len(rows)
+        ends = np.cumsum(wanted)
+        place = np.arange(len(row)) - np.repeat(ends - counts, wanted)
+        parts = [
+            decoder.numpy(decoder.logits(states[row[i : i + _LOGITS], place[i : i + _LOGITS]]))
+            for i in range(0, len(row), _LOGITS)
+        ]
+        return np.split(np.concatenate(parts) if len(parts) > 1 else parts[0], ends[:-1])
 
     def _draw(self, sequence: Sequence, logits: np.ndarray) -> bool:
-        """Draw a token of one sequence. Whether it goes on. A failing grammar ends this answer alone."""
+        """Draw tokens of one sequence, as far as guesses come true. Whether it goes on.
+
+        A failing grammar ends this answer alone.
+        """
+        assert sequence.slot is not None
         try:
-            goes_on = sequence.take(logits, self._ends, self.context)
+            drawn, right, goes_on = sequence.take(logits, self._ends, self.context)
         except BitsmithError as error:
-            self._fail([(sequence, 0)], str(error))
+            self._fail([(sequence, [])], str(error))
             return True
-        self.counts.drawn_tokens += 1
+        self.counts.drawn_tokens += drawn
+        self.counts.guessed_tokens += len(logits) - 1
+        self.counts.right_guesses += right
+        if len(logits) > 1:
+            self._slots.cache.truncate(sequence.slot, sequence.fed)
         return goes_on

@@ -22,6 +22,8 @@ class _Figures(Collector):
             ("prompt_tokens", "Tokens of prompts that were computed", counts.prompt_tokens),
             ("reused_tokens", "Tokens of prompts that the cache held", counts.reused_tokens),
             ("generated_tokens", "Tokens drawn", counts.drawn_tokens),
+            ("guessed_tokens", "Tokens that were guessed", counts.guessed_tokens),
+            ("right_guesses", "Guessed tokens that came true", counts.right_guesses),
             ("requests_finished", "Answers that ended", counts.finished),
             ("requests_cancelled", "Answers that nobody wanted any more", counts.cancelled),
             ("requests_failed", "Answers that failed", counts.failed),

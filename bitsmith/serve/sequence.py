@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 import numpy as np
 
 from bitsmith.models.tokenizer import Tokenizer
+from bitsmith.runtime.lookup import Lookup
 from bitsmith.serve.drawer import Drawer
 from bitsmith.serve.stopping import StopWatch
 from bitsmith.serve.wish import Done, Ended, Event, Likely, Piece, Wish
@@ -32,13 +33,15 @@ class Sequence:
         self.slot: int | None = None
         self.cancelled = False
 
-    def start(self, slot: int, held: int, drawer: Drawer, tokenizer: Tokenizer) -> None:
-        """Take a slot that holds the first `held` tokens of the prompt."""
+    def start(self, slot: int, held: int, drawer: Drawer, tokenizer: Tokenizer, *, lookup: int = 0) -> None:
+        """Take a slot that holds the first `held` tokens of the prompt. lookup: tokens guessed at a time, at most"""
         self.slot, self.fed, self.reused = slot, held, held
         self._drawer = drawer
         self._text = tokenizer.stream(special=self.wish.special, continues=len(self.wish.prompt) > 1)
         self._shown = tokenizer.size
         self._stops = StopWatch(self.wish.stops)
+        self._lookup = Lookup(self.tokens, lookup) if lookup else None
+        self._guess: list[int] = []
 
     @property
     def drawn(self) -> int:
@@ -50,8 +53,38 @@ class Sequence:
         """Tokens that the cache does not hold."""
         return self.tokens[self.fed :]
 
-    def take(self, logits: np.ndarray, ends: Collection[int], context: int) -> bool:
-        """Draw the next token from logits float32 [vocab], and tell the client. Whether the answer goes on."""
+    def ends_with(self, tokens: list[int]) -> bool:
+        """Whether these are all that the cache does not hold."""
+        return self.fed + len(tokens) == len(self.tokens)
+
+    def guess(self, context: int) -> list[int]:
+        """Guesses of the tokens that come behind those of `waiting`; they are checked by the next `take`."""
+        if self._lookup is None:
+            return []
+        most = context if self.wish.max_tokens is None else min(context, len(self.wish.prompt) + self.wish.max_tokens)
+        self._guess = self._lookup.guess(most - len(self.tokens) - 1)
+        return self._guess
+
+    def take(self, logits: np.ndarray, ends: Collection[int], context: int) -> tuple[int, int, bool]:
+        """Draw the next tokens from logits float32 [1 + guesses, vocab], as far as the guesses come true.
+
+        The client is told. Returns how many were drawn, how many guesses came true, and whether the answer goes on.
+        The cache then holds what is needed up to `fed`, or more.
+        """
+        guess, self._guess = self._guess, []
+        right, goes_on, first = 0, True, len(self.tokens)
+        for row, expected in zip(logits, [*guess, None], strict=True):
+            goes_on = self._take_one(row, ends, context)
+            if not goes_on or self.tokens[-1] != expected:
+                break
+            right += 1
+        if self._lookup is not None:
+            self._lookup.learn(len(guess), right)
+        self.fed = first + right
+        return len(self.tokens) - first, right, goes_on
+
+    def _take_one(self, logits: np.ndarray, ends: Collection[int], context: int) -> bool:
+        """Draw the next token from logits float32 [vocab]. Whether the answer goes on."""
         drawn = self._drawer.draw(logits)
         token = drawn[0].token
         self.tokens.append(token)

@@ -40,6 +40,38 @@ class Quantizer:
         out: np.ndarray,
     ) -> tuple[float, float, float]: ...
 
+class BookQuantizer:
+    def __init__(self, type: str, *, isa: str = "") -> None: ...
+    def round(
+        self,
+        w: np.ndarray,
+        *,
+        columns: np.ndarray | None,
+        codes: np.ndarray,
+        d: np.ndarray,
+        scales: np.ndarray,
+        shifts: np.ndarray | None = None,
+    ) -> float: ...
+    def nearest(
+        self,
+        w: np.ndarray,
+        *,
+        columns: np.ndarray | None,
+        block: int,
+        scales: np.ndarray,
+        shifts: np.ndarray | None = None,
+        codes: np.ndarray,
+    ) -> None: ...
+    def encode(
+        self,
+        data: np.ndarray,
+        type: str,
+        *,
+        columns: np.ndarray | None,
+        order: np.ndarray | None,
+        out: np.ndarray,
+    ) -> tuple[float, float, float]: ...
+
 def round_codebook(
     data: np.ndarray,
     type: str,
@@ -62,6 +94,93 @@ def round_rows(
     order: np.ndarray | None = None,
     isa: str = "",
 ) -> tuple[float, float, float]: ...
+def column_sums(
+    x: np.ndarray, *, square: np.ndarray, magnitude: np.ndarray, largest: np.ndarray, isa: str = ""
+) -> None: ...
+def pivoted_order(
+    hessian: np.ndarray, added: np.ndarray, *, least: float, order: np.ndarray, threads: int, isa: str = ""
+) -> bool: ...
+
+class ScaleSearch:
+    def __init__(
+        self,
+        table: Sequence[float],
+        *,
+        ratios: Sequence[float],
+        asymmetric: bool,
+        top: float,
+        most: float,
+        precision: str,
+        block: int,
+        isa: str = "",
+    ) -> None: ...
+    def fit(
+        self,
+        w: np.ndarray,
+        importance: np.ndarray | None,
+        *,
+        threads: int,
+        scale: np.ndarray | None = None,
+        zero: np.ndarray | None = None,
+        codes: np.ndarray | None = None,
+        values: np.ndarray | None = None,
+    ) -> None: ...
+    def clip(
+        self,
+        w: np.ndarray,
+        gram: np.ndarray,
+        *,
+        threads: int,
+        scale: np.ndarray | None = None,
+        zero: np.ndarray | None = None,
+    ) -> None: ...
+    def loss(
+        self,
+        w: np.ndarray,
+        factors: np.ndarray,
+        importance: np.ndarray | None,
+        gram: np.ndarray,
+        *,
+        threads: int,
+    ) -> float: ...
+
+class Factor:
+    def __init__(
+        self,
+        hessian: np.ndarray,
+        feedback: np.ndarray,
+        pivots: np.ndarray,
+        added: np.ndarray,
+        order: np.ndarray | None,
+    ) -> None: ...
+
+class Slab:
+    def __init__(self, weights: np.ndarray, factor: Factor, *, threads: int, isa: str = "") -> None: ...
+    def feedback(self, table: np.ndarray, scale: np.ndarray, offset: np.ndarray | None) -> None: ...
+    def nearest(
+        self,
+        table: np.ndarray,
+        scale: np.ndarray,
+        offset: np.ndarray | None,
+        *,
+        codes: np.ndarray,
+        error: np.ndarray,
+    ) -> None: ...
+    def output_error(self, error: np.ndarray) -> None: ...
+    def slope(self, start: int, stop: int) -> None: ...
+    def moments(self, left: int, block: int, sums: np.ndarray) -> None: ...
+    def move(
+        self,
+        left: int,
+        table: np.ndarray,
+        scale: np.ndarray,
+        offset: np.ndarray | None,
+        *,
+        new_scale: np.ndarray,
+        new_offset: np.ndarray | None,
+    ) -> None: ...
+    def recode(self, table: np.ndarray, scale: np.ndarray, offset: np.ndarray | None) -> None: ...
+    def codes(self, table: np.ndarray, codes: np.ndarray) -> None: ...
 
 class Pool:
     def __init__(self, threads: int) -> None: ...
@@ -265,5 +384,6 @@ class Model:
         counts: np.ndarray,
         cache: Cache,
         table: np.ndarray | None = None,
+        single: int | None = None,
     ) -> np.ndarray: ...
     def logits(self, hidden: np.ndarray) -> np.ndarray: ...

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from bitsmith.quant.formats import get_format
 from bitsmith.quant.formats.base import Format
-from bitsmith.quant.grid import Grid
 from bitsmith.torch_modules import core_products, panels
 from bitsmith.torch_modules.bits_on_torch import unpacked
 from bitsmith.torch_modules.panels import PANEL_ROWS, Layout
@@ -73,7 +72,7 @@ def slabs(parts: Sequence[Tensor], how: str, rows: int, cols: int) -> Iterator[t
 
 def _format_values(format: Format, parts: Sequence[Tensor], cols: int) -> Tensor:
     names = format.params_layout(1, cols)
-    grid: Grid = format.grid(dict(zip(names, parts[1:], strict=True)))
+    grid = format.grid(dict(zip(names, parts[1:], strict=True)))
     values: Tensor = grid.values(unpacked(parts[0], format, cols))
     return values
 

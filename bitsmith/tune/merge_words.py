@@ -63,6 +63,24 @@ class MergeWords(TypedDict, total=False):
     requantize: bool
     """Accept a source that is already quantized."""
 
+    bits: float | None
+    """Choose the type of each tensor so that the file has at most X bits per weight and loses least: 4.25."""
+
+    size: str | None
+    """The same for the size of all output files: 5.2GB, 800MiB."""
+
+    fit: str | None
+    """The same for a device or its memory, with the cache and what the runtime takes: rtx-4090, this, 24GB."""
+
+    context: int | None
+    """With --fit: number of tokens; default: 8192, or the model's context if less."""
+
+    kv: str | None
+    """With --fit: type of keys and values: f16 (default), q8_0, q4_0, ..."""
+
+    recipe: str | Path | None
+    """With a budget: write the chosen types into this YAML file. Without: use the types of this file."""
+
     calibration: str | Path | Sequence[str | Path] | None
     """Text to run the model on, to find which columns of its matrices matter: default (a built-in text), a file of
     text, .jsonl, .json or .parquet, owner/name[:FILE] of the hub, self (the model's own text), or an importance file

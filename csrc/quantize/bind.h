@@ -6,5 +6,9 @@
 namespace bitsmith {
 
 void bind_quantize(nanobind::module_ &m);
+void bind_slab(nanobind::module_ &m);
+void bind_columns(nanobind::module_ &m);
+void bind_ladder(nanobind::module_ &m);
+void bind_books(nanobind::module_ &m);
 
 }  // namespace bitsmith

@@ -55,10 +55,14 @@ template <> struct TypeGrid<Type::q4_k> : GridOf<Integers<0, 15>, true> {};
 template <> struct TypeGrid<Type::q5_k> : GridOf<Integers<0, 31>, true> {};
 template <> struct TypeGrid<Type::q6_k> : GridOf<Integers<-32, 31>, false> {};
 template <> struct TypeGrid<Type::iq4_xs> : GridOf<Iq4, false> {};
+template <> struct TypeGrid<Type::q1_0> : GridOf<Signs, false> {};
+template <> struct TypeGrid<Type::q2_0> : GridOf<Integers<-1, 2>, false> {};
+template <> struct TypeGrid<Type::tq1_0> : GridOf<Integers<-1, 1>, false> {};
+template <> struct TypeGrid<Type::tq2_0> : GridOf<Integers<-1, 1>, false> {};
 // clang-format on
 
 constexpr bool is_micro(Type type) { return type == Type::mxfp4 || type == Type::nvfp4; }
-constexpr bool is_two_level(Type type) { return facts(type).group == 256; }
+constexpr bool is_two_level(Type type) { return facts(type).group > facts(type).block; }
 
 // The scale that a block's weights are divided by, and the offset.
 struct Grid {

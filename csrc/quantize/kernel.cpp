@@ -55,6 +55,12 @@ void choose(const Search &search, const Floats *x, const Floats *weight, Chosen 
     SymmetricK<Integers<-4, 3>, 16, -32, 31, W>{x, weight, search}.choose(chosen);
   } else if constexpr (T == Type::q6_k) {
     SymmetricK<Integers<-32, 31>, 16, -128, 127, W>{x, weight, search}.choose(chosen);
+  } else if constexpr (T == Type::q1_0) {
+    choose_scale<Signs, W, 128>({x, weight}, search, chosen);
+  } else if constexpr (T == Type::q2_0) {
+    choose_scale<Integers<-1, 2>, W, 64>({x, weight}, search, chosen);
+  } else if constexpr (T == Type::tq1_0 || T == Type::tq2_0) {
+    choose_scale<Integers<-1, 1>, W, 256>({x, weight}, search, chosen);
   } else {
     static_assert(T == Type::iq4_xs);
     SymmetricK<Iq4, 32, -32, 31, W>{x, weight, search}.choose(chosen);

@@ -21,6 +21,13 @@ struct Integers {
   static BITSMITH_INLINE Floats level(Ints code) { return convert<Floats>(code) + static_cast<float>(Low); }
 };
 
+// -1 and 1
+struct Signs {
+  static BITSMITH_INLINE Floats round(Floats t) { return t > 0.0f ? splat(1.0f) : splat(-1.0f); }
+  static BITSMITH_INLINE Ints code(Floats t) { return -(t > 0.0f); }
+  static BITSMITH_INLINE Floats level(Ints code) { return convert<Floats>(2 * code - 1); }
+};
+
 // Sixteen ascending levels.
 template <class Table>
 struct Tabled {

@@ -17,13 +17,13 @@ BITSMITH_PASS Sums<2> scale_moments(Block b, Floats scale) {
   });
 }
 
-// Q4_0, Q5_0, IQ4_NL
-template <class L, bool W>
+// Q4_0, Q5_0, IQ4_NL, and with other blocks Q1_0, Q2_0, TQ1_0, TQ2_0
+template <class L, bool W, int N = 32>
 void choose_scale(Block b, const Search &search, Chosen &chosen) {
-  const Floats d = f16(search_scale<L, 32, W>(b, search.targets));
-  const auto [sum] = scale_moments<L, 32, W>(b, d);
+  const Floats d = f16(search_scale<L, N, W>(b, search.targets));
+  const auto [sum] = scale_moments<L, N, W>(b, d);
   const Floats refit = f16(sum[0] * inverse(sum[1]));
-  chosen.d = grid_error<L, 32, W>(b, refit) < grid_error<L, 32, W>(b, d) ? refit : d;
+  chosen.d = grid_error<L, N, W>(b, refit) < grid_error<L, N, W>(b, d) ? refit : d;
 }
 
 // Q4_1, Q5_1

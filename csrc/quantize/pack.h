@@ -107,6 +107,22 @@ void to_sign(uint8_t *code) {
   for (int i = 0; i < N; ++i) code[i] = static_cast<uint8_t>(code[i] < 8 ? 15 - code[i] : code[i] - 8);
 }
 
+// Five digits of base 3, the first of most weight, as a fraction of 256: the digit that is left is the upper byte of
+// three times it.
+inline uint8_t put_digits(const uint8_t *code, int step, int count) {
+  int number = 0;
+  for (int i = 0; i < 5; ++i) number = 3 * number + (i < count ? code[i * step] : 0);
+  return static_cast<uint8_t>((number * 256 + 242) / 243);
+}
+
+// 256 codes below 3: 160 in 32 bytes, 80 in 16, 16 in 4.
+inline uint8_t *put_threes(uint8_t *out, const uint8_t *code) {
+  for (int i = 0; i < 32; ++i) *out++ = put_digits(code + i, 32, 5);
+  for (int i = 0; i < 16; ++i) *out++ = put_digits(code + 160 + i, 16, 5);
+  for (int i = 0; i < 4; ++i) *out++ = put_digits(code + 240 + i, 4, 4);
+  return out;
+}
+
 // code: [group] bytes, spoilt
 template <Type T>
 void pack(uint8_t *out, uint8_t *code, const Stored &p) {
@@ -142,6 +158,23 @@ void pack(uint8_t *out, uint8_t *code, const Stored &p) {
     out = put_pairs<4>(put_nibbles<64, 256>(out, code), code);
     std::memcpy(out, p.scales, 16);
     put(out + 16, p.d);
+  } else if constexpr (T == Type::q1_0) {
+    out = put(out, p.d);
+    for (int byte = 0; byte < 16; ++byte) {
+      int bits = 0;
+      for (int i = 0; i < 8; ++i) bits |= code[8 * byte + i] << i;
+      out[byte] = static_cast<uint8_t>(bits);
+    }
+  } else if constexpr (T == Type::q2_0) {
+    out = put(out, p.d);
+    for (int i = 0; i < 16; ++i) {
+      const uint8_t *c = code + 4 * i;
+      out[i] = static_cast<uint8_t>(c[0] | c[1] << 2 | c[2] << 4 | c[3] << 6);
+    }
+  } else if constexpr (T == Type::tq1_0) {
+    put(put_threes(out, code), p.d);
+  } else if constexpr (T == Type::tq2_0) {
+    put(put_pairs<0>(out, code), p.d);
   } else {
     static_assert(T == Type::iq4_xs);
     put_nibbles<16, 256>(put_iq4_scales(put(out, p.d), p), code);

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kKeys = 64;      // keys worked on at a time
 constexpr int kRows = 48;      // rows (queries times heads) of a tile
-constexpr int kManyRows = 12;  // from here on strips pay
+constexpr int kManyRows = 12;  // from so many heads on strips pay for a single query
 
 // Some keys or values as float32 [count, width].
 void read_rows(const HeadRows &rows, int first, int count, int width, float *out) {
@@ -160,7 +160,7 @@ void attend(const Attention &task) {
   const int end = position(rows - 1) + 1;
 
   const size_t size = static_cast<size_t>(kKeys) * width;
-  Block block{0, 0, width, rows >= kManyRows, scratch<float, 8>(size), scratch<float, 9>(size)};
+  Block block{0, 0, width, !task.alone || task.group >= kManyRows, scratch<float, 8>(size), scratch<float, 9>(size)};
   float *sums = scratch<float, 5>(static_cast<size_t>(rows) * width);
   Running *running = scratch<Running, 6>(rows);
   std::fill(sums, sums + static_cast<size_t>(rows) * width, 0.0f);
@@ -168,7 +168,7 @@ void attend(const Attention &task) {
     running[row] = task.sinks ? Running{task.sinks[row % task.group], 1.0f} : Running{-1e30f, 0.0f};
   alignas(64) float scores[kRows][kKeys];
 
-  block.first = lowest(task, position(0));
+  block.first = lowest(task, position(0)) / kKeys * kKeys;  // so that sums do not depend on where the queries begin
   for (; block.first < end; block.first += kKeys) {
     block.count = std::min(kKeys, end - block.first);
     read_block(task, block);

@@ -219,6 +219,7 @@ void SelfAttention::attend(Compute &compute, Pass &pass, const Heads &heads) con
     task.width = width;
     task.head_dim = shape_.head_dim;
     task.window = shape_.window;
+    task.alone = tile.sequence < pass.single;
     task.softcap = shape_.softcap;
     task.sinks = sinks_.empty() ? nullptr : sinks_.data() + static_cast<size_t>(h) * group;
     task.keys = {pass.cache.keys() + at, pass.cache.shape().type};

@@ -74,14 +74,16 @@ void check(const Feed &feed, const CacheShape &cache) {
 }
 
 Made hidden(Model &model, const Tokens &tokens, const Numbers &slots, const Numbers &starts, const Numbers &counts,
-            Cache &cache, const std::optional<Floats> &table) {
+            Cache &cache, const std::optional<Floats> &table, std::optional<int> single) {
   const size_t rows = tokens.shape(0), n = tokens.shape(1), width = model.shape().hidden;
   if (slots.shape(0) != rows || starts.shape(0) != rows || counts.shape(0) != rows)
     throw std::invalid_argument("slots, starts and counts need one number a row of tokens.");
   if (table && table->size() != rows * n * model.layer_inputs())
     throw std::invalid_argument("there must be a row of the table of layers for each token.");
-  const Feed feed{tokens.data(), static_cast<int>(rows),         static_cast<int>(n), slots.data(), starts.data(),
-                  counts.data(), table ? table->data() : nullptr};
+  if (single && (*single < 0 || *single > static_cast<int>(rows)))
+    throw std::invalid_argument("`single` must lie in 0.." + std::to_string(rows) + found(*single));
+  const Feed feed{tokens.data(), static_cast<int>(rows), static_cast<int>(n), slots.data(),
+                  starts.data(), counts.data(),          single.value_or(-1), table ? table->data() : nullptr};
   check(feed, cache.shape());
   auto out = std::make_unique<float[]>(rows * n * width);  // zeros, where there is filler
   const auto no_signal = [] {                              // Ctrl-C is seen between layers
@@ -301,7 +303,8 @@ void bind_models(nb::module_ &m) {
             self.set_ends(std::move(embedding), copied(norm), std::move(output));
           },
           "embedding"_a, "norm"_a, "output"_a)
-      .def("hidden", &hidden, "tokens"_a, "slots"_a, "starts"_a, "counts"_a, "cache"_a, "table"_a.none() = nb::none())
+      .def("hidden", &hidden, "tokens"_a, "slots"_a, "starts"_a, "counts"_a, "cache"_a, "table"_a.none() = nb::none(),
+           "single"_a.none() = nb::none())
       .def("logits", &logits, "hidden"_a)
       .def(
           "set_reading",

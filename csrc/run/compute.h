@@ -15,6 +15,8 @@
 
 namespace bitsmith {
 
+constexpr int kFewRows = 16;  // so many rows that come together are computed as if each came alone
+
 // An adapter of low rank: the product is x W^T + (x down^T) up^T.
 struct LowRank {
   std::shared_ptr<Matrix> down, up;  // float32 [rank, cols] and [rows, rank]
@@ -94,7 +96,7 @@ enum class Scratch {
 class Compute {
  public:
   // exact: inputs of products are not rounded
-  // fine: inputs of several rows are rounded twice, the second time what was lost: to 15 bits as well
+  // fine: inputs of all rows are rounded to 15 bits, not only those that are computed as if each came alone
   Compute(Isa isa, std::shared_ptr<Pool> pool, bool exact, bool fine)
       : kernels_(bitsmith::kernels(isa)), pool_(std::move(pool)), exact_(exact), fine_(fine) {}
 
@@ -126,8 +128,17 @@ class Compute {
     });
   }
 
-  // How inputs of so many rows are rounded for these linears.
-  Roundings roundings(const std::vector<const Linear *> &linears, int rows) const;
+  // Products of the first `single` of all rows to come give, bit for bit, what each row gives alone; but with `exact`
+  // or LLM.int8(). strict: the others never do; else they may where they are few.
+  void begin(int single, bool strict) { single_ = single, strict_ = strict; }
+  int single() const { return single_; }
+
+  // How inputs of so many rows are rounded for these linears. single: how many of them; the others are those that are
+  // left of all rows.
+  Roundings roundings(const std::vector<const Linear *> &linears, int rows, int single) const;
+  Roundings roundings(const std::vector<const Linear *> &linears, int rows) const {
+    return roundings(linears, rows, std::min(single_, rows));
+  }
   // Round `rows` rows, `stride` apart, as the only group.
   void round(const float *x, size_t stride, int rows, int cols, const std::vector<const Linear *> &linears);
   // Products without biases, as one loop over groups of rows of their matrices. Their inputs lie in `rounded()`.
@@ -141,19 +152,23 @@ class Compute {
   };
 
   bool halves(const Matrix &w) const;
-  bool tiled(const Linear &linear, int rows) const;
-  int panels_of_a_piece(const Linear &linear, int rows, int left) const;
+  bool tiled(const Linear &linear, int others) const;
+  int panels_of_a_piece(const Product &product, int left) const;
   void fetch_start(const Matrix &w, int rows, int first) const;
   void settle(const Product &product);
   void multiply_part(const Input &x, const Linear &linear, int first, int count, float *y, size_t stride) const;
   void multiply_mixed(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const;
-  void multiply_exactly(const Rows &x, const Matrix &w, int first, int count, float *y, size_t stride) const;
-  void multiply_rows(const Input &x, const Matrix &w, int first, int count, float *y, size_t stride) const;
+  void multiply_exactly(const Rows &x, int single, const Matrix &w, int first, int count, float *y,
+                        size_t stride) const;
+  void multiply_fine(const FineRows &x, int rows, const Matrix &w, int first, int count, float *y, size_t stride) const;
+  void multiply_floats(const Rows &x, const Matrix &w, int first, int count, float *y, size_t stride) const;
   void add_adapter(const Product &product);
 
   const Kernels &kernels_;
   std::shared_ptr<Pool> pool_;
   bool exact_, fine_;
+  int single_ = 0;
+  bool strict_ = false;
   Reading packed_reading_ = kReadings[0], float_reading_ = kReadings[0];
   Times times_;
   RoundedBuffer rounded_;

@@ -49,6 +49,11 @@ struct Experts::Routes {
   std::vector<float> weights;  // [places]
 
   int count() const { return static_cast<int>(token_of.size()); }
+  // How many tokens of an expert are computed as if each came alone. They stand at its front.
+  int single(const Active &of, const Compute &compute) const {
+    const auto begin = token_of.begin() + of.first;
+    return static_cast<int>(std::lower_bound(begin, begin + of.count, compute.single()) - begin);
+  }
   int begin(Slice slice) const { return active[slice.first].first; }
   int count(Slice slice) const { return active[slice.end - 1].first + active[slice.end - 1].count - begin(slice); }
 };
@@ -162,7 +167,8 @@ void Experts::first_products(Compute &compute, const Rows &x, const Routes &rout
   for (size_t a = slice.first; a < slice.end; ++a) {
     const Routes::Active &active = routes.active[a];
     const Linear *both[2] = {&gates_[active.expert], &ups_[active.expert]};
-    const int group = rounded.add(compute.roundings({both[0], both[1]}, active.count), active.count);
+    const Roundings wanted = compute.roundings({both[0], both[1]}, active.count, routes.single(active, compute));
+    const int group = rounded.add(wanted, active.count);
     const float *from = gathered + static_cast<size_t>(active.first - begin) * hidden;
     const Input input{{from, static_cast<size_t>(hidden), active.count}, group};
     products.push_back({both[0], input, to.gate + active.first * to.stride, to.stride});
@@ -187,7 +193,8 @@ void Experts::second_product(Compute &compute, const Routes &routes, Slice slice
   for (size_t a = slice.first; a < slice.end; ++a) {
     const Routes::Active &active = routes.active[a];
     const Linear *linear = &downs_[active.expert];
-    const int group = rounded.add(compute.roundings({linear}, active.count), active.count);
+    const Roundings wanted = compute.roundings({linear}, active.count, routes.single(active, compute));
+    const int group = rounded.add(wanted, active.count);
     const Input input{{to.gate + active.first * to.stride, to.stride, active.count}, group};
     products.push_back({linear, input, to.down + active.first * to.down_stride, to.down_stride});
   }

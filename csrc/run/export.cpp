@@ -9,25 +9,27 @@ const Kernels kKernels = {repack,
                           round_mixed,
                           to_fine,
                           panels_row,
+                          panels_few,
                           panels_rows,
                           panels_exact,
                           panels_row_exact,
                           panels_columns,
                           panels_back,
                           floats_row,
+                          floats_few,
                           floats_rows,
 #if defined(__AVX512BF16__)
                           floats_rows_rounded,
                           to_bfloat,
 #else
-                          nullptr,        nullptr,
+                          nullptr,       nullptr,
 #endif
 #if defined(__AMX_BF16__)
                           to_tiles,
                           panels_tiles,
                           floats_tiles,
 #else
-                          nullptr,        nullptr,       nullptr,
+                          nullptr,       nullptr,       nullptr,
 #endif
                           panels_decode,
                           floats_decode,

@@ -57,6 +57,49 @@ BITSMITH_INLINE void dots(const uint8_t *p, size_t bytes, int cols, const float 
     for (int r = 0; r < R; ++r) y[r] += one<type>(p + r * bytes + static_cast<size_t>(k) * kSize<type>) * x[k];
 }
 
+// W rows times R inputs; each sum is taken in the order of `dots`.
+template <FloatType type, int W, int R>
+BITSMITH_INLINE void few_dots(const uint8_t *p, size_t bytes, int cols, const float *x, size_t x_stride, float *y,
+                              size_t stride) {
+  Floats sums[R][W][2] = {};
+  int k = 0;
+  for (; k + 2 * kLanes <= cols; k += 2 * kLanes) {
+    Floats w[W][2];
+#pragma GCC unroll 8
+    for (int r = 0; r < W; ++r) {
+      const uint8_t *at = p + r * bytes + static_cast<size_t>(k) * kSize<type>;
+      w[r][0] = load_as<type>(at), w[r][1] = load_as<type>(at + kLanes * kSize<type>);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+      const Floats a = load<Floats>(x + i * x_stride + k), b = load<Floats>(x + i * x_stride + k + kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < W; ++r) {
+        sums[i][r][0] = fma(w[r][0], a, sums[i][r][0]);
+        sums[i][r][1] = fma(w[r][1], b, sums[i][r][1]);
+      }
+    }
+  }
+  for (int i = 0; i < R; ++i)
+    for (int r = 0; r < W; ++r) y[i * stride + r] = sum(sums[i][r][0] + sums[i][r][1]);
+  for (; k < cols; ++k)
+    for (int r = 0; r < W; ++r) {
+      const float value = one<type>(p + r * bytes + static_cast<size_t>(k) * kSize<type>);
+      for (int i = 0; i < R; ++i) y[i * stride + r] += value * x[i * x_stride + k];
+    }
+}
+
+// W rows times all inputs.
+template <FloatType type, int W>
+void few_inputs(const uint8_t *p, size_t bytes, int cols, const Rows &x, float *y, size_t stride) {
+  constexpr int R = kLanes == 16 ? 4 : 2;  // whose sums stay in registers
+  int i = 0;
+  for (; i + R <= x.count; i += R)
+    few_dots<type, W, R>(p, bytes, cols, x.data + i * x.stride, x.stride, y + i * stride, stride);
+  for (; i < x.count; ++i)
+    few_dots<type, W, 1>(p, bytes, cols, x.data + i * x.stride, x.stride, y + i * stride, stride);
+}
+
 // Turns columns from `col` on, of 16 rows at most, into a strip. Missing rows are zero.
 template <FloatType type>
 void to_strip(const FloatRows &w, int first, int rows, int col, int depth, float *strip) {
@@ -98,6 +141,17 @@ void floats_row(const FloatRows &w, int first, int count, const float *x, const 
       choose(std::true_type{});
     else
       choose(std::false_type{});
+  });
+}
+
+void floats_few(const FloatRows &w, int first, int count, const Rows &x, float *y, size_t stride) {
+  with_type(w.type, [&](auto type) {
+    constexpr FloatType kType = decltype(type)::value;
+    const size_t bytes = static_cast<size_t>(w.cols) * kSize<kType>;
+    const uint8_t *p = w.data + first * bytes;
+    int row = 0;
+    for (; row + 2 <= count; row += 2) few_inputs<kType, 2>(p + row * bytes, bytes, w.cols, x, y + row, stride);
+    if (row < count) few_inputs<kType, 1>(p + row * bytes, bytes, w.cols, x, y + row, stride);
   });
 }
 

@@ -69,6 +69,7 @@ struct Attention {
   int width;             // of a head, padded with zeros to a multiple of 32
   int head_dim;
   int window;          // 0: all earlier keys
+  bool alone;          // each position gives what it gives alone
   float softcap;       // c tanh(score / c) is taken of scores; 0 for none
   const float *sinks;  // [group], scores of a further key without a value; null for none
   HeadRows keys, values;
@@ -109,6 +110,9 @@ struct Kernels {
   void (*to_fine)(const RoundedBlock *x, int cols, FineBlock *out, FineSums *sums);
   // y[16 count] = the product of x with `count` panels from `first`
   void (*panels_row)(const PanelRows &w, int first, int count, const FineRow &x, const Reading &reading, float *y);
+  // the same for several rows: y[i * stride + 16 panel ...], each bit for bit what it is alone
+  void (*panels_few)(const PanelRows &w, int first, int count, const FineRows &x, int rows, const Reading &reading,
+                     float *y, size_t stride);
   // y[i * stride + 16 panel ...] for all rows of x, two panels at most at a time
   void (*panels_rows)(const PanelRows &w, int first, int count, const RoundedRows &x, int rows, float *y,
                       size_t stride);
@@ -123,6 +127,8 @@ struct Kernels {
   void (*panels_back)(const PanelRows &w, int rows, int col, int cols, const Rows &x, float *y, size_t stride);
   // y[count] = rows first.. of w times x
   void (*floats_row)(const FloatRows &w, int first, int count, const float *x, const Reading &reading, float *y);
+  // the same for several rows: y[i * stride + row], each bit for bit what it is alone
+  void (*floats_few)(const FloatRows &w, int first, int count, const Rows &x, float *y, size_t stride);
   // y[i * stride + row], at most 32 rows of w
   void (*floats_rows)(const FloatRows &w, int first, int count, const Rows &x, float *y, size_t stride);
   // the same for inputs rounded to bfloat16, and weights too (those of bfloat16 are what they are); w.cols even.

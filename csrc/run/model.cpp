@@ -6,6 +6,11 @@
 #include <string>
 
 namespace bitsmith {
+namespace {
+
+constexpr int kMostSingle = 64;  // hidden states whose logits are computed as if each came alone
+
+}  // namespace
 
 Pass::Pass(const Feed &feed, Cache &cache) : cache(cache) {
   sequences.reserve(feed.rows);
@@ -15,6 +20,10 @@ Pass::Pass(const Feed &feed, Cache &cache) : cache(cache) {
     stop = std::max(stop, start + count);
     sequence_of.insert(sequence_of.end(), count, i);
   }
+  single = feed.single;
+  if (single >= 0) return;
+  single = 0;
+  while (single < feed.rows && (rows() <= kFewRows || feed.counts[single] == 1)) ++single;
 }
 
 void check_linear(const char *name, const Linear &linear, int rows, int cols) {
@@ -55,6 +64,7 @@ void Model::hidden(const Feed &feed, Cache &cache, float *out, const std::functi
   };
   for (int row = 0; row < pass.rows(); ++row)
     if (token(row) < 0 || token(row) >= embedding_->rows()) throw std::invalid_argument("a token is out of range.");
+  compute_->begin(pass.single_rows(), feed.single >= 0);
   float *x = compute_->scratch(Scratch::hidden, pass.rows() * hidden);
   compute_->each_row(pass.rows(), [&](int row) {
     embedding_->decode(compute_->kernels(), static_cast<int>(token(row)), x + row * hidden);
@@ -147,6 +157,7 @@ void Model::logits(const float *hidden, int rows, float *out) {
     compute_->kernels().rms_norm(hidden + static_cast<size_t>(row) * cols, output_norm_.data(), cols, shape_.norm_eps,
                                  normed + static_cast<size_t>(row) * cols);
   });
+  compute_->begin(rows <= kMostSingle ? rows : 0, false);
   compute_->round(normed, cols, rows, cols, {&head});
   const size_t stride = padded(vocab);
   const bool direct = stride == static_cast<size_t>(vocab);

@@ -17,6 +17,7 @@ struct Feed {
   const int64_t *tokens;  // [rows, n]
   int rows, n;
   const int64_t *slots, *starts, *counts;  // [rows] each; slots distinct, counts in 1..n
+  int single;          // so many sequences at the front are computed as tokens are that come alone; -1: see `Pass`
   const float *table;  // [rows, n, layers * width], rows of a table of the embeddings of layers; null without
 };
 
@@ -27,12 +28,17 @@ struct Pass {
     int first;               // row of its first token in the pass
   };
 
+  // Where the feed does not say which tokens are computed as if each came alone: all, if they are few; else those of
+  // the sequences of one token at the front.
   Pass(const Feed &feed, Cache &cache);
   int rows() const { return static_cast<int>(sequence_of.size()); }
 
   Cache &cache;
   std::vector<Sequence> sequences;
-  std::vector<int> sequence_of;   // [rows]
+  std::vector<int> sequence_of;  // [rows]
+  int single = 0;                // sequences at the front whose tokens are computed as if each came alone
+  // Rows of those.
+  int single_rows() const { return single == static_cast<int>(sequences.size()) ? rows() : sequences[single].first; }
   int stop = 0;                   // the positions of all sequences end before it
   float *layer_inputs = nullptr;  // [rows, input_stride], embeddings of layers one behind the other
   size_t input_stride = 0;

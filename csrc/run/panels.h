@@ -104,6 +104,14 @@ struct FineRow {
   const FineSums *sums;
 };
 
+// Such rows at equal distances, in blocks and in sums.
+struct FineRows {
+  const FineBlock *blocks;
+  const FineSums *sums;
+  size_t block_stride, sum_stride;
+  FineRow row(int i) const { return {blocks + i * block_stride, sums + i * sum_stride}; }
+};
+
 // Rounded rows one behind the other.
 struct RoundedRows {
   const RoundedBlock *blocks;  // [rows, cols / 32]

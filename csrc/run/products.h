@@ -12,6 +12,8 @@ void repack(PanelType type, int blocks, uint8_t *panel);
 void round_row(const float *x, int cols, RoundedBlock *out);
 void round_fine(const float *x, int cols, FineBlock *out, FineSums *sums);
 void panels_row(const PanelRows &w, int first, int count, const FineRow &x, const Reading &reading, float *y);
+void panels_few(const PanelRows &w, int first, int count, const FineRows &x, int rows, const Reading &reading, float *y,
+                size_t stride);
 void panels_rows(const PanelRows &w, int first, int count, const RoundedRows &x, int rows, float *y, size_t stride);
 void panels_exact(const PanelRows &w, int first, int count, const Rows &x, float *y, size_t stride);
 void panels_row_exact(const PanelRows &w, int first, int count, const float *x, const Reading &reading, float *y);
@@ -22,6 +24,7 @@ void to_fine(const RoundedBlock *x, int cols, FineBlock *out, FineSums *sums);
 void panels_back(const PanelRows &w, int rows, int col, int cols, const Rows &x, float *y, size_t stride);
 void panels_decode(const PanelRows &w, int row, float *y);
 void floats_row(const FloatRows &w, int first, int count, const float *x, const Reading &reading, float *y);
+void floats_few(const FloatRows &w, int first, int count, const Rows &x, float *y, size_t stride);
 void floats_rows(const FloatRows &w, int first, int count, const Rows &x, float *y, size_t stride);
 void floats_rows_rounded(const FloatRows &w, int first, int count, const BfloatRows &x, int rows, float *y,
                          size_t stride);

@@ -9,18 +9,16 @@
 
 namespace bitsmith {
 
-// What products want of their input: blocks of int8, bfloat16 by rows or for tiles; `rest`: also what blocks or tiles
-// lost. With a threshold also what LLM.int8() makes of it; `values`: as floats, too.
+// What products want of their input. single: rows at the front that must give what each gives alone. fine: rows at the
+// front that are rounded to 15 bits. Those behind `single` as blocks of int8, or as bfloat16 by rows or for tiles;
+// `rest`: also what tiles lost. With a threshold also what LLM.int8() makes of all; `values`: as floats, too.
 struct Roundings {
+  int single = 0, fine = 0;
   bool blocks = false, bfloats = false, tiles = false, rest = false, values = false;
   float threshold = kNotMixed;
 };
 
-constexpr int kFineRows = 3;  // groups of so many rows at most are multiplied row by row
-
-// Rounded rows and the memory they lie in. Rows come in groups: those of a group are multiplied together. The rows of
-// small groups are rounded to 15 bits where others are rounded to blocks of int8, so that each gives what it gives
-// alone.
+// Rounded rows and the memory they lie in. Rows come in groups: those of a group are multiplied together.
 class RoundedBuffer {
  public:
   // Forget everything; rows of `cols` follow.
@@ -38,12 +36,12 @@ class RoundedBuffer {
       if (mixed_.size() == mixed_used_) mixed_.emplace_back();
       mixed_[mixed_used_++].start(cols_, rows, wanted.threshold, wanted.values);
     }
-    const size_t length = cols_ / 32;
-    if (wanted.blocks && rows <= kFineRows) fine_used_ += rows * length, sums_used_ += rows * (length / 8 + 1);
-    if (wanted.blocks && rows > kFineRows) blocks_used_ += rows * length * (wanted.rest ? 2 : 1);
-    if (wanted.bfloats) bfloats_used_ += static_cast<size_t>(rows) * cols_;
+    const size_t others = rows - wanted.single;
+    fine_used_ += wanted.fine * block_stride(), sums_used_ += wanted.fine * sum_stride();
+    if (wanted.blocks) blocks_used_ += others * block_stride();
+    if (wanted.bfloats) bfloats_used_ += others * cols_;
     if (wanted.tiles) {
-      tiles_used_ += static_cast<size_t>((rows + kTileRows - 1) / kTileRows) * kTileRows * tiled_cols();
+      tiles_used_ += (others + kTileRows - 1) / kTileRows * kTileRows * tiled_cols();
       lower_wanted_ |= wanted.rest;
     }
     return static_cast<int>(groups_.size()) - 1;
@@ -64,24 +62,30 @@ class RoundedBuffer {
   void round(const Kernels &kernels, int group, int i, const float *x) {
     const Group &to = groups_[group];
     if (to.wanted.threshold != kNotMixed) mixed_[to.mixed].round(kernels, i, x);
-    if (to.wanted.bfloats) kernels.to_bfloat(x, cols_, bfloats_.data() + to.bfloats + static_cast<size_t>(i) * cols_);
+    if (i < to.wanted.fine)
+      kernels.round_fine(x, cols_, fine_.data() + to.fine + i * block_stride(),
+                         sums_.data() + to.sums + i * sum_stride());
+    const int other = i - to.wanted.single;
+    if (other < 0) return;
+    if (to.wanted.bfloats)
+      kernels.to_bfloat(x, cols_, bfloats_.data() + to.bfloats + static_cast<size_t>(other) * cols_);
     if (to.wanted.tiles)
-      kernels.to_tiles(x, cols_, i, tiled_cols(), upper_.data() + to.tiles,
+      kernels.to_tiles(x, cols_, other, tiled_cols(), upper_.data() + to.tiles,
                        to.wanted.rest ? lower_.data() + to.tiles : nullptr);
-    if (!to.wanted.blocks) return;
-    if (to.rows > kFineRows) return round_blocks(kernels, to, i, x);
-    kernels.round_fine(x, cols_, fine_.data() + fine_begin(group, i), sums_.data() + sums_begin(group, i));
+    if (to.wanted.blocks) kernels.round_row(x, cols_, blocks_.data() + to.blocks + other * block_stride());
   }
 
   int cols() const { return cols_; }
-  // Behind them the rows of what their rounding lost, where that is wanted.
-  RoundedRows rows(int group) const { return {blocks_.data() + groups_[group].blocks, cols_}; }
-  FineRow fine(int group, int i) const {
-    return {fine_.data() + fine_begin(group, i), sums_.data() + sums_begin(group, i)};
+  int single(int group) const { return groups_[group].wanted.single; }
+  FineRows fine(int group) const {
+    return {fine_.data() + groups_[group].fine, sums_.data() + groups_[group].sums, block_stride(), sum_stride()};
   }
+  // Those behind the first `single` rows, as the other two.
+  RoundedRows blocks(int group) const { return {blocks_.data() + groups_[group].blocks, cols_}; }
   TiledRows tiles(int group) const {
     const Group &of = groups_[group];
-    return {upper_.data() + of.tiles, of.wanted.rest ? lower_.data() + of.tiles : nullptr, of.rows, tiled_cols()};
+    return {upper_.data() + of.tiles, of.wanted.rest ? lower_.data() + of.tiles : nullptr, of.rows - of.wanted.single,
+            tiled_cols()};
   }
   MixedRows &mixed(int group) { return mixed_[groups_[group].mixed]; }
   const MixedRows &mixed(int group) const { return mixed_[groups_[group].mixed]; }
@@ -94,21 +98,8 @@ class RoundedBuffer {
     size_t blocks, fine, sums, bfloats, tiles, mixed;  // where they begin
   };
 
-  size_t fine_begin(int group, int i) const { return groups_[group].fine + static_cast<size_t>(i) * (cols_ / 32); }
-  size_t sums_begin(int group, int i) const {
-    return groups_[group].sums + static_cast<size_t>(i) * (cols_ / 32 / 8 + 1);
-  }
-  void round_blocks(const Kernels &kernels, const Group &group, int i, const float *x) {
-    const size_t length = cols_ / 32;
-    RoundedBlock *to = blocks_.data() + group.blocks + i * length;
-    kernels.round_row(x, cols_, to);
-    if (!group.wanted.rest) return;
-    static thread_local std::vector<float> lost;
-    lost.resize(cols_);
-    for (int k = 0; k < cols_; ++k) lost[k] = x[k] - to[k / 32].scale * static_cast<float>(to[k / 32].codes[k % 32]);
-    kernels.round_row(lost.data(), cols_, to + group.rows * length);
-  }
-
+  size_t block_stride() const { return static_cast<size_t>(cols_) / 32; }
+  size_t sum_stride() const { return static_cast<size_t>(cols_) / 256 + 1; }
   int tiled_cols() const { return (cols_ + 31) / 32 * 32; }
 
   int cols_ = 0;

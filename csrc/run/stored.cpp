@@ -27,6 +27,7 @@ void StoredProducts::forward(std::shared_ptr<Matrix> w, const Rows &x, Precision
   Compute &on = compute(precision, w->bytes() * x.count >= kWorthWaking);
   const int rows = w->rows(), cols = w->cols(), n = x.count;
   const Linear linear{std::move(w), {}, threshold};
+  on.begin(n <= kFewRows ? n : 0, false);
   on.round(x.data, x.stride, n, cols, {&linear});
   const Input input{x};
   const size_t stride = padded(rows);

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bitsmith.calibration import stats
-from bitsmith.calibration.stats import GramMeter, StatsMeter
+from bitsmith.calibration.stats import GramMeter, StatsMeter, _column_sums, _column_sums_by_array
 from bitsmith.errors import TensorError
 
 
@@ -132,3 +132,23 @@ def test_what_was_given_out_does_not_change_with_later_tokens() -> None:
     for name, values in kept.items():
         np.testing.assert_array_equal(getattr(first, name), values)
     np.testing.assert_array_equal(meter.result().square, 2 * kept["square"])
+
+
+@pytest.mark.parametrize("cols", [3, 16, 150])
+def test_column_sums_of_the_core(cols: int) -> None:
+    x = np.random.default_rng(6).standard_normal((300, cols)).astype(np.float32)
+    for kind in (np.asarray, torch.from_numpy):
+        for found, expected in zip(_column_sums(kind(x)), _column_sums_by_array(x), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-12)
+    x[5, 1] = np.nan
+    assert np.isnan(_column_sums(x)[2]).tolist() == [column == 1 for column in range(cols)]
+
+
+def test_the_upper_half_is_mirrored() -> None:
+    x = np.random.default_rng(7).standard_normal((90, 300)).astype(np.float32)
+    for kind in (np.asarray, torch.from_numpy):
+        meter = GramMeter()
+        meter.add(kind(x))
+        total = np.asarray(meter.sum)
+        np.testing.assert_array_equal(total, total.T)
+        np.testing.assert_allclose(total, x.astype(np.float64).T @ x, rtol=1e-4, atol=1e-3)

@@ -12,8 +12,12 @@ import pytest
 from safetensors.numpy import load_file
 
 import bitsmith
+from bitsmith.comparison.expected import Expected
 from bitsmith.comparison.ledger import usual_ledger
 from bitsmith.comparison.result import Comparison
+from bitsmith.comparison.tasks.items import Choice
+from bitsmith.comparison.tasks.made import made_task
+from bitsmith.comparison.texts import open_domains
 from bitsmith.system.folders import cache_folder
 from tests.cli.command import Command
 from tests.tiny import make_folder
@@ -100,6 +104,52 @@ def test_what_is_missing_is_measured_alone(tiny: Path, q4: Path, prose: Path) ->
     for path in (cache_folder() / "compare" / "logits").iterdir():
         path.write_bytes(path.read_bytes()[:-3])
     assert compare(tiny, q4, text=prose, to="q8_0,q5_0").failures == ()
+
+
+def test_the_plan_counts_questions_texts_and_the_rest(tiny: Path, q4: Path, prose: Path, tmp_path: Path) -> None:
+    """Beforehand: what is asked and written, and the time of it. Behind it, nothing is left."""
+    sums = tmp_path / "sums.jsonl"
+    sums.write_text('{"prompt": "1 + 1 =", "answer": "2"}\n')
+    plans: list[Expected] = []
+    words: dict[str, Any] = {"text": prose, "context": 32, "max_windows": 2, "on_plan": plans.append}
+    words |= {"to": "q8_0", "tasks": f"made,{sums}", "generate": 2, "prompt": ["The", "A"], "noise_floor": False}
+    bitsmith.compare(tiny, q4, **words)
+    lines = "\n".join(plans[0].lines())
+    items = made_task(open_domains([prose])[0]).items
+    assert f"to ask: {3 * (len(items) + 1)} questions (about " in lines
+    assert "to write: 6 texts (about " in lines
+    assert 0 < plans[0].more_seconds < 1  # the errors of matrices
+    assert "in all about " in lines
+    assert (plans[0].todo.answer_steps, plans[0].todo.text_steps) == (3 * 64, 3 * 2)
+    model = bitsmith.load(tiny)
+    prompts = [each.prompt for each in items if isinstance(each, Choice)]
+    read = sum(len(model.tokenizer.encode(each, add_special=False)) for each in prompts)
+    assert 3 * read < plans[0].todo.tokens < 3 * 3 * read
+    assert plans[0].seconds > plans[0].make_seconds + plans[0].measure_seconds
+    bitsmith.compare(tiny, q4, **words)
+    assert plans[1].lines() == ["all 2 candidates are measured already"]
+
+
+def test_speed_stands_in_the_table_and_is_kept(
+    bitsmith_command: Command, tiny: Path, q4: Path, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "table.csv"
+    words = ("compare", tiny, q4, "--text", prose, *FAST)
+    done = bitsmith_command(*words, "--speed", "-o", table)
+    assert done.code == 0, done.err
+    heading = next(line for line in done.out.splitlines() if line.startswith("candidate"))
+    assert heading.endswith("prompt t/s gen. t/s") or heading.split()[-4:] == ["prompt", "t/s", "gen.", "t/s"]
+    found = compare(tiny, q4, text=prose, speed=True)
+    for each in (found.original, *found.rows):
+        assert each.speeds is not None
+        assert each.speeds.prompt.value > 0
+        assert each.speeds.generation.value > 0
+        assert each.speeds.generation.error >= 0
+    shown = table.read_text().splitlines()
+    column = shown[0].split(",").index("generation_tokens_per_second")
+    assert float(shown[1].split(",")[column]) == found.original.speeds.generation.value  # type: ignore[union-attr]
+    assert "speed" in bitsmith_command("results", "--kind", "speed").out
+    assert compare(tiny, q4, text=prose).rows[0].speeds is None
 
 
 def test_a_corrupt_file_is_named_and_the_others_go_on(

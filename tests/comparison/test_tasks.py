@@ -12,6 +12,7 @@ from bitsmith.comparison.tasks.answering import Pair, encode_pair, likelihoods, 
 from bitsmith.comparison.tasks.files import read_task
 from bitsmith.comparison.tasks.items import Choice, Task, Written
 from bitsmith.comparison.tasks.made import made_task
+from bitsmith.comparison.tasks.naming import open_tasks
 from bitsmith.comparison.tasks.scores import task_score
 from bitsmith.comparison.texts import open_domains
 from bitsmith.errors import FileError
@@ -38,6 +39,52 @@ def test_mmlus_layout(tmp_path: Path) -> None:
         0,
     )
     assert [item.answer for item in task.items] == [0, 1]
+
+
+def mmlu(folder: Path) -> Path:
+    """MMLU's archive with two subjects."""
+    for part, count in (("dev", 2), ("test", 3)):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        for subject in ("anatomy", "world_history"):
+            lines = [f"{part} {subject} {number}?,one,two,three,four,{'ABCD'[number]}\n" for number in range(count)]
+            (folder / part / f"{subject}_{part}.csv").write_text("".join(lines))
+    return folder
+
+
+def test_examples_stand_before_a_question(tmp_path: Path) -> None:
+    file = mmlu(tmp_path / "data") / "test" / "world_history_test.csv"
+    asked = read_task(file, shots=1).items[1]
+    assert isinstance(asked, Choice)
+    choices = "A. one\nB. two\nC. three\nD. four\nAnswer:"
+    assert asked.prompt == (
+        "The following are multiple choice questions (with answers) about world history.\n\n"
+        f"dev world_history 0?\n{choices} A\n\n"
+        f"test world_history 1?\n{choices}"
+    )
+    assert asked.answer == 1
+    assert read_task(file, shots=2).sha256 != read_task(file).sha256
+    with pytest.raises(FileError, match="shots=3 needs as many examples with choices; the file has 2"):
+        read_task(file, shots=3)
+    alone = tmp_path / "alone_test.csv"
+    alone.write_text(CSV)
+    with pytest.raises(FileError, match=r"there is neither .*alone_dev\.csv nor .*dev/alone_dev\.csv"):
+        read_task(alone, shots=1)
+    written = tmp_path / "sums.jsonl"
+    written.write_text('{"prompt": "1 + 1 =", "answer": "2"}\n')
+    (tmp_path / "sums_dev.jsonl").write_text('{"question": "Q?", "choices": ["x", "y"], "answer": 0}\n')
+    with pytest.raises(FileError, match="this file asks others too"):
+        read_task(written, shots=1)
+
+
+def test_mmlus_folder_is_one_task(tmp_path: Path) -> None:
+    folder = mmlu(tmp_path / "data")
+    tasks, others = open_tasks([str(folder), f"mine={folder}", "mmlu"], open_domains([]), shots=2)
+    assert [task.name for task in tasks] == ["data", "mine"]
+    assert others == ["mmlu"]
+    assert len(tasks[0].items) == 6
+    assert "about anatomy." in tasks[0].items[0].prompt
+    with pytest.raises(FileError, match="there are none"):
+        read_task(tmp_path)
 
 
 def test_json_lines_in_three_shapes(tmp_path: Path) -> None:

@@ -65,10 +65,12 @@ def test_every_tensor_gets_llama_quantizes_type(name: str) -> None:
 def test_the_table_is_what_it_says() -> None:
     """Layer rules, importance and fallbacks all show in the table: a table of base types only would prove nothing."""
     assert TABLE["build"] == 11434
-    every = {f"{mix}{option}" for mix in [*MIXES, *ALIASES] for option in ("", " importance")}
-    every |= {f"{mix} pure" for mix in MIXES}
+    theirs = [mix for mix in MIXES if mix != "nvfp4"]  # llama.cpp has the type, llama-quantize no such mix
+    every = {f"{mix}{option}" for mix in [*theirs, *ALIASES] for option in ("", " importance")}
+    every |= {f"{mix} pure" for mix in theirs}
+    refused = {run for run in every if run.startswith("q1_0")}  # rows that its blocks of 128 do not divide
     for name in ("reference", "llama-8b", "llama-70b", "qwen2-0.5b, tied", "llama, rows of 192", "llama, rows of 80"):
-        assert set(TABLE["models"][name]["runs"].split(", ")) == every
+        assert set(TABLE["models"][name]["runs"].split(", ")) == every - (refused if "rows of" in name else set())
     eight_b = expected_types(TABLE["models"]["llama-8b"], "q4_k_m")
     assert (eight_b["blk.0.attn_v.weight"], eight_b["blk.4.attn_v.weight"]) == ("q6_k", "q4_k")
     narrow = TABLE["models"]["llama, rows of 192"]

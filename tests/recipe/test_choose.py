@@ -78,11 +78,6 @@ def test_rules_that_decide_nothing_are_reported() -> None:
     assert len(warnings) == 3
 
 
-def test_q2_k_s_without_importance_warns() -> None:
-    assert "importance" in choose_types("q2_k_s", SHAPE, model()).warnings[0]
-    assert choose_types("q2_k_s", SHAPE, model(), importance=True).warnings == ()
-
-
 def test_a_tied_embedding_is_treated_as_the_output() -> None:
     assert by_name(choose_types("q4_k_s", SHAPE, model(tied=True)))["token_embd.weight"].type == "q6_k"
     assert by_name(choose_types("q4_k_s", SHAPE, model()))["token_embd.weight"].type == "q4_k"

@@ -147,7 +147,7 @@ def test_a_damaged_model_fails_the_answer_and_not_the_engine(
     heard = Heard()
     with monkeypatch.context() as patch:
         broken = np.full((1, model.config.vocab), np.nan, np.float32)
-        patch.setattr(model.decoder, "prefill", lambda *args, **words: broken, raising=False)
+        patch.setattr(model.decoder, "logits", lambda *args, **words: broken, raising=False)
         engine.submit(wish(model, "The whale", 4), heard.events.put)
         _, end = heard.end()
     assert isinstance(end, Failed)

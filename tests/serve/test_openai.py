@@ -85,8 +85,8 @@ def test_log_probabilities_are_those_of_the_model(running: Running, client: Any)
     expected = logits - logits.max()
     expected -= np.log(np.exp(expected).sum())
     assert len(told) == 3
-    assert told[0].logprob == pytest.approx(expected.max(), abs=1e-3)
-    assert [each.logprob for each in told[0].top_logprobs] == pytest.approx(np.sort(expected)[::-1][:4], abs=1e-3)
+    assert told[0].logprob == pytest.approx(expected.max(), abs=5e-3)  # prompts are rounded to bfloat16
+    assert [each.logprob for each in told[0].top_logprobs] == pytest.approx(np.sort(expected)[::-1][:4], abs=5e-3)
     assert b"".join(bytes(each.bytes) for each in told).decode() == made.choices[0].message.content
 
 

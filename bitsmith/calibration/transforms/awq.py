@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from bitsmith.calibration.stats import Stats
 from bitsmith.calibration.transforms.base import Rescaling, require, settled
@@ -18,12 +19,14 @@ from bitsmith.models.arch.groups import LinearGroup
 from bitsmith.quant.formats.affine import Affine, extents
 from bitsmith.quant.formats.base import Format, Params
 from bitsmith.quant.formats.codebook import Codebook
+from bitsmith.quant.formats.core_ladder import clipped, scale_search
+from bitsmith.quant.formats.search import usable
 from bitsmith.quant.grid import Array
 from bitsmith.quant.rounders.nearest import nearest
 
 Round = Callable[[Array, Format, Array | None], tuple[Array, Params]]
 _MOST_ROWS = 1024  # rows of a matrix that a search uses, evenly spread
-_CLIP_STEPS = 21  # number of clipping ratios, from 1 down to 0.5
+_CLIP_RATIOS = tuple(1.0 - 0.025 * step for step in range(21))  # shares of the extent that are tried
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,24 @@ class Awq:
         importance = stats.importance / (scale * scale)
         total = 0.0
         for name, w in weights.items():
+            found = self._core_loss(w, formats[name], stats, scale, importance)
+            if found is not None:
+                total += found / max(stats.count, 1)
+                continue
             codes, params = self.round(w * scale, formats[name], importance)
             total += output_error(formats[name].grid(params).values(codes) / scale - w, stats)
         return total
+
+    def _core_loss(
+        self, w: np.ndarray, format: Format, stats: Stats, scale: np.ndarray, importance: np.ndarray
+    ) -> float | None:
+        """The loss of one matrix, summed over tokens, by the C++ core; None where it cannot."""
+        search = scale_search(format) if self.round is nearest and stats.gram is not None else None
+        if search is None:
+            return None
+        columns = importance if usable(importance) else None
+        rows, factors = np.ascontiguousarray(w, np.float32), np.ascontiguousarray(scale, np.float32)
+        return search.loss(rows, factors, columns, np.ascontiguousarray(stats.gram), threads=torch.get_num_threads())
 
 
 def output_error(error: np.ndarray, stats: Stats) -> float:
@@ -108,13 +126,18 @@ def fit_clipped(w: np.ndarray, format: Format, stats: Stats) -> Params:
     block = format.group if isinstance(format, Affine) else format.block if isinstance(format, Codebook) else 0
     if block == 0 or stats.gram is None or not isinstance(format, Affine | Codebook):
         return format.fit(w, stats.importance)
+    found = clipped(format, w, stats.gram, _CLIP_RATIOS, threads=torch.get_num_threads())
+    return _clipped(w, format, stats.gram, block) if found is None else found
+
+
+def _clipped(w: np.ndarray, format: Affine | Codebook, gram: np.ndarray, block: int) -> Params:
+    """`fit_clipped` without the core: the definition."""
     blocks = w.shape[1] // block
-    diagonal = stats.gram.reshape(blocks, block, blocks, block)[np.arange(blocks), :, np.arange(blocks), :]
+    diagonal = gram.reshape(blocks, block, blocks, block)[np.arange(blocks), :, np.arange(blocks), :]
     low, high = extents(w, block)
     best: dict[str, np.ndarray] = {}
     least: np.ndarray | None = None
-    for step in range(_CLIP_STEPS):
-        ratio = 1.0 - 0.025 * step
+    for ratio in _CLIP_RATIOS:
         params = format.from_extent(low * ratio, high * ratio)
         grid = format.grid(params)
         error = (grid.values(grid.nearest(w)) - w).reshape(-1, blocks, block).transpose(1, 0, 2)

@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from bitsmith.calibration.stats import Stats
 from bitsmith.calibration.transforms.base import Rescaling, require, settled
 from bitsmith.models.arch.groups import LinearGroup
 from bitsmith.quant.formats.base import Format
+from bitsmith.quant.formats.core_ladder import rounded_values
+from bitsmith.quant.formats.search import usable
 from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.quant.rounders.nearest import nearest
 
@@ -49,7 +52,8 @@ class SmoothQuant:
         if not any(name in self.inputs for name in weights):
             return Rescaling.none(group, rows.size, "its inputs are not rounded")
         ones = np.ones(rows.size, np.float32)
-        before = self._loss(weights, formats, stats, ones)
+        seen = _Seen(weights, formats, stats, {name: stats.sample @ w.T for name, w in weights.items()})
+        before = self._loss(seen, ones)
         best, least, how = ones, before, "no rescaling lowers the error"
         w = np.max([np.abs(each).max(axis=0) for each in weights.values()], axis=0).astype(np.float64)
         x = stats.max_abs.astype(np.float64)
@@ -58,14 +62,13 @@ class SmoothQuant:
         for step in range(self.steps):
             alpha = step / (self.steps - 1)
             candidate = settled(x**alpha / w ** (1.0 - alpha), live, rows)
-            loss = self._loss(weights, formats, stats, candidate)
+            loss = self._loss(seen, candidate)
             if loss < least:
                 best, least, how = candidate, loss, f"alpha {alpha:.2f}"
         return Rescaling(group, best, before, least, how)
 
-    def _loss(
-        self, weights: Mapping[str, np.ndarray], formats: Mapping[str, Format], stats: Stats, scale: np.ndarray
-    ) -> float:
+    def _loss(self, group: _Seen, scale: np.ndarray) -> float:
+        stats, weights = group.stats, group.weights
         scaled = stats.sample / scale
         roundings = {name: self.inputs.get(name) for name in weights}
         seen: dict[InputRounding | None, np.ndarray] = {None: scaled}  # linears of a group may round alike
@@ -75,10 +78,30 @@ class SmoothQuant:
         total = 0.0
         for name, w in weights.items():
             rounded = seen[roundings[name]]
-            codes, params = nearest(w * scale, formats[name], stats.importance / (scale * scale))
-            error = rounded @ formats[name].grid(params).values(codes).T - stats.sample @ w.T
+            error = rounded @ _values(w * scale, group.formats[name], stats.importance / (scale * scale)).T
+            error -= group.outputs[name]
             total += float(np.einsum("tr,tr->", error, error, dtype=np.float64))
         return total / len(stats.sample)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a search reads: matrices, their formats, the statistics of their input, and the sample's outputs."""
+
+    weights: Mapping[str, np.ndarray]
+    formats: Mapping[str, Format]
+    stats: Stats
+    outputs: Mapping[str, np.ndarray]
+
+
+def _values(w: np.ndarray, format: Format, importance: np.ndarray) -> np.ndarray:
+    """The values of the nearest codes, float32 [rows, cols]."""
+    threads = torch.get_num_threads()
+    found = rounded_values(format, w, importance, threads=threads) if usable(importance) else None
+    if found is not None:
+        return found
+    codes, params = nearest(w, format, importance)
+    return np.asarray(format.grid(params).values(codes))
 
 
 def with_absmax(input_rounding: InputRounding, largest: np.ndarray) -> InputRounding:

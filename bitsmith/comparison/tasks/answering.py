@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bitsmith.comparison.generations import same_until
 from bitsmith.comparison.tasks.items import Choice, Task, Written
+from bitsmith.comparison.tasks.reading import Row, end_logits
 from bitsmith.errors import TensorError, UsageError
-from bitsmith.evaluation.measure import BATCH_LOGITS, BATCH_TOKENS
 from bitsmith.evaluation.perplexity import token_losses
 
 if TYPE_CHECKING:
+    from bitsmith.models.tokenizer import Tokenizer
     from bitsmith.runtime.language_model import LanguageModel
 
 _MOST_WRITTEN = 64  # tokens of a written answer
+_SAMPLE = 20  # questions whose tokens are counted beforehand
 
 
 @dataclass(frozen=True)
@@ -70,51 +73,37 @@ def likelihoods(
     Pairs that read the same tokens, such as the letters of one question, share a row. A context that is longer than the
     model's loses its beginning, as in lm-eval.
     on_done: called with the number of rows done and the total
+    Raises UsageError for a continuation that is longer than the model's context, TensorError for logits that are not
+    finite.
     """
     most = model.config.context
-    rows: dict[tuple[int, ...], list[int]] = {}
+    found: dict[tuple[int, ...], list[int]] = {}
     for number, pair in enumerate(pairs):
-        rows.setdefault(pair.inputs[-most:], []).append(number)
-    ordered = sorted(rows, key=len, reverse=True)
-    found: list[Likelihood | None] = [None] * len(pairs)
-    start = 0
-    while start < len(ordered):
-        batch = ordered[start : start + _batch(ordered[start], pairs, rows, model.config.vocab)]
-        _score(model, pairs, rows, batch, found)
-        start += len(batch)
+        found.setdefault(pair.inputs[-most:], []).append(number)
+    longest = max((len(pair.continuation) for pair in pairs), default=0)
+    if longest > most:
+        raise UsageError(f"{model.name}: an answer has {longest:,} tokens, but the model's context is {most:,}.")
+    readers = list(found.values())
+    rows = [Row(inputs, max(len(pairs[number].continuation) for number in found[inputs])) for inputs in found]
+    values: list[Likelihood | None] = [None] * len(pairs)
+    done = 0
+    for numbers, logits in end_logits(model, rows):
+        for number, each in zip(numbers, logits, strict=True):
+            for place in readers[number]:
+                values[place] = _likelihood(model, each, pairs[place].continuation)
+        done += len(numbers)
         if on_done is not None:
-            on_done(start, len(ordered))
-    return [each for each in found if each is not None]
+            on_done(done, len(rows))
+    return [each for each in values if each is not None]
 
 
-def _batch(longest: tuple[int, ...], pairs: Sequence[Pair], rows: dict[tuple[int, ...], list[int]], vocab: int) -> int:
-    predicted = max(len(pairs[number].continuation) for number in rows[longest])
-    return max(1, min(BATCH_TOKENS // len(longest), BATCH_LOGITS // (vocab * (predicted + 8))))
-
-
-def _score(
-    model: LanguageModel,
-    pairs: Sequence[Pair],
-    rows: dict[tuple[int, ...], list[int]],
-    batch: Sequence[tuple[int, ...]],
-    found: list[Likelihood | None],
-) -> None:
-    """Fill in the likelihoods of a batch. Rows are filled up behind their end, which no token before it sees."""
-    width = len(batch[0])
-    tokens = np.zeros((len(batch), width), np.int64)
-    for at, inputs in enumerate(batch):
-        tokens[at, : len(inputs)] = inputs
-    first = min(len(row) - len(pairs[number].continuation) for row in batch for number in rows[row])
-    logits = np.asarray(model.logits(tokens, first=first), np.float32)
-    for at, inputs in enumerate(batch):
-        for number in rows[inputs]:
-            wanted = np.array(pairs[number].continuation)
-            stop = len(inputs) - first
-            part = logits[at, stop - len(wanted) : stop]
-            if not np.isfinite(part).all():
-                raise TensorError(f"{model.name}: the model's logits must be finite; its weights are damaged.")
-            greedy = bool((part.argmax(axis=1) == wanted).all())
-            found[number] = Likelihood(-float(token_losses(part, wanted).sum()), greedy)
+def _likelihood(model: LanguageModel, logits: np.ndarray, continuation: Sequence[int]) -> Likelihood:
+    """logits: float32 [at least as many as the continuation has tokens, vocab], the last ones of its row"""
+    wanted = np.array(continuation)
+    part = logits[-len(wanted) :]
+    if not np.isfinite(part).all():
+        raise TensorError(f"{model.name}: the model's logits must be finite; its weights are damaged.")
+    return Likelihood(-float(token_losses(part, wanted).sum()), bool((part.argmax(axis=1) == wanted).all()))
 
 
 def right_answers(model: LanguageModel, task: Task, on_done: Callable[[int, int], None] | None = None) -> np.ndarray:
@@ -130,6 +119,26 @@ def right_answers(model: LanguageModel, task: Task, on_done: Callable[[int, int]
         if isinstance(each, Written):
             right[place] = written_answer(model, each.prompt) == each.answer.strip()
     return right
+
+
+def tokens_of(tokenizer: Tokenizer, task: Task) -> int:
+    """About how many tokens a model reads for the questions with choices; what neighbours share counts once."""
+    choices = [item for item in task.items if isinstance(item, Choice)]
+    step = max(1, len(choices) // _SAMPLE)
+    sample = range(0, len(choices), step)
+    total = 0.0
+    for place in sample:
+        prompt, answers = choices[place].prompt, choices[place].continuations
+        before = same_until(choices[place - 1].prompt, prompt) if place else 0
+        own = len(tokenizer.encode(prompt, add_special=False)) * (1.0 - before / max(len(prompt), 1))
+        letters = all(len(each) == 2 for each in answers)
+        total += own + (0 if letters else sum(len(tokenizer.encode(each, add_special=False)) for each in answers))
+    return round(total * len(choices) / len(sample)) if choices else 0
+
+
+def written_steps(task: Task) -> int:
+    """The most steps of generation that the questions without choices take."""
+    return _MOST_WRITTEN * sum(isinstance(item, Written) for item in task.items)
 
 
 def written_answer(model: LanguageModel, prompt: str) -> str:

@@ -1,7 +1,7 @@
 """Reads tasks from local files: MMLU's own CSV layout, and JSON lines in three shapes.
 
 CSV (Hendrycks et al. 2021): question, four choices, the letter of the right one; without a heading. The subject is the
-file's name without "_test", "_val" or "_dev", as in MMLU's archive.
+file's name without "_test", "_val" or "_dev", as in MMLU's archive; examples stand in SUBJECT_dev.
 JSON lines: {"question", "choices", "answer"} is asked as MMLU; {"context" or "ctx", "endings", "label"} compares the
 endings themselves (as HellaSwag); {"prompt", "answer"} is answered in the model's own words.
 """
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bitsmith.comparison.tasks.items import LETTERS, Choice, Task, Written, lettered
+from bitsmith.comparison.tasks.items import LETTERS, Choice, Task, Written, led, lettered
 from bitsmith.errors import FileError
 from bitsmith.texts.entries import json_lines
 
@@ -22,18 +22,64 @@ _PART = re.compile(r"_(test|val|dev)$")
 _MOST_CHOICES = len(LETTERS)
 
 
-def read_task(path: Path, name: str | None = None) -> Task:
-    """The task of a file. Raises FileError, with the line, for what is not as expected."""
+def read_task(path: Path, name: str | None = None, *, shots: int = 0) -> Task:
+    """The task of a file, or of a folder with MMLU's files.
+
+    shots: number of examples before each question: the first ones of SUBJECT_dev beside the file, or in ../dev
+    Raises FileError, with the line, for what is not as expected, and where there are no such examples.
+    """
+    if path.is_dir():
+        files = _tests(path)
+        items = [item for file in files for item in _items(file, shots)]
+        return Task(name or path.resolve().name, tuple(items))
     if not path.is_file():
         raise FileError(f"--tasks: {path}: there is no such file.")
-    items = tuple(_csv(path) if path.suffix.lower() == ".csv" else _records(path))
+    return Task(name or _PART.sub("", path.stem), tuple(_items(path, shots)))
+
+
+def _tests(folder: Path) -> list[Path]:
+    """The files of questions of MMLU's folder: in `test`, or beside each other."""
+    found = sorted(folder.glob("test/*_test.csv")) or sorted(folder.glob("*_test.csv"))
+    if not found:
+        raise FileError(f"--tasks: {folder}: expected MMLU's files, test/SUBJECT_test.csv; there are none.")
+    return found
+
+
+def _items(path: Path, shots: int) -> list[Choice | Written]:
+    """The questions of a file as they are asked."""
+    subject = _PART.sub("", path.stem).replace("_", " ") if _is_csv(path) else ""
+    items, examples = _read(path), _examples(path, shots)
+    if shots and not all(isinstance(item, Choice) for item in items):
+        raise FileError(f"{path}: examples (--shots) go before questions with choices; this file asks others too.")
+    return [led(item, subject, examples) if isinstance(item, Choice) else item for item in items]
+
+
+def _read(path: Path) -> list[Choice | Written]:
+    items = list(_csv(path) if _is_csv(path) else _records(path))
     if not items:
         raise FileError(f"{path}: the file has no questions.")
-    return Task(name or _PART.sub("", path.stem), items)
+    return items
+
+
+def _is_csv(path: Path) -> bool:
+    return path.suffix.lower() == ".csv"
+
+
+def _examples(path: Path, shots: int) -> list[Choice]:
+    if not shots:
+        return []
+    name = f"{_PART.sub('', path.stem)}_dev{path.suffix}"
+    places = [path.with_name(name), path.resolve().parent.parent / "dev" / name]
+    file = next((place for place in places if place.is_file() and place.resolve() != path.resolve()), None)
+    if file is None:
+        raise FileError(f"{path}: --shots needs examples, and there is neither {places[0]} nor {places[1]}.")
+    found = [item for item in _read(file) if isinstance(item, Choice)]
+    if len(found) < shots:
+        raise FileError(f"{file}: --shots={shots} needs as many examples with choices; the file has {len(found)}.")
+    return found[:shots]
 
 
 def _csv(path: Path) -> Iterator[Choice]:
-    subject = _PART.sub("", path.stem).replace("_", " ")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
@@ -44,11 +90,13 @@ def _csv(path: Path) -> Iterator[Choice]:
                 letter = row[5].strip().upper()
                 if letter not in tuple("ABCD"):
                     raise FileError(f"{where}: the answer must be A, B, C or D; found {row[5]!r:.40}.")
-                yield lettered(row[0], row[1:5], LETTERS.index(letter), subject)
+                yield lettered(row[0], row[1:5], LETTERS.index(letter))
     except csv.Error as error:
         raise FileError(f"{path}, line {reader.line_num}: not CSV ({error}).") from error
     except UnicodeDecodeError as error:
         raise FileError(f"{path}: the file must be UTF-8 ({error.reason}); convert it.") from error
+    except OSError as error:
+        raise FileError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
 
 
 def _records(path: Path) -> Iterator[Choice | Written]:

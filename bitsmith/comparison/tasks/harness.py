@@ -89,14 +89,17 @@ def _until(model: LanguageModel, context: str, options: dict[str, Any]) -> str:
     return text[: min(cuts)] if cuts else text
 
 
-def harness_scores(model: LanguageModel, name: str, *, limit: int | None) -> list[TaskScore]:
+def harness_scores(model: LanguageModel, name: str, *, limit: int | None, shots: int | None) -> list[TaskScore]:
     """The score of a task or a group of lm-eval.
 
+    shots: number of examples before each question; None: as the task says
     Raises UsageError for one that is not known, FileError where its data cannot be had.
     """
     evaluator = import_module("lm_eval.evaluator")
     try:
-        found = evaluator.simple_evaluate(model=harness_model(model), tasks=[name], limit=limit, bootstrap_iters=0)
+        found = evaluator.simple_evaluate(
+            model=harness_model(model), tasks=[name], limit=limit, num_fewshot=shots, bootstrap_iters=0
+        )
     except (KeyError, ValueError) as error:
         raise UsageError(f"--tasks={name}: lm-eval does not know it, or cannot run it ({error}).") from error
     except (OSError, ConnectionError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -51,9 +51,15 @@ def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def lettered(question: str, choices: Sequence[str], answer: int, subject: str = "") -> Choice:
-    """A question in the prompt of lm-eval's `mmlu`, without examples: the answer is a letter."""
-    about = f"The following are multiple choice questions (with answers) about {subject}.\n\n" if subject else ""
+def lettered(question: str, choices: Sequence[str], answer: int) -> Choice:
+    """A question in the prompt of lm-eval's `mmlu`: the answer is a letter."""
     lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
-    prompt = "\n".join([f"{about}{question.strip()}", *lines, "Answer:"])
+    prompt = "\n".join([question.strip(), *lines, "Answer:"])
     return Choice(prompt, tuple(f" {letter}" for letter in LETTERS[: len(choices)]), answer)
+
+
+def led(item: Choice, subject: str, examples: Sequence[Choice]) -> Choice:
+    """A question behind its subject ("": none) and examples with their answers, as lm-eval's `mmlu` has it."""
+    about = f"The following are multiple choice questions (with answers) about {subject}.\n\n" if subject else ""
+    answered = (f"{each.prompt}{each.continuations[each.answer]}\n\n" for each in examples)
+    return replace(item, prompt=f"{about}{''.join(answered)}{item.prompt}")

@@ -1,7 +1,6 @@
 """Bytes of ggml's block types: codes and parameters <-> rows of blocks, and decoding of all types that hold weights.
 
-Layouts: ggml-common.h and `dequantize_row_*` in ggml-quants.c of llama.cpp. Types whose values fit a `Grid` have a
-codec in `CODECS`. The vector-codebook and one- and two-bit families can only be decoded (see `blocks_readonly`).
+Layouts: ggml-common.h and `dequantize_row_*` in ggml-quants.c of llama.cpp. All types have a codec in `CODECS`.
 """
 
 from __future__ import annotations
@@ -12,13 +11,14 @@ import numpy as np
 
 from bitsmith.containers.container import Container
 from bitsmith.containers.floats import NUMBERS, decode_numbers
+from bitsmith.containers.gguf.blocks_books import BOOK_CODECS
+from bitsmith.containers.gguf.blocks_few import FEW_CODECS
 from bitsmith.containers.gguf.blocks_k import K_CODECS
-from bitsmith.containers.gguf.blocks_readonly import READ_ONLY, decode_read_only
 from bitsmith.containers.gguf.blocks_simple import SIMPLE_CODECS, BlockCodec
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.errors import FileError, UnsupportedError
 
-CODECS: Mapping[str, BlockCodec] = {**SIMPLE_CODECS, **K_CODECS}
+CODECS: Mapping[str, BlockCodec] = {**SIMPLE_CODECS, **K_CODECS, **FEW_CODECS, **BOOK_CODECS}
 
 
 def decode_rows(type_name: str, data: np.ndarray, cols: int) -> np.ndarray:
@@ -32,8 +32,8 @@ def decode_rows(type_name: str, data: np.ndarray, cols: int) -> np.ndarray:
     row do not match `cols`.
     """
     kind = TYPES.get(type_name)
-    if kind is None or not (type_name in NUMBERS or type_name in CODECS or type_name in READ_ONLY):
-        known = ", ".join([*NUMBERS, *CODECS, *READ_ONLY])
+    if kind is None or not (type_name in NUMBERS or type_name in CODECS):
+        known = ", ".join([*NUMBERS, *CODECS])
         raise UnsupportedError(f"ggml type {type_name!r} holds no weights that can be read; readable types: {known}")
     expected = kind.row_bytes(cols)
     if data.ndim != 2 or data.dtype != np.uint8 or data.shape[1] != expected:
@@ -44,8 +44,6 @@ def decode_rows(type_name: str, data: np.ndarray, cols: int) -> np.ndarray:
     if type_name in NUMBERS:
         return decode_numbers(type_name, data)
     with np.errstate(invalid="ignore", over="ignore"):
-        if type_name in READ_ONLY:
-            return decode_read_only(type_name, data)
         values = CODECS[type_name].decode({"data": data}, cols).values()
     assert isinstance(values, np.ndarray)
     return values

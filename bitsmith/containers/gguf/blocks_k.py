@@ -18,15 +18,15 @@ from bitsmith.containers.gguf.blocks_simple import (
 from bitsmith.quant.formats.ggml import GGML_FORMATS
 
 
-def _to_pairs(codes: np.ndarray) -> np.ndarray:
+def to_pairs(codes: np.ndarray) -> np.ndarray:
     """Codes < 4 [n, 256] -> bytes [n, 64]: in each 128 codes, run k of 32 takes bits 2k and 2k + 1."""
     runs = codes.reshape(-1, 2, 4, 32)
     packed: np.ndarray = runs[:, :, 0] | (runs[:, :, 1] << 2) | (runs[:, :, 2] << 4) | (runs[:, :, 3] << 6)
     return packed.reshape(-1, 64)
 
 
-def _from_pairs(packed: np.ndarray) -> np.ndarray:
-    """The reverse of `_to_pairs`."""
+def from_pairs(packed: np.ndarray) -> np.ndarray:
+    """The reverse of `to_pairs`."""
     runs = packed.reshape(-1, 2, 1, 32)
     return np.concatenate([(runs >> shift) & 3 for shift in (0, 2, 4, 6)], axis=2).reshape(-1, 256)
 
@@ -67,13 +67,13 @@ def _from_six_bits(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _pack_q2(codes: np.ndarray, params: Mapping[str, np.ndarray]) -> Fields:
     scales = params["scales"] | (params["mins"] << 4)
-    return {"d": params["d"], "dmin": params["dmin"], "scales": scales, "qs": _to_pairs(codes)}
+    return {"d": params["d"], "dmin": params["dmin"], "scales": scales, "qs": to_pairs(codes)}
 
 
 def _unpack_q2(blocks: np.ndarray) -> tuple[np.ndarray, Fields]:
     scales = blocks["scales"]
     params = {"d": blocks["d"].copy(), "dmin": blocks["dmin"].copy(), "scales": scales & 15, "mins": scales >> 4}
-    return _from_pairs(blocks["qs"]), params
+    return from_pairs(blocks["qs"]), params
 
 
 def _pack_q3(codes: np.ndarray, params: Mapping[str, np.ndarray]) -> Fields:
@@ -86,7 +86,7 @@ def _pack_q3(codes: np.ndarray, params: Mapping[str, np.ndarray]) -> Fields:
         ],
         axis=1,
     )
-    return {"d": params["d"], "scales": packed, "qs": _to_pairs(codes & 3), "hmask": _to_bit_rows(codes >> 2)}
+    return {"d": params["d"], "scales": packed, "qs": to_pairs(codes & 3), "hmask": _to_bit_rows(codes >> 2)}
 
 
 def _unpack_q3(blocks: np.ndarray) -> tuple[np.ndarray, Fields]:
@@ -94,7 +94,7 @@ def _unpack_q3(blocks: np.ndarray) -> tuple[np.ndarray, Fields]:
     lower = np.concatenate([packed[:, :8] & 15, packed[:, :8] >> 4], axis=1)
     upper = np.concatenate([(packed[:, 8:] >> shift) & 3 for shift in (0, 2, 4, 6)], axis=1)
     scales = (lower | (upper << 4)).astype(np.int8) - np.int8(32)
-    codes = _from_pairs(blocks["qs"]) | (_from_bit_rows(blocks["hmask"]) << 2)
+    codes = from_pairs(blocks["qs"]) | (_from_bit_rows(blocks["hmask"]) << 2)
     return codes, {"d": blocks["d"].copy(), "scales": scales}
 
 
@@ -120,11 +120,11 @@ def _unpack_q5(blocks: np.ndarray) -> tuple[np.ndarray, Fields]:
 
 def _pack_q6(codes: np.ndarray, params: Mapping[str, np.ndarray]) -> Fields:
     # of each 128 codes, the lower nibbles of the first and the second 64 share 64 bytes
-    return {"d": params["d"], "scales": params["scales"], "ql": to_nibbles(codes & 15, 64), "qh": _to_pairs(codes >> 4)}
+    return {"d": params["d"], "scales": params["scales"], "ql": to_nibbles(codes & 15, 64), "qh": to_pairs(codes >> 4)}
 
 
 def _unpack_q6(blocks: np.ndarray) -> tuple[np.ndarray, Fields]:
-    codes = from_nibbles(blocks["ql"], 64) | (_from_pairs(blocks["qh"]) << 4)
+    codes = from_nibbles(blocks["ql"], 64) | (from_pairs(blocks["qh"]) << 4)
     return codes, {"d": blocks["d"].copy(), "scales": blocks["scales"].copy()}
 
 

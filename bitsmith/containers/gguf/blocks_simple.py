@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitsmith.containers.gguf.types import TYPES
-from bitsmith.quant.formats.base import Format
+from bitsmith.quant.formats.base import Format, VectorFormat
 from bitsmith.quant.formats.ggml import GGML_FORMATS
 from bitsmith.quant.tensor import QuantTensor
+from bitsmith.quant.vector_grid import VECTOR
 
 Fields = dict[str, np.ndarray]  # by name; the first dimension counts blocks
 Pack = Callable[[np.ndarray, Mapping[str, np.ndarray]], Fields]
@@ -22,7 +23,7 @@ class BlockCodec:
     """Rows of ggml blocks, see `Codec`. One part, "data": uint8 [rows, bytes per row].
 
     block: numpy structure of one block in the file, field by field, little-endian
-    pack: codes [n, weights of a block] and parameters [n, per block] -> the fields
+    pack: codes [n, codes of a block] and parameters [n, per block] -> the fields
     unpack: the reverse
     """
 
@@ -36,6 +37,11 @@ class BlockCodec:
         """The name of the ggml type."""
         return self.format.name
 
+    @property
+    def vector(self) -> int:
+        """Weights of a code."""
+        return VECTOR if isinstance(self.format, VectorFormat) else 1
+
     def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """See `Codec.layout`. Raises UnsupportedError if a row is not a whole number of blocks."""
         rows = int(np.prod(shape[:-1], dtype=np.int64))
@@ -44,7 +50,7 @@ class BlockCodec:
     def encode(self, tensor: QuantTensor) -> dict[str, np.ndarray]:
         """See `Codec.encode`."""
         codes = np.asarray(tensor.codes)
-        rows, cols = codes.shape
+        rows, cols = codes.shape[0], codes.shape[1] * self.vector
         kind = TYPES[self.name]
         blocks = rows * (cols // kind.block)
         out = np.zeros(blocks, self.block)
@@ -61,7 +67,7 @@ class BlockCodec:
         codes, params = self.unpack(data.reshape(-1).view(self.block))
         return QuantTensor(
             self.format,
-            codes.reshape(rows, cols),
+            codes.reshape(rows, cols // self.vector),
             {name: values.reshape(rows, values.size // max(rows, 1)) for name, values in params.items()},
         )
 

@@ -8,7 +8,9 @@ import numpy as np
 
 from bitsmith.containers.gguf.blocks_simple import BlockCodec
 from bitsmith.containers.gguf.types import TYPES
+from bitsmith.quant.book_search import book_quantizer
 from bitsmith.quant.formats.base import ReferenceCoded
+from bitsmith.quant.formats.code_books import CodeBookFormat
 from bitsmith.quant.formats.core_fit import quantizer
 from bitsmith.quant.scale_search import F16_MAX, column_weights
 
@@ -46,17 +48,20 @@ def encode_stored(
     """
     if not isinstance(codec, BlockCodec) or layout not in _READ or not data.size:
         return None
-    chosen = quantizer(codec.format)
-    if chosen is None:
+    chosen, books = quantizer(codec.format), None
+    if isinstance(codec.format, CodeBookFormat):
+        books = book_quantizer(codec.format)
+    if chosen is None and books is None:
         return None
     rows, cols = data.shape[0], data.shape[1] // _READ[layout]
     out = np.empty((rows, TYPES[codec.name].row_bytes(cols)), np.uint8)
-    largest, squared_error, squared_weight = chosen.encode(
-        np.ascontiguousarray(data),
-        layout,
-        columns=column_weights(importance),
-        order=order,
-        reference=importance is None and isinstance(codec.format, ReferenceCoded),
-        out=out,
-    )
+    data, columns = np.ascontiguousarray(data), column_weights(importance)
+    if books is not None:
+        largest, squared_error, squared_weight = books.encode(data, layout, columns=columns, order=order, out=out)
+    else:
+        assert chosen is not None
+        reference = importance is None and isinstance(codec.format, ReferenceCoded)
+        largest, squared_error, squared_weight = chosen.encode(
+            data, layout, columns=columns, order=order, reference=reference, out=out
+        )
     return Blocks(out, squared_error, squared_weight) if largest <= F16_MAX else None

@@ -23,6 +23,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from bitsmith.quant.formats.base import Params, StoredScales, check_row
+from bitsmith.quant.formats.core_ladder import Ladder, fitted
 from bitsmith.quant.formats.precision import PRECISIONS, UINT8, constant, stored, to_float32
 from bitsmith.quant.formats.search import search, usable
 from bitsmith.quant.grid import Array, Grid
@@ -80,6 +81,11 @@ class Affine:
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """Scales from absmax or min-max; with importance from the best of several clip ratios, see `search`."""
         check_row(self.name, w.shape[1], self.multiple)
+        found = fitted(self, w, importance) if usable(importance) else None
+        return self.fit_reference(w, importance) if found is None else found
+
+    def fit_reference(self, w: Array, importance: Array | None = None) -> Params:
+        """`fit` without the core. It defines the results, and handles torch tensors."""
         if usable(importance):
             return search(w, importance, self._candidates, self.grid)
         return self.from_extent(*extents(w, self.group))
@@ -95,7 +101,7 @@ class Affine:
         if not self.asymmetric:
             scale = xp.maximum(xp.abs(low), xp.abs(high)) / top
             return {"scale": stored(xp.clip(scale, None, _largest_scale(top)), self.scale_dtype)}
-        limit = _LARGEST * (1 - 2.0**-7) * top / (top + 1)
+        limit = _limit(top)
         low, high = xp.clip(low, -limit, limit), xp.clip(high, -limit, limit)
         low, high = xp.clip(low, None, 0.0), xp.clip(high, 0.0, None)
         scale = stored(high / top - low / top, self.scale_dtype)
@@ -122,11 +128,21 @@ class Affine:
         offset = ((1 << (self.bits - 1)) - to_float32(params["zero"])) * scale if self.asymmetric else None
         return Grid(constant(_table(self.bits), scale), scale, offset, self.group)
 
+    @property
+    def ladder(self) -> Ladder:
+        """See `Laddered.ladder`."""
+        top, table = self._top, tuple(float(level) for level in _table(self.bits))
+        most = _limit(top) if self.asymmetric else _largest_scale(top)
+        precision = self.precision or ("bf16" if self.group else "f32")
+        return Ladder(table, self._ratios, self.asymmetric, float(top), most, precision, self.group)
+
+    @property
+    def _ratios(self) -> tuple[float, ...]:
+        return tuple(1.0 - 0.025 * step for step in range(31 if self.bits == 2 else 21))
+
     def _candidates(self, w: Array) -> Iterator[Params]:
         low, high = extents(w, self.group)
-        steps = 31 if self.bits == 2 else 21
-        for step in range(steps):
-            ratio = 1.0 - 0.025 * step
+        for ratio in self._ratios:
             yield self.from_extent(low * ratio, high * ratio)
 
     @property
@@ -146,6 +162,11 @@ def extents(w: Array, block: int) -> tuple[Array, Array]:
     rows, cols = w.shape
     blocks = xp.reshape(w, (rows, cols // (block or cols), block or cols))
     return xp.min(blocks, axis=2), xp.max(blocks, axis=2)
+
+
+def _limit(top: int) -> float:
+    """The largest weight whose scale and zero point, rounded up, do not overflow."""
+    return _LARGEST * (1 - 2.0**-7) * top / (top + 1)
 
 
 @lru_cache

@@ -10,7 +10,9 @@ import numpy as np
 
 from bitsmith.errors import UnsupportedError
 from bitsmith.quant.grid import Array, Grid
+from bitsmith.quant.vector_grid import VectorGrid
 
+AnyGrid = Grid | VectorGrid
 Params = Mapping[str, Array]  # by name, in stored precision; the first dimension is rows
 
 
@@ -41,8 +43,17 @@ class Format(Protocol):
         """
         ...
 
-    def grid(self, params: Params) -> Grid:
+    def grid(self, params: Params) -> AnyGrid:
         """The float32 grid of stored parameters."""
+        ...
+
+
+@runtime_checkable
+class VectorFormat(Format, Protocol):
+    """A format whose codes stand for vectors of eight weights. Its grid is a `VectorGrid`."""
+
+    def nearest(self, w: Array, importance: Array | None = None) -> tuple[Array, Params]:
+        """Scales for `w`, float32 [rows, cols], and its nearest codes, int32 [rows, cols / 8]; see `Format.fit`."""
         ...
 
 
@@ -65,6 +76,22 @@ class NeedsExtent(Protocol):
     def with_extent(self, low: float, high: float) -> Format:
         """The same format for a tensor whose smallest weight is `low` and largest is `high`."""
         ...
+
+
+@runtime_checkable
+class SharesExtent(NeedsExtent, Protocol):
+    """A format whose one scale is shared by the tensors that runtimes load as one matrix: q, k and v; gate and up.
+
+    shares_extent: whether it is so
+    low, high: the extent; None until `with_extent`
+    """
+
+    @property
+    def shares_extent(self) -> bool: ...
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
 
 
 @runtime_checkable

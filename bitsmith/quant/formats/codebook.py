@@ -11,6 +11,7 @@ from array_api_compat import array_namespace
 
 from bitsmith.quant.formats.affine import extents
 from bitsmith.quant.formats.base import Params, StoredScales, check_row
+from bitsmith.quant.formats.core_ladder import Ladder, fitted
 from bitsmith.quant.formats.precision import PRECISIONS, constant, stored, to_float32
 from bitsmith.quant.formats.search import search, usable
 from bitsmith.quant.grid import Array, Grid
@@ -55,6 +56,11 @@ class Codebook:
     def fit(self, w: Array, importance: Array | None = None) -> Params:
         """Scales from absmax; with importance from the best of several clip ratios of absmax, see `search`."""
         check_row(self.name, w.shape[1], self.multiple)
+        found = fitted(self, w, importance) if usable(importance) else None
+        return self.fit_reference(w, importance) if found is None else found
+
+    def fit_reference(self, w: Array, importance: Array | None = None) -> Params:
+        """`fit` without the core. It defines the results, and handles torch tensors."""
         if usable(importance):
             return search(w, importance, self._candidates, self.grid)
         return self.from_extent(*extents(w, self.block))
@@ -75,10 +81,19 @@ class Codebook:
         scale = to_float32(params["scale"])
         return Grid(constant(_as_array(self.table), scale), scale, None, self.block)
 
+    @property
+    def ladder(self) -> Ladder:
+        """See `Laddered.ladder`."""
+        top = max(-self.table[0], self.table[-1])
+        return Ladder(self.table, self._ratios, False, top, float("inf"), self.precision, self.block)
+
+    @property
+    def _ratios(self) -> tuple[float, ...]:
+        return tuple(1.0 - 0.025 * step for step in range(21))
+
     def _candidates(self, w: Array) -> Iterator[Params]:
         low, high = extents(w, self.block)
-        for step in range(21):
-            ratio = 1.0 - 0.025 * step
+        for ratio in self._ratios:
             yield self.from_extent(low * ratio, high * ratio)
 
 

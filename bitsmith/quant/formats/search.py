@@ -46,6 +46,13 @@ def search(
     return {name: xp.concat([params[name] for params in found]) for name in found[0]}
 
 
+def _in_order(error: Array) -> Array:
+    """The sum over the last axis, from first to last on numpy arrays, as the C++ core takes it."""
+    xp = array_namespace(error)
+    turned = xp.permute_dims(error, (2, 0, 1))
+    return xp.sum(np.ascontiguousarray(turned) if isinstance(turned, np.ndarray) else turned, axis=0)
+
+
 def _search_rows(
     w: Array,
     weight: Array,
@@ -61,7 +68,7 @@ def _search_rows(
         with np.errstate(invalid="ignore"):  # a candidate that overflows float32 never wins
             error = (xp.astype(frozen.values(frozen.nearest(w)), xp.float64) - exact) ** 2 * weight
         blocks = frozen.scale.shape[1]
-        error = xp.sum(xp.reshape(error, (w.shape[0], blocks, w.shape[1] // blocks)), axis=2)
+        error = _in_order(xp.reshape(error, (w.shape[0], blocks, w.shape[1] // blocks)))
         if least is None:
             best, least = dict(params), error
             continue

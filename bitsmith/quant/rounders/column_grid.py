@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -67,6 +68,20 @@ def _divisor(scale: Tensor) -> Tensor:
     return torch.where(scale != 0, scale, torch.inf)
 
 
+class Columns(Protocol):
+    """A grid by columns, whose blocks can change: `ColumnGrid`, and `VectorColumns` of code books."""
+
+    block: int
+    scale: Tensor
+
+    @property
+    def offset(self) -> Tensor | None: ...
+
+    def change(self, at: int, scale: Tensor, offset: Tensor | None) -> None:
+        """Give block `at` another scale and offset, [rows] each."""
+        ...
+
+
 @dataclass
 class Slab:
     """Rows being rounded, transposed so that a column is contiguous in memory.
@@ -80,7 +95,7 @@ class Slab:
     weights: Tensor
     levels: Tensor
     error: Tensor
-    column_grid: ColumnGrid
+    column_grid: Columns
     params: dict[str, Tensor]
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bitsmith.quant.formats.base import Format, Refittable
-from bitsmith.quant.rounders.column_grid import STRIP, Slab, column_sum, product
+from bitsmith.quant.rounders.column_grid import STRIP, ColumnGrid, Slab, column_sum, product
 from bitsmith.quant.rounders.hessian import STEP, Factor
 
 
@@ -27,16 +27,16 @@ def descend(slab: Slab, format: Format, factor: Factor, *, refit: bool) -> None:
     refits = format if refit and isinstance(format, Refittable) else None
     wide = block > 2 * STEP  # a block as long as a row is refitted before all codes
     if refits is not None and wide:
-        _refit(slab, refits, factor, _slope(slab, factor, 0, cols), 0)
+        refit_blocks(slab, refits, factor, slope_of(slab, factor, 0, cols), 0)
     step = STEP if wide else -(-STEP // block) * block
     for start in range(0, cols, step):
-        slope = _slope(slab, factor, start, min(start + step, cols))
+        slope = slope_of(slab, factor, start, min(start + step, cols))
         if refits is not None and not wide:
-            _refit(slab, refits, factor, slope, start)
+            refit_blocks(slab, refits, factor, slope, start)
         _recode(slab, factor, slope, start)
 
 
-def _slope(slab: Slab, factor: Factor, start: int, stop: int) -> Tensor:
+def slope_of(slab: Slab, factor: Factor, start: int, stop: int) -> Tensor:
     """(e H)^T of columns start..stop under the damped Hessian: [stop - start, rows]."""
     slope = product(factor.hessian[:, start:stop], slab.error)
     return slope.addcmul_(slab.error[start:stop], factor.added[start:stop, None])
@@ -44,7 +44,8 @@ def _slope(slab: Slab, factor: Factor, start: int, stop: int) -> Tensor:
 
 def _recode(slab: Slab, factor: Factor, slope: Tensor, start: int) -> None:
     """Set the codes of the columns that `slope` covers, from `start`, one by one. Overwrites `slope`."""
-    h, stop = factor.hessian, start + slope.shape[0]
+    h, stop, column_grid = factor.hessian, start + slope.shape[0], slab.column_grid
+    assert isinstance(column_grid, ColumnGrid)
     diagonal = (h.diagonal() + factor.added)[start:stop].tolist()
     for left in range(start, stop, STRIP):
         right = min(left + STRIP, stop)
@@ -52,9 +53,9 @@ def _recode(slab: Slab, factor: Factor, slope: Tensor, start: int) -> None:
         for j in range(left, right):
             error, weights = slab.error[j], slab.weights[j]
             target = (slope[j - start] / diagonal[j - start]).add_(weights).sub_(error)
-            level = slab.column_grid.level(j, target)
+            level = column_grid.level(j, target)
             slab.levels[j] = level
-            new = weights - slab.column_grid.value(j, level)
+            new = weights - column_grid.value(j, level)
             torch.sub(new, error, out=change[j - left])
             slab.error[j] = new
             if j + 1 < right:
@@ -63,7 +64,7 @@ def _recode(slab: Slab, factor: Factor, slope: Tensor, start: int) -> None:
             slope[right - start :].addmm_(h[left:right, right:stop].T, change)
 
 
-def _refit(slab: Slab, format: Refittable, factor: Factor, slope: Tensor, start: int) -> None:
+def refit_blocks(slab: Slab, format: Refittable, factor: Factor, slope: Tensor, start: int) -> None:
     """Refit scales and offsets of the blocks that `slope` covers, from `start`. Updates `slope`."""
     block, stop = slab.column_grid.block, start + slope.shape[0]
     for left in range(start, stop, block):
@@ -83,10 +84,25 @@ def _refit_block(slab: Slab, format: Refittable, at: int, h: Tensor, slope: Tens
     levels = slab.levels[at * column_grid.block : (at + 1) * column_grid.block]
     scale = column_grid.scale[at].clone()
     offset = None if column_grid.offset is None else column_grid.offset[at].clone()
-    gain = _Quadratic.of(levels, slope, h)
+    best_scale, best_offset = refitted(format, slab.params, at, (scale, offset), Quadratic.of(levels, slope, h))
+    before = levels * scale if offset is None else levels * scale + offset
+    column_grid.change(at, best_scale, best_offset)
+    after = levels * best_scale if best_offset is None else levels * best_scale + best_offset
+    return after - before
+
+
+def refitted(
+    format: Refittable, params: dict[str, Tensor], at: int, now: tuple[Tensor, Tensor | None], gain: Quadratic
+) -> tuple[Tensor, Tensor | None]:
+    """New scale and offset of block `at`, float32 [rows] each: for each row the pair with the largest gain.
+
+    params: the format's parameters, changed in place
+    now: the present scale and offset
+    """
+    scale, offset = now
     best_scale, best_offset, most = scale, offset, torch.zeros_like(scale)
-    for wanted_scale, wanted_offset in _wanted(format, slab, at, gain):
-        found = format.project(slab.params, slice(at, at + 1), wanted_scale[:, None], _column(wanted_offset))
+    for wanted_scale, wanted_offset in _wanted(format, params, at, now, gain):
+        found = format.project(params, slice(at, at + 1), wanted_scale[:, None], _column(wanted_offset))
         new_scale, new_offset = found.scale[:, 0], None if found.offset is None else found.offset[:, 0]
         lowered = gain.of_move(new_scale - scale, None if new_offset is None or offset is None else new_offset - offset)
         take = lowered > most
@@ -95,29 +111,27 @@ def _refit_block(slab: Slab, format: Refittable, at: int, h: Tensor, slope: Tens
         if new_offset is not None and best_offset is not None:
             best_offset = torch.where(take, new_offset, best_offset)
         for name, stored in found.params.items():
-            column = slab.params[name][:, at]
+            column = params[name][:, at]
             column.copy_(torch.where(take, stored[:, 0], column))
-    before = levels * scale if offset is None else levels * scale + offset
-    column_grid.change(at, best_scale, best_offset)
-    after = levels * best_scale if best_offset is None else levels * best_scale + best_offset
-    return after - before
+    return best_scale, best_offset
 
 
 def _column(x: Tensor | None) -> Tensor | None:
     return None if x is None else x[:, None]
 
 
-def _wanted(format: Refittable, slab: Slab, at: int, gain: _Quadratic) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _wanted(
+    format: Refittable, params: dict[str, Tensor], at: int, now: tuple[Tensor, Tensor | None], gain: Quadratic
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Candidate scales and offsets: the best pair, then the best scales with a storable ratio of offset to scale."""
-    scale = slab.column_grid.scale[at].clone()
-    if slab.column_grid.offset is None:
+    scale, offset = now
+    if offset is None:
         yield scale + gain.best_scale(), None
         return
-    offset = slab.column_grid.offset[at].clone()
     by_scale, by_offset = gain.best_pair()
     pair = scale + by_scale, offset + by_offset
     yield pair
-    stored = format.project(slab.params, slice(at, at + 1), pair[0][:, None], pair[1][:, None])
+    stored = format.project(params, slice(at, at + 1), pair[0][:, None], pair[1][:, None])
     assert stored.offset is not None
     for base_scale, base_offset in ((stored.scale[:, 0], stored.offset[:, 0]), (scale, offset)):
         ratio = torch.where(base_scale != 0, base_offset / base_scale, 0.0)
@@ -126,7 +140,7 @@ def _wanted(format: Refittable, slab: Slab, at: int, gain: _Quadratic) -> Iterat
 
 
 @dataclass(frozen=True)
-class _Quadratic:
+class Quadratic:
     """The gain of each row (fall of its error) if scale and offset of a block move by s and o.
 
     gain = 2 (s first + o sum) - s^2 square - 2 s o mass - o^2 total, each [rows]
@@ -139,7 +153,7 @@ class _Quadratic:
     total: Tensor
 
     @classmethod
-    def of(cls, levels: Tensor, slope: Tensor, h: Tensor) -> _Quadratic:
+    def of(cls, levels: Tensor, slope: Tensor, h: Tensor) -> Quadratic:
         """levels, slope: [block, rows]; h: [block, block], damped."""
         steep = product(h, levels)
         return cls(

@@ -18,10 +18,15 @@ import torch
 from torch import Tensor
 
 from bitsmith.errors import TensorError
-from bitsmith.quant.formats.base import Format, Params
+from bitsmith.quant.formats.base import Format, Params, VectorFormat
+from bitsmith.quant.formats.code_books import CodeBookFormat
+from bitsmith.quant.formats.core_ladder import fitted
 from bitsmith.quant.formats.precision import as_numpy
-from bitsmith.quant.grid import Array
+from bitsmith.quant.formats.search import usable
+from bitsmith.quant.grid import Array, Grid
+from bitsmith.quant.rounders import vectors
 from bitsmith.quant.rounders.column_grid import STRIP, ColumnGrid, Slab, output_error, product
+from bitsmith.quant.rounders.core_slab import CoreSlab
 from bitsmith.quant.rounders.descent import descend
 from bitsmith.quant.rounders.hessian import DAMPING, STEP, Factor, Order, prepare
 
@@ -70,6 +75,7 @@ def gptq(
     refit: bool = True,
 ) -> Rounded:
     """Round `w`, float32 [rows, cols], with a small error of the outputs: `prepare`, then `gptq_rows` per slab."""
+    order = "vectors" if isinstance(format, VectorFormat) else order
     factor = prepare(hessian, order=order, damping=damping)
     slabs = [
         gptq_rows(w[start : start + SLAB_ROWS], format, factor, sweeps=sweeps, refit=refit)
@@ -92,30 +98,71 @@ def gptq_rows(w: Array, format: Format, factor: Factor, *, sweeps: int = SWEEPS,
     does).
     Raises TensorError if `w` is not finite or does not fit the Hessian.
     """
-    rows = _even(_on_device(w, factor))
-    params = _fitted(format, rows, factor.diagonal)
-    grid = format.grid(params)
-    codes = grid.nearest(rows)
-    nearest_error = output_error((rows - grid.values(codes)).T.contiguous(), factor)
-    slab = _feedback(rows.T.contiguous(), format, _fitted(format, rows, factor.importance), factor)
-    for _ in range(sweeps):
-        descend(slab, format, factor, refit=refit)
-    error = output_error(slab.error, factor)
-    better = error < nearest_error
-    count = w.shape[0]
-    chosen = torch.where(better[:, None], slab.column_grid.codes(slab.levels).T, codes)[:count].contiguous()
-    params = {name: torch.where(better[:, None], slab.params[name], p)[:count] for name, p in params.items()}
+    rows = _on_device(w, factor)
+    slab = None if isinstance(format, VectorFormat) else CoreSlab.of(rows, factor)
+    if slab is not None:
+        plain, tried = _by_core(rows, slab, format, factor, _Sweeps(sweeps, refit))
+    else:
+        plain, tried = _by_torch(_even(rows), format, factor, _Sweeps(sweeps, refit))
+    better, count = tried.error < plain.error, w.shape[0]
+    chosen = torch.where(better[:, None], tried.codes, plain.codes)[:count].contiguous()
+    params = {name: torch.where(better[:, None], tried.params[name], p)[:count] for name, p in plain.params.items()}
     report = GptqReport(
         rows=count,
-        error=float(torch.minimum(error, nearest_error)[:count].sum()),
-        nearest=float(nearest_error[:count].sum()),
-        kept=int((error > nearest_error)[:count].sum()),
+        error=float(torch.minimum(tried.error, plain.error)[:count].sum()),
+        nearest=float(plain.error[:count].sum()),
+        kept=int((tried.error > plain.error)[:count].sum()),
         damping=factor.damping,
         dead=factor.dead,
     )
     if isinstance(w, Tensor):
         return Rounded(chosen, params, report)
     return Rounded(as_numpy(chosen), {name: as_numpy(p) for name, p in params.items()}, report)
+
+
+@dataclass(frozen=True)
+class _Sweeps:
+    """Rounds of coordinate descent, and whether they refit scales."""
+
+    count: int
+    refit: bool
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """Codes uint8 [rows, cols], parameters, and the error of their outputs, float64 [rows]."""
+
+    codes: Tensor
+    params: dict[str, Tensor]
+    error: Tensor
+
+
+def _by_core(rows: Tensor, slab: CoreSlab, format: Format, factor: Factor, how: _Sweeps) -> tuple[_Attempt, _Attempt]:
+    """The nearest codes, and GPTQ's, in the C++ core."""
+    params = _fitted(format, rows, factor.diagonal)
+    codes, error = slab.nearest(_grid(format, params))
+    plain = _Attempt(codes, params, error)
+    params = _fitted(format, rows, factor.importance)
+    slab.feedback(_grid(format, params), params)
+    for _ in range(how.count):
+        slab.descend(format, refit=how.refit)
+    return plain, _Attempt(slab.codes(), slab.params, slab.error())
+
+
+def _grid(format: Format, params: dict[str, Tensor]) -> Grid:
+    """The grid of a format that gives each weight its own code."""
+    grid = format.grid(params)
+    assert isinstance(grid, Grid)
+    return grid
+
+
+def _by_torch(rows: Tensor, format: Format, factor: Factor, how: _Sweeps) -> tuple[_Attempt, _Attempt]:
+    """The same on torch tensors, on any device: the definition."""
+    codes, params = _nearest(format, rows, factor.diagonal)
+    error = (rows - format.grid(params).values(codes)).T.contiguous()
+    plain = _Attempt(codes, params, output_error(error, factor))
+    slab, found = _rounded(rows.T.contiguous(), format, factor, how)
+    return plain, _Attempt(found.T, slab.params, output_error(slab.error, factor))
 
 
 def joined(reports: Iterable[GptqReport]) -> GptqReport:
@@ -129,6 +176,32 @@ def joined(reports: Iterable[GptqReport]) -> GptqReport:
         damping=max(part.damping for part in parts),
         dead=parts[0].dead,
     )
+
+
+def _rounded(weights: Tensor, format: Format, factor: Factor, how: _Sweeps) -> tuple[Slab, Tensor]:
+    """GPTQ's pass and the sweeps over weights [cols, rows]: the slab, and its codes [cols, rows] or [vectors, rows]."""
+    params = _fitted(format, weights.T.contiguous(), factor.importance)
+    if isinstance(format, CodeBookFormat):
+        slab = vectors.feedback(weights, format, params, factor)
+        for _ in range(how.count):
+            vectors.descend(slab, format, factor, refit=how.refit)
+        assert isinstance(slab.column_grid, vectors.VectorColumns)
+        return slab, slab.column_grid.codes
+    slab = _feedback(weights, format, params, factor)
+    for _ in range(how.count):
+        descend(slab, format, factor, refit=how.refit)
+    assert isinstance(slab.column_grid, ColumnGrid)
+    return slab, slab.column_grid.codes(slab.levels)
+
+
+def _nearest(format: Format, rows: Tensor, importance: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The nearest codes, with scales weighted by an importance."""
+    if isinstance(format, VectorFormat):
+        found, params = format.nearest(rows, importance)
+        return found, dict(params)
+    params = _fitted(format, rows, importance)
+    codes: Tensor = format.grid(params).nearest(rows)
+    return codes, params
 
 
 def _on_device(w: Array, factor: Factor) -> Tensor:
@@ -152,7 +225,10 @@ def _fitted(format: Format, rows: Tensor, importance: Tensor) -> dict[str, Tenso
     """`Format.fit`, on numpy buffers if the rows are on the CPU, because that is faster."""
     if rows.device.type != "cpu":
         return dict(format.fit(rows, importance))
-    params = format.fit(rows.numpy(), importance.numpy())
+    weights, columns = rows.numpy(), importance.numpy()
+    threads = torch.get_num_threads()
+    found = fitted(format, weights, columns, threads=threads) if usable(columns) else None
+    params = format.fit(weights, columns) if found is None else found
     return {name: _as_torch(np.ascontiguousarray(p)) for name, p in params.items()}
 
 
@@ -165,7 +241,7 @@ def _as_torch(p: np.ndarray) -> Tensor:
 def _feedback(weights: Tensor, format: Format, params: dict[str, Tensor], factor: Factor) -> Slab:
     """GPTQ's pass: rounds weights [cols, rows] in the factor's order, with lazy updates of STEP columns."""
     cols = factor.cols
-    column_grid = ColumnGrid(format.grid(params), cols)
+    column_grid = ColumnGrid(_grid(format, params), cols)
     order = factor.order.tolist()
     ordered = weights if factor.natural else weights[factor.order]
     levels, error = torch.empty_like(weights), torch.empty_like(weights)

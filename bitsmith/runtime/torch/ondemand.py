@@ -8,7 +8,19 @@ import torch
 from torch import Tensor
 
 from bitsmith.runtime.kernel import Weight
-from bitsmith.runtime.torch.dense import slabs
+from bitsmith.runtime.torch.dense import SLAB_WEIGHTS, slabs
+
+_GAP = 32  # rows between two wanted ones that are read too: a further read costs more
+
+
+def _runs(rows: list[int], most: int) -> list[list[int]]:
+    """Ascending row numbers, cut where many rows lie between two of them, and so that no run spans more than `most`."""
+    runs: list[list[int]] = []
+    for row in rows:
+        if not runs or row - runs[-1][-1] > _GAP or row - runs[-1][0] >= most:
+            runs.append([])
+        runs[-1].append(row)
+    return runs
 
 
 @dataclass(frozen=True)
@@ -37,9 +49,12 @@ class OnDemandKernel:
         return out
 
     def gather(self, prepared: Weight, ids: Tensor) -> Tensor:
-        """int64 [...] -> float32 [..., cols]; each different row is read once."""
+        """int64 [...] -> float32 [..., cols]; each different row is read once, with the few rows between them."""
         unique, places = torch.unique(ids, return_inverse=True)
-        rows = [torch.as_tensor(prepared.rows(row, row + 1)) for row in unique.tolist()]
+        rows = []
+        for run in _runs(unique.tolist(), max(1, SLAB_WEIGHTS // max(1, prepared.info.cols))):
+            read = torch.as_tensor(prepared.rows(run[0], run[-1] + 1))
+            rows.append(read[torch.tensor(run) - run[0]])
         return torch.cat(rows).to(ids.device)[places]
 
     def nbytes(self, prepared: Weight) -> int:

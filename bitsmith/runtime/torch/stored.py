@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bitsmith.quant.bits import pack
 from bitsmith.quant.formats.precision import as_numpy
+from bitsmith.quant.vector_grid import VectorGrid
 from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.torch.dense import DTYPES, DenseKernel, slabs
 
@@ -70,6 +71,8 @@ class StoredKernel:
             if tensor is None:
                 return DenseKernel(self.dtype, self.device).prepare(weight)
             grid = tensor.format.grid(tensor.params)
+            if isinstance(grid, VectorGrid):
+                return DenseKernel(self.dtype, self.device).prepare(weight)
             codes = as_numpy(tensor.codes)
             packed = pack(codes, 4) if len(grid.table) <= 16 and cols % 2 == 0 else codes
             found.append((packed, as_numpy(grid.table), as_numpy(grid.scale), grid.offset))

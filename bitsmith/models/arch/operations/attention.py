@@ -17,6 +17,8 @@ from bitsmith.models.arch.operations.base import BlockTensor, LinearGroup, Run, 
 class Attention:
     """See `bitsmith.models.arch.operations.base.Operation`."""
 
+    last = "attn_output"
+
     def tensors(self, config: ModelConfig, layer: int) -> Iterator[BlockTensor]:
         """Norms of q and k, sinks, and the linears."""
         spec = config.specs[layer]

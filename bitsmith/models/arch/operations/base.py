@@ -132,6 +132,14 @@ class Operation(Protocol):
         """
         ...
 
+    @property
+    def last(self) -> str:
+        """The linear whose output is the operation's output, and which alone reads its input; "" if there is none.
+
+        Calibration then keeps the input of this linear, and does not compute the operation again.
+        """
+        ...
+
     def forward(self, run: Run, layer: int, block: Any, x: Tensor) -> Tensor:
         """float32 [batch, n, hidden] -> the same, without norms and residual.
 

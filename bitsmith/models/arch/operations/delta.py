@@ -21,6 +21,8 @@ class GatedDeltaNet:
     Its state is the last inputs of the convolution, [rows, taps - 1, mixed], and S, [rows, heads, key_dim, value_dim].
     """
 
+    last = "ssm_out"
+
     def tensors(self, config: ModelConfig, layer: int) -> Iterator[BlockTensor]:
         """Names are llama.cpp's; `ssm_a` is the negative factor of the logarithm of the decay."""
         net, hidden = _net(config), config.hidden

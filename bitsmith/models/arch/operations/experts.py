@@ -22,6 +22,8 @@ Routes = tuple[Tensor, Tensor]  # weights and numbers of the chosen experts, [to
 class MixtureOfExperts:
     """See `bitsmith.models.arch.operations.base.Operation`."""
 
+    last = ""
+
     def tensors(self, config: ModelConfig, layer: int) -> Iterator[BlockTensor]:
         """The router and stacks of matrices; the gate and the matrices of the shared expert."""
         experts, hidden, bias = _experts(config), config.hidden, config.family.expert_bias

@@ -19,6 +19,8 @@ _NORMS = "post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2"
 class ExpertsBesideMlp:
     """See `bitsmith.models.arch.operations.base.Operation`. norm: name of the norm before the MLP"""
 
+    last = ""
+
     norm: str
 
     @property

@@ -16,6 +16,8 @@ from bitsmith.models.arch.operations.base import BlockTensor, LinearGroup, Run, 
 class LayerEmbedding:
     """See `bitsmith.models.arch.operations.base.Operation`."""
 
+    last = "proj"
+
     def tensors(self, config: ModelConfig, layer: int) -> Iterator[BlockTensor]:
         """The norm behind it, and two linears."""
         yield BlockTensor("post_norm", (config.hidden,), "vector")

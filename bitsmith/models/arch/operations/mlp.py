@@ -12,6 +12,8 @@ from bitsmith.models.arch.operations.base import BlockTensor, LinearGroup, Run, 
 class GatedMlp:
     """See `bitsmith.models.arch.operations.base.Operation`. A fused matrix is named "ffn_up", as in GGUF."""
 
+    last = "ffn_down"
+
     def tensors(self, config: ModelConfig, layer: int) -> Iterator[BlockTensor]:
         """The linears."""
         inner, hidden = config.specs[layer].intermediate, config.hidden

@@ -1,0 +1,106 @@
+"""The second order around the original, from one backward pass over a text.
+
+For predictions p of one token, the Hessian of the divergence in the logits is diag(p) - p p^T. A gradient v with just
+this covariance, v = s e - p (s . e) with s the root of p and e standard normal, is sent back through the model; the
+squared product of the gradient of a matrix and its rounding error d is then, on average, d F d. Windows and errors are
+all seen in one pass, since gradients of different tokens are independent. Products see the whole matrix F, also
+between the weights of a matrix, where rounding errors are correlated (GPTQ). They are noisy: a window is one sample of
+chi square. The squares by rows and columns are not, but see only the diagonal. `costs` joins both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitsmith.calibration.sensitivity.meter import Errors, GradientMeter, Seen
+from bitsmith.calibration.sensitivity.watched import WatchedModel
+from bitsmith.system.progress import Progress, Report, silent
+
+BATCH_TOKENS = 2048
+_SPREAD = 0.15  # how far, as a logarithm, the ratio of whole to diagonal differs among the types of one matrix
+_SMALL = 1e-300
+
+
+def fisher(
+    model: WatchedModel, errors: Errors, tokens: np.ndarray, *, seed: int = 0, report: Report = silent
+) -> dict[str, Seen]:
+    """One backward pass.
+
+    errors: see `GradientMeter`
+    tokens: int64 [windows, n]
+    seed: of the random directions; the same seed gives the same result
+    """
+    meter = GradientMeter(errors, model.counts)
+    random = torch.Generator().manual_seed(seed)
+
+    def gradient_of(logits: Tensor) -> Tensor:
+        p = logits.softmax(-1)
+        v = p.sqrt() * torch.randn(p.shape, generator=random).to(p.device)
+        return v - p * v.mul(p.sqrt()).sum(-1, keepdim=True)
+
+    for start, batch in batches(tokens):
+        report(Progress("sensitivity", start, len(tokens), "windows"))
+        meter.begin(len(batch))
+        model.backward(batch, gradient_of, meter)
+    return meter.seen()
+
+
+def batches(tokens: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """(first window, windows) of batches of about `BATCH_TOKENS`."""
+    step = max(1, BATCH_TOKENS // tokens.shape[1])
+    return [(start, tokens[start : start + step]) for start in range(0, len(tokens), step)]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Expected divergence of rounding one matrix, nats a token, by error: float64 [errors].
+
+    joined: the estimate; direct: from products alone; diagonal: from squares alone
+    """
+
+    joined: np.ndarray
+    direct: np.ndarray
+    diagonal: np.ndarray
+
+
+def cost(seen: Seen, held: Tensor, tokens: int, *, whole: Iterable[Tensor], rows: Tensor) -> Cost:
+    """The cost of each error of one matrix.
+
+    held: float32 [errors, rows, cols], the errors of the rows that products saw
+    whole: float32 [rows, cols] each, the errors of all rows
+    rows: int64, the numbers of the former
+    tokens: number of tokens of the pass
+    """
+    direct = 0.5 * np.square(seen.products, dtype=np.float64).sum(0) / tokens
+    by_row, columns = torch.from_numpy(seen.rows), torch.from_numpy(seen.columns)
+    share = columns / columns.sum().clamp(min=_SMALL)
+    diagonal = _diagonal(whole, by_row, share, tokens)
+    if len(rows) < len(by_row):
+        own = _diagonal(held, by_row[rows.cpu()], share, tokens)
+        direct = direct * np.divide(diagonal, own, out=np.ones_like(own), where=own > 0)
+    return Cost(_joined(direct, diagonal, len(seen.products)), direct, diagonal)
+
+
+def _diagonal(errors: Iterable[Tensor], rows: Tensor, share: Tensor, tokens: int) -> np.ndarray:
+    """float64 [errors]; rows, share: sums of squared gradients of rows, and the share of each column"""
+    energy = [float(rows @ (each.cpu().double().square() @ share)) for each in errors]
+    return 0.5 * np.array(energy) / tokens
+
+
+def _joined(direct: np.ndarray, diagonal: np.ndarray, windows: int) -> np.ndarray:
+    """The diagonal's costs times one factor a matrix, and each moved towards its own product as far as noise allows."""
+    known = (diagonal > 0) & (direct > 0)
+    if not known.any():
+        return direct
+    noise = 2.0 / windows  # variance of the logarithm of a mean of squared normal numbers
+    ratio = np.log(direct[known] / diagonal[known])
+    middle = ratio.mean()
+    weight = _SPREAD**2 / (_SPREAD**2 + noise)
+    found = np.zeros_like(diagonal)
+    found[known] = diagonal[known] * np.exp(middle + weight * (ratio - middle))
+    return found

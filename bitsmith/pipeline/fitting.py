@@ -1,0 +1,212 @@
+"""Budgets of `quantize`: from `--bits`, `--size` or `--fit` to a type for each tensor, or from a recipe file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bitsmith.calibration.resources import Resources
+from bitsmith.containers import find_container
+from bitsmith.errors import UsageError, Words
+from bitsmith.models.checkpoint import Checkpoint
+from bitsmith.models.naming import output_stem
+from bitsmith.pipeline.budget import WIDEST, Budget, budget_of
+from bitsmith.pipeline.config import QuantizeConfig
+from bitsmith.pipeline.result import Quantized
+from bitsmith.recipe.allocation.rules import rules_of
+from bitsmith.recipe.allocation.search import best, largest, smallest
+from bitsmith.recipe.allocation.units import Allocatable
+from bitsmith.recipe.recipe import PlanOptions
+from bitsmith.recipe.recipe_file import RecipeFile
+from bitsmith.recipe.target import Target
+from bitsmith.system.progress import Report, silent
+
+if TYPE_CHECKING:
+    from bitsmith.calibration.run import Prepared
+
+_log = logging.getLogger(__name__)
+
+_MIXES = (("q2_k", 0.0), ("q3_k_m", 3.4), ("q4_k_m", 4.5), ("q5_k_m", 5.5), ("q6_k", 6.5), ("q8_0", 8.5))
+_USUAL = {"native": "int4", "compressed": "w4a16", "gptq": "int4", "awq": "int4", "bnb": "nf4"}
+_TRIES = 12
+
+Planned = Callable[[Target, QuantizeConfig], Quantized]  # the plan of an output, as it will be written
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Types that were chosen. config: with rules for them; notes: for the user; file: to write; None: none"""
+
+    target: Target
+    config: QuantizeConfig
+    notes: tuple[str, ...] = ()
+    file: RecipeFile | None = None
+
+
+def open_target(to: Sequence[str], config: QuantizeConfig, checkpoint: Checkpoint) -> Target:
+    """The target of a run with a budget: a container may stand alone, and gguf is the default.
+
+    Raises UsageError for several targets.
+    """
+    if len(to) > 1:
+        raise UsageError("--to is given several times; a budget is for one output.")
+    text = to[0].strip().lower() if to else "gguf"
+    if text == "gguf":
+        parameters = sum(info.parameters for info in checkpoint.source.tensors.values())
+        bits = budget_of(config, checkpoint, "gguf").about(parameters)
+        return Target("gguf", [name for name, least in _MIXES if least <= bits or not least][-1])
+    return Target.parse(f"{text}/{_USUAL[text]}" if text in _USUAL else text)
+
+
+def from_recipe(to: Sequence[str], config: QuantizeConfig) -> tuple[list[str], QuantizeConfig]:
+    """The targets and options with the types of `--recipe`. The user's own rules come first."""
+    assert config.recipe is not None
+    found = RecipeFile.read(Path(config.recipe).expanduser())
+    changed = replace(
+        config,
+        rules=(*config.rules, *found.rules),
+        group_size=found.group_size if config.group_size is None else config.group_size,
+        symmetric=found.symmetric if config.symmetric is None else config.symmetric,
+        recipe=None,
+    )
+    return (list(to) or [found.to]), changed
+
+
+def fitted(
+    checkpoint: Checkpoint,
+    target: Target,
+    config: QuantizeConfig,
+    planned: Planned,
+    *,
+    prepared: Prepared | None = None,
+    report: Report = silent,
+) -> Fitted:
+    """Choose the types for the budget of `config`.
+
+    planned: gives the exact plan of an output; called a few times
+    prepared: the calibration of the run; None without one
+    Raises UsageError for a budget below the smallest legal output, or a model without a choice.
+    """
+    budget = budget_of(config, checkpoint, target.container)
+    room = _Room(checkpoint, target, config, planned, budget)
+    if room.whole <= 0:
+        return room.widest()
+    low, high = room.smallest_units, largest(room.open.units)
+    if room.least > 0:
+        raise UsageError(f"{budget.said}: nothing so small can be written: {budget.smallest(room.smallest_plan)}.")
+    from bitsmith.pipeline.sensitivities import sensitivities_of
+
+    measured = sensitivities_of(room.open, config, report, prepared=prepared)
+    nbytes = min(low - room.least, high)
+    for _ in range(_TRIES):
+        costs = measured.around(nbytes)
+        chosen = best(room.open.units, costs, nbytes)
+        over = room.over(chosen)
+        if over <= 0:
+            return room.done(chosen, measured.expected(chosen, nbytes))
+        _log.info("%d bytes over the budget; another try", over)
+        nbytes -= over
+    raise UsageError(f"{budget.said}: no choice of types keeps it; give a slightly larger one.")
+
+
+class _Room:
+    """A model with open types, beside a budget."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, target: Target, config: QuantizeConfig, planned: Planned, budget: Budget
+    ) -> None:
+        self._checkpoint, self._target, self._planned, self._budget = checkpoint, target, planned, budget
+        self.config = self._named(config)
+        grouped = target.container not in ("gguf", "native")
+        options = PlanOptions(
+            rules=tuple(config.rules),
+            keep=tuple(config.keep) if grouped else (),
+            group_size=config.group_size if grouped else None,
+            symmetric=config.symmetric if grouped else None,
+            pre=config.pre,
+            requantize=config.requantize,
+            filename="plan.gguf",
+        )
+        if config.pure:
+            raise UsageError(f"--pure gives all matrices one type, and {budget.said} gives each its own; give one.")
+        self.open = Allocatable(checkpoint, target, options)
+        if not self.open.units:
+            raise UsageError(
+                f"{budget.said}: no matrix of {checkpoint.name} has more than one type that fits its rows in "
+                f"{target.container}, so there is nothing to choose; give --to alone."
+            )
+        self.smallest_units = smallest(self.open.units)
+        self.whole = self.over([len(unit.choices) - 1 for unit in self.open.units])
+        self.smallest_plan = self._plan([0] * len(self.open.units))
+        self.least = budget.over(self.smallest_plan)
+
+    def over(self, chosen: Sequence[int]) -> int:
+        """By how many bytes the plan of these types is over the budget."""
+        return self._budget.over(self._plan(chosen))
+
+    def widest(self) -> Fitted:
+        """All units in their largest types."""
+        found = self._fitted([len(unit.choices) - 1 for unit in self.open.units])
+        note = f"{self._budget.said} leaves room for more than the largest types ({WIDEST:g} bits); they are used"
+        return replace(found, notes=(Words(note),))
+
+    def done(self, chosen: Sequence[int], expected: float) -> Fitted:
+        """The result, with what it is expected to lose."""
+        found = self._fitted(chosen, {"expected_kld": float(f"{expected:.3g}")})
+        note = (
+            f"types were chosen tensor by tensor; expected loss: {expected:.4g} nats a token (mean KLD from the "
+            "original, on text of the kind it was measured on)"
+        )
+        return replace(found, notes=(Words(note),))
+
+    def _fitted(self, chosen: Sequence[int], about: dict[str, object] | None = None) -> Fitted:
+        config = self._with(chosen)
+        told = {"model": self._checkpoint.name, "budget": self._budget.said.removeprefix("--"), **(about or {})}
+        file = RecipeFile(str(self._target), tuple(config.rules), config.group_size, config.symmetric, told)
+        return Fitted(self._target, config, (), file if config.recipe is not None else None)
+
+    def _with(self, chosen: Sequence[int]) -> QuantizeConfig:
+        units = self.open.units
+        rules = rules_of(unit.choices[at] for unit, at in zip(units, chosen, strict=True))
+        return replace(self.config, rules=(*self.config.rules, *rules))
+
+    def _plan(self, chosen: Sequence[int]) -> Quantized:
+        return self._planned(self._target, self._with(chosen))
+
+    def _named(self, config: QuantizeConfig) -> QuantizeConfig:
+        if config.out is not None:
+            return config
+        name = f"{output_stem(self._checkpoint.name)}-{self._budget.name}"
+        folder = find_container(self._target.container).is_folder
+        return replace(config, out=f"{name}-{self._target.container}" if folder else f"{name}.gguf")
+
+
+def resources_of(config: QuantizeConfig, device: str) -> Resources:
+    """Limits of the run."""
+    return Resources(config.memory_bytes, config.worker_threads, device)
+
+
+def as_costs(values: Sequence[Sequence[float]]) -> list[np.ndarray]:
+    """Numbers of a JSON file as float64 [choices] of each unit."""
+    return [np.array(each, np.float64) for each in values]
+
+
+def write_recipe(file: RecipeFile, path: str | Path, *, force: bool) -> Path:
+    """Write a recipe file in one step. Raises UsageError if it exists, FileError if it cannot be written."""
+    from bitsmith.containers.destination import Destination, followed
+    from bitsmith.containers.layout import FileLayout
+    from bitsmith.containers.output import OutputFiles
+    from bitsmith.containers.reservation import Reservation
+
+    place = followed(Path(path).expanduser(), force=force)
+    data = file.text().encode()
+    layout = FileLayout(place.name, data, (), len(data))
+    wanted = Destination(place, [layout])
+    with Reservation([wanted], force=force) as reservation, OutputFiles(wanted, reservation) as output:
+        output.commit([layout])
+    return place

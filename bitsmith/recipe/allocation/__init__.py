@@ -1,0 +1,1 @@
+"""Allocation: which type each tensor gets, so that the model loses least in a given number of bytes."""

@@ -1,0 +1,219 @@
+"""Units: tensors that must have the same type, with every type that the container allows them, and its exact bytes.
+
+What is allowed is asked of the container's own plan, one type after the other, so that a type, a fallback for row
+lengths or a rule of a container is known in one place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from bitsmith.containers import find_container
+from bitsmith.containers.container import ModuleContainer
+from bitsmith.containers.floats import NUMBERS, WRITTEN_FLOATS
+from bitsmith.containers.fused import FUSED
+from bitsmith.containers.schemes import parse
+from bitsmith.errors import BitsmithError
+from bitsmith.models.arch.block import linear_shapes
+from bitsmith.models.arch.names import in_stack
+from bitsmith.models.checkpoint import Checkpoint
+from bitsmith.quant.tensor import TensorInfo
+from bitsmith.recipe.category import layer_of, why_kept
+from bitsmith.recipe.gguf import assign_mix, gguf_keys, gguf_tensors
+from bitsmith.recipe.plan import Assignment, PlannedTensor
+from bitsmith.recipe.planners import assign
+from bitsmith.recipe.recipe import PlanOptions
+from bitsmith.recipe.rules import GGUF_RULE_TYPES
+from bitsmith.recipe.target import Target
+
+_NATIVE = ("int8", "int4", "int4-asym", "int3", "int3-asym", "int2", "int2-asym", "nf4", "fp8")
+_EXPERTS = re.compile(r"^blk\.(\d+)\.ffn_(gate|up|down|gate_up)_exps")
+_ENDS = ("token_embd", "output")
+BASE = ""  # as a choice's type: the base's own, which needs no rule
+
+Assign = Callable[[tuple[str, ...]], Assignment]  # rules before the user's own -> the assignment
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One type of a unit. type: as in a rule, or `BASE`; tensors: the unit's tensors in it"""
+
+    type: str
+    tensors: tuple[PlannedTensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of data of all its tensors."""
+        return sum(tensor.info.nbytes for tensor in self.tensors)
+
+    @property
+    def label(self) -> str:
+        """How its tensors are stored, such as "q4_k"."""
+        return self.tensors[0].info.layout
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Tensors that have the same type. choices: at least two, the smallest first; of equal bytes one only"""
+
+    choices: tuple[Choice, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The output's names of its tensors."""
+        return tuple(tensor.info.name for tensor in self.choices[0].tensors)
+
+
+class Allocatable:
+    """A model in a container, with types that are open. It gives units, and assignments for chosen types."""
+
+    def __init__(self, checkpoint: Checkpoint, target: Target, options: PlanOptions) -> None:
+        """Headers are read once. target: the types of tensors that are in no unit, and the name in the file
+
+        Raises what `assign` raises.
+        """
+        self.target = target
+        self._assign = _assigner(checkpoint, target, options)
+        self.base = self._assign(())
+        self.checkpoint = self.base.checkpoint
+        self.units = tuple(_units(self.base, self._assign, self._types()))
+
+    def assignment(self, rules: Sequence[str]) -> Assignment:
+        """The assignment with rules that come after the user's own."""
+        return self._assign(tuple(rules))
+
+    def fixed_bytes(self) -> int:
+        """Bytes of the tensors that are in no unit."""
+        open_ = {name for unit in self.units for name in unit.names}
+        return sum(tensor.info.nbytes for tensor in self.base.tensors if tensor.info.name not in open_)
+
+    def _types(self) -> tuple[str, ...]:
+        """Types to try, as in rules."""
+        floats = tuple(sorted({*WRITTEN_FLOATS} - {"f32"}))
+        if self.target.container == "gguf":
+            return tuple(sorted(GGUF_RULE_TYPES - {*WRITTEN_FLOATS})) + floats
+        if self.target.container == "native":
+            return _NATIVE + floats
+        row = find_container(self.target.container)
+        assert isinstance(row, ModuleContainer)
+        main = parse(self.target.container, self.target.name)
+        schemes = tuple(
+            name
+            for name, scheme in row.schemes.items()
+            if row.mixed and not scheme.inputs and not main.inputs and row.version([scheme]) == row.version([main])
+        )
+        return (*schemes, *floats)
+
+
+def linear_of(tensor: PlannedTensor) -> str:
+    """GGUF's name of a tensor without ".weight"; its own name if GGUF has none."""
+    return tensor.linear or tensor.info.name.removesuffix(".weight")
+
+
+def _assigner(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> Assign:
+    """The container's plan with further rules. Of a GGUF file, tensors and tokenizer are read once."""
+    if target.container != "gguf":
+        return lambda rules: assign(checkpoint, target, replace(options, rules=(*options.rules, *rules)))
+    checkpoint = checkpoint.laid_out("gguf")
+    first = assign(checkpoint, target, options)  # with all checks
+    wanted, shape = gguf_tensors(checkpoint)
+    keys = gguf_keys(checkpoint, options.pre)
+
+    def of_rules(rules: tuple[str, ...]) -> Assignment:
+        own = replace(options, rules=(*options.rules, *rules))
+        return assign_mix(checkpoint, target, own, wanted, shape, keys) if rules else first
+
+    return of_rules
+
+
+def _units(base: Assignment, assigned: Assign, types: Sequence[str]) -> Iterator[Unit]:
+    """The units of all matrices that a decoder multiplies with, and of its embedding."""
+    config = base.checkpoint.config
+    linears = {f"blk.{layer}.{name}" for layer in range(config.layers) for name in linear_shapes(config, layer)}
+    linears |= {_stack(name) for name in linears} | set(_ENDS)
+    gguf = base.target.container == "gguf"
+    own_only = not gguf and base.target.container != "native"
+    open_ = {
+        tensor.info.name: linear_of(tensor)
+        for tensor in base.tensors
+        if linear_of(tensor) in linears and _may_change(tensor, config.arch) and (tensor.format or not own_only)
+    }
+    found: dict[str, dict[str, PlannedTensor]] = {name: {} for name in open_}  # name -> type -> the tensor in it
+    if own_only:
+        for tensor in base.tensors:
+            if tensor.info.name in open_:
+                found[tensor.info.name][BASE] = tensor
+    for type in types:
+        for tensor in _planned(assigned, type, base.tensors):
+            name = tensor.info.name
+            if name in open_ and not (gguf and tensor.info.layout != type):
+                found[name][type] = tensor
+    groups: dict[str, list[str]] = {}
+    for name, linear in open_.items():
+        groups.setdefault(linear if gguf else _together(linear, experts_alike=own_only), []).append(name)
+    for names in groups.values():
+        unit = _unit([found[name] for name in names])
+        if unit is not None:
+            yield unit
+
+
+def _planned(assigned: Assign, type: str, tensors: Sequence[PlannedTensor]) -> Sequence[PlannedTensor]:
+    try:
+        return assigned((f".*={type}",)).tensors
+    except BitsmithError:  # rows of some tensor do not divide: ask for each length of rows alone
+        found: list[PlannedTensor] = []
+        for cols in sorted({tensor.info.cols for tensor in tensors if tensor.info.rows > 1}):
+            names = [tensor.info.name for tensor in tensors if tensor.info.cols == cols and tensor.info.rows > 1]
+            rule = f"^(?:{'|'.join(map(re.escape, names))})$={type}"
+            try:
+                planned = assigned((rule,)).tensors
+            except BitsmithError:
+                continue
+            found += [each for each in planned if each.info.name in set(names)]
+        return found
+
+
+def _unit(members: Sequence[Mapping[str, PlannedTensor]]) -> Unit | None:
+    """The choices that all members have; None if there is only one."""
+    shared = [type for type in members[0] if all(type in each for each in members[1:])]
+    choices = [Choice(type, tuple(each[type] for each in members)) for type in shared]
+    known = {(choice.label, choice.nbytes): choice for choice in choices}  # a named type before the base's own
+    found = sorted(known.values(), key=lambda choice: (choice.nbytes, choice.label))
+    found = [choice for choice in found if not _pointless(choice, found)]
+    return Unit(tuple(found)) if len(found) > 1 else None
+
+
+def _pointless(choice: Choice, choices: Sequence[Choice]) -> bool:
+    """Whether the source's own float type, of the same bytes, is there too."""
+    source = choice.tensors[0].source_layout
+    return (
+        choice.label in NUMBERS
+        and choice.label != source
+        and any(each.label == source and each.nbytes == choice.nbytes for each in choices)
+    )
+
+
+def _may_change(tensor: PlannedTensor, arch: str) -> bool:
+    """Whether the tensor is a matrix that llama-quantize, too, would round: no router, nothing that steers."""
+    own = TensorInfo(f"{linear_of(tensor)}.weight", tensor.info.shape, tensor.info.layout, tensor.info.nbytes)
+    return tensor.info.rows > 1 and not tensor.outside and why_kept(own, arch) is None
+
+
+def _stack(name: str) -> str:
+    """The stack of an expert's matrix; another name stays."""
+    found = in_stack(f"{name}.weight")
+    return name if found is None else found[0].removesuffix(".weight")
+
+
+def _together(linear: str, *, experts_alike: bool) -> str:
+    """A key that tensors share which have one type: experts of a layer; where `experts_alike`, what vLLM fuses, too."""
+    expert = _EXPERTS.match(linear)
+    if expert is not None:
+        return f"blk.{expert[1]}.experts" if experts_alike else f"blk.{expert[1]}.{expert[2]}"
+    if not experts_alike:
+        return linear
+    fused = {"attn_q": 0, "attn_k": 0, "attn_v": 0, "ffn_gate": 1, "ffn_up": 1}
+    last = linear.rpartition(".")[2]
+    return f"blk.{layer_of(linear)}.{'+'.join(FUSED[fused[last]])}" if last in fused else linear

@@ -1,0 +1,48 @@
+"""What `compare` keeps in the cache: listed with sizes, removed when somebody agrees."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bitsmith
+from bitsmith.comparison.cached import compare_folder, list_cached
+from tests.cli.command import Command
+
+WORDS: dict[str, Any] = {"context": 32, "max_windows": 2, "noise_floor": False, "layers": False, "generate": 0}
+
+
+def test_the_cache_is_listed_and_cleared(
+    bitsmith_command: Command, tiny: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "nothing is kept" in bitsmith_command("results", "--cache").out
+    first = bitsmith.compare(tiny, to="q8_0,gptq/int4", text=prose, **WORDS)
+    left = compare_folder() / "made" / ".work-left"
+    left.mkdir()
+    (left / "half").write_bytes(b"x" * 1000)
+    shown = bitsmith_command("results", "--cache").out
+    assert "q8_0" in shown
+    assert "of tiny" in shown
+    assert "predictions" in shown
+    listed = json.loads(bitsmith_command("results", "--cache", "--json").out)
+    assert [each["kind"] for each in listed if each["kind"] != "made"] == ["predictions"]
+    assert sum(each["size"] for each in listed) == sum(
+        path.stat().st_size for path in compare_folder().rglob("*") if path.is_file()
+    )
+    assert "give --yes" in bitsmith_command.fails(2, "results", "--clear-cache")
+    assert len(list_cached()) == len(listed)
+    monkeypatch.setattr("bitsmith.cli.stored.asked", lambda: True)
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    refused = bitsmith_command("results", "--clear-cache")
+    assert refused.code == 1
+    assert "Nothing was removed" in refused.err
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert bitsmith_command("results", "--clear-cache").code == 0
+    assert list_cached() == []
+    assert "Nothing is kept" in bitsmith_command("results", "--clear-cache", "--yes").out
+    again = bitsmith.compare(tiny, to="q8_0,gptq/int4", text=prose, **WORDS)
+    assert [row.summary for row in again.rows] == [row.summary for row in first.rows]
