@@ -168,7 +168,7 @@ def _quantized(
     elif effort == MAX_EFFORT:
         outputs = [_with_most_effort(output) for output in outputs]
     expected = with_long_note([output.expected(threads) for output in outputs])
-    expected = [replace(each, notes=(*told, *each.notes)) for each in expected]
+    expected = [replace(each, told=told) for each in expected]
     _log_plans(expected)
     destinations = [output.destination() for output in outputs]
 

@@ -31,6 +31,7 @@ class Quantized:
     products_per_second: that this machine takes, by a short measurement; 0.0 without a calibration on text
     method: how codes are chosen
     notes: notes for the user about the run
+    told: what a budget chose, and what it is expected to lose
     coverage: tokens of the calibration text that each expert saw; None for a plan, and without experts or text
     recovered: names of the quantized tensors that lay on their format's grid already, and are kept exactly
     expected_seconds: from a short measurement
@@ -61,6 +62,7 @@ class Quantized:
     fast_seconds: float | None = None
     method: str = "nearest"
     notes: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
     coverage: Coverage | None = None
     recovered: tuple[str, ...] = ()
 
@@ -162,7 +164,7 @@ class Quantized:
             "products_per_second": self.products_per_second,
             "experts": None if self.coverage is None else self.coverage.to_dict(),
             "recovered_tensors": list(self.recovered),
-            "notes": list(self.notes),
+            "notes": [*self.told, *self.notes],
             "warnings": list(self.warnings),
             "tensors": [
                 {

@@ -69,8 +69,8 @@ def test_a_second_budget_measures_nothing(model: Path, tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("to", ["native", "compressed", "awq", "bnb", "q4_0"])
 def test_other_containers_keep_the_budget(model: Path, tmp_path: Path, to: str) -> None:
-    made = bitsmith.quantize(model, to=to, bits=12, out=tmp_path / "out")
-    assert held(made) * 8 <= 12 * made.plan.parameters
+    made = bitsmith.quantize(model, to=to, bits=15, out=tmp_path / "out")
+    assert held(made) * 8 <= 15 * made.plan.parameters
 
 
 def test_a_recipe_gives_the_same_types_again_and_to_a_sister(model: Path, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_budgets_that_cannot_be(model: Path, words: dict, said: str) -> None:  #
 
 def test_more_than_sixteen_bits_gives_the_largest_types(model: Path) -> None:
     found = bitsmith.quantize(model, bits=17, dry_run=True)
-    assert any("more than the largest types" in note for note in found.notes)
+    assert any("more than the largest types" in note for note in found.told)
     assert {t.info.layout for t in found.plan.tensors} == {"bf16", "f32"}
 
 
