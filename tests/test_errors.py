@@ -143,6 +143,7 @@ def test_the_keyword_of_every_flag_is_one_of_the_library() -> None:
             "--list-devices",
             "--list-models",
             "--explain",
+            "--fit",
         }
         assert missing <= usual | {"--device"}, name
 

@@ -49,6 +49,13 @@ _COLOURS = {
     help="Memory of a device that is not in the table: 24GB, 24GiB.",
 )
 @option("--context", "-c", type=int, help="Number of tokens; default: 8192, or the model's context if less.")
+@option(
+    "--fit",
+    metavar="WHERE",
+    group="Machine",
+    help="The best files for a device or its memory (rtx-4090, this, 24GB), types chosen tensor by tensor: their size "
+    "against their expected loss, with mixes beside them. Runs the model once to measure it.",
+)
 @option("--batch", "-b", type=int, default=1, help="Number of sequences at once.")
 @option(
     "--kv",
@@ -75,7 +82,7 @@ _COLOURS = {
     type=click.Path(path_type=Path),
     metavar="FILE",
     group="Output",
-    help="Draw memory by context into this PNG file (needs matplotlib).",
+    help="Draw memory by context, or with --fit size and loss, into this PNG file (needs matplotlib).",
 )
 @flag("--list-devices", help="List the devices that have a name, and nothing else.")
 @flag("--list-models", help="List the built-in shapes of models, and nothing else.")
@@ -86,6 +93,7 @@ def plan(
     device: tuple[str, ...],
     memory: str | None,
     context: int | None,
+    fit: str | None,
     batch: int,
     kv: str,
     format: tuple[str, ...],
@@ -109,6 +117,12 @@ def plan(
         return
     if model is None:
         raise click.UsageError("Missing argument 'MODEL'.", click.get_current_context())
+    if fit is not None:
+        from bitsmith.cli.plan_front import show_front
+
+        to = _container(format, device, memory, training)
+        show_front(model, fit, to=to, context=context, kv=kv, revision=revision, plot=plot, as_json=as_json)
+        return
     from bitsmith import api
     from bitsmith.planner.render import to_dict
     from bitsmith.planner.training import METHODS
@@ -138,6 +152,18 @@ def plan(
         print_json(to_dict(report))
     else:
         _print(report)
+
+
+def _container(
+    format: tuple[str, ...], device: tuple[str, ...], memory: str | None, training: tuple[str, ...]
+) -> str | None:
+    """The container of `--fit`. Raises UsageError for options that do not go with it."""
+    for name, given in (("--device", device), ("--memory", memory), ("--training", training)):
+        if given:
+            raise click.UsageError(f"{name} does not go with --fit, which names the device itself.")
+    if len(format) > 1:
+        raise click.UsageError("--format is given several times; --fit is for one container.")
+    return format[0] if format else None
 
 
 def _print(report: PlanReport) -> None:

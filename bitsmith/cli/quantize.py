@@ -45,6 +45,7 @@ def quantize(config: QuantizeConfig, model: str, to: tuple[str, ...], quiet: boo
             print_plan(planned, full=config.dry_run)
         warn(planned.warnings)
         warn(planned.notes)
+        warn(planned.told, before="Note")
 
     finished: list[Quantized] = []
 

@@ -192,4 +192,5 @@ def _devices(text: str) -> DeviceSet:
     try:
         return device_sets_of((), text)[0] if memory else device_sets_of((text,), None)[0]
     except UsageError as error:
-        raise error.at(f"--fit={quoted(text)}") from error
+        told = error.message.replace("--memory=", "--fit=")
+        raise UsageError(f"--fit={quoted(text)}: {told}") from error

@@ -12,7 +12,7 @@ import numpy as np
 
 from bitsmith.calibration.resources import Resources
 from bitsmith.containers import find_container
-from bitsmith.errors import UsageError, Words
+from bitsmith.errors import UnsupportedError, UsageError, Words
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.models.naming import output_stem
 from bitsmith.pipeline.budget import WIDEST, Budget, budget_of
@@ -21,6 +21,7 @@ from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.allocation.rules import rules_of
 from bitsmith.recipe.allocation.search import best, largest, smallest
 from bitsmith.recipe.allocation.units import Allocatable
+from bitsmith.recipe.calibration_record import CalibrationRecord
 from bitsmith.recipe.recipe import PlanOptions
 from bitsmith.recipe.recipe_file import RecipeFile
 from bitsmith.recipe.target import Target
@@ -31,7 +32,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_MIXES = (("q2_k", 0.0), ("q3_k_m", 3.4), ("q4_k_m", 4.5), ("q5_k_m", 5.5), ("q6_k", 6.5), ("q8_0", 8.5))
+_MIXES = (
+    ("q2_k", 0.0),
+    ("q3_k_m", 3.4),
+    ("q4_k_m", 4.5),
+    ("q5_k_m", 5.5),
+    ("q6_k", 6.5),
+    ("q8_0", 8.5),
+    ("bf16", 15.9),
+)
 _USUAL = {"native": "int4", "compressed": "w4a16", "gptq": "int4", "awq": "int4", "bnb": "nf4"}
 _TRIES = 12
 
@@ -93,7 +102,7 @@ def fitted(
     Raises UsageError for a budget below the smallest legal output, or a model without a choice.
     """
     budget = budget_of(config, checkpoint, target.container)
-    room = _Room(checkpoint, target, config, planned, budget)
+    room = _Room(checkpoint, target, config, planned, budget, None if prepared is None else prepared.record)
     if room.whole <= 0:
         return room.widest()
     low, high = room.smallest_units, largest(room.open.units)
@@ -118,8 +127,15 @@ class _Room:
     """A model with open types, beside a budget."""
 
     def __init__(
-        self, checkpoint: Checkpoint, target: Target, config: QuantizeConfig, planned: Planned, budget: Budget
+        self,
+        checkpoint: Checkpoint,
+        target: Target,
+        config: QuantizeConfig,
+        planned: Planned,
+        budget: Budget,
+        record: CalibrationRecord | None,
     ) -> None:
+        """record: of the calibration; None without one"""
         self._checkpoint, self._target, self._planned, self._budget = checkpoint, target, planned, budget
         self.config = self._named(config)
         grouped = target.container not in ("gguf", "native")
@@ -131,6 +147,7 @@ class _Room:
             pre=config.pre,
             requantize=config.requantize,
             filename="plan.gguf",
+            calibration=record,
         )
         if config.pure:
             raise UsageError(f"--pure gives all matrices one type, and {budget.said} gives each its own; give one.")
@@ -141,9 +158,22 @@ class _Room:
                 f"{target.container}, so there is nothing to choose; give --to alone."
             )
         self.smallest_units = smallest(self.open.units)
-        self.whole = self.over([len(unit.choices) - 1 for unit in self.open.units])
+        self.whole = self._over_whole()
         self.smallest_plan = self._plan([0] * len(self.open.units))
         self.least = budget.over(self.smallest_plan)
+
+    def _over_whole(self) -> int:
+        """By how many bytes the largest types are over the budget. Containers of codes refuse floats alone."""
+        try:
+            return self.over([len(unit.choices) - 1 for unit in self.open.units])
+        except UnsupportedError:
+            parameters = sum(tensor.info.parameters for tensor in self.open.base.tensors)
+            if self._budget.about(parameters) >= WIDEST:
+                raise UsageError(
+                    f"{self._budget.said} leaves room for all weights in {WIDEST:g} bits, and {self._target.container} "
+                    "holds codes; give --to=native/bf16, or a smaller budget."
+                ) from None
+            return 1
 
     def over(self, chosen: Sequence[int]) -> int:
         """By how many bytes the plan of these types is over the budget."""

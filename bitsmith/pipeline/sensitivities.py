@@ -72,6 +72,10 @@ class Sensitivities:
             return plain * float(found["scale"])
         return max(float(found["divergence"]) + _total(as_costs(found["changes"]), chosen), _FLOOR * plain)
 
+    def total(self, chosen: Sequence[int]) -> float:
+        """The sum of the costs of chosen types: their expected divergence, without what they do to each other."""
+        return _total(self.costs, chosen)
+
     def true(self, chosen: Sequence[int]) -> float:
         """The true divergence of chosen types, nats a token. It is not kept."""
         return float(self._measuring.divergence(chosen))

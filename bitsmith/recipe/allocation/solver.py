@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from bitsmith.errors import UsageError
 
 _GAP = 1e-5  # relative distance from the proven optimum at which the solver may stop
 _SECONDS = 60.0
+_TASK = Path(__file__).with_name("highs_task.py")
 
 
 def solve(costs: Sequence[np.ndarray], sizes: Sequence[np.ndarray], budget: int) -> list[int]:
@@ -52,7 +54,7 @@ def _integers(objective: np.ndarray, weight: np.ndarray, counts: Sequence[int], 
         "options": {"mip_rel_gap": _GAP, "time_limit": _SECONDS},
     }
     done = subprocess.run(
-        [sys.executable, "-m", f"{__package__}.highs_task"],
+        [sys.executable, "-P", str(_TASK)],
         input=json.dumps(request),
         capture_output=True,
         text=True,

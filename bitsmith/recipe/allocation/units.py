@@ -20,14 +20,17 @@ from bitsmith.models.arch.block import linear_shapes
 from bitsmith.models.arch.names import in_stack
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.quant.tensor import TensorInfo
-from bitsmith.recipe.category import layer_of, why_kept
+from bitsmith.recipe.category import Category, category_of, layer_of, why_kept
 from bitsmith.recipe.gguf import assign_mix, gguf_keys, gguf_tensors
+from bitsmith.recipe.needs import NEEDY
 from bitsmith.recipe.plan import Assignment, PlannedTensor
 from bitsmith.recipe.planners import assign
 from bitsmith.recipe.recipe import PlanOptions
 from bitsmith.recipe.rules import GGUF_RULE_TYPES
 from bitsmith.recipe.target import Target
 
+# types for models that were trained in them; other weights lose more in them than in types of the same size
+_TRAINED_IN = {"q1_0", "q2_0", "tq1_0", "tq2_0", "mxfp4", "nvfp4"}
 _NATIVE = ("int8", "int4", "int4-asym", "int3", "int3-asym", "int2", "int2-asym", "nf4", "fp8")
 _EXPERTS = re.compile(r"^blk\.(\d+)\.ffn_(gate|up|down|gate_up)_exps")
 _ENDS = ("token_embd", "output")
@@ -93,7 +96,7 @@ class Allocatable:
         """Types to try, as in rules."""
         floats = tuple(sorted({*WRITTEN_FLOATS} - {"f32"}))
         if self.target.container == "gguf":
-            return tuple(sorted(GGUF_RULE_TYPES - {*WRITTEN_FLOATS})) + floats
+            return tuple(sorted(GGUF_RULE_TYPES - {*WRITTEN_FLOATS} - _TRAINED_IN)) + floats
         if self.target.container == "native":
             return _NATIVE + floats
         row = find_container(self.target.container)
@@ -148,7 +151,7 @@ def _units(base: Assignment, assigned: Assign, types: Sequence[str]) -> Iterator
     for type in types:
         for tensor in _planned(assigned, type, base.tensors):
             name = tensor.info.name
-            if name in open_ and not (gguf and tensor.info.layout != type):
+            if name in open_ and not (gguf and (tensor.info.layout != type or _needs_more(tensor, base.options))):
                 found[name][type] = tensor
     groups: dict[str, list[str]] = {}
     for name, linear in open_.items():
@@ -157,6 +160,13 @@ def _units(base: Assignment, assigned: Assign, types: Sequence[str]) -> Iterator
         unit = _unit([found[name] for name in names])
         if unit is not None:
             yield unit
+
+
+def _needs_more(tensor: PlannedTensor, options: PlanOptions) -> bool:
+    """Whether the type needs importance, and there is none."""
+    ends = (Category.EMBEDDING, Category.OUTPUT)
+    needy = tensor.info.layout in NEEDY and category_of(f"{linear_of(tensor)}.weight") not in ends
+    return needy and options.calibration is None
 
 
 def _planned(assigned: Assign, type: str, tensors: Sequence[PlannedTensor]) -> Sequence[PlannedTensor]:

@@ -1,0 +1,107 @@
+"""Costs of types: gradients by hand, the second order beside true divergences, and errors of some rows only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bitsmith.calibration.sensitivity.divergence import Divergence
+from bitsmith.calibration.sensitivity.fisher import cost, fisher
+from bitsmith.calibration.sensitivity.meter import GradientMeter
+from bitsmith.calibration.sensitivity.watched import WatchedModel
+from bitsmith.models.checkpoint import open_checkpoint
+from tests.tiny import VOCAB, make_folder
+
+NAMES = ("token_embd", "blk.0.attn_q", "blk.1.ffn_down", "output")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> WatchedModel:
+    return WatchedModel(open_checkpoint(make_folder(tmp_path_factory.mktemp("sensitivity") / "model")))
+
+
+def tokens(windows: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(3, VOCAB, (windows, 16))
+
+
+def errors(model: WatchedModel, size: float) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Two random errors of each matrix of NAMES."""
+    random = torch.Generator().manual_seed(0)
+    found = {}
+    for name in NAMES:
+        own = model.matrices[name]
+        noise = torch.randn((2, *own.shape), generator=random) * size * torch.tensor([1.0, 2.0])[:, None, None]
+        found[name] = noise, torch.arange(len(own))
+    return found
+
+
+def test_the_gradient_of_the_divergence_is_its_slope(model: WatchedModel) -> None:
+    measure, given = Divergence(model, tokens(4)), errors(model, 0.01)
+    base = {name: model.matrices[name] + each[0][0] for name, each in given.items()}
+    slopes = measure.gradient(base, given)
+    for name in NAMES:
+        direction = given[name][0][1]
+        ahead, behind = (measure.of({**base, name: base[name] + step * direction}) for step in (0.05, -0.05))
+        assert slopes[name][1] == pytest.approx((ahead - behind) / 0.1, rel=0.05, abs=1e-7)
+
+
+def test_the_original_has_no_divergence(model: WatchedModel) -> None:
+    measure = Divergence(model, tokens(2))
+    assert measure.of({}) == pytest.approx(0.0, abs=1e-9)
+    assert measure.of({name: model.matrices[name].clone() for name in NAMES}) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_costs_are_near_true_divergences(model: WatchedModel) -> None:
+    text, given = tokens(64), errors(model, 0.004)
+    seen, measure = fisher(model, given, text), Divergence(model, text)
+    for name in NAMES:
+        held, rows = given[name]
+        found = cost(seen[name], held, text.size, whole=held, rows=rows).joined
+        true = [measure.of({name: model.matrices[name] + each}) for each in held]
+        assert found == pytest.approx(true, rel=0.35)
+        assert found[1] > 2 * found[0]
+
+
+def test_some_rows_stand_for_all(model: WatchedModel) -> None:
+    text, given = tokens(64), errors(model, 0.004)
+    every = fisher(model, given, text)
+    half = {name: (held[:, ::2], rows[::2]) for name, (held, rows) in given.items()}
+    some = fisher(model, half, text)
+    for name in NAMES:
+        whole, rows = given[name]
+        full = cost(every[name], whole, text.size, whole=whole, rows=rows).joined
+        part = cost(some[name], half[name][0], text.size, whole=whole, rows=half[name][1]).joined
+        assert part == pytest.approx(full, rel=0.5)
+
+
+def test_a_meter_sums_what_autograd_sums() -> None:
+    random = torch.Generator().manual_seed(0)
+    x, gradient = (torch.randn(shape, generator=random) for shape in ((2, 3, 4), (2, 3, 5)))
+    held = torch.randn((2, 5, 4), generator=random)
+    meter = GradientMeter({"a": (held, torch.arange(5))}, {"a": 5})
+    meter.begin(2)
+    meter.product("a", x, gradient)
+    full = torch.einsum("wnr,wnc->wrc", gradient, x)
+    seen = meter.seen()["a"]
+    assert seen.products == pytest.approx(torch.einsum("wrc,erc->we", full, held).numpy(), rel=1e-4)
+    assert seen.rows == pytest.approx(full.square().sum((0, 2)).numpy(), rel=1e-4)
+    assert seen.columns == pytest.approx(full.square().sum((0, 1)).numpy(), rel=1e-4)
+
+
+def test_rows_of_an_embedding_add_to_the_products() -> None:
+    ids, gradient = torch.tensor([[1, 3, 1]]), torch.ones((1, 3, 2))
+    held = torch.arange(8.0).reshape(1, 4, 2)
+    meter = GradientMeter({"e": (held, torch.arange(4))}, {"e": 4})
+    meter.begin(1)
+    meter.rows("e", ids, gradient)
+    assert meter.seen()["e"].products[0, 0] == pytest.approx(2 * (2 + 3) + (6 + 7))
+
+
+def test_exchanged_matrices_do_not_stay(model: WatchedModel, tmp_path: Path) -> None:
+    text = tokens(2)
+    before = model.hidden(text)
+    Divergence(model, text).of({"blk.0.attn_q": torch.zeros_like(model.matrices["blk.0.attn_q"])})
+    assert torch.equal(model.hidden(text), before)

@@ -1,0 +1,164 @@
+"""Budgets of `quantize`: kept to the byte, repeated in no time, written as recipes, and refused where nothing fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import bitsmith
+from bitsmith.calibration.sensitivity import measuring
+from bitsmith.errors import BitsmithError, FileError, UsageError
+from bitsmith.pipeline import sensitivities
+from bitsmith.pipeline.result import Quantized
+from bitsmith.system.progress import silent
+from tests.cli.command import Command
+from tests.tiny import make_folder
+
+pytest.importorskip("highspy")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A cache of our own, and few windows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(sensitivities, "_WINDOWS", 8)
+        patch.setattr(sensitivities, "_MEASURED_ON", 4)
+        yield  # type: ignore[misc]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("fit") / "model")
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    return Command(monkeypatch, capfd)
+
+
+def held(result: Quantized) -> int:
+    return sum(tensor.info.nbytes for tensor in result.plan.tensors)
+
+
+def test_bits_are_never_exceeded_and_the_plan_is_the_file(model: Path, tmp_path: Path) -> None:
+    planned = bitsmith.quantize(model, bits=5.5, out=tmp_path / "a.gguf", dry_run=True)
+    made = bitsmith.quantize(model, bits=5.5, out=tmp_path / "a.gguf")
+    assert held(made) * 8 <= 5.5 * made.plan.parameters
+    assert made.size == planned.size == made.out.stat().st_size
+    assert len({tensor.info.layout for tensor in made.plan.tensors}) > 2
+
+
+@pytest.mark.parametrize("over", [0, 1, 997, 40_001])
+def test_a_size_is_never_exceeded_by_a_byte(model: Path, tmp_path: Path, over: int) -> None:
+    limit = 530_000 + over
+    made = bitsmith.quantize(model, size=str(limit), out=tmp_path / "a.gguf")
+    assert made.out.stat().st_size <= limit
+
+
+def test_a_second_budget_measures_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bitsmith.quantize(model, bits=6, dry_run=True)
+
+    def fail(*words: object, **named: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(measuring, "WatchedModel", fail)
+    assert bitsmith.quantize(model, bits=6.05, dry_run=True).size > 0
+
+
+@pytest.mark.parametrize("to", ["native", "compressed", "awq", "bnb", "q4_0"])
+def test_other_containers_keep_the_budget(model: Path, tmp_path: Path, to: str) -> None:
+    made = bitsmith.quantize(model, to=to, bits=15, out=tmp_path / "out")
+    assert held(made) * 8 <= 15 * made.plan.parameters
+
+
+def test_a_recipe_gives_the_same_types_again_and_to_a_sister(model: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    made = bitsmith.quantize(model, bits=5.5, recipe=recipe, out=tmp_path / "a.gguf")
+    again = bitsmith.quantize(model, recipe=recipe, out=tmp_path / "b.gguf")
+    types = [tensor.info.layout for tensor in made.plan.tensors]
+    assert [tensor.info.layout for tensor in again.plan.tensors] == types
+    assert made.out.read_bytes() == again.out.read_bytes()
+    sister = make_folder(tmp_path / "sister", num_hidden_layers=3)
+    assert bitsmith.quantize(sister, recipe=recipe, out=tmp_path / "c.gguf").size > made.size
+    with pytest.raises(UsageError, match="exists"):
+        bitsmith.quantize(model, bits=5.5, recipe=recipe, dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"bits": 1.0}, r"bits=1: nothing so small can be written: the smallest file has \d\.\d+ bits"),
+        ({"size": "10kB"}, "the smallest output has"),
+        ({"fit": "no-such-card"}, "no device that bitsmith knows"),
+        ({"fit": "12MB", "context": 256}, "without any weight; give a smaller context"),
+        ({"bits": 4.0, "size": "1MB"}, "different budgets"),
+        ({"bits": -1.0}, "above zero"),
+        ({"bits": 5.0, "pure": True}, "give one"),
+        ({"kv": "q8_0", "to": "q4_0"}, "there is no"),
+        ({"fit": "24GB", "context": 10_000}, "at most"),
+        ({"fit": "24GB", "kv": "q9"}, "unknown"),
+    ],
+)
+def test_budgets_that_cannot_be(model: Path, words: dict, said: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(UsageError, match=said):
+        bitsmith.quantize(model, dry_run=True, **words)
+
+
+def test_more_than_sixteen_bits_gives_the_largest_types(model: Path) -> None:
+    found = bitsmith.quantize(model, bits=17, dry_run=True)
+    assert any("more than the largest types" in note for note in found.told)
+    assert {t.info.layout for t in found.plan.tensors} == {"bf16", "f32"}
+
+
+def test_a_container_of_codes_does_not_hold_sixteen_bits_alone(model: Path) -> None:
+    with pytest.raises(UsageError, match="native/bf16"):
+        bitsmith.quantize(model, to="compressed", bits=17, dry_run=True)
+
+
+def test_a_model_without_a_choice(tmp_path: Path) -> None:
+    small = make_folder(tmp_path / "m", hidden_size=24, intermediate_size=40, num_attention_heads=2)
+    with pytest.raises(UsageError, match="nothing to choose"):
+        bitsmith.quantize(small, bits=8, dry_run=True)
+
+
+def test_several_targets_or_a_missing_recipe(model: Path, tmp_path: Path) -> None:
+    config = bitsmith.QuantizeConfig(bits=5.0)
+    with pytest.raises(UsageError, match="several times"):
+        bitsmith.quantize_each(model, ["q4_0", "q8_0"], config, report=silent)
+    with pytest.raises(FileError, match="cannot be read"):
+        bitsmith.quantize(model, recipe=tmp_path / "none.yaml")
+
+
+def test_a_damaged_cache_is_measured_again(model: Path, tmp_path: Path) -> None:
+    import os
+
+    first = bitsmith.quantize(model, bits=5.5, dry_run=True)
+    folder = Path(os.environ["XDG_CACHE_HOME"]) / "bitsmith" / "sensitivity"
+    for path in folder.glob("*.json"):
+        path.write_text("{")
+    assert bitsmith.quantize(model, bits=5.5, dry_run=True).size == first.size
+
+
+def test_fit_counts_cache_and_runtime(model: Path, command: Command) -> None:
+    found = command("quantize", model, "--fit", "24GB", "--dry-run")
+    assert found.code == 0
+    assert "more than the largest types" in found.err
+
+
+def test_the_front_has_mixes_beside_it(model: Path, command: Command, tmp_path: Path) -> None:
+    import json
+
+    found = command("plan", model, "--fit", "24GB", "--json")
+    assert found.code == 0, found.err
+    front = json.loads(found.out)
+    losses = [each["loss"] for each in front["points"]]
+    assert losses == sorted(losses, reverse=True)
+    assert {each["name"] for each in front["mixes"]} >= {"q8_0"}
+    assert command("plan", model, "--fit", "24GB", "--memory", "8GB").code == 2
+
+
+def test_errors_of_a_calibrated_budget(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(BitsmithError):
+        bitsmith.quantize(model, bits=5.0, method="gptq", calibration=tmp_path / "none.txt", dry_run=True)

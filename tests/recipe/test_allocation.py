@@ -1,0 +1,121 @@
+"""Which types a container allows, the exact solver, and the rules that say what was chosen."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitsmith.errors import UsageError
+from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.recipe.allocation import solver
+from bitsmith.recipe.allocation.rules import rules_of
+from bitsmith.recipe.allocation.search import anchor, largest, smallest
+from bitsmith.recipe.allocation.units import Allocatable
+from bitsmith.recipe.recipe import PlanOptions
+from bitsmith.recipe.target import Target
+from tests.families import folder_of
+from tests.tiny import make_folder
+
+
+def open_types(model: str | Path, target: str, **options: object) -> Allocatable:
+    given = PlanOptions(filename="x.gguf", **options)  # type: ignore[arg-type]
+    return Allocatable(open_checkpoint(model), Target.parse(target), given)
+
+
+def test_gguf_offers_every_type_that_is_written_and_the_head() -> None:
+    found = {unit.names[0]: unit for unit in open_types("reference", "gguf/q4_k_m").units}
+    assert len(found) == 58
+    labels = [choice.label for choice in found["output.weight"].choices]
+    assert {"q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0", "iq4_xs", "bf16"} <= set(labels)
+    assert "f16" not in labels  # of the same size as the source's own type
+    sizes = [choice.nbytes for choice in found["token_embd.weight"].choices]
+    assert sizes == sorted(sizes)
+
+
+def test_rows_that_a_block_does_not_divide_have_no_such_type(tmp_path: Path) -> None:
+    found = open_types(make_folder(tmp_path / "m"), "gguf/q4_k_m")
+    labels = {choice.label for unit in found.units for choice in unit.choices}
+    assert {"q4_0", "q5_0", "q8_0", "iq4_nl", "bf16"} <= labels
+    assert not labels & {"q2_k", "q4_k", "iq4_xs"}
+
+
+@pytest.mark.parametrize("container", ["compressed/w4a16", "gptq/int4", "awq/int4", "bnb/nf4"])
+def test_what_a_runtime_fuses_is_one_unit(container: str) -> None:
+    found = open_types("reference", container)
+    names = {tuple(sorted(name.rpartition(".weight")[0].rpartition(".")[2] for name in u.names)) for u in found.units}
+    assert names == {("k_proj", "q_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)}
+    assert all(choice.nbytes > 0 for unit in found.units for choice in unit.choices)
+
+
+def test_experts_of_a_layer_are_alike(tmp_path: Path) -> None:
+    model = folder_of("mixtral", tmp_path / "m")[0]
+    found = open_types(model, "native/int4")
+    experts = [unit for unit in found.units if any("experts" in name for name in unit.names)]
+    assert experts
+    assert all(len(unit.names) > 1 for unit in experts)
+    chosen = [unit.choices[n % len(unit.choices)] for n, unit in enumerate(found.units)]
+    _check_rules(found, chosen)
+
+
+@pytest.mark.parametrize("target", ["gguf/q4_k_m", "native/int4", "compressed/w4a16", "gptq/int4", "awq/int4"])
+def test_rules_give_the_chosen_types_to_the_byte(target: str) -> None:
+    found = open_types("reference", target)
+    random = np.random.default_rng(0)
+    chosen = [unit.choices[random.integers(len(unit.choices))] for unit in found.units]
+    _check_rules(found, chosen)
+
+
+def _check_rules(found: Allocatable, chosen: list) -> None:  # type: ignore[type-arg]
+    planned = {t.info.name: t.info for t in found.assignment(rules_of(chosen)).tensors}
+    wanted = [tensor.info for choice in chosen for tensor in choice.tensors]
+    assert all(planned[info.name].nbytes == info.nbytes for info in wanted)
+    held = sum(info.nbytes for info in planned.values())
+    assert held == found.fixed_bytes() + sum(choice.nbytes for choice in chosen)
+
+
+def test_rules_of_the_user_come_first() -> None:
+    found = open_types("reference", "gguf/q4_k_m", rules=("attn_v=q8_0",))
+    assert not [name for unit in found.units for name in unit.names if "attn_v" in name]
+
+
+def test_the_solver_finds_the_least_cost() -> None:
+    pytest.importorskip("highspy")
+    random = np.random.default_rng(1)
+    costs = [random.random(3) for _ in range(6)]
+    sizes = [random.integers(1, 9, 3) * 32 for _ in range(6)]
+    for budget in (6 * 32 * 2, 6 * 32 * 4, 6 * 32 * 6):
+        try:
+            chosen = solver.solve(costs, sizes, budget)
+        except ValueError:
+            assert sum(int(size.min()) for size in sizes) > budget
+            continue
+        every = itertools.product(range(3), repeat=6)
+        fits = [each for each in every if sum(s[i] for s, i in zip(sizes, each, strict=True)) <= budget]
+        best = min(sum(c[i] for c, i in zip(costs, each, strict=True)) for each in fits)
+        assert sum(s[i] for s, i in zip(sizes, chosen, strict=True)) <= budget
+        assert sum(c[i] for c, i in zip(costs, chosen, strict=True)) == pytest.approx(best, rel=1e-4)
+
+
+def test_without_the_solver_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solver, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'bitsmith\[fit\]'"):
+        solver.solve([np.array([1.0, 0.0])], [np.array([1, 2])], 2)
+
+
+def test_a_solver_that_breaks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solver, "find_spec", lambda name: object())
+    monkeypatch.setattr(solver, "_TASK", Path("/no/such/program.py"))
+    with pytest.raises(UsageError, match="HiGHS found no choice"):
+        solver.solve([np.array([1.0, 0.0])], [np.array([1, 2])], 2)
+
+
+def test_anchors_stand_on_a_fixed_scale() -> None:
+    units = open_types("reference", "gguf/q4_k_m").units
+    low, high = smallest(units), largest(units)
+    assert anchor(units, low) == low
+    assert anchor(units, 10 * high) == high
+    near = {anchor(units, int(2 * low * step)) for step in (0.97, 1.0, 1.03)}
+    assert len(near) == 1
