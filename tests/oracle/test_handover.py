@@ -56,9 +56,6 @@ def with_fault(good: Path, out: Path, fault: str) -> Path:
             listed = config.get(key, {}).get("ignore")
             if listed is not None:
                 config[key]["ignore"] = [name.replace("model.layers", "language_model.layers") for name in listed]
-        if "ignore" not in config["quantization_config"]:  # MLX goes by the entries; its stale names are settings
-            for key in ("quantization_config", "quantization"):
-                config[key] |= {"group_size": 32}
         (out / "config.json").write_text(json.dumps(config))
     return out
 
@@ -74,6 +71,8 @@ def test_a_good_file_passes_and_faults_are_caught(tmp_path: Path, name: str, to:
     if name == "llama.cpp":
         return
     for fault, caught in (("template", "template"), ("tensor", "log probabilities"), ("list", "lo")):
+        if (name, fault) == ("mlx", "list"):
+            continue  # mlx-lm has no such list: it goes by the entries
         path = with_fault(subject.path, tmp_path / fault, fault)
         _, checks = check_runtime(runtime, subject, ours, python=python, path=path)
         names = [check.name for check in checks if check.passed is False]
