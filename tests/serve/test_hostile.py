@@ -57,8 +57,8 @@ def refused(running: Running, path: str, body: Any, status: int = 400) -> str:
 
 @pytest.mark.parametrize(("template", "said"), [(ENDLESS, "takes more than"), (ENORMOUS, "writes more than")])
 def test_a_template_that_never_ends(template: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = lambda *args, seconds=0.5, **words: inner(*args, seconds=seconds, **words)  # noqa: E731
     inner = chat.TemplateRenderer
+    short = lambda *args, seconds=0.5, **words: inner(*args, seconds=seconds, **words)  # noqa: E731
     monkeypatch.setattr(chat, "TemplateRenderer", short)
     monkeypatch.setattr("bitsmith.models.tokenizer.TemplateRenderer", short, raising=False)
     folder = make_folder(tmp_path / "hostile")

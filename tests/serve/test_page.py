@@ -163,7 +163,7 @@ def test_a_phone_in_the_dark(running: Running, browser: Any) -> None:
 
 
 def test_markdown_is_shown_and_html_is_not_run(page: Page) -> None:
-    lines = ("# Head", "", "- one", "- **two**", "", "```python", "print('<b>')", "```")
+    lines: tuple[str, ...] = ("# Head", "", "- one", "- **two**", "", "```python", "print('<b>')", "```")
     lines += ("| a | b |", "|---|---|", "| 1 | <img src=x onerror=boom()> |")
     text = "\\n".join(lines)
     html = page.page.evaluate(f'markdown("{text}")')
