@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,7 +24,6 @@ from typing import Any
 
 MB = 1e6
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 def main() -> None:
@@ -141,8 +139,10 @@ def _plan(args: argparse.Namespace) -> None:
     from bitsmith.tune.memory import planned_memory
 
     config = QloraConfig(data="x", out="x", batch=args.batch)
-    planned = planned_memory(open_checkpoint(args.model), config, args.context, method="qlora")
-    print(f"planned: {planned}")
+    shape = open_checkpoint(args.model)
+    planned = planned_memory(shape, config, args.context, method="qlora", dtype=args.dtype)
+    if planned is not None:
+        print(f"planned: {planned.total / MB:.0f} MB, of which activations {planned.activations / MB:.0f} MB")
 
 
 def _side(args: argparse.Namespace) -> dict[str, float]:
@@ -151,9 +151,12 @@ def _side(args: argparse.Namespace) -> dict[str, float]:
     import transformers
 
     import bitsmith.tune.adapters  # noqa: F401 - what a side imports later is no memory of its base
+    from bitsmith.system.memory import give_freed_memory_back
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
+    if args.side == "bitsmith":  # as `tune qlora` does
+        give_freed_memory_back()
     start = _peak()
     model = _bitsmith(args) if args.side == "bitsmith" else _bitsandbytes(args)
     model.config.use_cache = False
@@ -205,7 +208,10 @@ def _bitsandbytes(args: argparse.Namespace) -> Any:
 
 
 def _peak() -> float:
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT)
+    """Peak memory of this process without pages of mapped files, in bytes."""
+    from bitsmith.system.machine import mapped_memory, peak_memory
+
+    return float(peak_memory() - mapped_memory())
 
 
 def _arguments() -> argparse.Namespace:

@@ -2,9 +2,10 @@
 
     python bench/serve.py FILE.gguf [--streams 1 4 8] [--tokens 64] [--prompt 128] [--threads 2]
 
-Every client sends one prompt after the other and reads its answer as a stream. llama.cpp's server is the one in the
-package xllamacpp. Each server runs alone. The table shows all clients' tokens a second together, and seconds to the
-first token.
+All clients ask at the same time, one request after the other, and read answers as streams. llama.cpp's server is the
+one in the package xllamacpp. Each server runs alone. The table shows all clients' tokens a second together: of prompts
+(one token is answered), of generation (prompts have four tokens), and of answers to whole prompts, with the seconds to
+their first tokens.
 """
 
 from __future__ import annotations
@@ -73,13 +74,13 @@ def server(name: str, args: argparse.Namespace, streams: int) -> Iterator[subpro
         process.wait()
 
 
-async def client(number: int, args: argparse.Namespace, seen: Seen) -> None:
+async def client(number: int, args: argparse.Namespace, prompt: int, tokens: int, seen: Seen) -> None:
     """Ask `--requests` times, each time something else."""
-    draw = np.random.default_rng(number)
-    async with httpx.AsyncClient(timeout=None) as http:
-        for _ in range(args.requests):
-            prompt = [int(token) for token in draw.integers(100, 4000, args.prompt)]
-            body = {"prompt": prompt, "max_tokens": args.tokens, "temperature": 0, "stream": True, "model": "x"}
+    draw = np.random.default_rng([number, prompt])
+    for _ in range(args.requests):
+        async with httpx.AsyncClient(timeout=None) as http:  # anew: llama.cpp's closes connections behind answers
+            ids = [int(token) for token in draw.integers(100, 4000, prompt)]
+            body = {"prompt": ids, "max_tokens": tokens, "temperature": 0, "stream": True, "model": "x"}
             body |= {"logit_bias": {}, "stream_options": {"include_usage": True}}
             started = time.perf_counter()
             first = None
@@ -95,16 +96,25 @@ async def client(number: int, args: argparse.Namespace, seen: Seen) -> None:
             seen.first.append(first or 0.0)
 
 
-async def measured(args: argparse.Namespace, streams: int) -> tuple[float, float, float]:
-    """Tokens a second of all clients, and the median and the 99th percentile of seconds to the first token."""
-    await client(1000, argparse.Namespace(**{**vars(args), "requests": 1}), Seen())  # warm
+async def together(args: argparse.Namespace, streams: int, prompt: int, tokens: int) -> tuple[float, int, np.ndarray]:
+    """Seconds, tokens of all answers, and seconds to the first tokens."""
     seen = [Seen() for _ in range(streams)]
     started = time.perf_counter()
-    await asyncio.gather(*(client(number, args, each) for number, each in enumerate(seen)))
+    await asyncio.gather(*(client(number, args, prompt, tokens, each) for number, each in enumerate(seen)))
     seconds = time.perf_counter() - started
-    firsts = np.array([first for each in seen for first in each.first])
-    total = sum(each.tokens for each in seen)
-    return total / seconds, float(np.median(firsts)), float(np.quantile(firsts, 0.99))
+    return seconds, sum(each.tokens for each in seen), np.array([first for each in seen for first in each.first])
+
+
+async def measured(args: argparse.Namespace, streams: int) -> list[str]:
+    """The figures of one row of the table."""
+    await together(args, streams, 16, 4)  # warm
+    seconds, _, _ = await together(args, streams, args.prompt, 1)
+    prompts = streams * args.requests * args.prompt / seconds
+    seconds, tokens, _ = await together(args, streams, 4, args.tokens)
+    generation = tokens / seconds
+    seconds, tokens, firsts = await together(args, streams, args.prompt + 1, args.tokens)
+    found = [prompts, generation, tokens / seconds]
+    return [f"{rate:.0f}" for rate in found] + [f"{np.median(firsts):.2f}", f"{np.quantile(firsts, 0.99):.2f}"]
 
 
 def peak(process: subprocess.Popen[bytes]) -> float:
@@ -122,14 +132,14 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--requests", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--kernel", default="int8")
+    parser.add_argument("--kernel", default="int16")
     args = parser.parse_args()
-    table = Table("server", "streams", "tokens/s", "first token, median s", "p99 s", "peak MB", box=None)
+    headings = ("server", "streams", "prompts, tokens/s", "generation", "both", "first token, median s", "p99 s")
+    table = Table(*headings, "peak MB", box=None)
     for streams in args.streams:
         for name in ("bitsmith", "llama.cpp"):
             with server(name, args, streams) as process:
-                rate, median, worst = asyncio.run(measured(args, streams))
-                row = (name, str(streams), f"{rate:.1f}", f"{median:.2f}", f"{worst:.2f}", f"{peak(process):.0f}")
+                row = (name, str(streams), *asyncio.run(measured(args, streams)), f"{peak(process):.0f}")
             print(*row, file=sys.stderr, flush=True)
             table.add_row(*row)
     Console().print(table)

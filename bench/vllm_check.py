@@ -1,6 +1,7 @@
 """Whether vLLM computes with our files what bitsmith's float32 decoder does.
 
     python bench/vllm_check.py ./reference-gptq-int4 ./reference-awq-int4
+    python bench/vllm_check.py MODEL --adapter DIR --dtype float32         with a LoRA adapter (`enable_lora`)
     python bench/vllm_check.py MODEL... --text held-out.txt --windows 8 --context 256 --dtype float16 --json
 
 It runs in vLLM's environment, which is its own. On a CPU (the wheel's version and torch's must match; its
@@ -72,19 +73,20 @@ def windows_of(model: str, text: Path | None, windows: int, context: int) -> tup
     return cut[:windows], checkpoint.config.vocab
 
 
-def ours(model: str, windows: list[list[int]]) -> np.ndarray:
+def ours(model: str, windows: list[list[int]], adapter: str | None = None) -> np.ndarray:
     """Log-probabilities by our decoder: float32 [windows, context - 1, vocab]."""
     import bitsmith
 
-    logits = bitsmith.load(model).logits(np.array(windows))[:, :-1].astype(np.float64)
+    logits = bitsmith.load(model, adapter=adapter).logits(np.array(windows))[:, :-1].astype(np.float64)
     logits -= logits.max(axis=-1, keepdims=True)
     logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     return np.asarray(logits, np.float32)
 
 
-def theirs(model: str, windows: list[list[int]], vocab: int, dtype: str) -> np.ndarray:
+def theirs(model: str, windows: list[list[int]], vocab: int, dtype: str, adapter: str | None) -> np.ndarray:
     """The same by vLLM; NaN where it gives none."""
     from vllm import LLM, SamplingParams, TokensPrompt
+    from vllm.lora.request import LoRARequest
 
     context = len(windows[0])
     count = vocab if vocab <= WHOLE_VOCABULARY else 1
@@ -95,12 +97,15 @@ def theirs(model: str, windows: list[list[int]], vocab: int, dtype: str) -> np.n
         enforce_eager=True,
         max_logprobs=count,
         skip_tokenizer_init=True,
+        **({"enable_lora": True, "max_lora_rank": 64} if adapter else {}),
     )
+    lora = LoRARequest("adapter", 1, adapter) if adapter else None
     sampling = SamplingParams(
         temperature=0.0, max_tokens=1, prompt_logprobs=count, detokenize=False, flat_logprobs=True
     )
     found = np.full((len(windows), context - 1, vocab), np.nan, np.float32)
-    for at, output in enumerate(llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in windows], sampling)):
+    prompts = [TokensPrompt(prompt_token_ids=ids) for ids in windows]
+    for at, output in enumerate(llm.generate(prompts, sampling, lora_request=lora)):
         flat = output.prompt_logprobs
         ids, values = np.array(flat.token_ids), np.array(flat.logprobs, np.float32)
         for position in range(1, context):
@@ -110,10 +115,12 @@ def theirs(model: str, windows: list[list[int]], vocab: int, dtype: str) -> np.n
     return found
 
 
-def theirs_or_error(model: str, windows: list[list[int]], vocab: int, dtype: str) -> np.ndarray | str:
+def theirs_or_error(
+    model: str, windows: list[list[int]], vocab: int, dtype: str, adapter: str | None
+) -> np.ndarray | str:
     """As `theirs`; whatever vLLM raises is a result too, as text: not every exception of its can be sent."""
     try:
-        return theirs(model, windows, vocab, dtype)
+        return theirs(model, windows, vocab, dtype, adapter)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
@@ -124,12 +131,13 @@ def divergence(p: np.ndarray, q: np.ndarray) -> float:
     return float((np.exp(wide) * (wide - q)).sum(-1).mean())
 
 
-def compare(model: str, windows: list[list[int]], vocab: int, dtype: str, original: str | None) -> Agreement:
+def compare(model: str, windows: list[list[int]], vocab: int, words: argparse.Namespace) -> Agreement:
     """Run both, vLLM in a process of its own."""
-    p = ours(model, windows)
+    original = words.original
+    p = ours(model, windows, words.adapter)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        q = pool.submit(theirs_or_error, model, windows, vocab, dtype).result()
+        q = pool.submit(theirs_or_error, model, windows, vocab, words.dtype, words.adapter).result()
     if isinstance(q, str):
         return Agreement(model, failed=q)
     targets = np.array(windows)[:, 1:, None]
@@ -150,13 +158,14 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--context", type=int, default=256, help="tokens in a window")
     parser.add_argument("--original", help="the model that the files were made from, for bitsmith")
+    parser.add_argument("--adapter", help="a LoRA adapter of the model, in PEFT's layout")
     parser.add_argument("--dtype", default="float16", help="in which vLLM computes")
     parser.add_argument("--json", action="store_true")
     words = parser.parse_args()
     results = []
     for model in words.models:
         windows, vocab = windows_of(model, words.text, words.windows, words.context)
-        results.append(compare(model, windows, vocab, words.dtype, words.original))
+        results.append(compare(model, windows, vocab, words))
         if not words.json:
             print(describe(results[-1]), flush=True)
     if words.json:

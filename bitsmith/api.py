@@ -23,12 +23,14 @@ __all__ = [
     "convert",
     "convert_adapter",
     "evaluate",
+    "hand_over",
     "imatrix",
     "inspect",
     "list_models",
     "load",
     "merge",
     "plan",
+    "publish",
     "pull",
     "quantize",
     "quantize_each",
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from bitsmith.comparison.running import compare
     from bitsmith.evaluation import Evaluation
     from bitsmith.evaluation.speed import Speed
+    from bitsmith.handover.handing import hand_over
+    from bitsmith.handover.publishing import publish
     from bitsmith.models.inspection import Inspection
     from bitsmith.models.pulling import pull
     from bitsmith.models.removal import remove
@@ -62,10 +66,12 @@ _ELSEWHERE = {  # imported at first use, so that running a model does not import
     "compare": ("bitsmith.comparison.running", "compare"),
     "convert": ("bitsmith.pipeline.conversion", "convert"),
     "convert_adapter": ("bitsmith.tune.gguf_lora", "convert_adapter"),
+    "hand_over": ("bitsmith.handover.handing", "hand_over"),
     "imatrix": ("bitsmith.calibration.run", "make_imatrix"),
     "list_models": ("bitsmith.models.stored", "list_models"),
     "merge": ("bitsmith.tune.merge", "merge"),
     "plan": ("bitsmith.planner.report", "plan"),
+    "publish": ("bitsmith.handover.publishing", "publish"),
     "pull": ("bitsmith.models.pulling", "pull"),
     "quantize": ("bitsmith.pipeline.quantization", "quantize"),
     "quantize_each": ("bitsmith.pipeline.quantization", "quantize_each"),

@@ -144,6 +144,7 @@ def test_the_keyword_of_every_flag_is_one_of_the_library() -> None:
             "--list-models",
             "--fit",  # of `plan`: the front has a function of its own
             "--explain",
+            "--fit",
         }
         assert missing <= usual | {"--device"}, name
 

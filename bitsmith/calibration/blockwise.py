@@ -21,7 +21,7 @@ from bitsmith.calibration.collect import (
 from bitsmith.calibration.folding import block_tensors, folded, with_tensors, with_whole_stacks
 from bitsmith.calibration.inputs import advance_part, inputs_of, portions, watch
 from bitsmith.calibration.last_inputs import LastInputs, Store, input_bytes
-from bitsmith.calibration.method import Method
+from bitsmith.calibration.method import FINE_BITS, Method
 from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.rounding import (
     LinearRounder,
@@ -50,7 +50,7 @@ from bitsmith.runtime.decoder import Decoder, Routing
 from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.ops import TorchOps
-from bitsmith.runtime.torch.products import fast_products
+from bitsmith.runtime.torch.products import fast_products, with_rounded_products
 from bitsmith.runtime.weights import Block, WeightLoader, weight_reader
 from bitsmith.system.memory import available_memory
 from bitsmith.system.progress import Report, silent
@@ -147,6 +147,7 @@ class BlockwiseRounding:
             raise ValueError(f"block {layer} was asked for, but block {self._next} is next.")
         block = self._loader.block(layer)
         require_finite(block, f"blk.{layer}.")
+        block = with_rounded_products(block, self._steps.coarse(layer))
         self._next += 1
         with fast_products(self._loader.device):
             return self._steps.block(layer, block, self._states, report)
@@ -231,6 +232,12 @@ class _Steps:
     @property
     def _effort(self) -> Effort:
         return EFFORTS[self.task.effort]
+
+    def coarse(self, layer: int) -> frozenset[str]:
+        """Names of the linears of a block whose formats lose more than bfloat16 does."""
+        prefix = f"blk.{layer}."
+        formats = {name: format for name, format in self.task.formats.items() if name.startswith(prefix)}
+        return frozenset(name.removeprefix(prefix) for name, format in formats.items() if format.bits < FINE_BITS)
 
     def block(self, layer: int, original: Block, states: _States, report: Report) -> Rounded:
         """Round one block and advance `states` through it."""

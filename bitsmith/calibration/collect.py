@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bitsmith.calibration.beside import WindowStates
 from bitsmith.calibration.folding import block_tensors
+from bitsmith.calibration.method import FINE_BITS
 from bitsmith.calibration.routing import RouterCounts
 from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.calibration.stats import Stats, StatsMeter
@@ -27,7 +28,7 @@ from bitsmith.runtime.decoder import Decoder, Routing
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.ondemand import OnDemandKernel
 from bitsmith.runtime.torch.ops import TorchOps
-from bitsmith.runtime.torch.products import fast_products
+from bitsmith.runtime.torch.products import fast_products, with_rounded_products
 from bitsmith.runtime.weights import Block, Linear, WeightLoader, Weights, weight_reader
 from bitsmith.system.progress import Progress, Report, silent
 
@@ -135,16 +136,27 @@ def collect(
             meters = meters_of(config, layer, passing, seed, every=tokens.all_experts)
             block = loader.block(layer)
             require_finite(block, f"blk.{layer}.")
-            advance(decoder, layer, recording(block, f"blk.{layer}.", meters), hidden, routers.routing)
+            fast = recording(with_rounded_products(block, coarse(searches)), f"blk.{layer}.", meters)
+            advance(decoder, layer, fast, hidden, routers.routing)
             found = _results(meters)
             for search, kept in zip(searches, rescalings, strict=True):
                 kept[layer] = _rescalings(config, layer, block, search, found)
-            del block, meters
+            del block, fast, meters
             stats |= {f"blk.{layer}.{name}": each for name, each in _only(wanted, found).items()}
         stats[HEAD] = _head_stats(decoder, hidden, wanted, seed)
     report(Progress("calibrate", config.layers, config.layers, "blocks"))
     coverage = routers.coverage(tokens.tokens.size)
     return Calibration(stats, tokens.record, config.tied, rescalings, coverage)
+
+
+def coarse(searches: Sequence[Search]) -> frozenset[str]:
+    """Names of linears within a block whose formats lose more than bfloat16 does, in every search."""
+    found: dict[str, int] = {}
+    for search in searches:
+        for name, format in search.formats.items():
+            own = name.split(".", 2)[-1]
+            found[own] = max(found.get(own, 0), format.bits)
+    return frozenset(name for name, bits in found.items() if bits < FINE_BITS)
 
 
 def _with_needs(wanted: Wanted, searches: Sequence[Search]) -> Wanted:

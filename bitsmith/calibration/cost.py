@@ -25,10 +25,13 @@ LONG_SECONDS = 600.0  # longer work is announced with a cheaper choice
 _FLOATS = 4  # bytes
 _HESSIANS = 4  # a Hessian, its factor, the drift of its input and the correction for it
 _SLABS, _SLAB_ROWS = 10, 2048  # copies of the rows being rounded, see `rounders.gptq.SLAB_ROWS`
-_COLUMN_WORK = 4.5  # cost of rounding a row, in products of one row with the Hessian
-_COLUMN_SECONDS = 1.5e-4  # fixed time to round one column
+_FIXED_WORK, _SWEEP_WORK = 1.5, 1.0  # rounding a row, and each sweep of descent, in products of a row and the Hessian
+_FACTOR_WORK, _CORRECTION_WORK = 0.7, 1.0  # in products of two matrices of the Hessian's size
+_COLUMN_SECONDS = 1.5e-5  # fixed time to round one column
 _STEP_SECONDS = 0.03  # fixed time of one learning step
-_CANDIDATES, _SEEN_ROWS, _FIT_WORK = 40, 1024, 8000.0  # a search for factors: candidates, rows used, work per weight
+_AWQ_TRIALS, _AWQ_ROWS = 40, 1024  # candidates for factors, and rows of a matrix that are used
+_SMOOTH_TRIALS, _SMOOTH_TOKENS = 22, 512
+_FIT_WORK = 600.0  # finding the scale of a block, in products per weight
 _SEEN_PASSES = 2  # passes through all experts for the statistics of GPTQ, if every token counts for every expert
 _TRAINING_PRODUCTS = 4  # forward, forward again in the backward pass, and two gradients
 _OFFSETS = 5  # numbers beside a weight: its offset, the best one, the gradient, and Adam's two moments
@@ -43,11 +46,15 @@ class Cost:
     memory: bytes for hidden states, inputs that are kept beside them, two blocks (original and quantized), the largest
         Hessian and the matrices derived from it, and the rows being rounded
     disk: bytes of hidden states in a temporary file; 0 if they stay in memory
+    products: number of multiplications, each with an addition, in the passes, Gram matrices and the rounding
+    rate: products that this machine takes in a second, by a short measurement
     """
 
     seconds: float
     memory: int
     disk: int = 0
+    products: float = 0.0
+    rate: float = 0.0
 
 
 def calibration_cost(
@@ -61,20 +68,22 @@ def calibration_cost(
     seconds, largest, widest, grams = 0.0, 0, config.hidden, 0
     rate = _multiply_adds_per_second()
     known: dict[LayerSpec, float] = {}
+    products = 0.0
     for layer in range(config.layers):
         shapes = linear_shapes(config, layer)
         largest = max(largest, sum(rows * cols for rows, cols in shapes.values()))
         widest = max(widest, *(cols for _, cols in shapes.values()))
         kind = config.specs[layer]
         if kind not in known:
-            known[kind] = _block_seconds(config, layer, method, effort, record, rate)
+            known[kind] = _block_products(config, layer, method, effort, record)
         grams = max(grams, _gram_bytes(config, layer, method, record.all_experts))
-        seconds += known[kind]
+        products += known[kind]
+        seconds += known[kind] / rate + _fixed_seconds(config, layer, method, effort)
     kept = _kept_inputs(config, method, effort, record.tokens, memory)
     memory = hidden_states + _FLOATS * 2 * largest
     if method.needs_text:
         memory += kept + _FLOATS * (_HESSIANS * widest**2 + _SLABS * min(_SLAB_ROWS, widest) * widest)
-    return Cost(seconds, memory + grams, on_disk)
+    return Cost(seconds, memory + grams, on_disk, products, rate)
 
 
 def training_cost(config: ModelConfig, how: EndToEnd, context: int, *, teacher: ModelConfig) -> Cost:
@@ -98,30 +107,44 @@ def training_cost(config: ModelConfig, how: EndToEnd, context: int, *, teacher: 
     return Cost(seconds, bytes_each * every + _FLOATS * 2 * config.vocab * config.hidden + known)
 
 
-def _block_seconds(
-    config: ModelConfig, layer: int, method: Method, effort: str, record: CalibrationRecord, rate: float
-) -> float:
-    """Time for one block. rate: products and sums in a second"""
-    matrices = tuple(linear_shapes(config, layer).values())
-    block, tokens = _passed_weights(config, layer), record.tokens
-    work = float(block * tokens)
-    passes = work * method.row.passes if method.needs_text else work
-    if record.all_experts:
-        further = _passed_weights(config, layer, every=True) * tokens - work
-        passes += further * (_SEEN_PASSES if method.row.needs_text else 1) + further * bool(method.transform)
-    fixed = 0.0
-    if method.transform:
-        passes += 3 * work
-        looked = ((min(rows, _SEEN_ROWS), cols) for rows, cols in matrices)
-        passes += _CANDIDATES * sum(rows * cols * (cols + _FIT_WORK) for rows, cols in looked)
-    if method.row.by_column:
-        passes += _COLUMN_WORK * sum(rows * cols * cols for rows, cols in matrices)
-        fixed += _COLUMN_SECONDS * (1 + EFFORTS[effort].sweeps) * sum(cols for _, cols in matrices)
-    if method.row.tuner is not None:
-        tuning = EFFORTS[effort]
-        passes += 3.0 * block * tuning.steps * tuning.batch * record.context  # three products per window
-        fixed += _STEP_SECONDS * tuning.steps
-    return passes / rate + fixed
+def _block_products(config: ModelConfig, layer: int, method: Method, effort: str, record: CalibrationRecord) -> float:
+    """Products in the calibration of one block."""
+    tokens, row, how = record.tokens, method.row, EFFORTS[effort]
+    shapes = linear_shapes(config, layer)
+    matrices = tuple(shapes.values())
+    block = _passed_weights(config, layer)
+    attention = 2.0 * config.heads * config.specs[layer].head_dim * record.context
+    passed = (block + attention) * tokens
+    further = _passed_weights(config, layer, every=True) * tokens - block * tokens if record.all_experts else 0.0
+    inputs = [shapes[group.linears[0]][1] for group in linear_groups(config, layer)]
+    grams = sum(cols * cols for cols in inputs) * (1.0 if config.experts is None else 0.5) * tokens
+    products = 0.0
+    if method.transform or not row.needs_text:
+        products += passed + further
+    if method.transform == "awq":
+        products += grams / 2
+        seen = ((min(rows, _AWQ_ROWS), cols) for rows, cols in matrices)
+        products += _AWQ_TRIALS * sum(rows * cols * (cols / 2 + _FIT_WORK) for rows, cols in seen)
+    elif method.transform:
+        products += _SMOOTH_TRIALS * sum(rows * cols * (_SMOOTH_TOKENS + _FIT_WORK) for rows, cols in matrices)
+    if row.needs_text or method.transform:
+        follows = row.follows_original(how)
+        products += (1 + follows) * passed + _SEEN_PASSES * further + grams * (0.5 + follows)
+    if row.by_column:
+        work = _FIXED_WORK + _SWEEP_WORK * how.sweeps + how.corrects
+        products += sum(rows * cols * (work * cols + 2 * _FIT_WORK) for rows, cols in matrices)
+        products += (_FACTOR_WORK + _CORRECTION_WORK * how.corrects) * sum(cols**3 for cols in inputs)
+    if row.tuner is not None:  # three products per window
+        products += passed + 3.0 * (block + attention) * how.steps * how.batch * record.context
+    return products
+
+
+def _fixed_seconds(config: ModelConfig, layer: int, method: Method, effort: str) -> float:
+    """Time in one block that does not grow with its matrices."""
+    how, row = EFFORTS[effort], method.row
+    columns = sum(cols for _, cols in linear_shapes(config, layer).values())
+    seconds = _COLUMN_SECONDS * (1 + how.sweeps) * columns if row.by_column else 0.0
+    return seconds + (_STEP_SECONDS * how.steps if row.tuner is not None else 0.0)
 
 
 def _passed_weights(config: ModelConfig, layer: int, *, every: bool = False) -> float:
@@ -176,8 +199,9 @@ def _hidden_states(
 
 def _multiply_adds_per_second() -> float:
     """Speed of float32 matrix products on this machine."""
-    a = np.ones((_PROBE, _PROBE), np.float32)
-    a @ a
-    started = time.perf_counter()
-    a @ a
-    return _PROBE**3 / (time.perf_counter() - started)
+    a, least = np.ones((_PROBE, _PROBE), np.float32), float("inf")
+    for _ in range(4):  # the first wakes the threads
+        started = time.perf_counter()
+        a @ a
+        least = min(least, time.perf_counter() - started)
+    return _PROBE**3 / least

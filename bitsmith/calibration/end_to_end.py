@@ -79,7 +79,7 @@ class EndToEnd:
 def usual(depth: str) -> EndToEnd:
     """The settings of a depth that measured best, see docs/quality.md."""
     if depth == "scales":
-        return EndToEnd(depth, steps=200, tokens=MOST_TOKENS)
+        return EndToEnd(depth, steps=200, tokens=MOST_TOKENS, scaling=0.01)
     return EndToEnd(depth, steps=400, tokens=MOST_TOKENS, rounding=0.003, scaling=0.001)
 
 

@@ -34,7 +34,6 @@ class Rounder:
     needs_text: whether the model must run on calibration text even without a transform
     heeds_effort: whether the effort changes the codes
     follows_original: effort -> whether to keep the original model's hidden states beside those of the rounded blocks
-    passes: forward passes of a block over the calibration text, statistics included; for the expected time
     by_column: whether the time grows with the square of the number of columns
     """
 
@@ -44,7 +43,6 @@ class Rounder:
     needs_text: bool = True
     heeds_effort: bool = True
     follows_original: Callable[[Effort], bool] = lambda effort: False
-    passes: float = 5.5
     by_column: bool = True
 
     def hidden_state_buffers(self, effort: str) -> int:
@@ -73,8 +71,8 @@ def _learned(decoder: Decoder, layer: int, block: Block, effort: Effort, seed: i
 ROUNDERS: dict[str, Rounder] = {
     row.name: row
     for row in (
-        Rounder("nearest", _nearest, needs_text=False, heeds_effort=False, passes=2.8, by_column=False),
+        Rounder("nearest", _nearest, needs_text=False, heeds_effort=False, by_column=False),
         Rounder("gptq", _gptq, follows_original=lambda effort: effort.corrects),
-        Rounder("learned", _gptq, tuner=_learned, follows_original=lambda effort: True, passes=7.5),
+        Rounder("learned", _gptq, tuner=_learned, follows_original=lambda effort: True),
     )
 }

@@ -136,7 +136,8 @@ class ScaledMatrix:
     def values(self) -> Tensor:
         """The decoded matrix, float32 [rows, cols], differentiable in `changes`."""
         grid = self.format.grid(self._params.now())
-        found: Tensor = _Scaled.apply(self._codes, grid.scale, grid.offset, _levels_of(grid))  # type: ignore[no-untyped-call]
+        offset = grid.offset if isinstance(grid, Grid) else None
+        found: Tensor = _Scaled.apply(self._codes, grid.scale, offset, _levels_of(grid))  # type: ignore[no-untyped-call]
         return found
 
     def frozen(self) -> QuantTensor:
@@ -147,8 +148,7 @@ class ScaledMatrix:
 def _levels_of(grid: AnyGrid) -> Callable[[Tensor], Tensor]:
     """The levels of codes, float32 [rows, cols]."""
     if isinstance(grid, VectorGrid):
-        book = grid.book
-        return lambda codes: torch.as_tensor(book.levels(codes)).flatten(1)
+        return lambda codes: torch.as_tensor(grid.levels(codes))
     table = grid.table
     return lambda codes: torch.as_tensor(table[codes.long()])
 

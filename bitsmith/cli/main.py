@@ -43,6 +43,7 @@ COMMANDS = {  # name -> its module in this package, and the command there
     "tune": "tune.tune",
     "merge": "merge.merge",
     "handover": "handover.handover",
+    "publish": "publish.publish",
     "inspect": "inspect.inspect",
     "list": "stored.list_models",
     "pull": "stored.pull",
@@ -57,7 +58,7 @@ SECTIONS = {  # of the help; commands of no section come last
     "Train": ("tune", "merge"),
     "Prove": ("eval", "compare", "results", "bench", "inspect"),
     "Run": ("run", "chat", "serve"),
-    "Give": ("handover",),
+    "Give": ("handover", "publish"),
     "Models": ("list", "pull", "rm"),
 }
 

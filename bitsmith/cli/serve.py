@@ -78,7 +78,7 @@ def serve(model: str, options: ServeOptions, loading: LoadingOptions) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    app = make_app(Served(engine, options.name or loaded.name, key))
+    app = make_app(Served(engine, options.name or loaded.name, key, _format(model, loading)))
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
     try:
         uvicorn.Server(config).run(sockets=[listening])
@@ -119,6 +119,18 @@ def _listen(options: ServeOptions) -> socket.socket:
             f"--host={options.host} --port={options.port}: {error.strerror}; give another --port (0: a free one)."
         ) from error
     return listening
+
+
+def _format(model: str, loading: LoadingOptions) -> str:
+    """How most of the weights are stored, and their size, for people."""
+    from bitsmith.cli.drawing import human_bytes
+    from bitsmith.models.checkpoint import open_checkpoint
+
+    sizes: dict[str, int] = {}
+    for info in open_checkpoint(model, revision=loading.revision).source.tensors.values():
+        sizes[info.layout] = sizes.get(info.layout, 0) + info.nbytes
+    most = max(sizes, key=lambda layout: sizes[layout])
+    return f"{most.rpartition('/')[2]}, {human_bytes(sum(sizes.values()))}"
 
 
 def _load(model: str, loading: LoadingOptions, parallel: int) -> LanguageModel:

@@ -38,6 +38,11 @@ def print_plan(planned: Quantized, *, full: bool) -> None:
         )
         if planned.calibration_disk:
             room += f", and {human_bytes(planned.calibration_disk)} of disk for temporary files"
+        if planned.calibration_products:
+            room += (
+                f"; {planned.calibration_products:.3g} products, of which this machine takes "
+                f"{planned.products_per_second:.3g} a second"
+            )
         console.print(f"method: {planned.method}, calibrated on {seen}{room}", soft_wrap=True, markup=False)
     console.print(f"output: {planned.out}", soft_wrap=True, markup=False)
 

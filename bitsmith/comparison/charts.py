@@ -133,6 +133,7 @@ def _loss(found: Comparison) -> Spec:
         "type": "quantitative",
         "title": f"file size, {word}",
         "scale": {"zero": False, "padding": 24},
+        "axis": {"tickCount": 10},
     }
     y: Spec = {"field": "kld", "type": "quantitative", "title": "mean KLD, nats per token", "scale": {"type": "log"}}
     y["axis"] = {"format": "~g", "labelOverlap": True, "tickCount": 6}
@@ -281,7 +282,12 @@ def _layers(found: Comparison) -> Spec:
         "height": 24 * max(1, len(kinds)),
         "mark": {"type": "rect"},
         "encoding": {
-            "x": {"field": "block", "type": "ordinal", "title": "block"},
+            "x": {
+                "field": "block",
+                "type": "ordinal",
+                "title": "block",
+                "axis": {"labelAngle": 0, "labelOverlap": True},
+            },
             "y": {"field": "kind", "type": "nominal", "title": None, "sort": kinds},
             "color": {
                 "field": "error",

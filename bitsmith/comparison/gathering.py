@@ -105,4 +105,5 @@ class Gathering:
         context, most = self._config.context, self._config.max_windows
         for domain, tokens in self._texts:
             theirs = read_windows(candidate, domain.texts, context=context, max_windows=most).windows
-            require_same_tokens(candidate, self._original, theirs, tokens.windows, name=domain.name)
+            advice = "Compare it with the model that it was made from."
+            require_same_tokens(candidate, self._original, theirs, tokens.windows, name=domain.name, advice=advice)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bitsmith.comparison.texts import DomainTokens
+from bitsmith.models.tokenizer.vocabulary import piece
 
 if TYPE_CHECKING:
     from bitsmith.models.tokenizer import Tokenizer
@@ -26,11 +27,18 @@ class Generation:
 
 
 def usual_prompts(tokens: DomainTokens, tokenizer: Tokenizer) -> tuple[str, ...]:
-    """The beginnings of windows in equal distances."""
+    """The beginnings of windows in equal distances, from the first whole word on."""
     windows = tokens.windows
     chosen = sorted({len(windows) * each // PROMPTS for each in range(PROMPTS)})
-    texts = (tokenizer.decode(windows.tokens[number, :_PROMPT_TOKENS].tolist()).strip() for number in chosen)
+    texts = (_beginning(windows.tokens[number].tolist(), tokenizer) for number in chosen)
     return tuple(text for text in texts if text)
+
+
+def _beginning(ids: list[int], tokenizer: Tokenizer) -> str:
+    """_PROMPT_TOKENS tokens, of which the first begins a word; the first ones of all where none does."""
+    places = range(1, len(ids) - _PROMPT_TOKENS)
+    start = next((at for at in places if piece(tokenizer.vocabulary, ids[at])[:1].isspace()), 0)
+    return tokenizer.decode(ids[start : start + _PROMPT_TOKENS]).strip()
 
 
 def written(model: LanguageModel, prompts: Sequence[str], tokens: int) -> list[str]:

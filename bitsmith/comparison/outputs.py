@@ -47,7 +47,7 @@ class Outputs:
         self._paths = [followed(Path(path), force=force) for path in (*paths, *cards)]
         for path in self._paths:
             _check(path)
-        self._places = [Destination(path, [FileLayout(path.name, b"", (), 0)]) for path in self._paths]
+        self._places = [Destination(path, [FileLayout(path.name, b"", (), _about(path))]) for path in self._paths]
         self._reservation = Reservation(self._places, sources=sources, force=force)
 
     def write(self, found: Comparison) -> list[Path]:
@@ -81,6 +81,11 @@ def _write_results(found: Comparison, folder: Path, force: bool) -> list[Path]:
     with Reservation([place], force=force) as reservation, OutputFiles(place, reservation) as output:
         output.commit([layout])
     return [path]
+
+
+def _about(path: Path) -> int:
+    """About how many bytes a file will have: the script of the charts is most of a page."""
+    return 1_200_000 if path.suffix.lower() == ".html" else 20_000
 
 
 def _check(path: Path) -> None:

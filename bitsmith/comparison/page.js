@@ -1,18 +1,19 @@
 "use strict";
 const charts = JSON.parse(document.getElementById("charts").textContent);
-const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const dark = matchMedia("(prefers-color-scheme: dark)");
 
+// Colours are the page's own variables, so that charts follow its scheme, on paper too.
 function draw() {
-  const text = color("--text"), dim = color("--dim"), line = color("--line");
+  const text = "var(--text)", dim = "var(--dim)", line = "var(--line)";
   const config = {
     background: "transparent", font: "system-ui, sans-serif",
-    axis: { labelColor: text, titleColor: dim, gridColor: line, domainColor: line, tickColor: line },
+    axis: { labelColor: text, titleColor: dim, gridColor: line, domainColor: line, tickColor: line, gridOpacity: 0.6 },
     legend: { labelColor: text, titleColor: dim, orient: "top" },
     text: { color: text }, rule: { color: dim }, view: { stroke: null },
   };
   for (const [name, spec] of Object.entries(charts)) {
     const place = document.getElementById("chart-" + name);
-    vegaEmbed(place, spec, { mode: "vega-lite", actions: false, renderer: "svg", config, tooltip: { theme: matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light" } })
+    vegaEmbed(place, spec, { mode: "vega-lite", actions: false, renderer: "svg", config, tooltip: { theme: dark.matches ? "dark" : "light" } })
       .then(() => { place.dataset.drawn = "true"; })
       .catch((error) => { place.textContent = "This chart could not be drawn: " + error; console.error(error); });
   }
@@ -36,5 +37,5 @@ function sortable(table) {
 }
 
 draw();
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+dark.addEventListener("change", draw);
 document.querySelectorAll("table.sortable").forEach(sortable);

@@ -31,7 +31,7 @@ from bitsmith.comparison.tasks.harness import require_harness
 from bitsmith.comparison.tasks.naming import open_tasks
 from bitsmith.comparison.tasks.scores import TaskScore, task_score
 from bitsmith.comparison.texts import Domain, DomainTokens, domain_tokens, open_domains
-from bitsmith.comparison.verdict import better_warnings, domain_warnings, tie_notes, verdict
+from bitsmith.comparison.verdict import better_warnings, domain_warnings, few_warnings, tie_notes, verdict
 from bitsmith.containers.sources import files_of
 from bitsmith.errors import BitsmithError, UsageError
 from bitsmith.system.machine import cores
@@ -185,7 +185,7 @@ class _Run:
             floors=floors,
             conditions=self._conditions(),
             verdict=verdict(rows, config.within, tokens),
-            warnings=(*domain_warnings(rows, texts), *better_warnings(rows)),
+            warnings=(*domain_warnings(rows, texts), *better_warnings(rows), *few_warnings(texts)),
             notes=(*tie_notes(rows, tokens), *notes),
             generations=generations,
         )

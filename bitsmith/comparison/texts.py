@@ -113,7 +113,7 @@ def _clusters(read: TextWindows, model: Vocabulary) -> tuple[np.ndarray, str]:
 
 
 def paragraph_starts(ids: np.ndarray, model: Vocabulary) -> np.ndarray:
-    """Places in `ids`, int64, where a paragraph begins: behind a blank line."""
+    """Places in `ids`, int64, where a paragraph begins: its first token that is not blank, behind a blank line."""
     tokenizer: Tokenizer = model.tokenizer  # type: ignore[assignment]
     shapes = {}
     for token in np.unique(ids).tolist():
@@ -124,10 +124,12 @@ def paragraph_starts(ids: np.ndarray, model: Vocabulary) -> np.ndarray:
             b"\n" in text[len(text.rstrip(b" \t\r\n")) :],
             not text.strip(b" \t\r\n"),
         )
-    starts, line_ended = [0], False
+    starts, line_ended, between = [0], False, False
     for place, token in enumerate(ids.tolist()):
         blank, leads, trails, empty = shapes[token]
-        if blank or (line_ended and leads):
-            starts.append(place + 1)
+        if between and not empty:  # several blank lines end one paragraph, and begin one
+            starts.append(place)
+            between = False
+        between = between or blank or (line_ended and leads)
         line_ended = trails or (line_ended and empty)
     return np.array(starts, np.int64)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from bitsmith.comparison.result import Measured, Row
+from bitsmith.comparison.texts import LEAST_DOCUMENTS
 from bitsmith.system.sizes import human_bytes
 
 _Z = 1.96
@@ -46,8 +47,10 @@ def verdict(rows: Sequence[Row], within: float, tokens: int) -> str:
             f"{best.name} ({_size(best)}) loses least: {_loss(best)}."
         )
     chosen = min(good, key=lambda row: row.file_bytes)
-    among = f"the smallest of {len(rows)} that are" if len(rows) > 1 else "the only candidate, and"
-    said = f"{chosen.name} ({_size(chosen)}) is {among} surely within {within:g} % of the original: {_loss(chosen)}"
+    among = "the smallest candidate that" if len(rows) > 1 else "the only candidate, and"
+    many = f" ({len(good)} of {len(rows)} are)" if len(rows) > 1 else ""
+    said = f"{chosen.name} ({_size(chosen)}) is {among} is surely within {within:g} % of the original{many}: "
+    said += _loss(chosen)
     if chosen.ties:
         said += f"; on {tokens:,} tokens it is indistinguishable from {_listed(chosen.ties)}"
     return said + "."
@@ -101,4 +104,13 @@ def better_warnings(rows: Sequence[Row]) -> tuple[str, ...]:
         f"{row.summary.kld.value:.2g}: it predicts something else, and happens to suit this text"
         for row in rows
         if row.summary.quality.value - 3 * row.summary.quality.error > 1
+    )
+
+
+def few_warnings(texts: Sequence[Measured]) -> tuple[str, ...]:
+    """Texts whose errors are over so few documents or windows that they cannot be trusted."""
+    return tuple(
+        f"the errors on {text.name} are over {text.units} {text.unit} only and may be far too small; take more text"
+        for text in texts
+        if text.units < LEAST_DOCUMENTS
     )

@@ -23,6 +23,7 @@ CONTAINERS: dict[str, str] = {  # name -> its module, imported when first used
     "compressed": "bitsmith.containers.compressed",
     "bnb": "bitsmith.containers.bnb",
     "mlx": "bitsmith.containers.mlx",
+    "modelopt": "bitsmith.containers.modelopt",
 }
 
 

@@ -78,6 +78,7 @@ class Modules:
     main: the scheme of most modules
     others: schemes of modules that differ from `main`
     kept: linear modules in 16 bits
+    of_main: modules of the scheme `main`
     version: version of the layout, see `ModuleContainer.version`
     """
 
@@ -85,6 +86,7 @@ class Modules:
     others: Mapping[str, Scheme]
     kept: Sequence[str]
     version: int
+    of_main: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

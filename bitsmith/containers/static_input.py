@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bitsmith.containers.base import RowAxis, WholeTensorCodec, cut, join_slabs
-from bitsmith.containers.compressed_codecs import FloatCodec, IntegerCodec, PackedCodec
+from bitsmith.containers.base import ModuleCodec, RowAxis, WholeTensorCodec, cut, join_slabs
 from bitsmith.errors import TensorError, UsageError
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.formats.precision import PRECISIONS
@@ -30,7 +29,7 @@ class StaticInput:
     shape: shape of the input scale: (1,) in compressed-tensors; other tools write ()
     """
 
-    weights: PackedCodec | IntegerCodec | FloatCodec
+    weights: ModuleCodec
     input_rounding: InputRounding
     precision: str
     shape: tuple[int, ...] = (1,)
@@ -60,6 +59,11 @@ class StaticInput:
             return {**self.weights.axes, **axes}
         return {**dict.fromkeys(self.weights.layout((1, self.format.multiple)), RowAxis(0)), **axes}
 
+    @property
+    def rounding(self) -> InputRounding | None:
+        """How bitsmith rounds the inputs; None: not at all."""
+        return self.input_rounding
+
     def with_input_absmax(self, largest: float) -> StaticInput:
         """The same codec with a scale for inputs of magnitude up to `largest`.
 
@@ -75,7 +79,7 @@ class StaticInput:
         stored = float(scale[0]) or EPSILON  # replaces a scale that rounds to zero
         return replace(self, input_rounding=replace(self.input_rounding, scale=stored))
 
-    def read(self, parts: Mapping[str, np.ndarray]) -> InputRounding:
+    def read(self, parts: Mapping[str, np.ndarray]) -> InputRounding | None:
         """Input rounding of a stored weight. Raises TensorError if its scale is not finite and above zero."""
         scale = float(parts[INPUT_SCALE].astype(np.float32).reshape(()))
         if not (math.isfinite(scale) and scale > 0):

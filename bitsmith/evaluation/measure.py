@@ -139,11 +139,18 @@ def read_windows(
 
 
 def require_same_tokens(
-    model: Vocabulary, against: Vocabulary, windows: Windows, theirs: Windows, *, name: str
+    model: Vocabulary,
+    against: Vocabulary,
+    windows: Windows,
+    theirs: Windows,
+    *,
+    name: str,
+    advice: str = "Give --against the model that this file was made from.",
 ) -> None:
     """Raise UsageError unless both models get the same tokens of the text `name`.
 
     One vocabulary may be wider (padding).
+    advice: what to do, for the message
     """
     if np.array_equal(windows.tokens, theirs.tokens):
         return
@@ -163,7 +170,7 @@ def require_same_tokens(
             if at is None
             else f"token {at} is {int(ours_flat[at])} in the first and {int(theirs_flat[at])} in the second"
         )
-    raise UsageError(f"{both} {vocab}: {found}. Give --against the model that this file was made from.")
+    raise UsageError(f"{both} {vocab}: {found}. {advice}")
 
 
 def _measure(

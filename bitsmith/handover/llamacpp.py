@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bitsmith.handover.runtime import HALF, Prepared, Probing, Runtime
+from bitsmith.handover.runtime import HALF, Prepared, Probing, Runtime, flag
 from bitsmith.handover.subject import Subject
 
 
 def _prepare(subject: Subject, folder: Path) -> Prepared:
-    command = ("llama-server", "-m", str(subject.path), "-c", str(subject.context), "--jinja")
+    command = ("llama-server", "-m", str(subject.path), "-c", str(subject.context), *flag("jinja"))
     notes = (
         () if subject.tokenizer.has_chat_template else ("the file has no chat template: only /completion is of use",)
     )
-    return Prepared((*command, "--alias", subject.name), notes=notes)
+    return Prepared((*command, *flag("alias", subject.name)), notes=notes)
 
 
 PROBING = Probing("llamacpp_probe.py", "xllamacpp", lambda subject: HALF, program="llama-server")

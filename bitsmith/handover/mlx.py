@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bitsmith.handover.runtime import HALF, Prepared, Probing, Runtime
+from bitsmith.handover.runtime import HALF, Prepared, Probing, Runtime, flag
 from bitsmith.handover.subject import FLOATS, Subject
 
 
 def _prepare(subject: Subject, folder: Path) -> Prepared:
-    return Prepared(("mlx_lm.server", "--model", str(subject.path), "--port", "8080"))
+    return Prepared(("mlx_lm.server", *flag("model", str(subject.path)), *flag("port", "8080")))
 
 
 RUNTIME = Runtime(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bitsmith.handover.runtime import Prepared, Runtime
+from bitsmith.handover.runtime import Prepared, Runtime, flag
 from bitsmith.handover.subject import FLOATS, Subject
 
 _GPU = "TensorRT-LLM runs on an NVIDIA GPU only"
 
 
 def _prepare(subject: Subject, folder: Path) -> Prepared:
-    command = ("trtllm-serve", str(subject.path), "--backend", "pytorch", "--max_seq_len", str(subject.context))
+    command = ("trtllm-serve", str(subject.path), *flag("backend", "pytorch"))
+    command += flag("max_seq_len", str(subject.context))
     return Prepared(command, notes=(f"{_GPU}; this file was not tried there",))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bitsmith.handover.runtime import HALF, Prepared, Probing, Runtime
+from bitsmith.handover.runtime import HALF, Prepared, Probing, Runtime, flag
 from bitsmith.handover.subject import FLOATS, Subject
 
 _PARSERS = (  # beginning of a call in chat templates -> vLLM's parser
@@ -22,14 +22,14 @@ def _dtype(subject: Subject) -> str:
 
 
 def _prepare(subject: Subject, folder: Path) -> Prepared:
-    command = ["vllm", "serve", str(subject.path), "--served-model-name", subject.name]
-    command += ["--max-model-len", str(subject.context), "--dtype", _dtype(subject)]
+    command = ["vllm", "serve", str(subject.path), *flag("served-model-name", subject.name)]
+    command += [*flag("max-model-len", str(subject.context)), *flag("dtype", _dtype(subject))]
     if subject.container == "bnb":
-        command += ["--quantization", "bitsandbytes", "--load-format", "bitsandbytes"]
+        command += [*flag("quantization", "bitsandbytes"), *flag("load-format", "bitsandbytes")]
     template = subject.tokenizer.vocabulary.chat_template or ""
     parser = next((name for mark, name in _PARSERS if mark in template), "")
     if parser:
-        command += ["--enable-auto-tool-choice", "--tool-call-parser", parser]
+        command += [*flag("enable-auto-tool-choice"), *flag("tool-call-parser", parser)]
     notes = () if template else ("the folder has no chat template: only /v1/completions is of use",)
     return Prepared(tuple(command), notes=notes)
 

@@ -32,8 +32,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_MIXES = (("q2_k", 0.0), ("q3_k_m", 3.4), ("q4_k_m", 4.5), ("q5_k_m", 5.5), ("q6_k", 6.5))
-_MIXES += (("q8_0", 8.5), ("bf16", 15.9))
+_MIXES = (
+    ("q2_k", 0.0),
+    ("q3_k_m", 3.4),
+    ("q4_k_m", 4.5),
+    ("q5_k_m", 5.5),
+    ("q6_k", 6.5),
+    ("q8_0", 8.5),
+    ("bf16", 15.9),
+)
 _USUAL = {"native": "int4", "compressed": "w4a16", "gptq": "int4", "awq": "int4", "bnb": "nf4"}
 _TRIES = 12
 

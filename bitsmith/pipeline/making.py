@@ -95,11 +95,24 @@ def make_all(
             coverage=made.coverage,
         )
         _log.info("wrote %s in %.1f s", result.out, result.seconds)
+        _log_rate(result)
         if on_done is not None:
             on_done(result)
         done.append(result)
         clock = now
     return done
+
+
+def _log_rate(result: Quantized) -> None:
+    """Log the share of the machine's rate of products that a calibrated output reached, all its other work included."""
+    working = result.seconds - result.verify_seconds
+    if result.calibration_products and result.products_per_second and working > 0:
+        reached = result.calibration_products / working
+        share = 100 * reached / result.products_per_second
+        _log.info(
+            "calibration: %.3g products, %.3g a second, %.0f %% of what this machine takes",
+            *(result.calibration_products, reached, share),
+        )
 
 
 def _measured(outputs: Sequence[Output], shared: Work, report: Report) -> list[Measured]:

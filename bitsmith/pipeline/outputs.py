@@ -107,6 +107,8 @@ class Output:
             fast_seconds=fast if fast is not None and fast < seconds / 2 else None,
             calibration_memory=cost.memory,
             calibration_disk=cost.disk,
+            calibration_products=cost.products,
+            products_per_second=cost.rate,
         )
 
     def planned(self) -> Quantized:

@@ -13,7 +13,7 @@ from bitsmith.calibration.resources import Resources
 from bitsmith.containers.destination import folder_for
 from bitsmith.containers.reservation import Reservation
 from bitsmith.containers.sources import files_of
-from bitsmith.errors import UsageError
+from bitsmith.errors import UsageError, quoted
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.pipeline.config import QuantizeConfig
 from bitsmith.pipeline.estimate import with_long_note
@@ -238,6 +238,14 @@ def _with_most_effort(output: Output) -> Output:
 
 def _trained(output: Output, training: Training) -> Output:
     """The output with a training. Raises UsageError where its method does not round block by block."""
+    target = output.assignment.target
+    if not output.assignment.formats:
+        raise UsageError(f"--to={quoted(str(target))}: it rounds nothing, so there is nothing to train.")
+    if output.assignment.inputs:
+        raise UsageError(
+            f"--to={quoted(str(target))}: it rounds the inputs of its products too, which training does not simulate; "
+            "choose a format of weights alone."
+        )
     if not output.method.needs_text or output.method.transform:
         raise UsageError(
             f"--method={output.method}: training goes on from codes that gptq or learned chose; give one of these."

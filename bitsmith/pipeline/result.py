@@ -27,6 +27,8 @@ class Quantized:
     calibration_memory: bytes that calibration needs in addition: hidden states, a block twice, its largest Hessian,
         the rows being rounded
     calibration_disk: bytes of hidden states in a temporary file, if they are more than `memory` allows
+    calibration_products: multiplications, each with an addition, that the calibration takes
+    products_per_second: that this machine takes, by a short measurement; 0.0 without a calibration on text
     method: how codes are chosen
     notes: notes for the user about the run
     told: what a budget chose, and what it is expected to lose
@@ -55,6 +57,8 @@ class Quantized:
     calibration: CalibrationRecord | None = None
     calibration_memory: int = 0
     calibration_disk: int = 0
+    calibration_products: float = 0.0
+    products_per_second: float = 0.0
     fast_seconds: float | None = None
     method: str = "nearest"
     notes: tuple[str, ...] = ()
@@ -156,6 +160,8 @@ class Quantized:
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
             "calibration_memory_bytes": self.calibration_memory,
             "calibration_disk_bytes": self.calibration_disk,
+            "calibration_products": self.calibration_products,
+            "products_per_second": self.products_per_second,
             "experts": None if self.coverage is None else self.coverage.to_dict(),
             "recovered_tensors": list(self.recovered),
             "notes": [*self.told, *self.notes],

@@ -18,6 +18,7 @@ OPTIMIZERS: Mapping[str, int] = {  # bytes for each trained parameter: float32 m
 }
 
 _NUMBER = 2  # bytes, bf16
+_MASTER = 4  # bytes of a float32 master weight
 _MASK = 1  # bytes, a boolean
 _NF4_BLOCK, _SUPER_BLOCK = 64, 256  # weights for each 8-bit scale; scales for each float32 scale
 _RECURRENT = 12  # numbers kept for each number of the hidden state
@@ -64,6 +65,7 @@ def training_memory(
     rank: int = 16,
     checkpointing: bool = True,
     optimizer: str = "adamw",
+    number: int = _NUMBER,
 ) -> Training:
     """Memory of training with a method of METHODS and an optimizer of OPTIMIZERS.
 
@@ -82,6 +84,8 @@ def training_memory(
     context, batch: number of tokens of a sequence; number of sequences at once
     rank: rank of the adapters of lora and qlora
     checkpointing: see `activation_bytes`
+    number: bytes of a weight that is not quantized, of a gradient and of an activation: 2, or 4 where the training
+        computes in float32, which needs no master weights
     Raises UsageError for an unknown method or optimizer, and for numbers below one.
     """
     if method not in METHODS:
@@ -90,37 +94,37 @@ def training_memory(
         raise UsageError(f"--optimizer={quoted(optimizer)}: unknown; expected {', '.join(OPTIMIZERS)}.")
     if rank < 1:
         raise UsageError(f"--rank={rank}: expected 1 or more.")
-    activations = activation_bytes(network, context=context, batch=batch, checkpointing=checkpointing)
-    weights, trained = _NUMBER * network.parameters, network.parameters
+    activations = activation_bytes(network, context=context, batch=batch, checkpointing=checkpointing, number=number)
+    weights, trained = number * network.parameters, network.parameters
     if method in ("lora", "qlora"):
         trained = adapter_parameters(_adapted(network), rank)
-        weights = _NUMBER * trained + (weights if method == "lora" else _nf4_weights(network))
+        weights = number * trained + (weights if method == "lora" else _nf4_weights(network, number))
     if method == "qat":
         activations += _fake_quantized(network, checkpointing)
     return Training(
         method=method,
         weights=weights,
-        gradients=_NUMBER * trained,
-        optimizer=OPTIMIZERS[optimizer] * trained,
+        gradients=number * trained,
+        optimizer=(OPTIMIZERS[optimizer] - (_MASTER if number == _MASTER else 0)) * trained,
         activations=activations,
         trained=trained,
         checkpointing=checkpointing,
         assumptions=(
             *_of_method(method, rank, checkpointing),
-            *_of_optimizer(optimizer),
+            *(_of_optimizer(optimizer) if number == _NUMBER else ("All numbers are float32.",)),
             *_of_activations(network, context * batch, checkpointing),
         ),
     )
 
 
-def activation_bytes(network: Network, *, context: int, batch: int, checkpointing: bool) -> int:
+def activation_bytes(network: Network, *, context: int, batch: int, checkpointing: bool, number: int = _NUMBER) -> int:
     """Bytes kept for the backward pass: `kept_numbers` of each layer, the last norm, and the logits.
 
     checkpointing: only each layer's input is kept, 2 bytes x hidden for each token (Korthikanti et al. 2022,
         section 5); one layer at a time is recomputed, and the largest counts
-    Logits and their gradient are float32, context x batch x vocab each. With checkpointing and a large vocabulary they
-    are the largest part. They are freed before the first layer is recomputed. Gradients of activations are not
-    counted, since they fit into that memory. Frozen weights do not change the result.
+    Logits, their log-softmax and the gradient are float32, context x batch x vocab each, as in transformers. With
+    checkpointing and a large vocabulary they are the largest part. They are freed before the first layer is recomputed.
+    Gradients of activations are not counted, since they fit into that memory. Frozen weights do not change the result.
     Raises UsageError for numbers below one.
     """
     if context < 1:
@@ -133,7 +137,7 @@ def activation_bytes(network: Network, *, context: int, batch: int, checkpointin
     ]
     kept = network.hidden * len(layers) + max(layers, default=0) if checkpointing else sum(layers)
     last_norm = 2 * network.hidden
-    return context * batch * (_NUMBER * (kept + last_norm) + _logits(network))
+    return context * batch * (number * (kept + last_norm) + _logits(network))
 
 
 def kept_numbers(network: Network, cache: LayerCache, parts: Mapping[str, TensorInfo]) -> dict[str, int]:
@@ -223,8 +227,8 @@ def _mlp(network: Network, parts: Mapping[str, TensorInfo]) -> int:
 
 
 def _logits(network: Network) -> int:
-    """Bytes of logits and their gradient for one token, in float32."""
-    return 2 * 4 * network.vocab
+    """Bytes of logits, their log-softmax and the gradient for one token, in float32."""
+    return 3 * 4 * network.vocab
 
 
 def _linears(network: Network) -> list[TensorInfo]:
@@ -243,12 +247,12 @@ def _adapted(network: Network) -> list[TensorInfo]:
     return [tensor for tensor in _linears(network) if not _ROUTED.search(tensor.name)]
 
 
-def _nf4_weights(network: Network) -> int:
-    """Bytes of the weights for qlora: linears in NF4, the largest of them unpacked too, the rest in bf16."""
+def _nf4_weights(network: Network, number: int) -> int:
+    """Bytes of the weights for qlora: linears in NF4, the largest of them unpacked too, the rest of `number` bytes."""
     linears = _linears(network)
     packed = sum(_nf4_bytes(tensor.parameters) for tensor in linears)
     rest = network.parameters - sum(tensor.parameters for tensor in linears)
-    return packed + _NUMBER * (rest + max((_matrix(tensor) for tensor in linears), default=0))
+    return packed + number * (rest + max((_matrix(tensor) for tensor in linears), default=0))
 
 
 def _nf4_bytes(weights: int) -> int:

@@ -81,12 +81,12 @@ def nearest_codes(grid: VectorGrid, w: Array, columns: Array | None) -> Array:
         on_cpu = VectorGrid(
             grid.book,
             grid.scale.cpu().numpy(),
-            None if grid.offset is None else grid.offset.cpu().numpy(),
+            None if grid.shift is None else grid.shift.cpu().numpy(),
             grid.block,
         )
         found = nearest_codes(on_cpu, w.cpu().numpy(), None if columns is None else columns.cpu().numpy())
         return torch.from_numpy(found).to(w.device)
-    shifts = None if grid.offset is None else np.ascontiguousarray(grid.offset < 0).astype(np.uint8)
+    shifts = None if grid.shift is None else np.ascontiguousarray(grid.shift < 0).astype(np.uint8)
     chosen = _quantizer(grid.book.name)
     scale = np.require(grid.scale, np.float32, ["C", "A"])
     w = np.require(w, np.float32, ["C", "A"])

@@ -1,7 +1,7 @@
 """VectorGrid: the values that vectors of eight weights may take, where one code stands for a whole vector.
 
-It is the second kind of grid beside `Grid`. The equation is the same, value = levels(code) * scale + offset, but the
-levels of a code are a vector from a code book instead of one entry of a table.
+It is the second kind of grid beside `Grid`: value = levels(code) * scale, where the levels of a code are a vector from
+a code book instead of one entry of a table.
 """
 
 from __future__ import annotations
@@ -87,10 +87,10 @@ def _points(name: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class VectorGrid:
-    """value = levels(code) * scale + offset, for vectors of eight neighbouring weights of a row.
+    """value = (levels(code) + shift) * scale, for vectors of eight neighbouring weights of a row.
 
     scale: [rows, cols // block] float32, finite, not negative
-    offset: the same shape, float32; None if there is none
+    shift: the same shape, float32; None if there is none
     block: number of weights that share a scale, a multiple of 8
 
     All arrays belong to one array namespace (numpy or torch) and one device.
@@ -98,7 +98,7 @@ class VectorGrid:
 
     book: CodeBook
     scale: Array
-    offset: Array | None
+    shift: Array | None
     block: int
 
     def values(self, codes: Array) -> Array:
@@ -110,14 +110,19 @@ class VectorGrid:
             found = [self._decode(codes, slice(at, min(at + step, rows))) for at in range(0, max(rows, 1), step)]
         return found[0] if len(found) == 1 else xp.concat(found, axis=0)
 
+    def levels(self, codes: Array, rows: slice = slice(None)) -> Array:
+        """Shifted levels of the codes of some rows: int32 [n, cols / 8] -> float32 [n, cols]."""
+        xp = array_namespace(codes)
+        levels = xp.reshape(self.book.levels(codes), (codes.shape[0], -1, self.block))
+        if self.shift is not None:
+            levels = levels + self.shift[rows][:, :, None]
+        return xp.reshape(levels, (codes.shape[0], codes.shape[1] * VECTOR))
+
     def _decode(self, codes: Array, rows: slice) -> Array:
         xp = array_namespace(codes)
-        part = codes[rows]
-        levels = xp.reshape(self.book.levels(part), (part.shape[0], -1, self.block))
-        values = levels * self.scale[rows][:, :, None]
-        if self.offset is not None:
-            values = values + self.offset[rows][:, :, None]
-        return xp.reshape(values, (part.shape[0], part.shape[1] * VECTOR))
+        levels = self.levels(codes[rows], rows)
+        blocks = xp.reshape(levels, (levels.shape[0], -1, self.block)) * self.scale[rows][:, :, None]
+        return xp.reshape(blocks, levels.shape)
 
     def nearest(self, w: Array, columns: Array | None = None) -> Array:
         """The codes with the smallest squared error: float32 [rows, cols] -> int32 [rows, cols / 8].

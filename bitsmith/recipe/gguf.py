@@ -24,7 +24,6 @@ from bitsmith.models.arch.names import is_permuted
 from bitsmith.models.arch.spec import ARCHITECTURES
 from bitsmith.models.arch.tensors import check_tensors, expected_tensors
 from bitsmith.models.checkpoint import Checkpoint, require_float, source_warnings
-from bitsmith.quant.formats import get_format
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.choose import Selection, TypeChoice, choose_types
 from bitsmith.recipe.mixes import find_mix
@@ -171,7 +170,8 @@ def _planned(tensor: PlannedTensor, choice: TypeChoice) -> PlannedTensor:
         raise UnsupportedError(
             f"{info.name}: bitsmith reads {choice.type} but does not write it; give another type with --rule."
         )
-    return replace(done, format=get_format(choice.type), codec=CODECS[choice.type])
+    codec = CODECS[choice.type]
+    return replace(done, format=codec.format, codec=codec)
 
 
 def _warnings(checkpoint: Checkpoint, selection: Selection) -> tuple[str, ...]:

@@ -302,7 +302,8 @@ def _modules(main: Scheme, choices: Sequence[SchemeChoice], version: int) -> Mod
         if choice.scheme is not None and choice.scheme != main
         for name in spellings(choice.module)
     }
-    return Modules(main, others, all_spellings(kept), version)
+    of_main = all_spellings(choice.module for choice in choices if choice.scheme == main)
+    return Modules(main, others, all_spellings(kept), version, of_main)
 
 
 def _configuration(

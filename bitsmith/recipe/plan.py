@@ -111,7 +111,7 @@ class PlannedTensor:
             codec = self.codec.with_input_absmax(seen)
         except TensorError as error:
             raise error.at(self.info.name) from error
-        return replace(self, codec=codec, inputs=codec.input_rounding)
+        return replace(self, codec=codec, inputs=codec.rounding)
 
 
 @dataclass(frozen=True)

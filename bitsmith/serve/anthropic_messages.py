@@ -13,7 +13,7 @@ from pydantic import Field
 from bitsmith.errors import UsageError
 from bitsmith.runtime.sampling import DEFAULT
 from bitsmith.serve.answer import Call, Part, Text, Thought
-from bitsmith.serve.requests import Body, form_of
+from bitsmith.serve.requests import Body, check_stops, form_of, objects
 from bitsmith.serve.stream import Progress
 from bitsmith.serve.talk import Ask, Talk
 from bitsmith.serve.wish import Done, Drawing
@@ -49,6 +49,7 @@ class MessagesBody(Body):
         messages = [{"role": "system", "content": _text(self.system)}] if self.system else []
         for message in self.messages:
             messages += _messages(message)
+        check_stops(self.stop_sequences or ())
         tools = [_tool(tool) for tool in self.tools or []]
         form = form_of((self.output_config or {}).get("format"))
         ask = Ask(self.max_tokens, Drawing(sampling), tuple(self.stop_sequences or ()), form=form)
@@ -77,13 +78,18 @@ def _messages(message: dict[str, Any]) -> list[dict[str, Any]]:
     role, content = message.get("role"), message.get("content")
     if isinstance(content, str) or content is None:
         return [{"role": role, "content": content or ""}]
+    content = objects(content, "messages: content")
     results = [block for block in content if block.get("type") == "tool_result"]
     found = [
         {"role": "tool", "tool_call_id": block.get("tool_use_id", ""), "content": _text(block.get("content", ""))}
         for block in results
     ]
     calls = [
-        {"id": block.get("id"), "type": "function", "function": {"name": block["name"], "arguments": block["input"]}}
+        {
+            "id": block.get("id"),
+            "type": "function",
+            "function": {"name": block.get("name"), "arguments": block.get("input")},
+        }
         for block in content
         if block.get("type") == "tool_use"
     ]
@@ -93,13 +99,16 @@ def _messages(message: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _text(content: str | list[dict[str, Any]]) -> str:
+def _text(content: Any) -> str:
     if isinstance(content, str):
         return content
-    for block in content:
+    blocks = objects(content, "content")
+    for block in blocks:
         if block.get("type") != "text":
             raise UsageError(f"this server answers texts; the request holds a block of type {block.get('type')!r}.")
-    return "".join(block["text"] for block in content)
+        if not isinstance(block.get("text"), str):
+            raise UsageError("content: a block of type 'text' has no text.")
+    return "".join(block["text"] for block in blocks)
 
 
 class MessageAnswer:

@@ -11,13 +11,16 @@ from functools import partial
 from importlib.resources import files
 from typing import Any
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from bitsmith.errors import BitsmithError
+from bitsmith.errors import BitsmithError, UsageError
+from bitsmith.runtime.messages import check_messages
 from bitsmith.serve.anthropic_messages import MessageAnswer, MessagesBody
 from bitsmith.serve.embeddings import embeddings
 from bitsmith.serve.engine import Engine
@@ -38,11 +41,12 @@ _LOOK = 0.25  # seconds between looks whether a client is still there
 
 @dataclass(frozen=True)
 class Served:
-    """What is served. name: of the model, as clients see it; key: see `Guard`"""
+    """What is served. name: of the model, as clients see it; key: see `Guard`; format: of its weights, for people"""
 
     engine: Engine
     name: str
     key: str | None = None
+    format: str = ""
 
 
 class TokenizeBody(Body):
@@ -59,8 +63,8 @@ class DetokenizeBody(Body):
     tokens: list[int]
 
 
-def make_app(served: Served) -> App:
-    """The whole server as an ASGI application."""
+def make_app(served: Served, *, patience: float = 30.0) -> App:
+    """The whole server as an ASGI application. patience: see `Guard`"""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -68,11 +72,12 @@ def make_app(served: Served) -> App:
         await run_in_threadpool(served.engine.close)
 
     app = FastAPI(title="bitsmith", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.templates = CapacityLimiter(4)
     _add_failures(app)
     _add_openai(app, served)
     _add_anthropic(app, served)
     _add_tools(app, served)
-    return Guard(app, key=served.key, most=MOST_BYTES)
+    return Guard(app, key=served.key, most=MOST_BYTES, patience=patience)
 
 
 def _add_failures(app: FastAPI) -> None:
@@ -89,6 +94,16 @@ def _add_failures(app: FastAPI) -> None:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
         return failure(request.url.path, 400, f"{where}: {first['msg']}")
+
+    @app.exception_handler(ValidationError)
+    async def wrong_fields(request: Request, error: ValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "body"
+        return failure(request.url.path, 400, f"{where}: {first['msg']}")
+
+    @app.exception_handler(Exception)  # a fault of ours; the log tells of it
+    async def broken(request: Request, error: Exception) -> JSONResponse:
+        return failure(request.url.path, 500, f"internal error: {type(error).__name__}")
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:
@@ -113,7 +128,7 @@ def _add_openai(app: FastAPI, served: Served) -> None:
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatBody) -> Any:
-        prepared = await run_in_threadpool(prepare_talk, engine, body.talk())
+        prepared = await _prepared(request, engine, body)
         answers = ChatAnswers(served.name, tokenizer, len(prepared.wishes))
         streamed = partial(answers.streamed, with_usage=bool((body.stream_options or {}).get("include_usage")))
         return await _answer(request, served, prepared, answers.whole, streamed if body.stream else None)
@@ -129,7 +144,7 @@ def _add_openai(app: FastAPI, served: Served) -> None:
 
     @app.post("/v1/responses")
     async def respond(request: Request, body: ResponsesBody) -> Any:
-        prepared = await run_in_threadpool(prepare_talk, engine, body.talk())
+        prepared = await _prepared(request, engine, body)
         answer = ResponseAnswer(served.name)
         return await _answer(request, served, prepared, answer.whole, answer.streamed if body.stream else None)
 
@@ -143,14 +158,16 @@ def _add_anthropic(app: FastAPI, served: Served) -> None:
 
     @app.post("/v1/messages")
     async def messages(request: Request, body: MessagesBody) -> Any:
-        prepared = await run_in_threadpool(prepare_talk, engine, body.talk())
+        prepared = await _prepared(request, engine, body)
         answer = MessageAnswer(served.name, len(prepared.wishes[0].prompt))
         return await _answer(request, served, prepared, answer.whole, answer.streamed if body.stream else None)
 
     @app.post("/v1/messages/count_tokens")
-    async def count(body: dict[str, Any]) -> dict[str, int]:
+    async def count(request: Request, body: dict[str, Any]) -> dict[str, int]:
         asked = MessagesBody.model_validate({"max_tokens": 1, **body}).talk()
-        ids = await run_in_threadpool(engine.model.tokenizer.encode_chat, asked.messages, tools=asked.tools or None)
+        check_messages(asked.messages)
+        encode = partial(engine.model.tokenizer.encode_chat, asked.messages, tools=asked.tools or None)
+        ids = await to_thread.run_sync(encode, limiter=request.app.state.templates)
         return {"input_tokens": len(ids)}
 
 
@@ -161,7 +178,7 @@ def _add_tools(app: FastAPI, served: Served) -> None:
     @app.get("/health")
     async def health() -> dict[str, Any]:
         running, waiting = engine.load
-        return {"status": "ok", "model": served.name, "running": running, "waiting": waiting}
+        return {"status": "ok", "model": served.name, "format": served.format, "running": running, "waiting": waiting}
 
     @app.get("/metrics")
     async def figures() -> Response:
@@ -182,6 +199,11 @@ def _add_tools(app: FastAPI, served: Served) -> None:
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
 
+async def _prepared(request: Request, engine: Engine, body: ChatBody | ResponsesBody | MessagesBody) -> Prepared:
+    """The wishes of a conversation. Its template may take long, so that few threads wait for templates."""
+    return await to_thread.run_sync(prepare_talk, engine, body.talk(), limiter=request.app.state.templates)
+
+
 async def _answer(
     request: Request,
     served: Served,
@@ -193,6 +215,11 @@ async def _answer(
 
     Raises BusyError where the queue is full.
     """
+    if not prepared.wishes:
+        raise UsageError("prompt: expected at least one text.")
+    most = served.engine.limits.queue
+    if len(prepared.wishes) > most:
+        raise UsageError(f"the request asks for {len(prepared.wishes)} answers; this server has room for {most}.")
     answers = Answers(served.engine, prepared)
     if streamed is None:
         return await _while_connected(request, whole(answers), answers)

@@ -192,9 +192,14 @@ class Engine:
         """Give free slots to those that wait longest."""
         while self._waiting and self._slots.free:
             sequence = self._waiting.popleft()
-            slot, held = self._slots.take(sequence.tokens)
             grammar = sequence.wish.drawing.grammar
-            matcher = self.grammars.matcher(grammar) if grammar else None
+            try:
+                matcher = self.grammars.matcher(grammar) if grammar else None
+            except BitsmithError as error:
+                self.counts.failed += 1
+                sequence.deliver(Failed(str(error)))
+                continue
+            slot, held = self._slots.take(sequence.tokens)
             drawer = Drawer(sequence.wish, matcher, self._ends)
             sequence.start(slot, held, drawer, self.model.tokenizer, lookup=self.limits.lookup)
             self._active.append(sequence)

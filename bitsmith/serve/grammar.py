@@ -38,14 +38,18 @@ class Grammars:
         try:
             grammar = self._library.LLMatcher.grammar_from_json_schema(text, defaults=_COMPACT)
         except ValueError as error:
-            raise UsageError(f"the JSON schema cannot be followed: {error}") from error
+            raise UsageError(f"the JSON schema cannot be followed: {_brief(str(error))}") from error
         return self.checked(grammar, "JSON schema")
 
     def checked(self, grammar: str, what: str = "grammar") -> str:
         """The grammar. Raises UsageError if it cannot be followed."""
         wrong = self._library.LLMatcher.validate_grammar(grammar, self._tokenizer)
         if wrong:
-            raise UsageError(f"the {what} cannot be followed: {wrong}")
+            raise UsageError(f"the {what} cannot be followed: {_brief(wrong)}")
+        try:
+            self.matcher(grammar).allowed()  # some are seen to fail at the first token only
+        except UsageError as error:
+            raise UsageError(f"the {what} cannot be followed: {error.message}") from error
         return grammar
 
     def lark(self, text: str) -> str:
@@ -91,7 +95,12 @@ class Matcher:
 
     def _check(self) -> None:
         if self._inner.is_error():
-            raise UsageError(f"the grammar of the answer failed: {self._inner.get_error()}")
+            raise UsageError(f"the grammar of the answer failed: {_brief(self._inner.get_error())}")
+
+
+def _brief(error: str) -> str:
+    """The first line of the library's words; behind it stands the state of its parser."""
+    return error.strip().partition("\n")[0][:300]
 
 
 class _Words:

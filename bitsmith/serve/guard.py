@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+
+from starlette.requests import ClientDisconnect
 
 from bitsmith.serve.failures import failure
 
@@ -21,12 +24,14 @@ class Guard:
 
     key: that clients must give, as `Authorization: Bearer KEY` or `x-api-key: KEY`; None: all may ask
     most: bytes of a body
+    patience: seconds that a piece of a body may take
     """
 
-    def __init__(self, app: App, *, key: str | None, most: int) -> None:
+    def __init__(self, app: App, *, key: str | None, most: int, patience: float = 30.0) -> None:
         self._app = app
         self._key = None if key is None else key.encode()
         self._most = most
+        self._patience = patience
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -44,12 +49,15 @@ class Guard:
         if not said.isdigit() or int(said) > self._most:
             await too_large(scope, receive, send)
             return
-        body = _Counted(receive, send, self._most)
+        body = _Counted(receive, send, self._most, self._patience)
+        late = failure(path, 408, f"the rest of the request did not come within {self._patience:g} s.")
         try:
             await self._app(scope, body.receive, body.send)
+        except ClientDisconnect:  # in the middle of its body, if it was not us who gave up
+            pass
         finally:
-            if body.exceeded and not body.answered:
-                await too_large(scope, receive, send)
+            if body.given_up and not body.answered:
+                await (late if body.late else too_large)(scope, receive, send)
 
     def _may(self, headers: dict[bytes, bytes]) -> bool:
         if self._key is None:
@@ -59,29 +67,36 @@ class Guard:
 
 
 class _Counted:
-    """Counts a body as it comes. Once it is too large, the application hears that the client went away.
+    """Counts a body as it comes. Once it is too large or late, the application hears that the client went away.
 
-    exceeded: whether it is; answered: whether the application had begun to answer before
+    given_up: whether it is; late: whether that is why; answered: whether the application had begun to answer before
     """
 
-    def __init__(self, receive: Receive, send: Send, most: int) -> None:
+    def __init__(self, receive: Receive, send: Send, most: int, patience: float) -> None:
         self._receive = receive
         self._send = send
         self._left = most
-        self.exceeded = self.answered = False
+        self._patience = patience
+        self._whole = False
+        self.given_up = self.late = self.answered = False
 
     async def receive(self) -> Message:
         """See ASGI."""
-        message = await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), None if self._whole else self._patience)
+        except TimeoutError:
+            self.given_up = self.late = True
+            return {"type": "http.disconnect"}
+        self._whole = not message.get("more_body", False)
         self._left -= len(message.get("body", b""))
         if self._left < 0:
-            self.exceeded = True
+            self.given_up = True
             return {"type": "http.disconnect"}
         return message
 
     async def send(self, message: Message) -> None:
         """See ASGI."""
-        if self.exceeded and not self.answered:
+        if self.given_up and not self.answered:
             return
         self.answered = True
         await self._send(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ from bitsmith.serve.grammar import ANY_JSON
 from bitsmith.serve.talk import Ask, Form, Talk
 from bitsmith.serve.wish import Drawing
 
+_MOST_STOPS, _LONGEST_STOP = 16, 1000
+_MOST_BIASES = 1024
 _IMAGES = "this server answers texts; the request holds a part of type {kind!r}."
 
 
@@ -50,10 +53,9 @@ class Common(Body):
     def ask(self, max_tokens: int | None, top_logprobs: int | None, form: Form) -> Ask:
         """What is asked. Raises UsageError for values out of range."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if any(not stop for stop in stops):
-            raise UsageError("stop: an empty text would end every answer.")
+        check_stops(stops)
         form = form if form != Form() else Form(lark=self.grammar or "", regex=self.regex or "")
-        bias = {_token(key): value for key, value in (self.logit_bias or {}).items()}
+        bias = _biases(self.logit_bias or {})
         drawing = Drawing(
             replace(DEFAULT, **self._sampling()),
             self.frequency_penalty or 0.0,
@@ -139,6 +141,24 @@ class EmbeddingBody(Body):
     pooling: Literal["mean", "last"] = "mean"
 
 
+def check_stops(stops: Sequence[str]) -> None:
+    """Raise UsageError for texts that cannot be stops. They are few and short, as each token is held against all."""
+    if any(not stop for stop in stops):
+        raise UsageError("stop: an empty text would end every answer.")
+    if len(stops) > _MOST_STOPS or any(len(stop) > _LONGEST_STOP for stop in stops):
+        raise UsageError(f"stop: expected at most {_MOST_STOPS} texts of {_LONGEST_STOP} characters.")
+
+
+def _biases(given: Mapping[str, float]) -> dict[int, float]:
+    """logit_bias by token. Raises UsageError."""
+    if len(given) > _MOST_BIASES:
+        raise UsageError(f"logit_bias: {len(given):,} tokens; expected at most {_MOST_BIASES:,}.")
+    wrong = next((value for value in given.values() if not abs(value) <= 100), None)
+    if wrong is not None:
+        raise UsageError(f"logit_bias: expected numbers from -100 to 100, found {wrong}.")
+    return {_token(key): value for key, value in given.items()}
+
+
 def form_of(given: dict[str, Any] | None) -> Form:
     """response_format, in OpenAI's form."""
     kind = "text" if given is None else given.get("type")
@@ -159,7 +179,8 @@ def choice_of(given: str | dict[str, Any] | None) -> str:
     """tool_choice: a word, or the name of a tool."""
     if given is None or isinstance(given, str):
         return given or "auto"
-    name = given.get("name") or given.get("function", {}).get("name")
+    function = given.get("function")
+    name = given.get("name") or (function.get("name") if isinstance(function, dict) else None)
     if not isinstance(name, str):
         raise UsageError('tool_choice: expected {"type": "function", "function": {"name": ...}}.')
     return name
@@ -188,7 +209,8 @@ def plain_message(message: dict[str, Any], number: int) -> dict[str, Any]:
     elif "tool_calls" in found:
         found["content"] = ""
     if "tool_calls" in found:
-        found["tool_calls"] = [_plain_call(call, number) for call in found["tool_calls"]]
+        calls = objects(found["tool_calls"], f"message {number}: tool_calls")
+        found["tool_calls"] = [_plain_call(call, number) for call in calls]
     return found
 
 
@@ -206,8 +228,18 @@ def _text_of(content: Any, number: int) -> str:
     return "".join(texts)
 
 
-def _plain_call(call: Any, number: int) -> dict[str, Any]:
-    function = dict(call.get("function", {})) if isinstance(call, dict) else {}
+def objects(given: Any, where: str) -> list[dict[str, Any]]:
+    """A list of JSON objects. Raises UsageError for anything else; where: what it is, for the message"""
+    if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
+        raise UsageError(f"{where}: expected a list of JSON objects.")
+    return given
+
+
+def _plain_call(call: dict[str, Any], number: int) -> dict[str, Any]:
+    given = call.get("function")
+    if not isinstance(given, dict):
+        raise UsageError(f"message {number}: a call has no function.")
+    function = dict(given)
     arguments = function.get("arguments", "{}")
     try:
         function["arguments"] = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments

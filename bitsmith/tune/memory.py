@@ -11,10 +11,13 @@ from bitsmith.system.sizes import human_bytes
 from bitsmith.tune.config import QloraConfig
 
 
-def planned_memory(checkpoint: Checkpoint, config: QloraConfig, context: int, *, method: str) -> Training | None:
+def planned_memory(
+    checkpoint: Checkpoint, config: QloraConfig, context: int, *, method: str, dtype: str
+) -> Training | None:
     """What the plan says of a training; None for a model whose shape it does not know.
 
     method: "lora" or "qlora"
+    dtype: of what is not quantized: "float32", "bfloat16", "float16"
     """
     try:
         network = from_checkpoint(checkpoint, "").network
@@ -26,6 +29,7 @@ def planned_memory(checkpoint: Checkpoint, config: QloraConfig, context: int, *,
             rank=config.rank,
             checkpointing=config.checkpointing,
             optimizer="adamw" if config.optimizer == "adamw" else "adamw-8bit",
+            number=4 if dtype == "float32" else 2,
         )
     except BitsmithError:  # a family that only transformers knows
         return None

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from bitsmith.errors import FileError, UsageError
 from bitsmith.models.adapter import CONFIG
-from bitsmith.system.machine import peak_memory
+from bitsmith.system.machine import mapped_memory, peak_memory
+from bitsmith.system.memory import give_freed_memory_back
 from bitsmith.system.options import check_words, with_signature
 from bitsmith.system.progress import Progress, Report, silent
 from bitsmith.tune.base import FLOATS, Base, open_base
@@ -126,7 +127,8 @@ def _prepared(model: str | Path, config: QloraConfig, report: Report) -> _Job:
         else None
     )
     method = "lora" if base.format in FLOATS else "qlora"
-    planned = planned_memory(base.checkpoint, config, context, method=method)
+    dtype = config.dtype or ("float32" if device == "cpu" else "bfloat16")
+    planned = planned_memory(base.checkpoint, config, context, method=method, dtype=FLOATS.get(base.format, dtype))
     check_memory(planned, device, force=config.force)
     rows = len(_rows(examples, context, config.packing))
     epoch = math.ceil(math.ceil(rows / config.batch) / config.accumulate)
@@ -144,7 +146,6 @@ def _prepared(model: str | Path, config: QloraConfig, report: Report) -> _Job:
         notes=(*_cut_notes(examples, context), *(() if judged is None else _cut_notes(judged, context))),
     )
     name = str(base.folder) if Path(model).expanduser().exists() or str(model) == "reference" else str(model)
-    dtype = config.dtype or ("float32" if device == "cpu" else "bfloat16")
     return _Job(config, base, name, plan, examples, judged, device, dtype)
 
 
@@ -242,7 +243,9 @@ def _trained(job: _Job, report: Report) -> TunedAdapter:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    held = peak_memory()
+    if job.device == "cpu":
+        give_freed_memory_back()
+    held = peak_memory() - mapped_memory()
     report(Progress("load", 0, 0, "", job.base.checkpoint.name))
     model = load_base(job.base, dtype=job.dtype, device=job.device)
     modules = adapted_modules(model, config.target_names)
@@ -302,7 +305,7 @@ def _record(job: _Job, modules: list[str], report: Report) -> dict[str, Any]:
 
 def _taken(device: str, held: int) -> int:
     if device == "cpu":
-        return peak_memory() - held
+        return max(0, peak_memory() - mapped_memory() - held)  # pages of mapped files are not the training's
     import torch
 
     return int(torch.cuda.max_memory_allocated(device))

@@ -89,7 +89,11 @@ class BookQuantizer {
     if (w.dtype() != nb::dtype<float>()) refuse("the weights are not float32");
     if (cols < 1 || cols % multiple)
       refuse("rows of " + text(cols) + " weights do not divide into blocks of " + text(multiple));
-    return {reinterpret_cast<const uint8_t *>(read<float>(w, "w", {rows, cols})), Float::f32, rows, cols, nullptr,
+    return {reinterpret_cast<const uint8_t *>(read<float>(w, "w", {rows, cols})),
+            Float::f32,
+            rows,
+            cols,
+            nullptr,
             columns_of(columns, cols)};
   }
 

@@ -10,9 +10,9 @@ namespace bitsmith::quantize::BITSMITH_ISA {
 constexpr int kTrials = 8;     // scales tried for a block
 constexpr float kLow = 0.62f;  // the first and the last of them, as shares of what the block's norm suggests
 constexpr float kHigh = 1.75f;
-constexpr float kStep = 1.15f;                                             // from each to the next
-constexpr float kShares[] = {0.86f, 0.92f, 0.96f, 1.0f, 1.04f, 1.1f};      // of the largest scale: tried for d
-constexpr int kRounds = 2;                                                 // of descent and refits
+constexpr float kStep = 1.15f;                                         // from each to the next
+constexpr float kShares[] = {0.86f, 0.92f, 0.96f, 1.0f, 1.04f, 1.1f};  // of the largest scale: tried for d
+constexpr int kRounds = 2;                                             // of descent and refits
 constexpr int kReach = 2;
 
 template <Book B>
@@ -137,6 +137,19 @@ struct Vector {
     return both(a, b, 0);
   }
 
+  // What it loses, less a constant.
+  float least(float scale, int side = 0) const {
+    if constexpr (kBook.width == 8) return least_at<B>(curves[side][0], scale);
+    const float a = least_at<B>(curves[0][0], scale), b = least_at<B>(curves[1][0], scale);
+    if constexpr (kPaired) {
+      if (odd) {
+        const float first = least_at<B>(curves[0][1], scale) + b, second = a + least_at<B>(curves[1][1], scale);
+        return second < first ? second : first;
+      }
+    }
+    return a + b;
+  }
+
   // What is stored: the points, and the signs.
   int32_t code(const Found &found) const {
     if constexpr (!kBook.is_signed) return found.code;
@@ -214,9 +227,7 @@ class SuperBlock {
  public:
   static constexpr BookFacts kBook = facts(B);
 
-  SuperBlock()
-      : arena_(static_cast<size_t>(kVectors) * 4 * kSides<B> * kBook.count + 4096),
-        buffer_(2 * kBook.count) {}
+  SuperBlock() : arena_(static_cast<size_t>(kVectors) * 4 * kSides<B> * kBook.count + 4096), buffer_(2 * kBook.count) {}
 
   float d = 0;
   uint8_t scales[kBlocks<B>] = {}, shifts[kSuper / 32] = {};
@@ -278,6 +289,18 @@ class SuperBlock {
     return first;
   }
 
+  // The value of `block_at` alone.
+  float least_of(int b, float scale) const {
+    float least[kSides<B>];
+    constexpr int kTried = kBook.shift == Shift::by_block ? 2 : 1;
+    for (int side = 0; side < kTried; ++side) {
+      least[side] = 0;
+      for (int i = 0; i < kInBlock<B>; ++i) least[side] += vectors_[b * kInBlock<B> + i].least(scale, side);
+    }
+    if constexpr (kTried == 2) return least[1] < least[0] ? least[1] : least[0];
+    return least[0];
+  }
+
   // The best scale of a block. The block's curves are traced around it.
   float search_block(int b, const float *x, const float *columns) {
     float energy = 0, mass = 0;
@@ -292,15 +315,15 @@ class SuperBlock {
       vectors_[b * kInBlock<B> + i].trace_all(kLow * guess * 0.8f, kHigh * guess * 1.25f, arena_, buffer_.data());
     float best = 0, least = 0;
     float scale = kLow * guess;
-    Found found;
     for (int i = 0; i < kTrials; ++i, scale *= kStep) {
-      const Found here = block_at(b, scale);
-      if (here.value < least) {
-        least = here.value;
+      const float here = least_of(b, scale);
+      if (here < least) {
+        least = here;
         best = scale;
-        found = here;
       }
     }
+    if (best == 0) return 0;
+    Found found = block_at(b, best);
     for (int i = 0; i < 2; ++i) {
       const float refitted = std::max(found.cross, 0.0f) * inverted(found.norm);
       found = block_at(b, refitted);
@@ -314,7 +337,7 @@ class SuperBlock {
   void lose(State &s) const {
     s.total = 0;
     for (int b = 0; b < kBlocks<B>; ++b) {
-      s.lost[b] = block_at(b, s.d * factor(s.q[b])).value;
+      s.lost[b] = least_of(b, s.d * factor(s.q[b]));
       s.total += s.lost[b];
     }
   }
@@ -347,7 +370,7 @@ class SuperBlock {
       for (int step = -kReach; step <= kReach; ++step) {
         const int q = middle + step;
         if (step == 0 || q < 0 || q > kBook.top) continue;
-        const float lost = block_at(b, s.d * factor(q)).value;
+        const float lost = least_of(b, s.d * factor(q));
         if (lost < s.lost[b]) {
           s.lost[b] = lost;
           s.q[b] = q;

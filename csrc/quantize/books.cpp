@@ -29,8 +29,7 @@ float by_supers(const Weights &w, const Done &done) {
     for (int64_t row = 0; row < w.rows; ++row) {
       const uint8_t *from = w.data + ((w.order ? w.order[row] : row) * w.cols + at * kSuper) * size;
       read_weights(raw, from, w.type, kSuper, largest);
-      for (int i = 0; i < kSuper; i += kLanes)
-        store(x + i, clip(load<Floats>(raw + i), -kLargest, kLargest) + 0.0f);
+      for (int i = 0; i < kSuper; i += kLanes) store(x + i, clip(load<Floats>(raw + i), -kLargest, kLargest) + 0.0f);
       block->search(x, columns, *norms);
       done(*block, raw, row, at);
     }
@@ -151,9 +150,7 @@ void nearest(Book book, const Weights &w, int block, const BookScales &given, in
   dispatch<void>(book, NearestCall{w, block, given, codes}, kAllBooks);
 }
 
-Tally encode(Book book, const Weights &w, uint8_t *out) {
-  return dispatch<Tally>(book, EncodeCall{w, out}, kAllBooks);
-}
+Tally encode(Book book, const Weights &w, uint8_t *out) { return dispatch<Tally>(book, EncodeCall{w, out}, kAllBooks); }
 
 }  // namespace
 

@@ -38,7 +38,19 @@ constexpr BookFacts kBooks[] = {
     {"iq2_xxs", 66, kIq2XxsPoints, 256, 8, 8, 32, 15, 0.125f, 23.1f, true, true, Shift::none, {8, 25, 43}},
     {"iq2_xs", 74, kIq2XsPoints, 512, 9, 8, 16, 15, 0.125f, 24.2f, true, true, Shift::none, {8, 25, 43}},
     {"iq2_s", 82, kIq2SPoints, 1024, 10, 8, 16, 15, 0.125f, 24.4f, true, false, Shift::none, {8, 25, 43}},
-    {"iq3_xxs", 98, kIq3XxsPoints, 256, 8, 4, 32, 15, 0.25f, 30.8f, true, true, Shift::none,
+    {"iq3_xxs",
+     98,
+     kIq3XxsPoints,
+     256,
+     8,
+     4,
+     32,
+     15,
+     0.25f,
+     30.8f,
+     true,
+     true,
+     Shift::none,
      {4, 12, 20, 28, 36, 44, 52, 62}},
     {"iq3_s", 110, kIq3SPoints, 512, 9, 4, 32, 15, 1.0f, 7.59f, true, false, Shift::none, {1, 3, 5, 7, 9, 11, 13, 15}},
 };
@@ -67,7 +79,8 @@ struct BookScales {
 struct BookKernels {
   // Scales and codes of float32 weights; returns the largest magnitude.
   float (*round)(Book, const Weights &, const BookCodes &);
-  // The codes nearest to float32 weights with given scales. cols: a multiple of 8; scales: one for every `block` columns
+  // The codes nearest to float32 weights with given scales. cols: a multiple of 8; scales: one for every `block`
+  // columns
   void (*nearest)(Book, const Weights &, int block, const BookScales &, int32_t *codes);
   // ggml blocks for all rows.
   Tally (*encode)(Book, const Weights &, uint8_t *out);

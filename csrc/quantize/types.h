@@ -8,7 +8,26 @@
 namespace bitsmith::quantize {
 
 // In the order of `kTypes`.
-enum class Type { q8_0, q4_0, q4_1, q5_0, q5_1, iq4_nl, mxfp4, nvfp4, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_xs, q1_0, q2_0, tq1_0, tq2_0 };
+enum class Type {
+  q8_0,
+  q4_0,
+  q4_1,
+  q5_0,
+  q5_1,
+  iq4_nl,
+  mxfp4,
+  nvfp4,
+  q2_k,
+  q3_k,
+  q4_k,
+  q5_k,
+  q6_k,
+  iq4_xs,
+  q1_0,
+  q2_0,
+  tq1_0,
+  tq2_0
+};
 
 // group: weights of a ggml block; block: weights that share a scale; bytes: of a ggml block
 struct TypeFacts {
@@ -16,12 +35,12 @@ struct TypeFacts {
   int group, block, bytes;
 };
 
-constexpr TypeFacts kTypes[] = {{"q8_0", 32, 32, 34},   {"q4_0", 32, 32, 18},    {"q4_1", 32, 32, 20},
-                                {"q5_0", 32, 32, 22},   {"q5_1", 32, 32, 24},    {"iq4_nl", 32, 32, 18},
-                                {"mxfp4", 32, 32, 17},  {"nvfp4", 64, 16, 36},   {"q2_k", 256, 16, 84},
-                                {"q3_k", 256, 16, 110}, {"q4_k", 256, 32, 144},  {"q5_k", 256, 32, 176},
-                                {"q6_k", 256, 16, 210}, {"iq4_xs", 256, 32, 136}, {"q1_0", 128, 128, 18},  {"q2_0", 64, 64, 18},
-                                {"tq1_0", 256, 256, 54}, {"tq2_0", 256, 256, 66}};
+constexpr TypeFacts kTypes[] = {{"q8_0", 32, 32, 34},   {"q4_0", 32, 32, 18},     {"q4_1", 32, 32, 20},
+                                {"q5_0", 32, 32, 22},   {"q5_1", 32, 32, 24},     {"iq4_nl", 32, 32, 18},
+                                {"mxfp4", 32, 32, 17},  {"nvfp4", 64, 16, 36},    {"q2_k", 256, 16, 84},
+                                {"q3_k", 256, 16, 110}, {"q4_k", 256, 32, 144},   {"q5_k", 256, 32, 176},
+                                {"q6_k", 256, 16, 210}, {"iq4_xs", 256, 32, 136}, {"q1_0", 128, 128, 18},
+                                {"q2_0", 64, 64, 18},   {"tq1_0", 256, 256, 54},  {"tq2_0", 256, 256, 66}};
 
 constexpr const TypeFacts &facts(Type type) { return kTypes[static_cast<int>(type)]; }
 

@@ -30,6 +30,17 @@ enum class PanelType {
   q6_k,
   iq4_xs,
   mxfp4,
+  q1_0,
+  q2_0,
+  tq1_0,
+  tq2_0,
+  iq1_s,
+  iq1_m,
+  iq2_xxs,
+  iq2_xs,
+  iq2_s,
+  iq3_xxs,
+  iq3_s,
   int4_32,
   int4_64,
   int4_128,
@@ -45,7 +56,7 @@ enum class PanelType {
 };
 
 constexpr int kPanelRows = 16;
-constexpr int kPanelTypes = 25;
+constexpr int kPanelTypes = 36;
 
 // half: where the block's float16 outside its words stands
 enum class Half { none, front, back };
@@ -59,15 +70,18 @@ struct BlockLayout {
 };
 
 constexpr BlockLayout kBlocks[kPanelTypes] = {
-    {"q4_0", 32, 4, Half::front},      {"q4_1", 32, 5, Half::none},     {"q5_0", 32, 5, Half::front},
-    {"q5_1", 32, 6, Half::none},       {"q8_0", 32, 8, Half::front},    {"iq4_nl", 32, 4, Half::front},
-    {"q2_k", 256, 21, Half::none},     {"q3_k", 256, 27, Half::back},   {"q4_k", 256, 36, Half::none},
-    {"q5_k", 256, 44, Half::none},     {"q6_k", 256, 52, Half::back},   {"iq4_xs", 256, 34, Half::none},
-    {"mxfp4", 32, 4, Half::front},     {"int4_32", 32, 6, Half::none},  {"int4_64", 64, 10, Half::none},
-    {"int4_128", 128, 18, Half::none}, {"int8_32", 32, 10, Half::none}, {"int8_64", 64, 18, Half::none},
-    {"int8_128", 128, 34, Half::none}, {"nf4_32", 32, 5, Half::none},   {"nf4_64", 64, 9, Half::none},
-    {"nf4_128", 128, 17, Half::none},  {"fp4_32", 32, 5, Half::none},   {"fp4_64", 64, 9, Half::none},
-    {"fp4_128", 128, 17, Half::none},
+    {"q4_0", 32, 4, Half::front},    {"q4_1", 32, 5, Half::none},       {"q5_0", 32, 5, Half::front},
+    {"q5_1", 32, 6, Half::none},     {"q8_0", 32, 8, Half::front},      {"iq4_nl", 32, 4, Half::front},
+    {"q2_k", 256, 21, Half::none},   {"q3_k", 256, 27, Half::back},     {"q4_k", 256, 36, Half::none},
+    {"q5_k", 256, 44, Half::none},   {"q6_k", 256, 52, Half::back},     {"iq4_xs", 256, 34, Half::none},
+    {"mxfp4", 32, 4, Half::front},   {"q1_0", 128, 4, Half::front},     {"q2_0", 64, 4, Half::front},
+    {"tq1_0", 256, 13, Half::back},  {"tq2_0", 256, 16, Half::back},    {"iq1_s", 256, 12, Half::front},
+    {"iq1_m", 256, 14, Half::none},  {"iq2_xxs", 256, 16, Half::front}, {"iq2_xs", 256, 18, Half::front},
+    {"iq2_s", 256, 20, Half::front}, {"iq3_xxs", 256, 24, Half::front}, {"iq3_s", 256, 27, Half::front},
+    {"int4_32", 32, 6, Half::none},  {"int4_64", 64, 10, Half::none},   {"int4_128", 128, 18, Half::none},
+    {"int8_32", 32, 10, Half::none}, {"int8_64", 64, 18, Half::none},   {"int8_128", 128, 34, Half::none},
+    {"nf4_32", 32, 5, Half::none},   {"nf4_64", 64, 9, Half::none},     {"nf4_128", 128, 17, Half::none},
+    {"fp4_32", 32, 5, Half::none},   {"fp4_64", 64, 9, Half::none},     {"fp4_128", 128, 17, Half::none},
 };
 
 constexpr const BlockLayout &layout_of(PanelType type) { return kBlocks[static_cast<int>(type)]; }

@@ -1,4 +1,4 @@
-// Gradients: rows times panels the other way round, as the backward pass of a linear layer needs it.
+// Gradients: rows times panels of grids the other way round, as the backward pass of a linear layer needs it.
 #include "strips.h"
 
 namespace bitsmith::BITSMITH_ISA {
@@ -37,7 +37,7 @@ void panels_back(const PanelRows &w, int rows, int col, int cols, const Rows &x,
   for (int i = 0; i < x.count; ++i) std::fill(y + i * stride, y + i * stride + cols, 0.0f);
   for (int first = 0; first < rows; first += kBackRows) {
     const int depth = std::min(kBackRows, rows - first);
-    with_type(w.type, [&](auto type) {
+    with_grid(w.type, [&](auto type) {
       for (int row = 0; row < depth; row += kPanelRows)
         decode_panel<decltype(type)>(w, (first + row) / kPanelRows, col, cols, strip, values + row * kColumns);
     });

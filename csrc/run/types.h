@@ -10,26 +10,20 @@
 //   kBits     codes, without the lift, are below 2^kBits
 //   kWide     codes reach beyond 127
 //   kAffine   value = d * scale * code - dmin * min
+//   kPlain    blocks of 256 have no integer scales all the same
 //   kTable    codes are rounded entries of a table of 16 floats, which exact products look up (`Table`)
 //   scales    four integer scales, signed bytes; `mins` likewise, unsigned. Byte b of word i: of sub-block 4 i + b
 #pragma once
 
+#include "book_types.h"
 #include "panels.h"
 #include "vectors.h"
+#include "words.h"
 
 namespace bitsmith::BITSMITH_ISA {
 
-BITSMITH_INLINE Words word(const uint8_t *p, int index) { return load<Words>(p + 64 * index); }
-BITSMITH_INLINE Floats real(const uint8_t *p, int index) { return load<Floats>(p + 64 * index); }
-BITSMITH_INLINE Words nibbles(Words v, bool high) { return (high ? v >> 4 : v) & 0x0f0f0f0fu; }
-
-// A number taken from each byte, as signed bytes; the bytes of v are below 128.
-BITSMITH_INLINE Words bytes_less(Words v, uint32_t number) {
-  return ((v | 0x80808080u) - number * 0x01010101u) ^ 0x80808080u;
-}
-
 struct NoLift {
-  static constexpr bool kTable = false;
+  static constexpr bool kTable = false, kPlain = false;
   static constexpr int lift(int) { return 0; }
 };
 
@@ -313,7 +307,7 @@ struct GridOf : Codes, GridBlock<Codes, weights> {};
 
 // Whether blocks of a type have integer scales.
 template <class T>
-constexpr bool kScaled = layout_of(T::kType).weights == 256;
+constexpr bool kScaled = layout_of(T::kType).weights == 256 && !T::kPlain;
 
 template <class T>
 BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) {
@@ -340,7 +334,26 @@ BITSMITH_INLINE float level(int code) {
     return static_cast<float>(code - (T::kZero < 0 ? 0 : 1 << T::kZero));
 }
 
-// Call visit(T{}) with the struct of a type.
+// Call visit(T{}) with the struct of a grid's type.
+template <class Visit>
+BITSMITH_INLINE auto with_grid(PanelType type, const Visit &visit) {
+  switch (type) {
+    case PanelType::int4_32: return visit(GridOf<Int4Codes, 32>{});
+    case PanelType::int4_64: return visit(GridOf<Int4Codes, 64>{});
+    case PanelType::int4_128: return visit(GridOf<Int4Codes, 128>{});
+    case PanelType::int8_32: return visit(GridOf<Int8Codes, 32>{});
+    case PanelType::int8_64: return visit(GridOf<Int8Codes, 64>{});
+    case PanelType::int8_128: return visit(GridOf<Int8Codes, 128>{});
+    case PanelType::nf4_32: return visit(GridOf<TableCodes<Nf4>, 32>{});
+    case PanelType::fp4_32: return visit(GridOf<TableCodes<Fp4>, 32>{});
+    case PanelType::nf4_64: return visit(GridOf<TableCodes<Nf4>, 64>{});
+    case PanelType::fp4_64: return visit(GridOf<TableCodes<Fp4>, 64>{});
+    case PanelType::nf4_128: return visit(GridOf<TableCodes<Nf4>, 128>{});
+    default: return visit(GridOf<TableCodes<Fp4>, 128>{});
+  }
+}
+
+// The same of any type.
 template <class Visit>
 BITSMITH_INLINE auto with_type(PanelType type, const Visit &visit) {
   switch (type) {
@@ -356,19 +369,19 @@ BITSMITH_INLINE auto with_type(PanelType type, const Visit &visit) {
     case PanelType::q5_k: return visit(Q5_K{});
     case PanelType::q6_k: return visit(Q6_K{});
     case PanelType::mxfp4: return visit(MXFP4{});
-    case PanelType::int4_32: return visit(GridOf<Int4Codes, 32>{});
-    case PanelType::int4_64: return visit(GridOf<Int4Codes, 64>{});
-    case PanelType::int4_128: return visit(GridOf<Int4Codes, 128>{});
-    case PanelType::int8_32: return visit(GridOf<Int8Codes, 32>{});
-    case PanelType::int8_64: return visit(GridOf<Int8Codes, 64>{});
-    case PanelType::int8_128: return visit(GridOf<Int8Codes, 128>{});
-    case PanelType::nf4_32: return visit(GridOf<TableCodes<Nf4>, 32>{});
-    case PanelType::fp4_32: return visit(GridOf<TableCodes<Fp4>, 32>{});
-    case PanelType::nf4_64: return visit(GridOf<TableCodes<Nf4>, 64>{});
-    case PanelType::fp4_64: return visit(GridOf<TableCodes<Fp4>, 64>{});
-    case PanelType::nf4_128: return visit(GridOf<TableCodes<Nf4>, 128>{});
-    case PanelType::fp4_128: return visit(GridOf<TableCodes<Fp4>, 128>{});
-    default: return visit(IQ4_XS{});
+    case PanelType::q1_0: return visit(Q1_0{});
+    case PanelType::q2_0: return visit(Q2_0{});
+    case PanelType::tq1_0: return visit(TQ1_0{});
+    case PanelType::tq2_0: return visit(TQ2_0{});
+    case PanelType::iq1_s: return visit(IQ1_S{});
+    case PanelType::iq1_m: return visit(IQ1_M{});
+    case PanelType::iq2_xxs: return visit(IQ2_XXS{});
+    case PanelType::iq2_xs: return visit(IQ2_XS{});
+    case PanelType::iq2_s: return visit(IQ2_S{});
+    case PanelType::iq3_xxs: return visit(IQ3_XXS{});
+    case PanelType::iq3_s: return visit(IQ3_S{});
+    case PanelType::iq4_xs: return visit(IQ4_XS{});
+    default: return with_grid(type, visit);
   }
 }
 

@@ -184,12 +184,14 @@ def test_what_is_refused(tiny: Path, tmp_path: Path) -> None:
         ({"method": "nearest", "calibration": "default"}, "training goes on from codes"),
         ({"method": "awq+gptq"}, "training goes on from codes"),
         ({"train": "some"}, "expected scales, all"),
+        ({"to": "f16"}, "rounds nothing"),
+        ({"to": "compressed/w8a8"}, "rounds the inputs"),
         ({"steps": 0}, "expected 1 or more"),
         ({"training_tokens": 0}, "expected 1 or more"),
         ({"optimizer": "sgd"}, "expected adam, adam-8bit"),
     ):
         with pytest.raises(UsageError, match=said):
-            bitsmith.tune_qat(tiny, to="native/int4-g64", out=tmp_path / "x", **(QUICK | options))
+            bitsmith.tune_qat(tiny, **({"to": "native/int4-g64", "out": tmp_path / "x"} | QUICK | options))
 
 
 def test_a_loss_that_is_not_finite_ends_it(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

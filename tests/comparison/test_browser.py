@@ -40,6 +40,9 @@ def test_the_report_in_chromium(tiny: Path, prose: Path, other: Path, tmp_path: 
         page.click("thead th:nth-child(2) button")
         names = page.eval_on_selector_all("tbody td:first-child", "cells => cells.map(cell => cell.textContent)")
         assert names == ["tiny", "q8_0", "q4_0"]
+        page.emulate_media(media="print", color_scheme=scheme)  # type: ignore[arg-type]
+        fill = page.eval_on_selector("#chart-loss svg text", "text => getComputedStyle(text).fill")
+        assert fill in ("rgb(0, 0, 0)", "rgb(68, 68, 68)")  # dark on white, whatever the browser's scheme is
         browser.close()
     assert complaints == []
     assert asked == [page_path.as_uri()]

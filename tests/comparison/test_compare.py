@@ -232,6 +232,12 @@ def test_texts_have_figures_of_their_own(tiny: Path, q4: Path, prose: Path, othe
     assert row.domains["code"].kld.value == pytest.approx(alone.divergence.kld.value, abs=2e-7)
 
 
+def test_errors_over_few_documents_are_warned_about(tiny: Path, q4: Path, prose: Path) -> None:
+    few = compare(tiny, q4, text=prose, max_windows=3)
+    assert any("are over 3 windows only" in each for each in few.warnings)
+    assert not any("windows only" in each for each in compare(tiny, q4, text=prose, max_windows=24).warnings)
+
+
 def test_names_of_texts_must_differ(bitsmith_command: Command, tiny: Path, prose: Path) -> None:
     words = ("compare", tiny, "--to", "q8_0", "--text", prose, "--text", f"prose={prose}", *FAST)
     assert "two texts called prose" in bitsmith_command.fails(2, *words)

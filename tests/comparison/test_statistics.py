@@ -88,3 +88,35 @@ def test_scores_are_kept_whole() -> None:
     with pytest.raises(FileError, match="damaged"):
         TokenScores.from_bytes(b"nothing", 333)
     assert len(joined([whole, whole]).losses) == 666
+
+
+def test_errors_and_ties_computed_another_way() -> None:
+    """The error of a ratio by its formula, and ties by whether the mean difference lies within 1.96 of its errors."""
+    rng = np.random.default_rng(6)
+    sizes = rng.integers(5, 60, 150)
+    clusters = np.repeat(np.arange(150), sizes)
+    hard = np.repeat(rng.exponential(1, 150), sizes)
+    draws, original = Draws([clusters], draws=8000), scores(np.zeros(len(clusters)))
+
+    def formula(values: np.ndarray) -> float:
+        rest = np.bincount(clusters, values - values.mean())
+        return float(np.sqrt(150 / 149 * (rest**2).sum()) / len(values))
+
+    models = [hard * (1 + 0.01 * step) + rng.exponential(0.4, len(hard)) for step in range(6)]
+    found = [summarize([scores(values)], [original], draws) for values in models]
+    for drawn, values in zip(found, models, strict=True):
+        assert drawn.summary.kld.error == pytest.approx(formula(values), rel=0.04)
+    distances = []
+    for one, first in zip(found, models, strict=True):
+        for other, second in zip(found, models, strict=True):
+            if first is not second:
+                distances.append(abs((first - second).mean()) / formula(first - second))
+                if abs(distances[-1] - 1.96) > 0.15:
+                    assert difference(one, other).tie == (distances[-1] < 1.96)
+    assert min(distances) < 1.8 < 2.1 < max(distances)
+
+
+def test_wilson_holds_the_true_share_as_often_as_it_says() -> None:
+    hits = np.random.default_rng(7).binomial(100, 0.43, 4000)
+    held = [low <= 0.43 <= high for low, high in (wilson(int(each), 100) for each in hits)]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.015)

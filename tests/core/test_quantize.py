@@ -32,8 +32,8 @@ module = core()
 if module is None:
     pytest.skip("this installation has no C++ core", allow_module_level=True)
 
-FORMATS = list(GGML_FORMATS.values())
 CODECS = {**SIMPLE_CODECS, **K_CODECS}
+FORMATS = [format for name, format in GGML_FORMATS.items() if isinstance(format, Searched) and name in CODECS]
 COLS = 512
 FLOATS: dict[str, type] = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
 

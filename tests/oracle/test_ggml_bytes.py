@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from bitsmith.containers.floats import encode_float
-from bitsmith.containers.gguf.blocks import CODECS, READ_ONLY, decode_rows
+from bitsmith.containers.gguf.blocks import CODECS, decode_rows
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.quant.formats.ggml import GGML_FORMATS
 from bitsmith.quant.rounders.nearest import nearest
@@ -19,8 +19,10 @@ from tests.oracle import ggml
 
 REFERENCE = ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]
 # building llama.cpp's search tables for IQ1 and IQ2 takes up to half a minute; random bytes cover their decoding
-QUICK = [*CODECS, *(name for name in READ_ONLY if not name.startswith(("iq1", "iq2")))]
+SLOW = [name for name in CODECS if name.startswith(("iq1", "iq2"))]
+QUICK = [name for name in CODECS if name not in SLOW]
 SEARCHED = [name for name in GGML_FORMATS if name not in REFERENCE]
+COMPARED = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SEARCHED]
 
 
 @cache
@@ -93,7 +95,7 @@ def test_floats_round_as_llama_cpp_does(name: str) -> None:
     assert np.array_equal(encode_float(name, w).view(np.uint16), ggml.floats_to(name, w))
 
 
-@pytest.mark.parametrize("name", [*CODECS, *READ_ONLY])
+@pytest.mark.parametrize("name", CODECS)
 def test_any_bytes_decode_to_the_bits_of_llama_cpp(name: str) -> None:
     kind = TYPES[name]
     cols = 4 * kind.block
@@ -119,14 +121,14 @@ def test_our_files_decode_the_same_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["model", "synthetic"])
-@pytest.mark.parametrize("name", SEARCHED)
+@pytest.mark.parametrize("name", COMPARED)
 def test_plain_error_is_no_worse_than_llama_cpps(name: str, source: str) -> None:
     for label, w in (model() if source == "model" else synthetic()).items():
         assert error(name, w, encoded(name, w)) <= error(name, w, ggml.quantize(name, w)), label
 
 
 @pytest.mark.parametrize("source", ["model", "synthetic"])
-@pytest.mark.parametrize("name", GGML_FORMATS)
+@pytest.mark.parametrize("name", [*REFERENCE, *COMPARED])
 def test_weighted_error_is_no_worse_than_llama_cpps(name: str, source: str) -> None:
     rng = np.random.default_rng(7)
     for label, w in (model() if source == "model" else synthetic()).items():

@@ -159,8 +159,8 @@ def test_shards(tiny: Path, tmp_path: Path, to: str) -> None:
         ("gptq/int4", {"rules": ["down=q4_k"]}, "gptq has no scheme 'q4_k'"),
         ("awq/int4", {"rules": ["down=int4"]}, "unknown type '?int4"),
         ("gptq/int4", {"pure": True}, "pure=True is for gguf and native"),
-        ("q8_0", {"keep": ["down"]}, "keep= is for gptq, awq, compressed and bnb"),
-        ("native/int4", {"group_size": 64}, "group_size= is for gptq, awq, compressed and bnb"),
+        ("q8_0", {"keep": ["down"]}, "keep= is for gptq, awq, compressed, bnb, mlx and modelopt"),
+        ("native/int4", {"group_size": 64}, "group_size= is for gptq, awq, compressed, bnb, mlx and modelopt"),
     ],
 )
 def test_wrong_calls(tiny: Path, to: str, words: dict[str, Any], message: str) -> None:

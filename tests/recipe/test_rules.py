@@ -35,7 +35,7 @@ def test_types_are_those_of_the_container() -> None:
         ("ffn_(=q6_k", "not a regular expression"),
         ("ffn=q4_k_m", "unknown type 'q4_k_m'; did you mean q4_k"),
         ("ffn=", "unknown type ''"),
-        ("ffn=iq9_xs", "unknown type 'iq9_xs'"),
+        ("ffn=q8_1", "unknown type 'q8_1'"),
     ],
 )
 def test_a_wrong_rule_says_what_is_wrong(text: str, message: str) -> None:

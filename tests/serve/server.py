@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import bitsmith
 from bitsmith.runtime.language_model import LanguageModel
@@ -27,16 +28,26 @@ class Running:
 
 
 @contextmanager
-def serving(limits: Limits | None = None, *, key: str | None = None, context: int = 512) -> Iterator[Running]:
+def serving(
+    limits: Limits | None = None,
+    *,
+    key: str | None = None,
+    context: int = 512,
+    model: str | Path = "reference",
+    adapter: Path | None = None,
+    patience: float = 30.0,
+) -> Iterator[Running]:
     import uvicorn
 
     from bitsmith.serve.app import Served, make_app
 
-    model = bitsmith.load("reference", context=context)
-    engine = Engine(model, limits or Limits(parallel=4))
+    loaded = bitsmith.load(model, context=context, adapter=adapter)
+    engine = Engine(loaded, limits or Limits(parallel=4))
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(make_app(Served(engine, "reference", key)), log_level="error", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        make_app(Served(engine, "reference", key), patience=patience), log_level="error", timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: server.run(sockets=[listening]), daemon=True)
     thread.start()

@@ -7,6 +7,7 @@ G = X^T X: sum (x W'^T - x W^T)^2 = tr((W' - W) G (W' - W)^T).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from bitsmith.calibration.stats import Stats
 from bitsmith.calibration.transforms.base import Rescaling, require, settled
 from bitsmith.models.arch.groups import LinearGroup
 from bitsmith.quant.formats.affine import Affine, extents
-from bitsmith.quant.formats.base import Format, Params
+from bitsmith.quant.formats.base import Format, NeedsExtent, Params
 from bitsmith.quant.formats.codebook import Codebook
 from bitsmith.quant.formats.core_ladder import clipped, scale_search
 from bitsmith.quant.formats.search import usable
@@ -26,6 +27,7 @@ from bitsmith.quant.rounders.nearest import nearest
 
 Round = Callable[[Array, Format, Array | None], tuple[Array, Params]]
 _MOST_ROWS = 1024  # rows of a matrix that a search uses, evenly spread
+_ROWS_TOGETHER = 256  # rows between two looks at whether a candidate is already worse than the best
 _CLIP_RATIOS = tuple(1.0 - 0.025 * step for step in range(21))  # shares of the extent that are tried
 
 
@@ -61,7 +63,7 @@ class Awq:
         before = self._loss(seen, formats, stats, ones)
         best, least, how = ones, before, "no rescaling lowers the error"
         for candidate, words in self._candidates(seen, stats, rows):
-            loss = self._loss(seen, formats, stats, candidate)
+            loss = self._loss(seen, formats, stats, candidate, least)
             if loss < least:
                 best, least, how = candidate, loss, words
         return Rescaling(group, best, before, least, how)
@@ -79,29 +81,48 @@ class Awq:
                 yield settled(x**alpha / w ** (1.0 - alpha), live, rows), f"alpha {alpha:.2f} with weights"
 
     def _loss(
-        self, weights: Mapping[str, np.ndarray], formats: Mapping[str, Format], stats: Stats, scale: np.ndarray
+        self,
+        weights: Mapping[str, np.ndarray],
+        formats: Mapping[str, Format],
+        stats: Stats,
+        scale: np.ndarray,
+        most: float = math.inf,
     ) -> float:
+        """The loss with these factors; any number above `most` if it is above."""
         importance = stats.importance / (scale * scale)
         total = 0.0
         for name, w in weights.items():
-            found = self._core_loss(w, formats[name], stats, scale, importance)
+            if total > most:
+                break
+            found = self._core_loss(w, formats[name], stats, scale, (most - total) * max(stats.count, 1))
             if found is not None:
                 total += found / max(stats.count, 1)
                 continue
-            codes, params = self.round(w * scale, formats[name], importance)
-            total += output_error(formats[name].grid(params).values(codes) / scale - w, stats)
+            scaled, format = w * scale, formats[name]
+            if isinstance(format, NeedsExtent):
+                format = format.with_extent(float(scaled.min()), float(scaled.max()))
+            codes, params = self.round(scaled, format, importance)
+            total += output_error(format.grid(params).values(codes) / scale - w, stats)
         return total
 
-    def _core_loss(
-        self, w: np.ndarray, format: Format, stats: Stats, scale: np.ndarray, importance: np.ndarray
-    ) -> float | None:
-        """The loss of one matrix, summed over tokens, by the C++ core; None where it cannot."""
+    def _core_loss(self, w: np.ndarray, format: Format, stats: Stats, scale: np.ndarray, most: float) -> float | None:
+        """The loss of one matrix, summed over tokens, by the C++ core; None where it cannot.
+
+        It stops where the sum over the first rows is above `most`.
+        """
         search = scale_search(format) if self.round is nearest and stats.gram is not None else None
         if search is None:
             return None
+        importance = stats.importance / (scale * scale)
         columns = importance if usable(importance) else None
         rows, factors = np.ascontiguousarray(w, np.float32), np.ascontiguousarray(scale, np.float32)
-        return search.loss(rows, factors, columns, np.ascontiguousarray(stats.gram), threads=torch.get_num_threads())
+        gram, total = np.ascontiguousarray(stats.gram), 0.0
+        for start in range(0, len(rows), _ROWS_TOGETHER):
+            part = rows[start : start + _ROWS_TOGETHER]
+            total += search.loss(part, factors, columns, gram, threads=torch.get_num_threads())
+            if total > most:
+                break
+        return total
 
 
 def output_error(error: np.ndarray, stats: Stats) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
+from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -301,3 +302,22 @@ def _check_places(cursor: _Cursor, tensors: tuple[TensorEntry, ...], alignment: 
             cursor.where = f"tensor {entry.info.name[:80]!r}"
             cursor.fail(f"its data at offset {entry.offset} overlaps that of tensor {before[:80]!r}")
         end, before = entry.offset + entry.info.nbytes, entry.info.name
+    _check_reused_number(cursor, tensors, alignment)
+
+
+def _check_reused_number(cursor: _Cursor, tensors: tuple[TensorEntry, ...], alignment: int) -> None:
+    """Check that Q2_0 has blocks of 64: older files of other programs use its number for larger tensors.
+
+    Smaller ones overlap the next tensor, or end past the file.
+    """
+    starts = sorted([*(entry.offset for entry in tensors), cursor.size])
+    for entry in tensors:
+        if entry.info.layout != "q2_0":
+            continue
+        room = starts[bisect_right(starts, entry.offset)] - entry.offset
+        if room >= entry.info.nbytes + alignment:
+            cursor.where = f"tensor {entry.info.name[:80]!r}"
+            cursor.fail(
+                f"expected {entry.info.nbytes} bytes of Q2_0 in blocks of 64, found {room}: number 42 of ggml's types "
+                "meant another layout in older programs; take another quantization of this model"
+            )

@@ -12,6 +12,7 @@ import urllib.request
 from typing import Any
 
 _START_SECONDS = 300
+_LONG = "--"  # begins the flags of the program
 
 
 class Probe:
@@ -42,8 +43,8 @@ class Probe:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        options = [*("--host", "127.0.0.1", "--port", str(port), "-c", str(request["context"]), "-np", "1", "--jinja")]
-        options += ["-t", str(request["threads"]), "--no-webui"]
+        options = [f"{_LONG}host", "127.0.0.1", f"{_LONG}port", str(port), f"{_LONG}jinja", f"{_LONG}no-webui"]
+        options += ["-c", str(request["context"]), "-np", "1", "-t", str(request["threads"])]
         self.process = subprocess.Popen([request["program"], "-m", request["path"], *options], stdout=2)
         return f"http://127.0.0.1:{port}"
 

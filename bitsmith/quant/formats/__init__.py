@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from bitsmith.errors import UnsupportedError, UsageError
 from bitsmith.quant.formats.affine import Affine
-from bitsmith.quant.formats.base import Format
+from bitsmith.quant.formats.base import Format, VectorFormat
 from bitsmith.quant.formats.fourbit import BLOCKS, DoublyQuantized, fp4, nf4
 from bitsmith.quant.formats.fp8 import fp8
 from bitsmith.quant.formats.ggml import GGML_FORMATS
@@ -31,7 +31,9 @@ _GENERIC: tuple[Format, ...] = (
     TensorWide("fp8-tensor", fp8()),
 )
 
-FORMATS: dict[str, Format] = {format.name: format for format in _GENERIC} | GGML_FORMATS
+# those of ggml with a code a weight; only GGUF files hold vectors (`VectorFormat`), see GGML_FORMATS
+_SCALAR = {name: format for name, format in GGML_FORMATS.items() if not isinstance(format, VectorFormat)}
+FORMATS: dict[str, Format] = {format.name: format for format in _GENERIC} | _SCALAR
 
 # Integer formats without a scope, for which `resolve` finds the group: "int4", "int4-asym"
 UNSCOPED = frozenset(

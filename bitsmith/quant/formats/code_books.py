@@ -72,7 +72,7 @@ class CodeBookFormat:
         if not self.shifts:
             return VectorGrid(self.book, scale, None, self.block)
         side = SHIFT - 2.0 * SHIFT * to_float32(params["shifts"])
-        return VectorGrid(self.book, scale, scale * side, self.block)
+        return VectorGrid(self.book, scale, side, self.block)
 
     def scales(self, params: Params) -> Array:
         """The scale of each block: float32 [rows, cols / block]."""
@@ -86,11 +86,7 @@ class CodeBookFormat:
         d = xp.repeat(to_float32(params["d"]), SUPER // self.block, axis=1)[:, blocks]
         q = xp.clip(xp.round(scale * inverse(d * (2.0 * self.unit)) - 0.5), 0.0, float(self.top))
         stored = d * (self.unit * (2.0 * q + 1.0))
-        found = StoredScales({"scales": xp.astype(q, xp.uint8)}, stored, None)
-        if not self.shifts:
-            return found
-        side = SHIFT - 2.0 * SHIFT * to_float32(params["shifts"])[:, blocks]
-        return StoredScales(found.params, stored, stored * side)
+        return StoredScales({"scales": xp.astype(q, xp.uint8)}, stored, None)
 
 
 CODE_BOOKS: tuple[CodeBookFormat, ...] = (

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bitsmith.runtime.torch.dense import DenseKernel
+from bitsmith.runtime.weights import Block
+from bitsmith.system.core import core
 
 
 @contextmanager
@@ -25,3 +33,32 @@ def fast_products(device: str = "cpu") -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for products of bfloat16, by the C++ core; False without a core."""
+    module = core()
+    return module is not None and bool({"avx512bf16", "amx"} & set(module.isas()))
+
+
+@dataclass(frozen=True)
+class RoundedProducts(DenseKernel):
+    """Products of float32 matrices whose inputs, and results, are rounded to bfloat16; sums are float32.
+
+    Calibration's passes take them where the processor has them, at twice the rate of float32. What bfloat16 loses, 2^-9
+    of a value, is little beside what formats below 8 bits lose.
+    """
+
+    def linear(self, x: Tensor, prepared: Tensor) -> Tensor:
+        """float32 [..., cols] -> float32 [..., rows]."""
+        return functional.linear(x.to(torch.bfloat16), prepared.to(torch.bfloat16)).float()
+
+
+def with_rounded_products(block: Block, names: frozenset[str] | None = None) -> Block:
+    """The block with bfloat16 products on CPUs that multiply it; unchanged elsewhere. names: of linears; None: all"""
+    if block.device.type != "cpu" or not multiplies_bfloat16():
+        return block
+    kernel = RoundedProducts()
+    chosen = {name: linear for name, linear in block.linears.items() if names is None or name in names}
+    return block.with_linears({name: replace(linear, kernel=kernel) for name, linear in chosen.items()})

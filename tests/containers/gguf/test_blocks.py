@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 
 from bitsmith.containers.floats import NUMBERS, encode_float
-from bitsmith.containers.gguf.blocks import CODECS, READ_ONLY, decode_rows
+from bitsmith.containers.gguf.blocks import CODECS, decode_rows
 from bitsmith.containers.gguf.types import TYPES
 from bitsmith.errors import FileError, UnsupportedError
+from bitsmith.quant.formats.code_books import CodeBookFormat
 from bitsmith.quant.formats.ggml import GGML_FORMATS
 from bitsmith.quant.tensor import QuantTensor
+from bitsmith.quant.vector_grid import VECTOR
 
 ACTIVATIONS = {"q8_1", "q8_k"}  # types llama.cpp computes with; no file holds them
 
@@ -20,7 +22,7 @@ def random_bytes(name: str, rows: int = 300, blocks: int = 3) -> np.ndarray:
 
 
 def test_every_type_that_holds_weights_is_covered_once() -> None:
-    covered = [*NUMBERS, *CODECS, *READ_ONLY]
+    covered = [*NUMBERS, *CODECS]
     assert sorted(covered) == sorted(set(TYPES) - ACTIVATIONS)
     assert set(CODECS) == set(GGML_FORMATS)
 
@@ -30,11 +32,17 @@ def test_any_bytes_survive_decoding_and_encoding(name: str) -> None:
     data = random_bytes(name)
     cols = 3 * TYPES[name].block
     tensor = CODECS[name].decode({"data": data}, cols)
-    assert np.array_equal(CODECS[name].encode(tensor)["data"], data)
+    again = CODECS[name].encode(tensor)["data"]
+    if name == "tq1_0":  # several bytes stand for the same five digits
+        again, data = (decode_rows(name, each, cols) for each in (again, data))
+    assert np.array_equal(again, data, equal_nan=name == "tq1_0")
     layout = tensor.format.params_layout(len(data), cols)
     assert {key: (value.shape, value.dtype) for key, value in tensor.params.items()} == layout
-    assert tensor.codes.shape == (len(data), cols)
-    assert tensor.codes.max() < 1 << tensor.format.bits
+    vector, bits = 1, tensor.format.bits
+    if isinstance(tensor.format, CodeBookFormat):
+        vector, bits = VECTOR, tensor.format.book.bits
+    assert tensor.codes.shape == (len(data), cols // vector)
+    assert tensor.codes.max() < 1 << bits
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -48,7 +56,7 @@ def test_layout_is_what_encode_writes(name: str) -> None:
         codec.layout((2, 3, cols + 8))
 
 
-@pytest.mark.parametrize("name", [*CODECS, *READ_ONLY])
+@pytest.mark.parametrize("name", CODECS)
 def test_rows_decode_on_their_own(name: str) -> None:
     data = random_bytes(name, rows=40)
     cols = 3 * TYPES[name].block

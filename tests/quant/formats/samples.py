@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from bitsmith.quant.formats.base import Format, NeedsExtent
+from bitsmith.quant.formats.base import Format, NeedsExtent, VectorFormat
 from bitsmith.quant.rounders.nearest import nearest
 
 
@@ -41,7 +41,7 @@ def check_both_libraries_and_rows(format: Format, w: np.ndarray, importance: np.
     values = format.grid(params).values(codes)
     layout = format.params_layout(*w.shape)
     assert {name: (p.shape, p.dtype) for name, p in params.items()} == layout
-    assert codes.dtype == np.uint8
+    assert codes.dtype == (np.int32 if isinstance(format, VectorFormat) else np.uint8)
     assert values.dtype == np.float32
     assert np.isfinite(values).all()
 

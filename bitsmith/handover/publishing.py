@@ -1,0 +1,168 @@
+"""`publish`: uploads a folder of finished files to the Hugging Face hub, with a card and the receipts beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Required, TypedDict, Unpack
+
+from bitsmith.containers.model_files import open_regular
+from bitsmith.errors import FileError, UsageError, quoted
+from bitsmith.models.hub import explained
+from bitsmith.models.hub_name import parse_hub_name
+from bitsmith.system.options import REQUIRED, check_words, option, with_signature
+
+CARD = "README.md"
+_SECRETS = (".env", ".netrc", "token", "credentials")  # names that are never uploaded
+_WEIGHTS = (".gguf", ".safetensors")
+_LINE = "Made with bitsmith."
+
+
+@dataclass(frozen=True)
+class PublishConfig:
+    """How a folder is published."""
+
+    repo: str = option(REQUIRED, group="Options", metavar="OWNER/NAME", help="The model's name on the hub.")
+    public: bool = option(False, group="Options", help="Let everybody see a new model; default: only you.")
+    dry_run: bool = option(False, group="Options", help="Show every file with its size; upload nothing.")
+    message: str = option(
+        "Upload with bitsmith", group="Options", metavar="TEXT", help="The message of the commit on the hub."
+    )
+
+
+class PublishWords(TypedDict, total=False):
+    """The keywords of `publish`."""
+
+    repo: Required[str]
+    public: bool
+    dry_run: bool
+    message: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was uploaded, or would be.
+
+    files: bytes of every file, by its name on the hub
+    card: where the card comes from: "compare" or "the folder" for a file that is there, "made" for a plain one
+    url: the commit's address; "" after a dry run
+    """
+
+    repo: str
+    private: bool
+    files: Mapping[str, int]
+    card: str
+    notes: tuple[str, ...]
+    url: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(self.files.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**vars(self), "files": dict(self.files), "notes": list(self.notes), "size": self.size}
+
+
+def publish(
+    folder: str | Path, *, announce: Callable[[Published], None] | None = None, **words: Unpack[PublishWords]
+) -> Published:
+    """Upload a folder to the hub. The other keywords are the options of `bitsmith publish`.
+
+    announce: called with what will be uploaded, before that
+    A new model is private unless `public`. The token is that of `hf auth login`. Raises UsageError for a wrong name or
+    a folder without weights, FileError for a file that must not leave the machine and for what the hub refuses.
+    """
+    check_words("publish", PublishConfig, words, further=("announce",))
+    return run_publish(folder, PublishConfig(**words), announce=announce)
+
+
+with_signature(publish, PublishConfig)
+
+
+def run_publish(
+    folder: str | Path, config: PublishConfig, *, announce: Callable[[Published], None] | None = None
+) -> Published:
+    """The same as `publish`, with its options as one value."""
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise UsageError(f"{folder} is not a folder; give the folder that holds the files to publish.")
+    if parse_hub_name(config.repo).repo != config.repo:
+        raise UsageError(f"--repo={quoted(config.repo)}: expected OWNER/NAME.")
+    paths = dict(_files(root))
+    if not any(name.endswith(_WEIGHTS) for name in paths):
+        raise UsageError(f"{root} holds no .gguf or .safetensors file; there is nothing to publish.")
+    sizes = {name: path.stat().st_size for name, path in paths.items()}
+    card = None if CARD in paths else _plain_card(root, sizes).encode()
+    if card is not None:
+        sizes = {CARD: len(card), **sizes}
+    origin = "made" if card is not None else "compare" if _by_compare(paths[CARD]) else "the folder"
+    planned = Published(config.repo, not config.public, sizes, origin, tuple(_notes(paths, origin)))
+    if announce is not None:
+        announce(planned)
+    return planned if config.dry_run else _upload(planned, paths, card, config)
+
+
+def _files(root: Path) -> Iterator[tuple[str, Path]]:
+    """Every file by its name on the hub. Raises FileError for links out of the folder, and names of secrets."""
+    base = Path(os.path.realpath(root))
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if path.is_dir() or any(part.startswith(".") and part != ".gitattributes" for part in name.split("/")):
+            continue
+        if path.name.lower() in _SECRETS:
+            raise FileError(f"{path}: a file of this name may hold a secret; move it out of the folder.")
+        if not Path(os.path.realpath(path)).is_relative_to(base):
+            raise FileError(f"{path} is a link out of the folder; copy the file there, or remove the link.")
+        os.close(open_regular(path))
+        yield name, path
+
+
+def _by_compare(path: Path) -> bool:
+    return "bitsmith compare" in path.read_text(encoding="utf-8", errors="replace")
+
+
+def _notes(paths: Mapping[str, Path], origin: str) -> Iterator[str]:
+    if origin == "made":
+        yield "there is no card, so a plain one is made; `bitsmith compare --card` makes one with what each file lost"
+    receipts = [name for name in paths if name.rpartition("/")[2] == "receipt.json"]
+    if not receipts:
+        yield "there is no receipt; `bitsmith handover --check` proves that a runtime runs the files"
+    for name in receipts:
+        try:
+            good = json.loads(paths[name].read_text(encoding="utf-8")).get("good")
+        except (ValueError, AttributeError):
+            good = None
+        if good is False:
+            yield f"{name} says that a check FAILED"
+
+
+def _plain_card(root: Path, sizes: Mapping[str, int]) -> str:
+    """A card that says what the files are, and no more than is known."""
+    rows = [f"| {name} | {size:,} |" for name, size in sizes.items() if name.endswith(_WEIGHTS)]
+    library = "gguf" if any(name.endswith(".gguf") for name in sizes) else "transformers"
+    front = ["---", f"library_name: {library}", "pipeline_tag: text-generation", "tags:", "- quantized", "---"]
+    title = f"# {root.resolve().name}"
+    table = ["| file | bytes |", "|---|---|", *rows]
+    return "\n".join([*front, "", title, "", _LINE, "", *table, ""])
+
+
+def _upload(planned: Published, paths: Mapping[str, Path], card: bytes | None, config: PublishConfig) -> Published:
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    api = HfApi()
+    operations = [CommitOperationAdd(name, str(path)) for name, path in paths.items()]
+    if card is not None:
+        operations.insert(0, CommitOperationAdd(CARD, card))
+    try:
+        with explained(config.repo, None, None):
+            api.create_repo(config.repo, repo_type="model", private=planned.private, exist_ok=True)
+            done = api.create_commit(config.repo, operations, commit_message=config.message)
+    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
+        raise FileError(f"{config.repo}: the hub did not take the files ({error}); `hf auth login` first.") from error
+    return Published(**{**vars(planned), "url": str(done.commit_url)})

@@ -1,0 +1,148 @@
+"""What each runtime gets, what is refused, and how answers are judged; no runtime is started here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bitsmith
+from bitsmith.errors import UnsupportedError, UsageError
+from bitsmith.handover.child import Place, Told, ask, find_place
+from bitsmith.handover.questions import CHATS, Answers, Rendered
+from bitsmith.handover.runtime import HALF
+from bitsmith.handover.runtimes import RUNTIMES, find_runtime
+from bitsmith.handover.verdict import compare
+from tests.cli.command import Command
+
+
+@pytest.fixture
+def gguf(tmp_path: Path) -> Path:
+    return bitsmith.quantize("reference", to="q4_0", out=tmp_path / "ref.gguf").out
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_every_runtime_says_how_it_is_started(name: str, tmp_path: Path, gguf: Path) -> None:
+    runtime = find_runtime(name)
+    model = gguf
+    if "gguf" not in runtime.containers:
+        model = bitsmith.convert("reference", to="bf16", out=tmp_path / "floats").out
+    found = bitsmith.hand_over(model, runtime=name, out=tmp_path / "out")
+    assert str(model.name) in found.command or str(tmp_path) in found.command or "bitsmith/ref" in found.command
+    receipt = json.loads((tmp_path / "out" / "receipt.json").read_text())
+    assert receipt["runtime"] == name
+    assert receipt["good"] is None
+    assert all((tmp_path / "out" / file).is_file() for file in found.files)
+    with pytest.raises(UsageError, match="exists"):
+        bitsmith.hand_over(model, runtime=name, out=tmp_path / "out")
+    bitsmith.hand_over(model, runtime=name, out=tmp_path / "out", force=True)
+
+
+def test_ollama_gets_the_template_the_stops_and_the_context(gguf: Path, tmp_path: Path) -> None:
+    bitsmith.hand_over(gguf, runtime="ollama", out=tmp_path / "out")
+    lines = (tmp_path / "out" / "Modelfile").read_text()
+    assert lines.startswith(f"FROM {gguf}\n")
+    assert '{{ if eq .Role "system" }}{{ .Content }}' in lines
+    assert 'PARAMETER stop "<|endoftext|>"' in lines
+    assert "PARAMETER num_ctx 1024" in lines
+
+
+def test_lm_studio_gets_its_folders(gguf: Path, tmp_path: Path) -> None:
+    bitsmith.hand_over(gguf, runtime="lm-studio", out=tmp_path / "out")
+    placed = tmp_path / "out" / "bitsmith" / "ref" / "ref.gguf"
+    assert placed.read_bytes() == gguf.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("to", "runtime", "says"),
+    [
+        ("q4_0", "vllm", r"vLLM does not read GGUF files\. .*--to compressed/w4a16"),
+        ("q4_0", "tensorrt-llm", r"--to modelopt/fp8"),
+        ("native/nf4", "llama.cpp", r"does not read native folders\. .*--to q4_k_m"),
+        ("gptq/int3", "vllm", r"only symmetric gptq of 4 or 8 bits"),
+        ("bnb/nf4", "mlx", r"--to mlx/4bit"),
+    ],
+)
+def test_a_file_that_the_runtime_cannot_hold_is_refused(tmp_path: Path, to: str, runtime: str, says: str) -> None:
+    made = bitsmith.quantize("reference", to=to, out=tmp_path / ("m.gguf" if to == "q4_0" else "m")).out
+    with pytest.raises(UnsupportedError, match=says):
+        bitsmith.hand_over(made, runtime=runtime, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_runtime_that_is_not_there_is_named_with_what_to_install(gguf: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"no such program"):
+        bitsmith.hand_over(gguf, runtime="llama.cpp", out=tmp_path / "out", check=True, python=str(tmp_path / "python"))
+    runtime = find_runtime("vllm")
+    assert runtime.probing is not None
+    absent = replace(runtime, probing=replace(runtime.probing, package="no_such_package"))
+    with pytest.raises(UnsupportedError, match=r"was not found.*pip install vllm"):
+        find_place(absent, None)
+    with pytest.raises(UnsupportedError, match="cannot be checked"):
+        find_place(find_runtime("tensorrt-llm"), None)
+    with pytest.raises(UsageError, match=r"unknown; expected llama\.cpp"):
+        find_runtime("word")
+
+
+def test_options_of_a_check_without_a_check(bitsmith_command: Command, gguf: Path) -> None:
+    done = bitsmith_command("handover", str(gguf), "--for", "llama.cpp", "--python", "x")
+    assert done.code == 2
+    assert "--python and --original are for --check" in done.err
+
+
+def test_a_runtime_that_dies_or_hangs_is_an_answer(tmp_path: Path) -> None:
+    import sys
+
+    runtime = find_runtime("transformers")
+    assert runtime.probing is not None
+    died = tmp_path / "died.py"
+    died.write_text("import os, sys\nprint('last words', file=sys.stderr)\nsys.stderr.flush()\nos._exit(3)\n")
+    hung = tmp_path / "hung.py"
+    hung.write_text("import time\ntime.sleep(600)\n")
+    for file, says in ((died, "ended with code 3; its last words: last words"), (hung, "took more than 2 s")):
+        broken = replace(runtime, probing=replace(runtime.probing, file=str(file)))
+        told = ask(broken, Place(sys.executable), {"chats": []}, seconds=2 if file == hung else 30)
+        assert says in told.error
+        assert not told.done
+
+
+OURS = Answers(
+    {"one message": Rendered("<u>hi", (1, 2)), "tools": Rendered("<u>hi", (1, 2))},
+    (1, 2, 3, 4),
+    2,
+    np.log(np.array([[0.1, 0.1, 0.1, 0.6, 0.1]] * 2 + [[0.1, 0.1, 0.1, 0.1, 0.6]], np.float32)),
+    frozenset({0}),
+)
+
+
+def answered(**changes: Any) -> Told:
+    top: list[dict[str, float]] = [{str(i): float(v) for i, v in enumerate(row)} for row in OURS.logs]
+    chats = {name: {"text": each.text, "ids": list(each.ids)} for name, each in OURS.chats.items()}
+    return Told(**({"chats": chats, "top": top, "greedy": [3, 4], "done": True} | changes))
+
+
+def failed(told: Told) -> list[str]:
+    return [check.name for check in compare(OURS, told, HALF) if check.passed is False]
+
+
+def test_answers_are_judged_by_name() -> None:
+    assert failed(answered()) == []
+    other = {"one message": {"text": "<user>hi", "ids": [1, 2]}, "tools": {"text": "<u>hi", "ids": [1, 2]}}
+    assert "template: one message" in failed(answered(chats=other))
+    refused = {"one message": {"refused": "no"}, "tools": {"text": "<u>hi", "ids": [1, 2]}}
+    assert "template: one message" in failed(answered(chats=refused))
+    other = {name: {"text": each.text, "ids": [1, 9]} for name, each in OURS.chats.items()}
+    assert "tokens" in failed(answered(chats=other))
+    swapped = [{str(i): float(v) for i, v in enumerate(row[::-1])} for row in OURS.logs]
+    assert "log probabilities" in failed(answered(top=swapped))
+    assert "log probabilities" in failed(answered(top=[]))
+    assert "greedy text" in failed(answered(greedy=[1, 1]))
+    assert failed(answered(error="it broke", done=False)) == ["loading"]
+
+
+def test_the_questions_are_plain_json() -> None:
+    assert json.loads(json.dumps([dict(chat) for chat in CHATS]))

@@ -1,0 +1,78 @@
+"""`publish` with a hub that only notes what it is asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+import bitsmith
+from bitsmith.errors import FileError, UsageError
+from tests.cli.command import Command
+
+
+class FakeApi:
+    asked: dict[str, Any]
+
+    def __init__(self) -> None:
+        FakeApi.asked = {}
+
+    def create_repo(self, repo: str, **words: Any) -> None:
+        FakeApi.asked["repo"] = (repo, words)
+
+    def create_commit(self, repo: str, operations: list[Any], *, commit_message: str) -> Any:
+        FakeApi.asked["files"] = [each.path_in_repo for each in operations]
+        return type("Done", (), {"commit_url": f"hub/{repo}/commit/1"})
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
+    FakeApi.asked = {}
+    made = tmp_path / "model"
+    made.mkdir()
+    bitsmith.quantize("reference", to="q4_0", out=made / "ref.gguf")
+    return made
+
+
+def test_a_folder_is_private_and_gets_a_card(folder: Path) -> None:
+    (folder / "receipt.json").write_text(json.dumps({"good": False}))
+    (folder / ".secret").write_text("x")
+    found = bitsmith.publish(folder, repo="me/ref")
+    assert FakeApi.asked["repo"] == ("me/ref", {"repo_type": "model", "private": True, "exist_ok": True})
+    assert FakeApi.asked["files"] == ["README.md", "receipt.json", "ref.gguf"]
+    assert found.url == "hub/me/ref/commit/1"
+    assert found.card == "made"
+    assert any("a check FAILED" in note for note in found.notes)
+
+
+def test_a_dry_run_shows_every_file_and_asks_nothing(folder: Path, bitsmith_command: Command) -> None:
+    (folder / "README.md").write_text("made by `bitsmith compare`")
+    done = bitsmith_command("publish", str(folder), "--repo", "me/ref", "--dry-run", "--public")
+    assert done.code == 0
+    assert "ref.gguf" in done.out
+    assert "(public)" in done.out
+    assert "nothing was uploaded" in done.out
+    assert FakeApi.asked == {}
+
+
+def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--repo|OWNER"):
+        bitsmith.publish(folder, repo="me/ref:Q4")
+    with pytest.raises(UsageError, match="not a folder"):
+        bitsmith.publish(folder / "ref.gguf", repo="me/ref")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UsageError, match="nothing to publish"):
+        bitsmith.publish(empty, repo="me/ref")
+    (tmp_path / "outside").write_text("x")
+    (folder / "link.json").symlink_to(tmp_path / "outside")
+    with pytest.raises(FileError, match="link out of the folder"):
+        bitsmith.publish(folder, repo="me/ref")
+    (folder / "link.json").unlink()
+    (folder / "token").write_text("x")
+    with pytest.raises(FileError, match="may hold a secret"):
+        bitsmith.publish(folder, repo="me/ref")
