@@ -142,7 +142,6 @@ def test_the_keyword_of_every_flag_is_one_of_the_library() -> None:
             "--plot",
             "--list-devices",
             "--list-models",
-            "--fit",  # of `plan`: the front has a function of its own
             "--explain",
             "--fit",
         }
