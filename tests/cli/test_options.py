@@ -20,7 +20,7 @@ from tests.cli.command import Command
 FLAGS = """
 --out -o --method --effort --calibration --calibration-tokens --calibration-context --seed --memory --device --pure
 --calibration-all-experts --double-quant --rule --keep --group-size --sym/--asym --threads --max-shard-size --pre
---revision --requantize --dry-run --force
+--revision --requantize --dry-run --force --bits --size --fit --context --kv --recipe
 """
 
 
@@ -84,7 +84,8 @@ def test_every_option_reaches_the_configuration(bitsmith_command: Command, monke
         dry_run=True,
         force=True,
     )
-    assert not [option.name for option in options_of(QuantizeConfig) if getattr(expected, option.name) in (None, ())]
+    unset = {option.name for option in options_of(QuantizeConfig) if getattr(expected, option.name) in (None, ())}
+    assert unset == {"bits", "size", "fit", "context", "kv", "recipe"}  # they choose the types, see test_fitting.py
     found = configured(bitsmith_command, monkeypatch, *words.split())
     assert found == ("m", ("q4_0", "gptq/int4"), expected)
     assert configured(bitsmith_command, monkeypatch, "m", "--to", "q4_0", "--sym")[2].symmetric is True
@@ -123,7 +124,7 @@ def test_the_version(bitsmith_command: Command) -> None:
     ("words", "expected"),
     [
         (["quantze", "x"], "Error: No such command 'quantze'. Did you mean 'quantize'? Try 'bitsmith --help'."),
-        (["quantize", "x"], "Error: Missing option '--to'. Try 'bitsmith quantize --help'."),
+        (["quantize", "x"], "Error: --to is missing; give for instance --to q4_k_m, or a budget: --bits 4.25."),
         (["quantize", "x", "--to", "q4_0", "--forse"], "--force"),
         (["run"], "Error: Missing argument 'MODEL' (or -m MODEL). Try 'bitsmith run --help'."),
         (["run", "x", "-m", "y"], "Two models are named, x and y; name one."),
