@@ -18,13 +18,13 @@ from bitsmith.system.core import core
 
 @contextmanager
 def fast_products(device: str = "cpu") -> Iterator[None]:
-    """Within it, torch gives products of float32 matrices on a CPU to oneDNN where the processor multiplies bfloat16.
+    """Within it, torch gives products of float32 matrices on a CPU to oneDNN, if the processor has AVX-512 BF16 alone.
 
-    With AVX-512 oneDNN takes them in float32, at twice the speed of MKL on processors of AMD. With AMX it rounds
-    their inputs to bfloat16. Other processors and devices compute as always. Sums are float32 everywhere. The setting
-    is torch's, for the whole process; it is put back at the end.
+    There oneDNN takes them in float32, at twice the speed of MKL on processors of AMD. With AMX it would round their
+    inputs to bfloat16, so nothing changes there, nor on other processors and devices. The setting is torch's, for the
+    whole process; it is put back at the end.
     """
-    if device != "cpu":
+    if device != "cpu" or "avx512bf16" not in _isas() or "amx" in _isas():
         yield
         return
     before = torch.get_float32_matmul_precision()
@@ -36,10 +36,15 @@ def fast_products(device: str = "cpu") -> Iterator[None]:
 
 
 @cache
+def _isas() -> frozenset[str]:
+    """The instruction sets of this processor that the C++ core knows; none without a core."""
+    module = core()
+    return frozenset() if module is None else frozenset(module.isas())
+
+
 def multiplies_bfloat16() -> bool:
     """Whether this processor has instructions for products of bfloat16, by the C++ core; False without a core."""
-    module = core()
-    return module is not None and bool({"avx512bf16", "amx"} & set(module.isas()))
+    return bool({"avx512bf16", "amx"} & _isas())
 
 
 @dataclass(frozen=True)
