@@ -21,6 +21,7 @@ GROUPS = (  # in the order of the help
         "Candidates",
         "Measurement",
         "Output",
+        "Cache",
         "Budget",
         "Method",
         "Types",

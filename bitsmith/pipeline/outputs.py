@@ -206,7 +206,11 @@ def with_importance(
                 f"{target.name} needs importance: with so few bits, columns that matter must lose less than others. "
                 "No `--calibration` was given, so the built-in text serves; a text of your own kind may serve better.",
             )
-    return (replace(config, calibration="default"), notes) if notes else (config, {})
+    if not notes:
+        return config, {}
+    for name in {str(target) for target in targets} - set(notes):
+        notes[name] = (f"{next(iter(notes))} needs importance, so this output is calibrated on the built-in text too.",)
+    return replace(config, calibration="default"), notes
 
 
 def rounds_nothing(checkpoint: Checkpoint, target: Target, config: QuantizeConfig) -> bool:

@@ -21,6 +21,7 @@ from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.category import layer_of
 from bitsmith.recipe.choose import TypeChoice, choose_types
 from bitsmith.recipe.mixes import ALIASES, MIXES, find_mix
+from bitsmith.recipe.needs import needy_tensors
 from bitsmith.recipe.shape import ModelShape
 from bitsmith.recipe.target import Target
 
@@ -151,6 +152,8 @@ def _in_gguf(network: Network, target: Target) -> Stored:
         t if t.name.endswith((".weight", ".bias")) else replace(t, name=f"{t.name}.weight") for t in network.tensors
     ]
     chosen = choose_types(target.name, shape, plain)
+    if needy_tensors(target.name, ((choice.name, choice.type) for choice in chosen.choices)):
+        chosen = choose_types(target.name, shape, plain, importance=True)  # quantize will calibrate
     found = {
         tensor.name: TYPES[choice.type].row_bytes(tensor.cols) * tensor.rows
         for tensor, choice in zip(network.tensors, chosen.choices, strict=True)

@@ -86,7 +86,7 @@ def _left(assignment: Assignment) -> dict[str, str]:
         if landed[name] >= info.parameters:
             continue
         reason = "not of the text decoder" if assignment.target.is_mmproj else _reason(assignment, name)
-        if landed[name] or not reason:
+        if not reason or (landed[name] and not assignment.target.is_mmproj):  # an mmproj may take one row of a table
             raise UnsupportedError(
                 f"{checkpoint.source.path}: {name} has {info.parameters:,} weights, of which {landed[name]:,} have a "
                 f"place in the output ({assignment.target}); nothing was written. Choose another --to, and report it."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from bitsmith.recipe.category import Category, category_of
 from bitsmith.recipe.plan import Assignment
 
@@ -14,10 +16,11 @@ def needing_importance(assignment: Assignment) -> tuple[str, ...]:
     """Names of the tensors of a GGUF file that are rounded to such types; embeddings and outputs never need it."""
     if assignment.target.container != "gguf":
         return ()
-    needy = _NEEDY_IN.get(assignment.target.name, NEEDY)
-    ends = (Category.EMBEDDING, Category.OUTPUT)
-    return tuple(
-        tensor.info.name
-        for tensor in assignment.tensors
-        if tensor.format is not None and tensor.info.layout in needy and category_of(tensor.info.name) not in ends
-    )
+    types = ((tensor.info.name, tensor.info.layout) for tensor in assignment.tensors if tensor.format is not None)
+    return needy_tensors(assignment.target.name, types)
+
+
+def needy_tensors(mix: str, types: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Names of the tensors of a mix that need importance. types: names and types of tensors that are rounded"""
+    needy, ends = _NEEDY_IN.get(mix, NEEDY), (Category.EMBEDDING, Category.OUTPUT)
+    return tuple(name for name, type in types if type in needy and category_of(name) not in ends)

@@ -22,7 +22,9 @@ HELD = {
     "gguf": set(GGML_FORMATS),
     "gptq": {name for name in _INTEGERS if "-f16" in name},
     "awq": {name for name in _INTEGERS if name.startswith("int4") and name.endswith("-f16-asym")},
-    "compressed": _INTEGERS | {"fp8", "fp8-tensor"},
+    "compressed": _INTEGERS | {"fp8", "fp8-tensor", "mxfp4"},
+    "mlx": {"mxfp4", "nvfp4"},
+    "modelopt": set(),  # its formats are its own
     "bnb": {f"{kind}{block}" for kind in ("nf4", "fp4") for block in ("", "-g128", "-g256")},
 }
 

@@ -49,7 +49,7 @@ def absmax(calibration: Calibration) -> dict[str, float]:
 
 def carried_out(plan: Plan, out: Path, *, threads: int = 1) -> Manifest:
     with Reservation([plan.destination(out)]) as reservation:
-        return execute(plan, out, reservation, threads=threads)
+        return execute(plan, out, reservation, threads=threads).manifest
 
 
 @pytest.fixture

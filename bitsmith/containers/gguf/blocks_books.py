@@ -43,7 +43,7 @@ def _nibble_pairs(scales: np.ndarray) -> np.ndarray:
 
 
 def _from_nibble_pairs(packed: np.ndarray) -> np.ndarray:
-    return np.stack([packed & 15, packed >> 4], axis=2).reshape(packed.shape[0], -1)
+    return np.stack([packed & 15, packed >> 4], axis=2).reshape(packed.shape[0], 2 * packed.shape[1])
 
 
 def _pack_iq2_xxs(codes: np.ndarray, params: Mapping[str, np.ndarray]) -> Fields:

@@ -41,7 +41,7 @@ def _from_digits(packed: np.ndarray, digits: int) -> np.ndarray:
     """The reverse of `_to_digits`: [n, k] -> [n, digits * k]. Each product with a power wraps at 256, as in ggml."""
     shifted = packed[:, None, :] * np.array([1, 3, 9, 27, 81], np.uint8)[:digits, None]
     codes = (shifted.astype(np.uint16) * 3) >> 8
-    return codes.astype(np.uint8).reshape(len(packed), -1)
+    return codes.astype(np.uint8).reshape(len(packed), digits * packed.shape[1])
 
 
 def _pack_tq1(codes: np.ndarray, params: Mapping[str, np.ndarray]) -> Fields:
