@@ -62,7 +62,7 @@ def test_tensors_and_channels(tmp_path: Path, shape: tuple[int, ...], layout: st
     weight, scale = _fp8((ROWS, COLS)), _scales(shape)
     parts = {"weight": weight, "weight_scale": scale, "input_scale": np.ones((), np.float32)}
     folder = write_folder(tmp_path / "m", parts, {"quant_method": method})
-    own = "modelopt/fp8" if method == "modelopt" and not shape else layout
+    own = "modelopt/fp8-static-f32-0d" if method == "modelopt" and not shape else layout
     check_reads(folder, weight.astype(np.float32) * scale.reshape(-1, 1), own)
 
 
