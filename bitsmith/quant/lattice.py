@@ -20,6 +20,8 @@ from bitsmith.quant.tensor import QuantTensor
 
 _PROBED_ROWS = 4  # rows that are tried before a whole tensor is,
 _PROBED_WEIGHTS = 1024  # and weights of each
+_MOST_LEVELS = 64  # of 8 bits are 256: in 16-bit weights they are hardly ever found, and each try takes time
+_MOST_SHIFTED = 16  # where offsets are free (Q4_1, not Q5_1), which takes several tries a level
 _MANY_BLOCKS = 1024  # more than share a parameter of a format with two levels of scales
 _SLAB = 1 << 18  # weights that are solved for at once
 _SHARES = tuple(np.arange(9) / 8)  # the float16 numbers that round to a bfloat16 one
@@ -28,11 +30,15 @@ _SMALLEST = {BFLOAT16: -133, FLOAT16: -24, FLOAT32: -149}  # exponent of the sma
 
 
 def has_lattice(format: Format) -> bool:
-    """Whether the scales of a format can be solved for: each block of a row has parameters of its own."""
+    """Whether the scales of a format can be solved for: few levels, and parameters of its own for each block of a row.
+
+    Formats of 8 bits are left out: what a new search of their scales loses is little.
+    """
     if not isinstance(format, Refittable) or isinstance(format, NeedsExtent | Settled | VectorFormat):
         return False
     many = format.params_layout(1, _MANY_BLOCKS * format.multiple)
-    return len({shape for shape, _ in many.values()}) == 1
+    few = 2**format.bits <= (_MOST_LEVELS if len(many) == 1 or isinstance(format, Affine) else _MOST_SHIFTED)
+    return few and len({shape for shape, _ in many.values()}) == 1
 
 
 def probe(w: np.ndarray, format: Format) -> bool:
@@ -44,6 +50,9 @@ def probe(w: np.ndarray, format: Format) -> bool:
         return False
     block = _block(format, w.shape[1])
     width = min(w.shape[1], max(block, _PROBED_WEIGHTS // block * block))
+    first = w[:1, :block]  # which ends most probes
+    if len(np.unique(first)) > 2**format.bits or not recover(first, format)[1][0]:
+        return False
     return all(bool(recover(row[None, :width], format)[1][0]) for row in w)  # the first row ends most probes
 
 
