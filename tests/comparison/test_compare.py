@@ -63,6 +63,18 @@ def test_figures_are_those_of_eval(tiny: Path, q4: Path, prose: Path) -> None:
     assert row.top1.value == single.divergence.top1.value
 
 
+def test_int8_rounds_the_candidates_alone(tiny: Path, q4: Path, prose: Path) -> None:
+    """As `bitsmith eval --against` does: the original runs exact."""
+    found = compare(tiny, q4, text=prose, kernel="int8", max_windows=4)
+    single = bitsmith.evaluate(q4, against=tiny, text=prose, context=32, max_windows=4, kernel="int8")
+    exact = compare(tiny, q4, text=prose, max_windows=4)
+    assert single.divergence is not None
+    assert found.rows[0].summary.kld.value == pytest.approx(single.divergence.kld.value, abs=2e-7)
+    assert found.original.summary.perplexity.value == exact.original.summary.perplexity.value
+    assert found.rows[0].summary.kld.value != exact.rows[0].summary.kld.value
+    assert found.conditions.kernel == "int8 (the original: exact)"
+
+
 def test_a_repeat_runs_no_model(tiny: Path, q4: Path, prose: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = compare(tiny, q4, text=prose, to="q8_0")
     monkeypatch.setattr("bitsmith.comparison.loading.load", None)
