@@ -116,7 +116,7 @@ class _Run:
         self._overlaps = check_overlap(self._domains, (*config.calibration_sources, *names_of(config.calibrated_on)))
         self._original = open_candidate(model)
         self._sha256 = ledger.sha256(self._original.checkpoint.files, events.report)
-        maker = Maker(model, self._original, self._sha256, config)
+        maker = Maker(model, self._original, self._sha256, config, ledger)
         maker.check(config.targets)
         self._tokens = [self._tokens_of(domain) for domain in self._domains]
         tasks, others = open_tasks(config.task_names, self._domains, shots=config.shots or 0)
