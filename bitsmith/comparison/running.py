@@ -184,7 +184,7 @@ class _Run:
             texts=texts,
             floors=floors,
             conditions=self._conditions(),
-            verdict=verdict(rows, config.within, tokens),
+            verdict=verdict(rows, config.within, tokens, texts),
             warnings=(*domain_warnings(rows, texts), *better_warnings(rows), *few_warnings(texts)),
             notes=(*tie_notes(rows, tokens), *notes),
             generations=generations,

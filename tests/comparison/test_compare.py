@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from bitsmith.comparison.result import Comparison
 from bitsmith.comparison.tasks.items import Choice
 from bitsmith.comparison.tasks.made import made_task
 from bitsmith.comparison.texts import open_domains
+from bitsmith.comparison.verdict import better_warnings
+from bitsmith.evaluation.moments import Estimate
 from bitsmith.system.folders import cache_folder
 from tests.cli.command import Command
 from tests.tiny import make_folder
@@ -246,8 +249,20 @@ def test_texts_have_figures_of_their_own(tiny: Path, q4: Path, prose: Path, othe
 
 def test_errors_over_few_documents_are_warned_about(tiny: Path, q4: Path, prose: Path) -> None:
     few = compare(tiny, q4, text=prose, max_windows=3)
+    many = compare(tiny, q4, text=prose, max_windows=24)
     assert any("are over 3 windows only" in each for each in few.warnings)
-    assert not any("windows only" in each for each in compare(tiny, q4, text=prose, max_windows=24).warnings)
+    assert not any("windows only" in each for each in many.warnings)
+    assert "surely" not in few.verdict
+    assert "too few documents to be sure" in few.verdict
+    assert "surely" in many.verdict
+
+
+def test_a_gain_that_is_rounding_is_no_warning(tiny: Path, q4: Path, prose: Path) -> None:
+    (row,) = compare(tiny, q4, text=prose, max_windows=3).rows
+    better = replace(row.summary, quality=Estimate(1.01, 0.001), kld=Estimate(0.1, 0.001))
+    assert len(better_warnings([replace(row, summary=better)])) == 1
+    assert better_warnings([replace(row, summary=better, at_floor=True)]) == ()
+    assert better_warnings([replace(row, summary=replace(better, kld=Estimate(1e-7, 1e-8)))]) == ()
 
 
 def test_names_of_texts_must_differ(bitsmith_command: Command, tiny: Path, prose: Path) -> None:
