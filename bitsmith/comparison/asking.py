@@ -13,7 +13,6 @@ import numpy as np
 from bitsmith.comparison.candidates import Candidate
 from bitsmith.comparison.generations import written as continued
 from bitsmith.comparison.ledger import What
-from bitsmith.comparison.loading import kernel_of
 from bitsmith.comparison.scoring import Tools
 from bitsmith.comparison.tasks.answering import right_answers, tokens_of, written_steps
 from bitsmith.comparison.tasks.items import Task
@@ -149,11 +148,11 @@ class Asking:
         return tuple(texts)
 
     def _model(self, candidate: Candidate) -> LanguageModel:
-        kernel = kernel_of(candidate.checkpoint, self._tools.config.kernel)
+        kernel = self._tools.kernel(candidate)
         return self._tools.model.get(candidate.checkpoint, kernel)
 
     def _what(self, kind: str, candidate: Candidate, text: str, sha256: str, definition: str) -> What:
-        kernel = kernel_of(candidate.checkpoint, self._tools.config.kernel)
+        kernel = self._tools.kernel(candidate)
         return What(
             *(kind, candidate.name, self._tools.ledger.sha256(candidate.checkpoint.files)),
             text=text,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bitsmith.comparison.config import CompareConfig
+from bitsmith.comparison.ledger import Ledger
 from bitsmith.containers.sources import files_of
 from bitsmith.errors import BitsmithError, FileError
 from bitsmith.models.arch.config import ModelConfig
@@ -140,10 +141,14 @@ class Maker:
 
     original: the same model, opened
     source_sha256: hash of its files
+    ledger: knows the hashes of files that did not change
     """
 
-    def __init__(self, model: str | Path, original: Candidate, source_sha256: str, config: CompareConfig) -> None:
+    def __init__(
+        self, model: str | Path, original: Candidate, source_sha256: str, config: CompareConfig, ledger: Ledger
+    ) -> None:
         self._model, self._name, self._source, self._config = model, original.name, source_sha256, config
+        self._ledger = ledger
         self._folder = cache_folder() / "compare" / "made"
 
     def check(self, names: tuple[str, ...]) -> None:
@@ -152,12 +157,17 @@ class Maker:
             Target.parse(name)
 
     def found(self, name: str) -> Candidate | None:
-        """The candidate, if it was made before. One that cannot be opened is removed."""
+        """The candidate, if it was made before. One that was changed or cannot be opened is removed."""
         folder = self._place(name)
         try:
             record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             made = Made(str(record["target"]), str(record["method"]), float(record["seconds"]))
-            return open_candidate(folder / str(record["file"]), name=_shown(name), made=made)
+            candidate = open_candidate(folder / str(record["file"]), name=_shown(name), made=made)
+            known = record.get("sha256")
+            for path in candidate.checkpoint.files:
+                if not isinstance(known, dict) or known.get(path.name) != self._ledger.sha256([path]):
+                    raise FileError(f"{path.name} is not as it was written")
+            return candidate
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, BitsmithError) as error:
@@ -201,7 +211,9 @@ class Maker:
         whole = Path(tempfile.mkdtemp(prefix=_WORK, dir=self._folder))
         for path in [result.out] if result.out.is_dir() else list(result.paths):
             os.replace(path, whole / path.name)
-        record: dict[str, Any] = {**vars(made), "file": result.out.name, "original": self._name}
+        files = open_candidate(whole / result.out.name).checkpoint.files
+        hashes = {path.name: _sha256(path) for path in files}
+        record: dict[str, Any] = {**vars(made), "file": result.out.name, "original": self._name, "sha256": hashes}
         (whole / RECORD).write_text(json.dumps(record), encoding="utf-8")
         try:
             os.rename(whole, folder)

@@ -121,7 +121,7 @@ class CompareConfig:
     force: bool = option(False, group="Output", help="Replace outputs that exist.")
     threads: int | None = option(None, group="Machine", help="Number of threads; default: one per core.")
     kernel: str | None = option(
-        None, group="Machine", metavar="NAME", help="What computes, see `bitsmith eval`; default: exact."
+        None, group="Machine", metavar="NAME", help="What computes the candidates, see `bitsmith eval`; default: exact."
     )
     revision: str | None = option(
         None, group="Source", metavar="NAME", help="Branch, tag or commit of a model of the hub."

@@ -32,9 +32,9 @@ CREATE TABLE IF NOT EXISTS measurements (
     key TEXT PRIMARY KEY, kind TEXT NOT NULL, model TEXT NOT NULL, model_sha256 TEXT NOT NULL,
     original TEXT NOT NULL, original_sha256 TEXT NOT NULL, text TEXT NOT NULL, text_sha256 TEXT NOT NULL,
     definition TEXT NOT NULL, version TEXT NOT NULL, created REAL NOT NULL, figures TEXT NOT NULL, data BLOB);
-CREATE TABLE IF NOT EXISTS files (
-    path TEXT PRIMARY KEY, size INTEGER NOT NULL, modified INTEGER NOT NULL, inode INTEGER NOT NULL,
-    sha256 TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS hashes (
+    path TEXT PRIMARY KEY, size INTEGER NOT NULL, modified INTEGER NOT NULL, changed INTEGER NOT NULL,
+    inode INTEGER NOT NULL, sha256 TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS by_model ON measurements (model_sha256);
 """
 _NAMES = ("key", "kind", "model", "model_sha256", "original", "original_sha256", "text", "text_sha256")
@@ -151,10 +151,11 @@ class Ledger:
         real = os.path.realpath(path)
         try:
             found = os.stat(real)
-            signature = found.st_size, found.st_mtime_ns, found.st_ino
+            signature = found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
             with self._explained():
                 row = self._db.execute(
-                    "SELECT sha256 FROM files WHERE path = ? AND size = ? AND modified = ? AND inode = ?",
+                    "SELECT sha256 FROM hashes"
+                    " WHERE path = ? AND size = ? AND modified = ? AND changed = ? AND inode = ?",
                     (real, *signature),
                 ).fetchone()
             if row is not None:
@@ -164,7 +165,7 @@ class Ledger:
         except OSError as error:
             raise FileError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
         with self._explained():
-            self._db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (real, *signature, sha256))
+            self._db.execute("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?, ?, ?)", (real, *signature, sha256))
         return sha256
 
     @contextmanager

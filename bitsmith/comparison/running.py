@@ -22,7 +22,7 @@ from bitsmith.comparison.figures import Summing, layers_of, layers_what, memory_
 from bitsmith.comparison.gathering import Failures, Gathering
 from bitsmith.comparison.generations import Generation, usual_prompts
 from bitsmith.comparison.ledger import Ledger
-from bitsmith.comparison.loading import OneModel, kernel_of
+from bitsmith.comparison.loading import OneModel
 from bitsmith.comparison.outputs import Outputs
 from bitsmith.comparison.overlap import check_overlap
 from bitsmith.comparison.result import Comparison, Conditions, Failure, Floor, Original, Row, Speeds
@@ -115,9 +115,8 @@ class _Run:
         self._domains = open_domains(config.texts)
         self._overlaps = check_overlap(self._domains, (*config.calibration_sources, *names_of(config.calibrated_on)))
         self._original = open_candidate(model)
-        self._kernel = kernel_of(self._original.checkpoint, config.kernel)
         self._sha256 = ledger.sha256(self._original.checkpoint.files, events.report)
-        maker = Maker(model, self._original, self._sha256, config)
+        maker = Maker(model, self._original, self._sha256, config, ledger)
         maker.check(config.targets)
         self._tokens = [self._tokens_of(domain) for domain in self._domains]
         tasks, others = open_tasks(config.task_names, self._domains, shots=config.shots or 0)
@@ -126,8 +125,9 @@ class _Run:
         self._task_names = [task.name for task in tasks]
         prompts = config.prompts or usual_prompts(self._tokens[0], self._original.tokenizer)
         self._prompts = prompts if config.generate else ()
-        self._tools = Tools(ledger, OneModel(config.threads, events.report), config, events.report)
-        self._scoring = Scoring(self._original, self._sha256, self._tokens, self._kernel, self._tools)
+        self._tools = Tools(ledger, OneModel(config.threads, events.report), config, events.report, self._original)
+        self._kernel = self._tools.kernel(self._original)
+        self._scoring = Scoring(self._original, self._sha256, self._tokens, self._tools)
         self._asking = Asking(tasks, others, self._prompts, self._tools)
         self._failures = Failures(events.on_failure)
         texts = list(zip(self._domains, self._tokens, strict=True))
@@ -184,7 +184,7 @@ class _Run:
             texts=texts,
             floors=floors,
             conditions=self._conditions(),
-            verdict=verdict(rows, config.within, tokens),
+            verdict=verdict(rows, config.within, tokens, texts),
             warnings=(*domain_warnings(rows, texts), *better_warnings(rows), *few_warnings(texts)),
             notes=(*tie_notes(rows, tokens), *notes),
             generations=generations,
@@ -257,11 +257,16 @@ class _Run:
             ),
         )
 
+    def _kernels(self) -> str:
+        """The kernel in words."""
+        wanted = self._config.kernel or self._kernel
+        return wanted if wanted == self._kernel else f"{wanted} (the original: {self._kernel})"
+
     def _conditions(self) -> Conditions:
         config = self._config
         return Conditions(
             version=__version__,
-            kernel=self._kernel,
+            kernel=self._kernels(),
             context=config.context,
             machine=processor_name(),
             threads=config.threads or cores(),

@@ -36,6 +36,17 @@ class Tools:
     model: OneModel
     config: CompareConfig
     report: Report
+    original: Candidate
+
+    def kernel(self, candidate: Candidate) -> str:
+        """The kernel that measures a candidate. The original runs on "exact" or "torch", as in `bitsmith eval`.
+
+        Raises UsageError or UnsupportedError where the wanted one cannot.
+        """
+        wanted = self.config.kernel
+        if candidate is self.original:
+            wanted = "torch" if wanted == "torch" else None
+        return kernel_of(candidate.checkpoint, wanted)
 
 
 class Scoring:
@@ -49,14 +60,14 @@ class Scoring:
         original: Candidate,
         sha256: str,
         tokens: Sequence[DomainTokens],
-        kernel: str,
         tools: Tools,
     ) -> None:
-        self._original, self._own_sha256, self._tokens, self._kernel = original, sha256, tokens, kernel
+        self._original, self._own_sha256, self._tokens, self._tools = original, sha256, tokens, tools
+        self._kernel = tools.kernel(original)
         self._ledger, self._config, self._report = tools.ledger, tools.config, tools.report
         self._model = tools.model
         self._given = None if tools.config.logits is None else open_llama_logits(tools.config.logits)
-        self._source = kernel
+        self._source = self._kernel
         if self._given is not None:
             self._source = f"llama.cpp's file {tools.ledger.sha256([self._given.path], tools.report)}"
         self._folder = cache_folder() / "compare" / "logits"
@@ -124,7 +135,7 @@ class Scoring:
 
     def scores(self, candidate: Candidate) -> list[TokenScores]:
         """What a candidate does on each token, one a domain. Raises BitsmithError if it cannot be run."""
-        kernel = kernel_of(candidate.checkpoint, self._config.kernel)
+        kernel = self._tools.kernel(candidate)
         found: list[TokenScores | None] = [self._known(self._what(candidate, each), each) for each in self._tokens]
         if any(each is None for each in found):
             references = [self._reference(each) for each in self._tokens]  # before the candidate takes its memory
@@ -229,7 +240,7 @@ class Scoring:
         return report
 
     def _what(self, candidate: Candidate, tokens: DomainTokens, more: str = "") -> What:
-        kernel = kernel_of(candidate.checkpoint, self._config.kernel)
+        kernel = self._tools.kernel(candidate)
         return What(
             "scores",
             candidate.name,

@@ -67,7 +67,7 @@ class DomainTokens:
 def open_domains(named: Sequence[str | Path]) -> tuple[Domain, ...]:
     """The domains of `--text NAME=FILE` and `--text FILE`; the built-in text if there is none.
 
-    Raises UsageError if a name is given twice, FileError for a text that cannot be used.
+    Raises UsageError if a name or the same text is given twice, FileError for a text that cannot be used.
     """
     found: list[Domain] = []
     for each in named or ("default",):
@@ -77,6 +77,11 @@ def open_domains(named: Sequence[str | Path]) -> tuple[Domain, ...]:
         name = name or (str(each) if each == "default" else Path(texts.name).stem[:40])
         if any(domain.name == name for domain in found):
             raise UsageError(f"--text={quoted(each)}: there are two texts called {name}; give NAME=FILE.")
+        same = next((domain.name for domain in found if domain.texts.sha256() == texts.sha256()), None)
+        if same is not None:
+            raise UsageError(
+                f"--text={quoted(each)}: {name} is the same text as {same}, and would count twice; leave one out."
+            )
         found.append(Domain(name, texts))
     return tuple(found)
 

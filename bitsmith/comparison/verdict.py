@@ -12,6 +12,7 @@ from bitsmith.system.sizes import human_bytes
 
 _Z = 1.96
 _ABOVE = 1.5  # a text that loses so many times the mean KLD is named
+_TINY = 1e-6  # nats of mean KLD that are rounding alone
 _SENSITIVE = ("code", "math", "maths", "mathematics")
 
 
@@ -31,8 +32,8 @@ def loss_bound(row: Row) -> float:
     return 100 * max(on_text, math.expm1(min(kld.value + _Z * kld.error, 50.0)))
 
 
-def verdict(rows: Sequence[Row], within: float, tokens: int) -> str:
-    """One sentence.
+def verdict(rows: Sequence[Row], within: float, tokens: int, texts: Sequence[Measured] = ()) -> str:
+    """One sentence. It says "surely" only where the errors of all texts are over LEAST_DOCUMENTS or more.
 
     rows: those that lose least first
     within: per cent of perplexity that count as small enough, see `loss_bound`
@@ -40,20 +41,23 @@ def verdict(rows: Sequence[Row], within: float, tokens: int) -> str:
     if not rows:
         return "No candidate could be compared."
     good = [row for row in rows if loss_bound(row) <= within]
+    few = bool(few_warnings(texts))
+    surely = "" if few else "surely "
+    doubt = "; the text has too few documents to be sure" if few else ""
     if not good:
         best = rows[0]
         return (
-            f"No candidate is surely within {within:g} % of the original on {tokens:,} tokens; "
-            f"{best.name} ({_size(best)}) loses least: {_loss(best)}."
+            f"No candidate is {surely}within {within:g} % of the original on {tokens:,} tokens; "
+            f"{best.name} ({_size(best)}) loses least: {_loss(best)}{doubt}."
         )
     chosen = min(good, key=lambda row: row.file_bytes)
     among = "the smallest candidate that" if len(rows) > 1 else "the only candidate, and"
     many = f" ({len(good)} of {len(rows)} are)" if len(rows) > 1 else ""
-    said = f"{chosen.name} ({_size(chosen)}) is {among} is surely within {within:g} % of the original{many}: "
+    said = f"{chosen.name} ({_size(chosen)}) is {among} is {surely}within {within:g} % of the original{many}: "
     said += _loss(chosen)
     if chosen.ties:
         said += f"; on {tokens:,} tokens it is indistinguishable from {_listed(chosen.ties)}"
-    return said + "."
+    return f"{said}{doubt}."
 
 
 def _size(row: Row) -> str:
@@ -104,6 +108,8 @@ def better_warnings(rows: Sequence[Row]) -> tuple[str, ...]:
         f"{row.summary.kld.value:.2g}: it predicts something else, and happens to suit this text"
         for row in rows
         if row.summary.quality.value - 3 * row.summary.quality.error > 1
+        and not row.at_floor
+        and row.summary.kld.value >= _TINY
     )
 
 

@@ -16,6 +16,21 @@ from tests.cli.command import Command
 WORDS: dict[str, Any] = {"context": 32, "max_windows": 2, "noise_floor": False, "layers": False, "generate": 0}
 
 
+@pytest.mark.parametrize("target", ["q8_0", "gptq/int4"])
+def test_a_damaged_file_of_the_cache_is_made_again(
+    tiny: Path, prose: Path, target: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One byte in the weights: the file still opens."""
+    first = bitsmith.compare(tiny, to=target, text=prose, **WORDS)
+    path = max((compare_folder() / "made").rglob("*"), key=lambda each: each.stat().st_size)
+    data = path.read_bytes()
+    path.write_bytes(data[:-200] + bytes([data[-200] ^ 64]) + data[-199:])
+    again = bitsmith.compare(tiny, to=target, text=prose, **WORDS)
+    assert "is not as it was written" in caplog.text
+    assert path.read_bytes() == data
+    assert again.rows[0].sha256 == first.rows[0].sha256
+
+
 def test_the_cache_is_listed_and_cleared(
     bitsmith_command: Command, tiny: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

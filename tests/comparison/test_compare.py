@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from bitsmith.comparison.result import Comparison
 from bitsmith.comparison.tasks.items import Choice
 from bitsmith.comparison.tasks.made import made_task
 from bitsmith.comparison.texts import open_domains
+from bitsmith.comparison.verdict import better_warnings
+from bitsmith.evaluation.moments import Estimate
 from bitsmith.system.folders import cache_folder
 from tests.cli.command import Command
 from tests.tiny import make_folder
@@ -61,6 +64,18 @@ def test_figures_are_those_of_eval(tiny: Path, q4: Path, prose: Path) -> None:
     assert row.kld.value == pytest.approx(single.divergence.kld.value, abs=2e-7)
     assert row.kld_99 == pytest.approx(single.divergence.kld_99, abs=2e-6)
     assert row.top1.value == single.divergence.top1.value
+
+
+def test_int8_rounds_the_candidates_alone(tiny: Path, q4: Path, prose: Path) -> None:
+    """As `bitsmith eval --against` does: the original runs exact."""
+    found = compare(tiny, q4, text=prose, kernel="int8", max_windows=4)
+    single = bitsmith.evaluate(q4, against=tiny, text=prose, context=32, max_windows=4, kernel="int8")
+    exact = compare(tiny, q4, text=prose, max_windows=4)
+    assert single.divergence is not None
+    assert found.rows[0].summary.kld.value == pytest.approx(single.divergence.kld.value, abs=2e-7)
+    assert found.original.summary.perplexity.value == exact.original.summary.perplexity.value
+    assert found.rows[0].summary.kld.value != exact.rows[0].summary.kld.value
+    assert found.conditions.kernel == "int8 (the original: exact)"
 
 
 def test_a_repeat_runs_no_model(tiny: Path, q4: Path, prose: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,8 +249,20 @@ def test_texts_have_figures_of_their_own(tiny: Path, q4: Path, prose: Path, othe
 
 def test_errors_over_few_documents_are_warned_about(tiny: Path, q4: Path, prose: Path) -> None:
     few = compare(tiny, q4, text=prose, max_windows=3)
+    many = compare(tiny, q4, text=prose, max_windows=24)
     assert any("are over 3 windows only" in each for each in few.warnings)
-    assert not any("windows only" in each for each in compare(tiny, q4, text=prose, max_windows=24).warnings)
+    assert not any("windows only" in each for each in many.warnings)
+    assert "surely" not in few.verdict
+    assert "too few documents to be sure" in few.verdict
+    assert "surely" in many.verdict
+
+
+def test_a_gain_that_is_rounding_is_no_warning(tiny: Path, q4: Path, prose: Path) -> None:
+    (row,) = compare(tiny, q4, text=prose, max_windows=3).rows
+    better = replace(row.summary, quality=Estimate(1.01, 0.001), kld=Estimate(0.1, 0.001))
+    assert len(better_warnings([replace(row, summary=better)])) == 1
+    assert better_warnings([replace(row, summary=better, at_floor=True)]) == ()
+    assert better_warnings([replace(row, summary=replace(better, kld=Estimate(1e-7, 1e-8)))]) == ()
 
 
 def test_names_of_texts_must_differ(bitsmith_command: Command, tiny: Path, prose: Path) -> None:

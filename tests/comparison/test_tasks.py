@@ -102,8 +102,29 @@ def test_json_lines_in_three_shapes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("choices", "answer", "number"),
+    [
+        ('["4", "5", "6"]', '"5"', 1),
+        ('["3", "0", "1", "2"]', "2", 2),
+        ('["0", "1", "2"]', '"1"', 1),
+        ('["x", "y", "z"]', '"2"', 2),
+        ('["x", "b", "z"]', '"b"', 1),
+        ('["D", "C", "B", "A"]', '"D"', 3),
+    ],
+)
+def test_an_answer_is_a_text_first(tmp_path: Path, choices: str, answer: str, number: int) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"question": "x", "choices": {choices}, "answer": {answer}}}')
+    (item,) = read_task(path).items
+    assert isinstance(item, Choice)
+    assert item.answer == number
+
+
+@pytest.mark.parametrize(
     ("name", "text", "message"),
     [
+        ("a.jsonl", '{"question": "x", "choices": ["3", "0", "1", "2"], "answer": "2"}', "line 1: the answer '2' can"),
+        ("a.jsonl", '{"context": "x", "endings": ["B", "A"], "label": "A"}', "line 1: the answer 'A' can be read in"),
         ("a.csv", CSV + "x,1,2,3,B\n", "line 4: expected question, four choices and a letter; found 5 fields"),
         ("a.csv", CSV + "x,1,2,3,4,E\n", "line 4: the answer must be A, B, C or D; found 'E'"),
         ("a.jsonl", '{"prompt": "x", "answer": "y"}\n{"prompt": ', "line 2: not JSON"),

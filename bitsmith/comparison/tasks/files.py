@@ -111,7 +111,8 @@ def _item(record: Mapping[str, Any], where: str) -> Choice | Written:
     context = record.get("context", record.get("ctx"))
     if "question" in record and "choices" in record:
         choices = _texts(record["choices"], "choices", where)
-        return lettered(_text(record, "question", where), choices, _answer(record.get("answer"), choices, where))
+        answer = _answer(record.get("answer"), choices, where, letters=True)
+        return lettered(_text(record, "question", where), choices, answer)
     if context is not None and "endings" in record:
         endings = _texts(record["endings"], "endings", where)
         prompt = _text({"context": context}, "context", where)
@@ -140,21 +141,40 @@ def _texts(value: Any, key: str, where: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _answer(value: Any, choices: tuple[str, ...], where: str) -> int:
-    """The number of the right choice, from a number, its digits, a letter, or the choice itself."""
+def _answer(value: Any, choices: tuple[str, ...], where: str, *, letters: bool = False) -> int:
+    """The number of the right choice, from a number, its digits, a letter, or the choice itself.
+
+    letters: whether the choices are asked by letters: then A to J in capitals are always letters, as in MMLU
+    Raises FileError for a text that can be read in two ways, and for what is no answer.
+    """
     if isinstance(value, bool):
         value = None
     if isinstance(value, str):
-        word = value.strip()
-        if word.isdecimal():
-            value = int(word)
-        elif word.upper() in tuple(LETTERS[: len(choices)]):
-            value = LETTERS.index(word.upper())
-        elif word in choices:
-            value = choices.index(word)
+        value = _number(value.strip(), choices, where, letters) if value.strip() else value
     if not isinstance(value, int) or not 0 <= value < len(choices):
         raise FileError(
             f"{where}: the answer must be a number from 0 to {len(choices) - 1}, a letter or a choice; found "
             f"{value!r:.40}."
         )
     return value
+
+
+def _number(word: str, choices: tuple[str, ...], where: str, letters: bool) -> int | str:
+    """The number that a text of an answer means; the text itself if it means none."""
+    place: int | None = None
+    if word.isdecimal():
+        place = int(word) if int(word) < len(choices) else None
+    elif word.upper() in tuple(LETTERS[: len(choices)]):
+        place = LETTERS.index(word.upper())
+        if letters and word.isupper():
+            return place
+    texts = [choice.strip() for choice in choices]
+    if word not in texts:
+        return word if place is None else place
+    found = texts.index(word)
+    if place is not None and place != found:
+        raise FileError(
+            f"{where}: the answer {word!r} can be read in two ways: as the choice with this text (number {found}), and "
+            f"as number {place}; give the number without quotation marks."
+        )
+    return found
