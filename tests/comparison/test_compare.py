@@ -194,6 +194,10 @@ def test_a_short_text_and_an_empty_call_are_errors(bitsmith_command: Command, ti
     assert "one window needs 32" in bitsmith_command.fails(1, "compare", tiny, "--to", "q8_0", "--text", short, *FAST)
     assert "nothing to compare" in bitsmith_command.fails(2, "compare", tiny)
     assert "unknown container" in bitsmith_command.fails(2, "compare", tiny, "--to", "q8_0,zip/int4", *FAST)
+    assert "unknown GGUF mix 'q9_z'" in bitsmith_command.fails(2, "compare", tiny, "--to", "q8_0,q9_z", *FAST)
+    assert "no scheme 'int99'" in bitsmith_command.fails(2, "compare", tiny, "--to", "gptq/int99", *FAST)
+    method = ("compare", tiny, "--to", "q8_0", "--method", "nope")
+    assert "--method nope: unknown" in bitsmith_command.fails(2, *method, *FAST)
     assert "ends in .html" in bitsmith_command.fails(2, "compare", tiny, "--to", "q8_0", "-o", "report.pdf", *FAST)
 
 
