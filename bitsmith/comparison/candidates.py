@@ -124,11 +124,12 @@ def _container(checkpoint: Checkpoint) -> str:
 
 
 def named_apart(candidates: list[Candidate]) -> list[Candidate]:
-    """The same candidates; those whose names are alike get their paths for names."""
+    """The same candidates; those whose names are alike get their targets ("gguf/q8_0") or paths for names."""
     found: list[Candidate] = []
     names = [each.name for each in candidates]
     for each in candidates:
-        name = each.name if names.count(each.name) == 1 else str(each.path)
+        longer = str(each.path) if each.made is None else each.made.target
+        name = each.name if names.count(each.name) == 1 else longer
         while any(name == other.name for other in found):
             name += " (again)"
         found.append(replace(each, name=name))

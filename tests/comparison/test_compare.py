@@ -315,3 +315,18 @@ def test_two_runs_at_once_share_a_ledger(tiny: Path, q4: Path, prose: Path) -> N
     assert first.failures == second.failures == ()
     rows = {row.name: row.summary for row in (*first.rows, *second.rows)}
     assert set(rows) == {"small-Q4_0", "q8_0", "q5_0"}
+
+
+def test_one_bad_format_leaves_the_others_with_a_calibration(tiny: Path, prose: Path, other: Path) -> None:
+    found = compare(tiny, text=prose, to="mmproj,q4_0,q8_0", calibration=other)
+    assert {row.name for row in found.rows} == {"q4_0", "q8_0"}
+    (failed,) = found.failures
+    assert failed.name == "mmproj"
+    assert "mmproj" in failed.reason
+
+
+def test_a_format_that_is_named_twice_is_made_once(tiny: Path, q4: Path, prose: Path, tmp_path: Path) -> None:
+    twin = tmp_path / "q8_0.gguf"
+    shutil.copy(q4, twin)
+    found = compare(tiny, twin, text=prose, to=["Q8_0,q8_0", "gguf/q8_0"])
+    assert {row.name for row in found.rows} == {"gguf/q8_0", str(twin)}
