@@ -13,6 +13,7 @@ from bitsmith.texts.sources import names_of
 
 WITHIN = 1.0  # per cent
 REPORTS = (".html", ".csv", ".json")
+KINDS = ("scores", "floor", "speed", "tasks", "generations", "layers")  # of measurements of the ledger
 
 
 @dataclass(frozen=True, kw_only=True)
