@@ -269,6 +269,8 @@ def test_results_lists_and_exports(
     assert "prose" in listed.out
     chosen = json.loads(bitsmith_command("results", "--model", "q4_0", "--kind", "scores", "--json").out)
     assert [each["model"] for each in chosen] == ["small-Q4_0"]
+    assert "nothing is kept" in bitsmith_command("results", "--kind", "layers").out
+    assert "generations" in bitsmith_command.fails(2, "results", "--kind", "score")
     out = tmp_path / "kept.csv"
     assert bitsmith_command("results", "--csv", out).code == 0
     assert len(out.read_text().splitlines()) == 3
