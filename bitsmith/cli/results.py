@@ -10,6 +10,7 @@ import click
 from bitsmith.cli.command import command, flag, option
 from bitsmith.cli.options import as_json
 from bitsmith.cli.say import print_json
+from bitsmith.comparison.config import KINDS
 from bitsmith.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 @command("results")
 @option("--model", metavar="TEXT", help="Only models whose name or hash contains TEXT.")
 @option("--text", metavar="TEXT", help="Only texts whose name or hash contains TEXT.")
-@option("--kind", metavar="NAME", help="Only one kind of measurement: scores, speed, tasks.")
+@option("--kind", type=click.Choice(KINDS), help="Only one kind of measurement.")
 @option("--csv", metavar="FILE", group="Output", help="Write them as CSV.")
 @option("--ledger", metavar="FILE", group="Output", help="The ledger; default: in the user's data folder.")
 @flag("--cache", group="Cache", help="List the files that `compare` made and keeps, and the original's predictions.")

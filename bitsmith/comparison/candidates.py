@@ -22,7 +22,7 @@ from typing import Any
 from bitsmith.comparison.config import CompareConfig
 from bitsmith.comparison.ledger import Ledger
 from bitsmith.containers.sources import files_of
-from bitsmith.errors import BitsmithError, FileError
+from bitsmith.errors import BitsmithError, FileError, UsageError
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.models.manifests import recipe_of
@@ -125,11 +125,12 @@ def _container(checkpoint: Checkpoint) -> str:
 
 
 def named_apart(candidates: list[Candidate]) -> list[Candidate]:
-    """The same candidates; those whose names are alike get their paths for names."""
+    """The same candidates; those whose names are alike get their targets ("gguf/q8_0") or paths for names."""
     found: list[Candidate] = []
     names = [each.name for each in candidates]
     for each in candidates:
-        name = each.name if names.count(each.name) == 1 else str(each.path)
+        longer = str(each.path) if each.made is None else each.made.target
+        name = each.name if names.count(each.name) == 1 else longer
         while any(name == other.name for other in found):
             name += " (again)"
         found.append(replace(each, name=name))
@@ -150,11 +151,21 @@ class Maker:
         self._model, self._name, self._source, self._config = model, original.name, source_sha256, config
         self._ledger = ledger
         self._folder = cache_folder() / "compare" / "made"
+        self._plans: dict[str, Quantized] = {}
 
     def check(self, names: tuple[str, ...]) -> None:
-        """Raise UsageError for a format that is not known, before anything is made."""
+        """Raise UsageError for an unknown format or method, or two that do not go together, before anything is made.
+
+        Only formats that are not in the cache are planned. Other errors of a format come back when it is made.
+        """
         for name in names:
-            Target.parse(name)
+            if not self._place(name).is_dir():
+                try:
+                    self.planned(name)
+                except UsageError:
+                    raise
+                except BitsmithError as error:
+                    _log.info("%s cannot be planned: %s", name, error)
 
     def found(self, name: str) -> Candidate | None:
         """The candidate, if it was made before. One that was changed or cannot be opened is removed."""
@@ -176,8 +187,10 @@ class Maker:
             return None
 
     def planned(self, name: str) -> Quantized:
-        """The plan of what would be made: its size and the expected time. Raises BitsmithError."""
-        return quantize_each(self._model, [name], self._options(None, dry_run=True))[0]
+        """The plan of what would be made: its size and the expected time. Made once. Raises BitsmithError."""
+        if name not in self._plans:
+            self._plans[name] = quantize_each(self._model, [name], self._options(None, dry_run=True))[0]
+        return self._plans[name]
 
     def make(self, name: str, report: Report = silent) -> Candidate:
         """Make the candidate. Raises BitsmithError."""

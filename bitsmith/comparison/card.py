@@ -25,7 +25,7 @@ _LIBRARIES = {"gguf": "gguf"}  # container -> the hub's name of the library; oth
 _RUN = {
     "gguf": (
         "llama.cpp: `llama-cli -m {file} -p 'Hello'`",
-        "Ollama: `ollama run hf.co/OWNER/REPOSITORY:{name}`",
+        "Ollama: `ollama run hf.co/OWNER/REPOSITORY{tag}`",
         "bitsmith: `bitsmith chat {file}`",
     ),
     "other": (
@@ -56,7 +56,7 @@ def card(found: Comparison, base: str) -> str:
     parts = [
         "\n".join(front),
         f"# {_cell(found.original.name)}, quantized",
-        found.verdict,
+        _cell(found.verdict),
         _table(found),
         "KLD is KL(original || file) in nats per token, its error over documents. Measured on "
         + "; ".join(
@@ -109,8 +109,15 @@ def _one_a_container(rows: tuple[Row, ...]) -> list[Row]:
 
 def _run(row: Row) -> str:
     lines = _RUN["gguf" if row.container == "gguf" else "other"]
-    name = row.path.stem.rpartition("-")[2] if row.container == "gguf" else row.name
-    return "\n".join(f"- {line.format(file=row.path.name, name=name)}" for line in lines)
+    return "\n".join(f"- {line.format(file=row.path.name, tag=_tag(row.path.stem))}" for line in lines)
+
+
+def _tag(stem: str) -> str:
+    """Ollama's tag of a GGUF file, ":Q4_K_M"; empty if its name does not end in a format."""
+    from bitsmith.recipe.mixes import ALIASES, MIXES
+
+    name = stem.rpartition("-")[2]
+    return f":{name}" if name.lower() in {*MIXES, *ALIASES} else ""
 
 
 def eval_results(row: Row) -> str:

@@ -10,9 +10,9 @@ import hashlib
 import math
 import os
 import re
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ _LEAST = 1e-9  # a logarithmic axis has no zero
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 _WIDE, _HIGH = 640, 300  # pixels that the points take at least, on a screen of usual width
 _PLACES = tuple((align, dy) for dy in (-8, 12, 2, -20, 24) for align in ("left", "right"))  # of a name beside its point
+PICTURES = tuple(f"{name}.{suffix}" for name in ("loss", "texts", "layers") for suffix in ("svg", "png"))
 _FIT = {"type": "fit-x", "contains": "padding"}
 Spec = dict[str, Any]
 
@@ -79,25 +80,13 @@ def charts(found: Comparison) -> dict[str, Spec]:
     return drawn
 
 
-def write_plots(found: Comparison, folder: Path, *, force: bool) -> list[Path]:
-    """Write every chart as SVG and PNG into a folder. Returns the paths.
-
-    Raises UsageError for pictures that are there already, unless `force`; OSError if they cannot be written.
-    """
-    converter, written = _converter(), []
-    folder.mkdir(parents=True, exist_ok=True)
+def pictures(found: Comparison) -> Iterator[tuple[str, bytes]]:
+    """Every chart as SVG and PNG: the file's name, one of `PICTURES`, and its bytes."""
+    converter = _converter()
     for name, spec in charts(found).items():
         fixed = _with_width(spec, 760)
-        for suffix, data in (
-            ("svg", converter.vegalite_to_svg(fixed).encode()),
-            ("png", converter.vegalite_to_png(fixed, scale=2)),
-        ):
-            path = folder / f"{name}.{suffix}"
-            if path.exists() and not force:
-                raise UsageError(f"{path} exists; give --force to replace it, or another --plots.")
-            path.write_bytes(data)
-            written.append(path)
-    return written
+        yield f"{name}.svg", converter.vegalite_to_svg(fixed).encode()
+        yield f"{name}.png", converter.vegalite_to_png(fixed, scale=2)
 
 
 def _with_width(spec: Spec, width: int) -> Spec:

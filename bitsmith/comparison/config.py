@@ -13,6 +13,7 @@ from bitsmith.texts.sources import names_of
 
 WITHIN = 1.0  # per cent
 REPORTS = (".html", ".csv", ".json")
+KINDS = ("scores", "floor", "speed", "tasks", "generations", "layers")  # of measurements of the ledger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +149,14 @@ class CompareConfig:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The formats of `to`, each once, in order."""
-        found = (name.strip() for each in names_of(self.to) for name in str(each).split(","))
-        return tuple(dict.fromkeys(name for name in found if name))
+        """The formats of `to`, each once, in order. Raises UsageError for an unknown container."""
+        from bitsmith.recipe.target import Target
+
+        names = [name.strip() for each in names_of(self.to) for name in str(each).split(",")]
+        found: dict[str, str] = {}
+        for name in filter(None, names):
+            found.setdefault(str(Target.parse(name)), name)
+        return tuple(found.values())
 
     @property
     def task_names(self) -> tuple[str, ...]:

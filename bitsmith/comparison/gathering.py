@@ -86,9 +86,16 @@ class Gathering:
         return total
 
     def make(self, report: Report) -> None:
-        """Make what is missing: with a calibration all at once, else one by one, so that one may fail alone."""
+        """Make what is missing: with a calibration all at once, else one by one, so that one may fail alone.
+
+        Formats that cannot be planned are left out before the others are made together.
+        """
         missing = self.missing
-        groups = [missing] if self._config.calibration_sources and missing else [(name,) for name in missing]
+        if self._config.calibration_sources:
+            missing = tuple(name for name in missing if self._plannable(name))
+            groups = [missing] if missing else []
+        else:
+            groups = [(name,) for name in missing]
         for names in groups:
             try:
                 self._made |= dict(zip(names, self._maker.make_all(names, report), strict=True))
@@ -99,6 +106,15 @@ class Gathering:
                         self._failures.add(name, error)
                     else:
                         self._made[name] = again
+
+    def _plannable(self, name: str) -> bool:
+        """Whether a format can be planned; one that cannot is noted."""
+        try:
+            self._maker.planned(name)
+        except BitsmithError as error:
+            self._failures.add(name, error)
+            return False
+        return True
 
     def _require_same_tokens(self, candidate: Candidate) -> None:
         """Raise UsageError for a candidate with another vocabulary."""

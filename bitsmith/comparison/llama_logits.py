@@ -108,7 +108,7 @@ def write_llama_logits(path: str | Path, reference: ReferenceLogits, windows: Wi
     head += np.ascontiguousarray(windows.tokens, "<i4").tobytes()
     size = 2 * len(windows) * reference.rows * _width(reference.vocab)
     layout = FileLayout(place.name, head, (Region("logits", "data", len(head), size),), len(head) + size)
-    destination = Destination(place, [layout])
+    destination = Destination(place, [layout], option="--write-logits")
     with (
         Reservation([destination], sources=[reference.path], force=force) as reservation,
         OutputFiles(destination, reservation) as output,

@@ -39,15 +39,18 @@ class Overlap:
     example: str
 
 
-def check_overlap(domains: Sequence[Domain], calibration: Sequence[str | Path]) -> tuple[str, ...]:
+def check_overlap(
+    domains: Sequence[Domain], calibration: Sequence[str | Path], *, option: str = "--calibration"
+) -> tuple[str, ...]:
     """Notes about texts that share a little. Raises UsageError for one that was calibrated on.
 
     calibration: names as in --calibration; importance files and "self" have no text to look at
+    option: what named them, for messages
     """
     names = [name for name in calibration if name != _SELF and not str(name).lower().endswith(_NO_TEXT)]
     notes = []
     for name in names:
-        texts = open_texts([name], option="--calibration", built_in=calibration_text)
+        texts = open_texts([name], option=option, built_in=calibration_text)
         known = np.unique(np.concatenate([shingles(words)[0] for words in _documents(texts)]))
         for domain in domains:
             found = _overlap(domain, texts.name, known)
@@ -55,7 +58,7 @@ def check_overlap(domains: Sequence[Domain], calibration: Sequence[str | Path]) 
                 raise UsageError(
                     f"the text {domain.name} cannot be measured on: {100 * found.share:.1f} % of it stands in the "
                     f"calibration text {found.calibration}, for instance {found.example!r}. Give another --text or "
-                    "another --calibration."
+                    f"another {option}."
                 )
             if found.share > NOTED_SHARED:
                 notes.append(

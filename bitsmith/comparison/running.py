@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Unpack
 from bitsmith.comparison.asking import Answers, Asking
 from bitsmith.comparison.candidates import Candidate, Maker, open_candidate
 from bitsmith.comparison.card import base_of
-from bitsmith.comparison.charts import require_charts, write_plots
 from bitsmith.comparison.config import CompareConfig
 from bitsmith.comparison.expected import STEP, Expected, further_seconds, machine_rate
 from bitsmith.comparison.figures import Summing, layers_of, layers_what, memory_at_run, speed_what, speeds_of
@@ -23,7 +22,7 @@ from bitsmith.comparison.gathering import Failures, Gathering
 from bitsmith.comparison.generations import Generation, usual_prompts
 from bitsmith.comparison.ledger import Ledger
 from bitsmith.comparison.loading import OneModel
-from bitsmith.comparison.outputs import Outputs
+from bitsmith.comparison.outputs import Beside, Outputs
 from bitsmith.comparison.overlap import check_overlap
 from bitsmith.comparison.result import Comparison, Conditions, Failure, Floor, Original, Row, Speeds
 from bitsmith.comparison.scoring import Scoring, Tools
@@ -68,14 +67,12 @@ def run_comparison(
 def compare_and_write(
     model: str | Path, files: Sequence[str | Path], config: CompareConfig, events: Events = Events()
 ) -> tuple[Comparison, list[Path]]:
-    """The same, and the files of --out, whose places are claimed before the work begins."""
+    """The same, and the paths of all files that were written. Their places are checked before the work begins."""
     sources = [*files_of(model, *files, *config.calibration_sources)]
-    with Outputs(config.outputs, card=config.card, sources=sources, force=config.force) as outputs:
-        if config.plots is not None:
-            require_charts()
+    beside = Beside(config.card, config.plots, config.write_logits)
+    with Outputs(config.outputs, beside, sources=sources, force=config.force) as outputs:
         result = run_comparison(model, files, config, events)
-        plots = [] if config.plots is None else write_plots(result, Path(config.plots), force=config.force)
-        return result, [*outputs.write(result), *plots]
+        return result, outputs.write(result)
 
 
 def compare(
@@ -113,7 +110,9 @@ class _Run:
         self._started = time.perf_counter()
         self._model, self._files, self._config, self._events = model, files, config, events
         self._domains = open_domains(config.texts)
-        self._overlaps = check_overlap(self._domains, (*config.calibration_sources, *names_of(config.calibrated_on)))
+        calibrated = {"--calibration": config.calibration_sources, "--calibrated-on": names_of(config.calibrated_on)}
+        overlaps = (check_overlap(self._domains, names, option=option) for option, names in calibrated.items())
+        self._overlaps = tuple(note for notes in overlaps for note in notes)
         self._original = open_candidate(model)
         self._sha256 = ledger.sha256(self._original.checkpoint.files, events.report)
         maker = Maker(model, self._original, self._sha256, config, ledger)

@@ -28,6 +28,7 @@ class Destination:
     target: path of the output, with links followed by `followed`
     extras: content of small files by name; only with `as_folder`
     mode: permissions of the files, as for `os.open`
+    option: what named the output, for messages
     """
 
     target: Path
@@ -35,6 +36,7 @@ class Destination:
     extras: Mapping[str, bytes] = field(default_factory=dict)
     as_folder: bool = False
     mode: int = 0o644
+    option: str = "--out"
 
     def __post_init__(self) -> None:
         if not self.as_folder and not all(self.names.belongs(layout.filename) for layout in self.layouts):
@@ -139,7 +141,9 @@ def check_names(destination: Destination, sources: SourceFiles, *, force: bool) 
             f"{target}: the output is {wants}, but {found} of that name exists; choose another output path."
         )
     if taken and not force:
-        raise UsageError(f"{taken[0]} exists already; give --force to replace it, or choose another --out.")
+        raise UsageError(
+            f"{taken[0]} exists already; give --force to replace it, or choose another {destination.option}."
+        )
     for path in taken:
         _check_folder(path) if as_folder else _check_file(path)
 

@@ -56,3 +56,16 @@ def test_results_of_lm_eval_become_yaml(tiny: Path, prose: Path) -> None:
     assert eval_results(row).startswith('- dataset:\n    id: "hellaswag"')
     assert "  value: 40.00" in eval_results(row)
     assert "hellaswag" in card(replace(found, original=replace(found.original, tasks=row.tasks), rows=(row,)), "o/n")
+
+
+def test_the_verdict_is_escaped_and_a_name_is_no_tag(tiny: Path, prose: Path, tmp_path: Path) -> None:
+    """Ollama's tag is a format: a file whose name does not end in one has none."""
+    from dataclasses import replace
+
+    words = {"context": 32, "max_windows": 4, "noise_floor": False, "generate": 0}
+    found = bitsmith.compare(tiny, to="q8_0", text=prose, **words)  # type: ignore[arg-type]
+    text = card(replace(found, verdict="Take a_b_c | <b>*x*</b>."), "o/n")
+    assert r"Take a\_b\_c \| \<b\>\*x\*\</b\>." in text
+    assert "hf.co/OWNER/REPOSITORY:Q8_0`" in text
+    row = replace(found.rows[0], path=tmp_path / "my-model.gguf")
+    assert "hf.co/OWNER/REPOSITORY`" in card(replace(found, rows=(row,)), "o/n")

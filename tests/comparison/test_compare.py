@@ -209,6 +209,10 @@ def test_a_short_text_and_an_empty_call_are_errors(bitsmith_command: Command, ti
     assert "one window needs 32" in bitsmith_command.fails(1, "compare", tiny, "--to", "q8_0", "--text", short, *FAST)
     assert "nothing to compare" in bitsmith_command.fails(2, "compare", tiny)
     assert "unknown container" in bitsmith_command.fails(2, "compare", tiny, "--to", "q8_0,zip/int4", *FAST)
+    assert "unknown GGUF mix 'q9_z'" in bitsmith_command.fails(2, "compare", tiny, "--to", "q8_0,q9_z", *FAST)
+    assert "no scheme 'int99'" in bitsmith_command.fails(2, "compare", tiny, "--to", "gptq/int99", *FAST)
+    method = ("compare", tiny, "--to", "q8_0", "--method", "nope")
+    assert "--method nope: unknown" in bitsmith_command.fails(2, *method, *FAST)
     assert "ends in .html" in bitsmith_command.fails(2, "compare", tiny, "--to", "q8_0", "-o", "report.pdf", *FAST)
 
 
@@ -292,6 +296,8 @@ def test_results_lists_and_exports(
     assert "prose" in listed.out
     chosen = json.loads(bitsmith_command("results", "--model", "q4_0", "--kind", "scores", "--json").out)
     assert [each["model"] for each in chosen] == ["small-Q4_0"]
+    assert "nothing is kept" in bitsmith_command("results", "--kind", "layers").out
+    assert "generations" in bitsmith_command.fails(2, "results", "--kind", "score")
     out = tmp_path / "kept.csv"
     assert bitsmith_command("results", "--csv", out).code == 0
     assert len(out.read_text().splitlines()) == 3
@@ -338,3 +344,18 @@ def test_two_runs_at_once_share_a_ledger(tiny: Path, q4: Path, prose: Path) -> N
     assert first.failures == second.failures == ()
     rows = {row.name: row.summary for row in (*first.rows, *second.rows)}
     assert set(rows) == {"small-Q4_0", "q8_0", "q5_0"}
+
+
+def test_one_bad_format_leaves_the_others_with_a_calibration(tiny: Path, prose: Path, other: Path) -> None:
+    found = compare(tiny, text=prose, to="mmproj,q4_0,q8_0", calibration=other)
+    assert {row.name for row in found.rows} == {"q4_0", "q8_0"}
+    (failed,) = found.failures
+    assert failed.name == "mmproj"
+    assert "mmproj" in failed.reason
+
+
+def test_a_format_that_is_named_twice_is_made_once(tiny: Path, q4: Path, prose: Path, tmp_path: Path) -> None:
+    twin = tmp_path / "q8_0.gguf"
+    shutil.copy(q4, twin)
+    found = compare(tiny, twin, text=prose, to=["Q8_0,q8_0", "gguf/q8_0"])
+    assert {row.name for row in found.rows} == {"gguf/q8_0", str(twin)}

@@ -44,4 +44,7 @@ def test_a_quotation_is_a_note(prose: Path, other: Path) -> None:
 def test_from_the_command_line(bitsmith_command: Command, tiny: Path, prose: Path) -> None:
     words = ("compare", tiny, "--to", "q8_0", "--text", prose, "-c", 32)
     assert "cannot be measured on" in bitsmith_command.fails(2, *words, "--calibration", prose)
-    assert "cannot be measured on" in bitsmith_command.fails(2, *words, "--calibrated-on", prose)
+    said = bitsmith_command.fails(2, *words, "--calibrated-on", prose)
+    assert "cannot be measured on" in said
+    assert "another --calibrated-on." in said
+    assert "--calibrated-on" in bitsmith_command.fails(1, *words, "--calibrated-on", prose.with_name("none.txt"))

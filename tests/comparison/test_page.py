@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 import bitsmith
 from bitsmith.comparison.charts import charts, placed
 from bitsmith.comparison.generations import same_until
+from bitsmith.comparison.outputs import Beside, Outputs
 from bitsmith.comparison.result import Comparison
 from tests.tiny import make_folder
 
@@ -74,9 +75,9 @@ def test_the_heat_map_points_at_the_damaged_layer(found: Comparison) -> None:
 
 
 def test_the_charts_are_drawn(found: Comparison, tmp_path: Path) -> None:
-    from bitsmith.comparison.charts import write_plots
-
-    written = write_plots(found, tmp_path / "plots", force=False)
+    plots = Beside(plots=tmp_path / "plots")
+    with Outputs([], plots) as outputs:
+        written = outputs.write(found)
     assert [path.name for path in written] == [
         *("loss.svg", "loss.png", "texts.svg", "texts.png", "layers.svg", "layers.png"),
     ]
@@ -84,8 +85,8 @@ def test_the_charts_are_drawn(found: Comparison, tmp_path: Path) -> None:
     drawn = (tmp_path / "plots" / "loss.svg").read_text()
     assert "damaged" in drawn
     assert "<script" not in drawn
-    with pytest.raises(bitsmith.BitsmithError, match="exists"):
-        write_plots(found, tmp_path / "plots", force=False)
+    with pytest.raises(bitsmith.BitsmithError, match="exists already"):
+        Outputs([], plots)
 
 
 def test_what_models_write(found: Comparison) -> None:
