@@ -120,6 +120,8 @@ def test_a_schema_nested_deeper_than_json_is_read(running: Running) -> None:
         ({"logit_bias": {str(i): 1 for i in range(1025)}}, "at most 1,024"),
         ({"logit_bias": {"1": 1e9}}, "from -100 to 100"),
         ({"prompt": ["x"] * 5}, "has room for 4"),
+        ({"prompt": ["x"] * 100_000, "regex": "a+"}, "has room for 4"),
+        ({"prompt": ["x"] * 3, "n": 2}, "has room for 4"),
         ({"prompt": [10**30]}, "prompt"),
         ({"prompt": []}, "prompt"),
         ({"seed": "x"}, "seed"),
@@ -164,6 +166,20 @@ def test_numbers_and_lists_that_are_too_large(running: Running, words: dict[str,
 )
 def test_bodies_of_the_wrong_shape(running: Running, path: str, body: Any) -> None:
     refused(running, path, body)
+
+
+def test_texts_are_prepared_after_they_are_counted(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One grammar for all texts of a request, and no work at all for one that asks for too much."""
+    pytest.importorskip("llguidance")
+    made: list[str] = []
+    grammars = running.engine.grammars
+    inner = grammars.regex
+    monkeypatch.setattr(grammars, "regex", lambda text: made.append(text) or inner(text))
+    refused(running, "/v1/completions", {"prompt": ["x"] * 5, "max_tokens": 1, "regex": "a+"})
+    assert made == []
+    body = {"prompt": ["x"] * 3, "max_tokens": 1, "regex": "a+"}
+    assert len(httpx.post(f"{running.url}/v1/completions", json=body, timeout=60).json()["choices"]) == 3
+    assert made == ["a+"]
 
 
 def raw(running: Running, data: bytes) -> socket.socket:
