@@ -193,12 +193,17 @@ def _add_tools(app: FastAPI, served: Served) -> None:
 
     @app.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> dict[str, Any]:
+        engine.model.check_length(body.content)
         options = {"add_special": body.add_special, "parse_special": body.parse_special}
         return {"tokens": await run_in_threadpool(lambda: tokenizer.encode(body.content, **options))}
 
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> dict[str, str]:
-        return {"content": tokenizer.decode(body.tokens, special=True)}
+        if len(body.tokens) > engine.context:
+            raise UsageError(
+                f"tokens: {len(body.tokens):,} tokens, but the context has {engine.context:,}; send them in parts."
+            )
+        return {"content": await run_in_threadpool(lambda: tokenizer.decode(body.tokens, special=True))}
 
     @app.get("/")
     async def chat_page() -> HTMLResponse:

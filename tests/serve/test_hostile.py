@@ -161,7 +161,9 @@ def test_numbers_and_lists_that_are_too_large(running: Running, words: dict[str,
         ("/detokenize", {"tokens": [10**30]}),
         ("/detokenize", {"tokens": [-1]}),
         ("/detokenize", {"tokens": [99999999]}),
+        ("/detokenize", {"tokens": [5] * 513}),
         ("/tokenize", {"content": 5}),
+        ("/tokenize", {"content": "whale " * 1_000_000}),
     ],
 )
 def test_bodies_of_the_wrong_shape(running: Running, path: str, body: Any) -> None:
