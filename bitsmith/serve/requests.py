@@ -189,7 +189,8 @@ def choice_of(given: str | dict[str, Any] | None) -> str:
 def checked_tool(tool: dict[str, Any]) -> dict[str, Any]:
     """A tool in OpenAI's form."""
     function = tool.get("function", tool)
-    if tool.get("type", "function") != "function" or not isinstance(function, dict) or not function.get("name"):
+    name = function.get("name") if isinstance(function, dict) else None
+    if tool.get("type", "function") != "function" or not isinstance(name, str) or not name:
         raise UsageError('tools: expected {"type": "function", "function": {"name": ..., "parameters": ...}}.')
     return {
         "type": "function",

@@ -44,7 +44,9 @@ def lives(running: Running) -> Iterator[None]:
 
 def refused(running: Running, path: str, body: Any, status: int = 400) -> str:
     """The words of the error."""
-    found = httpx.post(f"{running.url}{path}", json=body, timeout=60)
+    found = httpx.post(
+        f"{running.url}{path}", content=json.dumps(body), headers={"content-type": "application/json"}, timeout=60
+    )
     assert found.status_code == status, found.text
     error: dict[str, Any] = found.json()["error"]
     if path.startswith("/v1/messages"):
@@ -83,6 +85,7 @@ def test_a_template_that_never_ends(template: str, said: str, tmp_path: Path, mo
         {"type": "object", "properties": {"a": False}, "required": ["a"]},
         {"allOf": [{"anyOf": [{"properties": {f"p{i}{j}": {"type": "string"}}} for j in range(4)]} for i in range(16)]},
         {"type": "string", "pattern": "(a"},
+        {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
     ],
 )
 def test_schemas_that_cannot_be_followed(running: Running, schema: dict[str, Any]) -> None:
@@ -128,6 +131,8 @@ def test_a_schema_nested_deeper_than_json_is_read(running: Running) -> None:
         ({"grammar": "start: start"}, "grammar"),
         ({"grammar": "start: ("}, "grammar cannot be followed"),
         ({"regex": "("}, "cannot be followed"),
+        ({"regex": "\ud800"}, "surrogate"),
+        ({"grammar": 'start: "\ud800"'}, "surrogate"),
     ],
 )
 def test_numbers_and_lists_that_are_too_large(running: Running, words: dict[str, Any], said: str) -> None:
@@ -149,6 +154,8 @@ def test_numbers_and_lists_that_are_too_large(running: Running, words: dict[str,
         ("/v1/chat/completions", {"messages": [{"role": "assistant", "tool_calls": 5}]}),
         ("/v1/chat/completions", {"messages": [{"role": "assistant", "tool_calls": [{"function": 5}]}]}),
         ("/v1/chat/completions", {"messages": TALK, "tools": [{"function": 5}]}),
+        ("/v1/chat/completions", {"messages": TALK, "tools": [{"function": {"name": ["x"]}}]}),
+        ("/v1/responses", {"input": "x", "tools": [{"type": "function", "name": 5}]}),
         ("/v1/chat/completions", {"messages": TALK, "tool_choice": {"function": 5}}),
         ("/v1/chat/completions", {"messages": TALK, "response_format": {"type": "json_schema", "json_schema": 5}}),
         ("/v1/responses", {"input": 5}),
