@@ -98,11 +98,16 @@ def prepare_talk(engine: Engine, talk: Talk) -> Prepared:
     if talk.choice == "required" and not names:
         raise UsageError('tool_choice: "required" needs tools.')
     used = [] if talk.choice == "none" else list(talk.tools)
+    forced = bool(used) and talk.choice != "auto"
+    if forced and talk.ask.form != Form():
+        raise UsageError(
+            "tool_choice: a call is forced, and another form of the answer is asked for; give one of them."
+        )
     tokenizer = engine.model.tokenizer
     ids = tokenizer.encode_chat(talk.messages, tools=used or None)
     thinking = tokenizer.decode(ids[-8:], special=True).rstrip().endswith("<think>")
     ask = talk.ask
-    if used and talk.choice != "auto":
+    if forced:
         ask = replace(ask, form=Form(schema=_call_schema(used, talk.choice)))
     wishes = _wishes(engine, ids, ask)
     if used:

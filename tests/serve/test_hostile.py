@@ -103,6 +103,20 @@ def test_a_schema_that_is_too_large_is_seen_while_it_is_followed(running: Runnin
     assert "grammar of the answer failed" in refused(running, "/v1/chat/completions", body, 500)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"regex": "a", "response_format": {"type": "json_object"}},
+        {"tool_choice": "required", "response_format": {"type": "json_object"}},
+        {"tool_choice": "required", "regex": "a"},
+        {"tool_choice": {"type": "function", "function": {"name": "look"}}, "grammar": 'start: "a"'},
+    ],
+)
+def test_two_forms_of_one_answer(running: Running, words: dict[str, Any]) -> None:
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    assert "give one of them" in refused(running, "/v1/chat/completions", {"messages": TALK, "tools": tools, **words})
+
+
 def test_a_schema_nested_deeper_than_json_is_read(running: Running) -> None:
     pytest.importorskip("llguidance")
     deep = '{"type":"array","items":' * 3000 + '{"type":"string"}' + "}" * 3000
@@ -132,6 +146,9 @@ def test_a_schema_nested_deeper_than_json_is_read(running: Running) -> None:
         ({"grammar": "start: ("}, "grammar cannot be followed"),
         ({"regex": "("}, "cannot be followed"),
         ({"regex": "\ud800"}, "surrogate"),
+        ({"regex": "a", "grammar": 'start: "a"'}, "grammar, regex: an answer can have one form"),
+        ({"repeat_penalty": 1e-320}, "repeat_penalty"),
+        ({"repeat_penalty": 101}, "repeat_penalty"),
         ({"grammar": 'start: "\ud800"'}, "surrogate"),
     ],
 )
