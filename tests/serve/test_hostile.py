@@ -228,6 +228,21 @@ def test_a_body_that_never_comes() -> None:
     assert "did not come within" in answer
 
 
+def test_a_body_that_comes_in_drops() -> None:
+    with serving(patience=0.5) as found:
+        made = raw(found, HEAD % 9999 + b"{")
+        made.settimeout(0.1)
+        for _ in range(100):  # each piece comes in time, the whole does not
+            try:
+                answer = made.recv(4096).decode()
+                break
+            except TimeoutError:
+                made.sendall(b" ")
+        else:
+            pytest.fail("the server goes on waiting")
+    assert " 408 " in answer
+
+
 def test_a_client_that_does_not_read(running: Running) -> None:
     """Its answer is computed and kept, and its slot is free for others."""
     body = json.dumps({"prompt": "The whale", "max_tokens": 200, "stream": True, "logprobs": 20}).encode()
