@@ -163,7 +163,7 @@ class LanguageModel:
         """Token ids of a text to continue, special tokens in it recognised, the start token before it if the model
         wants one. An empty text becomes the start token. Raises UsageError where there is none either.
         """
-        self._check_length(text)
+        self.check_length(text)
         ids = self.tokenizer.encode(text, add_special=True, parse_special=True)
         if not ids and self.tokenizer.bos is not None:
             ids = [self.tokenizer.bos]
@@ -180,7 +180,7 @@ class LanguageModel:
         check_messages(messages)
         return self.tokenizer.encode_chat(messages)
 
-    def _check_length(self, text: str) -> None:
+    def check_length(self, text: str) -> None:
         """Raise UsageError for a text that has too many bytes for the context, whatever its tokens are."""
         most = self.config.context * self.tokenizer.longest
         if len(text) > most:

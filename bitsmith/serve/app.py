@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Sequence as Many
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
@@ -32,9 +33,11 @@ from bitsmith.serve.openai_answers import ChatAnswers, TextAnswers, sse
 from bitsmith.serve.requests import Body, ChatBody, CompletionBody, EmbeddingBody
 from bitsmith.serve.responses import ResponseAnswer, ResponsesBody
 from bitsmith.serve.stream import AnswerError, Answers, Progress
-from bitsmith.serve.talk import Prepared, prepare_talk, prepare_text
+from bitsmith.serve.talk import Ask, Prepared, check_answers, prepare_talk, prepare_text, with_grammar
+from bitsmith.serve.threads import GoneError, in_thread
 from bitsmith.version import __version__
 
+Result = TypeVar("Result")
 MOST_BYTES = 16 << 20  # of a request's body
 _LOOK = 0.25  # seconds between looks whether a client is still there
 
@@ -72,7 +75,7 @@ def make_app(served: Served, *, patience: float = 30.0) -> App:
         await run_in_threadpool(served.engine.close)
 
     app = FastAPI(title="bitsmith", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.templates = CapacityLimiter(4)
+    app.state.templates, app.state.texts = CapacityLimiter(4), CapacityLimiter(4)
     _add_failures(app)
     _add_openai(app, served)
     _add_anthropic(app, served)
@@ -88,6 +91,10 @@ def _add_failures(app: FastAPI) -> None:
     @app.exception_handler(AnswerError)
     async def failed(request: Request, error: AnswerError) -> JSONResponse:
         return failure(request.url.path, 500, str(error))
+
+    @app.exception_handler(GoneError)
+    async def gone(request: Request, error: GoneError) -> Response:
+        return Response(status_code=499)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -136,8 +143,8 @@ def _add_openai(app: FastAPI, served: Served) -> None:
     @app.post("/v1/completions")
     async def complete(request: Request, body: CompletionBody) -> Any:
         ask, texts = body.asked(), body.prompts()
-        all_of = [await run_in_threadpool(prepare_text, engine, text, ask) for text in texts]
-        prepared = Prepared(tuple(wish for each in all_of for wish in each.wishes))
+        _check_room(engine, len(texts), ask.answers)
+        prepared = await _while_connected(request, _prepared_texts(request, engine, texts, ask))
         answers = TextAnswers(served.name, tokenizer, len(prepared.wishes))
         streamed = partial(answers.streamed, with_usage=bool((body.stream_options or {}).get("include_usage")))
         return await _answer(request, served, prepared, answers.whole, streamed if body.stream else None)
@@ -167,7 +174,7 @@ def _add_anthropic(app: FastAPI, served: Served) -> None:
         asked = MessagesBody.model_validate({"max_tokens": 1, **body}).talk()
         check_messages(asked.messages)
         encode = partial(engine.model.tokenizer.encode_chat, asked.messages, tools=asked.tools or None)
-        ids = await to_thread.run_sync(encode, limiter=request.app.state.templates)
+        ids = await _while_connected(request, in_thread(encode, request.app.state.templates))
         return {"input_tokens": len(ids)}
 
 
@@ -186,12 +193,17 @@ def _add_tools(app: FastAPI, served: Served) -> None:
 
     @app.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> dict[str, Any]:
+        engine.model.check_length(body.content)
         options = {"add_special": body.add_special, "parse_special": body.parse_special}
         return {"tokens": await run_in_threadpool(lambda: tokenizer.encode(body.content, **options))}
 
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> dict[str, str]:
-        return {"content": tokenizer.decode(body.tokens, special=True)}
+        if len(body.tokens) > engine.context:
+            raise UsageError(
+                f"tokens: {len(body.tokens):,} tokens, but the context has {engine.context:,}; send them in parts."
+            )
+        return {"content": await run_in_threadpool(lambda: tokenizer.decode(body.tokens, special=True))}
 
     @app.get("/")
     async def chat_page() -> HTMLResponse:
@@ -201,28 +213,47 @@ def _add_tools(app: FastAPI, served: Served) -> None:
 
 async def _prepared(request: Request, engine: Engine, body: ChatBody | ResponsesBody | MessagesBody) -> Prepared:
     """The wishes of a conversation. Its template may take long, so that few threads wait for templates."""
-    return await to_thread.run_sync(prepare_talk, engine, body.talk(), limiter=request.app.state.templates)
+    talk = body.talk()
+    _check_room(engine, 1, talk.ask.answers)
+    work = in_thread(partial(prepare_talk, engine, talk), request.app.state.templates)
+    return await _while_connected(request, work)
+
+
+async def _prepared_texts(request: Request, engine: Engine, texts: Many[str | Many[int]], ask: Ask) -> Prepared:
+    """The wishes of texts to continue, one text after the other: a client that goes away ends this with the present."""
+    limiter = request.app.state.texts
+    wanted = await in_thread(partial(with_grammar, engine, ask), limiter)
+    all_of = [await in_thread(partial(prepare_text, engine, text, wanted), limiter) for text in texts]
+    return Prepared(tuple(wish for each in all_of for wish in each.wishes))
+
+
+def _check_room(engine: Engine, texts: int, answers: int) -> None:
+    """Raise UsageError for a request of more answers than the queue ever holds, before any work."""
+    if not texts:
+        raise UsageError("prompt: expected at least one text.")
+    check_answers(answers)
+    most = engine.limits.queue
+    if texts * answers > most:
+        raise UsageError(f"the request asks for {texts * answers:,} answers; this server has room for {most:,}.")
 
 
 async def _answer(
     request: Request,
     served: Served,
     prepared: Prepared,
-    whole: Callable[[AsyncIterator[Progress]], Awaitable[dict[str, Any]]],
+    whole: Callable[[AsyncIterator[Progress]], Coroutine[Any, Any, dict[str, Any]]],
     streamed: Callable[[AsyncIterator[Progress]], AsyncIterator[str]] | None,
 ) -> Any:
     """The whole answer, or with `streamed` a stream of it. Where the client goes away, the work stops.
 
     Raises BusyError where the queue is full.
     """
-    if not prepared.wishes:
-        raise UsageError("prompt: expected at least one text.")
-    most = served.engine.limits.queue
-    if len(prepared.wishes) > most:
-        raise UsageError(f"the request asks for {len(prepared.wishes)} answers; this server has room for {most}.")
     answers = Answers(served.engine, prepared)
     if streamed is None:
-        return await _while_connected(request, whole(answers), answers)
+        try:
+            return await _while_connected(request, whole(answers))
+        finally:
+            answers.cancel()
 
     async def events() -> AsyncIterator[str]:
         try:
@@ -238,8 +269,8 @@ async def _answer(
     return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
 
 
-async def _while_connected(request: Request, work: Awaitable[dict[str, Any]], answers: Answers) -> Any:
-    """The result of `work`, which is given up where the client goes away."""
+async def _while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of `work`, which is given up where the client goes away. Raises GoneError then."""
     task = asyncio.ensure_future(work)
     try:
         while True:
@@ -247,7 +278,6 @@ async def _while_connected(request: Request, work: Awaitable[dict[str, Any]], an
             if done:
                 return task.result()
             if await request.is_disconnected():
-                return Response(status_code=499)
+                raise GoneError
     finally:
         task.cancel()
-        answers.cancel()

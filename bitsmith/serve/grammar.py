@@ -11,6 +11,7 @@ import numpy as np
 from bitsmith.errors import UnsupportedError, UsageError
 from bitsmith.models.tokenizer import Tokenizer
 from bitsmith.models.tokenizer.vocabulary import TokenType, piece
+from bitsmith.serve.endless import endless
 
 # without this, models that know no end write blanks for ever
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -39,7 +40,14 @@ class Grammars:
             grammar = self._library.LLMatcher.grammar_from_json_schema(text, defaults=_COMPACT)
         except ValueError as error:
             raise UsageError(f"the JSON schema cannot be followed: {_brief(str(error))}") from error
-        return self.checked(grammar, "JSON schema")
+        grammar = self.checked(grammar, "JSON schema")
+        try:
+            never = endless(json.loads(text))
+        except (RecursionError, ValueError) as error:
+            raise UsageError(f"the JSON schema cannot be followed: {_brief(str(error))}") from error
+        if never:
+            raise UsageError("the JSON schema cannot be followed: only a value that never ends has its form.")
+        return grammar
 
     def checked(self, grammar: str, what: str = "grammar") -> str:
         """The grammar. Raises UsageError if it cannot be followed."""
@@ -54,11 +62,11 @@ class Grammars:
 
     def lark(self, text: str) -> str:
         """The grammar of Lark rules."""
-        return self.checked(self._library.LLMatcher.grammar_from_lark(text))
+        return self.checked(self._library.LLMatcher.grammar_from_lark(_unicode(text, "grammar")))
 
     def regex(self, text: str) -> str:
         """The grammar of a regular expression."""
-        return self.checked(self._library.LLMatcher.grammar_from_regex(text))
+        return self.checked(self._library.LLMatcher.grammar_from_regex(_unicode(text, "regex")), "regex")
 
     def matcher(self, grammar: str) -> Matcher:
         """Follows one answer."""
@@ -96,6 +104,17 @@ class Matcher:
     def _check(self) -> None:
         if self._inner.is_error():
             raise UsageError(f"the grammar of the answer failed: {_brief(self._inner.get_error())}")
+
+
+def _unicode(text: str, what: str) -> str:
+    """The text. Raises UsageError where it holds half a character, as JSON's \\ud800 is."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the {what} cannot be followed: character {error.start + 1} is half of a surrogate pair."
+        ) from error
+    return text
 
 
 def _brief(error: str) -> str:

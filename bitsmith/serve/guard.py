@@ -24,7 +24,7 @@ class Guard:
 
     key: that clients must give, as `Authorization: Bearer KEY` or `x-api-key: KEY`; None: all may ask
     most: bytes of a body
-    patience: seconds that a piece of a body may take
+    patience: seconds that a whole body may take
     """
 
     def __init__(self, app: App, *, key: str | None, most: int, patience: float = 30.0) -> None:
@@ -76,14 +76,15 @@ class _Counted:
         self._receive = receive
         self._send = send
         self._left = most
-        self._patience = patience
+        self._end = asyncio.get_running_loop().time() + patience
         self._whole = False
         self.given_up = self.late = self.answered = False
 
     async def receive(self) -> Message:
         """See ASGI."""
         try:
-            message = await asyncio.wait_for(self._receive(), None if self._whole else self._patience)
+            async with asyncio.timeout_at(None if self._whole else self._end):
+                message = await self._receive()
         except TimeoutError:
             self.given_up = self.late = True
             return {"type": "http.disconnect"}

@@ -36,7 +36,7 @@ class Common(Body):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0)
     min_p: float | None = Field(None, ge=0, le=1)
-    repeat_penalty: float | None = Field(None, gt=0)
+    repeat_penalty: float | None = Field(None, ge=0.01, le=100)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = None
@@ -54,6 +54,10 @@ class Common(Body):
         """What is asked. Raises UsageError for values out of range."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         check_stops(stops)
+        given = {"response_format": form != Form(), "grammar": self.grammar, "regex": self.regex}
+        if sum(map(bool, given.values())) > 1:
+            names = ", ".join(name for name, value in given.items() if value)
+            raise UsageError(f"{names}: an answer can have one form; give one of them.")
         form = form if form != Form() else Form(lark=self.grammar or "", regex=self.regex or "")
         bias = _biases(self.logit_bias or {})
         drawing = Drawing(
@@ -189,7 +193,8 @@ def choice_of(given: str | dict[str, Any] | None) -> str:
 def checked_tool(tool: dict[str, Any]) -> dict[str, Any]:
     """A tool in OpenAI's form."""
     function = tool.get("function", tool)
-    if tool.get("type", "function") != "function" or not isinstance(function, dict) or not function.get("name"):
+    name = function.get("name") if isinstance(function, dict) else None
+    if tool.get("type", "function") != "function" or not isinstance(name, str) or not name:
         raise UsageError('tools: expected {"type": "function", "function": {"name": ..., "parameters": ...}}.')
     return {
         "type": "function",

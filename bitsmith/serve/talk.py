@@ -42,6 +42,9 @@ class Ask:
     form: Form = Form()
 
 
+MOST_ANSWERS = 16  # to one text
+
+
 @dataclass(frozen=True)
 class Talk:
     """A conversation to answer.
@@ -95,11 +98,16 @@ def prepare_talk(engine: Engine, talk: Talk) -> Prepared:
     if talk.choice == "required" and not names:
         raise UsageError('tool_choice: "required" needs tools.')
     used = [] if talk.choice == "none" else list(talk.tools)
+    forced = bool(used) and talk.choice != "auto"
+    if forced and talk.ask.form != Form():
+        raise UsageError(
+            "tool_choice: a call is forced, and another form of the answer is asked for; give one of them."
+        )
     tokenizer = engine.model.tokenizer
     ids = tokenizer.encode_chat(talk.messages, tools=used or None)
     thinking = tokenizer.decode(ids[-8:], special=True).rstrip().endswith("<think>")
     ask = talk.ask
-    if used and talk.choice != "auto":
+    if forced:
         ask = replace(ask, form=Form(schema=_call_schema(used, talk.choice)))
     wishes = _wishes(engine, ids, ask)
     if used:
@@ -107,11 +115,22 @@ def prepare_talk(engine: Engine, talk: Talk) -> Prepared:
     return Prepared(wishes, names if used else frozenset(), thinking and not wishes[0].drawing.grammar)
 
 
+def with_grammar(engine: Engine, ask: Ask) -> Ask:
+    """The same with the grammar of its form, for all texts of a request. Raises UsageError."""
+    return replace(ask, drawing=replace(ask.drawing, grammar=_grammar(engine, ask.form)), form=Form())
+
+
+def check_answers(number: int) -> None:
+    """Raise UsageError for a number of answers out of range."""
+    if not 1 <= number <= MOST_ANSWERS:
+        raise UsageError(f"n: expected 1 to {MOST_ANSWERS} answers, found {number}.")
+
+
 def _wishes(engine: Engine, ids: Sequence[int], ask: Ask) -> tuple[Wish, ...]:
-    if not 1 <= ask.answers <= 16:
-        raise UsageError(f"n: expected 1 to 16 answers, found {ask.answers}.")
-    drawing = replace(ask.drawing, grammar=_grammar(engine, ask.form))
-    wishes = tuple(Wish(ids, ask.max_tokens, drawing, ask.stops, number) for number in range(ask.answers))
+    check_answers(ask.answers)
+    if ask.form != Form():
+        ask = with_grammar(engine, ask)
+    wishes = tuple(Wish(ids, ask.max_tokens, ask.drawing, ask.stops, number) for number in range(ask.answers))
     engine.check(wishes[0])
     return wishes
 

@@ -44,7 +44,9 @@ def lives(running: Running) -> Iterator[None]:
 
 def refused(running: Running, path: str, body: Any, status: int = 400) -> str:
     """The words of the error."""
-    found = httpx.post(f"{running.url}{path}", json=body, timeout=60)
+    found = httpx.post(
+        f"{running.url}{path}", content=json.dumps(body), headers={"content-type": "application/json"}, timeout=60
+    )
     assert found.status_code == status, found.text
     error: dict[str, Any] = found.json()["error"]
     if path.startswith("/v1/messages"):
@@ -83,6 +85,7 @@ def test_a_template_that_never_ends(template: str, said: str, tmp_path: Path, mo
         {"type": "object", "properties": {"a": False}, "required": ["a"]},
         {"allOf": [{"anyOf": [{"properties": {f"p{i}{j}": {"type": "string"}}} for j in range(4)]} for i in range(16)]},
         {"type": "string", "pattern": "(a"},
+        {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
     ],
 )
 def test_schemas_that_cannot_be_followed(running: Running, schema: dict[str, Any]) -> None:
@@ -98,6 +101,20 @@ def test_a_schema_that_is_too_large_is_seen_while_it_is_followed(running: Runnin
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     body = {"messages": TALK, "max_tokens": 50, "response_format": form}
     assert "grammar of the answer failed" in refused(running, "/v1/chat/completions", body, 500)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"regex": "a", "response_format": {"type": "json_object"}},
+        {"tool_choice": "required", "response_format": {"type": "json_object"}},
+        {"tool_choice": "required", "regex": "a"},
+        {"tool_choice": {"type": "function", "function": {"name": "look"}}, "grammar": 'start: "a"'},
+    ],
+)
+def test_two_forms_of_one_answer(running: Running, words: dict[str, Any]) -> None:
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    assert "give one of them" in refused(running, "/v1/chat/completions", {"messages": TALK, "tools": tools, **words})
 
 
 def test_a_schema_nested_deeper_than_json_is_read(running: Running) -> None:
@@ -120,12 +137,19 @@ def test_a_schema_nested_deeper_than_json_is_read(running: Running) -> None:
         ({"logit_bias": {str(i): 1 for i in range(1025)}}, "at most 1,024"),
         ({"logit_bias": {"1": 1e9}}, "from -100 to 100"),
         ({"prompt": ["x"] * 5}, "has room for 4"),
+        ({"prompt": ["x"] * 100_000, "regex": "a+"}, "has room for 4"),
+        ({"prompt": ["x"] * 3, "n": 2}, "has room for 4"),
         ({"prompt": [10**30]}, "prompt"),
         ({"prompt": []}, "prompt"),
         ({"seed": "x"}, "seed"),
         ({"grammar": "start: start"}, "grammar"),
         ({"grammar": "start: ("}, "grammar cannot be followed"),
         ({"regex": "("}, "cannot be followed"),
+        ({"regex": "\ud800"}, "surrogate"),
+        ({"regex": "a", "grammar": 'start: "a"'}, "grammar, regex: an answer can have one form"),
+        ({"repeat_penalty": 1e-320}, "repeat_penalty"),
+        ({"repeat_penalty": 101}, "repeat_penalty"),
+        ({"grammar": 'start: "\ud800"'}, "surrogate"),
     ],
 )
 def test_numbers_and_lists_that_are_too_large(running: Running, words: dict[str, Any], said: str) -> None:
@@ -147,6 +171,8 @@ def test_numbers_and_lists_that_are_too_large(running: Running, words: dict[str,
         ("/v1/chat/completions", {"messages": [{"role": "assistant", "tool_calls": 5}]}),
         ("/v1/chat/completions", {"messages": [{"role": "assistant", "tool_calls": [{"function": 5}]}]}),
         ("/v1/chat/completions", {"messages": TALK, "tools": [{"function": 5}]}),
+        ("/v1/chat/completions", {"messages": TALK, "tools": [{"function": {"name": ["x"]}}]}),
+        ("/v1/responses", {"input": "x", "tools": [{"type": "function", "name": 5}]}),
         ("/v1/chat/completions", {"messages": TALK, "tool_choice": {"function": 5}}),
         ("/v1/chat/completions", {"messages": TALK, "response_format": {"type": "json_schema", "json_schema": 5}}),
         ("/v1/responses", {"input": 5}),
@@ -159,11 +185,27 @@ def test_numbers_and_lists_that_are_too_large(running: Running, words: dict[str,
         ("/detokenize", {"tokens": [10**30]}),
         ("/detokenize", {"tokens": [-1]}),
         ("/detokenize", {"tokens": [99999999]}),
+        ("/detokenize", {"tokens": [5] * 513}),
         ("/tokenize", {"content": 5}),
+        ("/tokenize", {"content": "whale " * 1_000_000}),
     ],
 )
 def test_bodies_of_the_wrong_shape(running: Running, path: str, body: Any) -> None:
     refused(running, path, body)
+
+
+def test_texts_are_prepared_after_they_are_counted(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One grammar for all texts of a request, and no work at all for one that asks for too much."""
+    pytest.importorskip("llguidance")
+    made: list[str] = []
+    grammars = running.engine.grammars
+    inner = grammars.regex
+    monkeypatch.setattr(grammars, "regex", lambda text: made.append(text) or inner(text))
+    refused(running, "/v1/completions", {"prompt": ["x"] * 5, "max_tokens": 1, "regex": "a+"})
+    assert made == []
+    body = {"prompt": ["x"] * 3, "max_tokens": 1, "regex": "a+"}
+    assert len(httpx.post(f"{running.url}/v1/completions", json=body, timeout=60).json()["choices"]) == 3
+    assert made == ["a+"]
 
 
 def raw(running: Running, data: bytes) -> socket.socket:
@@ -184,6 +226,21 @@ def test_a_body_that_never_comes() -> None:
         answer = raw(found, HEAD % 99 + b"{").recv(4096).decode()
     assert " 408 " in answer
     assert "did not come within" in answer
+
+
+def test_a_body_that_comes_in_drops() -> None:
+    with serving(patience=0.5) as found:
+        made = raw(found, HEAD % 9999 + b"{")
+        made.settimeout(0.1)
+        for _ in range(100):  # each piece comes in time, the whole does not
+            try:
+                answer = made.recv(4096).decode()
+                break
+            except TimeoutError:
+                made.sendall(b" ")
+        else:
+            pytest.fail("the server goes on waiting")
+    assert " 408 " in answer
 
 
 def test_a_client_that_does_not_read(running: Running) -> None:
