@@ -144,7 +144,7 @@ def _write(
         "bitsmith": __version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "original_files": {path.name: _sha256(path, report) for path in subject.checkpoint.source.files},
-        **found.to_dict(),
+        **_without_places(found),
     }
     extras = {**prepared.files, RECEIPT: (json.dumps(receipt, indent=2, ensure_ascii=False) + "\n").encode()}
     with folder_for(found.out):
@@ -155,6 +155,23 @@ def _write(
             _link(path, found.out / name)
         for name, data in extras.items():
             write_file(found.out / name, data, sources=subject.checkpoint.files, force=force)
+
+
+def _without_places(found: HandedOver) -> dict[str, Any]:
+    """The values for a receipt that leaves this machine: files and folders by their names alone."""
+    names = {str(place): place.name for place in (found.out, found.path)}
+    longest = sorted(names, key=len, reverse=True)
+
+    def named(value: Any) -> Any:
+        if isinstance(value, str):
+            for place in longest:
+                value = value.replace(place, names[place])
+            return value
+        if isinstance(value, Mapping):
+            return {key: named(each) for key, each in value.items()}
+        return [named(each) for each in value] if isinstance(value, list | tuple) else value
+
+    return dict(named(found.to_dict()))
 
 
 def _link(path: Path, place: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Required, TypedDict, Unpack
 
@@ -16,7 +17,19 @@ from bitsmith.models.hub_name import parse_hub_name
 from bitsmith.system.options import REQUIRED, check_words, option, with_signature
 
 CARD = "README.md"
-_SECRETS = (".env", ".netrc", "token", "credentials")  # names that are never uploaded
+_SECRETS = (  # patterns of names that are never uploaded, in lower case
+    "id_*",
+    "*.pem",
+    "*.key",
+    "*token*",
+    "*secret*",
+    "*credential*",
+    "*password*",
+    ".env*",
+    "*.env",
+    ".netrc",
+)
+_NO_SECRETS = ("tokenizer*", "*added_tokens*", "special_tokens_map*")  # "token" in these is a tokenizer's
 _WEIGHTS = (".gguf", ".safetensors")
 _LINE = "Made with bitsmith."
 
@@ -114,12 +127,19 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
         name = path.relative_to(root).as_posix()
         if path.is_dir() or any(part.startswith(".") and part != ".gitattributes" for part in name.split("/")):
             continue
-        if path.name.lower() in _SECRETS:
+        if any(_may_be_secret(part) for part in name.split("/")):
             raise FileError(f"{path}: a file of this name may hold a secret; move it out of the folder.")
         if not Path(os.path.realpath(path)).is_relative_to(base):
             raise FileError(f"{path} is a link out of the folder; copy the file there, or remove the link.")
         os.close(open_regular(path))
         yield name, path
+
+
+def _may_be_secret(name: str) -> bool:
+    """Whether a file or folder of this name may hold a secret."""
+    lower = name.lower()
+    known = any(fnmatchcase(lower, pattern) for pattern in _NO_SECRETS)
+    return any(fnmatchcase(lower, pattern) for pattern in _SECRETS if not (known and pattern == "*token*"))
 
 
 def _by_compare(path: Path) -> bool:

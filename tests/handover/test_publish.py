@@ -73,6 +73,21 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileError, match="link out of the folder"):
         bitsmith.publish(folder, repo="me/ref")
     (folder / "link.json").unlink()
-    (folder / "token").write_text("x")
+
+
+@pytest.mark.parametrize(
+    "name", ["token", "token.txt", "id_rsa", "secrets.json", "My_Secret/x.txt", "a.pem", "b.key", "hf_tokenizer-token"]
+)
+def test_names_of_secrets_are_refused(folder: Path, name: str) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("x")
     with pytest.raises(FileError, match="may hold a secret"):
         bitsmith.publish(folder, repo="me/ref")
+    assert FakeApi.asked == {}
+
+
+def test_files_of_a_tokenizer_are_no_secrets(folder: Path) -> None:
+    names = ["tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"]
+    for name in names:
+        (folder / name).write_text("{}")
+    assert set(names) < set(bitsmith.publish(folder, repo="me/ref", dry_run=True).files)
