@@ -73,7 +73,7 @@ def test_lm_studio_gets_its_folders(gguf: Path, tmp_path: Path) -> None:
     ("to", "runtime", "says"),
     [
         ("q4_0", "vllm", r"vLLM does not read GGUF files\. .*--to compressed/w4a16"),
-        ("q4_0", "tensorrt-llm", r"--to modelopt/fp8"),
+        ("q4_0", "tensorrt-llm", r"--to modelopt/fp8 --calibration default`"),
         ("native/nf4", "llama.cpp", r"does not read native folders\. .*--to q4_k_m"),
         ("gptq/int3", "vllm", r"only symmetric gptq of 4 or 8 bits"),
         ("bnb/nf4", "mlx", r"--to mlx/4bit"),
