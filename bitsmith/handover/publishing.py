@@ -12,6 +12,7 @@ from typing import Any, Required, TypedDict, Unpack
 
 from bitsmith.containers.model_files import open_regular
 from bitsmith.errors import FileError, UsageError, quoted
+from bitsmith.handover.handing import HASHES, RECEIPT, sha256_of
 from bitsmith.models.hub import explained
 from bitsmith.models.hub_name import parse_hub_name
 from bitsmith.system.options import REQUIRED, check_words, option, with_signature
@@ -149,16 +150,36 @@ def _by_compare(path: Path) -> bool:
 def _notes(paths: Mapping[str, Path], origin: str) -> Iterator[str]:
     if origin == "made":
         yield "there is no card, so a plain one is made; `bitsmith compare --card` makes one with what each file lost"
-    receipts = [name for name in paths if name.rpartition("/")[2] == "receipt.json"]
+    receipts = [name for name in paths if name.rpartition("/")[2] == RECEIPT]
     if not receipts:
         yield "there is no receipt; `bitsmith handover --check` proves that a runtime runs the files"
     for name in receipts:
-        try:
-            good = json.loads(paths[name].read_text(encoding="utf-8")).get("good")
-        except (ValueError, AttributeError):
-            good = None
-        if good is False:
-            yield f"{name} says that a check FAILED"
+        yield from _notes_on_receipt(name, paths)
+
+
+def _notes_on_receipt(name: str, paths: Mapping[str, Path]) -> Iterator[str]:
+    """What a receipt does not prove of the files that are published."""
+    try:
+        receipt = json.loads(paths[name].read_text(encoding="utf-8"))
+    except ValueError:
+        receipt = None
+    if not isinstance(receipt, dict):
+        yield f"{name} is no receipt of `bitsmith handover`"
+        return
+    if receipt.get("good") is False:
+        yield f"{name} says that a check FAILED"
+    elif receipt.get("good") is not True:
+        yield f"{name} says that nothing was checked; make it again with `bitsmith handover --check`"
+    hashes = receipt.get(HASHES)
+    if not isinstance(hashes, dict) or not hashes:
+        yield f"{name} has no hashes of the model's files, so it may be of other files"
+        return
+    for file, recorded in hashes.items():
+        found = [path for other, path in paths.items() if other.rpartition("/")[2] == file]
+        if not found:
+            yield f"{name} is of a model with the file {file}, which is not here"
+        elif all(sha256_of(path) != recorded for path in found):
+            yield f"{name} is of another {file} than the one here; run `bitsmith handover --check` again"
 
 
 def _plain_card(root: Path, sizes: Mapping[str, int]) -> str:

@@ -49,6 +49,30 @@ def test_a_folder_is_private_and_gets_a_card(folder: Path) -> None:
     assert any("a check FAILED" in note for note in found.notes)
 
 
+def test_a_receipt_of_other_files_or_without_a_check_is_noted(tmp_path: Path) -> None:
+    made = bitsmith.convert("reference", to="bf16", out=tmp_path / "floats").out
+    bitsmith.hand_over(made, runtime="vllm", out=made / "vllm")
+    path = made / "vllm" / "receipt.json"
+    receipt = json.loads(path.read_text())
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(receipt["model_files"])
+
+    def notes() -> list[str]:
+        found = bitsmith.publish(made, repo="me/ref", dry_run=True).notes
+        return [note for note in found if note.startswith("vllm/receipt.json")]
+
+    assert len(notes()) == 1
+    assert "nothing was checked" in notes()[0]
+    path.write_text(json.dumps({**receipt, "good": True}))
+    assert notes() == []
+    (made / "config.json").write_text((made / "config.json").read_text() + "\n")
+    assert len(notes()) == 1
+    assert "of another config.json" in notes()[0]
+    path.write_text(json.dumps({"good": True}))
+    assert "no hashes" in notes()[0]
+    path.write_text("[]")
+    assert "is no receipt" in notes()[0]
+
+
 def test_a_dry_run_shows_every_file_and_asks_nothing(folder: Path, bitsmith_command: Command) -> None:
     (folder / "README.md").write_text("made by `bitsmith compare`")
     done = bitsmith_command("publish", str(folder), "--repo", "me/ref", "--dry-run", "--public")
