@@ -27,6 +27,7 @@ from bitsmith.system.progress import Progress, Report, silent
 from bitsmith.version import __version__
 
 RECEIPT = "receipt.json"
+HASHES = "model_files"  # the receipt's entry with the SHA-256 of every file of the model
 _PIECE = 1 << 22  # bytes read at once
 
 
@@ -143,8 +144,8 @@ def _write(
     receipt = {
         "bitsmith": __version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "original_files": {path.name: _sha256(path, report) for path in subject.checkpoint.source.files},
-        **found.to_dict(),
+        HASHES: {each.name: sha256_of(each, report) for each in subject.checkpoint.files if each.name != RECEIPT},
+        **_without_places(found),
     }
     extras = {**prepared.files, RECEIPT: (json.dumps(receipt, indent=2, ensure_ascii=False) + "\n").encode()}
     with folder_for(found.out):
@@ -155,6 +156,23 @@ def _write(
             _link(path, found.out / name)
         for name, data in extras.items():
             write_file(found.out / name, data, sources=subject.checkpoint.files, force=force)
+
+
+def _without_places(found: HandedOver) -> dict[str, Any]:
+    """The values for a receipt that leaves this machine: files and folders by their names alone."""
+    names = {str(place): place.name for place in (found.out, found.path)}
+    longest = sorted(names, key=len, reverse=True)
+
+    def named(value: Any) -> Any:
+        if isinstance(value, str):
+            for place in longest:
+                value = value.replace(place, names[place])
+            return value
+        if isinstance(value, Mapping):
+            return {key: named(each) for key, each in value.items()}
+        return [named(each) for each in value] if isinstance(value, list | tuple) else value
+
+    return dict(named(found.to_dict()))
 
 
 def _link(path: Path, place: Path) -> None:
@@ -172,7 +190,8 @@ def _link(path: Path, place: Path) -> None:
         raise FileError(f"{place}: cannot be written ({error.strerror or error}); choose another --out.") from error
 
 
-def _sha256(path: Path, report: Report) -> str:
+def sha256_of(path: Path, report: Report = silent) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
     digest, done, size = hashlib.sha256(), 0, path.stat().st_size
     with path.open("rb") as file:
         while piece := file.read(_PIECE):

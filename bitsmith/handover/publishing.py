@@ -6,17 +6,31 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Required, TypedDict, Unpack
 
 from bitsmith.containers.model_files import open_regular
 from bitsmith.errors import FileError, UsageError, quoted
+from bitsmith.handover.handing import HASHES, RECEIPT, sha256_of
 from bitsmith.models.hub import explained
 from bitsmith.models.hub_name import parse_hub_name
 from bitsmith.system.options import REQUIRED, check_words, option, with_signature
 
 CARD = "README.md"
-_SECRETS = (".env", ".netrc", "token", "credentials")  # names that are never uploaded
+_SECRETS = (  # patterns of names that are never uploaded, in lower case
+    "id_*",
+    "*.pem",
+    "*.key",
+    "*token*",
+    "*secret*",
+    "*credential*",
+    "*password*",
+    ".env*",
+    "*.env",
+    ".netrc",
+)
+_NO_SECRETS = ("tokenizer*", "*added_tokens*", "special_tokens_map*")  # "token" in these is a tokenizer's
 _WEIGHTS = (".gguf", ".safetensors")
 _LINE = "Made with bitsmith."
 
@@ -114,12 +128,19 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
         name = path.relative_to(root).as_posix()
         if path.is_dir() or any(part.startswith(".") and part != ".gitattributes" for part in name.split("/")):
             continue
-        if path.name.lower() in _SECRETS:
+        if any(_may_be_secret(part) for part in name.split("/")):
             raise FileError(f"{path}: a file of this name may hold a secret; move it out of the folder.")
         if not Path(os.path.realpath(path)).is_relative_to(base):
             raise FileError(f"{path} is a link out of the folder; copy the file there, or remove the link.")
         os.close(open_regular(path))
         yield name, path
+
+
+def _may_be_secret(name: str) -> bool:
+    """Whether a file or folder of this name may hold a secret."""
+    lower = name.lower()
+    known = any(fnmatchcase(lower, pattern) for pattern in _NO_SECRETS)
+    return any(fnmatchcase(lower, pattern) for pattern in _SECRETS if not (known and pattern == "*token*"))
 
 
 def _by_compare(path: Path) -> bool:
@@ -129,16 +150,36 @@ def _by_compare(path: Path) -> bool:
 def _notes(paths: Mapping[str, Path], origin: str) -> Iterator[str]:
     if origin == "made":
         yield "there is no card, so a plain one is made; `bitsmith compare --card` makes one with what each file lost"
-    receipts = [name for name in paths if name.rpartition("/")[2] == "receipt.json"]
+    receipts = [name for name in paths if name.rpartition("/")[2] == RECEIPT]
     if not receipts:
         yield "there is no receipt; `bitsmith handover --check` proves that a runtime runs the files"
     for name in receipts:
-        try:
-            good = json.loads(paths[name].read_text(encoding="utf-8")).get("good")
-        except (ValueError, AttributeError):
-            good = None
-        if good is False:
-            yield f"{name} says that a check FAILED"
+        yield from _notes_on_receipt(name, paths)
+
+
+def _notes_on_receipt(name: str, paths: Mapping[str, Path]) -> Iterator[str]:
+    """What a receipt does not prove of the files that are published."""
+    try:
+        receipt = json.loads(paths[name].read_text(encoding="utf-8"))
+    except ValueError:
+        receipt = None
+    if not isinstance(receipt, dict):
+        yield f"{name} is no receipt of `bitsmith handover`"
+        return
+    if receipt.get("good") is False:
+        yield f"{name} says that a check FAILED"
+    elif receipt.get("good") is not True:
+        yield f"{name} says that nothing was checked; make it again with `bitsmith handover --check`"
+    hashes = receipt.get(HASHES)
+    if not isinstance(hashes, dict) or not hashes:
+        yield f"{name} has no hashes of the model's files, so it may be of other files"
+        return
+    for file, recorded in hashes.items():
+        found = [path for other, path in paths.items() if other.rpartition("/")[2] == file]
+        if not found:
+            yield f"{name} is of a model with the file {file}, which is not here"
+        elif all(sha256_of(path) != recorded for path in found):
+            yield f"{name} is of another {file} than the one here; run `bitsmith handover --check` again"
 
 
 def _plain_card(root: Path, sizes: Mapping[str, int]) -> str:

@@ -20,7 +20,7 @@ RUNTIME = Runtime(
     "tensorrt-llm",
     "TensorRT-LLM",
     frozenset({FLOATS, "modelopt"}),
-    "bitsmith quantize MODEL --to modelopt/fp8",
+    "bitsmith quantize MODEL --to modelopt/fp8 --calibration default",
     _prepare,
     "see nvidia.github.io/TensorRT-LLM",
     unchecked=f"{_GPU}, and bitsmith has no check for it; its layout is held against the published one in tests",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from bitsmith.handover.subject import FLOATS, Subject
 
 _PROGRAM = """\
 import sys
+from pathlib import Path
+
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-path = {path!r}
+path = str((Path(__file__).resolve().parent / {path!r}).resolve())  # seen from this file
 tokenizer = AutoTokenizer.from_pretrained(path)
 model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", device_map="auto")
 prompt = " ".join(sys.argv[1:]) or "Hello!"
@@ -31,7 +34,8 @@ def _prepare(subject: Subject, folder: Path) -> Prepared:
     needed = {"gptq": "gptqmodel", "awq": "gptqmodel", "compressed": "compressed-tensors", "bnb": "bitsandbytes"}
     package = needed.get(subject.container)
     notes = () if package is None else (f"transformers needs the package {package} for this folder",)
-    program = {"run.py": _PROGRAM.format(path=str(subject.path)).encode()}
+    seen = os.path.relpath(subject.path, os.path.realpath(folder))
+    program = {"run.py": _PROGRAM.format(path=Path(seen).as_posix()).encode()}
     return Prepared(("python", str(folder / "run.py"), "Hello!"), files=program, notes=notes)
 
 

@@ -36,10 +36,22 @@ def test_every_runtime_says_how_it_is_started(name: str, tmp_path: Path, gguf: P
     receipt = json.loads((tmp_path / "out" / "receipt.json").read_text())
     assert receipt["runtime"] == name
     assert receipt["good"] is None
+    assert str(tmp_path) not in (tmp_path / "out" / "receipt.json").read_text()
     assert all((tmp_path / "out" / file).is_file() for file in found.files)
     with pytest.raises(UsageError, match="exists"):
         bitsmith.hand_over(model, runtime=name, out=tmp_path / "out")
     bitsmith.hand_over(model, runtime=name, out=tmp_path / "out", force=True)
+
+
+def test_the_program_for_transformers_finds_the_model_from_its_own_place(tmp_path: Path) -> None:
+    model = bitsmith.convert("reference", to="bf16", out=tmp_path / "floats").out
+    bitsmith.hand_over(model, runtime="transformers", out=model / "start")
+    program = (model / "start" / "run.py").read_text()
+    assert str(tmp_path) not in program
+    line = next(line for line in program.splitlines() if line.startswith("path = "))
+    known: dict[str, Any] = {"Path": Path, "__file__": str(model / "start" / "run.py")}
+    exec(line, known)
+    assert known["path"] == str(model.resolve())
 
 
 def test_ollama_gets_the_template_the_stops_and_the_context(gguf: Path, tmp_path: Path) -> None:
@@ -61,7 +73,7 @@ def test_lm_studio_gets_its_folders(gguf: Path, tmp_path: Path) -> None:
     ("to", "runtime", "says"),
     [
         ("q4_0", "vllm", r"vLLM does not read GGUF files\. .*--to compressed/w4a16"),
-        ("q4_0", "tensorrt-llm", r"--to modelopt/fp8"),
+        ("q4_0", "tensorrt-llm", r"--to modelopt/fp8 --calibration default`"),
         ("native/nf4", "llama.cpp", r"does not read native folders\. .*--to q4_k_m"),
         ("gptq/int3", "vllm", r"only symmetric gptq of 4 or 8 bits"),
         ("bnb/nf4", "mlx", r"--to mlx/4bit"),

@@ -49,6 +49,30 @@ def test_a_folder_is_private_and_gets_a_card(folder: Path) -> None:
     assert any("a check FAILED" in note for note in found.notes)
 
 
+def test_a_receipt_of_other_files_or_without_a_check_is_noted(tmp_path: Path) -> None:
+    made = bitsmith.convert("reference", to="bf16", out=tmp_path / "floats").out
+    bitsmith.hand_over(made, runtime="vllm", out=made / "vllm")
+    path = made / "vllm" / "receipt.json"
+    receipt = json.loads(path.read_text())
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(receipt["model_files"])
+
+    def notes() -> list[str]:
+        found = bitsmith.publish(made, repo="me/ref", dry_run=True).notes
+        return [note for note in found if note.startswith("vllm/receipt.json")]
+
+    assert len(notes()) == 1
+    assert "nothing was checked" in notes()[0]
+    path.write_text(json.dumps({**receipt, "good": True}))
+    assert notes() == []
+    (made / "config.json").write_text((made / "config.json").read_text() + "\n")
+    assert len(notes()) == 1
+    assert "of another config.json" in notes()[0]
+    path.write_text(json.dumps({"good": True}))
+    assert "no hashes" in notes()[0]
+    path.write_text("[]")
+    assert "is no receipt" in notes()[0]
+
+
 def test_a_dry_run_shows_every_file_and_asks_nothing(folder: Path, bitsmith_command: Command) -> None:
     (folder / "README.md").write_text("made by `bitsmith compare`")
     done = bitsmith_command("publish", str(folder), "--repo", "me/ref", "--dry-run", "--public")
@@ -73,6 +97,21 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileError, match="link out of the folder"):
         bitsmith.publish(folder, repo="me/ref")
     (folder / "link.json").unlink()
-    (folder / "token").write_text("x")
+
+
+@pytest.mark.parametrize(
+    "name", ["token", "token.txt", "id_rsa", "secrets.json", "My_Secret/x.txt", "a.pem", "b.key", "hf_tokenizer-token"]
+)
+def test_names_of_secrets_are_refused(folder: Path, name: str) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("x")
     with pytest.raises(FileError, match="may hold a secret"):
         bitsmith.publish(folder, repo="me/ref")
+    assert FakeApi.asked == {}
+
+
+def test_files_of_a_tokenizer_are_no_secrets(folder: Path) -> None:
+    names = ["tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"]
+    for name in names:
+        (folder / name).write_text("{}")
+    assert set(names) < set(bitsmith.publish(folder, repo="me/ref", dry_run=True).files)

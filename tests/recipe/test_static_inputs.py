@@ -172,3 +172,18 @@ def test_a_final_plan_rounds_inputs_by_what_it_stores(tiny: Path) -> None:
     scales = {t.info.name: t.inputs.scale for t in told.tensors if t.inputs is not None}
     assert scales["model.layers.1.mlp.up_proj.weight"] == pytest.approx(3 / 127.5, rel=2**-8)
     assert len(scales) == 14
+
+
+@pytest.mark.parametrize(
+    ("to", "instead"),
+    [
+        ("modelopt/nvfp4", "modelopt/nvfp4a16"),
+        ("modelopt/fp8", "compressed/fp8"),
+        ("modelopt/w4a8", "modelopt/int4"),
+        ("compressed/fp8-static", "compressed/fp8"),
+    ],
+)
+def test_the_target_that_is_offered_instead_needs_no_calibration(to: str, instead: str) -> None:
+    with pytest.raises(UsageError, match=rf"or write {instead}, which needs none\.$"):
+        bitsmith.quantize("reference", to=to, dry_run=True)
+    bitsmith.quantize("reference", to=instead, dry_run=True)
