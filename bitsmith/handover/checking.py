@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bitsmith.handover.child import Told, ask, find_place
+from bitsmith.handover.original import bits_of, check_same_model, most_lost
 from bitsmith.handover.questions import (
     CHATS,
     NEW,
@@ -27,7 +28,6 @@ from bitsmith.handover.verdict import Check, compare
 from bitsmith.models.inspection import inspect
 from bitsmith.system.progress import Report, silent
 
-_MOST_LOST = 0.5  # nats of mean KLD from the original; codes of 2 bits lose less
 _ROOM = 64  # tokens beside what is asked
 
 
@@ -43,10 +43,20 @@ def check_file(subject: Subject, report: Report = silent) -> Check:
     return Check("file", True, "", figures)
 
 
+def check_configuration(subject: Subject) -> list[Check]:
+    """An MLX folder names its quantization twice, for readers of either name: both must say the same."""
+    if subject.container != "mlx":
+        return []
+    said = subject.checkpoint.hf_config
+    same = "quantization" in said and said["quantization"] == said.get("quantization_config")
+    reason = "" if same else "config.json: `quantization` and `quantization_config` must both be there and be the same"
+    return [Check("configuration", same, reason)]
+
+
 def check_original(subject: Subject, ours: Answers, original: str | Path) -> list[Check]:
     """The file against the model that it was made from: chat template, and mean KLD on the same tokens."""
     source = open_subject(original)
-    checks = []
+    checks = check_same_model(subject, source, ours.ends)
     if ours.chats:
         wrong = [
             chat["name"]
@@ -60,9 +70,10 @@ def check_original(subject: Subject, ours: Answers, original: str | Path) -> lis
         reason = f"the original has {logs.shape[1]:,} tokens, the file {ours.logs.shape[1]:,}"
         return [*checks, Check("original: divergence", False, reason)]
     divergence = float((np.exp(logs.astype(np.float64)) * (logs - ours.logs)).sum(axis=1).mean())
-    figures = {"mean_kld": round(divergence, 6), "tolerance": _MOST_LOST}
-    far = not divergence <= _MOST_LOST
-    reason = f"the mean KLD from the original is {divergence:.3f} nats, more than {_MOST_LOST}" if far else ""
+    bits, most = bits_of(subject), most_lost(bits_of(subject))
+    figures = {"mean_kld": round(divergence, 6), "tolerance": most, "bits": round(bits, 2)}
+    far = not divergence <= most
+    reason = f"the mean KLD from the original is {divergence:.3f} nats, more than {most}" if far else ""
     return [*checks, Check("original: divergence", not far, reason, figures)]
 
 
@@ -113,7 +124,7 @@ def checked(
     """Versions of the runtime, and all checks. Raises UnsupportedError if the runtime is not installed."""
     find_place(runtime, python)
     announce("reading the file")
-    checks = [check_file(subject, report)]
+    checks = [check_file(subject, report), *check_configuration(subject)]
     announce("computing our own answers")
     ours = our_answers(subject, loaded(subject))
     if original is not None:

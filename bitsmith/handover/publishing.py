@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Required, TypedDict, Unpack
 
+from bitsmith.containers.hf_folder import CONFIG, read_object
 from bitsmith.containers.model_files import open_regular
 from bitsmith.errors import FileError, UsageError, quoted
 from bitsmith.handover.handing import HASHES, RECEIPT, sha256_of
@@ -105,7 +106,7 @@ def run_publish(
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UsageError(f"{folder} is not a folder; give the folder that holds the files to publish.")
-    if parse_hub_name(config.repo).repo != config.repo:
+    if not _is_repo(config.repo):
         raise UsageError(f"--repo={quoted(config.repo)}: expected OWNER/NAME.")
     paths = dict(_files(root))
     if not any(name.endswith(_WEIGHTS) for name in paths):
@@ -119,6 +120,14 @@ def run_publish(
     if announce is not None:
         announce(planned)
     return planned if config.dry_run else _upload(planned, paths, card, config)
+
+
+def _is_repo(text: str) -> bool:
+    """Whether a text is OWNER/NAME, and nothing more."""
+    try:
+        return parse_hub_name(text).repo == text
+    except UsageError:
+        return False
 
 
 def _files(root: Path) -> Iterator[tuple[str, Path]]:
@@ -182,10 +191,16 @@ def _notes_on_receipt(name: str, paths: Mapping[str, Path]) -> Iterator[str]:
             yield f"{name} is of another {file} than the one here; run `bitsmith handover --check` again"
 
 
+def _is_mlx(root: Path) -> bool:
+    """Whether a folder is in MLX's layout: only that has an entry "quantization"."""
+    path = root / CONFIG
+    return path.is_file() and "quantization" in read_object(path)
+
+
 def _plain_card(root: Path, sizes: Mapping[str, int]) -> str:
     """A card that says what the files are, and no more than is known."""
     rows = [f"| {name} | {size:,} |" for name, size in sizes.items() if name.endswith(_WEIGHTS)]
-    library = "gguf" if any(name.endswith(".gguf") for name in sizes) else "transformers"
+    library = "gguf" if any(name.endswith(".gguf") for name in sizes) else "mlx" if _is_mlx(root) else "transformers"
     front = ["---", f"library_name: {library}", "pipeline_tag: text-generation", "tags:", "- quantized", "---"]
     title = f"# {root.resolve().name}"
     table = ["| file | bytes |", "|---|---|", *rows]
@@ -204,6 +219,11 @@ def _upload(planned: Published, paths: Mapping[str, Path], card: bytes | None, c
         with explained(config.repo, None, None):
             api.create_repo(config.repo, repo_type="model", private=planned.private, exist_ok=True)
             done = api.create_commit(config.repo, operations, commit_message=config.message)
-    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
-        raise FileError(f"{config.repo}: the hub did not take the files ({error}); `hf auth login` first.") from error
+    except FileError as error:
+        why = error.__cause__
+        if isinstance(why, HfHubHTTPError | LocalTokenNotFoundError | ValueError):
+            said = f"the hub did not take the files ({why}); check the name, and log in with `hf auth login`"
+        else:
+            said = f"nothing was uploaded, since the hub cannot be reached ({why}); connect to the network"
+        raise FileError(f"{config.repo}: {said}.") from why
     return Published(**{**vars(planned), "url": str(done.commit_url)})

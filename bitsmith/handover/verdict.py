@@ -139,6 +139,9 @@ def _greedy(ours: Answers, told: Told, tolerance: Tolerance) -> Check:
             break  # the runtime leaves the end token out
         figures = {"tokens": len(mine), "same": at}
         gap = math.inf if found is None else float(ours.logs[at].max() - ours.logs[at][found])
+        if gap <= tolerance.tie and not at:
+            reason = f"not compared: the first token differs, and both are as likely as each other ({gap:.3f} nats)"
+            return Check("greedy text", None, reason, figures)
         if gap <= tolerance.tie:
             return Check("greedy text", True, f"as likely as each other from token {at} on ({gap:.3f} nats)", figures)
         what = "it ends" if found is None else f"it says token {found}, {gap:.3f} nats less likely"

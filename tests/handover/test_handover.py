@@ -12,10 +12,13 @@ import pytest
 
 import bitsmith
 from bitsmith.errors import UnsupportedError, UsageError
+from bitsmith.handover.checking import check_configuration
 from bitsmith.handover.child import Place, Told, ask, find_place
+from bitsmith.handover.original import bits_of, check_same_model, most_lost
 from bitsmith.handover.questions import CHATS, Answers, Rendered
 from bitsmith.handover.runtime import HALF
 from bitsmith.handover.runtimes import RUNTIMES, find_runtime
+from bitsmith.handover.subject import open_subject
 from bitsmith.handover.verdict import compare
 from tests.cli.command import Command
 
@@ -158,3 +161,41 @@ def test_answers_are_judged_by_name() -> None:
 
 def test_the_questions_are_plain_json() -> None:
     assert json.loads(json.dumps([dict(chat) for chat in CHATS]))
+
+
+def test_a_tie_at_the_first_token_compares_nothing() -> None:
+    even = replace(OURS, logs=np.log(np.full((3, 5), 0.2, np.float32)))
+    top: list[dict[str, float]] = [{str(i): float(v) for i, v in enumerate(row)} for row in even.logs]
+    found = {check.name: check for check in compare(even, answered(top=top, greedy=[2, 4]), HALF)}
+    assert found["greedy text"].passed is None
+    assert "not compared" in found["greedy text"].reason
+    found = {check.name: check for check in compare(even, answered(top=top, greedy=[3, 2]), HALF)}
+    assert found["greedy text"].passed is True
+
+
+@pytest.mark.parametrize(("to", "least", "most"), [("q8_0", 8, 9), ("q4_0", 4, 5), ("q2_k", 2, 3.5)])
+def test_a_file_may_lose_as_much_as_its_bits_say(tmp_path: Path, to: str, least: float, most: float) -> None:
+    made = bitsmith.quantize("reference", to=to, out=tmp_path / "m.gguf").out
+    assert least <= bits_of(open_subject(made)) <= most
+    assert most_lost(8.5) < most_lost(5.5) < most_lost(4.5)
+
+
+def test_the_architecture_and_the_end_tokens_are_the_originals(tmp_path: Path) -> None:
+    made = bitsmith.quantize("reference", to="mlx/4bit", out=tmp_path / "m").out
+    subject, original = open_subject(made), open_subject("reference")
+    assert 4 <= bits_of(subject) <= 5
+    ends = subject.tokenizer.end_ids
+    assert all(check.passed for check in check_same_model(subject, original, ends))
+    assert [check.passed for check in check_configuration(subject)] == [True]
+    assert not check_same_model(subject, original, frozenset({7}))[1].passed
+    config = json.loads((made / "config.json").read_text())
+    del config["quantization_config"]
+    (made / "config.json").write_text(json.dumps({**config, "rope_theta": 123.0, "rms_norm_eps": 0.5}))
+    changed = open_subject(made)
+    assert not check_configuration(changed)[0].passed
+    assert "rms_norm_eps is 0.5" in check_same_model(changed, original, ends)[0].reason
+
+
+def test_a_gguf_file_has_its_originals_end_token(gguf: Path) -> None:
+    subject = open_subject(gguf)
+    assert [c.passed for c in check_same_model(subject, open_subject("reference"), subject.tokenizer.end_ids)] == [True]

@@ -86,6 +86,8 @@ def test_a_dry_run_shows_every_file_and_asks_nothing(folder: Path, bitsmith_comm
 def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--repo|OWNER"):
         bitsmith.publish(folder, repo="me/ref:Q4")
+    with pytest.raises(UsageError, match=r'^repo="a/b/c": expected OWNER/NAME\.$'):
+        bitsmith.publish(folder, repo="a/b/c")
     with pytest.raises(UsageError, match="not a folder"):
         bitsmith.publish(folder / "ref.gguf", repo="me/ref")
     empty = tmp_path / "empty"
@@ -115,3 +117,35 @@ def test_files_of_a_tokenizer_are_no_secrets(folder: Path) -> None:
     for name in names:
         (folder / name).write_text("{}")
     assert set(names) < set(bitsmith.publish(folder, repo="me/ref", dry_run=True).files)
+
+
+def test_without_the_hub_nothing_is_said_to_be_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(self: FakeApi, repo: str, **words: Any) -> None:
+        raise huggingface_hub.errors.OfflineModeIsEnabled("offline mode is enabled")
+
+    monkeypatch.setattr(FakeApi, "create_repo", offline)
+    with pytest.raises(FileError, match=r"nothing was uploaded, since the hub cannot be reached") as found:
+        bitsmith.publish(folder, repo="me/ref")
+    assert "fetched" not in str(found.value)
+
+    def refused(self: FakeApi, repo: str, **words: Any) -> None:
+        raise huggingface_hub.errors.LocalTokenNotFoundError("no token")
+
+    monkeypatch.setattr(FakeApi, "create_repo", refused)
+    with pytest.raises(FileError, match=r"did not take the files \(no token\).*hf auth login"):
+        bitsmith.publish(folder, repo="me/ref")
+
+
+def test_the_card_of_an_mlx_folder_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = []
+
+    class Keeping(FakeApi):
+        def create_commit(self, repo: str, operations: list[Any], *, commit_message: str) -> Any:
+            cards.extend(each.path_or_fileobj for each in operations if each.path_in_repo == "README.md")
+            return super().create_commit(repo, operations, commit_message=commit_message)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Keeping)
+    for to, library in (("mlx/4bit", "mlx"), ("compressed/w4a16", "transformers")):
+        made = bitsmith.quantize("reference", to=to, out=tmp_path / library).out
+        bitsmith.publish(made, repo="me/ref")
+        assert f"library_name: {library}\n".encode() in cards.pop()
