@@ -170,6 +170,7 @@ def test_numbers_and_lists_that_are_too_large(running: Running, words: dict[str,
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": [5]}]}),
         ("/v1/chat/completions", {"messages": [{"role": "assistant", "tool_calls": 5}]}),
         ("/v1/chat/completions", {"messages": [{"role": "assistant", "tool_calls": [{"function": 5}]}]}),
+        ("/v1/chat/completions", {"messages": TALK, "top_logprobs": 2}),
         ("/v1/chat/completions", {"messages": TALK, "tools": [{"function": 5}]}),
         ("/v1/chat/completions", {"messages": TALK, "tools": [{"function": {"name": ["x"]}}]}),
         ("/v1/responses", {"input": "x", "tools": [{"type": "function", "name": 5}]}),
@@ -223,7 +224,9 @@ def test_half_a_body(running: Running) -> None:
 
 def test_a_body_that_never_comes() -> None:
     with serving(patience=0.3) as found:
-        answer = raw(found, HEAD % 99 + b"{").recv(4096).decode()
+        made, answer = raw(found, HEAD % 99 + b"{"), ""
+        while "did not come within" not in answer and (piece := made.recv(4096)):
+            answer += piece.decode()
     assert " 408 " in answer
     assert "did not come within" in answer
 
