@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ def serve(model: str, options: ServeOptions, loading: LoadingOptions) -> None:
 
     key = options.api_key or os.environ.get("BITSMITH_API_KEY") or None
     _check(options, key)
+    if loading.context is not None and loading.context < 1:
+        raise UsageError(f"--context={loading.context}: expected 1 or more tokens.")
     try:
         import uvicorn
 
@@ -107,17 +110,18 @@ def _local(host: str) -> bool:
 
 
 def _listen(options: ServeOptions) -> socket.socket:
-    """The socket, before the model is loaded. Raises UsageError where the port is in use."""
+    """The socket, before the model is loaded. Raises UsageError where the address or port cannot be had."""
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((options.host, options.port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         listening.close()
-        raise UsageError(
-            f"--host={options.host} --port={options.port}: {error.strerror}; give another --port (0: a free one)."
-        ) from error
+        port = isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES)
+        other = "--port (0: a free one)" if port else "--host, an address of this machine"
+        words = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UsageError(f"--host={options.host} --port={options.port}: {words}; give another {other}.") from error
     return listening
 
 

@@ -98,6 +98,9 @@ def _add_failures(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if not kind.endswith(("/json", "+json")):
+            return failure(request.url.path, 400, "body: expected JSON; send Content-Type: application/json.")
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
         return failure(request.url.path, 400, f"{where}: {first['msg']}")
@@ -174,7 +177,7 @@ def _add_anthropic(app: FastAPI, served: Served) -> None:
         asked = MessagesBody.model_validate({"max_tokens": 1, **body}).talk()
         check_messages(asked.messages)
         encode = partial(engine.model.tokenizer.encode_chat, asked.messages, tools=asked.tools or None)
-        ids = await _while_connected(request, in_thread(encode, request.app.state.templates))
+        ids = await _while_connected(request, in_thread(encode, request.app.state.templates, most=engine.limits.queue))
         return {"input_tokens": len(ids)}
 
 
@@ -215,7 +218,8 @@ async def _prepared(request: Request, engine: Engine, body: ChatBody | Responses
     """The wishes of a conversation. Its template may take long, so that few threads wait for templates."""
     talk = body.talk()
     _check_room(engine, 1, talk.ask.answers)
-    work = in_thread(partial(prepare_talk, engine, talk), request.app.state.templates)
+    templates = request.app.state.templates
+    work = in_thread(partial(prepare_talk, engine, talk), templates, most=engine.limits.queue)
     return await _while_connected(request, work)
 
 

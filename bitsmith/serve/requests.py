@@ -127,6 +127,8 @@ class ChatBody(Common):
     def talk(self) -> Talk:
         """What is asked. Raises UsageError."""
         most = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        if self.top_logprobs and not self.logprobs:
+            raise UsageError('top_logprobs: give "logprobs": true with it.')
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         tools = [checked_tool(tool) for tool in self.tools or []]
         messages = [plain_message(message, number) for number, message in enumerate(self.messages, 1)]

@@ -46,6 +46,9 @@ def test_large_and_broken_bodies(running: Running) -> None:
     broken = httpx.post(f"{running.url}/v1/completions", headers=typed, content=b'{"prompt": ')
     assert broken.status_code == 400
     assert "JSON" in broken.json()["error"]["message"]
+    untyped = httpx.post(f"{running.url}/v1/completions", headers=headers, content=b'{"prompt": "x"}')
+    assert untyped.status_code == 400
+    assert "send Content-Type: application/json" in untyped.json()["error"]["message"]
     unknown = httpx.get(f"{running.url}/v1/nothing", headers=headers)
     assert unknown.status_code == 404
 
@@ -72,6 +75,8 @@ def test_wrong_calls_are_refused_before_the_model_is_loaded() -> None:
         (["--host", "0.0.0.0"], "can be reached by others: give --api-key"),
         (["--port", "70000"], "expected 0 to 65535"),
         (["--parallel", "0"], "expected 1 or more"),
+        (["--context", "0"], "expected 1 or more tokens"),
+        (["--host", "192.0.2.1", "--no-auth"], "give another --host"),
     ):
         found = CliRunner().invoke(serve, ["no-such-model", *words])
         assert isinstance(found.exception, UsageError)

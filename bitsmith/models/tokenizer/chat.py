@@ -14,6 +14,7 @@ from bitsmith.system.limited import LimitedProcess, LimitError
 
 LONGEST = 1_000_000  # characters of a rendered conversation; encoding so many takes seconds
 _LONGEST_TEMPLATE = 1_000_000
+_MUCH = 100_000  # characters of a conversation that may be why a template goes beyond its limits
 _TASK = Path(__file__).with_name("template_task.py")
 
 
@@ -61,10 +62,20 @@ class TemplateRenderer:
         try:
             reply = self._process.ask(request)
         except LimitError as excess:
+            _check_said(messages, str(excess))
             raise FileError(f"the model's chat template {excess}, and was stopped; give another one") from excess
         except (TypeError, ValueError, RecursionError) as error:  # of the request's JSON
             raise UsageError(f"the messages of a conversation must be plain values, as in JSON: {error}.") from error
+        if "too_long" in reply:
+            _check_said(messages, f"writes more than {LONGEST:,} characters")
         return _text(reply)
+
+
+def _check_said(messages: Sequence[Mapping[str, Any]], excess: str) -> None:
+    """Raise UsageError where it is the length of a conversation that may have made a template go beyond its limits."""
+    said = sum(len(value) for message in messages for value in message.values() if isinstance(value, str))
+    if said > _MUCH:
+        raise UsageError(f"the chat template {excess} for this conversation of {said:,} characters; shorten it.")
 
 
 def _text(reply: Mapping[str, Any]) -> str:
