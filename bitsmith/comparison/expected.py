@@ -93,7 +93,7 @@ def further_seconds(
     """Time of what is measured beside windows and questions.
 
     floor_windows: windows of the noise floor, of all its roundings; 0 if it is known
-    models, candidates: number of those whose speed, and whose matrices, are still to be measured
+    models, candidates: number of those whose speed is measured, and whose matrices are still to be
     window: seconds of a window
     """
     weights = sum(info.parameters for info in checkpoint.source.tensors.values())

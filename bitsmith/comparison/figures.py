@@ -124,27 +124,25 @@ def speed_what(candidate: Candidate, ledger: Ledger, config: CompareConfig) -> W
 
 
 def speeds_of(candidate: Candidate, ledger: Ledger, config: CompareConfig, report: Report = silent) -> Speeds | None:
-    """Prompt and generation speed with the kernel that runs models; None if it cannot run this one."""
+    """Prompt and generation speed with the kernel that runs models; None if it cannot run this one.
+
+    Measured anew each time, since it depends on what else the machine does. The ledger keeps the last.
+    """
     from bitsmith.evaluation.speed import check_counts, measure_speed
     from bitsmith.runtime.load import choose_kernel
 
-    what = speed_what(candidate, ledger, config)
-    kept = ledger.get(what)
-    if kept is None:
-        try:
-            prompt, gen = check_counts(candidate.config.context, prompt=None, gen=None, repeat=_REPEAT)
-            kernel = choose_kernel(candidate.checkpoint, None, default=_SPEED_KERNEL)
-            model = load(candidate.checkpoint, kernel, threads=config.threads, report=report)
-            rates = measure_speed(model, prompt=prompt, gen=gen, repeat=_REPEAT, report=report)
-        except BitsmithError:
-            return None
-        figures: dict[str, Any] = {}
-        for name, rate in zip(("prompt", "generation"), rates, strict=True):
-            if rate is not None:
-                figures |= {name: rate.mean, f"{name}_deviation": rate.deviation, f"{name}_tokens": rate.tokens}
-        ledger.put(what, figures)
-    else:
-        figures = kept.figures
+    try:
+        prompt, gen = check_counts(candidate.config.context, prompt=None, gen=None, repeat=_REPEAT)
+        kernel = choose_kernel(candidate.checkpoint, None, default=_SPEED_KERNEL)
+        model = load(candidate.checkpoint, kernel, threads=config.threads, report=report)
+        rates = measure_speed(model, prompt=prompt, gen=gen, repeat=_REPEAT, report=report)
+    except BitsmithError:
+        return None
+    figures: dict[str, Any] = {}
+    for name, rate in zip(("prompt", "generation"), rates, strict=True):
+        if rate is not None:
+            figures |= {name: rate.mean, f"{name}_deviation": rate.deviation, f"{name}_tokens": rate.tokens}
+    ledger.put(speed_what(candidate, ledger, config), figures)
     return Speeds(
         Estimate(figures["prompt"], figures["prompt_deviation"]),
         Estimate(figures["generation"], figures["generation_deviation"]),

@@ -75,7 +75,7 @@ def write_csv(records: Sequence[dict[str, Any]], out: str | Path, *, force: bool
     writer.writerows({name: _flat(value) for name, value in each.items()} for each in records)
     path, data = followed(Path(out), force=force), text.getvalue().encode()
     layout = FileLayout(path.name, data, (), len(data))
-    place = Destination(path, [layout], option="--csv")
+    place = Destination(path, [layout], option="`--csv`")
     with Reservation([place], force=force) as reservation, OutputFiles(replace(place), reservation) as output:
         output.commit([layout])
     return path

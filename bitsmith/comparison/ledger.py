@@ -43,7 +43,7 @@ _COLUMNS = (*_NAMES, "definition", "version", "created", "figures", "data")
 
 @dataclass(frozen=True)
 class What:
-    """What is measured. kind: "scores", "speed", "tasks", ...; definition: how, in words that never change meaning"""
+    """What is measured. kind: one of `KINDS`; definition: how, in words that never change meaning"""
 
     kind: str
     model: str

@@ -17,7 +17,7 @@ from bitsmith.comparison.candidates import Candidate, Maker, open_candidate
 from bitsmith.comparison.card import base_of
 from bitsmith.comparison.config import CompareConfig
 from bitsmith.comparison.expected import STEP, Expected, further_seconds, machine_rate
-from bitsmith.comparison.figures import Summing, layers_of, layers_what, memory_at_run, speed_what, speeds_of
+from bitsmith.comparison.figures import Summing, layers_of, layers_what, memory_at_run, speeds_of
 from bitsmith.comparison.gathering import Failures, Gathering
 from bitsmith.comparison.generations import Generation, usual_prompts
 from bitsmith.comparison.ledger import Ledger
@@ -232,9 +232,8 @@ class _Run:
         window = scoring.window_seconds() or machine_rate(checkpoint, config)
         passes = scoring.todo(known) + len(missing) * scoring.windows
         todo = self._asking.todo([self._original, *known], len(missing))
-        ledger, all_known = self._tools.ledger, [self._original, *known]
+        ledger = self._tools.ledger
         layers = [ledger.get(layers_what(self._original, each, ledger)) for each in known]
-        speeds = [ledger.get(speed_what(each, ledger, config)) for each in all_known]
         return Expected(
             to_make=missing,
             make_seconds=gathering.make_seconds(),
@@ -250,7 +249,7 @@ class _Run:
                 checkpoint,
                 config,
                 floor_windows=scoring.floor_windows() if config.noise_floor else 0,
-                models=speeds.count(None) + len(missing),
+                models=1 + len(known) + len(missing),
                 candidates=layers.count(None) + len(missing),
                 window=window,
             ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitsmith.comparison.candidates import Candidate
@@ -168,7 +168,9 @@ class Scoring:
                 with self._reference(tokens) as reference:
                     model = self._model.get(self._original.checkpoint, "torch", dtype)
                     scores = score(model, windows, reference, threads=self._config.threads)
-                self._ledger.put(what, {"context": self._config.context}, scores.to_bytes())
+                figures: dict[str, float] = {"context": self._config.context, "windows": len(windows), "tokens": count}
+                figures |= {"loss": float(scores.losses.mean()), "kld": float(scores.kld.mean())}
+                self._ledger.put(what, figures, scores.to_bytes())
             else:
                 scores = TokenScores.from_bytes(kept.data, count)
             summary = summarize([scores], [scores], Draws([clusters])).summary
@@ -195,7 +197,7 @@ class Scoring:
 
     def _floor_what(self, dtype: str) -> What:
         more = f" first {len(self._floor_windows())} windows, torch {dtype}"
-        return self._what(self._original, self._tokens[0], more)
+        return replace(self._what(self._original, self._tokens[0], more), kind="floor")
 
     def write_logits(self, path: str | Path, *, force: bool) -> Path:
         """Write the original's predictions on the first text as llama.cpp's file."""

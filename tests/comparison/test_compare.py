@@ -21,6 +21,7 @@ from bitsmith.comparison.tasks.made import made_task
 from bitsmith.comparison.texts import open_domains
 from bitsmith.comparison.verdict import better_warnings
 from bitsmith.evaluation.moments import Estimate
+from bitsmith.evaluation.speed import Rate
 from bitsmith.system.folders import cache_folder
 from tests.cli.command import Command
 from tests.tiny import make_folder
@@ -145,7 +146,7 @@ def test_the_plan_counts_questions_texts_and_the_rest(tiny: Path, q4: Path, pros
     assert plans[1].lines() == ["all 2 candidates are measured already"]
 
 
-def test_speed_stands_in_the_table_and_is_kept(
+def test_speed_stands_in_the_table_and_is_measured_anew(
     bitsmith_command: Command, tiny: Path, q4: Path, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tmp_path / "table.csv"
@@ -160,9 +161,14 @@ def test_speed_stands_in_the_table_and_is_kept(
         assert each.speeds.prompt.value > 0
         assert each.speeds.generation.value > 0
         assert each.speeds.generation.error >= 0
-    shown = table.read_text().splitlines()
-    column = shown[0].split(",").index("generation_tokens_per_second")
-    assert float(shown[1].split(",")[column]) == found.original.speeds.generation.value  # type: ignore[union-attr]
+    column = table.read_text().splitlines()[0].split(",").index("generation_tokens_per_second")
+    assert float(table.read_text().splitlines()[1].split(",")[column]) > 0
+    monkeypatch.setattr(
+        "bitsmith.evaluation.speed.measure_speed", lambda *_, **__: (Rate(64, (2.0,)), Rate(32, (4.0,)))
+    )
+    again = compare(tiny, q4, text=prose, speed=True).rows[0].speeds
+    assert again is not None
+    assert (again.prompt.value, again.generation.value) == (32.0, 8.0)
     assert "speed" in bitsmith_command("results", "--kind", "speed").out
     assert compare(tiny, q4, text=prose).rows[0].speeds is None
 
@@ -359,3 +365,13 @@ def test_a_format_that_is_named_twice_is_made_once(tiny: Path, q4: Path, prose: 
     shutil.copy(q4, twin)
     found = compare(tiny, twin, text=prose, to=["Q8_0,q8_0", "gguf/q8_0"])
     assert {row.name for row in found.rows} == {"gguf/q8_0", str(twin)}
+
+
+def test_the_noise_floor_has_a_kind_of_its_own(bitsmith_command: Command, tiny: Path, q4: Path, prose: Path) -> None:
+    pytest.importorskip("torch")
+    compare(tiny, q4, text=prose, noise_floor=True)
+    listed = json.loads(bitsmith_command("results", "--kind", "floor", "--json").out)
+    assert listed
+    assert all(each["kld"] >= 0 and each["tokens"] > 0 for each in listed)
+    scores = json.loads(bitsmith_command("results", "--kind", "scores", "--json").out)
+    assert all("kld" in each for each in scores)

@@ -75,4 +75,4 @@ def test_every_file_that_was_written_is_named(
 def test_another_csv_is_asked_for(bitsmith_command: Command, tiny: Path, prose: Path, tmp_path: Path) -> None:
     assert bitsmith_command("compare", tiny, "--text", prose, *FAST).code == 0
     (tmp_path / "kept.csv").write_text("mine")
-    assert "choose another --csv." in bitsmith_command.fails(2, "results", "--csv", tmp_path / "kept.csv")
+    assert "choose another `--csv`." in bitsmith_command.fails(2, "results", "--csv", tmp_path / "kept.csv")
