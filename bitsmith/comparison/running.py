@@ -113,12 +113,13 @@ class _Run:
         self._started = time.perf_counter()
         self._model, self._files, self._config, self._events = model, files, config, events
         self._domains = open_domains(config.texts)
-        self._overlaps = check_overlap(self._domains, (*config.calibration_sources, *names_of(config.calibrated_on)))
         self._original = open_candidate(model)
         self._sha256 = ledger.sha256(self._original.checkpoint.files, events.report)
         maker = Maker(model, self._original, self._sha256, config, ledger)
         maker.check(config.targets)
         self._tokens = [self._tokens_of(domain) for domain in self._domains]
+        calibration = (*config.calibration_sources, *names_of(config.calibrated_on))
+        self._overlaps = check_overlap(self._domains, calibration, self._scored()) if calibration else ()
         tasks, others = open_tasks(config.task_names, self._domains, shots=config.shots or 0)
         if others:
             require_harness(others)
@@ -136,6 +137,11 @@ class _Run:
     def _tokens_of(self, domain: Domain) -> DomainTokens:
         context, most = self._config.context, self._config.max_windows
         return domain_tokens(self._original, domain, context=context, max_windows=most, report=self._events.report)
+
+    def _scored(self) -> dict[str, str]:
+        """The windows of each text as text: all of it, or the first `max_windows`."""
+        decode = self._original.tokenizer.decode
+        return {each.name: decode(each.windows.tokens.reshape(-1).tolist()) for each in self._tokens}
 
     def result(self) -> Comparison:
         """Everything, in order."""
