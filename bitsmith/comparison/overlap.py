@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from bitsmith.calibration.sources import own_text
 from bitsmith.comparison.texts import Domain
 from bitsmith.errors import UsageError
-from bitsmith.reference.texts import calibration_text
+from bitsmith.reference.texts import built_in_name, calibration_text
 from bitsmith.texts.records import Chat
-from bitsmith.texts.sources import Texts, open_texts
+from bitsmith.texts.sources import DEFAULT, Texts, open_texts
 
 WORDS = 13
 LEAST_WORDS = 4  # what is shorter stands anywhere by chance
@@ -29,6 +30,7 @@ _WORD = re.compile(rf"[{_SINGLE}]|[^\W{_SINGLE}]+")
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd; hashes are polynomials in it modulo 2^64
 _NO_TEXT = (".gguf", ".dat")  # importance files
 _SELF = "self"
+_OWN = own_text("")
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,30 @@ def check_overlap(
                     f"{found.calibration}, for instance {found.example!r}"
                 )
     return tuple(notes)
+
+
+def check_recorded(
+    domains: Sequence[Domain], recorded: Sequence[str], given: Sequence[str | Path], scored: Mapping[str, str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Check what a file says that it was calibrated on: notes, and names that could not be opened.
+
+    recorded: names without folders, or of the built-in text, or of the model's own
+    given: names that were checked already
+    scored: see `check_overlap`
+    Raises UsageError for a text that was calibrated on.
+    """
+    checked = {str(name) for name in given} | {Path(name).name for name in given}
+    places: list[str] = []
+    unknown: list[str] = []
+    for name in recorded:
+        if name == built_in_name():
+            places += [] if DEFAULT in checked else [DEFAULT]
+        elif name.endswith(_OWN):  # the model wrote it
+            continue
+        elif name not in checked and name.partition(":")[0] not in checked:
+            there = Path(name).is_file() and not name.lower().endswith(_NO_TEXT)
+            (places if there else unknown).append(name)
+    return check_overlap(domains, places, scored), tuple(unknown)
 
 
 def _overlap(domain: Domain, calibration: str, known: np.ndarray, scored: str | None) -> Overlap:

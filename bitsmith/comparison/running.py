@@ -19,7 +19,7 @@ from bitsmith.comparison.charts import require_charts, write_plots
 from bitsmith.comparison.config import CompareConfig
 from bitsmith.comparison.expected import STEP, Expected, further_seconds, machine_rate
 from bitsmith.comparison.figures import Summing, layers_of, layers_what, memory_at_run, speed_what, speeds_of
-from bitsmith.comparison.gathering import Failures, Gathering
+from bitsmith.comparison.gathering import Failures, Gathering, scored_texts
 from bitsmith.comparison.generations import Generation, usual_prompts
 from bitsmith.comparison.ledger import Ledger
 from bitsmith.comparison.loading import OneModel
@@ -119,7 +119,9 @@ class _Run:
         maker.check(config.targets)
         self._tokens = [self._tokens_of(domain) for domain in self._domains]
         calibration = (*config.calibration_sources, *names_of(config.calibrated_on))
-        self._overlaps = check_overlap(self._domains, calibration, self._scored()) if calibration else ()
+        texts = list(zip(self._domains, self._tokens, strict=True))
+        scored = scored_texts(self._original, texts) if calibration else {}
+        self._overlaps = check_overlap(self._domains, calibration, scored)
         tasks, others = open_tasks(config.task_names, self._domains, shots=config.shots or 0)
         if others:
             require_harness(others)
@@ -131,17 +133,11 @@ class _Run:
         self._scoring = Scoring(self._original, self._sha256, self._tokens, self._tools)
         self._asking = Asking(tasks, others, self._prompts, self._tools)
         self._failures = Failures(events.on_failure)
-        texts = list(zip(self._domains, self._tokens, strict=True))
         self._gathering = Gathering(self._original, maker, config, self._failures, texts)
 
     def _tokens_of(self, domain: Domain) -> DomainTokens:
         context, most = self._config.context, self._config.max_windows
         return domain_tokens(self._original, domain, context=context, max_windows=most, report=self._events.report)
-
-    def _scored(self) -> dict[str, str]:
-        """The windows of each text as text: all of it, or the first `max_windows`."""
-        decode = self._original.tokenizer.decode
-        return {each.name: decode(each.windows.tokens.reshape(-1).tolist()) for each in self._tokens}
 
     def result(self) -> Comparison:
         """Everything, in order."""
@@ -178,7 +174,12 @@ class _Run:
         self, summing: Summing, rows: tuple[Row, ...], answers: Mapping[str, Answers], floors: tuple[Floor, ...]
     ) -> Comparison:
         tokens, texts, config = sum(each.tokens for each in self._tokens), summing.texts(), self._config
-        notes = (*self._overlaps, *self._scoring.notes, *(note for each in self._tokens for note in each.notes))
+        notes = (
+            *self._overlaps,
+            *self._gathering.notes,
+            *self._scoring.notes,
+            *(note for each in self._tokens for note in each.notes),
+        )
         generations = tuple(
             Generation(prompt, answers[""].texts[number], {row.name: answers[row.name].texts[number] for row in rows})
             for number, prompt in enumerate(self._prompts)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import bitsmith
 from bitsmith.comparison.overlap import WORDS, check_overlap, shingles
 from bitsmith.comparison.texts import open_domains
 from bitsmith.errors import UsageError
@@ -77,6 +79,25 @@ def test_the_windows_that_are_scored_count(
     assert check_overlap(open_domains([long]), [start]) != ()
     words = ("compare", tiny, "--to", "q8_0", "--text", long, "-c", 32, "--calibrated-on", start)
     assert "cannot be measured on" in bitsmith_command.fails(2, *words, "--max-windows", 4)
+
+
+def test_what_a_file_was_calibrated_on_is_checked(
+    tiny: Path, prose: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe has the name of the text: it is checked if it is there, else a note asks for it."""
+    made, plain = tmp_path / "made.gguf", tmp_path / "plain.gguf"
+    bitsmith.quantize(tiny, to="q4_k_m", out=made, calibration=other, calibration_context=32)
+    bitsmith.quantize(tiny, to="q4_0", out=plain)
+    words: dict[str, Any] = {"context": 32, "max_windows": 2, "noise_floor": False, "layers": False, "generate": 0}
+    found = bitsmith.compare(tiny, [made, plain], text=prose, **words)
+    note = "made was calibrated on other.txt; this text was not checked against it, give `--calibrated-on`"
+    assert [each for each in found.notes if "calibrated on" in each] == [note]
+    assert note not in bitsmith.compare(tiny, made, text=prose, calibrated_on=str(other), **words).notes
+    monkeypatch.chdir(tmp_path)
+    assert note not in bitsmith.compare(tiny, made, text=prose, **words).notes
+    refused = bitsmith.compare(tiny, [made, plain], text=other, **words)
+    assert [row.name for row in refused.rows] == ["plain"]
+    assert "cannot be measured on" in refused.failures[0].reason
 
 
 def test_from_the_command_line(bitsmith_command: Command, tiny: Path, prose: Path) -> None:
