@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -58,6 +58,7 @@ class Candidate:
     made: None for a file that was there
     container: "gguf", "gptq", "awq", ..., or "floats"
     method: how its codes were chosen, as the file says; "" if it does not
+    calibrated: names of the texts that it was calibrated on, without their folders, as the file says
     """
 
     name: str
@@ -65,6 +66,7 @@ class Candidate:
     container: str
     method: str = ""
     made: Made | None = None
+    calibrated: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -114,7 +116,14 @@ def open_candidate(path: str | Path, *, name: str | None = None, made: Made | No
     _ = checkpoint.config  # raises what is wrong with it
     recipe = recipe_of(checkpoint.source)
     method = str(recipe.get("method", "")) if recipe is not None else ""
-    return Candidate(name or checkpoint.name, checkpoint, _container(checkpoint), method, made)
+    calibrated = _calibrated(recipe or {})
+    return Candidate(name or checkpoint.name, checkpoint, _container(checkpoint), method, made, calibrated)
+
+
+def _calibrated(recipe: Mapping[str, Any]) -> tuple[str, ...]:
+    record = recipe.get("calibration")
+    source = record.get("source") if isinstance(record, Mapping) else None
+    return tuple(source.split(" + ")) if isinstance(source, str) and source else ()
 
 
 def _container(checkpoint: Checkpoint) -> str:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from bitsmith.comparison.candidates import Candidate, Maker, named_apart, open_candidate
 from bitsmith.comparison.config import CompareConfig
+from bitsmith.comparison.overlap import check_recorded
 from bitsmith.comparison.result import Failure
 from bitsmith.comparison.texts import Domain, DomainTokens
 from bitsmith.errors import BitsmithError
 from bitsmith.evaluation.measure import read_windows, require_same_tokens
 from bitsmith.system.progress import Report
+from bitsmith.texts.sources import names_of
 
 _log = logging.getLogger(__name__)
 
@@ -33,10 +35,17 @@ class Failures:
             self._told(self.found[-1])
 
 
+def scored_texts(model: Candidate, texts: Sequence[tuple[Domain, DomainTokens]]) -> dict[str, str]:
+    """The windows of each text as text: all of it, or the first `max_windows`."""
+    decode = model.tokenizer.decode
+    return {domain.name: decode(tokens.windows.tokens.reshape(-1).tolist()) for domain, tokens in texts}
+
+
 class Gathering:
     """Candidates: files that are there, and formats that are made of the original.
 
-    original: its tokens of the texts are `tokens`; every candidate must have the same
+    original: its tokens of the texts are those of `texts`; every candidate must have the same
+    notes: texts that a file was calibrated on, where they share a little or could not be checked
     """
 
     def __init__(
@@ -51,6 +60,7 @@ class Gathering:
         self._texts = texts
         self._there: list[Candidate] = []
         self._made: dict[str, Candidate] = {}
+        self.notes: list[str] = []
 
     def open(self, files: Sequence[str | Path]) -> None:
         """Open the files that are there, and what was made before."""
@@ -58,6 +68,7 @@ class Gathering:
             try:
                 candidate = open_candidate(path)
                 self._require_same_tokens(candidate)
+                self._require_other_text(candidate)
                 self._there.append(candidate)
             except (BitsmithError, OSError) as error:
                 self._failures.add(str(path), error)
@@ -115,6 +126,20 @@ class Gathering:
             self._failures.add(name, error)
             return False
         return True
+
+    def _require_other_text(self, candidate: Candidate) -> None:
+        """Raise UsageError for a candidate that was calibrated on a text of the comparison."""
+        if not candidate.calibrated:
+            return
+        given = (*self._config.calibration_sources, *names_of(self._config.calibrated_on))
+        domains = [domain for domain, _ in self._texts]
+        notes, unknown = check_recorded(domains, candidate.calibrated, given, scored_texts(self._original, self._texts))
+        self.notes += [note for note in notes if note not in self.notes]
+        for source in unknown:
+            self.notes.append(
+                f"{candidate.name} was calibrated on {source}; this text was not checked against it, give "
+                "`--calibrated-on`"
+            )
 
     def _require_same_tokens(self, candidate: Candidate) -> None:
         """Raise UsageError for a candidate with another vocabulary."""

@@ -18,7 +18,7 @@ from bitsmith.comparison.card import base_of
 from bitsmith.comparison.config import CompareConfig
 from bitsmith.comparison.expected import STEP, Expected, further_seconds, machine_rate
 from bitsmith.comparison.figures import Summing, layers_of, layers_what, memory_at_run, speeds_of
-from bitsmith.comparison.gathering import Failures, Gathering
+from bitsmith.comparison.gathering import Failures, Gathering, scored_texts
 from bitsmith.comparison.generations import Generation, usual_prompts
 from bitsmith.comparison.ledger import Ledger
 from bitsmith.comparison.loading import OneModel
@@ -110,14 +110,16 @@ class _Run:
         self._started = time.perf_counter()
         self._model, self._files, self._config, self._events = model, files, config, events
         self._domains = open_domains(config.texts)
-        calibrated = {"--calibration": config.calibration_sources, "--calibrated-on": names_of(config.calibrated_on)}
-        overlaps = (check_overlap(self._domains, names, option=option) for option, names in calibrated.items())
-        self._overlaps = tuple(note for notes in overlaps for note in notes)
         self._original = open_candidate(model)
         self._sha256 = ledger.sha256(self._original.checkpoint.files, events.report)
         maker = Maker(model, self._original, self._sha256, config, ledger)
         maker.check(config.targets)
         self._tokens = [self._tokens_of(domain) for domain in self._domains]
+        calibrated = {"--calibration": config.calibration_sources, "--calibrated-on": names_of(config.calibrated_on)}
+        texts = list(zip(self._domains, self._tokens, strict=True))
+        scored = scored_texts(self._original, texts) if any(calibrated.values()) else {}
+        overlaps = (check_overlap(self._domains, names, scored, option=option) for option, names in calibrated.items())
+        self._overlaps = tuple(note for notes in overlaps for note in notes)
         tasks, others = open_tasks(config.task_names, self._domains, shots=config.shots or 0)
         if others:
             require_harness(others)
@@ -129,7 +131,6 @@ class _Run:
         self._scoring = Scoring(self._original, self._sha256, self._tokens, self._tools)
         self._asking = Asking(tasks, others, self._prompts, self._tools)
         self._failures = Failures(events.on_failure)
-        texts = list(zip(self._domains, self._tokens, strict=True))
         self._gathering = Gathering(self._original, maker, config, self._failures, texts)
 
     def _tokens_of(self, domain: Domain) -> DomainTokens:
@@ -171,7 +172,12 @@ class _Run:
         self, summing: Summing, rows: tuple[Row, ...], answers: Mapping[str, Answers], floors: tuple[Floor, ...]
     ) -> Comparison:
         tokens, texts, config = sum(each.tokens for each in self._tokens), summing.texts(), self._config
-        notes = (*self._overlaps, *self._scoring.notes, *(note for each in self._tokens for note in each.notes))
+        notes = (
+            *self._overlaps,
+            *self._gathering.notes,
+            *self._scoring.notes,
+            *(note for each in self._tokens for note in each.notes),
+        )
         generations = tuple(
             Generation(prompt, answers[""].texts[number], {row.name: answers[row.name].texts[number] for row in rows})
             for number, prompt in enumerate(self._prompts)
