@@ -91,7 +91,7 @@ class CompareWords(TypedDict, total=False):
     """Number of threads; default: one per core."""
 
     kernel: str | None
-    """What computes, see `bitsmith eval`; default: exact."""
+    """What computes the candidates, see `bitsmith eval`; default: exact."""
 
     revision: str | None
     """Branch, tag or commit of a model of the hub."""

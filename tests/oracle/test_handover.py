@@ -115,5 +115,6 @@ def test_a_file_is_held_against_its_manifest_and_its_original(tmp_path: Path) ->
     subject = open_subject(bad)
     ours = our_answers(subject, loaded(subject))
     checks = {check.name: check.passed for check in check_original(subject, ours, "reference")}
-    assert checks == {"original: template": False, "original: divergence": True}
+    assert checks.pop("original: template") is False
+    assert checks and all(checks.values())
     assert np.isfinite(ours.logs).all()
