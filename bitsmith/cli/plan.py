@@ -110,10 +110,7 @@ def plan(
 ) -> None:
     """What fits, what it costs, what to choose: before anything is downloaded or quantized."""
     if list_devices or list_models:
-        from bitsmith.cli import plan_lists
-
-        show = plan_lists.list_devices if list_devices else plan_lists.list_models
-        show(as_json=as_json)
+        _list(list_devices, as_json=as_json)
         return
     if model is None:
         raise click.UsageError("Missing argument 'MODEL'.", click.get_current_context())
@@ -152,6 +149,14 @@ def plan(
         print_json(to_dict(report))
     else:
         _print(report)
+
+
+def _list(devices: bool, *, as_json: bool) -> None:
+    """Print the known devices, or the built-in shapes of models."""
+    from bitsmith.cli import plan_lists
+
+    show = plan_lists.list_devices if devices else plan_lists.list_models
+    show(as_json=as_json)
 
 
 def _container(

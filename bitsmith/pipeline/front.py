@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from bitsmith.pipeline.fitting import open_target
 from bitsmith.pipeline.outputs import outputs_of
 from bitsmith.pipeline.result import Quantized
 from bitsmith.pipeline.sensitivities import Sensitivities, sensitivities_of
+from bitsmith.planner.figure import new_figure, save_figure
 from bitsmith.recipe.allocation.rules import rules_of
 from bitsmith.recipe.allocation.search import best, largest, smallest
 from bitsmith.recipe.allocation.units import Allocatable
@@ -167,15 +167,7 @@ def draw(found: Front, path: Path) -> None:
 
     Raises UsageError without matplotlib or if the name does not end in .png, FileError if the file cannot be written.
     """
-    from bitsmith.containers.output import write_file
-
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"--plot={quoted(path)}: expected a name that ends in .png.")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError("--plot needs matplotlib: pip install 'bitsmith[plot]'.") from None
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = new_figure(path)
     axes = figure.add_subplot()
     _series(axes, found.points, "chosen tensor by tensor", "-o")
     _series(axes, found.mixes, "mixes", "s")
@@ -186,9 +178,7 @@ def draw(found: Front, path: Path) -> None:
     axes.set_ylabel("expected mean KLD, nats a token")
     axes.set_title(f"{found.model}: size and expected loss")
     axes.legend()
-    drawn = BytesIO()
-    figure.savefig(drawn, dpi=120, format="png")
-    write_file(path, drawn.getvalue(), sources=found.files, force=True)
+    save_figure(figure, path, sources=found.files)
 
 
 def _series(axes: Any, points: Sequence[Point], label: str, style: str) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 
-from bitsmith.containers.output import write_file
-from bitsmith.errors import UsageError, quoted
+from bitsmith.planner.figure import new_figure, save_figure
 from bitsmith.planner.report import PlanReport, Row
 from bitsmith.planner.runtimes import Memory, cache_in_memory, weights_in_memory, working
 
@@ -21,18 +19,12 @@ def draw(report: PlanReport, path: Path) -> None:
 
     Raises UsageError without matplotlib or if the name does not end in .png, FileError if the file cannot be written.
     """
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"--plot={quoted(path)}: expected a name that ends in .png.")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError("--plot needs matplotlib: pip install 'bitsmith[plot]'.") from None
+    figure = new_figure(path)
     network, workload = report.spec.network, report.workload
     largest = max(network.context or _MOST, workload.context)
     first = min(256, workload.context)
     growth = math.log(largest / first) / _POINTS
     contexts = sorted({round(first * math.exp(growth * i)) for i in range(_POINTS + 1)})
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()
     shown = [row for row in report.rows if row.verdicts[0].kind != "no runtime"]
     for at, row in enumerate(shown):
@@ -59,10 +51,8 @@ def draw(report: PlanReport, path: Path) -> None:
     batch = "" if workload.batch == 1 else f", batch {workload.batch}"
     axes.set_title(f"{report.spec.name}: weights, {workload.kv} cache and runtime{batch}")
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
-    drawn = BytesIO()
-    figure.savefig(drawn, dpi=120, format="png")
     checkpoint = report.spec.checkpoint
-    write_file(path, drawn.getvalue(), sources=() if checkpoint is None else checkpoint.files, force=True)
+    save_figure(figure, path, sources=() if checkpoint is None else checkpoint.files)
 
 
 def _gigabytes(report: PlanReport, row: Row, context: int) -> float:
