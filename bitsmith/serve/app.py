@@ -28,6 +28,7 @@ from bitsmith.serve.engine import Engine
 from bitsmith.serve.failures import body as failure_body
 from bitsmith.serve.failures import failure, of_error
 from bitsmith.serve.guard import App, Guard
+from bitsmith.serve.hosts import Hosts
 from bitsmith.serve.metrics import Metrics
 from bitsmith.serve.openai_answers import ChatAnswers, TextAnswers, sse
 from bitsmith.serve.requests import Body, ChatBody, CompletionBody, EmbeddingBody
@@ -44,12 +45,18 @@ _LOOK = 0.25  # seconds between looks whether a client is still there
 
 @dataclass(frozen=True)
 class Served:
-    """What is served. name: of the model, as clients see it; key: see `Guard`; format: of its weights, for people"""
+    """What is served.
+
+    name: of the model, as clients see it
+    key, hosts: see `Guard`
+    format: of its weights, for people
+    """
 
     engine: Engine
     name: str
     key: str | None = None
     format: str = ""
+    hosts: Hosts | None = None
 
 
 class TokenizeBody(Body):
@@ -80,7 +87,7 @@ def make_app(served: Served, *, patience: float = 30.0) -> App:
     _add_openai(app, served)
     _add_anthropic(app, served)
     _add_tools(app, served)
-    return Guard(app, key=served.key, most=MOST_BYTES, patience=patience)
+    return Guard(app, key=served.key, most=MOST_BYTES, patience=patience, hosts=served.hosts)
 
 
 def _add_failures(app: FastAPI) -> None:
@@ -159,8 +166,8 @@ def _add_openai(app: FastAPI, served: Served) -> None:
         return await _answer(request, served, prepared, answer.whole, answer.streamed if body.stream else None)
 
     @app.post("/v1/embeddings")
-    async def embed(body: EmbeddingBody) -> dict[str, Any]:
-        return await run_in_threadpool(embeddings, engine.model, body, served.name)
+    async def embed(request: Request, body: EmbeddingBody) -> dict[str, Any]:
+        return await _while_connected(request, embeddings(engine, body, served.name, request.app.state.texts))
 
 
 def _add_anthropic(app: FastAPI, served: Served) -> None:

@@ -21,7 +21,9 @@ from tests.serve.server import Running, serving  # noqa: E402
 from tests.tiny import make_folder  # noqa: E402
 
 TALK = [{"role": "user", "content": "Tell me of the whale."}]
-HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+HEAD = (
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+)
 ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 ENORMOUS = "{% for i in range(99999) %}whales and whales and whales{% endfor %}"
 
