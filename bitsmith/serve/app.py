@@ -183,7 +183,9 @@ def _add_anthropic(app: FastAPI, served: Served) -> None:
     async def count(request: Request, body: dict[str, Any]) -> dict[str, int]:
         asked = MessagesBody.model_validate({"max_tokens": 1, **body}).talk()
         check_messages(asked.messages)
-        encode = partial(engine.model.tokenizer.encode_chat, asked.messages, tools=asked.tools or None)
+        encode = partial(
+            engine.model.tokenizer.encode_chat, asked.messages, tools=asked.tools or None, begun=asked.begun
+        )
         ids = await _while_connected(request, in_thread(encode, request.app.state.templates, most=engine.limits.queue))
         return {"input_tokens": len(ids)}
 
