@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from bitsmith.handover.child import Told
 from bitsmith.handover.probes.child import ENDED
-from bitsmith.handover.questions import WEATHER, Answers, Rendered
+from bitsmith.handover.questions import CALL, WEATHER, Answers, Rendered
 from bitsmith.handover.runtime import Tolerance
 
 _AROUND = 30  # characters shown around the first difference of two texts
@@ -159,6 +160,8 @@ def _tool_call(ours: Answers, told: Told) -> Check:
     """A call of a tool that the model made in the runtime, where it has a server that finds calls."""
     if not ours.calls_tools:
         return Check("tool call", None, "the chat template does not tell the model of tools")
+    if told.parsed_call is not None:
+        return _parsed_call(told.parsed_call)
     if told.tool_call is None:
         return Check("tool call", None, "this runtime was not asked for a call; the templates with tools were compared")
     calls = told.tool_call.get("calls") or []
@@ -173,3 +176,23 @@ def _tool_call(ours: Answers, told: Told) -> Check:
     if name != WEATHER["function"]["name"] or not sound:
         return Check("tool call", False, f"expected get_weather with a city, found {name} with {str(arguments)[:80]}")
     return Check("tool call", True, "", {"call": {"name": name, "arguments": arguments}})
+
+
+def _parsed_call(parsed: Mapping[str, Any]) -> Check:
+    """The call that the runtime's parser finds in a text of one, as the file's chat template writes it."""
+    if "absent" in parsed:
+        return Check("tool call", None, f"{parsed['absent']}; the templates with tools were compared")
+    wanted = CALL["function"]
+    found = [_plain(call) for call in parsed.get("calls") or [] if isinstance(call, Mapping)]
+    if found == [wanted]:
+        return Check("tool call", True, "", {"call": wanted})
+    said = str(parsed.get("failed") or found)[:200]
+    return Check("tool call", False, f"in the text of a call of get_weather in Paris the runtime finds: {said}")
+
+
+def _plain(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call by its name and its arguments as an object, where they are one."""
+    arguments = call.get("arguments")
+    with suppress(ValueError):
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    return {"name": call.get("name"), "arguments": arguments}

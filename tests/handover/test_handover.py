@@ -16,7 +16,7 @@ from bitsmith.handover.checking import check_configuration
 from bitsmith.handover.child import Place, Told, ask, find_place
 from bitsmith.handover.original import bits_of, check_same_model, most_lost
 from bitsmith.handover.probes.child import ENDED, choices
-from bitsmith.handover.questions import CHATS, Answers, Rendered
+from bitsmith.handover.questions import CHATS, Answers, Rendered, written_call
 from bitsmith.handover.runtime import HALF
 from bitsmith.handover.runtimes import RUNTIMES, find_runtime
 from bitsmith.handover.subject import open_subject
@@ -190,6 +190,53 @@ def test_a_runtime_goes_on_from_our_token() -> None:
             return text[len(ids) : len(ids) + new]
 
     assert choices(Asked(), [1, 2, 3, 4, 5, 6, 7], 2) == [3, 9, 5, ENDED, ENDED]
+
+
+HERMES = """\
+{%- for t in tools or [] %}<tools>{{ t | tojson }}</tools>{% endfor %}
+{%- for m in messages %}<|{{ m.role }}|>{{ m.content }}
+    {%- for tool_call in m.tool_calls or [] %}{%- set tool_call = tool_call.function -%}
+        <tool_call>
+{{ '{' }}"name": "{{ tool_call.name }}", "arguments": {{ tool_call.arguments | tojson }}{{ '}' }}
+</tool_call>
+    {%- endfor %}
+    {%- if m.role == 'assistant' %}<|endoftext|>{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+
+def with_tools(folder: Path) -> Path:
+    """A folder of the reference model whose chat template knows tools, as Hermes and Qwen write them."""
+    made = bitsmith.convert("reference", to="bf16", out=folder).out
+    (made / "chat_template.jinja").write_text(HERMES)
+    return made
+
+
+def test_a_call_as_the_template_writes_it(tmp_path: Path) -> None:
+    text = written_call(open_subject(with_tools(tmp_path / "tools")).tokenizer)
+    assert text == '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+    assert written_call(open_subject("reference").tokenizer) == ""
+
+
+def test_a_call_that_the_runtime_finds_in_a_text() -> None:
+    chats = {**OURS.chats, "tools": Rendered("<t><u>hi", (1, 2))}
+    ours = replace(OURS, chats=chats)
+    wanted = {"name": "get_weather", "arguments": {"city": "Paris"}}
+
+    def judged(parsed: dict[str, Any]) -> bool | None:
+        found = compare(ours, answered(parsed_call=parsed), HALF)
+        return next(check.passed for check in found if check.name == "tool call")
+
+    assert judged({"calls": [wanted]}) is True
+    assert judged({"calls": [{**wanted, "arguments": '{"city": "Paris"}'}]}) is True
+    assert judged({"absent": "no parser"}) is None
+    for wrong in (
+        {"calls": []},
+        {"calls": [{**wanted, "arguments": "{"}]},
+        {"failed": "x"},
+        {"calls": [wanted, wanted]},
+    ):
+        assert judged(wrong) is False
 
 
 @pytest.mark.parametrize(("to", "least", "most"), [("q8_0", 8, 9), ("q4_0", 4, 5), ("q2_k", 2, 3.5)])

@@ -35,6 +35,11 @@ def answer(request: dict[str, Any], probe: Any) -> None:
     tell("greedy", ids=choices(probe, request["ids"], request["first"]))
     if request.get("tool_call") and hasattr(probe, "tool_call"):
         tell("tool_call", **probe.tool_call(request["tool_call"]["messages"], request["tool_call"]["tools"]))
+    if request.get("call") and hasattr(probe, "parse_call"):
+        try:
+            tell("parsed_call", **probe.parse_call(request["call"]["text"], request["call"]["tools"]))
+        except Exception as error:  # it must find the call
+            tell("parsed_call", failed=f"{type(error).__name__}: {error}"[:400])
     tell("done")
 
 
