@@ -21,7 +21,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from bitsmith.errors import BitsmithError, UsageError
-from bitsmith.runtime.messages import check_messages
 from bitsmith.serve.anthropic_messages import MessageAnswer, MessagesBody
 from bitsmith.serve.embeddings import embeddings
 from bitsmith.serve.engine import Engine
@@ -34,7 +33,7 @@ from bitsmith.serve.openai_answers import ChatAnswers, TextAnswers, sse
 from bitsmith.serve.requests import Body, ChatBody, CompletionBody, EmbeddingBody
 from bitsmith.serve.responses import ResponseAnswer, ResponsesBody
 from bitsmith.serve.stream import AnswerError, Answers, Progress
-from bitsmith.serve.talk import Ask, Prepared, check_answers, prepare_talk, prepare_text, with_grammar
+from bitsmith.serve.talk import Ask, Prepared, check_answers, check_talk, prepare_talk, prepare_text, with_grammar
 from bitsmith.serve.threads import GoneError, in_thread
 from bitsmith.version import __version__
 
@@ -182,7 +181,7 @@ def _add_anthropic(app: FastAPI, served: Served) -> None:
     @app.post("/v1/messages/count_tokens")
     async def count(request: Request, body: dict[str, Any]) -> dict[str, int]:
         asked = MessagesBody.model_validate({"max_tokens": 1, **body}).talk()
-        check_messages(asked.messages)
+        check_talk(engine, asked)
         encode = partial(
             engine.model.tokenizer.encode_chat, asked.messages, tools=asked.tools or None, begun=asked.begun
         )

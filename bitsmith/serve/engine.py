@@ -188,7 +188,9 @@ class Engine:
                 self._drop_cancelled()
                 if self._closing:
                     break
-                self._admit()
+                admitted = self._admit()
+            for job in admitted:
+                self._make_ready(job)
             if self._active:
                 self._guarded_step()
 
@@ -209,29 +211,34 @@ class Engine:
             self._slots.release(job.slot, worth=not isinstance(job, PoolJob))
             self.counts.recent.append(self._clock() - self._started.pop(job))
 
-    def _admit(self) -> None:
+    def _admit(self) -> list[Job]:
         """Give free slots to those that wait longest."""
+        admitted = []
         while self._waiting and self._slots.free:
             job = self._waiting.popleft()
-            if isinstance(job, Sequence) and not self._ready(job):
-                continue
             job.take_slot(*self._slots.take(job.tokens, keeps=job.keeps))
             self._active.append(job)
             self._started[job] = self._clock()
             self.counts.reused_tokens += job.reused
+            admitted.append(job)
+        return admitted
 
-    def _ready(self, sequence: Sequence) -> bool:
-        """Whether the grammar of an answer lets it begin; if not, the client is told."""
-        grammar = sequence.wish.drawing.grammar
+    def _make_ready(self, job: Job) -> None:
+        """Let an answer begin, if its grammar lets it. A grammar may take long: no lock is held here."""
+        if not isinstance(job, Sequence):
+            return
+        grammar = job.wish.drawing.grammar
         try:
             matcher = self.grammars.matcher(grammar) if grammar else None
         except BitsmithError as error:
-            self.counts.failed += 1
-            sequence.fail(str(error))
-            return False
-        drawer = Drawer(sequence.wish, matcher, self._ends)
-        sequence.start(drawer, self.model.tokenizer, lookup=self.limits.lookup)
-        return True
+            self._fail([(job, [])], str(error))
+            return
+        except Exception as error:  # as in a step
+            _log.exception("a grammar failed")
+            self._fail([(job, [])], f"internal error: {type(error).__name__}")
+            return
+        drawer = Drawer(job.wish, matcher, self._ends)
+        job.start(drawer, self.model.tokenizer, lookup=self.limits.lookup)
 
     def _guarded_step(self) -> None:
         """A step. An error of the model ends the answers of this step, not the engine."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from bitsmith.errors import UsageError
 from bitsmith.models.tokenizer import Tokenizer
+from bitsmith.models.tokenizer.spelled import texts_in
 from bitsmith.runtime.messages import check_messages
 from bitsmith.serve.answer import AnswerParser
 from bitsmith.serve.engine import Engine
@@ -89,9 +90,15 @@ def prepare_text(engine: Engine, prompt: str | Sequence[int], ask: Ask) -> Prepa
     return Prepared(_wishes(engine, ids, ask))
 
 
+def check_talk(engine: Engine, talk: Talk) -> None:
+    """Raise UsageError for messages of the wrong form, and for more text than a context holds, before any work."""
+    check_messages(talk.messages)
+    engine.model.check_length("".join([*texts_in([talk.messages, talk.tools]), talk.begun]))
+
+
 def prepare_talk(engine: Engine, talk: Talk) -> Prepared:
     """The wishes of a conversation, through the model's chat template. Raises UsageError, UnsupportedError."""
-    check_messages(talk.messages)
+    check_talk(engine, talk)
     names = frozenset(str(tool["function"]["name"]) for tool in talk.tools)
     if talk.choice not in ("auto", "none", "required") and talk.choice not in names:
         raise UsageError(
