@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bitsmith.serve.hosts import Hosts
 
 _CONTEXT = 4096  # tokens of a text, if --context is not given and the model has more
+_SWITCH = 2e-4  # seconds after which Python hands over between threads: the engine must not wait for texts to be sent
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def serve(model: str, options: ServeOptions, loading: LoadingOptions) -> None:
     --context is what each text may have; all --parallel ones have room for it. Ctrl-C ends the server.
     """
     import os
+    import sys
 
     key = options.api_key or os.environ.get("BITSMITH_API_KEY") or None
     _check(options, key)
@@ -91,6 +93,7 @@ def serve(model: str, options: ServeOptions, loading: LoadingOptions) -> None:
     )
     served = Served(engine, options.name or loaded.name, key, _format(model, loading), _hosts(options))
     app = make_app(served)
+    sys.setswitchinterval(_SWITCH)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
     try:
         uvicorn.Server(config).run(sockets=[listening])
