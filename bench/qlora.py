@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 MB = 1e6
+_TEXT = 6000  # characters of a text
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -37,15 +38,15 @@ def main() -> None:
         _speeds(args)
 
 
-def _code(folder: Path, most: int) -> tuple[Path, Path]:
-    """Source code to train on and to measure on, one text a line."""
+def _code(folder: Path, train: int, held_out: int) -> tuple[Path, Path]:
+    """Source code to train on and to measure on, so many texts of each, one a line."""
     library = Path(os.__file__).parent
     found = [folder / "train.jsonl", folder / "held-out.jsonl"]
-    for path, low, high in zip(found, "an", "mz", strict=True):
+    for path, low, high, most in zip(found, "an", "mz", (train, held_out), strict=True):
         chosen = [file for file in sorted(library.glob("*.py")) if low <= file.name[0].lower() <= high]
         texts = [file.read_text(encoding="utf-8", errors="replace") for file in chosen]
-        lines = [json.dumps({"text": text[:20_000]}) for text in texts]
-        path.write_text("\n".join(lines[:: max(1, len(lines) // most)]), encoding="utf-8")
+        lines = [json.dumps({"text": text[:_TEXT]}) for text in texts if len(text) >= _TEXT]
+        path.write_text("\n".join(lines[:: -(-len(lines) // most)]), encoding="utf-8")
     return found[0], found[1]
 
 
@@ -54,7 +55,7 @@ def _losses(args: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        train, held_out = _code(folder, 40)
+        train, held_out = _code(folder, 40, 10)
         words: dict[str, Any] = {"data": train, "eval_data": held_out, "packing": True, "context": args.context}
         words |= {"steps": args.steps, "batch": args.batch, "accumulate": 1, "threads": args.threads, "seed": args.seed}
         words |= {"save_every": args.steps, "checkpointing": False}

@@ -95,6 +95,22 @@ def test_divergence_is_that_of_all_tokens_where_all_are_kept() -> None:
     assert 0 < float(few.detach()) < float(expected.detach())
 
 
+def test_gradient_of_the_divergence() -> None:
+    generator = torch.Generator().manual_seed(4)
+    original = torch.randn(3, 5, 60, generator=generator).log_softmax(-1)
+    known, ids = original.topk(9, dim=-1)
+    teacher = TopLogits(ids.numpy().astype(np.uint16), known.numpy().astype(np.float16))
+    known = torch.from_numpy(teacher.log_probs.astype(np.float32))
+    logits = (3 * torch.randn(3, 5, 60, generator=generator)).requires_grad_(True)
+    theirs = logits.log_softmax(-1).gather(-1, ids)
+    rest, left = (1 - each.exp().sum(-1) for each in (known, theirs))
+    expected = ((known.exp() * (known - theirs)).sum(-1) + rest * (rest.log() - left.log())).mean()
+    (wanted,) = torch.autograd.grad(expected, logits)
+    found = teacher.divergence(np.arange(3), logits)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, logits)[0], wanted, rtol=1e-4, atol=1e-7)
+
+
 def _first_choices(model: Path, tokens: np.ndarray) -> np.ndarray:
     return bitsmith.load(model, kernel="torch").logits(tokens).argmax(-1)
 
