@@ -6,7 +6,8 @@
 
 The code is Python's own standard library: modules a to m to train on, n to z to measure on. Every run has the same
 rows, steps and seed. In `speed` each side runs in a process of its own, one after the other; seconds are the median of
-the steps after the first, memory is the peak of the process above what it had after its imports.
+the steps after the first (processor seconds depend less on what else the machine does), memory is the peak of the
+process above what it had after its imports.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ def _full(args: argparse.Namespace, train: Path, held_out: Path) -> tuple[float,
 
 
 def _speeds(args: argparse.Namespace) -> None:
-    print("| side | base's memory | s a step | peak memory | loss of the first step |\n|---|---|---|---|---|")
+    print("| side | base's memory | s a step | CPU s a step | peak memory | loss of the first step |")
+    print("|---|---|---|---|---|---|")
     for side in args.sides:
         command = [sys.executable, __file__, "speed", str(args.model), "--side", side, "--dtype", args.dtype]
         for flag in ("context", "batch", "steps", "threads", "seed"):
@@ -126,8 +128,8 @@ def _speeds(args: argparse.Namespace) -> None:
             continue
         found = json.loads(said.stdout.splitlines()[-1])
         print(
-            f"| {side} | {found['base'] / MB:.0f} MB | {found['seconds']:.2f} | {found['peak'] / MB:.0f} MB | "
-            f"{found['loss']:.4f} |",
+            f"| {side} | {found['base'] / MB:.0f} MB | {found['seconds']:.2f} | {found['processor']:.2f} | "
+            f"{found['peak'] / MB:.0f} MB | {found['loss']:.4f} |",
             flush=True,
         )
     if args.plan:
@@ -171,18 +173,20 @@ def _side(args: argparse.Namespace) -> dict[str, float]:
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
     vocab = transformers.AutoConfig.from_pretrained(args.model).vocab_size
     ids = torch.randint(0, vocab, (args.batch, args.context), generator=torch.Generator().manual_seed(args.seed))
-    times, losses = [], []
+    times, worked, losses = [], [], []
     for _ in range(args.steps):
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         optimizer.zero_grad()
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         optimizer.step()
         times.append(time.perf_counter() - began)
+        worked.append(time.process_time() - busy)
         losses.append(float(loss.detach()))
     return {
         "base": loaded,
         "seconds": statistics.median(times[1:] or times),
+        "processor": statistics.median(worked[1:] or worked),
         "peak": _peak() - start,
         "loss": losses[0],
     }

@@ -9,6 +9,7 @@ trains the weights behind the codes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -56,7 +57,7 @@ class EndToEnd:
     optimizer: of `OPTIMIZERS`
     teacher: name of the model whose predictions are learned; "": the original
     rounding, scaling, norms: first step sizes: of offsets at two bits, in codes; of scales at two bits, and of norms,
-        as a share of their values. Those of matrices halve with each further bit. All fall linearly to zero.
+        as a share of their values. Those of matrices halve with each further bit. All fall to zero as a cosine does.
     """
 
     depth: str = "scales"
@@ -81,8 +82,8 @@ class EndToEnd:
 def usual(depth: str) -> EndToEnd:
     """The settings of a depth that measured best, see docs/quality.md."""
     if depth == "scales":
-        return EndToEnd(depth, steps=200, tokens=MOST_TOKENS, scaling=0.01)
-    return EndToEnd(depth, steps=400, tokens=MOST_TOKENS, rounding=0.003, scaling=0.001)
+        return EndToEnd(depth, steps=200, tokens=MOST_TOKENS, scaling=0.012, norms=0.004)
+    return EndToEnd(depth, steps=600, tokens=MOST_TOKENS, rounding=0.01, scaling=0.002)
 
 
 @dataclass(frozen=True)
@@ -288,7 +289,7 @@ def train(student: Student, teacher: TopLogits, tokens: np.ndarray, seed: int, r
         if not np.isfinite(said):
             broken = step
             break
-        share = min(1.0, step / _WARMUP) * (1.0 - (step - 1) / how.steps)
+        share = min(1.0, step / _WARMUP) * (1.0 + math.cos(math.pi * (step - 1) / how.steps)) / 2
         optimizer.step([rate * share for _, rate in groups])
         if step == how.steps or step % max(1, how.steps // _JUDGED) == 0:
             now = _judge(student, teacher, tokens, judged)
