@@ -88,8 +88,7 @@ def _command(args: argparse.Namespace, format: str, method: str, out: Path) -> l
         driver += ["--bits", width, "--group-size", group, "--calibration", str(args.calibration)]
         return [*driver, "--tokens", str(args.tokens), "--context", str(args.context)]
     if method in ("scales", "all"):
-        start = args.start if method == "scales" else "gptq"
-        return [*own, "tune", "qat", str(args.model), *end, *trained, "--method", start]
+        return [*own, "tune", "qat", str(args.model), *end, *trained, "--method", args.start]
     return [*own, "quantize", str(args.model), *end, "--method", method]
 
 
@@ -156,15 +155,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, required=True, help="rows that are done, a line each")
     parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS)
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
-    parser.add_argument("--start", default="gptq", help="rounder before --train scales")
+    parser.add_argument("--start", default="learned", help="rounder before training")
     parser.add_argument("--torchao-python", metavar="PATH", help="a Python that has torchao and transformers")
     parser.add_argument("--autoround-python", metavar="PATH", help="a Python that has auto_round")
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--training-tokens", type=int, default=524288)
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--windows", type=int, default=64)
-    parser.add_argument("--scale-steps", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--scale-steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

@@ -187,10 +187,13 @@ class BlockwiseRounding:
 
         task = self._steps.task
         self._hidden = self._truth = None  # their memory is free for the training
-        teacher = predictions(lesson.teacher, lesson.tokens, self._resources, report)
-        student = Student(self._loader, with_ends(self._loader, self._steps.decoder, embedding), rows, how)
-        student.train_norms(task.stored, as_folder=task.stored_offset)
-        return train(student, teacher, lesson.tokens, task.seed, report)
+        coarse = all(format.bits < FINE_BITS for format in task.formats.values())
+        room = None if self._resources.memory is None else self._resources.memory // 3
+        with fast_products(self._loader.device):
+            teacher = predictions(lesson.teacher, lesson.tokens, self._resources, report, coarse=coarse)
+            student = Student(self._loader, with_ends(self._loader, self._steps.decoder, embedding), rows, how, room)
+            student.train_norms(task.stored, as_folder=task.stored_offset)
+            return train(student, teacher, lesson.tokens, task.seed, report)
 
 
 @dataclass(frozen=True)

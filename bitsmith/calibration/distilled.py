@@ -8,10 +8,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from bitsmith.calibration.hidden import HiddenStates
 from bitsmith.system.memory import available_memory
@@ -77,13 +79,40 @@ class TopLogits:
         """
         known = torch.from_numpy(self.log_probs[windows].astype(np.float32)).to(logits.device)
         ids = torch.from_numpy(self.ids[windows].astype(np.int64)).to(logits.device)
-        theirs = logits.log_softmax(-1).gather(-1, ids)
-        probs = known.exp()
-        inside = (probs * (known - theirs)).sum(-1)
-        rest = (1.0 - probs.sum(-1)).clamp(min=_SMALL)
-        left = (1.0 - theirs.exp().sum(-1)).clamp(min=_SMALL)
-        found: Tensor = (inside + rest * (rest.log() - left.log())).mean()
+        found: Tensor = _Divergence.apply(logits, ids, known)  # type: ignore[no-untyped-call]
         return found
+
+
+class _Divergence(torch.autograd.Function):
+    """KL(original || student) over the kept tokens and one event for all others, with its gradient in closed form.
+
+    With probabilities p of the original and q of the student, and r and l what they give to all other tokens, the
+    gradient by a logit is q - p for a kept token, and q (1 - r / l) for another one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor, known: Tensor) -> Tensor:
+        logs = logits.log_softmax(-1)
+        theirs = logs.gather(-1, ids)
+        probs, own = known.exp(), theirs.exp()
+        mass = probs.sum(-1, keepdim=True)
+        rest = (1.0 - mass).clamp_(min=_SMALL)
+        left = 1.0 - own.sum(-1, keepdim=True)
+        moving = left > _SMALL  # below it the others' share counts as a constant
+        left.clamp_(min=_SMALL)
+        found = (probs * (known - theirs)).sum(-1, keepdim=True) + rest * (rest.log() - left.log())
+        if ctx.needs_input_grad[0]:
+            share = torch.where(moving, rest, 0.0)
+            gradient = logs.exp_().mul_(mass + share - share / left)
+            gradient.scatter_(-1, ids, own * (mass + share) - probs)
+            ctx.save_for_backward(gradient.div_(found.numel()))
+        return found.mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * above, None, None
 
 
 def _space(shape: tuple[int, ...], dtype: np.dtype, on_disk: bool) -> np.ndarray:

@@ -9,6 +9,7 @@ trains the weights behind the codes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -18,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from bitsmith.calibration.adam import OPTIMIZERS, Adam
 from bitsmith.calibration.distilled import TopLogits
 from bitsmith.calibration.folding import with_tensors
+from bitsmith.calibration.kept_blocks import KeptBlocks
 from bitsmith.calibration.learned import TRAINABLE, batches_of, half_products, split_windows
 from bitsmith.calibration.trainable import ScaledMatrix, Start, TrainableMatrix, straight
 from bitsmith.errors import TensorError
@@ -39,8 +40,10 @@ DEPTHS = ("scales", "all")
 HEAD = "output"
 _MOMENTS = (0.9, 0.99)  # Adam's beta1 and beta2
 _JUDGED = 8  # how often results are judged
+_MOST_JUDGED = 64  # windows for it
 MOST_TOKENS = 1 << 19  # tokens of a text that are trained on
 _WARMUP = 10  # steps in which step sizes grow
+_LOGITS = 1 << 22  # logits that are computed at a time, but those of a window at least
 Matrix = ScaledMatrix | TrainableMatrix
 
 
@@ -54,7 +57,7 @@ class EndToEnd:
     optimizer: of `OPTIMIZERS`
     teacher: name of the model whose predictions are learned; "": the original
     rounding, scaling, norms: first step sizes: of offsets at two bits, in codes; of scales at two bits, and of norms,
-        as a share of their values. Those of matrices halve with each further bit. All fall linearly to zero.
+        as a share of their values. Those of matrices halve with each further bit. All fall to zero as a cosine does.
     """
 
     depth: str = "scales"
@@ -79,8 +82,8 @@ class EndToEnd:
 def usual(depth: str) -> EndToEnd:
     """The settings of a depth that measured best, see docs/quality.md."""
     if depth == "scales":
-        return EndToEnd(depth, steps=200, tokens=MOST_TOKENS, scaling=0.01)
-    return EndToEnd(depth, steps=400, tokens=MOST_TOKENS, rounding=0.003, scaling=0.001)
+        return EndToEnd(depth, steps=200, tokens=MOST_TOKENS, scaling=0.012, norms=0.004)
+    return EndToEnd(depth, steps=600, tokens=MOST_TOKENS, rounding=0.01, scaling=0.002)
 
 
 @dataclass(frozen=True)
@@ -124,11 +127,20 @@ class Student:
     """The quantized model with everything in it that is trained.
 
     rows: what the blocks' rounding gave for the whole model
+    room: bytes for what blocks keep for the backward pass, see `KeptBlocks`
     """
 
-    def __init__(self, loader: WeightLoader, decoder: Decoder, rows: Sequence[RoundedRows], how: EndToEnd) -> None:
+    def __init__(
+        self,
+        loader: WeightLoader,
+        decoder: Decoder,
+        rows: Sequence[RoundedRows],
+        how: EndToEnd,
+        room: int | None = None,
+    ) -> None:
         """Reads the other tensors of the model."""
         self.decoder, self.how = decoder, how
+        self._kept = KeptBlocks(decoder.config.layers, room)
         self._rows = [each for each in rows if each.tensor is not None]
         self.matrices: list[Matrix] = [self._matrix(each, loader.device) for each in self._rows]
         self.norms: dict[str, _Norm] = {}
@@ -174,8 +186,12 @@ class Student:
                     offset = config.norm_offset(f"blk.{layer}.{name}.weight") if as_folder else 0.0
                     self.norms[f"blk.{layer}.{name}.weight"] = _Norm(block.norms[name], dtype, offset)
 
-    def logits(self, ids: np.ndarray, *, half: bool = False) -> Tensor:
-        """Tokens int64 [windows, n] -> float32 [windows, n, vocab]; blocks are computed again in the backward pass.
+    def logits(self, ids: np.ndarray) -> Tensor:
+        """Tokens int64 [windows, n] -> float32 [windows, n, vocab], in float32."""
+        return self.head(self.hidden(ids, half=False), half=False)
+
+    def hidden(self, ids: np.ndarray, *, half: bool) -> Tensor:
+        """The hidden states after the last block: tokens int64 [windows, n] -> float32 [windows, n, hidden].
 
         half: products may be computed in bfloat16, where the device has them; their inputs and weights are then rounded
         """
@@ -183,9 +199,9 @@ class Student:
         shared = self.decoder.place(ids.shape[1], ids)
         with half_products(str(x.device)) if half else nullcontext():
             for layer in range(len(self._blocks)):
-                x = checkpoint(partial(self._run, layer, shared), x, use_reentrant=False)
-            found: Tensor = checkpoint(self._head, x, use_reentrant=False)
-        return found.float()
+                x = self._kept.run(layer, partial(self._run, layer, shared), x)
+        found: Tensor = x.float()
+        return found
 
     def _run(self, layer: int, shared: Any, x: Tensor) -> Tensor:
         block = self._blocks[layer]
@@ -194,16 +210,17 @@ class Student:
         found: Tensor = self.decoder.run_block(layer, block, x, shared)
         return found
 
-    def _head(self, x: Tensor) -> Tensor:
-        """Logits, with the head's own matrices where these are trained."""
+    def head(self, x: Tensor, *, half: bool) -> Tensor:
+        """Logits of hidden states, float32 [windows, n, vocab]; the head's matrices are those that are trained."""
         heads = [matrix for rows, matrix in zip(self._rows, self.matrices, strict=True) if rows.name == "output.weight"]
         decoder = self.decoder
-        if heads:
-            joined = torch.cat([matrix.values() for matrix in heads])
-            output = Linear(DenseKernel(device=str(joined.device)), joined)
-            decoder = Decoder(decoder.config, replace(decoder.weights, output=output), decoder.ops)
-        found: Tensor = decoder.logits(x)
-        return found
+        with half_products(str(x.device)) if half else nullcontext():
+            if heads:
+                joined = torch.cat([matrix.values() for matrix in heads])
+                output = Linear(DenseKernel(device=str(joined.device)), joined)
+                decoder = Decoder(decoder.config, replace(decoder.weights, output=output), decoder.ops)
+            found: Tensor = decoder.logits(x)
+        return found.float()
 
     def groups(self) -> list[tuple[list[Tensor], float]]:
         """What is trained, with the first step size of each."""
@@ -257,7 +274,9 @@ def train(student: Student, teacher: TopLogits, tokens: np.ndarray, seed: int, r
     Raises TensorError if the start's loss is not finite.
     """
     how = student.how
-    trained, judged = split_windows(len(tokens))
+    judged = split_windows(len(tokens))[1]
+    judged = judged[:: -(-len(judged) // _MOST_JUDGED)]
+    trained = np.setdiff1d(np.arange(len(tokens)), judged) if len(tokens) > 1 else judged
     before = least = _judge(student, teacher, tokens, judged)
     if not np.isfinite(before):
         raise TensorError("the quantized model's predictions are not finite; check the model with `bitsmith inspect`")
@@ -266,14 +285,11 @@ def train(student: Student, teacher: TopLogits, tokens: np.ndarray, seed: int, r
     optimizer = Adam([values for values, _ in groups], _MOMENTS, small=how.optimizer == "adam-8bit")
     for step, batch in enumerate(batches_of(trained, how.steps, how.batch, seed), 1):
         optimizer.zero_grad()
-        with torch.enable_grad():
-            loss = teacher.divergence(batch, student.logits(tokens[batch], half=True))
-            said = float(loss.detach())
-            if not np.isfinite(said):
-                broken = step
-                break
-            torch.autograd.backward(loss)
-        share = min(1.0, step / _WARMUP) * (1.0 - (step - 1) / how.steps)
+        said = _learn(student, teacher, tokens, batch)
+        if not np.isfinite(said):
+            broken = step
+            break
+        share = min(1.0, step / _WARMUP) * (1.0 + math.cos(math.pi * (step - 1) / how.steps)) / 2
         optimizer.step([rate * share for _, rate in groups])
         if step == how.steps or step % max(1, how.steps // _JUDGED) == 0:
             now = _judge(student, teacher, tokens, judged)
@@ -282,6 +298,28 @@ def train(student: Student, teacher: TopLogits, tokens: np.ndarray, seed: int, r
         report(Progress("train", step, how.steps, "steps", f"divergence {said:.4f}"))
     student.restore(best)
     return Trained(tuple(student.rows()), before, least, found, broken)
+
+
+def _learn(student: Student, teacher: TopLogits, tokens: np.ndarray, batch: np.ndarray) -> float:
+    """Add the gradients of a batch, and return its loss. Logits are computed for few windows at a time.
+
+    Where the loss is not finite, gradients may be missing.
+    """
+    total = 0.0
+    with torch.enable_grad():
+        hidden = student.hidden(tokens[batch], half=True)
+        ends = hidden.detach().requires_grad_(True)
+        part = max(1, _LOGITS // (tokens.shape[1] * student.decoder.config.vocab))
+        for start in range(0, len(batch), part):
+            own = batch[start : start + part]
+            logits = student.head(ends[start : start + part], half=True)
+            loss = teacher.divergence(own, logits) * (len(own) / len(batch))
+            total += float(loss.detach())
+            if not np.isfinite(total):
+                return total
+            torch.autograd.backward(loss)
+        torch.autograd.backward(hidden, ends.grad)
+    return total
 
 
 def _judge(student: Student, teacher: TopLogits, tokens: np.ndarray, windows: np.ndarray) -> float:

@@ -17,13 +17,17 @@ from bitsmith.runtime.decoder import Decoder
 from bitsmith.runtime.overridden import rounded
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.ops import TorchOps
+from bitsmith.runtime.torch.products import with_rounded_products
 from bitsmith.runtime.weights import Linear, WeightLoader, weight_reader
 from bitsmith.system.progress import Progress, Report, silent
 
 
-def predictions(checkpoint: Checkpoint, tokens: np.ndarray, resources: Resources, report: Report = silent) -> TopLogits:
+def predictions(
+    checkpoint: Checkpoint, tokens: np.ndarray, resources: Resources, report: Report = silent, *, coarse: bool = False
+) -> TopLogits:
     """What a model predicts for windows of tokens, int64 [windows, context].
 
+    coarse: products of blocks may be taken in bfloat16, where the processor has them
     Memory holds one block in float32, and hidden states and predictions, or their files on disk. Raises
     UnsupportedError for an unknown architecture.
     """
@@ -38,7 +42,8 @@ def predictions(checkpoint: Checkpoint, tokens: np.ndarray, resources: Resources
         hidden = embed(decoder, tokens, memory=share)
         for layer in range(layers):
             report(Progress("teach", layer, layers, "blocks", f"blk.{layer}"))
-            advance(decoder, layer, loader.block(layer), hidden)
+            block = loader.block(layer)
+            advance(decoder, layer, with_rounded_products(block) if coarse else block, hidden)
         report(Progress("teach", layers, layers, "blocks"))
 
         def logits(x: Tensor) -> Tensor:

@@ -150,7 +150,9 @@ def _levels_of(grid: AnyGrid) -> Callable[[Tensor], Tensor]:
     if isinstance(grid, VectorGrid):
         return lambda codes: torch.as_tensor(grid.levels(codes))
     table = grid.table
-    return lambda codes: torch.as_tensor(table[codes.long()])
+    if bool((table.diff() == 1.0).all()):
+        return lambda codes: codes.float().add_(table[0])
+    return lambda codes: table.index_select(0, codes.int().reshape(-1)).reshape(codes.shape)
 
 
 def straight(wanted: Tensor, exact: Tensor) -> Tensor:
@@ -253,7 +255,8 @@ class _Decoded(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, offsets: Tensor, scale: Tensor, base: Tensor | None, table: Tensor) -> Tensor:
         grid = Grid(table, scale, base, 0)
         place = _Place.of(weight, offsets, grid)
-        ctx.place, ctx.scale, ctx.shifts = place, scale, base is not None
+        ctx.save_for_backward(place.levels, place.unit, place.inside, place.gap, scale)
+        ctx.shifts = base is not None
         blocks = _by_block(place.levels, scale) * scale[:, :, None]
         if base is not None:
             blocks = blocks + base[:, :, None]
@@ -262,11 +265,11 @@ class _Decoded(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        place, scale = ctx.place, ctx.scale
-        inside = gradient * place.inside
-        step = inside if place.gap is None else inside * place.gap
+        levels, unit, within, gap, scale = ctx.saved_tensors
+        inside = gradient * within
+        step = inside if gap is None else inside * gap
         offsets = (_by_block(step, scale) * scale[:, :, None]).reshape(gradient.shape)
-        to_scale = _by_block(gradient * place.levels - inside * place.unit, scale).sum(2)
+        to_scale = _by_block(gradient * levels - inside * unit, scale).sum(2)
         to_base = _by_block(gradient - inside, scale).sum(2) if ctx.shifts else None
         return None, offsets, to_scale, to_base, None
 

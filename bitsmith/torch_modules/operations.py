@@ -11,12 +11,15 @@ from torch import Tensor
 
 from bitsmith.quant.formats import get_format
 from bitsmith.quant.formats.base import Format
+from bitsmith.runtime.torch.products import multiplies_bfloat16
 from bitsmith.torch_modules import core_products, panels
 from bitsmith.torch_modules.bits_on_torch import unpacked
 from bitsmith.torch_modules.panels import PANEL_ROWS, Layout
 
 _FORMAT = "format:"
 _SLAB_WEIGHTS = 1 << 22  # weights decoded at a time: 16 MB of float32
+_HALF = "bfloat16"  # a precision of training: decoded weights are rounded too
+_MANY_ROWS = 128  # for these decoding a matrix takes less than its product
 
 
 def matmul(x: Tensor, parts: Sequence[Tensor], how: str, rows: int, precision: str = "auto") -> Tensor:
@@ -24,7 +27,8 @@ def matmul(x: Tensor, parts: Sequence[Tensor], how: str, rows: int, precision: s
 
     parts, how: the tensors of a matrix and how they are stored, see `decoded`
     precision: of inputs in products on the CPU: "float32", "int16" (15 bits a block of 32), "int8" (8 bits), or "auto":
-        float32 for float32 inputs, int16 for bfloat16 and float16
+        float32 for float32 inputs, int16 for bfloat16 and float16. Of many bfloat16 rows that have a gradient weights
+        are rounded to bfloat16 too, forward and backward, where the processor multiplies it.
     Gradients flow to x, not to the weights.
     """
     if not x.is_floating_point():
@@ -32,8 +36,15 @@ def matmul(x: Tensor, parts: Sequence[Tensor], how: str, rows: int, precision: s
     flat = x.reshape(-1, x.shape[-1])
     if type(x) is Tensor and not torch.compiler.is_compiling() and not (torch.is_grad_enabled() and x.requires_grad):
         return _linear(flat, list(parts), how, rows, precision).reshape(*x.shape[:-1], rows)  # past the dispatcher
+    if precision == "auto" and _trains_in_bfloat16(flat):
+        precision = _HALF
     out = torch.ops.bitsmith.stored_linear(flat, list(parts), how, rows, precision)
     return out.reshape(*x.shape[:-1], rows)  # type: ignore[no-any-return]
+
+
+def _trains_in_bfloat16(x: Tensor) -> bool:
+    """Whether torch's own product of a matrix that is decoded for it is the fastest one."""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and len(x) >= _MANY_ROWS and multiplies_bfloat16()
 
 
 def matmul_each(
@@ -56,18 +67,22 @@ def decoded(parts: Sequence[Tensor], how: str, rows: int, cols: int) -> Tensor:
     return torch.cat([slab for _, slab in slabs(parts, how, rows, cols)])
 
 
-def slabs(parts: Sequence[Tensor], how: str, rows: int, cols: int) -> Iterator[tuple[slice, Tensor]]:
-    """The rows of a stored matrix by slabs of 16 MB, decoded: (which rows, float32 [rows of the slab, cols])."""
+def slabs(
+    parts: Sequence[Tensor], how: str, rows: int, cols: int, dtype: torch.dtype = torch.float32
+) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of a stored matrix by slabs of 2^22 weights, decoded: (which rows, `dtype` [rows of the slab, cols])."""
     step = max(PANEL_ROWS, _SLAB_WEIGHTS // cols // PANEL_ROWS * PANEL_ROWS)
     for start in range(0, rows, step):
         at = slice(start, min(start + step, rows))
         count = at.stop - at.start
         if how.startswith(_FORMAT):
-            yield at, _format_values(get_format(how.removeprefix(_FORMAT)), [part[at] for part in parts], cols)
+            found = _format_values(get_format(how.removeprefix(_FORMAT)), [part[at] for part in parts], cols)
+            yield at, found.to(dtype)
         else:
             layout = Layout.named(how)
             size = layout.row_bytes(cols)
-            yield at, panels.values(parts[0][start * size :][: layout.panel_bytes(count, cols)], layout, count, cols)
+            own = parts[0][start * size :][: layout.panel_bytes(count, cols)]
+            yield at, panels.values(own, layout, count, cols, dtype)
 
 
 def _format_values(format: Format, parts: Sequence[Tensor], cols: int) -> Tensor:
@@ -103,7 +118,7 @@ def _library() -> Any:
 
 
 def _linear(x: Tensor, parts: list[Tensor], how: str, rows: int, precision: str) -> Tensor:
-    if _on_core(x, how):
+    if _on_core(x, how) and precision != _HALF:
         return core_products.forward(x, parts[0], how, rows, precision)
     if x.device.type == "cuda" and not how.startswith(_FORMAT) and find_spec("triton") is not None:
         from bitsmith.torch_modules import triton_kernels
@@ -112,9 +127,9 @@ def _linear(x: Tensor, parts: list[Tensor], how: str, rows: int, precision: str)
         if chosen.kernel != "decode":
             return triton_kernels.forward(x, parts[0], Layout.named(how), rows, chosen)
     out = torch.empty((x.shape[0], rows), dtype=x.dtype, device=x.device)
-    wide = x.float()
-    for at, slab in slabs(parts, how, rows, x.shape[1]):
-        out[:, at] = (wide @ slab.T).to(x.dtype)
+    wide = x if precision == _HALF else x.float()
+    for at, slab in slabs(parts, how, rows, x.shape[1], wide.dtype):
+        out[:, at] = wide @ slab.T
     return out
 
 
@@ -127,13 +142,15 @@ def _linear_shape(x: Tensor, parts: list[Tensor], how: str, width: int, precisio
 
 
 def _backward(grad: Tensor, parts: list[Tensor], how: str, cols: int, precision: str) -> Tensor:
-    if _on_core(grad, how):
+    if _on_core(grad, how) and precision != _HALF:
         return core_products.backward(grad, parts[0], how, cols)
-    out = torch.zeros((grad.shape[0], cols), dtype=torch.float32, device=grad.device)
-    wide = grad.float()
-    for at, slab in slabs(parts, how, grad.shape[1], cols):
-        out.addmm_(wide[:, at], slab)
-    return out.to(grad.dtype)
+    wide = grad if precision == _HALF else grad.float()
+    sums: Tensor | None = None
+    for at, slab in slabs(parts, how, grad.shape[1], cols, wide.dtype):
+        product = wide[:, at] @ slab
+        sums = product if sums is None else sums.float() + product  # of several slabs in float32
+    assert sums is not None
+    return sums.to(grad.dtype)
 
 
 def _each(x: Tensor, counts: Tensor, parts: list[Tensor], how: str, rows: int, precision: str) -> Tensor:

@@ -34,7 +34,7 @@ class QatConfig(QuantizeConfig):
         metavar="WHAT",
         help="scales: codes stay, scales, minima and norms are trained; all: the weights behind the codes too.",
     )
-    steps: int | None = option(None, group="Training", help="Number of steps; default: 200 for scales, 400 for all.")
+    steps: int | None = option(None, group="Training", help="Number of steps; default: 200 for scales, 600 for all.")
     batch: int = option(8, group="Training", help="Windows of the text in a step.")
     training_tokens: int | None = option(
         None,
@@ -110,7 +110,7 @@ def run_qat(
 ) -> Quantized:
     """The same as `tune_qat`, with a configuration."""
     if config.method is None:
-        config = replace(config, method="gptq")
+        config = replace(config, method="learned")
     checkpoint = open_checkpoint(model, revision=config.revision)
     teacher = None if config.teacher is None else _teacher(config.teacher, checkpoint)
     how = Training(config.how("" if teacher is None else teacher.name), teacher)

@@ -14,7 +14,7 @@ class QatWords(TypedDict, total=False):
     """scales: codes stay, scales, minima and norms are trained; all: the weights behind the codes too."""
 
     steps: int | None
-    """Number of steps; default: 200 for scales, 400 for all."""
+    """Number of steps; default: 200 for scales, 600 for all."""
 
     batch: int
     """Windows of the text in a step."""

@@ -41,6 +41,8 @@ FORMATS = (
     *("q5_k", "q6_k", "q8_0", "iq4_nl", "iq4_xs", "mxfp4", "nvfp4"),
 )
 QUICK: dict[str, Any] = {"steps": 6, "batch": 4, "calibration_tokens": 1024, "calibration_context": 64, "threads": 1}
+TRAINING = ("steps", "batch", "training_tokens", "method")
+QUICK |= {"training_tokens": 2048, "method": "gptq"}
 
 
 def rounded(name: str) -> tuple[np.ndarray, QuantTensor]:
@@ -95,8 +97,25 @@ def test_divergence_is_that_of_all_tokens_where_all_are_kept() -> None:
     assert 0 < float(few.detach()) < float(expected.detach())
 
 
-def _first_choices(model: Path, tokens: np.ndarray) -> np.ndarray:
-    return bitsmith.load(model, kernel="torch").logits(tokens).argmax(-1)
+def test_gradient_of_the_divergence() -> None:
+    generator = torch.Generator().manual_seed(4)
+    original = torch.randn(3, 5, 60, generator=generator).log_softmax(-1)
+    known, ids = original.topk(9, dim=-1)
+    teacher = TopLogits(ids.numpy().astype(np.uint16), known.numpy().astype(np.float16))
+    known = torch.from_numpy(teacher.log_probs.astype(np.float32))
+    logits = (3 * torch.randn(3, 5, 60, generator=generator)).requires_grad_(True)
+    theirs = logits.log_softmax(-1).gather(-1, ids)
+    rest, left = (1 - each.exp().sum(-1) for each in (known, theirs))
+    expected = ((known.exp() * (known - theirs)).sum(-1) + rest * (rest.log() - left.log())).mean()
+    (wanted,) = torch.autograd.grad(expected, logits)
+    found = teacher.divergence(np.arange(3), logits)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, logits)[0], wanted, rtol=1e-4, atol=1e-7)
+
+
+def _share_of_first_choices(model: Path, tokens: np.ndarray, teacher: TopLogits) -> float:
+    own = bitsmith.load(model, kernel="torch").logits(tokens).argmax(-1)
+    return float((own == teacher.ids[:, :, 0]).mean())
 
 
 @pytest.mark.parametrize(
@@ -117,7 +136,7 @@ def test_the_file_holds_what_was_trained(
 
     def watched(student: end_to_end.Student, *words: Any) -> end_to_end.Trained:
         students.append(student)
-        assert _first_choices(tiny, words[1]) == pytest.approx(words[0].ids[:, :, 0])
+        assert _share_of_first_choices(tiny, words[1], words[0]) > 0.95  # the teacher multiplies in bfloat16
         trained.append(original(student, *words))
         return trained[-1]
 
@@ -142,7 +161,7 @@ def test_the_file_holds_what_was_trained(
 def test_training_that_gains_nothing_gives_the_rounders_result(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = {name: value for name, value in QUICK.items() if name not in ("steps", "batch")}
+    words = {name: value for name, value in QUICK.items() if name not in TRAINING}
     bitsmith.quantize(tiny, to="q4_0", method="gptq", out=tmp_path / "gptq.gguf", **words)
     monkeypatch.setattr(end_to_end, "_judge", lambda *words: 1.0)
     made = bitsmith.tune_qat(tiny, to="q4_0", train="all", out=tmp_path / "qat.gguf", **QUICK)
@@ -154,7 +173,7 @@ def test_training_that_gains_nothing_gives_the_rounders_result(
 def test_codes_stay_where_scales_are_trained(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judged = count(1)
     monkeypatch.setattr(end_to_end, "_judge", lambda *words: 1.0 / next(judged))  # the last state wins
-    words = {name: value for name, value in QUICK.items() if name not in ("steps", "batch")}
+    words = {name: value for name, value in QUICK.items() if name not in TRAINING}
     bitsmith.quantize(tiny, to="native/nf4", method="gptq", out=tmp_path / "gptq", **words)
     bitsmith.tune_qat(tiny, to="native/nf4", out=tmp_path / "qat", **QUICK)
     before, after = (open_checkpoint(tmp_path / name).source for name in ("gptq", "qat"))
@@ -171,6 +190,7 @@ def test_codes_stay_where_scales_are_trained(tiny: Path, tmp_path: Path, monkeyp
 
 def test_the_same_run_gives_the_same_bytes(tiny: Path, tmp_path: Path, bitsmith_command: Command) -> None:
     words = ["--steps", 4, "--batch", 4, "--calibration-tokens", 1024, "--calibration-context", 64, "--threads", 1]
+    words += ["--method", "gptq", "--training-tokens", 2048]
     for name in ("a", "b"):
         result = bitsmith_command("tune", "qat", tiny, "--to", "iq4_nl", "--out", tmp_path / f"{name}.gguf", *words)
         assert result.code == 0, result
@@ -217,7 +237,7 @@ def test_another_teacher(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     original = end_to_end.train
 
     def watched(student: end_to_end.Student, teacher: TopLogits, tokens: np.ndarray, *words: Any) -> end_to_end.Trained:
-        assert _first_choices(other, tokens) == pytest.approx(teacher.ids[:, :, 0])
+        assert _share_of_first_choices(other, tokens, teacher) > 0.95
         seen.append(tokens)
         return original(student, teacher, tokens, *words)
 
@@ -249,7 +269,7 @@ def test_training_reads_more_text_than_rounding(tiny: Path, tmp_path: Path, monk
 
 
 def test_what_lies_on_the_grid_is_not_trained(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = {name: value for name, value in QUICK.items() if name not in ("steps", "batch")}
+    words = {name: value for name, value in QUICK.items() if name not in TRAINING}
     bitsmith.quantize(tiny, to="native/int4-g64", method="gptq", out=tmp_path / "first", **words)
     bitsmith.convert(tmp_path / "first", to="f32", out=tmp_path / "floats")
     judged = count(1)
@@ -264,7 +284,7 @@ def test_what_lies_on_the_grid_is_not_trained(tiny: Path, tmp_path: Path, monkey
 
 def test_most_effort_trains_scales(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(end_to_end, "usual", lambda depth: end_to_end.EndToEnd(depth, steps=3, batch=4))
-    words = {name: value for name, value in QUICK.items() if name not in ("steps", "batch")}
+    words = {name: value for name, value in QUICK.items() if name not in TRAINING}
     made = bitsmith.quantize(tiny, to="native/int3-g64", method="gptq", effort="max", out=tmp_path / "a", **words)
     assert any(note.startswith("training") for note in made.notes)
     assert made.manifest is not None

@@ -99,6 +99,22 @@ def test_core_beside_torch(format: str, rows: int, cols: int, batch: int, monkey
     assert torch.allclose(into, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("format", [*GRIDS, "q4_k"])
+def test_training_in_bfloat16_takes_decoded_weights(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "multiplies_bfloat16", lambda: True)
+    made, dense = layer(format)
+    half = dense.bfloat16()
+    x = torch.randn(130, 256).bfloat16().requires_grad_()
+    found = made(x) - made[0].bias.bfloat16()
+    (into,) = torch.autograd.grad(found.sum(), x)
+    grad = torch.ones(130, 50, dtype=torch.bfloat16)
+    assert torch.equal(found, x @ half.T + made[0].bias.bfloat16() - made[0].bias.bfloat16())
+    assert torch.equal(into, grad @ half)
+    monkeypatch.setattr(operations, "_SLAB_WEIGHTS", 16 * 256)  # four slabs, whose sums are not rounded
+    (parts,) = torch.autograd.grad(made(x).sum(), x)
+    torch.testing.assert_close(parts, into, rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_other_dtypes_keep_the_codes(dtype: torch.dtype) -> None:
     made, dense = layer("int4-g64")
