@@ -25,9 +25,9 @@ from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.recipe.calibration_record import CalibrationRecord
 from bitsmith.recipe.coverage import Coverage
 from bitsmith.runtime.decoder import Decoder, Routing
+from bitsmith.runtime.torch.core_ops import pass_ops
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.ondemand import OnDemandKernel
-from bitsmith.runtime.torch.ops import TorchOps
 from bitsmith.runtime.torch.products import fast_products, with_rounded_products
 from bitsmith.runtime.weights import Block, Linear, WeightLoader, Weights, weight_reader
 from bitsmith.system.progress import Progress, Report, silent
@@ -125,7 +125,7 @@ def collect(
     wanted = wanted or Wanted()
     passing = _with_needs(wanted, searches)
     seed, routers = tokens.seed, RouterCounts(config, every=tokens.all_experts)
-    loader = WeightLoader(config, weight_reader(checkpoint), DenseKernel(device=device), TorchOps(device), device)
+    loader = WeightLoader(config, weight_reader(checkpoint), DenseKernel(device=device), pass_ops(device), device)
     decoder = decoder_without_blocks(loader)
     stats: dict[str, Stats] = {}
     rescalings: tuple[dict[int, tuple[Rescaling, ...]], ...] = tuple({} for _ in searches)
@@ -133,7 +133,7 @@ def collect(
         hidden = embed(decoder, tokens.tokens, memory=memory)
         for layer in range(config.layers):
             report(Progress("calibrate", layer, config.layers, "blocks", f"blk.{layer}"))
-            meters = meters_of(config, layer, passing, seed, every=tokens.all_experts)
+            meters = meters_of(config, layer, passing, seed, every=tokens.all_experts, rounded=coarse(searches))
             block = loader.block(layer)
             require_finite(block, f"blk.{layer}.")
             fast = recording(with_rounded_products(block, coarse(searches)), f"blk.{layer}.", meters)
@@ -221,17 +221,25 @@ def advance(decoder: Decoder, layer: int, block: Block, hidden: WindowStates, ro
 
 
 def meters_of(
-    config: ModelConfig, layer: int, wanted: Wanted, seed: int, *, every: bool = False
+    config: ModelConfig,
+    layer: int,
+    wanted: Wanted,
+    seed: int,
+    *,
+    every: bool = False,
+    rounded: frozenset[str] = frozenset(),
 ) -> dict[str, StatsMeter]:
     """One meter per group of a block, by the names of its linears (q, k and v share one).
 
     every: whether every token passes every expert, so that experts share their input
+    rounded: linears whose Gram matrices may be those of inputs rounded to bfloat16
     """
     shapes = linear_shapes(config, layer)
     meters: dict[str, StatsMeter] = {}
     groups = linear_groups(config, layer)
     for group in with_shared_inputs(groups) if every else groups:
-        meter = StatsMeter(shapes[group.linears[0]][1], gram=wanted.gram, sample=wanted.sample, seed=seed)
+        cols, may_round = shapes[group.linears[0]][1], rounded.issuperset(group.linears)
+        meter = StatsMeter(cols, gram=wanted.gram, sample=wanted.sample, seed=seed, rounded=may_round)
         meters |= dict.fromkeys(group.linears, meter)
     return meters
 
