@@ -105,6 +105,7 @@ def collect(
     *,
     wanted: Wanted | None = None,
     searches: Sequence[Search] = (),
+    rounded: bool = False,
     memory: int | None = None,
     threads: int | None = None,
     device: str = "cpu",
@@ -115,6 +116,7 @@ def collect(
     Memory holds one block's weights, as dense float32, and the hidden states of all windows. If these need more than
     `memory` bytes, they go to disk (see `HiddenStates`). Statistics that only searches need are dropped after each
     block. The same tokens give the same result.
+    rounded: without searches, whether products may round their inputs to bfloat16; with them, formats tell
     threads: number of torch threads, set for the whole process; None: torch's present setting
     Raises TensorError, naming the linear, if an input holds NaN or infinite values; UnsupportedError for an unknown
     architecture.
@@ -125,6 +127,7 @@ def collect(
     wanted = wanted or Wanted()
     passing = _with_needs(wanted, searches)
     seed, routers = tokens.seed, RouterCounts(config, every=tokens.all_experts)
+    lossy = coarse(searches)
     loader = WeightLoader(config, weight_reader(checkpoint), DenseKernel(device=device), pass_ops(device), device)
     decoder = decoder_without_blocks(loader)
     stats: dict[str, Stats] = {}
@@ -133,10 +136,11 @@ def collect(
         hidden = embed(decoder, tokens.tokens, memory=memory)
         for layer in range(config.layers):
             report(Progress("calibrate", layer, config.layers, "blocks", f"blk.{layer}"))
-            meters = meters_of(config, layer, passing, seed, every=tokens.all_experts, rounded=coarse(searches))
+            meters = meters_of(config, layer, passing, seed, every=tokens.all_experts, rounded=lossy)
             block = loader.block(layer)
             require_finite(block, f"blk.{layer}.")
-            fast = recording(with_rounded_products(block, coarse(searches)), f"blk.{layer}.", meters)
+            names = frozenset(block.linears) if rounded and not searches else lossy
+            fast = recording(with_rounded_products(block, names), f"blk.{layer}.", meters)
             advance(decoder, layer, fast, hidden, routers.routing)
             found = _results(meters)
             for search, kept in zip(searches, rescalings, strict=True):
