@@ -27,6 +27,7 @@ class Beside:
     def __init__(self, config: ModelConfig, tokens: np.ndarray, hidden: HiddenStates) -> None:
         """Reserve the space."""
         self._specs, self._tokens = config.specs, tokens
+        self._placed: tuple[Decoder, Pass] | None = None  # rotation and masks are those of every batch
         windows, context, _ = hidden.shape
         self._kept: dict[int, tuple[HiddenStates, HiddenStates]] = {}
         for layer in sorted(config.kept_layers):
@@ -37,7 +38,10 @@ class Beside:
 
     def place(self, decoder: Decoder, layer: int, windows: np.ndarray) -> Pass:
         """The pass of some windows, by number, through a layer."""
-        shared = decoder.place(self._tokens.shape[1], self._tokens[windows])
+        n = self._tokens.shape[1]
+        if self._placed is None or self._placed[0] is not decoder:
+            self._placed = decoder, decoder.place(n)
+        shared = decoder.place(n, self._tokens[windows], like=self._placed[1])
         source = self._specs[layer].keys_of
         if source is not None:
             keys, values = (self._heads(source, each[windows]) for each in self._kept[source])

@@ -48,8 +48,8 @@ from bitsmith.recipe.coverage import STARVED
 from bitsmith.recipe.rounded_rows import RoundedRows
 from bitsmith.runtime.decoder import Decoder, Routing
 from bitsmith.runtime.kernel import Weight
+from bitsmith.runtime.torch.core_ops import pass_ops
 from bitsmith.runtime.torch.dense import DenseKernel
-from bitsmith.runtime.torch.ops import TorchOps
 from bitsmith.runtime.torch.products import fast_products, with_rounded_products
 from bitsmith.runtime.weights import Block, WeightLoader, weight_reader
 from bitsmith.system.memory import available_memory
@@ -121,7 +121,7 @@ class BlockwiseRounding:
         device = resources.device
         self.layers = checkpoint.config.layers
         self._loader = WeightLoader(
-            checkpoint.config, weight_reader(checkpoint), DenseKernel(device=device), TorchOps(device), device
+            checkpoint.config, weight_reader(checkpoint), DenseKernel(device=device), pass_ops(device), device
         )
         self._steps = _Steps(decoder_without_blocks(self._loader), task, tokens.all_experts)
         self._next = 0
@@ -326,7 +326,7 @@ class _Steps:
 
     def head_rounder(self, states: _States) -> LinearRounder:
         """The rounder of the output matrix, from the statistics of its input."""
-        seen = _Compared(HEAD, GramMeter(), GramMeter())
+        seen = _Compared(HEAD, GramMeter(rounded=self.task.formats[HEAD].bits < FINE_BITS))
         for at in states.hidden.batches():
             seen.add(self._normed(states.hidden, at), None if states.truth is None else self._normed(states.truth, at))
         return self._rounder(seen)
@@ -346,7 +346,11 @@ class _Steps:
         self, layer: int, part: Part, groups: tuple[LinearGroup, ...], block: Block, start: Block, states: _States
     ) -> dict[LinearGroup, _Compared]:
         """Statistics of the groups' inputs in the rounded block, and their drift from those in the original model."""
-        found = {group: _Compared(f"blk.{layer}.{group.linears[0]}", GramMeter(), GramMeter()) for group in groups}
+        coarse = self.coarse(layer)
+        found = {
+            group: _Compared(f"blk.{layer}.{group.linears[0]}", GramMeter(rounded=coarse.issuperset(group.linears)))
+            for group in groups
+        }
         alike = tuple(group for group in groups if not group.routed)  # both models choose the same tokens for them
         routing, ending = Routing(self.every), states.last.among(groups)
         for at in states.hidden.batches():
@@ -413,19 +417,15 @@ class _Compared:
     """Statistics of an input, and its drift from the original model's input.
 
     name: name of the linear, for errors
-    meter: sums the Gram matrix
-    drifted: sums the drift
+    meter: sums the Gram matrix and the drift
     """
 
     name: str
     meter: GramMeter
-    drifted: GramMeter
 
     def add(self, x: Tensor, original: Tensor | None) -> None:
         """Add tokens: float32 [..., cols] each."""
-        self.meter.add(x)
-        if original is not None:
-            self.drifted.add(x, original - x)
+        self.meter.add(x, original)
 
     @property
     def stats(self) -> Stats:
@@ -438,7 +438,7 @@ class _Compared:
     @property
     def drift(self) -> Tensor | None:
         """Sum of (x - x')^T x', [cols, cols]: x original inputs, x' inputs of the rounded block; None without x."""
-        drift: Tensor | None = self.drifted.sum
+        drift: Tensor | None = self.meter.drift
         return drift
 
 

@@ -25,9 +25,9 @@ from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.recipe.calibration_record import CalibrationRecord
 from bitsmith.recipe.coverage import Coverage
 from bitsmith.runtime.decoder import Decoder, Routing
+from bitsmith.runtime.torch.core_ops import pass_ops
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.ondemand import OnDemandKernel
-from bitsmith.runtime.torch.ops import TorchOps
 from bitsmith.runtime.torch.products import fast_products, with_rounded_products
 from bitsmith.runtime.weights import Block, Linear, WeightLoader, Weights, weight_reader
 from bitsmith.system.progress import Progress, Report, silent
@@ -105,6 +105,7 @@ def collect(
     *,
     wanted: Wanted | None = None,
     searches: Sequence[Search] = (),
+    rounded: bool = False,
     memory: int | None = None,
     threads: int | None = None,
     device: str = "cpu",
@@ -115,6 +116,7 @@ def collect(
     Memory holds one block's weights, as dense float32, and the hidden states of all windows. If these need more than
     `memory` bytes, they go to disk (see `HiddenStates`). Statistics that only searches need are dropped after each
     block. The same tokens give the same result.
+    rounded: without searches, whether products may round their inputs to bfloat16; with them, formats tell
     threads: number of torch threads, set for the whole process; None: torch's present setting
     Raises TensorError, naming the linear, if an input holds NaN or infinite values; UnsupportedError for an unknown
     architecture.
@@ -125,7 +127,8 @@ def collect(
     wanted = wanted or Wanted()
     passing = _with_needs(wanted, searches)
     seed, routers = tokens.seed, RouterCounts(config, every=tokens.all_experts)
-    loader = WeightLoader(config, weight_reader(checkpoint), DenseKernel(device=device), TorchOps(device), device)
+    lossy = coarse(searches)
+    loader = WeightLoader(config, weight_reader(checkpoint), DenseKernel(device=device), pass_ops(device), device)
     decoder = decoder_without_blocks(loader)
     stats: dict[str, Stats] = {}
     rescalings: tuple[dict[int, tuple[Rescaling, ...]], ...] = tuple({} for _ in searches)
@@ -133,10 +136,11 @@ def collect(
         hidden = embed(decoder, tokens.tokens, memory=memory)
         for layer in range(config.layers):
             report(Progress("calibrate", layer, config.layers, "blocks", f"blk.{layer}"))
-            meters = meters_of(config, layer, passing, seed, every=tokens.all_experts)
+            meters = meters_of(config, layer, passing, seed, every=tokens.all_experts, rounded=lossy)
             block = loader.block(layer)
             require_finite(block, f"blk.{layer}.")
-            fast = recording(with_rounded_products(block, coarse(searches)), f"blk.{layer}.", meters)
+            names = frozenset(block.linears) if rounded and not searches else lossy
+            fast = recording(with_rounded_products(block, names), f"blk.{layer}.", meters)
             advance(decoder, layer, fast, hidden, routers.routing)
             found = _results(meters)
             for search, kept in zip(searches, rescalings, strict=True):
@@ -221,17 +225,25 @@ def advance(decoder: Decoder, layer: int, block: Block, hidden: WindowStates, ro
 
 
 def meters_of(
-    config: ModelConfig, layer: int, wanted: Wanted, seed: int, *, every: bool = False
+    config: ModelConfig,
+    layer: int,
+    wanted: Wanted,
+    seed: int,
+    *,
+    every: bool = False,
+    rounded: frozenset[str] = frozenset(),
 ) -> dict[str, StatsMeter]:
     """One meter per group of a block, by the names of its linears (q, k and v share one).
 
     every: whether every token passes every expert, so that experts share their input
+    rounded: linears whose Gram matrices may be those of inputs rounded to bfloat16
     """
     shapes = linear_shapes(config, layer)
     meters: dict[str, StatsMeter] = {}
     groups = linear_groups(config, layer)
     for group in with_shared_inputs(groups) if every else groups:
-        meter = StatsMeter(shapes[group.linears[0]][1], gram=wanted.gram, sample=wanted.sample, seed=seed)
+        cols, may_round = shapes[group.linears[0]][1], rounded.issuperset(group.linears)
+        meter = StatsMeter(cols, gram=wanted.gram, sample=wanted.sample, seed=seed, rounded=may_round)
         meters |= dict.fromkeys(group.linears, meter)
     return meters
 

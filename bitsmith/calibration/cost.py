@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from bitsmith.models.arch.config import LayerSpec, ModelConfig
 from bitsmith.models.arch.operations.base import LinearGroup
 from bitsmith.quant.rounders.effort import EFFORTS
 from bitsmith.recipe.calibration_record import CalibrationRecord
+from bitsmith.system.core import core
 from bitsmith.system.memory import available_memory
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ _SEEN_PASSES = 2  # passes through all experts for the statistics of GPTQ, if ev
 _TRAINING_PRODUCTS = 4  # forward, forward again in the backward pass, and two gradients
 _OFFSETS = 5  # numbers beside a weight: its offset, the best one, the gradient, and Adam's two moments
 _PROBE = 768
+_REACHED = 0.5  # share of the rate of bfloat16 products that a whole run reaches; small operations stay float32
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Cost:
         Hessian and the matrices derived from it, and the rows being rounded
     disk: bytes of hidden states in a temporary file; 0 if they stay in memory
     products: number of multiplications, each with an addition, in the passes, Gram matrices and the rounding
-    rate: products that this machine takes in a second, by a short measurement
+    rate: products that this machine takes in a second, by a short measurement: of bfloat16 where the passes round to it
     """
 
     seconds: float
@@ -58,15 +61,24 @@ class Cost:
 
 
 def calibration_cost(
-    config: ModelConfig, method: Method, effort: str, record: CalibrationRecord, *, memory: int | None = None
+    config: ModelConfig,
+    method: Method,
+    effort: str,
+    record: CalibrationRecord,
+    *,
+    fine: bool = False,
+    memory: int | None = None,
 ) -> Cost:
     """Cost of calibrating on the tokens of a record. The time is right within a factor of two.
 
+    fine: whether all formats have 8 bits or more; their products are float32
     memory: bytes that hidden states may take in memory; None: half of the memory that is available now
     """
     hidden_states, on_disk = _hidden_states(config, method, effort, record.tokens, memory)
     seconds, largest, widest, grams = 0.0, 0, config.hidden, 0
-    rate = _multiply_adds_per_second()
+    rounded = None if fine else _rounded_products_per_second()
+    rate = _multiply_adds_per_second() if rounded is None else rounded
+    reached = 1.0 if rounded is None else _REACHED
     known: dict[LayerSpec, float] = {}
     products = 0.0
     for layer in range(config.layers):
@@ -78,7 +90,7 @@ def calibration_cost(
             known[kind] = _block_products(config, layer, method, effort, record)
         grams = max(grams, _gram_bytes(config, layer, method, record.all_experts))
         products += known[kind]
-        seconds += known[kind] / rate + _fixed_seconds(config, layer, method, effort)
+        seconds += known[kind] / (rate * reached) + _fixed_seconds(config, layer, method, effort)
     kept = _kept_inputs(config, method, effort, record.tokens, memory)
     memory = hidden_states + _FLOATS * 2 * largest
     if method.needs_text:
@@ -113,7 +125,7 @@ def _block_products(config: ModelConfig, layer: int, method: Method, effort: str
     shapes = linear_shapes(config, layer)
     matrices = tuple(shapes.values())
     block = _passed_weights(config, layer)
-    attention = 2.0 * config.heads * config.specs[layer].head_dim * record.context
+    attention = config.heads * config.specs[layer].head_dim * record.context  # two products, half of each is seen
     passed = (block + attention) * tokens
     further = _passed_weights(config, layer, every=True) * tokens - block * tokens if record.all_experts else 0.0
     inputs = [shapes[group.linears[0]][1] for group in linear_groups(config, layer)]
@@ -195,6 +207,20 @@ def _hidden_states(
     size = _FLOATS * tokens * (config.hidden + kept)
     room = available_memory() if memory is None else 2 * memory
     return (0, buffers * size) if room is not None and size > room // 2 // buffers else (buffers * size, 0)
+
+
+def _rounded_products_per_second() -> float | None:
+    """Speed of the C++ core's bfloat16 products on this machine; None where it has none."""
+    module = core()
+    if module is None or not hasattr(module, "add_grams") or module.isa() not in ("avx512bf16", "amx"):
+        return None
+    x, gram, least = np.ones((512, _PROBE), np.float32), np.zeros((_PROBE, _PROBE), np.float32), float("inf")
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for _ in range(4):
+        started = time.perf_counter()
+        module.add_grams(x, gram, rounded=True, threads=threads)
+        least = min(least, time.perf_counter() - started)
+    return len(x) * _PROBE * (_PROBE + 1) / 2 / least
 
 
 def _multiply_adds_per_second() -> float:

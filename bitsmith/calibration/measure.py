@@ -84,6 +84,7 @@ def measure(
         looking = {at: searches[at] for at in own if at in searches}
         found = replace(prepared, checkpoint=jobs[own[0]].assignment.checkpoint).run(
             searches=tuple(looking.values()),
+            rounded=not any(inputs_wanted(job.assignment.tensors) for job in jobs),  # importance alone is averaged
             memory=resources.memory,
             threads=resources.threads,
             device=resources.device,

@@ -62,6 +62,7 @@ class Prepared:
         *,
         wanted: Wanted | None = None,
         searches: Sequence[Search] = (),
+        rounded: bool = False,
         memory: int | None = None,
         threads: int | None = None,
         device: str = "cpu",
@@ -85,6 +86,7 @@ class Prepared:
             tokens,
             wanted=wanted,
             searches=searches,
+            rounded=rounded,
             memory=memory,
             threads=threads,
             device=device,
@@ -281,7 +283,8 @@ def write_imatrix(
 
             if on_plan is not None:
                 on_plan(prepared, _pass_cost(prepared, memory))
-            found = prepared.run(memory=memory, threads=threads, device=choose_device(config.device), report=report)
+            device = choose_device(config.device)
+            found = prepared.run(rounded=True, memory=memory, threads=threads, device=device, report=report)
             content, record, coverage = to_imatrix(found), found.record, _told(found.coverage)
         layout, data = imatrix_file(content, path.name)
         with OutputFiles(replace(place, layouts=[layout]), reservation) as output:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from array_api_compat import array_namespace
 
+from bitsmith.calibration.grams import GramSum, accelerated
 from bitsmith.errors import TensorError
 from bitsmith.quant.grid import Array
 from bitsmith.system.core import core
 
 _CHUNK = 1 << 20  # values summed at once: bounds the float64 temporaries
 MOST_GRAMS = 2 << 30  # bytes of Gram matrices of experts that are summed in one pass, if one needs no more
-SUMMED_ROWS = 512  # tokens in one product x^T x; the result of longer sums depends on the number of threads
-_STRIP = 128  # columns of x^T x that are computed together, from the diagonal on: the matrix is symmetric
 
 
 @dataclass(frozen=True)
@@ -41,32 +41,21 @@ class Stats:
 
 
 class GramMeter:
-    """Sums the Gram matrix only, in float32, on the input's device."""
+    """Sums the Gram matrix only, and with inputs of another model the drift; see `GramSum`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, rounded: bool = False) -> None:
         self._count = 0
-        self._sum: Array = None
-        self._half = False  # whether only the upper triangle of the sum is there
+        self._sum = GramSum(rounded=rounded)
 
-    def add(self, x: Array, other: Array = None) -> None:
-        """Add tokens: float32 [..., cols], numpy or torch. With `other`, of the same shape, sum other^T x instead."""
-        xp = array_namespace(x)
-        rows = xp.reshape(x, (-1, x.shape[-1]))
-        left = rows if other is None else xp.reshape(other, (-1, other.shape[-1]))
-        self._half = other is None
-        if self._sum is None:
-            self._sum = xp.zeros((rows.shape[1], rows.shape[1]), dtype=xp.float32, device=rows.device)
-        for start in range(0, rows.shape[0], SUMMED_ROWS):
-            stop = start + SUMMED_ROWS
-            add_products(self._sum, left[start:stop], rows[start:stop], symmetric=self._half)
-        self._count += rows.shape[0]
+    def add(self, x: Array, original: Array = None) -> None:
+        """Add tokens: float32 [..., cols] each, numpy or torch. original: the same tokens' inputs in another model"""
+        self._sum.add(x, original)
+        self._count += math.prod(x.shape[:-1])
 
     @property
-    def sum(self) -> Array:
-        """The sum so far, [cols, cols]; None before the first `add`."""
-        if self._half:
-            mirror(self._sum)
-        return self._sum
+    def drift(self) -> Array:
+        """Sum of (x0 - x)^T x, [cols, cols]: x0 inputs of the other model; None if there were none."""
+        return self._sum.drift
 
     @property
     def count(self) -> int:
@@ -75,13 +64,14 @@ class GramMeter:
 
     def result(self) -> Stats:
         """The statistics; call `add` first. Raises TensorError if a value was NaN or infinite."""
-        xp = array_namespace(self.sum)
-        square = _numpy(xp.asarray(xp.linalg.diagonal(self.sum))).astype(np.float64)
+        gram = self._sum.gram
+        xp = array_namespace(gram)
+        square = _numpy(xp.asarray(xp.linalg.diagonal(gram))).astype(np.float64)
         if not np.isfinite(square).all():
             column = int(np.flatnonzero(~np.isfinite(square))[0])
             raise TensorError(f"the input holds NaN or infinite values, the first in column {column}")
         empty = np.zeros(0, np.float32)
-        return Stats(self._count, square, empty, empty, self.sum, np.zeros((0, len(square)), np.float32))
+        return Stats(self._count, square, empty, empty, gram, np.zeros((0, len(square)), np.float32))
 
 
 class StatsMeter:
@@ -93,13 +83,13 @@ class StatsMeter:
     with the lowest numbers stay, in order. Meters with the same seed that see the same tokens keep the same ones.
     """
 
-    def __init__(self, cols: int, *, gram: bool = False, sample: int = 0, seed: int = 0) -> None:
+    def __init__(self, cols: int, *, gram: bool = False, sample: int = 0, seed: int = 0, rounded: bool = False) -> None:
+        """rounded: whether the Gram matrix may be that of inputs rounded to bfloat16, see `GramSum`."""
         self._count = 0
         self._square = np.zeros(cols, np.float64)
         self._sum_abs = np.zeros(cols, np.float64)
         self._max_abs = np.zeros(cols, np.float32)
-        self._gram: Array = None
-        self._wants_gram = gram
+        self._gram = GramSum(rounded=rounded) if gram else None
         self._size = sample
         self._random = np.random.default_rng(seed)
         self._drawn = np.zeros(0, np.float64)
@@ -119,12 +109,8 @@ class StatsMeter:
         self._sum_abs += sizes
         self._square += square
         self._max_abs = np.maximum(self._max_abs, largest)
-        if self._wants_gram:
-            for start in range(0, rows.shape[0], SUMMED_ROWS):
-                part = rows[start : start + SUMMED_ROWS]
-                if self._gram is None:
-                    self._gram = xp.zeros((rows.shape[1], rows.shape[1]), dtype=xp.float32, device=rows.device)
-                add_products(self._gram, part, part, symmetric=True)
+        if self._gram is not None:
+            self._gram.add(rows)
         if self._size:
             self._draw(rows)
         self._count += rows.shape[0]
@@ -140,9 +126,9 @@ class StatsMeter:
     def result(self) -> Stats:
         """The statistics so far, in new arrays."""
         gram = None
-        if self._wants_gram:
-            cols = len(self._square)
-            gram = np.zeros((cols, cols), np.float32) if self._gram is None else np.array(_numpy(mirror(self._gram)))
+        if self._gram is not None:
+            cols, found = len(self._square), self._gram.gram
+            gram = np.zeros((cols, cols), np.float32) if found is None else np.array(_numpy(found))
         return Stats(
             count=self._count,
             square=self._square.copy(),
@@ -153,39 +139,13 @@ class StatsMeter:
         )
 
 
-def add_products(total: Array, left: Array, right: Array, *, symmetric: bool) -> None:
-    """Add left^T right to `total`, float32 [cols, cols], in place. left, right: float32 [tokens, cols]
-
-    symmetric: whether both are the same; then only what lies on and above the diagonal is added, see `mirror`
-    """
-    cols = total.shape[0]
-    step = _STRIP if symmetric and not _accelerated(total) else cols
-    for start in range(0, cols, step):
-        strip, first = slice(start, start + step), start if symmetric else 0
-        if isinstance(total, np.ndarray):
-            total[strip, first:] += left[:, strip].T @ right[:, first:]
-        else:
-            total[strip, first:].addmm_(left[:, strip].T, right[:, first:])
-
-
-def mirror(total: Array) -> Array:
-    """Copy what lies above the diagonal to the places below it, in place. Returns `total`."""
-    for start in range(0, total.shape[0], _STRIP):
-        strip = slice(start, start + _STRIP)
-        rows, own = total[strip, start + _STRIP :], total[strip, strip]
-        total[start + _STRIP :, strip] = rows.T
-        xp = array_namespace(own)
-        total[strip, strip] = xp.triu(own) + xp.triu(own, k=1).T
-    return total
-
-
 def _column_sums(rows: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sums of squares and of magnitudes, float64 [cols], and the largest magnitudes, float32 [cols].
 
     rows: float32 [tokens, cols], numpy or torch
     """
     module = core()
-    if module is None or not hasattr(module, "column_sums") or _accelerated(rows) or not rows.shape[0]:
+    if module is None or not hasattr(module, "column_sums") or accelerated(rows) or not rows.shape[0]:
         return _column_sums_by_array(rows)
     cols = rows.shape[1]
     square, sizes, largest = np.zeros(cols), np.zeros(cols), np.zeros(cols, np.float32)
@@ -205,10 +165,6 @@ def _column_sums_by_array(rows: Array) -> tuple[np.ndarray, np.ndarray, np.ndarr
         sizes += _numpy(xp.sum(wide, axis=0))
         square += _numpy(xp.sum(wide * wide, axis=0))
     return square, sizes, largest
-
-
-def _accelerated(x: Array) -> bool:
-    return not isinstance(x, np.ndarray) and x.device.type != "cpu"
 
 
 def _numpy(x: Array) -> np.ndarray:

@@ -15,8 +15,8 @@ from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.quant.formats.base import Format
 from bitsmith.runtime.decoder import Decoder
 from bitsmith.runtime.overridden import rounded
+from bitsmith.runtime.torch.core_ops import pass_ops
 from bitsmith.runtime.torch.dense import DenseKernel
-from bitsmith.runtime.torch.ops import TorchOps
 from bitsmith.runtime.torch.products import with_rounded_products
 from bitsmith.runtime.weights import Linear, WeightLoader, weight_reader
 from bitsmith.system.progress import Progress, Report, silent
@@ -33,7 +33,7 @@ def predictions(
     """
     device = resources.device
     loader = WeightLoader(
-        checkpoint.config, weight_reader(checkpoint), DenseKernel(device=device), TorchOps(device), device
+        checkpoint.config, weight_reader(checkpoint), DenseKernel(device=device), pass_ops(device), device
     )
     decoder = with_ends(loader, decoder_without_blocks(loader), None)
     share = None if resources.memory is None else resources.memory // 2

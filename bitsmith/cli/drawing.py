@@ -18,6 +18,7 @@ from bitsmith.system.sizes import human_bytes as human_bytes  # for every comman
 from bitsmith.system.sizes import human_seconds as human_seconds
 
 _WIDEST_CELL = 120  # characters
+_STEADY = 24 * 3600.0  # seconds over which the speed is averaged: blocks of a large model take minutes each
 
 
 class PrintableConsole(Console):
@@ -93,6 +94,7 @@ def progress_bar(quiet: bool = False, *, per_second: float = 10) -> Iterator[Rep
         console=console,
         transient=True,
         refresh_per_second=per_second,
+        speed_estimate_period=_STEADY,
     )
     tasks: dict[str, TaskID] = {}
     with bars:

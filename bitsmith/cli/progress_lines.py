@@ -25,6 +25,7 @@ class ProgressLines:
         self._write, self._now = write, now
         self._latest: Progress | None = None
         self._begun: dict[str, tuple[float, int]] = {}  # stage -> when it began, and what was done then
+        self._moved: dict[str, tuple[float, int]] = {}  # stage -> the same for the last step that ended
         self._lines = 0
         self._due = now() + FIRST
 
@@ -32,7 +33,9 @@ class ProgressLines:
         """Take a report; write a line if one is due."""
         begun = self._begun.get(progress.stage)
         if begun is None or progress.done < begun[1]:  # stages take turns; one that begins again starts anew
-            self._begun[progress.stage] = self._now(), progress.done
+            self._begun[progress.stage] = self._moved[progress.stage] = self._now(), progress.done
+        if progress.done != self._moved[progress.stage][1]:
+            self._moved[progress.stage] = self._now(), progress.done
         self._latest = progress
         self.tick()
 
@@ -51,13 +54,22 @@ class ProgressLines:
         if progress.total > 0:
             done, total = _amounts(progress)
             words.append(f"{100 * progress.done / progress.total:.0f} %, {done} of {total}".rstrip())
-        since, before = self._begun.get(progress.stage, (self._now(), progress.done))
-        passed, gone = self._now() - since, progress.done - before
-        if gone > 0 and passed > 0 and progress.total > progress.done:
-            words[-1] += f", about {human_seconds(passed * (progress.total - progress.done) / gone)} left"
+        left = self._left(progress)
+        if left is not None:
+            words[-1] += f", about {human_seconds(left)} left"
         elif progress.detail:
             words[-1] += f", {progress.detail}"
         return " ".join(words)
+
+    def _left(self, progress: Progress) -> float | None:
+        """Seconds left, if they can be told: by the steps that ended, less what the present one has taken so far."""
+        since, before = self._begun.get(progress.stage, (self._now(), progress.done))
+        ended, _ = self._moved.get(progress.stage, (since, before))
+        gone, missing = progress.done - before, progress.total - progress.done
+        if gone <= 0 or ended <= since or missing <= 0:
+            return None
+        step = (ended - since) / gone
+        return max(step * missing - (self._now() - ended), step * (missing - 1))
 
 
 def _amounts(progress: Progress) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitsmith.calibration.cost import LONG_SECONDS, Cost, calibration_cost, training_cost
-from bitsmith.calibration.method import Method, default_method
+from bitsmith.calibration.method import FINE_BITS, Method, default_method
 from bitsmith.containers import module_containers
 from bitsmith.containers.destination import Destination, followed
 from bitsmith.errors import BitsmithError, UsageError, quoted
@@ -148,7 +148,8 @@ class Output:
         if self.prepared is None or self.prepared.request is None:
             return Cost(0.0, 0)
         record, config = self.prepared.record, self.assignment.checkpoint.config
-        cost = calibration_cost(config, method, effort, record, memory=self.memory)
+        fine = all(format.bits >= FINE_BITS for format in self.assignment.formats)
+        cost = calibration_cost(config, method, effort, record, fine=fine, memory=self.memory)
         if self.training is None or method != self.method:
             return cost
         taught = config if self.teacher is None else self.teacher.config

@@ -118,6 +118,12 @@ class Run:
             return *self.cache.read(spec.keys_of, self.shared.cells, *seen.keys), seen.mask
         return *self.shared.kept[spec.keys_of], seen.mask
 
+    def window(self, layer: int) -> int | None:
+        """Earlier positions that a layer's queries see, 0 for all; None with a cache, whose rows begin anywhere."""
+        if self.cache is not None:
+            return None
+        return self.config.window if self.config.specs[layer].window else 0
+
     def layer_input(self, layer: int) -> Tensor:
         """The layer's embedding of each token, [batch, n, layer_width]."""
         assert self.shared.inputs is not None
@@ -241,12 +247,13 @@ class Decoder:
         """A tensor of these operations as numpy."""
         return self.ops.numpy(x)
 
-    def place(self, n: int, ids: np.ndarray | None = None) -> Pass:
+    def place(self, n: int, ids: np.ndarray | None = None, *, like: Pass | None = None) -> Pass:
         """Rotation and masks of n tokens a row that begin their sequences, without a cache.
 
         ids: int64 [rows, n], the tokens; only models with embeddings of layers need them
+        like: an earlier pass of n tokens a row, whose rotation and masks are taken
         """
-        shared = self._place(np.arange(n)[None], n)
+        shared = self._place(np.arange(n)[None], n) if like is None else replace(like, kept={})
         return shared if ids is None else replace(shared, inputs=self._inputs(ids, None))
 
     def _inputs(self, ids: np.ndarray, first: Tensor | None) -> LayerInputs | None:

@@ -142,6 +142,7 @@ class Ops(Protocol):
         scale: float | None = None,
         softcap: float = 0.0,
         sinks: Tensor | None = None,
+        window: int | None = None,
     ) -> Tensor:
         """softmax(s(q k^T)) v. Grouped heads share keys and values without copies.
 
@@ -150,6 +151,8 @@ class Ops(Protocol):
         scale: s multiplies by it; None for 1 / sqrt(head_dim)
         softcap: s then takes softcap * tanh(x / softcap); 0 for no cap
         sinks: float32 [heads], the score of a further key without a value; None for none
+        window: where query i has the place of key i, and `visible` shows it the keys i - window < j <= i, or all j <= i
+            if it is 0; None for any other `visible`
         Returns [batch, n, heads * head_dim].
         """
         ...

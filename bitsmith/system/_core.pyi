@@ -97,6 +97,16 @@ def round_rows(
 def column_sums(
     x: np.ndarray, *, square: np.ndarray, magnitude: np.ndarray, largest: np.ndarray, isa: str = ""
 ) -> None: ...
+def add_grams(
+    x: np.ndarray,
+    gram: np.ndarray,
+    original: np.ndarray | None = None,
+    drift: np.ndarray | None = None,
+    *,
+    rounded: bool = False,
+    threads: int = 1,
+    isa: str = "",
+) -> None: ...
 def pivoted_order(
     hessian: np.ndarray, added: np.ndarray, *, least: float, order: np.ndarray, threads: int, isa: str = ""
 ) -> bool: ...
@@ -143,6 +153,18 @@ class ScaleSearch:
         *,
         threads: int,
     ) -> float: ...
+
+def grid_loss(
+    w: np.ndarray,
+    factors: np.ndarray,
+    table: np.ndarray,
+    scale: np.ndarray,
+    offset: np.ndarray | None,
+    gram: np.ndarray,
+    *,
+    threads: int,
+    isa: str = "",
+) -> float: ...
 
 class Factor:
     def __init__(
@@ -387,3 +409,32 @@ class Model:
         single: int | None = None,
     ) -> np.ndarray: ...
     def logits(self, hidden: np.ndarray) -> np.ndarray: ...
+
+def causal_attention(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    *,
+    out: np.ndarray,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: np.ndarray | None = None,
+    threads: int = 1,
+    isa: str = "",
+) -> None: ...
+def rotated_heads(
+    x: np.ndarray,
+    cosines: np.ndarray,
+    sines: np.ndarray,
+    *,
+    interleaved: bool,
+    out: np.ndarray,
+    threads: int = 1,
+) -> None: ...
+def normed_rows(
+    x: np.ndarray, weight: np.ndarray, *, eps: float, out: np.ndarray, threads: int = 1, isa: str = ""
+) -> None: ...
+def gated_rows(
+    gate: np.ndarray, up: np.ndarray, *, activation: str, out: np.ndarray, threads: int = 1, isa: str = ""
+) -> None: ...

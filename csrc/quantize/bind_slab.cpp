@@ -37,6 +37,17 @@ const SlabKernels &slab_kernels(Isa isa) {
 
 using OptionalRead = std::optional<Read>;
 
+ColumnGrid grid_of(const Read &table) {
+  const auto levels = static_cast<int64_t>(table.ndim() == 1 ? table.shape(0) : 0);
+  if (levels < 2 || levels > 256) refuse("a table has 2 to 256 levels");
+  ColumnGrid grid{};
+  grid.table = read<float>(table, "table", {levels});
+  grid.levels = static_cast<int>(levels);
+  grid.counts = grid.table[0] == static_cast<float>(static_cast<int>(grid.table[0]));
+  for (int i = 1; i < grid.levels; ++i) grid.counts = grid.counts && grid.table[i] - grid.table[i - 1] == 1.0f;
+  return grid;
+}
+
 class Factor {
  public:
   Factor(const Read &hessian, const Read &feedback, const Read &pivots, const Read &added, const OptionalRead &order)
@@ -166,17 +177,6 @@ class Slab {
   }
 
  private:
-  static ColumnGrid grid_of(const Read &table) {
-    const auto levels = static_cast<int64_t>(table.ndim() == 1 ? table.shape(0) : 0);
-    if (levels < 2 || levels > 256) refuse("a table has 2 to 256 levels");
-    ColumnGrid grid{};
-    grid.table = read<float>(table, "table", {levels});
-    grid.levels = static_cast<int>(levels);
-    grid.counts = grid.table[0] == static_cast<float>(static_cast<int>(grid.table[0]));
-    for (int i = 1; i < grid.levels; ++i) grid.counts = grid.counts && grid.table[i] - grid.table[i - 1] == 1.0f;
-    return grid;
-  }
-
   // scale, offset: float32 [blocks, rows]
   struct Grid {
     ColumnGrid get;
@@ -214,6 +214,37 @@ class Slab {
   Pool pool_;
 };
 
+// tr(e gram e^T) for the errors e of weights [rows, cols] with these factors and this grid; see `SlabKernels::loss`
+double grid_loss(const Read &weights, const Read &factors, const Read &table, const Read &scale,
+                 const OptionalRead &offset, const Read &gram, int threads, const std::string &isa) {
+  if (weights.ndim() != 2) refuse("the weights have " + text(weights.ndim()) + " dimensions; expected [rows, cols]");
+  const auto rows = static_cast<int64_t>(weights.shape(0)), cols = static_cast<int64_t>(weights.shape(1));
+  const auto blocks = static_cast<int64_t>(scale.ndim() == 2 ? scale.shape(0) : 0);
+  if (blocks < 1 || cols % blocks) refuse(text(blocks) + " blocks do not divide the columns");
+  ColumnGrid grid = grid_of(table);
+  grid.scale = read<float>(scale, "scale", {blocks, rows});
+  grid.offset = offset ? read<float>(*offset, "offset", {blocks, rows}) : nullptr;
+  grid.block = cols / blocks;
+  const float *from = read<float>(weights, "weights", {rows, cols}), *columns = read<float>(factors, "factors", {cols});
+  const float *sums = read<float>(gram, "gram", {cols, cols});
+  const SlabKernels &kernels = slab_kernels(isa.empty() ? chosen_isa() : isa_named(isa));
+  nb::gil_scoped_release released;
+  std::vector<double> losses(static_cast<size_t>((rows + kSlabRows - 1) / kSlabRows));
+  Pool pool(std::max(1, threads));
+  pool.run(static_cast<int>(losses.size()), [&](int piece) {
+    thread_local std::vector<float> room;
+    room.resize(static_cast<size_t>(2 * cols + kStep) * kSlabRows);
+    const int64_t first = static_cast<int64_t>(piece) * kSlabRows;
+    const SlabTile tile{room.data(), nullptr, nullptr, nullptr, first, std::min<int64_t>(kSlabRows, rows - first),
+                        rows,        cols};
+    kernels.load(tile, from, tile.weights);
+    losses[piece] = kernels.loss(tile, grid, columns, sums, room.data() + cols * kSlabRows);
+  });
+  double total = 0;
+  for (double each : losses) total += each;
+  return total;
+}
+
 }  // namespace
 }  // namespace bitsmith::quantize
 
@@ -222,6 +253,10 @@ void bitsmith::bind_slab(nb::module_ &m) {
   using quantize::Factor;
   using quantize::Slab;
   const auto none = nb::none();
+  m.def("grid_loss", &quantize::grid_loss, "w"_a, "factors"_a, "table"_a, "scale"_a, "offset"_a.none(), "gram"_a,
+        nb::kw_only(), "threads"_a, "isa"_a = "",
+        "tr(e gram e^T) for e the error of w [rows, cols] if its columns are multiplied by factors [cols], take their "
+        "nearest values, and are divided again; the grid as for `Slab`.");
   nb::class_<Factor>(m, "Factor", "A Hessian and its factor, float32; see quant/rounders/hessian.py.")
       .def(nb::init<const quantize::Read &, const quantize::Read &, const quantize::Read &, const quantize::Read &,
                     const quantize::OptionalRead &>(),

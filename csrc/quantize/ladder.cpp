@@ -288,22 +288,7 @@ double loss_of_rows(const Ladder &ladder, const LadderRows &rows, const float *g
       }
     }
   }
-  // e G e^T = sum over j of e_j (G_jj e_j + 2 sum over i < j of G_ij e_i), as G is symmetric
-  Doubles total{};
-  for (int64_t start = 0; start < cols; start += kStep) {
-    const int64_t wide = std::min<int64_t>(kStep, cols - start);
-    std::fill_n(steep, wide * kLadderRows, 0.0f);
-    product(gram + start, cols, start, wide, error, steep);
-    for (int64_t i = 0; i < wide * kLadderRows; ++i) steep[i] *= 2.0f;
-    product(gram + start * cols + start, cols, wide, wide, error + start * kLadderRows, steep);
-    for (int64_t i = 0; i < wide * kLadderRows; i += kLanes) {
-      total +=
-          convert<Doubles>(load<Floats>(error + start * kLadderRows + i)) * convert<Doubles>(load<Floats>(steep + i));
-    }
-  }
-  double sum = 0;
-  for (int lane = 0; lane < kLanes; ++lane) sum += total[lane];
-  return sum;
+  return output_loss(gram, cols, error, steep);
 }
 
 Find find(const Ladder &ladder) {

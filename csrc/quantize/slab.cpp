@@ -278,9 +278,23 @@ void codes(const SlabTile &slab, const ColumnGrid &grid, uint8_t *to) {
   }
 }
 
+double loss(const SlabTile &slab, const ColumnGrid &grid, const float *factors, const float *gram, float *scratch) {
+  float *error = scratch, *steep = error + slab.cols * kSlabRows;
+  for (int64_t j = 0; j < slab.cols; ++j) {
+    const Column at(grid, slab, j);
+    const Floats factor = splat(factors[j]);
+    for (int v = 0; v < kAcross; ++v) {
+      const Floats w = load<Floats>(column(slab.weights, j) + v * kLanes);
+      store(column(error, j) + v * kLanes, at.value(at.level(w * factor, v), v) / factor - w);
+    }
+    std::fill(column(error, j) + slab.rows, column(error, j) + kSlabRows, 0.0f);
+  }
+  return output_loss(gram, slab.cols, error, steep);
+}
+
 }  // namespace
 
 extern const SlabKernels kSlabKernels;
-const SlabKernels kSlabKernels{load_rows, feedback, nearest, output_error, slope, moments, move, recode, codes};
+const SlabKernels kSlabKernels{load_rows, feedback, nearest, output_error, slope, moments, move, recode, codes, loss};
 
 }  // namespace bitsmith::quantize::BITSMITH_ISA

@@ -53,6 +53,9 @@ struct SlabKernels {
                const float *scale, const float *offset, float *scratch);
   void (*recode)(const SlabTile &, const Hessian &, const ColumnGrid &, int64_t start, int64_t stop, float *scratch);
   void (*codes)(const SlabTile &, const ColumnGrid &, uint8_t *codes);
+  // The squared error of the outputs, tr(e gram e^T), of weights that are multiplied by the columns' factors, take
+  // their nearest values, and are divided again.
+  double (*loss)(const SlabTile &, const ColumnGrid &, const float *factors, const float *gram, float *scratch);
 };
 
 }  // namespace bitsmith::quantize

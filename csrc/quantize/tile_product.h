@@ -61,4 +61,25 @@ inline void product(const float *a, int64_t stride, int64_t terms, int64_t colum
   }
 }
 
+// Sum over the rows of a tile of e G e^T, for errors e [cols, kSlabRows] and G [cols, cols], symmetric. steep: room for
+// [kStep, kSlabRows]
+inline double output_loss(const float *gram, int64_t cols, const float *error, float *steep) {
+  // e G e^T = sum over j of e_j (G_jj e_j + 2 sum over i < j of G_ij e_i)
+  Doubles total{};
+  for (int64_t start = 0; start < cols; start += kStep) {
+    const int64_t wide = std::min<int64_t>(kStep, cols - start);
+    std::fill_n(steep, wide * kSlabRows, 0.0f);
+    product(gram + start, cols, start, wide, error, steep);
+    for (int64_t i = 0; i < wide * kSlabRows; ++i) steep[i] *= 2.0f;
+    product(gram + start * cols + start, cols, wide, wide, error + start * kSlabRows, steep);
+    for (int64_t i = 0; i < wide * kSlabRows; i += kLanes) {
+      total +=
+          convert<Doubles>(load<Floats>(error + start * kSlabRows + i)) * convert<Doubles>(load<Floats>(steep + i));
+    }
+  }
+  double sum = 0;
+  for (int lane = 0; lane < kLanes; ++lane) sum += total[lane];
+  return sum;
+}
+
 }  // namespace bitsmith::quantize::BITSMITH_ISA

@@ -129,6 +129,7 @@ void bind_run(nb::module_ &m) {
   bind_matrix(m);
   bind_model(m);
   bind_stored(m);
+  bind_passes(m);
 }
 
 }  // namespace bitsmith

@@ -104,12 +104,12 @@ def test_the_gram_matrix_alone(kind) -> None:
     assert found.sample.shape == (0, 12)
 
 
-def test_products_of_two_inputs_are_other_transposed_times_x() -> None:
+def test_the_drift_is_what_inputs_moved_times_x() -> None:
     x, meter = inputs(), GramMeter()
     other = x + np.random.default_rng(4).standard_normal(x.shape).astype(np.float32)
     for start in (0, 25):
         meter.add(x[start : start + 25], other[start : start + 25])
-    np.testing.assert_allclose(meter.sum, other.astype(np.float64).T @ x, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(meter.drift, (other - x).astype(np.float64).T @ x, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -149,6 +149,6 @@ def test_the_upper_half_is_mirrored() -> None:
     for kind in (np.asarray, torch.from_numpy):
         meter = GramMeter()
         meter.add(kind(x))
-        total = np.asarray(meter.sum)
+        total = np.asarray(meter.result().gram)
         np.testing.assert_array_equal(total, total.T)
         np.testing.assert_allclose(total, x.astype(np.float64).T @ x, rtol=1e-4, atol=1e-3)

@@ -66,6 +66,19 @@ def test_stages_that_take_turns_keep_their_time_left() -> None:
     assert any(line.startswith("gptq:") and line.endswith("left\n") for line in written)
 
 
+@pytest.mark.parametrize("into", [0.0, 30.0, 59.0, 75.0])
+def test_the_time_left_is_right_within_a_step(into: float) -> None:
+    """Blocks of a minute each: a line in the middle of a block counts what the block has taken already."""
+    clock = Clock()
+    lines = ProgressLines(lambda line: None, clock)
+    for block in range(3):
+        clock.now = 100.0 + 60 * block
+        lines(Progress("gptq", block, 30, "blocks"))
+    clock.now += into
+    left = lines._left(Progress("gptq", 2, 30, "blocks"))
+    assert left == pytest.approx(max(28 * 60 - into, 27 * 60))
+
+
 def test_a_long_step_is_shown_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """The step reports once; the line comes from the watching thread."""
     seen = threading.Event()

@@ -18,11 +18,12 @@ from bitsmith.calibration.stats import Stats
 from bitsmith.calibration.transforms.base import Rescaling, require, settled
 from bitsmith.models.arch.groups import LinearGroup
 from bitsmith.quant.formats.affine import Affine, extents
-from bitsmith.quant.formats.base import Format, NeedsExtent, Params
+from bitsmith.quant.formats.base import Format, NeedsExtent, Params, VectorFormat
 from bitsmith.quant.formats.codebook import Codebook
 from bitsmith.quant.formats.core_ladder import clipped, scale_search
 from bitsmith.quant.formats.search import usable
-from bitsmith.quant.grid import Array
+from bitsmith.quant.grid import Array, Grid
+from bitsmith.quant.rounders.core_slab import output_loss
 from bitsmith.quant.rounders.nearest import nearest
 
 Round = Callable[[Array, Format, Array | None], tuple[Array, Params]]
@@ -98,12 +99,26 @@ class Awq:
             if found is not None:
                 total += found / max(stats.count, 1)
                 continue
-            scaled, format = w * scale, formats[name]
+            format = formats[name]
             if isinstance(format, NeedsExtent):
+                scaled = w * scale
                 format = format.with_extent(float(scaled.min()), float(scaled.max()))
-            codes, params = self.round(scaled, format, importance)
-            total += output_error(format.grid(params).values(codes) / scale - w, stats)
+            total += self._rounded_loss(w, format, stats, scale, importance)
         return total
+
+    def _rounded_loss(
+        self, w: np.ndarray, format: Format, stats: Stats, scale: np.ndarray, importance: np.ndarray
+    ) -> float:
+        """The loss of one matrix whose format the core cannot fit and round at once, for instance K-quants."""
+        scaled = w * scale
+        if self.round is nearest and stats.gram is not None and not isinstance(format, VectorFormat):
+            grid = format.grid(format.fit(scaled, importance))
+            assert isinstance(grid, Grid)
+            found = output_loss(w, scale, grid, stats.gram, threads=torch.get_num_threads())
+            if found is not None:
+                return found / max(stats.count, 1)
+        codes, params = self.round(scaled, format, importance)
+        return output_error(format.grid(params).values(codes) / scale - w, stats)
 
     def _core_loss(self, w: np.ndarray, format: Format, stats: Stats, scale: np.ndarray, most: float) -> float | None:
         """The loss of one matrix, summed over tokens, by the C++ core; None where it cannot.

@@ -109,6 +109,22 @@ class CoreSlab:
             self._offset[at] = kept[1]
 
 
+def output_loss(
+    w: np.ndarray, factors: np.ndarray, grid: Grid, gram: np.ndarray, *, threads: int = 1, isa: str = ""
+) -> float | None:
+    """tr(e G e^T) for e = v / factors - w, where v are the values of the grid nearest to w * factors.
+
+    w: float32 [rows, cols]; factors: float32 [cols]; gram: G, float32 [cols, cols]. None without a core that can.
+    """
+    module = core()
+    if module is None or not hasattr(module, "grid_loss"):
+        return None
+    arrays = (np.ascontiguousarray(each, np.float32) for each in (w, factors))
+    table, scale, offset = _columns(grid)
+    plain = np.ascontiguousarray(gram, np.float32)
+    return float(module.grid_loss(*arrays, table, scale, offset, plain, threads=threads, isa=isa))
+
+
 def _columns(grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """A grid by columns: its table, and scale and offset float32 [blocks, rows], in new arrays."""
     table, scale = (np.asarray(each) for each in (grid.table, grid.scale))

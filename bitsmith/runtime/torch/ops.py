@@ -70,6 +70,7 @@ class TorchOps:
         scale: float | None = None,
         softcap: float = 0.0,
         sinks: Tensor | None = None,
+        window: int | None = None,
     ) -> Tensor:
         """See `Ops.attention`; queries are taken in parts, so that scores never need more than 256 MB or a query's."""
         batch, heads, n, _ = q.shape

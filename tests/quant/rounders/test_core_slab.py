@@ -8,7 +8,8 @@ import torch
 
 from bitsmith.quant.formats import get_format
 from bitsmith.quant.formats.base import NeedsExtent
-from bitsmith.quant.rounders.core_slab import CoreSlab
+from bitsmith.quant.grid import Grid
+from bitsmith.quant.rounders.core_slab import CoreSlab, output_loss
 from bitsmith.quant.rounders.gptq import Rounded, gptq_rows
 from bitsmith.quant.rounders.hessian import Factor, _pivoted, _pivoted_by_torch, prepare
 from bitsmith.system.core import core
@@ -142,3 +143,33 @@ def test_wrong_arrays_are_refused() -> None:
         slab.moments(0, 4, np.zeros((4, 2), np.float32))
     with pytest.raises(ValueError, match="no columns"):
         slab.slope(4, 9)
+
+
+def _error(w: np.ndarray, factors: np.ndarray, grid: Grid, gram: np.ndarray) -> float:
+    """What `output_loss` gives, in numpy."""
+    scaled = w * factors
+    lost = (grid.values(grid.nearest(scaled)) / factors - w).astype(np.float64)
+    return float(np.einsum("rc,cd,rd->", lost, gram.astype(np.float64), lost))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_loss_of_rescaled_columns(name: str) -> None:
+    weights, factor = problem(70, 256)
+    w, gram = weights.numpy(), factor.hessian.numpy()
+    factors = np.exp(np.random.default_rng(2).standard_normal(256) * 0.3).astype(np.float32)
+    format = get_format(name)
+    if isinstance(format, NeedsExtent):
+        format = format.with_extent(float((w * factors).min()), float((w * factors).max()))
+    grid = format.grid(format.fit(w * factors, factor.diagonal.numpy()))
+    expected = _error(w, factors, grid, gram)
+    for isa in ISAS:
+        assert output_loss(w, factors, grid, gram, isa=isa) == pytest.approx(expected, rel=2e-3)
+    assert output_loss(w, factors, grid, gram, threads=2) == output_loss(w, factors, grid, gram)
+
+
+def test_a_loss_of_other_shapes_is_refused() -> None:
+    weights, factor = problem(4, 64)
+    format = get_format("int4-g64")
+    grid = format.grid(format.fit(weights.numpy(), None))
+    with pytest.raises(ValueError, match="factors has shape"):
+        output_loss(weights.numpy(), np.ones(63, np.float32), grid, factor.hessian.numpy())

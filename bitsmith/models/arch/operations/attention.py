@@ -78,6 +78,7 @@ class Attention:
             scale=config.attention_scale or None,
             softcap=config.attention_softcap,
             sinks=block.norms.get("attn_sinks"),
+            window=run.window(layer),
         )
         return mixed if gate is None else mixed * ops.sigmoid(gate.reshape(mixed.shape))
 

@@ -100,6 +100,10 @@ class Run(Protocol):
         """The same for a layer that uses the keys and values of an earlier one, see `LayerSpec.keys_of`."""
         ...
 
+    def window(self, layer: int) -> int | None:
+        """`window` of `Ops.attention`."""
+        ...
+
     def layer_input(self, layer: int) -> Tensor:
         """The layer's embedding of each token, [batch, n, layer_width]; see `ModelConfig.layer_width`."""
         ...
