@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from bitsmith.calibration.collect import Calibration, Search, Wanted
     from bitsmith.calibration.words import ImatrixWords
+    from bitsmith.work.folder import WorkFolder
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Prepared:
         memory: int | None = None,
         threads: int | None = None,
         device: str = "cpu",
+        work: tuple[WorkFolder, str] | None = None,
         report: Report = silent,
     ) -> Calibration:
         """The statistics pass, see `bitsmith.calibration.collect.collect`.
@@ -88,6 +90,7 @@ class Prepared:
             memory=memory,
             threads=threads,
             device=device,
+            work=work,
             report=report,
         )
 
