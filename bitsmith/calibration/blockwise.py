@@ -54,6 +54,7 @@ from bitsmith.runtime.torch.products import fast_products, with_rounded_products
 from bitsmith.runtime.weights import Block, WeightLoader, weight_reader
 from bitsmith.system.memory import available_memory
 from bitsmith.system.progress import Report, silent
+from bitsmith.work.folder import WorkFolder
 from bitsmith.work.state import State, Streamed
 
 if TYPE_CHECKING:
@@ -196,12 +197,19 @@ class BlockwiseRounding:
             yield self._steps.head_slab(rounder, weight, start)
 
     def train(
-        self, rows: Sequence[RoundedRows], how: EndToEnd, embedding: Format | None, lesson: Lesson, report: Report
+        self,
+        rows: Sequence[RoundedRows],
+        how: EndToEnd,
+        embedding: Format | None,
+        lesson: Lesson,
+        report: Report,
+        work: WorkFolder | None = None,
     ) -> Trained:
         """Train the whole model end to end, after all blocks and the head were rounded.
 
         rows: what all steps gave
         embedding: the format of the embedding in the output; None for floats
+        work: where the state is kept; None: nowhere
         Memory holds the codes of all matrices, their weights in float32, and one block decoded. Raises TensorError if
         the start's loss is not finite.
         """
@@ -210,10 +218,10 @@ class BlockwiseRounding:
 
         task = self._steps.task
         self._hidden = self._truth = None  # their memory is free for the training
-        teacher = predictions(lesson.teacher, lesson.tokens, self._resources, report)
+        teacher = predictions(lesson.teacher, lesson.tokens, self._resources, report, work=work)
         student = Student(self._loader, with_ends(self._loader, self._steps.decoder, embedding), rows, how)
         student.train_norms(task.stored, as_folder=task.stored_offset)
-        return train(student, teacher, lesson.tokens, task.seed, report)
+        return train(student, teacher, lesson.tokens, task.seed, report, work=work)
 
 
 @dataclass(frozen=True)

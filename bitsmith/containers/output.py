@@ -24,6 +24,7 @@ from bitsmith.errors import FileError
 from bitsmith.system.progress import Progress, Report, silent
 
 _READ_BACK_BYTES = 1 << 20
+Marks = Mapping[str, list[int]]  # of the entries of an output, see `mark_of`
 
 
 class OutputFiles:
@@ -111,13 +112,13 @@ class OutputFiles:
         report: Report = silent,
         *,
         threads: int = 1,
-        verified: Callable[[Mapping[str, int]], None] = lambda inodes: None,
+        verified: Callable[[Marks], None] = lambda marks: None,
     ) -> None:
         """Write the final headers, flush to disk, read everything back, and rename.
 
         final: the same layouts with their final headers and the same offsets
         threads: number of threads that hash the data read back
-        verified: called before the files get their names, with the inode of each name in the parent folder
+        verified: called before the files get their names, with the mark of each name in the parent folder
         Reports progress as the stage "verify".
         Raises FileError if the data read back differs from the data written.
         """
@@ -133,7 +134,7 @@ class OutputFiles:
                 _write_all(handle, memoryview(layout.header), 0)
                 os.fsync(handle)
             self._read_back(final, report, threads)
-            verified({name: os.lstat(self._now(name)).st_ino for name in self.destination.entries})
+            verified({name: mark_of(self._now(name)) for name in self.destination.entries})
             self._put_in_place()
         except OSError as error:
             raise self._cannot_write(error) from error
@@ -344,6 +345,17 @@ def _hash_regions(handle: int, regions: Sequence[Region], threads: int) -> Itera
         finally:
             for _, future in hashing:
                 future.cancel()
+
+
+def mark_of(path: Path) -> list[int]:
+    """What tells a file or a folder from others of its name: its inode and the time of its last change.
+
+    Renaming keeps both. Empty if there is nothing.
+    """
+    if not os.path.lexists(path):
+        return []
+    found = os.lstat(path)
+    return [found.st_ino, found.st_mtime_ns]
 
 
 def _remove_unfit(path: Path, size: int) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from bitsmith.containers.base import WholeTensorCodec
 from bitsmith.containers.manifest import Manifest, TensorRecord, joined_hash
-from bitsmith.containers.output import OutputFiles
+from bitsmith.containers.output import Marks, OutputFiles
 from bitsmith.containers.reservation import Reservation
 from bitsmith.pipeline.chunks import Chunk, chunks_of, rows_of
 from bitsmith.pipeline.encode import Encoded, encode_chunk, encode_rounded, prepared
@@ -47,7 +47,7 @@ def execute(
     importance: Mapping[str, np.ndarray] | None = None,
     coverage: Coverage | None = None,
     work: WorkFolder | None = None,
-    verified: Callable[[Written, Mapping[str, int]], None] = lambda written, inodes: None,
+    verified: Callable[[Written, Marks], None] = lambda written, marks: None,
     report: Report = silent,
 ) -> Written:
     """Round all tensors of a plan to the nearest codes, write them to `target` and verify.
@@ -182,12 +182,12 @@ class PlanWriter:
         *,
         threads: int,
         coverage: Coverage | None = None,
-        verified: Callable[[Written, Mapping[str, int]], None] = lambda written, inodes: None,
+        verified: Callable[[Written, Marks], None] = lambda written, marks: None,
     ) -> Written:
         """Flush, read back, compare and rename.
 
         coverage: tokens that each expert saw, for the manifest
-        verified: called before the files get their names, with the inode of each, see `OutputFiles.commit`
+        verified: called before the files get their names, with the mark of each, see `OutputFiles.commit`
         """
         if self._ledger is not None and self._ledger.due:
             self.keep()
@@ -197,7 +197,7 @@ class PlanWriter:
         names = tuple(tensor.info.name for tensor in plan.tensors if tensor.info.name in recovered)
         written = Written(plan.manifest(records), names)
         self._output.commit(
-            plan.layouts(records), self._report, threads=threads, verified=lambda inodes: verified(written, inodes)
+            plan.layouts(records), self._report, threads=threads, verified=lambda marks: verified(written, marks)
         )
         return written
 

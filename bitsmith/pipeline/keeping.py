@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -14,15 +13,15 @@ import numpy as np
 
 from bitsmith.containers.destination import Destination
 from bitsmith.containers.manifest import TensorRecord
-from bitsmith.errors import TensorError, Words
+from bitsmith.containers.output import Marks
+from bitsmith.errors import Words
 from bitsmith.pipeline.executor import Written
 from bitsmith.pipeline.outputs import Output
 from bitsmith.recipe.coverage import Coverage
+from bitsmith.work.ending import FINISHED, finished, keep_ending
 from bitsmith.work.folder import About, WorkFolder
 from bitsmith.work.key import work_key
 from bitsmith.work.pace import Pace
-
-FINISHED = "finished"
 
 
 @dataclass(frozen=True)
@@ -81,76 +80,53 @@ class Kept:
     def _drop_endings(self) -> None:
         """Forget the endings of outputs that did not get their names."""
         for folder, place in zip(self.folders, self.destinations, strict=True):
-            if finished(folder, place) is None:
+            if finished_output(folder, place) is None:
                 folder.drop(FINISHED)
 
     def is_finished(self, destination: Destination) -> bool:
         """Whether an earlier start has finished an output: the files with its names are those that it wrote."""
         at = next(at for at, each in enumerate(self.destinations) if each.names == destination.names)
-        return finished(self.folders[at], destination) is not None
+        return finished_output(self.folders[at], destination) is not None
 
     @property
     def notes(self) -> tuple[str, ...]:
         """For the user, before the work: what is continued, and what cannot be used."""
-        found = []
-        said = next((folder.said for folder in self.folders if folder.said), "")
-        if said or any(folder.worth for folder in self.folders):
-            after = f" after {said}" if said else ""
-            found.append(
-                Words(f"continuing an interrupted run{after}, from {self.folders[0].path}; `--fresh` starts again")
-            )
-        return (*found, *self.take_words())
+        first = next((folder for folder in self.folders if folder.said), self.folders[0])
+        others = [word for folder in self.folders if folder is not first for word in folder.take_words()]
+        return (*first.notes(), *others)
 
     def take_words(self) -> tuple[str, ...]:
         """What the user should know of work that could not be used, since the last time."""
-        found = []
-        for folder in self.folders:
-            found += [Words(word) for word in folder.words]
-            folder.words.clear()
-        return tuple(found)
+        return tuple(word for folder in self.folders for word in folder.take_words())
 
 
-def keep_ending(folder: WorkFolder, ending: Ending, inodes: Mapping[str, int]) -> None:
-    """Keep what is known of an output, just before its files get their names. inodes: of each name"""
+def keep_output(folder: WorkFolder, ending: Ending, marks: Marks) -> None:
+    """Keep what is known of an output, just before its files get their names. marks: of each name"""
     coverage = ending.coverage
     values = {
-        "inodes": dict(inodes),
         "records": [[each.name, each.sha256, each.source_sha256, each.error] for each in ending.records],
         "recovered": list(ending.recovered),
         "notes": [[isinstance(note, Words), note] for note in ending.notes],
         "coverage": None if coverage is None else [coverage.tokens, coverage.every, coverage.fallback],
     }
     counts = {} if coverage is None else {str(layer): np.asarray(n) for layer, n in coverage.counts.items()}
-    folder.write(FINISHED, values, counts, small=True)
+    keep_ending(folder, marks, values, counts)
 
 
-def finished(folder: WorkFolder, destination: Destination) -> Ending | None:
+def finished_output(folder: WorkFolder, destination: Destination) -> Ending | None:
     """The ending of an output that an earlier start has finished; None if its files are not there."""
-    state = None if folder.fresh else folder.read(FINISHED)
+    state = finished(folder, destination)
     if state is None:
         return None
     with state:
-        try:
-            inodes = state.values["inodes"]
-            if inodes.keys() != set(destination.entries) or not all(
-                _is_at(destination, name, inode) for name, inode in inodes.items()
-            ):
-                return None
-            coverage = state.values["coverage"]
-            counts = {int(layer): state.array(layer) for layer in state.names}
-            return Ending(
-                tuple(TensorRecord(*record) for record in state.values["records"]),
-                tuple(state.values["recovered"]),
-                tuple(Words(note) if worded else note for worded, note in state.values["notes"]),
-                None if coverage is None else Coverage(counts, *coverage),
-            )
-        except (KeyError, TypeError, ValueError, TensorError):
-            return None
-
-
-def _is_at(destination: Destination, name: str, inode: int) -> bool:
-    path = destination.names.final(name)
-    return os.path.lexists(path) and os.lstat(path).st_ino == inode
+        coverage = state.values["coverage"]
+        counts = {int(layer): state.array(layer) for layer in state.names}
+        return Ending(
+            tuple(TensorRecord(*record) for record in state.values["records"]),
+            tuple(state.values["recovered"]),
+            tuple(Words(note) if worded else note for worded, note in state.values["notes"]),
+            None if coverage is None else Coverage(counts, *coverage),
+        )
 
 
 def ending_of(written: Written, notes: Sequence[str], coverage: Coverage | None) -> Ending:

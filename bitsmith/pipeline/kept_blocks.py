@@ -138,6 +138,12 @@ class KeptBlocks:
         if self._rounding.head_slabs and self._kept_layer != self._layer and (pace.due_cheaply or pace.cheap):
             self._keep_blocks()
 
+    def before_training(self) -> None:
+        """Keep the rows that are not kept yet, if it is time for it: the training begins with all of them."""
+        slabs = self._rounding.head_slabs
+        if self._rows and self._work.pace.due:
+            self.after_slab(len(slabs) - 1) if slabs else self._keep_blocks()
+
     def after_slab(self, slab: int) -> None:
         """Keep the state behind a slab of the head, if it is time for it."""
         pace, name = self._work.pace, self._reports.work.outputs["output.weight"].name

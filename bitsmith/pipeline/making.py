@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,10 @@ from bitsmith.calibration.notes import recovered_notes, rescaling_notes, roundin
 from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.run import Prepared
 from bitsmith.calibration.work import BlockwiseWork, Reports, naming, own_name, own_names
+from bitsmith.containers.output import Marks
 from bitsmith.containers.reservation import Reservation
 from bitsmith.pipeline.executor import PlanWriter, Written, execute
-from bitsmith.pipeline.keeping import Ending, Kept, ending_of, finished, keep_ending
+from bitsmith.pipeline.keeping import Ending, Kept, ending_of, finished_output, keep_output
 from bitsmith.pipeline.kept_blocks import KeptBlocks
 from bitsmith.pipeline.outputs import Output
 from bitsmith.pipeline.result import Quantized
@@ -80,7 +81,7 @@ def make_all(
     """
     clock = time.monotonic()
     done = []
-    endings = [finished(*each) for each in zip(shared.kept.folders, shared.kept.destinations, strict=True)]
+    endings = [finished_output(*each) for each in zip(shared.kept.folders, shared.kept.destinations, strict=True)]
     measured = _measured(outputs, shared, report)
     for at, (output, promised, found) in enumerate(zip(outputs, expected, measured, strict=True)):
         watch = _Watch(report)
@@ -181,11 +182,11 @@ class _Making:
 
     def _keeping(
         self, notes: Callable[[Written], Sequence[str]], coverage: Coverage | None
-    ) -> Callable[[Written, Mapping[str, int]], None]:
+    ) -> Callable[[Written, Marks], None]:
         """Keeps the ending of the output when it is verified."""
 
-        def keep(written: Written, inodes: Mapping[str, int]) -> None:
-            keep_ending(self.folder, ending_of(written, notes(written), coverage), inodes)
+        def keep(written: Written, marks: Marks) -> None:
+            keep_output(self.folder, ending_of(written, notes(written), coverage), marks)
 
         return keep
 
@@ -265,10 +266,11 @@ class _Making:
             kept.collected(rounded.rows)
 
         self._round(rounding, kept, kept.resume(rows), keep)
+        kept.before_training()
         table = next((each for each in plan.tensors if own_name(each) == "token_embd.weight"), None)
         assert self.prepared is not None
         lesson = Lesson(self.prepared.longer(how.tokens), self.output.teacher or plan.checkpoint)
-        return rounding.train(rows, how, None if table is None else table.format, lesson, self.report)
+        return rounding.train(rows, how, None if table is None else table.format, lesson, self.report, self.folder)
 
     def _told(self, coverage: Coverage | None) -> Coverage | None:
         """The coverage with what starved experts got."""

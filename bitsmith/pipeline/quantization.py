@@ -196,7 +196,7 @@ def _quantized(
         from bitsmith.pipeline.making import Work, make_all
 
         if prepared is not None:
-            prepared = prepared.read(threads=threads, report=report)
+            prepared = prepared.read(threads=threads, work=kept.folders[0], report=report)
         work = Work(prepared, Resources(config.memory_bytes, threads, device), threads, reservation, kept)
         return make_all(outputs, expected, work, report=report, on_done=on_done)
 

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from bitsmith.containers.output_names import OutputNames
 from bitsmith.containers.renames import remove
-from bitsmith.errors import BitsmithError, FileError
+from bitsmith.errors import BitsmithError, FileError, Words
 from bitsmith.version import __version__
 from bitsmith.work.ledger import WorkLedger
 from bitsmith.work.pace import Pace
@@ -125,6 +125,18 @@ class WorkFolder:
         """How far the interrupted run came, in words such as "block 7 of 12"; "" if it kept nothing."""
         told = [line["said"] for line in self.ledger.lines if isinstance(line.get("said"), str)]
         return told[-1] if told else ""
+
+    def notes(self) -> tuple[str, ...]:
+        """For the user, before the work: what is continued, and what cannot be used."""
+        after = f" after {self.said}" if self.said else ""
+        said = f"continuing an interrupted run{after}, from {self.path}; `--fresh` starts again"
+        return (*((Words(said),) if self.worth else ()), *self.take_words())
+
+    def take_words(self) -> tuple[str, ...]:
+        """What the user should know of work that could not be used, since the last time."""
+        found = tuple(map(Words, self.words))
+        self.words.clear()
+        return found
 
     def remove(self) -> None:
         """Remove the folder, and the one around it if nothing else is left there."""

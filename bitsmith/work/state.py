@@ -90,7 +90,8 @@ def state_bytes(arrays: Arrays) -> int:
 
 def _dtype(name: str) -> np.dtype:
     """The type of a name in `_DTYPES`. Raises TypeError for others."""
-    return np.dtype(vars(ml_dtypes).get(name, name))
+    found: np.dtype = np.dtype(vars(ml_dtypes).get(name, name))
+    return found
 
 
 def _pieces(arrays: Arrays) -> Iterator[bytes]:
@@ -164,6 +165,10 @@ class State:
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of an array. Raises KeyError."""
         return tuple(self._places[name]["shape"])
+
+    def dtype(self, name: str) -> np.dtype:
+        """The type of an array's values. Raises KeyError."""
+        return _dtype(self._places[name]["dtype"])
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows start..stop of an array: [stop - start, *shape[1:]]. Raises KeyError."""
