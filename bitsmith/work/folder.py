@@ -22,12 +22,14 @@ from bitsmith.containers.output_names import OutputNames
 from bitsmith.containers.renames import remove
 from bitsmith.errors import BitsmithError, FileError, Words
 from bitsmith.version import __version__
+from bitsmith.work.key import KEY
 from bitsmith.work.ledger import WorkLedger
 from bitsmith.work.pace import Pace
 from bitsmith.work.state import Arrays, DamagedError, State, state_bytes, write_state
 
 _log = logging.getLogger(__name__)
 ABOUT, LEDGER, FILES, SUFFIX = "about.json", "ledger", "files", ".state"
+_KEPT = "what was done is kept"
 _SPARE = 16 << 20  # bytes that keeping state leaves free on a disk, beside what the outputs still need
 _LARGEST = 1 << 16  # bytes of about.json
 
@@ -83,6 +85,9 @@ class WorkFolder:
         try:
             if self.fresh and os.path.lexists(self.root):
                 remove(self.root)
+            for each in (self.root, self.path):
+                if each.is_symlink():
+                    raise FileError("it is a link")
             self.path.mkdir(parents=True, exist_ok=True)
             self._read_ledger()
             self._look_around()
@@ -103,7 +108,7 @@ class WorkFolder:
     def _look_around(self) -> None:
         """Remove what holds nothing, and name what another run left."""
         for other in sorted(self.root.iterdir()):
-            if other == self.path:
+            if other == self.path or not is_run(other):
                 continue
             if not _worth(other):
                 remove(other)
@@ -155,10 +160,8 @@ class WorkFolder:
         lost = error is None or (isinstance(error, BitsmithError) and not isinstance(error, FileError))
         if lost or not self.worth:
             self.remove()
-        elif error is not None:
-            error.add_note(
-                f"what was done is kept in {self.path}; the same command continues, and `bitsmith clean` removes it"
-            )
+        elif error is not None and not any(_KEPT in note for note in getattr(error, "__notes__", ())):
+            error.add_note(f"{_KEPT} in {self.path}; the same command continues, and `bitsmith clean` removes it")
 
     # -- the ledger
 
@@ -229,6 +232,11 @@ class WorkFolder:
         if not self._full:
             self._full = True
             self.words.append(f"not all work is kept in {self.path}: {why}; after an interruption more is done again")
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path in a work folder is what a run makes there: a folder with a key for its name."""
+    return KEY.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
 
 
 def read_about(path: Path) -> About | None:

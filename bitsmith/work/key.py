@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,7 @@ from bitsmith.version import __version__
 
 _HEAD = 1 << 20  # bytes of a file that are hashed
 _DIGITS = 24
+KEY = re.compile(f"[0-9a-f]{{{_DIGITS}}}")  # what keys look like
 _PACKAGES = ("numpy", "torch")  # whose arithmetic decides bytes
 
 
