@@ -23,7 +23,19 @@ ROOMS = (  # from the top down: each room imports only from those below it
         "recipe",
         "torch_modules",
     ),
-    *("runtime", "models", "containers", "evaluation", "texts", "quant", "system", "reference", "errors", "version"),
+    *(
+        "runtime",
+        "models",
+        "work",
+        "containers",
+        "evaluation",
+        "texts",
+        "quant",
+        "system",
+        "reference",
+        "errors",
+        "version",
+    ),
 )
 FACE = ("__init__", "__main__", "torch")  # what users import, and what `python -m` runs: above all rooms
 

@@ -7,9 +7,10 @@ root, so that small ones do not vanish.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,6 +99,34 @@ class Adam:
         if device not in self._tables:
             self._tables[device] = torch.tensor(dynamic_map(), device=device)
         return self._tables[device]
+
+    def kept(self) -> dict[str, np.ndarray]:
+        """The number of steps and all moments, by names of their own."""
+        found = {"adam.steps": np.array([self._steps], np.int64)}
+        for at, value in enumerate(each for group in self._groups for each in group):
+            for moment, kept in enumerate(self._states.get(id(value), ())):
+                if isinstance(kept, _Coded):
+                    found[f"adam.{at}.{moment}.codes"] = kept.codes.cpu().numpy()
+                    found[f"adam.{at}.{moment}.absmax"] = kept.absmax.cpu().numpy()
+                else:
+                    found[f"adam.{at}.{moment}"] = kept.cpu().numpy()
+        return found
+
+    def restore(self, found: Mapping[str, np.ndarray]) -> None:
+        """Go on behind what `kept` gave, of the same tensors."""
+        self._steps = int(found["adam.steps"][0])
+        for at, value in enumerate(each for group in self._groups for each in group):
+            names = [f"adam.{at}.{moment}" for moment in (0, 1)]
+            if any(name in found or f"{name}.codes" in found for name in names):
+                mean, root = (self._restored(found, name, value.device) for name in names)
+                self._states[id(value)] = mean, root
+
+    @staticmethod
+    def _restored(found: Mapping[str, np.ndarray], name: str, device: torch.device) -> Tensor | _Coded:
+        if name in found:
+            return torch.from_numpy(found[name].copy()).to(device)
+        codes, absmax = (torch.from_numpy(found[f"{name}.{part}"].copy()).to(device) for part in ("codes", "absmax"))
+        return _Coded(codes, absmax)
 
     @property
     def nbytes(self) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 from bitsmith.calibration.hidden import HiddenStates
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.runtime.decoder import Decoder, Pass
+from bitsmith.work.state import State, Streamed
 
 
 def kept_numbers(config: ModelConfig) -> int:
@@ -55,6 +56,19 @@ class Beside:
             for kept, new in zip(self._kept[layer], shared.kept[layer], strict=True):
                 kept.write(at, new.transpose(1, 2).reshape(new.shape[0], new.shape[2], -1))
 
+    def kept(self, name: str) -> dict[str, Streamed]:
+        """The keys and values of all layers, for a state file. name: what their names begin with"""
+        found: dict[str, Streamed] = {}
+        for layer, (keys, values) in self._kept.items():
+            found |= {f"{name}.{layer}.keys": keys.streamed(), f"{name}.{layer}.values": values.streamed()}
+        return found
+
+    def take(self, state: State, name: str) -> None:
+        """Take over the keys and values of a state file."""
+        for layer, (keys, values) in self._kept.items():
+            keys.take(state, f"{name}.{layer}.keys")
+            values.take(state, f"{name}.{layer}.values")
+
     def _heads(self, layer: int, values: Tensor) -> Tensor:
         """[windows, n, kv_heads * head_dim] -> [windows, kv_heads, n, head_dim]."""
         spec = self._specs[layer]
@@ -69,6 +83,15 @@ class WindowStates(HiddenStates):
         windows, context = tokens.shape
         super().__init__(windows, context, config.hidden, memory=memory, further=kept_numbers(config))
         self.beside = Beside(config, tokens, self)
+
+    def kept(self, name: str) -> dict[str, Streamed]:
+        """Everything, for a state file. name: what the names of its arrays begin with"""
+        return {name: self.streamed(), **self.beside.kept(name)}
+
+    def restore(self, state: State, name: str) -> None:
+        """Take over what `kept` gave. Raises DamagedError for another shape."""
+        self.take(state, name)
+        self.beside.take(state, name)
 
     def place(self, decoder: Decoder, layer: int, at: slice) -> Pass:
         """The pass of the windows `at` through a layer."""

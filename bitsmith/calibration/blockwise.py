@@ -54,6 +54,8 @@ from bitsmith.runtime.torch.products import fast_products, with_rounded_products
 from bitsmith.runtime.weights import Block, WeightLoader, weight_reader
 from bitsmith.system.memory import available_memory
 from bitsmith.system.progress import Report, silent
+from bitsmith.work.folder import WorkFolder
+from bitsmith.work.state import State, Streamed
 
 if TYPE_CHECKING:
     from bitsmith.calibration.end_to_end import EndToEnd, Trained
@@ -157,9 +159,29 @@ class BlockwiseRounding:
         assert self._hidden is not None
         return _States(self._hidden, self._truth, self._stores)
 
-    def head(self) -> Iterator[Rounded]:
+    def kept(self) -> dict[str, Streamed]:
+        """Hidden states before the next block, for a state file."""
+        states = self._states
+        return {**states.hidden.kept("hidden"), **({} if states.truth is None else states.truth.kept("truth"))}
+
+    def resume(self, layer: int, state: State) -> None:
+        """Go on before a block, with what `kept` gave there. Raises DamagedError if it is of another model."""
+        states = self._states
+        states.hidden.restore(state, "hidden")
+        if states.truth is not None:
+            states.truth.restore(state, "truth")
+        self._next = layer
+
+    @property
+    def head_slabs(self) -> list[tuple[int, int]]:
+        """First row, and the one behind the last, of each step of `head`."""
+        rows = self._loader.read(f"{HEAD}.weight").info.rows if HEAD in self._steps.task.formats else 0
+        return [(start, min(start + SLAB_ROWS, rows)) for start in range(0, rows, SLAB_ROWS)]
+
+    def head(self, first: int = 0) -> Iterator[Rounded]:
         """Round the output matrix, one slab of rows per step. Yields nothing if the task does not name it.
 
+        first: number of the first step
         Call it after all blocks. Raises the same errors as `block`.
         """
         if HEAD not in self._steps.task.formats:
@@ -167,18 +189,27 @@ class BlockwiseRounding:
         if self._next != self.layers:
             raise ValueError(f"the head was asked for, but block {self._next} is next.")
         weight = self._loader.read(f"{HEAD}.weight")
+        if first == len(self.head_slabs):
+            return
         with fast_products(self._loader.device):
             rounder = self._steps.head_rounder(self._states)
-        for start in range(0, weight.info.rows, SLAB_ROWS):
+        for start, _ in self.head_slabs[first:]:
             yield self._steps.head_slab(rounder, weight, start)
 
     def train(
-        self, rows: Sequence[RoundedRows], how: EndToEnd, embedding: Format | None, lesson: Lesson, report: Report
+        self,
+        rows: Sequence[RoundedRows],
+        how: EndToEnd,
+        embedding: Format | None,
+        lesson: Lesson,
+        report: Report,
+        work: WorkFolder | None = None,
     ) -> Trained:
         """Train the whole model end to end, after all blocks and the head were rounded.
 
         rows: what all steps gave
         embedding: the format of the embedding in the output; None for floats
+        work: where the state is kept; None: nowhere
         Memory holds the codes of all matrices, their weights in float32, and one block decoded. Raises TensorError if
         the start's loss is not finite.
         """
@@ -190,10 +221,10 @@ class BlockwiseRounding:
         coarse = all(format.bits < FINE_BITS for format in task.formats.values())
         room = None if self._resources.memory is None else self._resources.memory // 3
         with fast_products(self._loader.device):
-            teacher = predictions(lesson.teacher, lesson.tokens, self._resources, report, coarse=coarse)
+            teacher = predictions(lesson.teacher, lesson.tokens, self._resources, report, coarse=coarse, work=work)
             student = Student(self._loader, with_ends(self._loader, self._steps.decoder, embedding), rows, how, room)
             student.train_norms(task.stored, as_folder=task.stored_offset)
-            return train(student, teacher, lesson.tokens, task.seed, report)
+            return train(student, teacher, lesson.tokens, task.seed, report, work=work)
 
 
 @dataclass(frozen=True)

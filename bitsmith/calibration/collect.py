@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bitsmith.calibration.beside import WindowStates
 from bitsmith.calibration.folding import block_tensors
+from bitsmith.calibration.kept_pass import KeptPass, PassSoFar, started
 from bitsmith.calibration.method import FINE_BITS
 from bitsmith.calibration.routing import RouterCounts
 from bitsmith.calibration.sources import CalibrationTokens
@@ -31,6 +32,7 @@ from bitsmith.runtime.torch.ondemand import OnDemandKernel
 from bitsmith.runtime.torch.products import fast_products, with_rounded_products
 from bitsmith.runtime.weights import Block, Linear, WeightLoader, Weights, weight_reader
 from bitsmith.system.progress import Progress, Report, silent
+from bitsmith.work.folder import WorkFolder
 
 SAMPLE = 512  # input rows in the sample of a search that needs one
 HEAD = "output"  # name of the head's input, also if the head is the token embedding
@@ -109,6 +111,7 @@ def collect(
     memory: int | None = None,
     threads: int | None = None,
     device: str = "cpu",
+    work: tuple[WorkFolder, str] | None = None,
     report: Report = silent,
 ) -> Calibration:
     """Run the model over the tokens and collect statistics of every linear's input.
@@ -118,6 +121,7 @@ def collect(
     block. The same tokens give the same result.
     rounded: without searches, whether products may round their inputs to bfloat16; with them, formats tell
     threads: number of torch threads, set for the whole process; None: torch's present setting
+    work: where the state is kept, and under which name; what an earlier start has kept there is continued
     Raises TensorError, naming the linear, if an input holds NaN or infinite values; UnsupportedError for an unknown
     architecture.
     """
@@ -130,11 +134,18 @@ def collect(
     lossy = coarse(searches)
     loader = WeightLoader(config, weight_reader(checkpoint), DenseKernel(device=device), pass_ops(device), device)
     decoder = decoder_without_blocks(loader)
-    stats: dict[str, Stats] = {}
-    rescalings: tuple[dict[int, tuple[Rescaling, ...]], ...] = tuple({} for _ in searches)
+    folder, name = work or (None, "")
+    state = KeptPass(folder, name, config)
+    before = state.read()
+    so_far = before or started(searches)
+    routers.restore(so_far.routed)
+    stats, rescalings = so_far.stats, so_far.rescalings
     with torch.inference_mode(), fast_products(device):
         hidden = embed(decoder, tokens.tokens, memory=memory)
-        for layer in range(config.layers):
+        if before is not None and so_far.layer <= config.layers:
+            state.restore(hidden)
+        state.close()
+        for layer in range(so_far.layer, config.layers):
             report(Progress("calibrate", layer, config.layers, "blocks", f"blk.{layer}"))
             meters = meters_of(config, layer, passing, seed, every=tokens.all_experts, rounded=lossy)
             block = loader.block(layer)
@@ -147,7 +158,10 @@ def collect(
                 kept[layer] = _rescalings(config, layer, block, search, found)
             del block, fast, meters
             stats |= {f"blk.{layer}.{name}": each for name, each in _only(wanted, found).items()}
-        stats[HEAD] = _head_stats(decoder, hidden, wanted, seed)
+            state.keep(PassSoFar(layer + 1, stats, rescalings, routers.counts), hidden)
+        if HEAD not in stats:
+            stats[HEAD] = _head_stats(decoder, hidden, wanted, seed)
+            state.keep(PassSoFar(config.layers + 1, stats, rescalings, routers.counts), None)
     report(Progress("calibrate", config.layers, config.layers, "blocks"))
     coverage = routers.coverage(tokens.tokens.size)
     return Calibration(stats, tokens.record, config.tied, rescalings, coverage)

@@ -12,6 +12,8 @@ from bitsmith.system.options import REQUIRED, check_types, option
 from bitsmith.system.sizes import parse_size
 from bitsmith.texts.sources import names_of
 
+FRESH = "Start from the beginning, and remove what an interrupted run of this output has left."
+
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:
@@ -57,6 +59,7 @@ class CalibrationConfig:
         None, group="Source", metavar="NAME", help="Branch, tag or commit of a model of the hub."
     )
     force: bool = option(False, group="Output", help="Replace an output that exists.")
+    fresh: bool = option(False, group="Output", help=FRESH)
 
     def __post_init__(self) -> None:
         check_types(self)

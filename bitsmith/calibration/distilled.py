@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from bitsmith.calibration.hidden import HiddenStates
 from bitsmith.system.memory import available_memory
 from bitsmith.system.progress import Progress, Report, silent
+from bitsmith.work.state import State
 
 TOP = 256  # tokens that are kept for each position
 _SMALL = 1e-7  # least mass of the rest, so that its logarithm is finite
@@ -71,6 +72,24 @@ class TopLogits:
                 ids[at], found[at] = tokens.cpu().numpy(), values.cpu().numpy()
         report(Progress("distill", windows, windows, "windows"))
         return cls(ids, found)
+
+    def kept(self) -> dict[str, np.ndarray]:
+        """Everything, for a state file."""
+        return {"ids": self.ids, "log_probs": self.log_probs}
+
+    @classmethod
+    def taken(cls, state: State, *, memory: int | None = None) -> TopLogits:
+        """What `kept` gave, in memory or in a temporary file. memory: see `of`"""
+        found = []
+        room = available_memory() if memory is None else 2 * memory
+        shapes = {name: state.shape(name) for name in ("ids", "log_probs")}
+        size = sum(int(np.prod(shape)) * state.dtype(name).itemsize for name, shape in shapes.items())
+        for name, shape in shapes.items():
+            values = _space((shape[0], shape[1], shape[2]), state.dtype(name), room is not None and size > room // 2)
+            for window in range(shape[0]):
+                values[window] = state.rows(name, window, window + 1)[0]
+            found.append(values)
+        return cls(*found)
 
     def divergence(self, windows: np.ndarray, logits: Tensor) -> Tensor:
         """Mean divergence of the student's predictions for some windows, by number, in nats a token.

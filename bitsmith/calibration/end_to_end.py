@@ -24,6 +24,7 @@ from bitsmith.calibration.adam import OPTIMIZERS, Adam
 from bitsmith.calibration.distilled import TopLogits
 from bitsmith.calibration.folding import with_tensors
 from bitsmith.calibration.kept_blocks import KeptBlocks
+from bitsmith.calibration.kept_training import TrainedSoFar, keep_training, read_training
 from bitsmith.calibration.learned import TRAINABLE, batches_of, half_products, split_windows
 from bitsmith.calibration.trainable import ScaledMatrix, Start, TrainableMatrix, straight
 from bitsmith.errors import TensorError
@@ -35,6 +36,7 @@ from bitsmith.runtime.decoder import Decoder
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.weights import Block, Linear, WeightLoader
 from bitsmith.system.progress import Progress, Report, silent
+from bitsmith.work.folder import WorkFolder
 
 DEPTHS = ("scales", "all")
 HEAD = "output"
@@ -267,9 +269,18 @@ def _check_same(name: str, matrix: Matrix, tensor: QuantTensor) -> None:
             raise TensorError(f"{tensor.format.name} would not store just the trained values", tensor=name)
 
 
-def train(student: Student, teacher: TopLogits, tokens: np.ndarray, seed: int, report: Report = silent) -> Trained:
+def train(
+    student: Student,
+    teacher: TopLogits,
+    tokens: np.ndarray,
+    seed: int,
+    report: Report = silent,
+    *,
+    work: WorkFolder | None = None,
+) -> Trained:
     """Train a student on windows of tokens, int64 [windows, n], and take the best state on windows held out.
 
+    work: where the state is kept behind steps; what an earlier start has kept there is continued. None: nowhere
     The same seed gives the same result. A loss that is not finite ends the training; the best state before stays.
     Raises TensorError if the start's loss is not finite.
     """
@@ -277,13 +288,20 @@ def train(student: Student, teacher: TopLogits, tokens: np.ndarray, seed: int, r
     judged = split_windows(len(tokens))[1]
     judged = judged[:: -(-len(judged) // _MOST_JUDGED)]
     trained = np.setdiff1d(np.arange(len(tokens)), judged) if len(tokens) > 1 else judged
-    before = least = _judge(student, teacher, tokens, judged)
-    if not np.isfinite(before):
-        raise TensorError("the quantized model's predictions are not finite; check the model with `bitsmith inspect`")
-    best, found, broken = student.state(), 0, 0
     groups = student.groups()
     optimizer = Adam([values for values, _ in groups], _MOMENTS, small=how.optimizer == "adam-8bit")
+    so_far = None if work is None else read_training(work, student, optimizer)
+    if so_far is None:
+        before = _judge(student, teacher, tokens, judged)
+        if not np.isfinite(before):
+            raise TensorError(
+                "the quantized model's predictions are not finite; check the model with `bitsmith inspect`"
+            )
+        so_far = TrainedSoFar(0, before, before, 0, student.state())
+    before, least, found, best, broken = so_far.before, so_far.least, so_far.found, so_far.best, 0
     for step, batch in enumerate(batches_of(trained, how.steps, how.batch, seed), 1):
+        if step <= so_far.step:
+            continue
         optimizer.zero_grad()
         said = _learn(student, teacher, tokens, batch)
         if not np.isfinite(said):
@@ -296,6 +314,8 @@ def train(student: Student, teacher: TopLogits, tokens: np.ndarray, seed: int, r
             if now < least:
                 best, least, found = student.state(), now, step
         report(Progress("train", step, how.steps, "steps", f"divergence {said:.4f}"))
+        if work is not None and work.pace.due:
+            keep_training(work, student, optimizer, TrainedSoFar(step, before, least, found, best))
     student.restore(best)
     return Trained(tuple(student.rows()), before, least, found, broken)
 

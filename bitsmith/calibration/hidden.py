@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bitsmith.errors import FileError
 from bitsmith.system.memory import available_memory
+from bitsmith.work.state import DamagedError, State, Streamed
 
 BATCH_TOKENS = 2048  # tokens that go through a block at a time
 
@@ -111,6 +112,22 @@ class HiddenStates:
                 data, offset = data[written:], offset + written
         except OSError as error:
             raise self._cannot(error) from error
+
+    def streamed(self) -> Streamed:
+        """The values, for a state file."""
+
+        def pieces() -> Iterator[np.ndarray]:
+            for at in self.batches():
+                yield self.read(at).detach().cpu().numpy()
+
+        return Streamed(self.shape, np.dtype(np.float32), pieces)
+
+    def take(self, state: State, name: str) -> None:
+        """Take over the values of an array of a state file. Raises DamagedError for another shape."""
+        if state.shape(name) != self.shape:
+            raise DamagedError(f"{name} has shape {state.shape(name)}, not {self.shape}")
+        for at in self.batches():
+            self.write(at, torch.from_numpy(state.rows(name, at.start, at.stop)))
 
     def _cannot(self, error: OSError) -> FileError:
         size = self._window_bytes * self.shape[0]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bitsmith.calibration.collect import Search
     from bitsmith.calibration.stats import Stats
     from bitsmith.calibration.transforms.base import Rescaling
+    from bitsmith.work.folder import WorkFolder
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,18 @@ def check_method(assignment: Assignment, prepared: Prepared, method: Method) -> 
 
 
 def measure(
-    prepared: Prepared, jobs: Sequence[Job], resources: Resources, report: Report = silent
+    prepared: Prepared,
+    jobs: Sequence[Job],
+    resources: Resources,
+    report: Report = silent,
+    *,
+    work: WorkFolder | None = None,
 ) -> tuple[Measured, ...]:
     """Run the original model once, if any job needs it. Returns one result per job.
 
     It runs twice if outputs have the tensors of gated delta nets in different orders, see `Checkpoint.laid_out`.
+
+    work: where the state of the pass is kept; None: nowhere
 
     Rounders that need text take their inputs from the rounded blocks instead, see `blockwise`.
     Raises UsageError if the text starves experts that are to be rescaled.
@@ -79,7 +87,8 @@ def measure(
     if not needed:
         return tuple(Measured() for _ in jobs)
     done: dict[int, Measured] = {}
-    for layout in dict.fromkeys(job.assignment.checkpoint.shape for job in jobs):  # one pass, or one for each order
+    layouts = dict.fromkeys(job.assignment.checkpoint.shape for job in jobs)  # one pass, or one for each order
+    for number, layout in enumerate(layouts):
         own = [at for at, job in enumerate(jobs) if job.assignment.checkpoint.shape == layout]
         looking = {at: searches[at] for at in own if at in searches}
         found = replace(prepared, checkpoint=jobs[own[0]].assignment.checkpoint).run(
@@ -88,6 +97,7 @@ def measure(
             memory=resources.memory,
             threads=resources.threads,
             device=resources.device,
+            work=None if work is None else (work, f"pass-{number}"),
             report=report,
         )
         rescalings = dict(zip(looking, found.rescalings, strict=True))

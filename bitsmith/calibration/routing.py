@@ -35,6 +35,10 @@ class RouterCounts:
         """int64 [experts] by layer."""
         return {layer: counts.numpy() for layer, counts in self._found.items()}
 
+    def restore(self, counts: Mapping[int, np.ndarray]) -> None:
+        """Go on behind counts that `counts` gave."""
+        self._found = {layer: torch.from_numpy(each.copy()) for layer, each in counts.items()}
+
     def coverage(self, tokens: int) -> Coverage | None:
         """The coverage of a text of so many tokens; None for a model without experts."""
         return Coverage(self.counts, tokens, self.every) if self._found else None

@@ -31,6 +31,9 @@ from bitsmith.recipe.coverage import Coverage
 from bitsmith.system.options import check_arguments, check_words, with_signature
 from bitsmith.system.progress import Report, silent
 from bitsmith.system.tables import html_table
+from bitsmith.work.ending import finished, keep_ending
+from bitsmith.work.folder import About, WorkFolder
+from bitsmith.work.key import work_key
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +51,7 @@ class Prepared:
     request: None for an importance file
     tokens: None for text that the model generates
     ready: the importance, if the source is an importance file
+    told: notes for the user before the pass: what is continued
     """
 
     checkpoint: Checkpoint
@@ -56,6 +60,7 @@ class Prepared:
     request: Request | None = None
     tokens: CalibrationTokens | None = None
     ready: Importance | None = None
+    told: tuple[str, ...] = ()
 
     def run(
         self,
@@ -66,6 +71,7 @@ class Prepared:
         memory: int | None = None,
         threads: int | None = None,
         device: str = "cpu",
+        work: tuple[WorkFolder, str] | None = None,
         report: Report = silent,
     ) -> Calibration:
         """The statistics pass, see `bitsmith.calibration.collect.collect`.
@@ -79,7 +85,8 @@ class Prepared:
             )
         from bitsmith.calibration.collect import collect
 
-        tokens = self.read(threads=threads, report=report).tokens
+        folder = None if work is None else work[0]
+        tokens = self.read(threads=threads, work=folder, report=report).tokens
         assert tokens is not None
         return collect(
             self.checkpoint,
@@ -90,18 +97,22 @@ class Prepared:
             memory=memory,
             threads=threads,
             device=device,
+            work=work,
             report=report,
         )
 
-    def read(self, *, threads: int | None = None, report: Report = silent) -> Prepared:
-        """The same with its tokens. If the model writes its own text, it does so now."""
+    def read(self, *, threads: int | None = None, work: WorkFolder | None = None, report: Report = silent) -> Prepared:
+        """The same with its tokens. If the model writes its own text, it does so now.
+
+        work: where the text is kept while it is written; None: nowhere
+        """
         if self.request is None or self.tokens is not None:
             return self
         from bitsmith.calibration.generated import generate_tokens
         from bitsmith.runtime.torch.model import load_torch_model
 
         model = load_torch_model(self.checkpoint, threads=threads, report=report)
-        tokens = generate_tokens(self.request, model, report=report)
+        tokens = generate_tokens(self.request, model, work=work, report=report)
         return replace(self, tokens=tokens, record=tokens.record)
 
     def trainable(self, most: int) -> int:
@@ -274,7 +285,16 @@ def write_imatrix(
     prepared = prepare(checkpoint, config, report=report)
     place = Destination(path, [FileLayout(path.name, b"", (), 0)])  # its size is not known yet
     sources = [*checkpoint.files, *files_of(*config.sources)]
-    with Reservation([place], sources=sources, force=force) as reservation:
+    work = _work_on_imatrix(place, prepared, config, sources)
+
+    def is_finished(place: Destination) -> bool:
+        state = finished(work, place)
+        if state is not None:
+            state.close()
+        return state is not None
+
+    with Reservation([place], sources=sources, force=force, finished=is_finished) as reservation, work:
+        there = is_finished(place)
         if prepared.ready is not None:
             content, record = read_imatrix(Path(config.sources[0]).expanduser()), prepared.record
             coverage = None
@@ -282,18 +302,30 @@ def write_imatrix(
             from bitsmith.runtime.torch.device import choose_device
 
             if on_plan is not None:
-                on_plan(prepared, _pass_cost(prepared, memory))
+                on_plan(replace(prepared, told=work.notes()), _pass_cost(prepared, memory))
             device = choose_device(config.device)
-            found = prepared.run(rounded=True, memory=memory, threads=threads, device=device, report=report)
+            kept = (work, "pass")
+            found = prepared.run(rounded=True, memory=memory, threads=threads, device=device, work=kept, report=report)
             content, record, coverage = to_imatrix(found), found.record, _told(found.coverage)
         layout, data = imatrix_file(content, path.name)
-        with OutputFiles(replace(place, layouts=[layout]), reservation) as output:
-            for name, values in data.items():
-                output.write(name, "data", values.reshape(-1).view(np.uint8).data)
-            output.commit([layout], report)
+        if not there:
+            with OutputFiles(replace(place, layouts=[layout]), reservation) as output:
+                for name, values in data.items():
+                    output.write(name, "data", values.reshape(-1).view(np.uint8).data)
+                output.commit([layout], report, verified=lambda marks: keep_ending(work, marks, {}, {}))
     warnings = (*prepared.warnings, *([Words(coverage.note())] if coverage is not None and coverage.starved else []))
+    warnings += work.take_words()
     entries, windows = len(content.entries), content.chunks
     return ImatrixResult(checkpoint.name, path, record, entries, windows, layout.size, warnings, coverage)
+
+
+def _work_on_imatrix(
+    place: Destination, prepared: Prepared, config: ImatrixConfig, sources: Sequence[str | Path]
+) -> WorkFolder:
+    """Where the statistics are kept until the file is written."""
+    recipe = {"imatrix": prepared.record.to_dict(), "name": place.target.name, "device": config.device}
+    about = About("imatrix", f"importance of {prepared.checkpoint.name}")
+    return WorkFolder(place.names, work_key(sources, recipe), about, fresh=config.fresh)
 
 
 def _told(coverage: Coverage | None) -> Coverage | None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitsmith.calibration.beside import WindowStates
 from bitsmith.calibration.collect import advance, decoder_without_blocks, embed
 from bitsmith.calibration.distilled import TopLogits
 from bitsmith.calibration.resources import Resources
@@ -20,37 +21,74 @@ from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.products import with_rounded_products
 from bitsmith.runtime.weights import Linear, WeightLoader, weight_reader
 from bitsmith.system.progress import Progress, Report, silent
+from bitsmith.work.folder import WorkFolder
+
+_PREDICTIONS, _HIDDEN = "teacher", "teacher-blocks"  # states of a work folder
 
 
 def predictions(
-    checkpoint: Checkpoint, tokens: np.ndarray, resources: Resources, report: Report = silent, *, coarse: bool = False
+    checkpoint: Checkpoint,
+    tokens: np.ndarray,
+    resources: Resources,
+    report: Report = silent,
+    *,
+    coarse: bool = False,
+    work: WorkFolder | None = None,
 ) -> TopLogits:
     """What a model predicts for windows of tokens, int64 [windows, context].
 
     coarse: products of blocks may be taken in bfloat16, where the processor has them
+    work: where hidden states and predictions are kept; what an earlier start has kept is continued. None: nowhere
     Memory holds one block in float32, and hidden states and predictions, or their files on disk. Raises
     UnsupportedError for an unknown architecture.
     """
+    share = None if resources.memory is None else resources.memory // 2
+    done = None if work is None else work.read(_PREDICTIONS)
+    if done is not None:
+        with done:
+            return TopLogits.taken(done, memory=share)
     device = resources.device
     loader = WeightLoader(
         checkpoint.config, weight_reader(checkpoint), DenseKernel(device=device), pass_ops(device), device
     )
     decoder = with_ends(loader, decoder_without_blocks(loader), None)
-    share = None if resources.memory is None else resources.memory // 2
     layers = checkpoint.config.layers
     with torch.inference_mode():
         hidden = embed(decoder, tokens, memory=share)
-        for layer in range(layers):
+        for layer in range(0 if work is None else _resume(work, hidden), layers):
             report(Progress("teach", layer, layers, "blocks", f"blk.{layer}"))
             block = loader.block(layer)
             advance(decoder, layer, with_rounded_products(block) if coarse else block, hidden)
+            if work is not None and work.pace.due:
+                _keep(work, layer + 1, hidden)
         report(Progress("teach", layers, layers, "blocks"))
 
         def logits(x: Tensor) -> Tensor:
             found: Tensor = decoder.logits(x.to(decoder.weights.output_norm.device))
             return found
 
-        return TopLogits.of(hidden, logits, checkpoint.config.vocab, report, memory=share)
+        found = TopLogits.of(hidden, logits, checkpoint.config.vocab, report, memory=share)
+    if work is not None and work.pace.due:
+        with work.pace.keeping():
+            if work.write(_PREDICTIONS, {}, found.kept()):
+                work.drop(_HIDDEN)
+    return found
+
+
+def _resume(work: WorkFolder, hidden: WindowStates) -> int:
+    """The block before which an earlier start has kept hidden states; they are taken over."""
+    state = work.read(_HIDDEN)
+    if state is None:
+        return 0
+    with state:
+        hidden.restore(state, "hidden")
+        return int(state.values["layer"])
+
+
+def _keep(work: WorkFolder, layer: int, hidden: WindowStates) -> None:
+    with work.pace.keeping():
+        if work.write(_HIDDEN, {"layer": layer}, hidden.kept("hidden")):
+            work.add([{"said": f"block {layer} of the model that teaches"}])
 
 
 def with_ends(loader: WeightLoader, decoder: Decoder, format: Format | None) -> Decoder:

@@ -9,6 +9,7 @@ import click
 
 from bitsmith.cli.command import command, config_options, model_argument
 from bitsmith.cli.options import as_json
+from bitsmith.cli.say import warn
 from bitsmith.pipeline.convert_config import ConvertConfig
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def convert(config: ConvertConfig, model: str, as_json: bool) -> None:
             print_plan(planned, full=config.dry_run)
         for warning in planned.warnings:
             shown.print(f"Warning: {warning}", style="yellow", markup=False)
+        warn(planned.told, before="Note")
 
     with progress_bar() as report:
         result = convert_model(model, config, report=report, on_plan=announce)

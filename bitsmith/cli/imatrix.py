@@ -36,6 +36,7 @@ def imatrix(config: ImatrixConfig, model: str, quiet: bool, as_json: bool) -> No
         stderr().print(
             f"{seen}: about {human_seconds(cost.seconds)}, {memory}{disk}", markup=False, soft_wrap=True, style="dim"
         )
+        warn(prepared.told, before="Note")
         if cost.seconds > LONG_SECONDS:
             warn([f"this takes about {human_seconds(cost.seconds)}; fewer --calibration-tokens take less"])
 

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from types import FrameType
 from typing import NoReturn
@@ -48,6 +48,7 @@ COMMANDS = {  # name -> its module in this package, and the command there
     "list": "stored.list_models",
     "pull": "stored.pull",
     "rm": "stored.remove",
+    "clean": "clean.clean",
     "completion": "completion.completion",
 }
 
@@ -59,7 +60,7 @@ SECTIONS = {  # of the help; commands of no section come last
     "Prove": ("eval", "compare", "results", "bench", "inspect"),
     "Run": ("run", "chat", "serve"),
     "Give": ("handover", "publish"),
-    "Models": ("list", "pull", "rm"),
+    "Models": ("list", "pull", "rm", "clean"),
 }
 
 
@@ -173,7 +174,9 @@ def main() -> None:
     except (BitsmithError, OSError, MemoryError) as error:
         if debug:
             raise
-        _fail(_explained(error), error.exit_code if isinstance(error, BitsmithError) else 1)
+        message = _explained(error)
+        notes = [str(note) for note in getattr(error, "__notes__", ()) if str(note) not in message]
+        _fail(message, error.exit_code if isinstance(error, BitsmithError) else 1, notes)
     if code:
         _leave(code)
 
@@ -225,9 +228,11 @@ def _interrupted(stopped: click.Abort | KeyboardInterrupt, left: str | None) -> 
     _leave(130)
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    text = printable(f"Error: {message}", keep="\n")
-    sys.stderr.write(textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False) + "\n")
+def _fail(message: str, code: int, notes: Iterable[str] = ()) -> NoReturn:
+    """notes: further sentences without their full stops, a line each"""
+    for line in (f"Error: {message}", *(f"Note: {note}." for note in notes)):
+        text = printable(line, keep="\n")
+        sys.stderr.write(textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False) + "\n")
     _leave(code)
 
 

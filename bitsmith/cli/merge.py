@@ -35,6 +35,7 @@ def merge(config: MergeConfig, model: str, adapter: str, to: str, quiet: bool, a
         if not as_json:
             print_plan(planned, full=config.dry_run)
         warn(planned.warnings)
+        warn(planned.told, before="Note")
 
     with progress_bar(quiet) as report:
         made = run_merge(model, adapter, to, config, report=report, on_plan=announce)

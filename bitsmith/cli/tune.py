@@ -62,6 +62,7 @@ def qat(config: QatConfig, model: str, to: str, quiet: bool, as_json: bool) -> N
         if not as_json:
             print_plan(planned, full=config.dry_run)
         warn(planned.warnings)
+        warn(planned.told, before="Note")
 
     with progress_bar(quiet) as report:
         result = run_qat(model, to, config, report=report, on_plan=announce)

@@ -36,6 +36,25 @@ class Claim:
         os.pwrite(handle, json.dumps(_this_process()).encode(), 0)
 
 
+def is_claimed(names: OutputNames) -> bool:
+    """Whether a run that lives has an output. Changes nothing. Raises OSError if the lock file cannot be looked at."""
+    try:
+        handle = os.open(names.lock, os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+        return _may_run(_content(handle))
+    finally:
+        os.close(handle)
+    return False
+
+
 def _claimed(names: OutputNames) -> int:
     """The open lock file, locked by this process."""
     while True:

@@ -29,6 +29,8 @@ class Destination:
     extras: content of small files by name; only with `as_folder`
     mode: permissions of the files, as for `os.open`
     option: what named the output, for messages
+    folder: where its files lie until they get their names, on the same disk; files that a run left there are taken
+        over. None: beside the output, and nothing stays after an error
     """
 
     target: Path
@@ -37,6 +39,7 @@ class Destination:
     as_folder: bool = False
     mode: int = 0o644
     option: str = "--out"
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.as_folder and not all(self.names.belongs(layout.filename) for layout in self.layouts):
@@ -159,7 +162,7 @@ def check_space(destinations: Sequence[Destination]) -> None:
     for group in disks.values():
         more = needed = 0
         for each in group:
-            more += each.size
+            more += each.size - (0 if each.folder is None else on_disk(each.folder))
             needed = max(needed, more)
             more -= sum(map(_freed, each.taken()))
         free = shutil.disk_usage(group[0].target.parent).free
@@ -169,6 +172,13 @@ def check_space(destinations: Sequence[Destination]) -> None:
                 f"{', '.join(str(each.target) for each in group)}: {what} {needed:,} bytes, but the disk has {free:,} "
                 "free; free some space or choose an output path on another disk."
             )
+
+
+def on_disk(path: Path) -> int:
+    """Bytes that a file, or all files in a folder, take on the disk; none if it is not there."""
+    if path.is_dir() and not path.is_symlink():
+        return sum(map(on_disk, path.iterdir()))
+    return os.lstat(path).st_blocks * 512 if os.path.lexists(path) else 0
 
 
 def _freed(path: Path) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,12 +18,13 @@ from bitsmith.containers.destination import Destination, check_space, followed
 from bitsmith.containers.journal import clear_up, put_in_place
 from bitsmith.containers.layout import FileLayout, Region
 from bitsmith.containers.output_names import OutputNames
-from bitsmith.containers.renames import remove, sync, sync_tree
+from bitsmith.containers.renames import move_new, remove, sync, sync_tree
 from bitsmith.containers.reservation import Reservation
 from bitsmith.errors import FileError
 from bitsmith.system.progress import Progress, Report, silent
 
 _READ_BACK_BYTES = 1 << 20
+Marks = Mapping[str, list[int]]  # of the entries of an output, see `mark_of`
 
 
 class OutputFiles:
@@ -76,11 +79,46 @@ class OutputFiles:
         self._hashes.setdefault(key, hashlib.sha256()).update(data)
         self._cursor[key] = cursor + len(data)
 
-    def commit(self, final: Sequence[FileLayout], report: Report = silent, *, threads: int = 1) -> None:
+    def written(self, tensor: str, part: str) -> int:
+        """Number of bytes that were written to one part of one tensor."""
+        return self._cursor.get((tensor, part), 0)
+
+    def restart(self, tensor: str, part: str) -> None:
+        """Forget what was written to one part of one tensor; it is written again from its beginning."""
+        self._cursor.pop((tensor, part), None)
+        self._hashes.pop((tensor, part), None)
+
+    def take_over(self, tensor: str, part: str, nbytes: int, sha256: str) -> bool:
+        """Go on behind the first `nbytes` of a part, which an earlier start has written. False if they are not there.
+
+        sha256: their hash, in hexadecimal
+        Raises FileError if they cannot be read.
+        """
+        filename, region = self._where[tensor, part]
+        if not 0 <= nbytes <= region.nbytes:
+            return False
+        try:
+            digest = _digest(self._handles[filename], region.offset, nbytes)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        if digest.hexdigest() != sha256:
+            return False
+        self._cursor[tensor, part], self._hashes[tensor, part] = nbytes, digest
+        return True
+
+    def commit(
+        self,
+        final: Sequence[FileLayout],
+        report: Report = silent,
+        *,
+        threads: int = 1,
+        verified: Callable[[Marks], None] = lambda marks: None,
+    ) -> None:
         """Write the final headers, flush to disk, read everything back, and rename.
 
         final: the same layouts with their final headers and the same offsets
         threads: number of threads that hash the data read back
+        verified: called before the files get their names, with the mark of each name in the parent folder
         Reports progress as the stage "verify".
         Raises FileError if the data read back differs from the data written.
         """
@@ -96,6 +134,7 @@ class OutputFiles:
                 _write_all(handle, memoryview(layout.header), 0)
                 os.fsync(handle)
             self._read_back(final, report, threads)
+            verified({name: mark_of(self._now(name)) for name in self.destination.entries})
             self._put_in_place()
         except OSError as error:
             raise self._cannot_write(error) from error
@@ -126,17 +165,29 @@ class OutputFiles:
         folder = target if self.destination.as_folder else target.parent
         return [folder / name for name in [layout.filename for layout in self.layouts] + list(self.destination.extras)]
 
+    def _now(self, entry: str) -> Path:
+        """Where what will have a name in the parent folder lies until then."""
+        folder = self.destination.folder
+        if folder is None:
+            return self._names.partial(entry)
+        return folder if self.destination.as_folder else folder / entry
+
     def _temporary(self, filename: str) -> Path:
         if self.destination.as_folder:
-            return self._names.partial(self.destination.target.name) / filename
-        return self._names.partial(filename)
+            return self._now(self.destination.target.name) / filename
+        return self._now(filename)
 
     def _create(self) -> None:
-        if self.destination.as_folder:
-            self._names.partial(self.destination.target.name).mkdir()
+        taken = self.destination.folder is not None
+        folder = self.destination.folder
+        if self.destination.as_folder or folder is not None:
+            (self._now(self.destination.target.name) if folder is None else folder).mkdir(exist_ok=taken)
         for layout in self.layouts:
             path = self._temporary(layout.filename)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, self.destination.mode)
+            if taken:
+                _remove_unfit(path, layout.size)
+            flags = os.O_RDWR | os.O_CREAT | (os.O_NOFOLLOW if taken else os.O_EXCL)
+            handle = os.open(path, flags, self.destination.mode)
             self._handles[layout.filename] = handle
             os.truncate(handle, layout.size)
             _write_all(handle, memoryview(layout.header), 0)
@@ -177,9 +228,10 @@ class OutputFiles:
         """Give the files their names."""
         destination, force = self.destination, self._reservation.force
         if destination.as_folder:
-            sync_tree(self._names.partial(destination.target.name))
+            sync_tree(self._now(destination.target.name))
         self._reservation.check_again(destination)
         try:
+            self._leave_folder(force)
             older = destination.older_parts() if force else []
             put_in_place(self._names, destination.entries, older, force=force)
         except FileExistsError as error:
@@ -188,6 +240,17 @@ class OutputFiles:
                 f"{error.filename2 or error.filename or destination.target} appeared while this run was working, and "
                 f"was not replaced; {self._left()}. Choose another output path."
             ) from error
+
+    def _leave_folder(self, force: bool) -> None:
+        """Move what lies in a folder of its own beside the output, where every replacement begins."""
+        destination = self.destination
+        if destination.folder is None:
+            return
+        for path in () if force else map(self._names.final, destination.entries):
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        for name in destination.entries:
+            move_new(self._now(name), self._names.partial(name))
 
     def _clear_up(self) -> None:
         """Remove what the output has replaced."""
@@ -222,7 +285,9 @@ class OutputFiles:
             return f"what is left there cannot be read ({error.strerror or error})"
         if left:
             return f"these temporary files could not be removed: {left}"
-        return "what was there before is unchanged" if taken else "nothing was left behind"
+        if taken:
+            return "what was there before is unchanged"
+        return "nothing was left behind" if self.destination.folder is None else "no file has its final name"
 
 
 @contextmanager
@@ -282,14 +347,37 @@ def _hash_regions(handle: int, regions: Sequence[Region], threads: int) -> Itera
                 future.cancel()
 
 
+def mark_of(path: Path) -> list[int]:
+    """What tells a file or a folder from others of its name: its inode and the time of its last change.
+
+    Renaming keeps both. Empty if there is nothing.
+    """
+    if not os.path.lexists(path):
+        return []
+    found = os.lstat(path)
+    return [found.st_ino, found.st_mtime_ns]
+
+
+def _remove_unfit(path: Path, size: int) -> None:
+    """Remove what an earlier start has left under a name, if it is not a file of this size with no other name."""
+    if os.path.lexists(path):
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != size or found.st_nlink != 1:
+            remove(path)
+
+
 def _hash_region(handle: int, region: Region) -> str:
+    return _digest(handle, region.offset, region.nbytes).hexdigest()
+
+
+def _digest(handle: int, offset: int, left: int) -> hashlib._Hash:
+    """SHA-256 of so many bytes of a file; of fewer, if it ends before."""
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(min(region.nbytes, _READ_BACK_BYTES)))
-    offset, left = region.offset, region.nbytes
+    buffer = memoryview(bytearray(min(left, _READ_BACK_BYTES)))
     while left:
         got = os.preadv(handle, [buffer[:left]], offset)
         if not got:
             break
         digest.update(buffer[:got])
         offset, left = offset + got, left - got
-    return digest.hexdigest()
+    return digest

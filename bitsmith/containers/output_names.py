@@ -54,6 +54,11 @@ class OutputNames:
         """The record before it is whole."""
         return self.folder / f".{self.name}{_MARK}journal.new"
 
+    @property
+    def work(self) -> Path:
+        """The folder with what runs keep of their work on this output, see `bitsmith.work`."""
+        return self.folder / f".{self.name}{_MARK}work"
+
     def partial(self, name: str) -> Path:
         """Where the new file or folder `name` lies until it gets its name."""
         return self.folder / f".{name}{_MARK}partial"

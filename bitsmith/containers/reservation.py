@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -27,12 +27,19 @@ class Reservation:
     """
 
     def __init__(
-        self, destinations: Sequence[Destination], *, sources: Iterable[str | Path] = (), force: bool = False
+        self,
+        destinations: Sequence[Destination],
+        *,
+        sources: Iterable[str | Path] = (),
+        force: bool = False,
+        finished: Callable[[Destination], bool] = lambda each: False,
     ) -> None:
         """Check and claim the places of the outputs, and clear away what a killed run left there.
 
         sources: every file that the run reads; none of them is replaced or removed, whatever it is called
         force: replace outputs that exist
+        finished: says of an output, once it is claimed, whether an earlier start of the same run has finished it; such
+            an output may exist, and is not written
         Raises UsageError if an output must not be written (see `check_names`) or another run is writing it, FileError
         if it cannot be written: no folder, no right, too little space on a disk for all of them together.
         """
@@ -44,9 +51,10 @@ class Reservation:
         try:
             for each in destinations:
                 self._claim(each)
-            for each in destinations:
+            left = [each for each in destinations if not finished(each)]
+            for each in left:
                 check_names(each, self._sources, force=force)
-            check_space(destinations)
+            check_space(left)
         except BaseException:
             self.release()
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -80,18 +81,25 @@ def convert_checkpoint(
     _check_changes(checkpoint, assignment, config)
     output = Output(path, assignment, Method("nearest"), "", link=given if given != path else None)
     expected = output.expected(config.worker_threads)
-    destination = output.destination()
     if config.dry_run:
+        output.destination()  # raises where it cannot be written
         if on_plan is not None:
             on_plan(expected)
         return expected
+    from bitsmith.pipeline.keeping import Kept
     from bitsmith.pipeline.making import Work, make_all
 
     resources = Resources(None, config.worker_threads, "cpu")
-    with Reservation([destination], sources=checkpoint.files, force=config.force) as reservation:
+    kept = Kept.of([output], checkpoint.files, fresh=config.fresh, further={})
+    with (
+        Reservation(
+            kept.destinations, sources=checkpoint.files, force=config.force, finished=kept.is_finished
+        ) as reservation,
+        kept.opened(),
+    ):
         if on_plan is not None:
-            on_plan(expected)
-        work = Work(None, resources, config.worker_threads, reservation)
+            on_plan(replace(expected, told=(*expected.told, *kept.notes)))
+        work = Work(None, resources, config.worker_threads, reservation, kept)
         return make_all([output], [expected], work, report=report)[0]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitsmith.calibration.config import size_in_bytes
+from bitsmith.calibration.config import FRESH, size_in_bytes
 from bitsmith.containers.floats import WRITTEN_FLOATS
 from bitsmith.errors import UsageError, quoted
 from bitsmith.recipe.copies import SAME
@@ -49,6 +49,7 @@ class ConvertConfig:
     )
     dry_run: bool = option(False, group="Output", help="Print only the plan: types, exact size, expected time.")
     force: bool = option(False, group="Output", help="Replace an output that exists.")
+    fresh: bool = option(False, group="Output", help=FRESH)
     base: str | Path | None = option(
         None, group="Source", metavar="MODEL", help="The model of an adapter; default: the one that it names."
     )

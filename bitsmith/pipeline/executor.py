@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -14,15 +14,17 @@ import numpy as np
 
 from bitsmith.containers.base import WholeTensorCodec
 from bitsmith.containers.manifest import Manifest, TensorRecord, joined_hash
-from bitsmith.containers.output import OutputFiles
+from bitsmith.containers.output import Marks, OutputFiles
 from bitsmith.containers.reservation import Reservation
 from bitsmith.pipeline.chunks import Chunk, chunks_of, rows_of
 from bitsmith.pipeline.encode import Encoded, encode_chunk, encode_rounded, prepared
+from bitsmith.pipeline.written import WrittenLedger, WrittenRows
 from bitsmith.quant.tensor import PackedTensor
 from bitsmith.recipe.coverage import Coverage
 from bitsmith.recipe.plan import Plan, PlannedTensor
 from bitsmith.recipe.rounded_rows import RoundedRows
 from bitsmith.system.progress import Progress, Report, silent
+from bitsmith.work.folder import WorkFolder
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,21 @@ def execute(
     threads: int,
     importance: Mapping[str, np.ndarray] | None = None,
     coverage: Coverage | None = None,
+    work: WorkFolder | None = None,
+    verified: Callable[[Written, Marks], None] = lambda written, marks: None,
     report: Report = silent,
 ) -> Written:
     """Round all tensors of a plan to the nearest codes, write them to `target` and verify.
 
     reservation: of `plan.destination(target)`
     importance: by output name, float32 [matrices, cols], see `Format.fit`
-    coverage: see `PlanWriter.finish`
+    coverage, verified: see `PlanWriter.finish`
+    work: see `PlanWriter`
     Raises TensorError for weights that cannot be stored, FileError for problems with the disk.
     """
-    with PlanWriter(plan, target, reservation, report=report) as writer:
+    with PlanWriter(plan, target, reservation, work=work, report=report) as writer:
         writer.round_nearest(importance or {}, threads=threads)
-        return writer.finish(threads=threads, coverage=coverage)
+        return writer.finish(threads=threads, coverage=coverage, verified=verified)
 
 
 class PlanWriter:
@@ -66,10 +71,19 @@ class PlanWriter:
     bytes do not depend on the number of threads or on the time. No file gets its final name before `finish`.
     """
 
-    def __init__(self, plan: Plan, target: Path, reservation: Reservation, *, report: Report = silent) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        target: Path,
+        reservation: Reservation,
+        *,
+        work: WorkFolder | None = None,
+        report: Report = silent,
+    ) -> None:
         """Take the census and open temporary files. Raises as `Assignment.census`; FileError if they cannot be written.
 
         reservation: of `plan.destination(target)`
+        work: the folder where the run keeps what it has done; None: nothing is kept
         """
         plan.assignment.census  # noqa: B018 - raises where a weight would be lost
         self._plan, self._report = plan, report
@@ -79,7 +93,9 @@ class PlanWriter:
         self._total = sum(tensor.info.parameters for tensor in plan.tensors)
         self._done = 0
         self._recovered: list[str] = []
-        self._output = OutputFiles(plan.destination(target), reservation)
+        folder = None if work is None else work.files
+        self._output = OutputFiles(replace(plan.destination(target), folder=folder), reservation)
+        self._ledger = None if work is None else WrittenLedger(work)
 
     def __enter__(self) -> PlanWriter:
         """Return this writer."""
@@ -101,12 +117,10 @@ class PlanWriter:
         One thread reads and hashes; a pool rounds and packs.
         """
         source = self._plan.checkpoint.reader
-        tensors = (
-            prepared(source, tensor, importance.get(tensor.info.name))
-            for tensor in self._plan.tensors
-            if tensor.info.name not in without
-        )
-        chunks = chunks_of(tensors, importance)
+        wanted = [tensor for tensor in self._plan.tensors if tensor.info.name not in without]
+        wanted = [tensor for tensor in wanted if not self._take_over(tensor)]
+        tensors = (prepared(source, tensor, importance.get(tensor.info.name)) for tensor in wanted)
+        chunks = (each for each in chunks_of(tensors, importance) if not self._is_written(each))
 
         def encode(chunk: Chunk, packed: Future[PackedTensor | None]) -> Encoded:
             return encode_chunk(source, chunk, packed.result())
@@ -116,6 +130,8 @@ class PlanWriter:
                 chunks, lambda chunk: pool.submit(encode, chunk, reader.submit(self._read, chunk)), ahead=2 * threads
             ):
                 self._write(chunk, encoded)
+                if self._ledger is not None and self._ledger.due:
+                    self.keep()
 
     def write_rounded(self, rounded: RoundedRows) -> None:
         """Write rows whose values a calibrated method chose, under the output's name."""
@@ -124,17 +140,110 @@ class PlanWriter:
             self._read(chunk)
             self._write(chunk, encode_rounded(chunk, rounded))
 
-    def finish(self, *, threads: int, coverage: Coverage | None = None) -> Written:
+    def take_over(self, names: Iterable[str]) -> bool:
+        """Take over whole tensors that an earlier start has written. False if any is not there as it was written."""
+        return all(self._take_over(self._by_name[name]) and name in self._records for name in names)
+
+    def take_over_rows(self, name: str, slabs: Sequence[tuple[int, int]]) -> bool:
+        """Take over the first rows of a tensor, which came in these slabs (first row and the one behind the last).
+
+        False if they are not there as they were written.
+        """
+        planned = self._by_name[name]
+        if not slabs or not self._take_over(planned, slabs[-1][1]):
+            return False
+        for start, stop in slabs:
+            for chunk in rows_of(planned, start, stop):
+                self._read(chunk)
+        if slabs[-1][1] == planned.info.rows:
+            self._end(planned, self._begun[name].source.hexdigest())
+        return True
+
+    def restart(self, names: Iterable[str]) -> None:
+        """Forget what was written of some tensors; they are written again from their first rows."""
+        for name in names:
+            planned, begun = self._by_name[name], self._begun.pop(name, None)
+            if self._records.pop(name, None) is not None:
+                self._done -= planned.info.parameters
+            elif begun is not None:
+                self._done -= begun.rows * planned.info.cols
+            for part in planned.parts:
+                self._output.restart(name, part)
+        self._recovered = [name for name in self._recovered if name in self._records]
+
+    def keep(self, said: str = "") -> None:
+        """Add what was written so far to the work folder's ledger. said: how far that is, for the user"""
+        if self._ledger is not None:
+            begun = [self._snapshot(self._by_name[name]) for name in list(self._begun)]
+            self._ledger.keep([each for each in begun if each is not None], said or self._said())
+
+    def finish(
+        self,
+        *,
+        threads: int,
+        coverage: Coverage | None = None,
+        verified: Callable[[Written, Marks], None] = lambda written, marks: None,
+    ) -> Written:
         """Flush, read back, compare and rename.
 
         coverage: tokens that each expert saw, for the manifest
+        verified: called before the files get their names, with the mark of each, see `OutputFiles.commit`
         """
+        if self._ledger is not None and self._ledger.due:
+            self.keep()
         plan = self._plan.with_coverage(coverage).with_recovered(len(self._recovered))
         records = [self._records[tensor.info.name] for tensor in plan.tensors]
-        self._output.commit(plan.layouts(records), self._report, threads=threads)
         recovered = set(self._recovered)
         names = tuple(tensor.info.name for tensor in plan.tensors if tensor.info.name in recovered)
-        return Written(plan.manifest(records), names)
+        written = Written(plan.manifest(records), names)
+        self._output.commit(
+            plan.layouts(records), self._report, threads=threads, verified=lambda marks: verified(written, marks)
+        )
+        return written
+
+    # -- what an earlier start has written
+
+    def _take_over(self, planned: PlannedTensor, rows: int | None = None) -> bool:
+        """Go on behind the rows of a tensor that an earlier start has written. True if it is whole, or has just `rows`.
+
+        rows: how many rows count; None: as many as there are
+        """
+        name = planned.info.name
+        if self._ledger is None or name in self._records:
+            return name in self._records
+        found = None if rows is not None else self._ledger.whole(name)
+        found = found or self._ledger.begun(name, rows)
+        if found is None or found.parts.keys() != set(planned.parts) or found.rows > planned.info.rows:
+            return False
+        if not all(self._output.take_over(name, part, *each) for part, each in found.parts.items()):
+            self.restart([name])
+            return False
+        whole = bool(found.source) and rows is None
+        sums = self._begun[name] = _TensorSums()
+        sums.rows, sums.error, sums.weight, sums.kept = found.rows, found.error, found.weight, found.kept
+        self._done += found.rows * planned.info.cols
+        if whole:
+            self._end(planned, found.source)
+        self._report(Progress(self._plan.recipe.command, self._done, self._total, "weights", name))
+        return whole or rows is not None
+
+    def _is_written(self, chunk: Chunk) -> bool:
+        """Whether an earlier start has written a chunk. Its source is hashed again, to go on behind it."""
+        sums = self._begun.get(chunk.planned.info.name)
+        if sums is None or not 0 < chunk.stop <= sums.rows:
+            return False
+        self._read(chunk)
+        return True
+
+    def _snapshot(self, planned: PlannedTensor) -> WrittenRows | None:
+        """The rows of a tensor so far; None if a part of them is not written yet."""
+        sums = self._begun[planned.info.name]
+        if isinstance(planned.codec, WholeTensorCodec) or not sums.rows:
+            return None
+        return sums.written(planned, self._output)
+
+    def _said(self) -> str:
+        return f"{100 * self._done // max(self._total, 1)} % of the weights"
 
     def _read(self, chunk: Chunk) -> PackedTensor | None:
         """Read the stored rows of a chunk and add them to their tensor's hash. Returns None for a constant."""
@@ -154,12 +263,21 @@ class PlanWriter:
         sums.error += encoded.squared_error
         sums.weight += encoded.squared_weight
         sums.kept = sums.kept and encoded.kept
+        sums.rows = chunk.stop
         self._done += (chunk.stop - chunk.start) * planned.info.cols
         self._report(Progress(self._plan.recipe.command, self._done, self._total, "weights", name))
         if chunk.stop == planned.info.rows:
-            self._records[name] = self._begun.pop(name).record(planned, self._output)
-            if sums.kept and sums.weight and planned.format is not None and not planned.verbatim:
-                self._recovered.append(name)
+            if self._ledger is not None:
+                self._ledger.note(sums.written(planned, self._output, sums.source.hexdigest()))
+            self._end(planned, sums.source.hexdigest())
+
+    def _end(self, planned: PlannedTensor, source: str) -> None:
+        """Record a tensor that is whole. source: hash of the bytes of its source"""
+        name = planned.info.name
+        sums = self._begun.pop(name)
+        self._records[name] = sums.record(planned, self._output, source)
+        if sums.kept and sums.weight and planned.format is not None and not planned.verbatim:
+            self._recovered.append(name)
 
 
 class _TensorSums:
@@ -168,9 +286,11 @@ class _TensorSums:
     source: hash of the stored bytes of its source
     error, weight: sums of squares, float64
     kept: whether all chunks so far kept their weights exactly
+    rows: number of rows that are written
     """
 
     def __init__(self) -> None:
+        self.rows = 0
         self.source = hashlib.sha256()
         self.error = self.weight = 0.0
         self.kept = True
@@ -184,11 +304,17 @@ class _TensorSums:
         self._slabs.append(parts)
         return codec.join(self._slabs) if chunk.stop == chunk.planned.info.rows else {}
 
-    def record(self, planned: PlannedTensor, output: OutputFiles) -> TensorRecord:
-        """The manifest's entry."""
+    def record(self, planned: PlannedTensor, output: OutputFiles, source: str) -> TensorRecord:
+        """The manifest's entry. source: hash of the source's bytes"""
         hashes = [output.sha256(planned.info.name, part) for part in planned.parts]
         error = self.error / self.weight if self.weight else 0.0
-        return TensorRecord(planned.info.name, joined_hash(hashes), self.source.hexdigest(), error)
+        return TensorRecord(planned.info.name, joined_hash(hashes), source, error)
+
+    def written(self, planned: PlannedTensor, output: OutputFiles, source: str = "") -> WrittenRows:
+        """The rows so far, for the ledger. source: hash of the source's bytes, if the tensor is whole"""
+        name = planned.info.name
+        parts = {part: (output.written(name, part), output.sha256(name, part)) for part in planned.parts}
+        return WrittenRows(name, self.rows, parts, source, self.error, self.weight, self.kept)
 
 
 def _in_order(

@@ -235,6 +235,8 @@ def write_recipe(file: RecipeFile, path: str | Path, *, force: bool) -> Path:
 
     place = followed(Path(path).expanduser(), force=force)
     data = file.text().encode()
+    if place.is_file() and place.read_bytes() == data:
+        return place  # an earlier start of the same run has written it
     layout = FileLayout(place.name, data, (), len(data))
     wanted = Destination(place, [layout])
     with Reservation([wanted], force=force) as reservation, OutputFiles(wanted, reservation) as output:

@@ -16,8 +16,11 @@ from bitsmith.calibration.notes import recovered_notes, rescaling_notes, roundin
 from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.run import Prepared
 from bitsmith.calibration.work import BlockwiseWork, Reports, naming, own_name, own_names
+from bitsmith.containers.output import Marks
 from bitsmith.containers.reservation import Reservation
 from bitsmith.pipeline.executor import PlanWriter, Written, execute
+from bitsmith.pipeline.keeping import Ending, Kept, ending_of, finished_output, keep_output
+from bitsmith.pipeline.kept_blocks import KeptBlocks
 from bitsmith.pipeline.outputs import Output
 from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.coverage import Coverage
@@ -25,6 +28,7 @@ from bitsmith.recipe.plan import Plan
 from bitsmith.recipe.rounded_rows import RoundedRows
 from bitsmith.system.machine import peak_memory
 from bitsmith.system.progress import Progress, Report
+from bitsmith.work.folder import WorkFolder
 
 if TYPE_CHECKING:
     from bitsmith.calibration.blockwise import BlockwiseRounding, Rounded
@@ -52,6 +56,7 @@ class Work:
     """What all outputs of a run share.
 
     reservation: of all outputs
+    kept: what is kept of the work on them
     prepared: the calibration with its tokens; None without a calibration
     """
 
@@ -59,6 +64,7 @@ class Work:
     resources: Resources
     threads: int
     reservation: Reservation
+    kept: Kept
 
 
 def make_all(
@@ -75,11 +81,17 @@ def make_all(
     """
     clock = time.monotonic()
     done = []
-    for output, promised, found in zip(outputs, expected, _measured(outputs, shared, report), strict=True):
+    endings = [finished_output(*each) for each in zip(shared.kept.folders, shared.kept.destinations, strict=True)]
+    measured = _measured(outputs, shared, report)
+    for at, (output, promised, found) in enumerate(zip(outputs, expected, measured, strict=True)):
         watch = _Watch(report)
-        work = _Making(output, found, shared, watch)
+        work = _Making(output, found, shared, shared.kept.folders[at], watch)
+        ending = endings[at]
         with naming(own_names(output.assignment.tensors)):
-            made = work.blockwise() if output.method.needs_text else work.nearest()
+            if ending is not None:
+                made = work.finished_before(ending)
+            else:
+                made = work.blockwise() if output.method.needs_text else work.nearest()
         now = time.monotonic()
         result = replace(
             promised,
@@ -91,7 +103,7 @@ def make_all(
             verify_cpu_seconds=time.process_time() - watch.worked,
             peak_memory=peak_memory(),
             calibration=made.plan.recipe.calibration,
-            notes=made.notes,
+            notes=(*made.notes, *shared.kept.take_words()),
             coverage=made.coverage,
         )
         _log.info("wrote %s in %.1f s", result.out, result.seconds)
@@ -122,7 +134,7 @@ def _measured(outputs: Sequence[Output], shared: Work, report: Report) -> list[M
         return [Measured()] * len(outputs)
     jobs = [Job(each.assignment, each.method) for each in calibrated]
     with naming(own_names(calibrated[0].assignment.tensors)):
-        found = iter(measure(shared.prepared, jobs, shared.resources, report))
+        found = iter(measure(shared.prepared, jobs, shared.resources, report, work=shared.kept.folders[0]))
     return [Measured() if output.prepared is None else next(found) for output in outputs]
 
 
@@ -133,6 +145,7 @@ class _Making:
     output: Output
     measured: Measured
     shared: Work
+    folder: WorkFolder
     report: Report
 
     @property
@@ -143,6 +156,11 @@ class _Making:
     def nearest(self) -> Made:
         """Give every tensor the nearest codes, with weighted scales if there is an importance."""
         plan, coverage = self._plan(), self._told(self.measured.coverage)
+        own = [] if coverage is None else [coverage.note()]
+
+        def notes(written: Written) -> tuple[str, ...]:
+            return (*own, *recovered_notes(plan.tensors, written.recovered))
+
         written = execute(
             plan,
             self.output.path,
@@ -150,10 +168,27 @@ class _Making:
             threads=self.shared.threads,
             importance=self._importance(plan),
             coverage=coverage,
+            work=self.folder,
+            verified=self._keeping(notes, coverage),
             report=self.report,
         )
-        notes = [] if coverage is None else [coverage.note()]
-        return Made(plan, written, (*notes, *recovered_notes(plan.tensors, written.recovered)), coverage)
+        return Made(plan, written, notes(written), coverage)
+
+    def finished_before(self, ending: Ending) -> Made:
+        """An output that an earlier start of the same run has finished."""
+        plan = self._plan()
+        final = plan.with_coverage(ending.coverage).with_recovered(len(ending.recovered))
+        return Made(plan, Written(final.manifest(ending.records), ending.recovered), ending.notes, ending.coverage)
+
+    def _keeping(
+        self, notes: Callable[[Written], Sequence[str]], coverage: Coverage | None
+    ) -> Callable[[Written, Marks], None]:
+        """Keeps the ending of the output when it is verified."""
+
+        def keep(written: Written, marks: Marks) -> None:
+            keep_output(self.folder, ending_of(written, notes(written), coverage), marks)
+
+        return keep
 
     def blockwise(self) -> Made:
         """Make first the tensors outside the blocks, then the blocks one by one, then the head."""
@@ -171,60 +206,83 @@ class _Making:
             norms=self.output.training is not None,
         )
         reports = Reports(work, self.prepared.tokens.tokens.size, self.prepared.tokens.all_experts)
-        with PlanWriter(plan, self.output.path, self.shared.reservation, report=self.report) as writer:
+        with PlanWriter(
+            plan, self.output.path, self.shared.reservation, work=self.folder, report=self.report
+        ) as writer:
             writer.round_nearest(self._importance(plan), threads=self.shared.threads, without=work.precomputed)
             rounding = BlockwiseRounding(plan.checkpoint, self.prepared.tokens, work.task, self.shared.resources)
-            trained = None
+            kept, trained = KeptBlocks(self.folder, writer, reports, rounding), None
             if self.output.training is None:
-                self._round(rounding, lambda rounded: self._write(writer, work, reports, rounded))
+                self._round(rounding, kept, kept.resume(), lambda rounded: self._write(writer, kept, reports, rounded))
             else:
-                trained = self._trained(plan, rounding, self.output.training, reports)
+                trained = self._trained(plan, rounding, self.output.training, (kept, reports))
                 for rows in work.rows(Rounded(trained.rows, {})):
                     writer.write_rounded(rows)
             coverage = self._told(reports.coverage)
-            written = writer.finish(threads=self.shared.threads, coverage=coverage)
-        notes = [] if coverage is None else [coverage.note()]
-        notes += [] if trained is None else [training_note(trained)]
-        notes += rescaling_notes(self.measured.rescalings, own_names(plan.tensors))
-        notes += recovered_notes(plan.tensors, written.recovered)
-        return Made(plan, written, (*notes, *rounding_notes(reports.by_name)), coverage)
 
-    def _round(self, rounding: BlockwiseRounding, take: Callable[[Rounded], None]) -> None:
-        """Round block by block, then the head. take: gets each step, which is free before the next"""
+            def notes(written: Written) -> tuple[str, ...]:
+                found = [] if coverage is None else [coverage.note()]
+                found += [] if trained is None else [training_note(trained)]
+                found += rescaling_notes(self.measured.rescalings, own_names(plan.tensors))
+                found += recovered_notes(plan.tensors, written.recovered)
+                return (*found, *rounding_notes(reports.by_name))
+
+            written = writer.finish(
+                threads=self.shared.threads, coverage=coverage, verified=self._keeping(notes, coverage)
+            )
+        return Made(plan, written, notes(written), coverage)
+
+    def _round(
+        self, rounding: BlockwiseRounding, kept: KeptBlocks, begin: tuple[int, int], take: Callable[[Rounded], None]
+    ) -> None:
+        """Round block by block, then the head.
+
+        begin: the first block and the first slab of the head
+        take: gets each step, which is free before the next
+        """
         name = self.output.method.rounder
-        for layer in range(rounding.layers):
+        for layer in range(begin[0], rounding.layers):
             self.report(Progress(name, layer, rounding.layers, "blocks", f"block {layer}"))
             take(rounding.block(layer, self.report))
-        for slab in rounding.head():
+            kept.after_block(layer)
+        kept.before_head()
+        for number, slab in enumerate(rounding.head(begin[1]), begin[1]):
             take(slab)
+            kept.after_slab(number)
         self.report(Progress(name, rounding.layers, rounding.layers, "blocks"))
 
-    def _trained(self, plan: Plan, rounding: BlockwiseRounding, how: EndToEnd, reports: Reports) -> Trained:
+    def _trained(
+        self, plan: Plan, rounding: BlockwiseRounding, how: EndToEnd, so_far: tuple[KeptBlocks, Reports]
+    ) -> Trained:
         """The whole model, rounded and then trained end to end."""
         from bitsmith.calibration.blockwise import Lesson
 
         rows: list[RoundedRows] = []
+        kept, reports = so_far
 
         def keep(rounded: Rounded) -> None:
             reports.add(rounded)
             rows.extend(rounded.rows)
+            kept.collected(rounded.rows)
 
-        self._round(rounding, keep)
+        self._round(rounding, kept, kept.resume(rows), keep)
+        kept.before_training()
         table = next((each for each in plan.tensors if own_name(each) == "token_embd.weight"), None)
         assert self.prepared is not None
         lesson = Lesson(self.prepared.longer(how.tokens), self.output.teacher or plan.checkpoint)
-        return rounding.train(rows, how, None if table is None else table.format, lesson, self.report)
+        return rounding.train(rows, how, None if table is None else table.format, lesson, self.report, self.folder)
 
     def _told(self, coverage: Coverage | None) -> Coverage | None:
         """The coverage with what starved experts got."""
         return None if coverage is None else replace(coverage, fallback=self.output.method.fallback(coverage.every))
 
     @staticmethod
-    def _write(writer: PlanWriter, work: BlockwiseWork, reports: Reports, rounded: Rounded) -> None:
+    def _write(writer: PlanWriter, kept: KeptBlocks, reports: Reports, rounded: Rounded) -> None:
         """Write the rows of one step, and count its reports in."""
         reports.add(rounded)
-        for rows in work.rows(rounded):
+        for rows in reports.work.rows(rounded):
             writer.write_rounded(rows)
+            kept.wrote(rows.name)
 
     def _plan(self) -> Plan:
         """The final plan, with the text's hash and the ranges of inputs."""

@@ -170,25 +170,34 @@ def _quantized(
     expected = with_long_note([output.expected(threads) for output in outputs])
     expected = [replace(each, told=told) for each in expected]
     _log_plans(expected)
-    destinations = [output.destination() for output in outputs]
 
-    def announce() -> None:
-        for each in expected:
+    def announce(notes: tuple[str, ...] = ()) -> None:
+        for at, each in enumerate(expected):
             if on_plan is not None:
-                on_plan(each)
+                on_plan(each if at else replace(each, told=(*each.told, *notes)))
 
     if config.dry_run:
+        for output in outputs:
+            output.destination()  # raises where it cannot be written
         announce()
         return expected
     folder = Path(config.out) if len(outputs) > 1 and config.out is not None else None
     sources = [*checkpoint.files, *files_of(*config.calibration_sources)]
-    with folder_for(folder), Reservation(destinations, sources=sources, force=config.force) as reservation:
-        announce()
+    from bitsmith.pipeline.keeping import Kept
+
+    teachers = [] if training is None or training.teacher is None else training.teacher.files
+    kept = Kept.of(outputs, [*sources, *teachers], fresh=config.fresh, further={"seed": config.seed})
+    with (
+        folder_for(folder),
+        Reservation(kept.destinations, sources=sources, force=config.force, finished=kept.is_finished) as reservation,
+        kept.opened(),
+    ):
+        announce(kept.notes)
         from bitsmith.pipeline.making import Work, make_all
 
         if prepared is not None:
-            prepared = prepared.read(threads=threads, report=report)
-        work = Work(prepared, Resources(config.memory_bytes, threads, device), threads, reservation)
+            prepared = prepared.read(threads=threads, work=kept.folders[0], report=report)
+        work = Work(prepared, Resources(config.memory_bytes, threads, device), threads, reservation, kept)
         return make_all(outputs, expected, work, report=report, on_done=on_done)
 
 

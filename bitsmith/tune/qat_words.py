@@ -122,3 +122,6 @@ class QatWords(TypedDict, total=False):
 
     force: bool
     """Replace an output that exists."""
+
+    fresh: bool
+    """Start from the beginning, and remove what an interrupted run of this output has left."""

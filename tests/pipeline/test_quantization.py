@@ -248,7 +248,7 @@ def test_an_interrupted_process_leaves_no_final_name(tmp_path: Path, sent: signa
     words = [sys.executable, "-c", program, "quantize", str(folder), "--to", "q2_k", "--out", str(out)]
     process = subprocess.Popen([*words, "--threads", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".x.gguf.*.partial")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".x.gguf.*.work/*/files/x.gguf")) and time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         time.sleep(0.01)
     process.send_signal(sent)
@@ -256,7 +256,7 @@ def test_an_interrupted_process_leaves_no_final_name(tmp_path: Path, sent: signa
     assert not out.exists()
     if sent is signal.SIGKILL:  # nothing can clean up then; the next run does
         assert process.returncode == -signal.SIGKILL
-        assert list(tmp_path.glob(".x.gguf.*.partial"))
+        assert list(tmp_path.glob(".x.gguf.*.work/*/files/x.gguf"))
         bitsmith.quantize(make_folder(tmp_path / "small"), to="q8_0", out=out)
     else:
         assert process.returncode == 130
