@@ -134,10 +134,10 @@ def test_the_file_holds_what_was_trained(
     trained: list[end_to_end.Trained] = []
     original = end_to_end.train
 
-    def watched(student: end_to_end.Student, *words: Any) -> end_to_end.Trained:
+    def watched(student: end_to_end.Student, *words: Any, **named: Any) -> end_to_end.Trained:
         students.append(student)
         assert _share_of_first_choices(tiny, words[1], words[0]) > 0.95  # the teacher multiplies in bfloat16
-        trained.append(original(student, *words))
+        trained.append(original(student, *words, **named))
         return trained[-1]
 
     monkeypatch.setattr(end_to_end, "train", watched)
@@ -236,10 +236,12 @@ def test_another_teacher(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     seen: list[np.ndarray] = []
     original = end_to_end.train
 
-    def watched(student: end_to_end.Student, teacher: TopLogits, tokens: np.ndarray, *words: Any) -> end_to_end.Trained:
+    def watched(
+        student: end_to_end.Student, teacher: TopLogits, tokens: np.ndarray, *words: Any, **named: Any
+    ) -> end_to_end.Trained:
         assert _share_of_first_choices(other, tokens, teacher) > 0.95
         seen.append(tokens)
-        return original(student, teacher, tokens, *words)
+        return original(student, teacher, tokens, *words, **named)
 
     monkeypatch.setattr(end_to_end, "train", watched)
     made = bitsmith.tune_qat(tiny, to="native/int4-g64", teacher=other, out=tmp_path / "out", **QUICK)
@@ -255,9 +257,11 @@ def test_training_reads_more_text_than_rounding(tiny: Path, tmp_path: Path, monk
     seen: list[int] = []
     original = end_to_end.train
 
-    def watched(student: end_to_end.Student, teacher: TopLogits, tokens: np.ndarray, *words: Any) -> end_to_end.Trained:
+    def watched(
+        student: end_to_end.Student, teacher: TopLogits, tokens: np.ndarray, *words: Any, **named: Any
+    ) -> end_to_end.Trained:
         seen.append(tokens.size)
-        return original(student, teacher, tokens, *words)
+        return original(student, teacher, tokens, *words, **named)
 
     monkeypatch.setattr(end_to_end, "train", watched)
     for most, wanted in ((4096, 4096), (64, 1024)):
