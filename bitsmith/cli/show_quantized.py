@@ -38,6 +38,8 @@ def print_plan(planned: Quantized, *, full: bool) -> None:
         )
         if planned.calibration_disk:
             room += f", and {human_bytes(planned.calibration_disk)} of disk for temporary files"
+        if planned.kept_disk:
+            room += f"; {human_bytes(planned.kept_disk)} of disk beside the output, to continue after an interruption"
         if planned.calibration_products:
             room += (
                 f"; {planned.calibration_products:.3g} products, of which this machine takes "

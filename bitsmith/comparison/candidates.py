@@ -34,6 +34,7 @@ from bitsmith.recipe.target import Target
 from bitsmith.system.folders import cache_folder
 from bitsmith.system.progress import Report, silent
 from bitsmith.version import __version__
+from bitsmith.work.leftovers import find_leftovers
 
 _log = logging.getLogger(__name__)
 RECORD = "made.json"  # beside what was made
@@ -211,7 +212,7 @@ class Maker:
         """Make several candidates, with one calibration for all. Those before one that fails stay."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._clear()
-        work = Path(tempfile.mkdtemp(prefix=_WORK, dir=self._folder))
+        work = self._work_folder(names)
         found: list[Candidate] = []
 
         def keep(result: Quantized) -> None:
@@ -223,9 +224,24 @@ class Maker:
         try:
             out = work if len(names) > 1 else work / _file_name(names[0])
             quantize_each(self._model, names, self._options(out), report=report, on_done=keep)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        except BaseException:
+            if not any(each.kind == "work" for each in find_leftovers(work)):
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+        shutil.rmtree(work, ignore_errors=True)
         return found
+
+    def _work_folder(self, names: tuple[str, ...]) -> Path:
+        """Where candidates are made: the same place for the same ones, so that a run which was stopped is continued.
+
+        Another place if a run that lives is making them there.
+        """
+        key = hashlib.sha256("\n".join(self._place(name).name for name in names).encode()).hexdigest()[:16]
+        work = self._folder / f"{_WORK}{key}"
+        work.mkdir(exist_ok=True)
+        if any(each.in_use for each in find_leftovers(work)):
+            return Path(tempfile.mkdtemp(prefix=_WORK, dir=self._folder))
+        return work
 
     def _kept(self, name: str, result: Quantized) -> Candidate:
         """Move what was made to its place in one step."""
@@ -247,13 +263,15 @@ class Maker:
         """Remove what runs left that were killed more than a day ago."""
         for path in self._folder.glob(f"{_WORK}*"):
             with suppress(OSError):
-                if time.time() - path.stat().st_mtime > _ABANDONED:
+                old = time.time() - path.stat().st_mtime > _ABANDONED
+                if old and not any(each.in_use for each in find_leftovers(path)):
                     shutil.rmtree(path)
 
     def _options(self, out: Path | None, *, dry_run: bool = False) -> QuantizeConfig:
         config = self._config
         return QuantizeConfig(
             out=out,
+            force=True,  # in a folder of its own, where a run that was stopped may have left a whole file
             method=config.method,
             effort=config.effort,
             calibration=config.calibration,

@@ -107,6 +107,7 @@ class Output:
             fast_seconds=fast if fast is not None and fast < seconds / 2 else None,
             calibration_memory=cost.memory,
             calibration_disk=cost.disk,
+            kept_disk=self._kept_disk,
             calibration_products=cost.products,
             products_per_second=cost.rate,
         )
@@ -142,6 +143,21 @@ class Output:
                 "--out."
             )
         return found
+
+    @property
+    def _kept_disk(self) -> int:
+        """About how many bytes of state the run keeps beside the output: hidden states, and what training needs."""
+        if self.prepared is None or self.prepared.request is None:
+            return 0
+        config, tokens = self.assignment.checkpoint.config, self.prepared.record.tokens
+        buffers = self.method.hidden_state_buffers(self.effort) if self.method.needs_text else 1
+        size = 4 * buffers * tokens * config.hidden
+        if self.training is not None:
+            from bitsmith.calibration.distilled import kept_bytes
+
+            rounded = sum(each.info.parameters for each in self.assignment.tensors if each.format is not None)
+            size += 5 * rounded + kept_bytes(self.training.tokens, config.vocab)  # float32 weights and codes
+        return size
 
     def _cost(self, method: Method, effort: str) -> Cost:
         """Cost of the calibration with a method."""

@@ -27,6 +27,7 @@ class Quantized:
     calibration_memory: bytes that calibration needs in addition: hidden states, a block twice, its largest Hessian,
         the rows being rounded
     calibration_disk: bytes of hidden states in a temporary file, if they are more than `memory` allows
+    kept_disk: about how many bytes of state are kept beside the output, so that a run that was stopped is continued
     calibration_products: multiplications, each with an addition, that the calibration takes
     products_per_second: that this machine takes, by a short measurement; 0.0 without a calibration on text
     method: how codes are chosen
@@ -57,6 +58,7 @@ class Quantized:
     calibration: CalibrationRecord | None = None
     calibration_memory: int = 0
     calibration_disk: int = 0
+    kept_disk: int = 0
     calibration_products: float = 0.0
     products_per_second: float = 0.0
     fast_seconds: float | None = None
@@ -160,6 +162,7 @@ class Quantized:
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
             "calibration_memory_bytes": self.calibration_memory,
             "calibration_disk_bytes": self.calibration_disk,
+            "kept_disk_bytes": self.kept_disk,
             "calibration_products": self.calibration_products,
             "products_per_second": self.products_per_second,
             "experts": None if self.coverage is None else self.coverage.to_dict(),
