@@ -43,7 +43,7 @@ HEAD = "output"
 _MOMENTS = (0.9, 0.99)  # Adam's beta1 and beta2
 _JUDGED = 8  # how often results are judged
 _MOST_JUDGED = 64  # windows for it
-MOST_TOKENS = 1 << 19  # tokens of a text that are trained on
+MOST_TOKENS = 1 << 19  # tokens of a text that scales are trained on; weights learn a text by heart that they see twice
 _WARMUP = 10  # steps in which step sizes grow
 _LOGITS = 1 << 22  # logits that are computed at a time, but those of a window at least
 Matrix = ScaledMatrix | TrainableMatrix
@@ -85,7 +85,7 @@ def usual(depth: str) -> EndToEnd:
     """The settings of a depth that measured best, see docs/quality.md."""
     if depth == "scales":
         return EndToEnd(depth, steps=200, tokens=MOST_TOKENS, scaling=0.012, norms=0.004)
-    return EndToEnd(depth, steps=600, tokens=MOST_TOKENS, rounding=0.01, scaling=0.002)
+    return EndToEnd(depth, steps=600, tokens=2 * MOST_TOKENS, rounding=0.01, scaling=0.002)
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,9 @@ def activation_bytes(network: Network, *, context: int, batch: int, checkpointin
 
     checkpointing: only each layer's input is kept, 2 bytes x hidden for each token (Korthikanti et al. 2022,
         section 5); one layer at a time is recomputed, and the largest counts
-    Logits, their log-softmax and the gradient are float32, context x batch x vocab each, as in transformers. With
-    checkpointing and a large vocabulary they are the largest part. They are freed before the first layer is recomputed.
+    Logits, their log-softmax and the gradient are float32, context x batch x vocab each, as in transformers, which also
+    keeps the 16-bit logits that the first are made of. With checkpointing and a large vocabulary they are the largest
+    part. They are freed before the first layer is recomputed.
     Gradients of activations are not counted, since they fit into that memory. Frozen weights do not change the result.
     Raises UsageError for numbers below one.
     """
@@ -137,7 +138,7 @@ def activation_bytes(network: Network, *, context: int, batch: int, checkpointin
     ]
     kept = network.hidden * len(layers) + max(layers, default=0) if checkpointing else sum(layers)
     last_norm = 2 * network.hidden
-    return context * batch * (number * (kept + last_norm) + _logits(network))
+    return context * batch * (number * (kept + last_norm) + _logits(network, number))
 
 
 def kept_numbers(network: Network, cache: LayerCache, parts: Mapping[str, TensorInfo]) -> dict[str, int]:
@@ -226,9 +227,9 @@ def _mlp(network: Network, parts: Mapping[str, TensorInfo]) -> int:
     return (4 if gated else 2) * inner + each
 
 
-def _logits(network: Network) -> int:
-    """Bytes of logits, their log-softmax and the gradient for one token, in float32."""
-    return 3 * 4 * network.vocab
+def _logits(network: Network, number: int = _NUMBER) -> int:
+    """Bytes of logits, their log-softmax and the gradient for one token, in float32, and of the logits in 16 bits."""
+    return (3 * 4 + (number if number < _MASTER else 0)) * network.vocab
 
 
 def _linears(network: Network) -> list[TensorInfo]:

@@ -258,6 +258,16 @@ class StoredProducts:
         threshold: float | None = None,
     ) -> None: ...
     def back(self, layout: str, rows: int, cols: int, panels: np.ndarray, x: np.ndarray, out: np.ndarray) -> None: ...
+    def decode(
+        self,
+        rows: int,
+        cols: int,
+        width: int,
+        has_offset: bool,
+        panels: np.ndarray,
+        levels: np.ndarray,
+        out: np.ndarray,
+    ) -> None: ...
 
 class Linear:
     def __init__(

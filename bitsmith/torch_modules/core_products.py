@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bitsmith.system.core import core
+from bitsmith.torch_modules.panels import Layout, levels_of
 
 # what inputs are rounded to at most -> how the core rounds them
 _ROUNDED = {"float32": "exact", "bfloat16": "fine", "float16": "fine", "int8": "coarse"}
@@ -33,6 +34,15 @@ def backward(grad: Tensor, panels: Tensor, layout: str, cols: int) -> Tensor:
     out = torch.empty((grad.shape[0], cols), dtype=torch.float32)
     _products(torch.get_num_threads()).back(layout, grad.shape[1], cols, panels.numpy(), _floats(grad), out.numpy())
     return out if grad.dtype == torch.float32 else out.to(grad.dtype)
+
+
+def decoded(panels: Tensor, layout: Layout, rows: int, cols: int) -> Tensor:
+    """A matrix of 4-bit codes in panels, its values rounded to bfloat16: [rows, cols]."""
+    out = torch.empty((rows, cols), dtype=torch.bfloat16)
+    products, levels = _products(torch.get_num_threads()), levels_of(layout.kind).numpy()
+    shape = rows, cols, layout.width, layout.has_offset
+    products.decode(*shape, panels.numpy(), levels, out.view(torch.uint16).numpy())
+    return out
 
 
 def _floats(x: Tensor) -> Any:

@@ -18,7 +18,7 @@ from bitsmith.torch_modules.panels import PANEL_ROWS, Layout
 
 _FORMAT = "format:"
 _SLAB_WEIGHTS = 1 << 22  # weights decoded at a time: 16 MB of float32
-_HALF = "bfloat16"  # a precision of training: decoded weights are rounded too
+_HALF = "decoded"  # a precision of training: products of bfloat16, weights decoded and rounded to it
 _MANY_ROWS = 128  # for these decoding a matrix takes less than its product
 
 
@@ -67,22 +67,18 @@ def decoded(parts: Sequence[Tensor], how: str, rows: int, cols: int) -> Tensor:
     return torch.cat([slab for _, slab in slabs(parts, how, rows, cols)])
 
 
-def slabs(
-    parts: Sequence[Tensor], how: str, rows: int, cols: int, dtype: torch.dtype = torch.float32
-) -> Iterator[tuple[slice, Tensor]]:
-    """The rows of a stored matrix by slabs of 2^22 weights, decoded: (which rows, `dtype` [rows of the slab, cols])."""
+def slabs(parts: Sequence[Tensor], how: str, rows: int, cols: int) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of a stored matrix by slabs of 16 MB, decoded: (which rows, float32 [rows of the slab, cols])."""
     step = max(PANEL_ROWS, _SLAB_WEIGHTS // cols // PANEL_ROWS * PANEL_ROWS)
     for start in range(0, rows, step):
         at = slice(start, min(start + step, rows))
         count = at.stop - at.start
         if how.startswith(_FORMAT):
-            found = _format_values(get_format(how.removeprefix(_FORMAT)), [part[at] for part in parts], cols)
-            yield at, found.to(dtype)
+            yield at, _format_values(get_format(how.removeprefix(_FORMAT)), [part[at] for part in parts], cols)
         else:
             layout = Layout.named(how)
             size = layout.row_bytes(cols)
-            own = parts[0][start * size :][: layout.panel_bytes(count, cols)]
-            yield at, panels.values(own, layout, count, cols, dtype)
+            yield at, panels.values(parts[0][start * size :][: layout.panel_bytes(count, cols)], layout, count, cols)
 
 
 def _format_values(format: Format, parts: Sequence[Tensor], cols: int) -> Tensor:
@@ -118,7 +114,9 @@ def _library() -> Any:
 
 
 def _linear(x: Tensor, parts: list[Tensor], how: str, rows: int, precision: str) -> Tensor:
-    if _on_core(x, how) and precision != _HALF:
+    if precision == _HALF:
+        return x @ _rounded(parts, how, rows, x.shape[1]).T
+    if _on_core(x, how):
         return core_products.forward(x, parts[0], how, rows, precision)
     if x.device.type == "cuda" and not how.startswith(_FORMAT) and find_spec("triton") is not None:
         from bitsmith.torch_modules import triton_kernels
@@ -127,10 +125,20 @@ def _linear(x: Tensor, parts: list[Tensor], how: str, rows: int, precision: str)
         if chosen.kernel != "decode":
             return triton_kernels.forward(x, parts[0], Layout.named(how), rows, chosen)
     out = torch.empty((x.shape[0], rows), dtype=x.dtype, device=x.device)
-    wide = x if precision == _HALF else x.float()
-    for at, slab in slabs(parts, how, rows, x.shape[1], wide.dtype):
-        out[:, at] = wide @ slab.T
+    wide = x.float()
+    for at, slab in slabs(parts, how, rows, x.shape[1]):
+        out[:, at] = (wide @ slab.T).to(x.dtype)
     return out
+
+
+def _rounded(parts: Sequence[Tensor], how: str, rows: int, cols: int) -> Tensor:
+    """A stored matrix on the CPU, its values rounded to bfloat16: [rows, cols]."""
+    if not how.startswith(_FORMAT) and core_products.available() and Layout.named(how).kind != "int8":
+        return core_products.decoded(parts[0], Layout.named(how), rows, cols)
+    dense = torch.empty((rows, cols), dtype=torch.bfloat16)
+    for at, slab in slabs(parts, how, rows, cols):
+        dense[at] = slab
+    return dense
 
 
 def _on_core(x: Tensor, how: str) -> bool:
@@ -142,15 +150,15 @@ def _linear_shape(x: Tensor, parts: list[Tensor], how: str, width: int, precisio
 
 
 def _backward(grad: Tensor, parts: list[Tensor], how: str, cols: int, precision: str) -> Tensor:
-    if _on_core(grad, how) and precision != _HALF:
+    if precision == _HALF:
+        return grad @ _rounded(parts, how, grad.shape[1], cols)
+    if _on_core(grad, how):
         return core_products.backward(grad, parts[0], how, cols)
-    wide = grad if precision == _HALF else grad.float()
-    sums: Tensor | None = None
-    for at, slab in slabs(parts, how, grad.shape[1], cols, wide.dtype):
-        product = wide[:, at] @ slab
-        sums = product if sums is None else sums.float() + product  # of several slabs in float32
-    assert sums is not None
-    return sums.to(grad.dtype)
+    out = torch.zeros((grad.shape[0], cols), dtype=torch.float32, device=grad.device)
+    wide = grad.float()
+    for at, slab in slabs(parts, how, grad.shape[1], cols):
+        out.addmm_(wide[:, at], slab)
+    return out.to(grad.dtype)
 
 
 def _each(x: Tensor, counts: Tensor, parts: list[Tensor], how: str, rows: int, precision: str) -> Tensor:

@@ -98,17 +98,17 @@ def codes(rows: Tensor, layout: Layout) -> Tensor:
     return torch.cat((pairs & 15, pairs >> 4), dim=2).reshape(rows.shape[0], -1)
 
 
-def values(panels: Tensor, layout: Layout, count: int, cols: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A matrix, decoded: [count, cols]. The same values as `Grid.values`, then rounded to `dtype`."""
+def values(panels: Tensor, layout: Layout, count: int, cols: int) -> Tensor:
+    """A matrix, decoded: float32 [count, cols]. The same values as `Grid.values`."""
     rows = to_rows(panels, count, layout.row_bytes(cols))
     scale, offset = scales(rows, layout)
     if layout.kind == "int8":
         levels = codes(rows, layout).float().reshape(count, -1, layout.width) - 128.0
-        return _shifted(levels * scale[:, :, None], offset).to(dtype).reshape(count, cols)
+        return _shifted(levels * scale[:, :, None], offset).reshape(count, cols)
     stored = rows.reshape(count, -1, layout.row_bytes(layout.width))[:, :, layout.head :]
     shape = count, stored.shape[1], layout.width // _RUN, _RUN // 2
     index = stored.to(torch.int32).reshape(-1)
-    out = torch.empty((*shape[:3], 2, shape[3]), dtype=dtype, device=panels.device)
+    out = torch.empty((*shape[:3], 2, shape[3]), device=panels.device)
     for half, levels in enumerate(_half_levels(layout.kind)):  # a byte holds two codes, half of a run apart
         scaled = levels.to(panels.device).index_select(0, index).reshape(shape) * scale[:, :, None, None]
         out[:, :, :, half] = scaled if offset is None else scaled + offset[:, :, None, None]
@@ -122,8 +122,13 @@ def _shifted(blocks: Tensor, offset: Tensor | None) -> Tensor:
 @lru_cache
 def _half_levels(kind: str) -> tuple[Tensor, Tensor]:
     """The levels of the lower and of the upper code of each byte, float32 [256]."""
-    levels = torch.from_numpy(table_of(kind)) if kind in TABLES else torch.arange(16.0) - 8.0
+    levels = levels_of(kind)
     return levels.repeat(16), levels.repeat_interleave(16)
+
+
+def levels_of(kind: str) -> Tensor:
+    """The levels of 4-bit codes as they are stored, float32 [16]."""
+    return torch.from_numpy(table_of(kind)) if kind in TABLES else torch.arange(16.0) - 8.0
 
 
 @lru_cache

@@ -39,8 +39,8 @@ class QatConfig(QuantizeConfig):
     training_tokens: int | None = option(
         None,
         group="Training",
-        help="Maximum number of tokens of the text to train on; default: 524,288, and at least those of the "
-        "calibration.",
+        help="Maximum number of tokens of the text to train on; default: 524,288 for scales, 1,048,576 for all, and at "
+        "least those of the calibration.",
     )
     teacher: str | Path | None = option(
         None,

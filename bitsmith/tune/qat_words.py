@@ -20,7 +20,8 @@ class QatWords(TypedDict, total=False):
     """Windows of the text in a step."""
 
     training_tokens: int | None
-    """Maximum number of tokens of the text to train on; default: 524,288, and at least those of the calibration."""
+    """Maximum number of tokens of the text to train on; default: 524,288 for scales, 1,048,576 for all, and at least
+    those of the calibration."""
 
     teacher: str | Path | None
     """Learn this model's predictions, not those of the original; it must have the same tokenizer."""

@@ -19,6 +19,8 @@ namespace {
 
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Rows2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Levels = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Halves = nb::ndarray<uint16_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Out2 = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 Precision precision_named(const std::string &name) {
@@ -76,7 +78,23 @@ void bind_stored(nb::module_ &m) {
             nb::gil_scoped_release release;
             if (x.shape(0) > 0) self.back(*w, x.data(), static_cast<int>(x.shape(0)), out.data());
           },
-          "layout"_a, "rows"_a, "cols"_a, "panels"_a, "x"_a, "out"_a);
+          "layout"_a, "rows"_a, "cols"_a, "panels"_a, "x"_a, "out"_a)
+      .def(
+          "decode",
+          [](StoredProducts &self, int rows, int cols, int width, bool has_offset, const Bytes &panels,
+             const Levels &levels, Halves out) {
+            if (rows < 1 || cols < 1 || width < 32 || width % 32 || cols % width)
+              throw std::invalid_argument("rows of 4-bit codes are whole blocks of a multiple of 32 columns.");
+            const Nibbles w{panels.data(), rows, cols, width, has_offset, levels.data()};
+            const size_t whole = (rows + kPanelRows - 1) / kPanelRows;
+            if (levels.shape(0) != 16 || panels.size() != whole * w.panel_bytes())
+              throw std::invalid_argument("the panels or the levels do not fit the matrix.");
+            if (out.shape(0) != static_cast<size_t>(rows) || out.shape(1) != static_cast<size_t>(cols))
+              throw std::invalid_argument("the output does not fit the matrix.");
+            nb::gil_scoped_release release;
+            self.decode(w, out.data());
+          },
+          "rows"_a, "cols"_a, "width"_a, "has_offset"_a, "panels"_a, "levels"_a, "out"_a);
 }
 
 }  // namespace bitsmith

@@ -14,6 +14,18 @@ namespace bitsmith {
 // How inputs are rounded: not at all, to 15 bits, or to int8 (a single row to 15 bits).
 enum class Precision { exact, fine, coarse };
 
+// A matrix of 4-bit codes in panels: blocks of `width` columns, a float32 scale, an offset where there is one, codes.
+struct Nibbles {
+  const uint8_t *panels;
+  int rows, cols, width;
+  bool has_offset;
+  const float *levels;  // [16], by code
+
+  int blocks() const { return cols / width; }
+  int words() const { return 1 + has_offset + width / 8; }  // of a block, four bytes each
+  size_t panel_bytes() const { return static_cast<size_t>(blocks()) * words() * 4 * kPanelRows; }
+};
+
 class StoredProducts {
  public:
   StoredProducts(Isa isa, int threads);
@@ -22,6 +34,8 @@ class StoredProducts {
   void forward(std::shared_ptr<Matrix> w, const Rows &x, Precision precision, float threshold, float *y);
   // y[n, w.cols] = x[n, w.rows] times w. Nothing is rounded.
   void back(const Matrix &w, const float *x, int n, float *y);
+  // y[rows, cols] = the values of a matrix of 4-bit codes, rounded to bfloat16
+  void decode(const Nibbles &w, uint16_t *y);
 
  private:
   // shared: on all threads

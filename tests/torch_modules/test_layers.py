@@ -110,9 +110,10 @@ def test_training_in_bfloat16_takes_decoded_weights(format: str, monkeypatch: py
     grad = torch.ones(130, 50, dtype=torch.bfloat16)
     assert torch.equal(found, x @ half.T + made[0].bias.bfloat16() - made[0].bias.bfloat16())
     assert torch.equal(into, grad @ half)
-    monkeypatch.setattr(operations, "_SLAB_WEIGHTS", 16 * 256)  # four slabs, whose sums are not rounded
-    (parts,) = torch.autograd.grad(made(x).sum(), x)
-    torch.testing.assert_close(parts, into, rtol=2e-2, atol=2e-2)
+    monkeypatch.setattr(operations, "_SLAB_WEIGHTS", 16 * 256)  # four slabs
+    again = made(x)
+    torch.testing.assert_close(again, found + made[0].bias.bfloat16(), rtol=2e-2, atol=2e-2)
+    assert torch.equal(torch.autograd.grad(again.sum(), x)[0], into)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -172,3 +173,19 @@ def test_census_prints() -> None:
     assert lines[2].split()[-2:] == ["a", "bias"]
     assert repr(census) == "<Census: 3 of 6 parameters quantized, 49.9 kB -> 7.68 kB, 4.92 bits per weight>"
     assert '"bits_after": 4.5' in census.to_json()
+
+
+@pytest.mark.skipif(core() is None, reason="this installation has no C++ core")
+def test_decoding_refuses_what_does_not_fit() -> None:
+    products, levels = core().StoredProducts(1), np.zeros(16, np.float32)  # type: ignore[union-attr]
+    panels, out = np.zeros(16 * 36, np.uint8), np.zeros((16, 64), np.uint16)
+    products.decode(16, 64, 64, False, panels, levels, out)
+    for shape, given, into in (
+        ((16, 64, 48, False), panels, out),
+        ((16, 64, 64, True), panels, out),
+        ((16, 64, 64, False), panels[:-1], out),
+        ((17, 64, 64, False), panels, out),
+        ((16, 64, 64, False), panels, out[:-1]),
+    ):
+        with pytest.raises(ValueError, match=r"fit the matrix|whole blocks"):
+            products.decode(*shape, given, levels, into)
