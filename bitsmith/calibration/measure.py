@@ -87,6 +87,7 @@ def measure(
             memory=resources.memory,
             threads=resources.threads,
             device=resources.device,
+            pieces=resources.pieces,
             report=report,
         )
         rescalings = dict(zip(looking, found.rescalings, strict=True))

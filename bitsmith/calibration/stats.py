@@ -47,19 +47,37 @@ class GramMeter:
         self._count = 0
         self._sum: Array = None
         self._half = False  # whether only the upper triangle of the sum is there
+        self._waiting: tuple[Array, Array] | None = None  # rows of a batch that is not whole, fewer than SUMMED_ROWS
 
     def add(self, x: Array, other: Array = None) -> None:
         """Add tokens: float32 [..., cols], numpy or torch. With `other`, of the same shape, sum other^T x instead."""
+        self.piece(x, other)
+        self.end()
+
+    def piece(self, x: Array, other: Array = None) -> None:
+        """Add a piece of a batch; see `add`. After the last one call `end`; the sum is then that of the whole batch."""
         xp = array_namespace(x)
         rows = xp.reshape(x, (-1, x.shape[-1]))
         left = rows if other is None else xp.reshape(other, (-1, other.shape[-1]))
         self._half = other is None
         if self._sum is None:
             self._sum = xp.zeros((rows.shape[1], rows.shape[1]), dtype=xp.float32, device=rows.device)
-        for start in range(0, rows.shape[0], SUMMED_ROWS):
+        self._count += rows.shape[0]
+        if self._waiting is not None:
+            before, rows_before = self._waiting
+            left, rows = xp.concat([before, left]), xp.concat([rows_before, rows])
+        whole = rows.shape[0] // SUMMED_ROWS * SUMMED_ROWS
+        for start in range(0, whole, SUMMED_ROWS):
             stop = start + SUMMED_ROWS
             add_products(self._sum, left[start:stop], rows[start:stop], symmetric=self._half)
-        self._count += rows.shape[0]
+        self._waiting = (left[whole:], rows[whole:]) if whole < rows.shape[0] else None
+
+    def end(self) -> None:
+        """A batch is whole: add the rows that wait."""
+        if self._waiting is not None:
+            left, rows = self._waiting
+            add_products(self._sum, left, rows, symmetric=self._half)
+            self._waiting = None
 
     @property
     def sum(self) -> Array:
