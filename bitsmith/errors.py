@@ -150,6 +150,10 @@ class UnsupportedError(BitsmithError):
     """The input is valid, but bitsmith does not support it."""
 
 
+class ResourceError(BitsmithError):
+    """The machine has too little memory for what was asked. Nothing is wrong with the call or with the files."""
+
+
 class TensorError(BitsmithError):
     """A named tensor holds values that cannot be used (NaN, Inf, overflow).
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -59,6 +60,8 @@ from bitsmith.work.state import State, Streamed
 
 if TYPE_CHECKING:
     from bitsmith.calibration.end_to_end import EndToEnd, Trained
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -130,10 +133,12 @@ class BlockwiseRounding:
         self._resources = resources
         buffers = task.method.hidden_state_buffers(task.effort)
         share = _share(resources.memory, buffers)
-        self._hidden: WindowStates | None = embed(self._steps.decoder, tokens.tokens, memory=share)
+        pieces = resources.pieces
+        self._hidden: WindowStates | None = embed(self._steps.decoder, tokens.tokens, memory=share, pieces=pieces)
         self._truth: WindowStates | None = None
         if buffers > 1:
             self._truth = WindowStates(checkpoint.config, tokens.tokens, memory=share)
+            self._truth.pieces = pieces
             self._truth.become(self._hidden)
         size = input_bytes(tokens.tokens.size, checkpoint.config.hidden)
         room = None if share is None else max(0, share - size)
@@ -243,6 +248,18 @@ class _States:
     last: LastInputs = field(default_factory=LastInputs)
     last_truth: LastInputs = field(default_factory=LastInputs)
 
+    def repeated(self, work: Callable[[], _T]) -> _T:
+        """What `work` returns; it is called again, with smaller pieces, where memory does not suffice."""
+        batch = next(self.hidden.batches())
+        return self.hidden.pieces.again(work, batch.stop - batch.start)
+
+    def pieces(self, compared: Collection[_Compared]) -> Iterator[slice]:
+        """The pieces of all batches; after each batch its sums are those of the whole batch."""
+        for batch in self.hidden.batches():
+            yield from self.hidden.pieces.of(batch)
+            for each in compared:
+                each.end()
+
     def before(self, part: Part, block: Block) -> _States:
         """The states before a part, with places for the inputs of its last linear."""
         last, last_truth = (LastInputs.of(part, block, self.hidden, store) for store in self.stores)
@@ -323,7 +340,7 @@ class _Steps:
                 wanted = {group: formats for group in groups if (formats := self._formats(layer, group))}
                 for portion in portions(tuple(wanted), start):
                     each = {group: wanted[group] for group in portion}
-                    seen = self._compared(layer, part, tuple(each), block, start, states)
+                    seen = states.repeated(partial(self._compared, layer, part, tuple(each), block, start, states))
                     found, said = self._portion(layer, each, start, seen)
                     codes |= found
                     reports |= said
@@ -360,6 +377,7 @@ class _Steps:
         seen = _Compared(HEAD, GramMeter(rounded=self.task.formats[HEAD].bits < FINE_BITS))
         for at in states.hidden.batches():
             seen.add(self._normed(states.hidden, at), None if states.truth is None else self._normed(states.truth, at))
+            seen.end()
         return self._rounder(seen)
 
     def head_slab(self, rounder: LinearRounder, weight: Weight, start: int) -> Rounded:
@@ -384,7 +402,7 @@ class _Steps:
         }
         alike = tuple(group for group in groups if not group.routed)  # both models choose the same tokens for them
         routing, ending = Routing(self.every), states.last.among(groups)
-        for at in states.hidden.batches():
+        for at in states.pieces(found.values()):
             ys: Mapping[LinearGroup, Tensor] = {}
             if states.truth is not None and alike:
                 shared = states.truth.place(self.decoder, layer, at).watched(routing)
@@ -456,7 +474,11 @@ class _Compared:
 
     def add(self, x: Tensor, original: Tensor | None) -> None:
         """Add tokens: float32 [..., cols] each."""
-        self.meter.add(x, original)
+        self.meter.piece(x, original)
+
+    def end(self) -> None:
+        """A batch of windows is whole."""
+        self.meter.end()
 
     @property
     def stats(self) -> Stats:

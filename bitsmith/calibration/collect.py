@@ -13,6 +13,8 @@ from bitsmith.calibration.beside import WindowStates
 from bitsmith.calibration.folding import block_tensors
 from bitsmith.calibration.kept_pass import KeptPass, PassSoFar, started
 from bitsmith.calibration.method import FINE_BITS
+from bitsmith.calibration.passing import Staged, pass_through
+from bitsmith.calibration.pieces import Pieces
 from bitsmith.calibration.routing import RouterCounts
 from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.calibration.stats import Stats, StatsMeter
@@ -112,6 +114,7 @@ def collect(
     threads: int | None = None,
     device: str = "cpu",
     work: tuple[WorkFolder, str] | None = None,
+    pieces: Pieces | None = None,
     report: Report = silent,
 ) -> Calibration:
     """Run the model over the tokens and collect statistics of every linear's input.
@@ -122,6 +125,7 @@ def collect(
     rounded: without searches, whether products may round their inputs to bfloat16; with them, formats tell
     threads: number of torch threads, set for the whole process; None: torch's present setting
     work: where the state is kept, and under which name; what an earlier start has kept there is continued
+    pieces: how batches of windows are computed; None: whole, and in pieces where memory does not suffice
     Raises TensorError, naming the linear, if an input holds NaN or infinite values; UnsupportedError for an unknown
     architecture.
     """
@@ -141,7 +145,7 @@ def collect(
     routers.restore(so_far.routed)
     stats, rescalings = so_far.stats, so_far.rescalings
     with torch.inference_mode(), fast_products(device):
-        hidden = embed(decoder, tokens.tokens, memory=memory)
+        hidden = embed(decoder, tokens.tokens, memory=memory, pieces=pieces)
         if before is not None and so_far.layer <= config.layers:
             state.restore(hidden)
         state.close()
@@ -151,12 +155,13 @@ def collect(
             block = loader.block(layer)
             require_finite(block, f"blk.{layer}.")
             names = frozenset(block.linears) if rounded and not searches else lossy
-            fast = recording(with_rounded_products(block, names), f"blk.{layer}.", meters)
-            advance(decoder, layer, fast, hidden, routers.routing)
+            staged = None if tokens.all_experts else Staged()
+            fast = recording(with_rounded_products(block, names), f"blk.{layer}.", meters, staged)
+            advance(decoder, layer, fast, hidden, routers.routing, staged)
             found = _results(meters)
             for search, kept in zip(searches, rescalings, strict=True):
                 kept[layer] = _rescalings(config, layer, block, search, found)
-            del block, fast, meters
+            del block, fast, meters, staged
             stats |= {f"blk.{layer}.{name}": each for name, each in _only(wanted, found).items()}
             state.keep(PassSoFar(layer + 1, stats, rescalings, routers.counts), hidden)
         if HEAD not in stats:
@@ -222,20 +227,34 @@ def decoder_without_blocks(loader: WeightLoader) -> Decoder:
     return Decoder(loader.config, Weights(embedding, (), norm, embedding, loader.layers()), loader.ops)
 
 
-def embed(decoder: Decoder, tokens: np.ndarray, *, memory: int | None = None) -> WindowStates:
+def embed(
+    decoder: Decoder, tokens: np.ndarray, *, memory: int | None = None, pieces: Pieces | None = None
+) -> WindowStates:
     """The input of the first block for windows of tokens, int64 [windows, context]."""
     hidden = WindowStates(decoder.config, tokens, memory=memory)
-    for at in hidden.batches():
-        hidden.write(at, decoder.embedded(tokens[at]))
+    hidden.pieces = pieces or hidden.pieces
+    for batch in hidden.batches():
+        hidden.pieces.run(batch, lambda at: hidden.write(at, decoder.embedded(tokens[at])))
     return hidden
 
 
-def advance(decoder: Decoder, layer: int, block: Block, hidden: WindowStates, routing: Routing | None = None) -> None:
-    """Replace the input of a block by its output, batch by batch."""
-    for at in hidden.batches():
-        x, shared = hidden.read(at).to(block.device), hidden.place(decoder, layer, at).watched(routing)
-        hidden.write(at, decoder.run_block(layer, block, x, shared))
-        hidden.beside.keep(layer, at, shared)
+def advance(
+    decoder: Decoder,
+    layer: int,
+    block: Block,
+    hidden: WindowStates,
+    routing: Routing | None = None,
+    staged: Staged | None = None,
+) -> None:
+    """Replace the input of a block by its output, batch by batch. staged: see `pass_through`"""
+    pass_through(
+        decoder,
+        layer,
+        hidden,
+        lambda x, shared, at: decoder.run_block(layer, block, x, shared),
+        routing=routing,
+        staged=staged,
+    )
 
 
 def meters_of(
@@ -262,19 +281,19 @@ def meters_of(
     return meters
 
 
-def recording(block: Block, prefix: str, meters: Mapping[str, StatsMeter]) -> Block:
+def recording(block: Block, prefix: str, meters: Mapping[str, StatsMeter], staged: Staged | None = None) -> Block:
     """The block with linears that record into `meters`. If linears share a meter, only the first one records.
 
     prefix: "blk.N.", for errors
+    staged: where inputs wait until a batch of windows has come through; None: they are added at once
     """
     firsts: dict[int, str] = {}
     for name, meter in meters.items():
         firsts.setdefault(id(meter), name)
-    return block.with_linears({name: _recorded(block, name, prefix, meters[name]) for name in firsts.values()})
-
-
-def _recorded(block: Block, name: str, prefix: str, meter: StatsMeter) -> RecordedLinear:
-    return RecordedLinear.watching(block.linears[name], counting(meter, f"{prefix}{name}"))
+    adding = {name: counting(meters[name], f"{prefix}{name}") for name in firsts.values()}
+    if staged is not None:
+        adding = {name: staged.adding(name, add) for name, add in adding.items()}
+    return block.with_linears({name: RecordedLinear.watching(block.linears[name], add) for name, add in adding.items()})
 
 
 def counting(meter: StatsMeter, name: str) -> Callable[[Tensor], None]:

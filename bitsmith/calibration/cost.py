@@ -74,28 +74,38 @@ def calibration_cost(
     fine: whether all formats have 8 bits or more; their products are float32
     memory: bytes that hidden states may take in memory; None: half of the memory that is available now
     """
-    hidden_states, on_disk = _hidden_states(config, method, effort, record.tokens, memory)
-    seconds, largest, widest, grams = 0.0, 0, config.hidden, 0
     rounded = None if fine else _rounded_products_per_second()
     rate = _multiply_adds_per_second() if rounded is None else rounded
     reached = 1.0 if rounded is None else _REACHED
+    seconds = 0.0
     known: dict[LayerSpec, float] = {}
     products = 0.0
+    for layer in range(config.layers):
+        kind = config.specs[layer]
+        if kind not in known:
+            known[kind] = _block_products(config, layer, method, effort, record)
+        products += known[kind]
+        seconds += known[kind] / (rate * reached) + _fixed_seconds(config, layer, method, effort)
+    needed, on_disk = calibration_memory(config, method, effort, record, memory=memory)
+    return Cost(seconds, needed, on_disk, products, rate)
+
+
+def calibration_memory(
+    config: ModelConfig, method: Method, effort: str, record: CalibrationRecord, *, memory: int | None = None
+) -> tuple[int, int]:
+    """Bytes of memory and of disk, see `Cost`. It measures nothing. memory: see `calibration_cost`"""
+    hidden_states, on_disk = _hidden_states(config, method, effort, record.tokens, memory)
+    largest, widest, grams = 0, config.hidden, 0
     for layer in range(config.layers):
         shapes = linear_shapes(config, layer)
         largest = max(largest, sum(rows * cols for rows, cols in shapes.values()))
         widest = max(widest, *(cols for _, cols in shapes.values()))
-        kind = config.specs[layer]
-        if kind not in known:
-            known[kind] = _block_products(config, layer, method, effort, record)
         grams = max(grams, _gram_bytes(config, layer, method, record.all_experts))
-        products += known[kind]
-        seconds += known[kind] / (rate * reached) + _fixed_seconds(config, layer, method, effort)
-    kept = _kept_inputs(config, method, effort, record.tokens, memory)
-    memory = hidden_states + _FLOATS * 2 * largest
+    needed = hidden_states + _FLOATS * 2 * largest
     if method.needs_text:
-        memory += kept + _FLOATS * (_HESSIANS * widest**2 + _SLABS * min(_SLAB_ROWS, widest) * widest)
-    return Cost(seconds, memory + grams, on_disk, products, rate)
+        kept = _kept_inputs(config, method, effort, record.tokens, memory)
+        needed += kept + _FLOATS * (_HESSIANS * widest**2 + _SLABS * min(_SLAB_ROWS, widest) * widest)
+    return needed + grams, on_disk
 
 
 def training_cost(config: ModelConfig, how: EndToEnd, context: int, *, teacher: ModelConfig) -> Cost:
@@ -103,20 +113,26 @@ def training_cost(config: ModelConfig, how: EndToEnd, context: int, *, teacher: 
 
     context: tokens of a window
     """
-    from bitsmith.calibration.distilled import kept_bytes
-
     layers = range(config.layers)
     passed = sum(_passed_weights(config, layer) for layer in layers) + config.vocab * config.hidden
-    every = sum(rows * cols for layer in layers for rows, cols in linear_shapes(config, layer).values())
     work = float(_TRAINING_PRODUCTS * passed * how.steps * how.batch * context)
     taught = sum(_passed_weights(teacher, layer) for layer in range(teacher.layers)) + teacher.vocab * teacher.hidden
     work += float(taught * how.tokens)
     seconds = work / _multiply_adds_per_second() + _STEP_SECONDS * how.steps * config.layers
+    return Cost(seconds, training_memory(config, how))
+
+
+def training_memory(config: ModelConfig, how: EndToEnd) -> int:
+    """Bytes of the training, see `training_cost`: matrices, predictions that are kept, embedding and head."""
+    from bitsmith.calibration.distilled import kept_bytes
+
+    layers = range(config.layers)
+    every = sum(rows * cols for layer in layers for rows, cols in linear_shapes(config, layer).values())
     bytes_each = _FLOATS + 1
     if how.depth == "all":
         bytes_each += _OFFSETS * _FLOATS - (2 * (_FLOATS - 1) if how.optimizer == "adam-8bit" else 0)
     known = kept_bytes(how.tokens, config.vocab)
-    return Cost(seconds, bytes_each * every + _FLOATS * 2 * config.vocab * config.hidden + known)
+    return bytes_each * every + _FLOATS * 2 * config.vocab * config.hidden + known
 
 
 def _block_products(config: ModelConfig, layer: int, method: Method, effort: str, record: CalibrationRecord) -> float:

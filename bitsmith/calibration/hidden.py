@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitsmith.calibration.pieces import BATCH_TOKENS, Pieces
 from bitsmith.errors import FileError
 from bitsmith.system.memory import available_memory
 from bitsmith.work.state import DamagedError, State, Streamed
-
-BATCH_TOKENS = 2048  # tokens that go through a block at a time
 
 
 class HiddenStates:
@@ -26,6 +25,7 @@ class HiddenStates:
         disappears with the process. None: half of the memory that is available now
     further: further numbers a token that need the same memory
     store: memory to lie in, float32, at least as many values; None: their own
+    pieces: how batches are computed; set it to share it with other passes
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class HiddenStates:
     ) -> None:
         """Reserve the space. Raises FileError if the disk has no room for the temporary file."""
         self.shape = (windows, context, hidden)
+        self.pieces = Pieces()
         size = 4 * windows * context * hidden
         room = available_memory() if memory is None else 2 * memory
         self.on_disk = room is not None and size + 4 * windows * context * further > room // 2
@@ -59,6 +60,7 @@ class HiddenStates:
         """A copy, in memory or on disk like this one."""
         other = copy(self)
         HiddenStates.__init__(other, *self.shape, memory=0 if self.on_disk else self._window_bytes * self.shape[0])
+        other.pieces = self.pieces
         other.become(self)
         return other
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bitsmith.calibration.beside import WindowStates
 from bitsmith.calibration.collect import RecordedLinear
+from bitsmith.calibration.passing import pass_through
 from bitsmith.calibration.stats import MOST_GRAMS
 from bitsmith.models.arch.block import Part, part_groups, parts_of
 from bitsmith.models.arch.operations.base import LinearGroup
@@ -103,7 +104,6 @@ def advance_part(
     decoder: Decoder, layer: int, part: Part, block: Block, hidden: WindowStates, routing: Routing | None = None
 ) -> None:
     """Advance hidden states through one part of a block."""
-    for at in hidden.batches():
-        x, shared = hidden.read(at).to(block.device), hidden.place(decoder, layer, at).watched(routing)
-        hidden.write(at, decoder.run_part(layer, part, block, x, shared))
-        hidden.beside.keep(layer, at, shared)
+    pass_through(
+        decoder, layer, hidden, lambda x, shared, at: decoder.run_part(layer, part, block, x, shared), routing=routing
+    )

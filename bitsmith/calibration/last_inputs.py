@@ -87,10 +87,14 @@ class LastInputs:
         if not self.full or self.states is None:
             advance_part(decoder, layer, part, block, hidden, routing)
             return
-        for at in hidden.batches():
-            x, seen = hidden.read(at).to(block.device), self.states.read(at).to(block.device)
-            hidden.write(at, decoder.added(part, block, x, block.linears[self.linear](seen)))
+        for batch in hidden.batches():
+            hidden.pieces.run(batch, lambda at: self._advance(decoder, part, block, hidden, at))
         self.states, self.full = None, False
+
+    def _advance(self, decoder: Decoder, part: Part, block: Block, hidden: WindowStates, at: slice) -> None:
+        assert self.states is not None
+        x, seen = hidden.read(at).to(block.device), self.states.read(at).to(block.device)
+        hidden.write(at, decoder.added(part, block, x, block.linears[self.linear](seen)))
 
 
 def input_bytes(tokens: int, cols: int) -> int:

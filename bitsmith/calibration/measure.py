@@ -98,6 +98,7 @@ def measure(
             threads=resources.threads,
             device=resources.device,
             work=None if work is None else (work, f"pass-{number}"),
+            pieces=resources.pieces,
             report=report,
         )
         rescalings = dict(zip(looking, found.rescalings, strict=True))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from bitsmith.calibration.pieces import Pieces
 
 
 @dataclass(frozen=True)
@@ -12,8 +14,10 @@ class Resources:
     memory: bytes for all hidden states together; larger ones go to disk; None: half of the available memory
     threads: number of torch threads, set for the whole process; None: torch's present setting
     device: "cpu", "cuda" or "cuda:N"
+    pieces: how batches of windows are computed, for all passes of the run
     """
 
     memory: int | None = None
     threads: int | None = None
     device: str = "cpu"
+    pieces: Pieces = field(default_factory=Pieces)

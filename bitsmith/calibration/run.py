@@ -16,6 +16,7 @@ from bitsmith.calibration.cost import Cost, calibration_cost
 from bitsmith.calibration.imatrix import imatrix_file, is_imatrix_name
 from bitsmith.calibration.importance import Importance, from_file, to_imatrix
 from bitsmith.calibration.method import Method
+from bitsmith.calibration.pieces import Pieces
 from bitsmith.calibration.sources import SELF, CalibrationTokens, Request, own_text, read_tokens
 from bitsmith.containers.destination import Destination, followed
 from bitsmith.containers.layout import FileLayout
@@ -72,6 +73,7 @@ class Prepared:
         threads: int | None = None,
         device: str = "cpu",
         work: tuple[WorkFolder, str] | None = None,
+        pieces: Pieces | None = None,
         report: Report = silent,
     ) -> Calibration:
         """The statistics pass, see `bitsmith.calibration.collect.collect`.
@@ -98,6 +100,7 @@ class Prepared:
             threads=threads,
             device=device,
             work=work,
+            pieces=pieces,
             report=report,
         )
 

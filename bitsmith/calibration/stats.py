@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from array_api_compat import array_namespace
 
-from bitsmith.calibration.grams import GramSum, accelerated
+from bitsmith.calibration.grams import SUMMED_ROWS, GramSum, accelerated
 from bitsmith.errors import TensorError
 from bitsmith.quant.grid import Array
 from bitsmith.system.core import core
@@ -46,11 +45,34 @@ class GramMeter:
     def __init__(self, *, rounded: bool = False) -> None:
         self._count = 0
         self._sum = GramSum(rounded=rounded)
+        self._waiting: tuple[Array, Array] | None = None  # rows of a batch that is not whole, fewer than SUMMED_ROWS
 
     def add(self, x: Array, original: Array = None) -> None:
         """Add tokens: float32 [..., cols] each, numpy or torch. original: the same tokens' inputs in another model"""
-        self._sum.add(x, original)
-        self._count += math.prod(x.shape[:-1])
+        self.piece(x, original)
+        self.end()
+
+    def piece(self, x: Array, original: Array = None) -> None:
+        """Add a piece of a batch; see `add`. After the last one call `end`; the sum is then that of the whole batch."""
+        xp = array_namespace(x)
+        rows = xp.reshape(x, (-1, x.shape[-1]))
+        before = None if original is None else xp.reshape(original, (-1, x.shape[-1]))
+        self._count += rows.shape[0]
+        if self._waiting is not None:
+            waiting, waiting_before = self._waiting
+            rows = xp.concat([waiting, rows])
+            before = None if before is None else xp.concat([waiting_before, before])
+        whole = rows.shape[0] // SUMMED_ROWS * SUMMED_ROWS
+        if whole:
+            self._sum.add(rows[:whole], None if before is None else before[:whole])
+        rest = (rows[whole:], None if before is None else before[whole:])
+        self._waiting = rest if whole < rows.shape[0] else None
+
+    def end(self) -> None:
+        """A batch is whole: add the rows that wait."""
+        if self._waiting is not None:
+            self._sum.add(*self._waiting)
+            self._waiting = None
 
     @property
     def drift(self) -> Array:

@@ -25,14 +25,15 @@ def print_plan(planned: Quantized, *, full: bool) -> None:
     console.print(
         f"{planned.target}: {planned.size:,} bytes ({human_bytes(planned.size)}) in {len(planned.paths)} file{plural}, "
         f"{planned.bits_per_weight:.3f} bits per weight; about {human_seconds(planned.expected_seconds)} "
-        f"with {planned.threads} thread{'' if planned.threads == 1 else 's'}",
+        f"with {planned.threads} thread{'' if planned.threads == 1 else 's'}"
+        + (f" and {human_bytes(planned.expected_memory)} of memory" if planned.expected_memory else ""),
         soft_wrap=True,
     )
     if planned.calibration is not None:
         record = planned.calibration
         seen = f"{record.tokens:,} tokens of {record.source}" if record.tokens else record.source
         room = (
-            f"; calibrating takes {human_bytes(planned.calibration_memory)} of memory beside torch"
+            f"; of the memory, calibrating takes {human_bytes(planned.calibration_memory)}"
             if planned.calibration_memory
             else ""
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -16,6 +17,7 @@ from bitsmith.containers.sources import files_of
 from bitsmith.errors import UsageError, quoted
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.pipeline.config import QuantizeConfig
+from bitsmith.pipeline.course import Course, naming_step, with_corrections
 from bitsmith.pipeline.estimate import with_long_note
 from bitsmith.pipeline.outputs import (
     Output,
@@ -25,6 +27,7 @@ from bitsmith.pipeline.outputs import (
     rounds_nothing,
     with_importance,
 )
+from bitsmith.pipeline.preflight import check, need_of, refusal, with_needs, with_warning
 from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.target import Target
 from bitsmith.system.options import check_arguments, check_words, with_signature
@@ -168,8 +171,11 @@ def _quantized(
     elif effort == MAX_EFFORT:
         outputs = [_with_most_effort(output) for output in outputs]
     expected = with_long_note([output.expected(threads) for output in outputs])
-    expected = [replace(each, told=told) for each in expected]
+    need = need_of(outputs, threads)
+    expected = [replace(each, told=told) for each in with_needs(expected, need)]
     _log_plans(expected)
+    if not config.force and not config.dry_run:
+        check(outputs, need)
 
     def announce(notes: tuple[str, ...] = ()) -> None:
         for at, each in enumerate(expected):
@@ -179,6 +185,7 @@ def _quantized(
     if config.dry_run:
         for output in outputs:
             output.destination()  # raises where it cannot be written
+        expected = with_warning(expected, outputs, need)
         announce()
         return expected
     folder = Path(config.out) if len(outputs) > 1 and config.out is not None else None
@@ -198,7 +205,9 @@ def _quantized(
         if prepared is not None:
             prepared = prepared.read(threads=threads, work=kept.folders[0], report=report)
         work = Work(prepared, Resources(config.memory_bytes, threads, device), threads, reservation, kept)
-        return make_all(outputs, expected, work, report=report, on_done=on_done)
+        course = Course(report, need, partial(refusal, outputs), force=config.force)
+        with naming_step(course):
+            return with_corrections(make_all(outputs, expected, work, report=course, on_done=on_done), course)
 
 
 def _chosen(

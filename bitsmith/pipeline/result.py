@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class Quantized:
     coverage: tokens of the calibration text that each expert saw; None for a plan, and without experts or text
     recovered: names of the quantized tensors that lay on their format's grid already, and are kept exactly
     expected_seconds: from a short measurement
+    expected_memory: bytes that the whole process takes at most, with all outputs of the run; 0 if it is not known
+    corrected_seconds: of each stage that goes block by block, as its first block says; empty for a plan
     fast_seconds: the same with effort="fast"; None if it is not less
     seconds: real time; 0.0 for a plan
     verify_seconds, verify_cpu_seconds: the part of `seconds` for flushing to disk, reading back and comparing, as
@@ -62,6 +65,8 @@ class Quantized:
     calibration_products: float = 0.0
     products_per_second: float = 0.0
     fast_seconds: float | None = None
+    expected_memory: int = 0
+    corrected_seconds: Mapping[str, float] = field(default_factory=dict)
     method: str = "nearest"
     notes: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
@@ -154,6 +159,9 @@ class Quantized:
             "bits_per_weight": self.bits_per_weight,
             "threads": self.threads,
             "expected_seconds": self.expected_seconds,
+            "expected_memory_bytes": self.expected_memory,
+            "expected_disk_bytes": self.size + self.calibration_disk,
+            "corrected_seconds": dict(self.corrected_seconds),
             "seconds": self.seconds,
             "verify_seconds": self.verify_seconds,
             "verify_cpu_seconds": self.verify_cpu_seconds,

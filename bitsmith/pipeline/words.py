@@ -104,6 +104,3 @@ class QuantizeWords(TypedDict, total=False):
 
     force: bool
     """Replace an output that exists."""
-
-    fresh: bool
-    """Start from the beginning, and remove what an interrupted run of this output has left."""

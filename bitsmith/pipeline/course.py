@@ -1,0 +1,130 @@
+"""The course of a run: its first real block corrects what was predicted, and errors of memory name the step."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from bitsmith.errors import ResourceError
+from bitsmith.pipeline.preflight import Need
+from bitsmith.pipeline.result import Quantized
+from bitsmith.system.pressure import MemoryNow, Room, is_shortage, memory_now
+from bitsmith.system.progress import Progress, Report
+from bitsmith.system.sizes import human_bytes, human_seconds
+
+_log = logging.getLogger(__name__)
+
+Refusal = Callable[[Need, tuple[Room, int]], str]  # says why a run does not go on, and what would fit
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """What the first block of a stage says of all of it.
+
+    seconds: of the stage, measured for its first block and expected for the others
+    cpu_seconds: the same as processor time
+    memory: bytes, the peak that is now expected
+    """
+
+    seconds: float
+    cpu_seconds: float
+    memory: int
+
+
+@dataclass
+class _Stage:
+    """A stage that goes block by block. began, worked: clock and processor time when `first` blocks were done"""
+
+    first: int
+    began: float
+    worked: float
+
+
+class Course:
+    """Passes reports on. After the first block of a stage it corrects the prediction.
+
+    It raises ResourceError there if the memory of the other blocks would not be free.
+    """
+
+    def __init__(self, report: Report, need: Need, refusal: Refusal, *, force: bool = False) -> None:
+        """force: whether the run goes on whatever it needs"""
+        self._report, self._need, self._refusal, self._force = report, need, refusal, force
+        self._stages: dict[str, _Stage] = {}
+        self.corrected: dict[str, Corrected] = {}
+        self.latest: Progress | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        """Take a report."""
+        self.latest = progress
+        if progress.unit == "blocks":
+            progress = self._blocks(progress)
+        self._report(progress)
+
+    @property
+    def expected_memory(self) -> int:
+        """Bytes of the peak that was predicted."""
+        return self._need.peak
+
+    @property
+    def step(self) -> str:
+        """The present step, in words."""
+        if self.latest is None:
+            return "the start"
+        detail = f" ({self.latest.detail})" if self.latest.detail else ""
+        return f"the step '{self.latest.stage}'{detail}"
+
+    def _blocks(self, progress: Progress) -> Progress:
+        """The report, with what is expected now. The first that comes after a block checks the memory."""
+        stage = self._stages.get(progress.stage)
+        if stage is None or progress.done < stage.first:
+            self._stages[progress.stage] = _Stage(progress.done, time.monotonic(), time.process_time())
+            self.corrected.pop(progress.stage, None)
+            return progress
+        if progress.done == stage.first or progress.done >= progress.total:
+            return progress
+        done = progress.done - stage.first
+        if progress.stage not in self.corrected:
+            self._correct(progress, stage, done)
+        left = (time.monotonic() - stage.began) / done * (progress.total - progress.done)
+        return replace(progress, detail=f"{progress.detail}, {human_seconds(left)} left".removeprefix(", "))
+
+    def _correct(self, progress: Progress, stage: _Stage, done: int) -> None:
+        now = memory_now()
+        peak = max(now.peak, self._need.peak if self._need.after_blocks else 0)
+        count = progress.total - stage.first
+        seconds, worked = (time.monotonic() - stage.began) / done, (time.process_time() - stage.worked) / done
+        self.corrected[progress.stage] = Corrected(seconds * count, worked * count, peak)
+        _log.info(
+            "%s: one block took %.1f s, all take about %s; peak memory about %s, expected were %s",
+            *(progress.stage, seconds, human_seconds(seconds * count), human_bytes(peak), human_bytes(self._need.peak)),
+        )
+        need = replace(self._need, peak=peak, threads=-1, now=now)
+        found = None if self._force else need.missing()
+        if found is not None:
+            raise ResourceError(f"after the first block of '{progress.stage}': {self._refusal(need, found)}")
+
+
+def with_corrections(done: Sequence[Quantized], course: Course) -> list[Quantized]:
+    """The results, with what the first blocks said."""
+    corrected = {name: each.seconds for name, each in course.corrected.items()}
+    return [replace(each, corrected_seconds=corrected) for each in done]
+
+
+@contextmanager
+def naming_step(course: Course) -> Iterator[None]:
+    """Within it, memory that cannot be had is a ResourceError that names the step and says what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_shortage(error):
+            raise
+        now: MemoryNow = memory_now()
+        raise ResourceError(
+            f"memory ran out in {course.step}; bitsmith had {human_bytes(now.resident)} of the "
+            f"{human_bytes(course.expected_memory)} that were expected. No half-written file was left. Close other "
+            "programs, raise the limit (a control group, ulimit -v), or give fewer --threads, a smaller --memory or "
+            "fewer --calibration-tokens."
+        ) from error
