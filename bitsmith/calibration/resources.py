@@ -21,3 +21,6 @@ class Resources:
     threads: int | None = None
     device: str = "cpu"
     pieces: Pieces = field(default_factory=Pieces)
+
+    def __post_init__(self) -> None:
+        self.pieces.exact = self.device == "cpu"  # elsewhere the size of a product may choose its kernel

@@ -15,9 +15,10 @@ from bitsmith.quant.formats.base import Format, NeedsExtent, Params, Settled, Sh
 from bitsmith.quant.formats.precision import as_numpy
 from bitsmith.quant.lattice import probe, probed_rows, recover
 from bitsmith.quant.rounders.effort import Effort
-from bitsmith.quant.rounders.gptq import SLAB_ROWS, GptqReport, gptq_rows, joined
+from bitsmith.quant.rounders.gptq import EVEN_ROWS, SLAB_ROWS, GptqReport, Rounded, gptq_rows, joined
 from bitsmith.quant.rounders.hessian import corrected, correction, prepare
 from bitsmith.quant.tensor import QuantTensor
+from bitsmith.system.pressure import is_shortage
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,20 @@ class RoundingReport:
 
     gptq: None if the codes are the nearest
     recovered: whether all rows lay on the format's grid, and are kept exactly
+    cut: whether memory ran short, so that fewer rows than usual were rounded at a time
     """
 
     gptq: GptqReport | None = None
     recovered: bool = False
+    cut: bool = False
 
     @classmethod
     def joined(cls, parts: Iterable[RoundingReport]) -> RoundingReport:
         """The report on all rows, from the reports on slabs of rows."""
         every = tuple(parts)
         found = [part.gptq for part in every if part.gptq is not None]
-        return cls(joined(found) if found else None, all(part.recovered for part in every))
+        whole = all(part.recovered for part in every)
+        return cls(joined(found) if found else None, whole, any(part.cut for part in every))
 
 
 def plain_nearest(weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:
@@ -110,6 +114,7 @@ def gptq_rounder(stats: Stats, drift: Tensor | None, effort: Effort) -> LinearRo
     by_vectors = cache(lambda: prepare(hessian, order="vectors"))
     moves = None if drift is None else correction(factor, drift / max(stats.count, 1))
 
+    sweeps = effort.sweeps
     step = SLAB_ROWS if factor.hessian.device.type == "cpu" else _ACCELERATED_ROWS
 
     def round(weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:
@@ -117,14 +122,26 @@ def gptq_rounder(stats: Stats, drift: Tensor | None, effort: Effort) -> LinearRo
             weight = corrected(weight, moves)
         format = _with_extent(format, weight)
         own = by_vectors() if isinstance(format, VectorFormat) else factor
-        slabs = [
-            gptq_rows(weight[start : start + step], format, own, sweeps=effort.sweeps)
-            for start in range(0, weight.shape[0], step)
-        ]
+        slabs: list[Rounded] = []
+        starts = range(0, weight.shape[0], step)
+        for start in starts:
+            slabs += _in_slabs(weight[start : start + step], lambda rows: gptq_rows(rows, format, own, sweeps=sweeps))
         tensor = _whole(format, [(slab.codes, slab.params) for slab in slabs])
-        return tensor, RoundingReport(joined(slab.report for slab in slabs))
+        return tensor, RoundingReport(joined(slab.report for slab in slabs), cut=len(slabs) > len(starts))
 
     return round
+
+
+def _in_slabs(rows: Tensor, make: Callable[[Tensor], Rounded]) -> list[Rounded]:
+    """Rows rounded at once; where memory does not suffice, one half after the other, to the same codes."""
+    count = rows.shape[0]
+    try:
+        return [make(rows)]
+    except (MemoryError, RuntimeError) as error:
+        if count <= EVEN_ROWS or not is_shortage(error):
+            raise
+    middle = -(-count // 2 // EVEN_ROWS) * EVEN_ROWS if count > 2 * EVEN_ROWS else EVEN_ROWS
+    return [*_in_slabs(rows[:middle], make), *_in_slabs(rows[middle:], make)]
 
 
 def with_shared_extent(matrices: Mapping[str, tuple[Tensor, Format]]) -> dict[str, Format]:

@@ -33,7 +33,7 @@ def print_plan(planned: Quantized, *, full: bool) -> None:
         record = planned.calibration
         seen = f"{record.tokens:,} tokens of {record.source}" if record.tokens else record.source
         room = (
-            f"; of the memory, calibrating takes {human_bytes(planned.calibration_memory)}"
+            f"; calibrating takes {human_bytes(planned.calibration_memory)} of memory beside torch"
             if planned.calibration_memory
             else ""
         )

@@ -33,7 +33,7 @@ class QuantizeConfig(BudgetConfig, CalibrationConfig):
     max_shard_size: str | None = option(
         None, group="Output", metavar="SIZE", help="Split the output into files of at most this size: 2GB, 512MiB."
     )
-    dry_run: bool = option(False, group="Output", help="Print only the plan: types, exact size, expected time.")
+    dry_run: bool = option(False, group="Output", help="Print only the plan: types, exact size, time and memory.")
     method: str | None = option(
         None,
         group="Method",
@@ -76,6 +76,9 @@ class QuantizeConfig(BudgetConfig, CalibrationConfig):
         None, group="Source", metavar="NAME", help="Name of the pre-tokenizer, if it is not recognised."
     )
     requantize: bool = option(False, group="Source", help="Accept a source that is already quantized.")
+    force: bool = option(
+        False, group="Output", help="Replace an output that exists, and start although memory seems too small."
+    )
 
     def __post_init__(self) -> None:
         from bitsmith.calibration.method import Method, check_effort

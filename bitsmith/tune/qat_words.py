@@ -36,7 +36,7 @@ class QatWords(TypedDict, total=False):
     """Split the output into files of at most this size: 2GB, 512MiB."""
 
     dry_run: bool
-    """Print only the plan: types, exact size, expected time."""
+    """Print only the plan: types, exact size, time and memory."""
 
     method: str | None
     """How codes are chosen: nearest, gptq or learned; awq and smoothquant rescale columns first: awq, awq+gptq, ...;
@@ -71,6 +71,9 @@ class QatWords(TypedDict, total=False):
 
     requantize: bool
     """Accept a source that is already quantized."""
+
+    force: bool
+    """Replace an output that exists, and start although memory seems too small."""
 
     bits: float | None
     """Choose the type of each tensor so that the file has at most X bits per weight and loses least: 4.25."""
@@ -119,6 +122,3 @@ class QatWords(TypedDict, total=False):
 
     revision: str | None
     """Branch, tag or commit of a model of the hub."""
-
-    force: bool
-    """Replace an output that exists."""

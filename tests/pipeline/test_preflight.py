@@ -1,0 +1,175 @@
+"""Predictions before a run, refusals with offers, corrections after the first block, and memory that runs out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bitsmith
+from bitsmith.errors import ResourceError
+from bitsmith.pipeline import course, preflight
+from bitsmith.pipeline.course import Course
+from bitsmith.pipeline.preflight import Need
+from bitsmith.system.pressure import MemoryNow, Room
+from bitsmith.system.progress import Progress, silent
+
+CALIBRATED = {"to": "gptq/int4", "group_size": 32, "method": "gptq", "calibration_tokens": 4096}
+
+
+def only(monkeypatch: pytest.MonkeyPatch, room: int, *, address: bool = False) -> None:
+    """Let `room` bytes be free."""
+    monkeypatch.setattr(preflight, "rooms", lambda: (Room(room, "free", address),))
+
+
+def test_a_plan_says_the_peak(tiny: Path, tmp_path: Path) -> None:
+    planned = bitsmith.quantize(tiny, to="q8_0", out=tmp_path / "x.gguf", dry_run=True)
+    assert planned.expected_memory > 1_000_000
+    said = planned.to_dict()
+    assert said["expected_memory_bytes"] == planned.expected_memory
+    assert said["expected_disk_bytes"] == planned.size
+
+
+def test_a_calibrated_plan_takes_more(tiny: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    few, many = (
+        bitsmith.quantize(tiny, out=tmp_path / "x", dry_run=True, **{**CALIBRATED, "calibration_tokens": tokens})
+        for tokens in (4096, 16384)
+    )
+    assert many.expected_memory > few.expected_memory
+
+
+def test_a_run_that_does_not_fit_is_refused_with_offers(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    out = tmp_path / "x"
+    plan = bitsmith.quantize(tiny, out=out, dry_run=True, **CALIBRATED)
+    need = []
+    monkeypatch.setattr(preflight, "refusal", lambda *args: need.append(args) or "no")
+    only(monkeypatch, 0)
+    with pytest.raises(ResourceError, match="no"):
+        bitsmith.quantize(tiny, out=out, **CALIBRATED)
+    monkeypatch.undo()
+    _, found, (_, more) = need[0]
+    assert more == found.peak - found.now.resident
+    assert plan.expected_memory > 0
+    only(monkeypatch, more - 1)
+    with pytest.raises(ResourceError, match=r"but only .* are free") as refused:
+        bitsmith.quantize(tiny, out=out, **CALIBRATED)
+    said = refused.value.flags
+    for offer in ("--memory", "--calibration-tokens 2048", "--effort fast", "--method nearest", "--force starts"):
+        assert offer in said
+    assert not out.exists()
+    assert "peak" in said
+
+
+def test_what_is_offered_fits(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    seen = []
+    monkeypatch.setattr(preflight, "refusal", lambda outputs, need, found: seen.append((outputs, found)) or "no")
+    only(monkeypatch, 0)
+    with pytest.raises(ResourceError):
+        bitsmith.quantize(tiny, out=tmp_path / "x", **CALIBRATED)
+    monkeypatch.undo()
+    outputs, (_, more) = seen[0]
+    only(monkeypatch, more - 1)
+    assert preflight.need_of(outputs, 1, preflight.Change(memory=0)).missing() is None
+    assert preflight.need_of(outputs, 1, preflight.Change(method="nearest")).missing() is None
+    only(monkeypatch, 0)
+    offered = preflight.offers(outputs, preflight.need_of(outputs, 1))
+    assert offered.startswith("No options of this run make it fit")
+
+
+def test_force_starts_all_the_same(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, 0)
+    out = tmp_path / "x.gguf"
+    with pytest.raises(ResourceError):
+        bitsmith.quantize(tiny, to="q8_0", out=out)
+    assert not out.exists()
+    assert bitsmith.quantize(tiny, to="q8_0", out=out, force=True).out == out
+
+
+def test_a_dry_run_says_that_it_would_not_start(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, 0)
+    planned = bitsmith.quantize(tiny, to="q8_0", out=tmp_path / "x.gguf", dry_run=True)
+    assert any("it would not start" in note for note in planned.notes)
+
+
+def test_addresses_count_more_than_memory() -> None:
+    now = MemoryNow(50 << 20, 50 << 20, 150 << 20)
+    need = Need(60 << 20, 0, 2, now)
+    assert need.more(Room(0, "free")) == 10 << 20
+    assert need.more(Room(0, "left under ulimit -v", address=True)) > 300 << 20
+
+
+def blocks(done: int) -> Progress:
+    return Progress("gptq", done, 4, "blocks", f"block {done}")
+
+
+def test_the_first_block_corrects(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 103.0, 103.0, 106.0])
+    monkeypatch.setattr(course.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(course, "memory_now", lambda: MemoryNow(100, 170, 0))
+    only(monkeypatch, 70)
+    told: list[Progress] = []
+    run = Course(told.append, Need(120, 0, 1, MemoryNow(50, 50, 0)), lambda need, found: "no")
+    for done in range(3):
+        run(blocks(done))
+    assert run.corrected["gptq"].seconds == 12.0
+    assert run.corrected["gptq"].memory == 170
+    assert [each.detail for each in told] == ["block 0", "block 1, 9.0 s left", "block 2, 6.0 s left"]
+
+
+def test_the_first_block_ends_a_run_that_would_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(course, "memory_now", lambda: MemoryNow(100, 170, 0))
+    only(monkeypatch, 69)
+    need = Need(120, 0, 1, MemoryNow(50, 50, 0))
+    run = Course(silent, need, lambda need, found: f"takes {found[1]} of {found[0].nbytes}")
+    run(blocks(0))
+    with pytest.raises(ResourceError, match="after the first block of 'gptq': takes 70 of 69"):
+        run(blocks(1))
+    forced = Course(silent, need, lambda need, found: "no", force=True)
+    for done in range(3):
+        forced(blocks(done))
+
+
+def test_a_run_that_runs_out_names_the_step(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitsmith.pipeline import executor
+
+    def fail(*args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(executor, "encode_chunk", fail)
+    out = tmp_path / "x.gguf"
+    with pytest.raises(ResourceError, match="memory ran out in the start; bitsmith had"):
+        bitsmith.quantize(tiny, to="q8_0", out=out)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v")
+def test_a_limit_on_addresses_is_seen(tiny: Path, tmp_path: Path) -> None:
+    """Under a limit that a calibrated run does not keep it is refused before any work, and nothing is left."""
+    pytest.importorskip("torch")
+    code = (
+        "import resource, sys, bitsmith\n"
+        "from bitsmith.system.pressure import memory_now\n"
+        "import torch\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (memory_now().address + (40 << 20),) * 2)\n"
+        f"try:\n    bitsmith.quantize({str(tiny)!r}, out={str(tmp_path / 'x')!r}, **{CALIBRATED!r})\n"
+        "except bitsmith.BitsmithError as error:\n    print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("ResourceError")
+    assert "left under ulimit -v" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_has_the_prediction(bitsmith_command, tiny: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    words = ("quantize", tiny, "--to", "q8_0", "--out", tmp_path / "x.gguf", "--dry-run")
+    said = json.loads(bitsmith_command(*words, "--json").out)
+    assert said["expected_memory_bytes"] > 0
+    assert "of memory" in bitsmith_command(*words).out
