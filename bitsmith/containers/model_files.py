@@ -39,8 +39,9 @@ def read_small(path: Path, limit: int, *, folder: Path) -> bytes:
     try:
         descriptor = open_regular(path)
         with open(descriptor, "rb") as file:
-            _check_link(path, folder, os.fstat(descriptor))
-            data = file.read(limit + 1)
+            opened = os.fstat(descriptor)
+            _check_link(path, folder, opened)
+            data = file.read(min(limit, opened.st_size) + 1)  # takes memory for as many bytes as it is asked for
     except FileNotFoundError as error:
         raise FileError(f"{path}: missing; a model folder needs it.") from error
     except OSError as error:
