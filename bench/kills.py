@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-TEXT = ("--calibration", "default", "--calibration-tokens", "16384", "--threads", "1")
+TEXT = ("--calibration", "default", "--threads", "1")
 KINDS: dict[str, tuple[str, ...]] = {
     "plain": ("quantize", "reference", "--to", "iq3_xxs", *TEXT),
     "gptq": ("quantize", "reference", "--to", "gptq/int4", "--method", "gptq", *TEXT),
@@ -90,9 +90,9 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def killed_and_continued(kind: str, runs: int, draw: random.Random, folder: Path) -> Found:
+def killed_and_continued(words: Sequence[str], kind: str, runs: int, draw: random.Random, folder: Path) -> Found:
     """One kind: without a break, and so many times with one."""
-    words, whole = KINDS[kind], folder / "whole"
+    whole = folder / "whole"
     whole.mkdir()
     run(words, whole / "out")  # fills the caches of the system
     shutil.rmtree(whole)
@@ -121,13 +121,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=200, help="number of runs over all kinds")
     parser.add_argument("--kind", action="append", choices=KINDS, help="repeatable; default: all")
+    parser.add_argument("--tokens", type=int, default=16384, help="of the calibration")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     kinds, draw, all_found = options.kind or list(KINDS), random.Random(options.seed), []
     for kind in kinds:
         with tempfile.TemporaryDirectory(prefix="kills-") as folder:
-            found = killed_and_continued(kind, -(-options.runs // len(kinds)), draw, Path(folder))
+            words = (*KINDS[kind], "--calibration-tokens", str(options.tokens))
+            found = killed_and_continued(words, kind, -(-options.runs // len(kinds)), draw, Path(folder))
         all_found.append(found)
         if options.json:
             print(json.dumps({**asdict(found), "median": found.median}), flush=True)

@@ -11,6 +11,7 @@ import pytest
 
 import bitsmith
 from bitsmith.comparison.cached import compare_folder, list_cached
+from bitsmith.system.progress import Progress
 from tests.cli.command import Command
 
 WORDS: dict[str, Any] = {"context": 32, "max_windows": 2, "noise_floor": False, "layers": False, "generate": 0}
@@ -61,3 +62,29 @@ def test_the_cache_is_listed_and_cleared(
     assert "Nothing is kept" in bitsmith_command("results", "--clear-cache", "--yes").out
     again = bitsmith.compare(tiny, to="q8_0,gptq/int4", text=prose, **WORDS)
     assert [row.summary for row in again.rows] == [row.summary for row in first.rows]
+
+
+def test_a_file_that_was_being_made_is_continued(tiny: Path, prose: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitsmith.work import pace
+    from bitsmith.work.leftovers import find_leftovers
+
+    monkeypatch.setattr(pace, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(pace, "SHARE", 1e9)
+    stages: list[str] = []
+
+    def stopped(progress: Progress) -> None:
+        stages.append(progress.stage)
+        if stages.count("quantize") == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bitsmith.compare(tiny, to="q4_k_m", text=prose, report=stopped, **WORDS)
+    folder = compare_folder() / "made"
+    assert [each.kind for each in find_leftovers(folder)] == ["work"]
+    whole = []
+    again = bitsmith.compare(tiny, to="q4_k_m", text=prose, report=lambda progress: whole.append(progress), **WORDS)
+    assert find_leftovers(folder) == []
+    assert list(folder.glob(".work-*")) == []
+    first = next(each for each in whole if each.stage == "quantize")
+    assert first.done > 0
+    assert again.failures == ()
