@@ -158,7 +158,7 @@ def test_a_limit_on_addresses_is_seen(tiny: Path, tmp_path: Path) -> None:
         "import resource, sys, bitsmith\n"
         "from bitsmith.system.pressure import memory_now\n"
         "import torch\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (memory_now().address + (200 << 20),) * 2)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (memory_now().address + (300 << 20),) * 2)\n"
         f"try:\n    bitsmith.quantize({str(tiny)!r}, out={str(tmp_path / 'x')!r}, threads=4, **{CALIBRATED!r})\n"
         "except bitsmith.BitsmithError as error:\n    print(type(error).__name__, error)\n"
     )
