@@ -52,15 +52,14 @@ float soften(float *scores, int from, int to, float scale, float softcap, Runnin
     cap(scores, scale, softcap);
     scale = 1.0f;
   }
-  float most = row.largest;
-  for (int j = from; j < to; ++j) {
-    scores[j] *= scale;
-    most = scores[j] > most ? scores[j] : most;
-  }
-  const float kept = row.largest == most ? 1.0f : std::exp(row.largest - most);
-  row.largest = most;
+  for (int j = 0; j < kKeys; j += kLanes) store(scores + j, load<Floats>(scores + j) * scale);
   std::fill(scores, scores + from, -INFINITY);
   std::fill(scores + to, scores + kKeys, -INFINITY);
+  Floats highest = splat(row.largest);
+  for (int j = 0; j < kKeys; j += kLanes) highest = max(load<Floats>(scores + j), highest);
+  const float most = largest(highest);
+  const float kept = row.largest == most ? 1.0f : std::exp(row.largest - most);
+  row.largest = most;
   Floats total{};
   for (int j = 0; j < kKeys; j += kLanes) {
     const Floats weight = exponential(load<Floats>(scores + j) - most);
