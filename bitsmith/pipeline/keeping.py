@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -78,9 +79,9 @@ class Kept:
                 raise
 
     def _drop_endings(self) -> None:
-        """Forget the endings of outputs that did not get their names."""
+        """Forget the endings of outputs that did not get their names, and will not get them from a journal either."""
         for folder, place in zip(self.folders, self.destinations, strict=True):
-            if finished_output(folder, place) is None:
+            if finished_output(folder, place) is None and not os.path.lexists(place.names.journal):
                 folder.drop(FINISHED)
 
     def is_finished(self, destination: Destination) -> bool:

@@ -171,7 +171,8 @@ def test_a_name_that_appears_while_a_run_works_is_kept(model: Path, tmp_path: Pa
     out = tmp_path / "x.gguf"
     with pytest.raises(FileError, match=r"x\.gguf appeared while this run was working, and was not replaced"):
         bitsmith.quantize(model, to="q8_0", out=out, on_plan=lambda _: out.write_bytes(b"precious"))
-    assert tree(tmp_path) == {"x.gguf": b"precious"}
+    left = {name: data for name, data in tree(tmp_path).items() if not name.startswith(".x.gguf.bitsmith.work")}
+    assert left == {"x.gguf": b"precious"}  # on a slow machine, what was done is kept too
 
 
 # -- links
@@ -299,7 +300,8 @@ def test_opening_a_folder_that_was_half_replaced_finishes_it(
 
         def stop(old: Path, new: Path) -> None:
             named(old, new)
-            raise KeyboardInterrupt
+            if ".work" not in str(old):  # where the new folder was made
+                raise KeyboardInterrupt
 
         patch.setattr(os, "rename", stop)
         with pytest.raises(KeyboardInterrupt):
@@ -309,6 +311,9 @@ def test_opening_a_folder_that_was_half_replaced_finishes_it(
     found = bitsmith.inspect(f"{out}{opens}", verify=True)
     assert found.problems == ()
     assert "int4" in str(found.to_dict())
+    before = out.stat().st_ino
+    bitsmith.quantize(model, to="native/int4-g32", out=out, force=True)  # the same run again: it is finished already
+    assert out.stat().st_ino == before
     assert list(tmp_path.iterdir()) == [out]
 
 
