@@ -152,7 +152,7 @@ def offers(outputs: Sequence[Output], need: Need) -> str:
     """Options with which a run would fit, as a sentence."""
     found = list(_offers(outputs, need.threads))
     if not found:
-        return "No options of this run make it fit: free memory, or take a machine with more."
+        return "No options of this run make it fit: close other programs, raise the limit, or take a larger machine."
     return f"These would fit: {'; '.join(found)}."
 
 

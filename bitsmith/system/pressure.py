@@ -11,6 +11,7 @@ from bitsmith.system.memory import available_memory
 
 # Words in RuntimeErrors of torch, oneDNN and the C++ library that mean a failed allocation
 _SHORT = ("not enough memory", "DefaultCPUAllocator", "out of memory", "bad_alloc", "can't allocate memory")
+_SHORT += ("could not create a primitive", "could not create a memory", "can't start new thread")  # oneDNN; threads
 
 
 @dataclass(frozen=True)
