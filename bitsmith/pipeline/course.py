@@ -116,7 +116,9 @@ class Course:
     def _check(self, stage: str) -> int:
         """The peak that is expected after a stage's first block. Raises ResourceError if it would not be free."""
         now = memory_now()
-        peak = max(now.peak, self._need.peak if self._need.after_blocks else 0)
+        own = now.peak > self._need.now.peak  # else the process had its peak before the run
+        peak = now.peak if own else max(now.resident, min(self._need.peak, now.peak))
+        peak = max(peak, self._need.peak if self._need.after_blocks else 0)
         _log.info("%s: peak memory about %s, expected were %s", stage, human_bytes(peak), human_bytes(self._need.peak))
         need = replace(self._need, peak=peak, threads=-1, now=now)
         found = None if self._force else need.missing()

@@ -33,8 +33,9 @@ def test_a_plan_says_the_peak(tiny: Path, tmp_path: Path) -> None:
     assert said["expected_disk_bytes"] == planned.size
 
 
-def test_a_calibrated_plan_takes_more(tiny: Path, tmp_path: Path) -> None:
+def test_a_calibrated_plan_takes_more(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
+    monkeypatch.setattr(preflight, "memory_now", lambda: MemoryNow(50 << 20, 60 << 20, 150 << 20))
     few, many = (
         bitsmith.quantize(tiny, out=tmp_path / "x", dry_run=True, **{**CALIBRATED, "calibration_tokens": tokens})
         for tokens in (4096, 16384)
@@ -104,6 +105,15 @@ def test_addresses_count_more_than_memory() -> None:
     need = Need(60 << 20, 0, 2, now)
     assert need.more(Room(0, "free")) == 10 << 20
     assert need.more(Room(0, "left under ulimit -v", address=True)) > 300 << 20
+
+
+def test_a_peak_before_the_run_is_no_need_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(course, "memory_now", lambda: MemoryNow(100, 900, 0))
+    only(monkeypatch, 30)
+    run = Course(silent, Need(120, 0, 1, MemoryNow(50, 900, 0)), lambda need, found: "no")
+    run(blocks(0))
+    run(blocks(1))
+    assert run.corrected["gptq"].memory == 120
 
 
 def blocks(done: int) -> Progress:
