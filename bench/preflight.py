@@ -60,8 +60,8 @@ def main() -> None:
 
 def measured(kind: str, model: str, tokens: int, *, show: bool) -> dict[str, Any]:
     """One kind, in a process of its own."""
-    name, *words = KINDS[kind]
-    command = [name, words.pop(0)] if name == "tune" else [name]
+    count = 2 if KINDS[kind][0] == "tune" else 1
+    command, words = KINDS[kind][:count], KINDS[kind][count:]
     further = () if kind in PLAIN else ("--calibration-tokens", str(tokens))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / ("out.gguf" if kind in (*PLAIN, "iq2_xs") else "out")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LONG_SECONDS = 600.0  # longer work is announced with a cheaper choice
 _FLOATS = 4  # bytes
-_HESSIANS = 4  # a Hessian, its factor, the drift of its input and the correction for it
+_HESSIANS, _DRIFTS = 2, 2  # a Hessian and its factor; the drift of its input and the correction for it
 _SLABS, _SLAB_ROWS = 10, 2048  # copies of the rows being rounded, see `rounders.gptq.SLAB_ROWS`
 _FIXED_WORK, _SWEEP_WORK = 1.5, 1.0  # rounding a row, and each sweep of descent, in products of a row and the Hessian
 _FACTOR_WORK, _CORRECTION_WORK = 0.7, 1.0  # in products of two matrices of the Hessian's size
@@ -95,16 +95,18 @@ def calibration_memory(
 ) -> tuple[int, int]:
     """Bytes of memory and of disk, see `Cost`. It measures nothing. memory: see `calibration_cost`"""
     hidden_states, on_disk = _hidden_states(config, method, effort, record.tokens, memory)
-    largest, widest, grams = 0, config.hidden, 0
+    largest, widest, grams, slab = 0, config.hidden, 0, 0
     for layer in range(config.layers):
         shapes = linear_shapes(config, layer)
         largest = max(largest, sum(rows * cols for rows, cols in shapes.values()))
         widest = max(widest, *(cols for _, cols in shapes.values()))
+        slab = max(slab, *(min(_SLAB_ROWS, rows) * cols for rows, cols in shapes.values()))
         grams = max(grams, _gram_bytes(config, layer, method, record.all_experts))
     needed = hidden_states + _FLOATS * 2 * largest
     if method.needs_text:
         kept = _kept_inputs(config, method, effort, record.tokens, memory)
-        needed += kept + _FLOATS * (_HESSIANS * widest**2 + _SLABS * min(_SLAB_ROWS, widest) * widest)
+        matrices = _HESSIANS + _DRIFTS * method.row.follows_original(EFFORTS[effort])
+        needed += kept + _FLOATS * (matrices * widest**2 + _SLABS * slab)
     return needed + grams, on_disk
 
 

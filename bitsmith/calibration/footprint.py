@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from bitsmith.calibration.end_to_end import EndToEnd
 
 TORCH = 190_000_000  # bytes that importing torch takes
-WARM = 40_000_000  # kernels that torch compiles for the shapes of a model, and modules of calibration
+WARM = 45_000_000  # kernels that torch compiles for the shapes of a model, and modules of calibration
 ADDRESSES = 480_000_000  # addresses that torch takes beside its memory
 _FLOATS = 4  # bytes
 _TUNED = 40  # bytes a weight that learns: itself, offset, gradient, two moments, its place on the grid, decoded value
-_LOGITS = 4  # copies of the logits of a batch in training: these, their logarithms, and the gradients of both
+_LOGITS = 6  # copies of the logits of a batch in training: these, logarithms, probabilities, and the gradients of each
 _VECTORS = 64_000_000  # bytes of the search in code books
 
 

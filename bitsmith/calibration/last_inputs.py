@@ -15,6 +15,7 @@ from bitsmith.models.arch.block import Part
 from bitsmith.models.arch.operations.base import LinearGroup
 from bitsmith.runtime.decoder import Decoder, Routing
 from bitsmith.runtime.weights import Block
+from bitsmith.system.pressure import is_shortage
 
 
 class Store:
@@ -30,7 +31,7 @@ class Store:
     def of(self, count: int) -> Tensor:
         """Memory for so many values, float32 [at least count]; the values before are lost."""
         if len(self._held) < count:
-            del self._held
+            self._held = self._held[:0].clone()  # the old memory is free before the new is taken
             self._held = torch.empty(count, dtype=torch.float32)
         return self._held
 
@@ -43,12 +44,14 @@ class LastInputs:
     store: where the inputs of all parts lie, one after the other
     states: where the inputs are kept; None until the first are there
     full: whether those of all windows are there
+    given_up: whether memory did not suffice, so that nothing is kept and the part is computed again
     """
 
     linear: str = ""
     store: Store = field(default_factory=Store)
     states: HiddenStates | None = None
     full: bool = False
+    given_up: bool = False
 
     @classmethod
     def of(cls, part: Part, block: Block, hidden: WindowStates, store: Store) -> LastInputs:
@@ -65,12 +68,19 @@ class LastInputs:
 
     def keep(self, hidden: WindowStates, at: slice, x: Tensor) -> None:
         """Keep the inputs of the windows `at`, float32 [windows, n, cols]."""
+        if self.given_up:
+            return
         if self.states is None:
             windows, context, _ = hidden.shape
             count = windows * context * x.shape[-1]
-            self.states = HiddenStates(
-                windows, context, x.shape[-1], memory=input_bytes(count, 1), store=self.store.of(count)
-            )
+            try:
+                store = self.store.of(count)
+            except (MemoryError, RuntimeError) as error:
+                if not is_shortage(error):
+                    raise
+                self.given_up = True
+                return
+            self.states = HiddenStates(windows, context, x.shape[-1], memory=input_bytes(count, 1), store=store)
         self.states.write(at, x.detach())
         self.full = at.stop == len(hidden)
 

@@ -22,9 +22,9 @@ Refusal = Callable[[Need, tuple[Room, int]], str]  # says why a run does not go 
 
 @dataclass(frozen=True)
 class Corrected:
-    """What the first block of a stage says of all of it.
+    """What the first blocks of a stage say of all of it.
 
-    seconds: of the stage, measured for its first block and expected for the others
+    seconds: of the stage, by its first block, and by its second as soon as that is done: the first also warms up
     cpu_seconds: the same as processor time
     memory: bytes, the peak that is now expected
     """
@@ -34,13 +34,29 @@ class Corrected:
     memory: int
 
 
+@dataclass(frozen=True)
+class _Mark:
+    """A moment: number of blocks that were done, clock and processor time."""
+
+    done: int
+    clock: float
+    worked: float
+
+
 @dataclass
 class _Stage:
-    """A stage that goes block by block. began, worked: clock and processor time when `first` blocks were done"""
+    """A stage that goes block by block. began: when it began; warm: after its first block"""
 
-    first: int
-    began: float
-    worked: float
+    began: _Mark
+    warm: _Mark | None = None
+
+    def whole(self, now: _Mark, total: int) -> tuple[float, float]:
+        """Clock and processor time of the whole stage. The first block counts once: it also compiles kernels."""
+        begun, since = self.began, self.warm or self.began
+        count = now.done - since.done
+        passed = since.clock - begun.clock, since.worked - begun.worked
+        each = (now.clock - since.clock) / count, (now.worked - since.worked) / count
+        return passed[0] + each[0] * (total - since.done), passed[1] + each[1] * (total - since.done)
 
 
 class Course:
@@ -78,33 +94,37 @@ class Course:
 
     def _blocks(self, progress: Progress) -> Progress:
         """The report, with what is expected now. The first that comes after a block checks the memory."""
-        stage = self._stages.get(progress.stage)
-        if stage is None or progress.done < stage.first:
-            self._stages[progress.stage] = _Stage(progress.done, time.monotonic(), time.process_time())
+        stage, now = self._stages.get(progress.stage), _Mark(progress.done, time.monotonic(), time.process_time())
+        if stage is None or progress.done < stage.began.done:
+            self._stages[progress.stage] = _Stage(now)
             self.corrected.pop(progress.stage, None)
             return progress
-        if progress.done == stage.first or progress.done >= progress.total:
+        if progress.done in (stage.began.done, progress.total):
             return progress
-        done = progress.done - stage.first
-        if progress.stage not in self.corrected:
-            self._correct(progress, stage, done)
-        left = (time.monotonic() - stage.began) / done * (progress.total - progress.done)
+        seconds, worked = stage.whole(now, progress.total)
+        if stage.warm is None:
+            stage.warm = now
+            peak = self._check(progress.stage)
+            self.corrected[progress.stage] = Corrected(seconds, worked, peak)
+        elif now.done == stage.warm.done + 1:
+            self.corrected[progress.stage] = replace(
+                self.corrected[progress.stage], seconds=seconds, cpu_seconds=worked
+            )
+        left = max(stage.began.clock + seconds - now.clock, 0.0)
         return replace(progress, detail=f"{progress.detail}, {human_seconds(left)} left".removeprefix(", "))
 
-    def _correct(self, progress: Progress, stage: _Stage, done: int) -> None:
+    def _check(self, stage: str) -> int:
+        """The peak that is expected after a stage's first block. Raises ResourceError if it would not be free."""
         now = memory_now()
-        peak = max(now.peak, self._need.peak if self._need.after_blocks else 0)
-        count = progress.total - stage.first
-        seconds, worked = (time.monotonic() - stage.began) / done, (time.process_time() - stage.worked) / done
-        self.corrected[progress.stage] = Corrected(seconds * count, worked * count, peak)
-        _log.info(
-            "%s: one block took %.1f s, all take about %s; peak memory about %s, expected were %s",
-            *(progress.stage, seconds, human_seconds(seconds * count), human_bytes(peak), human_bytes(self._need.peak)),
-        )
+        own = now.peak > self._need.now.peak  # else the process had its peak before the run
+        peak = now.peak if own else max(now.resident, min(self._need.peak, now.peak))
+        peak = max(peak, self._need.peak if self._need.after_blocks else 0)
+        _log.info("%s: peak memory about %s, expected were %s", stage, human_bytes(peak), human_bytes(self._need.peak))
         need = replace(self._need, peak=peak, threads=-1, now=now)
         found = None if self._force else need.missing()
         if found is not None:
-            raise ResourceError(f"after the first block of '{progress.stage}': {self._refusal(need, found)}")
+            raise ResourceError(f"after the first block of '{stage}': {self._refusal(need, found)}")
+        return peak
 
 
 def with_corrections(done: Sequence[Quantized], course: Course) -> list[Quantized]:

@@ -30,7 +30,7 @@ Fits = Callable[["Change"], bool]  # whether a run with a change keeps all limit
 class Need:
     """What a run takes.
 
-    peak: bytes that the process has in memory at most
+    peak: bytes that the process has in memory at most while the run goes on
     disk: bytes of temporary files, beside the outputs
     threads: threads that it starts; -1 if they run
     now: what the process takes before the run
@@ -68,7 +68,7 @@ def need_of(outputs: Sequence[Output], threads: int, change: Change | None = Non
     runs = [run for output in outputs for run in _runs(output, change)]
     memory, disk = largest(runs)
     torch = torch_memory() if runs else 0
-    peak = max(now.peak, now.resident + torch + memory + plain)
+    peak = now.resident + torch + memory + plain
     trained = any(run.training is not None for run in runs)
     return Need(peak, disk, threads, now, trained and memory > largest(replace(run, training=None) for run in runs)[0])
 
@@ -117,8 +117,9 @@ def _chunks(plan: Plan, threads: int) -> int:
 
 
 def with_needs(expected: Sequence[Quantized], need: Need) -> list[Quantized]:
-    """The plans with the peak of the whole run, and with the disk of its temporary files."""
-    return [replace(each, expected_memory=need.peak, calibration_disk=need.disk) for each in expected]
+    """The plans with the peak of the process, which may lie before the run, and the disk of temporary files."""
+    peak = max(need.peak, need.now.peak)
+    return [replace(each, expected_memory=peak, calibration_disk=need.disk) for each in expected]
 
 
 def with_warning(expected: Sequence[Quantized], outputs: Sequence[Output], need: Need) -> list[Quantized]:
@@ -152,7 +153,7 @@ def offers(outputs: Sequence[Output], need: Need) -> str:
     """Options with which a run would fit, as a sentence."""
     found = list(_offers(outputs, need.threads))
     if not found:
-        return "No options of this run make it fit: free memory, or take a machine with more."
+        return "No options of this run make it fit: close other programs, raise the limit, or take a larger machine."
     return f"These would fit: {'; '.join(found)}."
 
 

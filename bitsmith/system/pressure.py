@@ -10,7 +10,16 @@ from bitsmith.system.control_group import memory_room
 from bitsmith.system.memory import available_memory
 
 # Words in RuntimeErrors of torch, oneDNN and the C++ library that mean a failed allocation
-_SHORT = ("not enough memory", "DefaultCPUAllocator", "out of memory", "bad_alloc", "can't allocate memory")
+_SHORT = (
+    "not enough memory",
+    "DefaultCPUAllocator",
+    "out of memory",
+    "bad_alloc",
+    "can't allocate memory",
+    "could not create a primitive",
+    "could not create a memory",
+    "can't start new thread",
+)
 
 
 @dataclass(frozen=True)
