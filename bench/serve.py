@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -27,7 +28,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-PORT = 18231
 LLAMA = """
 import sys, time, xllamacpp
 p = xllamacpp.CommonParams()
@@ -53,17 +53,17 @@ def server(name: str, args: argparse.Namespace, streams: int) -> Iterator[subpro
     """A running server."""
     room = args.prompt + args.tokens + 16
     if name == "bitsmith":
-        words = [sys.executable, "-m", "bitsmith", "serve", str(args.file), "--port", str(PORT)]
+        words = [sys.executable, "-m", "bitsmith", "serve", str(args.file), "--port", str(args.port)]
         words += ["--parallel", str(streams), "--context", str(room), "--threads", str(args.threads)]
         words += ["--kernel", args.kernel]
     else:
-        words = [sys.executable, "-c", LLAMA, str(args.file), str(PORT), str(streams), str(room * streams)]
+        words = [sys.executable, "-c", LLAMA, str(args.file), str(args.port), str(streams), str(room * streams)]
         words.append(str(args.threads))
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(600):
             try:
-                if httpx.get(f"http://127.0.0.1:{PORT}/health", timeout=2).status_code == 200:
+                if httpx.get(f"http://127.0.0.1:{args.port}/health", timeout=2).status_code == 200:
                     break
             except httpx.HTTPError:
                 pass
@@ -84,7 +84,7 @@ async def client(number: int, args: argparse.Namespace, prompt: int, tokens: int
             body |= {"logit_bias": {}, "stream_options": {"include_usage": True}}
             started = time.perf_counter()
             first = None
-            async with http.stream("POST", f"http://127.0.0.1:{PORT}/v1/completions", json=body) as answer:
+            async with http.stream("POST", f"http://127.0.0.1:{args.port}/v1/completions", json=body) as answer:
                 async for line in answer.aiter_lines():
                     if not line.startswith("data: {"):
                         continue
@@ -117,6 +117,12 @@ async def measured(args: argparse.Namespace, streams: int) -> list[str]:
     return [f"{rate:.0f}" for rate in found] + [f"{np.median(firsts):.2f}", f"{np.quantile(firsts, 0.99):.2f}"]
 
 
+def _free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
 def peak(process: subprocess.Popen[bytes]) -> float:
     """Peak memory of a process in MB."""
     status = Path(f"/proc/{process.pid}/status").read_text()
@@ -138,6 +144,7 @@ def main() -> None:
     table = Table(*headings, "peak MB", box=None)
     for streams in args.streams:
         for name in ("bitsmith", "llama.cpp"):
+            args.port = _free_port()
             with server(name, args, streams) as process:
                 row = (name, str(streams), *asyncio.run(measured(args, streams)), f"{peak(process):.0f}")
             print(*row, file=sys.stderr, flush=True)

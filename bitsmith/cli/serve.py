@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,10 @@ from bitsmith.system.options import option
 
 if TYPE_CHECKING:
     from bitsmith.runtime.language_model import LanguageModel
+    from bitsmith.serve.hosts import Hosts
 
 _CONTEXT = 4096  # tokens of a text, if --context is not given and the model has more
+_SWITCH = 2e-4  # seconds after which Python hands over between threads: the engine must not wait for texts to be sent
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,12 @@ class ServeOptions:
         None, group="Options", metavar="KEY", help="Key that clients must give; default: BITSMITH_API_KEY, or none."
     )
     no_auth: bool = option(False, group="Options", help="Listen on an address that others reach, without a key.")
+    allowed_host: Sequence[str] = option(
+        (),
+        group="Options",
+        metavar="NAME",
+        help="Further name by which clients may call the server, as behind a proxy; may be given several times.",
+    )
     parallel: int = option(4, group="Options", help="Texts that are computed at the same time.")
     queue: int = option(64, group="Options", help="Requests that may wait; further ones are refused.")
     lookup: int = option(
@@ -52,6 +61,7 @@ def serve(model: str, options: ServeOptions, loading: LoadingOptions) -> None:
     --context is what each text may have; all --parallel ones have room for it. Ctrl-C ends the server.
     """
     import os
+    import sys
 
     key = options.api_key or os.environ.get("BITSMITH_API_KEY") or None
     _check(options, key)
@@ -81,7 +91,9 @@ def serve(model: str, options: ServeOptions, loading: LoadingOptions) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    app = make_app(Served(engine, options.name or loaded.name, key, _format(model, loading)))
+    served = Served(engine, options.name or loaded.name, key, _format(model, loading), _hosts(options))
+    app = make_app(served)
+    sys.setswitchinterval(_SWITCH)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
     try:
         uvicorn.Server(config).run(sockets=[listening])
@@ -96,10 +108,21 @@ def _check(options: ServeOptions, key: str | None) -> None:
             raise UsageError(f"--{name}={value}: expected 1 or more.")
     if not 0 <= options.port < 65536:
         raise UsageError(f"--port={options.port}: expected 0 to 65535.")
+    from bitsmith.serve.hosts import check_names
+
+    check_names(options.allowed_host or ())
     if key is None and not options.no_auth and not _local(options.host):
         raise UsageError(
             f"--host={options.host} can be reached by others: give --api-key, or --no-auth if everyone may ask."
         )
+
+
+def _hosts(options: ServeOptions) -> Hosts | None:
+    """Names of the server. Where it listens for others and no names are given, they may call it as they like."""
+    from bitsmith.serve.hosts import Hosts
+
+    allowed = tuple(options.allowed_host or ())
+    return Hosts((*allowed, options.host)) if allowed or _local(options.host) else None
 
 
 def _local(host: str) -> bool:

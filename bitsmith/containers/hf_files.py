@@ -66,7 +66,7 @@ def folder_files(
         own = tuple(records[info.name] for info in infos if info.name in records)
         return {
             "format": "pt",  # transformers requires it
-            JSON_KEY: to_json(Manifest(manifest.version, manifest.recipe, own)),
+            JSON_KEY: to_json(Manifest(manifest.version, manifest.recipe, own, manifest.settings)),
             **metadata(infos),
         }
 

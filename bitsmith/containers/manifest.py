@@ -1,4 +1,4 @@
-"""The manifest inside every file that bitsmith writes: the source hash, the hash and the error of each tensor.
+"""The manifest inside every file that bitsmith writes: source hash, hash and error of each tensor, hashes of settings.
 
 All fields have a fixed width. A manifest of `placeholder` records has exactly the size of the final one, so a file's
 size is known before any weight is read. There are no time stamps: the same input gives the same bytes.
@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ _NAMES = "bitsmith.tensor.names"
 _SHA256 = "bitsmith.tensor.sha256"
 _SOURCE = "bitsmith.tensor.source_sha256"
 _ERROR = "bitsmith.tensor.error"
+_SETTINGS = "bitsmith.settings.names"
+_SETTINGS_SHA256 = "bitsmith.settings.sha256"
 _HASH = re.compile(r"[0-9a-f]{64}")
 _LARGEST_ERROR = 1e38
 _SMALLEST_ERROR = 1.2e-38  # float32 loses digits below it, so smaller errors are stored as zero
@@ -65,11 +67,18 @@ class Manifest:
 
     version: version of bitsmith
     recipe: everything that decided the bytes, seed included, as one line of text
+    settings: hashes of chat template, tokenizer and configuration, see `bitsmith.containers.settings`
     """
 
     version: str
     recipe: str
     tensors: tuple[TensorRecord, ...]
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        wrong = next((name for name, sha256 in self.settings.items() if not _HASH.fullmatch(sha256)), None)
+        if wrong is not None:
+            raise TensorError(f"the manifest's hash of {wrong} needs 64 hex digits in lower case")
 
 
 def joined_hash(parts: Sequence[str]) -> str:
@@ -77,9 +86,10 @@ def joined_hash(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def placeholder(version: str, recipe: str, names: Iterable[str]) -> Manifest:
-    """A manifest of zero hashes, with the same size in a file as the final one of the same names."""
-    return Manifest(version, recipe, tuple(TensorRecord(name, "0" * 64, "0" * 64, 0.0) for name in names))
+def placeholder(version: str, recipe: str, names: Iterable[str], settings: Mapping[str, str] | None = None) -> Manifest:
+    """A manifest of zero hashes, with the same size in a file as the final one of the same names and settings."""
+    records = tuple(TensorRecord(name, "0" * 64, "0" * 64, 0.0) for name in names)
+    return Manifest(version, recipe, records, settings or {})
 
 
 def set_id(manifest: Manifest) -> str:
@@ -117,6 +127,16 @@ def to_gguf_keys(manifest: Manifest) -> dict[str, Value]:
         _SHA256: array([record.sha256 for record in records], ValueType.STRING),
         _SOURCE: array([record.source_sha256 for record in records], ValueType.STRING),
         _ERROR: array([record.error for record in records], ValueType.FLOAT32),
+        **_settings_keys(manifest.settings),
+    }
+
+
+def _settings_keys(settings: Mapping[str, str]) -> dict[str, Value]:
+    if not settings:
+        return {}
+    return {
+        _SETTINGS: array(list(settings), ValueType.STRING),
+        _SETTINGS_SHA256: array(list(settings.values()), ValueType.STRING),
     }
 
 
@@ -136,10 +156,14 @@ def from_gguf_keys(metadata: Mapping[str, Any]) -> Manifest | None:
     lengths = {len(column) if isinstance(column, Sequence | np.ndarray) else -1 for column in columns}
     if len(lengths) != 1 or -1 in lengths:
         raise _damaged("its arrays bitsmith.tensor.* are missing or differ in length")
+    names, hashes = metadata.get(_SETTINGS, []), metadata.get(_SETTINGS_SHA256, [])
+    if not (isinstance(names, list) and isinstance(hashes, list) and len(names) == len(hashes)):
+        raise _damaged("its arrays bitsmith.settings.* are missing or differ in length")
     return _manifest(
         metadata.get("bitsmith.version"),
         metadata.get("bitsmith.recipe"),
         zip(*columns, strict=True),
+        dict(zip(names, hashes, strict=True)),
     )
 
 
@@ -153,8 +177,9 @@ def to_json(manifest: Manifest) -> str:
         }
         for record in manifest.tensors
     }
+    settings = {"settings": dict(manifest.settings)} if manifest.settings else {}
     return json.dumps(
-        {"version": manifest.version, "recipe": manifest.recipe, "tensors": tensors}, separators=(",", ":")
+        {"version": manifest.version, "recipe": manifest.recipe, **settings, "tensors": tensors}, separators=(",", ":")
     )
 
 
@@ -170,10 +195,10 @@ def from_json(text: str) -> Manifest:
     rows = [
         (name, entry.get("sha256"), entry.get("source_sha256"), entry.get("error")) for name, entry in tensors.items()
     ]
-    return _manifest(content.get("version"), content.get("recipe"), rows)
+    return _manifest(content.get("version"), content.get("recipe"), rows, content.get("settings", {}))
 
 
-def _manifest(version: object, recipe: object, rows: Iterable[tuple[Any, Any, Any, Any]]) -> Manifest:
+def _manifest(version: object, recipe: object, rows: Iterable[tuple[Any, Any, Any, Any]], settings: object) -> Manifest:
     if not isinstance(version, str) or not isinstance(recipe, str):
         raise _damaged("its version or its recipe is missing")
     records = []
@@ -184,7 +209,12 @@ def _manifest(version: object, recipe: object, rows: Iterable[tuple[Any, Any, An
             records.append(TensorRecord(name, sha256, source, float(error)))
         except (TypeError, ValueError, TensorError) as cause:
             raise _damaged(f"the record of {name}: {cause}") from None
-    return Manifest(version, recipe, tuple(records))
+    if not isinstance(settings, dict) or not all(
+        isinstance(name, str) and isinstance(sha256, str) and _HASH.fullmatch(sha256)
+        for name, sha256 in settings.items()
+    ):
+        raise _damaged("the hashes of its settings are no texts of 64 hex digits")
+    return Manifest(version, recipe, tuple(records), settings)
 
 
 def _fixed(error: float) -> str:

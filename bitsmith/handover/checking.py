@@ -105,6 +105,7 @@ def check_runtime(
         "top": TOP,
         "new": NEW,
         "tool_call": {"messages": CHATS[2]["messages"], "tools": [WEATHER]} if ours.calls_tools else None,
+        "call": {"text": ours.call, "tools": [WEATHER]} if ours.call else None,
         **probing.request(subject),
     }
     told = ask(runtime, place, request, seconds=seconds)

@@ -51,6 +51,7 @@ class Told:
     top: list[Mapping[str, float]] = field(default_factory=list)
     greedy: list[int] = field(default_factory=list)
     tool_call: Mapping[str, Any] | None = None
+    parsed_call: Mapping[str, Any] | None = None
     error: str = ""
     done: bool = False
 
@@ -163,6 +164,8 @@ def _take(found: Mapping[str, Any], told: Told) -> None:
         told.greedy = [int(token) for token in found["ids"]]
     elif event == "tool_call":
         told.tool_call = found
+    elif event == "parsed_call":
+        told.parsed_call = found
     elif event == "error":
         told.error = printable(f"{found['kind']}: {found['text']}")
     elif event == "done":

@@ -18,6 +18,7 @@ RUNTIME = Runtime(
     frozenset({FLOATS, "mlx"}),
     "bitsmith quantize MODEL --to mlx/4bit",
     _prepare,
-    "`pip install mlx-lm` (on Linux `pip install mlx-cpu mlx-lm`), and give that Python: --python=/path/to/bin/python",
+    "`pip install mlx-lm` (on Linux `pip install 'mlx[cpu]' mlx-lm`), and give that Python: "
+    "--python=/path/to/bin/python",
     probing=Probing("mlx_probe.py", "mlx_lm", lambda subject: HALF),
 )

@@ -15,16 +15,17 @@ _CONTEXT = 8192  # tokens; what Ollama reserves memory for, unless the user asks
 
 def _prepare(subject: Subject, folder: Path) -> Prepared:
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in subject.name.lower())
-    modelfile = _modelfile(subject)
+    modelfile = _modelfile(subject, folder)
     command = ("ollama", "create", name, "-f", str(folder / "Modelfile"))
     notes = (f"then `ollama run {name}`", "a check runs llama.cpp, the engine of Ollama, and not Ollama itself")
     return Prepared(command, files={"Modelfile": modelfile.encode()}, notes=notes)
 
 
-def _modelfile(subject: Subject) -> str:
+def _modelfile(subject: Subject, folder: Path) -> str:
     """Raises UnsupportedError for a template that Ollama's language cannot say."""
     tokenizer = subject.tokenizer
-    lines = [f"FROM {subject.path}"]
+    beside = subject.path.parent == folder.resolve()  # then both may be moved together
+    lines = [f"FROM ./{subject.path.name}" if beside else f"FROM {subject.path}"]
     if tokenizer.has_chat_template:
         lines.append(f'TEMPLATE """{as_go_template(tokenizer)}"""')
     else:

@@ -31,7 +31,11 @@ WEATHER: dict[str, Any] = {
         },
     },
 }
-_CALL = {"type": "function", "id": "call00001", "function": {"name": "get_weather", "arguments": {"city": "Paris"}}}
+CALL: dict[str, Any] = {
+    "type": "function",
+    "id": "call00001",
+    "function": {"name": "get_weather", "arguments": {"city": "Paris"}},
+}
 CHATS: tuple[Mapping[str, Any], ...] = (
     {"name": "one message", "messages": [_USER]},
     {
@@ -49,7 +53,7 @@ CHATS: tuple[Mapping[str, Any], ...] = (
         "tools": [WEATHER],
         "messages": [
             {"role": "user", "content": "What is the weather in Paris?"},
-            {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
             {"role": "tool", "name": "get_weather", "tool_call_id": "call00001", "content": '{"celsius": 21}'},
         ],
     },
@@ -74,6 +78,7 @@ class Answers:
     first: number of tokens of the prompt
     logs: log probabilities after positions first - 1 and on: float32 [positions, vocab]
     ends: tokens that end a generation
+    call: the text of `CALL` as the model writes it; "" if the template does not say
     """
 
     chats: Mapping[str, Rendered]
@@ -81,6 +86,7 @@ class Answers:
     first: int
     logs: np.ndarray
     ends: frozenset[int]
+    call: str = ""
 
     @property
     def calls_tools(self) -> bool:
@@ -105,7 +111,23 @@ def our_answers(subject: Subject, model: LanguageModel) -> Answers:
         ids.append(int(logs[-1].argmax()))
         if ids[-1] in tokenizer.end_ids:
             break
-    return Answers(chats, tuple(ids), first, log_probabilities(model, ids, first), tokenizer.end_ids)
+    logs = log_probabilities(model, ids, first)
+    return Answers(chats, tuple(ids), first, logs, tokenizer.end_ids, written_call(tokenizer) if chats else "")
+
+
+def written_call(tokenizer: Tokenizer) -> str:
+    """The text of `CALL` as the chat template writes it into an answer; "" if it does not."""
+    user, said = CHATS[3]["messages"][0], CHATS[3]["messages"][1]
+    try:
+        before = tokenizer.chat([user], tools=[WEATHER])
+        whole = tokenizer.chat([user, said], tools=[WEATHER], add_generation_prompt=False)
+    except UnsupportedError:
+        return ""
+    text = whole.removeprefix(before) if whole.startswith(before) else ""
+    ends = [tokenizer.vocabulary.tokens[token] for token in tokenizer.end_ids]
+    at = min((text.index(end) for end in ends if end and end in text), default=len(text))
+    text = text[:at].strip()
+    return text if CALL["function"]["name"] in text else ""
 
 
 def rendered(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from bitsmith.handover.child import Told
-from bitsmith.handover.questions import WEATHER, Answers, Rendered
+from bitsmith.handover.probes.child import ENDED
+from bitsmith.handover.questions import CALL, WEATHER, Answers, Rendered
 from bitsmith.handover.runtime import Tolerance
 
 _AROUND = 30  # characters shown around the first difference of two texts
@@ -129,30 +131,37 @@ def _scores(ours: Answers, told: Told, tolerance: Tolerance) -> Check:
 
 
 def _greedy(ours: Answers, told: Told, tolerance: Tolerance) -> Check:
-    """Greedy text: the same tokens up to the end, or up to a place where two tokens are as likely as each other."""
-    mine = ours.ids[ours.first :]
+    """Greedy text: the same tokens. Where two are as likely as each other, the runtime went on from ours."""
+    mine, even = ours.ids[ours.first :], 0
     for at, token in enumerate(mine):
-        found = told.greedy[at] if at < len(told.greedy) else None
-        if found == token:
+        found = told.greedy[at] if at < len(told.greedy) else ENDED
+        if found == token or (found == ENDED and token in ours.ends):  # some runtimes leave the end token out
             continue
-        if found is None and token in ours.ends:
-            break  # the runtime leaves the end token out
-        figures = {"tokens": len(mine), "same": at}
-        gap = math.inf if found is None else float(ours.logs[at].max() - ours.logs[at][found])
-        if gap <= tolerance.tie and not at:
-            reason = f"not compared: the first token differs, and both are as likely as each other ({gap:.3f} nats)"
-            return Check("greedy text", None, reason, figures)
-        if gap <= tolerance.tie:
-            return Check("greedy text", True, f"as likely as each other from token {at} on ({gap:.3f} nats)", figures)
-        what = "it ends" if found is None else f"it says token {found}, {gap:.3f} nats less likely"
-        return Check("greedy text", False, f"at token {at} {what}; expected {token}", figures)
-    return Check("greedy text", True, "", {"tokens": len(mine), "same": len(mine)})
+        gap = _less_likely(ours, at, found)
+        if gap > tolerance.tie:
+            what = "it ends" if found == ENDED else f"it says token {found}, {gap:.3f} nats less likely"
+            figures = {"tokens": len(mine), "same": at - even, "as_likely": even}
+            return Check("greedy text", False, f"at token {at} {what}; expected {token}", figures)
+        even += 1
+    figures = {"tokens": len(mine), "same": len(mine) - even, "as_likely": even}
+    if even == len(mine):
+        return Check("greedy text", None, "not compared: all tokens are as likely as others", figures)
+    return Check("greedy text", True, f"{even} tokens are as likely as those expected" if even else "", figures)
+
+
+def _less_likely(ours: Answers, at: int, token: int) -> float:
+    """Nats by which a token is less likely than the likeliest one; for ENDED, the likeliest end token."""
+    row = ours.logs[at]
+    tokens = [each for each in (ours.ends if token == ENDED else (token,)) if 0 <= each < len(row)]
+    return min((float(row.max() - row[each]) for each in tokens), default=math.inf)
 
 
 def _tool_call(ours: Answers, told: Told) -> Check:
     """A call of a tool that the model made in the runtime, where it has a server that finds calls."""
     if not ours.calls_tools:
         return Check("tool call", None, "the chat template does not tell the model of tools")
+    if told.parsed_call is not None:
+        return _parsed_call(told.parsed_call)
     if told.tool_call is None:
         return Check("tool call", None, "this runtime was not asked for a call; the templates with tools were compared")
     calls = told.tool_call.get("calls") or []
@@ -167,3 +176,23 @@ def _tool_call(ours: Answers, told: Told) -> Check:
     if name != WEATHER["function"]["name"] or not sound:
         return Check("tool call", False, f"expected get_weather with a city, found {name} with {str(arguments)[:80]}")
     return Check("tool call", True, "", {"call": {"name": name, "arguments": arguments}})
+
+
+def _parsed_call(parsed: Mapping[str, Any]) -> Check:
+    """The call that the runtime's parser finds in a text of one, as the file's chat template writes it."""
+    if "absent" in parsed:
+        return Check("tool call", None, f"{parsed['absent']}; the templates with tools were compared")
+    wanted = CALL["function"]
+    found = [_plain(call) for call in parsed.get("calls") or [] if isinstance(call, Mapping)]
+    if found == [wanted]:
+        return Check("tool call", True, "", {"call": wanted})
+    said = str(parsed.get("failed") or found)[:200]
+    return Check("tool call", False, f"in the text of a call of get_weather in Paris the runtime finds: {said}")
+
+
+def _plain(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call by its name and its arguments as an object, where they are one."""
+    arguments = call.get("arguments")
+    with suppress(ValueError):
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    return {"name": call.get("name"), "arguments": arguments}

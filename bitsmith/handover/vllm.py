@@ -27,11 +27,16 @@ def _prepare(subject: Subject, folder: Path) -> Prepared:
     if subject.container == "bnb":
         command += [*flag("quantization", "bitsandbytes"), *flag("load-format", "bitsandbytes")]
     template = subject.tokenizer.vocabulary.chat_template or ""
-    parser = next((name for mark, name in _PARSERS if mark in template), "")
+    parser = _parser(template)
     if parser:
         command += [*flag("enable-auto-tool-choice"), *flag("tool-call-parser", parser)]
     notes = () if template else ("the folder has no chat template: only /v1/completions is of use",)
     return Prepared(tuple(command), notes=notes)
+
+
+def _parser(template: str) -> str:
+    """vLLM's parser of the calls that a chat template writes; "" if none is known."""
+    return next((name for mark, name in _PARSERS if mark in template), "")
 
 
 def _refuses(subject: Subject) -> str:
@@ -44,7 +49,7 @@ def _refuses(subject: Subject) -> str:
 
 
 def _request(subject: Subject) -> dict[str, Any]:
-    return {"dtype": _dtype(subject)}
+    return {"dtype": _dtype(subject), "tool_parser": _parser(subject.tokenizer.vocabulary.chat_template or "")}
 
 
 RUNTIME = Runtime(

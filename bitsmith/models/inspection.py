@@ -16,7 +16,7 @@ from bitsmith.errors import BitsmithError, FileError, UnsupportedError
 from bitsmith.models.manifests import recipe_of
 from bitsmith.models.quantization import of_folder, of_gguf
 from bitsmith.models.shown import one_line, plain, shown
-from bitsmith.models.verification import compare, read_through, records_of
+from bitsmith.models.verification import check_settings, compare, read_through, records_of
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.system.progress import Progress, Report, silent
 from bitsmith.system.sizes import human_bytes
@@ -208,6 +208,8 @@ def inspect(source: Source, *, verify: bool = False, report: Report = silent) ->
     records = records_of(source, problems)
     described = tuple(_described(source, info, problems) for info in source.tensors.values())
     tensors = _verified(source, described, records, problems, report) if verify else described
+    if verify:
+        check_settings(source, problems)
     parameters = sum(info.parameters for info in source.tensors.values())
     return Inspection(
         path=source.path,

@@ -8,8 +8,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from bitsmith.containers.base import Source
+from bitsmith.containers.gguf.reader import GgufSource
+from bitsmith.containers.hf_folder import CONFIG, TOKENIZER_FILES, read_file
 from bitsmith.containers.manifest import TensorRecord, joined_hash
 from bitsmith.containers.safetensors import SafetensorsSource
+from bitsmith.containers.settings import file_settings, key_settings
 from bitsmith.errors import BitsmithError, FileError
 from bitsmith.models.manifests import manifests_of
 from bitsmith.models.shown import one_line
@@ -96,3 +99,32 @@ def records_of(source: Source, problems: list[str]) -> dict[str, TensorRecord]:
 def _beside(source: Source) -> set[str]:
     """Names of entries that lie beside weights; `convert` records them too."""
     return set(source.further) if isinstance(source, SafetensorsSource) else set()
+
+
+def check_settings(source: Source, problems: list[str]) -> None:
+    """Hold chat template, tokenizer and configuration against the manifest. What differs is added to `problems`."""
+    try:
+        recorded = {name: sha256 for each in manifests_of(source) for name, sha256 in each.settings.items()}
+    except FileError:
+        return  # `records_of` tells of it
+    if not recorded:
+        return
+    found = key_settings(source.keys) if isinstance(source, GgufSource) else _of_folder(source, problems)
+    for name in sorted(recorded.keys() | found.keys()):
+        if recorded.get(name) != found.get(name):
+            was = "missing" if name not in found else "new" if name not in recorded else "changed"
+            problems.append(
+                f"{source.path}: its {one_line(name)} is {was} since the model was made, as the hash in the manifest "
+                "says, so that runtimes may answer otherwise; make the model again or fetch it again"
+            )
+
+
+def _of_folder(source: Source, problems: list[str]) -> dict[str, str]:
+    folder, files = source.files[0].parent, dict[str, bytes]()
+    for name in (CONFIG, *TOKENIZER_FILES):
+        for path in sorted(folder.glob(name)):
+            try:
+                files[path.relative_to(folder).as_posix()] = read_file(path, folder)
+            except FileError as error:
+                problems.append(str(error))
+    return file_settings(files)

@@ -57,7 +57,7 @@ def _gguf(checkpoint: Checkpoint, source: GgufSource, options: PlanOptions) -> A
         return gguf_layout(options.filename, found, infos, max_shard_bytes=options.max_shard_bytes)
 
     tensors = tuple(_copied(info) for info in infos)
-    return Assignment(checkpoint, Target("gguf", SAME), options, tensors, layouts, {})
+    return Assignment(checkpoint, Target("gguf", SAME), options, tensors, layouts, {}, keys=keys)
 
 
 def _copied(info: TensorInfo) -> PlannedTensor:

@@ -94,6 +94,7 @@ def assign_mix(
         tensors=tensors,
         layouts=layouts,
         extras={},
+        keys=keys,
         warnings=(*_warnings(checkpoint, selection), *end_warnings(_plain(keys))),
     )
 

@@ -68,6 +68,7 @@ def assign_mmproj(checkpoint: Checkpoint, target: Target, options: PlanOptions) 
         tensors=tensors,
         layouts=layouts,
         extras={},
+        keys=keys,
         warnings=ignored,
     )
 

@@ -12,8 +12,10 @@ import numpy as np
 
 from bitsmith.containers.base import Codec
 from bitsmith.containers.destination import Destination
+from bitsmith.containers.gguf.metadata_values import Value
 from bitsmith.containers.layout import FileLayout
 from bitsmith.containers.manifest import Manifest, TensorRecord, placeholder
+from bitsmith.containers.settings import file_settings, key_settings
 from bitsmith.containers.static_input import StaticInput
 from bitsmith.errors import TensorError, UsageError, Words
 from bitsmith.models.arch.names import gguf_name
@@ -121,6 +123,7 @@ class Assignment:
     layouts: gives the output files for a manifest; between calls only hashes and errors may differ
     extras: small files beside the weights: config.json and tokenizer files of a folder
     command, origin: see `Recipe`
+    keys: the keys of a GGUF file, without those of the manifest
     """
 
     checkpoint: Checkpoint
@@ -132,6 +135,12 @@ class Assignment:
     warnings: tuple[str, ...] = ()
     command: str = QUANTIZE
     origin: Mapping[str, Any] | None = None
+    keys: Mapping[str, Value] = field(default_factory=dict)
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """Hashes of chat template, tokenizer and configuration, for the manifest."""
+        return {**key_settings(self.keys), **file_settings(self.extras)}
 
     @cached_property
     def census(self) -> Census:
@@ -227,8 +236,9 @@ class Plan:
         """The manifest of `records`; without records, a manifest of the same size with placeholder hashes."""
         recipe = self.recipe.to_json()
         if records is None:
-            return placeholder(__version__, recipe, [tensor.info.name for tensor in self.tensors])
-        return Manifest(__version__, recipe, tuple(records))
+            names = [tensor.info.name for tensor in self.tensors]
+            return placeholder(__version__, recipe, names, self.assignment.settings)
+        return Manifest(__version__, recipe, tuple(records), self.assignment.settings)
 
     @property
     def size(self) -> int:

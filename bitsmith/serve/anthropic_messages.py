@@ -53,7 +53,18 @@ class MessagesBody(Body):
         tools = [_tool(tool) for tool in self.tools or []]
         form = form_of((self.output_config or {}).get("format"))
         ask = Ask(self.max_tokens, Drawing(sampling), tuple(self.stop_sequences or ()), form=form)
-        return Talk(messages, ask, tools, _choice(self.tool_choice))
+        messages, begun = _begun(messages)
+        return Talk(messages, ask, tools, _choice(self.tool_choice), begun)
+
+
+def _begun(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """The messages before the answer, and its beginning where the last one is the model's own. Raises UsageError."""
+    if len(messages) < 2 or messages[-1]["role"] != "assistant" or "tool_calls" in messages[-1]:
+        return messages, ""
+    begun = messages[-1]["content"]
+    if begun != begun.rstrip():
+        raise UsageError("messages: the last one, the beginning of the answer, ends with white space; leave that out.")
+    return messages[:-1], begun
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:

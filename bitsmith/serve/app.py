@@ -21,19 +21,19 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from bitsmith.errors import BitsmithError, UsageError
-from bitsmith.runtime.messages import check_messages
 from bitsmith.serve.anthropic_messages import MessageAnswer, MessagesBody
 from bitsmith.serve.embeddings import embeddings
 from bitsmith.serve.engine import Engine
 from bitsmith.serve.failures import body as failure_body
 from bitsmith.serve.failures import failure, of_error
 from bitsmith.serve.guard import App, Guard
+from bitsmith.serve.hosts import Hosts
 from bitsmith.serve.metrics import Metrics
 from bitsmith.serve.openai_answers import ChatAnswers, TextAnswers, sse
 from bitsmith.serve.requests import Body, ChatBody, CompletionBody, EmbeddingBody
 from bitsmith.serve.responses import ResponseAnswer, ResponsesBody
 from bitsmith.serve.stream import AnswerError, Answers, Progress
-from bitsmith.serve.talk import Ask, Prepared, check_answers, prepare_talk, prepare_text, with_grammar
+from bitsmith.serve.talk import Ask, Prepared, check_answers, check_talk, prepare_talk, prepare_text, with_grammar
 from bitsmith.serve.threads import GoneError, in_thread
 from bitsmith.version import __version__
 
@@ -44,12 +44,18 @@ _LOOK = 0.25  # seconds between looks whether a client is still there
 
 @dataclass(frozen=True)
 class Served:
-    """What is served. name: of the model, as clients see it; key: see `Guard`; format: of its weights, for people"""
+    """What is served.
+
+    name: of the model, as clients see it
+    key, hosts: see `Guard`
+    format: of its weights, for people
+    """
 
     engine: Engine
     name: str
     key: str | None = None
     format: str = ""
+    hosts: Hosts | None = None
 
 
 class TokenizeBody(Body):
@@ -80,7 +86,7 @@ def make_app(served: Served, *, patience: float = 30.0) -> App:
     _add_openai(app, served)
     _add_anthropic(app, served)
     _add_tools(app, served)
-    return Guard(app, key=served.key, most=MOST_BYTES, patience=patience)
+    return Guard(app, key=served.key, most=MOST_BYTES, patience=patience, hosts=served.hosts)
 
 
 def _add_failures(app: FastAPI) -> None:
@@ -159,8 +165,8 @@ def _add_openai(app: FastAPI, served: Served) -> None:
         return await _answer(request, served, prepared, answer.whole, answer.streamed if body.stream else None)
 
     @app.post("/v1/embeddings")
-    async def embed(body: EmbeddingBody) -> dict[str, Any]:
-        return await run_in_threadpool(embeddings, engine.model, body, served.name)
+    async def embed(request: Request, body: EmbeddingBody) -> dict[str, Any]:
+        return await _while_connected(request, embeddings(engine, body, served.name, request.app.state.texts))
 
 
 def _add_anthropic(app: FastAPI, served: Served) -> None:
@@ -175,8 +181,10 @@ def _add_anthropic(app: FastAPI, served: Served) -> None:
     @app.post("/v1/messages/count_tokens")
     async def count(request: Request, body: dict[str, Any]) -> dict[str, int]:
         asked = MessagesBody.model_validate({"max_tokens": 1, **body}).talk()
-        check_messages(asked.messages)
-        encode = partial(engine.model.tokenizer.encode_chat, asked.messages, tools=asked.tools or None)
+        check_talk(engine, asked)
+        encode = partial(
+            engine.model.tokenizer.encode_chat, asked.messages, tools=asked.tools or None, begun=asked.begun
+        )
         ids = await _while_connected(request, in_thread(encode, request.app.state.templates, most=engine.limits.queue))
         return {"input_tokens": len(ids)}
 

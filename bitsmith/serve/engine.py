@@ -11,7 +11,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +22,11 @@ from bitsmith.runtime.generate import check_lookup
 from bitsmith.runtime.language_model import LanguageModel
 from bitsmith.serve.drawer import Drawer
 from bitsmith.serve.grammar import Grammars
+from bitsmith.serve.job import Job
+from bitsmith.serve.pooling import PoolJob
 from bitsmith.serve.sequence import Deliver, Sequence
 from bitsmith.serve.slots import Slots
-from bitsmith.serve.wish import Failed, Wish
+from bitsmith.serve.wish import PoolEvent, Pooling, Wish
 
 _LOGITS = 64  # rows of logits at a time: the core computes so many as if each came alone
 _log = logging.getLogger(__name__)
@@ -85,9 +89,9 @@ class Engine:
         self._ends = model.tokenizer.end_ids
         self._clock = clock
         self._changed = threading.Condition()
-        self._waiting: deque[Sequence] = deque()
-        self._active: list[Sequence] = []
-        self._started: dict[Sequence, float] = {}
+        self._waiting: deque[Job] = deque()
+        self._active: list[Job] = []
+        self._started: dict[Job, float] = {}
         self._closing = False
         self._thread: threading.Thread | None = None
         self._grammars: Grammars | None = None
@@ -127,6 +131,24 @@ class Engine:
         """
         self.check(wish)
         sequence = Sequence(wish, deliver)
+        self._enqueue(sequence)
+        return sequence
+
+    def embed(self, ids: Tokens[int], pooling: Pooling, deliver: Callable[[PoolEvent], None]) -> Job:
+        """Put a text to embed into the queue. `deliver` is called once, from the engine's thread.
+
+        Raises UsageError for a text that is empty, too long or has unknown tokens, BusyError where the queue is full.
+        """
+        if not 1 <= len(ids) <= self.context:
+            raise UsageError(f"the text has {len(ids):,} tokens; expected 1 to {self.context:,}.")
+        outside = next((token for token in ids if not 0 <= token < self.model.config.vocab), None)
+        if outside is not None:
+            raise UsageError(f"token {outside} is not in 0..{self.model.config.vocab - 1}.")
+        job = PoolJob(ids, pooling, deliver)
+        self._enqueue(job)
+        return job
+
+    def _enqueue(self, job: Job) -> None:
         with self._changed:
             if self._closing:
                 raise UsageError("the server is going down.")
@@ -135,14 +157,13 @@ class Engine:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="bitsmith-engine", daemon=True)
                 self._thread.start()
-            self._waiting.append(sequence)
+            self._waiting.append(job)
             self._changed.notify()
-        return sequence
 
-    def cancel(self, sequence: Sequence) -> None:
+    def cancel(self, job: Job) -> None:
         """Nobody wants the answer any more. It ends with the present step."""
         with self._changed:
-            sequence.cancelled = True
+            job.cancelled = True
             self._changed.notify()
 
     def close(self) -> None:
@@ -167,44 +188,57 @@ class Engine:
                 self._drop_cancelled()
                 if self._closing:
                     break
-                self._admit()
+                admitted = self._admit()
+            for job in admitted:
+                self._make_ready(job)
             if self._active:
                 self._guarded_step()
 
     def _drop_cancelled(self) -> None:
-        for sequence in [*self._active, *self._waiting]:
-            if sequence.cancelled or self._closing:
+        for job in [*self._active, *self._waiting]:
+            if job.cancelled or self._closing:
                 self.counts.cancelled += 1
-                sequence.finish("cancelled")
-                self._forget(sequence)
+                job.finish("cancelled")
+                self._forget(job)
 
-    def _forget(self, sequence: Sequence) -> None:
-        """Take a sequence out of the engine."""
-        if sequence in self._waiting:
-            self._waiting.remove(sequence)
-        if sequence in self._active:
-            self._active.remove(sequence)
-            assert sequence.slot is not None
-            self._slots.release(sequence.slot)
-            self.counts.recent.append(self._clock() - self._started.pop(sequence))
+    def _forget(self, job: Job) -> None:
+        """Take a text out of the engine."""
+        if job in self._waiting:
+            self._waiting.remove(job)
+        if job in self._active:
+            self._active.remove(job)
+            assert job.slot is not None
+            self._slots.release(job.slot, worth=not isinstance(job, PoolJob))
+            self.counts.recent.append(self._clock() - self._started.pop(job))
 
-    def _admit(self) -> None:
+    def _admit(self) -> list[Job]:
         """Give free slots to those that wait longest."""
+        admitted = []
         while self._waiting and self._slots.free:
-            sequence = self._waiting.popleft()
-            grammar = sequence.wish.drawing.grammar
-            try:
-                matcher = self.grammars.matcher(grammar) if grammar else None
-            except BitsmithError as error:
-                self.counts.failed += 1
-                sequence.deliver(Failed(str(error)))
-                continue
-            slot, held = self._slots.take(sequence.tokens)
-            drawer = Drawer(sequence.wish, matcher, self._ends)
-            sequence.start(slot, held, drawer, self.model.tokenizer, lookup=self.limits.lookup)
-            self._active.append(sequence)
-            self._started[sequence] = self._clock()
-            self.counts.reused_tokens += held
+            job = self._waiting.popleft()
+            job.take_slot(*self._slots.take(job.tokens, keeps=job.keeps))
+            self._active.append(job)
+            self._started[job] = self._clock()
+            self.counts.reused_tokens += job.reused
+            admitted.append(job)
+        return admitted
+
+    def _make_ready(self, job: Job) -> None:
+        """Let an answer begin, if its grammar lets it. A grammar may take long: no lock is held here."""
+        if not isinstance(job, Sequence):
+            return
+        grammar = job.wish.drawing.grammar
+        try:
+            matcher = self.grammars.matcher(grammar) if grammar else None
+        except BitsmithError as error:
+            self._fail([(job, [])], str(error))
+            return
+        except Exception as error:  # as in a step
+            _log.exception("a grammar failed")
+            self._fail([(job, [])], f"internal error: {type(error).__name__}")
+            return
+        drawer = Drawer(job.wish, matcher, self._ends)
+        job.start(drawer, self.model.tokenizer, lookup=self.limits.lookup)
 
     def _guarded_step(self) -> None:
         """A step. An error of the model ends the answers of this step, not the engine."""
@@ -217,58 +251,72 @@ class Engine:
             _log.exception("a step failed")
             self._fail(rows, f"internal error: {type(error).__name__}")
 
-    def _fail(self, rows: list[tuple[Sequence, list[int]]], words: str) -> None:
+    def _fail(self, rows: list[tuple[Job, list[int]]], words: str) -> None:
         with self._changed:
-            for sequence, _ in rows:
-                if sequence in self._active:
+            for job, _ in rows:
+                if job in self._active:
                     self.counts.failed += 1
-                    self._forget(sequence)
-                    assert sequence.slot is not None
-                    self._slots.empty(sequence.slot)
-                    sequence.deliver(Failed(words))
+                    self._forget(job)
+                    assert job.slot is not None
+                    self._slots.empty(job.slot)
+                    job.fail(words)
 
-    def _rows(self) -> list[tuple[Sequence, list[int]]]:
-        """The sequences of the next step, and tokens of each: every answer with its guesses, then prompts in order."""
+    def _rows(self) -> list[tuple[Job, list[int]]]:
+        """The texts of the next step, and tokens of each: every answer with its guesses, then prompts in order."""
         answers = [(each, each.waiting + each.guess(self.context)) for each in self._active if each.drawn]
         room, prompts = self.limits.chunk, []
-        for sequence in self._active:
-            if room > 0 and not sequence.drawn:
-                prompts.append((sequence, sequence.waiting[:room]))
+        for job in self._active:
+            if room > 0 and not job.drawn:
+                prompts.append((job, job.waiting[:room]))
                 room -= len(prompts[-1][1])
         return answers + prompts
 
-    def _step(self, rows: list[tuple[Sequence, list[int]]]) -> None:
+    def _step(self, rows: list[tuple[Job, list[int]]]) -> None:
         counts = np.array([len(tokens) for _, tokens in rows])
         fed = np.zeros((len(rows), int(counts.max())), np.int64)
         for row, (_, tokens) in enumerate(rows):
             fed[row, : len(tokens)] = tokens
-        started = self._clock()
-        logits = self._logits(rows, fed, counts)
+        answers, slots = sum(each.drawn > 0 for each, _ in rows), np.array([each.slot for each, _ in rows])
+        decoder, started = self.model.decoder, self._clock()
+        states = decoder.hidden(fed, self._slots.cache, slots=slots, counts=counts, single=answers)
+        logits = self._logits(rows, states, counts)
+        pooled = [
+            decoder.numpy(decoder.normed(states[row, : counts[row]])) if isinstance(each, PoolJob) else None
+            for row, (each, _) in enumerate(rows)
+        ]
         self.counts.busy_seconds += self._clock() - started
         self.counts.steps += 1
         self.counts.rows += len(rows)
         self.counts.prompt_tokens += sum(len(tokens) for each, tokens in rows if not each.drawn)
-        for (sequence, tokens), own in zip(rows, logits, strict=True):
-            if len(own) and not self._draw(sequence, own):
-                with self._changed:
-                    self.counts.finished += 1
-                    self._forget(sequence)
-            elif not len(own):
-                sequence.fed += len(tokens)
+        for (job, tokens), own, vectors in zip(rows, logits, pooled, strict=True):
+            if isinstance(job, PoolJob) and vectors is not None:
+                self._end(job, goes_on=job.pool(vectors))
+            elif isinstance(job, Sequence) and len(own):
+                self._end(job, goes_on=self._draw(job, own))
+            else:
+                job.fed += len(tokens)
 
-    def _logits(self, rows: list[tuple[Sequence, list[int]]], fed: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
-        """Feed int64 [rows, n]. Logits of every token of answers, float32 [tokens, vocab], and of the last of prompts.
+    def _end(self, job: Job, *, goes_on: bool) -> None:
+        """Forget a text that has ended."""
+        if not goes_on:
+            with self._changed:
+                self.counts.finished += 1
+                self._forget(job)
 
-        Of prompts that are not at their end there are none.
+    def _logits(self, rows: list[tuple[Job, list[int]]], states: Any, counts: np.ndarray) -> list[np.ndarray]:
+        """Logits of every token of answers, float32 [tokens, vocab], and of the last of prompts.
+
+        states: the decoder's, [rows, n, hidden]; counts: tokens of each row
+        Of prompts that are not at their end there are none, nor of texts that are only pooled.
         """
-        decoder, answers = self.model.decoder, sum(each.drawn > 0 for each, _ in rows)
-        slots = np.array([sequence.slot for sequence, _ in rows])
-        states = decoder.hidden(fed, self._slots.cache, slots=slots, counts=counts, single=answers)
-        wanted = [len(tokens) if each.drawn else int(each.ends_with(tokens)) for each, tokens in rows]
+        wanted = [
+            0 if isinstance(each, PoolJob) else len(tokens) if each.drawn else int(each.ends_with(tokens))
+            for each, tokens in rows
+        ]
         row = np.repeat(np.arange(len(rows)), wanted)
         if not len(row):
             return [np.zeros((0, 0), np.float32)] * len(rows)
-        ends = np.cumsum(wanted)
+        ends, decoder = np.cumsum(wanted), self.model.decoder
         place = np.arange(len(row)) - np.repeat(ends - counts, wanted)
         parts = [
             decoder.numpy(decoder.logits(states[row[i : i + _LOGITS], place[i : i + _LOGITS]]))

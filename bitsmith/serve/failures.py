@@ -10,6 +10,7 @@ from bitsmith.errors import BitsmithError
 from bitsmith.serve.engine import BusyError
 
 _ANTHROPIC = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error"}
+_ANTHROPIC |= {403: "permission_error"}
 _ANTHROPIC |= {413: "request_too_large", 429: "rate_limit_error"}
 _OPENAI = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 

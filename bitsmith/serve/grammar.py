@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from bitsmith.models.tokenizer.vocabulary import TokenType, piece
 from bitsmith.serve.endless import endless
 
 # without this, models that know no end write blanks for ever
+_KEPT = 16  # grammars that are kept
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 ANY_JSON = json.dumps({"type": "object"})
 
@@ -30,6 +32,8 @@ class Grammars:
                 "pip install 'bitsmith[serve]'"
             ) from error
         self._library: Any = llguidance
+        self._made: dict[str, Any] = {}  # by grammar, the one used last at the end
+        self._lock = threading.Lock()
         self.vocab = vocab
         self._tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Words(tokenizer, vocab)), n_vocab=vocab)
 
@@ -69,8 +73,16 @@ class Grammars:
         return self.checked(self._library.LLMatcher.grammar_from_regex(_unicode(text, "regex")), "regex")
 
     def matcher(self, grammar: str) -> Matcher:
-        """Follows one answer."""
-        return Matcher(self._library.LLMatcher(self._tokenizer, grammar), self.vocab)
+        """Follows one answer. Those made last are kept, as a large grammar takes a second to make."""
+        with self._lock:
+            made = self._made.pop(grammar, None)
+        made = self._library.LLMatcher(self._tokenizer, grammar) if made is None else made
+        copy = made.deep_copy()
+        with self._lock:
+            self._made[grammar] = made
+            while len(self._made) > _KEPT:
+                del self._made[next(iter(self._made))]
+        return Matcher(copy, self.vocab)
 
 
 class Matcher:

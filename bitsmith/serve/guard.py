@@ -1,4 +1,4 @@
-"""What every request passes first: the key, and the size of its body."""
+"""What every request passes first: the name of the server, the key, and the size of its body."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 
 from bitsmith.serve.failures import failure
+from bitsmith.serve.hosts import Hosts
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -22,13 +23,17 @@ _OPEN = ("/", "/health")  # without a key
 class Guard:
     """An ASGI application around another one.
 
+    hosts: names that the server may be called by; None: any
     key: that clients must give, as `Authorization: Bearer KEY` or `x-api-key: KEY`; None: all may ask
     most: bytes of a body
     patience: seconds that a whole body may take
     """
 
-    def __init__(self, app: App, *, key: str | None, most: int, patience: float = 30.0) -> None:
+    def __init__(
+        self, app: App, *, key: str | None, most: int, patience: float = 30.0, hosts: Hosts | None = None
+    ) -> None:
         self._app = app
+        self._hosts = hosts
         self._key = None if key is None else key.encode()
         self._most = most
         self._patience = patience
@@ -40,6 +45,13 @@ class Guard:
             return
         path = scope["path"]
         headers = {name.lower(): value for name, value in scope["headers"]}
+        other = self._other_name(scope["headers"])
+        if other is not None:
+            words = (
+                f"this server is not {other[:100]!r}; if it has that name, start it with `--allowed-host` and the name."
+            )
+            await failure(path, 403, words)(scope, receive, send)
+            return
         if path not in _OPEN and not self._may(headers):
             words = "a key is needed: Authorization: Bearer KEY, as the server was started with `--api-key`."
             await failure(path, 401, words)(scope, receive, send)
@@ -58,6 +70,12 @@ class Guard:
         finally:
             if body.given_up and not body.answered:
                 await (late if body.late else too_large)(scope, receive, send)
+
+    def _other_name(self, headers: list[tuple[bytes, bytes]]) -> str | None:
+        """A name that a request calls the server by, and that is not the server's."""
+        if self._hosts is None:
+            return None
+        return self._hosts.refused([value for name, value in headers if name.lower() == b"host"])
 
     def _may(self, headers: dict[bytes, bytes]) -> bool:
         if self._key is None:

@@ -165,8 +165,10 @@ def _biases(given: Mapping[str, float]) -> dict[int, float]:
     return {_token(key): value for key, value in given.items()}
 
 
-def form_of(given: dict[str, Any] | None) -> Form:
-    """response_format, in OpenAI's form."""
+def form_of(given: Any) -> Form:
+    """response_format, in OpenAI's form. Raises UsageError."""
+    if given is not None and not isinstance(given, dict):
+        raise UsageError('response_format: expected an object as {"type": "json_object"}.')
     kind = "text" if given is None else given.get("type")
     if given is None or kind == "text":
         return Form()

@@ -9,33 +9,26 @@ import numpy as np
 from bitsmith.models.tokenizer import Tokenizer
 from bitsmith.runtime.lookup import Lookup
 from bitsmith.serve.drawer import Drawer
+from bitsmith.serve.job import Job
 from bitsmith.serve.stopping import StopWatch
-from bitsmith.serve.wish import Done, Ended, Event, Likely, Piece, Wish
+from bitsmith.serve.wish import Done, Ended, Event, Failed, Likely, Piece, Wish
 
 Deliver = Callable[[Event], None]
 
 
-class Sequence:
+class Sequence(Job):
     """The state of one answer.
 
     deliver: called with what comes, from the engine's thread
-    tokens: the prompt, and what was drawn
-    fed: number of tokens that the cache holds
-    slot: where in the cache; None while it waits
-    cancelled: set by whoever no longer wants the answer
     """
 
     def __init__(self, wish: Wish, deliver: Deliver) -> None:
+        super().__init__(wish.prompt)
         self.wish = wish
         self.deliver = deliver
-        self.tokens = list(wish.prompt)
-        self.fed = self.reused = 0
-        self.slot: int | None = None
-        self.cancelled = False
 
-    def start(self, slot: int, held: int, drawer: Drawer, tokenizer: Tokenizer, *, lookup: int = 0) -> None:
-        """Take a slot that holds the first `held` tokens of the prompt. lookup: tokens guessed at a time, at most"""
-        self.slot, self.fed, self.reused = slot, held, held
+    def start(self, drawer: Drawer, tokenizer: Tokenizer, *, lookup: int = 0) -> None:
+        """Be ready to draw. lookup: tokens guessed at a time, at most"""
         self._drawer = drawer
         self._text = tokenizer.stream(special=self.wish.special, continues=len(self.wish.prompt) > 1)
         self._shown = tokenizer.size
@@ -48,17 +41,8 @@ class Sequence:
         """Number of tokens drawn."""
         return len(self.tokens) - len(self.wish.prompt)
 
-    @property
-    def waiting(self) -> list[int]:
-        """Tokens that the cache does not hold."""
-        return self.tokens[self.fed :]
-
-    def ends_with(self, tokens: list[int]) -> bool:
-        """Whether these are all that the cache does not hold."""
-        return self.fed + len(tokens) == len(self.tokens)
-
     def guess(self, context: int) -> list[int]:
-        """Guesses of the tokens that come behind those of `waiting`; they are checked by the next `take`."""
+        """See `Job`. They are checked by the next `take`."""
         if self._lookup is None:
             return []
         most = context if self.wish.max_tokens is None else min(context, len(self.wish.prompt) + self.wish.max_tokens)
@@ -100,9 +84,13 @@ class Sequence:
         return why is None
 
     def finish(self, why: Ended) -> None:
-        """Tell the client that nothing more comes."""
+        """See `Job`."""
         stop = self._stops.found if self.slot is not None else ""
         self.deliver(Done(why, len(self.wish.prompt), self.drawn, self.reused, stop))
+
+    def fail(self, words: str) -> None:
+        """See `Job`."""
+        self.deliver(Failed(words))
 
     def _why(self, ended: bool, context: int) -> Ended | None:
         most = self.wish.max_tokens

@@ -18,20 +18,21 @@ class Slots:
     def __init__(self, cache: AnyCache) -> None:
         self.cache = cache
         self._tokens: list[list[int]] = [[] for _ in range(cache.batch)]
-        self._free = list(range(cache.batch))  # the one that was free longest comes first
+        self._free = list(range(cache.batch))  # the one to give away first comes first
 
     @property
     def free(self) -> int:
         """Number of free slots."""
         return len(self._free)
 
-    def take(self, tokens: list[int]) -> tuple[int, int]:
+    def take(self, tokens: list[int], *, keeps: bool = True) -> tuple[int, int]:
         """A free slot for a text, and how many of its first tokens the slot holds: all but one at most.
 
         tokens: the prompt; whoever draws further ones appends them
+        keeps: whether what a slot holds is of use; else a slot is emptied
         The beginning that another slot holds is copied where that saves more.
         """
-        shared = [self._shared(slot, tokens) for slot in range(self.cache.batch)]
+        shared = [self._shared(slot, tokens) if keeps else 0 for slot in range(self.cache.batch)]
         slot = max(self._free, key=lambda each: shared[each])  # the first of equals
         best = max(range(len(shared)), key=lambda each: shared[each])
         if shared[best] > shared[slot]:
@@ -42,10 +43,10 @@ class Slots:
         self._tokens[slot] = tokens
         return slot, int(self.cache.lengths[slot])
 
-    def release(self, slot: int) -> None:
-        """The slot's text has ended."""
+    def release(self, slot: int, *, worth: bool = True) -> None:
+        """The slot's text has ended. worth: whether a further text may begin like it; if not, it is given away first"""
         self._tokens[slot] = self._tokens[slot][: int(self.cache.lengths[slot])]
-        self._free.append(slot)
+        self._free.insert(len(self._free) if worth else 0, slot)
 
     def empty(self, slot: int) -> None:
         """Forget what a slot holds."""

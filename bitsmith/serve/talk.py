@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bitsmith.errors import UsageError
+from bitsmith.models.tokenizer import Tokenizer
+from bitsmith.models.tokenizer.spelled import texts_in
 from bitsmith.runtime.messages import check_messages
 from bitsmith.serve.answer import AnswerParser
 from bitsmith.serve.engine import Engine
@@ -52,13 +54,14 @@ class Talk:
     messages: in OpenAI's form, plain values; arguments of calls are objects
     tools: functions as OpenAI describes them
     choice: "auto", "none", "required", or the name of the tool that must be called
-    template: further variables of the chat template
+    begun: the beginning of the answer, that the model continues
     """
 
     messages: Sequence[Mapping[str, Any]]
     ask: Ask
     tools: Sequence[Mapping[str, Any]] = ()
     choice: str = "auto"
+    begun: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,15 @@ def prepare_text(engine: Engine, prompt: str | Sequence[int], ask: Ask) -> Prepa
     return Prepared(_wishes(engine, ids, ask))
 
 
+def check_talk(engine: Engine, talk: Talk) -> None:
+    """Raise UsageError for messages of the wrong form, and for more text than a context holds, before any work."""
+    check_messages(talk.messages)
+    engine.model.check_length("".join([*texts_in([talk.messages, talk.tools]), talk.begun]))
+
+
 def prepare_talk(engine: Engine, talk: Talk) -> Prepared:
     """The wishes of a conversation, through the model's chat template. Raises UsageError, UnsupportedError."""
-    check_messages(talk.messages)
+    check_talk(engine, talk)
     names = frozenset(str(tool["function"]["name"]) for tool in talk.tools)
     if talk.choice not in ("auto", "none", "required") and talk.choice not in names:
         raise UsageError(
@@ -99,13 +108,16 @@ def prepare_talk(engine: Engine, talk: Talk) -> Prepared:
         raise UsageError('tool_choice: "required" needs tools.')
     used = [] if talk.choice == "none" else list(talk.tools)
     forced = bool(used) and talk.choice != "auto"
+    if talk.begun and (forced or talk.ask.form != Form()):
+        raise UsageError(
+            "messages: the answer is begun, and it must be a call or have a form of its own; end with a message of the "
+            "user."
+        )
     if forced and talk.ask.form != Form():
         raise UsageError(
             "tool_choice: a call is forced, and another form of the answer is asked for; give one of them."
         )
-    tokenizer = engine.model.tokenizer
-    ids = tokenizer.encode_chat(talk.messages, tools=used or None)
-    thinking = tokenizer.decode(ids[-8:], special=True).rstrip().endswith("<think>")
+    ids, thinking = _begin(engine.model.tokenizer, talk, used)
     ask = talk.ask
     if forced:
         ask = replace(ask, form=Form(schema=_call_schema(used, talk.choice)))
@@ -113,6 +125,20 @@ def prepare_talk(engine: Engine, talk: Talk) -> Prepared:
     if used:
         wishes = tuple(replace(wish, special=True) for wish in wishes)
     return Prepared(wishes, names if used else frozenset(), thinking and not wishes[0].drawing.grammar)
+
+
+def _begin(tokenizer: Tokenizer, talk: Talk, tools: Sequence[Mapping[str, Any]]) -> tuple[list[int], bool]:
+    """Tokens up to where the model goes on, and whether it is within its thoughts there. Raises UsageError."""
+    ids = tokenizer.encode_chat(talk.messages, tools=tools or None)
+    thinking = tokenizer.decode(ids[-8:], special=True).rstrip().endswith("<think>")
+    if not talk.begun:
+        return ids, thinking
+    if thinking:
+        raise UsageError(
+            "messages: the model begins each answer with its thoughts, so that no text can be put before; end with a "
+            "message of the user."
+        )
+    return tokenizer.encode_chat(talk.messages, tools=tools or None, begun=talk.begun), False
 
 
 def with_grammar(engine: Engine, ask: Ask) -> Ask:

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from bitsmith.runtime.sampling import DEFAULT, Sampling
 
 Ended = Literal["end", "stop", "length", "context", "cancelled"]
+Pooling = Literal["mean", "last"]
 
 
 @dataclass(frozen=True)
@@ -96,3 +99,13 @@ class Failed:
 
 
 Event = Piece | Done | Failed
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """The end of a text that was to be embedded. vector: float32 [hidden], of length 1"""
+
+    vector: np.ndarray
+
+
+PoolEvent = Pooled | Done | Failed

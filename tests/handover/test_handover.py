@@ -15,11 +15,12 @@ from bitsmith.errors import UnsupportedError, UsageError
 from bitsmith.handover.checking import check_configuration
 from bitsmith.handover.child import Place, Told, ask, find_place
 from bitsmith.handover.original import bits_of, check_same_model, most_lost
-from bitsmith.handover.questions import CHATS, Answers, Rendered
+from bitsmith.handover.probes.child import ENDED, choices
+from bitsmith.handover.questions import CHATS, Answers, Rendered, written_call
 from bitsmith.handover.runtime import HALF
 from bitsmith.handover.runtimes import RUNTIMES, find_runtime
 from bitsmith.handover.subject import open_subject
-from bitsmith.handover.verdict import compare
+from bitsmith.handover.verdict import Check, compare
 from tests.cli.command import Command
 
 
@@ -61,6 +62,8 @@ def test_ollama_gets_the_template_the_stops_and_the_context(gguf: Path, tmp_path
     bitsmith.hand_over(gguf, runtime="ollama", out=tmp_path / "out")
     lines = (tmp_path / "out" / "Modelfile").read_text()
     assert lines.startswith(f"FROM {gguf}\n")
+    bitsmith.hand_over(gguf, runtime="ollama", out=gguf.parent)  # they lie together, and may be moved together
+    assert (gguf.parent / "Modelfile").read_text().startswith(f"FROM ./{gguf.name}\n")
     assert '{{ if eq .Role "system" }}{{ .Content }}' in lines
     assert 'PARAMETER stop "<|endoftext|>"' in lines
     assert "PARAMETER num_ctx 1024" in lines
@@ -163,14 +166,77 @@ def test_the_questions_are_plain_json() -> None:
     assert json.loads(json.dumps([dict(chat) for chat in CHATS]))
 
 
-def test_a_tie_at_the_first_token_compares_nothing() -> None:
-    even = replace(OURS, logs=np.log(np.full((3, 5), 0.2, np.float32)))
-    top: list[dict[str, float]] = [{str(i): float(v) for i, v in enumerate(row)} for row in even.logs]
-    found = {check.name: check for check in compare(even, answered(top=top, greedy=[2, 4]), HALF)}
-    assert found["greedy text"].passed is None
-    assert "not compared" in found["greedy text"].reason
-    found = {check.name: check for check in compare(even, answered(top=top, greedy=[3, 2]), HALF)}
-    assert found["greedy text"].passed is True
+def greedy(ours: Answers, told: Told) -> Check:
+    return next(check for check in compare(ours, told, HALF) if check.name == "greedy text")
+
+
+def test_where_tokens_are_as_likely_as_each_other_the_comparison_goes_on() -> None:
+    even = replace(OURS, logs=np.log(np.array([[0.2] * 5, [0.05, 0.05, 0.05, 0.05, 0.8], [0.2] * 5], np.float32)))
+    found = greedy(even, answered(greedy=[2, 4]))
+    assert (found.passed, found.figures["as_likely"], found.figures["same"]) == (True, 1, 1)
+    assert greedy(even, answered(greedy=[2, 3])).passed is False
+    assert greedy(even, answered(greedy=[2, ENDED])).passed is False
+    assert greedy(even, answered(greedy=[ENDED, 4])).passed is True
+    assert greedy(even, answered(greedy=[])).passed is False
+    flat = replace(even, logs=np.log(np.full((3, 5), 0.2, np.float32)))
+    assert greedy(flat, answered(greedy=[2, 1])).passed is None
+
+
+def test_a_runtime_goes_on_from_our_token() -> None:
+    class Asked:
+        def greedy(self, ids: list[int], new: int) -> list[int]:
+            assert new == 7 - len(ids)
+            text = [1, 2, 3, 9, 5] if 4 not in ids else [1, 2, 3, 4, 5]  # says 9 for 4, and ends one too early
+            return text[len(ids) : len(ids) + new]
+
+    assert choices(Asked(), [1, 2, 3, 4, 5, 6, 7], 2) == [3, 9, 5, ENDED, ENDED]
+
+
+HERMES = """\
+{%- for t in tools or [] %}<tools>{{ t | tojson }}</tools>{% endfor %}
+{%- for m in messages %}<|{{ m.role }}|>{{ m.content }}
+    {%- for tool_call in m.tool_calls or [] %}{%- set tool_call = tool_call.function -%}
+        <tool_call>
+{{ '{' }}"name": "{{ tool_call.name }}", "arguments": {{ tool_call.arguments | tojson }}{{ '}' }}
+</tool_call>
+    {%- endfor %}
+    {%- if m.role == 'assistant' %}<|endoftext|>{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+
+def with_tools(folder: Path) -> Path:
+    """A folder of the reference model whose chat template knows tools, as Hermes and Qwen write them."""
+    made = bitsmith.convert("reference", to="bf16", out=folder).out
+    (made / "chat_template.jinja").write_text(HERMES)
+    return made
+
+
+def test_a_call_as_the_template_writes_it(tmp_path: Path) -> None:
+    text = written_call(open_subject(with_tools(tmp_path / "tools")).tokenizer)
+    assert text == '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+    assert written_call(open_subject("reference").tokenizer) == ""
+
+
+def test_a_call_that_the_runtime_finds_in_a_text() -> None:
+    chats = {**OURS.chats, "tools": Rendered("<t><u>hi", (1, 2))}
+    ours = replace(OURS, chats=chats)
+    wanted = {"name": "get_weather", "arguments": {"city": "Paris"}}
+
+    def judged(parsed: dict[str, Any]) -> bool | None:
+        found = compare(ours, answered(parsed_call=parsed), HALF)
+        return next(check.passed for check in found if check.name == "tool call")
+
+    assert judged({"calls": [wanted]}) is True
+    assert judged({"calls": [{**wanted, "arguments": '{"city": "Paris"}'}]}) is True
+    assert judged({"absent": "no parser"}) is None
+    for wrong in (
+        {"calls": []},
+        {"calls": [{**wanted, "arguments": "{"}]},
+        {"failed": "x"},
+        {"calls": [wanted, wanted]},
+    ):
+        assert judged(wrong) is False
 
 
 @pytest.mark.parametrize(("to", "least", "most"), [("q8_0", 8, 9), ("q4_0", 4, 5), ("q2_k", 2, 3.5)])

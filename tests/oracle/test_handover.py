@@ -20,6 +20,7 @@ from bitsmith.handover.checking import check_original, check_runtime
 from bitsmith.handover.questions import loaded, our_answers
 from bitsmith.handover.runtimes import find_runtime
 from bitsmith.handover.subject import open_subject
+from tests.handover.test_handover import with_tools
 
 PYTHONS = {"vllm": os.environ.get("BITSMITH_VLLM_PYTHON"), "mlx": os.environ.get("BITSMITH_MLX_PYTHON")}
 CASES = [
@@ -79,6 +80,16 @@ def test_a_good_file_passes_and_faults_are_caught(tmp_path: Path, name: str, to:
         assert any(each.startswith(caught) for each in names), (fault, names)
 
 
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.skipif(not PYTHONS[n], reason=n)) for n in PYTHONS])
+def test_the_runtimes_parser_finds_a_call(tmp_path: Path, name: str) -> None:
+    folder = with_tools(tmp_path / "tools")
+    subject = open_subject(folder)
+    ours = our_answers(subject, loaded(subject))
+    _, checks = check_runtime(find_runtime(name), subject, ours, python=PYTHONS[name])
+    assert {check.name: check.passed for check in checks}["tool call"] is True
+    assert [check.to_dict() for check in checks if check.passed is False] == []
+
+
 @pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllamacpp")
 @pytest.mark.parametrize("fault", ["template", "tensor"])
 def test_faults_in_a_gguf_file_are_caught(tmp_path: Path, fault: str) -> None:
@@ -99,6 +110,14 @@ def test_faults_in_a_gguf_file_are_caught(tmp_path: Path, fault: str) -> None:
     _, checks = check_runtime(find_runtime("llama.cpp"), subject, ours, path=bad)
     caught = {"template": "template: one message", "tensor": "log probabilities"}[fault]
     assert caught in [check.name for check in checks if check.passed is False]
+
+
+def test_a_template_that_was_changed_is_found_without_the_original(tmp_path: Path) -> None:
+    good = bitsmith.quantize("reference", to="compressed/w4a16", out=tmp_path / "good").out
+    bad = with_fault(good, tmp_path / "bad", "template")
+    found = bitsmith.hand_over(bad, runtime="transformers", check=True, out=tmp_path / "out")
+    assert [check.name for check in found.failed] == ["file"]
+    assert "chat_template.jinja is changed" in found.failed[0].reason
 
 
 def test_a_file_is_held_against_its_manifest_and_its_original(tmp_path: Path) -> None:

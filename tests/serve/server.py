@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,18 +36,19 @@ def serving(
     model: str | Path = "reference",
     adapter: Path | None = None,
     patience: float = 30.0,
+    allowed: Sequence[str] = (),
 ) -> Iterator[Running]:
     import uvicorn
 
     from bitsmith.serve.app import Served, make_app
+    from bitsmith.serve.hosts import Hosts
 
     loaded = bitsmith.load(model, context=context, adapter=adapter)
     engine = Engine(loaded, limits or Limits(parallel=4))
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        make_app(Served(engine, "reference", key), patience=patience), log_level="error", timeout_graceful_shutdown=1
-    )
+    app = make_app(Served(engine, "reference", key, hosts=Hosts(allowed)), patience=patience)
+    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: server.run(sockets=[listening]), daemon=True)
     thread.start()

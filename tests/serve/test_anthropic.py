@@ -76,3 +76,30 @@ def test_errors_have_anthropics_form(running: Running, client: Any) -> None:
     stranger = anthropic.Anthropic(base_url=running.url, api_key="wrong", max_retries=0)
     with pytest.raises(anthropic.AuthenticationError, match="a key is needed"):
         stranger.messages.create(model="reference", messages=TALK, max_tokens=4)
+
+
+def test_an_answer_that_is_begun_goes_on(running: Running, client: Any) -> None:
+    tokenizer = running.model.tokenizer
+    ids = tokenizer.encode(tokenizer.chat(TALK) + "The whale is", add_special=False, parse_special=True)
+    begun: list[Any] = [*TALK, {"role": "assistant", "content": "The whale is"}]
+    made = client.messages.create(model="reference", messages=begun, max_tokens=12, extra_body=GREEDY)
+    assert made.content[0].text == running.model.generate(ids, max_tokens=12, temperature=0)
+    assert client.messages.count_tokens(model="reference", messages=begun).input_tokens == len(ids)
+    parts: list[Any] = [*TALK, {"role": "assistant", "content": [{"type": "text", "text": "The whale is"}]}]
+    with client.messages.stream(model="reference", messages=parts, max_tokens=12, extra_body=GREEDY) as stream:
+        assert "".join(stream.text_stream) == made.content[0].text
+    spelled: list[Any] = [*TALK, {"role": "assistant", "content": "<|endoftext|>"}]  # a text, not the end
+    found = client.messages.count_tokens(model="reference", messages=spelled).input_tokens
+    assert found > client.messages.count_tokens(model="reference", messages=TALK).input_tokens + 1
+
+
+def test_an_answer_that_cannot_be_begun(client: Any) -> None:
+    pytest.importorskip("llguidance")
+    tool = {"name": "dive", "description": "Dive.", "input_schema": {"type": "object"}}
+    begun: list[Any] = [*TALK, {"role": "assistant", "content": "The"}]
+    for messages, words, said in (
+        ([*TALK, {"role": "assistant", "content": "The "}], {}, "white space"),
+        (begun, {"tools": [tool], "tool_choice": {"type": "any"}}, "must be a call"),
+    ):
+        with pytest.raises(anthropic.BadRequestError, match=said):
+            client.messages.create(model="reference", messages=messages, max_tokens=4, **words)

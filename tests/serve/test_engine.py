@@ -185,3 +185,44 @@ def test_many_clients_that_come_and_go(model: LanguageModel) -> None:
         assert alone[text].startswith(found)
     assert engine.load == (0, 0)
     engine.close()
+
+
+def test_a_slow_or_broken_grammar_holds_nobody_up(
+    model: LanguageModel, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("llguidance")
+    began, go_on, grammars = threading.Event(), threading.Event(), engine.grammars
+
+    def slow(grammar: str) -> Any:
+        began.set()
+        go_on.wait(30)
+        raise ValueError("broken")
+
+    heard = Heard()
+    with monkeypatch.context() as patch:
+        patch.setattr(grammars, "matcher", slow)
+        formed = Wish(model.prompt_ids("The whale"), 4, Drawing(GREEDY, grammar="x"))
+        engine.submit(formed, heard.events.put)
+        assert began.wait(30)
+        assert engine.load == (1, 0)  # the lock is free
+        go_on.set()
+        _, end = heard.end()
+    assert isinstance(end, Failed)
+    assert "internal error: ValueError" in end.error
+    after = Heard()
+    engine.submit(wish(model, "The whale", 4), after.events.put)
+    assert after.end()[0] == model.generate("The whale", max_tokens=4, temperature=0)
+
+
+def test_matchers_of_one_grammar_do_not_share_their_place(engine: Engine) -> None:
+    pytest.importorskip("llguidance")
+    grammars = engine.grammars
+    grammar = grammars.regex("ab+")
+    first, second = grammars.matcher(grammar), grammars.matcher(grammar)
+    start = second.allowed()
+    first.take(int(np.flatnonzero(first.allowed())[0]))
+    assert np.array_equal(second.allowed(), start)
+    assert np.array_equal(grammars.matcher(grammar).allowed(), start)
+    for number in range(20):
+        grammars.matcher(grammars.regex(f"a{{{number + 1}}}"))
+    assert np.array_equal(grammars.matcher(grammar).allowed(), start)

@@ -21,7 +21,9 @@ from tests.serve.server import Running, serving  # noqa: E402
 from tests.tiny import make_folder  # noqa: E402
 
 TALK = [{"role": "user", "content": "Tell me of the whale."}]
-HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+HEAD = (
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+)
 ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 ENORMOUS = "{% for i in range(99999) %}whales and whales and whales{% endfor %}"
 
@@ -177,6 +179,14 @@ def test_numbers_and_lists_that_are_too_large(running: Running, words: dict[str,
         ("/v1/chat/completions", {"messages": TALK, "tool_choice": {"function": 5}}),
         ("/v1/chat/completions", {"messages": TALK, "response_format": {"type": "json_schema", "json_schema": 5}}),
         ("/v1/responses", {"input": 5}),
+        ("/v1/responses", {"input": "x", "text": {"format": 5}}),
+        ("/v1/messages", {"model": "x", "max_tokens": 4, "messages": TALK, "output_config": {"format": 5}}),
+        (
+            "/v1/messages",
+            {"model": "x", "max_tokens": 4, "messages": [{"role": "user", "content": "<|user|>" * 99999}]},
+        ),
+        ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": "<|user|>" * 99999}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "<|user|>" * 99999}]}),
         ("/v1/responses", {"input": [5]}),
         ("/v1/responses", {"input": [{"type": "message", "role": "user", "content": [5]}]}),
         ("/v1/embeddings", {"input": []}),

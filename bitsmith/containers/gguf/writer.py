@@ -37,7 +37,7 @@ def header_bytes(keys: Mapping[str, Value], tensors: Sequence[TensorInfo], align
     """
     keys, alignment = _aligned(keys, alignment)
     head = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(keys))]
-    head += [_key_bytes(name, value) for name, value in keys.items()]
+    head += [key_bytes(name, value) for name, value in keys.items()]
     head += _tensor_table(tensors, alignment)
     header = b"".join(head)
     return header + bytes(_padded(len(header), alignment) - len(header))
@@ -185,7 +185,8 @@ def _string_bytes(text: str) -> bytes:
     return len(raw).to_bytes(8, "little") + raw
 
 
-def _key_bytes(name: str, value: Value) -> bytes:
+def key_bytes(name: str, value: Value) -> bytes:
+    """A key and its value as the file stores them. Raises UsageError for a value of another type than it says."""
     head = _string_bytes(name) + struct.pack("<I", value.type)
     content = value.value
     if isinstance(content, GgufArray):

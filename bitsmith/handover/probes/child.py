@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 MARK = "\x1ebitsmith "
+ENDED = -1
 
 
 def tell(event: str, **values: Any) -> None:
@@ -31,10 +32,32 @@ def answer(request: dict[str, Any], probe: Any) -> None:
         except Exception as error:  # a template may refuse; which of them do is compared
             tell("chat", name=chat["name"], refused=f"{type(error).__name__}: {error}"[:400])
     tell("scores", top=probe.scores(request["ids"], request["first"], request["top"]))
-    tell("greedy", ids=probe.greedy(request["ids"][: request["first"]], request["new"]))
+    tell("greedy", ids=choices(probe, request["ids"], request["first"]))
     if request.get("tool_call") and hasattr(probe, "tool_call"):
         tell("tool_call", **probe.tool_call(request["tool_call"]["messages"], request["tool_call"]["tools"]))
+    if request.get("call") and hasattr(probe, "parse_call"):
+        try:
+            tell("parsed_call", **probe.parse_call(request["call"]["text"], request["call"]["tools"]))
+        except Exception as error:  # it must find the call
+            tell("parsed_call", failed=f"{type(error).__name__}: {error}"[:400])
     tell("done")
+
+
+def choices(probe: Any, ids: list[int], first: int) -> list[int]:
+    """The likeliest token behind each of ids[first - 1 :] but the last; ENDED where the text ended there.
+
+    Where one is another than in `ids`, the text goes on with that of `ids`.
+    """
+    found: list[int] = []
+    while first + len(found) < len(ids):
+        wanted = ids[first + len(found) :]
+        made = probe.greedy(ids[: first + len(found)], len(wanted))
+        shorter = min(len(made), len(wanted))
+        same = next((at for at in range(shorter) if made[at] != wanted[at]), shorter)
+        found += made[: same + 1]
+        if len(made) <= same < len(wanted):
+            found.append(ENDED)
+    return found
 
 
 def main() -> int:

@@ -49,5 +49,16 @@ class Probe:
                 break
         return found
 
+    def parse_call(self, text: str, tools: list[Any]) -> dict[str, Any]:
+        """The calls that mlx-lm's parser finds in a text, if it has one for this chat template."""
+        tokenizer = self.tokenizer
+        if not getattr(tokenizer, "has_tool_calling", False):
+            return {"absent": "mlx-lm has no parser of tool calls for this chat template"}
+        inner = text.partition(tokenizer.tool_call_start)[2] if tokenizer.tool_call_start else text
+        if tokenizer.tool_call_end:
+            inner = inner.partition(tokenizer.tool_call_end)[0]
+        found = tokenizer.tool_parser(inner, tools)
+        return {"calls": found if isinstance(found, list) else [found]}
+
     def close(self) -> None:
         """Nothing is left open."""

@@ -25,6 +25,7 @@ class Probe:
             **request.get("engine", {}),
         )
         self.tokenizer: Any = self.llm.get_tokenizer()
+        self.parser = request.get("tool_parser", "")
 
     def versions(self) -> dict[str, str]:
         """Versions of what computes."""
@@ -47,6 +48,18 @@ class Probe:
     def greedy(self, ids: list[int], new: int) -> list[int]:
         """The likeliest tokens, one after the other."""
         return list(self._made(ids, max_tokens=new).outputs[0].token_ids)
+
+    def parse_call(self, text: str, tools: list[Any]) -> dict[str, Any]:
+        """The calls that the parser finds in a text which the server is started with, if it is with one."""
+        if not self.parser:
+            return {"absent": "vLLM is started without a parser of tool calls for this chat template"}
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+        from vllm.tool_parsers import ToolParserManager
+
+        request = ChatCompletionRequest(messages=[{"role": "user", "content": "?"}], model="m", tools=tools)
+        parser: Any = ToolParserManager.get_tool_parser(self.parser)(self.tokenizer, request.tools)
+        found = parser.extract_tool_calls(text, request).tool_calls
+        return {"calls": [{"name": each.function.name, "arguments": each.function.arguments} for each in found]}
 
     def _made(self, ids: list[int], **words: Any) -> Any:
         from vllm import SamplingParams

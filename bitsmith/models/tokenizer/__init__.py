@@ -172,14 +172,19 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: str | None = None,
+        begun: str = "",
     ) -> list[int]:
         """Ids of a conversation: the text of `chat`, with exactly one start token if the model wants one.
 
+        begun: text behind it, the beginning of the answer
         Special tokens are those that the template writes. Where a message spells one out, it is plain text.
         """
         written = template or self.vocabulary.chat_template or ""
-        messages, markers = marked(messages, self._special, avoid=written + "".join(self._special))
+        last = {"role": "assistant", "content": begun}
+        given, markers = marked([*messages, last], self._special, avoid=written + "".join(self._special))
+        messages = given[:-1]
         text = self.chat(messages, add_generation_prompt=add_generation_prompt, tools=tools, template=template)
+        text += given[-1]["content"]
         if markers:
             ids = self._renamed(text + "".join(self._special)).ids(_unicode(text), markers)
         else:

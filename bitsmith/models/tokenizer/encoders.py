@@ -31,6 +31,9 @@ class Encoder(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool) -> Ids: ...
 
 
+_LONG = 4096  # characters that take some milliseconds
+
+
 @dataclass(frozen=True)
 class _Encoding:
     ids: list[int]
@@ -45,8 +48,12 @@ class LibraryEncoder:
     def encode(self, text: str, *, add_special_tokens: bool) -> Ids:
         """See `Encoder`."""
         with panics_named(self._origin):
-            found: Ids = self._encoder.encode(text, add_special_tokens=add_special_tokens)
-            return found
+            if len(text) > _LONG:  # unlike `encode`, this lets other threads of Python go on
+                (found,) = self._encoder.encode_batch([text], add_special_tokens=add_special_tokens)
+            else:
+                found = self._encoder.encode(text, add_special_tokens=add_special_tokens)
+            ids: Ids = found
+            return ids
 
 
 class LimitedEncoders:

@@ -29,7 +29,7 @@ def marked(
     special: texts of special tokens
     avoid: no marker occurs in this text
     """
-    whole = "\n".join(text for message in messages for text in _texts(message))
+    whole = "\n".join(text for message in messages for text in texts_in(message))
     found = [text for text in special if text in whole]
     if not found:
         return messages, {}
@@ -116,10 +116,10 @@ def _parts(merge: str | Sequence[str]) -> set[str]:
     return {left, right, left + right}
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts_in(value: Any) -> Iterator[str]:
     """All texts in nested values."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list | tuple):
         for entry in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(entry)
+            yield from texts_in(entry)
