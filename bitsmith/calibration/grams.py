@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from array_api_compat import array_namespace
 
 from bitsmith.quant.grid import Array
@@ -65,9 +64,18 @@ class GramSum:
             None if before is None else plain(before),
             None if before is None else plain(self._drift),
             rounded=self._rounded and module.isa() in _BFLOAT16,
-            threads=1 if isinstance(rows, np.ndarray) else torch.get_num_threads(),
+            threads=_threads(rows),
         )
         return True
+
+
+def _threads(x: Array) -> int:
+    """Threads for products of an array: those of torch for its tensors."""
+    if isinstance(x, np.ndarray):
+        return 1
+    import torch
+
+    return torch.get_num_threads()
 
 
 def add_products(total: Array, left: Array, right: Array, *, symmetric: bool) -> None:
