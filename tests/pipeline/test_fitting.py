@@ -82,8 +82,9 @@ def test_a_recipe_gives_the_same_types_again_and_to_a_sister(model: Path, tmp_pa
     assert made.out.read_bytes() == again.out.read_bytes()
     sister = make_folder(tmp_path / "sister", num_hidden_layers=3)
     assert bitsmith.quantize(sister, recipe=recipe, out=tmp_path / "c.gguf").size > made.size
+    bitsmith.quantize(model, bits=5.5, recipe=recipe, out=tmp_path / "a.gguf", dry_run=True)  # as a run that goes on
     with pytest.raises(UsageError, match="exists"):
-        bitsmith.quantize(model, bits=5.5, recipe=recipe, dry_run=True)
+        bitsmith.quantize(model, bits=6.5, recipe=recipe, dry_run=True)
 
 
 @pytest.mark.parametrize(
