@@ -1,10 +1,12 @@
-"""Search in the code books of IQ1, IQ2 and IQ3: by the C++ core, or in numpy with the same results to the bit.
+"""Search in the code books of IQ1, IQ2 and IQ3: by the C++ core, or in numpy.
 
 A vector x with column weights w, coded by levels g at scale s, loses sum w x^2 + s (s norm - 2 cross), with
 norm = sum w g^2 and cross = sum w x g. The best code at a scale has the smallest s (s norm - 2 cross). Where the number
 of negative levels must be even and that of x is odd, the sign of the weight that loses least is flipped.
 
-The numpy code computes both sums for all points, so it is slow. The core keeps the few points that can win.
+The numpy code computes both sums for all points at all scales that it tries, so it is slow. Nearest codes at given
+scales are the same from both, to the bit. Scales are not: the core scans its books at few scales, with losses that are
+rounded to bytes (csrc/quantize/book_scan.h), and loses up to 3 % more.
 """
 
 from __future__ import annotations
@@ -91,7 +93,7 @@ def nearest_codes(grid: VectorGrid, w: Array, columns: Array | None) -> Array:
     scale = np.require(grid.scale, np.float32, ["C", "A"])
     w = np.require(w, np.float32, ["C", "A"])
     if chosen is None:
-        return _nearest_reference(grid.book, w, columns, scale, shifts)
+        return nearest_reference(grid.book, w, columns, scale, shifts)
     codes = np.empty((w.shape[0], w.shape[1] // VECTOR), np.int32)
     chosen.nearest(w, columns=columns, block=w.shape[1] // scale.shape[1], scales=scale, shifts=shifts, codes=codes)
     return codes
@@ -238,9 +240,10 @@ def _least(product: np.ndarray, levels: np.ndarray) -> np.ndarray:
     return np.asarray(least)
 
 
-def _nearest_reference(
+def nearest_reference(
     book: CodeBook, w: np.ndarray, columns: np.ndarray | None, scale: np.ndarray, shifts: np.ndarray | None
 ) -> np.ndarray:
+    """`nearest_codes` in numpy. scale: [rows, blocks]; shifts: the same, 1 where levels are shifted by -1/8, or None"""
     rows, cols = w.shape
     codes = np.empty((rows, cols // VECTOR), np.int32)
     step = max(1, _CHUNK // (cols // VECTOR << book.index_bits))
@@ -258,7 +261,7 @@ def _nearest_reference(
 
 
 def round_reference(format: CodeBookFormat, w: np.ndarray, columns: np.ndarray | None) -> tuple[Array, Params]:
-    """`round_vectors` in numpy. columns: [cols] weights, or None"""
+    """A slower and fuller search than the core's `round_vectors`. columns: [cols] weights, or None"""
     rows, cols = w.shape
     across = cols // SUPER
     supers = (np.clip(w, -LARGEST, LARGEST) + _ZERO).reshape(-1, SUPER)

@@ -13,21 +13,46 @@ inline uint8_t *put_word(uint8_t *out, uint32_t value) {
   return out + 4;
 }
 
-// The weights of a code before the scale: [8]
+// The weights of two codes before the scale.
 template <Book B>
-void levels_of(int32_t code, int side, float *to) {
-  constexpr BookFacts book = facts(B);
-  constexpr int kMask = book.count - 1, kPoints = book.index_bits * kHalves<B>;
-  if constexpr (book.shift == Shift::by_code) side = code >> kPoints & 1;
-  for (int i = 0; i < kVector; ++i) {
-    const int half = i / book.width, at = i % book.width;
-    const int point = book.points[code >> (half * book.index_bits) & kMask];
-    const int field = book.width == 8 ? point >> (2 * at) & 3 : point >> (4 * at) & 7;
-    float level = Norms<B>::template level_of<B>(field, side);
-    if (book.is_signed && (code >> (kPoints + i) & 1)) level = -level;
-    to[i] = level;
+class Levels {
+ public:
+  Levels() {
+    for (int i = 0; i < 16; ++i) table_[i] = kBook.levels[kBook.width == 8 ? std::min(i & 3, 2) : i & 7];
+    for (int i = 0; i < 16; ++i) field_[i] = 16 / kBook.width * (i % 8), place_[i] = i % 8;
   }
-}
+
+  // Of weights at .. at + kLanes of 16. code: [2]; side: of IQ1_S
+  Floats of(const int32_t *code, int side, int at) const {
+    const int32_t first = code[at / 8];
+    Ints codes = splat(first), point = splat(fields(first));
+    if constexpr (kLanes == 16) {
+      const Ints in_second = load<Ints>(second_);
+      codes = in_second ? splat(code[1]) : codes;
+      point = in_second ? splat(fields(code[1])) : point;
+    }
+    Floats level = look_up(table_, point >> load<Ints>(field_ + at));
+    if constexpr (kBook.shift == Shift::by_block) level += side ? -kShift : kShift;
+    if constexpr (kBook.shift == Shift::by_code) level += (codes & 1 << kPoints) != 0 ? splat(-kShift) : splat(kShift);
+    if constexpr (kBook.is_signed)
+      level = as<Floats>(as<Ints>(level) ^ codes >> (load<Ints>(place_ + at) + kPoints) << 31);
+    return level;
+  }
+
+ private:
+  static constexpr BookFacts kBook = facts(B);
+  static constexpr int kPoints = kBook.index_bits * kHalves<B>;
+
+  static int32_t fields(int32_t code) {
+    uint32_t fields = kBook.points[code & (kBook.count - 1)];
+    if (kBook.width == 4)
+      fields |= static_cast<uint32_t>(kBook.points[code >> kBook.index_bits & (kBook.count - 1)]) << 16;
+    return static_cast<int32_t>(fields);
+  }
+
+  alignas(64) float table_[16];
+  alignas(64) int32_t field_[16], place_[16], second_[16] = {0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, -1, -1, -1};
+};
 
 // code: [32]; scales: [blocks]; shifts: [8]
 template <Book B>

@@ -1,393 +1,427 @@
 // Scales and codes of super-blocks of IQ1, IQ2 and IQ3; `CodeBookFormat` of quant/formats/code_books.py.
+//
+// A code loses s (s norm - 2 cross) at scale s, where norm and cross do not depend on s. So each scan of the book at
+// one scale gives a code for every vector that can be tried at any other scale for three operations. A few scans
+// collect such codes around the scales that fit best so far; scales, their integers and d are chosen among them alone.
 #pragma once
 
-#include <algorithm>
+#include <cmath>
 
-#include "book_curves.h"
+#include "book_scan.h"
 
 namespace bitsmith::quantize::BITSMITH_ISA {
 
-constexpr int kTrials = 8;     // scales tried for a block
-constexpr float kLow = 0.62f;  // the first and the last of them, as shares of what the block's norm suggests
-constexpr float kHigh = 1.75f;
-constexpr float kStep = 1.15f;                                         // from each to the next
-constexpr float kShares[] = {0.86f, 0.92f, 0.96f, 1.0f, 1.04f, 1.1f};  // of the largest scale: tried for d
-constexpr int kRounds = 2;                                             // of descent and refits
-constexpr int kReach = 2;
+constexpr float kShares[] = {0.88f, 0.95f, 1.0f, 1.06f};  // of the largest scale: tried for d
+constexpr int kMostCodes = 16;                            // of a vector that are tried
 
-template <Book B>
-constexpr int kHalves = 8 / facts(B).width;
-template <Book B>
-constexpr int kSides = facts(B).shift == Shift::none ? 1 : 2;  // levels are shifted to either side
-template <Book B>
-constexpr int kBlocks = kSuper / facts(B).block;
-template <Book B>
-constexpr int kInBlock = facts(B).block / kVector;
+// The vectors of a super-block lie in lanes: even ones in lanes 0 .. 15, odd ones in 16 .. 31. So the sums of blocks
+// are sums of neighbours.
+constexpr int lane_of(int vector) { return (vector & 1) * 16 + vector / 2; }
 
-// Squared levels of the points, weighted by the columns of a super-block.
-template <Book B>
-class Norms {
- public:
-  Norms() : values_(static_cast<size_t>(kVectors) * kHalves<B> * kSides<B> * facts(B).count) {}
-
-  // columns: [256]; null: all 1
-  void set(const float *columns) {
-    alone_ = columns == nullptr;
-    for (int vector = 0; vector < (alone_ ? 1 : kVectors); ++vector)
-      for (int half = 0; half < kHalves<B>; ++half)
-        for (int side = 0; side < kSides<B>; ++side) {
-          float weight[8];
-          for (int i = 0; i < facts(B).width; ++i)
-            weight[i] = columns ? columns[vector * kVector + half * facts(B).width + i] : 1.0f;
-          one(weight, side, place(vector, half, side));
-        }
-  }
-
-  // For one vector. columns: [8]
-  void set_one(const float *columns) {
-    alone_ = true;
-    for (int half = 0; half < kHalves<B>; ++half)
-      for (int side = 0; side < kSides<B>; ++side) one(columns + half * facts(B).width, side, place(0, half, side));
-  }
-
-  const float *of(int vector, int half, int side) const {
-    return values_.data() + index(alone_ ? 0 : vector, half, side);
-  }
-
- private:
-  static size_t index(int vector, int half, int side) {
-    return (static_cast<size_t>(vector * kHalves<B> + half) * kSides<B> + side) * facts(B).count;
-  }
-  float *place(int vector, int half, int side) { return values_.data() + index(vector, half, side); }
-
-  static void one(const float *weight, int side, float *to) {
-    constexpr BookFacts book = facts(B);
-    Tables tables;
-    fill<B>(
-        tables,
-        [&](int i, int field) {
-          const float level = level_of<B>(field, side);
-          return weight[i] * (level * level);
-        },
-        Sum{});
-    for (int i = 0; i < book.count; i += kLanes) store(to + i, sum_of(tables, points_at(book.points + i)));
-  }
-
- public:
-  template <Book>
-  static float level_of(int field, int side) {
-    constexpr BookFacts book = facts(B);
-    const float level = book.levels[field];
-    if constexpr (book.shift != Shift::none) return level + (side ? -kShift : kShift);
-    return level;
-  }
-
- private:
-  std::vector<float> values_;
-  bool alone_ = true;
+// Values of the super-block's blocks.
+struct BlockValues {
+  alignas(64) float of[16];
 };
 
-// One vector of eight weights: its tables and its curves.
 template <Book B>
-struct Vector {
-  static constexpr BookFacts kBook = facts(B);
-  static constexpr bool kPaired = kBook.even && kBook.width == 4;  // signs of two points are even together
-
-  Tables cross[kHalves<B>][kSides<B>], flip[kHalves<B>];
-  uint8_t signs = 0;
-  bool odd = false;
-  Curve curves[2][2];  // [half or side][flipped]
-
-  // x: [8]; weight: [8] or null. vector: number of the vector in its super-block
-  void set(const float *x, const float *weight, const Norms<B> &norms, int vector) {
-    signs = 0;
-    for (int half = 0; half < kHalves<B>; ++half) {
-      float product[8];
-      for (int i = 0; i < kBook.width; ++i) {
-        const int at = half * kBook.width + i;
-        float size = x[at];
-        if (kBook.is_signed && size < 0) {
-          signs |= static_cast<uint8_t>(1 << at);
-          size = -size;
-        }
-        product[i] = weight ? size * weight[at] : size;
-      }
-      for (int side = 0; side < kSides<B>; ++side)
-        fill<B>(
-            cross[half][side],
-            [&](int i, int field) { return product[i] * Norms<B>::template level_of<B>(field, side); }, Sum{});
-      if constexpr (kBook.even)
-        fill<B>(flip[half], [&](int i, int field) { return product[i] * kBook.levels[field]; }, Least{});
-    }
-    odd = kBook.even && (__builtin_popcount(signs) & 1);
-    choose(norms, vector);
+BITSMITH_INLINE BlockValues sum_blocks(const float *lanes) {
+  BlockValues sums;
+  if constexpr (kBlocks<B> == 16) {
+    for (int b = 0; b < 16; ++b) sums.of[b] = lanes[b] + lanes[16 + b];
+  } else {
+    float pairs[16];
+    for (int i = 0; i < 16; ++i) pairs[i] = lanes[i] + lanes[16 + i];
+    for (int b = 0; b < 8; ++b) sums.of[b] = pairs[2 * b] + pairs[2 * b + 1];
   }
+  return sums;
+}
 
-  // The best code at a scale. side: of levels, in IQ1_S
-  Found best(float scale, int side = 0) const {
-    if constexpr (kBook.width == 8) return best_at<B>(curves[side][0], scale);
-    const Found a = best_at<B>(curves[0][0], scale), b = best_at<B>(curves[1][0], scale);
-    if constexpr (kPaired) {
-      if (odd) {
-        const Found flipped_a = best_at<B>(curves[0][1], scale), flipped_b = best_at<B>(curves[1][1], scale);
-        const Found first = both(flipped_a, b, 1 << 24), second = both(a, flipped_b, 2 << 24);
-        return second.value < first.value ? second : first;
-      }
-    }
-    return both(a, b, 0);
-  }
+template <Book B>
+BITSMITH_INLINE void spread(const float *blocks, float *lanes) {
+  constexpr int kShared = 16 / kBlocks<B>;
+  for (int i = 0; i < 16; ++i) lanes[i] = lanes[16 + i] = blocks[i / kShared];
+}
 
-  // What it loses, less a constant.
-  float least(float scale, int side = 0) const {
-    if constexpr (kBook.width == 8) return least_at<B>(curves[side][0], scale);
-    const float a = least_at<B>(curves[0][0], scale), b = least_at<B>(curves[1][0], scale);
-    if constexpr (kPaired) {
-      if (odd) {
-        const float first = least_at<B>(curves[0][1], scale) + b, second = a + least_at<B>(curves[1][1], scale);
-        return second < first ? second : first;
-      }
-    }
-    return a + b;
-  }
-
-  // What is stored: the points, and the signs.
-  int32_t code(const Found &found) const {
-    if constexpr (!kBook.is_signed) return found.code;
-    constexpr int kPoints = kBook.index_bits * kHalves<B>;
-    int bits = signs;
-    if (odd) {
-      const int half = kPaired ? (found.code >> 24) - 1 : 0;
-      const int point = kBook.points[found.code >> (half * kBook.index_bits) & ((1 << kBook.index_bits) - 1)];
-      bits ^= 1 << (half * kBook.width + cheapest(half, point));
-    }
-    return (found.code & ((1 << kPoints) - 1)) | bits << kPoints;
-  }
-
-  void trace_all(float low, float high, Arena &arena, float *buffer) {
-    for (int i = 0; i < (kBook.width == 4 || kBook.shift == Shift::by_block ? 2 : 1); ++i)
-      for (int flipped = 0; flipped < (kPaired && odd ? 2 : 1); ++flipped)
-        trace<B>(curves[i][flipped], low, high, arena, buffer);
-  }
-
-  // Points at curves that do not move with the vector: call it again where the vector was copied.
-  void choose(const Norms<B> &norms, int vector) {
-    if constexpr (kBook.width == 4) {
-      for (int half = 0; half < 2; ++half)
-        for (int flipped = 0; flipped < 2; ++flipped)
-          one(curves[half][flipped], {&cross[half][0], flipped ? &flip[half] : nullptr, norms.of(vector, half, 0), 0});
-    } else if constexpr (kBook.shift == Shift::by_block) {
-      for (int side = 0; side < 2; ++side)
-        one(curves[side][0], {&cross[0][side], nullptr, norms.of(vector, 0, side), 0});
-    } else {
-      one(curves[0][0], {&cross[0][0], odd ? &flip[0] : nullptr, norms.of(vector, 0, 0), 0});
-      if constexpr (kBook.shift == Shift::by_code) {
-        curves[0][0].choices[1] = {&cross[0][1], nullptr, norms.of(vector, 0, 1), kBook.count};
-        curves[0][0].many = 2;
-      }
-    }
-  }
-
- private:
-  static void one(Curve &curve, const Choices &choices) {
-    curve.low = 1;
-    curve.high = 0;
-    curve.choices[0] = choices;
-    curve.many = 1;
-  }
-
-  static Found both(const Found &a, const Found &b, int tag) {
-    return {a.value + b.value, a.cross + b.cross, a.norm + b.norm, a.code | b.code << kBook.index_bits | tag};
-  }
-
-  // The weight whose sign costs least to flip.
-  int cheapest(int half, int point) const {
-    int best = 0;
-    float least = __builtin_inff();
-    for (int i = 0; i < kBook.width; ++i) {
-      const float cost = term(half, i, point);
-      if (cost < least) {
-        least = cost;
-        best = i;
-      }
-    }
-    return best;
-  }
-
-  float term(int half, int i, int point) const {
-    return sizes[half * kBook.width + i] * kBook.levels[kBook.width == 8 ? point >> (2 * i) & 3 : point >> (4 * i) & 7];
-  }
-
- public:
-  float sizes[8] = {};  // of weights, times their columns' weights; of even books
+// Codes of the vectors, and their sums.
+struct Codes {
+  alignas(64) float cross[kVectors], norm[kVectors];
+  alignas(64) int32_t code[kVectors];
 };
 
-// The scale of each block of a super-block, and its codes.
+// What blocks lose at a scale, less a constant; the sums of the codes that lose it. side: of shifted levels
+struct Fitted {
+  BlockValues value, cross, norm;
+  uint8_t side[16];
+};
+
 template <Book B>
 class SuperBlock {
  public:
   static constexpr BookFacts kBook = facts(B);
-
-  SuperBlock() : arena_(static_cast<size_t>(kVectors) * 4 * kSides<B> * kBook.count + 4096), buffer_(2 * kBook.count) {}
+  static constexpr int kCount = kBlocks<B>;
 
   float d = 0;
-  uint8_t scales[kBlocks<B>] = {}, shifts[kSuper / 32] = {};
+  uint8_t scales[kCount] = {}, shifts[kSuper / 32] = {};
   int32_t codes[kVectors] = {};
 
-  // x: [256]; columns: [256] or null
-  void search(const float *x, const float *columns, const Norms<B> &norms) {
-    arena_.clear();
-    for (int v = 0; v < kVectors; ++v) {
-      vectors_[v].set(x + v * kVector, columns ? columns + v * kVector : nullptr, norms, v);
-      if constexpr (kBook.even)
-        for (int i = 0; i < kVector; ++i) {
-          const float size = std::fabs(x[v * kVector + i]);
-          vectors_[v].sizes[i] = columns ? size * columns[v * kVector + i] : size;
-        }
-    }
-    float scale[kBlocks<B>];
-    for (int b = 0; b < kBlocks<B>; ++b) scale[b] = search_block(b, x, columns);
-    State best = start(scale);
-    for (int i = 0; i < kRounds; ++i) {
-      descend(best);
-      refit(best);
-    }
-    keep(best);
+  // For the rows to come. columns: [256] or null, weights of columns
+  void set_columns(const float *columns) {
+    for (int v = 0; v < kVectors; ++v)
+      for (int i = 0; i < kVector; ++i) weight_[i][lane_of(v)] = columns ? columns[v * kVector + i] : 1.0f;
+    for (int i = 0; i < kVector; ++i)
+      for (int part = 0; part < 2; ++part)
+        if (kBook.width == 8 || part == i / 4)
+          std::memcpy(scan_.weight[i % kBook.width] + part * kVectors, weight_[i], sizeof weight_[i]);
+    scan_.set_units();
+    if constexpr (kSides<B> == 2)
+      for (int j = 0; j < kScan; ++j) scan_.shift[j] = j < kVectors ? kShift : -kShift;
+    float mass[kVectors] = {};
+    for (int i = 0; i < kVector; ++i)
+      for (int j = 0; j < kVectors; ++j) mass[j] += weight_[i][j];
+    mass_ = sum_blocks<B>(mass);
+  }
+
+  // x: [256]
+  void search(const float *x) {
+    take(x);
+    BlockValues scale = guess();
+    collect(scale);
+    keep(chosen(scale));
   }
 
  private:
   struct State {
     float d = 0, total = 0;
-    int q[kBlocks<B>] = {};
-    float lost[kBlocks<B>] = {};
+    int q[16] = {};
+    float lost[16] = {};
   };
 
   static float factor(int q) { return kBook.unit * static_cast<float>(2 * q + 1); }
-
   static float half(float a) { return f16(splat(a))[0]; }
-
   static float inverted(float a) { return std::fabs(a) > 1e-37f ? 1.0f / a : 0.0f; }
 
-  Found block_at(int b, float scale, int side) const {
-    Found sum;
-    for (int i = 0; i < kInBlock<B>; ++i) {
-      const Found found = vectors_[b * kInBlock<B> + i].best(scale, side);
-      sum.value += found.value;
-      sum.cross += found.cross;
-      sum.norm += found.norm;
+  void take(const float *x) {
+    count_ = 0;
+    if constexpr (kLanes == 16) {
+      Floats rows[kLanes];
+      for (int r = 0; r < kLanes; ++r) rows[r] = load<Floats>(x + r * kLanes);
+      transpose(rows);
+      for (int c = 0; c < kLanes; ++c) store(x_[c % 8] + c / 8 * 16, rows[c]);
+    } else {
+      for (int v = 0; v < kVectors; ++v)
+        for (int i = 0; i < kVector; ++i) x_[i][lane_of(v)] = x[v * kVector + i];
     }
-    return sum;
-  }
-
-  // What a block loses at a scale, less a constant. `code` is the side to which its levels are shifted.
-  Found block_at(int b, float scale) const {
-    Found first = block_at(b, scale, 0);
-    if constexpr (kBook.shift == Shift::by_block) {
-      Found second = block_at(b, scale, 1);
-      second.code = 1;
-      if (second.value < first.value) return second;
-    }
-    return first;
-  }
-
-  // The value of `block_at` alone.
-  float least_of(int b, float scale) const {
-    float least[kSides<B>];
-    constexpr int kTried = kBook.shift == Shift::by_block ? 2 : 1;
-    for (int side = 0; side < kTried; ++side) {
-      least[side] = 0;
-      for (int i = 0; i < kInBlock<B>; ++i) least[side] += vectors_[b * kInBlock<B> + i].least(scale, side);
-    }
-    if constexpr (kTried == 2) return least[1] < least[0] ? least[1] : least[0];
-    return least[0];
-  }
-
-  // The best scale of a block. The block's curves are traced around it.
-  float search_block(int b, const float *x, const float *columns) {
-    float energy = 0, mass = 0;
-    for (int i = b * kBook.block; i < (b + 1) * kBook.block; ++i) {
-      const float weight = columns ? columns[i] : 1.0f;
-      energy += weight * (x[i] * x[i]);
-      mass += weight;
-    }
-    const float guess = std::sqrt(energy / mass) / kBook.typical;
-    if (!(guess > 1e-30f)) return 0;
-    for (int i = 0; i < kInBlock<B>; ++i)
-      vectors_[b * kInBlock<B> + i].trace_all(kLow * guess * 0.8f, kHigh * guess * 1.25f, arena_, buffer_.data());
-    float best = 0, least = 0;
-    float scale = kLow * guess;
-    for (int i = 0; i < kTrials; ++i, scale *= kStep) {
-      const float here = least_of(b, scale);
-      if (here < least) {
-        least = here;
-        best = scale;
+    Ints signs[kVectors / kLanes] = {};
+    for (int i = 0; i < kVector; ++i) {
+      const int row = i % kBook.width, from = i / kBook.width * kVectors;
+      for (int j = 0; j < kVectors; j += kLanes) {
+        const Floats each = load<Floats>(x_[i] + j), size = kBook.is_signed ? absolute(each) : each;
+        signs[j / kLanes] |= (each < 0.0f) & (1 << i);
+        store(scan_.size[row] + from + j, size);
+        if (kBook.width == 8) store(scan_.size[row] + kVectors + j, size);
       }
     }
-    if (best == 0) return 0;
-    Found found = block_at(b, best);
-    for (int i = 0; i < 2; ++i) {
-      const float refitted = std::max(found.cross, 0.0f) * inverted(found.norm);
-      found = block_at(b, refitted);
-      if (!(found.value < least)) break;
-      least = found.value;
-      best = refitted;
+    if constexpr (kBook.is_signed) {
+      for (int j = 0; j < kVectors; j += kLanes) {
+        const Ints bits = signs[j / kLanes], four = bits ^ bits >> 4, two = four ^ four >> 2;
+        const Ints odd = -((two ^ two >> 1) & 1);
+        store(signs_ + j, bits);
+        store(scan_.odd + j, odd);
+        store(scan_.odd + kVectors + j, odd);
+      }
+    }
+  }
+
+  // Scales that the blocks' norms suggest. Of signed books `flat_` becomes the sum of weight x level for the point
+  // whose levels are all the smallest.
+  BlockValues guess() {
+    alignas(64) float energy[kVectors], flat[kVectors];
+    for (int j = 0; j < kVectors; j += kLanes) {
+      Floats squares{}, sum{}, least = splat(__builtin_inff());
+      for (int i = 0; i < kVector; ++i) {
+        const Floats x = load<Floats>(x_[i] + j), weighted = load<Floats>(weight_[i] + j) * absolute(x);
+        squares += weighted * absolute(x);
+        sum += weighted;
+        least = min(least, weighted);
+      }
+      if constexpr (kBook.even) sum -= as<Floats>(as<Ints>(2.0f * least) & load<Ints>(scan_.odd + j));
+      store(energy + j, squares);
+      store(flat + j, sum * kBook.levels[0]);
+    }
+    flat_ = sum_blocks<B>(flat);
+    BlockValues scale = sum_blocks<B>(energy);
+    for (int b = 0; b < kCount; ++b) {
+      const float root = std::sqrt(scale.of[b] / mass_.of[b]) / kBook.typical;
+      scale.of[b] = root > 1e-30f ? root : 0;
+    }
+    return scale;
+  }
+
+  // Adds the best codes at two scales (books of eight weights without shift), or at the first.
+  void add(const BlockValues &one, const BlockValues &two) {
+    alignas(64) float inverse[kScan], scale[kVectors];
+    BlockValues inverses[2];
+    for (int b = 0; b < kCount; ++b) {
+      inverses[0].of[b] = inverted(one.of[b]);
+      inverses[1].of[b] = inverted(kPairs ? two.of[b] : one.of[b]);
+    }
+    spread<B>(inverses[0].of, inverse);
+    spread<B>(inverses[1].of, inverse + kVectors);
+    alignas(64) float cross[kScan], norm[kScan];
+    constexpr bool kFlips = kBook.even && kBook.width == 8;
+    scan_.template find<kBook.even>(inverse);
+    const auto &points = kBook.even && kBook.width == 4 ? scan_.plain : scan_.best;
+    scan_.template sums<kFlips>(points, cross, norm);
+    if constexpr (kBook.width == 8) {
+      for (int part = 0; part < 2; ++part) {
+        constexpr bool kApart = kBook.shift == Shift::by_block;
+        Codes &to = codes_[kApart ? part : 0][count_ + (kApart ? 0 : part)];
+        std::memcpy(to.cross, cross + part * kVectors, sizeof to.cross);
+        std::memcpy(to.norm, norm + part * kVectors, sizeof to.norm);
+        const int tag = kBook.shift == Shift::by_code ? part * kBook.count : 0;
+        for (int j = 0; j < kVectors; ++j) to.code[j] = points.number[part * kVectors + j] + tag;
+      }
+      count_ += kBook.shift == Shift::by_block ? 1 : 2;
+    } else {
+      Codes &to = codes_[0][count_++];
+      for (int j = 0; j < kVectors; ++j) {
+        to.cross[j] = cross[j] + cross[kVectors + j];
+        to.norm[j] = norm[j] + norm[kVectors + j];
+        to.code[j] = points.number[j] | points.number[kVectors + j] << kBook.index_bits;
+      }
+      if constexpr (kBook.even) {
+        spread<B>(one.of, scale);
+        flip(scale, cross, norm, to);
+      }
+    }
+  }
+
+  // Where the number of negative weights is odd, a sign of the first or of the second point is flipped.
+  void flip(const float *scale, const float *cross, const float *norm, Codes &to) {
+    alignas(64) float flipped[kScan], norms[kScan];
+    scan_.template sums<true>(scan_.best, flipped, norms);
+    const int32_t *number = scan_.plain.number, *other = scan_.best.number;
+    for (int j = 0, k = kVectors; j < kVectors; j += kLanes, k += kLanes) {
+      const auto floats = [](const float *from) { return load<Floats>(from); };
+      const auto ints = [](const int32_t *from) { return load<Ints>(from); };
+      const Floats s = floats(scale + j), one = floats(flipped + j) + floats(cross + k),
+                   two = floats(cross + j) + floats(flipped + k), norm_one = floats(norms + j) + floats(norm + k),
+                   norm_two = floats(norm + j) + floats(norms + k);
+      const Ints odd = ints(scan_.odd + j), second = s * norm_two - 2.0f * two < s * norm_one - 2.0f * one;
+      const Ints a = second ? ints(number + j) : ints(other + j), b = second ? ints(other + k) : ints(number + k);
+      store(to.cross + j, odd ? (second ? two : one) : floats(to.cross + j));
+      store(to.norm + j, odd ? (second ? norm_two : norm_one) : floats(to.norm + j));
+      store(to.code + j, odd ? a | b << kBook.index_bits | (1 - second) << 24 : ints(to.code + j));
+    }
+  }
+
+  // The best codes at a scale for each block.
+  Fitted at(const BlockValues &scale) const { return at(scale, 0, count_); }
+
+  // The same among the codes `from` .. `to` - 1.
+  Fitted at(const BlockValues &scale, int from, int to) const {
+    Fitted found[kTried];
+    alignas(64) float lanes[kVectors];
+    spread<B>(scale.of, lanes);
+    for (int side = 0; side < kTried; ++side) {
+      alignas(64) float value[kVectors], cross[kVectors], norm[kVectors];
+      for (int j = 0; j < kVectors; j += kLanes) {
+        const Floats s = load<Floats>(lanes + j);
+        Floats best_cross = load<Floats>(codes_[side][from].cross + j),
+               best_norm = load<Floats>(codes_[side][from].norm + j);
+        Floats best = s * (s * best_norm - (best_cross + best_cross));
+        for (int k = from + 1; k < to; ++k) {
+          const Floats c = load<Floats>(codes_[side][k].cross + j), n = load<Floats>(codes_[side][k].norm + j);
+          const Floats here = s * (s * n - (c + c));
+          const Ints better = here < best;
+          best = better ? here : best;
+          best_cross = better ? c : best_cross;
+          best_norm = better ? n : best_norm;
+        }
+        store(value + j, best);
+        store(cross + j, best_cross);
+        store(norm + j, best_norm);
+      }
+      found[side].value = sum_blocks<B>(value);
+      found[side].cross = sum_blocks<B>(cross);
+      found[side].norm = sum_blocks<B>(norm);
+      std::memset(found[side].side, side, sizeof found[side].side);
+    }
+    if constexpr (kTried == 2) {
+      for (int b = 0; b < kCount; ++b) {
+        if (!(found[1].value.of[b] < found[0].value.of[b])) continue;
+        found[0].value.of[b] = found[1].value.of[b];
+        found[0].cross.of[b] = found[1].cross.of[b];
+        found[0].norm.of[b] = found[1].norm.of[b];
+        found[0].side[b] = 1;
+      }
+    }
+    return found[0];
+  }
+
+  // The values of `at` alone.
+  BlockValues least(const BlockValues &scale) const {
+    BlockValues found[kTried];
+    alignas(64) float lanes[kVectors], value[kVectors];
+    spread<B>(scale.of, lanes);
+    for (int side = 0; side < kTried; ++side) {
+      for (int j = 0; j < kVectors; j += kLanes) {
+        const Floats s = load<Floats>(lanes + j);
+        Floats best = splat(__builtin_inff());
+        for (int k = 0; k < count_; ++k) {
+          const Floats c = load<Floats>(codes_[side][k].cross + j), n = load<Floats>(codes_[side][k].norm + j);
+          best = min(s * (s * n - (c + c)), best);
+        }
+        store(value + j, best);
+      }
+      found[side] = sum_blocks<B>(value);
+    }
+    if constexpr (kTried == 2)
+      for (int b = 0; b < kCount; ++b) found[0].of[b] = std::min(found[0].of[b], found[1].of[b]);
+    return found[0];
+  }
+
+  // The scale that fits the codes `from` .. `to` - 1 that are best at a scale; keeps it where it loses less.
+  void better(BlockValues &scale, BlockValues &value, const BlockValues &tried, int from, int to) const {
+    const Fitted found = at(tried, from, to);
+    for (int b = 0; b < kCount; ++b) {
+      const float cross = std::max(found.cross.of[b], 0.0f), here = cross * inverted(found.norm.of[b]);
+      if (!(-cross * here < value.of[b])) continue;
+      value.of[b] = -cross * here;
+      scale.of[b] = here;
+    }
+  }
+
+  static BlockValues times(const BlockValues &scale, float by) {
+    BlockValues to;
+    for (int b = 0; b < kCount; ++b) to.of[b] = scale.of[b] * by;
+    return to;
+  }
+
+  // What blocks lose at a scale with any odd multiples of the smallest level, and what the book loses more on average.
+  BlockValues without_book(const BlockValues &scale) const {
+    constexpr float kExcess = 0.2f, kUnit = kBook.levels[0];
+    alignas(64) float inverse[kVectors], lost[kVectors], lanes[kVectors];
+    BlockValues inverses;
+    for (int b = 0; b < kCount; ++b) inverses.of[b] = inverted(scale.of[b] * kUnit);
+    spread<B>(inverses.of, inverse);
+    spread<B>(scale.of, lanes);
+    for (int j = 0; j < kVectors; j += kLanes) {
+      const Floats by = load<Floats>(inverse + j);
+      Floats sum{};
+      for (int i = 0; i < kVector; ++i) {
+        const Floats y = absolute(load<Floats>(x_[i] + j)) * by;
+        const Floats off = y - (2.0f * convert<Floats>(convert<Ints>(min(y * 0.5f, splat(7.0f)))) + 1.0f);
+        sum += load<Floats>(weight_[i] + j) * (off * off + kExcess);
+      }
+      const Floats s = load<Floats>(lanes + j) * kUnit;
+      store(lost + j, sum * (s * s));
+    }
+    return sum_blocks<B>(lost);
+  }
+
+  // The best of many scales by `without_book`.
+  BlockValues presumed(const BlockValues &guess) const {
+    constexpr int kTrials = 10;
+    BlockValues best = guess, least{};
+    float by = 0.62f;
+    for (int k = 0; k < kTrials; ++k, by *= 1.1f) {
+      const BlockValues scale = times(guess, by), lost = without_book(scale);
+      for (int b = 0; b < kCount; ++b) {
+        if (k && !(lost.of[b] < least.of[b])) continue;
+        least.of[b] = lost.of[b];
+        best.of[b] = scale.of[b];
+      }
     }
     return best;
   }
 
-  void lose(State &s) const {
-    s.total = 0;
-    for (int b = 0; b < kBlocks<B>; ++b) {
-      s.lost[b] = least_of(b, s.d * factor(s.q[b]));
-      s.total += s.lost[b];
+  // Codes at a few scales, and the best scale of each block with them, which replaces the guess.
+  void collect(BlockValues &scale) {
+    constexpr int kEach = kBook.shift == Shift::by_code ? 2 : 1;  // codes of a vector at one scale
+    const BlockValues middle = kBook.width == 4 ? presumed(scale) : scale;
+    BlockValues value{}, tried[kFirst];
+    for (int b = 0; b < kCount; ++b) {
+      scale.of[b] = 0;
+      if constexpr (!kBook.is_signed) continue;
+      const float cross = std::max(flat_.of[b], 0.0f);
+      scale.of[b] = cross * inverted(kBook.levels[0] * kBook.levels[0] * mass_.of[b]);
+      value.of[b] = -cross * scale.of[b];
     }
+    float by = kLow;
+    for (int i = 0; i < kFirst; ++i, by *= kStep) tried[i] = times(middle, by);
+    for (int i = 0; i < kFirst; i += kPairs ? 2 : 1) add(tried[i], tried[std::min(i + 1, kFirst - 1)]);
+    for (int i = 0; i < kFirst; ++i) better(scale, value, tried[i], kEach * i, kEach * (i + 1));
+    if (kFirst > 1) better(scale, value, BlockValues(scale), 0, count_);
   }
 
-  State start(const float *scale) const {
+  // apart: added to integer scales
+  BlockValues scales_of(const State &s, int apart = 0) const {
+    BlockValues scale;
+    for (int b = 0; b < kCount; ++b) scale.of[b] = s.d * factor(std::min(std::max(s.q[b] + apart, 0), kBook.top));
+    return scale;
+  }
+
+  void lose(State &s) const {
+    const BlockValues lost = least(scales_of(s));
+    s.total = 0;
+    for (int b = 0; b < kCount; ++b) s.total += s.lost[b] = lost.of[b];
+  }
+
+  State chosen(const BlockValues &scale) {
     float largest = 0;
-    for (int b = 0; b < kBlocks<B>; ++b) largest = std::max(largest, scale[b]);
+    for (int b = 0; b < kCount; ++b) largest = std::max(largest, scale.of[b]);
     State best;
-    if (!(largest > 0)) return best;
-    bool first = true;
+    if (!(largest > 0)) {
+      add(scale, scale);
+      return best;
+    }
     for (float share : kShares) {
       State s;
       s.d = half(largest / (factor(kBook.top) * share));
       const float step = inverted(s.d * (2 * kBook.unit));
-      for (int b = 0; b < kBlocks<B>; ++b) {
-        const float q = std::nearbyint(scale[b] * step - 0.5f);
+      for (int b = 0; b < kCount; ++b) {
+        const float q = std::nearbyint(scale.of[b] * step - 0.5f);
         s.q[b] = static_cast<int>(std::min(std::max(q, 0.0f), static_cast<float>(kBook.top)));
       }
       lose(s);
-      if (first || s.total < best.total) best = s;
-      first = false;
+      if (share == kShares[0] || s.total < best.total) best = s;
     }
+    descend(best);
+    const State start = best;
+    for (int apart : {0, -1, 1})
+      if (apart == 0 || kBook.width == 4) add(scales_of(start, apart), scales_of(start, 1));
+    lose(best);
+    descend(best);
+    refit(best);
+    descend(best);
     return best;
   }
 
   void descend(State &s) const {
     if (s.d == 0) return;
-    for (int b = 0; b < kBlocks<B>; ++b) {
-      const int middle = s.q[b];
-      for (int step = -kReach; step <= kReach; ++step) {
-        const int q = middle + step;
-        if (step == 0 || q < 0 || q > kBook.top) continue;
-        const float lost = least_of(b, s.d * factor(q));
-        if (lost < s.lost[b]) {
-          s.lost[b] = lost;
-          s.q[b] = q;
-        }
+    const State middle = s;
+    for (int step = -1; step <= 1; step += 2) {
+      State tried = middle;
+      for (int b = 0; b < kCount; ++b) tried.q[b] = std::min(std::max(middle.q[b] + step, 0), kBook.top);
+      const BlockValues lost = least(scales_of(tried));
+      for (int b = 0; b < kCount; ++b) {
+        if (!(lost.of[b] < s.lost[b])) continue;
+        s.lost[b] = lost.of[b];
+        s.q[b] = tried.q[b];
       }
     }
     s.total = 0;
-    for (int b = 0; b < kBlocks<B>; ++b) s.total += s.lost[b];
+    for (int b = 0; b < kCount; ++b) s.total += s.lost[b];
   }
 
   void refit(State &best) const {
     float cross = 0, norm = 0;
-    for (int b = 0; b < kBlocks<B>; ++b) {
+    const Fitted found = at(scales_of(best));
+    for (int b = 0; b < kCount; ++b) {
       const float by = factor(best.q[b]);
-      const Found found = block_at(b, best.d * by);
-      cross += by * found.cross;
-      norm += by * by * found.norm;
+      cross += by * found.cross.of[b];
+      norm += by * by * found.norm.of[b];
     }
     State s = best;
     s.d = half(std::max(cross, 0.0f) * inverted(norm));
@@ -397,24 +431,68 @@ class SuperBlock {
 
   void keep(const State &best) {
     d = best.d;
-    for (int b = 0; b < kBlocks<B>; ++b) {
-      const float scale = best.d * factor(best.q[b]);
+    const BlockValues scale = scales_of(best);
+    const Fitted found = at(scale);
+    for (int b = 0; b < kCount; ++b) {
       scales[b] = static_cast<uint8_t>(best.q[b]);
-      int side = 0;
-      if constexpr (kBook.shift == Shift::by_block) {
-        side = block_at(b, scale).code;
-        shifts[b] = static_cast<uint8_t>(side);
+      if constexpr (kBook.shift == Shift::by_block) shifts[b] = found.side[b];
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      const int j = lane_of(v), b = v / kInBlock<B>;
+      const Codes(&from)[kMostCodes] = codes_[kBook.shift == Shift::by_block ? found.side[b] : 0];
+      const float s = scale.of[b];
+      int best_code = 0;
+      float least = __builtin_inff();
+      for (int k = 0; k < count_; ++k) {
+        const float here = s * (s * from[k].norm[j] - (from[k].cross[j] + from[k].cross[j]));
+        if (!(here < least)) continue;
+        least = here;
+        best_code = from[k].code[j];
       }
-      for (int i = 0; i < kInBlock<B>; ++i) {
-        const Vector<B> &vector = vectors_[b * kInBlock<B> + i];
-        codes[b * kInBlock<B> + i] = vector.code(vector.best(scale, side));
-      }
+      codes[v] = signed_code(best_code, j);
     }
   }
 
-  Vector<B> vectors_[kVectors];
-  Arena arena_;
-  std::vector<float> buffer_;
+  // What is stored: the points, and the signs.
+  int32_t signed_code(int32_t code, int j) const {
+    if constexpr (!kBook.is_signed) return code;
+    constexpr int kPoints = kBook.index_bits * kHalves<B>;
+    int bits = signs_[j];
+    if (kBook.even && scan_.odd[j]) {
+      const int half = kBook.width == 4 ? (code >> 24) - 1 : 0;
+      bits ^= 1 << (half * kBook.width +
+                    cheapest(half, kBook.points[code >> (half * kBook.index_bits) & (kBook.count - 1)], j));
+    }
+    return (code & ((1 << kPoints) - 1)) | bits << kPoints;
+  }
+
+  // The weight whose sign costs least to flip.
+  int cheapest(int half, int point, int j) const {
+    int best = 0;
+    float least = __builtin_inff();
+    for (int i = 0; i < kBook.width; ++i) {
+      const int at = half * kBook.width + i, field = kBook.width == 8 ? point >> (2 * i) & 3 : point >> (4 * i) & 7;
+      const float cost = weight_[at][j] * std::fabs(x_[at][j]) * kBook.levels[field];
+      if (cost < least) {
+        least = cost;
+        best = i;
+      }
+    }
+    return best;
+  }
+
+  static constexpr int kTried = kBook.shift == Shift::by_block ? 2 : 1;
+  // First scales that are scanned: their number, the first as a share of the guess, and from each to the next
+  static constexpr int kFirst = kBook.shift != Shift::none ? 1 : kBook.width == 8 ? 4 : 2;
+  static constexpr float kLow = kBook.shift != Shift::none ? 1.0f : kBook.width == 8 ? 0.75f : 0.92f;
+  static constexpr float kStep = kBook.width == 8 ? 1.35f : 1.2f;
+  static constexpr bool kPairs = kBook.width == 8 && kBook.shift == Shift::none;  // a scan takes two scales
+  Scan<B> scan_;
+  Codes codes_[kTried][kMostCodes];
+  int count_ = 0;
+  alignas(64) float weight_[kVector][kVectors], x_[kVector][kVectors];
+  alignas(64) int32_t signs_[kVectors];
+  BlockValues mass_, flat_;
 };
 
 }  // namespace bitsmith::quantize::BITSMITH_ISA

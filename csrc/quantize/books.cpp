@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "book_nearest.h"
 #include "book_pack.h"
 #include "emit.h"
 #include "read.h"
@@ -18,19 +19,16 @@ template <Book B, class Done>
 float by_supers(const Weights &w, const Done &done) {
   const int64_t across = w.cols / kSuper;
   const int size = w.type == Float::f32 ? 4 : 2;
-  const auto norms = std::make_unique<Norms<B>>();
   const auto block = std::make_unique<SuperBlock<B>>();
   alignas(64) float raw[kSuper], x[kSuper];
   Ints largest{};
-  norms->set(nullptr);
   for (int64_t at = 0; at < across; ++at) {
-    const float *columns = w.columns ? w.columns + at * kSuper : nullptr;
-    if (columns) norms->set(columns);
+    if (at == 0 || w.columns) block->set_columns(w.columns ? w.columns + at * kSuper : nullptr);
     for (int64_t row = 0; row < w.rows; ++row) {
       const uint8_t *from = w.data + ((w.order ? w.order[row] : row) * w.cols + at * kSuper) * size;
       read_weights(raw, from, w.type, kSuper, largest);
       for (int i = 0; i < kSuper; i += kLanes) store(x + i, clip(load<Floats>(raw + i), -kLargest, kLargest) + 0.0f);
-      block->search(x, columns, *norms);
+      block->search(x);
       done(*block, raw, row, at);
     }
   }
@@ -56,18 +54,17 @@ float round_book(const Weights &w, const BookCodes &to) {
 template <Book B>
 Tally encode_book(const Weights &w, uint8_t *out) {
   const int64_t across = w.cols / kSuper;
+  const Levels<B> levels;
   Lost lost;
   Tally tally;
   tally.largest = by_supers<B>(w, [&](const SuperBlock<B> &block, const float *raw, int64_t row, int64_t at) {
     pack_super<B>(out + (row * across + at) * facts(B).bytes, block.codes, f16_bits(block.d), block.scales,
                   block.shifts);
     for (int v = 0; v < kVectors; v += 2) {
-      alignas(64) float level[16];
-      for (int i = 0; i < 2; ++i) levels_of<B>(block.codes[v + i], block.shifts[v / 4], level + 8 * i);
       const float scale = block.d * (facts(B).unit * static_cast<float>(2 * block.scales[v / kInBlock<B>] + 1));
       for (int i = 0; i < 16; i += kLanes) {
         const Floats x = load<Floats>(raw + v * kVector + i);
-        lost.error.add(v * kVector + i, load<Floats>(level + i) * scale - x);
+        lost.error.add(v * kVector + i, levels.of(block.codes + v, block.shifts[v / 4], i) * scale - x);
         lost.weight.add(v * kVector + i, x);
       }
     }
@@ -83,10 +80,9 @@ void nearest_book(const Weights &w, int block, const BookScales &given, int32_t 
   const auto norms = std::make_unique<Norms<B>>();
   const auto vector = std::make_unique<Vector<B>>();
   const auto *weights = reinterpret_cast<const float *>(w.data);
-  norms->set(nullptr);
   for (int64_t v = 0; v < vectors; ++v) {
     const float *columns = w.columns ? w.columns + v * kVector : nullptr;
-    if (columns) norms->set_one(columns);
+    if (columns) norms->set(columns);
     for (int64_t row = 0; row < w.rows; ++row) {
       float x[kVector];
       for (int i = 0; i < kVector; ++i) {
@@ -95,7 +91,7 @@ void nearest_book(const Weights &w, int block, const BookScales &given, int32_t 
         const float size = std::fabs(x[i]);
         vector->sizes[i] = columns ? size * columns[i] : size;
       }
-      vector->set(x, columns, *norms, 0);
+      vector->set(x, columns, *norms);
       const int64_t at = row * (w.cols / block) + v * kVector / block;
       const float scale = given.scales[at];
       const int side = given.shifts ? given.shifts[at] : 0;
