@@ -12,6 +12,8 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+import bitsmith
+
 REFERENCE = Path(str(files("bitsmith") / "reference"))
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, VOCAB = 64, 128, 2, 4, 2, 4096
 
@@ -78,3 +80,23 @@ def make_folder(folder: Path, *, tensors: dict[str, np.ndarray] | None = None, *
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
         shutil.copy(REFERENCE / name, folder / name)
     return folder
+
+
+HERMES = """\
+{%- for t in tools or [] %}<tools>{{ t | tojson }}</tools>{% endfor %}
+{%- for m in messages %}<|{{ m.role }}|>{{ m.content }}
+    {%- for tool_call in m.tool_calls or [] %}{%- set tool_call = tool_call.function -%}
+        <tool_call>
+{{ '{' }}"name": "{{ tool_call.name }}", "arguments": {{ tool_call.arguments | tojson }}{{ '}' }}
+</tool_call>
+    {%- endfor %}
+    {%- if m.role == 'assistant' %}<|endoftext|>{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+
+def with_tools(folder: Path) -> Path:
+    """A folder of the reference model whose chat template knows tools, as Hermes and Qwen write them."""
+    made = bitsmith.convert("reference", to="bf16", out=folder).out
+    (made / "chat_template.jinja").write_text(HERMES)
+    return made

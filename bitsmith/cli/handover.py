@@ -40,13 +40,11 @@ def handover(ctx: click.Context, config: HandoverConfig, model: str, quiet: bool
         reason = f": {check.reason}" if check.reason else ""
         shown.print(f"  {mark:<6} {check.name}{check.measured}{reason}", markup=False, soft_wrap=True)
     if found.good is False:
-        names = ", ".join(check.name for check in found.failed)
-        shown.print(f"not good: {names}. The receipt is {found.out / RECEIPT}", markup=False, soft_wrap=True)
+        shown.print(f"{found.verdict}. The receipt is {found.out / RECEIPT}", markup=False, soft_wrap=True)
         ctx.exit(1)
-    versions = ", ".join(f"{name} {value}" for name, value in (found.versions or {}).items())
-    if found.good:
-        shown.print(f"checked with {versions}", markup=False, soft_wrap=True)
     shown.print(f"wrote {found.out}: {', '.join(found.files)}", markup=False, soft_wrap=True)
+    shown.print(found.command, markup=False, soft_wrap=True)
     for note in found.notes:
         shown.print(f"note: {note}", markup=False, soft_wrap=True)
-    shown.print(found.command, markup=False, soft_wrap=True)
+    if found.verdict:
+        shown.print(found.verdict, markup=False, soft_wrap=True)

@@ -24,6 +24,7 @@ class ProgressLines:
     def __init__(self, write: Callable[[str], object], now: Callable[[], float] = time.monotonic) -> None:
         self._write, self._now = write, now
         self._latest: Progress | None = None
+        self._ended: Progress | None = None  # the end of a stage that a line has told
         self._begun: dict[str, tuple[float, int]] = {}  # stage -> when it began, and what was done then
         self._moved: dict[str, tuple[float, int]] = {}  # stage -> the same for the last step that ended
         self._lines = 0
@@ -43,7 +44,10 @@ class ProgressLines:
         """Write a line if one is due. Returns the seconds until the next one."""
         now = self._now()
         if now >= self._due and self._latest is not None:
-            self._write(self.line(self._latest) + "\n")
+            if self._latest is not self._ended:
+                self._write(self.line(self._latest) + "\n")
+            if self._latest.done >= self._latest.total > 0:
+                self._ended = self._latest
             self._due = now + PAUSES[min(self._lines, len(PAUSES) - 1)]
             self._lines += 1
         return max(self._due - now, 0.1)

@@ -71,6 +71,7 @@ def serve(model: str, options: ServeOptions, loading: LoadingOptions) -> None:
         import uvicorn
 
         from bitsmith.serve.app import Served, make_app
+        from bitsmith.serve.connection import server_config
     except ImportError as error:
         raise UnsupportedError(
             f"the server needs packages that are not installed ({error.name}): pip install 'bitsmith[serve]'"
@@ -81,6 +82,7 @@ def serve(model: str, options: ServeOptions, loading: LoadingOptions) -> None:
     listening = _listen(options)
     note_missing_core()
     loaded = _load(model, loading, options.parallel)
+    _note_template(loaded)
     engine = Engine(loaded, Limits(options.parallel, options.queue, lookup=options.lookup))
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
@@ -94,11 +96,25 @@ def serve(model: str, options: ServeOptions, loading: LoadingOptions) -> None:
     served = Served(engine, options.name or loaded.name, key, _format(model, loading), _hosts(options))
     app = make_app(served)
     sys.setswitchinterval(_SWITCH)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+    config = server_config(app, log_level="warning", timeout_graceful_shutdown=2)
     try:
         uvicorn.Server(config).run(sockets=[listening])
     finally:
         engine.close()
+
+
+def _note_template(model: LanguageModel) -> None:
+    """Say at once where conversations will fail: the template is a program that comes with the model."""
+    from bitsmith.cli.drawing import stderr
+    from bitsmith.models.tokenizer.chat import TemplateError
+
+    if not model.tokenizer.has_chat_template:
+        return
+    try:
+        model.tokenizer.chat([{"role": "user", "content": "Hello"}])
+    except TemplateError as error:
+        words = f"warning: {error.fault}. Conversations will fail; /v1/completions and /v1/embeddings work."
+        stderr().print(words, markup=False, soft_wrap=True)
 
 
 def _check(options: ServeOptions, key: str | None) -> None:
@@ -175,6 +191,7 @@ def _load(model: str, loading: LoadingOptions, parallel: int) -> LanguageModel:
     if room is not None and wanted + weights > room:
         raise UsageError(
             f"the model ({weights / 1e9:.2f} GB) and the cache of --parallel={parallel} texts of --context={context} "
-            f"tokens ({wanted / 1e9:.2f} GB) do not fit into the {room / 1e9:.2f} GB of free memory; lower either."
+            f"tokens ({wanted / 1e9:.2f} GB) do not fit into the {room / 1e9:.2f} GB of free memory; lower either. The "
+            f"model itself was made for {checkpoint.config.context:,} tokens."
         )
     return api.load(model, **{**vars(loading), "context": context})

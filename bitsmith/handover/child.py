@@ -76,7 +76,7 @@ def find_place(runtime: Runtime, python: str | None) -> Place:
         return Place(sys.executable, program)
     if find_spec(probing.package) is not None:
         return Place(sys.executable)
-    raise UnsupportedError(f"{runtime.title} was not found, so the file cannot be checked; {runtime.install}.")
+    raise UnsupportedError(f"{runtime.started} was not found, so the file cannot be checked; {runtime.install}.")
 
 
 def _has(python: str, package: str) -> bool:
@@ -124,7 +124,7 @@ def ask(runtime: Runtime, place: Place, request: Mapping[str, Any], *, seconds: 
     if not told.done and not told.error:
         last = printable(printed.decode(errors="replace"))[-_LAST:].strip().splitlines()[-6:]
         why = f"took more than {seconds:.0f} s" if timed_out else f"ended with code {process.returncode}"
-        told.error = f"{runtime.title} {why}" + (f"; its last words: {' | '.join(last)}" if last else "")
+        told.error = f"{runtime.started} {why}" + (f"; its last words: {' | '.join(last)}" if last else "")
     return told
 
 

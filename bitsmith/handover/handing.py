@@ -14,7 +14,7 @@ from typing import Any, Unpack
 
 from bitsmith.containers.destination import folder_for
 from bitsmith.containers.output import write_file
-from bitsmith.errors import FileError, UsageError, quoted
+from bitsmith.errors import FileError, UsageError, in_flags, quoted
 from bitsmith.handover.checking import checked
 from bitsmith.handover.config import HandoverConfig, HandoverWords
 from bitsmith.handover.runtime import Prepared, Runtime
@@ -27,6 +27,10 @@ from bitsmith.system.progress import Progress, Report, silent
 from bitsmith.version import __version__
 
 RECEIPT = "receipt.json"
+UNPROVEN = (
+    "its weights could not be checked against anything, as the file has no manifest: give `--original` and the model "
+    "that it was made from"
+)
 HASHES = "model_files"  # the receipt's entry with the SHA-256 of every file of the model
 _PIECE = 1 << 22  # bytes read at once
 
@@ -56,6 +60,22 @@ class HandedOver:
         return all(check.passed is not False for check in self.checks) if self.checks else None
 
     @property
+    def compared_with(self) -> tuple[str, ...]:
+        """What the weights were compared with beside the file itself: "manifest", "original"; none without a check."""
+        names = {"file": "manifest", "original: divergence": "original"}
+        return tuple(names[check.name] for check in self.checks if check.name in names and check.passed is not None)
+
+    @property
+    def verdict(self) -> str:
+        """The result of the check in a sentence; "" if nothing was checked."""
+        if not self.checks:
+            return ""
+        if self.failed:
+            return f"not good: {', '.join(check.name for check in self.failed)}"
+        versions = ", ".join(f"{name} {value}" for name, value in (self.versions or {}).items())
+        return f"checked with {versions}" + ("" if self.compared_with else f"; {UNPROVEN}")
+
+    @property
     def failed(self) -> tuple[Check, ...]:
         """The checks that failed."""
         return tuple(check for check in self.checks if check.passed is False)
@@ -70,6 +90,8 @@ class HandedOver:
             "notes": list(self.notes),
             "files": list(self.files),
             "good": self.good,
+            "verdict": in_flags(self.verdict),
+            "weights_compared_with": list(self.compared_with),
             "versions": dict(self.versions or {}),
             "checks": [check.to_dict() for check in self.checks],
         }

@@ -33,4 +33,5 @@ RUNTIME = Runtime(
     _prepare,
     "LM Studio is at lmstudio.ai; for a check, `pip install xllamacpp`",
     probing=PROBING,
+    engine="llama.cpp",
 )

@@ -56,4 +56,6 @@ RUNTIME = Runtime(
     "Ollama is at ollama.com; for a check, `pip install xllamacpp`",
     refuses=_refuses,
     probing=PROBING,
+    engine="llama.cpp",
+    own_template="Ollama uses the Modelfile's template, which was made from the file's own and compared with it",
 )

@@ -179,6 +179,8 @@ def _notes_on_receipt(name: str, paths: Mapping[str, Path]) -> Iterator[str]:
         yield f"{name} says that a check FAILED"
     elif receipt.get("good") is not True:
         yield f"{name} says that nothing was checked; make it again with `bitsmith handover --check`"
+    elif receipt.get("weights_compared_with") == []:
+        yield f"{name} says that the weights were not checked against anything; make it again with `--original`"
     hashes = receipt.get(HASHES)
     if not isinstance(hashes, dict) or not hashes:
         yield f"{name} has no hashes of the model's files, so it may be of other files"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitsmith.errors import UnsupportedError
-from bitsmith.handover.subject import FOREIGN, Subject
+from bitsmith.handover.subject import FLOATS, FOREIGN, Subject
 
 
 def flag(name: str, *values: str) -> tuple[str, ...]:
@@ -90,6 +90,8 @@ class Runtime:
     install: how it is installed
     probing: how it is checked; None if it cannot be started on this kind of machine
     unchecked: why it is not checked, where `probing` is None
+    engine: the runtime that a check starts in its place, which computes for it; "" if it is started itself
+    own_template: what says the chat template in place of the file's own; "" if nothing does
     """
 
     name: str
@@ -101,6 +103,13 @@ class Runtime:
     refuses: Callable[[Subject], str] = lambda subject: ""
     probing: Probing | None = None
     unchecked: str = ""
+    engine: str = ""
+    own_template: str = ""
+
+    @property
+    def started(self) -> str:
+        """What a check starts."""
+        return f"{self.engine} (the engine of {self.title})" if self.engine else self.title
 
     def check_holds(self, subject: Subject) -> None:
         """Raise UnsupportedError if the runtime cannot hold the file, with what to do."""
@@ -111,9 +120,17 @@ class Runtime:
         else:
             reason = self.refuses(subject)
         if reason:
-            raise UnsupportedError(
-                f"{subject.path}: {reason}. Make a file for it from the original model: `{self.instead}`."
-            )
+            raise UnsupportedError(f"{subject.path}: {reason}. {self._instead(subject)}")
+
+    def _instead(self, subject: Subject) -> str:
+        """How a file for the runtime is made: of this model, where it is in 16 bits, or of its original."""
+        if subject.container == FLOATS:
+            command = self.instead.replace("MODEL", shlex.quote(str(subject.path)), 1)
+            return f"Make a file for it: `{command}`."
+        return (
+            f"Make a file for it from the original model: `{self.instead}`, where MODEL is the folder or hub name that "
+            "this file was made from."
+        )
 
 
 def _named(container: str) -> str:

@@ -49,10 +49,12 @@ class AnswerParser:
 
     tools: names of the tools that may be called; empty: all text is text
     thinking: whether the prompt already opened the thoughts
+    forced: whether the answer must be a call; one that is cut is no text then
     """
 
-    def __init__(self, tools: frozenset[str] = frozenset(), *, thinking: bool = False) -> None:
+    def __init__(self, tools: frozenset[str] = frozenset(), *, thinking: bool = False, forced: bool = False) -> None:
         self._tools = tools
+        self._forced = forced
         self._state = "opened" if thinking else "start"
         self._held = ""
 
@@ -60,6 +62,8 @@ class AnswerParser:
         """The parts that are certain by now."""
         self._held += text
         parts: list[Part] = []
+        if self._forced:
+            return parts
         while self._advance(parts):
             pass
         return [part for part in parts if isinstance(part, Call) or part.text]
@@ -67,6 +71,8 @@ class AnswerParser:
     def finish(self) -> list[Part]:
         """The rest, at the end of the answer."""
         rest, self._held = self._held, ""
+        if self._forced:
+            return _calls(rest, self._tools)
         if self._state in ("think", "opened"):
             return [Thought(rest)] if rest else []
         if self._state in ("call", "calls", "bare", "first"):

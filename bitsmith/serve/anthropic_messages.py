@@ -125,10 +125,9 @@ def _text(content: Any) -> str:
 class MessageAnswer:
     """Builds the answer of one request."""
 
-    def __init__(self, model: str, prompt_tokens: int) -> None:
+    def __init__(self, model: str) -> None:
         self._blocks: list[dict[str, Any]] = []
         self._head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": model}
-        self._prompt_tokens = prompt_tokens
 
     async def whole(self, coming: AsyncIterator[Progress]) -> dict[str, Any]:
         """The answer, once it has ended."""
@@ -141,11 +140,13 @@ class MessageAnswer:
         return {**self._head, "content": self._blocks, **self._end(done), "usage": self._usage(done)}
 
     async def streamed(self, coming: AsyncIterator[Progress]) -> AsyncIterator[str]:
-        """Server-sent events."""
-        start: dict[str, Any] = {**self._head, "content": [], "stop_reason": None, "stop_sequence": None}
-        start["usage"] = {"input_tokens": self._prompt_tokens, "output_tokens": 0}
-        yield _event("message_start", message=start)
+        """Server-sent events. The first one says how much of the prompt was in the cache, so the prompt is read by
+        then."""
+        started = False
         async for each in coming:
+            if not started:
+                yield self._start(each)
+                started = True
             for part in each.parts:
                 opened = self._add(part)
                 if opened is not None:
@@ -156,9 +157,13 @@ class MessageAnswer:
             if each.done is not None:
                 if self._blocks:
                     yield _event("content_block_stop", index=len(self._blocks) - 1)
-                tokens = {"output_tokens": each.done.tokens}
-                yield _event("message_delta", delta=self._end(each.done), usage=tokens)
+                yield _event("message_delta", delta=self._end(each.done), usage=self._usage(each.done))
         yield _event("message_stop")
+
+    def _start(self, first: Progress) -> str:
+        start: dict[str, Any] = {**self._head, "content": [], "stop_reason": None, "stop_sequence": None}
+        start["usage"] = _usage(first.prompt_tokens, first.reused, 0)
+        return _event("message_start", message=start)
 
     def _add(self, part: Part) -> dict[str, Any] | None:
         """Count in a part; an empty block, if it begins one."""
@@ -180,11 +185,12 @@ class MessageAnswer:
         return {"stop_reason": reason, "stop_sequence": done.stop or None}
 
     def _usage(self, done: Done) -> dict[str, int]:
-        return {
-            "input_tokens": done.prompt_tokens - done.reused,
-            "cache_read_input_tokens": done.reused,
-            "output_tokens": done.tokens,
-        }
+        return _usage(done.prompt_tokens, done.reused, done.tokens)
+
+
+def _usage(prompt: int, reused: int, drawn: int) -> dict[str, int]:
+    """Tokens in Anthropic's sense: those of the prompt that the cache held are counted apart."""
+    return {"input_tokens": prompt - reused, "cache_read_input_tokens": reused, "output_tokens": drawn}
 
 
 def _delta(part: Part) -> dict[str, str]:

@@ -25,7 +25,7 @@ from bitsmith.serve.anthropic_messages import MessageAnswer, MessagesBody
 from bitsmith.serve.embeddings import embeddings
 from bitsmith.serve.engine import Engine
 from bitsmith.serve.failures import body as failure_body
-from bitsmith.serve.failures import failure, of_error
+from bitsmith.serve.failures import failure, of_body, of_error, of_fields
 from bitsmith.serve.guard import App, Guard
 from bitsmith.serve.hosts import Hosts
 from bitsmith.serve.metrics import Metrics
@@ -33,7 +33,7 @@ from bitsmith.serve.openai_answers import ChatAnswers, TextAnswers, sse
 from bitsmith.serve.requests import Body, ChatBody, CompletionBody, EmbeddingBody
 from bitsmith.serve.responses import ResponseAnswer, ResponsesBody
 from bitsmith.serve.stream import AnswerError, Answers, Progress
-from bitsmith.serve.talk import Ask, Prepared, check_answers, check_talk, prepare_talk, prepare_text, with_grammar
+from bitsmith.serve.talk import Ask, Prepared, check_answers, count_talk, prepare_talk, prepare_text, with_grammar
 from bitsmith.serve.threads import GoneError, in_thread
 from bitsmith.version import __version__
 
@@ -107,15 +107,11 @@ def _add_failures(app: FastAPI) -> None:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if not kind.endswith(("/json", "+json")):
             return failure(request.url.path, 400, "body: expected JSON; send Content-Type: application/json.")
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-        return failure(request.url.path, 400, f"{where}: {first['msg']}")
+        return of_fields(request.url.path, error.errors()[0])
 
     @app.exception_handler(ValidationError)
     async def wrong_fields(request: Request, error: ValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "body"
-        return failure(request.url.path, 400, f"{where}: {first['msg']}")
+        return of_fields(request.url.path, error.errors()[0])
 
     @app.exception_handler(Exception)  # a fault of ours; the log tells of it
     async def broken(request: Request, error: Exception) -> JSONResponse:
@@ -123,6 +119,8 @@ def _add_failures(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+        if isinstance(error.__cause__, RecursionError | UnicodeDecodeError):
+            return of_body(request.url.path, error.__cause__)
         words = f"{request.method} {request.url.path}: {error.detail}"
         return failure(request.url.path, error.status_code, words)
 
@@ -154,14 +152,14 @@ def _add_openai(app: FastAPI, served: Served) -> None:
         ask, texts = body.asked(), body.prompts()
         _check_room(engine, len(texts), ask.answers)
         prepared = await _while_connected(request, _prepared_texts(request, engine, texts, ask))
-        answers = TextAnswers(served.name, tokenizer, len(prepared.wishes))
+        answers = TextAnswers(served.name, tokenizer, len(prepared.wishes), each=ask.answers)
         streamed = partial(answers.streamed, with_usage=bool((body.stream_options or {}).get("include_usage")))
         return await _answer(request, served, prepared, answers.whole, streamed if body.stream else None)
 
     @app.post("/v1/responses")
     async def respond(request: Request, body: ResponsesBody) -> Any:
         prepared = await _prepared(request, engine, body)
-        answer = ResponseAnswer(served.name)
+        answer = ResponseAnswer(served.name, prepared.wishes[0].drawing.sampling)
         return await _answer(request, served, prepared, answer.whole, answer.streamed if body.stream else None)
 
     @app.post("/v1/embeddings")
@@ -175,18 +173,14 @@ def _add_anthropic(app: FastAPI, served: Served) -> None:
     @app.post("/v1/messages")
     async def messages(request: Request, body: MessagesBody) -> Any:
         prepared = await _prepared(request, engine, body)
-        answer = MessageAnswer(served.name, len(prepared.wishes[0].prompt))
+        answer = MessageAnswer(served.name)
         return await _answer(request, served, prepared, answer.whole, answer.streamed if body.stream else None)
 
     @app.post("/v1/messages/count_tokens")
     async def count(request: Request, body: dict[str, Any]) -> dict[str, int]:
         asked = MessagesBody.model_validate({"max_tokens": 1, **body}).talk()
-        check_talk(engine, asked)
-        encode = partial(
-            engine.model.tokenizer.encode_chat, asked.messages, tools=asked.tools or None, begun=asked.begun
-        )
-        ids = await _while_connected(request, in_thread(encode, request.app.state.templates, most=engine.limits.queue))
-        return {"input_tokens": len(ids)}
+        work = in_thread(partial(count_talk, engine, asked), request.app.state.templates, most=engine.limits.queue)
+        return {"input_tokens": await _while_connected(request, work)}
 
 
 def _add_tools(app: FastAPI, served: Served) -> None:

@@ -17,6 +17,7 @@ from bitsmith.serve.endless import endless
 # without this, models that know no end write blanks for ever
 _KEPT = 16  # grammars that are kept
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_REGEX = "regex parse error:"
 ANY_JSON = json.dumps({"type": "object"})
 
 
@@ -130,8 +131,15 @@ def _unicode(text: str, what: str) -> str:
 
 
 def _brief(error: str) -> str:
-    """The first line of the library's words; behind it stands the state of its parser."""
-    return error.strip().partition("\n")[0][:300]
+    """The first line of the library's words; behind it stands the state of its parser.
+
+    What is wrong with a regular expression stands in a later line.
+    """
+    first, _, rest = error.strip().partition("\n")
+    reason = next((line.removeprefix("error: ") for line in rest.splitlines() if line.startswith("error: ")), "")
+    if first.endswith(_REGEX) and reason:
+        first = f"{first.removesuffix(_REGEX)[:200]}{reason}"
+    return first[:300]
 
 
 class _Words:

@@ -53,8 +53,7 @@ class Guard:
             await failure(path, 403, words)(scope, receive, send)
             return
         if path not in _OPEN and not self._may(headers):
-            words = "a key is needed: Authorization: Bearer KEY, as the server was started with `--api-key`."
-            await failure(path, 401, words)(scope, receive, send)
+            await failure(path, 401, _key_words(path, headers))(scope, receive, send)
             return
         too_large = failure(path, 413, f"the request has more than {self._most:,} bytes.")
         said = headers.get(b"content-length", b"0")
@@ -82,6 +81,14 @@ class Guard:
             return True
         given = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
         return hmac.compare_digest(given, self._key)
+
+
+def _key_words(path: str, headers: dict[bytes, bytes]) -> str:
+    """What to say where the key is not there, or another one; the header is that of the API."""
+    header = "x-api-key: KEY" if path.startswith("/v1/messages") else "Authorization: Bearer KEY"
+    if b"x-api-key" in headers or b"authorization" in headers:
+        return f"this key is wrong; expected {header}, with the key that the server was started with."
+    return f"a key is needed: {header}, as the server was started with `--api-key`."
 
 
 class _Counted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +18,14 @@ from bitsmith.serve.wish import Done, Likely
 REASONS = {"end": "stop", "stop": "stop", "length": "length", "context": "length", "cancelled": "stop"}
 
 
-def usage(done: list[Done]) -> dict[str, Any]:
-    """Counts of tokens; the prompt counts once for all answers to it."""
-    prompt, drawn = (done[0].prompt_tokens if done else 0), sum(each.tokens for each in done)
-    cached = {"cached_tokens": done[0].reused if done else 0}
+def usage(done: Sequence[Done], answers: int) -> dict[str, Any]:
+    """Counts of tokens; each prompt counts once for all answers to it.
+
+    done: of all answers, those to one prompt one after the other
+    answers: number of answers to each prompt
+    """
+    prompt, drawn = sum(each.prompt_tokens for each in done[::answers]), sum(each.tokens for each in done)
+    cached = {"cached_tokens": sum(each.reused for each in done[::answers])}
     return {
         "prompt_tokens": prompt,
         "completion_tokens": drawn,
@@ -66,7 +70,7 @@ class ChatAnswers:
             self._add(each)
         choices = [self._choice(number, answer) for number, answer in enumerate(self._answers)]
         done = [each.done for each in self._answers if each.done is not None]
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage(done)}
+        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage(done, len(done))}
 
     async def streamed(self, coming: AsyncIterator[Progress], *, with_usage: bool) -> AsyncIterator[str]:
         """Server-sent events."""
@@ -79,7 +83,7 @@ class ChatAnswers:
                 yield self._chunk(each.number, {}, reason=self._answers[each.number].reason)
         if with_usage:
             done = [each.done for each in self._answers if each.done is not None]
-            yield sse({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage(done)})
+            yield sse({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage(done, len(done))})
         yield "data: [DONE]\n\n"
 
     def _add(self, each: Progress) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
@@ -125,12 +129,17 @@ class ChatAnswers:
 
 
 class TextAnswers:
-    """Builds the answers of one request to /v1/completions."""
+    """Builds the answers of one request to /v1/completions.
 
-    def __init__(self, model: str, tokenizer: Tokenizer, count: int) -> None:
+    count: of all answers
+    each: of the answers to each prompt
+    """
+
+    def __init__(self, model: str, tokenizer: Tokenizer, count: int, *, each: int = 1) -> None:
         self._head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         self._head["object"] = "text_completion"
         self._tokenizer = tokenizer
+        self._each = each
         self._texts = [""] * count
         self._drawn: list[list[tuple[Likely, tuple[Likely, ...]]]] = [[] for _ in range(count)]
         self._done: list[Done | None] = [None] * count
@@ -160,7 +169,7 @@ class TextAnswers:
     @property
     def usage(self) -> dict[str, Any]:
         """Counts of tokens."""
-        return usage([done for done in self._done if done is not None])
+        return usage([done for done in self._done if done is not None], self._each)
 
     def _add(self, each: Progress) -> str:
         text = "".join(part.text for part in each.parts if isinstance(part, Text | Thought))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bitsmith.errors import UsageError
 from bitsmith.runtime.sampling import DEFAULT
@@ -21,9 +21,22 @@ _IMAGES = "this server answers texts; the request holds a part of type {kind!r}.
 
 
 class Body(BaseModel):
-    """Unknown fields are errors: a client that asks for something must not believe that it was heard."""
+    """Unknown fields are errors: a client that asks for something must not believe that it was heard.
 
-    model_config = ConfigDict(extra="forbid")
+    A field that is null is one that is not given, whether it is known or not.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        """What is given. Known fields that may be null stay."""
+        if not isinstance(given, dict):
+            return given
+        may = {name for name, each in cls.model_fields.items() if type(None) in get_args(each.annotation)}
+        needed = {name for name, each in cls.model_fields.items() if each.is_required()}
+        return {key: value for key, value in given.items() if value is not None or key in may | needed}
 
 
 class Common(Body):
@@ -123,12 +136,15 @@ class ChatBody(Common):
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
     reasoning_effort: str | None = None
+    modalities: list[str] | None = None
 
     def talk(self) -> Talk:
         """What is asked. Raises UsageError."""
         most = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
         if self.top_logprobs and not self.logprobs:
             raise UsageError('top_logprobs: give "logprobs": true with it.')
+        if self.modalities not in (None, ["text"]):
+            raise UsageError('modalities: this server answers texts; expected ["text"], or leave it out.')
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         tools = [checked_tool(tool) for tool in self.tools or []]
         messages = [plain_message(message, number) for number, message in enumerate(self.messages, 1)]

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from bitsmith.errors import UsageError
-from bitsmith.runtime.sampling import DEFAULT
+from bitsmith.runtime.sampling import DEFAULT, Sampling
 from bitsmith.serve.answer import Call, Part, Text
 from bitsmith.serve.requests import Body, checked_tool, choice_of, form_of, plain_message
 from bitsmith.serve.stream import Progress
@@ -76,7 +76,8 @@ def _message(item: dict[str, Any], number: int) -> dict[str, Any]:
 class ResponseAnswer:
     """Builds the answer of one request."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, sampling: Sampling) -> None:
+        self._sampling = sampling
         self._head = {"id": f"resp_{uuid.uuid4().hex}", "object": "response", "created_at": int(time.time())}
         self._head["model"] = model
         self._items: list[dict[str, Any]] = []
@@ -90,7 +91,7 @@ class ResponseAnswer:
                 self._add(part)
             done = each.done or done
         assert done is not None
-        self._close_items()
+        self._close_items(done)
         return self._response(done)
 
     async def streamed(self, coming: AsyncIterator[Progress]) -> AsyncIterator[str]:
@@ -122,7 +123,7 @@ class ResponseAnswer:
                         logprobs=[],
                     )
             if each.done is not None:
-                for event in self._ends(len(self._items) - 1):
+                for event in self._ends(len(self._items) - 1, each.done):
                     yield event
                 response = self._response(each.done)
                 yield self._event(f"response.{response['status']}", response=response)
@@ -159,11 +160,11 @@ class ResponseAnswer:
             events.append(self._event("response.content_part.added", **place, part=part))
         return events
 
-    def _ends(self, at: int) -> list[str]:
+    def _ends(self, at: int, done: Done | None = None) -> list[str]:
         if at < 0:
             return []
         item = self._items[at]
-        item["status"] = "completed"
+        item["status"] = _status(item, done)
         events, place = [], {"item_id": item["id"], "output_index": at}
         if item["type"] == "message":
             part = item["content"][0]
@@ -175,12 +176,12 @@ class ResponseAnswer:
             events.append(self._event("response.function_call_arguments.done", **told))
         return [*events, self._event("response.output_item.done", output_index=at, item=item)]
 
-    def _close_items(self) -> None:
+    def _close_items(self, done: Done) -> None:
         for item in self._items:
-            item["status"] = "completed"
+            item["status"] = _status(item, done if item is self._items[-1] else None)
 
     def _response(self, done: Done | None) -> dict[str, Any]:
-        cut = done is not None and done.why in ("length", "context")
+        cut = done is not None and _cut(done)
         status = "in_progress" if done is None else "incomplete" if cut else "completed"
         usage = None
         if done is not None:
@@ -200,8 +201,8 @@ class ResponseAnswer:
             "instructions": None,
             "metadata": {},
             "parallel_tool_calls": True,
-            "temperature": None,
-            "top_p": None,
+            "temperature": self._sampling.temperature,
+            "top_p": self._sampling.top_p,
             "tool_choice": "auto",
             "tools": [],
             "usage": usage,
@@ -211,6 +212,19 @@ class ResponseAnswer:
         told = {"type": kind, "sequence_number": self._number, **fields}
         self._number += 1
         return f"event: {kind}\ndata: {json.dumps(told, ensure_ascii=False)}\n\n"
+
+
+def _cut(done: Done) -> bool:
+    return done.why in ("length", "context")
+
+
+def _status(item: dict[str, Any], done: Done | None) -> str:
+    """The status of an item that has ended. done: the end of the answer, if the item is its last
+
+    Calls are told once they are whole.
+    """
+    cut = done is not None and _cut(done) and item["type"] != "function_call"
+    return "incomplete" if cut else "completed"
 
 
 def _empty_thought() -> dict[str, Any]:

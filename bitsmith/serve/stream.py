@@ -26,12 +26,15 @@ class Progress:
     parts: text, thoughts and calls
     tokens: drawn tokens with log-probabilities, if asked for
     done: the end; None while more comes
+    prompt_tokens, reused: of its prompt, and those of them that were in the cache already
     """
 
     number: int
     parts: Many[Part]
     tokens: Many[tuple[Likely, tuple[Likely, ...]]] = ()
     done: Done | None = None
+    prompt_tokens: int = 0
+    reused: int = 0
 
 
 class Answers(AsyncIterator[Progress]):
@@ -70,10 +73,12 @@ class Answers(AsyncIterator[Progress]):
         number, event = await self._events.get()
         if isinstance(event, Failed):
             raise AnswerError(event.error)
+        sequence, parser = self._sequences[number], self._parsers[number]
+        prompt, reused = len(sequence.wish.prompt), sequence.reused
         if isinstance(event, Piece):
-            return Progress(number, self._parsers[number].feed(event.text), event.tokens)
+            return Progress(number, parser.feed(event.text), event.tokens, prompt_tokens=prompt, reused=reused)
         self._left -= 1
-        return Progress(number, self._parsers[number].finish(), done=event)
+        return Progress(number, parser.finish(), done=event, prompt_tokens=prompt, reused=reused)
 
     def cancel(self) -> None:
         """Nobody wants the answers any more. Those that have ended stay as they are."""

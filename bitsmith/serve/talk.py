@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bitsmith.errors import UsageError
+from bitsmith.errors import UnsupportedError, UsageError
 from bitsmith.models.tokenizer import Tokenizer
 from bitsmith.models.tokenizer.spelled import texts_in
 from bitsmith.runtime.messages import check_messages
@@ -70,15 +70,17 @@ class Prepared:
 
     tools: names of the tools that may be called
     thinking: whether the prompt opened the thoughts
+    forced: whether the answer must be a call
     """
 
     wishes: tuple[Wish, ...]
     tools: frozenset[str] = frozenset()
     thinking: bool = False
+    forced: bool = False
 
     def parser(self) -> AnswerParser:
         """For one answer."""
-        return AnswerParser(self.tools, thinking=self.thinking)
+        return AnswerParser(self.tools, thinking=self.thinking, forced=self.forced)
 
 
 def prepare_text(engine: Engine, prompt: str | Sequence[int], ask: Ask) -> Prepared:
@@ -124,12 +126,14 @@ def prepare_talk(engine: Engine, talk: Talk) -> Prepared:
     wishes = _wishes(engine, ids, ask)
     if used:
         wishes = tuple(replace(wish, special=True) for wish in wishes)
-    return Prepared(wishes, names if used else frozenset(), thinking and not wishes[0].drawing.grammar)
+    return Prepared(wishes, names if used else frozenset(), thinking and not wishes[0].drawing.grammar, forced)
 
 
 def _begin(tokenizer: Tokenizer, talk: Talk, tools: Sequence[Mapping[str, Any]]) -> tuple[list[int], bool]:
     """Tokens up to where the model goes on, and whether it is within its thoughts there. Raises UsageError."""
     ids = tokenizer.encode_chat(talk.messages, tools=tools or None)
+    if tools:
+        _check_told(tokenizer, talk, ids)
     thinking = tokenizer.decode(ids[-8:], special=True).rstrip().endswith("<think>")
     if not talk.begun:
         return ids, thinking
@@ -139,6 +143,26 @@ def _begin(tokenizer: Tokenizer, talk: Talk, tools: Sequence[Mapping[str, Any]])
             "message of the user."
         )
     return tokenizer.encode_chat(talk.messages, tools=tools or None, begun=talk.begun), False
+
+
+def _check_told(tokenizer: Tokenizer, talk: Talk, ids: Sequence[int]) -> None:
+    """Raise UsageError where the prompt is the same without tools: the model would know nothing of them."""
+    try:
+        without = tokenizer.encode_chat(talk.messages)
+    except UnsupportedError:  # so the template reads the tools
+        return
+    if without == ids:
+        raise UsageError(
+            "tools: the model's chat template does not tell the model of tools, so it would know nothing of them; "
+            "leave tools out and describe them in a message, or serve a model whose template writes tools."
+        )
+
+
+def count_talk(engine: Engine, talk: Talk) -> int:
+    """Tokens of a conversation's prompt. Raises as `prepare_talk`."""
+    check_talk(engine, talk)
+    tools = () if talk.choice == "none" else talk.tools
+    return len(_begin(engine.model.tokenizer, talk, tools)[0])
 
 
 def with_grammar(engine: Engine, ask: Ask) -> Ask:

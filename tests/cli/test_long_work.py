@@ -32,6 +32,20 @@ class Clock:
         return self.now
 
 
+def test_the_end_of_a_stage_is_told_once() -> None:
+    clock, written = Clock(), list[str]()
+    lines = ProgressLines(written.append, clock)
+    lines(Progress("verify", 5, 5, "B"))
+    for second in range(100):
+        clock.now = 100.0 + second
+        lines.tick()
+    assert [line.partition(",")[0] for line in written] == ["verify: 100 %"]
+    lines(Progress("hash", 1, 5, "B"))
+    clock.now += 100
+    lines.tick()
+    assert len(written) == 2
+
+
 def test_lines_come_after_five_seconds_and_then_more_rarely() -> None:
     clock, written = Clock(), []
     lines = ProgressLines(lambda line: written.append((clock.now - 100, line)), clock)

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import bitsmith
 from bitsmith.errors import UnsupportedError, UsageError
-from bitsmith.handover.checking import check_configuration
+from bitsmith.handover.checking import check_configuration, check_file, without_template
 from bitsmith.handover.child import Place, Told, ask, find_place
+from bitsmith.handover.handing import HandedOver
 from bitsmith.handover.original import bits_of, check_same_model, most_lost
 from bitsmith.handover.probes.child import ENDED, choices
 from bitsmith.handover.questions import CHATS, Answers, Rendered, written_call
@@ -22,6 +25,7 @@ from bitsmith.handover.runtimes import RUNTIMES, find_runtime
 from bitsmith.handover.subject import open_subject
 from bitsmith.handover.verdict import Check, compare
 from tests.cli.command import Command
+from tests.tiny import with_tools
 
 
 @pytest.fixture
@@ -192,26 +196,6 @@ def test_a_runtime_goes_on_from_our_token() -> None:
     assert choices(Asked(), [1, 2, 3, 4, 5, 6, 7], 2) == [3, 9, 5, ENDED, ENDED]
 
 
-HERMES = """\
-{%- for t in tools or [] %}<tools>{{ t | tojson }}</tools>{% endfor %}
-{%- for m in messages %}<|{{ m.role }}|>{{ m.content }}
-    {%- for tool_call in m.tool_calls or [] %}{%- set tool_call = tool_call.function -%}
-        <tool_call>
-{{ '{' }}"name": "{{ tool_call.name }}", "arguments": {{ tool_call.arguments | tojson }}{{ '}' }}
-</tool_call>
-    {%- endfor %}
-    {%- if m.role == 'assistant' %}<|endoftext|>{% endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
-
-
-def with_tools(folder: Path) -> Path:
-    """A folder of the reference model whose chat template knows tools, as Hermes and Qwen write them."""
-    made = bitsmith.convert("reference", to="bf16", out=folder).out
-    (made / "chat_template.jinja").write_text(HERMES)
-    return made
-
-
 def test_a_call_as_the_template_writes_it(tmp_path: Path) -> None:
     text = written_call(open_subject(with_tools(tmp_path / "tools")).tokenizer)
     assert text == '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
@@ -237,6 +221,64 @@ def test_a_call_that_the_runtime_finds_in_a_text() -> None:
         {"calls": [wanted, wanted]},
     ):
         assert judged(wrong) is False
+
+
+def test_a_hint_names_the_model_where_it_is_known(tmp_path: Path, gguf: Path) -> None:
+    floats = bitsmith.convert("reference", to="bf16", out=tmp_path / "my floats").out
+    with pytest.raises(UnsupportedError) as caught:
+        bitsmith.hand_over(floats, runtime="llama.cpp", out=tmp_path / "out")
+    assert f"`bitsmith quantize '{floats.resolve()}' --to q4_k_m`" in str(caught.value)
+    with pytest.raises(UnsupportedError, match="where MODEL is the folder or hub name that this file was made from"):
+        bitsmith.hand_over(gguf, runtime="vllm", out=tmp_path / "out")
+
+
+def with_checks(*checks: Check) -> HandedOver:
+    place = Path("x")
+    return HandedOver("vllm", place, place, "", (), (), checks, {"vllm": "1"})
+
+
+def test_weights_that_nothing_was_compared_with_are_told() -> None:
+    loads, unknown = Check("loading", True), Check("file", None, "no manifest")
+    assert with_checks(loads, Check("file", True)).verdict == "checked with vllm 1"
+    assert with_checks(loads, unknown, Check("original: divergence", True)).verdict == "checked with vllm 1"
+    bare = with_checks(loads, unknown)
+    assert "could not be checked against anything" in bare.verdict
+    assert "`--original`" in bare.to_dict()["verdict"]
+    assert bare.to_dict()["weights_compared_with"] == []
+    assert with_checks(Check("loading", False), unknown).verdict == "not good: loading"
+    assert with_checks().verdict == ""
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_two_tensors_that_changed_places_are_found_by_the_manifest_alone(tmp_path: Path, manifest: bool) -> None:
+    """Both sides read the same file, so that their answers agree."""
+    made = bitsmith.quantize("reference", to="compressed/w4a16", out=tmp_path / "m").out
+    file = made / "model.safetensors"
+    with safe_open(file, "numpy") as held:
+        tensors, notes = {name: held.get_tensor(name) for name in held.keys()}, held.metadata()  # noqa: SIM118
+    one, two = (f"model.layers.{layer}.self_attn.q_proj.weight_packed" for layer in (0, 2))
+    tensors[one], tensors[two] = tensors[two], tensors[one]
+    save_file(tensors, file, metadata=notes if manifest else {"format": "pt"})
+    found = check_file(open_subject(made))
+    assert found.passed is (False if manifest else None)
+
+
+def test_ollamas_template_is_not_the_one_that_llama_cpp_shows() -> None:
+    ollama, studio = find_runtime("ollama"), find_runtime("lm-studio")
+    assert ollama.started == "llama.cpp (the engine of Ollama)"
+    assert find_runtime("llama.cpp").started == "llama.cpp"
+    for name in ("template: tools", "template", "tool call"):
+        found = without_template(Check(name, True), ollama)
+        assert found.passed is None
+        assert "Ollama uses the Modelfile's template" in found.reason
+        assert without_template(Check(name, True), studio).passed
+    assert without_template(Check("log probabilities", False), ollama).passed is False
+
+
+def test_what_is_done_next_stands_behind_the_command(bitsmith_command: Command, gguf: Path, tmp_path: Path) -> None:
+    done = bitsmith_command("handover", str(gguf), "--for", "ollama", "-o", str(tmp_path / "out"))
+    assert done.code == 0
+    assert done.out.index("ollama create") < done.out.index("then `ollama run")
 
 
 @pytest.mark.parametrize(("to", "least", "most"), [("q8_0", 8, 9), ("q4_0", 4, 5), ("q2_k", 2, 3.5)])

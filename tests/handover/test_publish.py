@@ -63,6 +63,8 @@ def test_a_receipt_of_other_files_or_without_a_check_is_noted(tmp_path: Path) ->
     assert len(notes()) == 1
     assert "nothing was checked" in notes()[0]
     path.write_text(json.dumps({**receipt, "good": True}))
+    assert "the weights were not checked against anything" in notes()[0]
+    path.write_text(json.dumps({**receipt, "good": True, "weights_compared_with": ["manifest"]}))
     assert notes() == []
     (made / "config.json").write_text((made / "config.json").read_text() + "\n")
     assert len(notes()) == 1

@@ -20,7 +20,7 @@ from bitsmith.handover.checking import check_original, check_runtime
 from bitsmith.handover.questions import loaded, our_answers
 from bitsmith.handover.runtimes import find_runtime
 from bitsmith.handover.subject import open_subject
-from tests.handover.test_handover import with_tools
+from tests.tiny import with_tools
 
 PYTHONS = {"vllm": os.environ.get("BITSMITH_VLLM_PYTHON"), "mlx": os.environ.get("BITSMITH_MLX_PYTHON")}
 CASES = [

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import bitsmith
 from bitsmith.runtime.language_model import LanguageModel
@@ -37,10 +38,12 @@ def serving(
     adapter: Path | None = None,
     patience: float = 30.0,
     allowed: Sequence[str] = (),
+    connections: int = 512,
 ) -> Iterator[Running]:
     import uvicorn
 
     from bitsmith.serve.app import Served, make_app
+    from bitsmith.serve.connection import server_config
     from bitsmith.serve.hosts import Hosts
 
     loaded = bitsmith.load(model, context=context, adapter=adapter)
@@ -48,7 +51,8 @@ def serving(
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     app = make_app(Served(engine, "reference", key, hosts=Hosts(allowed)), patience=patience)
-    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
+    words: dict[str, Any] = {"log_level": "error", "timeout_graceful_shutdown": 1}
+    config = server_config(app, patience=patience, most=connections, **words)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: server.run(sockets=[listening]), daemon=True)
     thread.start()

@@ -11,6 +11,7 @@ pytest.importorskip("fastapi")
 anthropic = pytest.importorskip("anthropic")
 
 from tests.serve.server import Running, serving  # noqa: E402
+from tests.tiny import with_tools  # noqa: E402
 
 GREEDY = {"temperature": 0}
 TALK: list[Any] = [{"role": "user", "content": "Tell me of the whale."}]
@@ -53,7 +54,37 @@ def test_stops_are_named(running: Running, client: Any) -> None:
     assert (made.stop_reason, made.stop_sequence) == ("stop_sequence", stop)
 
 
-def test_tools(client: Any) -> None:
+@pytest.fixture(scope="module")
+def tool_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Of a model whose chat template knows tools."""
+    with serving(model=with_tools(tmp_path_factory.mktemp("tools") / "model")) as found:
+        yield anthropic.Anthropic(base_url=found.url, api_key="none", max_retries=0)
+
+
+def test_tools_that_the_template_does_not_tell_of_are_refused(client: Any) -> None:
+    tool: Any = {"name": "dive", "input_schema": {"type": "object"}}
+    with pytest.raises(anthropic.BadRequestError, match="does not tell the model of tools"):
+        client.messages.create(model="reference", messages=TALK, max_tokens=4, tools=[tool])
+    with pytest.raises(anthropic.BadRequestError, match="does not tell the model of tools"):
+        client.messages.count_tokens(model="reference", messages=TALK, tools=[tool])
+
+
+def test_streamed_and_whole_answers_count_alike(running: Running, client: Any) -> None:
+    words: Any = {"model": "reference", "messages": TALK, "max_tokens": 4, "extra_body": GREEDY}
+    client.messages.create(**words)  # so that the cache holds a part of the prompt
+    whole = client.messages.create(**words).usage
+    events = list(client.messages.create(**words, stream=True))
+    first = next(event.message.usage for event in events if event.type == "message_start")
+    last = next(event.usage for event in events if event.type == "message_delta")
+    assert whole.cache_read_input_tokens > 0
+    assert whole.input_tokens + whole.cache_read_input_tokens == len(running.model.chat_ids(TALK))
+    for found in (first, last):
+        counts = (found.input_tokens, found.cache_read_input_tokens)
+        assert counts == (whole.input_tokens, whole.cache_read_input_tokens)
+
+
+def test_tools(tool_client: Any) -> None:
+    client = tool_client
     pytest.importorskip("llguidance")
     schema = {"type": "object", "properties": {"depth": {"enum": ["deep", "flat"]}}, "required": ["depth"]}
     tool = {"name": "dive", "description": "Dive.", "input_schema": schema | {"additionalProperties": False}}
@@ -74,7 +105,7 @@ def test_errors_have_anthropics_form(running: Running, client: Any) -> None:
     with pytest.raises(anthropic.BadRequestError, match="unknown role"):
         client.messages.create(model="reference", messages=[{"role": "pirate", "content": "x"}], max_tokens=4)
     stranger = anthropic.Anthropic(base_url=running.url, api_key="wrong", max_retries=0)
-    with pytest.raises(anthropic.AuthenticationError, match="a key is needed"):
+    with pytest.raises(anthropic.AuthenticationError, match="this key is wrong; expected x-api-key"):
         stranger.messages.create(model="reference", messages=TALK, max_tokens=4)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -11,9 +12,12 @@ from click.testing import CliRunner
 pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
-from bitsmith.cli.serve import serve  # noqa: E402
+import bitsmith  # noqa: E402
+from bitsmith.cli.serve import _note_template, serve  # noqa: E402
 from bitsmith.errors import UsageError  # noqa: E402
+from bitsmith.models.tokenizer.chat import TemplateRenderer  # noqa: E402
 from tests.serve.server import Running, serving  # noqa: E402
+from tests.tiny import make_folder  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,10 @@ def test_a_key_is_needed(running: Running) -> None:
     assert refused.json()["error"]["type"] == "authentication_error"
     for headers in ({"Authorization": "Bearer secret"}, {"x-api-key": "secret"}):
         assert httpx.get(f"{running.url}/v1/models", headers=headers).status_code == 200
-    assert httpx.get(f"{running.url}/v1/models", headers={"Authorization": "Bearer secreT"}).status_code == 401
+    assert "a key is needed: Authorization: Bearer KEY" in refused.json()["error"]["message"]
+    wrong = httpx.get(f"{running.url}/v1/models", headers={"Authorization": "Bearer secreT"})
+    assert wrong.status_code == 401
+    assert "this key is wrong" in wrong.json()["error"]["message"]
 
 
 def test_large_and_broken_bodies(running: Running) -> None:
@@ -88,6 +95,26 @@ def test_a_port_in_use(running: Running) -> None:
     found = CliRunner().invoke(serve, ["reference", "--port", port])
     assert isinstance(found.exception, UsageError)
     assert "give another --port" in found.exception.flags
+
+
+def test_a_template_that_never_ends_is_told_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bitsmith.models.tokenizer.TemplateRenderer", lambda: TemplateRenderer(seconds=0.5))
+    folder = make_folder(tmp_path / "hostile")
+    (folder / "chat_template.jinja").write_text(
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    )
+    _note_template(bitsmith.load(folder))
+    assert "warning: the model's chat template takes more than" in capsys.readouterr().err
+    _note_template(bitsmith.load("reference"))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_context_that_does_not_fit_names_the_models_own() -> None:
+    found = CliRunner().invoke(serve, ["reference", "--port", "0", "--context", "9999999999"])
+    assert isinstance(found.exception, UsageError)
+    assert "was made for 1,024 tokens" in found.exception.flags
 
 
 def test_a_cache_that_does_not_fit() -> None:

@@ -71,12 +71,12 @@ def test_a_template_that_never_ends(template: str, said: str, tmp_path: Path, mo
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     with serving(Limits(parallel=2), model=folder, context=64) as found, ThreadPoolExecutor(12) as threads:
         chats = [
-            threads.submit(refused, found, "/v1/chat/completions", {"messages": TALK, "max_tokens": 4})
+            threads.submit(refused, found, "/v1/chat/completions", {"messages": TALK, "max_tokens": 4}, 500)
             for _ in range(8 if template is ENDLESS else 2)
         ]
         body = {"prompt": [100, 101, 102], "max_tokens": 2, "temperature": 0}
         assert httpx.post(f"{found.url}/v1/completions", json=body, timeout=60).status_code == 200
-        assert all(said in each.result() for each in chats)
+        assert all(said in each.result() and "another one" not in each.result() for each in chats)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,7 @@ def test_schemas_that_cannot_be_followed(running: Running, schema: dict[str, Any
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     said = refused(running, "/v1/chat/completions", {"messages": TALK, "max_tokens": 8, "response_format": form})
     assert "schema cannot be followed" in said
+    assert not said.endswith("error:")
 
 
 def test_a_schema_that_is_too_large_is_seen_while_it_is_followed(running: Running) -> None:
@@ -129,6 +130,14 @@ def test_a_schema_nested_deeper_than_json_is_read(running: Running) -> None:
     found = httpx.post(f"{running.url}/v1/chat/completions", content=f"{body}{deep}}}}}}}", headers=headers, timeout=60)
     assert found.status_code == 400
     assert found.json()["error"]["message"]
+    for content, said in (
+        (b"[" * 200_000, "the body is not JSON that can be read: it is nested too deep"),
+        (b'{"prompt": x}', "the body is not JSON: expecting value at character 11"),
+        (b'{"prompt": "\xff"}', "the body is not JSON: it is not UTF-8 at byte 12"),
+    ):
+        broken = httpx.post(f"{running.url}/v1/completions", content=content, headers=headers, timeout=60)
+        assert broken.status_code == 400
+        assert said in broken.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +155,8 @@ def test_a_schema_nested_deeper_than_json_is_read(running: Running) -> None:
         ({"seed": "x"}, "seed"),
         ({"grammar": "start: start"}, "grammar"),
         ({"grammar": "start: ("}, "grammar cannot be followed"),
-        ({"regex": "("}, "cannot be followed"),
+        ({"regex": "("}, "unclosed group"),
+        ({"grammar": "start: /(/"}, "unclosed group"),
         ({"regex": "\ud800"}, "surrogate"),
         ({"regex": "a", "grammar": 'start: "a"'}, "grammar, regex: an answer can have one form"),
         ({"repeat_penalty": 1e-320}, "repeat_penalty"),
@@ -254,6 +264,39 @@ def test_a_body_that_comes_in_drops() -> None:
         else:
             pytest.fail("the server goes on waiting")
     assert " 408 " in answer
+
+
+def closed(made: socket.socket) -> bytes:
+    """What comes until the server closes the connection."""
+    made.settimeout(20)
+    found = b""
+    while piece := made.recv(4096):
+        found += piece
+    return found
+
+
+def test_half_a_head() -> None:
+    """At the beginning of a connection, and behind a whole request."""
+    with serving(patience=0.5) as found:
+        assert closed(raw(found, b"GET /health HTTP/1.1\r\nHo")) == b""
+        assert closed(raw(found, b"")) == b""
+        made = raw(found, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200 " in made.recv(4096)
+        made.sendall(b"GET /health HTTP/1.1\r\nHo")
+        closed(made)
+        body = {"prompt": "The whale", "max_tokens": 100, "temperature": 0}  # an answer may take longer than a head
+        assert httpx.post(f"{found.url}/v1/completions", json=body, timeout=60).status_code == 200
+
+
+def test_more_connections_than_there_may_be() -> None:
+    with serving(connections=3) as found:
+        held = [raw(found, b"GET /health HTTP/1.1\r\nHo") for _ in range(3)]
+        time.sleep(0.2)
+        assert b" 503 " in closed(raw(found, b""))
+        for each in held:
+            each.close()
+        time.sleep(0.2)
+        assert httpx.get(f"{found.url}/health").status_code == 200
 
 
 def test_a_client_that_does_not_read(running: Running) -> None:

@@ -12,7 +12,11 @@ import pytest
 pytest.importorskip("fastapi")
 openai = pytest.importorskip("openai")
 
+from bitsmith.runtime.sampling import DEFAULT  # noqa: E402
+from bitsmith.serve.openai_answers import usage  # noqa: E402
+from bitsmith.serve.wish import Done  # noqa: E402
 from tests.serve.server import Running, serving  # noqa: E402
+from tests.tiny import with_tools  # noqa: E402
 
 TALK: list[Any] = [{"role": "user", "content": "Tell me of the whale."}]
 
@@ -130,7 +134,15 @@ def test_answers_follow_a_schema(client: Any) -> None:
         assert made.choices[0].finish_reason == "stop"
 
 
-def test_a_tool_that_must_be_called_is_called(client: Any) -> None:
+@pytest.fixture(scope="module")
+def tool_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Of a model whose chat template knows tools."""
+    with serving(model=with_tools(tmp_path_factory.mktemp("tools") / "model")) as found:
+        yield openai.OpenAI(base_url=f"{found.url}/v1", api_key="none", max_retries=0)
+
+
+def test_a_tool_that_must_be_called_is_called(tool_client: Any) -> None:
+    client = tool_client
     pytest.importorskip("llguidance")
     parameters = {"type": "object", "properties": {"depth": {"enum": ["deep", "flat"]}}, "required": ["depth"]}
     parameters |= {"additionalProperties": False}
@@ -156,13 +168,64 @@ def test_a_tool_that_must_be_called_is_called(client: Any) -> None:
     assert [each.function.name for each in called] == ["dive"]
 
 
+FLY: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "fly", "parameters": {"type": "object", "properties": {"where": {"type": "string"}}}},
+}
+
+
+def test_tools_that_the_template_does_not_tell_of_are_refused(client: Any) -> None:
+    for choice in ("auto", "required"):
+        with pytest.raises(openai.BadRequestError, match="does not tell the model of tools") as caught:
+            client.chat.completions.create(
+                model="reference", messages=TALK, max_tokens=4, tools=[FLY], tool_choice=choice
+            )
+        assert caught.value.param == "tools"
+    tool: Any = {"type": "function", "name": "fly", "parameters": {"type": "object"}, "strict": False}
+    with pytest.raises(openai.BadRequestError, match="does not tell the model of tools"):
+        client.responses.create(model="reference", input="x", tools=[tool])
+    client.chat.completions.create(model="reference", messages=TALK, max_tokens=1, tools=[FLY], tool_choice="none")
+
+
+def test_a_forced_call_that_is_cut_is_no_text(tool_client: Any) -> None:
+    pytest.importorskip("llguidance")
+    words: Any = {"model": "reference", "messages": TALK, "max_tokens": 4, "tools": [FLY], "tool_choice": "required"}
+    made = tool_client.chat.completions.create(**words)
+    assert (made.choices[0].message.content, made.choices[0].finish_reason) == ("", "length")
+    assert not made.choices[0].message.tool_calls
+    deltas = [
+        piece.choices[0].delta.content or "" for piece in tool_client.chat.completions.create(**words, stream=True)
+    ]
+    assert "".join(deltas) == ""
+
+
+def test_usage_counts_each_prompt_once(running: Running, client: Any) -> None:
+    prompts = ["The whale", "A ship of the line", "Once"]
+    wanted = sum(len(running.model.prompt_ids(prompt)) for prompt in prompts)
+    words: Any = {"model": "reference", "prompt": prompts, "max_tokens": 2, "n": 2, "temperature": 0}
+    made = client.completions.create(**words)
+    assert made.usage.prompt_tokens == wanted
+    assert 0 <= made.usage.prompt_tokens_details.cached_tokens < wanted
+    last = list(client.completions.create(**words, stream=True, stream_options={"include_usage": True}))[-1]
+    assert last.usage.prompt_tokens == wanted
+    assert last.usage.completion_tokens == 12
+
+
+def test_each_prompts_cached_tokens_count_once() -> None:
+    done = [Done("end", 10, 1, 4), Done("end", 10, 1, 9), Done("end", 20, 1, 5), Done("end", 20, 1, 19)]
+    assert usage(done, 2)["prompt_tokens_details"] == {"cached_tokens": 9}
+    assert usage(done, 2)["prompt_tokens"] == 30
+
+
 def test_responses(running: Running, client: Any) -> None:
     expected = running.model.chat(TALK, max_tokens=12, temperature=0)
     made = client.responses.create(model="reference", input=TALK[0]["content"], max_output_tokens=12, temperature=0)
     assert made.output_text == expected
     assert made.status == "incomplete"
     assert made.incomplete_details.reason == "max_output_tokens"
-    kinds, text = [], ""
+    assert [item.status for item in made.output] == ["incomplete"]
+    assert (made.temperature, made.top_p) == (0, DEFAULT.top_p)
+    kinds, text, ended = [], "", []
     with client.responses.stream(
         model="reference", input=TALK[0]["content"], max_output_tokens=12, temperature=0
     ) as stream:
@@ -170,9 +233,12 @@ def test_responses(running: Running, client: Any) -> None:
             kinds.append(event.type)
             if event.type == "response.output_text.delta":
                 text += event.delta
+            if event.type == "response.output_item.done":
+                ended.append(event.item.status)
     assert text == expected
     assert kinds[0] == "response.created"
     assert kinds[-1] == "response.incomplete"
+    assert ended == ["incomplete"]
 
 
 def test_embeddings_are_of_length_one_and_differ(running: Running, client: Any) -> None:
@@ -209,3 +275,32 @@ def test_models_and_tokens(running: Running, client: Any) -> None:
 def test_wrong_requests_are_refused_with_the_reason(client: Any, words: dict[str, Any], said: str) -> None:
     with pytest.raises(openai.BadRequestError, match=said):
         client.chat.completions.create(**{"model": "reference", "messages": TALK, "max_tokens": 4, **words})
+
+
+@pytest.mark.parametrize(
+    ("words", "param", "said"),
+    [
+        ({"frobnicate": 1}, "frobnicate", "the server does not know this field"),
+        ({"modalities": ["audio"]}, "modalities", "answers texts"),
+        ({"max_tokens": 0}, "max_tokens", "1 or more"),
+        ({"max_tokens": "5"}, "max_tokens", "found '5'"),
+        ({"stream": "yes"}, "stream", "found 'yes'"),
+        ({"seed": 1e30}, "seed", "expected a valid integer, found 1e"),
+        ({"n": 99}, "n", "expected 1 to 16"),
+        ({"tool_choice": "required"}, "tool_choice", "needs tools"),
+        ({"messages": [{"role": "pirate", "content": "x"}]}, "messages", "pirate"),
+        ({"regex": "(a"}, "regex", "unclosed group"),
+        ({"messages": TALK, "response_format": {"type": "x"}}, "response_format", "unknown type"),
+    ],
+)
+def test_errors_name_the_field(client: Any, words: dict[str, Any], param: str, said: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.post("/chat/completions", body={"messages": TALK, "max_tokens": 4, **words}, cast_to=object)
+    assert caught.value.param == param
+    assert said in str(caught.value)
+
+
+def test_fields_that_are_null_are_not_given(client: Any) -> None:
+    body = {"messages": TALK, "max_tokens": 2, "prediction": None, "stream": None, "modalities": ["text"]}
+    found: Any = client.post("/chat/completions", body=body, cast_to=object)
+    assert found["usage"]["completion_tokens"] == 2

@@ -66,8 +66,9 @@ class Probe:
 
     def versions(self) -> dict[str, str]:
         """Versions of what computes."""
-        properties = self._ask("/props", None)
-        return {**self.found, "llama.cpp": str(properties.get("build_info", "unknown"))}
+        build = str(self._ask("/props", None).get("build_info", "unknown"))
+        known = "unknown" not in build or not self.found  # the package has its own version, and may know no other
+        return {**self.found, **({"llama.cpp": build} if known else {})}
 
     def chat(self, messages: list[Any], tools: list[Any] | None) -> dict[str, Any]:
         """The conversation as text, and its token ids."""

@@ -15,7 +15,21 @@ from bitsmith.system.limited import LimitedProcess, LimitError
 LONGEST = 1_000_000  # characters of a rendered conversation; encoding so many takes seconds
 _LONGEST_TEMPLATE = 1_000_000
 _MUCH = 100_000  # characters of a conversation that may be why a template goes beyond its limits
+_ADVICE = "; give another one"
 _TASK = Path(__file__).with_name("template_task.py")
+
+
+class TemplateError(FileError):
+    """A chat template is broken, or goes beyond its limits."""
+
+    @property
+    def fault(self) -> str:
+        """The message without what to do, for readers who cannot give another template."""
+        return str(self).removesuffix(_ADVICE)
+
+
+class ConversationError(TemplateError):
+    """A chat template fails on a conversation. Others may do."""
 
 
 class TemplateRenderer:
@@ -43,13 +57,12 @@ class TemplateRenderer:
         add_generation_prompt: end with the beginning of the assistant's answer
         tools: JSON schemas of functions; None without tools
 
-        Raises UnsupportedError if the template refuses these messages, FileError if it is broken or takes more time
-        or memory than allowed.
+        Raises UnsupportedError if the template refuses these messages, TemplateError if it is broken or takes more
+        time or memory than allowed, ConversationError if it fails on these messages.
         """
         if len(template) > _LONGEST_TEMPLATE:
-            raise FileError(
-                f"the model's chat template has {len(template):,} characters, more than {_LONGEST_TEMPLATE:,}; use "
-                "another"
+            raise TemplateError(
+                f"the model's chat template has {len(template):,} characters, more than {_LONGEST_TEMPLATE:,}{_ADVICE}"
             )
         variables = {
             **special,
@@ -63,7 +76,7 @@ class TemplateRenderer:
             reply = self._process.ask(request)
         except LimitError as excess:
             _check_said(messages, str(excess))
-            raise FileError(f"the model's chat template {excess}, and was stopped; give another one") from excess
+            raise TemplateError(f"the model's chat template {excess}, and was stopped{_ADVICE}") from excess
         except (TypeError, ValueError, RecursionError) as error:  # of the request's JSON
             raise UsageError(f"the messages of a conversation must be plain values, as in JSON: {error}.") from error
         if "too_long" in reply:
@@ -84,12 +97,12 @@ def _text(reply: Mapping[str, Any]) -> str:
         raise UnsupportedError(f"the model's chat template refuses this conversation: {reply['refused']}")
     if "invalid" in reply:
         where = f" in line {reply['line']}" if reply["line"] else ""
-        raise FileError(f"the model's chat template is not valid Jinja{where}: {reply['invalid']}; give another one")
+        raise TemplateError(f"the model's chat template is not valid Jinja{where}: {reply['invalid']}{_ADVICE}")
     if "failed" in reply:
-        raise FileError(f"the model's chat template fails on this conversation ({reply['failed']}); give another one")
+        raise ConversationError(f"the model's chat template fails on this conversation ({reply['failed']}){_ADVICE}")
     if "too_long" in reply:
-        raise FileError(
-            f"the model's chat template writes more than {LONGEST:,} characters, and was stopped; give another one"
+        raise TemplateError(
+            f"the model's chat template writes more than {LONGEST:,} characters, and was stopped{_ADVICE}"
         )
     text: str = reply["text"]
     return text
