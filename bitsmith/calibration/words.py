@@ -45,3 +45,6 @@ class ImatrixWords(TypedDict, total=False):
 
     force: bool
     """Replace an output that exists."""
+
+    fresh: bool
+    """Start from the beginning, and remove what an interrupted run of this output has left."""

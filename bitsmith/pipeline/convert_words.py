@@ -29,6 +29,9 @@ class ConvertWords(TypedDict, total=False):
     force: bool
     """Replace an output that exists."""
 
+    fresh: bool
+    """Start from the beginning, and remove what an interrupted run of this output has left."""
+
     base: str | Path | None
     """The model of an adapter; default: the one that it names."""
 

@@ -104,3 +104,6 @@ class QuantizeWords(TypedDict, total=False):
 
     revision: str | None
     """Branch, tag or commit of a model of the hub."""
+
+    fresh: bool
+    """Start from the beginning, and remove what an interrupted run of this output has left."""

@@ -113,3 +113,6 @@ class MergeWords(TypedDict, total=False):
 
     revision: str | None
     """Branch, tag or commit of a model of the hub."""
+
+    fresh: bool
+    """Start from the beginning, and remove what an interrupted run of this output has left."""

@@ -14,13 +14,14 @@ class QatWords(TypedDict, total=False):
     """scales: codes stay, scales, minima and norms are trained; all: the weights behind the codes too."""
 
     steps: int | None
-    """Number of steps; default: 200 for scales, 400 for all."""
+    """Number of steps; default: 200 for scales, 600 for all."""
 
     batch: int
     """Windows of the text in a step."""
 
     training_tokens: int | None
-    """Maximum number of tokens of the text to train on; default: 524,288, and at least those of the calibration."""
+    """Maximum number of tokens of the text to train on; default: 524,288 for scales, 1,048,576 for all, and at least
+    those of the calibration."""
 
     teacher: str | Path | None
     """Learn this model's predictions, not those of the original; it must have the same tokenizer."""
@@ -122,3 +123,6 @@ class QatWords(TypedDict, total=False):
 
     revision: str | None
     """Branch, tag or commit of a model of the hub."""
+
+    fresh: bool
+    """Start from the beginning, and remove what an interrupted run of this output has left."""
