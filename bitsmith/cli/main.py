@@ -223,7 +223,7 @@ def _interrupted(stopped: click.Abort | KeyboardInterrupt, left: str | None) -> 
     interrupt = stopped.__cause__ or stopped
     notes = [str(note) for note in getattr(interrupt, "__notes__", ())]
     told = [stopped.note] if isinstance(stopped, Interrupted) else [left] if left else []
-    told = notes or told
+    told = [*told, *notes] if isinstance(stopped, Interrupted) and stopped.always else notes or told
     sys.stderr.write("; ".join(["Interrupted", *told]) + ".\n")
     _leave(130)
 

@@ -59,7 +59,7 @@ def quantize(config: QuantizeConfig, model: str, to: tuple[str, ...], quiet: boo
         with progress_bar(quiet) as report:
             found = quantization.quantize_each(model, to, config, report=report, on_plan=announce, on_done=done)
     except KeyboardInterrupt as stopped:
-        raise Interrupted(_left(finished, len(to))) from stopped
+        raise Interrupted(_left(finished, len(to)), always=bool(finished)) from stopped
     except (BitsmithError, OSError):
         if finished:
             warn([_left(finished, len(to))], before="Note")

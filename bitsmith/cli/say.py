@@ -13,11 +13,16 @@ from bitsmith.errors import Words, in_flags
 
 
 class Interrupted(click.Abort):
-    """An interruption, with what the user must know of it. note: a sentence without its full stop"""
+    """An interruption, with what the user must know of it.
 
-    def __init__(self, note: str) -> None:
+    note: a sentence without its full stop
+    always: whether it is said beside what a step has noted of the interruption, and not only where none did
+    """
+
+    def __init__(self, note: str, *, always: bool = False) -> None:
         super().__init__()
         self.note = note
+        self.always = always
 
 
 def warn(warnings: Iterable[str], *, before: str = "Warning") -> None:

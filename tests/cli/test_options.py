@@ -20,7 +20,7 @@ from tests.cli.command import Command
 FLAGS = """
 --out -o --method --effort --calibration --calibration-tokens --calibration-context --seed --memory --device --pure
 --calibration-all-experts --double-quant --rule --keep --group-size --sym/--asym --threads --max-shard-size --pre
---revision --requantize --dry-run --force --bits --size --fit --context --kv --recipe
+--revision --requantize --dry-run --force --fresh --bits --size --fit --context --kv --recipe
 """
 
 

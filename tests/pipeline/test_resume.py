@@ -200,7 +200,7 @@ def test_clean_removes_what_is_left(model: Path, tmp_path: Path) -> None:
     assert [(each["kind"], each["removed"]) for each in json.loads(listed.stdout)] == [("lock", False), ("work", False)]
     refused = start(["clean", tmp_path], at=0)
     assert refused.returncode == 2
-    assert "give --yes" in refused.stderr
+    assert "give --yes" in " ".join(refused.stderr.split())
     done = start(["clean", tmp_path, "--yes"], at=0)
     assert "are free again" in done.stdout
     assert list(tmp_path.iterdir()) == []
