@@ -34,7 +34,7 @@ def test_flags_that_scripts_rely_on() -> None:
         "--calibration --calibration-tokens --calibration-context --calibration-all-experts --seed --memory --device"
     )
     shared += " --threads --revision"
-    assert flags_of(ImatrixConfig) == {*shared.split(), "--out", "-o", "--force"}
+    assert flags_of(ImatrixConfig) == {*shared.split(), "--out", "-o", "--force", "--fresh"}
 
 
 def configured(bitsmith_command: Command, monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[Any, ...]:
