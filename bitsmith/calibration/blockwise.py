@@ -16,9 +16,9 @@ from bitsmith.calibration.collect import (
     HEAD,
     decoder_without_blocks,
     embed,
-    not_finite,
     require_finite,
 )
+from bitsmith.calibration.compared import Compared
 from bitsmith.calibration.folding import block_tensors, folded, with_tensors, with_whole_stacks
 from bitsmith.calibration.inputs import advance_part, inputs_of, portions, watch
 from bitsmith.calibration.last_inputs import LastInputs, Store, input_bytes
@@ -33,7 +33,7 @@ from bitsmith.calibration.rounding import (
 )
 from bitsmith.calibration.routing import RouterCounts
 from bitsmith.calibration.sources import CalibrationTokens
-from bitsmith.calibration.stats import GramMeter, Stats
+from bitsmith.calibration.stats import GramMeter
 from bitsmith.calibration.trainable import Start
 from bitsmith.calibration.transforms.base import Rescaling
 from bitsmith.errors import TensorError
@@ -253,7 +253,7 @@ class _States:
         batch = next(self.hidden.batches())
         return self.hidden.pieces.again(work, batch.stop - batch.start)
 
-    def pieces(self, compared: Collection[_Compared]) -> Iterator[slice]:
+    def pieces(self, compared: Collection[Compared]) -> Iterator[slice]:
         """The pieces of all batches; after each batch its sums are those of the whole batch."""
         for batch in self.hidden.batches():
             yield from self.hidden.pieces.of(batch)
@@ -356,7 +356,7 @@ class _Steps:
         layer: int,
         wanted: Mapping[LinearGroup, Mapping[str, Format]],
         start: Block,
-        compared: Mapping[LinearGroup, _Compared],
+        compared: Mapping[LinearGroup, Compared],
     ) -> tuple[dict[str, QuantTensor], dict[str, RoundingReport]]:
         """Round some groups of a stage. Returns codes and reports by name."""
         codes, reports = dict[str, QuantTensor](), dict[str, RoundingReport]()
@@ -374,7 +374,7 @@ class _Steps:
 
     def head_rounder(self, states: _States) -> LinearRounder:
         """The rounder of the output matrix, from the statistics of its input."""
-        seen = _Compared(HEAD, GramMeter(rounded=self.task.formats[HEAD].bits < FINE_BITS))
+        seen = Compared(HEAD, GramMeter(rounded=self.task.formats[HEAD].bits < FINE_BITS))
         for at in states.hidden.batches():
             seen.add(self._normed(states.hidden, at), None if states.truth is None else self._normed(states.truth, at))
             seen.end()
@@ -393,11 +393,11 @@ class _Steps:
 
     def _compared(
         self, layer: int, part: Part, groups: tuple[LinearGroup, ...], block: Block, start: Block, states: _States
-    ) -> dict[LinearGroup, _Compared]:
+    ) -> dict[LinearGroup, Compared]:
         """Statistics of the groups' inputs in the rounded block, and their drift from those in the original model."""
         coarse = self.coarse(layer)
         found = {
-            group: _Compared(f"blk.{layer}.{group.linears[0]}", GramMeter(rounded=coarse.issuperset(group.linears)))
+            group: Compared(f"blk.{layer}.{group.linears[0]}", GramMeter(rounded=coarse.issuperset(group.linears)))
             for group in groups
         }
         alike = tuple(group for group in groups if not group.routed)  # both models choose the same tokens for them
@@ -428,7 +428,7 @@ class _Steps:
 
         return keep
 
-    def _adding(self, seen: _Compared, original: Tensor | None) -> Callable[[Tensor], None]:
+    def _adding(self, seen: Compared, original: Tensor | None) -> Callable[[Tensor], None]:
         """Adds inputs to statistics, rounded as the runtimes of the file round them."""
         rounding = self.task.inputs.get(seen.name)
 
@@ -448,7 +448,7 @@ class _Steps:
             }
         )
 
-    def _rounder(self, seen: _Compared) -> LinearRounder:
+    def _rounder(self, seen: Compared) -> LinearRounder:
         return self.task.method.row.linear(seen.stats, seen.drift, self._effort)
 
     def _normed(self, hidden: WindowStates, at: slice) -> Tensor:
@@ -459,40 +459,6 @@ class _Steps:
 
     def _read(self, hidden: WindowStates, at: slice) -> Tensor:
         return hidden.read(at).to(self.decoder.weights.output_norm.device)
-
-
-@dataclass(frozen=True)
-class _Compared:
-    """Statistics of an input, and its drift from the original model's input.
-
-    name: name of the linear, for errors
-    meter: sums the Gram matrix and the drift
-    """
-
-    name: str
-    meter: GramMeter
-
-    def add(self, x: Tensor, original: Tensor | None) -> None:
-        """Add tokens: float32 [..., cols] each."""
-        self.meter.piece(x, original)
-
-    def end(self) -> None:
-        """A batch of windows is whole."""
-        self.meter.end()
-
-    @property
-    def stats(self) -> Stats:
-        """Raises TensorError, naming the linear, if a value is not finite."""
-        try:
-            return self.meter.result()
-        except TensorError as error:
-            raise not_finite(self.name, error) from error
-
-    @property
-    def drift(self) -> Tensor | None:
-        """Sum of (x - x')^T x', [cols, cols]: x original inputs, x' inputs of the rounded block; None without x."""
-        drift: Tensor | None = self.meter.drift
-        return drift
 
 
 def _round(rounder: LinearRounder, name: str, weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:

@@ -140,28 +140,23 @@ def collect(
     decoder = decoder_without_blocks(loader)
     folder, name = work or (None, "")
     state = KeptPass(folder, name, config)
-    before = state.read()
-    so_far = before or started(searches)
+    so_far = state.read() or started(searches)
     routers.restore(so_far.routed)
     stats, rescalings = so_far.stats, so_far.rescalings
     with torch.inference_mode(), fast_products(device):
         hidden = embed(decoder, tokens.tokens, memory=memory, pieces=pieces)
-        if before is not None and so_far.layer <= config.layers:
-            state.restore(hidden)
-        state.close()
+        state.restore(hidden)
         for layer in range(so_far.layer, config.layers):
             report(Progress("calibrate", layer, config.layers, "blocks", f"blk.{layer}"))
             meters = meters_of(config, layer, passing, seed, every=tokens.all_experts, rounded=lossy)
             block = loader.block(layer)
             require_finite(block, f"blk.{layer}.")
             names = frozenset(block.linears) if rounded and not searches else lossy
-            staged = None if tokens.all_experts else Staged()
-            fast = recording(with_rounded_products(block, names), f"blk.{layer}.", meters, staged)
-            advance(decoder, layer, fast, hidden, routers.routing, staged)
+            _advance_recording(decoder, layer, with_rounded_products(block, names), hidden, meters, routers)
             found = _results(meters)
             for search, kept in zip(searches, rescalings, strict=True):
                 kept[layer] = _rescalings(config, layer, block, search, found)
-            del block, fast, meters, staged
+            del block, meters
             stats |= {f"blk.{layer}.{name}": each for name, each in _only(wanted, found).items()}
             state.keep(PassSoFar(layer + 1, stats, rescalings, routers.counts), hidden)
         if HEAD not in stats:
@@ -170,6 +165,19 @@ def collect(
     report(Progress("calibrate", config.layers, config.layers, "blocks"))
     coverage = routers.coverage(tokens.tokens.size)
     return Calibration(stats, tokens.record, config.tied, rescalings, coverage)
+
+
+def _advance_recording(
+    decoder: Decoder,
+    layer: int,
+    block: Block,
+    hidden: WindowStates,
+    meters: Mapping[str, StatsMeter],
+    routers: RouterCounts,
+) -> None:
+    """Move hidden states through a block whose linears record their inputs in meters."""
+    staged = None if routers.every else Staged()
+    advance(decoder, layer, recording(block, f"blk.{layer}.", meters, staged), hidden, routers.routing, staged)
 
 
 def coarse(searches: Sequence[Search]) -> frozenset[str]:

@@ -51,15 +51,13 @@ class KeptPass:
         return _read(state, self._config)
 
     def restore(self, hidden: WindowStates) -> None:
-        """Give hidden states the values that they had, after `read` has found something."""
-        assert self._state is not None
-        hidden.restore(self._state, "hidden")
-
-    def close(self) -> None:
-        """Close what `read` has opened."""
-        if self._state is not None:
-            self._state.close()
-            self._state = None
+        """Give hidden states the values that they had when what `read` has found was kept, if blocks were left then."""
+        if self._state is None:
+            return
+        with self._state as state:
+            if state.values["layer"] <= self._config.layers:
+                hidden.restore(state, "hidden")
+        self._state = None
 
     def keep(self, so_far: PassSoFar, hidden: WindowStates | None) -> None:
         """Keep the state, if it is time for it. hidden: hidden states behind the last block; None when all is done"""

@@ -19,7 +19,11 @@ from bitsmith.work.state import State
 def reports_to_values(reports: Mapping[str, RoundingReport]) -> dict[str, Any]:
     """Reports as plain values for JSON."""
     return {
-        name: {"recovered": said.recovered, "gptq": None if said.gptq is None else _plain(said.gptq)}
+        name: {
+            "gptq": None if said.gptq is None else _plain(said.gptq),
+            "recovered": said.recovered,
+            "cut": said.cut,
+        }
         for name, said in reports.items()
     }
 
@@ -27,7 +31,9 @@ def reports_to_values(reports: Mapping[str, RoundingReport]) -> dict[str, Any]:
 def reports_from_values(values: Mapping[str, Any]) -> dict[str, RoundingReport]:
     """The reports that `reports_to_values` was given."""
     return {
-        name: RoundingReport(None if said["gptq"] is None else GptqReport(**said["gptq"]), said["recovered"])
+        name: RoundingReport(
+            None if said["gptq"] is None else GptqReport(**said["gptq"]), said["recovered"], said["cut"]
+        )
         for name, said in values.items()
     }
 

@@ -166,10 +166,7 @@ def _quantized(
         targets, config, told = _chosen(checkpoint, targets[0], config, (effort, prepared, device), report)
     outputs = outputs_of(checkpoint, targets, config, effort=effort, prepared=prepared, device=device)
     outputs = [each.warned(needed.get(str(each.assignment.target), ())) for each in outputs]
-    if training is not None:
-        outputs = [_trained(output, training) for output in outputs]
-    elif effort == MAX_EFFORT:
-        outputs = [_with_most_effort(output) for output in outputs]
+    outputs = _with_training(outputs, training, effort)
     expected = with_long_note([output.expected(threads) for output in outputs])
     need = need_of(outputs, threads)
     expected = [replace(each, told=told) for each in with_needs(expected, need)]
@@ -208,6 +205,13 @@ def _quantized(
         course = Course(report, need, partial(refusal, outputs), force=config.force)
         with naming_step(course):
             return with_corrections(make_all(outputs, expected, work, report=course, on_done=on_done), course)
+
+
+def _with_training(outputs: list[Output], training: Training | None, effort: str) -> list[Output]:
+    """The outputs with the training that the run asks for: its own, or that of the most effort."""
+    if training is not None:
+        return [_trained(output, training) for output in outputs]
+    return [_with_most_effort(output) for output in outputs] if effort == MAX_EFFORT else outputs
 
 
 def _chosen(
