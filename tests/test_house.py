@@ -26,6 +26,7 @@ ROOMS = (  # from the top down: each room imports only from those below it
     *(
         "runtime",
         "models",
+        "scale",
         "work",
         "containers",
         "evaluation",

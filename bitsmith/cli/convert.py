@@ -28,7 +28,7 @@ def convert(config: ConvertConfig, model: str, as_json: bool) -> None:
     tensor keeps its bytes: several files become one, or files of --shard-size.
     """
     from bitsmith.cli.drawing import progress_bar, stderr
-    from bitsmith.cli.show_quantized import print_plan, print_summary
+    from bitsmith.cli.show_quantized import print_plan, print_submitted, print_summary
     from bitsmith.pipeline.conversion import convert_model
 
     if config.of_adapter:
@@ -47,6 +47,8 @@ def convert(config: ConvertConfig, model: str, as_json: bool) -> None:
         result = convert_model(model, config, report=report, on_plan=announce)
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2))
+    elif result.submitted is not None:
+        print_submitted(result.submitted)
     elif not config.dry_run:
         print_summary(result)
 

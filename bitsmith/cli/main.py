@@ -49,6 +49,7 @@ COMMANDS = {  # name -> its module in this package, and the command there
     "pull": "stored.pull",
     "rm": "stored.remove",
     "clean": "clean.clean",
+    "worker": "worker.worker",
     "completion": "completion.completion",
 }
 
@@ -61,6 +62,7 @@ SECTIONS = {  # of the help; commands of no section come last
     "Run": ("run", "chat", "serve"),
     "Give": ("handover", "publish"),
     "Models": ("list", "pull", "rm", "clean"),
+    "Machines": ("worker",),
 }
 
 

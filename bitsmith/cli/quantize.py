@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def quantize(config: QuantizeConfig, model: str, to: tuple[str, ...], quiet: bool, as_json: bool) -> None:
     """Quantize a model into a file that llama.cpp, Ollama, LM Studio or bitsmith runs."""
     from bitsmith.cli.drawing import progress_bar
-    from bitsmith.cli.show_quantized import print_plan, print_summary
+    from bitsmith.cli.show_quantized import print_plan, print_submitted, print_summary
     from bitsmith.pipeline import quantization
     from bitsmith.system.core import core
 
@@ -64,6 +64,9 @@ def quantize(config: QuantizeConfig, model: str, to: tuple[str, ...], quiet: boo
         if finished:
             warn([_left(finished, len(to))], before="Note")
         raise
+    handed = next((each.submitted for each in found if each.submitted is not None), None)
+    if handed is not None and not as_json:
+        print_submitted(handed)
     if as_json:
         results = [result.to_dict() for result in found]
         print_json(results[0] if len(results) == 1 else results)

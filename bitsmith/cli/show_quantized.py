@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bitsmith.pipeline.result import Quantized
 
 
@@ -48,6 +50,17 @@ def print_plan(planned: Quantized, *, full: bool) -> None:
             )
         console.print(f"method: {planned.method}, calibrated on {seen}{room}", soft_wrap=True, markup=False)
     console.print(f"output: {planned.out}", soft_wrap=True, markup=False)
+
+
+def print_submitted(script: Path) -> None:
+    """What to do with a run that was handed over."""
+    from bitsmith.cli.drawing import stdout
+
+    stdout().print(
+        f"The work is not done yet. Its scripts are in {script.parent}; submit them: bash {script}",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def print_summary(result: Quantized) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bitsmith.calibration.config import CalibrationConfig, size_in_bytes
 from bitsmith.pipeline.budget_config import BudgetConfig
+from bitsmith.scale.config import ScaleConfig
 from bitsmith.system.machine import cores
 from bitsmith.system.options import option
 
@@ -16,7 +17,7 @@ _GROUPED = "for gptq, awq, compressed and bnb"
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeConfig(BudgetConfig, CalibrationConfig):
+class QuantizeConfig(BudgetConfig, ScaleConfig, CalibrationConfig):
     """All options of `quantize` except the model and the targets. Raises UsageError for a value that is never valid.
 
     Checks that depend on the model or the target come later, when the plan is made.
@@ -90,6 +91,7 @@ class QuantizeConfig(BudgetConfig, CalibrationConfig):
             check_effort(self.effort)
         size_in_bytes("--max-shard-size", self.max_shard_size)
         self.check_budget()
+        self.check_executor()
 
     @property
     def calibration_sources(self) -> tuple[str | Path, ...]:

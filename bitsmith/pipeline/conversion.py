@@ -19,10 +19,12 @@ from bitsmith.models.naming import output_stem
 from bitsmith.pipeline.convert_config import ConvertConfig
 from bitsmith.pipeline.outputs import Output
 from bitsmith.pipeline.result import Quantized
+from bitsmith.pipeline.spread import spread_of
 from bitsmith.recipe.copies import as_conversion, assign_copy
 from bitsmith.recipe.plan import Assignment
 from bitsmith.recipe.planners import assign
 from bitsmith.recipe.recipe import PlanOptions
+from bitsmith.scale.executors import Submitted
 from bitsmith.system.options import check_words, with_signature
 from bitsmith.system.progress import Report, silent
 
@@ -89,18 +91,25 @@ def convert_checkpoint(
     from bitsmith.pipeline.keeping import Kept
     from bitsmith.pipeline.making import Work, make_all
 
+    spread = spread_of(config, checkpoint, (), ("convert",))
     resources = Resources(None, config.worker_threads, "cpu")
     kept = Kept.of([output], checkpoint.files, fresh=config.fresh, further={})
-    with (
-        Reservation(
-            kept.destinations, sources=checkpoint.files, force=config.force, finished=kept.is_finished
-        ) as reservation,
-        kept.opened(),
-    ):
-        if on_plan is not None:
-            on_plan(replace(expected, told=(*expected.told, *kept.notes)))
-        work = Work(None, resources, config.worker_threads, reservation, kept)
-        return make_all([output], [expected], work, report=report)[0]
+    try:
+        with (
+            Reservation(
+                kept.destinations, sources=checkpoint.files, force=config.force, finished=kept.is_finished
+            ) as reservation,
+            kept.opened(),
+        ):
+            if on_plan is not None:
+                on_plan(replace(expected, told=(*expected.told, *kept.notes)))
+            work = Work(None, resources, config.worker_threads, reservation, kept, spread)
+            made = make_all([output], [expected], work, report=report)[0]
+            if spread is not None:
+                spread.remove(kept.folders)
+            return made
+    except Submitted as submitted:
+        return replace(expected, submitted=submitted.script)
 
 
 def _check_whole(checkpoint: Checkpoint) -> None:

@@ -10,6 +10,7 @@ from bitsmith.containers.floats import WRITTEN_FLOATS
 from bitsmith.errors import UsageError, quoted
 from bitsmith.recipe.copies import SAME
 from bitsmith.recipe.target import MMPROJ, Target
+from bitsmith.scale.config import ScaleConfig
 from bitsmith.system.machine import check_threads, cores
 from bitsmith.system.options import check_types, option
 
@@ -18,7 +19,7 @@ _FOLDERS = ("hf", "native")  # names of the Hugging Face folder in --to
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
+class ConvertConfig(ScaleConfig):
     """All options of `convert` except the model. Raises UsageError for a value that is never valid."""
 
     to: str | None = option(
@@ -64,9 +65,12 @@ class ConvertConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_threads(self.threads)
+        self.check_executor()
         size_in_bytes("--shard-size", self.max_shard_size)
         if not self.of_adapter:
             self.target  # noqa: B018 - raises for a wrong --to
+        if self.executor is not None and self.of_adapter:
+            raise UsageError(f"--executor={self.executor}: an adapter is converted in one process; leave it out.")
         if self.base is not None and not self.of_adapter:
             raise UsageError(f"--base is for adapters, with --to={GGUF_LORA}; leave it out.")
 

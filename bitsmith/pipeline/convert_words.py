@@ -43,3 +43,14 @@ class ConvertWords(TypedDict, total=False):
 
     threads: int | None
     """Number of threads; default: one per core."""
+
+    executor: str | None
+    """Where the tasks of the run are done: local (worker processes here), ray or ray://HOST:PORT (a cluster), slurm
+    (writes an array job); default: all in this process."""
+
+    workers: int | None
+    """With --executor: number of workers; default: 1 for local, all of a Ray cluster."""
+
+    work: str | None
+    """With --executor: where workers leave their results: a folder that all of them see, or s3://... and other storage
+    of fsspec; default: beside the output."""

@@ -130,8 +130,39 @@ class PlanWriter:
                 chunks, lambda chunk: pool.submit(encode, chunk, reader.submit(self._read, chunk)), ahead=2 * threads
             ):
                 self._write(chunk, encoded)
-                if self._ledger is not None and self._ledger.due:
-                    self.keep()
+                self.keep_if_due()
+
+    def take_over_begun(self, tensors: Iterable[PlannedTensor]) -> None:
+        """Take over what an earlier start has written of some tensors, whole or not."""
+        for planned in tensors:
+            self._take_over(planned)
+
+    def wants(self, planned: PlannedTensor, stop: int) -> bool:
+        """Whether the rows of a tensor before row `stop` are still to be written, or the tensor to be ended."""
+        name = planned.info.name
+        return name not in self._records and (stop == planned.info.rows or self.rows_of(name) < stop)
+
+    def rows_of(self, name: str) -> int:
+        """Number of rows of a tensor that are written."""
+        return self._by_name[name].info.rows if name in self._records else self._sums(name).rows
+
+    def write_encoded(self, chunk: Chunk, encoded: Encoded) -> None:
+        """Write the next rows of a tensor, which were rounded elsewhere."""
+        self._sums(chunk.planned.info.name)
+        self._write(chunk, encoded, ends=False)
+
+    def end_encoded(self, name: str, source: str) -> None:
+        """End a tensor whose rows were rounded elsewhere. source: hash of the stored bytes of its source"""
+        planned = self._by_name[name]
+        if name not in self._records and self._sums(name).rows == planned.info.rows:
+            self._finished(planned, source)
+
+    def keep_if_due(self) -> bool:
+        """Add what was written to the ledger, if it is time for it. Returns whether it was added."""
+        if self._ledger is None or not self._ledger.due:
+            return False
+        self.keep()
+        return True
 
     def write_rounded(self, rounded: RoundedRows) -> None:
         """Write rows whose values a calibrated method chose, under the output's name."""
@@ -189,8 +220,7 @@ class PlanWriter:
         coverage: tokens that each expert saw, for the manifest
         verified: called before the files get their names, with the mark of each, see `OutputFiles.commit`
         """
-        if self._ledger is not None and self._ledger.due:
-            self.keep()
+        self.keep_if_due()
         plan = self._plan.with_coverage(coverage).with_recovered(len(self._recovered))
         records = [self._records[tensor.info.name] for tensor in plan.tensors]
         recovered = set(self._recovered)
@@ -247,7 +277,7 @@ class PlanWriter:
 
     def _read(self, chunk: Chunk) -> PackedTensor | None:
         """Read the stored rows of a chunk and add them to their tensor's hash. Returns None for a constant."""
-        sums = self._begun.setdefault(chunk.planned.info.name, _TensorSums())
+        sums = self._sums(chunk.planned.info.name)
         if chunk.planned.source is None:
             return None
         packed = self._plan.checkpoint.reader.packed(chunk.planned.source, chunk.start, chunk.stop)
@@ -255,7 +285,10 @@ class PlanWriter:
             sums.source.update(_bytes_of(data))
         return packed
 
-    def _write(self, chunk: Chunk, encoded: Encoded) -> None:
+    def _sums(self, name: str) -> _TensorSums:
+        return self._begun.setdefault(name, _TensorSums())
+
+    def _write(self, chunk: Chunk, encoded: Encoded, *, ends: bool = True) -> None:
         planned, name = chunk.planned, chunk.planned.info.name
         sums = self._begun[name]
         for part, data in sums.in_file_order(chunk, encoded.parts).items():
@@ -266,10 +299,14 @@ class PlanWriter:
         sums.rows = chunk.stop
         self._done += (chunk.stop - chunk.start) * planned.info.cols
         self._report(Progress(self._plan.recipe.command, self._done, self._total, "weights", name))
-        if chunk.stop == planned.info.rows:
-            if self._ledger is not None:
-                self._ledger.note(sums.written(planned, self._output, sums.source.hexdigest()))
-            self._end(planned, sums.source.hexdigest())
+        if ends and chunk.stop == planned.info.rows:
+            self._finished(planned, sums.source.hexdigest())
+
+    def _finished(self, planned: PlannedTensor, source: str) -> None:
+        """Record a tensor that this start has written to its end, for the ledger too."""
+        if self._ledger is not None:
+            self._ledger.note(self._begun[planned.info.name].written(planned, self._output, source))
+        self._end(planned, source)
 
     def _end(self, planned: PlannedTensor, source: str) -> None:
         """Record a tensor that is whole. source: hash of the bytes of its source"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from bitsmith.calibration.run import Prepared
 from bitsmith.calibration.work import BlockwiseWork, Reports, naming, own_name, own_names
 from bitsmith.containers.output import Marks
 from bitsmith.containers.reservation import Reservation
-from bitsmith.pipeline.executor import PlanWriter, Written, execute
+from bitsmith.pipeline.executor import PlanWriter, Written
 from bitsmith.pipeline.keeping import Ending, Kept, ending_of, finished_output, keep_output
 from bitsmith.pipeline.kept_blocks import KeptBlocks
 from bitsmith.pipeline.outputs import Output
@@ -33,6 +33,7 @@ from bitsmith.work.folder import WorkFolder
 if TYPE_CHECKING:
     from bitsmith.calibration.blockwise import BlockwiseRounding, Rounded
     from bitsmith.calibration.end_to_end import EndToEnd, Trained
+    from bitsmith.pipeline.spread import Spread
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Work:
     reservation: of all outputs
     kept: what is kept of the work on them
     prepared: the calibration with its tokens; None without a calibration
+    spread: where tasks are done; None: all in this process
     """
 
     prepared: Prepared | None
@@ -65,6 +67,7 @@ class Work:
     threads: int
     reservation: Reservation
     kept: Kept
+    spread: Spread | None = None
 
 
 def make_all(
@@ -161,18 +164,25 @@ class _Making:
         def notes(written: Written) -> tuple[str, ...]:
             return (*own, *recovered_notes(plan.tensors, written.recovered))
 
-        written = execute(
-            plan,
-            self.output.path,
-            self.shared.reservation,
-            threads=self.shared.threads,
-            importance=self._importance(plan),
-            coverage=coverage,
-            work=self.folder,
-            verified=self._keeping(notes, coverage),
-            report=self.report,
-        )
+        with PlanWriter(
+            plan, self.output.path, self.shared.reservation, work=self.folder, report=self.report
+        ) as writer:
+            self._round_nearest(writer, plan)
+            written = writer.finish(
+                threads=self.shared.threads, coverage=coverage, verified=self._keeping(notes, coverage)
+            )
         return Made(plan, written, notes(written), coverage)
+
+    def _round_nearest(self, writer: PlanWriter, plan: Plan, *, without: Collection[str] = ()) -> None:
+        """Round all tensors but those in `without` (output names), here or on the run's workers."""
+        importance = self._importance(plan)
+        if self.shared.spread is None:
+            writer.round_nearest(importance, threads=self.shared.threads, without=without)
+            return
+        from bitsmith.pipeline.spread import round_spread
+
+        absmax = None if self.prepared is None else self.measured.input_absmax
+        round_spread(writer, plan, importance, self.shared.spread, self.folder, without=without, input_absmax=absmax)
 
     def finished_before(self, ending: Ending) -> Made:
         """An output that an earlier start of the same run has finished."""
@@ -209,7 +219,7 @@ class _Making:
         with PlanWriter(
             plan, self.output.path, self.shared.reservation, work=self.folder, report=self.report
         ) as writer:
-            writer.round_nearest(self._importance(plan), threads=self.shared.threads, without=work.precomputed)
+            self._round_nearest(writer, plan, without=work.precomputed)
             rounding = BlockwiseRounding(plan.checkpoint, self.prepared.tokens, work.task, self.shared.resources)
             kept, trained = KeptBlocks(self.folder, writer, reports, rounding), None
             if self.output.training is None:

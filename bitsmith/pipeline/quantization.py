@@ -29,7 +29,9 @@ from bitsmith.pipeline.outputs import (
 )
 from bitsmith.pipeline.preflight import check, need_of, refusal, with_needs, with_warning
 from bitsmith.pipeline.result import Quantized
+from bitsmith.pipeline.spread import Spread, spread_of
 from bitsmith.recipe.target import Target
+from bitsmith.scale.executors import Submitted
 from bitsmith.system.options import check_arguments, check_words, with_signature
 from bitsmith.system.progress import Report, silent
 
@@ -38,6 +40,8 @@ _log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from bitsmith.calibration.end_to_end import EndToEnd
     from bitsmith.calibration.run import Prepared
+    from bitsmith.pipeline.keeping import Kept
+    from bitsmith.pipeline.preflight import Need
     from bitsmith.pipeline.words import QuantizeWords
 
 
@@ -156,6 +160,7 @@ def _quantized(
     on_plan: Callable[[Quantized], None] | None,
     on_done: Callable[[Quantized], None] | None = None,
 ) -> list[Quantized]:
+    spread = spread_of(config, checkpoint, targets, ("quantize",) if training is None else ("tune", "qat"))
     config, needed = with_importance(checkpoint, targets, config)
     effort, threads = config.effort or "normal", config.worker_threads
     prepared = _prepared(checkpoint, targets, config, report)
@@ -185,26 +190,69 @@ def _quantized(
         expected = with_warning(expected, outputs, need)
         announce()
         return expected
-    folder = Path(config.out) if len(outputs) > 1 and config.out is not None else None
-    sources = [*checkpoint.files, *files_of(*config.calibration_sources)]
-    from bitsmith.pipeline.keeping import Kept
+    run = _Run(checkpoint, outputs, expected, prepared, config, need, spread)
+    return run.make(report, announce, on_done)
 
-    teachers = [] if training is None or training.teacher is None else training.teacher.files
-    kept = Kept.of(outputs, [*sources, *teachers], fresh=config.fresh, further={"seed": config.seed})
-    with (
-        folder_for(folder),
-        Reservation(kept.destinations, sources=sources, force=config.force, finished=kept.is_finished) as reservation,
-        kept.opened(),
-    ):
-        announce(kept.notes)
+
+@dataclass(frozen=True)
+class _Run:
+    """A run whose plan is made."""
+
+    checkpoint: Checkpoint
+    outputs: Sequence[Output]
+    expected: Sequence[Quantized]
+    prepared: Prepared | None
+    config: QuantizeConfig
+    need: Need
+    spread: Spread | None
+
+    def make(
+        self,
+        report: Report,
+        announce: Callable[[tuple[str, ...]], None],
+        on_done: Callable[[Quantized], None] | None,
+    ) -> list[Quantized]:
+        """Make all outputs, or hand the work over. announce: called with notes once the outputs' places are claimed"""
+        outputs, config = self.outputs, self.config
+        folder = Path(config.out) if len(outputs) > 1 and config.out is not None else None
+        sources = [*self.checkpoint.files, *files_of(*config.calibration_sources)]
+        from bitsmith.pipeline.keeping import Kept
+
+        teachers = [path for each in outputs if each.teacher is not None for path in each.teacher.files]
+        kept = Kept.of(outputs, [*sources, *teachers], fresh=config.fresh, further={"seed": config.seed})
+        try:
+            with (
+                folder_for(folder),
+                Reservation(
+                    kept.destinations, sources=sources, force=config.force, finished=kept.is_finished
+                ) as reservation,
+                kept.opened(),
+            ):
+                announce(kept.notes)
+                return self._made(kept, reservation, report, on_done)
+        except Submitted as submitted:
+            return [replace(each, submitted=submitted.script) for each in self.expected]
+
+    def _made(
+        self,
+        kept: Kept,
+        reservation: Reservation,
+        report: Report,
+        on_done: Callable[[Quantized], None] | None,
+    ) -> list[Quantized]:
         from bitsmith.pipeline.making import Work, make_all
 
+        config, prepared, spread, threads = self.config, self.prepared, self.spread, self.config.worker_threads
         if prepared is not None:
             prepared = prepared.read(threads=threads, work=kept.folders[0], report=report)
-        work = Work(prepared, Resources(config.memory_bytes, threads, device), threads, reservation, kept)
-        course = Course(report, need, partial(refusal, outputs), force=config.force)
+        resources = Resources(config.memory_bytes, threads, self.outputs[0].device)
+        work = Work(prepared, resources, threads, reservation, kept, spread)
+        course = Course(report, self.need, partial(refusal, self.outputs), force=config.force)
         with naming_step(course):
-            return with_corrections(make_all(outputs, expected, work, report=course, on_done=on_done), course)
+            made = make_all(self.outputs, self.expected, work, report=course, on_done=on_done)
+        if spread is not None:
+            spread.remove(kept.folders)
+        return with_corrections(made, course)
 
 
 def _with_training(outputs: list[Output], training: Training | None, effort: str) -> list[Output]:

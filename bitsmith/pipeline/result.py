@@ -36,6 +36,7 @@ class Quantized:
     told: what a budget chose, and what it is expected to lose
     coverage: tokens of the calibration text that each expert saw; None for a plan, and without experts or text
     recovered: names of the quantized tensors that lay on their format's grid already, and are kept exactly
+    submitted: the script that goes on with the run, if its work was handed over (`--executor slurm`); else None
     expected_seconds: from a short measurement
     expected_memory: bytes that the whole process takes at most, with all outputs of the run; 0 if it is not known
     corrected_seconds: of each stage that goes block by block, as its first block says; empty for a plan
@@ -72,6 +73,7 @@ class Quantized:
     told: tuple[str, ...] = ()
     coverage: Coverage | None = None
     recovered: tuple[str, ...] = ()
+    submitted: Path | None = None
 
     @property
     def bits_per_weight(self) -> float:

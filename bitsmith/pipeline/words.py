@@ -75,6 +75,17 @@ class QuantizeWords(TypedDict, total=False):
     recipe: str | Path | None
     """With a budget: write the chosen types into this YAML file. Without: use the types of this file."""
 
+    executor: str | None
+    """Where the tasks of the run are done: local (worker processes here), ray or ray://HOST:PORT (a cluster), slurm
+    (writes an array job); default: all in this process."""
+
+    workers: int | None
+    """With --executor: number of workers; default: 1 for local, all of a Ray cluster."""
+
+    work: str | None
+    """With --executor: where workers leave their results: a folder that all of them see, or s3://... and other storage
+    of fsspec; default: beside the output."""
+
     calibration: str | Path | Sequence[str | Path] | None
     """Text to run the model on, to find which columns of its matrices matter: default (a built-in text), a file of
     text, .jsonl, .json or .parquet, owner/name[:FILE] of the hub, self (the model's own text), or an importance file

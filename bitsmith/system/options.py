@@ -86,6 +86,21 @@ def _option(each: Field[Any], hint: Any) -> Option:
     return Option(each.name, hint, str(each.type), default, required, flags, shown.help, shown.group, shown.metavar)
 
 
+def words_of(config: Any, *, without: Collection[str] = ()) -> list[str]:
+    """The flags of a command line that give these options. without: names of fields to leave out"""
+    words = []
+    for each in options_of(type(config)):
+        value = getattr(config, each.name)
+        if each.name in without or value is None or value == each.default:
+            continue
+        flag = next(flag for flag in each.flags if flag.startswith("--"))
+        if isinstance(value, bool):
+            words.append(flag.split("/")[not value])
+        else:
+            words += [f"{flag}={one}" for one in (value if isinstance(value, list | tuple) else [value])]
+    return words
+
+
 def check_types(config: Any) -> None:
     """Raise UsageError for a value of a dataclass of options that has not the type of its field."""
     for each in options_of(type(config)):

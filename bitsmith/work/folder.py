@@ -28,7 +28,7 @@ from bitsmith.work.pace import Pace
 from bitsmith.work.state import Arrays, DamagedError, State, state_bytes, write_state
 
 _log = logging.getLogger(__name__)
-ABOUT, LEDGER, FILES, SUFFIX = "about.json", "ledger", "files", ".state"
+ABOUT, LEDGER, FILES, TASKS, SUFFIX = "about.json", "ledger", "files", "tasks", ".state"
 _KEPT = "what was done is kept"
 _SPARE = 16 << 20  # bytes that keeping state leaves free on a disk, beside what the outputs still need
 _LARGEST = 1 << 16  # bytes of about.json
@@ -74,6 +74,11 @@ class WorkFolder:
     def files(self) -> Path:
         """Where the output's files lie until they get their names."""
         return self.path / FILES
+
+    @property
+    def tasks(self) -> Path:
+        """Where results of tasks lie, if the run has several workers."""
+        return self.path / TASKS
 
     # -- opening and leaving
 
@@ -253,12 +258,12 @@ def read_about(path: Path) -> About | None:
 
 
 def _worth(path: Path) -> bool:
-    """Whether a folder holds a ledger or a state."""
+    """Whether a folder holds a ledger, a state, or results of tasks."""
     try:
         names = [each.name for each in os.scandir(path)]
     except OSError:
         return False
-    return any(name == LEDGER or name.endswith(SUFFIX) for name in names)
+    return any(name in (LEDGER, TASKS) or name.endswith(SUFFIX) for name in names)
 
 
 def _blocks(folder: Path) -> int:

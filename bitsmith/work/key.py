@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,21 @@ def program() -> dict[str, Any]:
             found[name] = ""
     module = core()
     if module is not None:
-        built = os.stat(str(module.__file__))
-        found["core"] = [built.st_size, built.st_mtime_ns, os.environ.get("BITSMITH_ISA", ""), _isa(module)]
+        isa = str(module.isa()) if hasattr(module, "isa") else ""
+        found["core"] = [_content_hash(str(module.__file__)), os.environ.get("BITSMITH_ISA", ""), isa]
     return found
 
 
-def _isa(module: Any) -> str:
-    return str(module.isa()) if hasattr(module, "isa") else ""
+@lru_cache(maxsize=4)
+def _content_hash(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS]
+
+
+def head_hash(path: Path) -> str:
+    """The hash of the first 2^20 bytes of a file, where headers are. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read(_HEAD)).hexdigest()
 
 
 def _signature(path: str | Path) -> list[Any]:

@@ -88,7 +88,7 @@ def state_bytes(arrays: Arrays) -> int:
     return sum(array.nbytes for array in arrays.values())
 
 
-def _dtype(name: str) -> np.dtype:
+def dtype_of(name: str) -> np.dtype:
     """The type of a name in `_DTYPES`. Raises TypeError for others."""
     found: np.dtype = np.dtype(vars(ml_dtypes).get(name, name))
     return found
@@ -168,12 +168,12 @@ class State:
 
     def dtype(self, name: str) -> np.dtype:
         """The type of an array's values. Raises KeyError."""
-        return _dtype(self._places[name]["dtype"])
+        return dtype_of(self._places[name]["dtype"])
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows start..stop of an array: [stop - start, *shape[1:]]. Raises KeyError."""
         place = self._places[name]
-        dtype, inner = _dtype(place["dtype"]), tuple(place["shape"][1:])
+        dtype, inner = dtype_of(place["dtype"]), tuple(place["shape"][1:])
         row = int(np.prod(inner, dtype=np.int64)) * dtype.itemsize
         found = np.empty((stop - start, *inner), dtype)
         buffer, at = found.reshape(-1).view(np.uint8).data, self._first + place["offset"] + start * row

@@ -20,7 +20,8 @@ from tests.cli.command import Command
 FLAGS = """
 --out -o --method --effort --calibration --calibration-tokens --calibration-context --seed --memory --device --pure
 --calibration-all-experts --double-quant --rule --keep --group-size --sym/--asym --threads --max-shard-size --pre
---revision --requantize --dry-run --force --fresh --bits --size --fit --context --kv --recipe
+--revision --requantize --dry-run --force --fresh --bits --size --fit --context --kv --recipe --executor --workers
+--work
 """
 
 
@@ -60,7 +61,8 @@ def test_without_options_the_configuration_has_its_defaults(
 def test_every_option_reaches_the_configuration(bitsmith_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     words = """m --to q4_0 --to gptq/int4 -o x --method gptq --effort high --calibration self --calibration-tokens 9
         --calibration-context 8 --seed 7 --memory 4GB --device cpu --pure --rule a=b --rule c=d --keep e --group-size -1
-        --asym --threads 3 --max-shard-size 2GB --pre p --revision r --requantize --dry-run --force"""
+        --asym --threads 3 --max-shard-size 2GB --pre p --revision r --requantize --dry-run --force
+        --executor local --workers 2 --work w"""
     expected = QuantizeConfig(
         out=Path("x"),
         method="gptq",
@@ -83,6 +85,9 @@ def test_every_option_reaches_the_configuration(bitsmith_command: Command, monke
         requantize=True,
         dry_run=True,
         force=True,
+        executor="local",
+        workers=2,
+        work="w",
     )
     unset = {option.name for option in options_of(QuantizeConfig) if getattr(expected, option.name) in (None, ())}
     assert unset == {"bits", "size", "fit", "context", "kv", "recipe"}  # they choose the types, see test_fitting.py

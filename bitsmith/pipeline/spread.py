@@ -1,0 +1,206 @@
+"""Rounds the tensors of an output on several workers: makes the graph, and writes the results in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from bitsmith.errors import UsageError
+from bitsmith.models.checkpoint import REFERENCE, Checkpoint
+from bitsmith.pipeline.chunks import Chunk, chunks_of
+from bitsmith.pipeline.executor import PlanWriter
+from bitsmith.pipeline.tasks import Description, encoded_of
+from bitsmith.quant.formats.base import NeedsExtent, Settled
+from bitsmith.recipe.plan import Plan, PlannedTensor
+from bitsmith.recipe.target import Target
+from bitsmith.scale.config import ScaleConfig
+from bitsmith.scale.executors import Site, executor_of
+from bitsmith.scale.results import results
+from bitsmith.scale.store import Store, open_store
+from bitsmith.scale.task import Given, Graph, Task
+from bitsmith.system.options import words_of
+from bitsmith.work.folder import WorkFolder
+from bitsmith.work.key import program
+
+PACKAGE = Path(__file__).parents[1]
+PIECE_WEIGHTS = 1 << 25  # of one task; its result is at most four times as many bytes
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Where the tasks of a run are done.
+
+    model, revision: for workers, as `open_checkpoint` takes them
+    where: of the results; None: in the work folder
+    """
+
+    site: Site
+    model: str
+    revision: str | None
+    where: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def store(self, work: WorkFolder) -> Store:
+        """The store of one output's results."""
+        return open_store(work.tasks if self.where is None else f"{self.where.rstrip('/')}/{work.path.name}")
+
+    def remove(self, folders: Iterable[WorkFolder]) -> None:
+        """Remove all results of outputs that are done."""
+        for work in folders:
+            self.store(work).remove()
+
+
+def spread_of(
+    config: ScaleConfig, checkpoint: Checkpoint, targets: Sequence[Target], command: Sequence[str]
+) -> Spread | None:
+    """Where the tasks of a run are done; None: in this process. command: of the run, "quantize" for instance
+
+    Raises UsageError if that is impossible: Ray is not installed, the source has no name of its own.
+    """
+    if config.executor is None:
+        return None
+    if checkpoint.merged:
+        raise UsageError(
+            f"--executor={config.executor}: workers open a model by its name, but this is a model with an adapter; "
+            "write the merged model first, with `bitsmith merge`."
+        )
+    if config.executor == "slurm" and len(targets) > 1:
+        raise UsageError("--executor=slurm: a job makes one output; give one --to.")
+    model = _name_for_workers(checkpoint)
+    out = Path(str(vars(config).get("out") or f"{checkpoint.name}-{targets[0].name if targets else 'converted'}"))
+    words = words_of(config, without=("executor", "workers", "fresh"))
+    said = [*command, model, *(f"--to={target}" for target in targets), *words]
+    site = Site(config.executor, config.workers, vars(config).get("threads"), out, said)
+    executor_of(site)
+    return Spread(site, model, None, config.work)
+
+
+def _name_for_workers(checkpoint: Checkpoint) -> str:
+    """How workers open a model: by its path, which must lead to the same files there."""
+    path = checkpoint.source.path.absolute()
+    return REFERENCE if checkpoint.name == REFERENCE and path.is_relative_to(PACKAGE) else str(path)
+
+
+def round_spread(
+    writer: PlanWriter,
+    plan: Plan,
+    importance: Mapping[str, np.ndarray],
+    spread: Spread,
+    work: WorkFolder,
+    *,
+    without: Iterable[str] = (),
+    input_absmax: Mapping[str, float] | None = None,
+) -> None:
+    """The same as `PlanWriter.round_nearest`, by the tasks of a graph. Raises as `results`."""
+    left_out = set(without)
+    tensors = [each for each in plan.tensors if each.info.name not in left_out]
+    run = Given(Description.of(plan, spread.model, spread.revision, input_absmax).to_dict(plan))
+    writer.take_over_begun(tensors)
+    graph = round_graph(tensors, importance, run, wanted=writer.wants)
+    if not graph.tasks:
+        return
+    store = spread.store(work)
+    written = _Writing(writer, tensors, importance, lambda keys: _drop(store, keys))
+    for task, state in results(graph, store, executor_of(spread.site), told=spread.notes.append):
+        sources = {str(name): str(sha256) for name, sha256 in state.values["sources"].items()}
+        for at, told in enumerate(state.values["chunks"]):
+            chunk = written.chunk(told["tensor"], int(told["start"]), int(told["stop"]))
+            if chunk is not None:
+                writer.write_encoded(chunk, encoded_of(state, at))
+        for name, sha256 in sources.items():
+            writer.end_encoded(name, sha256)
+        written.done(task.key)
+
+
+def _drop(store: Store, keys: Sequence[str]) -> None:
+    for key in keys:
+        store.drop(key)
+
+
+class _Writing:
+    """The chunks of all tensors, and the results that are not needed any more once the ledger knows their rows."""
+
+    def __init__(
+        self,
+        writer: PlanWriter,
+        tensors: Sequence[PlannedTensor],
+        importance: Mapping[str, np.ndarray],
+        drop: Callable[[Sequence[str]], None],
+    ) -> None:
+        self._writer, self._drop = writer, drop
+        self._by_name = {each.info.name: each for each in tensors}
+        self._written: list[str] = []
+
+    def chunk(self, name: str, start: int, stop: int) -> Chunk | None:
+        """The next chunk of a tensor; None if it is written already."""
+        return None if stop <= self._writer.rows_of(name) and stop else Chunk(self._by_name[name], start, stop)
+
+    def done(self, key: str) -> None:
+        """All of a result is written."""
+        self._written.append(key)
+        if self._writer.keep_if_due():
+            self._drop(self._written)
+            self._written = []
+
+
+def round_graph(
+    tensors: Sequence[PlannedTensor],
+    importance: Mapping[str, np.ndarray],
+    run: Given,
+    *,
+    wanted: Callable[[PlannedTensor, int], bool] = lambda tensor, stop: True,
+) -> Graph:
+    """The tasks that round some tensors to the nearest codes.
+
+    wanted: whether the rows of a tensor before a row are still to be done; tasks are cut in the same way in any case
+    """
+    given = [run]
+    used = {each.info.name: importance[each.info.name] for each in tensors if each.info.name in importance}
+    if used:
+        given.append(Given({}, used))
+    inputs = tuple(each.key for each in given)
+    tasks = []
+    for pieces, cost in _pieces(tensors, importance):
+        kept = [each for each in pieces if wanted(each.tensor, each.stop)]
+        if kept:
+            names = dict.fromkeys((kept[0].tensor.info.name, kept[-1].tensor.info.name))
+            plain = [[each.tensor.info.name, each.first, each.last] for each in pieces]
+            tasks.append(Task("pipeline.round", " to ".join(names), {"pieces": plain}, inputs, cost))
+        for name in (each.tensor.info.name for each in kept if each.first and each.stop == each.tensor.info.rows):
+            tasks.append(Task("pipeline.hash", f"hash of {name}", {"tensor": name}, (run.key,), cost / 20))
+    return Graph(tasks, given, program=program())
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some chunks of a tensor. first, last: number of the first and of the one behind the last; stop: row behind it"""
+
+    tensor: PlannedTensor
+    first: int
+    last: int
+    stop: int
+
+
+def _pieces(
+    tensors: Sequence[PlannedTensor], importance: Mapping[str, np.ndarray]
+) -> Iterable[tuple[list[_Piece], float]]:
+    """The chunks of all tensors in groups of about PIECE_WEIGHTS weights, and their weights."""
+    group: list[_Piece] = []
+    size = 0
+    for tensor in tensors:
+        first, chunks = 0, list(chunks_of([tensor], importance))
+        whole = isinstance(tensor.format, NeedsExtent | Settled)
+        for at, chunk in enumerate(chunks, 1):
+            size += (chunk.stop - chunk.start) * tensor.info.cols
+            ends = at == len(chunks)
+            if ends or (size >= PIECE_WEIGHTS and not whole):
+                group.append(_Piece(tensor, first, at, chunk.stop))
+                first = at
+            if size >= PIECE_WEIGHTS and first == at:
+                yield group, size
+                group, size = [], 0
+    if group:
+        yield group, size

@@ -1,0 +1,82 @@
+"""Tasks on this machine: in this process, or in several worker processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+
+from bitsmith.errors import ResourceError
+from bitsmith.scale.executors import Site
+from bitsmith.scale.results import made_here, put_given
+from bitsmith.scale.store import Store, wait_a_moment
+from bitsmith.scale.task import Graph, Place, Task
+from bitsmith.scale.worker import ATTENDED
+from bitsmith.scale.working import raise_errors
+from bitsmith.system.machine import cores
+
+_STARTS = 20  # of one worker
+
+
+class Local:
+    """Tasks in this process, or in worker processes on this machine, which are started again when they die."""
+
+    def __init__(self, site: Site) -> None:
+        self._workers = site.workers or 1
+        self._threads = site.threads or max(1, cores() // self._workers)
+
+    def run(self, graph: Graph, store: Store) -> Iterator[Task]:
+        """See `Executor`."""
+        if self._workers == 1:
+            for task in graph.tasks:
+                made_here(graph, task, store, Place(self._threads))
+                yield task
+            return
+        workers = [_Worker(store.url, number, self._workers, self._threads) for number in range(self._workers)]
+        try:
+            for task in graph.tasks:
+                while task.key not in (keys := store.present()):
+                    raise_errors(store, keys)
+                    put_given(graph, store)
+                    for worker in workers:
+                        worker.keep_alive()
+                    wait_a_moment(store)
+                yield task
+        finally:
+            for worker in workers:
+                worker.stop()
+
+
+class _Worker:
+    """A worker process. It ends by itself when this process has ended, since its standard input then does."""
+
+    def __init__(self, url: str, number: int, of: int, threads: int) -> None:
+        self._words = [sys.executable, "-m", "bitsmith", "worker", url, f"{number}/{of}", f"--threads={threads}"]
+        self._starts = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self.keep_alive()
+
+    def keep_alive(self) -> None:
+        """Start it again if it has died. Raises ResourceError if it dies again and again."""
+        code = None if self._process is None else self._process.poll()
+        if self._process is not None and (code is None or code == 0):
+            return
+        if self._starts == _STARTS:
+            raise ResourceError(
+                f"a worker died {_STARTS} times, the last time with exit code {code}; look at its messages, or use "
+                "fewer --workers."
+            )
+        self._starts += 1
+        self._process = subprocess.Popen(self._words, stdin=subprocess.PIPE, env={**os.environ, ATTENDED: "1"})
+
+    def stop(self) -> None:
+        """End it."""
+        if self._process is None:
+            return
+        with suppress(OSError):
+            self._process.kill()
+        self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()

@@ -1,0 +1,80 @@
+"""The results of a graph, one after the other, on whatever executor; what storage has lost is made again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from bitsmith.errors import FileError
+from bitsmith.scale.executors import Executor
+from bitsmith.scale.store import LostError, Store
+from bitsmith.scale.task import Graph, Place, Task
+from bitsmith.scale.working import forget_errors, run_task
+from bitsmith.work.state import State
+
+GRAPH = "graph"  # the name of the graph itself in its store
+_ATTEMPTS = 3
+
+
+def results(
+    graph: Graph, store: Store, executor: Executor, *, told: Callable[[str], None] = lambda note: None
+) -> Iterator[tuple[Task, State]]:
+    """Each task with its result, in the graph's order. The state is open until the next step.
+
+    told: gets a note for the user about what was made again
+    Raises as `Executor.run`; FileError if the storage loses a file again and again.
+    """
+    forget_errors(store)
+    put_given(graph, store)
+    store.write(GRAPH, graph.to_dict(), {})
+    for task in executor.run(graph, store):
+        with _read(graph, task, store, told) as state:
+            yield task, state
+
+
+def put_given(graph: Graph, store: Store) -> None:
+    """Write what a graph is given, where it is missing."""
+    there = store.present() if graph.given else set()
+    for key, given in graph.given.items():
+        if key not in there:
+            store.write(key, given.values, given.arrays)
+
+
+def made_here(graph: Graph, task: Task, store: Store, place: Place) -> None:
+    """Make a result in this process if it is missing, with what it reads. Raises as `mend`; FileError; as the task."""
+    if task.key in store.present():
+        return
+    for _ in range(_ATTEMPTS + len(task.inputs)):
+        try:
+            run_task(task, store, place)
+            return
+        except LostError as lost:
+            mend(graph, lost.key, store, place)
+    raise _unreliable(store)
+
+
+def mend(graph: Graph, key: str, store: Store, place: Place) -> None:
+    """Make again what storage has lost: a result, or what the graph was given.
+
+    Raises LostError for what only the head has.
+    """
+    store.drop(key)
+    if key in graph.by_key:
+        made_here(graph, graph.by_key[key], store, place)
+    elif key in graph.given:
+        store.write(key, graph.given[key].values, graph.given[key].arrays)
+    else:
+        raise LostError(key, "is lost")
+
+
+def _read(graph: Graph, task: Task, store: Store, told: Callable[[str], None]) -> State:
+    for _ in range(_ATTEMPTS):
+        try:
+            return store.read(task.key)
+        except LostError as lost:
+            told(f"the result of {task.name} in {store.url} {lost.why}; it is made again")
+            mend(graph, task.key, store, Place())
+    raise _unreliable(store)
+
+
+def _unreliable(store: Store) -> FileError:
+    return FileError(f"{store.url} loses files again and again; use other storage, with --work.")
