@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
-from bitsmith.calibration.accelerator import accelerated_rows, release
+from bitsmith.calibration.accelerator import accelerated_rows, on_accelerator, release
 from bitsmith.calibration.stats import Stats
 from bitsmith.calibration.transforms.awq import fit_clipped
 from bitsmith.errors import TensorError
@@ -122,7 +122,7 @@ def gptq_rounder(stats: Stats, drift: Tensor | None, effort: Effort) -> GptqRoun
     try:
         return _rounder(stats.gram, drift, count, effort)
     except (MemoryError, RuntimeError) as error:
-        if stats.gram.device.type == "cpu" or not is_shortage(error):
+        if not on_accelerator(stats.gram) or not is_shortage(error):
             raise
     release(stats.gram.device)
     return replace(_rounder(stats.gram.cpu(), None if drift is None else drift.cpu(), count, effort), moved=True)
@@ -155,7 +155,7 @@ class GptqRounder:
     @property
     def accelerated(self) -> bool:
         """Whether rows are rounded on an accelerator."""
-        return self.hessian.device.type != "cpu"
+        return on_accelerator(self.hessian)
 
     def together(self, weights: Sequence[Tensor], format: Format) -> list[tuple[QuantTensor, RoundingReport]]:
         """Round matrices, float32 [rows, cols] each, in slabs of rows of all of them; on the CPU if all else fails."""
