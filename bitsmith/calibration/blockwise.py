@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitsmith.calibration.accelerator import has_room
+from bitsmith.calibration.ahead import BlocksAhead
 from bitsmith.calibration.beside import WindowStates
 from bitsmith.calibration.collect import (
     HEAD,
@@ -20,6 +22,7 @@ from bitsmith.calibration.collect import (
 )
 from bitsmith.calibration.compared import Compared
 from bitsmith.calibration.folding import block_tensors, folded, with_tensors, with_whole_stacks
+from bitsmith.calibration.gradients import joined_notes
 from bitsmith.calibration.inputs import advance_part, inputs_of, portions, watch
 from bitsmith.calibration.last_inputs import LastInputs, Store, input_bytes
 from bitsmith.calibration.method import FINE_BITS, Method
@@ -27,8 +30,9 @@ from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.rounding import (
     LinearRounder,
     RoundingReport,
-    on_grid,
     plain_nearest,
+    round_named,
+    rounded_group,
     with_shared_extent,
 )
 from bitsmith.calibration.routing import RouterCounts
@@ -36,7 +40,6 @@ from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.calibration.stats import GramMeter
 from bitsmith.calibration.trainable import Start
 from bitsmith.calibration.transforms.base import Rescaling
-from bitsmith.errors import TensorError
 from bitsmith.models.arch.block import Part, parts_of, with_shared_inputs
 from bitsmith.models.arch.operations.base import LinearGroup
 from bitsmith.models.checkpoint import Checkpoint
@@ -128,6 +131,7 @@ class BlockwiseRounding:
         self._loader = WeightLoader(
             checkpoint.config, weight_reader(checkpoint), DenseKernel(device=device), pass_ops(device), device
         )
+        self._ahead = BlocksAhead(self._loader, ahead=device != "cpu", room=partial(has_room, torch.device(device)))
         self._steps = _Steps(decoder_without_blocks(self._loader), task, tokens.all_experts)
         self._next = 0
         self._resources = resources
@@ -152,7 +156,7 @@ class BlockwiseRounding:
         """
         if layer != self._next:
             raise ValueError(f"block {layer} was asked for, but block {self._next} is next.")
-        block = self._loader.block(layer)
+        block = self._ahead.take(layer)
         require_finite(block, f"blk.{layer}.")
         block = with_rounded_products(block, self._steps.coarse(layer))
         self._next += 1
@@ -309,7 +313,11 @@ class _Steps:
             moving = {name: tensor for name, tensor in codes.items() if not reports[name].recovered}
             starts = {name: Start(weights[f"{name}.weight"], tensor) for name, tensor in moving.items()}
             tuner = row.tuner(self.decoder, layer, block, self._effort, self.task.seed)
-            tuned = tuner.tune(starts, inputs, states.truth, report).tensors if starts else {}
+            tuned: Mapping[str, QuantTensor] = {}
+            if starts:
+                found = tuner.tune(starts, inputs, states.truth, report)
+                tuned = found.tensors
+                joined_notes(found.notes, states.hidden.pieces.notes)
             codes |= tuned
             block = with_tensors(block, {f"{name}.weight": tensor.values() for name, tensor in tuned.items()})
             states.hidden.become(inputs)
@@ -366,10 +374,9 @@ class _Steps:
             shared = with_shared_extent(
                 {name: (start.linears[name].prepared, format) for name, format in wanted[group].items()}
             )
-            for name, format in shared.items():
-                codes[name], reports[name] = _round(
-                    rounder, f"blk.{layer}.{name}", start.linears[name].prepared, format
-                )
+            matrices = {name: (start.linears[name].prepared, format) for name, format in shared.items()}
+            for name, (tensor, said) in rounded_group(rounder, f"blk.{layer}.", matrices).items():
+                codes[name], reports[name] = tensor, said
         return codes, reports
 
     def head_rounder(self, states: _States) -> LinearRounder:
@@ -383,7 +390,7 @@ class _Steps:
     def head_slab(self, rounder: LinearRounder, weight: Weight, start: int) -> Rounded:
         """Round one slab of the output matrix, from row `start` on."""
         w = weight.rows(start, min(start + SLAB_ROWS, weight.info.rows))
-        codes, said = _round(rounder, HEAD, self.decoder.ops.array(w), self.task.formats[HEAD])
+        codes, said = round_named(rounder, HEAD, self.decoder.ops.array(w), self.task.formats[HEAD])
         return Rounded((RoundedRows(f"{HEAD}.weight", start, w, codes),), {HEAD: said})
 
     def _formats(self, layer: int, group: LinearGroup) -> dict[str, Format]:
@@ -459,14 +466,6 @@ class _Steps:
 
     def _read(self, hidden: WindowStates, at: slice) -> Tensor:
         return hidden.read(at).to(self.decoder.weights.output_norm.device)
-
-
-def _round(rounder: LinearRounder, name: str, weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:
-    """Round a matrix, or some of its rows. Errors name the linear."""
-    try:
-        return on_grid(rounder)(weight, format)
-    except TensorError as error:
-        raise TensorError(error.message, tensor=name) from error
 
 
 def _rows(

@@ -6,6 +6,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from bitsmith.quant.grid import Array
+from bitsmith.system.accelerators import runs_triton
 from bitsmith.system.core import core
 
 SUMMED_ROWS = 512  # tokens in one product; the result of longer sums depends on the number of threads
@@ -16,8 +17,9 @@ _BFLOAT16 = ("avx512bf16", "amx")  # instruction sets of the core with products 
 class GramSum:
     """X^T X, and (X0 - X)^T X for inputs X0 of another model, of batches of tokens; float32 on the inputs' device.
 
-    rounded: whether inputs may be rounded to bfloat16 where the C++ core multiplies that; X0 - X is rounded as such.
-        Sums are float32. The result is the Gram matrix of slightly other inputs, so it stays positive semidefinite
+    rounded: whether inputs may be rounded to bfloat16 where the C++ core or the accelerator multiplies that; X0 - X is
+        rounded as such. Sums are float32. The result is the Gram matrix of slightly other inputs, so it stays positive
+        semidefinite
     """
 
     def __init__(self, *, rounded: bool = False) -> None:
@@ -35,7 +37,7 @@ class GramSum:
             self._gram = xp.zeros(shape, dtype=xp.float32, device=rows.device)
         if before is not None and self._drift is None:
             self._drift = xp.zeros(shape, dtype=xp.float32, device=rows.device)
-        if self._add_in_core(rows, before):
+        if self._add_in_core(rows, before) or self._add_by_triton(rows, before):
             return
         for start in range(0, rows.shape[0], SUMMED_ROWS):
             part = rows[start : start + SUMMED_ROWS]
@@ -66,6 +68,17 @@ class GramSum:
             rounded=self._rounded and module.isa() in _BFLOAT16,
             threads=_threads(rows),
         )
+        return True
+
+    def _add_by_triton(self, rows: Array, before: Array) -> bool:
+        """`add` of rounded inputs on an accelerator; False where it cannot."""
+        if not self._rounded or isinstance(rows, np.ndarray) or not runs_triton(rows.device):
+            return False
+        from bitsmith.calibration.triton_grams import add_rounded, multiplies_halves
+
+        if not multiplies_halves(rows.device):
+            return False
+        add_rounded(self._gram, None if before is None else self._drift, rows, before)
         return True
 
 

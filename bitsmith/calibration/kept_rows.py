@@ -23,6 +23,7 @@ def reports_to_values(reports: Mapping[str, RoundingReport]) -> dict[str, Any]:
             "gptq": None if said.gptq is None else _plain(said.gptq),
             "recovered": said.recovered,
             "cut": said.cut,
+            "moved": said.moved,
         }
         for name, said in reports.items()
     }
@@ -32,7 +33,10 @@ def reports_from_values(values: Mapping[str, Any]) -> dict[str, RoundingReport]:
     """The reports that `reports_to_values` was given."""
     return {
         name: RoundingReport(
-            None if said["gptq"] is None else GptqReport(**said["gptq"]), said["recovered"], said["cut"]
+            None if said["gptq"] is None else GptqReport(**said["gptq"]),
+            said["recovered"],
+            said["cut"],
+            said["moved"],
         )
         for name, said in values.items()
     }

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bitsmith.calibration.beside import place_windows
+from bitsmith.calibration.gradients import Gradients, captures
 from bitsmith.calibration.trainable import ScaledMatrix, Start, TrainableMatrix
 from bitsmith.errors import TensorError, UsageError
 from bitsmith.models.arch.block import linear_shapes
@@ -25,7 +26,7 @@ from bitsmith.quant.formats.base import VectorFormat
 from bitsmith.quant.rounders.effort import Effort
 from bitsmith.quant.tensor import QuantTensor
 from bitsmith.quant.vector_grid import VECTOR
-from bitsmith.runtime.decoder import Decoder
+from bitsmith.runtime.decoder import Decoder, Pass
 from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.weights import Block, Linear
 from bitsmith.system.progress import Progress, Report, silent
@@ -45,12 +46,14 @@ class Tuned:
     loss_before, loss_after: loss of the start and of the result: squared error of the block's output as a share of
         the output's own square, mean over the tokens of held-out windows
     step: the step that gave the result; 0 if no step improved on the start
+    notes: for the user
     """
 
     tensors: Mapping[str, QuantTensor]
     loss_before: float
     loss_after: float
     step: int
+    notes: tuple[str, ...] = ()
 
 
 class Windows(Protocol):
@@ -102,22 +105,19 @@ class BlockTuner:
             )
         best, found = _frozen(matrices), 0
         optimizer, rates = self._optimizer(matrices)
+        gradients = self._gradients(block, matrices, inputs, targets)
         steps = self.effort.steps
         for step, batch in enumerate(batches_of(trained, steps, self.effort.batch, self.seed), 1):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * (1.0 - (step - 1) / steps)
-            optimizer.zero_grad()
-            with torch.enable_grad():
-                with half_products(str(self.block.device)):
-                    loss = self._loss(block, inputs, targets, batch)
-                torch.autograd.backward(loss)
+            gradients(batch)
             optimizer.step()
             if step == steps or step % max(1, steps // _JUDGED) == 0:
                 now = self._judge(block, inputs, targets, judged)
                 if now < least:
                     best, least, found = _frozen(matrices), now, step
             report(Progress("learn", step, steps, "steps", f"blk.{self.layer}"))
-        return Tuned(best, before, least, found)
+        return Tuned(best, before, least, found, tuple(gradients.notes))
 
     def _with(self, matrices: Mapping[str, Matrix]) -> Block:
         """The block with trainable matrices and its own biases."""
@@ -138,11 +138,35 @@ class BlockTuner:
                 rates.append(self.effort.scaling * share)
         return torch.optim.Adam(groups, betas=_MOMENTS), rates
 
-    def _loss(self, block: Block, inputs: Windows, targets: Windows, windows: np.ndarray) -> Tensor:
+    def _gradients(self, block: Block, matrices: Mapping[str, Matrix], inputs: Windows, targets: Windows) -> Gradients:
+        """The gradients of a step. Where no value depends on which windows a batch has, a GPU may capture them."""
+        config, device = self.decoder.config, self.block.device
+        still = config.experts is None and not config.layer_width and not config.kept_layers
+        shared = place_windows(self.decoder, self.layer, inputs, np.zeros(1, np.int64)) if still else None
+
+        def loss(x: Tensor, wanted: Tensor, windows: np.ndarray) -> Tensor:
+            with half_products(str(device)):
+                return self._loss_of(block, x, wanted, shared or self._placed(inputs, windows))
+
+        params = [each for matrix in matrices.values() for each in matrix.changes.values()]
+        params += [matrix.offsets for matrix in matrices.values() if isinstance(matrix, TrainableMatrix)]
+        capture = captures(torch.device(device)) if still else None
+        return Gradients(lambda windows: self._read(inputs, targets, windows), loss, tuple(params), capture)
+
+    def _read(self, inputs: Windows, targets: Windows, windows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of some windows on the device."""
         device = self.block.device
-        x, wanted = (torch.as_tensor(each[windows], device=device) for each in (inputs, targets))
-        out = self.decoder.run_block(self.layer, block, x, place_windows(self.decoder, self.layer, inputs, windows))
-        out = out.float()
+        return torch.as_tensor(inputs[windows], device=device), torch.as_tensor(targets[windows], device=device)
+
+    def _placed(self, inputs: Windows, windows: np.ndarray) -> Pass:
+        return place_windows(self.decoder, self.layer, inputs, windows)
+
+    def _loss(self, block: Block, inputs: Windows, targets: Windows, windows: np.ndarray) -> Tensor:
+        x, wanted = self._read(inputs, targets, windows)
+        return self._loss_of(block, x, wanted, self._placed(inputs, windows))
+
+    def _loss_of(self, block: Block, x: Tensor, wanted: Tensor, shared: Pass) -> Tensor:
+        out = self.decoder.run_block(self.layer, block, x, shared).float()
         size = wanted.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
         loss: Tensor = ((out - wanted).square().sum(-1) / size).mean()
         return loss

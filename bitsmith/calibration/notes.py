@@ -25,6 +25,9 @@ def rounding_notes(reports: Mapping[str, RoundingReport]) -> tuple[str, ...]:
     cut = [name for name, report in reports.items() if report.cut]
     if cut:
         notes.append(f"memory ran short, so fewer rows were rounded at a time, to the same codes: {_few(cut)}")
+    moved = [name for name, report in reports.items() if report.moved]
+    if moved:
+        notes.append(f"the accelerator had no memory for the Hessian, so the CPU rounded these: {_few(moved)}")
     kept = [f"{name} {one.kept} of {one.rows}" for name, one in gptq.items() if one.kept]
     if kept:
         notes.append(f"rows that kept the nearest codes, because GPTQ's codes were worse: {_few(kept)}")

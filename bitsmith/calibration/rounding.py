@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
 
+from bitsmith.calibration.accelerator import accelerated_rows, on_accelerator, release
 from bitsmith.calibration.stats import Stats
 from bitsmith.calibration.transforms.awq import fit_clipped
+from bitsmith.errors import TensorError
 from bitsmith.quant.formats.base import Format, NeedsExtent, Params, Settled, SharesExtent, VectorFormat
 from bitsmith.quant.formats.precision import as_numpy
 from bitsmith.quant.lattice import probe, probed_rows, recover
 from bitsmith.quant.rounders.effort import Effort
-from bitsmith.quant.rounders.gptq import EVEN_ROWS, SLAB_ROWS, GptqReport, Rounded, gptq_rows, joined
-from bitsmith.quant.rounders.hessian import corrected, correction, prepare
+from bitsmith.quant.rounders.gptq import EVEN_ROWS, SLAB_ROWS, GptqReport, Rounded, gptq_each, joined
+from bitsmith.quant.rounders.hessian import Factor, corrected, corrected_directly, correction, prepare
 from bitsmith.quant.tensor import QuantTensor
 from bitsmith.system.pressure import is_shortage
 
@@ -28,11 +30,13 @@ class RoundingReport:
     gptq: None if the codes are the nearest
     recovered: whether all rows lay on the format's grid, and are kept exactly
     cut: whether memory ran short, so that fewer rows than usual were rounded at a time
+    moved: whether an accelerator had no memory for the Hessian, so that the CPU did the work
     """
 
     gptq: GptqReport | None = None
     recovered: bool = False
     cut: bool = False
+    moved: bool = False
 
     @classmethod
     def joined(cls, parts: Iterable[RoundingReport]) -> RoundingReport:
@@ -40,7 +44,8 @@ class RoundingReport:
         every = tuple(parts)
         found = [part.gptq for part in every if part.gptq is not None]
         whole = all(part.recovered for part in every)
-        return cls(joined(found) if found else None, whole, any(part.cut for part in every))
+        cut, moved = any(part.cut for part in every), any(part.moved for part in every)
+        return cls(joined(found) if found else None, whole, cut, moved)
 
 
 def plain_nearest(weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:
@@ -62,13 +67,18 @@ def _nearest(rows: np.ndarray, format: Format, stats: Stats | None) -> tuple[np.
     return codes, params
 
 
+def _on_grid(weight: Tensor, format: Format) -> bool:
+    """Whether some rows of a matrix lie on the format's grid already."""
+    return bool(probe(as_numpy(weight[list(probed_rows(len(weight)))]), format))
+
+
 def on_grid(rounder: LinearRounder) -> LinearRounder:
     """A rounder that keeps rows which lie on the format's grid already, see `quant.lattice`."""
 
     def round(weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:
-        w = as_numpy(weight)
-        if not probe(w[list(probed_rows(len(w)))], format):
+        if not _on_grid(weight, format):
             return rounder(weight, format)
+        w = as_numpy(weight)
         kept, found = recover(w, format)
         if found.all():
             return kept, RoundingReport(recovered=True)
@@ -83,7 +93,6 @@ def on_grid(rounder: LinearRounder) -> LinearRounder:
     return round
 
 
-_ACCELERATED_ROWS = 8 * SLAB_ROWS  # on an accelerator the time depends on the number of columns, not on their length
 LinearRounder = Callable[[Tensor, Format], tuple[QuantTensor, RoundingReport]]  # the weight: float32 [rows, cols]
 
 
@@ -102,46 +111,190 @@ def clipped_nearest(stats: Stats) -> LinearRounder:
     return round
 
 
-def gptq_rounder(stats: Stats, drift: Tensor | None, effort: Effort) -> LinearRounder:
+def gptq_rounder(stats: Stats, drift: Tensor | None, effort: Effort) -> GptqRounder:
     """GPTQ with the Hessian of the statistics, which is factored once.
 
     drift: sum of (x - x')^T x', [cols, cols], where x are the original model's inputs and x' the inputs in `stats`;
         weights are first corrected for it, see `correction`
     """
     assert stats.gram is not None
-    hessian = stats.gram / max(stats.count, 1)
-    factor = prepare(hessian)
-    by_vectors = cache(lambda: prepare(hessian, order="vectors"))
-    moves = None if drift is None else correction(factor, drift / max(stats.count, 1))
-
-    sweeps = effort.sweeps
-    step = SLAB_ROWS if factor.hessian.device.type == "cpu" else _ACCELERATED_ROWS
-
-    def round(weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:
-        if moves is not None:
-            weight = corrected(weight, moves)
-        format = _with_extent(format, weight)
-        own = by_vectors() if isinstance(format, VectorFormat) else factor
-        slabs: list[Rounded] = []
-        starts = range(0, weight.shape[0], step)
-        for start in starts:
-            slabs += _in_slabs(weight[start : start + step], lambda rows: gptq_rows(rows, format, own, sweeps=sweeps))
-        tensor = _whole(format, [(slab.codes, slab.params) for slab in slabs])
-        return tensor, RoundingReport(joined(slab.report for slab in slabs), cut=len(slabs) > len(starts))
-
-    return round
-
-
-def _in_slabs(rows: Tensor, make: Callable[[Tensor], Rounded]) -> list[Rounded]:
-    """Rows rounded at once; where memory does not suffice, one half after the other, to the same codes."""
-    count = rows.shape[0]
+    count = max(stats.count, 1)
     try:
-        return [make(rows)]
+        return _rounder(stats.gram, drift, count, effort)
     except (MemoryError, RuntimeError) as error:
-        if count <= EVEN_ROWS or not is_shortage(error):
+        if not on_accelerator(stats.gram) or not is_shortage(error):
             raise
+    release(stats.gram.device)
+    return replace(_rounder(stats.gram.cpu(), None if drift is None else drift.cpu(), count, effort), moved=True)
+
+
+def _rounder(gram: Tensor, drift: Tensor | None, count: int, effort: Effort) -> GptqRounder:
+    hessian = gram / count
+    return GptqRounder(hessian, prepare(hessian), None if drift is None else drift / count, effort.sweeps)
+
+
+@dataclass(frozen=True)
+class GptqRounder:
+    """Rounds matrices that share an input by GPTQ: a `LinearRounder`, and on an accelerator several at once.
+
+    hessian, factor: of the input
+    drift: of the input, in the Hessian's units; None if weights are not corrected for it
+    moved: whether an accelerator had no memory for this, so that the CPU does it
+    """
+
+    hessian: Tensor
+    factor: Factor
+    drift: Tensor | None
+    sweeps: int
+    moved: bool = False
+
+    def __call__(self, weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:
+        """Round a matrix, float32 [rows, cols]."""
+        return self.together([weight], format)[0]
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether rows are rounded on an accelerator."""
+        return on_accelerator(self.hessian)
+
+    def together(self, weights: Sequence[Tensor], format: Format) -> list[tuple[QuantTensor, RoundingReport]]:
+        """Round matrices, float32 [rows, cols] each, in slabs of rows of all of them; on the CPU if all else fails."""
+        try:
+            return self._together(weights, format)
+        except (MemoryError, RuntimeError) as error:
+            if not self.accelerated or not is_shortage(error):
+                raise
+        release(self.hessian.device)
+        return self._on_host.together([weight.cpu() for weight in weights], format)
+
+    def _together(self, weights: Sequence[Tensor], format: Format) -> list[tuple[QuantTensor, RoundingReport]]:
+        weights = [self._corrected(weight.to(self.hessian.device)) for weight in weights]
+        format = _with_extent(format, weights[0])
+        own = self._by_vectors if isinstance(format, VectorFormat) else self.factor
+        pieces = [list[Rounded]() for _ in weights]
+        step = accelerated_rows(own) if self.accelerated else SLAB_ROWS
+        cut = False
+        for slab in slabs_of([len(weight) for weight in weights], step, apart=not self.accelerated):
+
+            def make(parts: Sequence[Tensor]) -> list[Rounded]:
+                return gptq_each(parts, format, own, sweeps=self.sweeps)
+
+            for place, halves in zip(slab, _in_slabs([weights[i][at] for i, at in slab], make), strict=True):
+                pieces[place[0]] += halves
+                cut |= len(halves) > 1
+        return [
+            (
+                _whole(format, [(piece.codes, piece.params) for piece in each]),
+                RoundingReport(joined(piece.report for piece in each), cut=cut, moved=self.moved),
+            )
+            for each in pieces
+        ]
+
+    @cached_property
+    def _on_host(self) -> GptqRounder:
+        own = self.factor
+        factor = replace(
+            own,
+            hessian=own.hessian.cpu(),
+            feedback=own.feedback.cpu(),
+            pivots=own.pivots.cpu(),
+            order=own.order.cpu(),
+            added=own.added.cpu(),
+        )
+        drift = None if self.drift is None else self.drift.cpu()
+        return GptqRounder(factor.hessian, factor, drift, self.sweeps, moved=True)
+
+    @cached_property
+    def _by_vectors(self) -> Factor:
+        return prepare(self.hessian, order="vectors")
+
+    @cached_property
+    def _moves(self) -> Tensor:
+        assert self.drift is not None
+        return correction(self.factor, self.drift)
+
+    def _corrected(self, weight: Tensor) -> Tensor:
+        if self.drift is None:
+            return weight
+        if self.accelerated and weight.shape[0] <= weight.shape[1]:  # without a matrix of the Hessian's size
+            return corrected_directly(weight, self.factor, self.drift)
+        corrected_weight: Tensor = corrected(weight, self._moves)
+        return corrected_weight
+
+
+def slabs_of(counts: Sequence[int], step: int, *, apart: bool) -> Iterator[list[tuple[int, slice]]]:
+    """Rows of matrices that are rounded together, at most `step`: (number of the matrix, its rows) each.
+
+    counts: rows of the matrices. apart: whether a slab has rows of one matrix alone
+    """
+    slab, room = list[tuple[int, slice]](), step
+    for i, count in enumerate(counts):
+        start = 0
+        while start < count:
+            stop = min(start + room, count)
+            slab.append((i, slice(start, stop)))
+            room -= stop - start
+            start = stop
+            if not room:
+                yield slab
+                slab, room = [], step
+        if apart and slab:
+            yield slab
+            slab, room = [], step
+    if slab:
+        yield slab
+
+
+def _in_slabs(parts: Sequence[Tensor], make: Callable[[Sequence[Tensor]], list[Rounded]]) -> list[list[Rounded]]:
+    """Rows rounded at once; where memory does not suffice, one half after the other, to the same codes."""
+    count = max(len(rows) for rows in parts)
+    try:
+        return [[each] for each in make(parts)]
+    except (MemoryError, RuntimeError) as error:
+        if (count <= EVEN_ROWS and len(parts) == 1) or not is_shortage(error):
+            raise
+    release(parts[0].device)
+    if len(parts) > 1:
+        middle = len(parts) // 2
+        return [*_in_slabs(parts[:middle], make), *_in_slabs(parts[middle:], make)]
+    rows = parts[0]
     middle = -(-count // 2 // EVEN_ROWS) * EVEN_ROWS if count > 2 * EVEN_ROWS else EVEN_ROWS
-    return [*_in_slabs(rows[:middle], make), *_in_slabs(rows[middle:], make)]
+    halves = (*_in_slabs([rows[:middle]], make), *_in_slabs([rows[middle:]], make))
+    return [[each for half in halves for each in half]]
+
+
+def rounded_group(
+    rounder: LinearRounder, prefix: str, matrices: Mapping[str, tuple[Tensor, Format]]
+) -> dict[str, tuple[QuantTensor, RoundingReport]]:
+    """Round the matrices of a group, float32 [rows, cols] each, by name; on an accelerator those of a format together.
+
+    prefix: of the names in errors, "blk.0."
+    Raises TensorError that names the linear.
+    """
+    found: dict[str, tuple[QuantTensor, RoundingReport]] = {}
+    if isinstance(rounder, GptqRounder) and rounder.accelerated:
+        alike: dict[Format, list[str]] = {}
+        for name, (weight, format) in matrices.items():
+            if not isinstance(format, NeedsExtent) and not _on_grid(weight, format):
+                alike.setdefault(format, []).append(name)
+        for format, names in alike.items():
+            try:
+                made = rounder.together([matrices[name][0] for name in names], format)
+            except TensorError as error:
+                raise TensorError(error.message, tensor=prefix + names[0]) from error
+            found |= zip(names, made, strict=True)
+    rest = {name: given for name, given in matrices.items() if name not in found}
+    return found | {name: round_named(rounder, prefix + name, *given) for name, given in rest.items()}
+
+
+def round_named(
+    rounder: LinearRounder, name: str, weight: Tensor, format: Format
+) -> tuple[QuantTensor, RoundingReport]:
+    """Round a matrix, or some of its rows. Errors name the linear."""
+    try:
+        return on_grid(rounder)(weight, format)
+    except TensorError as error:
+        raise TensorError(error.message, tensor=name) from error
 
 
 def with_shared_extent(matrices: Mapping[str, tuple[Tensor, Format]]) -> dict[str, Format]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakIdKeyDictionary
 
 from bitsmith.quant.formats.base import AnyGrid, Format, IntegerParams, NeedsExtent, Settled, VectorFormat
 from bitsmith.quant.formats.precision import stored, to_float32
@@ -150,7 +151,7 @@ def _levels_of(grid: AnyGrid) -> Callable[[Tensor], Tensor]:
     if isinstance(grid, VectorGrid):
         return lambda codes: torch.as_tensor(grid.levels(codes))
     table = grid.table
-    if bool((table.diff() == 1.0).all()):
+    if _even(table):
         return lambda codes: codes.float().add_(table[0])
     return lambda codes: table.index_select(0, codes.int().reshape(-1)).reshape(codes.shape)
 
@@ -220,12 +221,25 @@ def _index(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
         blocks = blocks - grid.offset[:, :, None]
     divisor = torch.where(grid.scale != 0, grid.scale, torch.inf)
     unit = (blocks / divisor[:, :, None]).reshape(weight.shape)
-    gaps = grid.table.diff()
-    if bool((gaps == 1.0).all()):
+    if _even(grid.table):
         return unit - grid.table[0], unit, None
+    gaps = grid.table.diff()
     low = (torch.bucketize(unit, grid.table) - 1).clamp_(0, gaps.shape[0] - 1)
     gap = gaps[low]
     return low + (unit - grid.table[low]) / gap.clamp(min=1e-9), unit, gap
+
+
+_EVEN = WeakIdKeyDictionary()  # answers on tables of an accelerator, which stay: to ask waits for the device
+
+
+def _even(table: Tensor) -> bool:
+    """Whether all entries of a table lie one apart."""
+    known: bool | None = _EVEN.get(table)  # type: ignore[no-untyped-call]
+    if known is None:
+        known = bool((table.diff() == 1.0).all())
+        if table.device.type != "cpu":
+            _EVEN[table] = known
+    return known
 
 
 def _by_block(x: Tensor, scale: Tensor) -> Tensor:

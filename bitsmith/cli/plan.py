@@ -216,6 +216,7 @@ def _print_devices(report: PlanReport, at: int, device_set: DeviceSet, console: 
     from rich.text import Text
 
     from bitsmith.cli.drawing import human_bytes
+    from bitsmith.planner.render import calibrating_of
 
     device = device_set.device
     each = " each" if device_set.count > 1 else ""
@@ -241,6 +242,9 @@ def _print_devices(report: PlanReport, at: int, device_set: DeviceSet, console: 
         )
     console.print(table)
     _print_legend(report, at, console)
+    calibrating = calibrating_of(report, device_set)
+    if calibrating is not None:
+        console.print(f"{calibrating.text}.", style="dim", markup=False, soft_wrap=not console.is_terminal)
 
 
 def _print_legend(report: PlanReport, at: int, console: Console) -> None:

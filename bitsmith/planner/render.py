@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bitsmith.planner.advice import advise
+from bitsmith.planner.calibrating import Calibrating, calibrating_on
 from bitsmith.planner.published import CUDA_CONTEXT
 from bitsmith.planner.report import DeviceSet, PlanReport, Row
 from bitsmith.planner.training import Training
@@ -31,7 +32,7 @@ def to_dict(report: PlanReport) -> dict[str, Any]:
             "rule_of_thumb": spec.count is not None,
         },
         "load": asdict(report.workload),
-        "devices": [_device_set(device_set) for device_set in report.device_sets],
+        "devices": [_device_set(report, device_set) for device_set in report.device_sets],
         "formats": [_row(row, report.device_sets) for row in report.rows],
         "training": [
             {
@@ -66,8 +67,14 @@ def places_for(report: PlanReport, training: Training) -> list[str]:
     ]
 
 
-def _device_set(device_set: DeviceSet) -> dict[str, Any]:
+def calibrating_of(report: PlanReport, device_set: DeviceSet) -> Calibrating | None:
+    """What GPTQ takes of one GPU; None for other devices, and for models whose matrices are not known."""
     device = device_set.device
+    return calibrating_on(report.spec.network, device.memory) if device.kind == "cuda" and device.memory else None
+
+
+def _device_set(report: PlanReport, device_set: DeviceSet) -> dict[str, Any]:
+    device, calibrating = device_set.device, calibrating_of(report, device_set)
     return {
         "name": device_set.name,
         "title": device.title,
@@ -77,6 +84,15 @@ def _device_set(device_set: DeviceSet) -> dict[str, Any]:
         "bandwidth": device.bandwidth or None,
         "matrix_types": sorted(device.matrix_types),
         "source": device.source,
+        "calibration": None
+        if calibrating is None
+        else {
+            "peak_bytes": calibrating.peak.nbytes,
+            "peak_phase": calibrating.peak.name,
+            "fits": calibrating.fits,
+            "rows_at_a_time": calibrating.rows,
+            "next_block_on_device": calibrating.ahead,
+        },
     }
 
 

@@ -127,14 +127,14 @@ def test_rows_that_find_no_memory_are_rounded_in_halves(monkeypatch: pytest.Monk
     rounder = gptq_rounder(meter.result(), None, EFFORTS["normal"])
     weight, format = torch.from_numpy(random.standard_normal((200, 64)).astype(np.float32)), get_format("int4-g32")
     plain, said = rounder(weight, format)
-    original = rounding.gptq_rows
+    original = rounding.gptq_each
 
-    def narrow(rows: torch.Tensor, *args: object, **words: object) -> object:
-        if len(rows) > 64:
+    def narrow(parts: list[torch.Tensor], *args: object, **words: object) -> object:
+        if sum(map(len, parts)) > 64:
             raise short()
-        return original(rows, *args, **words)
+        return original(parts, *args, **words)
 
-    monkeypatch.setattr(rounding, "gptq_rows", narrow)
+    monkeypatch.setattr(rounding, "gptq_each", narrow)
     cut, told = rounder(weight, format)
     assert np.array_equal(plain.codes, cut.codes)
     assert all(np.array_equal(plain.params[name], cut.params[name]) for name in plain.params)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import ml_dtypes
@@ -33,9 +34,20 @@ def to_float32(x: Array) -> Array:
 
 
 def constant(values: np.ndarray, like: Array) -> Array:
-    """`values` in the array namespace and on the device of `like`."""
+    """`values` in the array namespace and on the device of `like`; do not change them in place."""
     xp = array_namespace(like)
-    return xp.asarray(values.copy(), device=like.device) if is_torch_array(like) else values
+    if not is_torch_array(like):
+        return values
+    if like.device.type == "cuda":  # copied once: a copy from the host's memory waits for the device
+        return _on_device(values.tobytes(), values.dtype, values.shape, str(like.device))
+    return xp.asarray(values.copy(), device=like.device)
+
+
+@lru_cache(maxsize=256)
+def _on_device(data: bytes, dtype: np.dtype, shape: tuple[int, ...], device: str) -> Array:
+    import torch
+
+    return torch.tensor(np.frombuffer(data, dtype).reshape(shape), device=device)
 
 
 def as_numpy(x: Array) -> np.ndarray:

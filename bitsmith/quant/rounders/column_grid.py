@@ -100,7 +100,9 @@ class Slab:
 
 
 def product(columns: Tensor, x: Tensor) -> Tensor:
-    """columns^T x: [n, k], [n, rows] -> [k, rows], summed in order over STEP rows at a time."""
+    """columns^T x: [n, k], [n, rows] -> [k, rows], on a CPU summed in order over STEP rows at a time."""
+    if x.device.type != "cpu":  # one launch
+        return columns.T @ x
     out = torch.zeros((columns.shape[1], x.shape[1]), dtype=x.dtype, device=x.device)
     for start in range(0, columns.shape[0], STEP):
         out.addmm_(columns[start : start + STEP].T, x[start : start + STEP])

@@ -9,7 +9,7 @@ fitted with D as importance.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -29,6 +29,7 @@ from bitsmith.quant.rounders.column_grid import STRIP, ColumnGrid, Slab, output_
 from bitsmith.quant.rounders.core_slab import CoreSlab
 from bitsmith.quant.rounders.descent import descend
 from bitsmith.quant.rounders.hessian import DAMPING, STEP, Factor, Order, prepare
+from bitsmith.quant.rounders.triton_slab import TritonSlab
 
 SLAB_ROWS = 2048  # rows that `gptq` rounds at once; a slab takes about ten times the memory of its weights
 EVEN_ROWS = 16  # slabs are padded to a multiple; products with fewer rows are summed in another order
@@ -98,26 +99,44 @@ def gptq_rows(w: Array, format: Format, factor: Factor, *, sweeps: int = SWEEPS,
     does).
     Raises TensorError if `w` is not finite or does not fit the Hessian.
     """
-    rows = _on_device(w, factor)
-    slab = None if isinstance(format, VectorFormat) else CoreSlab.of(rows, factor)
+    return gptq_each([w], format, factor, sweeps=sweeps, refit=refit)[0]
+
+
+def gptq_each(
+    matrices: Sequence[Array], format: Format, factor: Factor, *, sweeps: int = SWEEPS, refit: bool = True
+) -> list[Rounded]:
+    """Round some rows of several matrices that share an input, all rows at once; see `gptq_rows`."""
+    every = [_on_device(w, factor) for w in matrices]
+    rows = every[0] if len(every) == 1 else torch.cat(every)
+    slab = None if isinstance(format, VectorFormat) else CoreSlab.of(rows, factor) or TritonSlab.of(rows, factor)
     if slab is not None:
-        plain, tried = _by_core(rows, slab, format, factor, _Sweeps(sweeps, refit))
+        plain, tried = _by_slab(rows, slab, format, factor, _Sweeps(sweeps, refit))
     else:
         plain, tried = _by_torch(_even(rows), format, factor, _Sweeps(sweeps, refit))
-    better, count = tried.error < plain.error, w.shape[0]
-    chosen = torch.where(better[:, None], tried.codes, plain.codes)[:count].contiguous()
-    params = {name: torch.where(better[:, None], tried.params[name], p)[:count] for name, p in plain.params.items()}
-    report = GptqReport(
-        rows=count,
-        error=float(torch.minimum(tried.error, plain.error)[:count].sum()),
-        nearest=float(plain.error[:count].sum()),
-        kept=int((tried.error > plain.error)[:count].sum()),
-        damping=factor.damping,
-        dead=factor.dead,
+    better = tried.error < plain.error
+    chosen = _Attempt(
+        torch.where(better[:, None], tried.codes, plain.codes),
+        {name: torch.where(better[:, None], tried.params[name], p) for name, p in plain.params.items()},
+        torch.minimum(tried.error, plain.error),
     )
-    if isinstance(w, Tensor):
-        return Rounded(chosen, params, report)
-    return Rounded(as_numpy(chosen), {name: as_numpy(p) for name, p in params.items()}, report)
+    found, first = [], 0
+    for w in matrices:
+        at = slice(first, first + w.shape[0])
+        first = at.stop
+        report = GptqReport(
+            rows=w.shape[0],
+            error=float(chosen.error[at].sum()),
+            nearest=float(plain.error[at].sum()),
+            kept=int((tried.error > plain.error)[at].sum()),
+            damping=factor.damping,
+            dead=factor.dead,
+        )
+        codes, params = chosen.codes[at].contiguous(), {name: p[at] for name, p in chosen.params.items()}
+        own = Rounded(codes, params, report)
+        if not isinstance(w, Tensor):
+            own = Rounded(as_numpy(codes), {name: as_numpy(p) for name, p in params.items()}, report)
+        found.append(own)
+    return found
 
 
 @dataclass(frozen=True)
@@ -137,8 +156,10 @@ class _Attempt:
     error: Tensor
 
 
-def _by_core(rows: Tensor, slab: CoreSlab, format: Format, factor: Factor, how: _Sweeps) -> tuple[_Attempt, _Attempt]:
-    """The nearest codes, and GPTQ's, in the C++ core."""
+def _by_slab(
+    rows: Tensor, slab: CoreSlab | TritonSlab, format: Format, factor: Factor, how: _Sweeps
+) -> tuple[_Attempt, _Attempt]:
+    """The nearest codes, and GPTQ's, in the C++ core or by Triton's kernels."""
     params = _fitted(format, rows, factor.diagonal)
     codes, error = slab.nearest(_grid(format, params))
     plain = _Attempt(codes, params, error)

@@ -20,6 +20,7 @@ from torch import Tensor
 from bitsmith.errors import TensorError
 from bitsmith.quant.grid import Array
 from bitsmith.quant.vector_grid import VECTOR
+from bitsmith.system.accelerators import runs_triton
 from bitsmith.system.core import core
 
 Order = Literal["natural", "activation", "pivoted", "vectors"]
@@ -144,6 +145,11 @@ def _pivoted(h: Tensor, added: Tensor) -> Tensor:
         parts = (np.ascontiguousarray(part.numpy(), np.float32) for part in (h, ridge))
         found = module.pivoted_order(*parts, least=1e-4 * mean, order=order, threads=torch.get_num_threads())
         return torch.from_numpy(order) if found else _by_activation(h, added)
+    if runs_triton(h.device):
+        from bitsmith.quant.rounders.triton_pivots import pivoted
+
+        own = pivoted(h, ridge, 1e-4 * mean)
+        return _by_activation(h, added) if own is None else own
     return _pivoted_by_torch(h, added, ridge, mean)
 
 
@@ -241,13 +247,27 @@ def correction(factor: Factor, drift: Array) -> Tensor:
             f"the drift of inputs must be finite, with the Hessian's shape {list(factor.hessian.shape)}; found shape "
             f"{list(given.shape)}. Calibrate again."
         )
-    upper = torch.triu(factor.feedback, 1)
-    solved = torch.linalg.solve_triangular(upper.T, given[:, factor.order], upper=False, left=False, unitriangular=True)
+    return _solved(factor, given)
+
+
+def _solved(factor: Factor, given: Tensor) -> Tensor:
+    """given H^-1 of the damped Hessian: float32 [n, cols] -> [n, cols]."""
+    u = factor.feedback  # the solvers read nothing but what lies above its diagonal
+    solved = torch.linalg.solve_triangular(u.T, given[:, factor.order], upper=False, left=False, unitriangular=True)
     solved /= factor.pivots
-    solved = torch.linalg.solve_triangular(upper, solved, upper=True, left=False, unitriangular=True)
+    solved = torch.linalg.solve_triangular(u, solved, upper=True, left=False, unitriangular=True)
     by_column = torch.empty_like(solved)
     by_column[:, factor.order] = solved
     return by_column
+
+
+def corrected_directly(rows: Tensor, factor: Factor, drift: Tensor) -> Tensor:
+    """`corrected` without M: w + (w drift) H^-1, float32 [rows, cols]. It takes no memory of M's size.
+
+    Sums are taken in another order. It is less work where a matrix has fewer rows than columns. drift: see `correction`
+    """
+    moved: Tensor = _solved(factor, rows @ drift)
+    return moved.add_(rows)
 
 
 def corrected(w: Array, moves: Tensor) -> Array:

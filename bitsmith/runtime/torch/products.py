@@ -47,6 +47,13 @@ def multiplies_bfloat16() -> bool:
     return bool({"avx512bf16", "amx"} & _isas())
 
 
+def _multiplies(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16: a CPU by its instructions, a GPU from compute capability 8.0 on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    return device.type == "cpu" and multiplies_bfloat16()
+
+
 @dataclass(frozen=True)
 class RoundedProducts(DenseKernel):
     """Products of float32 matrices whose inputs, and results, are rounded to bfloat16; sums are float32.
@@ -61,8 +68,8 @@ class RoundedProducts(DenseKernel):
 
 
 def with_rounded_products(block: Block, names: frozenset[str] | None = None) -> Block:
-    """The block with bfloat16 products on CPUs that multiply it; unchanged elsewhere. names: of linears; None: all"""
-    if block.device.type != "cpu" or not multiplies_bfloat16():
+    """The block with bfloat16 products where the device multiplies it. names: of linears; None: all"""
+    if not _multiplies(block.device):
         return block
     kernel = RoundedProducts()
     chosen = {name: linear for name, linear in block.linears.items() if names is None or name in names}
