@@ -136,7 +136,7 @@ class BlockTuner:
             if matrix.changes:
                 groups.append({"params": list(matrix.changes.values())})
                 rates.append(self.effort.scaling * share)
-        return torch.optim.Adam(groups, betas=_MOMENTS), rates
+        return torch.optim.Adam(groups, betas=_MOMENTS, fused=True), rates
 
     def _loss(self, block: Block, inputs: Windows, targets: Windows, windows: np.ndarray) -> Tensor:
         device = self.block.device
