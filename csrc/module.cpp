@@ -53,5 +53,6 @@ NB_MODULE(_core, m) {
   bitsmith::bind_ladder(m);
   bitsmith::bind_books(m);
   bitsmith::bind_dense(m);
+  bitsmith::bind_trainable(m);
   bitsmith::bind_run(m);
 }

@@ -33,16 +33,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--calibration", type=Path, required=True, help="UTF-8 text")
     parser.add_argument("--tokens", type=int, default=65536)
     parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0, help="draws the calibration windows")
     return parser.parse_args()
 
 
 def main() -> None:
     """Quantize and write."""
     args = parse_args()
-    torch.manual_seed(0)
+    torch.manual_seed(args.seed)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype="auto")
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    rows = calibration_windows(tokenizer, args.calibration, args.tokens, args.context)
+    rows = calibration_windows(tokenizer, args.calibration, args.tokens, args.context, args.seed)
     made = args.out.with_name(f"{args.out.name}-made")  # the tool adds a folder of its own naming
     AutoRound(
         model,

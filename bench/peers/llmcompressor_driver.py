@@ -88,6 +88,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--calibration", type=Path, required=True, help="UTF-8 text")
     parser.add_argument("--tokens", type=int, default=65536)
     parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0, help="draws the calibration windows")
     return parser.parse_args()
 
 
@@ -97,13 +98,13 @@ def main() -> None:
     from llmcompressor import oneshot
 
     allow_cpu()
-    torch.manual_seed(0)
+    torch.manual_seed(args.seed)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype="auto")
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     if args.method == "rtn":
         oneshot(model=model, recipe=recipe(args))
     else:
-        rows = calibration_windows(tokenizer, args.calibration, args.tokens, args.context)
+        rows = calibration_windows(tokenizer, args.calibration, args.tokens, args.context, args.seed)
         oneshot(
             model=model,
             recipe=recipe(args),

@@ -136,7 +136,7 @@ class BlockTuner:
             if matrix.changes:
                 groups.append({"params": list(matrix.changes.values())})
                 rates.append(self.effort.scaling * share)
-        return torch.optim.Adam(groups, betas=_MOMENTS), rates
+        return torch.optim.Adam(groups, betas=_MOMENTS, fused=True), rates
 
     def _gradients(self, block: Block, matrices: Mapping[str, Matrix], inputs: Windows, targets: Windows) -> Gradients:
         """The gradients of a step. Where no value depends on which windows a batch has, a GPU may capture them."""

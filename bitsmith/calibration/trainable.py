@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakIdKeyDictionary
 
+from bitsmith.calibration.fused import Fused
 from bitsmith.quant.formats.base import AnyGrid, Format, IntegerParams, NeedsExtent, Settled, VectorFormat
 from bitsmith.quant.formats.precision import stored, to_float32
 from bitsmith.quant.grid import Grid
@@ -267,6 +268,9 @@ class _Decoded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, offsets: Tensor, scale: Tensor, base: Tensor | None, table: Tensor) -> Tensor:
+        ctx.fused = fused = Fused.of(weight, offsets, scale, base, table)
+        if fused is not None:
+            return fused.values()
         grid = Grid(table, scale, base, 0)
         place = _Place.of(weight, offsets, grid)
         ctx.save_for_backward(place.levels, place.unit, place.inside, place.gap, scale)
@@ -279,6 +283,9 @@ class _Decoded(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.fused is not None:
+            to_offsets, to_scale, to_base = ctx.fused.gradients(gradient)
+            return None, to_offsets, to_scale, to_base, None
         levels, unit, within, gap, scale = ctx.saved_tensors
         inside = gradient * within
         step = inside if gap is None else inside * gap

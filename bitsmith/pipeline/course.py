@@ -45,10 +45,17 @@ class _Mark:
 
 @dataclass
 class _Stage:
-    """A stage that goes block by block. began: when it began; warm: after its first block"""
+    """A stage that goes block by block.
+
+    began: when it began
+    warm: after its first block
+    done, seconds: blocks after which it was last looked at, and the clock time of the whole stage as seen there
+    """
 
     began: _Mark
     warm: _Mark | None = None
+    done: int = 0
+    seconds: float = 0.0
 
     def whole(self, now: _Mark, total: int) -> tuple[float, float]:
         """Clock and processor time of the whole stage. The first block counts once: it also compiles kernels."""
@@ -101,7 +108,10 @@ class Course:
             return progress
         if progress.done in (stage.began.done, progress.total):
             return progress
+        if progress.done == stage.done:  # a step within a block
+            return self._told(progress, stage, now)
         seconds, worked = stage.whole(now, progress.total)
+        stage.done, stage.seconds = progress.done, seconds
         if stage.warm is None:
             stage.warm = now
             peak = self._check(progress.stage)
@@ -110,7 +120,12 @@ class Course:
             self.corrected[progress.stage] = replace(
                 self.corrected[progress.stage], seconds=seconds, cpu_seconds=worked
             )
-        left = max(stage.began.clock + seconds - now.clock, 0.0)
+        return self._told(progress, stage, now)
+
+    @staticmethod
+    def _told(progress: Progress, stage: _Stage, now: _Mark) -> Progress:
+        """The report, with the time that is left."""
+        left = max(stage.began.clock + stage.seconds - now.clock, 0.0)
         return replace(progress, detail=f"{progress.detail}, {human_seconds(left)} left".removeprefix(", "))
 
     def _check(self, stage: str) -> int:

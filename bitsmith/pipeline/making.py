@@ -252,14 +252,19 @@ class _Making:
         """
         name = self.output.method.rounder
         for layer in range(begin[0], rounding.layers):
-            self.report(Progress(name, layer, rounding.layers, "blocks", f"block {layer}"))
-            take(rounding.block(layer, self.report))
+            now = Progress(name, layer, rounding.layers, "blocks", f"block {layer}")
+            self.report(now)
+            take(rounding.block(layer, self._within(now)))
             kept.after_block(layer)
         kept.before_head()
         for number, slab in enumerate(rounding.head(begin[1]), begin[1]):
             take(slab)
             kept.after_slab(number)
         self.report(Progress(name, rounding.layers, rounding.layers, "blocks"))
+
+    def _within(self, block: Progress) -> Report:
+        """Takes the steps within a block, and reports them as a detail of it, so that the time left is the run's."""
+        return lambda step: self.report(replace(block, detail=f"{block.detail}, step {step.done} of {step.total}"))
 
     def _trained(
         self, plan: Plan, rounding: BlockwiseRounding, how: EndToEnd, so_far: tuple[KeptBlocks, Reports]

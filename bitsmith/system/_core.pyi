@@ -110,6 +110,34 @@ def add_grams(
 def pivoted_order(
     hessian: np.ndarray, added: np.ndarray, *, least: float, order: np.ndarray, threads: int, isa: str = ""
 ) -> bool: ...
+def trainable_lanes(*, isa: str = "") -> int: ...
+def trainable_values(
+    weight: np.ndarray,
+    offsets: np.ndarray,
+    scale: np.ndarray,
+    base: np.ndarray | None,
+    *,
+    first: float,
+    levels: int,
+    values: np.ndarray,
+    threads: int,
+    isa: str = "",
+) -> None: ...
+def trainable_gradients(
+    gradient: np.ndarray,
+    weight: np.ndarray,
+    offsets: np.ndarray,
+    scale: np.ndarray,
+    base: np.ndarray | None,
+    *,
+    first: float,
+    levels: int,
+    to_offsets: np.ndarray,
+    to_scale: np.ndarray,
+    to_base: np.ndarray | None = None,
+    threads: int,
+    isa: str = "",
+) -> None: ...
 
 class ScaleSearch:
     def __init__(
@@ -122,6 +150,7 @@ class ScaleSearch:
         most: float,
         precision: str,
         block: int,
+        signed: bool = False,
         isa: str = "",
     ) -> None: ...
     def fit(

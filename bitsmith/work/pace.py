@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 LEAST_SECONDS = 0.5  # of work between two states
-SHARE = 0.04  # of the time may go into keeping state
+SHARE = 0.02  # of the time may go into keeping state
 
 
 class Pace:

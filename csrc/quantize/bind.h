@@ -11,5 +11,6 @@ void bind_columns(nanobind::module_ &m);
 void bind_ladder(nanobind::module_ &m);
 void bind_books(nanobind::module_ &m);
 void bind_dense(nanobind::module_ &m);
+void bind_trainable(nanobind::module_ &m);
 
 }  // namespace bitsmith

@@ -43,7 +43,7 @@ using OptionalWrite = std::optional<Write>;
 class ScaleSearch {
  public:
   ScaleSearch(std::vector<float> table, std::vector<float> ratios, bool asymmetric, float top, float most,
-              const std::string &precision, int64_t block, const std::string &isa)
+              const std::string &precision, int64_t block, bool turns, const std::string &isa)
       : kernels_(ladder_kernels(isa.empty() ? chosen_isa() : isa_named(isa))) {
     if (table.size() < 2 || table.size() > 256) refuse("a table has 2 to 256 levels");
     if (ratios.empty()) refuse("at least one ratio is needed");
@@ -52,7 +52,9 @@ class ScaleSearch {
     for (size_t i = 1; i < table.size(); ++i) ladder_.counts = ladder_.counts && table[i] - table[i - 1] == 1.0f;
     ladder_.precision = precision == "f32" ? Float::f32 : precision == "f16" ? Float::f16 : Float::bf16;
     if (ladder_.precision == Float::bf16 && precision != "bf16") refuse("scales are f32, f16 or bf16");
+    if (turns && asymmetric) refuse("scales of asymmetric formats have no sign");
     ladder_.asymmetric = asymmetric;
+    ladder_.turns = turns;
     ladder_.top = top;
     ladder_.most = most;
     ladder_.half = -table[0];
@@ -145,10 +147,10 @@ void bitsmith::bind_ladder(nanobind::module_ &m) {
   const auto none = nb::none();
   nb::class_<ScaleSearch>(
       m, "ScaleSearch", "The search for scales of integers in groups and of tables; see quant/formats/core_ladder.py.")
-      .def(nb::init<std::vector<float>, std::vector<float>, bool, float, float, const std::string &, int64_t,
+      .def(nb::init<std::vector<float>, std::vector<float>, bool, float, float, const std::string &, int64_t, bool,
                     const std::string &>(),
            "table"_a, nb::kw_only(), "ratios"_a, "asymmetric"_a, "top"_a, "most"_a, "precision"_a, "block"_a,
-           "isa"_a = "")
+           "signed"_a = false, "isa"_a = "")
       .def("fit", &ScaleSearch::fit, "w"_a, "importance"_a.none(), nb::kw_only(), "threads"_a, "scale"_a.none() = none,
            "zero"_a.none() = none, "codes"_a.none() = none, "values"_a.none() = none,
            "Write the best parameters of float32 weights [rows, cols], their nearest codes and their values, where "

@@ -126,6 +126,17 @@ struct Extent {
   Floats low, high;
 };
 
+// The scales of a share of the extent; those of the whole extent have no sign.
+BITSMITH_INLINE Scales candidate(const Ladder &ladder, const Extent &ends, size_t share) {
+  Scales found = from_extent(ladder, ends.low * ladder.ratios[share], ends.high * ladder.ratios[share]);
+  if (ladder.turns && ladder.ratios[share] != 1.0f) {
+    const Ints turned = ends.high > -ends.low;
+    found.scale = turned ? -found.scale : found.scale;
+    found.divisor = turned ? -found.divisor : found.divisor;
+  }
+  return found;
+}
+
 BITSMITH_INLINE Extent extent(const Tile &tile, int64_t left, int64_t block, int group) {
   Extent found{tile.at(left, group), tile.at(left, group)};
   for (int64_t j = left + 1; j < left + block; ++j) {
@@ -156,11 +167,11 @@ BITSMITH_INLINE void keep_better(Scales &best, Doubles &least, const Scales &tri
 template <Find F>
 Scales best_of(const Ladder &ladder, const Tile &tile, const float *importance, int64_t left, int group) {
   const Extent ends = extent(tile, left, ladder.block, group);
-  if (!importance) return from_extent(ladder, ends.low * ladder.ratios[0], ends.high * ladder.ratios[0]);
+  if (!importance) return candidate(ladder, ends, 0);
   Scales best{};
   Doubles least{};
   for (size_t i = 0; i < ladder.ratios.size(); ++i) {
-    const Scales tried = from_extent(ladder, ends.low * ladder.ratios[i], ends.high * ladder.ratios[i]);
+    const Scales tried = candidate(ladder, ends, i);
     Doubles error{};
     for (int64_t j = left; j < left + ladder.block; ++j) {
       const Floats x = tile.at(j, group);
@@ -247,7 +258,7 @@ void clip_rows(const Ladder &ladder, const LadderRows &rows, const float *gram, 
     for (size_t i = 0; i < ladder.ratios.size(); ++i) {
       Scales tried[kAcross];
       for (int group = 0; group < kAcross; ++group) {
-        tried[group] = from_extent(ladder, ends[group].low * ladder.ratios[i], ends[group].high * ladder.ratios[i]);
+        tried[group] = candidate(ladder, ends[group], i);
         for (int64_t j = 0; j < block; ++j) {
           const Floats x = tile.at(left + j, group);
           store(error + j * kLadderRows + group * kLanes, value_of<F>(ladder, tried[group], x) - x);

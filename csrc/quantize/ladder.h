@@ -16,9 +16,10 @@ constexpr int kLadderRows = 64;  // rows that are worked on together
 // top: steps from zero (asymmetric: from the smallest weight) to the largest; or the table's largest entry
 // most: the largest scale; precision: that of the scales; block: weights that share a scale
 // ratios: shares of the extent that are tried, in order
+// turns: whether the scales of all shares but 1 are negative where the largest weight is positive
 struct Ladder {
   std::vector<float> table, ratios;
-  bool counts = false, asymmetric = false;
+  bool counts = false, asymmetric = false, turns = false;
   float top = 1, most = 0, half = 0;
   Float precision = Float::f32;
   int64_t block = 0;

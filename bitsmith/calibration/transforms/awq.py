@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from bitsmith.calibration.stats import Stats
-from bitsmith.calibration.transforms.base import Rescaling, require, settled
+from bitsmith.calibration.transforms.base import Rescaling, lowest, require, settled
 from bitsmith.models.arch.groups import LinearGroup
 from bitsmith.quant.formats.affine import Affine, extents
 from bitsmith.quant.formats.base import Format, NeedsExtent, Params, VectorFormat
@@ -33,8 +33,18 @@ _CLIP_RATIOS = tuple(1.0 - 0.025 * step for step in range(21))  # shares of the 
 
 
 @dataclass(frozen=True)
+class _Place:
+    """A candidate: alpha as a number of steps, and whether duo scaling is used."""
+
+    step: int
+    duo: bool
+
+
+@dataclass(frozen=True)
 class Awq:
     """The search for alpha, one group of linears at a time.
+
+    Every second value of alpha is tried, then those beside the best one: the loss is smooth in alpha.
 
     steps: number of values of alpha, up to 1, for each kind of factor
     round: the rounding whose error is minimised; it gets the importance of the rescaled columns
@@ -62,24 +72,40 @@ class Awq:
         seen = {name: _some_rows(w) for name, w in weights.items()}
         ones = np.ones(rows.size, np.float32)
         before = self._loss(seen, formats, stats, ones)
-        best, least, how = ones, before, "no rescaling lowers the error"
-        for candidate, words in self._candidates(seen, stats, rows):
-            loss = self._loss(seen, formats, stats, candidate, least)
-            if loss < least:
-                best, least, how = candidate, loss, words
-        return Rescaling(group, best, before, least, how)
-
-    def _candidates(
-        self, weights: Mapping[str, np.ndarray], stats: Stats, rows: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, str]]:
         live = stats.mean_abs > 0
         x = np.where(live, stats.mean_abs, 1.0).astype(np.float64)
-        w = _mean_share(weights)
-        for step in range(1, self.steps + 1):
-            alpha = step / self.steps
-            yield settled(x**alpha, live, rows), f"alpha {alpha:.2f}"
+        w = _mean_share(seen)
+
+        def factors(place: _Place) -> np.ndarray:
+            alpha = place.step / self.steps
+            return settled(x**alpha / w ** (1.0 - alpha) if place.duo else x**alpha, live, rows)
+
+        def loss(place: _Place, most: float) -> float:
+            return self._loss(seen, formats, stats, factors(place), most)
+
+        found = lowest(loss, before, self._coarse, self._beside)
+        if found is None:
+            return Rescaling(group, ones, before, before, "no rescaling lowers the error")
+        best, least = found
+        words = f"alpha {best.step / self.steps:.2f}" + (" with weights" if best.duo else "")
+        return Rescaling(group, factors(best), before, least, words)
+
+    def _coarse(self) -> Iterator[_Place]:
+        """Every second place, those in the middle first, since there the loss is often least."""
+        steps = range(self.steps, 0, -2)
+        for step in sorted(steps, key=lambda step: abs(2 * step - self.steps)):
+            yield _Place(step, duo=False)
             if step < self.steps:
-                yield settled(x**alpha / w ** (1.0 - alpha), live, rows), f"alpha {alpha:.2f} with weights"
+                yield _Place(step, duo=True)
+
+    def _beside(self, best: _Place | None) -> Iterator[_Place]:
+        """The places beside the best one; the smallest steps if there is none."""
+        if best is None:
+            yield from (_Place(1, duo=False), _Place(1, duo=True))
+            return
+        for step in (best.step - 1, best.step + 1):
+            if 0 < step < self.steps + (not best.duo):
+                yield _Place(step, best.duo)
 
     def _loss(
         self,
@@ -175,6 +201,8 @@ def _clipped(w: np.ndarray, format: Affine | Codebook, gram: np.ndarray, block: 
     least: np.ndarray | None = None
     for ratio in _CLIP_RATIOS:
         params = format.from_extent(low * ratio, high * ratio)
+        if isinstance(format, Affine) and ratio != 1.0:
+            params = format.turned(params, low, high)
         grid = format.grid(params)
         error = (grid.values(grid.nearest(w)) - w).reshape(-1, blocks, block).transpose(1, 0, 2)
         loss = np.einsum("brc,brc->rb", error @ diagonal, error, dtype=np.float64)

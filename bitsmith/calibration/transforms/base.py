@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from bitsmith.models.arch.groups import LinearGroup
 from bitsmith.quant.formats.base import Format
 from bitsmith.recipe.coverage import STARVED
 
+_P = TypeVar("_P")
 _SMALLEST, _LARGEST = 2.0**-10, 2.0**10  # limits of a factor; norms and biases stay well inside float16
 
 
@@ -119,6 +120,27 @@ def settled(scale: np.ndarray, live: np.ndarray, rows: np.ndarray) -> np.ndarray
     some = count[rows] > 0
     tied = np.where(some, tied - (tied[some].mean() if some.any() else 0.0), 0.0)
     return np.clip(np.exp(tied), _SMALLEST, _LARGEST).astype(np.float32)
+
+
+def lowest(
+    loss: Callable[[_P, float], float],
+    least: float,
+    coarse: Callable[[], Iterable[_P]],
+    beside: Callable[[_P | None], Iterable[_P]],
+) -> tuple[_P, float] | None:
+    """The place with the least loss, and that loss: among coarse places, then those beside the best of them.
+
+    loss: gets a place and the least loss so far; if its own is above that, it may give any number above
+    beside: the places beside the best one, or beside no rescaling, if no coarse place is better
+    least: the loss that must be fallen below; the result is None where no place does
+    """
+    found: tuple[_P, float] | None = None
+    for near in (False, True):
+        for place in tuple(beside(found[0] if found else None)) if near else coarse():
+            now = loss(place, least)
+            if now < least:
+                found, least = (place, now), now
+    return found
 
 
 def require(array: np.ndarray | None, what: str, group: LinearGroup) -> np.ndarray:

@@ -6,6 +6,7 @@ The search rounds both for several values of alpha and compares the outputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from bitsmith.calibration.stats import Stats
-from bitsmith.calibration.transforms.base import Rescaling, require, settled
+from bitsmith.calibration.transforms.base import Rescaling, lowest, require, settled
 from bitsmith.models.arch.groups import LinearGroup
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.formats.core_ladder import rounded_values
@@ -24,7 +25,7 @@ from bitsmith.quant.rounders.nearest import nearest
 
 @dataclass(frozen=True)
 class SmoothQuant:
-    """The search for alpha, one group of linears at a time.
+    """The search for alpha, one group of linears at a time: every second value, then those beside the best one.
 
     steps: number of values of alpha, from 0 to 1 inclusive
     inputs: how the input of each linear is rounded, by the linear's name within its block; the inputs of others are
@@ -54,20 +55,29 @@ class SmoothQuant:
         ones = np.ones(rows.size, np.float32)
         seen = _Seen(weights, formats, stats, {name: stats.sample @ w.T for name, w in weights.items()})
         before = self._loss(seen, ones)
-        best, least, how = ones, before, "no rescaling lowers the error"
         w = np.max([np.abs(each).max(axis=0) for each in weights.values()], axis=0).astype(np.float64)
         x = stats.max_abs.astype(np.float64)
         live = (x > 0) & (w > 0)
         x, w = np.where(live, x, 1.0), np.where(live, w, 1.0)
-        for step in range(self.steps):
-            alpha = step / (self.steps - 1)
-            candidate = settled(x**alpha / w ** (1.0 - alpha), live, rows)
-            loss = self._loss(seen, candidate)
-            if loss < least:
-                best, least, how = candidate, loss, f"alpha {alpha:.2f}"
-        return Rescaling(group, best, before, least, how)
 
-    def _loss(self, group: _Seen, scale: np.ndarray) -> float:
+        def factors(step: int) -> np.ndarray:
+            alpha = step / (self.steps - 1)
+            return settled(x**alpha / w ** (1.0 - alpha), live, rows)
+
+        def coarse() -> list[int]:  # those in the middle first, since there the loss is often least
+            return sorted(range(0, self.steps, 2), key=lambda step: abs(2 * step - self.steps + 1))
+
+        def beside(best: int | None) -> list[int]:
+            return [] if best is None else [step for step in (best - 1, best + 1) if 0 <= step < self.steps]
+
+        found = lowest(lambda step, most: self._loss(seen, factors(step), most), before, coarse, beside)
+        if found is None:
+            return Rescaling(group, ones, before, before, "no rescaling lowers the error")
+        best, least = found
+        return Rescaling(group, factors(best), before, least, f"alpha {best / (self.steps - 1):.2f}")
+
+    def _loss(self, group: _Seen, scale: np.ndarray, most: float = math.inf) -> float:
+        """The loss with these factors; any number above `most` if it is above."""
         stats, weights = group.stats, group.weights
         scaled = stats.sample / scale
         roundings = {name: self.inputs.get(name) for name in weights}
@@ -77,6 +87,8 @@ class SmoothQuant:
             seen[rounding] = with_absmax(rounding, stats.max_abs / scale).rounded(scaled)
         total = 0.0
         for name, w in weights.items():
+            if total > most * len(stats.sample):
+                break
             rounded = seen[roundings[name]]
             error = rounded @ _values(w * scale, group.formats[name], stats.importance / (scale * scale)).T
             error -= group.outputs[name]

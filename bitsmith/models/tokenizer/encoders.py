@@ -48,8 +48,8 @@ class LibraryEncoder:
     def encode(self, text: str, *, add_special_tokens: bool) -> Ids:
         """See `Encoder`."""
         with panics_named(self._origin):
-            if len(text) > _LONG:  # unlike `encode`, this lets other threads of Python go on
-                (found,) = self._encoder.encode_batch([text], add_special_tokens=add_special_tokens)
+            if len(text) > _LONG:  # without offsets; and other threads of Python go on
+                (found,) = self._encoder.encode_batch_fast([text], add_special_tokens=add_special_tokens)
             else:
                 found = self._encoder.encode(text, add_special_tokens=add_special_tokens)
             ids: Ids = found

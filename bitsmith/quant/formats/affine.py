@@ -1,7 +1,8 @@
 """Plain integer formats: int2..int8 in groups or whole rows, symmetric or with a zero point.
 
 Symmetric: value = scale * q with q in -2^(b-1) .. 2^(b-1) - 1 and scale = absmax / (2^(b-1) - 1), the usual
-absmax rule. absmax never uses the lowest level, but the weighted search may.
+absmax rule. absmax never uses the lowest level, but the weighted search does: up to 4 bits its scales are negative
+where the largest weight is positive, so that this weight may have the lowest level (as in ggml's Q4_0 and AutoRound).
 Asymmetric (min-max): value = scale * (q - zero) with q and zero in 0 .. 2^b - 1. The range is widened to include zero,
 so zero is always a value. As a grid: scale * (q - 2^(b-1)) + scale * (2^(b-1) - zero).
 
@@ -28,6 +29,7 @@ from bitsmith.quant.formats.precision import PRECISIONS, UINT8, constant, stored
 from bitsmith.quant.formats.search import search, usable
 from bitsmith.quant.grid import Array, Grid
 
+_SIGNED_BITS = 4  # the most bits of formats with negative scales; with 8 the lowest level adds nothing
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -111,9 +113,10 @@ class Affine:
         return {"scale": scale, "zero": xp.astype(zero, xp.uint8)}
 
     def project(self, params: Params, blocks: slice, scale: Array, offset: Array | None) -> StoredScales:
-        """See `Refittable.project`; scales are never negative."""
+        """See `Refittable.project`; scales are negative if `signed` only."""
         xp = array_namespace(scale)
-        kept = stored(xp.clip(scale, 0.0, _largest_scale(self._top)), self.scale_dtype)
+        largest = _largest_scale(self._top)
+        kept = stored(xp.clip(scale, -largest if self.signed else 0.0, largest), self.scale_dtype)
         value = to_float32(kept)
         if not self.asymmetric or offset is None:
             return StoredScales({"scale": kept}, value, None)
@@ -134,7 +137,7 @@ class Affine:
         top, table = self._top, tuple(float(level) for level in _table(self.bits))
         most = _limit(top) if self.asymmetric else _largest_scale(top)
         precision = self.precision or ("bf16" if self.group else "f32")
-        return Ladder(table, self._ratios, self.asymmetric, float(top), most, precision, self.group)
+        return Ladder(table, self._ratios, self.asymmetric, float(top), most, precision, self.group, self.signed)
 
     @property
     def _ratios(self) -> tuple[float, ...]:
@@ -143,7 +146,23 @@ class Affine:
     def _candidates(self, w: Array) -> Iterator[Params]:
         low, high = extents(w, self.group)
         for ratio in self._ratios:
-            yield self.from_extent(low * ratio, high * ratio)
+            params = self.from_extent(low * ratio, high * ratio)
+            yield params if ratio == 1.0 else self.turned(params, low, high)
+
+    def turned(self, params: Params, low: Array, high: Array) -> Params:
+        """Symmetric parameters with the sign that gives the largest weight of each block the lowest level.
+
+        low, high: the extents of blocks, float32 [rows, groups]. Parameters of formats that are not `signed` stay.
+        """
+        if not self.signed:
+            return params
+        xp = array_namespace(low)
+        return {"scale": xp.where(high > -low, -params["scale"], params["scale"])}
+
+    @property
+    def signed(self) -> bool:
+        """Whether scales may be negative: where the lowest level is worth it."""
+        return not self.asymmetric and self.bits <= _SIGNED_BITS
 
     @property
     def _top(self) -> int:

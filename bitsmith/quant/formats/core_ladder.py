@@ -30,6 +30,7 @@ class Ladder:
     most: the largest scale; for asymmetric formats, the largest extent
     precision: of the scales: "f32", "f16" or "bf16"
     block: weights that share a scale; 0: a whole row
+    signed: whether the scales of all shares but 1 are negative where the largest weight is positive
     """
 
     table: tuple[float, ...]
@@ -39,6 +40,7 @@ class Ladder:
     most: float
     precision: str
     block: int
+    signed: bool = False
 
 
 @runtime_checkable
@@ -73,6 +75,7 @@ def _made(ladder: Ladder, ratios: tuple[float, ...], isa: str) -> ScaleSearch | 
         most=ladder.most,
         precision=ladder.precision,
         block=ladder.block,
+        signed=ladder.signed,
         isa=isa,
     )
     return found

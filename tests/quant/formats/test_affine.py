@@ -104,3 +104,24 @@ def test_one_scale_a_tensor(asymmetric: bool) -> None:
     _, params = nearest(w, format.with_extent(float(w.min()), float(w.max())))
     assert all(len(np.unique(p)) == 1 for p in params.values())
     assert format.with_extent(-1.0, 1.0) == format
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_lowest_level_goes_to_the_largest_weight_of_either_sign(bits: int) -> None:
+    """Each group holds level -2^(b-1) exactly, once with a positive weight and once with a negative one."""
+    levels = np.arange(-(1 << (bits - 1)), 1 << (bits - 1)).astype(np.float32)
+    row = np.resize(levels, 64) * np.float32(0.25)
+    w = np.stack([row, -row])
+    format = Affine(bits, 64)
+    params = format.fit(w, np.ones(64, np.float32))
+    assert np.sign(np.asarray(params["scale"], np.float32))[:, 0].tolist() == [1.0, -1.0]
+    grid = format.grid(params)
+    np.testing.assert_array_equal(grid.values(grid.nearest(w)), w)
+    absmax = format.fit(w)
+    assert (np.asarray(absmax["scale"], np.float32) > 0).all()  # without importance: the usual rule
+
+
+def test_scales_of_eight_bits_and_with_zero_points_have_no_sign() -> None:
+    w = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    for format in (Affine(8, 64), Affine(2, 64, asymmetric=True)):
+        assert (np.asarray(format.fit(w, np.ones(64, np.float32))["scale"], np.float32) > 0).all()
