@@ -86,11 +86,12 @@ if(PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   add_isa(avx512vnni "${VNNI}" "
     #include <immintrin.h>
     __m512i f(__m512i a) { return _mm512_dpbusd_epi32(a, a, a); }")
-  add_isa(avx512bf16 "${VNNI} -mavx512bf16" "
+  add_isa(avx512bf16 "${VNNI} -mavx512vbmi -mavx512bf16" "
     #include <immintrin.h>
+    __m512i h(__m512i a) { return _mm512_permutex2var_epi8(a, a, a); }
     __m512 f(__m512 a, __m512bh b) { return _mm512_dpbf16_ps(a, b, b); }
     __m256bh g(__m512 a) { return _mm512_cvtneps_pbh(a); }")
-  add_isa(amx "${VNNI} -mavx512bf16 -mamx-tile -mamx-bf16" "
+  add_isa(amx "${VNNI} -mavx512vbmi -mavx512bf16 -mamx-tile -mamx-bf16" "
     #include <immintrin.h>
     void f(void *p) { _tile_loadconfig(p); _tile_loadd(1, p, 64); _tile_dpbf16ps(0, 1, 2); _tile_release(); }")
 elseif(PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")

@@ -68,7 +68,8 @@ bool runs_here(Isa isa) {
     runs = runs && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (isa >= Isa::avx512vnni) runs = runs && __builtin_cpu_supports("avx512vnni");
-  if (isa >= Isa::avx512bf16) runs = runs && __builtin_cpu_supports("avx512bf16");
+  if (isa >= Isa::avx512bf16)
+    runs = runs && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
   if (isa >= Isa::amx) runs = runs && has_tiles();
   return runs && isa != Isa::dotprod;
 #elif defined(__aarch64__)

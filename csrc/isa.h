@@ -7,7 +7,8 @@
 namespace bitsmith {
 
 // The later, the better, where a processor has several. x86-64 has those with avx and amx in their names, ARM has
-// dotprod. avxvnni is avx2 with VNNI; each other one of x86-64 contains those before it, but avxvnni.
+// dotprod. avxvnni is avx2 with VNNI, and avx512bf16 has VBMI too; each other one of x86-64 contains those before it,
+// but avxvnni.
 enum class Isa { generic, avx2, avxvnni, avx512, avx512vnni, avx512bf16, amx, dotprod };
 
 // Those that this build has and this processor runs, poorest first.

@@ -63,11 +63,15 @@ BITSMITH_INLINE Words spread_nibbles(Words v) {
 // 2 q + 1 of each byte
 BITSMITH_INLINE Words odd_scales(Words q) { return (q << 1) | 0x01010101u; }
 
-// Signs of four vectors, seven of each in the lower 28 bits, as bytes: the eighth makes the number of signs even.
-BITSMITH_INLINE Words even_signs(Words v) {
-  const Words sevens = (v & 0x7fu) | (v << 1 & 0x7f00u) | (v << 2 & 0x7f0000u) | (v << 3 & 0x7f000000u);
+// Seven signs of a vector in each byte, and an eighth that makes their number even.
+BITSMITH_INLINE Words with_eighth(Words sevens) {
   alignas(16) static constexpr uint8_t kOdd[16] = {0, 128, 128, 0, 128, 0, 0, 128, 128, 0, 0, 128, 0, 128, 128, 0};
   return sevens | look_up(kOdd, (sevens ^ sevens >> 4) & 0x0f0f0f0fu);
+}
+
+// Signs of four vectors, seven of each in the lower 28 bits, as bytes.
+BITSMITH_INLINE Words even_signs(Words v) {
+  return with_eighth((v & 0x7fu) | (v << 1 & 0x7f00u) | (v << 2 & 0x7f0000u) | (v << 3 & 0x7f000000u));
 }
 
 struct NoScales {

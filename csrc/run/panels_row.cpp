@@ -1,30 +1,60 @@
 // One rounded row times panels. The memory's bandwidth bounds it, so words are unpacked in registers.
 #include <algorithm>
 
+#include "book_planes.h"
 #include "fine.h"
 
 namespace bitsmith::BITSMITH_ISA {
 namespace {
 
+// Products of a run, or of one half of it. planes: the inputs, where the type has planes
+template <class T>
+BITSMITH_INLINE Floats products(const uint8_t *p, int run, const FineBlock &in, const PlaneBlock *planes) {
+  const Ints begin = start<T>(in.negated, lift<T>(run));
+  if constexpr (Planes<T>::kThere) {
+    Words found[8];
+    Planes<T>::find(p, run, found);
+    return convert<Floats>(dot_planes<T>(begin, found, planes[run], 0));
+  } else {
+    static_cast<void>(planes);
+    return convert<Floats>(dot<T>(begin, p, run, in, 0, 8));
+  }
+}
+
+template <class T>
+BITSMITH_INLINE void half_products(const uint8_t *p, int run, const FineBlock &in, const PlaneBlock *planes,
+                                   Floats (&out)[2]) {
+  const int lifted = lift<T>(run);
+  if constexpr (Planes<T>::kThere) {
+    Words found[8];
+    Planes<T>::find(p, run, found);
+    for (int i = 0; i < 2; ++i)
+      out[i] = convert<Floats>(dot_planes<T>(start<T>(in.negated_16[i], lifted), found, planes[run], i));
+  } else {
+    static_cast<void>(planes);
+    for (int i = 0; i < 2; ++i)
+      out[i] = convert<Floats>(dot<T>(start<T>(in.negated_16[i], lifted), p, run, in, 4 * i, 4 * i + 4));
+  }
+}
+
 // What one block of kLanes rows, with integer scales, adds to each row's sum. group: of its rows in their panel
 template <class T>
 BITSMITH_INLINE Floats scaled_block(const uint8_t *p, const uint8_t *half, const FineBlock *x, const FineSums &sums,
-                                    const Ahead &ahead, int group) {
+                                    const PlaneBlock *planes, const Ahead &ahead, int group) {
   Floats totals[8] = {};  // of the runs of each lift
 #pragma GCC unroll kUnrolled
   for (int run = 0; run < 8; ++run) {
     fetch<layout_of(T::kType).words>(ahead, 8 * group + run, 8 * kVectors);
     const FineBlock &in = x[run];
-    const int lifted = lift<T>(run);
-    Floats &total = totals[lifted];
+    Floats &total = totals[lift<T>(run)];
     if constexpr (T::kSub == 32) {
-      const Floats sum = convert<Floats>(dot<T>(start<T>(in.negated, lifted), p, run, in, 0, 8));
+      const Floats sum = products<T>(p, run, in, planes);
       total = fma(sum, byte_of(T::scales(p, run / 4), run & 3) * splat(in.scale), total);
     } else {
       const Words scales = T::scales(p, run / 2);
-      const Floats a = convert<Floats>(dot<T>(start<T>(in.negated_16[0], lifted), p, run, in, 0, 4)),
-                   b = convert<Floats>(dot<T>(start<T>(in.negated_16[1], lifted), p, run, in, 4, 8));
-      const Floats sum = fma(a, byte_of(scales, 2 * (run & 1)), b * byte_of(scales, 2 * (run & 1) + 1));
+      Floats halves[2];
+      half_products<T>(p, run, in, planes, halves);
+      const Floats sum = fma(halves[0], byte_of(scales, 2 * (run & 1)), halves[1] * byte_of(scales, 2 * (run & 1) + 1));
       total = fma(sum, splat(in.scale), total);
     }
   }
@@ -60,6 +90,12 @@ void rows_of(const PanelRows &w, int first, int count, const FineRow &x, const R
   constexpr BlockLayout layout = layout_of(T::kType);
   const int blocks = w.blocks();
   const size_t bytes = w.panel_bytes();
+  PlaneBlock *planes = nullptr;
+  if constexpr (Planes<T>::kThere) {
+    const int runs = blocks * (layout.weights / 32);
+    planes = scratch<PlaneBlock, 15>(runs);
+    to_planes<T>(x.blocks, runs, planes);
+  }
   const size_t begin = std::min<size_t>(reading.far, count * bytes);
   for (size_t at = 0; at < begin; at += 64) __builtin_prefetch(w.data + first * bytes + at, 0, 2);
   for (int panel = 0; panel < count; ++panel) {
@@ -73,7 +109,8 @@ void rows_of(const PanelRows &w, int first, int count, const FineRow &x, const R
         const uint8_t *words = p + 4 * kLanes * g, *halves = half + 2 * kLanes * g;
         const FineBlock *in = x.blocks + at * (layout.weights / 32);
         if constexpr (kScaled<T>)
-          sums[g] += scaled_block<T>(words, halves, in, x.sums[at], ahead, g);
+          sums[g] += scaled_block<T>(words, halves, in, x.sums[at],
+                                     planes ? planes + at * (layout.weights / 32) : nullptr, ahead, g);
         else
           sums[g] += plain_block<T>(words, halves, in, ahead, g);
       }
