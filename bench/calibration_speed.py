@@ -34,6 +34,7 @@ OURS = {  # target, method, effort
     "awq": ("native/int{bits}-g{group}", "awq", ""),
     "awq+gptq": ("native/int{bits}-g{group}", "awq+gptq", "normal"),
     "learned": ("native/int{bits}-g{group}", "learned", "normal"),
+    "learned high": ("native/int{bits}-g{group}", "learned", "high"),
     "learned fast": ("native/int{bits}-g{group}", "learned", "fast"),
     "awq+learned": ("native/int{bits}-g{group}", "awq+learned", "normal"),
     "w8a8 nearest": ("compressed/w8a8", "nearest", ""),

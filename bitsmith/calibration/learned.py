@@ -32,7 +32,7 @@ from bitsmith.runtime.weights import Block, Linear
 from bitsmith.system.progress import Progress, Report, silent
 
 _HELD_OUT = 16  # one window in so many is held out to judge the results
-_JUDGED = 8  # how often results are judged
+_JUDGED = 4  # how often results are judged
 _MOMENTS = (0.9, 0.99)  # Adam's beta1 and beta2
 
 

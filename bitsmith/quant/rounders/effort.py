@@ -22,13 +22,13 @@ class Effort:
     batch: int
     sweeps: int = 3
     corrects: bool = True
-    rounding: float = 0.02
-    scaling: float = 0.001
+    rounding: float = 0.1
+    scaling: float = 0.004
 
 
 EFFORTS: dict[str, Effort] = {
     "fast": Effort(steps=50, batch=4, sweeps=0, corrects=False),
-    "normal": Effort(steps=200, batch=8),
-    "high": Effort(steps=500, batch=8, sweeps=6),
-    "max": Effort(steps=500, batch=8, sweeps=6),  # then the whole model's scales are trained, see `pipeline`
+    "normal": Effort(steps=100, batch=8),
+    "high": Effort(steps=300, batch=8, sweeps=6),
+    "max": Effort(steps=300, batch=8, sweeps=6),  # then the whole model's scales are trained, see `pipeline`
 }

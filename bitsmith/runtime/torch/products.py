@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
@@ -54,17 +55,35 @@ def _multiplies(device: torch.device) -> bool:
     return device.type == "cpu" and multiplies_bfloat16()
 
 
+_KEPT_WEIGHTS = 4 << 20  # 8 MB of bfloat16
+
+
 @dataclass(frozen=True)
 class RoundedProducts(DenseKernel):
     """Products of float32 matrices whose inputs, and results, are rounded to bfloat16; sums are float32.
 
     Calibration's passes take them where the processor has them, at twice the rate of float32. What bfloat16 loses, 2^-9
     of a value, is little beside what formats below 8 bits lose.
+
+    kept: what the latest input and small matrices are rounded to, while these exist: linears of a block often share an
+        input, and all batches their matrices
     """
 
+    kept: dict[int, tuple[weakref.ref[Tensor], Tensor]] = field(default_factory=dict, compare=False, repr=False)
+
     def linear(self, x: Tensor, prepared: Tensor) -> Tensor:
-        """float32 [..., cols] -> float32 [..., rows]."""
-        return functional.linear(x.to(torch.bfloat16), prepared.to(torch.bfloat16)).float()
+        """float32 [..., cols] -> float32 [..., rows]. Inputs and matrices are not to be changed in place."""
+        matrix = self._rounded(prepared, id(prepared)) if prepared.numel() <= _KEPT_WEIGHTS else prepared.bfloat16()
+        return functional.linear(self._rounded(x, 0), matrix).float()
+
+    def _rounded(self, x: Tensor, key: int) -> Tensor:
+        found = self.kept.get(key)
+        if found is not None and found[0]() is x:
+            return found[1]
+        rounded = x.bfloat16()
+        if not x.requires_grad:
+            self.kept[key] = weakref.ref(x, lambda _: self.kept.pop(key, None)), rounded
+        return rounded
 
 
 def with_rounded_products(block: Block, names: frozenset[str] | None = None) -> Block:
