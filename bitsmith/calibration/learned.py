@@ -9,7 +9,8 @@ relative to each token's size, because the next norm removes that size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bitsmith.calibration.beside import place_windows
+from bitsmith.calibration.pieces import Pieces
 from bitsmith.calibration.trainable import ScaledMatrix, Start, TrainableMatrix
 from bitsmith.errors import TensorError, UsageError
 from bitsmith.models.arch.block import linear_shapes
@@ -72,6 +74,7 @@ class BlockTuner:
     layer: the block's number
     block: gives the norms, with rescalings folded in, and the linears that are not tuned
     seed: seed for the order of windows
+    pieces: how the windows of a step are computed: in smaller pieces where memory is short
     """
 
     decoder: Decoder
@@ -79,6 +82,7 @@ class BlockTuner:
     block: Block
     effort: Effort
     seed: int = 0
+    pieces: Pieces = field(default_factory=Pieces)
 
     def tune(self, starts: Mapping[str, Start], inputs: Windows, targets: Windows, report: Report = silent) -> Tuned:
         """Tune the linears named in `starts` ("attn_q" ...); the block's other linears stay unchanged.
@@ -106,11 +110,7 @@ class BlockTuner:
         for step, batch in enumerate(batches_of(trained, steps, self.effort.batch, self.seed), 1):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * (1.0 - (step - 1) / steps)
-            optimizer.zero_grad()
-            with torch.enable_grad():
-                with half_products(str(self.block.device)):
-                    loss = self._loss(block, inputs, targets, batch)
-                torch.autograd.backward(loss)
+            self.pieces.again(partial(self._learn, block, inputs, targets, batch, optimizer), len(batch))
             optimizer.step()
             if step == steps or step % max(1, steps // _JUDGED) == 0:
                 now = self._judge(block, inputs, targets, judged)
@@ -147,12 +147,27 @@ class BlockTuner:
         loss: Tensor = ((out - wanted).square().sum(-1) / size).mean()
         return loss
 
+    def _learn(
+        self, block: Block, inputs: Windows, targets: Windows, batch: np.ndarray, optimizer: torch.optim.Adam
+    ) -> None:
+        """Set the gradients of a batch of windows, piece by piece."""
+        optimizer.zero_grad()
+        for at in self.pieces.of(slice(0, len(batch))):
+            with torch.enable_grad():
+                with half_products(str(self.block.device)):
+                    loss = self._loss(block, inputs, targets, batch[at])
+                torch.autograd.backward(loss * (len(batch[at]) / len(batch)))
+
     def _judge(self, block: Block, inputs: Windows, targets: Windows, windows: np.ndarray) -> float:
+        size = min(self.effort.batch, len(windows))
+        return self.pieces.again(lambda: self._judged(block, inputs, targets, windows, size), size)
+
+    def _judged(self, block: Block, inputs: Windows, targets: Windows, windows: np.ndarray, size: int) -> float:
         total = 0.0
         with torch.no_grad():
-            for start in range(0, len(windows), self.effort.batch):
-                part = windows[start : start + self.effort.batch]
-                total += float(self._loss(block, inputs, targets, part)) * len(part)
+            for start in range(0, len(windows), size):
+                for at in self.pieces.of(slice(start, min(start + size, len(windows)))):
+                    total += float(self._loss(block, inputs, targets, windows[at])) * len(windows[at])
         return total / len(windows)
 
     def _check(self, starts: Mapping[str, Start], inputs: Windows, targets: Windows) -> None:
