@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=64, help="of one shard")
     parser.add_argument("--to", default="q4_k_m")
     parser.add_argument("--nodes", default="1,2,4")
+    parser.add_argument("--no-kill", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
@@ -51,6 +52,8 @@ def main() -> None:
             first = first or seconds
             same = "same bytes" if found == wanted else "OTHER BYTES"
             print(f"{count} nodes: {seconds:.1f} s, {first / seconds:.2f} times the first, {same}", flush=True)
+        if arguments.no_kill:
+            return
         with _cluster(2) as (cluster, nodes):
             threading.Timer(max(1.0, first / 4), lambda: cluster.remove_node(nodes[-1], allow_graceful=False)).start()
             seconds, found = _run(model, folder, arguments.to, executor="ray")
@@ -103,7 +106,7 @@ def _model(folder: Path, shards: int, megabytes: int) -> Path:
     generator = np.random.default_rng(0)
     layer_weights = _layer(generator)  # all layers are alike: random numbers take longer than rounding them
     for shard in range(shards):
-        tensors = {}
+        tensors: dict[str, np.ndarray] = {}
         for number in range(shard * each, (shard + 1) * each):
             tensors |= {f"model.layers.{number}.{name}": values for name, values in layer_weights.items()}
         if shard == 0:

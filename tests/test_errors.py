@@ -144,6 +144,7 @@ def test_the_keyword_of_every_flag_is_one_of_the_library() -> None:
             "--list-models",
             "--explain",
             "--fit",
+            *("--quantize", "--workers", "--threads", "--link"),  # of plan, see `pipeline.spread_plan`
         }
         assert missing <= usual | {"--device"}, name
 

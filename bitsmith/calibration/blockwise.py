@@ -26,6 +26,7 @@ from bitsmith.calibration.gradients import joined_notes
 from bitsmith.calibration.inputs import advance_part, inputs_of, portions, watch
 from bitsmith.calibration.last_inputs import LastInputs, Store, input_bytes
 from bitsmith.calibration.method import FINE_BITS, Method
+from bitsmith.calibration.pieces import Pieces
 from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.rounding import (
     LinearRounder,
@@ -132,7 +133,7 @@ class BlockwiseRounding:
             checkpoint.config, weight_reader(checkpoint), DenseKernel(device=device), pass_ops(device), device
         )
         self._ahead = BlocksAhead(self._loader, ahead=device != "cpu", room=partial(has_room, torch.device(device)))
-        self._steps = _Steps(decoder_without_blocks(self._loader), task, tokens.all_experts)
+        self._steps = _Steps(decoder_without_blocks(self._loader), task, tokens.all_experts, resources.steps)
         self._next = 0
         self._resources = resources
         buffers = task.method.hidden_state_buffers(task.effort)
@@ -233,7 +234,7 @@ class BlockwiseRounding:
             teacher = predictions(lesson.teacher, lesson.tokens, self._resources, report, coarse=coarse, work=work)
             student = Student(self._loader, with_ends(self._loader, self._steps.decoder, embedding), rows, how, room)
             student.train_norms(task.stored, as_folder=task.stored_offset)
-            return train(student, teacher, lesson.tokens, task.seed, report, work=work)
+            return train(student, teacher, lesson.tokens, task.seed, report, work=work, pieces=self._resources.steps)
 
 
 @dataclass(frozen=True)
@@ -278,11 +279,15 @@ def _share(memory: int | None, buffers: int) -> int | None:
 
 @dataclass(frozen=True)
 class _Steps:
-    """What all steps share. every: whether every token counts for every expert"""
+    """What all steps share.
+
+    every: whether every token counts for every expert; learning: how the steps of learned rounding are computed
+    """
 
     decoder: Decoder
     task: BlockwiseTask
     every: bool = False
+    learning: Pieces = field(default_factory=Pieces)
 
     @property
     def _effort(self) -> Effort:
@@ -312,7 +317,7 @@ class _Steps:
         if inputs is not None and states.truth is not None and row.tuner is not None and codes:
             moving = {name: tensor for name, tensor in codes.items() if not reports[name].recovered}
             starts = {name: Start(weights[f"{name}.weight"], tensor) for name, tensor in moving.items()}
-            tuner = row.tuner(self.decoder, layer, block, self._effort, self.task.seed)
+            tuner = row.tuner(self.decoder, layer, block, self._effort, self.task.seed, self.learning)
             tuned: Mapping[str, QuantTensor] = {}
             if starts:
                 found = tuner.tune(starts, inputs, states.truth, report)

@@ -26,6 +26,7 @@ from bitsmith.calibration.folding import with_tensors
 from bitsmith.calibration.kept_blocks import KeptBlocks
 from bitsmith.calibration.kept_training import TrainedSoFar, keep_training, read_training
 from bitsmith.calibration.learned import TRAINABLE, batches_of, half_products, split_windows
+from bitsmith.calibration.pieces import Pieces
 from bitsmith.calibration.trainable import ScaledMatrix, Start, TrainableMatrix, straight
 from bitsmith.errors import TensorError
 from bitsmith.quant.formats.base import Settled
@@ -277,14 +278,16 @@ def train(
     report: Report = silent,
     *,
     work: WorkFolder | None = None,
+    pieces: Pieces | None = None,
 ) -> Trained:
     """Train a student on windows of tokens, int64 [windows, n], and take the best state on windows held out.
 
     work: where the state is kept behind steps; what an earlier start has kept there is continued. None: nowhere
+    pieces: how the windows of a step are computed: in smaller pieces where memory is short
     The same seed gives the same result. A loss that is not finite ends the training; the best state before stays.
     Raises TensorError if the start's loss is not finite.
     """
-    how = student.how
+    how, pieces = student.how, pieces or Pieces()
     judged = split_windows(len(tokens))[1]
     judged = judged[:: -(-len(judged) // _MOST_JUDGED)]
     trained = np.setdiff1d(np.arange(len(tokens)), judged) if len(tokens) > 1 else judged
@@ -292,7 +295,7 @@ def train(
     optimizer = Adam([values for values, _ in groups], _MOMENTS, small=how.optimizer == "adam-8bit")
     so_far = None if work is None else read_training(work, student, optimizer)
     if so_far is None:
-        before = _judge(student, teacher, tokens, judged)
+        before = _judge(student, teacher, tokens, judged, pieces)
         if not np.isfinite(before):
             raise TensorError(
                 "the quantized model's predictions are not finite; check the model with `bitsmith inspect`"
@@ -302,15 +305,20 @@ def train(
     for step, batch in enumerate(batches_of(trained, how.steps, how.batch, seed), 1):
         if step <= so_far.step:
             continue
-        optimizer.zero_grad()
-        said = _learn(student, teacher, tokens, batch)
+
+        def learn(batch: np.ndarray = batch) -> float:
+            optimizer.zero_grad()
+            parts = [batch[at] for at in pieces.of(slice(0, len(batch)))]
+            return float(sum(_learn(student, teacher, tokens, part, len(batch)) for part in parts))
+
+        said = pieces.again(learn, len(batch))
         if not np.isfinite(said):
             broken = step
             break
         share = min(1.0, step / _WARMUP) * (1.0 + math.cos(math.pi * (step - 1) / how.steps)) / 2
         optimizer.step([rate * share for _, rate in groups])
         if step == how.steps or step % max(1, how.steps // _JUDGED) == 0:
-            now = _judge(student, teacher, tokens, judged)
+            now = _judge(student, teacher, tokens, judged, pieces)
             if now < least:
                 best, least, found = student.state(), now, step
         report(Progress("train", step, how.steps, "steps", f"divergence {said:.4f}"))
@@ -320,10 +328,10 @@ def train(
     return Trained(tuple(student.rows()), before, least, found, broken)
 
 
-def _learn(student: Student, teacher: TopLogits, tokens: np.ndarray, batch: np.ndarray) -> float:
-    """Add the gradients of a batch, and return its loss. Logits are computed for few windows at a time.
+def _learn(student: Student, teacher: TopLogits, tokens: np.ndarray, batch: np.ndarray, of: int) -> float:
+    """Add the gradients of some windows of a step of so many, and return their share of the loss.
 
-    Where the loss is not finite, gradients may be missing.
+    Logits are computed for few windows at a time. Where the loss is not finite, gradients may be missing.
     """
     total = 0.0
     with torch.enable_grad():
@@ -333,7 +341,7 @@ def _learn(student: Student, teacher: TopLogits, tokens: np.ndarray, batch: np.n
         for start in range(0, len(batch), part):
             own = batch[start : start + part]
             logits = student.head(ends[start : start + part], half=True)
-            loss = teacher.divergence(own, logits) * (len(own) / len(batch))
+            loss = teacher.divergence(own, logits) * (len(own) / of)
             total += float(loss.detach())
             if not np.isfinite(total):
                 return total
@@ -342,10 +350,16 @@ def _learn(student: Student, teacher: TopLogits, tokens: np.ndarray, batch: np.n
     return total
 
 
-def _judge(student: Student, teacher: TopLogits, tokens: np.ndarray, windows: np.ndarray) -> float:
-    total = 0.0
+def _judge(student: Student, teacher: TopLogits, tokens: np.ndarray, windows: np.ndarray, pieces: Pieces) -> float:
+    size = min(student.how.batch, len(windows))
+
+    def judged() -> float:
+        total = 0.0
+        for start in range(0, len(windows), size):
+            for at in pieces.of(slice(start, min(start + size, len(windows)))):
+                part = windows[at]
+                total += float(teacher.divergence(part, student.logits(tokens[part]))) * len(part)
+        return total / len(windows)
+
     with torch.no_grad():
-        for start in range(0, len(windows), student.how.batch):
-            part = windows[start : start + student.how.batch]
-            total += float(teacher.divergence(part, student.logits(tokens[part]))) * len(part)
-    return total / len(windows)
+        return pieces.again(judged, size)

@@ -1,4 +1,4 @@
-"""Gradients of a block's loss: on CUDA one graph of kernels a step, in smaller batches where memory is short.
+"""Gradients of a block's loss: on CUDA one graph of kernels a step, in pieces where memory is short.
 
 A step of learned rounding launches hundreds of small kernels. On a GPU a CUDA graph launches them at once: it is
 captured from the first step, and replayed on buffers into which the windows of each step are copied.
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bitsmith.calibration.accelerator import release
+from bitsmith.calibration.pieces import Pieces
 from bitsmith.system.pressure import is_shortage
 
 _WARM = 2  # runs before a capture, which must not allocate what libraries allocate once
@@ -34,7 +35,7 @@ class Gradients:
     params: the parameters, all of which the loss depends on
     capture: how a step is captured; None: steps are computed operation by operation. The loss must not read the numbers
         of windows then, nor wait for the device
-    parts: pieces that a batch is computed in; doubled where memory does not suffice
+    pieces: how the windows of a step are computed
     notes: for the user
     """
 
@@ -42,45 +43,26 @@ class Gradients:
     loss: Loss
     params: tuple[Tensor, ...]
     capture: Capture | None = None
-    parts: int = 1
+    pieces: Pieces = field(default_factory=Pieces)
     notes: list[str] = field(default_factory=list)
     _replay: Callable[[], None] | None = None
     _buffers: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, windows: np.ndarray) -> None:
         """Compute the gradients for some windows. Raises as `loss` does, if a single window finds no memory."""
-        while not self._did(windows):
-            pass
+        self.pieces.again(lambda: self._set(windows), len(windows))
 
-    def _did(self, windows: np.ndarray) -> bool:
-        """Whether the gradients were computed. If not, parts are halved."""
-        try:
-            if self.capture is None or self.parts > 1 or not self._graphed(windows, self.capture):
-                self._plainly(windows)
-        except (MemoryError, RuntimeError) as error:
-            if self.parts >= len(windows) or not is_shortage(error):
-                raise
-        else:
-            return True
-        self._shorten()  # not inside of the handler: its error holds the memory of what failed
-        return False
-
-    def _shorten(self) -> None:
-        self._replay = self._buffers = None
-        self.parts *= 2
+    def _set(self, windows: np.ndarray) -> None:
+        if self.capture is not None and self.pieces.parts == 1 and self._graphed(windows, self.capture):
+            return
+        if self._buffers is not None:
+            self._replay = self._buffers = None
+            release(self.params[0].device)
         self._clear()
-        release(self.params[0].device)
-        self._note(
-            f"memory ran short, so steps of learning were computed in {self.parts} pieces; the last bits of the result "
-            "may differ from a run without it"
-        )
-
-    def _plainly(self, windows: np.ndarray) -> None:
-        self._clear()
-        for piece in np.array_split(windows, min(self.parts, len(windows))):
-            x, wanted = self.read(piece)
+        for at in self.pieces.of(slice(0, len(windows))):
+            x, wanted = self.read(windows[at])
             with torch.enable_grad():
-                loss = self.loss(x, wanted, piece) * (len(piece) / len(windows))
+                loss = self.loss(x, wanted, windows[at]) * (len(windows[at]) / len(windows))
             torch.autograd.backward(loss)
 
     def _graphed(self, windows: np.ndarray, capture: Capture) -> bool:

@@ -9,7 +9,7 @@ relative to each token's size, because the next norm removes that size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from bitsmith.calibration.beside import place_windows
 from bitsmith.calibration.gradients import Gradients, captures
+from bitsmith.calibration.pieces import Pieces
 from bitsmith.calibration.trainable import ScaledMatrix, Start, TrainableMatrix
 from bitsmith.errors import TensorError, UsageError
 from bitsmith.models.arch.block import linear_shapes
@@ -75,6 +76,7 @@ class BlockTuner:
     layer: the block's number
     block: gives the norms, with rescalings folded in, and the linears that are not tuned
     seed: seed for the order of windows
+    pieces: how the windows of a step are computed: in smaller pieces where memory is short
     """
 
     decoder: Decoder
@@ -82,6 +84,7 @@ class BlockTuner:
     block: Block
     effort: Effort
     seed: int = 0
+    pieces: Pieces = field(default_factory=Pieces)
 
     def tune(self, starts: Mapping[str, Start], inputs: Windows, targets: Windows, report: Report = silent) -> Tuned:
         """Tune the linears named in `starts` ("attn_q" ...); the block's other linears stay unchanged.
@@ -151,7 +154,9 @@ class BlockTuner:
         params = [each for matrix in matrices.values() for each in matrix.changes.values()]
         params += [matrix.offsets for matrix in matrices.values() if isinstance(matrix, TrainableMatrix)]
         capture = captures(torch.device(device)) if still else None
-        return Gradients(lambda windows: self._read(inputs, targets, windows), loss, tuple(params), capture)
+        return Gradients(
+            lambda windows: self._read(inputs, targets, windows), loss, tuple(params), capture, self.pieces
+        )
 
     def _read(self, inputs: Windows, targets: Windows, windows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Inputs and targets of some windows on the device."""
@@ -172,11 +177,15 @@ class BlockTuner:
         return loss
 
     def _judge(self, block: Block, inputs: Windows, targets: Windows, windows: np.ndarray) -> float:
+        size = min(self.effort.batch, len(windows))
+        return self.pieces.again(lambda: self._judged(block, inputs, targets, windows, size), size)
+
+    def _judged(self, block: Block, inputs: Windows, targets: Windows, windows: np.ndarray, size: int) -> float:
         total = 0.0
         with torch.no_grad():
-            for start in range(0, len(windows), self.effort.batch):
-                part = windows[start : start + self.effort.batch]
-                total += float(self._loss(block, inputs, targets, part)) * len(part)
+            for start in range(0, len(windows), size):
+                for at in self.pieces.of(slice(start, min(start + size, len(windows)))):
+                    total += float(self._loss(block, inputs, targets, windows[at])) * len(windows[at])
         return total / len(windows)
 
     def _check(self, starts: Mapping[str, Start], inputs: Windows, targets: Windows) -> None:

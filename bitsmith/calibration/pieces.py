@@ -25,11 +25,13 @@ class Pieces:
 
     parts: number of pieces of a batch; doubled when memory does not suffice
     exact: whether results are the same whatever the pieces
+    of_what: what is computed in pieces, for the note
     """
 
     parts: int = 1
     exact: bool = True
     notes: list[str] = field(default_factory=list)
+    of_what: str = "batches of windows"
 
     def run(self, batch: slice, step: Callable[[slice], None]) -> None:
         """Call `step` with all pieces of a batch of windows, in order.
@@ -67,7 +69,7 @@ class Pieces:
         """Compute half of the windows at a time from now on, and note it."""
         self.parts *= 2
         how = "the result is the same" if self.exact else "the last bits of the result may differ from a run without it"
-        self.notes = [f"memory ran short, so batches of windows were computed in {self.parts} pieces; {how}"]
+        self.notes = [f"memory ran short, so {self.of_what} were computed in {self.parts} pieces; {how}"]
         _log.warning("memory ran short: batches are computed in %d pieces from here on", self.parts)
 
     def take_notes(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bitsmith.calibration.learned import BlockTuner
+    from bitsmith.calibration.pieces import Pieces
     from bitsmith.calibration.rounding import LinearRounder
     from bitsmith.calibration.stats import Stats
     from bitsmith.runtime.decoder import Decoder
@@ -29,8 +30,8 @@ class Rounder:
     linear: (stats of a group's input, drift, effort) -> the rounder of that group's matrices. drift: sum of
         (x - x')^T x', [cols, cols] float32, where x are the original model's inputs and x' the inputs in `stats`;
         None if `follows_original` is False
-    tuner: (decoder, layer, block, effort, seed) -> the tuner of a block's codes, after `linear` chose them; None for
-        no tuning
+    tuner: (decoder, layer, block, effort, seed, pieces of steps) -> the tuner of a block's codes, after `linear` chose
+        them; None for no tuning
     needs_text: whether the model must run on calibration text even without a transform
     heeds_effort: whether the effort changes the codes
     follows_original: effort -> whether to keep the original model's hidden states beside those of the rounded blocks
@@ -39,7 +40,7 @@ class Rounder:
 
     name: str
     linear: Callable[[Stats, Tensor | None, Effort], LinearRounder]
-    tuner: Callable[[Decoder, int, Block, Effort, int], BlockTuner] | None = None
+    tuner: Callable[[Decoder, int, Block, Effort, int, Pieces], BlockTuner] | None = None
     needs_text: bool = True
     heeds_effort: bool = True
     follows_original: Callable[[Effort], bool] = lambda effort: False
@@ -62,10 +63,10 @@ def _gptq(stats: Stats, drift: Tensor | None, effort: Effort) -> LinearRounder:
     return gptq_rounder(stats, drift if effort.corrects else None, effort)
 
 
-def _learned(decoder: Decoder, layer: int, block: Block, effort: Effort, seed: int) -> BlockTuner:
+def _learned(decoder: Decoder, layer: int, block: Block, effort: Effort, seed: int, pieces: Pieces) -> BlockTuner:
     from bitsmith.calibration.learned import BlockTuner
 
-    return BlockTuner(decoder, layer, block, effort, seed)
+    return BlockTuner(decoder, layer, block, effort, seed, pieces)
 
 
 ROUNDERS: dict[str, Rounder] = {

@@ -13,9 +13,11 @@ import numpy as np
 
 from bitsmith.calibration.config import CalibrationConfig, ImatrixConfig
 from bitsmith.calibration.cost import Cost, calibration_cost
+from bitsmith.calibration.footprint import Run
 from bitsmith.calibration.imatrix import imatrix_file, is_imatrix_name
 from bitsmith.calibration.importance import Importance, from_file, to_imatrix
 from bitsmith.calibration.method import Method
+from bitsmith.calibration.need import check_pass
 from bitsmith.calibration.pieces import Pieces
 from bitsmith.calibration.sources import SELF, CalibrationTokens, Request, own_text, read_tokens
 from bitsmith.containers.destination import Destination, followed
@@ -29,6 +31,7 @@ from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.calibration_record import UNKNOWN_SHA256, CalibrationRecord
 from bitsmith.recipe.coverage import Coverage
+from bitsmith.system.machine import cores
 from bitsmith.system.options import check_arguments, check_words, with_signature
 from bitsmith.system.progress import Report, silent
 from bitsmith.system.tables import html_table
@@ -307,6 +310,9 @@ def write_imatrix(
             if on_plan is not None:
                 on_plan(replace(prepared, told=work.notes()), _pass_cost(prepared, memory))
             device = choose_device(config.device)
+            if not force:
+                one = Run(checkpoint.config, Method("nearest"), "normal", prepared.record, memory=memory)
+                check_pass(one, threads or cores())
             kept = (work, "pass")
             found = prepared.run(rounded=True, memory=memory, threads=threads, device=device, work=kept, report=report)
             content, record, coverage = to_imatrix(found), found.record, _told(found.coverage)

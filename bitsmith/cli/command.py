@@ -27,7 +27,7 @@ GROUPS = (  # in the order of the help
         "Types",
         "Calibration",
     ),
-    *("Sampling", "Training", "Source", "Machine", "Help"),
+    *("Sampling", "Training", "Source", "Machine", "Workers", "Help"),
 )
 EVERYWHERE = {  # options of all commands, and their help
     "--debug": "Show the traceback of an error.",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitsmith.errors import UsageError, quoted
+from bitsmith.scale.config import ScaleConfig
 from bitsmith.system.machine import check_threads
 from bitsmith.system.options import check_types, option
 from bitsmith.texts.sources import names_of
@@ -17,7 +18,7 @@ KINDS = ("scores", "floor", "speed", "tasks", "generations", "layers")  # of mea
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig:
+class CompareConfig(ScaleConfig):
     """All options of `compare` except the model and the files. Raises UsageError for a value that is never valid."""
 
     to: str | Sequence[str] | None = option(
@@ -131,6 +132,7 @@ class CompareConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_threads(self.threads)
+        self.check_executor()
         if self.max_windows is not None and self.max_windows < 1:
             raise UsageError(f"--max-windows={self.max_windows}: expected 1 or more.")
         if self.generate < 0:

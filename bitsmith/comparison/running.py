@@ -26,6 +26,7 @@ from bitsmith.comparison.outputs import Beside, Outputs
 from bitsmith.comparison.overlap import check_overlap
 from bitsmith.comparison.result import Comparison, Conditions, Failure, Floor, Original, Row, Speeds
 from bitsmith.comparison.scoring import Scoring, Tools
+from bitsmith.comparison.spread import check as check_executor
 from bitsmith.comparison.tasks.harness import require_harness
 from bitsmith.comparison.tasks.naming import open_tasks
 from bitsmith.comparison.tasks.scores import TaskScore, task_score
@@ -43,7 +44,8 @@ from bitsmith.version import __version__
 if TYPE_CHECKING:
     from bitsmith.comparison.words import CompareWords
 
-_BESIDE = ("out", "plots", "card", "write_logits", "ledger", "force", "threads")  # options that change no figure
+_PLACES = ("out", "plots", "card", "write_logits", "ledger")
+_BESIDE = (*_PLACES, "force", "threads", "executor", "workers", "work")  # options that change no figure
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class _Run:
     ) -> None:
         if not files and not config.targets:
             raise UsageError("there is nothing to compare; name files, or formats with --to=q8_0,q4_k_m.")
+        check_executor(config)
         self._started = time.perf_counter()
         self._model, self._files, self._config, self._events = model, files, config, events
         self._domains = open_domains(config.texts)
@@ -145,6 +148,7 @@ class _Run:
             events.on_plan(self._expected())
         self._gathering.make(events.report)
         candidates = self._gathering.candidates
+        scoring.spread(candidates)
         scoring.expect(candidates)
         own = scoring.original()
         answers = {"": self._asking.answers(self._original)}

@@ -117,6 +117,24 @@ class Scoring:
         ]
         return float(found[-1]) if found and isinstance(found[-1], float) else None
 
+    def spread(self, candidates: Sequence[Candidate]) -> None:
+        """Measure what is not known yet on the run's workers, if it has some."""
+        if self._config.executor is None or self._given is not None:
+            return
+        from bitsmith.comparison.spread import measure_spread
+
+        for tokens in self._tokens:
+            missing = [each for each in candidates if self._known(self._what(each, tokens), tokens) is None]
+            if missing:
+                measure_spread(
+                    (self._original, self._kernel),
+                    [(each, self._tools.kernel(each)) for each in missing],
+                    tokens,
+                    self._config,
+                    lambda one, text, scores: self._keep(self._what(one, text), text, scores, None),
+                    self._report,
+                )
+
     def original(self) -> list[TokenScores]:
         """What the original does on each token, one a domain."""
         return [self._original_on(each) for each in self._tokens]
@@ -157,6 +175,7 @@ class Scoring:
             self.notes.append("the noise floor was not measured, since torch is not installed")
             return ()
         tokens, windows = self._tokens[0], self._floor_windows()
+        read = tokens if self._path(tokens).is_file() else replace(tokens, windows=windows)
         count = windows.targets.size
         clusters = tokens.clusters[:count] - tokens.clusters[:count].min()
         found = []
@@ -165,7 +184,7 @@ class Scoring:
             kept = self._ledger.get(what)
             if kept is None:
                 self._report(Progress("noise floor", 0, 1, "passes", name))
-                with self._reference(tokens) as reference:
+                with self._reference(read) as reference:
                     model = self._model.get(self._original.checkpoint, "torch", dtype)
                     scores = score(model, windows, reference, threads=self._config.threads)
                 figures: dict[str, float] = {"context": self._config.context, "windows": len(windows), "tokens": count}

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from bitsmith.calibration.need import Need
 from bitsmith.errors import ResourceError
-from bitsmith.pipeline.preflight import Need
 from bitsmith.pipeline.result import Quantized
 from bitsmith.system.pressure import MemoryNow, Room, is_shortage, memory_now
 from bitsmith.system.progress import Progress, Report

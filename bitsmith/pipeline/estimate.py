@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -36,7 +37,7 @@ def expected_seconds(plan: Plan, threads: int, *, importance: bool = False) -> f
             continue
         layout = planned.info.layout
         if layout not in per_weight:
-            per_weight[layout] = _seconds_per_weight(planned, importance)
+            per_weight[layout] = seconds_per_weight(planned, importance=importance)
         total += per_weight[layout] * planned.info.parameters
     return _FIXED_SECONDS + _OVERHEAD * total / threads + plan.size / _DISK_BYTES_PER_SECOND
 
@@ -53,7 +54,10 @@ def with_long_note(expected: list[Quantized]) -> list[Quantized]:
     return [replace(expected[0], notes=(*expected[0].notes, Words(note))), *expected[1:]]
 
 
-def _seconds_per_weight(planned: PlannedTensor, importance: bool) -> float:
+def seconds_per_weight(
+    planned: PlannedTensor, *, importance: bool, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds a weight of rounding a tensor like this one, by one thread of this machine. clock: in seconds"""
     cols = planned.info.cols
     rows = min(max(1, _SAMPLE_WEIGHTS // cols), max(1, CHUNK_WEIGHTS // cols))
     w = np.random.default_rng(0).standard_normal((rows, cols), dtype=np.float32)
@@ -63,9 +67,9 @@ def _seconds_per_weight(planned: PlannedTensor, importance: bool) -> float:
         planned = replace(planned, codec=planned.codec.with_input_absmax(1.0))
     columns = np.linspace(0.5, 1.5, cols, dtype=np.float32) if importance else None
     _encode(planned, w[:1], columns)  # the first call imports modules and builds tables, which are not measured
-    started = time.perf_counter()
+    started = clock()
     _encode(planned, w, columns)
-    return (time.perf_counter() - started) / w.size
+    return (clock() - started) / w.size
 
 
 def _encode(planned: PlannedTensor, w: np.ndarray, columns: np.ndarray | None) -> None:

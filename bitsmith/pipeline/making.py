@@ -106,7 +106,7 @@ def make_all(
             verify_cpu_seconds=time.process_time() - watch.worked,
             peak_memory=peak_memory(),
             calibration=made.plan.recipe.calibration,
-            notes=(*made.notes, *shared.kept.take_words(), *shared.resources.pieces.take_notes()),
+            notes=(*made.notes, *shared.kept.take_words(), *shared.resources.take_notes()),
             coverage=made.coverage,
         )
         _log.info("wrote %s in %.1f s", result.out, result.seconds)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from bitsmith.calibration.footprint import ADDRESSES, Run, largest, torch_memory
+from bitsmith.calibration.footprint import Run, largest, torch_memory
 from bitsmith.calibration.method import Method, default_method
+from bitsmith.calibration.need import LEAST_TOKENS, Need
 from bitsmith.containers.gguf.blocks_simple import BlockCodec
 from bitsmith.errors import ResourceError, Words
 from bitsmith.pipeline.chunks import CHUNK_WEIGHTS
@@ -14,50 +15,13 @@ from bitsmith.pipeline.outputs import Output
 from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.plan import Plan
 from bitsmith.recipe.static_inputs import inputs_wanted
-from bitsmith.system.pressure import MemoryNow, Room, memory_now, rooms
-from bitsmith.system.sizes import human_bytes
+from bitsmith.system.pressure import Room, memory_now, rooms
 
 _CORE_CHUNK = 5 * CHUNK_WEIGHTS  # bytes a thread: the stored weights of two chunks, and what they become
 _ARRAY_CHUNK = 32  # bytes a weight and thread, where numpy makes the codes
-_THREAD = 72 << 20  # addresses of a thread: its stack, and its own part of the heap
-_LEAST_TOKENS = 2048  # of a calibration that is offered
 _EFFORTS = ("fast", "normal", "high", "max")
 
 Fits = Callable[["Change"], bool]  # whether a run with a change keeps all limits
-
-
-@dataclass(frozen=True)
-class Need:
-    """What a run takes.
-
-    peak: bytes that the process has in memory at most while the run goes on
-    disk: bytes of temporary files, beside the outputs
-    threads: threads that it starts; -1 if they run
-    now: what the process takes before the run
-    after_blocks: whether the peak comes after all blocks, in a training of the whole model
-    """
-
-    peak: int
-    disk: int
-    threads: int
-    now: MemoryNow
-    after_blocks: bool = False
-
-    def more(self, room: Room) -> int:
-        """Bytes that it takes beyond what the process has now, as a limit counts them."""
-        further = max(self.peak - self.now.resident, 0)
-        if not room.address:
-            return further
-        addresses = self.now.address - self.now.resident
-        return further + max(ADDRESSES - addresses, 0) + _THREAD * (self.threads + 1)
-
-    def missing(self) -> tuple[Room, int] | None:
-        """The limit that it does not keep, and the bytes that it takes there; None if it keeps all."""
-        for room in rooms():
-            more = self.more(room)
-            if more > room.nbytes:
-                return room, more
-        return None
 
 
 def need_of(outputs: Sequence[Output], threads: int, change: Change | None = None) -> Need:
@@ -140,13 +104,7 @@ def check(outputs: Sequence[Output], need: Need) -> None:
 
 def refusal(outputs: Sequence[Output], need: Need, found: tuple[Room, int]) -> str:
     """Why a run does not start, and what would fit."""
-    room, more = found
-    counted = "of addresses " if room.address else ""
-    return (
-        f"this run takes about {human_bytes(more)} {counted}more than bitsmith has now (peak "
-        f"{human_bytes(need.peak)}), but only {human_bytes(room.nbytes)} are {room.limit}. "
-        f"{offers(outputs, need)} --force starts it all the same."
-    )
+    return f"{need.said(found)} {offers(outputs, need)} --force starts it all the same."
 
 
 def offers(outputs: Sequence[Output], need: Need) -> str:
@@ -171,9 +129,9 @@ def _offers(outputs: Sequence[Output], threads: int) -> Iterator[str]:
         left = min(room.nbytes - small.more(room) for room in rooms())
         yield f"--memory={max(left * 8 // 10 // 1_000_000, 1)}MB (hidden states go to disk)"
     tokens = max(each.prepared.record.tokens for each in calibrated if each.prepared is not None) // 2
-    while tokens >= _LEAST_TOKENS and not fits(Change(tokens=tokens)):
+    while tokens >= LEAST_TOKENS and not fits(Change(tokens=tokens)):
         tokens //= 2
-    if tokens >= _LEAST_TOKENS:
+    if tokens >= LEAST_TOKENS:
         yield f"--calibration-tokens={tokens}"
     yield from _cheaper(calibrated, fits)
 

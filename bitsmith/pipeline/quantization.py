@@ -39,9 +39,9 @@ _log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from bitsmith.calibration.end_to_end import EndToEnd
+    from bitsmith.calibration.need import Need
     from bitsmith.calibration.run import Prepared
     from bitsmith.pipeline.keeping import Kept
-    from bitsmith.pipeline.preflight import Need
     from bitsmith.pipeline.words import QuantizeWords
 
 

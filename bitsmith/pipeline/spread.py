@@ -12,7 +12,7 @@ from bitsmith.errors import UsageError
 from bitsmith.models.checkpoint import REFERENCE, Checkpoint
 from bitsmith.pipeline.chunks import Chunk, chunks_of
 from bitsmith.pipeline.executor import PlanWriter
-from bitsmith.pipeline.tasks import Description, encoded_of
+from bitsmith.pipeline.task_functions import Description, encoded_of
 from bitsmith.quant.formats.base import NeedsExtent, Settled
 from bitsmith.recipe.plan import Plan, PlannedTensor
 from bitsmith.recipe.target import Target
@@ -69,7 +69,7 @@ def spread_of(
         )
     if config.executor == "slurm" and len(targets) > 1:
         raise UsageError("--executor=slurm: a job makes one output; give one --to.")
-    model = _name_for_workers(checkpoint)
+    model = name_for_workers(checkpoint)
     out = Path(str(vars(config).get("out") or f"{checkpoint.name}-{targets[0].name if targets else 'converted'}"))
     words = words_of(config, without=("executor", "workers", "fresh"))
     said = [*command, model, *(f"--to={target}" for target in targets), *words]
@@ -78,7 +78,7 @@ def spread_of(
     return Spread(site, model, None, config.work)
 
 
-def _name_for_workers(checkpoint: Checkpoint) -> str:
+def name_for_workers(checkpoint: Checkpoint) -> str:
     """How workers open a model: by its path, which must lead to the same files there."""
     path = checkpoint.source.path.absolute()
     return REFERENCE if checkpoint.name == REFERENCE and path.is_relative_to(PACKAGE) else str(path)

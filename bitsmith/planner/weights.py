@@ -19,7 +19,7 @@ from bitsmith.quant.formats import get_format, resolve
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.category import layer_of
-from bitsmith.recipe.choose import TypeChoice, choose_types
+from bitsmith.recipe.choose import Selection, TypeChoice, choose_types
 from bitsmith.recipe.mixes import ALIASES, MIXES, find_mix
 from bitsmith.recipe.needs import needy_tensors
 from bitsmith.recipe.shape import ModelShape
@@ -146,7 +146,13 @@ def rule_of_thumb(network: Network, target: Target, count: int) -> Stored:
     return Stored(label, {name: round(nbytes * scale) for name, nbytes in like.tensors.items()}, like=target)
 
 
-def _in_gguf(network: Network, target: Target) -> Stored:
+def gguf_types(network: Network, target: Target) -> dict[str, str]:
+    """The type of each tensor in a GGUF file, by its name. Raises UnsupportedError if no matrix can be stored in it."""
+    chosen = _chosen(network, target)
+    return {tensor.name: choice.type for tensor, choice in zip(network.tensors, chosen.choices, strict=True)}
+
+
+def _chosen(network: Network, target: Target) -> Selection:
     shape = ModelShape(network.arch, network.layers, network.heads, network.kv_heads, network.experts)
     plain = [
         t if t.name.endswith((".weight", ".bias")) else replace(t, name=f"{t.name}.weight") for t in network.tensors
@@ -154,6 +160,11 @@ def _in_gguf(network: Network, target: Target) -> Stored:
     chosen = choose_types(target.name, shape, plain)
     if needy_tensors(target.name, ((choice.name, choice.type) for choice in chosen.choices)):
         chosen = choose_types(target.name, shape, plain, importance=True)  # quantize will calibrate
+    return chosen
+
+
+def _in_gguf(network: Network, target: Target) -> Stored:
+    chosen = _chosen(network, target)
     found = {
         tensor.name: TYPES[choice.type].row_bytes(tensor.cols) * tensor.rows
         for tensor, choice in zip(network.tensors, chosen.choices, strict=True)

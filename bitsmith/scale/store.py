@@ -87,7 +87,7 @@ class FolderStore:
         path = self._path(key)
         temporary = scratch_name(path)
         try:
-            write_state(temporary, values, arrays)
+            write_state(temporary, values, arrays, durable=False)
             os.replace(temporary, path)
         except OSError as error:
             with suppress(OSError):
@@ -150,7 +150,7 @@ class RemoteStore:
         with tempfile.TemporaryDirectory(prefix="bitsmith-") as folder:
             path = Path(folder) / f"{key}{_SUFFIX}"
             try:
-                write_state(path, values, arrays)
+                write_state(path, values, arrays, durable=False)
                 self._files.makedirs(self._root, exist_ok=True)
                 self._files.put_file(str(path), self._path(key))
             except OSError as error:

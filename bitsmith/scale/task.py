@@ -21,7 +21,7 @@ from bitsmith.errors import FileError
 from bitsmith.work.state import Arrays, State
 
 _DIGITS = 24
-_ROOMS = ("calibration", "comparison", "pipeline", "scale")  # that have a table of functions, in their `tasks`
+_ROOMS = ("calibration", "comparison", "pipeline", "scale")  # that have a table of functions, in their `task_functions`
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ Function = Callable[[Mapping[str, Any], Sequence[State], Place], Result]  # argu
 class Task:
     """One piece of work.
 
-    kind: its function, "pipeline.round": a room and a name in the table of that room's `tasks`
+    kind: its function, "pipeline.round": a room and a name in the table of that room's `task_functions`
     name: for the user
     arguments: plain values for JSON
     inputs: keys of what it reads
@@ -144,7 +144,7 @@ def function_of(kind: str) -> Function:
     room, _, name = kind.partition(".")
     table: Mapping[str, Function] = {}
     if room in _ROOMS:
-        table = vars(import_module(f"bitsmith.{room}.tasks"))["TASKS"]
+        table = vars(import_module(f"bitsmith.{room}.task_functions"))["TASKS"]
     if name not in table:
         raise FileError(f"{kind}: there is no such task; start the run again with the version of this worker.")
     return table[name]

@@ -55,10 +55,11 @@ class Streamed:
 Arrays = Mapping[str, np.ndarray | Streamed]
 
 
-def write_state(path: Path, values: Mapping[str, Any], arrays: Arrays) -> None:
+def write_state(path: Path, values: Mapping[str, Any], arrays: Arrays, *, durable: bool = True) -> None:
     """Write a state file; once it has its name, it is whole and on the disk. Raises OSError.
 
     values: plain values for JSON
+    durable: whether to wait for the disk; without it, a file may be torn after a power cut, which its hash tells
     """
     temporary = path.with_name(f"{path.name}.part")
     places, offset = {}, 0
@@ -74,9 +75,11 @@ def write_state(path: Path, values: Mapping[str, Any], arrays: Arrays) -> None:
                 file.write(data)
             file.write(digest.digest())
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync(path.parent)
+        if durable:
+            sync(path.parent)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

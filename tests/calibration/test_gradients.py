@@ -83,10 +83,10 @@ def test_memory_that_is_short_halves_the_batch() -> None:
         found = weight.grad
         (expected,) = torch.autograd.grad(((x[windows] @ weight) ** 2).mean(), weight)
         torch.testing.assert_close(found, expected)
-        assert step.parts == 4
+        assert step.pieces.parts == 4
         assert sizes == [5, 3, 2, 1, 1, 1]
-        assert len(step.notes) == 1
-        assert "4 pieces" in step.notes[0]
+        (note,) = step.pieces.take_notes()
+        assert "4 pieces" in note
 
 
 def test_a_single_window_that_finds_no_memory_is_an_error() -> None:

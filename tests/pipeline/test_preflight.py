@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 import bitsmith
+from bitsmith.calibration import need as calibration_need
+from bitsmith.calibration.need import Need
 from bitsmith.errors import ResourceError
 from bitsmith.pipeline import course, preflight
 from bitsmith.pipeline.course import Course
-from bitsmith.pipeline.preflight import Need
-from bitsmith.system.pressure import MemoryNow, Room
+from bitsmith.system.pressure import MemoryNow, Room, memory_now
 from bitsmith.system.progress import Progress, silent
 
 CALIBRATED = {"to": "gptq/int4", "group_size": 32, "method": "gptq", "calibration_tokens": 4096}
@@ -22,7 +23,8 @@ CALIBRATED = {"to": "gptq/int4", "group_size": 32, "method": "gptq", "calibratio
 
 def only(monkeypatch: pytest.MonkeyPatch, room: int, *, address: bool = False) -> None:
     """Let `room` bytes be free."""
-    monkeypatch.setattr(preflight, "rooms", lambda: (Room(room, "free", address),))
+    for module in (preflight, calibration_need):
+        monkeypatch.setattr(module, "rooms", lambda: (Room(room, "free", address),))
 
 
 def test_a_plan_says_the_peak(tiny: Path, tmp_path: Path) -> None:
@@ -199,3 +201,29 @@ def test_the_peak_of_a_plain_run_is_what_was_said(to: str, tmp_path: Path) -> No
     done = subprocess.run([*words, "--out", str(tmp_path / "x")], capture_output=True, text=True, check=True)
     said = json.loads(done.stdout)
     assert said["expected_memory_bytes"] == pytest.approx(said["peak_memory_bytes"], rel=0.15)
+
+
+def test_imatrix_is_refused_with_offers(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    out = tmp_path / "x.gguf"
+    only(monkeypatch, 0)
+    with pytest.raises(ResourceError, match="No options of this run make it fit"):
+        bitsmith.imatrix(tiny, out=out, calibration_tokens=16384)
+    seen: list[int] = []
+    asked = calibration_need.need_of_pass
+
+    def noted(*words: object) -> Need:
+        seen.append(asked(*words).peak)  # type: ignore[arg-type]
+        return asked(*words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(calibration_need, "need_of_pass", noted)
+    only(monkeypatch, 1)
+    with pytest.raises(ResourceError):
+        bitsmith.imatrix(tiny, out=out, calibration_tokens=16384)
+    only(monkeypatch, seen[0] - memory_now().resident - 1_000_000)  # a little too small for all tokens
+    with pytest.raises(ResourceError, match=r"memory=1MB|calibration_tokens=8192") as refused:
+        bitsmith.imatrix(tiny, out=out, calibration_tokens=16384)
+    assert "--force starts it" in refused.value.flags
+    assert not out.exists()
+    bitsmith.imatrix(tiny, out=out, calibration_tokens=2048, force=True)
+    assert out.exists()

@@ -17,7 +17,7 @@ import pytest
 
 import bitsmith
 from bitsmith.errors import FileError, TensorError, UsageError
-from bitsmith.pipeline import chunks, spread, tasks
+from bitsmith.pipeline import chunks, spread, task_functions
 from bitsmith.scale.executors.local import Local
 from bitsmith.scale.store import FolderStore
 from bitsmith.scale.task import Graph, Task
@@ -133,6 +133,37 @@ def test_workers_that_are_killed(tmp_path: Path) -> None:
     assert killed
 
 
+def test_a_head_that_is_killed(tmp_path: Path) -> None:
+    model = make_folder(tmp_path / "m", num_hidden_layers=4)
+    alone = made(model, tmp_path / "alone", "q4_k_m")
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    code = f"""
+from bitsmith.pipeline import chunks, encode, spread
+chunks.CHUNK_WEIGHTS = encode.CHUNK_WEIGHTS = 1 << 14
+spread.PIECE_WEIGHTS = 1 << 15
+import bitsmith
+out = {str(folder / "out.gguf")!r}
+bitsmith.quantize({str(model)!r}, to="q4_k_m", out=out, threads=1, executor="local", workers=2)
+"""
+    head = subprocess.Popen([sys.executable, "-c", code])
+    while len(list(folder.rglob("tasks/*.state"))) < 5 and head.poll() is None:
+        time.sleep(0.02)
+    workers = Path(f"/proc/{head.pid}/task/{head.pid}/children").read_text().split()
+    head.kill()
+    head.wait()
+    assert len(workers) == 2
+    for _ in range(600):
+        if not any(Path(f"/proc/{worker}/cmdline").exists() for worker in workers):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("workers outlive their head")
+    assert not (folder / "out.gguf").exists()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert tree(folder) == alone
+
+
 def test_results_that_are_lost(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = made(tiny, tmp_path / "alone", "q4_k_m")
     write, count = FolderStore.write, [0]
@@ -182,9 +213,9 @@ def test_a_worker_with_another_model_is_refused(tiny: Path, tmp_path: Path) -> N
     data = bytearray(weights.read_bytes())
     data[100_000] ^= 1
     weights.write_bytes(data)
-    tasks._plan_of.cache_clear()
+    task_functions._plan_of.cache_clear()
     with store.read(graph.tasks[0].inputs[0]) as described, pytest.raises(FileError, match="another model"):
-        tasks._plan(described)
+        task_functions._plan(described)
 
 
 def test_errors_in_weights_are_the_same(tmp_path: Path) -> None:

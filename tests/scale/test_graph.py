@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bitsmith.errors import FileError, TensorError, UsageError
-from bitsmith.scale import tasks, worker
+from bitsmith.scale import task_functions, worker
 from bitsmith.scale.executors import Site, executor_of
 from bitsmith.scale.executors.local import Local
 from bitsmith.scale.results import GRAPH, results
@@ -35,7 +35,7 @@ def add(arguments: Mapping[str, Any], inputs: Sequence[State], place: Place) -> 
 
 @pytest.fixture(autouse=True)
 def _function(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tasks.TASKS, "add", add)
+    monkeypatch.setitem(task_functions.TASKS, "add", add)
 
 
 def graph(*numbers: int) -> Graph:
@@ -63,7 +63,7 @@ def test_results_come_in_order_and_are_kept(store: Store, monkeypatch: pytest.Mo
     made = graph(1, 2, 3)
     assert sums(made, store) == [8, 9, 10, 27]
     assert store.present() == {GRAPH, GIVEN.key, *made.by_key}
-    monkeypatch.setitem(tasks.TASKS, "add", lambda *_: pytest.fail("it was there already"))
+    monkeypatch.setitem(task_functions.TASKS, "add", lambda *_: pytest.fail("it was there already"))
     assert sums(made, store) == [8, 9, 10, 27]
 
 
