@@ -194,4 +194,5 @@ def _devices(text: str) -> DeviceSet:
         return device_sets_of((), text)[0] if memory else device_sets_of((text,), None)[0]
     except UsageError as error:
         told = error.message.replace("--memory=", "--fit=")
-        raise UsageError(f"--fit={quoted(text)}: {told}") from error
+        before = "" if told.startswith("--fit=") else f"--fit={quoted(text)}: "
+        raise UsageError(f"{before}{told}") from error
