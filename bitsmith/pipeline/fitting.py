@@ -148,8 +148,8 @@ class _Pace:
         rate = found.rate(fastest)
         if rate < MARGIN * wanted:
             raise UsageError(
-                f"{said}: the fastest types within the budget reach about {rate / MARGIN:.3g} on this machine with "
-                f"{found.threads} threads; give at most that, or more threads."
+                f"{said}: the fastest types within the budget reach about {_rounded(rate / MARGIN)} on this machine "
+                f"with {_threads(found.threads)}; give at most that, or more threads."
             )
         return cls(said, wanted, found)
 
@@ -167,10 +167,18 @@ class _Pace:
         if self.time is None:
             return fitted
         note = (
-            f"expected speed: {self.time.rate(chosen):.4g} tokens a second on this machine with {self.time.threads} "
-            "threads (generation with a short context, as `bitsmith bench` measures it)"
+            f"expected speed: {_rounded(self.time.rate(chosen))} tokens a second on this machine with "
+            f"{_threads(self.time.threads)} (generation with a short context, as `bitsmith bench` measures it)"
         )
         return replace(fitted, notes=(*fitted.notes, Words(note)))
+
+
+def _rounded(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 class _Room:
