@@ -6,8 +6,10 @@
 
 For each mix: `bitsmith quantize MODEL --to MIX`, then `bitsmith quantize MODEL --size BYTES` with the size of that file
 to the byte, both with the same method. `bitsmith eval FILE --against MODEL --text FILE` measures both on a text that no
-choice was made on. --correlation N compares predicted and true divergence of N random allocations instead: the cheap
-costs, added up, beside the divergence on windows that the costs were not measured on.
+choice was made on. --llama DIR adds a column: llama-quantize of the same mix, with the matrix that llama-imatrix makes
+of the built-in calibration text, from the programs in that folder. --correlation N compares predicted and true
+divergence of N random allocations instead: the cheap costs, added up, beside the divergence on windows that the costs
+were not measured on.
 """
 
 from __future__ import annotations
@@ -39,11 +41,18 @@ class Row:
     kld_ours: float
     error_ours: float
     seconds: float
+    bytes_llama: int | None = None
+    kld_llama: float | None = None
 
     @property
     def ratio(self) -> float:
         """Our KLD divided by that of the mix."""
         return self.kld_ours / self.kld_mix
+
+    @property
+    def ratio_llama(self) -> float | None:
+        """Our KLD divided by that of llama-quantize's file."""
+        return None if self.kld_llama is None else self.kld_ours / self.kld_llama
 
 
 def bitsmith(*words: str) -> str:
@@ -65,6 +74,7 @@ def row(mix: str, options: argparse.Namespace, folder: Path) -> Row:
     """Make and measure both files of a mix."""
     more = ["--quiet", "--force", *(["--method", options.method] if options.method else [])]
     more += ["--calibration", options.calibration] if options.calibration else []
+    more += ["--calibration-tokens", str(options.tokens)] if options.tokens else []
     theirs, ours = folder / f"{mix}.gguf", folder / f"{mix}-ours.gguf"
     bitsmith("quantize", options.model, "--to", mix, "--out", str(theirs), *more)
     began = time.monotonic()
@@ -72,7 +82,25 @@ def row(mix: str, options: argparse.Namespace, folder: Path) -> Row:
     seconds = time.monotonic() - began
     assert ours.stat().st_size <= theirs.stat().st_size
     found, (kld, error) = measured(options.model, theirs, options)[0], measured(options.model, ours, options)
-    return Row(mix, theirs.stat().st_size, ours.stat().st_size, found, kld, error, seconds)
+    peer = llama(mix, options, folder) if options.llama else (None, None)
+    return Row(mix, theirs.stat().st_size, ours.stat().st_size, found, kld, error, seconds, *peer)
+
+
+def llama(mix: str, options: argparse.Namespace, folder: Path) -> tuple[int, float]:
+    """Bytes and mean KLD of llama-quantize's file. The importance matrix is made once, and kept in --keep if given."""
+    from bitsmith.reference.texts import calibration_text
+
+    kept = Path(options.keep) if options.keep else folder
+    source, matrix, made = kept / "source.gguf", kept / "imatrix.gguf", folder / f"{mix}-llama.gguf"
+    if not matrix.exists():
+        bitsmith("quantize", options.model, "--to", "bf16", "--out", str(source), "--quiet", "--force")
+        text = kept / "calibration.txt"
+        text.write_text(calibration_text())
+        words = [f"{options.llama}/llama-imatrix", "-m", source, "-f", text, "-o", matrix, "-c", "512", "-t", "1"]
+        subprocess.run([*map(str, words), "-ngl", "0"], check=True, capture_output=True)
+    words = [f"{options.llama}/llama-quantize", "--imatrix", matrix, source, made, mix.upper(), "1"]
+    subprocess.run([*map(str, words)], check=True, capture_output=True)
+    return made.stat().st_size, measured(options.model, made, options)[0]
 
 
 def correlation(options: argparse.Namespace) -> None:
@@ -111,24 +139,31 @@ def main() -> None:
     parser.add_argument("--mix", action="append")
     parser.add_argument("--method", default=None)
     parser.add_argument("--calibration", default="")
+    parser.add_argument("--tokens", type=int, default=0, help="calibration tokens; default: bitsmith's")
+    parser.add_argument("--llama", default="", metavar="DIR")
+    parser.add_argument("--keep", default="", metavar="DIR", help="where the importance matrix stays for further runs")
     parser.add_argument("--correlation", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.correlation:
         correlation(options)
         return
-    table = Table("mix", "bytes", "ours", "KLD of the mix", "KLD of ours", "ratio", "seconds")
+    table = Table(
+        "mix", "bytes", "ours", "KLD of the mix", "KLD of ours", "ratio", "KLD of llama.cpp", "ratio", "seconds"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for mix in options.mix or MIXES:
             found = row(mix, options, Path(folder))
             if options.json:
-                print(json.dumps({**asdict(found), "ratio": found.ratio}), flush=True)
+                print(json.dumps({**asdict(found), "ratio": found.ratio, "ratio_llama": found.ratio_llama}), flush=True)
             cells = (f"{found.bytes_mix:,}", f"{found.bytes_ours:,}", f"{found.kld_mix:.5f}")
             table.add_row(
                 mix,
                 *cells,
                 f"{found.kld_ours:.5f} ± {found.error_ours:.5f}",
                 f"{found.ratio:.3f}",
+                "" if found.kld_llama is None else f"{found.kld_llama:.5f}",
+                "" if found.ratio_llama is None else f"{found.ratio_llama:.3f}",
                 f"{found.seconds:.0f}",
             )
     if not options.json:

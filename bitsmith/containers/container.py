@@ -100,6 +100,8 @@ class ModuleContainer(Container):
     version: the schemes of all modules -> the version of the layout that can hold them
     precision: precision of scales, "f16"; "": the model's own 16-bit type
     mixed: whether modules may have different schemes
+    fuses: whether readers load q, k and v as one matrix, gate and up as one, and all experts of a layer, so that each
+        of these needs one scheme; if not, embedding and head may have schemes too
     linears_only: whether readers quantize only layers that are modules of their own, so that experts, which
         transformers keeps in one parameter, stay in 16 bits
     warnings: (main scheme, version) -> warnings about runtimes that refuse the folder
@@ -122,6 +124,7 @@ class ModuleContainer(Container):
     version: Callable[[Collection[Scheme]], int] = lambda schemes: 0
     precision: str = ""
     mixed: bool = True
+    fuses: bool = True
     linears_only: bool = False
     warnings: Callable[[Scheme, int], Sequence[str]] = lambda main, version: ()
     config_keys: tuple[str, ...] = ("quantization_config",)

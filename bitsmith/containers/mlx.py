@@ -12,6 +12,7 @@ there once more as `quantization_config`. A module is quantized where the file h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,8 @@ _WORD = np.dtype("<u4")
 _BITS = (2, 3, 4, 5, 6, 8)
 _GROUPS = (64, 32, 128)
 _MODES: Mapping[str, MicroScaled | ByteScaled] = {"mxfp4": MXFP4, "nvfp4": NVFP4, "mxfp8": MXFP8}
+_EXPERT = re.compile(r"(.+)\.experts\.\d+\.(\w+)$")
+_STACKED = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 Layout = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 
@@ -157,7 +160,14 @@ def _settings(scheme: Scheme) -> dict[str, Any]:
 
 def _configuration(modules: Modules) -> dict[str, Any]:
     """`quantization` as mlx_lm.convert writes it."""
-    return {**_settings(modules.main), **{name: _settings(scheme) for name, scheme in modules.others.items()}}
+    others = {each: _settings(scheme) for name, scheme in modules.others.items() for each in (name, *_stacks(name))}
+    return {**_settings(modules.main), **others}
+
+
+def _stacks(module: str) -> tuple[str, ...]:
+    """mlx-lm's name of the stack that it makes of an expert's matrix and the others'; none for other modules."""
+    found = _EXPERT.match(module)
+    return () if found is None else (f"{found[1]}.switch_mlp.{_STACKED.get(found[2], found[2])}",)
 
 
 def _read(folder: Path, config: Mapping[str, Any], entries: Entries) -> Iterator[CompositeTensor]:
@@ -215,6 +225,7 @@ CONTAINER = ModuleContainer(
     configuration=_configuration,
     config_keys=("quantization", "quantization_config"),
     quant_method="mlx",
+    fuses=False,
     marks=(".scales",),
     read=_read,
 )

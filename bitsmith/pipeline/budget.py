@@ -20,6 +20,7 @@ from bitsmith.planner.verdict import FitCheck, Verdict
 from bitsmith.planner.weights import Stored, stored
 from bitsmith.system.sizes import human_bytes, parse_size
 
+_MOST = 1000.0  # bits; more make no difference
 WIDEST = 16.0  # bits of the types beyond which nothing is gained
 
 
@@ -68,7 +69,7 @@ class Bits:
 
     def over(self, planned: Quantized) -> int:
         held = sum(tensor.info.nbytes for tensor in planned.plan.tensors)
-        return held - int(self.bits * planned.plan.parameters / 8)
+        return held - int(min(self.bits, _MOST) * planned.plan.parameters / 8)
 
     def smallest(self, planned: Quantized) -> str:
         least = -int(-planned.plan.bits_per_weight * 1000 // 1) / 1000
@@ -193,4 +194,5 @@ def _devices(text: str) -> DeviceSet:
         return device_sets_of((), text)[0] if memory else device_sets_of((text,), None)[0]
     except UsageError as error:
         told = error.message.replace("--memory=", "--fit=")
-        raise UsageError(f"--fit={quoted(text)}: {told}") from error
+        before = "" if told.startswith("--fit=") else f"--fit={quoted(text)}: "
+        raise UsageError(f"{before}{told}") from error

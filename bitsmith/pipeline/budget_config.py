@@ -38,6 +38,12 @@ class BudgetConfig:
     kv: str | None = option(
         None, group=_GROUP, metavar="TYPE", help="With --fit: type of keys and values: f16 (default), q8_0, q4_0, ..."
     )
+    tokens_per_second: float | None = option(
+        None,
+        group=_GROUP,
+        metavar="X",
+        help="With a budget: choose types that also generate X tokens a second on this machine, as `bench` measures.",
+    )
     recipe: str | Path | None = option(
         None,
         group=_GROUP,
@@ -57,6 +63,11 @@ class BudgetConfig:
                 parse_size(self.size)
             except UsageError as error:
                 raise error.at("--size") from error
+        speed = self.tokens_per_second
+        if speed is not None and not (math.isfinite(speed) and speed > 0):
+            raise UsageError(f"--tokens-per-second={speed:g}: expected a number above zero, such as 20.")
+        if speed is not None and not given:
+            raise UsageError(f"--tokens-per-second={speed:g} goes with a budget; give --bits, --size or --fit too.")
         for flag, value in (("--context", self.context), ("--kv", self.kv)):
             if value is not None and self.fit is None:
                 raise UsageError(f"{flag}={value} says how much memory a cache takes, but there is no --fit.")

@@ -20,7 +20,8 @@ from bitsmith.pipeline.config import QuantizeConfig
 from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.allocation.rules import rules_of
 from bitsmith.recipe.allocation.search import best, largest, smallest
-from bitsmith.recipe.allocation.units import Allocatable
+from bitsmith.recipe.allocation.solver import Time
+from bitsmith.recipe.allocation.units import Allocatable, Unit
 from bitsmith.recipe.calibration_record import CalibrationRecord
 from bitsmith.recipe.recipe import PlanOptions
 from bitsmith.recipe.recipe_file import RecipeFile
@@ -29,6 +30,7 @@ from bitsmith.system.progress import Report, silent
 
 if TYPE_CHECKING:
     from bitsmith.calibration.run import Prepared
+    from bitsmith.pipeline.token_time import TokenTime
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ _MIXES = (
     ("q8_0", 8.5),
     ("bf16", 15.9),
 )
-_USUAL = {"native": "int4", "compressed": "w4a16", "gptq": "int4", "awq": "int4", "bnb": "nf4"}
+_USUAL = {"native": "int4", "compressed": "w4a16", "gptq": "int4", "awq": "int4", "bnb": "nf4", "mlx": "4bit"}
 _TRIES = 12
 
 Planned = Callable[[Target, QuantizeConfig], Quantized]  # the plan of an output, as it will be written
@@ -103,24 +105,80 @@ def fitted(
     """
     budget = budget_of(config, checkpoint, target.container)
     room = _Room(checkpoint, target, config, planned, budget, None if prepared is None else prepared.record)
-    if room.whole <= 0:
+    if room.whole <= 0 and config.tokens_per_second is None:
         return room.widest()
     low, high = room.smallest_units, largest(room.open.units)
     if room.least > 0:
         raise UsageError(f"{budget.said}: nothing so small can be written: {budget.smallest(room.smallest_plan)}.")
     from bitsmith.pipeline.sensitivities import sensitivities_of
 
-    measured = sensitivities_of(room.open, config, report, prepared=prepared)
     nbytes = min(low - room.least, high)
+    pace = _Pace.of(room, config, nbytes, report)
+    measured = sensitivities_of(room.open, config, report, prepared=prepared)
     for _ in range(_TRIES):
         costs = measured.around(nbytes)
-        chosen = best(room.open.units, costs, nbytes)
+        chosen = pace.best(room.open.units, costs, nbytes)
         over = room.over(chosen)
         if over <= 0:
-            return room.done(chosen, measured.expected(chosen, nbytes))
+            return pace.told(room.done(chosen, measured.expected(chosen, nbytes)), chosen)
         _log.info("%d bytes over the budget; another try", over)
         nbytes -= over
     raise UsageError(f"{budget.said}: no choice of types keeps it; give a slightly larger one.")
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """The speed that was asked for. time: of a token; None: none was asked for"""
+
+    said: str
+    tokens_per_second: float = 0.0
+    time: TokenTime | None = None
+
+    @classmethod
+    def of(cls, room: _Room, config: QuantizeConfig, nbytes: int, report: Report) -> _Pace:
+        """Measures what tokens take. Raises UsageError if no types within `nbytes` are fast enough."""
+        wanted = config.tokens_per_second
+        if wanted is None:
+            return cls("")
+        from bitsmith.pipeline.token_time import MARGIN, token_time
+
+        found, said = token_time(room.open, config, report), f"--tokens-per-second={wanted:g}"
+        units = room.open.units
+        fastest = best(units, found.units, nbytes)
+        rate = found.rate(fastest)
+        if rate < MARGIN * wanted:
+            raise UsageError(
+                f"{said}: the fastest types within the budget reach about {_rounded(rate / MARGIN)} on this machine "
+                f"with {_threads(found.threads)}; give at most that, or more threads."
+            )
+        return cls(said, wanted, found)
+
+    def best(self, units: Sequence[Unit], costs: Sequence[np.ndarray], nbytes: int) -> list[int]:
+        """See `search.best`. Raises UsageError if no choice keeps both limits."""
+        if self.time is None:
+            return best(units, costs, nbytes)
+        try:
+            return best(units, costs, nbytes, Time(self.time.units, self.time.left(self.tokens_per_second)))
+        except ValueError as error:
+            raise UsageError(f"{self.said}: no choice of types keeps it and the budget; give fewer.") from error
+
+    def told(self, fitted: Fitted, chosen: Sequence[int]) -> Fitted:
+        """The result, with the speed that is expected."""
+        if self.time is None:
+            return fitted
+        note = (
+            f"expected speed: {_rounded(self.time.rate(chosen))} tokens a second on this machine with "
+            f"{_threads(self.time.threads)} (generation with a short context, as `bitsmith bench` measures it)"
+        )
+        return replace(fitted, notes=(*fitted.notes, Words(note)))
+
+
+def _rounded(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 class _Room:

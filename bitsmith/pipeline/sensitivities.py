@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _CONTEXT = 128  # tokens of a window
-_WINDOWS, _MEASURED_ON = 128, 64
+_WINDOWS, _MEASURED_ON = 96, 32
 _LEAST = 4  # windows
 _FLOOR = 0.5  # of the plain sum of costs: what an expected loss is at least
 

@@ -20,8 +20,8 @@ from tests.cli.command import Command
 FLAGS = """
 --out -o --method --effort --calibration --calibration-tokens --calibration-context --seed --memory --device --pure
 --calibration-all-experts --double-quant --rule --keep --group-size --sym/--asym --threads --max-shard-size --pre
---revision --requantize --dry-run --force --fresh --bits --size --fit --context --kv --recipe --executor --workers
---work
+ --revision --requantize --dry-run --force --fresh --bits --size --fit --context --kv --tokens-per-second --recipe
+ --executor --workers --work
 """
 
 
@@ -90,7 +90,15 @@ def test_every_option_reaches_the_configuration(bitsmith_command: Command, monke
         work="w",
     )
     unset = {option.name for option in options_of(QuantizeConfig) if getattr(expected, option.name) in (None, ())}
-    assert unset == {"bits", "size", "fit", "context", "kv", "recipe"}  # they choose the types, see test_fitting.py
+    assert unset == {
+        "bits",
+        "size",
+        "fit",
+        "context",
+        "kv",
+        "tokens_per_second",
+        "recipe",
+    }  # they choose the types, see test_fitting.py
     found = configured(bitsmith_command, monkeypatch, *words.split())
     assert found == ("m", ("q4_0", "gptq/int4"), expected)
     assert configured(bitsmith_command, monkeypatch, "m", "--to", "q4_0", "--sym")[2].symmetric is True

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import bitsmith
+from bitsmith.containers.container import Modules
 from bitsmith.containers.mlx import CONTAINER
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.errors import FileError, UnsupportedError, UsageError
@@ -53,6 +54,18 @@ def test_modules_that_differ_are_named(tiny: Path, tmp_path: Path) -> None:
     assert layouts[f"{DOWN}.weight"] == "mlx/8bit-g64"
     assert layouts["model.embed_tokens.weight"] == "mlx/mxfp8"
     assert layouts["model.layers.1.mlp.down_proj.weight"] == "mlx/4bit-g32"
+
+
+def test_experts_are_named_as_the_stack_that_mlx_lm_makes_of_them() -> None:
+    plain, fine = (CONTAINER.schemes[name] for name in ("4bit", "8bit"))
+    names = ["model.layers.0.mlp.experts.1.up_proj", "model.layers.0.block_sparse_moe.experts.0.w2"]
+    said = CONTAINER.configuration(Modules(plain, dict.fromkeys(names, fine), (), 0))
+    for name in (
+        *names,
+        "model.layers.0.mlp.switch_mlp.up_proj",
+        "model.layers.0.block_sparse_moe.switch_mlp.down_proj",
+    ):
+        assert said[name]["bits"] == 8
 
 
 def test_calibrated_codes_go_into_it(tiny: Path, tmp_path: Path) -> None:

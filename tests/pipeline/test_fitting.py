@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import bitsmith
 from bitsmith.calibration.sensitivity import measuring
+from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.errors import BitsmithError, FileError, UsageError
-from bitsmith.pipeline import sensitivities
+from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.pipeline import sensitivities, token_time
 from bitsmith.pipeline.result import Quantized
+from bitsmith.pipeline.token_time import TokenTime
+from bitsmith.recipe.allocation.units import Allocatable
+from bitsmith.recipe.recipe import PlanOptions
+from bitsmith.recipe.target import Target
+from bitsmith.system.core import core
 from bitsmith.system.progress import silent
 from tests.cli.command import Command
 from tests.tiny import make_folder
@@ -67,10 +76,67 @@ def test_a_second_budget_measures_nothing(model: Path, tmp_path: Path, monkeypat
     assert bitsmith.quantize(model, bits=6.05, dry_run=True).size > 0
 
 
-@pytest.mark.parametrize("to", ["native", "compressed", "awq", "bnb", "q4_0"])
+@pytest.mark.parametrize("to", ["native", "compressed", "awq", "bnb", "mlx", "q4_0"])
 def test_other_containers_keep_the_budget(model: Path, tmp_path: Path, to: str) -> None:
     made = bitsmith.quantize(model, to=to, bits=15, out=tmp_path / "out")
     assert held(made) * 8 <= 15 * made.plan.parameters
+
+
+def test_mlx_has_a_width_for_each_module_and_decodes_as_in_files_of_one_width(model: Path, tmp_path: Path) -> None:
+    made = bitsmith.quantize(model, to="mlx", bits=6.5, out=tmp_path / "mixed")
+    said = json.loads((made.out / "config.json").read_text())["quantization"]
+    source = SafetensorsSource(made.out)
+    layouts = {name: info.layout for name, info in source.tensors.items() if info.layout.startswith("mlx/")}
+    assert len(set(layouts.values())) > 2
+    for name, layout in layouts.items():
+        own = {**said, **said.get(name.removesuffix(".weight"), {})}
+        bits = f"{own['bits']}bit-g{own['group_size']}" if own["mode"] == "affine" else own["mode"]
+        assert layout.removeprefix("mlx/") == bits
+    for layout in set(layouts.values()):
+        name = layout.removeprefix("mlx/")
+        alone = bitsmith.quantize(model, to=f"mlx/{name}", rules=[f"embed_tokens|lm_head={name}"], out=tmp_path / name)
+        same = SafetensorsSource(alone.out)
+        for tensor in (each for each, found in layouts.items() if found == layout):
+            np.testing.assert_array_equal(source.rows(tensor), same.rows(tensor), err_msg=tensor)
+    assert not bitsmith.inspect(made.out, verify=True).problems
+
+
+def test_tokens_per_second_keep_both_limits(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smaller types are slower here, so that the speed asks for more bytes, and the budget for fewer."""
+
+    def time(open_: Allocatable, config: bitsmith.QuantizeConfig, report: object) -> TokenTime:
+        units = tuple(np.array([1e-6 * 1e5 / choice.nbytes for choice in unit.choices]) for unit in open_.units)
+        return TokenTime(units, 1e-6, 3)
+
+    monkeypatch.setattr(token_time, "token_time", time)
+
+    def took(result: Quantized) -> float:
+        sizes = [t.info.nbytes for t in result.plan.tensors if t.info.rows > 1]
+        return 1e-6 + sum(1e-6 * 1e5 / size for size in sizes)
+
+    plain = bitsmith.quantize(model, bits=6.5, dry_run=True)
+    rate = 1.03 / took(plain)
+    quick = bitsmith.quantize(model, bits=6.5, tokens_per_second=rate, dry_run=True)
+    assert held(quick) * 8 <= 6.5 * quick.plan.parameters
+    assert 1 / took(quick) >= rate > 1 / took(plain)
+    assert any("tokens a second on this machine with 3 threads" in note for note in quick.told)
+    with pytest.raises(UsageError, match=r"the fastest types within the budget reach about \d"):
+        bitsmith.quantize(model, bits=6.5, tokens_per_second=1e7, dry_run=True)
+
+
+@pytest.mark.skipif(core() is None, reason="products are those of the core")
+def test_the_time_of_a_token_is_measured_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_ = Allocatable(open_checkpoint(model), Target("gguf", "q4_0"), PlanOptions(filename="x.gguf"))
+    config = bitsmith.QuantizeConfig(threads=1)
+    found = token_time.token_time(open_, config)
+    assert all(
+        (each > 0).all() for unit, each in zip(open_.units, found.units, strict=True) if unit.names[0][:5] != "token"
+    )
+    assert 0 < found.fixed < 1
+    monkeypatch.setattr(token_time, "measure_speed", None)  # nothing is measured again
+    again = token_time.token_time(open_, config)
+    assert again.fixed == found.fixed
+    assert all((a == b).all() for a, b in zip(again.units, found.units, strict=True))
 
 
 def test_a_recipe_gives_the_same_types_again_and_to_a_sister(model: Path, tmp_path: Path) -> None:
@@ -100,6 +166,8 @@ def test_a_recipe_gives_the_same_types_again_and_to_a_sister(model: Path, tmp_pa
         ({"kv": "q8_0", "to": "q4_0"}, "there is no"),
         ({"fit": "24GB", "context": 10_000}, "at most"),
         ({"fit": "24GB", "kv": "q9"}, "unknown"),
+        ({"bits": 8.0, "tokens_per_second": 0.0}, "above zero"),
+        ({"tokens_per_second": 20.0, "to": "q4_0"}, "goes with a budget"),
     ],
 )
 def test_budgets_that_cannot_be(model: Path, words: dict, said: str) -> None:  # type: ignore[type-arg]
@@ -108,6 +176,7 @@ def test_budgets_that_cannot_be(model: Path, words: dict, said: str) -> None:  #
 
 
 def test_more_than_sixteen_bits_gives_the_largest_types(model: Path) -> None:
+    assert bitsmith.quantize(model, bits=1e308, dry_run=True).size
     found = bitsmith.quantize(model, bits=17, dry_run=True)
     assert any("more than the largest types" in note for note in found.told)
     assert {t.info.layout for t in found.plan.tensors} == {"bf16", "f32"}
@@ -149,8 +218,6 @@ def test_fit_counts_cache_and_runtime(model: Path, command: Command) -> None:
 
 
 def test_the_front_has_mixes_beside_it(model: Path, command: Command, tmp_path: Path) -> None:
-    import json
-
     found = command("plan", model, "--fit", "24GB", "--json")
     assert found.code == 0, found.err
     front = json.loads(found.out)

@@ -119,3 +119,24 @@ def test_anchors_stand_on_a_fixed_scale() -> None:
     assert anchor(units, 10 * high) == high
     near = {anchor(units, int(2 * low * step)) for step in (0.97, 1.0, 1.03)}
     assert len(near) == 1
+
+
+def test_the_solver_keeps_a_second_limit() -> None:
+    random = np.random.default_rng(3)
+    for _ in range(5):
+        costs = [random.random(4) for _ in range(5)]
+        sizes = [random.integers(1, 50, 4) for _ in range(5)]
+        seconds = [random.random(4) for _ in range(5)]
+        budget, limit = 120, 2.0
+        legal = [
+            each
+            for each in itertools.product(range(4), repeat=5)
+            if sum(size[at] for size, at in zip(sizes, each, strict=True)) <= budget
+            and sum(own[at] for own, at in zip(seconds, each, strict=True)) <= limit
+        ]
+        least = min(sum(cost[at] for cost, at in zip(costs, each, strict=True)) for each in legal)
+        found = solver.solve(costs, sizes, budget, solver.Time(seconds, limit))
+        assert tuple(found) in legal
+        assert sum(cost[at] for cost, at in zip(costs, found, strict=True)) == pytest.approx(least, rel=1e-4)
+    with pytest.raises(ValueError, match="both limits"):
+        solver.solve(costs, sizes, budget, solver.Time(seconds, 0.05))

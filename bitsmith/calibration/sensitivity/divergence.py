@@ -20,16 +20,23 @@ class Divergence:
     tokens: int64 [windows, n]
     """
 
-    def __init__(self, model: WatchedModel, tokens: np.ndarray) -> None:
-        """Runs the original once, and keeps its hidden states."""
+    def __init__(self, model: WatchedModel, tokens: np.ndarray, hidden: Tensor | None = None) -> None:
+        """Keeps the original's hidden states after the last block.
+
+        hidden: float32 [windows, n, hidden], these states; None: the original runs once
+        """
         self._model, self.tokens = model, tokens
+        self._batches = batches(tokens, model.config.vocab)
         model.exchange({})
-        self._hidden = [model.hidden(batch) for _, batch in batches(tokens)]
+        if hidden is None:
+            self._hidden = [model.hidden(batch) for _, batch in self._batches]
+        else:
+            self._hidden = [hidden[start : start + len(batch)] for start, batch in self._batches]
 
     def of(self, values: Mapping[str, Tensor]) -> float:
         """With these matrices in place of the original's, by name."""
         total = 0.0
-        for (_, batch), hidden in zip(batches(self.tokens), self._hidden, strict=True):
+        for (_, batch), hidden in zip(self._batches, self._hidden, strict=True):
             with torch.no_grad():
                 theirs = self._original(hidden)
                 self._model.exchange(values)
@@ -44,7 +51,7 @@ class Divergence:
         errors: see `GradientMeter`
         """
         meter = GradientMeter(errors, self._model.counts)
-        for (start, batch), hidden in zip(batches(self.tokens), self._hidden, strict=True):
+        for (start, batch), hidden in zip(self._batches, self._hidden, strict=True):
             report(Progress("interactions", start, len(self.tokens), "windows"))
             with torch.no_grad():
                 p = self._original(hidden).exp()

@@ -22,13 +22,22 @@ from bitsmith.calibration.sensitivity.watched import WatchedModel
 from bitsmith.system.progress import Progress, Report, silent
 
 BATCH_TOKENS = 2048
+_LOGITS = 1 << 26  # numbers of logits that exist at a time; a whole window has more, where the vocabulary is large
 _SPREAD = 0.15  # how far, as a logarithm, the ratio of whole to diagonal differs among the types of one matrix
 _SMALL = 1e-300
 
 
+@dataclass(frozen=True)
+class Fisher:
+    """What one pass saw. hidden: float32 [windows, n, hidden], the original's states after the last block"""
+
+    seen: dict[str, Seen]
+    hidden: Tensor
+
+
 def fisher(
     model: WatchedModel, errors: Errors, tokens: np.ndarray, *, seed: int = 0, report: Report = silent
-) -> dict[str, Seen]:
+) -> Fisher:
     """One backward pass.
 
     errors: see `GradientMeter`
@@ -40,19 +49,21 @@ def fisher(
 
     def gradient_of(logits: Tensor) -> Tensor:
         p = logits.softmax(-1)
-        v = p.sqrt() * torch.randn(p.shape, generator=random).to(p.device)
-        return v - p * v.mul(p.sqrt()).sum(-1, keepdim=True)
+        root = p.sqrt()
+        v = torch.randn(p.shape, generator=random).to(p.device).mul_(root)
+        return v.sub_(p.mul_(root.mul_(v).sum(-1, keepdim=True)))
 
-    for start, batch in batches(tokens):
+    hidden = []
+    for start, batch in batches(tokens, model.config.vocab):
         report(Progress("sensitivity", start, len(tokens), "windows"))
         meter.begin(len(batch))
-        model.backward(batch, gradient_of, meter)
-    return meter.seen()
+        hidden.append(model.backward(batch, gradient_of, meter))
+    return Fisher(meter.seen(), torch.cat(hidden))
 
 
-def batches(tokens: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """(first window, windows) of batches of about `BATCH_TOKENS`."""
-    step = max(1, BATCH_TOKENS // tokens.shape[1])
+def batches(tokens: np.ndarray, vocab: int) -> list[tuple[int, np.ndarray]]:
+    """(first window, windows) of batches of about `BATCH_TOKENS`, or fewer where the vocabulary is large."""
+    step = max(1, min(BATCH_TOKENS, _LOGITS // vocab) // tokens.shape[1])
     return [(start, tokens[start : start + step]) for start in range(0, len(tokens), step)]
 
 

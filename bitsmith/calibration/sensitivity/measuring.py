@@ -21,6 +21,7 @@ from bitsmith.errors import UnsupportedError
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.recipe.allocation.units import Choice, Unit, linear_of
 from bitsmith.recipe.plan import PlannedTensor
+from bitsmith.runtime.torch.products import fast_products
 from bitsmith.system.machine import cores
 from bitsmith.system.memory import available_memory
 from bitsmith.system.progress import Progress, Report, silent
@@ -51,6 +52,7 @@ class Gains(Protocol):
 _MOST_ERRORS = 4 << 30  # bytes of rounding errors that are held at a time; of larger models some rows of each matrix
 _SHARE = 0.25  # of the available memory
 _LEAST_ROWS = 32
+_EVERY = 2  # one window of so many for the gradient around chosen types: a slope is less noisy than a second order
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Measuring:
         self._checkpoint, self._units, self._texts = checkpoint, units, texts
         self._rounding, self._resources, self._report = rounding, resources, report
         self.refines = rounding.gains is None
+        self._hidden: Tensor | None = None  # the original's, of every `_EVERY`th window
 
     @cached_property
     def model(self) -> WatchedModel:
@@ -116,7 +119,9 @@ class Measuring:
     def costs(self) -> list[np.ndarray]:
         """Expected divergence of each choice of each unit alone, nats a token: float64 [choices] each."""
         errors, tokens, gains = self._errors, self._texts.calibration, self._rounding.gains
-        seen = fisher(self.model, self._stacked(errors), tokens, report=self._report)
+        with fast_products(self._resources.device):
+            passed = fisher(self.model, self._stacked(errors), tokens, report=self._report)
+        self._hidden, seen = passed.hidden[::_EVERY].clone(), passed.seen
         found = [np.zeros(len(unit.choices)) for unit in self._units]
         for matrix in self._matrices:
             kept = errors[matrix.name]
@@ -133,9 +138,10 @@ class Measuring:
         The first order is the true gradient at the chosen types, so that it holds what rounded matrices do to each
         other; the second order is that of `costs`. The choice that is made has 0.
         """
-        measure = Divergence(self.model, self._texts.calibration[::2])  # a slope is less noisy than a second order
         errors = self._errors
-        slopes = measure.gradient(self._values(chosen), self._stacked(errors), self._report)
+        with fast_products(self._resources.device):
+            measure = Divergence(self.model, self._texts.calibration[::_EVERY], self._hidden)
+            slopes = measure.gradient(self._values(chosen), self._stacked(errors), self._report)
         found = [np.zeros(len(unit.choices)) for unit in self._units]
         for matrix in self._matrices:
             slope = slopes[matrix.name] / errors[matrix.name].share
@@ -148,7 +154,8 @@ class Measuring:
     def divergence(self, chosen: Sequence[int]) -> float:
         """The true divergence of chosen types, nats a token, on the text that is kept for it."""
         self._report(Progress("measure", 0, 1, "passes"))
-        found = self._measured_on.of(self._values(chosen))
+        with fast_products(self._resources.device):
+            found = self._measured_on.of(self._values(chosen))
         self._report(Progress("measure", 1, 1, "passes"))
         return found
 
@@ -182,7 +189,8 @@ class Measuring:
     @cached_property
     def _errors(self) -> dict[str, _Errors]:
         """The rounding errors of all choices of all matrices; of some rows, if they would not fit into memory."""
-        total = sum(4 * len(matrix.tensors) * self.model.matrices[matrix.name].numel() for matrix in self._matrices)
+        numbers = sum(len(matrix.tensors) * self.model.matrices[matrix.name].numel() for matrix in self._matrices)
+        total = self.model.gradients.itemsize * numbers
         limit = self._resources.memory or min(_MOST_ERRORS, int(_SHARE * (available_memory() or _MOST_ERRORS)))
         share = min(1.0, limit / total)
         done = 0
@@ -192,7 +200,8 @@ class Measuring:
             count = self.model.matrices[matrix.name].shape[0]
             wanted = count if share == 1.0 else min(count, max(_LEAST_ROWS, round(share * count)))
             rows = torch.from_numpy(np.linspace(0, count - 1, wanted).round().astype(np.int64))
-            found = _Errors(torch.stack([each[rows] for each in self._all_errors(matrix)]), rows, wanted / count)
+            held = [each[rows].to(self.model.gradients) for each in self._all_errors(matrix)]
+            found = _Errors(torch.stack(held), rows, wanted / count)
             done += 1
             self._report(Progress("round", done, len(self._matrices), "matrices", matrix.name))
             return found
@@ -210,7 +219,7 @@ class Measuring:
 class _Errors:
     """Rounding errors of one matrix.
 
-    values: float32 [choices, rows that are held, cols]
+    values: [choices, rows that are held, cols], in the dtype of the model's gradients
     rows: int64, their numbers; share: of all rows
     """
 

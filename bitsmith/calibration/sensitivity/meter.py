@@ -13,7 +13,7 @@ from bitsmith.calibration.sensitivity.watched import Sink
 
 _HELD = 32 << 20  # numbers of gradients that are held at a time
 
-Errors = Mapping[str, tuple[Tensor, Tensor]]  # by matrix: errors float32 [errors, rows, cols], numbers of these rows
+Errors = Mapping[str, tuple[Tensor, Tensor]]  # by matrix: errors float [errors, rows, cols], numbers of these rows
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class GradientMeter(Sink):
         rows, columns = self._squares[name]
         some = len(held) < self._counts[name]
         if some:  # of the other rows, squares token by token
-            rows += torch.einsum("wnr,wn->r", gradient.square(), x.square().sum(-1)).double()
+            rows += torch.einsum("wnr,wn->r", gradient.float().square(), x.float().square().sum(-1)).double()
             gradient = gradient[..., held]
         step = max(1, _HELD // (len(x) * x.shape[-1]))
         for start in range(0, gradient.shape[-1], step):
             part = slice(start, start + step)
             found = gradient[..., part].transpose(1, 2) @ x  # [windows, rows, cols]
-            at[: len(found)] += found.flatten(1) @ errors[:, part].flatten(1).T
-            square = found.square_().sum(0)
+            at[: len(found)] += found.flatten(1) @ errors[:, part].flatten(1).T.to(found.dtype)
+            square = found.float().square_().sum(0)
             if not some:
                 rows[part] += square.sum(1).double()
             columns += square.sum(0).double()
@@ -91,7 +91,7 @@ class GradientMeter(Sink):
             unique, places = torch.unique(own, return_inverse=True)
             found = torch.zeros((len(unique), each.shape[-1]), device=each.device).index_add_(0, places, each)
             known = place[unique] >= 0
-            at[window] += torch.einsum("urc,rc->u", errors[:, place[unique[known]]], found[known])
+            at[window] += torch.einsum("urc,rc->u", errors[:, place[unique[known]]].float(), found[known])
             square = found.square_()
             rows[unique] += square.sum(1).double()
             columns += square.sum(0).double()

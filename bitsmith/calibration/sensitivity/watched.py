@@ -19,6 +19,7 @@ from bitsmith.runtime.decoder import Decoder
 from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.ops import TorchOps
+from bitsmith.runtime.torch.products import multiplies_bfloat16
 from bitsmith.runtime.weights import Block, Linear, load_weights, weight_reader
 from bitsmith.system.progress import Report, silent
 
@@ -31,7 +32,7 @@ class Sink:
     """Where gradients go, as their factors. The base class drops them."""
 
     def product(self, name: str, x: Tensor, gradient: Tensor) -> None:
-        """Of a product: inputs [..., cols] and gradients of outputs [..., rows], float32."""
+        """Of a product: inputs [..., cols] and gradients of outputs [..., rows], of the model's `gradients`."""
 
     def rows(self, name: str, ids: Tensor, gradient: Tensor) -> None:
         """Of rows that were read: int64 [windows, n], and their gradients float32 [windows, n, cols]."""
@@ -39,8 +40,13 @@ class Sink:
 
 @dataclass
 class _Shared:
-    """What the linears of a model share. values: matrices that stand in place of the model's own, by name"""
+    """What the linears of a model share.
 
+    values: matrices that stand in place of the model's own, by name
+    dtype: of the products of the backward pass
+    """
+
+    dtype: torch.dtype
     values: Mapping[str, Tensor] = field(default_factory=dict)
     sink: Sink = field(default_factory=Sink)
 
@@ -63,7 +69,8 @@ class _Watched:
 
     def linear(self, x: Tensor, prepared: Tensor) -> Tensor:
         matrix = self.shared.values.get(self.name, prepared)
-        found: Tensor = _Product.apply(x, matrix, partial(self.shared.sink.product, self.name))  # type: ignore[no-untyped-call]
+        told = partial(self.shared.sink.product, self.name)
+        found: Tensor = _Product.apply(x, matrix, self.shared.dtype, told)  # type: ignore[no-untyped-call]
         return found
 
     def gather(self, prepared: Tensor, ids: Tensor) -> Tensor:
@@ -76,20 +83,23 @@ class _Watched:
 
 
 class _Product(torch.autograd.Function):
-    """x W^T, whose backward pass hands the factors of W's gradient on."""
+    """x W^T, whose backward pass hands the factors of W's gradient on, in `dtype`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: Tensor, told: Callable[[Tensor, Tensor], None]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, matrix: Tensor, dtype: torch.dtype, told: Callable[[Tensor, Tensor], None]
+    ) -> Tensor:
         ctx.save_for_backward(x, matrix)
-        ctx.told = told
+        ctx.dtype, ctx.told = dtype, told
         return functional.linear(x, matrix)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, matrix = ctx.saved_tensors
-        ctx.told(x, gradient)
-        return gradient @ matrix, None, None
+        gradient = gradient.to(ctx.dtype)
+        ctx.told(x.to(ctx.dtype), gradient)
+        return (gradient @ matrix.to(ctx.dtype)).float(), None, None, None
 
 
 class WatchedModel:
@@ -97,6 +107,8 @@ class WatchedModel:
 
     matrices: float32 [rows, cols], by GGUF name without ".weight"; experts one by one. A head that is the embedding is
         under the embedding's name
+    gradients: dtype of the products of a backward pass: bfloat16 on CPUs that multiply it, as it loses less than the
+        random directions do; float32 elsewhere
     """
 
     def __init__(self, checkpoint: Checkpoint, *, device: str = "cpu", report: Report = silent) -> None:
@@ -111,7 +123,8 @@ class WatchedModel:
             report=report,
         )
         self.config, self.device = config, device
-        self._shared = _Shared()
+        self.gradients = torch.bfloat16 if device == "cpu" and multiplies_bfloat16() else torch.float32
+        self._shared = _Shared(self.gradients)
         self.matrices: dict[str, Tensor] = {}
         embedding = self._watch(EMBEDDING, loaded.embedding)
         output = embedding if config.tied else self._watch(HEAD, loaded.output)
@@ -148,18 +161,20 @@ class WatchedModel:
         found: Tensor = self._decoder.logits(hidden)
         return found
 
-    def backward(self, ids: np.ndarray, gradient_of: Callable[[Tensor], Tensor], sink: Sink) -> None:
-        """A forward and a backward pass; the sink gets the gradients of all matrices.
+    def backward(self, ids: np.ndarray, gradient_of: Callable[[Tensor], Tensor], sink: Sink) -> Tensor:
+        """A forward and a backward pass; the sink gets the gradients of all matrices. The result is that of `hidden`.
 
         gradient_of: logits float32 [windows, n, vocab] -> the gradient of the loss, the same shape
         """
         self._shared.sink = sink
         try:
             with torch.enable_grad():
-                logits = self._decoder.logits(self._run(ids))
+                hidden = self._run(ids)
+                logits = self._decoder.logits(hidden)
                 logits.backward(gradient_of(logits.detach()))
         finally:
             self._shared.sink = Sink()
+        return hidden.detach()
 
     def _run(self, ids: np.ndarray) -> Tensor:
         decoder, config = self._decoder, self.config

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bitsmith.recipe.allocation.solver import solve
+from bitsmith.recipe.allocation.solver import Time, solve
 from bitsmith.recipe.allocation.units import Unit
 
 _STEP = 2**0.25  # ratio of neighbouring anchors
@@ -28,9 +28,9 @@ def sizes_of(units: Sequence[Unit]) -> list[np.ndarray]:
     return [np.array([choice.nbytes for choice in unit.choices], np.int64) for unit in units]
 
 
-def best(units: Sequence[Unit], costs: Sequence[np.ndarray], budget: int) -> list[int]:
-    """The choice of each unit that costs least within `budget` bytes. Raises as `solve`."""
-    return solve(costs, sizes_of(units), budget)
+def best(units: Sequence[Unit], costs: Sequence[np.ndarray], budget: int, time: Time | None = None) -> list[int]:
+    """The choice of each unit that costs least within `budget` bytes, and `time`. Raises as `solve`."""
+    return solve(costs, sizes_of(units), budget, time)
 
 
 def anchor(units: Sequence[Unit], budget: int) -> int:

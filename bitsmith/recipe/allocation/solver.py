@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,30 +17,50 @@ from bitsmith.errors import UsageError
 
 _GAP = 1e-5  # relative distance from the proven optimum at which the solver may stop
 _SECONDS = 60.0
+_IMPOSSIBLE = "Infeasible"  # what HiGHS says of such problems
 _TASK = Path(__file__).with_name("highs_task.py")
 
 
-def solve(costs: Sequence[np.ndarray], sizes: Sequence[np.ndarray], budget: int) -> list[int]:
+@dataclass(frozen=True)
+class Time:
+    """A second limit. seconds: of each choice of each unit, float64 [choices]; limit: of their sum"""
+
+    seconds: Sequence[np.ndarray]
+    limit: float
+
+
+def solve(costs: Sequence[np.ndarray], sizes: Sequence[np.ndarray], budget: int, time: Time | None = None) -> list[int]:
     """The number of the choice of each unit. The sum of costs is least, and the sum of sizes at most `budget`.
 
     costs: float64 [choices] of each unit, in any measure; sizes: int64 [choices], bytes
-    Raises UsageError if highspy is not installed; ValueError if even the smallest choices take more than the budget.
+    time: what choices take besides; the sum of it keeps its limit, too. None: nothing
+    Raises UsageError if highspy is not installed; ValueError if even the smallest choices take more than the budget, or
+    if no choice keeps both limits.
     """
     if sum(int(each.min()) for each in sizes) > budget:
         raise ValueError("the smallest choices take more than the budget")
-    useful = [_undominated(cost, size) for cost, size in zip(costs, sizes, strict=True)]
+    seconds = [np.zeros(len(cost)) for cost in costs] if time is None else time.seconds
+    useful = [_undominated(*each) for each in zip(costs, sizes, seconds, strict=True)]
     counts = [len(each) for each in useful]
     objective = np.concatenate([cost[each] - cost[each].min() for cost, each in zip(costs, useful, strict=True)])
     weight = np.concatenate([size[each] for size, each in zip(sizes, useful, strict=True)])
-    places = np.split(_integers(objective, weight, counts, budget), np.cumsum(counts)[:-1])
+    further = None
+    if time is not None:
+        if time.limit <= 0:
+            raise ValueError("no time is left")
+        further = np.concatenate([own[each] for own, each in zip(seconds, useful, strict=True)]) / time.limit
+    places = np.split(_integers(objective, weight, counts, budget, further), np.cumsum(counts)[:-1])
     chosen = [int(each[np.argmax(values)]) for each, values in zip(useful, places, strict=True)]
-    return _within(chosen, costs, sizes, budget)
+    return chosen if time is not None else _within(chosen, costs, sizes, budget)
 
 
-def _integers(objective: np.ndarray, weight: np.ndarray, counts: Sequence[int], budget: int) -> list[float]:
+def _integers(
+    objective: np.ndarray, weight: np.ndarray, counts: Sequence[int], budget: int, shares: np.ndarray | None
+) -> list[float]:
     """HiGHS's solution: [choices], 1 at the choice of each unit.
 
     objective, weight: costs and bytes of the choices, unit after unit
+    shares: of a second limit that they take, whose sum is at most 1; None: there is none
     HiGHS runs in a process of its own, since it prints a banner, whatever its options say.
     """
     if find_spec("highspy") is None:
@@ -51,6 +72,7 @@ def _integers(objective: np.ndarray, weight: np.ndarray, counts: Sequence[int], 
         "sizes": (weight // unit).tolist(),
         "counts": list(counts),
         "budget": budget // unit,
+        "shares": None if shares is None else shares.tolist(),
         "options": {"mip_rel_gap": _GAP, "time_limit": _SECONDS},
     }
     done = subprocess.run(
@@ -62,6 +84,8 @@ def _integers(objective: np.ndarray, weight: np.ndarray, counts: Sequence[int], 
         env={**os.environ, "PYTHONPATH": os.pathsep.join(each for each in sys.path if each)},
     )
     answer = done.stdout.strip().rpartition("\n")[2]
+    if _IMPOSSIBLE in done.stderr:
+        raise ValueError("no choice keeps both limits")
     try:
         return list(json.loads(answer)["choices"])
     except (ValueError, KeyError, TypeError) as error:
@@ -71,11 +95,13 @@ def _integers(objective: np.ndarray, weight: np.ndarray, counts: Sequence[int], 
         ) from error
 
 
-def _undominated(cost: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """The numbers of the choices that cost less than every smaller one, int64."""
-    order = np.lexsort((cost, size))
-    least = np.minimum.accumulate(np.concatenate([[np.inf], cost[order][:-1]]))
-    return np.asarray(order[cost[order] < least])
+def _undominated(cost: np.ndarray, size: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """The numbers of the choices that are better in something than every other one, int64, the smallest first."""
+    found: list[int] = []
+    for at in np.lexsort((seconds, cost, size)):
+        if not any(cost[each] <= cost[at] and seconds[each] <= seconds[at] for each in found):
+            found.append(int(at))
+    return np.array(found, np.int64)
 
 
 def _within(chosen: list[int], costs: Sequence[np.ndarray], sizes: Sequence[np.ndarray], budget: int) -> list[int]:

@@ -137,11 +137,16 @@ def _units(base: Assignment, assigned: Assign, types: Sequence[str]) -> Iterator
     linears = {f"blk.{layer}.{name}" for layer in range(config.layers) for name in linear_shapes(config, layer)}
     linears |= {_stack(name) for name in linears} | set(_ENDS)
     gguf = base.target.container == "gguf"
-    own_only = not gguf and base.target.container != "native"
+    row = find_container(base.target.container)
+    own_only = isinstance(row, ModuleContainer)
+    fuses = isinstance(row, ModuleContainer) and row.fuses
+    ends = () if fuses else _ENDS
     open_ = {
         tensor.info.name: linear_of(tensor)
         for tensor in base.tensors
-        if linear_of(tensor) in linears and _may_change(tensor, config.arch) and (tensor.format or not own_only)
+        if linear_of(tensor) in linears
+        and _may_change(tensor, config.arch)
+        and (tensor.format or not own_only or linear_of(tensor) in ends)
     }
     found: dict[str, dict[str, PlannedTensor]] = {name: {} for name in open_}  # name -> type -> the tensor in it
     if own_only:
@@ -155,7 +160,7 @@ def _units(base: Assignment, assigned: Assign, types: Sequence[str]) -> Iterator
                 found[name][type] = tensor
     groups: dict[str, list[str]] = {}
     for name, linear in open_.items():
-        groups.setdefault(linear if gguf else _together(linear, experts_alike=own_only), []).append(name)
+        groups.setdefault(linear if gguf else _together(linear, fused=fuses), []).append(name)
     for names in groups.values():
         unit = _unit([found[name] for name in names])
         if unit is not None:
@@ -217,13 +222,16 @@ def _stack(name: str) -> str:
     return name if found is None else found[0].removesuffix(".weight")
 
 
-def _together(linear: str, *, experts_alike: bool) -> str:
-    """A key that tensors share which have one type: experts of a layer; where `experts_alike`, what vLLM fuses, too."""
+def _together(linear: str, *, fused: bool) -> str:
+    """A key that tensors share which have one type: experts of a layer and kind.
+
+    fused: all experts of a layer have one type, and so have q, k and v, and gate and up
+    """
     expert = _EXPERTS.match(linear)
     if expert is not None:
-        return f"blk.{expert[1]}.experts" if experts_alike else f"blk.{expert[1]}.{expert[2]}"
-    if not experts_alike:
+        return f"blk.{expert[1]}.experts" if fused else f"blk.{expert[1]}.{expert[2]}"
+    if not fused:
         return linear
-    fused = {"attn_q": 0, "attn_k": 0, "attn_v": 0, "ffn_gate": 1, "ffn_up": 1}
+    groups = {"attn_q": 0, "attn_k": 0, "attn_v": 0, "ffn_gate": 1, "ffn_up": 1}
     last = linear.rpartition(".")[2]
-    return f"blk.{layer_of(linear)}.{'+'.join(FUSED[fused[last]])}" if last in fused else linear
+    return f"blk.{layer_of(linear)}.{'+'.join(FUSED[groups[last]])}" if last in groups else linear

@@ -56,7 +56,7 @@ def test_the_original_has_no_divergence(model: WatchedModel) -> None:
 
 def test_costs_are_near_true_divergences(model: WatchedModel) -> None:
     text, given = tokens(64), errors(model, 0.004)
-    seen, measure = fisher(model, given, text), Divergence(model, text)
+    seen, measure = fisher(model, given, text).seen, Divergence(model, text)
     for name in NAMES:
         held, rows = given[name]
         found = cost(seen[name], held, text.size, whole=held, rows=rows).joined
@@ -67,9 +67,9 @@ def test_costs_are_near_true_divergences(model: WatchedModel) -> None:
 
 def test_some_rows_stand_for_all(model: WatchedModel) -> None:
     text, given = tokens(64), errors(model, 0.004)
-    every = fisher(model, given, text)
+    every = fisher(model, given, text).seen
     half = {name: (held[:, ::2], rows[::2]) for name, (held, rows) in given.items()}
-    some = fisher(model, half, text)
+    some = fisher(model, half, text).seen
     for name in NAMES:
         whole, rows = given[name]
         full = cost(every[name], whole, text.size, whole=whole, rows=rows).joined
