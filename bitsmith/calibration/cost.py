@@ -124,8 +124,11 @@ def training_cost(config: ModelConfig, how: EndToEnd, context: int, *, teacher: 
     return Cost(seconds, training_memory(config, how))
 
 
-def training_memory(config: ModelConfig, how: EndToEnd) -> int:
-    """Bytes of the training, see `training_cost`: matrices, predictions that are kept, embedding and head."""
+def training_memory(config: ModelConfig, how: EndToEnd, *, memory: int | None = None) -> int:
+    """Bytes of the training, see `training_cost`: matrices, the original's hidden states, embedding and both heads.
+
+    memory: bytes that the run may take; hidden states of more than half of it are on disk. None: what is available now
+    """
     from bitsmith.calibration.distilled import kept_bytes
 
     layers = range(config.layers)
@@ -133,8 +136,11 @@ def training_memory(config: ModelConfig, how: EndToEnd) -> int:
     bytes_each = _FLOATS + 1
     if how.depth == "all":
         bytes_each += _OFFSETS * _FLOATS - (2 * (_FLOATS - 1) if how.optimizer == "adam-8bit" else 0)
-    known = kept_bytes(how.tokens, config.vocab)
-    return bytes_each * every + _FLOATS * 2 * config.vocab * config.hidden + known
+    known = kept_bytes(how.tokens, config.hidden)
+    room = available_memory() if memory is None else memory
+    if room is not None and known > room // 2:
+        known = 0
+    return bytes_each * every + _FLOATS * (2 if config.tied else 3) * config.vocab * config.hidden + known
 
 
 def _block_products(config: ModelConfig, layer: int, method: Method, effort: str, record: CalibrationRecord) -> float:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from bitsmith.calibration.adam import OPTIMIZERS, Adam
-from bitsmith.calibration.distilled import TopLogits
+from bitsmith.calibration.distilled import LastStates
 from bitsmith.calibration.folding import with_tensors
 from bitsmith.calibration.kept_blocks import KeptBlocks
 from bitsmith.calibration.kept_training import TrainedSoFar, keep_training, read_training
@@ -44,7 +44,7 @@ HEAD = "output"
 _MOMENTS = (0.9, 0.99)  # Adam's beta1 and beta2
 _JUDGED = 8  # how often results are judged
 _MOST_JUDGED = 64  # windows for it
-MOST_TOKENS = 1 << 19  # tokens of a text that scales are trained on; weights learn a text by heart that they see twice
+MOST_TOKENS = 5 << 17  # tokens of a text that scales are trained on; weights learn a text by heart that they see twice
 _WARMUP = 10  # steps in which step sizes grow
 _LOGITS = 1 << 22  # logits that are computed at a time, but those of a window at least
 Matrix = ScaledMatrix | TrainableMatrix
@@ -59,6 +59,8 @@ class EndToEnd:
     tokens: tokens of the text to train on, at most; 0: those of the calibration
     optimizer: of `OPTIMIZERS`
     teacher: name of the model whose predictions are learned; "": the original
+    matching: weight of the distance to the original's hidden states behind the last block, beside the divergence; it is
+        left out where another model teaches
     rounding, scaling, norms: first step sizes: of offsets at two bits, in codes; of scales at two bits, and of norms,
         as a share of their values. Those of matrices halve with each further bit. All fall to zero as a cosine does.
     """
@@ -69,6 +71,7 @@ class EndToEnd:
     tokens: int = 0
     optimizer: str = OPTIMIZERS[0]
     teacher: str = ""
+    matching: float = 0.1
     rounding: float = 0.001
     scaling: float = 0.004
     norms: float = 0.002
@@ -79,13 +82,13 @@ class EndToEnd:
         further = {"training_tokens": self.tokens, "teacher": self.teacher}
         further |= {"optimizer": self.optimizer} if self.optimizer != OPTIMIZERS[0] else {}
         found |= {name: value for name, value in further.items() if value}
-        return found | {name: getattr(self, name) for name in ("rounding", "scaling", "norms")}
+        return found | {name: getattr(self, name) for name in ("matching", "rounding", "scaling", "norms")}
 
 
 def usual(depth: str) -> EndToEnd:
     """The settings of a depth that measured best, see docs/quality.md."""
     if depth == "scales":
-        return EndToEnd(depth, steps=200, tokens=MOST_TOKENS, scaling=0.012, norms=0.004)
+        return EndToEnd(depth, steps=300, tokens=MOST_TOKENS, scaling=0.02, norms=0.004)
     return EndToEnd(depth, steps=600, tokens=2 * MOST_TOKENS, rounding=0.01, scaling=0.002)
 
 
@@ -272,7 +275,7 @@ def _check_same(name: str, matrix: Matrix, tensor: QuantTensor) -> None:
 
 def train(
     student: Student,
-    teacher: TopLogits,
+    teacher: LastStates,
     tokens: np.ndarray,
     seed: int,
     report: Report = silent,
@@ -328,12 +331,12 @@ def train(
     return Trained(tuple(student.rows()), before, least, found, broken)
 
 
-def _learn(student: Student, teacher: TopLogits, tokens: np.ndarray, batch: np.ndarray, of: int) -> float:
-    """Add the gradients of some windows of a step of so many, and return their share of the loss.
+def _learn(student: Student, teacher: LastStates, tokens: np.ndarray, batch: np.ndarray, of: int) -> float:
+    """Add the gradients of some windows of a step of so many, and return their share of the divergence.
 
     Logits are computed for few windows at a time. Where the loss is not finite, gradients may be missing.
     """
-    total = 0.0
+    total, how = 0.0, student.how
     with torch.enable_grad():
         hidden = student.hidden(tokens[batch], half=True)
         ends = hidden.detach().requires_grad_(True)
@@ -341,16 +344,18 @@ def _learn(student: Student, teacher: TopLogits, tokens: np.ndarray, batch: np.n
         for start in range(0, len(batch), part):
             own = batch[start : start + part]
             logits = student.head(ends[start : start + part], half=True)
-            loss = teacher.divergence(own, logits) * (len(own) / of)
-            total += float(loss.detach())
+            loss = teacher.divergence(own, logits)
+            total += float(loss.detach()) * len(own) / of
             if not np.isfinite(total):
                 return total
-            torch.autograd.backward(loss)
+            if how.matching and not how.teacher:
+                loss = loss + how.matching * teacher.distance(own, ends[start : start + part])
+            torch.autograd.backward(loss * (len(own) / of))
         torch.autograd.backward(hidden, ends.grad)
     return total
 
 
-def _judge(student: Student, teacher: TopLogits, tokens: np.ndarray, windows: np.ndarray, pieces: Pieces) -> float:
+def _judge(student: Student, teacher: LastStates, tokens: np.ndarray, windows: np.ndarray, pieces: Pieces) -> float:
     size = min(student.how.batch, len(windows))
 
     def judged() -> float:

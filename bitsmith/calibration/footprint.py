@@ -67,7 +67,10 @@ def calibration_footprint(run: Run) -> tuple[int, int]:
     if row.tuner is not None:
         needed += _tuning(run, EFFORTS[run.effort].batch)
     if run.training is not None:
-        needed = max(needed, training_memory(config, run.training) + _tuning(run, run.training.batch, whole=True))
+        needed = max(
+            needed,
+            training_memory(config, run.training, memory=run.memory) + _tuning(run, run.training.batch, whole=True),
+        )
     return needed, disk
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitsmith.calibration.beside import WindowStates
 from bitsmith.calibration.collect import advance, decoder_without_blocks, embed
-from bitsmith.calibration.distilled import TopLogits
+from bitsmith.calibration.distilled import LastStates
 from bitsmith.calibration.resources import Resources
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.quant.formats.base import Format
@@ -23,7 +23,7 @@ from bitsmith.runtime.weights import Linear, WeightLoader, weight_reader
 from bitsmith.system.progress import Progress, Report, silent
 from bitsmith.work.folder import WorkFolder
 
-_PREDICTIONS, _HIDDEN = "teacher", "teacher-blocks"  # states of a work folder
+_HIDDEN = "teacher"  # state of a work folder
 
 
 def predictions(
@@ -34,19 +34,15 @@ def predictions(
     *,
     coarse: bool = False,
     work: WorkFolder | None = None,
-) -> TopLogits:
+) -> LastStates:
     """What a model predicts for windows of tokens, int64 [windows, context].
 
     coarse: products of blocks may be taken in bfloat16, where the processor has them
-    work: where hidden states and predictions are kept; what an earlier start has kept is continued. None: nowhere
-    Memory holds one block in float32, and hidden states and predictions, or their files on disk. Raises
-    UnsupportedError for an unknown architecture.
+    work: where hidden states are kept; what an earlier start has kept is continued. None: nowhere
+    Memory holds one block in float32, and hidden states, or their file on disk. Raises UnsupportedError for an
+    unknown architecture.
     """
     share = None if resources.memory is None else resources.memory // 2
-    done = None if work is None else work.read(_PREDICTIONS)
-    if done is not None:
-        with done:
-            return TopLogits.taken(done, memory=share)
     device = resources.device
     loader = WeightLoader(
         checkpoint.config, weight_reader(checkpoint), DenseKernel(device=device), pass_ops(device), device
@@ -63,16 +59,13 @@ def predictions(
                 _keep(work, layer + 1, hidden)
         report(Progress("teach", layers, layers, "blocks"))
 
-        def logits(x: Tensor) -> Tensor:
-            found: Tensor = decoder.logits(x.to(decoder.weights.output_norm.device))
-            return found
+    alone = Decoder(decoder.config, replace(decoder.weights, embedding=decoder.weights.output), decoder.ops)
 
-        found = TopLogits.of(hidden, logits, checkpoint.config.vocab, report, memory=share)
-    if work is not None and work.pace.due:
-        with work.pace.keeping():
-            if work.write(_PREDICTIONS, {}, found.kept()):
-                work.drop(_HIDDEN)
-    return found
+    def head(x: Tensor) -> Tensor:
+        found: Tensor = alone.logits(x.to(alone.weights.output_norm.device))
+        return found
+
+    return LastStates(hidden, head)
 
 
 def _resume(work: WorkFolder, hidden: WindowStates) -> int:

@@ -156,7 +156,7 @@ class Output:
             from bitsmith.calibration.distilled import kept_bytes
 
             rounded = sum(each.info.parameters for each in self.assignment.tensors if each.format is not None)
-            size += 5 * rounded + kept_bytes(self.training.tokens, config.vocab)  # float32 weights and codes
+            size += 5 * rounded + kept_bytes(self.training.tokens, config.hidden)  # float32 weights and codes
         return size
 
     def _cost(self, method: Method, effort: str) -> Cost:

@@ -34,12 +34,12 @@ class QatConfig(QuantizeConfig):
         metavar="WHAT",
         help="scales: codes stay, scales, minima and norms are trained; all: the weights behind the codes too.",
     )
-    steps: int | None = option(None, group="Training", help="Number of steps; default: 200 for scales, 600 for all.")
+    steps: int | None = option(None, group="Training", help="Number of steps; default: 300 for scales, 600 for all.")
     batch: int = option(8, group="Training", help="Windows of the text in a step.")
     training_tokens: int | None = option(
         None,
         group="Training",
-        help="Maximum number of tokens of the text to train on; default: 524,288 for scales, 1,048,576 for all, and at "
+        help="Maximum number of tokens of the text to train on; default: 655,360 for scales, 1,310,720 for all, and at "
         "least those of the calibration.",
     )
     teacher: str | Path | None = option(

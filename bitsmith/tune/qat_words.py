@@ -14,13 +14,13 @@ class QatWords(TypedDict, total=False):
     """scales: codes stay, scales, minima and norms are trained; all: the weights behind the codes too."""
 
     steps: int | None
-    """Number of steps; default: 200 for scales, 600 for all."""
+    """Number of steps; default: 300 for scales, 600 for all."""
 
     batch: int
     """Windows of the text in a step."""
 
     training_tokens: int | None
-    """Maximum number of tokens of the text to train on; default: 524,288 for scales, 1,048,576 for all, and at least
+    """Maximum number of tokens of the text to train on; default: 655,360 for scales, 1,310,720 for all, and at least
     those of the calibration."""
 
     teacher: str | Path | None

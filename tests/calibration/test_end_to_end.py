@@ -13,7 +13,7 @@ import torch
 
 import bitsmith
 from bitsmith.calibration import end_to_end
-from bitsmith.calibration.distilled import TopLogits
+from bitsmith.calibration.distilled import LastStates
 from bitsmith.calibration.hidden import HiddenStates
 from bitsmith.calibration.trainable import ScaledMatrix, Start, TrainableMatrix
 from bitsmith.errors import UsageError
@@ -82,40 +82,38 @@ def test_gradients_of_scales() -> None:
     torch.testing.assert_close(matrix.changes["scale"].grad, scale.grad * scale.detach(), rtol=1e-4, atol=1e-4)
 
 
-def test_divergence_is_that_of_all_tokens_where_all_are_kept() -> None:
+def _original() -> tuple[LastStates, torch.Tensor]:
+    """An original of 3 windows of 5 tokens, and its logits of 40 tokens."""
     generator = torch.Generator().manual_seed(3)
-    hidden = HiddenStates(2, 5, 7)
-    hidden.write(slice(0, 2), torch.randn(2, 5, 7, generator=generator))
+    hidden = HiddenStates(3, 5, 7)
+    hidden.write(slice(0, 3), torch.randn(3, 5, 7, generator=generator))
     head = torch.randn(40, 7, generator=generator)
-    teacher = TopLogits.of(hidden, lambda x: x @ head.T, 40)
-    logits = torch.randn(2, 5, 40, generator=generator, requires_grad=True)
-    theirs = (hidden.read(slice(0, 2)) @ head.T).log_softmax(-1)
-    expected = (theirs.exp() * (theirs - logits.log_softmax(-1))).sum(-1).mean()
-    found = teacher.divergence(np.array([0, 1]), logits)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)  # log-probabilities are kept as float16
-    few = TopLogits(teacher.ids[:, :, :4], teacher.log_probs[:, :, :4]).divergence(np.array([0, 1]), logits)
-    assert 0 < float(few.detach()) < float(expected.detach())
+    return LastStates(hidden, lambda x: x @ head.T), hidden.read(slice(0, 3)) @ head.T
 
 
-def test_gradient_of_the_divergence() -> None:
+def test_divergence_and_its_gradient() -> None:
+    teacher, theirs = _original()
     generator = torch.Generator().manual_seed(4)
-    original = torch.randn(3, 5, 60, generator=generator).log_softmax(-1)
-    known, ids = original.topk(9, dim=-1)
-    teacher = TopLogits(ids.numpy().astype(np.uint16), known.numpy().astype(np.float16))
-    known = torch.from_numpy(teacher.log_probs.astype(np.float32))
-    logits = (3 * torch.randn(3, 5, 60, generator=generator)).requires_grad_(True)
-    theirs = logits.log_softmax(-1).gather(-1, ids)
-    rest, left = (1 - each.exp().sum(-1) for each in (known, theirs))
-    expected = ((known.exp() * (known - theirs)).sum(-1) + rest * (rest.log() - left.log())).mean()
+    logits = (3 * torch.randn(2, 5, 40, generator=generator)).requires_grad_(True)
+    known = theirs[[2, 0]].log_softmax(-1)
+    expected = (known.exp() * (known - logits.log_softmax(-1))).sum(-1).mean()
     (wanted,) = torch.autograd.grad(expected, logits)
-    found = teacher.divergence(np.arange(3), logits)
+    found = teacher.divergence(np.array([2, 0]), logits)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found, logits)[0], wanted, rtol=1e-4, atol=1e-7)
+    assert abs(float(teacher.divergence(np.arange(3), theirs))) < 1e-6
 
 
-def _share_of_first_choices(model: Path, tokens: np.ndarray, teacher: TopLogits) -> float:
+def test_distance_of_hidden_states() -> None:
+    teacher, _ = _original()
+    hidden = teacher.states(np.array([1]))
+    assert float(teacher.distance(np.array([1]), hidden)) == 0.0
+    torch.testing.assert_close(teacher.distance(np.array([1]), 1.5 * hidden), torch.tensor(0.25))
+
+
+def _share_of_first_choices(model: Path, tokens: np.ndarray, teacher: LastStates) -> float:
     own = bitsmith.load(model, kernel="torch").logits(tokens).argmax(-1)
-    return float((own == teacher.ids[:, :, 0]).mean())
+    return float((own == teacher.log_probs(np.arange(len(tokens))).argmax(-1).numpy()).mean())
 
 
 @pytest.mark.parametrize(
@@ -218,12 +216,12 @@ def test_a_loss_that_is_not_finite_ends_it(tiny: Path, tmp_path: Path, monkeypat
     judged, steps = count(1), count(1)
     monkeypatch.setattr(end_to_end, "_judge", lambda *words: 1.0 / next(judged))  # the last state wins
     monkeypatch.setattr(end_to_end, "_JUDGED", 6)  # after every step
-    original = TopLogits.divergence
+    original = LastStates.divergence
 
-    def divergence(self: TopLogits, windows: np.ndarray, logits: torch.Tensor) -> torch.Tensor:
+    def divergence(self: LastStates, windows: np.ndarray, logits: torch.Tensor) -> torch.Tensor:
         return original(self, windows, logits) * (float("nan") if next(steps) == 4 else 1.0)
 
-    monkeypatch.setattr(TopLogits, "divergence", divergence)
+    monkeypatch.setattr(LastStates, "divergence", divergence)
     made = bitsmith.tune_qat(tiny, to="native/int4-g64", out=tmp_path / "out", **QUICK)
     note = next(note for note in made.notes if note.startswith("training"))
     assert "the state of step 3" in note
@@ -237,7 +235,7 @@ def test_another_teacher(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     original = end_to_end.train
 
     def watched(
-        student: end_to_end.Student, teacher: TopLogits, tokens: np.ndarray, *words: Any, **named: Any
+        student: end_to_end.Student, teacher: LastStates, tokens: np.ndarray, *words: Any, **named: Any
     ) -> end_to_end.Trained:
         assert _share_of_first_choices(other, tokens, teacher) > 0.95
         seen.append(tokens)
@@ -253,12 +251,33 @@ def test_another_teacher(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         bitsmith.tune_qat(tiny, to="native/int4-g64", teacher=wide, out=tmp_path / "x", **QUICK)
 
 
+def test_hidden_states_of_another_teacher_are_not_learned(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_folder(tmp_path / "other", tensors=weights(CONFIG, seed=5))
+    asked: list[float] = []
+    original = LastStates.distance
+
+    def watched(self: LastStates, windows: np.ndarray, hidden: torch.Tensor) -> torch.Tensor:
+        found = original(self, windows, hidden)
+        asked.append(float(found.detach()))
+        return found
+
+    monkeypatch.setattr(LastStates, "distance", watched)
+    words = QUICK | {"steps": 2}
+    bitsmith.tune_qat(tiny, to="native/int4-g64", teacher=other, out=tmp_path / "a", **words)
+    assert not asked
+    bitsmith.tune_qat(tiny, to="native/int4-g64", out=tmp_path / "b", **words)
+    assert len(asked) >= 2
+    assert all(0 < each < 1 for each in asked)
+
+
 def test_training_reads_more_text_than_rounding(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     original = end_to_end.train
 
     def watched(
-        student: end_to_end.Student, teacher: TopLogits, tokens: np.ndarray, *words: Any, **named: Any
+        student: end_to_end.Student, teacher: LastStates, tokens: np.ndarray, *words: Any, **named: Any
     ) -> end_to_end.Trained:
         seen.append(tokens.size)
         return original(student, teacher, tokens, *words, **named)
