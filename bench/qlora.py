@@ -7,7 +7,7 @@
 The code is Python's own standard library: modules a to m to train on, n to z to measure on. Every run has the same
 rows, steps and seed. In `speed` each side runs in a process of its own, one after the other; seconds are the median of
 the steps after the first (processor seconds depend less on what else the machine does), memory is the peak of the
-process above what it had after its imports.
+process's own memory, without pages of mapped files, above what it had after its imports.
 """
 
 from __future__ import annotations
@@ -137,47 +137,68 @@ def _speeds(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> None:
-    from bitsmith.models.checkpoint import open_checkpoint
+    from bitsmith.tune.base import open_base
     from bitsmith.tune.config import QloraConfig
     from bitsmith.tune.memory import planned_memory
 
     config = QloraConfig(data="x", out="x", batch=args.batch)
-    shape = open_checkpoint(args.model)
-    planned = planned_memory(shape, config, args.context, method="qlora", dtype=args.dtype)
+    base = open_base(args.model, "nf4-dq", None)
+    planned = planned_memory(base, config, args.context, dtype=args.dtype, device="cpu")
     if planned is not None:
-        print(f"planned: {planned.total / MB:.0f} MB, of which activations {planned.activations / MB:.0f} MB")
+        activations = planned.training.activations / MB
+        print(
+            f"planned: {planned.total / MB:.0f} MB, of which activations are {activations:.0f} MB and buffers "
+            f"{planned.buffers / MB:.0f} MB"
+        )
 
 
 def _side(args: argparse.Namespace) -> dict[str, float]:
+    import torch
+    import transformers.trainer  # noqa: F401
+
+    import bitsmith.tune.adapters  # noqa: F401 - what a side imports later is no memory of its base
+    from bitsmith.system.memory import OwnMemoryPeak, give_freed_memory_back
+    from bitsmith.tune.base import model_class, open_base
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    model_class(open_base(args.model, None, None))
+    if args.side == "bitsmith":  # as `tune qlora` does
+        give_freed_memory_back()
+    with OwnMemoryPeak() as peak:
+        return _steps(args, peak)
+
+
+def _steps(args: argparse.Namespace, peak: Any) -> dict[str, float]:
     import peft
     import torch
     import transformers
 
-    import bitsmith.tune.adapters  # noqa: F401 - what a side imports later is no memory of its base
     from bitsmith.system.memory import give_freed_memory_back
+    from bitsmith.tune.lora_layer import register
 
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    if args.side == "bitsmith":  # as `tune qlora` does
-        give_freed_memory_back()
-    start = _peak()
     model = _bitsmith(args) if args.side == "bitsmith" else _bitsandbytes(args)
+    if args.side == "bitsmith":
+        give_freed_memory_back()
     model.config.use_cache = False
-    loaded = _peak() - start
+    loaded = peak.bytes
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.enable_input_require_grads()
     lora = peft.LoraConfig(r=16, lora_alpha=32, target_modules=list(TARGETS), task_type="CAUSAL_LM")
+    if args.side == "bitsmith":
+        register(lora)
     model = peft.get_peft_model(model, lora)
     model.train()
     trained = [value for value in model.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
     vocab = transformers.AutoConfig.from_pretrained(args.model).vocab_size
     ids = torch.randint(0, vocab, (args.batch, args.context), generator=torch.Generator().manual_seed(args.seed))
+    loss_of = _slab_loss(model) if args.side == "bitsmith" else lambda ids: model(input_ids=ids, labels=ids).loss
     times, worked, losses = [], [], []
     for _ in range(args.steps):
         began, busy = time.perf_counter(), time.process_time()
         optimizer.zero_grad()
-        loss = model(input_ids=ids, labels=ids).loss
+        loss = loss_of(ids)
         loss.backward()
         optimizer.step()
         times.append(time.perf_counter() - began)
@@ -187,9 +208,22 @@ def _side(args: argparse.Namespace) -> dict[str, float]:
         "base": loaded,
         "seconds": statistics.median(times[1:] or times),
         "processor": statistics.median(worked[1:] or worked),
-        "peak": _peak() - start,
+        "peak": peak.bytes,
         "loss": losses[0],
     }
+
+
+def _slab_loss(model: Any) -> Any:
+    """The loss of `tune qlora`, which computes logits by slabs of rows."""
+    from bitsmith.tune.loss import find_head, token_loss
+
+    head = find_head(model)
+
+    def loss_of(ids: Any) -> Any:
+        total, count = token_loss(model, head, {"input_ids": ids, "labels": ids})
+        return total / count
+
+    return loss_of
 
 
 def _bitsmith(args: argparse.Namespace) -> Any:
@@ -210,13 +244,6 @@ def _bitsandbytes(args: argparse.Namespace) -> Any:
         args.model, quantization_config=how, dtype=dtype, device_map={"": "cpu"}
     )
     return model.requires_grad_(False)
-
-
-def _peak() -> float:
-    """Peak memory of this process without pages of mapped files, in bytes."""
-    from bitsmith.system.machine import mapped_memory, peak_memory
-
-    return float(peak_memory() - mapped_memory())
 
 
 def _arguments() -> argparse.Namespace:

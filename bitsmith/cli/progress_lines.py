@@ -62,7 +62,7 @@ class ProgressLines:
         if left is not None:
             words[-1] += f", about {human_seconds(left)} left"
         elif progress.detail:
-            words[-1] += f", {progress.detail}"
+            words[-1] += f", {progress.detail}" if len(words) > 1 else f" {progress.detail}"
         return " ".join(words)
 
     def _left(self, progress: Progress) -> float | None:

@@ -116,6 +116,7 @@ def read_adapter(path: str | Path, checkpoint: Checkpoint, *, naming: Naming | N
         halves.setdefault(found["module"], {})[found["side"]] = source.rows(name)
     layers = {}
     for module, sides in halves.items():
+        _check_rank(folder, module, sides, values.get("r"))
         own, low = _layer(folder, checkpoint, module, sides, (alpha, bool(values.get("use_rslora"))))
         layers[own] = _ordered(own, low, checkpoint.config) if (naming or checkpoint.naming) == "gguf" else low
     if not layers:
@@ -134,6 +135,16 @@ def _check_kind(folder: Path, values: Mapping[str, Any]) -> float:
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise FileError(f"{folder / CONFIG}: expected lora_alpha to be a number, found {alpha!r}.")
     return float(alpha)
+
+
+def _check_rank(folder: Path, module: str, sides: Mapping[str, np.ndarray], rank: Any) -> None:
+    """Raise FileError where the configuration says another rank than the matrices have; the scale depends on it."""
+    found = len(sides["A"]) if "A" in sides else None
+    if found is not None and found != rank:
+        raise FileError(
+            f"{folder / CONFIG}: r is {rank!r}, but {module} has matrices of rank {found}; both files must be of one "
+            "adapter."
+        )
 
 
 def _check_base(folder: Path, checkpoint: Checkpoint) -> bool:

@@ -17,6 +17,8 @@ OPTIMIZERS: Mapping[str, int] = {  # bytes for each trained parameter: float32 m
     "adamw-8bit": 4 + 1 + 1,  # Dettmers et al. 2021, section 2; without the one float32 for each block of 2048
 }
 
+SLAB_ROWS, SLAB_LOGITS = 2048, 1 << 21  # tokens, and logits, of which `tune qlora` computes the loss at once
+
 _NUMBER = 2  # bytes, bf16
 _MASTER = 4  # bytes of a float32 master weight
 _MASK = 1  # bytes, a boolean
@@ -94,9 +96,10 @@ def training_memory(
         raise UsageError(f"--optimizer={quoted(optimizer)}: unknown; expected {', '.join(OPTIMIZERS)}.")
     if rank < 1:
         raise UsageError(f"--rank={rank}: expected 1 or more.")
-    activations = activation_bytes(network, context=context, batch=batch, checkpointing=checkpointing, number=number)
+    slabs, sizes = method in ("lora", "qlora"), {"context": context, "batch": batch, "number": number}
+    activations = activation_bytes(network, **sizes, checkpointing=checkpointing, slabs=slabs)
     weights, trained = number * network.parameters, network.parameters
-    if method in ("lora", "qlora"):
+    if slabs:
         trained = adapter_parameters(_adapted(network), rank)
         weights = number * trained + (weights if method == "lora" else _nf4_weights(network, number))
     if method == "qat":
@@ -112,12 +115,20 @@ def training_memory(
         assumptions=(
             *_of_method(method, rank, checkpointing),
             *(_of_optimizer(optimizer) if number == _NUMBER else ("All numbers are float32.",)),
-            *_of_activations(network, context * batch, checkpointing),
+            *_of_activations(network, context * batch, checkpointing, slabs=slabs),
         ),
     )
 
 
-def activation_bytes(network: Network, *, context: int, batch: int, checkpointing: bool, number: int = _NUMBER) -> int:
+def activation_bytes(
+    network: Network,
+    *,
+    context: int,
+    batch: int,
+    checkpointing: bool,
+    number: int = _NUMBER,
+    slabs: bool = False,
+) -> int:
     """Bytes kept for the backward pass: `kept_numbers` of each layer, the last norm, and the logits.
 
     checkpointing: only each layer's input is kept, 2 bytes x hidden for each token (Korthikanti et al. 2022,
@@ -125,6 +136,7 @@ def activation_bytes(network: Network, *, context: int, batch: int, checkpointin
     Logits, their log-softmax and the gradient are float32, context x batch x vocab each, as in transformers, which also
     keeps the 16-bit logits that the first are made of. With checkpointing and a large vocabulary they are the largest
     part. They are freed before the first layer is recomputed.
+    slabs: logits are computed for SLAB_LOGITS at a time, and only the gradient of the last norm's output is kept
     Gradients of activations are not counted, since they fit into that memory. Frozen weights do not change the result.
     Raises UsageError for numbers below one.
     """
@@ -138,7 +150,9 @@ def activation_bytes(network: Network, *, context: int, batch: int, checkpointin
     ]
     kept = network.hidden * len(layers) + max(layers, default=0) if checkpointing else sum(layers)
     last_norm = 2 * network.hidden
-    return context * batch * (number * (kept + last_norm) + _logits(network, number))
+    tokens = context * batch
+    logits = _slab(network, tokens, number) if slabs else tokens * _logits(network, number)
+    return tokens * number * (kept + last_norm) + logits
 
 
 def kept_numbers(network: Network, cache: LayerCache, parts: Mapping[str, TensorInfo]) -> dict[str, int]:
@@ -232,6 +246,14 @@ def _logits(network: Network, number: int = _NUMBER) -> int:
     return (3 * 4 + (number if number < _MASTER else 0)) * network.vocab
 
 
+def _slab(network: Network, tokens: int, number: int) -> int:
+    """Bytes of the logits of a slab, in float32 and twice as they are multiplied, and of what the head's input gets."""
+    rows = min(tokens, SLAB_ROWS)
+    words = min(network.vocab, max(1, SLAB_LOGITS // rows))
+    sums = rows * network.hidden * (4 + number)
+    return rows * words * (8 if number < _MASTER else 4 + number) + words * network.hidden * number + sums
+
+
 def _linears(network: Network) -> list[TensorInfo]:
     """Matrices of the layers, with experts and without routers."""
     return [
@@ -305,14 +327,17 @@ def _of_optimizer(optimizer: str) -> Sequence[str]:
     return (f"Gradients are bf16. The optimizer holds float32 master weights, and momentum and variance {moments}.",)
 
 
-def _of_activations(network: Network, tokens: int, checkpointing: bool) -> Sequence[str]:
+def _of_activations(network: Network, tokens: int, checkpointing: bool, *, slabs: bool) -> Sequence[str]:
+    whole = f"{_logits(network) * tokens / 1e9:.1f} GB"
     said = ["Checkpointing: only each layer's input is kept, and one layer at a time is recomputed."]
     if not checkpointing:
         norms = 4 * network.hidden * tokens * sum(_norm_count(parts) for parts in _by_layer(network).values())
         said = [f"All activations are kept. A norm is one kernel; with several, norms keep {norms / 1e9:.1f} GB more."]
     said += [
         "Attention is FlashAttention, which keeps no scores. There is no dropout.",
-        f"Activations include {_logits(network) * tokens / 1e9:.1f} GB of float32 logits and their gradient.",
+        f"Logits are computed by slabs, as `bitsmith tune qlora` does; all at once take {whole} more."
+        if slabs
+        else f"Activations include {whole} of float32 logits and their gradient.",
         "Training runs on one device. Buffers of kernels and of the framework are not counted.",
     ]
     if any(cache.state for cache in network.caches) or any(t.name.endswith(".rest.weight") for t in network.tensors):

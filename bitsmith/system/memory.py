@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
+from types import TracebackType
 
 from bitsmith.system.control_group import memory_room
+from bitsmith.system.machine import own_memory, peak_memory
 
+_LOOKED_EVERY = 0.005  # seconds
 _MMAP_THRESHOLD = -3  # mallopt's M_MMAP_THRESHOLD
-_RETURNED = 1 << 20  # blocks of so many bytes go back to the system when they are freed
+_RETURNED = 1 << 21  # blocks of so many bytes go back to the system when they are freed
 
 
 def available_memory() -> int | None:
@@ -30,15 +34,52 @@ def available_memory() -> int | None:
 def give_freed_memory_back() -> None:
     """Let the system have freed memory again at once, where the C library is glibc.
 
-    It keeps blocks of up to 32 MB for later otherwise, so that a training on a CPU holds twice what it uses.
+    It keeps blocks of up to 32 MB for later otherwise. Blocks below 2 MB stay with the process, since taking them from
+    the system again for every operation takes time.
     """
     import ctypes
 
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        library = ctypes.CDLL(None)
+        mallopt, trim = library.mallopt, library.malloc_trim
     except (AttributeError, OSError, TypeError):
         return
     mallopt(_MMAP_THRESHOLD, _RETURNED)
+    trim(0)
+
+
+class OwnMemoryPeak:
+    """The most memory that this process has of its own while the block runs, without pages of mapped files.
+
+    The system tells only the peak with such pages, so the memory is looked at all the time: shorter peaks are missed.
+    bytes: above what there was at the start
+    """
+
+    def __enter__(self) -> OwnMemoryPeak:
+        self._start = own_memory() or peak_memory()
+        self._most, self._ended = self._start, threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_LOOKED_EVERY):
+            self._look()
+
+    def _look(self) -> None:
+        self._most = max(self._most, own_memory() or peak_memory())
+
+    @property
+    def bytes(self) -> int:
+        """So far."""
+        self._look()
+        return self._most - self._start
 
 
 def _meminfo(path: Path) -> int | None:

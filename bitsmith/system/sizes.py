@@ -39,3 +39,8 @@ def human_seconds(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.0f} min"
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things: "1 step", "1,200 steps"."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"

@@ -27,11 +27,13 @@ class Chat:
     messages: "role" and "content" of each message, oldest first; without messages that have no content
     plain: the same as a text, for a model without a chat template; None if only a template can write it
     given: number of messages at the start that a model is not to learn, whoever speaks: those of a prompt
+    tools: what the assistant may call, as templates take it
     """
 
     messages: tuple[Mapping[str, Any], ...]
     plain: str | None = None
     given: int = 0
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,16 @@ def _known() -> str:
 
 
 def _chat(record: Mapping[str, Any], where: str) -> Chat:
-    return Chat(_messages(record["messages"], where, "messages"))
+    return Chat(_messages(record["messages"], where, "messages"), tools=_tools(record, where))
+
+
+def _tools(record: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:
+    tools = record.get("tools")
+    if tools is None:
+        return ()
+    if not isinstance(tools, list) or not all(isinstance(each, Mapping) for each in tools):
+        raise FileError(f'{where}: expected "tools" to be a list of objects.')
+    return tuple(tools)
 
 
 def _share_gpt(record: Mapping[str, Any], where: str) -> Chat:

@@ -36,15 +36,28 @@ def matmul(x: Tensor, parts: Sequence[Tensor], how: str, rows: int, precision: s
     flat = x.reshape(-1, x.shape[-1])
     if type(x) is Tensor and not torch.compiler.is_compiling() and not (torch.is_grad_enabled() and x.requires_grad):
         return _linear(flat, list(parts), how, rows, precision).reshape(*x.shape[:-1], rows)  # past the dispatcher
-    if precision == "auto" and _trains_in_bfloat16(flat):
-        precision = _HALF
-    out = torch.ops.bitsmith.stored_linear(flat, list(parts), how, rows, precision)
+    out = torch.ops.bitsmith.stored_linear(flat, list(parts), how, rows, training_precision(flat, precision))
     return out.reshape(*x.shape[:-1], rows)  # type: ignore[no-any-return]
 
 
 def _trains_in_bfloat16(x: Tensor) -> bool:
     """Whether torch's own product of a matrix that is decoded for it is the fastest one."""
     return x.device.type == "cpu" and x.dtype == torch.bfloat16 and len(x) >= _MANY_ROWS and multiplies_bfloat16()
+
+
+def training_product(x: Tensor, parts: Sequence[Tensor], how: str, rows: int, precision: str = "auto") -> Tensor:
+    """The product of `matmul` as it is while training, for x [n, cols], without a gradient of its own: [n, rows]."""
+    return _linear(x, list(parts), how, rows, training_precision(x, precision))
+
+
+def input_gradient(grad: Tensor, parts: Sequence[Tensor], how: str, cols: int, precision: str = "auto") -> Tensor:
+    """What `matmul` gives its input in the backward pass: grad [n, rows] times the stored matrix, [n, cols]."""
+    return _backward(grad, list(parts), how, cols, training_precision(grad, precision))
+
+
+def training_precision(x: Tensor, precision: str) -> str:
+    """What "auto" means for a product of x [n, cols] that has a gradient."""
+    return _HALF if precision == "auto" and _trains_in_bfloat16(x) else precision
 
 
 def matmul_each(

@@ -23,7 +23,7 @@ from bitsmith.quant.formats.precision import as_numpy
 from bitsmith.quant.tensor import QuantTensor
 from bitsmith.runtime.core_grids import grid_layout, grid_rows
 from bitsmith.torch_modules import panels
-from bitsmith.torch_modules.operations import matmul, matmul_each
+from bitsmith.torch_modules.operations import input_gradient, matmul, matmul_each, training_product
 from bitsmith.torch_modules.panels import Layout
 from bitsmith.torch_modules.rounding import as_tensor, check_finite, rounded_slabs
 
@@ -122,6 +122,18 @@ class StoredWeight(nn.Module):
             self.pack()
         how, tensors = self._matrix(index)
         return matmul(x, tensors, how, self.shape[-2], precision)
+
+    def training_product(self, x: Tensor, *, precision: str = "auto") -> Tensor:
+        """The product of `multiply` as it is while training, x [n, cols] -> [n, rows]; the caller has its gradient."""
+        if self.layout is not None and not self.is_packed:
+            self.pack()
+        how, tensors = self._matrix(0)
+        return training_product(x, tensors, how, self.shape[-2], precision)
+
+    def input_gradient(self, grad: Tensor, *, precision: str = "auto") -> Tensor:
+        """The gradient of the input of `training_product` from that of its output: [n, rows] -> [n, cols]."""
+        how, tensors = self._matrix(0)
+        return input_gradient(grad, tensors, how, self.shape[-1], precision)
 
     def multiply_each(self, x: Tensor, counts: Tensor, *, precision: str = "auto") -> Tensor:
         """Rows sorted by their matrix times a stack [n, rows, cols], transposed: x [m, cols] -> [m, rows].

@@ -58,7 +58,12 @@ def adapted_modules(model: Any, targets: Sequence[str]) -> list[str]:
         hit = [name for name in linears if _matches(target, name)]
         if not hit:
             raise UsageError(f"--targets={target} matches no linear layer; {_advice(model, target, linears)}")
-        chosen.update(hit)
+        if any(model.get_submodule(name) is head for name in hit) and len(hit) == 1:
+            raise UsageError(
+                f"--targets={target} is the output head; adapters stand on the layers of the text decoder, because "
+                "runtimes and merging take no others."
+            )
+        chosen.update(name for name in hit if model.get_submodule(name) is not head)
     return [name for name in linears if name in chosen]
 
 

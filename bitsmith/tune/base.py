@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitsmith.errors import UnsupportedError, UsageError
+from bitsmith.errors import UnsupportedError, UsageError, quoted
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint, require_weights
 
 FLOATS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
@@ -57,10 +57,22 @@ def open_base(model: str | Path, format: str | None, revision: str | None) -> Ba
         return Base(checkpoint, checkpoint.folder, "")
     chosen = format or DEFAULT_FORMAT
     if chosen not in FLOATS:
-        from bitsmith.quant.formats import resolve
-
-        resolve(chosen, 1 << 20)
+        _check_format(chosen)
     return Base(checkpoint, checkpoint.folder, chosen)
+
+
+def _check_format(name: str) -> None:
+    from bitsmith.quant.formats import resolve
+
+    if "/" in name:
+        raise UsageError(
+            f"--format={quoted(name)}: expected a number format without a container, {name.rpartition('/')[2]} or "
+            "nf4-dq; nothing of the base is written."
+        )
+    try:
+        resolve(name, 1 << 20)
+    except UsageError as error:
+        raise UsageError(f"{error.message} Or {', '.join(FLOATS)}: not quantized.") from error
 
 
 def load_base(base: Base, *, dtype: str, device: str) -> Any:
@@ -68,8 +80,6 @@ def load_base(base: Base, *, dtype: str, device: str) -> Any:
 
     dtype: of what is not quantized, and of products: "float32", "bfloat16", "float16"
     """
-    import transformers
-
     import bitsmith.torch_modules.hf_quantizer  # noqa: F401 - registers folders of bitsmith's own with transformers
     from bitsmith.torch_modules.loading import from_pretrained
 
@@ -77,11 +87,7 @@ def load_base(base: Base, *, dtype: str, device: str) -> Any:
         if base.format and base.format not in FLOATS:
             model = from_pretrained(base.folder, base.format, dtype=dtype, device=device)
         else:
-            name = (base.checkpoint.hf_config.get("architectures") or [""])[0]
-            kind = getattr(transformers, str(name), None)
-            if kind is None:
-                raise UnsupportedError(f"{base.folder}: transformers has no class {name!r}.")
-            model = kind.from_pretrained(
+            model = model_class(base).from_pretrained(
                 base.folder,
                 dtype=FLOATS.get(base.format, dtype),
                 device_map={"": device} if device != "cpu" else None,
@@ -91,7 +97,32 @@ def load_base(base: Base, *, dtype: str, device: str) -> Any:
             )
     model.requires_grad_(False)
     model.config.use_cache = False
+    if device == "cpu":
+        _unmapped(model)
     return model
+
+
+def model_class(base: Base) -> Any:
+    """transformers' class of the base. Raises UnsupportedError where it has none."""
+    import transformers
+
+    name = (base.checkpoint.hf_config.get("architectures") or [""])[0]
+    kind = getattr(transformers, str(name), None)
+    if kind is None:
+        raise UnsupportedError(f"{base.folder}: transformers has no class {name!r}.")
+    return kind
+
+
+def _unmapped(model: Any) -> None:
+    """Copy what still lies in mapped files, so that their pages, the whole files, are given back."""
+    import torch
+
+    copies: dict[int, torch.Tensor] = {}
+    for value in (*model.parameters(), *model.buffers()):
+        start = value.data_ptr()
+        if value.untyped_storage().nbytes() > value.nbytes or start in copies:  # a part of a file; tied weights too
+            copies.setdefault(start, value.detach().clone())
+            value.data = copies[start]
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class TrainConfig:
         group="Training",
         help="Tokens of an example, at most; default: 2048, or less with the model's context.",
     )
-    epochs: float = option(1.0, group="Training", help="How often the data is gone through.")
+    epochs: float | None = option(None, group="Training", help="How often the data is gone through; default: once.")
     steps: int | None = option(None, group="Training", help="Number of steps; in place of --epochs.")
     batch: int = option(4, group="Training", help="Rows that are computed at once.")
     accumulate: int = option(4, group="Training", help="Batches whose gradients are added up to one step.")
@@ -71,7 +71,10 @@ class TrainConfig:
         for flag, count in (*counts.items(), ("--accumulate", self.accumulate)):
             if count is not None and count < (2 if flag == "--context" else 1):
                 raise UsageError(f"{flag}={count}: expected {2 if flag == '--context' else 1} or more.")
-        _in_range("--epochs", self.epochs, above=0.0)
+        if self.epochs is not None:
+            _in_range("--epochs", self.epochs, above=0.0)
+            if self.steps is not None:
+                raise UsageError("--steps stands in place of --epochs; give one of them.")
         _in_range("--learning-rate", self.learning_rate, above=0.0)
         _in_range("--warmup", self.warmup, least=0.0, below=1.0)
         _one_of("--schedule", self.schedule, SCHEDULES)

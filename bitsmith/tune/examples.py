@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -200,6 +201,7 @@ def _of_chat(chat: Chat, tokenizer: Encoder, where: str) -> Iterator[Example]:
 
     Templates of reasoning models leave the thoughts out of all answers but the last.
     """
+    chat = replace(chat, messages=tuple(_text_alone(each, where) for each in chat.messages))
     answers = [
         number
         for number, message in enumerate(chat.messages)
@@ -209,6 +211,9 @@ def _of_chat(chat: Chat, tokenizer: Encoder, where: str) -> Iterator[Example]:
         what = "the chat has no messages" if not chat.messages else "the chat has no answer of the assistant"
         raise FileError(f"{where}: {what}, so there is nothing to learn; delete the line.")
     encode: Callable[..., Sequence[int]] = tokenizer.encode_chat
+    if chat.tools:
+        encode = partial(encode, tools=chat.tools)
+    _check_calls(chat, tokenizer, where)
     whole = list(encode(chat.messages, add_generation_prompt=False))
     spans, turns = [], []
     for number in answers:
@@ -222,6 +227,38 @@ def _of_chat(chat: Chat, tokenizer: Encoder, where: str) -> Iterator[Example]:
         return
     for upto, (first, last) in zip(turns, spans, strict=True):
         yield _example(upto[:last], [(first, last)])
+
+
+def _text_alone(message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """A message whose content is a string; parts of text become one. Raises FileError for other parts."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise FileError(
+                f"{where}: a message of the {message['role']} has a part of type {str(kind)[:40]!r}; only text is "
+                "learned. Take the part out, or delete the line."
+            )
+    return {**message, "content": "".join(part["text"] for part in content)}
+
+
+def _check_calls(chat: Chat, tokenizer: Encoder, where: str) -> None:
+    """Raise UnsupportedError where the template leaves out tools or calls, so that others would be learned."""
+    calls = [number for number, message in enumerate(chat.messages) if message.get("tool_calls")]
+    if not calls and not chat.tools:
+        return
+    encode: Callable[..., Sequence[int]] = tokenizer.encode_chat
+    bare = [{key: value for key, value in each.items() if key != "tool_calls"} for each in chat.messages]
+    written = list(encode(chat.messages, add_generation_prompt=False, tools=chat.tools or None))
+    found = (("tools", chat.tools, chat.messages, None), ("tool_calls", calls, bare, chat.tools or None))
+    for name, there, messages, tools in found:
+        if there and list(encode(messages, add_generation_prompt=False, tools=tools)) == written:
+            raise UnsupportedError(
+                f"{where}: the model's chat template does not write {name}, so they cannot be learned; delete the "
+                "line, or choose a model whose template has tools."
+            )
 
 
 def _answer_start(chat: Chat, number: int, upto: list[int], encode: Callable[..., Sequence[int]], where: str) -> int:

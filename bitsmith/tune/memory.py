@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from bitsmith.errors import BitsmithError, UsageError
-from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.planner.model_spec import from_checkpoint
 from bitsmith.planner.training import Training, training_memory
 from bitsmith.system.memory import available_memory
 from bitsmith.system.sizes import human_bytes
+from bitsmith.tune.base import FLOATS, Base
 from bitsmith.tune.config import QloraConfig
 
+_BUFFERS = 64_000_000  # bytes on a CPU: kernels that were compiled, their buffers, modules
+_HOLES = 0.2  # share of the rest that the C library holds for later
 
-def planned_memory(
-    checkpoint: Checkpoint, config: QloraConfig, context: int, *, method: str, dtype: str
-) -> Training | None:
+
+@dataclass(frozen=True)
+class PlannedMemory:
+    """Bytes that a training will take at its peak.
+
+    training: weights, gradients, optimizer and activations
+    buffers: what the process takes beside these, on a CPU
+    """
+
+    training: Training
+    buffers: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.training.total + self.buffers
+
+
+def planned_memory(base: Base, config: QloraConfig, longest: int, *, dtype: str, device: str) -> PlannedMemory | None:
     """What the plan says of a training; None for a model whose shape it does not know.
 
-    method: "lora" or "qlora"
+    longest: tokens of the longest row
     dtype: of what is not quantized: "float32", "bfloat16", "float16"
     """
     try:
-        network = from_checkpoint(checkpoint, "").network
-        return training_memory(
+        network = from_checkpoint(base.checkpoint, "").network
+        found = training_memory(
             network,
-            method,
-            context=context,
+            "lora" if base.format in FLOATS else "qlora",
+            context=longest,
             batch=config.batch,
             rank=config.rank,
             checkpointing=config.checkpointing,
@@ -33,6 +53,7 @@ def planned_memory(
         )
     except BitsmithError:  # a family that only transformers knows
         return None
+    return PlannedMemory(found, round(_BUFFERS + _HOLES * found.total) if device == "cpu" else 0)
 
 
 def free_memory(device: str) -> int | None:
@@ -44,13 +65,13 @@ def free_memory(device: str) -> int | None:
     return torch.cuda.mem_get_info(device)[0]
 
 
-def check_memory(planned: Training | None, device: str, *, force: bool) -> None:
+def check_memory(planned: PlannedMemory | None, device: str, *, force: bool) -> None:
     """Raise UsageError where a training takes more memory than is free, unless `force` is given."""
     free = free_memory(device)
     if planned is None or free is None or force or planned.total <= free:
         return
     raise UsageError(
         f"training takes about {human_bytes(planned.total)}, of which activations are "
-        f"{human_bytes(planned.activations)}, and {human_bytes(free)} are free on {device}; give a smaller --batch or "
-        "--context, or --force to try."
+        f"{human_bytes(planned.training.activations)}, and {human_bytes(free)} are free on {device}; give a smaller "
+        "--batch or --context, or --force to try."
     )

@@ -7,7 +7,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from bitsmith.errors import FileError, UsageError
 from bitsmith.models.adapter import CONFIG
-from bitsmith.system.machine import mapped_memory, peak_memory
-from bitsmith.system.memory import give_freed_memory_back
+from bitsmith.system.memory import OwnMemoryPeak, give_freed_memory_back
 from bitsmith.system.options import check_words, with_signature
 from bitsmith.system.progress import Progress, Report, silent
+from bitsmith.system.sizes import counted
 from bitsmith.tune.base import FLOATS, Base, open_base
 from bitsmith.tune.config import QloraConfig
 from bitsmith.tune.examples import Examples, read_examples
@@ -126,24 +126,23 @@ def _prepared(model: str | Path, config: QloraConfig, report: Report) -> _Job:
         if config.eval_names
         else None
     )
-    method = "lora" if base.format in FLOATS else "qlora"
     dtype = config.dtype or ("float32" if device == "cpu" else "bfloat16")
-    planned = planned_memory(base.checkpoint, config, context, method=method, dtype=FLOATS.get(base.format, dtype))
+    rows = _rows(examples, context, config.packing)
+    planned = planned_memory(base, config, max(map(len, rows)), dtype=FLOATS.get(base.format, dtype), device=device)
     check_memory(planned, device, force=config.force)
-    rows = len(_rows(examples, context, config.packing))
-    epoch = math.ceil(math.ceil(rows / config.batch) / config.accumulate)
+    epoch = math.ceil(math.ceil(len(rows) / config.batch) / config.accumulate)
     plan = TunePlan(
         base=base.checkpoint.name,
         format=base.format,
         records=examples.records,
         examples=len(examples.examples),
-        rows=rows,
+        rows=len(rows),
         tokens=examples.tokens,
         learned=examples.learned,
         context=context,
-        steps=config.steps or max(1, round(config.epochs * epoch)),
+        steps=config.steps or max(1, round((1.0 if config.epochs is None else config.epochs) * epoch)),
         memory=None if planned is None else planned.total,
-        notes=(*_cut_notes(examples, context), *(() if judged is None else _cut_notes(judged, context))),
+        notes=(*_cut_notes(examples, context), *(() if judged is None else _judged_notes(examples, judged, context))),
     )
     name = str(base.folder) if Path(model).expanduser().exists() or str(model) == "reference" else str(model)
     return _Job(config, base, name, plan, examples, judged, device, dtype)
@@ -173,13 +172,23 @@ def _context(base: Base, wanted: int | None) -> int:
 def _cut_notes(examples: Examples, context: int) -> tuple[str, ...]:
     found = []
     if examples.cut:
+        whole = counted(len(examples.examples) + examples.dropped, "example")
         found.append(
-            f"{examples.name}: {examples.cut} of {len(examples.examples) + examples.dropped} examples were longer than "
-            f"{context} tokens and lost their end; a longer --context keeps it"
+            f"{examples.name}: {examples.cut} of {whole} did not fit into {context} tokens and lost the end; a longer "
+            "--context keeps it"
         )
     if examples.dropped:
-        found.append(f"{examples.name}: {examples.dropped} of these were left out: their answer began behind the cut")
+        found.append(
+            f"{examples.name}: {counted(examples.dropped, 'example')} left out, because the answer began behind the cut"
+        )
     return tuple(found)
+
+
+def _judged_notes(examples: Examples, judged: Examples, context: int) -> tuple[str, ...]:
+    known = {each.ids.tobytes() for each in examples.examples}
+    both = sum(each.ids.tobytes() in known for each in judged.examples)
+    seen = f"{both} of {counted(len(judged.examples), 'example')} of --eval-data are in --data too"
+    return (*_cut_notes(judged, context), *((f"{seen}: their loss says nothing of other text",) if both else ()))
 
 
 def _check_out(job: _Job) -> None:
@@ -193,6 +202,9 @@ def _check_out(job: _Job) -> None:
     if config.resume:
         _check_same(job)
         return
+    for name in (*config.data_names, *config.eval_names, job.base.folder):
+        if Path(name).expanduser().resolve().is_relative_to(out.resolve()):
+            raise UsageError(f"--out={out} holds {name}, which the run reads; choose another --out.")
     if present and not config.force:
         raise UsageError(f"{out} exists already; give --resume to go on, --force to replace it, or another --out.")
     if present and not ((out / CONFIG).is_file() or (job.checkpoints / _RUN).is_file()):
@@ -232,27 +244,81 @@ def _check_same(job: _Job) -> None:
             )
 
 
+def _check_same_base(job: _Job, found: Mapping[str, str]) -> None:
+    """Note the base's hashes beside the checkpoints; raise FileError where a run goes on over other weights."""
+    from bitsmith.tune.adapters import write_whole
+
+    path = job.checkpoints / _RUN
+    started = json.loads(path.read_text(encoding="utf-8"))
+    before = started.setdefault("base_tensors", dict(found))
+    if before != dict(found):
+        raise FileError(
+            f"{job.base.folder}: the weights are not those that the run in {job.out} was started with; bring them "
+            "back, or start anew in another --out."
+        )
+    write_whole(path, json.dumps(started, indent=2).encode())
+
+
 def _trained(job: _Job, report: Report) -> TunedAdapter:
+    import torch
+
+    from bitsmith.tune import training  # noqa: F401 - what is imported here is no memory of the training
+    from bitsmith.tune.base import model_class
+
+    config, started = job.config, time.monotonic()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    model_class(job.base)
+    if job.device == "cpu":
+        give_freed_memory_back()
+    with OwnMemoryPeak() as peak:
+        made = _adapter(job, report)
+        memory = peak.bytes if job.device == "cpu" else int(torch.cuda.max_memory_allocated(job.device))
+    return TunedAdapter(
+        plan=job.plan,
+        out=job.out,
+        modules=made.modules,
+        trained=made.trained,
+        loss_before=made.before,
+        loss_after=made.after,
+        seconds=time.monotonic() - started,
+        memory=memory,
+        history=made.history,
+        files=_further(job, made.history),
+    )
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a training gave beside its files."""
+
+    modules: tuple[str, ...]
+    trained: int
+    before: float | None
+    after: float | None
+    history: list[dict[str, Any]]
+
+
+def _adapter(job: _Job, report: Report) -> _Made:
+    """Train and write the adapter."""
     import torch
 
     from bitsmith.tune.adapters import Shape, adapted_modules, rounded, save_adapter, trained, with_adapters
     from bitsmith.tune.base import load_base
     from bitsmith.tune.training import NotFiniteError, held_out_loss, train
 
-    config, started = job.config, time.monotonic()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
-    if job.device == "cpu":
-        give_freed_memory_back()
-    held = peak_memory() - mapped_memory()
+    config = job.config
     report(Progress("load", 0, 0, "", job.base.checkpoint.name))
     model = load_base(job.base, dtype=job.dtype, device=job.device)
+    if job.device == "cpu":
+        give_freed_memory_back()
     modules = adapted_modules(model, config.target_names)
     shape = Shape(config.rank, config.alpha or 2.0 * config.rank, config.dropout, config.target_names)
     torch.manual_seed(config.seed)
     model = with_adapters(model, modules, shape, str(job.base.folder))
     record = _record(job, modules, report)
+    _check_same_base(job, record["base_tensors"])
     data = _data(job)
     before = held_out_loss(model, data.judged, data.collator, config.batch) if data.judged else None
     dtype = torch.float32 if job.dtype == "float32" and job.base.format == "f32" else torch.bfloat16
@@ -268,18 +334,7 @@ def _trained(job: _Job, report: Report) -> TunedAdapter:
     model.peft_config["default"].base_model_name_or_path = job.base_name
     count = sum(value.numel() for value in trained(model).values())
     save_adapter(model, job.out, dtype, record | {"loss_before": before, "loss_after": after, "history": history})
-    return TunedAdapter(
-        plan=job.plan,
-        out=job.out,
-        modules=tuple(modules),
-        trained=count,
-        loss_before=before,
-        loss_after=after,
-        seconds=time.monotonic() - started,
-        memory=_taken(job.device, held),
-        history=history,
-        files=_further(job, history),
-    )
+    return _Made(tuple(modules), count, before, after, history)
 
 
 def _data(job: _Job) -> Data:
@@ -301,14 +356,6 @@ def _record(job: _Job, modules: list[str], report: Report) -> dict[str, Any]:
     names = [f"{name}.weight" for name in modules]
     hashes = tensor_hashes(job.base.checkpoint, names)
     return {**_started(job), "data_name": job.examples.name, "base_tensors": hashes}
-
-
-def _taken(device: str, held: int) -> int:
-    if device == "cpu":
-        return max(0, peak_memory() - mapped_memory() - held)  # pages of mapped files are not the training's
-    import torch
-
-    return int(torch.cuda.max_memory_allocated(device))
 
 
 def _further(job: _Job, history: list[dict[str, Any]]) -> tuple[Path, ...]:

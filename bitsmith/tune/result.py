@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitsmith.system.sizes import human_bytes, human_seconds
+from bitsmith.system.sizes import counted, human_bytes, human_seconds
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class TunePlan:
         memory = "" if self.memory is None else f", about {human_bytes(self.memory)} of memory"
         base = f"{self.base} in {self.format}" if self.format else self.base
         return [
-            f"{base}: {self.records:,} records, {self.examples:,} examples, {self.tokens:,} tokens of which "
-            f"{self.learned:,} are learned",
-            f"{self.steps:,} steps, {self.rows:,} rows of at most {self.context:,} tokens{memory}",
+            f"{base}: {counted(self.records, 'record')}, {counted(self.examples, 'example')}, {self.tokens:,} tokens "
+            f"of which {self.learned:,} are learned",
+            f"{counted(self.steps, 'step')}, {counted(self.rows, 'row')} of at most {self.context:,} tokens{memory}",
         ]
 
 
@@ -71,8 +71,8 @@ class TunedAdapter:
     def lines(self) -> list[str]:
         """For a reader."""
         said = [
-            f"wrote {self.out}: an adapter of {len(self.modules)} layers, {self.trained:,} parameters, after "
-            f"{self.plan.steps:,} steps in {human_seconds(self.seconds)}"
+            f"wrote {self.out}: an adapter of {counted(len(self.modules), 'layer')}, {self.trained:,} parameters, "
+            f"after {counted(self.plan.steps, 'step')} in {human_seconds(self.seconds)}"
         ]
         if self.loss_after is not None and self.loss_before is not None:
             said.append(f"loss on data not trained on: {self.loss_before:.4f} before, {self.loss_after:.4f} now")

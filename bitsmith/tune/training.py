@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from bitsmith.errors import TensorError
 from bitsmith.system.progress import Progress, Report
 from bitsmith.tune.adapters import trained, write_whole
-from bitsmith.tune.batches import IGNORED, Collator, Row
+from bitsmith.tune.batches import Collator, Row
 from bitsmith.tune.config import OPTIMIZERS, QloraConfig
+from bitsmith.tune.loss import Head, find_head, token_loss
 
 WHOLE = "whole"  # file of a checkpoint that was written to its end
 _KEPT = 2  # checkpoints
@@ -71,6 +71,7 @@ def train(model: Any, data: Data, config: QloraConfig, folder: Path, steps: int,
             eval_dataset=data.judged or None,
             callbacks=[_Steps(report)],
         )
+        trainer.head = find_head(model)
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=None if found is None else str(found))
     history: History = [line for line in trainer.state.log_history if "train_runtime" not in line]
@@ -93,26 +94,33 @@ def held_out_loss(model: Any, rows: Sequence[Row], collator: Collator, batch: in
     """Mean loss in nats over all learned tokens of some rows, without dropout."""
     was_training, total, count = model.training, 0.0, 0
     device = next(model.parameters()).device
+    head = find_head(model)
     model.eval()
     try:
         for start in range(0, len(rows), batch):
             inputs = {name: value.to(device) for name, value in collator(rows[start : start + batch]).items()}
-            labels = inputs.pop("labels")[:, 1:]
             with torch.no_grad():
-                logits: Tensor = model(**inputs).logits[:, :-1]
-            loss = functional.cross_entropy(
-                logits.float().reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORED, reduction="sum"
-            )
-            total, count = total + float(loss), count + int((labels != IGNORED).sum())
+                loss, tokens = token_loss(model, head, inputs)
+            total, count = total + float(loss), count + tokens
     finally:
         model.train(was_training)
     return total / max(count, 1)
 
 
 class _Trainer(Trainer):
-    """Keeps the last adapter whose losses were finite, and marks whole checkpoints."""
+    """Computes logits by slabs, keeps the last adapter whose losses were finite, and marks whole checkpoints."""
 
     good: dict[str, Tensor] | None = None
+    head: Head | None = None  # of `find_head`
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean loss over the tokens of a step; transformers' own where the head is not a plain one."""
+        if self.head is None or num_items_in_batch is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        total, _ = token_loss(model, self.head, inputs)
+        return total / num_items_in_batch
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """See transformers. Raises NotFiniteError."""

@@ -53,8 +53,8 @@ class QloraWords(TypedDict, total=False):
     context: int | None
     """Tokens of an example, at most; default: 2048, or less with the model's context."""
 
-    epochs: float
-    """How often the data is gone through."""
+    epochs: float | None
+    """How often the data is gone through; default: once."""
 
     steps: int | None
     """Number of steps; in place of --epochs."""

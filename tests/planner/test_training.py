@@ -200,6 +200,15 @@ def test_logits_are_most_of_it_with_a_large_vocabulary() -> None:
     assert any(f"{logits / 1e9:.1f} GB" in sentence for sentence in said)
 
 
+def test_adapters_need_the_logits_of_a_slab_alone() -> None:
+    model = network("gemma-3-1b")
+    sizes = [training_memory(model, "lora", context=context).activations for context in (2048, 4096)]
+    kept = training_memory(model, "full", context=2048).activations - 14 * 2048 * model.vocab
+    slab = 8 * (1 << 21) + 2 * 1024 * model.hidden + 6 * 2048 * model.hidden  # logits; words; the head's input
+    assert sizes[0] == kept + slab
+    assert sizes[1] == 2 * kept + slab
+
+
 @pytest.mark.parametrize("name", known_shapes())
 def test_methods_rank_alike_for_every_shape(name: str) -> None:
     model = network(name)

@@ -19,3 +19,13 @@ def test_meminfo(tmp_path: Path) -> None:
     path.write_text("MemTotal: 100 kB\n")
     assert memory._meminfo(path) is None
     assert memory._meminfo(tmp_path / "missing") is None
+
+
+def test_the_peak_of_a_block() -> None:
+    with memory.OwnMemoryPeak() as peak:
+        held = bytearray(1 << 26)
+        held[:: 1 << 12] = b"x" * (1 << 14)
+        seen = peak.bytes
+        del held
+    assert 1 << 26 <= seen < 1 << 27
+    assert peak.bytes >= seen

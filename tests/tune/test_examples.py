@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitsmith.errors import FileError
+from bitsmith.errors import FileError, UnsupportedError
 from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.models.tokenizer import Tokenizer
 from bitsmith.tune.examples import Example, Examples, read_examples
+from tests.tiny import HERMES, make_folder
 from tests.tune.data import write_lines
 
 
@@ -129,3 +130,46 @@ def test_nothing_to_learn_within_the_context(tokenizer: Tokenizer, tmp_path: Pat
     path = write_lines(tmp_path / "x.jsonl", [{"prompt": "a " * 90, "completion": "b"}])
     with pytest.raises(FileError, match="nothing to learn within a context of 64 tokens"):
         read(tokenizer, path)
+
+
+def test_parts_of_text_are_one_message(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def chat(asked: Any, answer: Any) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
+
+    parts = chat(
+        [{"type": "text", "text": "Hi "}, {"type": "text", "text": "you"}], [{"type": "text", "text": "Hello"}]
+    )
+    first = read(tokenizer, write_lines(tmp_path / "x.jsonl", [parts]))
+    second = read(tokenizer, write_lines(tmp_path / "y.jsonl", [chat("Hi you", "Hello")]))
+    assert first.examples[0].ids.tolist() == second.examples[0].ids.tolist()
+    assert shown(tokenizer, first.examples[0]) == "Hello<|endoftext|>"
+    picture = write_lines(tmp_path / "z.jsonl", [chat([{"type": "image", "image": "x.png"}], "A cat")])
+    with pytest.raises(FileError, match=r"z\.jsonl.* has a part of type 'image'"):
+        read(tokenizer, picture)
+
+
+def test_calls_that_a_template_does_not_write_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    talk = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    data = write_lines(tmp_path / "x.jsonl", [{"messages": talk}])
+    with pytest.raises(UnsupportedError, match=r"x\.jsonl.* does not write tool_calls"):
+        read(tokenizer, data)
+    talk = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    data = write_lines(tmp_path / "x.jsonl", [{"messages": talk, "tools": tools}])
+    with pytest.raises(UnsupportedError, match="does not write tools"):
+        read(tokenizer, data)
+    with pytest.raises(FileError, match='"tools" to be a list of objects'):
+        read(tokenizer, write_lines(tmp_path / "x.jsonl", [{"messages": talk, "tools": "add"}]))
+
+
+def test_calls_that_a_template_writes_are_learned(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "tiny")
+    (folder / "chat_template.jinja").write_text(HERMES)
+    tokenizer = open_checkpoint(folder).tokenizer()
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    talk = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    found = read(tokenizer, write_lines(tmp_path / "x.jsonl", [{"messages": talk, "tools": tools}]), context=256)
+    assert '"add"' in shown(tokenizer, found.examples[0])
+    assert "<tools>" in tokenizer.decode(found.examples[0].ids.tolist(), special=True)

@@ -60,3 +60,33 @@ def test_gradients(adapted: Any) -> None:
 
         values = half.detach().clone().requires_grad_(True)
         assert torch.autograd.gradcheck(product, (values,), eps=0.1, atol=1e-2, rtol=1e-2, nondet_tol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_step_of_autograd_is_what_peft_computes(adapted: Any, dtype: str) -> None:
+    """Against peft's own layer over the same packed linear: output, and all three gradients."""
+    torch.manual_seed(1)
+    x, up = torch.randn(160, 64).to(getattr(torch, dtype)), torch.randn(160, 48).to(getattr(torch, dtype))
+    halves = [adapted.lora_A["default"].weight, adapted.lora_B["default"].weight]
+    found = []
+    for forward in (adapted.forward, super(QuantLoraLinear, adapted).forward):
+        given = x.clone().requires_grad_(True)
+        out = forward(given)
+        assert out.dtype == x.dtype
+        found.append([out, *torch.autograd.grad(out, [given, *halves], up)])
+    size = 2e-2 if dtype == "bfloat16" else 1e-5
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert float((ours - theirs).detach().float().norm()) <= size * float(theirs.detach().float().norm())
+
+
+def test_what_one_step_does_not_know_goes_through_peft(adapted: Any) -> None:
+    x = torch.randn(5, 64)
+    whole = adapted(x)
+    adapted.train()
+    adapted.lora_dropout["default"] = nn.Dropout(0.5)
+    assert not torch.equal(adapted(x), whole)
+    adapted.eval()
+    torch.testing.assert_close(adapted(x), whole)
+    adapted.enable_adapters(False)
+    torch.testing.assert_close(adapted(x), adapted.base_layer(x))

@@ -150,15 +150,68 @@ def test_bad_input(tiny: Path, tmp_path: Path, bitsmith_command: Command) -> Non
     assert "--force" in bitsmith_command.fails(2, *words)
     assert "takes at most 256 tokens" in bitsmith_command.fails(2, *words, "--force", "--context", 512)
     assert "--batch 0: expected 1 or more" in bitsmith_command.fails(2, *words, "--batch", 0)
-    assert "is not a format" in bitsmith_command.fails(2, *words, "--force", "--format", "nf5")
+    said = bitsmith_command.fails(2, *words, "--force", "--format", "nf5")
+    assert "is not a format" in said
+    assert "bf16" in said
+    assert "without a container, int4" in bitsmith_command.fails(2, *words, "--force", "--format", "awq/int4")
+    assert "give one of them" in bitsmith_command.fails(2, *words, "--epochs", 2)
+    assert "is the output head" in bitsmith_command.fails(2, *words, "--force", "--targets", "lm_head")
     assert "holds no run" in bitsmith_command.fails(2, *words[:6], tmp_path / "none", "--resume")
     assert "needs bitsandbytes" in bitsmith_command.fails(2, *words, "--force", "--optimizer", "adamw-8bit")
+
+
+def test_the_base_lies_in_no_mapped_file(tiny: Path) -> None:
+    from bitsmith.tune.base import load_base, open_base
+
+    model = load_base(open_base(tiny, "nf4", None), dtype="bfloat16", device="cpu")
+    assert all(value.untyped_storage().nbytes() == value.nbytes for value in model.parameters())
+
+
+def test_the_plan_counts_the_longest_row(tiny: Path, tmp_path: Path) -> None:
+    short = tuned(tiny, tmp_path / "a", steps=1, context=64)
+    long = tuned(tiny, tmp_path / "b", steps=1, context=256)
+    assert short.plan.memory == long.plan.memory > 0
+    assert short.memory > 0
+
+
+def test_what_is_read_is_not_deleted(tiny: Path, tmp_path: Path) -> None:
+    tuned(tiny, tmp_path / "a", steps=1)
+    data = sums(tmp_path / "a" / "mine.jsonl")
+    with pytest.raises(UsageError, match=r"holds .*mine\.jsonl, which the run reads"):
+        tuned(tiny, tmp_path / "a", data=data, force=True)
+    assert data.exists()
+
+
+def test_a_base_that_changed_between(tiny: Path, tmp_path: Path) -> None:
+    from tests.tiny import CONFIG, weights
+
+    tuned(tiny, tmp_path / "a", steps=2, save_every=1)
+    (tmp_path / "a" / "adapter_config.json").unlink()
+    make_folder(tiny, tensors=weights(CONFIG, seed=1))
+    with pytest.raises(FileError, match="the weights are not those that the run"):
+        tuned(tiny, tmp_path / "a", steps=2, save_every=1, resume=True)
+
+
+def test_data_that_is_measured_and_trained_on(tiny: Path, tmp_path: Path) -> None:
+    result = tuned(tiny, tmp_path / "a", eval_data=tmp_path / "sums.jsonl", steps=1)
+    assert any("12 of 12 examples of --eval-data are in --data too" in note for note in result.plan.notes)
 
 
 def test_too_little_memory(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bitsmith.tune.memory.free_memory", lambda device: 1 << 20)
     with pytest.raises(UsageError, match=r"training takes about .* are free on cpu"):
         tuned(tiny, tmp_path / "a")
+
+
+def test_a_rank_that_the_matrices_do_not_have(tiny: Path, tmp_path: Path) -> None:
+    from bitsmith.models.adapter import read_adapter
+    from tests.adapters import make_adapter
+
+    folder = make_adapter(tmp_path / "a", tiny)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"r": 2 * config["r"]}))
+    with pytest.raises(FileError, match=r"adapter_config\.json: r is .* has matrices of rank"):
+        read_adapter(folder, open_checkpoint(tiny))
 
 
 def test_an_adapter_of_another_base_is_refused(tiny: Path, tmp_path: Path) -> None:
