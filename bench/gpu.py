@@ -214,10 +214,10 @@ def _scheme(given: Given, bits: int) -> str:
 
 def imatrix(given: Given) -> Found:
     """An importance file."""
-    import bitsmith
+    from bitsmith.calibration.run import make_imatrix
 
     started = time.perf_counter()
-    bitsmith.make_imatrix(
+    make_imatrix(
         given.model,
         out=given.work / "found.gguf",
         calibration=given.text,
@@ -333,7 +333,8 @@ def run_part(name: str, words: list[str], limit: float) -> Found:
     said = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
     wall = time.monotonic() - started
     if done.returncode or not said:
-        return {"part": name, "error": (done.stderr or done.stdout)[-1500:], "wall": wall}
+        said_last = (done.stderr or done.stdout)[-1500:]
+        return {"part": name, "error": f"exit code {done.returncode}: {said_last}", "wall": wall}
     return {"part": name, "found": json.loads(said[-1].removeprefix(MARK)), "wall": wall}
 
 

@@ -114,6 +114,22 @@ def test_a_matrix_that_learns_never_waits_for_the_device(name: str, monkeypatch:
         matrix.values()  # the same with the question
 
 
+def test_a_step_of_a_block_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss and its backward pass, on tensors without values: a CUDA graph can hold them."""
+    from bitsmith.calibration import trainable
+
+    decoder, starts, *windows = block_problem("int3-g64")
+    tuner = BlockTuner(decoder, 0, decoder.weights.blocks[0], FEW)
+    matrices = {name: learned._trainable(start, "cpu") for name, start in starts.items()}
+    monkeypatch.setattr(trainable, "_even", lambda table: True)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        step = tuner._gradients(tuner._with(matrices), matrices, *windows)
+        x, wanted = torch.empty(4, *windows[0].shape[1:]), torch.empty(4, *windows[0].shape[1:])
+        with torch.enable_grad():
+            loss = step.loss(x, wanted, np.arange(4))
+        torch.autograd.backward(loss)
+
+
 def test_nothing_is_captured_on_a_cpu() -> None:
     assert gradients.captures(torch.device("cpu")) is None
     assert gradients.captures(torch.device("cuda")) is gradients.cuda_capture

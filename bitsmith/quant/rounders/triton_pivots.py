@@ -58,7 +58,8 @@ def _pivot(  # type: ignore[no-untyped-def]
         line = earlier[:, None] * size + column[None, :]
         those = tl.load(panel + line, mask=(earlier < step)[:, None] & inside[None, :], other=0.0)
         found -= tl.sum(own[:, None] * those, axis=0)
-    found = found / tl.sqrt(tl.maximum(pivot, least))
+    root = tl.math.sqrt_rn(tl.maximum(pivot, least))
+    found = tl.math.div_rn(found, tl.zeros([WIDTH], tl.float32) + root)
     tl.store(panel + step * size + column, found, mask=inside)
     left = tl.load(diagonal + column, mask=inside, other=float("inf")) - found * found
     left = tl.where(column == j, float("inf"), left)

@@ -7,6 +7,7 @@ two codes that are almost equally good may differ, as in `core_slab`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from bitsmith.quant.formats.base import Format, Refittable
 from bitsmith.quant.grid import Grid
 from bitsmith.quant.rounders.descent import Quadratic, refitted
 from bitsmith.quant.rounders.hessian import STEP, Factor
-from bitsmith.system.accelerators import runs_triton
+from bitsmith.system.accelerators import interpreted, runs_triton
 
 _WIDE = 8 * STEP  # columns of an output error that are computed together
 _ROWS, _FEW_ROWS = 32, 16  # rows of a program; fewer where there are not many, so that all processors have work
@@ -32,6 +33,7 @@ class Columns:
 
     scale, offset: [blocks, rows], changed by refits
     table, middles: padded for a search in `bits` halvings, see `triton_columns`; not read if `bits` is 0
+    low, high: the first and the last entry
     """
 
     block: int
@@ -40,35 +42,27 @@ class Columns:
     table: Tensor
     middles: Tensor
     bits: int
+    low: float
+    high: float
 
     @classmethod
     def of(cls, grid: Grid, cols: int) -> Columns:
         """The grid of rows of `cols` weights, in new tensors."""
         table: Tensor = grid.table
         offset = None if grid.offset is None else grid.offset.T.contiguous()
-        low, steps = float(table[0]), table.diff()
+        low, high, steps = float(table[0]), float(table[-1]), table.diff()
         integers = low.is_integer() and bool((steps == 1).all())
         bits = 0 if integers else (len(table) - 1).bit_length()
         middles = (table[1:] + table[:-1]) * 0.5
         if bits:
             ends = torch.full(((1 << bits) - len(table),), torch.inf, device=table.device)
             middles, table = torch.cat([middles, ends]), torch.cat([table, ends])
-        return cls(grid.block or cols, grid.scale.T.contiguous(), offset, table, middles, bits)
-
-    @property
-    def low(self) -> float:
-        """The first entry of a table of integers; 0 for others."""
-        return 0.0 if self.bits else float(self.table[0])
-
-    @property
-    def high(self) -> float:
-        """The last entry of a table of integers; 0 for others."""
-        return 0.0 if self.bits else float(self.table[-1])
+        return cls(grid.block or cols, grid.scale.T.contiguous(), offset, table, middles, bits, low, high)
 
     def codes(self, levels: Tensor) -> Tensor:
         """Codes of table entries: [cols, rows] -> uint8 [cols, rows]."""
         if not self.bits:
-            return (levels - self.table[0]).to(torch.uint8)
+            return (levels - self.low).to(torch.uint8)
         return torch.bucketize(levels, self.middles).to(torch.uint8)
 
 
@@ -150,7 +144,7 @@ class TritonSlab:
         from bitsmith.quant.rounders import triton_columns
 
         grid, (count, rows) = self._grid, base.shape
-        each = _ROWS if rows >= _MANY else _FEW_ROWS
+        each = _rows_each(rows, _ROWS if rows >= _MANY else _FEW_ROWS)
         triton_columns.choose_columns[(-(-rows // each),)](
             base,
             coupling,
@@ -199,8 +193,8 @@ class TritonSlab:
         grid, (block, rows) = self._grid, slope.shape
         here, offsets = slice(at * block, (at + 1) * block), grid.offset is not None
         sums = slope.new_empty((4, rows))
-        size = {"COLUMNS": _TILE, "ROWS": _FEW_ROWS, "num_warps": _WARPS}
-        programs = (-(-rows // _FEW_ROWS),)
+        each = _rows_each(rows, _FEW_ROWS)
+        size, programs = {"COLUMNS": _TILE, "ROWS": each, "num_warps": _WARPS}, (-(-rows // each),)
         triton_columns.moments[programs](self._levels[here], slope, steep, sums, rows, block, **size)
         first, level, square, mass = sums
         gain = Quadratic(first, level, square, mass, h[:, :block].double().sum().float())
@@ -223,7 +217,8 @@ class TritonSlab:
         offset = scale if grid.offset is None else grid.offset[at]
         zero = self.params["zero"][:, at].float() if format.asymmetric else scale
         total = h[:, :block].double().sum().float().reshape(1)
-        triton_columns.refit_affine[(-(-rows // _FEW_ROWS),)](
+        each = _rows_each(rows, _FEW_ROWS)
+        triton_columns.refit_affine[(-(-rows // each),)](
             self._levels[here],
             slope,
             steep,
@@ -241,7 +236,7 @@ class TritonSlab:
             OFFSETS=format.asymmetric,
             STORED=_STORED[format.scale_dtype.name],
             COLUMNS=_TILE,
-            ROWS=_FEW_ROWS,
+            ROWS=each,
             num_warps=_WARPS,
         )
         self.params["scale"][:, at] = scale.to(self.params["scale"].dtype)
@@ -263,11 +258,17 @@ def output_error(error: Tensor, factor: Factor) -> Tensor:
     return total.clamp_(min=0.0)
 
 
+def _rows_each(rows: int, usual: int) -> int:
+    """Rows of a program: all of many under the interpreter, which runs one program after the other."""
+    return _power(rows) if interpreted() and rows >= _FEW_ROWS * _FEW_ROWS else usual
+
+
 def _power(n: int) -> int:
     """The smallest power of two that is not below n."""
     return 1 << (n - 1).bit_length()
 
 
+@cache
 def _largest_scale(format: Affine) -> float:
     """The largest scale that a format stores."""
     return float(format.project({}, slice(0, 1), torch.full((1, 1), torch.inf), None).scale)
