@@ -29,7 +29,8 @@ class QuantLoraLinear(LoraLinear):  # type: ignore[misc]
             return out
         layer: QuantLinear = self.base_layer
         down, up = self.lora_A[name].weight, self.lora_B[name].weight
-        y: Tensor = _Adapted.apply(x, down, up, self.scaling[name], layer._modules["weight"], layer.precision)
+        weight, scale = layer._modules["weight"], self.scaling[name]
+        y: Tensor = _Adapted.apply(x, down, up, scale, weight, layer.precision)  # type: ignore[no-untyped-call]
         return y if layer.bias is None else y + layer.bias.to(y.dtype)
 
     def _alone(self) -> str | None:
@@ -79,7 +80,7 @@ class _Adapted(torch.autograd.Function):
         return y.reshape(*x.shape[:-1], len(up))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
         """Of x, A and B."""
         flat, inner, down, up = ctx.saved_tensors
