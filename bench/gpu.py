@@ -214,10 +214,10 @@ def _scheme(given: Given, bits: int) -> str:
 
 def imatrix(given: Given) -> Found:
     """An importance file."""
-    from bitsmith.calibration.run import make_imatrix
+    import bitsmith
 
     started = time.perf_counter()
-    make_imatrix(
+    bitsmith.imatrix(
         given.model,
         out=given.work / "found.gguf",
         calibration=given.text,
