@@ -346,7 +346,7 @@ def made_model(args: argparse.Namespace, work: Path) -> str:
 
     folder = work / "small"
     if not folder.exists():
-        write_checkpoint(Shape(layers=1, hidden=64, intermediate=96, vocab=4096, heads=2, kv_heads=1), folder, 0)
+        write_checkpoint(Shape(layers=1, hidden=64, intermediate=128, vocab=4096, heads=2, kv_heads=1), folder, 0)
     return str(folder)
 
 
