@@ -214,10 +214,10 @@ def _scheme(given: Given, bits: int) -> str:
 
 def imatrix(given: Given) -> Found:
     """An importance file."""
-    from bitsmith.calibration.run import make_imatrix
+    import bitsmith
 
     started = time.perf_counter()
-    make_imatrix(
+    bitsmith.imatrix(
         given.model,
         out=given.work / "found.gguf",
         calibration=given.text,
@@ -346,7 +346,7 @@ def made_model(args: argparse.Namespace, work: Path) -> str:
 
     folder = work / "small"
     if not folder.exists():
-        write_checkpoint(Shape(layers=1, hidden=64, intermediate=96, vocab=4096, heads=2, kv_heads=1), folder, 0)
+        write_checkpoint(Shape(layers=1, hidden=64, intermediate=128, vocab=4096, heads=2, kv_heads=1), folder, 0)
     return str(folder)
 
 
