@@ -45,6 +45,7 @@ _MOMENTS = (0.9, 0.99)  # Adam's beta1 and beta2
 _JUDGED = 8  # how often results are judged
 _MOST_JUDGED = 64  # windows for it
 MOST_TOKENS = 5 << 17  # tokens of a text that scales are trained on; weights learn a text by heart that they see twice
+_MOST_SCALING = 0.012  # largest step size of scales; larger ones were not measured
 _WARMUP = 10  # steps in which step sizes grow
 _LOGITS = 1 << 22  # logits that are computed at a time, but those of a window at least
 Matrix = ScaledMatrix | TrainableMatrix
@@ -62,7 +63,8 @@ class EndToEnd:
     matching: weight of the distance to the original's hidden states behind the last block, beside the divergence; it is
         left out where another model teaches
     rounding, scaling, norms: first step sizes: of offsets at two bits, in codes; of scales at two bits, and of norms,
-        as a share of their values. Those of matrices halve with each further bit. All fall to zero as a cosine does.
+        as a share of their values. Those of matrices halve with each further bit; that of scales is 0.012 at most.
+        All fall to zero as a cosine does.
     """
 
     depth: str = "scales"
@@ -236,7 +238,7 @@ class Student:
             if isinstance(matrix, TrainableMatrix):
                 found.append(([matrix.offsets], self.how.rounding * share))
             if matrix.changes:
-                found.append((list(matrix.changes.values()), self.how.scaling * share))
+                found.append((list(matrix.changes.values()), min(self.how.scaling * share, _MOST_SCALING)))
         if self.norms:
             found.append(([norm.change for norm in self.norms.values()], self.how.norms))
         return found

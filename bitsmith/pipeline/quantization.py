@@ -322,7 +322,24 @@ def _trained(output: Output, training: Training) -> Output:
         )
     assert output.prepared is not None
     tokens = output.prepared.trainable(training.how.tokens)
-    return replace(output, training=replace(training.how, tokens=tokens), teacher=training.teacher)
+    found = replace(output, training=replace(training.how, tokens=tokens), teacher=training.teacher)
+    fixed = _with_fixed_scales(output) if training.how.depth == "scales" else ""
+    if not fixed:
+        return found
+    return found.warned(
+        [f"the scales of {fixed} are not trained, only norms are; `tune qat --train all` trains its codes"]
+    )
+
+
+def _with_fixed_scales(output: Output) -> str:
+    """Names of the formats whose scales training cannot change: 8-bit floats, and one scale for a whole tensor."""
+    from bitsmith.calibration.trainable import learned_ranges
+
+    formats = {format.name: format for format in output.assignment.formats}
+    fixed = (
+        name for name, format in formats.items() if not learned_ranges(format, format.params_layout(1, format.multiple))
+    )
+    return ", ".join(sorted(fixed))
 
 
 def _log_plans(expected: Sequence[Quantized]) -> None:

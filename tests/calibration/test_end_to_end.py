@@ -212,6 +212,15 @@ def test_what_is_refused(tiny: Path, tmp_path: Path) -> None:
             bitsmith.tune_qat(tiny, **({"to": "native/int4-g64", "out": tmp_path / "x"} | QUICK | options))
 
 
+def test_a_format_whose_scales_stay_is_named(tiny: Path, tmp_path: Path) -> None:
+    said = []
+    for to, train in (("native/mxfp4", "scales"), ("native/mxfp4", "all"), ("native/int4-g64", "scales")):
+        words = QUICK | {"train": train, "dry_run": True}
+        said.append(bitsmith.tune_qat(tiny, to=to, out=tmp_path / "x", **words).warnings)
+    assert any("the scales of mxfp4 are not trained" in each for each in said[0])
+    assert not any("not trained" in each for each in (*said[1], *said[2]))
+
+
 def test_a_loss_that_is_not_finite_ends_it(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judged, steps = count(1), count(1)
     monkeypatch.setattr(end_to_end, "_judge", lambda *words: 1.0 / next(judged))  # the last state wins
