@@ -111,7 +111,8 @@ def token_loss(model: Any, head: Head | None, inputs: Mapping[str, Tensor]) -> t
     hidden = _last_hidden(model, head, given)[:, :-1]
     counted = labels != IGNORED
     trained = [each for each in head.module.parameters() if each.requires_grad and torch.is_grad_enabled()]
-    return _SlabLoss.apply(hidden[counted], labels[counted], head, *trained), int(counted.sum())
+    total: Tensor = _SlabLoss.apply(hidden[counted], labels[counted], head, *trained)  # type: ignore[no-untyped-call]
+    return total, int(counted.sum())
 
 
 def _last_hidden(model: Any, head: Head, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -151,7 +152,7 @@ class _SlabLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *up: Tensor) -> tuple[Tensor | None, ...]:
         """Of hidden and of the head's trained parameters."""
         grad, *grads = ctx.saved_tensors
