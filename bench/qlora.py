@@ -159,12 +159,13 @@ def _side(args: argparse.Namespace) -> dict[str, float]:
     import bitsmith.tune.adapters  # noqa: F401 - what a side imports later is no memory of its base
     from bitsmith.system.memory import OwnMemoryPeak, give_freed_memory_back
     from bitsmith.tune.base import model_class, open_base
+    from bitsmith.tune.memory import returned_blocks
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     model_class(open_base(args.model, None, None))
     if args.side == "bitsmith":  # as `tune qlora` does
-        give_freed_memory_back()
+        give_freed_memory_back(returned_blocks(args.dtype))
     with OwnMemoryPeak() as peak:
         return _steps(args, peak)
 
@@ -176,10 +177,11 @@ def _steps(args: argparse.Namespace, peak: Any) -> dict[str, float]:
 
     from bitsmith.system.memory import give_freed_memory_back
     from bitsmith.tune.lora_layer import register
+    from bitsmith.tune.memory import returned_blocks
 
     model = _bitsmith(args) if args.side == "bitsmith" else _bitsandbytes(args)
     if args.side == "bitsmith":
-        give_freed_memory_back()
+        give_freed_memory_back(returned_blocks(args.dtype))
     model.config.use_cache = False
     loaded = peak.bytes
     model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -12,7 +12,6 @@ from bitsmith.system.machine import own_memory, peak_memory
 
 _LOOKED_EVERY = 0.005  # seconds
 _MMAP_THRESHOLD = -3  # mallopt's M_MMAP_THRESHOLD
-_RETURNED = 1 << 21  # blocks of so many bytes go back to the system when they are freed
 
 
 def available_memory() -> int | None:
@@ -31,11 +30,11 @@ def available_memory() -> int | None:
         return None
 
 
-def give_freed_memory_back() -> None:
-    """Let the system have freed memory again at once, where the C library is glibc.
+def give_freed_memory_back(least: int) -> None:
+    """Let the system have freed blocks of `least` bytes and more again at once, where the C library is glibc.
 
-    It keeps blocks of up to 32 MB for later otherwise. Blocks below 2 MB stay with the process, since taking them from
-    the system again for every operation takes time.
+    It keeps blocks of up to 32 MB for later otherwise. Taking many small ones from the system again and again takes
+    time.
     """
     import ctypes
 
@@ -44,7 +43,7 @@ def give_freed_memory_back() -> None:
         mallopt, trim = library.mallopt, library.malloc_trim
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(_MMAP_THRESHOLD, _RETURNED)
+    mallopt(_MMAP_THRESHOLD, least)
     trim(0)
 
 

@@ -111,8 +111,8 @@ def token_loss(model: Any, head: Head | None, inputs: Mapping[str, Tensor]) -> t
     hidden = _last_hidden(model, head, given)[:, :-1]
     counted = labels != IGNORED
     trained = [each for each in head.module.parameters() if each.requires_grad and torch.is_grad_enabled()]
-    slabs: Tensor = _SlabLoss.apply(hidden[counted], labels[counted], head, *trained)  # type: ignore[no-untyped-call]
-    return slabs, int(counted.sum())
+    total: Tensor = _SlabLoss.apply(hidden[counted], labels[counted], head, *trained)  # type: ignore[no-untyped-call]
+    return total, int(counted.sum())
 
 
 def _last_hidden(model: Any, head: Head, inputs: Mapping[str, Tensor]) -> Tensor:

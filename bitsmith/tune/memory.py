@@ -12,8 +12,16 @@ from bitsmith.system.sizes import human_bytes
 from bitsmith.tune.base import FLOATS, Base
 from bitsmith.tune.config import QloraConfig
 
-_BUFFERS = 64_000_000  # bytes on a CPU: kernels that were compiled, their buffers, modules
-_HOLES = 0.2  # share of the rest that the C library holds for later
+_BUFFERS = 48_000_000  # bytes on a CPU: compiled kernels, their buffers, what the C library holds for later
+
+
+def returned_blocks(dtype: str) -> int:
+    """Bytes from which freed blocks go back to the system in a training on a CPU.
+
+    Keeping those of one activation is faster, but tears holes into the C library's heap: in float32 these were larger
+    than everything else.
+    """
+    return 1 << 20 if dtype == "float32" else 1 << 21
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ def planned_memory(base: Base, config: QloraConfig, longest: int, *, dtype: str,
         )
     except BitsmithError:  # a family that only transformers knows
         return None
-    return PlannedMemory(found, round(_BUFFERS + _HOLES * found.total) if device == "cpu" else 0)
+    return PlannedMemory(found, _BUFFERS if device == "cpu" else 0)
 
 
 def free_memory(device: str) -> int | None:

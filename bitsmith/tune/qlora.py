@@ -22,7 +22,7 @@ from bitsmith.system.sizes import counted
 from bitsmith.tune.base import FLOATS, Base, open_base
 from bitsmith.tune.config import QloraConfig
 from bitsmith.tune.examples import Examples, read_examples
-from bitsmith.tune.memory import check_memory, planned_memory
+from bitsmith.tune.memory import check_memory, planned_memory, returned_blocks
 from bitsmith.tune.names import CHECKPOINTS
 from bitsmith.tune.result import TunedAdapter, TunePlan
 from bitsmith.version import __version__
@@ -271,7 +271,7 @@ def _trained(job: _Job, report: Report) -> TunedAdapter:
     torch.manual_seed(config.seed)
     model_class(job.base)
     if job.device == "cpu":
-        give_freed_memory_back()
+        give_freed_memory_back(returned_blocks(job.dtype))
     with OwnMemoryPeak() as peak:
         made = _adapter(job, report)
         memory = peak.bytes if job.device == "cpu" else int(torch.cuda.max_memory_allocated(job.device))
@@ -312,7 +312,7 @@ def _adapter(job: _Job, report: Report) -> _Made:
     report(Progress("load", 0, 0, "", job.base.checkpoint.name))
     model = load_base(job.base, dtype=job.dtype, device=job.device)
     if job.device == "cpu":
-        give_freed_memory_back()
+        give_freed_memory_back(returned_blocks(job.dtype))
     modules = adapted_modules(model, config.target_names)
     shape = Shape(config.rank, config.alpha or 2.0 * config.rank, config.dropout, config.target_names)
     torch.manual_seed(config.seed)
