@@ -9,6 +9,7 @@ import click
 
 from bitsmith.cli.command import command, flag, model_argument, option
 from bitsmith.cli.options import as_json, revision
+from bitsmith.cli.plan_spread import spread_options
 from bitsmith.cli.say import print_json, warn
 from bitsmith.errors import in_flags
 
@@ -76,10 +77,6 @@ _COLOURS = {
 )
 @option("--rank", type=int, default=16, group="Training", help="Rank of LoRA's adapters.")
 @option("--optimizer", default="adamw", metavar="NAME", group="Training", help="adamw or adamw-8bit.")
-@flag("--quantize", group="Workers", help="Plan `quantize` to --format (default q4_k_m) on several workers instead.")
-@option("--workers", type=int, default=16, group="Workers", help="Number of workers.")
-@option("--threads", type=int, group="Workers", help="Threads of each worker; default: as many as cores here.")
-@option("--link", default="1.25GB", metavar="SIZE", group="Workers", help="Bytes a second of each machine's network.")
 @flag("--tokenizer", group="Source", help="Fetch a hub model's tokenizer too; sizes of GGUF files are then exact.")
 @option(
     "--plot",
@@ -92,6 +89,7 @@ _COLOURS = {
 @flag("--list-models", help="List the built-in shapes of models, and nothing else.")
 @revision
 @as_json
+@spread_options
 def plan(
     model: str | None,
     device: tuple[str, ...],
@@ -105,10 +103,6 @@ def plan(
     training: tuple[str, ...],
     rank: int,
     optimizer: str,
-    quantize: bool,
-    workers: int,
-    threads: int | None,
-    link: str,
     tokenizer: bool,
     plot: Path | None,
     list_devices: bool,
@@ -122,12 +116,6 @@ def plan(
         return
     if model is None:
         raise click.UsageError("Missing argument 'MODEL'.", click.get_current_context())
-    if quantize:
-        from bitsmith.cli.plan_spread import show_spread
-
-        named = format[0] if format else "q4_k_m"
-        show_spread(model, to=named, workers=workers, threads=threads, link=link, as_json=as_json)
-        return
     if fit is not None:
         from bitsmith.cli.plan_front import show_front
 

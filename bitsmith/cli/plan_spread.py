@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 
+from bitsmith.cli.command import flag, option
 from bitsmith.cli.say import print_json
 
 if TYPE_CHECKING:
     from bitsmith.pipeline.spread_plan import SpreadPlan
+
+
+def spread_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Options of `plan` that plan `quantize` on several workers instead of what `function` plans."""
+
+    @wraps(function)
+    def called(quantize: bool, workers: int, threads: int | None, link: str, **words: Any) -> None:
+        if not quantize or words["model"] is None:
+            function(**words)
+            return
+        to, as_json = (*words["format"], "q4_k_m")[0], words["as_json"]
+        show_spread(words["model"], to=to, workers=workers, threads=threads, link=link, as_json=as_json)
+
+    result: Callable[..., None] = called
+    for each in reversed(
+        (
+            flag(
+                "--quantize", group="Workers", help="Plan `quantize` to --format (default q4_k_m) on several workers."
+            ),
+            option("--workers", type=int, default=16, group="Workers", help="Number of workers."),
+            option(
+                "--threads", type=int, group="Workers", help="Threads of each worker; default: as many as cores here."
+            ),
+            option(
+                "--link", default="1.25GB", metavar="SIZE", group="Workers", help="Each machine's network, a second."
+            ),
+        )
+    ):
+        result = each(result)
+    return result
 
 
 def show_spread(model: str, *, to: str, workers: int, threads: int | None, link: str, as_json: bool) -> None:

@@ -35,11 +35,14 @@ class OnRay:
 
     def run(self, graph: Graph, store: Store) -> Iterator[Task]:
         """See `Executor`."""
-        self._connect()
+        ours = not self._ray.is_initialized()  # a program that calls us may be connected already
+        if ours:
+            self._connect()
         try:
             yield from _Handing(self._ray, graph, store, self._threads, self._workers).run()
         finally:
-            self._ray.shutdown()
+            if ours:
+                self._ray.shutdown()
 
     def _connect(self) -> None:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning
