@@ -159,7 +159,11 @@ def _fixed(checkpoint: Checkpoint, threads: int, kept: Kept, report: Report) -> 
         kernel = choose_kernel(checkpoint, "int16", default="int16")
         model = load_language_model(checkpoint, kernel=kernel, threads=threads, report=report)
     except BitsmithError as error:
-        raise UsageError(f"--tokens-per-second measures the C++ core, which cannot run the model: {error.message}") from error
+        raise UsageError(
+            f"--tokens-per-second measures the C++ core, which cannot run the model: {error.message}"
+        ) from error
+            f"--tokens-per-second measures the C++ core, which cannot run the model: {error.message}"
+        ) from error
     beside = []
     for _ in range(_REPEAT):
         rate = measure_speed(model, prompt=0, gen=tokens, repeat=1, report=report)[1]
