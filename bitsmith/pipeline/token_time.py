@@ -162,8 +162,6 @@ def _fixed(checkpoint: Checkpoint, threads: int, kept: Kept, report: Report) -> 
         raise UsageError(
             f"--tokens-per-second measures the C++ core, which cannot run the model: {error.message}"
         ) from error
-            f"--tokens-per-second measures the C++ core, which cannot run the model: {error.message}"
-        ) from error
     beside = []
     for _ in range(_REPEAT):
         rate = measure_speed(model, prompt=0, gen=tokens, repeat=1, report=report)[1]
