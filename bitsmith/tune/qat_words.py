@@ -91,6 +91,9 @@ class QatWords(TypedDict, total=False):
     kv: str | None
     """With --fit: type of keys and values: f16 (default), q8_0, q4_0, ..."""
 
+    tokens_per_second: float | None
+    """With a budget: choose types that also generate X tokens a second on this machine, as `bench` measures."""
+
     recipe: str | Path | None
     """With a budget: write the chosen types into this YAML file. Without: use the types of this file."""
 

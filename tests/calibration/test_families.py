@@ -60,9 +60,10 @@ def test_folders(name: str, tmp_path: Path) -> None:
     folder, _ = folder_of(name, tmp_path / name)
     made = bitsmith.quantize(folder, to="gptq/int8", method="awq+gptq", out=tmp_path / "made", **FEW)
     assert any("inputs rescaled" in note for note in made.notes)
-    assert 0 < kld(made.out, folder) < 0.02
+    limit = 0.05 if open_checkpoint(folder).config.experts else 0.02  # as above
+    assert 0 < kld(made.out, folder) < limit
     again = bitsmith.quantize(made.out, to="q8_0", requantize=True, out=tmp_path / "again.gguf")
-    assert 0 < kld(again.out, folder) < 0.02
+    assert 0 < kld(again.out, folder) < limit
 
 
 @pytest.mark.parametrize("memory", [None, 1000])

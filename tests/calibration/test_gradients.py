@@ -84,7 +84,7 @@ def test_memory_that_is_short_halves_the_batch() -> None:
         (expected,) = torch.autograd.grad(((x[windows] @ weight) ** 2).mean(), weight)
         torch.testing.assert_close(found, expected)
         assert step.pieces.parts == 4
-        assert sizes == [5, 3, 2, 1, 1, 1]
+        assert sizes == [5, 3, 2, 2, 1]
         (note,) = step.pieces.take_notes()
         assert "4 pieces" in note
 
@@ -107,6 +107,7 @@ def test_a_matrix_that_learns_never_waits_for_the_device(name: str, monkeypatch:
     grid = matrix._grid()
     even = trainable._even(grid.table)
     monkeypatch.setattr(trainable, "_even", lambda table: even)
+    monkeypatch.setattr(trainable.Fused, "of", lambda *given: None)  # of a CPU alone
     with FakeTensorMode(allow_non_fake_inputs=True):
         torch.autograd.backward(matrix.values().sum())
     monkeypatch.undo()
@@ -122,6 +123,7 @@ def test_a_step_of_a_block_never_waits_for_the_device(monkeypatch: pytest.Monkey
     tuner = BlockTuner(decoder, 0, decoder.weights.blocks[0], FEW)
     matrices = {name: learned._trainable(start, "cpu") for name, start in starts.items()}
     monkeypatch.setattr(trainable, "_even", lambda table: True)
+    monkeypatch.setattr(trainable.Fused, "of", lambda *given: None)  # of a CPU alone
     with FakeTensorMode(allow_non_fake_inputs=True):
         step = tuner._gradients(tuner._with(matrices), matrices, *windows)
         x, wanted = torch.empty(4, *windows[0].shape[1:]), torch.empty(4, *windows[0].shape[1:])

@@ -54,7 +54,7 @@ def test_an_interrupt_says_what_it_left(note: str, last: str, tiny: Path, tmp_pa
         "    interrupt = KeyboardInterrupt()\n"
         f"    interrupt.__notes__ = [{note!r}] if {note!r} else []\n"
         "    raise interrupt\n"
-        "making.execute = stop\n"
+        "making._Making._round_nearest = stop\n"
         f"sys.argv = ['bitsmith', 'quantize', {str(tiny)!r}, '--to', 'q8_0', '--out', {str(tmp_path / 'x.gguf')!r}]\n"
         "from bitsmith.cli import main\n"
         "main()\n"

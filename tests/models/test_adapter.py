@@ -48,7 +48,7 @@ def test_rows_of_q_and_k_in_ggufs_order(tiny: Path, tmp_path: Path) -> None:
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
         ({"lora_alpha": "many"}, "expected lora_alpha to be a number"),
         ({"tensors": {}}, "holds no"),
-        ({"tensors": {"base_model.model.lm_head.lora_A.weight": np.ones((2, 64), np.float32)}}, "no linear layer"),
+        ({"tensors": {"base_model.model.lm_head.lora_A.weight": np.ones((4, 64), np.float32)}}, "no linear layer"),
         ({"tensors": {"base_model.model.x.modules_to_save.weight": np.ones((2, 2), np.float32)}}, "no matrix of LoRA"),
     ],
 )
@@ -60,7 +60,7 @@ def test_what_is_refused(tiny: Path, tmp_path: Path, changes: dict[str, Any], sa
 
 def test_matrices_of_another_shape_and_without_values(tiny: Path, tmp_path: Path) -> None:
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
-    down, up = np.ones((2, 64), np.float32), np.ones((64, 2), np.float32)
+    down, up = np.ones((4, 64), np.float32), np.ones((64, 4), np.float32)
     for tensors, said in (
         ({f"{name}A.weight": down, f"{name}B.weight": up[:32]}, r"\[64, 64\] there"),
         ({f"{name}A.weight": down}, "only one of the two matrices"),

@@ -118,18 +118,23 @@ def test_workers_that_are_killed(tmp_path: Path) -> None:
     model = make_folder(tmp_path / "m", num_hidden_layers=4)
     alone = made(model, tmp_path / "alone", "q4_k_m")
     killed: list[int] = []
+    ended = threading.Event()
 
     def kill() -> None:
-        while len(killed) < 6:
+        while len(killed) < 6 and not ended.wait(0.7):
             for child in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
                 words = Path(f"/proc/{child}/cmdline")
                 if words.exists() and b"worker" in words.read_bytes():
                     os.kill(int(child), signal.SIGKILL)
                     killed.append(int(child))
-            time.sleep(0.7)
 
-    threading.Thread(target=kill, daemon=True).start()
-    assert made(model, tmp_path / "tasks", "q4_k_m", executor="local", workers=2) == alone
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        assert made(model, tmp_path / "tasks", "q4_k_m", executor="local", workers=2) == alone
+    finally:
+        ended.set()  # it must not live on and kill what later tests start
+        killer.join()
     assert killed
 
 
