@@ -24,9 +24,9 @@ _OUT_OF_MEMORY = "out of memory; close other programs, use fewer --threads, or a
 
 _NOTHING_LEFT = "no half-written file was left"
 _LEFT = {  # command -> what an interrupt leaves
-    **dict.fromkeys(("quantize", "convert", "merge", "imatrix"), _NOTHING_LEFT),
+    **dict.fromkeys(("quantize", "convert", "merge", "imatrix", "tune qat"), _NOTHING_LEFT),
     "pull": "the files that are complete stay, and the same command fetches the others",
-    "tune": "the checkpoints stay, and the same command with --resume goes on",
+    "tune qlora": "the checkpoints stay, and the same command with --resume goes on",
 }
 COMMANDS = {  # name -> its module in this package, and the command there
     "plan": "plan.plan",
@@ -172,7 +172,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt) as stopped:  # click has ended the line
         if isinstance(stopped.__cause__, EOFError):
             _fail("the input ended too early.", 1)
-        _interrupted(stopped, _LEFT.get(arguments[0]) if arguments else None)
+        _interrupted(stopped, _LEFT.get(" ".join(arguments[: 2 if arguments[:1] == ["tune"] else 1])))
     except (BitsmithError, OSError, MemoryError) as error:
         if debug:
             raise

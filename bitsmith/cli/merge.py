@@ -8,7 +8,7 @@ import click
 
 from bitsmith.cli.command import Argument, command, config_options, model_argument, option
 from bitsmith.cli.core import note_missing_core
-from bitsmith.cli.options import as_json, quiet
+from bitsmith.cli.options import as_json, only_one, quiet
 from bitsmith.cli.say import print_json, warn
 from bitsmith.tune.merge import MergeConfig
 
@@ -19,11 +19,18 @@ if TYPE_CHECKING:
 @command("merge")
 @model_argument('The adapter\'s base in 16 bits: a Hugging Face folder, a hub name, or "reference".')
 @click.argument("adapter", cls=Argument, type=click.Path(), help="A folder with an adapter (LoRA) in PEFT's layout.")
-@option("--to", required=True, metavar="FORMAT", group="Output", help="As in quantize, or bf16, f16, f32: a folder.")
+@option(
+    "--to",
+    required=True,
+    multiple=True,
+    metavar="FORMAT",
+    group="Output",
+    help="As in quantize, or bf16, f16, f32: a folder; one.",
+)
 @config_options(MergeConfig)
 @quiet
 @as_json
-def merge(config: MergeConfig, model: str, adapter: str, to: str, quiet: bool, as_json: bool) -> None:
+def merge(config: MergeConfig, model: str, adapter: str, to: tuple[str, ...], quiet: bool, as_json: bool) -> None:
     """Merge an adapter into its 16-bit base and quantize the sum in one pass; measure what that lost."""
     from bitsmith.cli.drawing import progress_bar, stdout
     from bitsmith.cli.show_quantized import print_plan, print_summary
@@ -38,7 +45,7 @@ def merge(config: MergeConfig, model: str, adapter: str, to: str, quiet: bool, a
         warn(planned.told, before="Note")
 
     with progress_bar(quiet) as report:
-        made = run_merge(model, adapter, to, config, report=report, on_plan=announce)
+        made = run_merge(model, adapter, only_one(to, "merge"), config, report=report, on_plan=announce)
     warn(made.quantized.losses)
     if as_json:
         print_json(made.to_dict())

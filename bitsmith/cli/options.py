@@ -42,6 +42,13 @@ quiet = flag("--quiet", "-q", group="Output", help="Show no progress.")
 as_json = flag("--json", "as_json", group="Output", help="Print the result as JSON.")
 
 
+def only_one(to: tuple[str, ...], command: str) -> str:
+    """The target of a command that makes one output. Raises UsageError for several."""
+    if len(to) > 1:
+        raise UsageError(f"--to is given several times; {command} makes one output. Give one, and run it again.")
+    return to[0]
+
+
 @dataclass(frozen=True)
 class LoadingOptions:
     """How `run` and `chat` load a model."""

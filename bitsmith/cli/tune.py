@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bitsmith.cli.command import command, config_options, model_argument, option
-from bitsmith.cli.options import as_json, quiet
+from bitsmith.cli.options import as_json, only_one, quiet
 from bitsmith.cli.say import print_json, warn
 from bitsmith.tune.config import QloraConfig
 from bitsmith.tune.qat import QatConfig
@@ -48,11 +48,18 @@ def qlora(config: QloraConfig, model: str, quiet: bool, as_json: bool) -> None:
 
 @command("qat")
 @model_argument('Hugging Face folder, .safetensors or .gguf file, hub name (owner/name), or "reference".')
-@option("--to", required=True, metavar="FORMAT", group="Output", help="As in quantize: CONTAINER/FORMAT, or q4_k_m.")
+@option(
+    "--to",
+    required=True,
+    multiple=True,
+    metavar="FORMAT",
+    group="Output",
+    help="As in quantize: CONTAINER/FORMAT, or q4_k_m; one.",
+)
 @config_options(QatConfig)
 @quiet
 @as_json
-def qat(config: QatConfig, model: str, to: str, quiet: bool, as_json: bool) -> None:
+def qat(config: QatConfig, model: str, to: tuple[str, ...], quiet: bool, as_json: bool) -> None:
     """Quantize a model, and train what the file holds until it speaks like the original."""
     from bitsmith.cli.drawing import progress_bar
     from bitsmith.cli.show_quantized import print_plan, print_summary
@@ -65,7 +72,7 @@ def qat(config: QatConfig, model: str, to: str, quiet: bool, as_json: bool) -> N
         warn(planned.told, before="Note")
 
     with progress_bar(quiet) as report:
-        result = run_qat(model, to, config, report=report, on_plan=announce)
+        result = run_qat(model, only_one(to, "tune qat"), config, report=report, on_plan=announce)
     warn(result.losses)
     if as_json:
         print_json(result.to_dict())

@@ -235,7 +235,12 @@ def _text_alone(message: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     if not isinstance(content, list):
         return message
     for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else None
+        if not isinstance(part, Mapping):
+            raise FileError(
+                f"{where}: a message of the {message['role']} has a part that is no object; expected "
+                '{"type": "text", "text": "..."}, or one string in place of the list.'
+            )
+        kind = part.get("type")
         if kind != "text" or not isinstance(part.get("text"), str):
             raise FileError(
                 f"{where}: a message of the {message['role']} has a part of type {str(kind)[:40]!r}; only text is "

@@ -125,8 +125,18 @@ def _teacher(name: str | Path, student: Checkpoint) -> Checkpoint:
             f"--teacher={quoted(name)}: it has {teacher.config.vocab:,} tokens, {student.name} has "
             f"{student.config.vocab:,}; a teacher must have the same tokenizer."
         )
-    theirs, own = (each.tokenizer().encode(_SAMPLE, add_special=True) for each in (teacher, student))
-    if list(theirs) != list(own):
+    theirs, own = teacher.tokenizer(), student.tokenizer()
+    others = [
+        number
+        for number, (text, wanted) in enumerate(zip(theirs.vocabulary.tokens, own.vocabulary.tokens, strict=False))
+        if text != wanted
+    ]
+    if others:
+        raise UsageError(
+            f"--teacher={quoted(name)}: token {others[0]} of its tokenizer is another than that of {student.name} "
+            f"({len(others):,} differ); a teacher must have the same tokenizer."
+        )
+    if list(theirs.encode(_SAMPLE, add_special=True)) != list(own.encode(_SAMPLE, add_special=True)):
         raise UsageError(
             f"--teacher={quoted(name)}: its tokenizer gives other tokens than that of {student.name}; a teacher must "
             "have the same one."

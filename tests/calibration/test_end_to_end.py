@@ -329,3 +329,16 @@ def test_most_effort_trains_scales(tiny: Path, tmp_path: Path, monkeypatch: pyte
     ):
         plan = bitsmith.quantize(tiny, to=to, method=method, effort="max", dry_run=True, out=tmp_path / "b", **words)
         assert any('effort="max": ' in warning and why in warning for warning in plan.warnings), plan.warnings
+
+
+def test_a_teacher_whose_tokens_are_others(tiny: Path, tmp_path: Path) -> None:
+    """As many tokens, and those of a sample text alike: two rare ones changed places."""
+    other = make_folder(tmp_path / "other")
+    path = other / "tokenizer.json"
+    held = json.loads(path.read_text())
+    vocab = held["model"]["vocab"]
+    first, second = (next(text for text, number in vocab.items() if number == wanted) for wanted in (3000, 3001))
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    path.write_text(json.dumps(held))
+    with pytest.raises(UsageError, match=r"token 3000 of its tokenizer is another .* \(2 differ\)"):
+        bitsmith.tune_qat(tiny, to="q4_0", teacher=other, out=tmp_path / "out.gguf", **QUICK)

@@ -78,3 +78,11 @@ def test_what_is_refused(tiny: Path, tmp_path: Path) -> None:
     wide = make_folder(tmp_path / "wide", tensors=weights({**CONFIG, "intermediate_size": 192}), intermediate_size=192)
     with pytest.raises(FileError, match="give the adapter's own base"):
         bitsmith.merge(wide, adapter, to="q4_0", out=tmp_path / "x.gguf")
+
+
+def test_commands_of_one_output_refuse_several(bitsmith_command: Command, tiny: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(tmp_path / "a", tiny)
+    twice = ("--to", "q8_0", "--to", "q4_0", "--out", tmp_path / "out.gguf")
+    assert "merge makes one output" in bitsmith_command.fails(2, "merge", tiny, adapter, *twice)
+    assert "tune qat makes one output" in bitsmith_command.fails(2, "tune", "qat", tiny, *twice)
+    assert not (tmp_path / "out.gguf").exists()
