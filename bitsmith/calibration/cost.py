@@ -29,8 +29,9 @@ _HESSIANS, _DRIFTS = 2, 2  # a Hessian and its factor; the drift of its input an
 _SLABS, _SLAB_ROWS = 10, 2048  # copies of the rows being rounded, see `rounders.gptq.SLAB_ROWS`
 _FIXED_WORK, _SWEEP_WORK = 1.5, 1.0  # rounding a row, and each sweep of descent, in products of a row and the Hessian
 _FACTOR_WORK, _CORRECTION_WORK = 0.7, 1.0  # in products of two matrices of the Hessian's size
-_COLUMN_SECONDS = 1.5e-5  # fixed time to round one column
-_STEP_SECONDS = 0.03  # fixed time of one learning step
+_COLUMN_SECONDS = 0.5e-5  # fixed time to round one column
+_STEP_SECONDS = 0.01  # fixed time of one learning step
+_TRAINED_SECONDS = 0.03  # of one step of the whole model, each block
 _AWQ_TRIALS, _AWQ_ROWS = 22, 1024  # candidates for factors, and rows of a matrix that are used
 _SMOOTH_TRIALS, _SMOOTH_TOKENS = 13, 512
 _FIT_WORK = 600.0  # finding the scale of a block, in products per weight
@@ -120,7 +121,7 @@ def training_cost(config: ModelConfig, how: EndToEnd, context: int, *, teacher: 
     work = float(_TRAINING_PRODUCTS * passed * how.steps * how.batch * context)
     taught = sum(_passed_weights(teacher, layer) for layer in range(teacher.layers)) + teacher.vocab * teacher.hidden
     work += float(taught * how.tokens)
-    seconds = work / _multiply_adds_per_second() + _STEP_SECONDS * how.steps * config.layers
+    seconds = work / _multiply_adds_per_second() + _TRAINED_SECONDS * how.steps * config.layers
     return Cost(seconds, training_memory(config, how))
 
 
@@ -240,9 +241,9 @@ def _rounded_products_per_second() -> float | None:
         return None
     x, gram, least = np.ones((512, _PROBE), np.float32), np.zeros((_PROBE, _PROBE), np.float32), float("inf")
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for _ in range(4):
+    for used in (1,) * 4 + (threads,) * 4:  # where others work too, all threads together may be slower than one
         started = time.perf_counter()
-        module.add_grams(x, gram, rounded=True, threads=threads)
+        module.add_grams(x, gram, rounded=True, threads=used)
         least = min(least, time.perf_counter() - started)
     return len(x) * _PROBE * (_PROBE + 1) / 2 / least
 
