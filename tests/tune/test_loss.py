@@ -70,7 +70,7 @@ def test_loss_and_gradients(make: Any, trains_head: bool, monkeypatch: pytest.Mo
         found.append([loss.detach(), *(each.grad.clone() for each in weights)])
     assert count == 10 + 39
     for theirs, ours in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)  # sums of slabs have another order
     with torch.no_grad():
         whole, _ = token_loss(model, None, batch())
         slabs, _ = token_loss(model, head, batch())
