@@ -188,14 +188,14 @@ def _ratio(above, below):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _kept_scale(scale, largest, STORED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A scale as it is stored: float32, or rounded to float16 or bfloat16; never negative."""
-    found = tl.minimum(tl.maximum(scale, 0.0), largest)
+def _kept_scale(scale, least, largest, STORED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A scale as it is stored: float32, or rounded to float16 or bfloat16; within least and largest."""
+    found = tl.minimum(tl.maximum(scale, least), largest)
     if STORED == _BFLOAT16:
         bits = found.to(tl.int32, bitcast=True)  # half to even by hand: the interpreter's conversion does not round
         found = ((bits + 32767 + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
     elif STORED == _FLOAT16:
-        found = tl.minimum(found, 65504.0).to(tl.float16).to(tl.float32)
+        found = tl.minimum(tl.maximum(found, -65504.0), 65504.0).to(tl.float16).to(tl.float32)
     return found
 
 
@@ -227,6 +227,7 @@ def refit_affine(  # type: ignore[no-untyped-def]
     total_of,
     rows,
     block,
+    least,
     largest,
     half,
     top,
@@ -238,7 +239,8 @@ def refit_affine(  # type: ignore[no-untyped-def]
     """`descent._refit_block` for integers with a scale, and with OFFSETS a zero point, a block: one launch.
 
     scale, offset, zero: [rows] float32 of this block, changed to the pair that lowers the error most; total_of: [1]
-    STORED: precision of the scale: 0 float32, 1 float16, 2 bfloat16. half, top: the middle and the last code
+    STORED: precision of the scale: 0 float32, 1 float16, 2 bfloat16. least, largest: bounds of the scale, the former
+        is 0 where scales have no sign. half, top: the middle and the last code
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
@@ -256,7 +258,7 @@ def refit_affine(  # type: ignore[no-untyped-def]
         step = _ratio(total * first - mass * sum, sound)
         wanted = s + step
         shift = o + tl.math.div_rn(sum - step * mass, tl.zeros_like(s) + total)
-        kept = _kept_scale(wanted, largest, STORED)
+        kept = _kept_scale(wanted, least, largest, STORED)
         pair_o = (half - _kept_zero(shift, kept, half, top)) * kept
         pair = tl.where(kept != 0, tl.math.div_rn(pair_o, tl.where(kept != 0, kept, 1.0)), 0.0)
         own = tl.where(s != 0, tl.math.div_rn(o, tl.where(s != 0, s, 1.0)), 0.0)
@@ -265,7 +267,7 @@ def refit_affine(  # type: ignore[no-untyped-def]
                 ratio = pair if attempt == 1 else own
                 wanted = _along(s, o, ratio, first, sum, square, mass, total)
                 shift = wanted * ratio
-            new = _kept_scale(wanted, largest, STORED)
+            new = _kept_scale(wanted, least, largest, STORED)
             point = _kept_zero(shift, new, half, top)
             new_o = (half - point) * new
             ds, do = new - s, new_o - o
@@ -276,7 +278,7 @@ def refit_affine(  # type: ignore[no-untyped-def]
         tl.store(offset + row, best_o, mask=inside)
         tl.store(zero + row, best_zero, mask=inside)
     else:
-        new = _kept_scale(s + _ratio(first, square), largest, STORED)
+        new = _kept_scale(s + _ratio(first, square), least, largest, STORED)
         ds = new - s
         best_s = tl.where(ds * (2.0 * first - ds * square) > 0.0, new, s)
     tl.store(scale + row, best_s, mask=inside)

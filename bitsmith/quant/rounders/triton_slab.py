@@ -230,6 +230,7 @@ class TritonSlab:
             total,
             rows,
             block,
+            -_largest_scale(format) if format.signed else 0.0,
             _largest_scale(format),
             float(1 << (format.bits - 1)),
             float((1 << format.bits) - 1),

@@ -58,7 +58,7 @@ def published() -> None:
 
 def swept() -> None:
     """With two sweeps that refit: integers by a kernel of their own, others by the format."""
-    compare("int4-g32", 18, 96, 1)
+    compare("int4-g32", 18, 96, 1)  # scales have a sign
     compare("int3-channel-asym", 16, 288, 1)
     compare("int2-g64-asym", 16, 128, 2)
     compare("int4-g64-f16", 4, 64, 1)
