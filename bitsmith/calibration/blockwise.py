@@ -146,7 +146,9 @@ class BlockwiseRounding:
         how = EFFORTS[task.effort] if task.calibrates_embedding else None
         self.embedding = StoredEmbedding.of(self._loader, task.embedding, how)
         own = self._steps.decoder
-        stored = own if self.embedding is None else self.embedding.within(own, tokens.tokens)
+        stored = own
+        if self.embedding is not None and self.embedding.format.bits < FINE_BITS:
+            stored = self.embedding.within(own, tokens.tokens)
         embedded = partial(embed, tokens=tokens.tokens, memory=share, pieces=resources.pieces)
         self._hidden: WindowStates | None = embedded(stored)
         self._truth: WindowStates | None = embedded(own) if buffers > 1 else None

@@ -9,6 +9,7 @@ of earlier blocks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -16,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitsmith.calibration.rounding import LinearRounder, RoundingReport, gptq_rounder, round_named
-from bitsmith.calibration.stats import GramMeter, Stats
+from bitsmith.calibration.rounding import GptqRounder, LinearRounder, RoundingReport, round_named
+from bitsmith.calibration.stats import GramMeter
 from bitsmith.models.arch.block import parts_of
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.formats.precision import as_numpy
 from bitsmith.quant.rounders.effort import Effort
 from bitsmith.quant.rounders.gptq import SLAB_ROWS
+from bitsmith.quant.rounders.hessian import prepare
 from bitsmith.quant.rounders.nearest import nearest
 from bitsmith.quant.tensor import QuantTensor
 from bitsmith.recipe.rounded_rows import RoundedRows
@@ -132,7 +134,7 @@ def _by_first_readers(loader: WeightLoader, effort: Effort) -> LinearRounder:
     The attention's readers count as much as the MLP's, whatever the size of their weights.
     """
     config, block = loader.config, loader.block(0)
-    found: list[Stats] = []
+    grams: list[Tensor] = []
     for part in parts_of(config, 0):
         meter = GramMeter()
         for group in part.operation.stages(config, 0, part.before)[0]:
@@ -140,8 +142,10 @@ def _by_first_readers(loader: WeightLoader, effort: Effort) -> LinearRounder:
                 if matrix.shape[1] == config.hidden:
                     meter.add(matrix * block.norms[part.before] if part.before else matrix)
         if meter.count:
-            found.append(meter.result())
-    grams = [stats.gram / stats.gram.diagonal().sum() for stats in found if float(stats.gram.diagonal().sum()) > 0]
+            gram = torch.as_tensor(meter.result().gram)
+            total = float(gram.diagonal().sum())
+            grams += [gram / total] if 0 < total < math.inf else []
     if not grams:
         return _nearest
-    return gptq_rounder(replace(found[0], gram=sum(grams[1:], grams[0]), count=1), None, effort)
+    hessian = sum(grams[1:], grams[0])
+    return GptqRounder(hessian, prepare(hessian), None, effort.sweeps)
