@@ -81,7 +81,7 @@ class BlockwiseTask:
     effort: a name in `EFFORTS`
     seed: seed for the order of the training windows
     embedding: format of the embedding in the output; None for floats
-    calibrates_embedding: whether its rows are rounded by GPTQ, see `StoredEmbedding`
+    calibrates_embedding: whether the method rounds its rows, see `StoredEmbedding`
     """
 
     formats: Mapping[str, Format]
@@ -143,8 +143,9 @@ class BlockwiseRounding:
         self._resources = resources
         buffers = task.method.hidden_state_buffers(task.effort)
         share = _share(resources.memory, buffers)
-        how = EFFORTS[task.effort] if task.calibrates_embedding else None
-        self.embedding = StoredEmbedding.of(self._loader, task.embedding, how)
+        row, effort = task.method.row, EFFORTS[task.effort]
+        rounder = (lambda stats: row.linear(stats, None, effort)) if task.calibrates_embedding else None
+        self.embedding = StoredEmbedding.of(self._loader, task.embedding, rounder)
         own = self._steps.decoder
         stored = own
         if self.embedding is not None and self.embedding.format.bits < FINE_BITS:
