@@ -81,7 +81,7 @@ class BlockwiseTask:
     effort: a name in `EFFORTS`
     seed: seed for the order of the training windows
     embedding: format of the embedding in the output; None for floats
-    calibrates_embedding: whether its rows are rounded by GPTQ, see `StoredEmbedding`
+    calibrates_embedding: whether the method rounds its rows, see `StoredEmbedding`
     """
 
     formats: Mapping[str, Format]
@@ -143,10 +143,13 @@ class BlockwiseRounding:
         self._resources = resources
         buffers = task.method.hidden_state_buffers(task.effort)
         share = _share(resources.memory, buffers)
-        how = EFFORTS[task.effort] if task.calibrates_embedding else None
-        self.embedding = StoredEmbedding.of(self._loader, task.embedding, how)
+        row, effort = task.method.row, EFFORTS[task.effort]
+        rounder = (lambda stats: row.linear(stats, None, effort)) if task.calibrates_embedding else None
+        self.embedding = StoredEmbedding.of(self._loader, task.embedding, rounder)
         own = self._steps.decoder
-        stored = own if self.embedding is None else self.embedding.within(own, tokens.tokens)
+        stored = own
+        if self.embedding is not None and self.embedding.format.bits < FINE_BITS:
+            stored = self.embedding.within(own, tokens.tokens)
         embedded = partial(embed, tokens=tokens.tokens, memory=share, pieces=resources.pieces)
         self._hidden: WindowStates | None = embedded(stored)
         self._truth: WindowStates | None = embedded(own) if buffers > 1 else None

@@ -2,26 +2,26 @@
 
 An embedding has no inputs, so its rows have no Hessian of their own. What an error of a row does first is to change the
 outputs of the linears that read it in the first block: those of attention and of the MLP, with weights W behind a norm
-with weights g. So rows are rounded by GPTQ under the sum of (W g)^T (W g), which needs no text. And hidden states of
-the rounded model begin with the rounded rows, so that the blocks' weights are corrected for their error as for that
-of earlier blocks.
+with weights g. So rows are rounded under the sum of (W g)^T (W g) as a Hessian, which needs no text. And the hidden
+states of the rounded model begin with the rounded rows, so that the blocks' weights are corrected for their error as
+for that of earlier blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bitsmith.calibration.rounding import LinearRounder, RoundingReport, gptq_rounder, round_named
+from bitsmith.calibration.collect import require_finite
+from bitsmith.calibration.rounding import LinearRounder, RoundingReport, round_named
 from bitsmith.calibration.stats import GramMeter, Stats
 from bitsmith.models.arch.block import parts_of
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.formats.precision import as_numpy
-from bitsmith.quant.rounders.effort import Effort
 from bitsmith.quant.rounders.gptq import SLAB_ROWS
 from bitsmith.quant.rounders.nearest import nearest
 from bitsmith.quant.tensor import QuantTensor
@@ -48,16 +48,19 @@ class StoredEmbedding:
     rounder: LinearRounder
 
     @classmethod
-    def of(cls, loader: WeightLoader, format: Format | None, effort: Effort | None) -> StoredEmbedding | None:
+    def of(
+        cls, loader: WeightLoader, format: Format | None, rounder: Callable[[Stats], LinearRounder] | None
+    ) -> StoredEmbedding | None:
         """The table of a model; None if the output keeps its floats.
 
-        effort: of GPTQ; None: nearest codes
+        rounder: gives the rounder of matrices from the statistics of their input; None: nearest codes
         """
         if format is None:
             return None
         weight = loader.read(f"{EMBEDDING}.weight")
-        rounder = _nearest if effort is None else _by_first_readers(loader, effort)
-        return cls(weight, of_whole(f"{EMBEDDING}.weight", weight, format), rounder)
+        stats = None if rounder is None else _first_readers(loader)
+        own = _nearest if rounder is None or stats is None else rounder(stats)
+        return cls(weight, of_whole(f"{EMBEDDING}.weight", weight, format), own)
 
     def rounded(self, w: np.ndarray) -> QuantTensor:
         """Codes and parameters of some rows, float32 [rows, cols]. Raises TensorError if they are not finite."""
@@ -126,12 +129,14 @@ def _nearest(weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingRepor
     return QuantTensor(format, codes, params), RoundingReport()
 
 
-def _by_first_readers(loader: WeightLoader, effort: Effort) -> LinearRounder:
-    """GPTQ for rows that the linears of the first block read. Memory holds this block.
+def _first_readers(loader: WeightLoader) -> Stats | None:
+    """What the linears of the first block read an error of a row with, as if it were the statistics of an input.
 
-    The attention's readers count as much as the MLP's, whatever the size of their weights.
+    The attention's linears count as much as the MLP's, whatever the size of their weights. None if all are zero.
+    Memory holds this block.
     """
     config, block = loader.config, loader.block(0)
+    require_finite(block, "blk.0.")
     found: list[Stats] = []
     for part in parts_of(config, 0):
         meter = GramMeter()
@@ -139,9 +144,10 @@ def _by_first_readers(loader: WeightLoader, effort: Effort) -> LinearRounder:
             for matrix in (block.linears[name].prepared for name in group.linears):
                 if matrix.shape[1] == config.hidden:
                     meter.add(matrix * block.norms[part.before] if part.before else matrix)
-        if meter.count:
-            found.append(meter.result())
-    grams = [stats.gram / stats.gram.diagonal().sum() for stats in found if float(stats.gram.diagonal().sum()) > 0]
-    if not grams:
-        return _nearest
-    return gptq_rounder(replace(found[0], gram=sum(grams[1:], grams[0]), count=1), None, effort)
+        found += [meter.result()] if meter.count else []
+    found = [stats for stats in found if stats.square.sum() > 0]
+    if not found:
+        return None
+    grams = [torch.as_tensor(stats.gram) / float(stats.square.sum()) for stats in found]
+    squares = [stats.square / stats.square.sum() for stats in found]
+    return replace(found[0], count=1, square=np.sum(squares, axis=0), gram=sum(grams[1:], grams[0]))

@@ -105,8 +105,8 @@ class BlockwiseWork:
 
 
 def calibrates_embedding(format: Format | None, method: Method, config: ModelConfig) -> bool:
-    """Whether an embedding in a format gets codes by GPTQ: not if it is the head too, or loses next to nothing."""
-    if format is None or config.tied or not method.row.by_column:
+    """Whether a method rounds an embedding in a format: not if it is the head too, or loses next to nothing."""
+    if format is None or config.tied or not method.row.needs_text:
         return False
     return format.bits < FINE_BITS and not isinstance(format, NeedsExtent | Settled)
 

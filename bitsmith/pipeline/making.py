@@ -294,9 +294,8 @@ class _Making:
         """The coverage with what starved experts got."""
         return None if coverage is None else replace(coverage, fallback=self.output.method.fallback(coverage.every))
 
-    @staticmethod
     def _write_embedding(
-        writer: PlanWriter, kept: KeptBlocks, rounding: BlockwiseRounding, work: BlockwiseWork
+        self, writer: PlanWriter, kept: KeptBlocks, rounding: BlockwiseRounding, work: BlockwiseWork
     ) -> None:
         """Write the embedding, if its rows are calibrated, before the blocks."""
         from bitsmith.calibration.blockwise import Rounded
@@ -304,6 +303,7 @@ class _Making:
         if rounding.embedding is None or not work.task.calibrates_embedding:
             return
         for rows in rounding.embedding.slabs():
+            self.report(Progress(self.output.method.rounder, 0, rounding.layers, "blocks", "embedding"))
             for placed in work.rows(Rounded((rows,), {})):
                 writer.write_rounded(placed)
                 kept.wrote(placed.name)

@@ -41,9 +41,9 @@ _MOST_SEQUENCES = 100_000
 _MOST_CONTEXT = 100_000_000
 _MOST_RANK = 65_536
 _LEAST_MEMORY = 10_000_000  # bytes; with less, the user probably forgot the unit
-USUAL: tuple[str, ...] = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q3_k_m", "q2_k")
-USUAL += ("compressed/w8a8", "compressed/fp8", "gptq/int4")
-USUAL_COUNT = ("f32", "f16", "int8", "int4", "int3", "int2", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
+_FEW = ("q3_k_m", "iq3_xxs", "q2_k", "iq2_m", "iq2_xs")
+USUAL = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", *_FEW, "compressed/w8a8", "compressed/fp8", "gptq/int4")
+USUAL_COUNT = ("f32", "f16", "int8", "int4", "int3", "int2", "q8_0", "q6_k", "q5_k_m", "q4_k_m", *_FEW)
 
 
 @dataclass(frozen=True)

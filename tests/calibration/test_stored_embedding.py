@@ -13,6 +13,7 @@ from bitsmith.calibration.blockwise import BlockwiseRounding, BlockwiseTask
 from bitsmith.calibration.collect import decoder_without_blocks
 from bitsmith.calibration.method import Method
 from bitsmith.calibration.resources import Resources
+from bitsmith.calibration.rounding import gptq_rounder
 from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.calibration.stored_embedding import StoredEmbedding
 from bitsmith.calibration.work import calibrates_embedding
@@ -36,7 +37,9 @@ def loader_of(model: Path | str) -> WeightLoader:
 
 
 def stored_of(loader: WeightLoader, format: Format, effort: str | None) -> StoredEmbedding:
-    found = StoredEmbedding.of(loader, format, None if effort is None else EFFORTS[effort])
+    found = StoredEmbedding.of(
+        loader, format, None if effort is None else lambda stats: gptq_rounder(stats, None, EFFORTS[effort])
+    )
     assert found is not None
     return found
 
@@ -77,17 +80,19 @@ def test_the_first_outputs_lose_less() -> None:
     assert lost["normal"] < 0.6 * lost[None]
 
 
-def test_hidden_states_begin_with_stored_rows() -> None:
+@pytest.mark.parametrize(("name", "exact"), [("q2_k", False), ("q8_0", True)])
+def test_hidden_states_begin_with_stored_rows(name: str, exact: bool) -> None:
+    """Those of the original do not, and an embedding of 8 bits is taken as exact."""
     checkpoint = open_checkpoint("reference")
     tokens = CalibrationTokens("random", np.random.default_rng(5).integers(0, 4096, (2, 12)), 0)
-    task = BlockwiseTask({}, Method("gptq"), embedding=GGML_FORMATS["q2_k"], calibrates_embedding=True)
+    task = BlockwiseTask({}, Method("gptq"), embedding=GGML_FORMATS[name])
     rounding = BlockwiseRounding(checkpoint, tokens, task, Resources())
     assert rounding.embedding is not None
-    table = np.concatenate([rows.tensor.values() for rows in rounding.embedding.slabs() if rows.tensor is not None])
+    original = checkpoint.source.rows("model.embed_tokens.weight", 0, 4096)
+    table = original if exact else rounding.embedding.whole().rows(0, 4096)
     states = rounding._states
     assert states.truth is not None
     np.testing.assert_array_equal(states.hidden.read(slice(0, 2)).numpy(), table[tokens.tokens])
-    original = checkpoint.source.rows("model.embed_tokens.weight", 0, 4096)
     np.testing.assert_array_equal(states.truth.read(slice(0, 2)).numpy(), original[tokens.tokens])
 
 
