@@ -280,8 +280,13 @@ class _Making:
             rows.extend(rounded.rows)
             kept.collected(rounded.rows)
 
-        self._round(rounding, kept, kept.resume(rows), keep)
-        kept.before_training()
+        if self.output.start is None:
+            self._round(rounding, kept, kept.resume(rows), keep)
+            kept.before_training()
+        else:
+            from bitsmith.calibration.started import stored_rows
+
+            rows.extend(stored_rows(self.output.start, plan.checkpoint, rounding.formats))
         table = next((each for each in plan.tensors if own_name(each) == "token_embd.weight"), None)
         assert self.prepared is not None
         lesson = Lesson(self.prepared.longer(how.tokens), self.output.teacher or plan.checkpoint)
