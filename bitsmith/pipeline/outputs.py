@@ -127,7 +127,7 @@ class Output:
             plan=plan,
             size=plan.size,
             threads=1,
-            method=str(self.method),
+            method=str(self.method) if self.start is None else f"the codes of {self.start.name}",
             expected_seconds=0.0,
             calibration=plan.recipe.calibration,
         )

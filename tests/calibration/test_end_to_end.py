@@ -133,7 +133,7 @@ SLOW_FILES = tuple(
             for name in ("nf4", "fp4", "fp8", "mxfp4", "nvfp4", "int2-g64", "int3-g32-asym", "int4-g64")
         ),
         *(f"native/{name}" for name in ("int8-g64", "int8-channel")),
-        *("gptq/int4", "awq/int4", "compressed/int4", "bnb/nf4"),
+        *("gptq/int4", "awq/int4", "compressed/w4a16", "bnb/nf4"),
     )
     if (to, train) not in QUICK_FILES
 )
@@ -392,6 +392,7 @@ def test_going_on_from_a_file(tiny: Path, tmp_path: Path, monkeypatch: pytest.Mo
         bitsmith.tune_qat(tiny, to=to, train=train, out=whole, force=True, **QUICK)
         started = QUICK | {"method": None, "start": first, "force": True}
         made = bitsmith.tune_qat(tiny, to=to, train=train, out=after, **started)
+        assert made.method == "the codes of first"
         assert not any("made from" in warning for warning in made.warnings)
         one, two = (open_checkpoint(path).source for path in (whole, after))
         assert all(np.array_equal(one.rows(name), two.rows(name)) for name in one.tensors)
