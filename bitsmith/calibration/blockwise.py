@@ -191,6 +191,11 @@ class BlockwiseRounding:
         self._next = layer
 
     @property
+    def formats(self) -> Mapping[str, Format]:
+        """The format of each linear that is rounded, by GGUF name without ".weight"."""
+        return self._steps.task.formats
+
+    @property
     def head_slabs(self) -> list[tuple[int, int]]:
         """First row, and the one behind the last, of each step of `head`."""
         rows = self._loader.read(f"{HEAD}.weight").info.rows if HEAD in self._steps.task.formats else 0

@@ -284,8 +284,13 @@ class _Making:
             rows.extend(rounded.rows)
             kept.collected(rounded.rows)
 
-        self._round(rounding, kept, kept.resume(rows), keep)
-        kept.before_training()
+        if self.output.start is None:
+            self._round(rounding, kept, kept.resume(rows), keep)
+            kept.before_training()
+        else:
+            from bitsmith.calibration.started import stored_rows
+
+            rows.extend(stored_rows(self.output.start, plan.checkpoint, rounding.formats))
         assert self.prepared is not None
         lesson = Lesson(self.prepared.longer(how.tokens), self.output.teacher or plan.checkpoint)
         return rounding.train(rows, how, lesson, self.report, self.folder)

@@ -141,7 +141,7 @@ def plan(
     kv: type of keys and values
     formats: targets as for `--to`; empty for the usual ones
     runtime: "bitsmith", "llama.cpp" or "vllm"; None for the usual runtime of the format on the device
-    training: any of "full", "lora", "qlora", "qat"; each is planned with and without checkpointing
+    training: any of "full", "lora", "qlora", "qat", "qat-all"; each is planned with and without checkpointing
     adapter_rank: rank of LoRA's adapters
     optimizer: "adamw" or "adamw-8bit"
     tokenizer: fetch a hub model's tokenizer, so that sizes of whole GGUF files are exact
