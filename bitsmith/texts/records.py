@@ -28,12 +28,14 @@ class Chat:
     plain: the same as a text, for a model without a chat template; None if only a template can write it
     given: number of messages at the start that a model is not to learn, whoever speaks: those of a prompt
     tools: what the assistant may call, as templates take it
+    empty: messages of the user and the assistant that were left out: "message 2 (user)"
     """
 
     messages: tuple[Mapping[str, Any], ...]
     plain: str | None = None
     given: int = 0
     tools: tuple[Mapping[str, Any], ...] = ()
+    empty: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def _known() -> str:
 
 
 def _chat(record: Mapping[str, Any], where: str) -> Chat:
-    return Chat(_messages(record["messages"], where, "messages"), tools=_tools(record, where))
+    messages = _messages(record["messages"], where, "messages")
+    return Chat(_filled(messages), tools=_tools(record, where), empty=_empty(messages))
 
 
 def _tools(record: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:
@@ -113,7 +116,7 @@ def _share_gpt(record: Mapping[str, Any], where: str) -> Chat:
     system = record.get("system")
     if isinstance(system, str) and system and not any(each["role"] == "system" for each in messages):
         messages = ({"role": "system", "content": system}, *messages)
-    return Chat(messages)
+    return Chat(_filled(messages), empty=_empty(messages))
 
 
 def _alpaca(record: Mapping[str, Any], where: str) -> Chat:
@@ -129,8 +132,9 @@ def _prompt(record: Mapping[str, Any], where: str) -> Chat | Completed:
     """A completion follows its prompt without a gap; both may be lists of messages too, as in TRL."""
     prompt, completion = record["prompt"], record["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
-        asked = _messages(prompt, where, "prompt")
-        return Chat((*asked, *_messages(completion, where, "completion")), given=len(asked))
+        asked, answered = _messages(prompt, where, "prompt"), _messages(completion, where, "completion")
+        told = _filled(asked)
+        return Chat((*told, *_filled(answered)), given=len(told), empty=_empty((*asked, *answered)))
     return Completed(_string(record, "prompt", where), _string(record, "completion", where))
 
 
@@ -146,11 +150,25 @@ def _string(record: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _messages(messages: Any, where: str, key: str) -> tuple[Mapping[str, Any], ...]:
-    """The messages of a chat under the roles of chat templates, except those without content."""
+    """The messages of a chat under the roles of chat templates."""
     if not isinstance(messages, list) or not all(isinstance(each, Mapping) for each in messages):
         raise FileError(f'{where}: expected "{key}" to be a list of {{"role": ..., "content": ...}}.')
-    found = (_message(each, where, key, number) for number, each in enumerate(messages, start=1))
-    return tuple(each for each in found if each.get("content") or each.get("tool_calls"))
+    return tuple(_message(each, where, key, number) for number, each in enumerate(messages, start=1))
+
+
+def _filled(messages: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """The messages that say or call something."""
+    return tuple(each for each in messages if each.get("content") or each.get("tool_calls"))
+
+
+def _empty(messages: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The messages of user and assistant that say nothing, see `Chat`. An empty one of the system means none."""
+    kept = _filled(messages)
+    return tuple(
+        f"message {number} ({each['role']})"
+        for number, each in enumerate(messages, start=1)
+        if each["role"] in ("user", "assistant") and not any(each is other for other in kept)
+    )
 
 
 def _message(message: Mapping[str, Any], where: str, key: str, number: int) -> Mapping[str, Any]:

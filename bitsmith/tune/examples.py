@@ -210,6 +210,8 @@ def _of_chat(chat: Chat, tokenizer: Encoder, where: str) -> Iterator[Example]:
     if not answers:
         what = "the chat has no messages" if not chat.messages else "the chat has no answer of the assistant"
         raise FileError(f"{where}: {what}, so there is nothing to learn; delete the line.")
+    if chat.empty:
+        raise FileError(f"{where}: {chat.empty[0]} has no content; fill it, or delete the line.")
     encode: Callable[..., Sequence[int]] = tokenizer.encode_chat
     if chat.tools:
         encode = partial(encode, tools=chat.tools)

@@ -7,12 +7,15 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from bitsmith.containers.claim import Claim
+from bitsmith.containers.output_names import OutputNames
 from bitsmith.errors import FileError, UsageError
 from bitsmith.models.adapter import CONFIG
 from bitsmith.system.memory import OwnMemoryPeak, give_freed_memory_back
@@ -94,10 +97,26 @@ def run_qlora(
     """The same as `tune_qlora`, with a configuration."""
     check_installed()
     job = _prepared(base, config, report)
-    _check_out(job)
-    if on_plan is not None:
-        on_plan(job.plan)
-    return _trained(job, report)
+    with _claimed(job.out):
+        _check_out(job)
+        if on_plan is not None:
+            on_plan(job.plan)
+        return _trained(job, report)
+
+
+@contextmanager
+def _claimed(out: Path) -> Iterator[None]:
+    """The right to write a folder, for one run at a time. Raises UsageError where another one has it, FileError."""
+    if not out.parent.is_dir():
+        raise FileError(f"{out}: there is no folder {out.parent}; make it first.")
+    try:
+        claim = Claim(OutputNames.of(out, as_folder=True))
+    except OSError as error:
+        raise FileError(f"{out}: cannot be written ({error.strerror or error}); choose another --out.") from error
+    try:
+        yield
+    finally:
+        claim.release()
 
 
 def check_installed() -> None:
@@ -197,8 +216,6 @@ def _check_out(job: _Job) -> None:
     present = out.is_dir() and any(out.iterdir())
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; --out is a folder.")
-    if not out.parent.is_dir():
-        raise FileError(f"{out}: there is no folder {out.parent}; make it first.")
     if config.resume:
         _check_same(job)
         return

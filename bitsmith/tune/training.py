@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,20 +15,18 @@ from transformers.trainer_callback import PrinterCallback
 
 from bitsmith.errors import TensorError
 from bitsmith.system.progress import Progress, Report
-from bitsmith.tune.adapters import trained, write_whole
+from bitsmith.tune.adapters import trained
 from bitsmith.tune.batches import Collator, Row
+from bitsmith.tune.checkpoints import KEPT, latest, save
 from bitsmith.tune.config import OPTIMIZERS, QloraConfig
 from bitsmith.tune.loss import Head, find_head, token_loss
 
-WHOLE = "whole"  # file of a checkpoint that was written to its end
-_KEPT = 2  # checkpoints
+_SAVED = 12  # bytes of a checkpoint for each trained number: itself and two moments in float32
 _CLIPPED = 1.0  # largest norm of a step's gradients
 _LOGGED = 200  # lines of the loss over a whole run
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 History = list[dict[str, Any]]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,18 +74,6 @@ def train(model: Any, data: Data, config: QloraConfig, folder: Path, steps: int,
     return history
 
 
-def latest(folder: Path) -> Path | None:
-    """The last whole checkpoint; those that were stopped in the middle are removed."""
-    found = []
-    for path in folder.glob("checkpoint-*") if folder.is_dir() else ():
-        if (path / WHOLE).is_file():
-            found.append(path)
-        else:
-            _log.info("removing %s, which was not written to its end", path)
-            shutil.rmtree(path)
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
 def held_out_loss(model: Any, rows: Sequence[Row], collator: Collator, batch: int) -> float:
     """Mean loss in nats over all learned tokens of some rows, without dropout."""
     was_training, total, count = model.training, 0.0, 0
@@ -112,6 +96,7 @@ class _Trainer(Trainer):
 
     good: dict[str, Tensor] | None = None
     head: Head | None = None  # of `find_head`
+    _staging: Path | None = None  # where the checkpoint that is being written lies
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -156,9 +141,20 @@ class _Trainer(Trainer):
         return {"eval_loss": loss}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        write_whole(folder / WHOLE, b"")
+        saves, folder = super()._save_checkpoint, Path(str(self.args.output_dir))
+
+        def write(staging: Path) -> None:
+            self._staging = staging
+            try:
+                saves(model, trial)
+            finally:
+                self._staging = None
+
+        numbers = sum(value.numel() for value in self._adapter().values())
+        save(folder, self.state.global_step, write, nbytes=_SAVED * numbers)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(super()._get_output_dir(trial) if self._staging is None else self._staging)
 
 
 class _Steps(TrainerCallback):
@@ -201,7 +197,7 @@ def _arguments(config: QloraConfig, folder: Path, steps: int, *, judged: bool, c
         logging_steps=max(1, steps // _LOGGED),
         logging_nan_inf_filter=False,
         save_steps=every,
-        save_total_limit=_KEPT,
+        save_total_limit=KEPT,
         eval_strategy="steps" if judged else "no",
         eval_steps=every if judged else None,
         remove_unused_columns=False,

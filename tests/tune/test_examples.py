@@ -112,6 +112,15 @@ def test_long_chats_are_cut_and_counted(tokenizer: Tokenizer, tmp_path: Path) ->
         ('{"messages": []}', "line 2: the chat has no messages"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "line 2: the chat has no answer of the assistant"),
         ('{"messages": [{"role": "pirate", "content": "a"}]}', "line 2, message 1: unknown role 'pirate'"),
+        (
+            '{"messages": [{"role": "user", "content": []}, {"role": "assistant", "content": "b"}]}',
+            "line 2: message 1 (user) has no content",
+        ),
+        (
+            '{"messages": [{"role": "system", "content": ""}, {"role": "user", "content": "a"}, '
+            '{"role": "assistant", "content": "b"}, {"role": "user"}, {"role": "assistant", "content": "c"}]}',
+            "line 2: message 4 (user) has no content",
+        ),
         ('{"prompt": "a", "completion": " "}', "line 2: the completion is empty"),
         ('{"text": ""}', "line 2: the text is empty"),
         ('{"title": "a"}', "line 2: expected"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from safetensors.torch import load_file
 
 import bitsmith
 import bitsmith.torch
+from bitsmith.containers.claim import Claim
+from bitsmith.containers.output_names import OutputNames
 from bitsmith.errors import FileError, TensorError, UnsupportedError, UsageError
 from bitsmith.models.adapter import check_base
 from bitsmith.models.checkpoint import open_checkpoint
@@ -129,6 +133,48 @@ def test_a_killed_run_goes_on_to_the_same_adapter(tiny: Path, tmp_path: Path) ->
     half.mkdir()  # as if it had been killed while it wrote this one
     with pytest.raises(UsageError, match="was started with rank 4, and now it is 8"):
         tuned(tiny, tmp_path / "cut", resume=True, **(options | {"rank": 8}))
+    tuned(tiny, tmp_path / "cut", resume=True, **options)
+    whole, cut = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(cut[name], value) for name, value in whole.items())
+
+
+def test_one_run_at_a_time(tiny: Path, tmp_path: Path) -> None:
+    tuned(tiny, tmp_path / "a", steps=1)
+    claim = Claim(OutputNames.of(tmp_path / "a", as_folder=True))
+    for words in ({"resume": True}, {"force": True}):
+        with pytest.raises(UsageError, match="another run is writing this output"):
+            tuned(tiny, tmp_path / "a", steps=1, **words)
+    claim.release()
+    tuned(tiny, tmp_path / "a", steps=1, resume=True)
+    assert not list(tmp_path.glob(".a.*"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 2033088 vs 2032980"),
+    ],
+)
+def test_a_disk_that_is_full(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    from transformers import Trainer
+
+    options = {"steps": 4, "save_every": 1, "threads": 2}
+    tuned(tiny, tmp_path / "whole", **options)
+    saves, step = Trainer._save_optimizer_and_scheduler, count(1)
+
+    def full(self: Trainer, folder: str) -> None:
+        if next(step) == 3:
+            (Path(folder) / "optimizer.pt").write_bytes(b"half")
+            raise error
+        saves(self, folder)
+
+    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", full)
+    wanted = r"checkpoint of step 3 was not written .* takes about .* are free there\. checkpoint-2 is whole: .* resume="
+    with pytest.raises(FileError, match=wanted):
+        tuned(tiny, tmp_path / "cut", **options)
+    checkpoints = tmp_path / "cut" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-1", "checkpoint-2", "run.json"]
     tuned(tiny, tmp_path / "cut", resume=True, **options)
     whole, cut = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(cut[name], value) for name, value in whole.items())
