@@ -101,6 +101,29 @@ def test_figures_of_another_program_are_not_used(model: Path, monkeypatch: pytes
     assert len(loaded) == 1
 
 
+def test_a_stopped_search_goes_on_with_what_it_had_measured(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words: dict[str, Any] = {"bits": 6, "dry_run": True, "seed": 6}
+    measured: list[str] = []
+    costs, changes = measuring.Measuring.costs, measuring.Measuring.changes
+
+    def stopped(self: measuring.Measuring, *given: Any) -> list[np.ndarray]:
+        measured.append("changes")
+        if measured.count("changes") == 1:
+            raise KeyboardInterrupt
+        return changes(self, *given)
+
+    def counted(self: measuring.Measuring) -> list[np.ndarray]:
+        measured.append("costs")
+        return costs(self)
+
+    monkeypatch.setattr(measuring.Measuring, "costs", counted)
+    monkeypatch.setattr(measuring.Measuring, "changes", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        bitsmith.quantize(model, **words)
+    assert bitsmith.quantize(model, **words).size > 0
+    assert measured == ["costs", "changes", "changes"]
+
+
 def test_a_search_that_does_not_fit_memory_is_refused_with_what_would_fit(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
