@@ -17,7 +17,7 @@ from bitsmith.calibration.sensitivity.divergence import Divergence
 from bitsmith.calibration.sensitivity.fisher import cost, fisher
 from bitsmith.calibration.sensitivity.footprint import LEAST_ROWS, errors_limit
 from bitsmith.calibration.sensitivity.joining import joined
-from bitsmith.calibration.sensitivity.watched import WatchedModel
+from bitsmith.calibration.sensitivity.watched import EMBEDDING, HEAD, WatchedModel
 from bitsmith.calibration.work import places_of
 from bitsmith.errors import UnsupportedError
 from bitsmith.models.checkpoint import Checkpoint
@@ -127,7 +127,8 @@ class Measuring:
             measured.append(cost(seen[matrix.name], kept.values, tokens.size, whole=whole, rows=kept.rows))
         types = [[tensor.info.layout for tensor in matrix.tensors] for matrix in self._matrices]
         found = [np.zeros(len(unit.choices)) for unit in self._units]
-        for matrix, own in zip(self._matrices, joined(measured, types), strict=True):
+        alone = [matrix.name in (EMBEDDING, HEAD) for matrix in self._matrices]
+        for matrix, own in zip(self._matrices, joined(measured, types, alone), strict=True):
             found[matrix.unit] += (
                 own if gains is None else own * gains.of(matrix.name, self._own(matrix), matrix.tensors)
             )

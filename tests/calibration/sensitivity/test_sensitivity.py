@@ -41,7 +41,7 @@ def errors(model: WatchedModel, size: float) -> dict[str, tuple[torch.Tensor, to
 
 def alone(found: Cost) -> np.ndarray:
     """The estimate from one matrix alone."""
-    return joined([found], [["small", "large"]])[0]
+    return joined([found], [["small", "large"]], [True])[0]
 
 
 def test_the_gradient_of_the_divergence_is_its_slope(model: WatchedModel) -> None:
@@ -64,7 +64,9 @@ def test_costs_are_near_true_divergences(model: WatchedModel) -> None:
     text, given = tokens(64), errors(model, 0.004)
     seen, measure = fisher(model, given, text).seen, Divergence(model, text)
     costs = [cost(seen[name], each, text.size, whole=each, rows=rows) for name, (each, rows) in given.items()]
-    for name, found in zip(given, joined(costs, [["small", "large"]] * len(costs)), strict=True):
+    for name, found in zip(
+        given, joined(costs, [["small", "large"]] * len(costs), [name[:3] != "blk" for name in given]), strict=True
+    ):
         held, _ = given[name]
         true = [measure.of({name: model.matrices[name] + each}) for each in held]
         assert found == pytest.approx(true, rel=0.45)
@@ -79,17 +81,23 @@ def test_what_matrices_and_types_share_is_found_in_noise() -> None:
     true = diagonal * np.exp(matrices[:, None] + shared)
     direct = true * random.chisquare(64, (40, 10)) / 64
     direct[3, 4] = diagonal[3, 4] = 0.0  # a type that loses nothing
-    found = np.array(joined([Cost(a, b, 64) for a, b in zip(direct, diagonal, strict=True)], [types] * 40))
+    costs = [Cost(a, b, 64) for a, b in zip(direct, diagonal, strict=True)]
+    found = np.array(joined(costs, [types] * 40, [False] * 40))
     assert found[3, 4] == 0.0
     known = diagonal > 0
     off = [np.abs(np.log(each[known] / true[known])).mean() for each in (found, direct, diagonal)]
     assert off[0] < 0.5 * off[1] < off[2]
+    head = Cost(
+        100 * true[0], diagonal[0], 64
+    )  # a head whose types differ in another way changes nothing of the others
+    again = joined([*costs, head], [types] * 40 + [types[::-1]], [False] * 40 + [True])
+    assert (np.array(again[:40]) == found).all()
 
 
 def test_a_cost_that_nothing_is_known_of_is_that_of_products() -> None:
     none = Cost(np.zeros(2), np.zeros(2), 4)
-    assert (joined([none], [["a", "b"]])[0] == 0).all()
-    assert joined([Cost(np.ones(1), np.full(1, 2.0), 1 << 30)], [["a"]])[0] == pytest.approx([1.0])
+    assert (joined([none], [["a", "b"]], [False])[0] == 0).all()
+    assert joined([Cost(np.ones(1), np.full(1, 2.0), 1 << 30)], [["a"]], [True])[0] == pytest.approx([1.0])
 
 
 def test_some_rows_stand_for_all(model: WatchedModel) -> None:
