@@ -79,7 +79,7 @@ class Search:
         return sum(tensor.info.parameters for unit in self.units for each in unit.choices for tensor in each.tensors)
 
     def seconds(self, threads: int) -> float:
-        """Time, right within a factor of two where nothing else runs; without hashing and reading the model."""
+        """Expected time, without hashing and reading the model, at the rate of products that this machine has now."""
         tokens = self.windows * self.context
         work = float(_PASSES * self.weights * tokens + self.errors * self.windows)
         if self.anchors:
@@ -128,6 +128,6 @@ def _offer(least: Need, room: Room) -> str:
         megabytes = max(left * 8 // 10 // 1_000_000, 1)
         return f"--memory={megabytes}MB would fit (rounding errors of fewer rows). --force starts it all the same."
     return (
-        "The model is held in float32 for it: close other programs, take a larger machine, or choose types with the "
-        "--recipe of a smaller sister model. --force starts it all the same."
+        "The model is held in float32 for it: close other programs, raise the limit, or take a larger machine. "
+        "--force starts it all the same."
     )
