@@ -28,6 +28,7 @@ _MOST_ERRORS = 4 << 30  # bytes of rounding errors that are held at a time; of l
 _SHARE = 0.25  # of the available memory
 _LOGITS_ALIVE = 5  # logits, their gradient, probabilities, their roots, random numbers: float32
 _GRADIENT = 10  # bytes a number of gradients that is held: itself, in float32, and squared
+_SHAPES = 370_000_000  # bytes of oneDNN's kernels for as many shapes as experts get numbers of tokens
 _PASSES = 3  # products of a forward and a backward pass, in those of a forward pass
 _ROUND_SECONDS = 16e-9  # to round a weight to a type, one thread
 _GPTQ_ROWS, _GPTQ_WORK = 2 * 32, 4.5  # rows of a matrix, in two types; products of each in those with the Hessian
@@ -101,6 +102,7 @@ class Search:
         found += _LOGITS_ALIVE * 4 * batch * config.vocab
         found += _GRADIENT * min(HELD, widest * max(1, tokens // self.context))
         found += 2 * 4 * (self.windows + self.measured_on) * self.context * config.hidden
+        found += _SHAPES if config.experts is not None else 0
         return found + (gram_bytes(config) if self.gptq else 0)
 
 
