@@ -7,9 +7,9 @@
 For each mix: `bitsmith quantize MODEL --to MIX`, then `bitsmith quantize MODEL --size BYTES` with the size of that file
 to the byte, both with the same method. `bitsmith eval FILE --against MODEL --text FILE` measures both on a text that no
 choice was made on. --llama DIR adds a column: llama-quantize of the same mix, with the matrix that llama-imatrix makes
-of the built-in calibration text, from the programs in that folder. --correlation N compares predicted and true
-divergence of N random allocations instead: the cheap costs, added up, beside the divergence on windows that the costs
-were not measured on.
+of the same calibration text (of the built-in one without --calibration FILE), from the programs in that folder.
+--correlation N compares predicted and true divergence of N random allocations instead: the cheap costs, added up,
+beside the divergence on windows that the costs were not measured on.
 """
 
 from __future__ import annotations
@@ -94,8 +94,10 @@ def llama(mix: str, options: argparse.Namespace, folder: Path) -> tuple[int, flo
     source, matrix, made = kept / "source.gguf", kept / "imatrix.gguf", folder / f"{mix}-llama.gguf"
     if not matrix.exists():
         bitsmith("quantize", options.model, "--to", "bf16", "--out", str(source), "--quiet", "--force")
-        text = kept / "calibration.txt"
-        text.write_text(calibration_text())
+        text = Path(options.calibration)
+        if not text.is_file():
+            text = kept / "calibration.txt"
+            text.write_text(calibration_text())
         words = [f"{options.llama}/llama-imatrix", "-m", source, "-f", text, "-o", matrix, "-c", "512", "-t", "1"]
         subprocess.run([*map(str, words), "-ngl", "0"], check=True, capture_output=True)
     words = [f"{options.llama}/llama-quantize", "--imatrix", matrix, source, made, mix.upper(), "1"]
@@ -121,7 +123,7 @@ def correlation(options: argparse.Namespace) -> None:
     random = np.random.default_rng(0)
     predicted, true = [], []
     for _ in range(options.correlation):
-        low, high = np.sort(random.integers(0, 12, 2))
+        low, high = np.sort(random.integers(0, 8, 2))
         chosen = [int(min(random.integers(low, high + 1), len(unit.choices) - 1)) for unit in allocatable.units]
         predicted.append(float(sum(cost[at] for cost, at in zip(found.costs, chosen, strict=True))))
         true.append(found.true(chosen))

@@ -76,6 +76,7 @@ INTEGERS = {  # width -> our targets, bits, group size, zero points
 }
 METHODS = ("nearest", "gptq", "awq", "awq+gptq", "learned", "awq+learned")
 MIXES = ("q4_k_m", "q3_k_m", "q2_k", "iq4_xs", "q4_k_s", "q4_0")
+FEW_BITS = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "iq3_xs", "iq3_s", "iq3_m")
 MIX_METHODS = ("nearest", "gptq", "learned")
 ROUNDED_INPUTS = ("w8a8", "w8a8-static", "fp8")  # ours alone: the peers' drivers do not make them
 
@@ -97,6 +98,7 @@ ROWS = (
         for target in targets
     ),
     *(Row("ours", f"gguf/{mix}", f"gguf/{mix}", "gptq", effort="fast") for mix in MIXES),
+    *(Row("ours", f"gguf/{mix}", f"gguf/{mix}", "gptq") for mix in FEW_BITS),
     Row("ours", "int4-g128-asym", "awq/int4", "gptq"),
     *(
         Row("ours", name, f"compressed/{name}", method)
@@ -114,6 +116,7 @@ ROWS = (
         for mix in MIXES
         for calibrated in (False, True)
     ),
+    *(Row("llama-quantize", f"gguf/{mix}", f"gguf/{mix}", "imatrix") for mix in FEW_BITS),
 )
 
 

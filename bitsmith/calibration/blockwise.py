@@ -39,6 +39,7 @@ from bitsmith.calibration.rounding import (
 from bitsmith.calibration.routing import RouterCounts
 from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.calibration.stats import GramMeter
+from bitsmith.calibration.stored_embedding import StoredEmbedding
 from bitsmith.calibration.trainable import Start
 from bitsmith.calibration.transforms.base import Rescaling
 from bitsmith.models.arch.block import Part, parts_of, with_shared_inputs
@@ -79,6 +80,8 @@ class BlockwiseTask:
     stored, stored_offset: how norms are stored, see `folded`
     effort: a name in `EFFORTS`
     seed: seed for the order of the training windows
+    embedding: format of the embedding in the output; None for floats
+    calibrates_embedding: whether the method rounds its rows, see `StoredEmbedding`
     """
 
     formats: Mapping[str, Format]
@@ -89,6 +92,8 @@ class BlockwiseTask:
     effort: str = "normal"
     seed: int = 0
     stored_offset: bool = False
+    embedding: Format | None = None
+    calibrates_embedding: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,13 +143,12 @@ class BlockwiseRounding:
         self._resources = resources
         buffers = task.method.hidden_state_buffers(task.effort)
         share = _share(resources.memory, buffers)
-        pieces = resources.pieces
-        self._hidden: WindowStates | None = embed(self._steps.decoder, tokens.tokens, memory=share, pieces=pieces)
-        self._truth: WindowStates | None = None
-        if buffers > 1:
-            self._truth = WindowStates(checkpoint.config, tokens.tokens, memory=share)
-            self._truth.pieces = pieces
-            self._truth.become(self._hidden)
+        self.embedding = StoredEmbedding.of_task(self._loader, task)
+        own = self._steps.decoder
+        stored = own if self.embedding is None else self.embedding.followed(own, tokens.tokens)
+        embedded = partial(embed, tokens=tokens.tokens, memory=share, pieces=resources.pieces)
+        self._hidden: WindowStates | None = embedded(stored)
+        self._truth: WindowStates | None = embedded(own) if buffers > 1 else None
         size = input_bytes(tokens.tokens.size, checkpoint.config.hidden)
         room = None if share is None else max(0, share - size)
         self._stores = Store(room), Store(room)
@@ -183,6 +187,11 @@ class BlockwiseRounding:
         self._next = layer
 
     @property
+    def formats(self) -> Mapping[str, Format]:
+        """The format of each linear that is rounded, by GGUF name without ".weight"."""
+        return self._steps.task.formats
+
+    @property
     def head_slabs(self) -> list[tuple[int, int]]:
         """First row, and the one behind the last, of each step of `head`."""
         rows = self._loader.read(f"{HEAD}.weight").info.rows if HEAD in self._steps.task.formats else 0
@@ -210,7 +219,6 @@ class BlockwiseRounding:
         self,
         rows: Sequence[RoundedRows],
         how: EndToEnd,
-        embedding: Format | None,
         lesson: Lesson,
         report: Report,
         work: WorkFolder | None = None,
@@ -218,7 +226,6 @@ class BlockwiseRounding:
         """Train the whole model end to end, after all blocks and the head were rounded.
 
         rows: what all steps gave
-        embedding: the format of the embedding in the output; None for floats
         work: where the state is kept; None: nowhere
         Memory holds the codes of all matrices, their weights in float32, and one block decoded. Raises TensorError if
         the start's loss is not finite.
@@ -232,7 +239,8 @@ class BlockwiseRounding:
         room = None if self._resources.memory is None else self._resources.memory // 3
         with fast_products(self._loader.device):
             teacher = predictions(lesson.teacher, lesson.tokens, self._resources, report, coarse=coarse, work=work)
-            student = Student(self._loader, with_ends(self._loader, self._steps.decoder, embedding), rows, how, room)
+            decoder = with_ends(self._loader, self._steps.decoder, self.embedding)
+            student = Student(self._loader, decoder, rows, how, room)
             student.train_norms(task.stored, as_folder=task.stored_offset)
             return train(student, teacher, lesson.tokens, task.seed, report, work=work, pieces=self._resources.steps)
 

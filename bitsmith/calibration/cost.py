@@ -76,7 +76,7 @@ def calibration_cost(
     memory: bytes that hidden states may take in memory; None: half of the memory that is available now
     """
     rounded = None if fine else _rounded_products_per_second()
-    rate = _multiply_adds_per_second() if rounded is None else rounded
+    rate = products_per_second() if rounded is None else rounded
     reached = 1.0 if rounded is None else _REACHED
     seconds = 0.0
     known: dict[LayerSpec, float] = {}
@@ -121,7 +121,7 @@ def training_cost(config: ModelConfig, how: EndToEnd, context: int, *, teacher: 
     work = float(_TRAINING_PRODUCTS * passed * how.steps * how.batch * context)
     taught = sum(_passed_weights(teacher, layer) for layer in range(teacher.layers)) + teacher.vocab * teacher.hidden
     work += float(taught * how.tokens)
-    seconds = work / _multiply_adds_per_second() + _TRAINED_SECONDS * how.steps * config.layers
+    seconds = work / products_per_second() + _TRAINED_SECONDS * how.steps * config.layers
     return Cost(seconds, training_memory(config, how))
 
 
@@ -248,7 +248,7 @@ def _rounded_products_per_second() -> float | None:
     return len(x) * _PROBE * (_PROBE + 1) / 2 / least
 
 
-def _multiply_adds_per_second() -> float:
+def products_per_second() -> float:
     """Speed of float32 matrix products on this machine."""
     a, least = np.ones((_PROBE, _PROBE), np.float32), float("inf")
     for _ in range(4):  # the first wakes the threads

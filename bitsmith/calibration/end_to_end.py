@@ -23,6 +23,7 @@ from torch import Tensor
 from bitsmith.calibration.adam import OPTIMIZERS, Adam
 from bitsmith.calibration.distilled import LastStates
 from bitsmith.calibration.folding import with_tensors
+from bitsmith.calibration.footprint import LOGITS
 from bitsmith.calibration.kept_blocks import KeptBlocks
 from bitsmith.calibration.kept_training import TrainedSoFar, keep_training, read_training
 from bitsmith.calibration.learned import TRAINABLE, batches_of, half_products, split_windows
@@ -47,7 +48,6 @@ _MOST_JUDGED = 64  # windows for it
 MOST_TOKENS = 5 << 17  # tokens of a text that scales are trained on; weights learn a text by heart that they see twice
 _MOST_SCALING = 0.012  # largest step size of scales; larger ones were not measured
 _WARMUP = 10  # steps in which step sizes grow
-_LOGITS = 1 << 22  # logits that are computed at a time, but those of a window at least
 Matrix = ScaledMatrix | TrainableMatrix
 
 
@@ -60,6 +60,7 @@ class EndToEnd:
     tokens: tokens of the text to train on, at most; 0: those of the calibration
     optimizer: of `OPTIMIZERS`
     teacher: name of the model whose predictions are learned; "": the original
+    start: name of the file that holds the codes which are trained; "": they are made
     matching: weight of the distance to the original's hidden states behind the last block, beside the divergence; it is
         left out where another model teaches
     rounding, scaling, norms: first step sizes: of offsets at two bits, in codes; of scales at two bits, and of norms,
@@ -73,7 +74,8 @@ class EndToEnd:
     tokens: int = 0
     optimizer: str = OPTIMIZERS[0]
     teacher: str = ""
-    matching: float = 0.1
+    start: str = ""
+    matching: float = 1.0
     rounding: float = 0.001
     scaling: float = 0.004
     norms: float = 0.002
@@ -81,7 +83,7 @@ class EndToEnd:
     def to_dict(self) -> dict[str, Any]:
         """For the recipe."""
         found: dict[str, Any] = {"train": self.depth, "steps": self.steps, "batch": self.batch}
-        further = {"training_tokens": self.tokens, "teacher": self.teacher}
+        further = {"training_tokens": self.tokens, "teacher": self.teacher, "start": self.start}
         further |= {"optimizer": self.optimizer} if self.optimizer != OPTIMIZERS[0] else {}
         found |= {name: value for name, value in further.items() if value}
         return found | {name: getattr(self, name) for name in ("matching", "rounding", "scaling", "norms")}
@@ -91,7 +93,7 @@ def usual(depth: str) -> EndToEnd:
     """The settings of a depth that measured best, see docs/quality.md."""
     if depth == "scales":
         return EndToEnd(depth, steps=300, tokens=MOST_TOKENS, scaling=0.02, norms=0.004)
-    return EndToEnd(depth, steps=600, tokens=2 * MOST_TOKENS, rounding=0.01, scaling=0.002)
+    return EndToEnd(depth, steps=600, tokens=2 * MOST_TOKENS, rounding=0.01, scaling=0.0005)
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,11 @@ class Student:
         """A copy of everything that is trained."""
         return [value.detach().clone() for values, _ in self.groups() for value in values]
 
+    def copy_state(self, into: Sequence[Tensor]) -> None:
+        """Copy everything that is trained into a state, in place: a second copy would take memory."""
+        for value, copy in zip((v for values, _ in self.groups() for v in values), into, strict=True):
+            copy.copy_(value.detach())
+
     def restore(self, state: Sequence[Tensor]) -> None:
         """Go back to a state."""
         with torch.no_grad():
@@ -325,7 +332,8 @@ def train(
         if step == how.steps or step % max(1, how.steps // _JUDGED) == 0:
             now = _judge(student, teacher, tokens, judged, pieces)
             if now < least:
-                best, least, found = student.state(), now, step
+                student.copy_state(best)
+                least, found = now, step
         report(Progress("train", step, how.steps, "steps", f"divergence {said:.4f}"))
         if work is not None and work.pace.due:
             keep_training(work, student, optimizer, TrainedSoFar(step, before, least, found, best))
@@ -342,19 +350,25 @@ def _learn(student: Student, teacher: LastStates, tokens: np.ndarray, batch: np.
     with torch.enable_grad():
         hidden = student.hidden(tokens[batch], half=True)
         ends = hidden.detach().requires_grad_(True)
-        part = max(1, _LOGITS // (tokens.shape[1] * student.decoder.config.vocab))
-        for start in range(0, len(batch), part):
-            own = batch[start : start + part]
-            logits = student.head(ends[start : start + part], half=True)
+        for at in _slabs(student, tokens.shape[1], len(batch)):
+            own = batch[at]
+            logits = student.head(ends[at], half=True)
             loss = teacher.divergence(own, logits)
             total += float(loss.detach()) * len(own) / of
             if not np.isfinite(total):
                 return total
             if how.matching and not how.teacher:
-                loss = loss + how.matching * teacher.distance(own, ends[start : start + part])
+                loss = loss + how.matching * teacher.distance(own, ends[at])
             torch.autograd.backward(loss * (len(own) / of))
         torch.autograd.backward(hidden, ends.grad)
     return total
+
+
+def _slabs(student: Student, context: int, windows: int) -> Iterator[slice]:
+    """Windows whose logits are computed at once."""
+    step = max(1, LOGITS // (context * student.decoder.config.vocab))
+    for start in range(0, windows, step):
+        yield slice(start, min(start + step, windows))
 
 
 def _judge(student: Student, teacher: LastStates, tokens: np.ndarray, windows: np.ndarray, pieces: Pieces) -> float:
@@ -365,7 +379,10 @@ def _judge(student: Student, teacher: LastStates, tokens: np.ndarray, windows: n
         for start in range(0, len(windows), size):
             for at in pieces.of(slice(start, min(start + size, len(windows)))):
                 part = windows[at]
-                total += float(teacher.divergence(part, student.logits(tokens[part]))) * len(part)
+                hidden = student.hidden(tokens[part], half=False)
+                for slab in _slabs(student, tokens.shape[1], len(part)):
+                    logits = student.head(hidden[slab], half=False)
+                    total += float(teacher.divergence(part[slab], logits)) * len(part[slab])
         return total / len(windows)
 
     with torch.no_grad():

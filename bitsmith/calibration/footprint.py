@@ -19,6 +19,7 @@ from bitsmith.models.arch.config import ModelConfig
 from bitsmith.quant.formats.base import Format, VectorFormat
 from bitsmith.quant.rounders.effort import EFFORTS
 from bitsmith.recipe.calibration_record import CalibrationRecord
+from bitsmith.system.memory import available_memory
 
 if TYPE_CHECKING:
     from bitsmith.calibration.end_to_end import EndToEnd
@@ -28,7 +29,9 @@ WARM = 45_000_000  # kernels that torch compiles for the shapes of a model, and 
 ADDRESSES = 480_000_000  # addresses that torch takes beside its memory
 _FLOATS = 4  # bytes
 _TUNED = 40  # bytes a weight that learns: itself, offset, gradient, two moments, its place on the grid, decoded value
-_LOGITS = 6  # copies of the logits of a batch in training: these, logarithms, probabilities, and the gradients of each
+LOGITS = 1 << 22  # logits that a training of the whole model computes at once, but those of a window at least
+_COPIES = 6  # of them: these, logarithms, probabilities, and the gradients of each
+_DECODED = 4 + 2  # bytes of a decoded weight in float32, and as it is multiplied
 _VECTORS = 64_000_000  # bytes of the search in code books
 
 
@@ -67,10 +70,9 @@ def calibration_footprint(run: Run) -> tuple[int, int]:
     if row.tuner is not None:
         needed += _tuning(run, EFFORTS[run.effort].batch)
     if run.training is not None:
-        needed = max(
-            needed,
-            training_memory(config, run.training, memory=run.memory) + _tuning(run, run.training.batch, whole=True),
-        )
+        trained = training_memory(config, run.training, memory=run.memory)
+        trained += _tuning(run, run.training.batch, whole=True)
+        needed = max(needed, trained + _kept_blocks(run, trained))
     return needed, disk
 
 
@@ -106,14 +108,36 @@ def _tuning(run: Run, windows: int, *, whole: bool = False) -> int:
     """
     config = run.config
     tokens = min(windows * run.record.context, run.record.tokens)
-    kind = config.specs[0]
-    wide = (config.heads + kind.kv_heads) * kind.head_dim
-    numbers = max(8 * config.hidden + 4 * wide + 5 * _inner(config, layer) for layer in range(config.layers))
+    numbers = max(_kept_numbers(config, layer) for layer in range(config.layers))
     weights = max(_weights(config, layer) for layer in range(config.layers))
     kept = _FLOATS * tokens * numbers + _TUNED * weights
     if not whole:
         return kept
-    return kept + _FLOATS * tokens * (_LOGITS * config.vocab + config.layers * config.hidden)
+    logits = min(tokens, max(run.record.context, LOGITS // config.vocab)) * config.vocab
+    return kept + _FLOATS * (_COPIES * logits + tokens * config.layers * config.hidden)
+
+
+def _kept_blocks(run: Run, trained: int) -> int:
+    """Bytes that blocks keep in a training beside the first: at most a third of what is free, see `kept_blocks`.
+
+    trained: bytes that the training takes without them
+    """
+    config, training = run.config, run.training
+    assert training is not None
+    free = available_memory() or 0
+    room = (max(0, free - trained) if run.memory is None else min(free, run.memory)) // 3
+    tokens = min(training.batch * run.record.context, training.tokens or run.record.tokens)
+    each = max(
+        _FLOATS * tokens * _kept_numbers(config, layer) + _DECODED * _weights(config, layer)
+        for layer in range(config.layers)
+    )
+    return min((config.layers - 1) * each, room)
+
+
+def _kept_numbers(config: ModelConfig, layer: int) -> int:
+    """Numbers of a token that a block keeps for its backward pass."""
+    kind = config.specs[0]
+    return 8 * config.hidden + 4 * (config.heads + kind.kv_heads) * kind.head_dim + 5 * _inner(config, layer)
 
 
 def _weights(config: ModelConfig, layer: int) -> int:

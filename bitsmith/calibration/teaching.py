@@ -12,10 +12,9 @@ from bitsmith.calibration.beside import WindowStates
 from bitsmith.calibration.collect import advance, decoder_without_blocks, embed
 from bitsmith.calibration.distilled import LastStates
 from bitsmith.calibration.resources import Resources
+from bitsmith.calibration.stored_embedding import StoredEmbedding
 from bitsmith.models.checkpoint import Checkpoint
-from bitsmith.quant.formats.base import Format
 from bitsmith.runtime.decoder import Decoder
-from bitsmith.runtime.overridden import rounded
 from bitsmith.runtime.torch.core_ops import pass_ops
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.products import with_rounded_products
@@ -84,10 +83,9 @@ def _keep(work: WorkFolder, layer: int, hidden: WindowStates) -> None:
             work.add([{"said": f"block {layer} of the model that teaches"}])
 
 
-def with_ends(loader: WeightLoader, decoder: Decoder, format: Format | None) -> Decoder:
-    """The decoder with its embedding in a format, None for floats as they are, and with its head."""
-    weight = loader.read("token_embd.weight")
-    weight = weight if format is None else rounded("token_embd.weight", weight, format.name)
+def with_ends(loader: WeightLoader, decoder: Decoder, embedding: StoredEmbedding | None) -> Decoder:
+    """The decoder with its embedding as the output stores it, None for floats as they are, and with its head."""
+    weight = loader.read("token_embd.weight") if embedding is None else embedding.whole()
     table = Linear(loader.kernel, loader.kernel.prepare(weight))
     output = table if decoder.config.tied else loader.linear("output", bias=False)
     return Decoder(decoder.config, replace(decoder.weights, embedding=table, output=output), decoder.ops)

@@ -93,7 +93,8 @@ class TrainableMatrix:
     def __init__(self, start: Start, device: str = "cpu") -> None:
         self._params = LearnedParams(start.tensor, start.weight.shape, device)
         self.format, self.changes = self._params.format, self._params.changes
-        self._weight = torch.tensor(start.weight, dtype=torch.float32, device=device)
+        weight = np.require(start.weight, np.float32, ["C", "W"])  # shared, not copied, where it can be
+        self._weight = torch.from_numpy(weight).to(device)
         codes = torch.tensor(np.asarray(start.tensor.codes), device=device)
         with torch.no_grad():
             self.offsets = _first_offsets(self._weight, codes, self._grid())

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bitsmith.calibration.method import Method
+from bitsmith.calibration.method import FINE_BITS, Method
 from bitsmith.errors import TensorError, UsageError
 from bitsmith.models.arch.block import linear_shapes
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.arch.names import gguf_name, is_stack
-from bitsmith.quant.formats.base import Format
+from bitsmith.quant.formats.base import Format, NeedsExtent, Settled
 from bitsmith.quant.formats.precision import PRECISIONS
 from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.recipe.coverage import MOST_STARVED, STARVED, Coverage
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bitsmith.calibration.transforms.base import Rescaling
 
 _HEAD = "output"  # rounded after the blocks
+EMBEDDING = "token_embd.weight"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ class BlockwiseWork:
         from bitsmith.calibration.blockwise import BlockwiseTask
 
         outputs = places_of(plan.tensors)
-        formats = linears_of(plan.tensors, plan.checkpoint.config)
+        config = plan.checkpoint.config
+        formats = linears_of(plan.tensors, config)
+        table = next((each.format for each in plan.tensors if own_name(each) == EMBEDDING), None)
         task = BlockwiseTask(
             formats,
             method,
@@ -71,16 +74,20 @@ class BlockwiseWork:
             effort=effort,
             seed=seed,
             stored_offset=plan.target.is_folder,
+            embedding=table,
+            calibrates_embedding=calibrates_embedding(table, method, config),
         )
         changed = _rescaled_names(rescalings)
         if norms:
-            changed |= _block_norms(plan.checkpoint.config)
+            changed |= _block_norms(config)
         names = {f"{name}.weight" for name in formats} | (changed & outputs.keys())
+        if task.calibrates_embedding:
+            names.add(EMBEDDING)
         return cls(
             task,
             outputs,
             frozenset(outputs[name].name for name in names),
-            plan.checkpoint.config,
+            config,
             plan.target.is_folder,
         )
 
@@ -95,6 +102,13 @@ class BlockwiseWork:
             if offset:
                 weight = weight - np.float32(offset)
             yield replace(rows, name=place.name, start=place.first + rows.start, weight=weight)
+
+
+def calibrates_embedding(format: Format | None, method: Method, config: ModelConfig) -> bool:
+    """Whether a method rounds an embedding in a format: not if it is the head too, or loses next to nothing."""
+    if format is None or config.tied or not method.row.needs_text:
+        return False
+    return format.bits < FINE_BITS and not isinstance(format, NeedsExtent | Settled)
 
 
 @dataclass

@@ -53,6 +53,5 @@ def merge(config: MergeConfig, model: str, adapter: str, to: tuple[str, ...], qu
     if not config.dry_run:
         print_summary(made.quantized)
     if made.loss is not None:
-        stdout().print("against the original with the adapter beside it:", markup=False)
         for line in made.loss.lines():
             stdout().print(line, markup=False, soft_wrap=True)

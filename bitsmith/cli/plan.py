@@ -73,7 +73,8 @@ _COLOURS = {
     multiple=True,
     metavar="METHOD",
     group="Training",
-    help="Memory to train with full, lora, qlora or qat; repeatable; all: every method.",
+    help="Memory to train with full, lora, qlora, qat (`tune qat --train scales`) or qat-all (`--train all`); "
+    "repeatable; all: every method.",
 )
 @option("--rank", type=int, default=16, group="Training", help="Rank of LoRA's adapters.")
 @option("--optimizer", default="adamw", metavar="NAME", group="Training", help="adamw or adamw-8bit.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from bitsmith.calibration.kept_rows import reports_to_values, rows_from_arrays, 
 from bitsmith.calibration.method import Method
 from bitsmith.calibration.rounding import rounded_group, with_shared_extent
 from bitsmith.calibration.stats import Stats
+from bitsmith.calibration.stored_embedding import StoredEmbedding
 from bitsmith.calibration.work import BlockwiseWork
 from bitsmith.models.arch.block import Part, parts_of
 from bitsmith.models.arch.operations.base import LinearGroup
@@ -74,6 +75,11 @@ class BlockWork:
         self.steps = BlockSteps(decoder_without_blocks(self.loader), self.task)
         self.follows = self.task.method.hidden_state_buffers(self.task.effort) > 1
         self._block: tuple[int, Block] | None = None
+
+    @cached_property
+    def embedding(self) -> StoredEmbedding | None:
+        """The embedding as the output stores it; None for floats."""
+        return StoredEmbedding.of_task(self.loader, self.task)
 
     def start(self, layer: int) -> Block:
         """The block as the model has it; the last one stays in memory."""
@@ -137,7 +143,12 @@ def embed_windows(arguments: Mapping[str, Any], inputs: Sequence[State], place: 
     """
     work = _work(inputs[0], place)
     own = inputs[1].rows("tokens", int(arguments["start"]), int(arguments["stop"]))
-    return {}, {"hidden": embed(work.steps.decoder, own).streamed()}
+    stored = work.embedding
+    hidden = embed(work.steps.decoder if stored is None else stored.followed(work.steps.decoder, own), own)
+    found = {"hidden": hidden.streamed()}
+    if work.follows and stored is not None:
+        found["truth"] = embed(work.steps.decoder, own).streamed()
+    return {}, found
 
 
 def sum_inputs(arguments: Mapping[str, Any], inputs: Sequence[State], place: Place) -> Result:

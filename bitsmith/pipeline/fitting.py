@@ -209,7 +209,7 @@ class _Room:
         )
         if config.pure:
             raise UsageError(f"--pure gives all matrices one type, and {budget.said} gives each its own; give one.")
-        self.open = Allocatable(checkpoint, target, options)
+        self.open = Allocatable(checkpoint, target, options, for_speed=config.tokens_per_second is not None)
         if not self.open.units:
             raise UsageError(
                 f"{budget.said}: no matrix of {checkpoint.name} has more than one type that fits its rows in "

@@ -15,7 +15,7 @@ from bitsmith.calibration.measure import Job, Measured, measure
 from bitsmith.calibration.notes import recovered_notes, rescaling_notes, rounding_notes, training_note
 from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.run import Prepared
-from bitsmith.calibration.work import BlockwiseWork, Reports, naming, own_name, own_names
+from bitsmith.calibration.work import BlockwiseWork, Reports, naming, own_names
 from bitsmith.containers.output import Marks
 from bitsmith.containers.reservation import Reservation
 from bitsmith.pipeline.executor import PlanWriter, Written
@@ -244,8 +244,12 @@ class _Making:
         rounding = BlockwiseRounding(plan.checkpoint, self.prepared.tokens, work.task, self.shared.resources)
         kept = KeptBlocks(self.folder, writer, reports, rounding)
         if self.output.training is None:
-            self._round(rounding, kept, kept.resume(), lambda rounded: self._write(writer, kept, reports, rounded))
+            begin = kept.resume()
+            if begin == (0, 0):
+                self._write_embedding(writer, kept, rounding, work)
+            self._round(rounding, kept, begin, lambda rounded: self._write(writer, kept, reports, rounded))
             return None
+        self._write_embedding(writer, kept, rounding, work)
         trained = self._trained(plan, rounding, self.output.training, (kept, reports))
         for rows in work.rows(Rounded(trained.rows, {})):
             writer.write_rounded(rows)
@@ -306,16 +310,34 @@ class _Making:
             rows.extend(rounded.rows)
             kept.collected(rounded.rows)
 
-        self._round(rounding, kept, kept.resume(rows), keep)
-        kept.before_training()
-        table = next((each for each in plan.tensors if own_name(each) == "token_embd.weight"), None)
+        if self.output.start is None:
+            self._round(rounding, kept, kept.resume(rows), keep)
+            kept.before_training()
+        else:
+            from bitsmith.calibration.started import stored_rows
+
+            rows.extend(stored_rows(self.output.start, plan.checkpoint, rounding.formats))
         assert self.prepared is not None
         lesson = Lesson(self.prepared.longer(how.tokens), self.output.teacher or plan.checkpoint)
-        return rounding.train(rows, how, None if table is None else table.format, lesson, self.report, self.folder)
+        return rounding.train(rows, how, lesson, self.report, self.folder)
 
     def _told(self, coverage: Coverage | None) -> Coverage | None:
         """The coverage with what starved experts got."""
         return None if coverage is None else replace(coverage, fallback=self.output.method.fallback(coverage.every))
+
+    def _write_embedding(
+        self, writer: PlanWriter, kept: KeptBlocks, rounding: BlockwiseRounding, work: BlockwiseWork
+    ) -> None:
+        """Write the embedding, if its rows are calibrated, before the blocks."""
+        from bitsmith.calibration.blockwise import Rounded
+
+        if rounding.embedding is None or not work.task.calibrates_embedding:
+            return
+        for rows in rounding.embedding.slabs():
+            self.report(Progress(self.output.method.rounder, 0, rounding.layers, "blocks", "embedding"))
+            for placed in work.rows(Rounded((rows,), {})):
+                writer.write_rounded(placed)
+                kept.wrote(placed.name)
 
     @staticmethod
     def _write(writer: PlanWriter, kept: KeptBlocks, reports: Reports, rounded: Rounded) -> None:

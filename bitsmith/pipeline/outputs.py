@@ -39,6 +39,7 @@ class Output:
     link: the link that the user named, if it is one
     training: how the whole model is trained after its blocks were rounded; None: not at all
     teacher: the model whose predictions are learned then; None: the original
+    start: a file that holds the codes which are trained; None: `method` chooses them
     prepared: the calibration; None without one
     device: the device of the calibration
     memory: bytes that hidden states may take in memory; None: half of what is free
@@ -56,6 +57,7 @@ class Output:
     link: Path | None = None
     training: EndToEnd | None = None
     teacher: Checkpoint | None = None
+    start: Checkpoint | None = None
 
     def plan(self, record: CalibrationRecord | None, input_absmax: Mapping[str, float] | None = None) -> Plan:
         """The plan. Its sizes are exact before the calibration pass, and it is final after the pass.
@@ -125,7 +127,7 @@ class Output:
             plan=plan,
             size=plan.size,
             threads=1,
-            method=str(self.method),
+            method=str(self.method) if self.start is None else f"the codes of {self.start.name}",
             expected_seconds=0.0,
             calibration=plan.recipe.calibration,
         )
@@ -170,7 +172,8 @@ class Output:
             return cost
         taught = config if self.teacher is None else self.teacher.config
         further = training_cost(config, self.training, record.context, teacher=taught)
-        return replace(cost, seconds=cost.seconds + further.seconds, memory=cost.memory + further.memory)
+        seconds = further.seconds + (cost.seconds if self.start is None else 0.0)
+        return replace(cost, seconds=seconds, memory=cost.memory + further.memory)
 
 
 def outputs_of(
@@ -221,7 +224,8 @@ def with_importance(
         if names:
             notes[str(target)] = (
                 f"{target.name} needs importance: with so few bits, columns that matter must lose less than others. "
-                "No `--calibration` was given, so the built-in text serves; a text of your own kind may serve better.",
+                "No `--calibration` was given, so the built-in text serves. A text of your own kind, or `--calibration "
+                "self`, can halve the loss.",
             )
     if not notes:
         return config, {}

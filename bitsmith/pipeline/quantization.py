@@ -116,10 +116,15 @@ def quantize_checkpoint(
 
 @dataclass(frozen=True)
 class Training:
-    """How the whole model is trained after its blocks were rounded. teacher: who predicts; None: the original"""
+    """How the whole model is trained after its blocks were rounded.
+
+    teacher: who predicts; None: the original
+    start: a file that holds the codes already; None: they are made
+    """
 
     how: EndToEnd
     teacher: Checkpoint | None = None
+    start: Checkpoint | None = None
 
 
 def _with_recipe(to: Sequence[str], config: QuantizeConfig) -> tuple[Sequence[str], QuantizeConfig]:
@@ -218,7 +223,8 @@ class _Run:
         sources = [*self.checkpoint.files, *files_of(*config.calibration_sources)]
         from bitsmith.pipeline.keeping import Kept
 
-        teachers = [path for each in outputs if each.teacher is not None for path in each.teacher.files]
+        others = [model for each in outputs for model in (each.teacher, each.start) if model is not None]
+        teachers = [path for model in others for path in model.files]
         kept = Kept.of(outputs, [*sources, *teachers], fresh=config.fresh, further={"seed": config.seed})
         try:
             with (
@@ -310,7 +316,10 @@ def _trained(output: Output, training: Training) -> Output:
     """The output with a training. Raises UsageError where its method does not round block by block."""
     target = output.assignment.target
     if not output.assignment.formats:
-        raise UsageError(f"--to={quoted(str(target))}: it rounds nothing, so there is nothing to train.")
+        raise UsageError(
+            f"--to={quoted(str(target))}: it rounds nothing, so there is nothing to train. Give a format of few bits, "
+            "and the original in 16 bits: codes of a source that suit the target are kept as they are."
+        )
     if output.assignment.inputs:
         raise UsageError(
             f"--to={quoted(str(target))}: it rounds the inputs of its products too, which training does not simulate; "
@@ -322,13 +331,29 @@ def _trained(output: Output, training: Training) -> Output:
         )
     assert output.prepared is not None
     tokens = output.prepared.trainable(training.how.tokens)
-    found = replace(output, training=replace(training.how, tokens=tokens), teacher=training.teacher)
+    found = replace(
+        output, training=replace(training.how, tokens=tokens), teacher=training.teacher, start=training.start
+    )
+    if training.start is not None:
+        found = found.warned(_of_start(training.start, output))
     fixed = _with_fixed_scales(output) if training.how.depth == "scales" else ""
     if not fixed:
         return found
     return found.warned(
         [f"the scales of {fixed} are not trained, only norms are; `tune qat --train all` trains its codes"]
     )
+
+
+def _of_start(start: Checkpoint, output: Output) -> list[str]:
+    """Warnings of a file that holds the codes already. Raises FileError, UnsupportedError where it does not fit."""
+    from bitsmith.calibration.started import check_start
+    from bitsmith.calibration.work import linears_of
+
+    assignment = output.assignment
+    formats = linears_of(assignment.tensors, assignment.checkpoint.config)
+    if check_start(start, assignment.checkpoint, formats):
+        return []
+    return [f"{start.name} does not say what it was made from; if it was another model, training starts far off"]
 
 
 def _with_fixed_scales(output: Output) -> str:

@@ -52,7 +52,10 @@ def command_of(recipe: Mapping[str, Any]) -> str:
         words[1:2] = ["tune", "qat"]
         for key in ("train", "steps", "batch"):
             words += [f"--{key}", str(training.get(key))]
+        words += ["--start", str(training["start"])] if training.get("start") else []
     values = {key: recipe[key] for key in _VALUES if recipe.get(key) is not None}
+    if isinstance(training, Mapping) and training.get("start"):
+        values = {key: value for key, value in values.items() if key not in ("method", "effort")}
     if command != QUANTIZE and str(values.get("to", "")).endswith("/same"):
         values.pop("to")
     if values.get("method") == "nearest" and not recipe.get("calibration"):

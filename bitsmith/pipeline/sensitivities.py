@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitsmith.calibration.method import Method, default_method
-from bitsmith.calibration.sensitivity.kept import Kept, model_sha256
+from bitsmith.calibration.sensitivity.kept import Kept, model_sha256, program_key
 from bitsmith.calibration.sources import SELF, CalibrationTokens, Request, read_tokens
 from bitsmith.errors import UsageError
 from bitsmith.pipeline.config import QuantizeConfig
 from bitsmith.pipeline.fitting import as_costs, resources_of
 from bitsmith.recipe.allocation.search import anchor, best, smallest
 from bitsmith.recipe.allocation.units import Allocatable
-from bitsmith.system.progress import Report
+from bitsmith.system.progress import Progress, Report
 
 if TYPE_CHECKING:
     from bitsmith.calibration.run import Prepared
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _CONTEXT = 128  # tokens of a window
-_WINDOWS, _MEASURED_ON = 96, 32
+_WINDOWS, _MEASURED_ON = 64, 32
 _LEAST = 4  # windows
 _FLOOR = 0.5  # of the plain sum of costs: what an expected loss is at least
 
@@ -124,6 +124,7 @@ def sensitivities_of(
 
     require_torch()
     from bitsmith.calibration.sensitivity.calibrated import WeightedRounding, calibrated
+    from bitsmith.calibration.sensitivity.footprint import Search, check_search
     from bitsmith.calibration.sensitivity.measuring import Measuring, Texts
     from bitsmith.runtime.torch.device import choose_device
 
@@ -135,6 +136,7 @@ def sensitivities_of(
     resources, checkpoint = resources_of(config, device), allocatable.checkpoint
     rounder = _rounder(allocatable, config, prepared)
     key = {
+        "program": program_key(),
         "model": model_sha256(checkpoint),
         "merged": dict(checkpoint.merged),
         "text": text.record.to_dict(),
@@ -145,13 +147,19 @@ def sensitivities_of(
     }
 
     def measuring() -> Measuring:
+        gptq = prepared is not None and rounder != "nearest"
+        counts = len(texts.calibration), len(texts.measured_on), text.tokens.shape[1]
+        search = Search(checkpoint.config, allocatable.units, *counts, anchors=not gptq, gptq=gptq)
+        about = "" if config.force else check_search(search, resources)
+        _log.info("choosing types: about %s", about)
+        report(Progress("sensitivity", 0, counts[0], "windows", about and f"about {about}"))
         rounding = WeightedRounding()
         if prepared is not None:
             rounding = calibrated(
                 checkpoint,
                 replace(text, tokens=texts.calibration),
                 importance=prepared.ready,
-                gptq=rounder != "nearest",
+                gptq=gptq,
                 resources=resources,
                 report=report,
             )

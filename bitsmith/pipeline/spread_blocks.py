@@ -74,6 +74,7 @@ def round_blocks(
     own = BlockWork(told)
     run, text = Given(told), Given({}, {"tokens": tokens.tokens})
     graph = _Blocks(own, (run.key, text.key), parts_of_windows(tokens.tokens)).graph([run, text])
+    _write_embedding(writer, own, work)
     name, layers = work.task.method.rounder, work.config.layers
     for task, state in results(graph, spread.store(folder), executor_of(spread.site), told=spread.notes.append):
         layer = int(task.arguments["layer"])
@@ -83,6 +84,22 @@ def round_blocks(
             reports.add_values(each)
         writer.keep_if_due()
     report(Progress(name, layers, layers, "blocks"))
+
+
+def _write_embedding(writer: PlanWriter, own: BlockWork, work: BlockwiseWork) -> None:
+    """Round and write the embedding, if its rows are calibrated: rows are read and written here in any case."""
+    from bitsmith.calibration.blockwise import Rounded
+    from bitsmith.calibration.work import EMBEDDING
+
+    if own.embedding is None or not work.task.calibrates_embedding:
+        return
+    name = work.outputs[EMBEDDING].name
+    if writer.take_over([name]):
+        return
+    writer.restart([name])
+    for rows in own.embedding.slabs():
+        for each in work.rows(Rounded((rows,), {})):
+            writer.write_rounded(each)
 
 
 def _write(writer: PlanWriter, own: BlockWork, work: BlockwiseWork, state: State, layer: int) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from bitsmith.calibration.sensitivity.kept import Kept, model_sha256
+from bitsmith.calibration.sensitivity.kept import Kept, model_sha256, program_key
 from bitsmith.errors import BitsmithError, UsageError
-from bitsmith.evaluation.speed import measure_speed
+from bitsmith.evaluation.speed import DEFAULT_GEN, measure_speed
 from bitsmith.models.arch.names import in_stack
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.pipeline.config import QuantizeConfig
@@ -29,10 +29,9 @@ from bitsmith.system.core import core, missing
 from bitsmith.system.machine import cores
 from bitsmith.system.processor import processor_name
 from bitsmith.system.progress import Progress, Report, silent
-from bitsmith.version import __version__
 
 MARGIN = 1.05  # the types that are chosen are expected to be faster by this than was asked for
-_TOKENS, _REPEAT = 32, 8  # what is read beside products, and how often: the fastest counts, as others may be at work
+_REPEAT = 3  # how often what lies beside products is read: the fastest counts, as others may be at work
 _TRIES = 2
 _WORKING = 64 << 20  # bytes of matrices that are read in turns; more come from memory, too
 _EMBEDDING = "token_embd"
@@ -73,10 +72,9 @@ def token_time(allocatable: Allocatable, config: QuantizeConfig, report: Report 
     kept = Kept(
         {
             "what": "seconds of products",
+            "program": program_key(),
             "processor": processor_name(),
-            "isa": module.isa(),
             "threads": threads,
-            "bitsmith": __version__,
         }
     )
     units = [[_products(choice, allocatable.checkpoint) for choice in unit.choices] for unit in allocatable.units]
@@ -147,10 +145,10 @@ def _seconds(product: Product, module: Any, pool: Any, working: int, kept: Kept)
 
 
 def _fixed(checkpoint: Checkpoint, threads: int, kept: Kept, report: Report) -> float:
-    """Seconds of one token of the original, without its products."""
+    """Seconds of one token of the original, without its products: the mean over as many tokens as `bench` generates."""
     from bitsmith.runtime.load import choose_kernel, load_language_model
 
-    tokens = min(_TOKENS, checkpoint.config.context)
+    tokens = min(DEFAULT_GEN, checkpoint.config.context)
     entry = f"beside products: {model_sha256(checkpoint)}"
     known = kept.get(entry)
     if isinstance(known, float) and known >= 0:

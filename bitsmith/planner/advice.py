@@ -27,6 +27,7 @@ _PUBLISHED_AS = {  # our target -> the format's name in published tables, and th
     "compressed/fp8": ("fp8", ""),
 }
 _LADDER = (0.5, 1, 1.5, 3, 7, 13, 34, 70, 123, 175)  # sizes that models come in, billions of weights
+_FEW_BITS = 3.0  # bits a weight; below this, a smaller model with more bits may be better
 _SENSITIVE = 7.5  # bits a weight; below this, the plan warns about code, mathematics and long reasoning
 _SIZE = re.compile(r"-(\d+(?:\.\d+)?)(b|m)\b")
 
@@ -52,6 +53,7 @@ def _for_devices(report: PlanReport, at: int, device_set: DeviceSet) -> Iterator
         yield from _nothing_fits(report, at, device_set)
         return
     yield f"{device_set.name}: {best.weights.target}, which {_loses(best)}."
+    yield from _beside_few_bits(report, at, best)
     faster = _faster(report.rows, best, at)
     if faster is not None:
         times = (faster.verdicts[at].speed or 0) / (best.verdicts[at].speed or 1)
@@ -64,6 +66,20 @@ def _for_devices(report: PlanReport, at: int, device_set: DeviceSet) -> Iterator
             "(`bitsmith eval --against`)."
         )
     yield from _published(report, best)
+
+
+def _beside_few_bits(report: PlanReport, at: int, best: Row) -> Iterator[str]:
+    """If less than three bits a weight fit: the size of a model that fits at four bits, and what each loses."""
+    four = next((row for row in report.rows if row.weights.target == "q4_k_m"), None)
+    if best.bits_per_weight >= _FEW_BITS or four is None or best.loss is None or four.loss is None:
+        return
+    weights = 8 * _left(best.verdicts[at]) / four.bits_per_weight
+    least = best.loss.calibrated or best.loss.plain
+    times = least / (four.loss.calibrated or four.loss.plain)
+    yield (
+        f"So few bits lose {times:.0f} times as much as q4_k_m, in which a model of {weights / 1e9:.2g} B weights fits "
+        "there. Calibrate on text like yours, and compare both on your own task (`bitsmith compare`)."
+    )
 
 
 def _faster(rows: Sequence[Row], best: Row, at: int) -> Row | None:

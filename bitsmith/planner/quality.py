@@ -16,7 +16,10 @@ _LEAST_BITS = 3.0  # bits a code; a format with fewer that was not measured is n
 
 @dataclass(frozen=True)
 class Loss:
-    """Mean KLD in nats a token: `plain` with the nearest codes, `calibrated` with GPTQ; None if not measured."""
+    """Mean KLD in nats a token: `plain` with the nearest codes, `calibrated` with GPTQ; None if not measured.
+
+    Nearest codes of IQ1 to IQ3, which need importance, are those with weighted scales.
+    """
 
     plain: float
     calibrated: float | None = None
@@ -45,7 +48,10 @@ MEASURED: Mapping[str, Loss] = {
     "q3_k_m": Loss(0.010794, 0.00558),
     "native/int3": Loss(0.04172, 0.00963),
     "gptq/int3": Loss(0.04172, 0.00963),
-    "q2_k": Loss(0.046645, 0.02383),
+    "iq3_xxs": Loss(0.01941, 0.00818),
+    "q2_k": Loss(0.046645, 0.01494),
+    "iq2_m": Loss(0.02757, 0.01211),
+    "iq2_xs": Loss(0.06242, 0.02599),
     "native/int2": Loss(0.642, 0.140),  # in groups of 64; docs/LOG.md
     "gptq/int2": Loss(0.642, 0.140),
 }

@@ -41,9 +41,9 @@ _MOST_SEQUENCES = 100_000
 _MOST_CONTEXT = 100_000_000
 _MOST_RANK = 65_536
 _LEAST_MEMORY = 10_000_000  # bytes; with less, the user probably forgot the unit
-USUAL: tuple[str, ...] = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q3_k_m", "q2_k")
-USUAL += ("compressed/w8a8", "compressed/fp8", "gptq/int4")
-USUAL_COUNT = ("f32", "f16", "int8", "int4", "int3", "int2", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
+_FEW = ("q3_k_m", "iq3_xxs", "q2_k", "iq2_m", "iq2_xs")
+USUAL = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", *_FEW, "compressed/w8a8", "compressed/fp8", "gptq/int4")
+USUAL_COUNT = ("f32", "f16", "int8", "int4", "int3", "int2", "q8_0", "q6_k", "q5_k_m", "q4_k_m", *_FEW)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def plan(
     kv: type of keys and values
     formats: targets as for `--to`; empty for the usual ones
     runtime: "bitsmith", "llama.cpp" or "vllm"; None for the usual runtime of the format on the device
-    training: any of "full", "lora", "qlora", "qat"; each is planned with and without checkpointing
+    training: any of "full", "lora", "qlora", "qat", "qat-all"; each is planned with and without checkpointing
     adapter_rank: rank of LoRA's adapters
     optimizer: "adamw" or "adamw-8bit"
     tokenizer: fetch a hub model's tokenizer, so that sizes of whole GGUF files are exact

@@ -11,19 +11,26 @@ from bitsmith.planner.network import LayerCache, Network
 from bitsmith.quant.tensor import TensorInfo
 from bitsmith.recipe.category import layer_of
 
-METHODS = ("full", "lora", "qlora", "qat")
+METHODS = ("full", "lora", "qlora", "qat", "qat-all")
 OPTIMIZERS: Mapping[str, int] = {  # bytes for each trained parameter: float32 master weight, momentum, variance
     "adamw": 4 + 4 + 4,  # ZeRO (Rajbhandari et al. 2020), section 3.1
     "adamw-8bit": 4 + 1 + 1,  # Dettmers et al. 2021, section 2; without the one float32 for each block of 2048
 }
 
+QAT_LOGITS = 1 << 22  # logits that `tune qat` computes at once, but those of a window at least
 SLAB_ROWS, SLAB_LOGITS = 2048, 1 << 21  # tokens, and logits, of which `tune qlora` computes the loss at once
 
 _NUMBER = 2  # bytes, bf16
 _MASTER = 4  # bytes of a float32 master weight
-_MASK = 1  # bytes, a boolean
+_CODE = 1  # byte
+_SCALED = 64  # weights that share a scale, as a rule
+_QAT_LOGITS = 6  # copies of logits: these, logarithms, probabilities, and the gradients of each
+_DECODED = 4 + 2  # bytes of a decoded weight in float32, and as it is multiplied
 _NF4_BLOCK, _SUPER_BLOCK = 64, 256  # weights for each 8-bit scale; scales for each float32 scale
 _RECURRENT = 12  # numbers kept for each number of the hidden state
+
+_ATTENTION = "Attention is FlashAttention, which keeps no scores. There is no dropout."
+_ONE_DEVICE = "Training runs on one device. Buffers of kernels and of the framework are not counted."
 
 _APART = re.compile(r"norm|conv|gate_inp|sinks")  # tensors of a layer that are no linears, and routers
 _ROUTED = re.compile(r"_exps\.|\.experts\.")
@@ -34,10 +41,11 @@ _LAYER_NORM = re.compile(r"(?<![qk])(?<!_a)_norm(_2)?\.weight$")
 class Training:
     """Bytes that training takes at its peak, on one device.
 
-    weights: bytes of the weights in bf16, or in NF4 with one unpacked matrix; adapters included
-    gradients: bytes of the gradients of the trained parameters, in bf16
-    optimizer: bytes of float32 master weights, momentum and variance
-    activations: bytes kept for the backward pass, with logits and, for qat, fake-quantized weights
+    weights: bytes of the weights in bf16, or in NF4 with one unpacked matrix, or for qat in float32 with codes;
+        adapters included
+    gradients: bytes of the gradients of the trained parameters, in bf16, or for qat in float32
+    optimizer: bytes of float32 master weights, momentum and variance; for qat also of the best state so far
+    activations: bytes kept for the backward pass, with logits and, for qat, decoded weights
     trained: number of parameters that receive gradients
     checkpointing: True if layers are recomputed in the backward pass
     assumptions: one sentence each
@@ -79,9 +87,10 @@ def training_memory(
     qlora: linears of the layers are NF4 with 8-bit scales for 64 weights and float32 scales for 256 of these scales:
         4.127 bits a weight. The rest is bf16. The largest matrix is unpacked to bf16 to multiply. Dettmers et al.
         2023, section 3
-    qat: like full, with linears of the layers fake-quantized in the forward pass (Jacob et al. 2018, section 3;
-        LLM-QAT, Liu et al. 2023, section 2.2). Autograd keeps the quantized copy in bf16 and the mask of the
-        straight-through estimator in 1 byte a weight: for one layer with checkpointing, else for all
+    qat, qat-all: `bitsmith tune qat` with `--train scales` and `all`, which computes in float32: the layers' linears
+        take 4 bytes a weight and 1 of its code; embedding and head are there twice. With `all` a weight
+        has an offset that is trained, of 4 bytes; its gradient, moments and best value so far take 16 more.
+        Blocks keep their decoded weights for the backward pass: one with checkpointing, else all
 
     context, batch: number of tokens of a sequence; number of sequences at once
     rank: rank of the adapters of lora and qlora
@@ -96,14 +105,14 @@ def training_memory(
         raise UsageError(f"--optimizer={quoted(optimizer)}: unknown; expected {', '.join(OPTIMIZERS)}.")
     if rank < 1:
         raise UsageError(f"--rank={rank}: expected 1 or more.")
+    if method in ("qat", "qat-all"):
+        return _qat(network, method, context=context, batch=batch, checkpointing=checkpointing, optimizer=optimizer)
     slabs, sizes = method in ("lora", "qlora"), {"context": context, "batch": batch, "number": number}
     activations = activation_bytes(network, **sizes, checkpointing=checkpointing, slabs=slabs)
     weights, trained = number * network.parameters, network.parameters
     if slabs:
         trained = adapter_parameters(_adapted(network), rank)
         weights = number * trained + (weights if method == "lora" else _nf4_weights(network, number))
-    if method == "qat":
-        activations += _fake_quantized(network, checkpointing)
     return Training(
         method=method,
         weights=weights,
@@ -113,7 +122,7 @@ def training_memory(
         trained=trained,
         checkpointing=checkpointing,
         assumptions=(
-            *_of_method(method, rank, checkpointing),
+            *_of_method(method, rank),
             *(_of_optimizer(optimizer) if number == _NUMBER else ("All numbers are float32.",)),
             *_of_activations(network, context * batch, checkpointing, slabs=slabs),
         ),
@@ -290,17 +299,53 @@ def _matrix(tensor: TensorInfo) -> int:
     return tensor.parameters // tensor.shape[0] if stacked else tensor.parameters
 
 
-def _fake_quantized(network: Network, checkpointing: bool) -> int:
-    """Bytes of quantized copies and masks that autograd keeps."""
+def _qat(network: Network, method: str, *, context: int, batch: int, checkpointing: bool, optimizer: str) -> Training:
+    """Memory of `bitsmith tune qat`, see `training_memory`."""
+    activations = activation_bytes(
+        network, context=context, batch=batch, checkpointing=checkpointing, number=_MASTER, slabs=True
+    )
+    activations -= _slab(network, context * batch, _MASTER)
+    activations += (
+        _MASTER * _QAT_LOGITS * min(context * batch, max(context, QAT_LOGITS // network.vocab)) * network.vocab
+    )
     layers: dict[int, int] = {}
     for tensor in _linears(network):
         layer = layer_of(tensor.name)
         layers[layer] = layers.get(layer, 0) + tensor.parameters
-    weights = max(layers.values(), default=0) if checkpointing else sum(layers.values())
-    return (_NUMBER + _MASK) * weights
+    linears = sum(layers.values())
+    activations += _DECODED * (max(layers.values(), default=0) if checkpointing else linears)
+    every = method == "qat-all"
+    trained = linears // _SCALED + (linears if every else 0)
+    ends = network.parameters - linears  # embedding and head: the student's, and the original's head
+    headed = any(tensor.name == "output.weight" for tensor in network.tensors)
+    moments = OPTIMIZERS[optimizer] - _MASTER
+    states = (_MASTER if every else 0) * linears  # offsets
+    return Training(
+        method=method,
+        weights=(_MASTER + _CODE) * linears + _MASTER * (3 * ends // 2 if headed else 2 * ends) + states,
+        gradients=_MASTER * trained,
+        optimizer=(moments + _MASTER) * trained,
+        activations=activations,
+        trained=trained,
+        checkpointing=checkpointing,
+        assumptions=(*_of_qat(network, moments, checkpointing), _ATTENTION, _ONE_DEVICE, *_rough(network)),
+    )
 
 
-def _of_method(method: str, rank: int, checkpointing: bool) -> Sequence[str]:
+def _of_qat(network: Network, moments: int, checkpointing: bool) -> Sequence[str]:
+    kept = "one block" if checkpointing else "every block"
+    return (
+        "qat: `bitsmith tune qat --train scales`: codes stay, scales and norms are trained; 5 bytes a weight of the "
+        "layers.",
+        f"qat-all: `--train all`: the weights behind the codes too; {4 + 1 + 4 + 4 + 4 + moments} bytes a weight.",
+        f"QAT computes in float32. Activations include the decoded weights of {kept}; `tune qat` keeps as many as a "
+        "third of the free memory holds.",
+        f"QAT keeps {_MASTER * network.hidden:,} bytes of the original for each token of its text, on disk where "
+        "memory is short; these are not counted.",
+    )
+
+
+def _of_method(method: str, rank: int) -> Sequence[str]:
     adapters = (
         f"Every matrix of attention and MLP has an adapter of rank {rank}, except routed experts and routers.",
         "Activations are counted as in full fine-tuning, an upper bound: matrices without adapter keep no input.",
@@ -312,12 +357,6 @@ def _of_method(method: str, rank: int, checkpointing: bool) -> Sequence[str]:
             "QLoRA: matrices of the layers and experts are NF4 at 4.127 bits a weight; the rest is bf16.",
             "QLoRA: weights include the largest matrix, unpacked to bf16.",
             *adapters,
-        )
-    if method == "qat":
-        kept = "one layer" if checkpointing else "every layer"
-        return (
-            f"QAT: activations include quantized copies and clipping masks of {kept}, 3 bytes a weight.",
-            "QAT: there is no teacher model.",
         )
     return ("Full fine-tuning trains every parameter.",)
 
@@ -334,12 +373,16 @@ def _of_activations(network: Network, tokens: int, checkpointing: bool, *, slabs
         norms = 4 * network.hidden * tokens * sum(_norm_count(parts) for parts in _by_layer(network).values())
         said = [f"All activations are kept. A norm is one kernel; with several, norms keep {norms / 1e9:.1f} GB more."]
     said += [
-        "Attention is FlashAttention, which keeps no scores. There is no dropout.",
+        _ATTENTION,
         f"Logits are computed by slabs, as `bitsmith tune qlora` does; all at once take {whole} more."
         if slabs
         else f"Activations include {whole} of float32 logits and their gradient.",
-        "Training runs on one device. Buffers of kernels and of the framework are not counted.",
+        _ONE_DEVICE,
     ]
+    return [*said, *_rough(network)]
+
+
+def _rough(network: Network) -> Sequence[str]:
     if any(cache.state for cache in network.caches) or any(t.name.endswith(".rest.weight") for t in network.tensors):
-        said.append("Some layers of this family are not known in detail: activations and adapters are rough estimates.")
-    return said
+        return ("Some layers of this family are not known in detail: activations and adapters are rough estimates.",)
+    return ()

@@ -45,7 +45,7 @@ def rounded(name: str, weight: Weight, wanted: str) -> Weight:
             "name the original."
         )
     try:
-        format = _of_whole(name, weight, resolve(wanted, weight.info.cols))
+        format = of_whole(name, weight, resolve(wanted, weight.info.cols))
     except UnsupportedError as error:
         raise UnsupportedError(f"{name}: {error.message}.") from error
 
@@ -59,8 +59,8 @@ def rounded(name: str, weight: Weight, wanted: str) -> Weight:
     return Weight(info, lambda start, stop: codes(start, stop).values(), weight.input_rounding, None, codes)
 
 
-def _of_whole(name: str, weight: Weight, format: Format) -> Format:
-    """The format; one with a scale for the whole tensor gets its extent."""
+def of_whole(name: str, weight: Weight, format: Format) -> Format:
+    """The format of a tensor; one with a scale for the whole tensor gets its extent."""
     if not isinstance(format, NeedsExtent):
         return format
     low, high = np.inf, -np.inf

@@ -122,7 +122,7 @@ def _loss(made: Quantized, beside: Checkpoint, config: MergeConfig, report: Repo
     from bitsmith.evaluation import evaluate
 
     context = min(512, beside.config.context)
-    return evaluate(
+    found = evaluate(
         _loaded(open_checkpoint(made.out), config, report),
         against=_loaded(beside, config, report),
         text=config.text,
@@ -130,6 +130,8 @@ def _loss(made: Quantized, beside: Checkpoint, config: MergeConfig, report: Repo
         max_windows=config.max_windows,
         report=report,
     )
+    adapter = beside.overrides.adapter
+    return replace(found, against=f"{found.against} with {'its adapter' if adapter is None else adapter.path.name}")
 
 
 def _loaded(checkpoint: Checkpoint, config: MergeConfig, report: Report) -> LanguageModel:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from bitsmith.calibration.method import MAX_EFFORT
 from bitsmith.errors import UsageError, quoted
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.pipeline.config import QuantizeConfig
@@ -34,6 +35,13 @@ class QatConfig(QuantizeConfig):
         metavar="WHAT",
         help="scales: codes stay, scales, minima and norms are trained; all: the weights behind the codes too.",
     )
+    effort: str | None = option(
+        None,
+        group="Method",
+        metavar="LEVEL",
+        help="Of the rounding before the training: fast (gptq), normal (learned) or high (learned, three times the "
+        "steps); default: normal.",
+    )
     steps: int | None = option(None, group="Training", help="Number of steps; default: 300 for scales, 600 for all.")
     batch: int = option(8, group="Training", help="Windows of the text in a step.")
     training_tokens: int | None = option(
@@ -48,6 +56,12 @@ class QatConfig(QuantizeConfig):
         metavar="MODEL",
         help="Learn this model's predictions, not those of the original; it must have the same tokenizer.",
     )
+    start: str | Path | None = option(
+        None,
+        group="Training",
+        metavar="FILE",
+        help="Go on from the codes that this file of the model holds, in the same formats, in place of rounding.",
+    )
     optimizer: str = option(
         "adam", group="Training", metavar="NAME", help="adam, or adam-8bit: its states take a quarter of the memory."
     )
@@ -58,13 +72,22 @@ class QatConfig(QuantizeConfig):
             raise UsageError(f"--train={quoted(self.train)}: unknown; expected {', '.join(DEPTHS)}.")
         if self.optimizer not in OPTIMIZERS:
             raise UsageError(f"--optimizer={quoted(self.optimizer)}: unknown; expected {', '.join(OPTIMIZERS)}.")
+        if self.effort == MAX_EFFORT:
+            raise UsageError(
+                "--effort=max rounds as high does and then trains scales, which `tune qat` does itself; give fast, "
+                "normal or high."
+            )
+        given = {"--method": self.method, "--effort": self.effort}
+        for flag, value in given.items():
+            if self.start is not None and value is not None:
+                raise UsageError(f"{flag}={value}: --start holds codes already, so none are chosen; leave it out.")
         counts = {"--steps": self.steps, "--batch": self.batch, "--training-tokens": self.training_tokens}
         for flag, count in counts.items():
             if count is not None and count < 1:
                 raise UsageError(f"{flag}={count}: expected 1 or more.")
 
-    def how(self, teacher: str = "") -> EndToEnd:
-        """How the model is trained. teacher: the name of another teacher than the original"""
+    def how(self, teacher: str = "", start: str = "") -> EndToEnd:
+        """How the model is trained. teacher, start: names of another teacher than the original, of a file with codes"""
         from bitsmith.calibration.end_to_end import usual
 
         usually = usual(self.train)
@@ -75,6 +98,7 @@ class QatConfig(QuantizeConfig):
             tokens=self.training_tokens or usually.tokens,
             optimizer=self.optimizer,
             teacher=teacher,
+            start=start,
         )
 
 
@@ -109,11 +133,14 @@ def run_qat(
     on_plan: Callable[[Quantized], None] | None = None,
 ) -> Quantized:
     """The same as `tune_qat`, with a configuration."""
+    start = None if config.start is None else open_checkpoint(config.start).laid_out("gguf")
     if config.method is None:
-        config = replace(config, method="learned")
+        starts = config.start is not None or config.effort == "fast"  # no steps of learning before the training
+        config = replace(config, start=None, method="gptq" if starts else "learned")
     checkpoint = open_checkpoint(model, revision=config.revision)
     teacher = None if config.teacher is None else _teacher(config.teacher, checkpoint)
-    how = Training(config.how("" if teacher is None else teacher.name), teacher)
+    names = ["" if model is None else model.name for model in (teacher, start)]
+    how = Training(config.how(*names), teacher, start)
     return quantize_checkpoint(checkpoint, [to], config, training=how, report=report, on_plan=on_plan)[0]
 
 

@@ -13,6 +13,10 @@ class QatWords(TypedDict, total=False):
     train: str
     """scales: codes stay, scales, minima and norms are trained; all: the weights behind the codes too."""
 
+    effort: str | None
+    """Of the rounding before the training: fast (gptq), normal (learned) or high (learned, three times the steps);
+    default: normal."""
+
     steps: int | None
     """Number of steps; default: 300 for scales, 600 for all."""
 
@@ -25,6 +29,9 @@ class QatWords(TypedDict, total=False):
 
     teacher: str | Path | None
     """Learn this model's predictions, not those of the original; it must have the same tokenizer."""
+
+    start: str | Path | None
+    """Go on from the codes that this file of the model holds, in the same formats, in place of rounding."""
 
     optimizer: str
     """adam, or adam-8bit: its states take a quarter of the memory."""
@@ -42,11 +49,6 @@ class QatWords(TypedDict, total=False):
     method: str | None
     """How codes are chosen: nearest, gptq or learned; awq and smoothquant rescale columns first: awq, awq+gptq, ...;
     default: nearest without calibration, else the one that loses least for the format and --effort."""
-
-    effort: str | None
-    """fast (weighted scales), normal (gptq below 8 bits), high (learned) or max (then the scales of the whole model are
-    trained, as by tune qat); default: normal. Giving it without --method also calibrates, on the built-in text unless
-    --calibration is given."""
 
     pure: bool
     """One type for all matrices, no mix."""

@@ -161,7 +161,11 @@ def _prepared(model: str | Path, config: QloraConfig, report: Report) -> _Job:
         context=context,
         steps=config.steps or max(1, round((1.0 if config.epochs is None else config.epochs) * epoch)),
         memory=None if planned is None else planned.total,
-        notes=(*_cut_notes(examples, context), *(() if judged is None else _judged_notes(examples, judged, context))),
+        notes=(
+            *_rank_notes(base, config.rank),
+            *_cut_notes(examples, context),
+            *(() if judged is None else _judged_notes(examples, judged, context)),
+        ),
     )
     name = str(base.folder) if Path(model).expanduser().exists() or str(model) == "reference" else str(model)
     return _Job(config, base, name, plan, examples, judged, device, dtype)
@@ -186,6 +190,20 @@ def _context(base: Base, wanted: int | None) -> int:
     if wanted is not None and limit is not None and wanted > limit:
         raise UsageError(f"--context={wanted}: {base.checkpoint.name} takes at most {limit} tokens; give no more.")
     return wanted or min(_USUAL_CONTEXT, limit or _USUAL_CONTEXT)
+
+
+def _rank_notes(base: Base, rank: int) -> tuple[str, ...]:
+    """A note where a matrix has fewer rows or columns than the rank."""
+    from bitsmith.models.arch.block import linear_shapes
+
+    if isinstance(base.checkpoint.shape, Exception):
+        return ()
+    shapes = linear_shapes(base.checkpoint.config, 0)
+    sides = {name: min(sides) for name, sides in shapes.items() if "_exps" not in name and "gate_inp" not in name}
+    least = min(sides, key=sides.__getitem__, default="")
+    if not least or rank <= sides[least]:
+        return ()
+    return (f"--rank={rank} is more than the smaller side of {least}, {sides[least]}: no change of it needs so many",)
 
 
 def _cut_notes(examples: Examples, context: int) -> tuple[str, ...]:

@@ -16,13 +16,14 @@ from bitsmith.calibration import end_to_end
 from bitsmith.calibration.distilled import LastStates
 from bitsmith.calibration.hidden import HiddenStates
 from bitsmith.calibration.trainable import ScaledMatrix, Start, TrainableMatrix
-from bitsmith.errors import UsageError
+from bitsmith.errors import BitsmithError, UsageError
+from bitsmith.models.arch.names import unpermute_rows
 from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.quant.formats import get_format
 from bitsmith.quant.rounders.nearest import nearest
 from bitsmith.quant.tensor import QuantTensor
 from tests.cli.command import Command
-from tests.tiny import CONFIG, make_folder, weights
+from tests.tiny import CONFIG, HEADS, KV_HEADS, make_folder, weights
 
 FORMATS = (
     *(
@@ -38,9 +39,11 @@ FORMATS = (
         "q3_k",
         "q4_k",
     ),
+    *("q5_0", "q5_1", "fp4"),
     *("q5_k", "q6_k", "q8_0", "iq4_nl", "iq4_xs", "mxfp4", "nvfp4"),
 )
 QUICK: dict[str, Any] = {"steps": 6, "batch": 4, "calibration_tokens": 1024, "calibration_context": 64, "threads": 1}
+EFFORTS = ("fast", "normal", "high")
 TRAINING = ("steps", "batch", "training_tokens", "method")
 QUICK |= {"training_tokens": 2048, "method": "gptq"}
 
@@ -116,25 +119,40 @@ def _share_of_first_choices(model: Path, tokens: np.ndarray, teacher: LastStates
     return float((own == teacher.log_probs(np.arange(len(tokens))).argmax(-1).numpy()).mean())
 
 
-@pytest.mark.parametrize(
-    ("to", "options"),
-    [
-        ("native/int2-g32", {}),
-        ("native/int2-g32", {"train": "all"}),
-        ("q4_0", {"train": "all"}),
-        ("gptq/int3", {}),
-    ],
+QUICK_FILES = (
+    *(("native/int2-g32", "scales"), ("native/int2-g32", "all"), ("q4_0", "all"), ("gptq/int3", "scales")),
+    ("q2_k", "scales"),
 )
-def test_the_file_holds_what_was_trained(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, options: dict[str, Any]
-) -> None:
+SLOW_FILES = tuple(
+    (to, train)
+    for train in ("scales", "all")
+    for to in (
+        *("q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "q4_0", "q4_1", "q5_0", "q5_1"),
+        *(
+            f"native/{name}"
+            for name in ("nf4", "fp4", "fp8", "mxfp4", "nvfp4", "int2-g64", "int3-g32-asym", "int4-g64")
+        ),
+        *(f"native/{name}" for name in ("int8-g64", "int8-channel")),
+        *("gptq/int4", "awq/int4", "compressed/w4a16", "bnb/nf4"),
+    )
+    if (to, train) not in QUICK_FILES
+)
+
+
+@pytest.mark.parametrize(
+    ("to", "train"), [*QUICK_FILES, *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW_FILES)]
+)
+def test_the_file_holds_what_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, train: str) -> None:
+    """Decoded from the file, every trained matrix equals its simulated values to the bit."""
+    wide = {"hidden_size": 256, "intermediate_size": 256}  # the blocks of K-quants
+    model = make_folder(tmp_path / "model", tensors=weights(CONFIG | wide), **wide)
     students: list[end_to_end.Student] = []
     trained: list[end_to_end.Trained] = []
     original = end_to_end.train
 
     def watched(student: end_to_end.Student, *words: Any, **named: Any) -> end_to_end.Trained:
         students.append(student)
-        assert _share_of_first_choices(tiny, words[1], words[0]) > 0.95  # the teacher multiplies in bfloat16
+        assert _share_of_first_choices(model, words[1], words[0]) > 0.95  # the teacher multiplies in bfloat16
         trained.append(original(student, *words, **named))
         return trained[-1]
 
@@ -142,18 +160,20 @@ def test_the_file_holds_what_was_trained(
     judged = count(1)
     monkeypatch.setattr(end_to_end, "_judge", lambda *words: 1.0 / next(judged))  # the last state wins
     out = tmp_path / ("out.gguf" if "/" not in to else "out")
-    made = bitsmith.tune_qat(tiny, to=to, out=out, **(QUICK | options))
-    assert trained[0].step == (QUICK | options)["steps"]
+    made = bitsmith.tune_qat(model, to=to, out=out, train=train, **QUICK)
+    assert trained[0].step == QUICK["steps"]
     assert any("divergence from the teacher" in note for note in made.notes)
     checkpoint = open_checkpoint(out)
     compared = 0
     for rows, matrix in zip(students[0]._rows, students[0].matrices, strict=True):
-        if "attn_q" in rows.name or "attn_k" in rows.name:  # in another order in GGUF
-            continue
-        stored = checkpoint.source.rows(checkpoint.place(rows.name), rows.start, rows.start + len(rows.weight))
-        assert np.array_equal(matrix.values().detach().numpy(), stored), rows.name
+        values = matrix.values().detach().numpy()
+        name = checkpoint.place(rows.name)
+        stored = checkpoint.source.rows(name, 0, checkpoint.source.tensors[name].rows)
+        if checkpoint.naming == "gguf" and (".attn_q." in rows.name or ".attn_k." in rows.name):
+            stored = unpermute_rows(stored, HEADS if ".attn_q." in rows.name else KV_HEADS)
+        assert np.array_equal(values, stored[rows.start : rows.start + len(rows.weight)]), rows.name
         compared += 1
-    assert compared >= 10
+    assert compared >= 14
 
 
 def test_training_that_gains_nothing_gives_the_rounders_result(
@@ -207,9 +227,25 @@ def test_what_is_refused(tiny: Path, tmp_path: Path) -> None:
         ({"steps": 0}, "expected 1 or more"),
         ({"training_tokens": 0}, "expected 1 or more"),
         ({"optimizer": "sgd"}, "expected adam, adam-8bit"),
+        ({"effort": "max"}, "give fast, normal or high"),
     ):
         with pytest.raises(UsageError, match=said):
             bitsmith.tune_qat(tiny, **({"to": "native/int4-g64", "out": tmp_path / "x"} | QUICK | options))
+
+
+def test_effort_is_that_of_the_rounding(tiny: Path, tmp_path: Path) -> None:
+    words: dict[str, Any] = {name: value for name, value in QUICK.items() if name != "method"} | {"dry_run": True}
+    found = {
+        effort: bitsmith.tune_qat(tiny, to="q4_0", out=tmp_path / "x", effort=effort, **words) for effort in EFFORTS
+    }
+    assert [made.method for made in found.values()] == ["gptq", "learned", "learned"]
+    assert found["high"].expected_seconds > found["normal"].expected_seconds
+
+
+def test_a_source_in_codes_says_why(tiny: Path, tmp_path: Path) -> None:
+    bitsmith.quantize(tiny, to="q4_0", out=tmp_path / "a.gguf")
+    with pytest.raises(UsageError, match="codes of a source that suit the target are kept"):
+        bitsmith.tune_qat(tmp_path / "a.gguf", to="q4_0", requantize=True, out=tmp_path / "b.gguf", **QUICK)
 
 
 def test_a_format_whose_scales_stay_is_named(tiny: Path, tmp_path: Path) -> None:
@@ -342,3 +378,40 @@ def test_a_teacher_whose_tokens_are_others(tiny: Path, tmp_path: Path) -> None:
     path.write_text(json.dumps(held))
     with pytest.raises(UsageError, match=r"token 3000 of its tokenizer is another .* \(2 differ\)"):
         bitsmith.tune_qat(tiny, to="q4_0", teacher=other, out=tmp_path / "out.gguf", **QUICK)
+
+
+@pytest.mark.parametrize("to", ["native/int3-g64", "q4_0", "native/nf4"])
+def test_going_on_from_a_file(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str) -> None:
+    """The codes of a file in place of a rounding: the same training, from the same codes, gives the same bytes."""
+    words = {name: value for name, value in QUICK.items() if name not in TRAINING}
+    first, whole, after = (tmp_path / f"{name}{'' if '/' in to else '.gguf'}" for name in ("first", "whole", "after"))
+    bitsmith.quantize(tiny, to=to, method="gptq", out=first, **words)
+    judged = count(1)
+    monkeypatch.setattr(end_to_end, "_judge", lambda *words: 1.0 / next(judged))  # the last state wins
+    for train in ("scales", "all"):
+        bitsmith.tune_qat(tiny, to=to, train=train, out=whole, force=True, **QUICK)
+        started = QUICK | {"method": None, "start": first, "force": True}
+        made = bitsmith.tune_qat(tiny, to=to, train=train, out=after, **started)
+        assert made.method == "the codes of first"
+        assert not any("made from" in warning for warning in made.warnings)
+        one, two = (open_checkpoint(path).source for path in (whole, after))
+        assert all(np.array_equal(one.rows(name), two.rows(name)) for name in one.tensors)
+    assert made.manifest is not None
+    assert json.loads(made.manifest.recipe)["training"]["start"] == "first"
+
+
+def test_a_file_that_does_not_fit(tiny: Path, tmp_path: Path) -> None:
+    words = {name: value for name, value in QUICK.items() if name != "method"} | {"out": tmp_path / "out"}
+    bitsmith.quantize(tiny, to="native/int3-g64", out=tmp_path / "first")
+    other = make_folder(tmp_path / "other", tensors=weights(CONFIG, seed=5))
+    cases: tuple[tuple[Path, str, dict[str, Any], str], ...] = (
+        (tiny, "native/int4-g64", {}, "is in int3-g64, and would become int4-g64"),
+        (tiny, "native/int3-g64", {"method": "gptq"}, "holds codes already"),
+        (other, "native/int3-g64", {}, "it was made from another model than other"),
+    )
+    for model, to, further, said in cases:
+        with pytest.raises(BitsmithError) as failed:
+            bitsmith.tune_qat(model, to=to, start=tmp_path / "first", **words, **further)
+        assert said in str(failed.value)
+    with pytest.raises(BitsmithError, match=r"is in (bf16|f32), and would become"):
+        bitsmith.tune_qat(tiny, to="native/int3-g64", start=tiny, **words)

@@ -178,6 +178,25 @@ def test_transformers_loads_our_folders(
     assert np.abs(theirs - ours).max() < (1e-4 if exact else 0.2) * np.abs(ours).max()
 
 
+def test_transformers_reads_negative_scales(tiny: Path, tmp_path: Path) -> None:
+    """Calibrated symmetric integers have them."""
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    calibration: dict[str, Any] = {"method": "gptq", "calibration_tokens": 640, "calibration_context": 64}
+    bitsmith.quantize(tiny, to="compressed/w4a16", out=tmp_path / "out", **calibration)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    scales = [part for name, part in stored.items() if name.endswith(".weight_scale")]
+    assert scales
+    assert all(bool((part < 0).any()) and bool((part > 0).any()) for part in scales)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(TOKENS)).logits.numpy()
+    for kernel in ("torch", "exact"):
+        ours = bitsmith.load(tmp_path / "out", kernel=kernel).logits(TOKENS)
+        assert typical(theirs, ours) < 1e-5
+
+
 @pytest.mark.parametrize("to", ["w8a8", "fp8", "fp8-tensor", "w8a8-static", "fp8-static", "fp8-tensor-static"])
 def test_transformers_rounds_the_same_inputs(tiny: Path, tmp_path: Path, to: str, monkeypatch: Any) -> None:
     """Its modules run compressed-tensors' own forward pass; without rounding ours is far off."""

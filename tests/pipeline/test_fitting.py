@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import bitsmith
-from bitsmith.calibration.sensitivity import measuring
+from bitsmith.calibration import need
+from bitsmith.calibration.sensitivity import footprint, kept, measuring
+from bitsmith.calibration.sensitivity.watched import WatchedModel
 from bitsmith.containers.safetensors import SafetensorsSource
-from bitsmith.errors import BitsmithError, FileError, UsageError
+from bitsmith.errors import BitsmithError, FileError, ResourceError, UsageError
 from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.pipeline import sensitivities, token_time
 from bitsmith.pipeline.result import Quantized
@@ -20,6 +23,7 @@ from bitsmith.recipe.allocation.units import Allocatable
 from bitsmith.recipe.recipe import PlanOptions
 from bitsmith.recipe.target import Target
 from bitsmith.system.core import core
+from bitsmith.system.pressure import Room
 from bitsmith.system.progress import silent
 from tests.cli.command import Command
 from tests.tiny import make_folder
@@ -74,6 +78,79 @@ def test_a_second_budget_measures_nothing(model: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(measuring, "WatchedModel", fail)
     assert bitsmith.quantize(model, bits=6.05, dry_run=True).size > 0
+
+
+def test_figures_of_another_program_are_not_used(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs are measured again where the program changed, and kept apart from those of the other."""
+    bitsmith.quantize(model, bits=6, dry_run=True)
+    loaded: list[object] = []
+
+    class Counted(WatchedModel):
+        def __init__(self, *words: Any, **named: Any) -> None:
+            loaded.append(words)
+            super().__init__(*words, **named)
+
+    monkeypatch.setattr(measuring, "WatchedModel", Counted)
+    bitsmith.quantize(model, bits=6, dry_run=True)
+    assert not loaded
+    with pytest.MonkeyPatch.context() as other:
+        other.setattr(kept, "_code_sha256", lambda package: "other code")
+        bitsmith.quantize(model, bits=6, dry_run=True)
+        assert len(loaded) == 1
+    bitsmith.quantize(model, bits=6, dry_run=True)
+    assert len(loaded) == 1
+
+
+def test_a_stopped_search_goes_on_with_what_it_had_measured(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words: dict[str, Any] = {"bits": 6, "dry_run": True, "seed": 6}
+    measured: list[str] = []
+    costs, changes = measuring.Measuring.costs, measuring.Measuring.changes
+
+    def stopped(self: measuring.Measuring, *given: Any) -> list[np.ndarray]:
+        measured.append("changes")
+        if measured.count("changes") == 1:
+            raise KeyboardInterrupt
+        return changes(self, *given)
+
+    def counted(self: measuring.Measuring) -> list[np.ndarray]:
+        measured.append("costs")
+        return costs(self)
+
+    monkeypatch.setattr(measuring.Measuring, "costs", counted)
+    monkeypatch.setattr(measuring.Measuring, "changes", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        bitsmith.quantize(model, **words)
+    assert bitsmith.quantize(model, **words).size > 0
+    assert measured == ["costs", "changes", "changes"]
+
+
+def test_a_search_that_does_not_fit_memory_is_refused_with_what_would_fit(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words: dict[str, Any] = {"bits": 6, "dry_run": True, "seed": 5}
+
+    def free(nbytes: int) -> None:
+        for module in (need, footprint):
+            monkeypatch.setattr(module, "rooms", lambda: (Room(nbytes, "free"),))
+
+    free(1 << 20)
+    with pytest.raises(ResourceError, match=r"choosing types: this run takes about .* only 1\.05 MB are free.*force"):
+        bitsmith.quantize(model, **words)
+    search = _search(model)
+    least, most = (search.memory(limit) + footprint.torch_memory() for limit in (0, 1 << 40))
+    assert least < most
+    free((least + most) // 2)
+    with pytest.raises(ResourceError, match=r"memory=\S*\d+MB\S* would fit") as found:
+        bitsmith.quantize(model, **words)
+    free(most * 2)
+    assert bitsmith.quantize(model, **words).size > 0
+    assert "No options" not in str(found.value)
+
+
+def _search(model: Path) -> footprint.Search:
+    open_ = Allocatable(open_checkpoint(model), Target("gguf", "q5_k_m"), PlanOptions(filename="x.gguf"))
+    context = open_.checkpoint.config.context
+    return footprint.Search(open_.checkpoint.config, open_.units, 8, 4, min(128, context), anchors=True, gptq=False)
 
 
 @pytest.mark.parametrize("to", ["native", "compressed", "awq", "bnb", "mlx", "q4_0"])

@@ -122,14 +122,35 @@ def test_qlora_unpacks_one_expert_at_a_time() -> None:
     assert found.weights == pytest.approx(packed + rest, rel=1e-6)
 
 
-def test_qat_keeps_quantized_copies_beside_full_fine_tuning() -> None:
+def test_qat_is_that_of_tune_qat() -> None:
+    """5 bytes a weight of the layers for scales, 25 for all, 19 with moments in 8 bits; decoded weights of a block."""
     model = network("llama-2-7b")
     layer = 4 * 4096 * 4096 + 3 * 4096 * 11008
-    for checkpointing, layers in ((True, 1), (False, 32)):
-        full = training_memory(model, "full", context=512, checkpointing=checkpointing)
-        found = training_memory(model, "qat", context=512, checkpointing=checkpointing)
-        assert found.total - full.total == found.activations - full.activations == 3 * layer * layers
-        assert found.trained == model.parameters
+    ends = 3 * 4 * 32000 * 4096
+    found = {method: training_memory(model, method, context=512) for method in ("qat", "qat-all")}
+    small = training_memory(model, "qat-all", context=512, optimizer="adamw-8bit")
+    each = [(one.total - one.activations) / (32 * layer) for one in (*found.values(), small)]
+    scales = [16 / 64, 16 / 64, 10 / 64]  # of groups of 64: gradient, moments, the best state
+    for bytes_each, share, wanted in zip(each, scales, (5, 25, 19), strict=True):
+        assert bytes_each == pytest.approx(wanted + share + ends / (32 * layer), rel=1e-3)
+    whole = training_memory(model, "qat", context=512, checkpointing=False)
+    kept = whole.activations - found["qat"].activations
+    assert kept == 31 * (6 * layer + 2 * 512 * layer_bytes(model)) - 4 * 512 * 32 * 4096
+
+
+def test_qat_keeps_what_the_run_itself_plans() -> None:
+    """Of the reference model: the run's own count of weights, offsets, gradients and moments."""
+    from bitsmith.calibration import cost
+    from bitsmith.calibration.end_to_end import EndToEnd
+    from bitsmith.models.checkpoint import open_checkpoint
+    from bitsmith.planner.model_spec import from_checkpoint
+
+    checkpoint = open_checkpoint("reference")
+    for depth, method in (("scales", "qat"), ("all", "qat-all")):
+        for optimizer, known in (("adam", "adamw"), ("adam-8bit", "adamw-8bit")):
+            own = cost.training_memory(checkpoint.laid_out("gguf").config, EndToEnd(depth, optimizer=optimizer))
+            said = training_memory(from_checkpoint(checkpoint, "").network, method, context=256, optimizer=known)
+            assert said.total - said.activations == pytest.approx(own, rel=0.06)
 
 
 def test_a_gpt_keeps_what_the_paper_counts() -> None:
@@ -213,7 +234,8 @@ def test_adapters_need_the_logits_of_a_slab_alone() -> None:
 def test_methods_rank_alike_for_every_shape(name: str) -> None:
     model = network(name)
     found: dict[str, Training] = {method: training_memory(model, method, context=128) for method in METHODS}
-    assert found["qlora"].total < found["lora"].total < found["full"].total < found["qat"].total
+    assert found["qlora"].total < found["lora"].total < found["qat"].total < found["qat-all"].total
+    assert found["lora"].total < found["full"].total < found["qat-all"].total
     assert 0 < found["lora"].trained < model.parameters / 10
     for method, one in found.items():
         assert one.method == method
@@ -247,7 +269,8 @@ def test_a_network_of_few_tensors_does_not_fail() -> None:
     tensors = (TensorInfo("token_embd.weight", (32, 64), "", 0),)
     model = Network("odd", "odd", 64, 32, 0, 4, 4, 16, 128, (), tensors)
     assert training_memory(model, "lora", context=1).trained == 0
-    assert training_memory(model, "qat", context=1).activations == 2 * 2 * 64 + 14 * 32
+    assert training_memory(model, "full", context=1).activations == 2 * 2 * 64 + 14 * 32
+    assert training_memory(model, "qat", context=1).activations == 4 * 2 * 64 + 4 * 6 * 32
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,20 @@ def test_a_larger_model_beside_a_smaller_one() -> None:
     assert "published: perplexity" in said
 
 
+def test_few_bits_beside_a_smaller_model_at_four() -> None:
+    report = bitsmith.plan("llama-3-70b", devices=["rtx-4090"])
+    room = row(report, "iq2_xs").verdicts[0]
+    assert room.kind == "fits"
+    assert row(report, "q2_k").verdicts[0].kind != "fits"
+    first, second, *_ = said = advise(report)
+    assert first.startswith("rtx-4090: iq2_xs, which loses 0.0")
+    at_four = 8 * (room.room - room.memory.cache - room.memory.working) / row(report, "q4_k_m").bits_per_weight
+    assert f"a model of {at_four / 1e9:.2g} B weights" in second
+    assert any("Llama-3-8B in iq2_xs" in sentence and "perplexity 10.76 against 6.233" in sentence for sentence in said)
+    larger = " ".join(advise(bitsmith.plan("llama-3-8b", devices=["rtx-4090"])))
+    assert "So few bits" not in larger
+
+
 def test_runtimes_by_hand() -> None:
     own = bitsmith.plan("llama-3-8b", devices=["cpu-ddr5"], memory="64GB", formats=["q4_k_m"])
     assert row(own, "q4_k_m").verdicts[0].runtime.name == "bitsmith"
@@ -173,14 +187,11 @@ def test_this_machine() -> None:
 
 
 def test_what_is_ruined_is_not_advised() -> None:
-    for report in (
-        bitsmith.plan("70B", devices=["rtx-4090"]),
-        bitsmith.plan("70B", memory="24GB"),
-    ):
-        assert row(report, "int2").verdicts[0].kind == "fits"
-        said = " ".join(advise(report))
-        assert "no good format fits" in said
-        assert "int2," not in said
+    for memory in ("19GB", "24GB"):
+        report = bitsmith.plan("70B", memory=memory)
+        assert (row(report, "int2").verdicts[0].kind == "fits") is (memory == "24GB")
+        assert "int2," not in " ".join(advise(report))
+    assert "no good format fits" in advise(bitsmith.plan("70B", memory="19GB"))[0]
     mixed = bitsmith.plan("llama-3.2-1b", devices=["cpu-ddr5"], memory="16GB", formats=["native/int2", "q4_k_m"])
     assert advise(mixed)[0].startswith("cpu-ddr5: q4_k_m")
     unmeasured = bitsmith.plan(

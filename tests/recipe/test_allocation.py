@@ -35,6 +35,14 @@ def test_gguf_offers_every_type_that_is_written_and_the_head() -> None:
     assert sizes == sorted(sizes)
 
 
+def test_older_types_are_left_out_where_others_fit_unless_speed_is_asked_for() -> None:
+    plain = open_types("reference", "gguf/q4_k_m")
+    quick = Allocatable(plain.checkpoint, plain.target, PlanOptions(filename="x.gguf"), for_speed=True)
+    labels = [{choice.label for unit in each.units for choice in unit.choices} for each in (plain, quick)]
+    assert labels[1] - labels[0] == {"q4_0", "q4_1", "q5_0", "q5_1"}
+    assert [unit.names for unit in plain.units] == [unit.names for unit in quick.units]
+
+
 def test_rows_that_a_block_does_not_divide_have_no_such_type(tmp_path: Path) -> None:
     found = open_types(make_folder(tmp_path / "m"), "gguf/q4_k_m")
     labels = {choice.label for unit in found.units for choice in unit.choices}

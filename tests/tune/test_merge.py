@@ -62,7 +62,7 @@ def test_from_the_command_line(bitsmith_command: Command, tiny: Path, tmp_path: 
     words = ("merge", tiny, adapter, "--to", "q8_0", "--out", out, "--max-windows", 2)
     result = bitsmith_command(*words)
     assert result.code == 0, result
-    assert "against the original with the adapter beside it" in result.out
+    assert "out against tiny with a" in result.out
     assert "bitsmith merge tiny a --to gguf/q8_0" in bitsmith_command("inspect", out, "--recipe").out
     made = json.loads(bitsmith_command(*words, "--force", "--no-measure", "--json").out)
     assert made["loss"] is None

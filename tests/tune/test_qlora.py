@@ -170,7 +170,9 @@ def test_a_disk_that_is_full(tiny: Path, tmp_path: Path, monkeypatch: pytest.Mon
         saves(self, folder)
 
     monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", full)
-    wanted = r"checkpoint of step 3 was not written .* takes about .* are free there\. checkpoint-2 is whole: .* resume="
+    wanted = (
+        r"checkpoint of step 3 was not written .* takes about .* are free there\. checkpoint-2 is whole: .* resume="
+    )
     with pytest.raises(FileError, match=wanted):
         tuned(tiny, tmp_path / "cut", **options)
     checkpoints = tmp_path / "cut" / "checkpoints"
@@ -241,6 +243,12 @@ def test_a_base_that_changed_between(tiny: Path, tmp_path: Path) -> None:
 def test_data_that_is_measured_and_trained_on(tiny: Path, tmp_path: Path) -> None:
     result = tuned(tiny, tmp_path / "a", eval_data=tmp_path / "sums.jsonl", steps=1)
     assert any("12 of 12 examples of --eval-data are in --data too" in note for note in result.plan.notes)
+
+
+def test_a_rank_beyond_a_matrix(tiny: Path, tmp_path: Path) -> None:
+    notes = {rank: tuned(tiny, tmp_path / str(rank), rank=rank, steps=1).plan.notes for rank in (32, 33)}
+    assert not notes[32]
+    assert "is more than the smaller side of attn_k, 32" in notes[33][0]
 
 
 def test_too_little_memory(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

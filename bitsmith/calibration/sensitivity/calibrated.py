@@ -1,7 +1,8 @@
 """Calibrated rounding, for costs: scales weighted by the inputs, and what GPTQ gains over such codes.
 
 Whole runs of GPTQ for every type would take far too long. Rows do not depend on each other, given the inputs, so GPTQ
-rounds some rows of each matrix, in one type of 2 and one of 4 bits, and its gain holds for the other rows and types.
+rounds some rows of each matrix, in one type with a code book and one of 4 bits, and its gain holds for the other rows
+and for types of the same kind. Where no type has a code book, one of 2 bits is the other.
 """
 
 from __future__ import annotations
@@ -15,23 +16,25 @@ import torch
 from bitsmith.calibration.collect import Wanted, collect
 from bitsmith.calibration.importance import Importance
 from bitsmith.calibration.resources import Resources
+from bitsmith.calibration.sensitivity.footprint import gram_bytes
 from bitsmith.calibration.sensitivity.rounded import rounded
 from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.calibration.stats import Stats
-from bitsmith.models.arch.block import linear_groups, linear_shapes
+from bitsmith.models.arch.block import linear_shapes
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.checkpoint import Checkpoint
-from bitsmith.quant.formats.base import Format, NeedsExtent, Settled
+from bitsmith.quant.formats.base import Format, NeedsExtent, Settled, VectorFormat
 from bitsmith.quant.rounders.gptq import gptq_rows
 from bitsmith.quant.rounders.hessian import Factor, prepare
 from bitsmith.recipe.plan import PlannedTensor
 from bitsmith.system.memory import available_memory
 from bitsmith.system.progress import Progress, Report, silent
 
-_ROWS = 128
+_ROWS = 32
 _FINE = 8  # bits from which GPTQ is not used
 _SHARE = 0.25  # of the memory, for Gram matrices
 _FEW, _SOME = 2, 4  # bits of the types that GPTQ rounds
+_HOLDS = 0.75  # share of a gain's logarithm that counts: on another text than that of the calibration, GPTQ gains less
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,22 @@ class GptqGains:
         stats = self.stats.get(name)
         if stats is None or stats.gram is None:
             return np.ones(len(tensors))
-        formats = [tensor.format for tensor in tensors]
+        formats = [None if each.format is None or each.format.bits >= _FINE else each.format for each in tensors]
         rows = w[np.linspace(0, len(w) - 1, min(_ROWS, len(w))).round().astype(np.int64)]
+        books = next((each for each in formats if isinstance(each, VectorFormat) and each.bits == _FEW), None)
         known: dict[int, float] = {}
-        for bits in (_FEW, _SOME):
-            format = next((each for each in formats if each is not None and each.bits == bits), None)
+        for bits in (_SOME,) if books else (_FEW, _SOME):
+            format = next((each for each in formats if each and each.bits == bits), None)
             if format is not None:
                 known[bits] = self._gain(rows, format, stats)
+        of_books = None if books is None else self._gain(rows, books, stats)
         self.report(Progress("gptq", 0, 1, "matrices", name))
-        return np.array([_between(known, None if each is None else each.bits) for each in formats])
+        found = np.ones(len(formats))
+        for at, each in enumerate(formats):
+            if each is not None:
+                books_gain = of_books if isinstance(each, VectorFormat) else None
+                found[at] = _between(known, each.bits) if books_gain is None else books_gain
+        return np.asarray(found**_HOLDS)
 
     def _gain(self, rows: np.ndarray, format: Format, stats: Stats) -> float:
         if isinstance(format, NeedsExtent | Settled):
@@ -87,9 +97,9 @@ class GptqGains:
         return min(said.error / said.nearest, 1.0) if said.nearest > 0 else 1.0
 
 
-def _between(known: Mapping[int, float], bits: int | None) -> float:
-    """The gain of a type, from those of two widths."""
-    if bits is None or bits >= _FINE or not known:
+def _between(known: Mapping[int, float], bits: int) -> float:
+    """The gain of a type, from those of two widths, or of one."""
+    if not known:
         return 1.0
     if bits <= _FEW:
         return known.get(_FEW, next(iter(known.values())))
@@ -117,7 +127,7 @@ def calibrated(
         known = {name: importance.of(f"{name}.weight") for name in _linears(config)}
         return WeightedRounding({name: each[0] for name, each in known.items() if each is not None})
     room = resources.memory or int(_SHARE * (available_memory() or 1 << 30))
-    grams = gptq and _gram_bytes(config) < room
+    grams = gptq and gram_bytes(config) < room
     found = collect(
         checkpoint,
         tokens,
@@ -135,11 +145,3 @@ def calibrated(
 def _linears(config: ModelConfig) -> list[str]:
     names = [f"blk.{layer}.{name}" for layer in range(config.layers) for name in linear_shapes(config, layer)]
     return [*names, "output"]
-
-
-def _gram_bytes(config: ModelConfig) -> int:
-    total = 0
-    for layer in range(config.layers):
-        shapes = linear_shapes(config, layer)
-        total += sum(4 * shapes[group.linears[0]][1] ** 2 for group in linear_groups(config, layer))
-    return total

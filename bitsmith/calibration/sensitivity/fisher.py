@@ -5,7 +5,7 @@ this covariance, v = s e - p (s . e) with s the root of p and e standard normal,
 squared product of the gradient of a matrix and its rounding error d is then, on average, d F d. Windows and errors are
 all seen in one pass, since gradients of different tokens are independent. Products see the whole matrix F, also
 between the weights of a matrix, where rounding errors are correlated (GPTQ). They are noisy: a window is one sample of
-chi square. The squares by rows and columns are not, but see only the diagonal. `costs` joins both.
+chi square. The squares by rows and columns are not, but see only the diagonal. `joining` joins both.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitsmith.calibration.sensitivity.footprint import BATCH_TOKENS, LOGITS
+from bitsmith.calibration.sensitivity.joining import Cost
 from bitsmith.calibration.sensitivity.meter import Errors, GradientMeter, Seen
 from bitsmith.calibration.sensitivity.watched import WatchedModel
 from bitsmith.system.progress import Progress, Report, silent
 
-BATCH_TOKENS = 2048
-_LOGITS = 1 << 26  # numbers of logits that exist at a time; a whole window has more, where the vocabulary is large
-_SPREAD = 0.15  # how far, as a logarithm, the ratio of whole to diagonal differs among the types of one matrix
 _SMALL = 1e-300
 
 
@@ -63,20 +62,8 @@ def fisher(
 
 def batches(tokens: np.ndarray, vocab: int) -> list[tuple[int, np.ndarray]]:
     """(first window, windows) of batches of about `BATCH_TOKENS`, or fewer where the vocabulary is large."""
-    step = max(1, min(BATCH_TOKENS, _LOGITS // vocab) // tokens.shape[1])
+    step = max(1, min(BATCH_TOKENS, LOGITS // vocab) // tokens.shape[1])
     return [(start, tokens[start : start + step]) for start in range(0, len(tokens), step)]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Expected divergence of rounding one matrix, nats a token, by error: float64 [errors].
-
-    joined: the estimate; direct: from products alone; diagonal: from squares alone
-    """
-
-    joined: np.ndarray
-    direct: np.ndarray
-    diagonal: np.ndarray
 
 
 def cost(seen: Seen, held: Tensor, tokens: int, *, whole: Iterable[Tensor], rows: Tensor) -> Cost:
@@ -94,24 +81,10 @@ def cost(seen: Seen, held: Tensor, tokens: int, *, whole: Iterable[Tensor], rows
     if len(rows) < len(by_row):
         own = _diagonal(held, by_row[rows.cpu()], share, tokens)
         direct = direct * np.divide(diagonal, own, out=np.ones_like(own), where=own > 0)
-    return Cost(_joined(direct, diagonal, len(seen.products)), direct, diagonal)
+    return Cost(direct, diagonal, len(seen.products))
 
 
 def _diagonal(errors: Iterable[Tensor], rows: Tensor, share: Tensor, tokens: int) -> np.ndarray:
     """float64 [errors]; rows, share: sums of squared gradients of rows, and the share of each column"""
     energy = [float(rows @ (each.cpu().double().square() @ share)) for each in errors]
     return 0.5 * np.array(energy) / tokens
-
-
-def _joined(direct: np.ndarray, diagonal: np.ndarray, windows: int) -> np.ndarray:
-    """The diagonal's costs times one factor a matrix, and each moved towards its own product as far as noise allows."""
-    known = (diagonal > 0) & (direct > 0)
-    if not known.any():
-        return direct
-    noise = 2.0 / windows  # variance of the logarithm of a mean of squared normal numbers
-    ratio = np.log(direct[known] / diagonal[known])
-    middle = ratio.mean()
-    weight = _SPREAD**2 / (_SPREAD**2 + noise)
-    found = np.zeros_like(diagonal)
-    found[known] = diagonal[known] * np.exp(middle + weight * (ratio - middle))
-    return found

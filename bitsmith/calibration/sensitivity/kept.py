@@ -1,4 +1,8 @@
-"""What was measured of a model, kept in the user's cache folder, so that a second budget takes seconds."""
+"""What was measured of a model, kept in the user's cache folder, so that a second budget takes seconds.
+
+Figures of another program are never used: its version, the core's build and the code that decides costs are part of
+the key.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +21,10 @@ from bitsmith.containers.bounded_json import parse_json
 from bitsmith.errors import BitsmithError
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.system.folders import cache_folder
+from bitsmith.work.key import program
 
-VERSION = 1
+VERSION = 2
+_ROOMS = ("calibration", "quant", "runtime", "recipe", "pipeline")  # whose code decides costs
 _log = logging.getLogger(__name__)
 
 
@@ -54,6 +61,21 @@ class Kept:
             _log.warning("%s cannot be written (%s); it will be measured again.", self.path, error.strerror)
             with suppress(OSError, NameError):
                 Path(file.name).unlink(missing_ok=True)
+
+
+def program_key() -> dict[str, Any]:
+    """For keys of figures that the program's own code decides: versions, the core's build, and the code."""
+    return {**program(), "code": _code_sha256(Path(__file__).parents[2])}
+
+
+@cache
+def _code_sha256(package: Path) -> str:
+    """The hash of the rooms' code. package: the folder of `bitsmith`"""
+    digest = hashlib.sha256()
+    for path in sorted(path for room in _ROOMS for path in (package / room).rglob("*.py")):
+        digest.update(f"{path.relative_to(package).as_posix()} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def model_sha256(checkpoint: Checkpoint) -> str:

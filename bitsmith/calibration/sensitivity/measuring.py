@@ -15,7 +15,9 @@ from torch import Tensor
 from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.sensitivity.divergence import Divergence
 from bitsmith.calibration.sensitivity.fisher import cost, fisher
-from bitsmith.calibration.sensitivity.watched import WatchedModel
+from bitsmith.calibration.sensitivity.footprint import LEAST_ROWS, errors_limit
+from bitsmith.calibration.sensitivity.joining import joined
+from bitsmith.calibration.sensitivity.watched import EMBEDDING, HEAD, WatchedModel
 from bitsmith.calibration.work import places_of
 from bitsmith.errors import UnsupportedError
 from bitsmith.models.checkpoint import Checkpoint
@@ -23,7 +25,6 @@ from bitsmith.recipe.allocation.units import Choice, Unit, linear_of
 from bitsmith.recipe.plan import PlannedTensor
 from bitsmith.runtime.torch.products import fast_products
 from bitsmith.system.machine import cores
-from bitsmith.system.memory import available_memory
 from bitsmith.system.progress import Progress, Report, silent
 
 
@@ -49,9 +50,6 @@ class Gains(Protocol):
         ...
 
 
-_MOST_ERRORS = 4 << 30  # bytes of rounding errors that are held at a time; of larger models some rows of each matrix
-_SHARE = 0.25  # of the available memory
-_LEAST_ROWS = 32
 _EVERY = 2  # one window of so many for the gradient around chosen types: a slope is less noisy than a second order
 
 
@@ -122,11 +120,15 @@ class Measuring:
         with fast_products(self._resources.device):
             passed = fisher(self.model, self._stacked(errors), tokens, report=self._report)
         self._hidden, seen = passed.hidden[::_EVERY].clone(), passed.seen
-        found = [np.zeros(len(unit.choices)) for unit in self._units]
+        measured = []
         for matrix in self._matrices:
             kept = errors[matrix.name]
             whole = kept.values if kept.whole else self._all_errors(matrix)
-            own = cost(seen[matrix.name], kept.values, tokens.size, whole=whole, rows=kept.rows).joined
+            measured.append(cost(seen[matrix.name], kept.values, tokens.size, whole=whole, rows=kept.rows))
+        types = [[tensor.info.layout for tensor in matrix.tensors] for matrix in self._matrices]
+        found = [np.zeros(len(unit.choices)) for unit in self._units]
+        alone = [matrix.name in (EMBEDDING, HEAD) for matrix in self._matrices]
+        for matrix, own in zip(self._matrices, joined(measured, types, alone), strict=True):
             found[matrix.unit] += (
                 own if gains is None else own * gains.of(matrix.name, self._own(matrix), matrix.tensors)
             )
@@ -191,14 +193,13 @@ class Measuring:
         """The rounding errors of all choices of all matrices; of some rows, if they would not fit into memory."""
         numbers = sum(len(matrix.tensors) * self.model.matrices[matrix.name].numel() for matrix in self._matrices)
         total = self.model.gradients.itemsize * numbers
-        limit = self._resources.memory or min(_MOST_ERRORS, int(_SHARE * (available_memory() or _MOST_ERRORS)))
-        share = min(1.0, limit / total)
+        share = min(1.0, errors_limit(self._resources.memory) / total)
         done = 0
 
         def errors(matrix: _Matrix) -> _Errors:
             nonlocal done
             count = self.model.matrices[matrix.name].shape[0]
-            wanted = count if share == 1.0 else min(count, max(_LEAST_ROWS, round(share * count)))
+            wanted = count if share == 1.0 else min(count, max(LEAST_ROWS, round(share * count)))
             rows = torch.from_numpy(np.linspace(0, count - 1, wanted).round().astype(np.int64))
             held = [each[rows].to(self.model.gradients) for each in self._all_errors(matrix)]
             found = _Errors(torch.stack(held), rows, wanted / count)

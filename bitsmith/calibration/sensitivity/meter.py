@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitsmith.calibration.sensitivity.footprint import HELD
 from bitsmith.calibration.sensitivity.watched import Sink
-
-_HELD = 32 << 20  # numbers of gradients that are held at a time
 
 Errors = Mapping[str, tuple[Tensor, Tensor]]  # by matrix: errors float [errors, rows, cols], numbers of these rows
 
@@ -69,7 +68,7 @@ class GradientMeter(Sink):
         if some:  # of the other rows, squares token by token
             rows += torch.einsum("wnr,wn->r", gradient.float().square(), x.float().square().sum(-1)).double()
             gradient = gradient[..., held]
-        step = max(1, _HELD // (len(x) * x.shape[-1]))
+        step = max(1, HELD // (len(x) * x.shape[-1]))
         for start in range(0, gradient.shape[-1], step):
             part = slice(start, start + step)
             found = gradient[..., part].transpose(1, 2) @ x  # [windows, rows, cols]

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint as recomputed
 
+from bitsmith.calibration.sensitivity.footprint import ACTIVATIONS, KEPT
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.runtime.decoder import Decoder
 from bitsmith.runtime.kernel import Weight
@@ -24,8 +25,6 @@ from bitsmith.runtime.weights import Block, Linear, load_weights, weight_reader
 from bitsmith.system.progress import Report, silent
 
 EMBEDDING, HEAD = "token_embd", "output"
-_KEPT = 1 << 30  # bytes of activations; with more, blocks are computed again in the backward pass
-_ACTIVATIONS = 32  # numbers that a block keeps for the backward pass, for each token and hidden feature: an upper bound
 
 
 class Sink:
@@ -180,8 +179,8 @@ class WatchedModel:
         decoder, config = self._decoder, self.config
         x: Tensor = decoder.embedded(ids)
         shared = decoder.place(ids.shape[1], ids)
-        size = ids.size * config.hidden * config.layers * _ACTIVATIONS * 4
-        again = torch.is_grad_enabled() and size > _KEPT and not config.kept_layers
+        size = ids.size * config.hidden * config.layers * ACTIVATIONS * 4
+        again = torch.is_grad_enabled() and size > KEPT and not config.kept_layers
         for layer, block in enumerate(decoder.weights.blocks):
             run = partial(self._run_block, layer, block, shared)
             x = recomputed(run, x, use_reentrant=False) if again else run(x)

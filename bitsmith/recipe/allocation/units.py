@@ -31,6 +31,8 @@ from bitsmith.recipe.target import Target
 
 # types for models that were trained in them; other weights lose more in them than in types of the same size
 _TRAINED_IN = {"q1_0", "q2_0", "tq1_0", "tq2_0", "mxfp4", "nvfp4"}
+# older types, and the one that makes them needless where rows fit it: without them the best choices lose as much
+_OLDER = {"q4_0": "q4_k", "q4_1": "q4_k", "q5_0": "q5_k", "q5_1": "q5_k"}
 _NATIVE = ("int8", "int4", "int4-asym", "int3", "int3-asym", "int2", "int2-asym", "nf4", "fp8")
 _EXPERTS = re.compile(r"^blk\.(\d+)\.ffn_(gate|up|down|gate_up)_exps")
 _ENDS = ("token_embd", "output")
@@ -72,16 +74,21 @@ class Unit:
 class Allocatable:
     """A model in a container, with types that are open. It gives units, and assignments for chosen types."""
 
-    def __init__(self, checkpoint: Checkpoint, target: Target, options: PlanOptions) -> None:
-        """Headers are read once. target: the types of tensors that are in no unit, and the name in the file
+    def __init__(
+        self, checkpoint: Checkpoint, target: Target, options: PlanOptions, *, for_speed: bool = False
+    ) -> None:
+        """Headers are read once.
 
+        target: the types of tensors that are in no unit, and the name in the file
+        for_speed: whether types are choices, too, for which only their speed speaks
         Raises what `assign` raises.
         """
         self.target = target
         self._assign = _assigner(checkpoint, target, options)
         self.base = self._assign(())
         self.checkpoint = self.base.checkpoint
-        self.units = tuple(_units(self.base, self._assign, self._types()))
+        found = _units(self.base, self._assign, self._types())
+        self.units = tuple(found if for_speed else filter(None, map(_without_older, found)))
 
     def assignment(self, rules: Sequence[str]) -> Assignment:
         """The assignment with rules that come after the user's own."""
@@ -198,6 +205,13 @@ def _unit(members: Sequence[Mapping[str, PlannedTensor]]) -> Unit | None:
     found = sorted(known.values(), key=lambda choice: (choice.nbytes, choice.label))
     found = [choice for choice in found if not _pointless(choice, found)]
     return Unit(tuple(found)) if len(found) > 1 else None
+
+
+def _without_older(unit: Unit) -> Unit | None:
+    """The unit without older types that another one replaces; None if one choice is left."""
+    labels = {choice.label for choice in unit.choices}
+    found = tuple(choice for choice in unit.choices if _OLDER.get(choice.label) not in labels)
+    return Unit(found) if len(found) > 1 else None
 
 
 def _pointless(choice: Choice, choices: Sequence[Choice]) -> bool:

@@ -1,7 +1,7 @@
 """The decoder's operations on torch, but those that the C++ core has: for passes without a cache on a CPU.
 
-What needs gradients stays with torch. Results differ from torch's in their last bits, and do not depend on the number
-of threads.
+What needs gradients stays with torch, but for attention in bfloat16. Results differ from torch's in their last bits,
+and do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitsmith.runtime.torch.learned_attention import learned_attention, strips_of
 from bitsmith.runtime.torch.ops import TorchOps
 from bitsmith.system.core import core
 
@@ -64,6 +65,10 @@ class CoreOps(TorchOps):
     ) -> Tensor:
         """See `Ops.attention`. Scores exist for some queries and keys at a time."""
         given = (q, k, v) if sinks is None else (q, k, v, sinks)
+        if window is not None and not softcap and sinks is None and _learns_in_bfloat16(q, k, v):
+            strips = strips_of(visible, q.shape[2], k.shape[2])
+            if strips is not None:
+                return learned_attention(q, k, v, strips, q.shape[-1] ** -0.5 if scale is None else scale)
         if self.core is None or window is None or not _plain(*given) or k.shape != v.shape:
             return super().attention(q, k, v, visible, scale=scale, softcap=softcap, sinks=sinks, window=window)
         batch, heads, n, head_dim = q.shape
@@ -92,8 +97,17 @@ class CoreOps(TorchOps):
 
 def _plain(*tensors: Tensor) -> bool:
     """Whether the core can read them: float32, and no gradients are wanted."""
-    learns = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
-    return not learns and all(each.dtype == torch.float32 for each in tensors)
+    return not _learns(*tensors) and all(each.dtype == torch.float32 for each in tensors)
+
+
+def _learns(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
+
+
+def _learns_in_bfloat16(*tensors: Tensor) -> bool:
+    """Whether gradients are wanted, and products are to be computed in bfloat16."""
+    half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return half and _learns(*tensors)
 
 
 def _empty(x: Tensor) -> Tensor:
