@@ -1,12 +1,14 @@
 """Runs that are killed at random times (SIGKILL) and started again: bytes, what is left, how much work was repeated.
 
-    python bench/kills.py                          200 runs over five kinds
+    python bench/kills.py                          200 runs over seven kinds
     python bench/kills.py --runs 20 --kind gptq --seed 1 --json
+    python bench/kills.py --kind qat --model FOLDER --tokens 2048    a small model
 
 Each kind is first run without a break. Then it is killed at a random point of its processor time and started again, in
 a folder of its own. Times are processor seconds, which do not depend on what else the machine does. Repeated work is
 what both starts took beyond the run without a break and the start of the program (a dry run), as a share of the run's
-own work. Fails where a file differs, or anything is left.
+own work. The cache folder of each run is its own, and is kept over its break. Fails where a file differs, or anything
+is left.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ KINDS: dict[str, tuple[str, ...]] = {
     "learned": ("quantize", "reference", "--to", "q4_k_m", "--method", "learned", "--effort", "fast", *TEXT),
     "several": ("quantize", "reference", "--to", "awq/int4", "--to", "q2_k", "--to", "compressed/w8a8", *TEXT),
     "qat": ("tune", "qat", "reference", "--to", "q4_0", "--steps", "40", "--training-tokens", "32768", *TEXT),
+    "budget": ("quantize", "reference", "--bits", "4.25", "--threads", "1"),
+    "imatrix": ("imatrix", "reference", "--calibration", "default"),
 }
+UNCALIBRATED = ("budget",)
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -54,10 +59,12 @@ class Found:
         return statistics.median(self.repeated) if self.repeated else 0.0
 
 
-def run(words: Sequence[str], out: Path, *, kill_at: float | None = None) -> tuple[int, float]:
+def run(words: Sequence[str], folder: Path, *, kill_at: float | None = None) -> tuple[int, float]:
     """Run a command; its exit status, and its processor seconds. kill_at: kill it after so many processor seconds"""
-    command = [sys.executable, "-m", "bitsmith", *words, "--out", str(out)]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    name = "out" if words[0] == "tune" or any("/" in word for word in words) else "out.gguf"
+    command = [sys.executable, "-m", "bitsmith", *words, "--out", str(folder / name)]
+    caches = {**os.environ, "XDG_CACHE_HOME": str(folder.with_name("cache"))}
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=caches)
     while True:
         pid, status, usage = os.wait4(child.pid, os.WNOHANG)
         if pid:
@@ -94,26 +101,42 @@ def killed_and_continued(words: Sequence[str], kind: str, runs: int, draw: rando
     """One kind: without a break, and so many times with one."""
     whole = folder / "whole"
     whole.mkdir()
-    run(words, whole / "out")  # fills the caches of the system
-    shutil.rmtree(whole)
+    run(words, whole)  # fills the caches of the system
+    _remove(whole)
     whole.mkdir()
-    found = Found(kind, run(words, whole / "out")[1], run([*words, "--dry-run"], whole / "none")[1])
+    took = run(words, whole)[1]
     expected = tree(whole)
+    (folder / "none").mkdir()
+    found = Found(kind, took, run([*_dry(words), "--dry-run"], folder / "none")[1])
     for _ in range(runs):
         again = folder / "again"
         again.mkdir()
-        status, first = run(words, again / "out", kill_at=draw.uniform(0.0, found.whole))
+        status, first = run(words, again, kill_at=draw.uniform(0.0, found.whole))
         if status < 0:
             found.kills += 1
-            _, second = run(words, again / "out")
+            ended = tree(again) == expected  # killed between the last file and the end: a second start is refused
+            second = found.start if ended else run(words, again)[1]
             extra = first + second - found.whole - found.start
             found.repeated.append(max(0.0, extra) / max(found.whole - found.start, 1e-9))
         there = tree(again)
         found.left += there.keys() != expected.keys()
         found.different += any(there.get(name) != data for name, data in expected.items())
-        shutil.rmtree(again)
-    shutil.rmtree(whole)
+        _remove(again)
     return found
+
+
+def _dry(words: Sequence[str]) -> list[str]:
+    """A command that starts as this one does, and knows --dry-run without measuring."""
+    if words[0] == "imatrix":
+        return ["quantize", words[1], "--to", "q4_0", *words[2:]]
+    at = words.index("--bits") if "--bits" in words else len(words)
+    return [*words[:at], *words[at + 2 :]]
+
+
+def _remove(folder: Path) -> None:
+    """Remove a run, with its caches."""
+    shutil.rmtree(folder)
+    shutil.rmtree(folder.with_name("cache"), ignore_errors=True)
 
 
 def main() -> None:
@@ -121,14 +144,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=200, help="number of runs over all kinds")
     parser.add_argument("--kind", action="append", choices=KINDS, help="repeatable; default: all")
-    parser.add_argument("--tokens", type=int, default=16384, help="of the calibration")
+    parser.add_argument("--model", default="reference")
+    parser.add_argument("--tokens", type=int, default=16384, help="of the calibration; a training takes twice as many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     kinds, draw, all_found = options.kind or list(KINDS), random.Random(options.seed), []
     for kind in kinds:
         with tempfile.TemporaryDirectory(prefix="kills-") as folder:
-            words = (*KINDS[kind], "--calibration-tokens", str(options.tokens))
+            words = [options.model if word == "reference" else word for word in KINDS[kind]]
+            words += [] if kind in UNCALIBRATED else ["--calibration-tokens", str(options.tokens)]
+            if kind == "qat":
+                words[words.index("--training-tokens") + 1] = str(2 * options.tokens)
             found = killed_and_continued(words, kind, -(-options.runs // len(kinds)), draw, Path(folder))
         all_found.append(found)
         if options.json:

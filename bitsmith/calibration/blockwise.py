@@ -138,18 +138,14 @@ class BlockwiseRounding:
             checkpoint.config, weight_reader(checkpoint), DenseKernel(device=device), pass_ops(device), device
         )
         self._ahead = BlocksAhead(self._loader, ahead=device != "cpu", room=partial(has_room, torch.device(device)))
-        self._steps = _Steps(decoder_without_blocks(self._loader), task, tokens.all_experts, resources.steps)
+        self._steps = BlockSteps(decoder_without_blocks(self._loader), task, tokens.all_experts, resources.steps)
         self._next = 0
         self._resources = resources
         buffers = task.method.hidden_state_buffers(task.effort)
         share = _share(resources.memory, buffers)
-        row, effort = task.method.row, EFFORTS[task.effort]
-        rounder = (lambda stats: row.linear(stats, None, effort)) if task.calibrates_embedding else None
-        self.embedding = StoredEmbedding.of(self._loader, task.embedding, rounder)
+        self.embedding = StoredEmbedding.of_task(self._loader, task)
         own = self._steps.decoder
-        stored = own
-        if self.embedding is not None and self.embedding.format.bits < FINE_BITS:
-            stored = self.embedding.within(own, tokens.tokens)
+        stored = own if self.embedding is None else self.embedding.followed(own, tokens.tokens)
         embedded = partial(embed, tokens=tokens.tokens, memory=share, pieces=resources.pieces)
         self._hidden: WindowStates | None = embedded(stored)
         self._truth: WindowStates | None = embedded(own) if buffers > 1 else None
@@ -173,9 +169,9 @@ class BlockwiseRounding:
             return self._steps.block(layer, block, self._states, report)
 
     @property
-    def _states(self) -> _States:
+    def _states(self) -> BlockStates:
         assert self._hidden is not None
-        return _States(self._hidden, self._truth, self._stores)
+        return BlockStates(self._hidden, self._truth, self._stores)
 
     def kept(self) -> dict[str, Streamed]:
         """Hidden states before the next block, for a state file."""
@@ -250,7 +246,7 @@ class BlockwiseRounding:
 
 
 @dataclass(frozen=True)
-class _States:
+class BlockStates:
     """Hidden states before a block.
 
     hidden: from the rounded blocks
@@ -277,7 +273,7 @@ class _States:
             for each in compared:
                 each.end()
 
-    def before(self, part: Part, block: Block) -> _States:
+    def before(self, part: Part, block: Block) -> BlockStates:
         """The states before a part, with places for the inputs of its last linear."""
         last, last_truth = (LastInputs.of(part, block, self.hidden, store) for store in self.stores)
         return replace(self, last=last, last_truth=last_truth)
@@ -290,7 +286,7 @@ def _share(memory: int | None, buffers: int) -> int | None:
 
 
 @dataclass(frozen=True)
-class _Steps:
+class BlockSteps:
     """What all steps share.
 
     every: whether every token counts for every expert; learning: how the steps of learned rounding are computed
@@ -311,7 +307,7 @@ class _Steps:
         formats = {name: format for name, format in self.task.formats.items() if name.startswith(prefix)}
         return frozenset(name.removeprefix(prefix) for name, format in formats.items() if format.bits < FINE_BITS)
 
-    def block(self, layer: int, original: Block, states: _States, report: Report) -> Rounded:
+    def block(self, layer: int, original: Block, states: BlockStates, report: Report) -> Rounded:
         """Round one block and advance `states` through it."""
         row = self.task.method.row
         changed = folded(
@@ -348,7 +344,7 @@ class _Steps:
         )
 
     def _groups(
-        self, layer: int, start: Block, states: _States, routing: Routing
+        self, layer: int, start: Block, states: BlockStates, routing: Routing
     ) -> tuple[Block, dict[str, QuantTensor], dict[str, RoundingReport]]:
         """Round the linears of a block, group by group. Returns the rounded block, and codes and reports by name.
 
@@ -356,16 +352,16 @@ class _Steps:
         routing: told of the experts that the rounded block's routers choose
         """
         config = self.decoder.config
-        block = self._rounding_inputs(layer, start)
+        block = self.rounding_inputs(layer, start)
         codes, reports = dict[str, QuantTensor](), dict[str, RoundingReport]()
         for part in parts_of(config, layer):
             states = states.before(part, start)
             for stage in part.operation.stages(config, layer, part.before):
                 groups = with_shared_inputs(stage) if self.every else stage
-                wanted = {group: formats for group in groups if (formats := self._formats(layer, group))}
+                wanted = {group: formats for group in groups if (formats := self.formats_of(layer, group))}
                 for portion in portions(tuple(wanted), start):
                     each = {group: wanted[group] for group in portion}
-                    seen = states.repeated(partial(self._compared, layer, part, tuple(each), block, start, states))
+                    seen = states.repeated(partial(self.compared, layer, part, tuple(each), block, start, states))
                     found, said = self._portion(layer, each, start, seen)
                     codes |= found
                     reports |= said
@@ -396,13 +392,17 @@ class _Steps:
                 codes[name], reports[name] = tensor, said
         return codes, reports
 
-    def head_rounder(self, states: _States) -> LinearRounder:
+    def head_rounder(self, states: BlockStates) -> LinearRounder:
         """The rounder of the output matrix, from the statistics of its input."""
+        return self._rounder(self.head_compared(states))
+
+    def head_compared(self, states: BlockStates) -> Compared:
+        """Statistics of the input of the output matrix."""
         seen = Compared(HEAD, GramMeter(rounded=self.task.formats[HEAD].bits < FINE_BITS))
         for at in states.hidden.batches():
             seen.add(self._normed(states.hidden, at), None if states.truth is None else self._normed(states.truth, at))
             seen.end()
-        return self._rounder(seen)
+        return seen
 
     def head_slab(self, rounder: LinearRounder, weight: Weight, start: int) -> Rounded:
         """Round one slab of the output matrix, from row `start` on."""
@@ -410,13 +410,13 @@ class _Steps:
         codes, said = round_named(rounder, HEAD, self.decoder.ops.array(w), self.task.formats[HEAD])
         return Rounded((RoundedRows(f"{HEAD}.weight", start, w, codes),), {HEAD: said})
 
-    def _formats(self, layer: int, group: LinearGroup) -> dict[str, Format]:
+    def formats_of(self, layer: int, group: LinearGroup) -> dict[str, Format]:
         """Formats of the group's linears that are rounded, by name."""
         names = {name: f"blk.{layer}.{name}" for name in group.linears}
         return {name: self.task.formats[full] for name, full in names.items() if full in self.task.formats}
 
-    def _compared(
-        self, layer: int, part: Part, groups: tuple[LinearGroup, ...], block: Block, start: Block, states: _States
+    def compared(
+        self, layer: int, part: Part, groups: tuple[LinearGroup, ...], block: Block, start: Block, states: BlockStates
     ) -> dict[LinearGroup, Compared]:
         """Statistics of the groups' inputs in the rounded block, and their drift from those in the original model."""
         coarse = self.coarse(layer)
@@ -443,7 +443,7 @@ class _Steps:
                 states.hidden.beside.keep(layer, at, shared)
         return found
 
-    def _keeping(self, add: Callable[[Tensor], None], states: _States, at: slice) -> Callable[[Tensor], None]:
+    def _keeping(self, add: Callable[[Tensor], None], states: BlockStates, at: slice) -> Callable[[Tensor], None]:
         """Adds inputs to statistics, and keeps them."""
 
         def keep(x: Tensor) -> None:
@@ -461,7 +461,7 @@ class _Steps:
 
         return add
 
-    def _rounding_inputs(self, layer: int, block: Block) -> Block:
+    def rounding_inputs(self, layer: int, block: Block) -> Block:
         """The block with linears that round their inputs, if the runtimes of the file do so."""
         wanted = {name: self.task.inputs.get(f"blk.{layer}.{name}") for name in block.linears}
         return block.with_linears(

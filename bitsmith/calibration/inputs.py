@@ -75,10 +75,15 @@ def watch(
 
 def portions(groups: Sequence[LinearGroup], block: Block) -> Iterator[tuple[LinearGroup, ...]]:
     """Groups whose statistics are summed in one pass, so that Gram matrices do not need more than `MOST_GRAMS`."""
+    return portions_of({group: int(block.linears[group.linears[0]].prepared.shape[1]) for group in groups})
+
+
+def portions_of(groups: Mapping[LinearGroup, int]) -> Iterator[tuple[LinearGroup, ...]]:
+    """The same, of groups with the number of columns of their inputs."""
     portion: list[LinearGroup] = []
     size = 0
-    for group in groups:
-        own = 4 * int(block.linears[group.linears[0]].prepared.shape[1]) ** 2
+    for group, cols in groups.items():
+        own = 4 * cols**2
         if portion and size + own > MOST_GRAMS:
             yield tuple(portion)
             portion, size = [], 0

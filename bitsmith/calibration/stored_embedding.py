@@ -11,17 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bitsmith.calibration.collect import require_finite
+from bitsmith.calibration.method import FINE_BITS
 from bitsmith.calibration.rounding import LinearRounder, RoundingReport, round_named
 from bitsmith.calibration.stats import GramMeter, Stats
 from bitsmith.models.arch.block import parts_of
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.formats.precision import as_numpy
+from bitsmith.quant.rounders.effort import EFFORTS
 from bitsmith.quant.rounders.gptq import SLAB_ROWS
 from bitsmith.quant.rounders.nearest import nearest
 from bitsmith.quant.tensor import QuantTensor
@@ -31,6 +34,9 @@ from bitsmith.runtime.kernel import Weight
 from bitsmith.runtime.overridden import of_whole
 from bitsmith.runtime.torch.ondemand import OnDemandKernel
 from bitsmith.runtime.weights import WeightLoader
+
+if TYPE_CHECKING:
+    from bitsmith.calibration.blockwise import BlockwiseTask
 
 EMBEDDING = "token_embd"
 
@@ -61,6 +67,17 @@ class StoredEmbedding:
         stats = None if rounder is None else _first_readers(loader)
         own = _nearest if rounder is None or stats is None else rounder(stats)
         return cls(weight, of_whole(f"{EMBEDDING}.weight", weight, format), own)
+
+    @classmethod
+    def of_task(cls, loader: WeightLoader, task: BlockwiseTask) -> StoredEmbedding | None:
+        """The table as a task of blockwise rounding stores it; None if the output keeps its floats."""
+        row, effort = task.method.row, EFFORTS[task.effort]
+        rounder = (lambda stats: row.linear(stats, None, effort)) if task.calibrates_embedding else None
+        return cls.of(loader, task.embedding, rounder)
+
+    def followed(self, decoder: Decoder, tokens: np.ndarray) -> Decoder:
+        """What embeds tokens for the rounded blocks: `within`, or the decoder itself from 8 bits on."""
+        return self.within(decoder, tokens) if self.format.bits < FINE_BITS else decoder
 
     def rounded(self, w: np.ndarray) -> QuantTensor:
         """Codes and parameters of some rows, float32 [rows, cols]. Raises TensorError if they are not finite."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -139,6 +139,16 @@ class Reports:
             before = [self.by_name[name]] if name in self.by_name else []
             self.by_name[name] = RoundingReport.joined([*before, said])
         self.routed |= rounded.routed
+        self._check()
+
+    def add_values(self, values: Mapping[str, Any]) -> None:
+        """Add the reports of a step as `reports_to_values` gave them."""
+        from bitsmith.calibration.blockwise import Rounded
+        from bitsmith.calibration.kept_rows import reports_from_values
+
+        self.add(Rounded((), reports_from_values(values)))
+
+    def _check(self) -> None:
         if self.coverage is not None and not self.every:
             check_coverage(self.coverage, self.work.task.formats)
 

@@ -102,7 +102,7 @@ class Course:
     def _blocks(self, progress: Progress) -> Progress:
         """The report, with what is expected now. The first that comes after a block checks the memory."""
         stage, now = self._stages.get(progress.stage), _Mark(progress.done, time.monotonic(), time.process_time())
-        if stage is None or progress.done < stage.began.done:
+        if stage is None or progress.done < max(stage.began.done, stage.done):  # the first, or that of the next output
             self._stages[progress.stage] = _Stage(now)
             self.corrected.pop(progress.stage, None)
             return progress

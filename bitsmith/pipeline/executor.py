@@ -171,6 +171,10 @@ class PlanWriter:
             self._read(chunk)
             self._write(chunk, encode_rounded(chunk, rounded))
 
+    def has(self, name: str) -> bool:
+        """Whether a tensor is whole."""
+        return name in self._records
+
     def take_over(self, names: Iterable[str]) -> bool:
         """Take over whole tensors that an earlier start has written. False if any is not there as it was written."""
         return all(self._take_over(self._by_name[name]) and name in self._records for name in names)

@@ -202,8 +202,6 @@ class _Making:
 
     def blockwise(self) -> Made:
         """Make first the tensors outside the blocks, then the blocks one by one, then the head."""
-        from bitsmith.calibration.blockwise import BlockwiseRounding, Rounded
-
         assert self.prepared is not None
         assert self.prepared.tokens is not None
         plan, method = self._plan(), self.output.method
@@ -220,18 +218,7 @@ class _Making:
             plan, self.output.path, self.shared.reservation, work=self.folder, report=self.report
         ) as writer:
             self._round_nearest(writer, plan, without=work.precomputed)
-            rounding = BlockwiseRounding(plan.checkpoint, self.prepared.tokens, work.task, self.shared.resources)
-            kept, trained = KeptBlocks(self.folder, writer, reports, rounding), None
-            if self.output.training is None:
-                begin = kept.resume()
-                if begin == (0, 0):
-                    self._write_embedding(writer, kept, rounding, work)
-                self._round(rounding, kept, begin, lambda rounded: self._write(writer, kept, reports, rounded))
-            else:
-                self._write_embedding(writer, kept, rounding, work)
-                trained = self._trained(plan, rounding, self.output.training, (kept, reports))
-                for rows in work.rows(Rounded(trained.rows, {})):
-                    writer.write_rounded(rows)
+            trained = self._blocks(writer, plan, work, reports)
             coverage = self._told(reports.coverage)
 
             def notes(written: Written) -> tuple[str, ...]:
@@ -245,6 +232,45 @@ class _Making:
                 threads=self.shared.threads, coverage=coverage, verified=self._keeping(notes, coverage)
             )
         return Made(plan, written, notes(written), coverage)
+
+    def _blocks(self, writer: PlanWriter, plan: Plan, work: BlockwiseWork, reports: Reports) -> Trained | None:
+        """Round and write all blocks and the head. Returns what a training gave; None without one."""
+        from bitsmith.calibration.blockwise import BlockwiseRounding, Rounded
+
+        assert self.prepared is not None
+        assert self.prepared.tokens is not None
+        if self.shared.spread is not None and self._spread(self.shared.spread, writer, plan, work, reports):
+            return None
+        rounding = BlockwiseRounding(plan.checkpoint, self.prepared.tokens, work.task, self.shared.resources)
+        kept = KeptBlocks(self.folder, writer, reports, rounding)
+        if self.output.training is None:
+            begin = kept.resume()
+            if begin == (0, 0):
+                self._write_embedding(writer, kept, rounding, work)
+            self._round(rounding, kept, begin, lambda rounded: self._write(writer, kept, reports, rounded))
+            return None
+        self._write_embedding(writer, kept, rounding, work)
+        trained = self._trained(plan, rounding, self.output.training, (kept, reports))
+        for rows in work.rows(Rounded(trained.rows, {})):
+            writer.write_rounded(rows)
+        return trained
+
+    def _spread(self, spread: Spread, writer: PlanWriter, plan: Plan, work: BlockwiseWork, reports: Reports) -> bool:
+        """Round and write all blocks and the head on the run's workers. False if they cannot share them."""
+        from bitsmith.pipeline.spread_blocks import kept_on_the_head, round_blocks
+
+        assert self.prepared is not None
+        assert self.prepared.tokens is not None
+        tokens, trained = self.prepared.tokens, self.output.training is not None
+        why = kept_on_the_head(work, tokens, self.shared.resources.device, trained=trained)
+        if why:
+            spread.notes.append(f"the blocks were rounded in one process: {why}")
+            return False
+        absmax = self.measured.input_absmax
+        round_blocks(
+            writer, plan, work, tokens, spread, self.folder, reports=reports, input_absmax=absmax, report=self.report
+        )
+        return True
 
     def _round(
         self, rounding: BlockwiseRounding, kept: KeptBlocks, begin: tuple[int, int], take: Callable[[Rounded], None]

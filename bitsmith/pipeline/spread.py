@@ -12,7 +12,8 @@ from bitsmith.errors import UsageError
 from bitsmith.models.checkpoint import REFERENCE, Checkpoint
 from bitsmith.pipeline.chunks import Chunk, chunks_of
 from bitsmith.pipeline.executor import PlanWriter
-from bitsmith.pipeline.task_functions import Description, encoded_of
+from bitsmith.pipeline.planned import Description
+from bitsmith.pipeline.task_functions import encoded_of
 from bitsmith.quant.formats.base import NeedsExtent, Settled
 from bitsmith.recipe.plan import Plan, PlannedTensor
 from bitsmith.recipe.target import Target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from bitsmith.errors import FileError
@@ -18,7 +19,9 @@ _ATTEMPTS = 3
 def results(
     graph: Graph, store: Store, executor: Executor, *, told: Callable[[str], None] = lambda note: None
 ) -> Iterator[tuple[Task, State]]:
-    """Each task with its result, in the graph's order. The state is open until the next step.
+    """Each task whose result is wanted, with it, in the graph's order. The state is open until the next step.
+
+    Results that only tasks read are dropped when these are done.
 
     told: gets a note for the user about what was made again
     Raises as `Executor.run`; FileError if the storage loses a file again and again.
@@ -26,9 +29,20 @@ def results(
     forget_errors(store)
     put_given(graph, store)
     store.write(GRAPH, graph.to_dict(), {})
+    readers = _readers(graph)
     for task in executor.run(graph, store):
-        with _read(graph, task, store, told) as state:
-            yield task, state
+        if task.key in graph.ends:
+            with _read(graph, task, store, told) as state:
+                yield task, state
+        for key in task.inputs:
+            readers[key] -= 1
+            if not readers[key] and key in graph.by_key and key not in graph.ends:
+                store.drop(key)
+
+
+def _readers(graph: Graph) -> Counter[str]:
+    """How many tasks read each result."""
+    return Counter(key for task in graph.tasks for key in task.inputs)
 
 
 def put_given(graph: Graph, store: Store) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -93,6 +93,7 @@ class Graph:
     """Tasks in an order in which each comes behind those whose results it reads.
 
     tasks: in order
+    ends: keys of the results that are wanted; the others are read by tasks alone, and are dropped when none needs them
     given: by key, what no task makes; only the head has it
     program: what computes, see `bitsmith.work.key.program`; a worker of another program is refused
     """
@@ -104,10 +105,12 @@ class Graph:
         *,
         program: Mapping[str, Any],
         known: Iterable[str] = (),
+        ends: Iterable[str] | None = None,
     ) -> None:
         """Raises ValueError for a task that reads what comes later, or is there twice.
 
         known: keys of what is given, where its content is not at hand
+        ends: None: all
         """
         self.tasks = tuple(tasks)
         self.given = {each.key: each for each in given}
@@ -119,10 +122,25 @@ class Graph:
             if missing or task.key in self.by_key:
                 raise ValueError(f"{task.name}: reads {missing}, which no task before it makes, or is there twice")
             self.by_key[task.key] = task
+        self.ends = frozenset(self.by_key if ends is None else ends)
+
+    def needed(self, there: Container[str], seen: Container[str] = ()) -> list[Task]:
+        """The tasks that are still to be done, in order: for the wanted results, and for what these read.
+
+        there: keys of the results that exist; seen: of those that existed at some time, and may be dropped
+        """
+        found: set[str] = set()
+        for task in reversed(self.tasks):
+            wanted = task.key in found or (task.key in self.ends and task.key not in there and task.key not in seen)
+            if wanted:
+                found.add(task.key)
+                found.update(key for key in task.inputs if key in self.by_key and key not in there)
+        return [task for task in self.tasks if task.key in found]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without what is given."""
-        return {"program": self.program, "given": list(self.given), "tasks": [task.to_dict() for task in self.tasks]}
+        tasks = [task.to_dict() for task in self.tasks]
+        return {"program": self.program, "given": list(self.given), "ends": sorted(self.ends), "tasks": tasks}
 
 
 def graph_of(found: Mapping[str, Any]) -> Graph:
@@ -131,7 +149,8 @@ def graph_of(found: Mapping[str, Any]) -> Graph:
         program = found["program"]
         if not isinstance(program, dict):
             raise TypeError("program")
-        return Graph(map(Task.from_dict, found["tasks"]), program=program, known=map(str, found["given"]))
+        known, ends = map(str, found["given"]), map(str, found["ends"])
+        return Graph(map(Task.from_dict, found["tasks"]), program=program, known=known, ends=ends)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileError(f"the graph of tasks cannot be read ({error}); start the run again.") from error
 

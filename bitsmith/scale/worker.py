@@ -69,15 +69,16 @@ class Worker:
 
     def work(self) -> int:
         """Do tasks until all are done. Returns how many. Raises FileError if nothing can be done for long."""
-        known: set[str] = set()
+        known: set[str] = set()  # of all results that were there at some time
         since = self._clock()
         while True:
             keys = self._store.present()
-            missing = [task for task in self._graph.tasks if task.key not in keys]
+            if not keys <= known | self._made:  # another has done something
+                since = self._clock()
+            known |= keys
+            missing = self._graph.needed(keys, known | self._made)
             if not missing:
                 return len(self._made)
-            if not keys <= known | self._made:  # another has done something
-                known, since = keys, self._clock()
             waited = self._clock() - since
             ready = [task for task in missing if keys.issuperset(task.inputs)]
             task = self._choose(ready, waited)

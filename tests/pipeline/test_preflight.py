@@ -142,6 +142,18 @@ def test_the_first_block_corrects(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_a_stage_that_begins_again_is_that_of_the_next_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(course, "memory_now", lambda: MemoryNow(100, 170, 0))
+    only(monkeypatch, 70)
+    run = Course(silent, Need(120, 0, 1, MemoryNow(50, 50, 0)), lambda need, found: "no")
+    for done in (0, 1, 2, 3, 4):
+        run(blocks(done))
+    run(blocks(0))
+    assert "gptq" not in run.corrected
+    run(blocks(1))
+    assert run.corrected["gptq"].memory == 170
+
+
 def test_the_first_block_ends_a_run_that_would_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(course, "memory_now", lambda: MemoryNow(100, 170, 0))
     only(monkeypatch, 69)

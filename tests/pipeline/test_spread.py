@@ -17,7 +17,7 @@ import pytest
 
 import bitsmith
 from bitsmith.errors import FileError, TensorError, UsageError
-from bitsmith.pipeline import chunks, spread, task_functions
+from bitsmith.pipeline import chunks, planned, spread, spread_blocks, task_functions
 from bitsmith.scale.executors.local import Local
 from bitsmith.scale.store import FolderStore
 from bitsmith.scale.task import Graph, Task
@@ -218,7 +218,7 @@ def test_a_worker_with_another_model_is_refused(tiny: Path, tmp_path: Path) -> N
     data = bytearray(weights.read_bytes())
     data[100_000] ^= 1
     weights.write_bytes(data)
-    task_functions._plan_of.cache_clear()
+    planned.plan_of.cache_clear()
     with store.read(graph.tasks[0].inputs[0]) as described, pytest.raises(FileError, match="another model"):
         task_functions._plan(described)
 
@@ -271,3 +271,74 @@ print(json.dumps("done"))
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout.splitlines()[-1]) == "done"
     assert (tmp_path / "out.gguf").read_bytes() == alone["out.gguf"]
+
+
+GPTQ: dict[str, Any] = {"method": "gptq", "calibration_tokens": 1024, "calibration_context": 64}
+
+
+@pytest.mark.parametrize("to", ["gptq/int4", "q4_k_m", "compressed/w8a8", "iq2_xs"])
+def test_blocks_on_workers(tmp_path: Path, to: str) -> None:
+    model = make_folder(tmp_path / "m", hidden_size=256, intermediate_size=256)
+    alone = made(model, tmp_path / "alone", to, **GPTQ)
+    assert made(model, tmp_path / "tasks", to, executor="local", **GPTQ) == alone  # one part of the windows
+
+
+def test_hessians_in_parts(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = made(tiny, tmp_path / "alone", "gptq/int4", **GPTQ)
+    monkeypatch.setattr(spread_blocks, "PART_TOKENS", 256)
+    monkeypatch.setattr(spread_blocks, "BATCH_TOKENS", 128)
+    one = made(tiny, tmp_path / "one", "gptq/int4", executor="local", **GPTQ)
+    assert made(tiny, tmp_path / "two", "gptq/int4", executor="local", workers=2, **GPTQ) == one
+    assert one.keys() == alone.keys()
+    weights = [next(data for name, data in found.items() if name.endswith(".safetensors")) for found in (one, alone)]
+    same = np.frombuffer(weights[0], np.uint8) == np.frombuffer(weights[1], np.uint8)
+    assert same.mean() > 0.98  # sums in another order: last bits, and here and there another code
+
+
+def test_blocks_on_workers_go_on(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitsmith.scale import results
+    from bitsmith.scale.working import run_task
+
+    alone = made(tiny, tmp_path / "alone", "gptq/int4", **GPTQ)
+    ran: list[Task] = []
+
+    def counted(task: Task, *rest: Any) -> None:
+        if task.kind not in ("pipeline.round", "pipeline.hash"):
+            ran.append(task)
+        if len(ran) == 15:
+            raise KeyboardInterrupt
+        run_task(task, *rest)
+
+    monkeypatch.setattr(results, "run_task", counted)
+    with pytest.raises(KeyboardInterrupt):
+        made(tiny, tmp_path / "tasks", "gptq/int4", executor="local", **GPTQ)
+    assert ran[14].arguments["layer"] == 1
+    ran.append(ran[0])  # it does not stop again
+    bitsmith.quantize(tiny, to="gptq/int4", out=tmp_path / "tasks" / "out", executor="local", threads=1, **GPTQ)
+    assert tree(tmp_path / "tasks") == alone
+    assert len(ran) > 20
+    assert not {task.key for task in ran[16:]} & {task.key for task in ran[:14]}
+
+
+def test_results_between_blocks_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    present: list[int] = []
+    write = FolderStore.write
+
+    def counted(self: FolderStore, key: str, *rest: Any) -> None:
+        write(self, key, *rest)
+        present.append(len(self.present()))
+
+    monkeypatch.setattr(FolderStore, "write", counted)
+    most = []
+    for layers in (3, 6):
+        model = make_folder(tmp_path / f"m{layers}", num_hidden_layers=layers)
+        present.clear()
+        made(model, tmp_path / f"tasks{layers}", "gptq/int4", executor="local", **GPTQ)
+        most.append(max(present))
+    assert most[1] - most[0] == 3 * 6  # codes alone; those of k and v are one result
+
+
+def test_blocks_that_stay_on_the_head(tiny: Path, tmp_path: Path) -> None:
+    words = {**GPTQ, "method": "awq+gptq"}
+    alone = made(tiny, tmp_path / "alone", "awq/int4", **words)
+    assert made(tiny, tmp_path / "tasks", "awq/int4", executor="local", **words) == alone

@@ -29,14 +29,18 @@ class Local:
 
     def run(self, graph: Graph, store: Store) -> Iterator[Task]:
         """See `Executor`."""
-        if self._workers == 1:
-            for task in graph.tasks:
+        there = store.present()
+        needed = graph.needed(there)
+        waiting = {task.key for task in needed} | graph.ends
+        tasks = [task for task in graph.tasks if task.key in waiting]
+        if self._workers == 1 or not needed:
+            for task in tasks:
                 made_here(graph, task, store, Place(self._threads))
                 yield task
             return
         workers = [_Worker(store.url, number, self._workers, self._threads) for number in range(self._workers)]
         try:
-            for task in graph.tasks:
+            for task in tasks:
                 while task.key not in (keys := store.present()):
                     raise_errors(store, keys)
                     put_given(graph, store)

@@ -64,13 +64,14 @@ class _Handing:
         self._remote = ray.remote(num_cpus=threads, max_retries=0)(_on_worker)
         self._flying: dict[Any, Task] = {}
         there = store.present()
-        self._waiting = [task for task in graph.tasks if task.key not in there]
+        self._waiting = graph.needed(there)
         self._done = {task.key for task in graph.tasks} - {task.key for task in self._waiting}
+        self._tasks = [task for task in graph.tasks if task.key not in self._done or task.key in graph.ends]
         self._tries: dict[str, int] = {}
 
     def run(self) -> Iterator[Task]:
         """Each task in the graph's order, when it is done."""
-        for task in self._graph.tasks:
+        for task in self._tasks:
             while task.key not in self._done:
                 self._hand_out()
                 self._collect()
