@@ -43,6 +43,8 @@ OURS = {  # target, method, effort
     "w8a8 smoothquant+gptq": ("compressed/w8a8", "smoothquant+gptq", "normal"),
     "q4_k_m gptq": ("q4_k_m", "gptq", "normal"),
     "q2_k learned": ("q2_k", "learned", "normal"),
+    "q2_k_s gptq": ("q2_k_s", "gptq", "normal"),
+    "q2_k_s learned": ("q2_k_s", "learned", "normal"),
 }
 USUAL = ("gptq fast", "gptq normal", "awq", "w8a8 smoothquant", "learned")
 
@@ -79,9 +81,11 @@ class Bench:
                 self._ours(name, seed)
         if args.peer_python and ("llm-compressor gptq", seed) not in done:
             self._peer("llm-compressor gptq", args.peer_python, "llmcompressor_driver.py", ["--method", "gptq"], seed)
-        if args.autoround_python and ("autoround", seed) not in done:
+        name = f"autoround {args.autoround_gguf or ''}".strip()
+        if args.autoround_python and (name, seed) not in done:
             steps = ["--iterations", str(args.iterations)]
-            self._peer("autoround", args.autoround_python, "autoround_driver.py", steps, seed)
+            steps += ["--gguf", args.autoround_gguf] if args.autoround_gguf else []
+            self._peer(name, args.autoround_python, "autoround_driver.py", steps, seed)
         if (args.imatrix or args.llama_cpp) and ("imatrix", seed) not in done:
             out = self.work / "ours.gguf"
             command = [*self._bitsmith("imatrix"), *self._size(seed), *self._threads(), "--out", str(out), "--quiet"]
@@ -110,7 +114,8 @@ class Bench:
         self._add(self._timed(name, seed, command), out)
 
     def _peer(self, name: str, python: str, driver: str, how: list[str], seed: int) -> None:
-        args, out = self.args, self.work / f"{name.replace(' ', '-')}-{seed}"
+        args = self.args
+        out = self.work / f"{name.replace(' ', '-')}-{seed}{'.gguf' if '--gguf' in how else ''}"
         shape = ["--bits", str(args.bits), "--group-size", str(args.group_size), *how]
         texts = ["--calibration", str(args.text), "--tokens", str(args.tokens), "--context", str(args.context)]
         command = [python, str(PEERS / driver), str(self.folder), str(out), *shape, *texts, "--seed", str(seed)]
@@ -176,6 +181,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--imatrix", action="store_true", help="time our imatrix too")
     parser.add_argument("--peer-python", metavar="PATH", help="a Python that has llmcompressor")
     parser.add_argument("--autoround-python", metavar="PATH", help="a Python that has auto-round")
+    parser.add_argument("--autoround-gguf", metavar="MIX", help="AutoRound writes a GGUF file: q2_k_s ...")
     parser.add_argument("--iterations", type=int, default=200, help="of AutoRound, for each block")
     parser.add_argument("--llama-cpp", type=Path, metavar="DIR", help="folder of llama-imatrix")
     parser.add_argument("--characters", type=float, default=5.0, help="of the text for each token (default: 5)")

@@ -48,6 +48,6 @@ def agrees(folder: Path) -> None:
     words = [PYTHON, str(PROGRAM), str(folder), "--windows", "1", "--json"]
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(words, env={**os.environ, **settings}, stdout=subprocess.PIPE, text=True, check=False)
-    [found] = json.loads(done.stdout[done.stdout.index("[\n") :])
+    [found] = json.loads(done.stdout[done.stdout.index("[\n  {") :])
     assert found["failed"] == ""
     assert abs(found["kld"]) < 1e-3
