@@ -88,9 +88,8 @@ def training_memory(
         4.127 bits a weight. The rest is bf16. The largest matrix is unpacked to bf16 to multiply. Dettmers et al.
         2023, section 3
     qat, qat-all: `bitsmith tune qat` with `--train scales` and `all`, which computes in float32: the layers' linears
-        take 4 bytes a weight and 1 of its code; embedding and head are there twice. With `all` a weight
-        has an offset that is trained, of 4 bytes; its gradient, moments and best value so far take 16 more.
-        Blocks keep their decoded weights for the backward pass: one with checkpointing, else all
+        take 4 bytes a weight and 1 of its code; embedding and head are there twice. With `all` a weight has a trained
+        offset of 4 bytes, and 16 beside it. One block keeps decoded weights, without checkpointing all
 
     context, batch: number of tokens of a sequence; number of sequences at once
     rank: rank of the adapters of lora and qlora
