@@ -57,6 +57,27 @@ class Tuned:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Descent:
+    """Matrices that learn, their block, and how.
+
+    rates: the first step size of each of the optimizer's groups
+    """
+
+    matrices: Mapping[str, Matrix]
+    block: Block
+    optimizer: torch.optim.Adam
+    rates: list[float]
+    gradients: Gradients
+
+    def step(self, batch: np.ndarray, share: float) -> None:
+        """One step on some windows, with a share of the first step sizes."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * share
+        self.gradients(batch)
+        self.optimizer.step()
+
+
 class Windows(Protocol):
     """Hidden states of windows, float32 [windows, n, hidden], read a few windows at a time: an array or a file."""
 
@@ -92,35 +113,52 @@ class BlockTuner:
         inputs: float32 [windows, n, hidden], hidden states before the block, from the quantized blocks before it
         targets: the same shape, the output that the block should give
         report: called after each step
+        If codes and parameters together gain nothing in the first quarter of the steps, parameters alone learn in the
+        rest, from the start.
         Memory: four times the block (weights, offsets, Adam's two moments), its gradients, and one batch's
         activations. A single window serves for training and for judging. The same seed gives the same codes.
         Raises UsageError for an unknown linear or wrong shapes, TensorError if the loss is not finite.
         """
         self._check(starts, inputs, targets)
-        matrices = {name: _trainable(start, str(self.block.device)) for name, start in starts.items()}
-        block = self._with(matrices)
         trained, judged = split_windows(inputs.shape[0])
-        before = least = self._judge(block, inputs, targets, judged)
+        own = self._descent(
+            {name: _trainable(start, str(self.block.device)) for name, start in starts.items()}, inputs, targets
+        )
+        before = least = self._judge(own.block, inputs, targets, judged)
         if not np.isfinite(before):
             raise TensorError(
                 f"block {self.layer}: the error of its output is not finite; the hidden states or the weights hold NaN "
                 "or infinite values. Check the model with `bitsmith inspect --verify`."
             )
-        best, found = _frozen(matrices), 0
-        optimizer, rates = self._optimizer(matrices)
-        gradients = self._gradients(block, matrices, inputs, targets)
-        steps = self.effort.steps
+        best, found = _frozen(own.matrices), 0
+        steps, notes = self.effort.steps, list[str]()
         for step, batch in enumerate(batches_of(trained, steps, self.effort.batch, self.seed), 1):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * (1.0 - (step - 1) / steps)
-            gradients(batch)
-            optimizer.step()
+            own.step(batch, 1.0 - (step - 1) / steps)
             if step == steps or step % max(1, steps // _JUDGED) == 0:
-                now = self._judge(block, inputs, targets, judged)
+                now = self._judge(own.block, inputs, targets, judged)
                 if now < least:
-                    best, least, found = _frozen(matrices), now, step
+                    best, least, found = _frozen(own.matrices), now, step
+                elif not found and step < steps and (fixed := self._fixed(own.matrices, starts)):
+                    notes += own.gradients.notes
+                    own = self._descent(fixed, inputs, targets)
             report(Progress("learn", step, steps, "steps", f"blk.{self.layer}"))
-        return Tuned(best, before, least, found, tuple(gradients.notes))
+        return Tuned(best, before, least, found, tuple(dict.fromkeys([*notes, *own.gradients.notes])))
+
+    def _fixed(self, matrices: Mapping[str, Matrix], starts: Mapping[str, Start]) -> dict[str, Matrix] | None:
+        """The start again, whose parameters alone learn; None if there are none, or if the codes stayed anyway.
+
+        Where every single change of a code loses, as after GPTQ and coordinate descent on few tokens of a real model,
+        many changes in a step lose much, and parameters still gain.
+        """
+        if all(isinstance(matrix, ScaledMatrix) for matrix in matrices.values()):
+            return None
+        fixed = {name: ScaledMatrix(start.tensor, str(self.block.device)) for name, start in starts.items()}
+        return dict(fixed) if any(matrix.changes for matrix in fixed.values()) else None
+
+    def _descent(self, matrices: Mapping[str, Matrix], inputs: Windows, targets: Windows) -> _Descent:
+        block = self._with(matrices)
+        optimizer, rates = self._optimizer(matrices)
+        return _Descent(matrices, block, optimizer, rates, self._gradients(block, matrices, inputs, targets))
 
     def _with(self, matrices: Mapping[str, Matrix]) -> Block:
         """The block with trainable matrices and its own biases."""

@@ -167,6 +167,17 @@ def test_a_harmful_step_is_not_kept() -> None:
     assert all(np.array_equal(tuned.tensors[name].codes, starts[name].tensor.codes) for name in starts)
 
 
+def test_where_codes_gain_nothing_parameters_learn_alone() -> None:
+    decoder, starts, x, y = block_problem("int4-g64")
+    wild = Effort(steps=24, batch=4, rounding=200.0, scaling=0.005)  # every code is lost in the first step
+    tuned = BlockTuner(decoder, 0, decoder.weights.blocks[0], wild).tune(starts, x, y)
+    assert tuned.step > wild.steps // 4
+    assert tuned.loss_after < tuned.loss_before
+    assert all(np.array_equal(tuned.tensors[name].codes, starts[name].tensor.codes) for name in starts)
+    assert any(not np.array_equal(tuned.tensors[k].params["scale"], starts[k].tensor.params["scale"]) for k in starts)
+    assert tuned.loss_after == pytest.approx(relative_error(decoder, tuned.tensors, x[::16], y[::16]), rel=1e-4)
+
+
 def test_linears_that_are_not_named_stay() -> None:
     decoder, starts, x, y = block_problem("int2-g64")
     one = {"ffn_down": starts["ffn_down"]}
