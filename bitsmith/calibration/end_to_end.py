@@ -75,7 +75,7 @@ class EndToEnd:
     optimizer: str = OPTIMIZERS[0]
     teacher: str = ""
     start: str = ""
-    matching: float = 1.0
+    matching: float = 0.1
     rounding: float = 0.001
     scaling: float = 0.004
     norms: float = 0.002
@@ -93,7 +93,7 @@ def usual(depth: str) -> EndToEnd:
     """The settings of a depth that measured best, see docs/quality.md."""
     if depth == "scales":
         return EndToEnd(depth, steps=300, tokens=MOST_TOKENS, scaling=0.02, norms=0.004)
-    return EndToEnd(depth, steps=600, tokens=2 * MOST_TOKENS, rounding=0.01, scaling=0.0005)
+    return EndToEnd(depth, steps=600, tokens=2 * MOST_TOKENS, rounding=0.01, scaling=0.002)
 
 
 @dataclass(frozen=True)

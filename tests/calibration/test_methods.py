@@ -229,15 +229,15 @@ def test_hidden_states_on_disk_change_nothing(tiny: Path, tmp_path: Path) -> Non
     assert first.manifest == second.manifest
 
 
-def test_the_head_is_rounded_under_its_own_hessian(tiny: Path, tmp_path: Path) -> None:
+def test_head_and_embedding_are_rounded_under_hessians_of_their_own(tiny: Path, tmp_path: Path) -> None:
     words = {**WORDS, "to": "native/int4-g32", "pure": True}
     found = {}
     for method in ("nearest", "gptq"):  # error feedback gives up some of the weights' error for the outputs'
         made = bitsmith.quantize(tiny, method=method, out=tmp_path / method, **words)
         assert made.manifest is not None
         found[method] = {tensor.name: tensor.error for tensor in made.manifest.tensors}
-    assert found["gptq"]["lm_head.weight"] > found["nearest"]["lm_head.weight"] > 0
-    assert found["gptq"]["model.embed_tokens.weight"] == found["nearest"]["model.embed_tokens.weight"]
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        assert found["gptq"][name] > found["nearest"][name] > 0
 
 
 def test_manifests_name_method_and_text(tiny: Path, tmp_path: Path) -> None:

@@ -18,7 +18,10 @@ USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content
         ({"text": "words"}, "words"),
         ({"messages": [USER, ANSWER], "text": "not this"}, Chat((USER, ANSWER))),
         ({"messages": None, "text": "this"}, "this"),
-        ({"messages": [USER, {"role": "assistant", "content": ""}, ANSWER]}, Chat((USER, ANSWER))),
+        (
+            {"messages": [USER, {"role": "assistant", "content": ""}, ANSWER]},
+            Chat((USER, ANSWER), empty=("message 2 (assistant)",)),
+        ),
         (
             {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
             Chat((USER, ANSWER)),
