@@ -143,7 +143,7 @@ def test_steps_that_find_no_memory_are_computed_in_pieces(
     assert any("steps of learned rounding and training were computed in 4 pieces" in note for note in cut.notes)
     assert any("last bits of the result may differ" in note for note in cut.notes)
     errors = [[each.error for each in made.manifest.tensors] for made in (plain, cut)]
-    assert np.allclose(*errors, rtol=0.25, atol=1e-6)  # another step may be the best
+    assert np.allclose(*errors, rtol=0.5, atol=1e-6)  # another step may be the best, or scales may learn alone
 
 
 def test_rows_that_find_no_memory_are_rounded_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
