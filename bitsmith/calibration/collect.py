@@ -138,8 +138,7 @@ def collect(
     lossy = coarse(searches)
     loader = WeightLoader(config, weight_reader(checkpoint), DenseKernel(device=device), pass_ops(device), device)
     decoder = decoder_without_blocks(loader)
-    folder, name = work or (None, "")
-    state = KeptPass(folder, name, config)
+    state = KeptPass(None, "", config) if work is None else KeptPass(*work, config)
     so_far = state.read() or started(searches)
     routers.restore(so_far.routed)
     stats, rescalings = so_far.stats, so_far.rescalings
@@ -163,8 +162,7 @@ def collect(
             stats[HEAD] = _head_stats(decoder, hidden, wanted, seed)
             state.keep(PassSoFar(config.layers + 1, stats, rescalings, routers.counts), None)
     report(Progress("calibrate", config.layers, config.layers, "blocks"))
-    coverage = routers.coverage(tokens.tokens.size)
-    return Calibration(stats, tokens.record, config.tied, rescalings, coverage)
+    return Calibration(stats, tokens.record, config.tied, rescalings, routers.coverage(tokens.tokens.size))
 
 
 def _advance_recording(

@@ -152,8 +152,10 @@ class BlockTuner:
         """
         if all(isinstance(matrix, ScaledMatrix) for matrix in matrices.values()):
             return None
-        fixed = {name: ScaledMatrix(start.tensor, str(self.block.device)) for name, start in starts.items()}
-        return dict(fixed) if any(matrix.changes for matrix in fixed.values()) else None
+        fixed: dict[str, Matrix] = {
+            name: ScaledMatrix(start.tensor, str(self.block.device)) for name, start in starts.items()
+        }
+        return fixed if any(matrix.changes for matrix in fixed.values()) else None
 
     def _descent(self, matrices: Mapping[str, Matrix], inputs: Windows, targets: Windows) -> _Descent:
         block = self._with(matrices)

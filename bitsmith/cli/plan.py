@@ -127,7 +127,6 @@ def plan(
     from bitsmith.planner.render import to_dict
     from bitsmith.planner.training import METHODS
 
-    methods = METHODS if "all" in training else training
     report = api.plan(
         model,
         devices=device,
@@ -137,7 +136,7 @@ def plan(
         kv=kv,
         formats=format,
         runtime=runtime,
-        training=methods,
+        training=METHODS if "all" in training else training,
         adapter_rank=rank,
         optimizer=optimizer,
         tokenizer=tokenizer,

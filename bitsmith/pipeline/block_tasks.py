@@ -208,8 +208,8 @@ def round_linears(arguments: Mapping[str, Any], inputs: Sequence[State], place: 
         weight = work.loader.read(f"{HEAD}.weight")
         slabs = range(int(arguments["first"]), int(arguments["last"]))
         made = [work.steps.head_slab(rounder, weight, slab * SLAB_ROWS) for slab in slabs]
-        rows = [_weightless(each) for step in made for each in step.rows]
-        return {"rows": _plain(rows)[0], "reports": [reports_to_values(step.reports) for step in made]}, _plain(rows)[1]
+        values, arrays = rows_to_arrays([_weightless(each) for step in made for each in step.rows])
+        return {"rows": values, "reports": [reports_to_values(step.reports) for step in made]}, arrays
     group, start, prefix = work.groups(at)[int(arguments["group"])], work.start(at.layer), f"blk.{at.layer}."
     linears = {name: start.linears[name].prepared for name in group.linears}
     wanted = work.steps.formats_of(at.layer, group)
@@ -220,16 +220,13 @@ def round_linears(arguments: Mapping[str, Any], inputs: Sequence[State], place: 
     none = np.zeros((0, 0), np.float32)
     rows = [RoundedRows(f"{prefix}{name}.weight", 0, none, tensor) for name, (tensor, _) in found.items()]
     reports = reports_to_values({prefix + name: said for name, (_, said) in found.items()})
-    return {"rows": _plain(rows)[0], "reports": [reports]}, _plain(rows)[1]
+    values, arrays = rows_to_arrays(rows)
+    return {"rows": values, "reports": [reports]}, arrays
 
 
 def _weightless(rows: RoundedRows) -> RoundedRows:
     """The rows without the weights that they stand for: the head reads these from the model."""
     return replace(rows, weight=np.zeros((0, 0), np.float32))
-
-
-def _plain(rows: Sequence[RoundedRows]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    return rows_to_arrays(rows)
 
 
 def advance_windows(arguments: Mapping[str, Any], inputs: Sequence[State], place: Place) -> Result:

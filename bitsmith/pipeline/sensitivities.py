@@ -151,7 +151,8 @@ def sensitivities_of(
         counts = len(texts.calibration), len(texts.measured_on), text.tokens.shape[1]
         search = Search(checkpoint.config, allocatable.units, *counts, anchors=not gptq, gptq=gptq)
         about = "" if config.force else check_search(search, resources)
-        _log.info("choosing types: about %s", about)
+        if about:
+            _log.info("choosing types: about %s", about)
         report(Progress("sensitivity", 0, counts[0], "windows", about and f"about {about}"))
         rounding = WeightedRounding()
         if prepared is not None:

@@ -281,7 +281,9 @@ def _said(memory: str | None, name: str) -> int:
 def _memory_size(text: str) -> int:
     size = parse_size(text)
     if size < _LEAST_MEMORY:
-        raise UsageError(f"--memory={text}: no model fits {size:,} bytes; add a unit, for instance 24GB or 24GiB.")
+        raise UsageError(
+            f"--memory={text}: no model fits {size:,} bytes; give more, with a unit, for instance 24GB or 24GiB."
+        )
     return size
 
 

@@ -77,14 +77,7 @@ def load_core(
     report(Progress("load", config.layers, config.layers, "layers"))
     choices = choose(module, model, loader.matrices, isa, loader.pool, exact=exact, fine=fine)
     return CoreDecoder(
-        config,
-        model,
-        size,
-        cache_type=cache_type,
-        maps=loader.maps,
-        choices=choices,
-        output_norm=norm,
-        table=table,
+        config, model, size, cache_type=cache_type, maps=loader.maps, choices=choices, output_norm=norm, table=table
     )
 
 

@@ -158,17 +158,21 @@ def _messages(messages: Any, where: str, key: str) -> tuple[Mapping[str, Any], .
 
 def _filled(messages: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
     """The messages that say or call something."""
-    return tuple(each for each in messages if each.get("content") or each.get("tool_calls"))
+    return tuple(each for each in messages if _says(each))
 
 
 def _empty(messages: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """The messages of user and assistant that say nothing, see `Chat`. An empty one of the system means none."""
-    kept = _filled(messages)
     return tuple(
         f"message {number} ({each['role']})"
         for number, each in enumerate(messages, start=1)
-        if each["role"] in ("user", "assistant") and not any(each is other for other in kept)
+        if each["role"] in ("user", "assistant") and not _says(each)
     )
+
+
+def _says(message: Mapping[str, Any]) -> bool:
+    """Whether a message has content, or calls a tool."""
+    return bool(message.get("content") or message.get("tool_calls"))
 
 
 def _message(message: Mapping[str, Any], where: str, key: str, number: int) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from bitsmith.containers.renames import sync
 from bitsmith.errors import FileError
 from bitsmith.system.sizes import human_bytes
 
@@ -47,7 +48,7 @@ def save(folder: Path, step: int, write: Callable[[Path], None], *, nbytes: int)
         write(staging)
         (staging / name / _WHOLE).touch()
         for path in (staging / name).iterdir():
-            _flush(path)
+            sync(path)
         shutil.rmtree(folder / name, ignore_errors=True)
         os.replace(staging / name, folder / name)
         staging.rmdir()
@@ -74,14 +75,6 @@ def _refused(folder: Path, step: int, nbytes: int, error: OSError | RuntimeError
         f"{folder}: the checkpoint of step {step} was not written ({why}); it takes about {human_bytes(nbytes)}, and "
         f"{free}. {rest}, once there is room."
     )
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _step(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from bitsmith.calibration.pieces import Pieces
 from bitsmith.calibration.stats import GramMeter
+from bitsmith.quant.rounders.effort import EFFORTS
 
 torch = pytest.importorskip("torch")
 
@@ -124,6 +126,8 @@ def test_steps_that_find_no_memory_are_computed_in_pieces(
 
     how = {"to": "q4_0", "method": "gptq" if trained else "learned", "calibration_tokens": 2048}
     how |= {"calibration_context": 64} | ({"steps": 3, "training_tokens": 2048} if trained else {"effort": "fast"})
+    few = replace(EFFORTS["fast"], steps=3)  # in more, last bits may make another step the best
+    monkeypatch.setitem(EFFORTS, "fast", few)
     make = bitsmith.tune_qat if trained else bitsmith.quantize
     plain = make(tiny, out=tmp_path / "plain.gguf", **how)
     failed, ops = [0], type(pass_ops("cpu"))
@@ -143,7 +147,7 @@ def test_steps_that_find_no_memory_are_computed_in_pieces(
     assert any("steps of learned rounding and training were computed in 4 pieces" in note for note in cut.notes)
     assert any("last bits of the result may differ" in note for note in cut.notes)
     errors = [[each.error for each in made.manifest.tensors] for made in (plain, cut)]
-    assert np.allclose(*errors, rtol=0.5, atol=1e-6)  # another step may be the best, or scales may learn alone
+    assert np.allclose(*errors, rtol=1e-3, atol=1e-6)
 
 
 def test_rows_that_find_no_memory_are_rounded_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +155,6 @@ def test_rows_that_find_no_memory_are_rounded_in_halves(monkeypatch: pytest.Monk
     from bitsmith.calibration.notes import rounding_notes
     from bitsmith.calibration.rounding import gptq_rounder
     from bitsmith.quant.formats import get_format
-    from bitsmith.quant.rounders.effort import EFFORTS
 
     random = np.random.default_rng(0)
     meter = GramMeter()
