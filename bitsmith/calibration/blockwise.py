@@ -16,6 +16,7 @@ from bitsmith.calibration.ahead import BlocksAhead
 from bitsmith.calibration.beside import WindowStates
 from bitsmith.calibration.collect import (
     HEAD,
+    block_loader,
     decoder_without_blocks,
     embed,
     require_finite,
@@ -38,7 +39,7 @@ from bitsmith.calibration.rounding import (
 )
 from bitsmith.calibration.routing import RouterCounts
 from bitsmith.calibration.sources import CalibrationTokens
-from bitsmith.calibration.stats import GramMeter
+from bitsmith.calibration.stats import GramMeter, Stats
 from bitsmith.calibration.stored_embedding import StoredEmbedding
 from bitsmith.calibration.trainable import Start
 from bitsmith.calibration.transforms.base import Rescaling
@@ -54,10 +55,8 @@ from bitsmith.recipe.coverage import STARVED
 from bitsmith.recipe.rounded_rows import RoundedRows
 from bitsmith.runtime.decoder import Decoder, Routing
 from bitsmith.runtime.kernel import Weight
-from bitsmith.runtime.torch.core_ops import pass_ops
-from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.products import fast_products, with_rounded_products
-from bitsmith.runtime.weights import Block, WeightLoader, weight_reader
+from bitsmith.runtime.weights import Block
 from bitsmith.system.memory import available_memory
 from bitsmith.system.progress import Report, silent
 from bitsmith.work.folder import WorkFolder
@@ -127,24 +126,26 @@ class BlockwiseRounding:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, tokens: CalibrationTokens, task: BlockwiseTask, resources: Resources
+        self,
+        checkpoint: Checkpoint,
+        tokens: CalibrationTokens,
+        task: BlockwiseTask,
+        resources: Resources,
+        head: Stats | None = None,
     ) -> None:
-        """Embed the tokens."""
+        """Embed the tokens. head: statistics of the head's input, if the embedding is the head; see `tied_head`"""
         if resources.threads is not None:
             torch.set_num_threads(resources.threads)
         device = resources.device
         self.layers = checkpoint.config.layers
-        self._loader = WeightLoader(
-            checkpoint.config, weight_reader(checkpoint), DenseKernel(device=device), pass_ops(device), device
-        )
+        self._loader = block_loader(checkpoint, device)
         self._ahead = BlocksAhead(self._loader, ahead=device != "cpu", room=partial(has_room, torch.device(device)))
         self._steps = BlockSteps(decoder_without_blocks(self._loader), task, tokens.all_experts, resources.steps)
         self._next = 0
         self._resources = resources
         buffers = task.method.hidden_state_buffers(task.effort)
         share = _share(resources.memory, buffers)
-        self.embedding = StoredEmbedding.of_task(self._loader, task)
-        own = self._steps.decoder
+        own, self.embedding = self._steps.decoder, StoredEmbedding.of_task(self._loader, task, head)
         stored = own if self.embedding is None else self.embedding.followed(own, tokens.tokens)
         embedded = partial(embed, tokens=tokens.tokens, memory=share, pieces=resources.pieces)
         self._hidden: WindowStates | None = embedded(stored)

@@ -136,7 +136,7 @@ def collect(
     passing = _with_needs(wanted, searches)
     seed, routers = tokens.seed, RouterCounts(config, every=tokens.all_experts)
     lossy = coarse(searches)
-    loader = WeightLoader(config, weight_reader(checkpoint), DenseKernel(device=device), pass_ops(device), device)
+    loader = block_loader(checkpoint, device)
     decoder = decoder_without_blocks(loader)
     state = KeptPass(None, "", config) if work is None else KeptPass(*work, config)
     so_far = state.read() or started(searches)
@@ -224,6 +224,12 @@ def require_finite(block: Block, prefix: str) -> None:
                 "`bitsmith inspect --verify` finds the place.",
                 tensor=f"{prefix}{name}",
             )
+
+
+def block_loader(checkpoint: Checkpoint, device: str) -> WeightLoader:
+    """Reads the blocks of a model one by one, in float32, for passes over a text."""
+    config = checkpoint.config
+    return WeightLoader(config, weight_reader(checkpoint), DenseKernel(device=device), pass_ops(device), device)
 
 
 def decoder_without_blocks(loader: WeightLoader) -> Decoder:

@@ -99,7 +99,7 @@ def _few(items: list[str]) -> str:
 
 
 def from_calibration(calibration: Calibration) -> Importance:
-    """Importance from a statistics pass. A head that is the token embedding stays unweighted, like all embeddings."""
+    """Importance from a statistics pass. A token embedding has one if it is the head too: that of the head's input."""
     values = {name: entry.importance for name, entry in _entries(calibration).items()}
     return Importance(values, calibration.record)
 
@@ -116,14 +116,13 @@ def _entries(calibration: Calibration) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     stacks: dict[str, list[Entry]] = {}
     for name, stats in calibration.stats.items():
-        if name == "output" and calibration.tied:
-            continue
+        own = "token_embd" if name == "output" and calibration.tied else name
         if id(stats) not in shared:
             sums = stats.square.astype(np.float32)[None]
             shared[id(stats)] = Entry(sums, np.array([stats.count], np.int64))
-        expert = in_stack(f"{name}.weight")
+        expert = in_stack(f"{own}.weight")
         if expert is None:
-            entries[f"{name}.weight"] = shared[id(stats)]
+            entries[f"{own}.weight"] = shared[id(stats)]
         else:
             stacks.setdefault(expert[0], []).append(shared[id(stats)])
     for name, each in stacks.items():

@@ -2,9 +2,10 @@
 
 An embedding has no inputs, so its rows have no Hessian of their own. What an error of a row does first is to change the
 outputs of the linears that read it in the first block: those of attention and of the MLP, with weights W behind a norm
-with weights g. So rows are rounded under the sum of (W g)^T (W g) as a Hessian, which needs no text. And the hidden
-states of the rounded model begin with the rounded rows, so that the blocks' weights are corrected for their error as
-for that of earlier blocks.
+with weights g. So rows are rounded under the sum of (W g)^T (W g) as a Hessian, which needs no text. A table that is
+the head too does far more as the head: its Hessian is that of the head's input in the original, and a tenth of the sum.
+And the hidden states of the rounded model begin with the rounded rows, so that the blocks' weights are corrected for
+their error as for that of earlier blocks.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from bitsmith.calibration.blockwise import BlockwiseTask
 
 EMBEDDING = "token_embd"
+_FIRST = 0.1  # weight of the first block beside the head
 
 
 @dataclass(frozen=True)
@@ -55,25 +57,30 @@ class StoredEmbedding:
 
     @classmethod
     def of(
-        cls, loader: WeightLoader, format: Format | None, rounder: Callable[[Stats], LinearRounder] | None
+        cls,
+        loader: WeightLoader,
+        format: Format | None,
+        rounder: Callable[[Stats], LinearRounder] | None,
+        head: Stats | None = None,
     ) -> StoredEmbedding | None:
         """The table of a model; None if the output keeps its floats.
 
         rounder: gives the rounder of matrices from the statistics of their input; None: nearest codes
+        head: statistics of the head's input, if the table is the head too; see `tied_head`
         """
         if format is None:
             return None
         weight = loader.read(f"{EMBEDDING}.weight")
-        stats = None if rounder is None else _first_readers(loader)
+        stats = None if rounder is None else _readers(loader, head)
         own = _nearest if rounder is None or stats is None else rounder(stats)
         return cls(weight, of_whole(f"{EMBEDDING}.weight", weight, format), own)
 
     @classmethod
-    def of_task(cls, loader: WeightLoader, task: BlockwiseTask) -> StoredEmbedding | None:
-        """The table as a task of blockwise rounding stores it; None if the output keeps its floats."""
+    def of_task(cls, loader: WeightLoader, task: BlockwiseTask, head: Stats | None = None) -> StoredEmbedding | None:
+        """The table as a task of blockwise rounding stores it, see `of`; None if the output keeps its floats."""
         row, effort = task.method.row, EFFORTS[task.effort]
         rounder = (lambda stats: row.linear(stats, None, effort)) if task.calibrates_embedding else None
-        return cls.of(loader, task.embedding, rounder)
+        return cls.of(loader, task.embedding, rounder, head)
 
     def followed(self, decoder: Decoder, tokens: np.ndarray) -> Decoder:
         """What embeds tokens for the rounded blocks: `within`, or the decoder itself from 8 bits on."""
@@ -146,7 +153,21 @@ def _nearest(weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingRepor
     return QuantTensor(format, codes, params), RoundingReport()
 
 
-def _first_readers(loader: WeightLoader) -> Stats | None:
+def _readers(loader: WeightLoader, head: Stats | None) -> Stats | None:
+    """What reads an error of a row, as if it were the statistics of an input. None if nothing does."""
+    first = first_readers(loader)
+    if head is None or not head.square.sum() > 0:
+        return first
+    if first is None:
+        return head
+    of_head = 1 / float(head.square.sum())
+    of_first = _FIRST / float(first.square.sum())
+    gram = torch.as_tensor(head.gram) * of_head
+    gram = gram + torch.as_tensor(first.gram).to(gram.device) * of_first
+    return replace(first, count=1, square=head.square * of_head + first.square * of_first, gram=gram)
+
+
+def first_readers(loader: WeightLoader) -> Stats | None:
     """What the linears of the first block read an error of a row with, as if it were the statistics of an input.
 
     The attention's linears count as much as the MLP's, whatever the size of their weights. None if all are zero.

@@ -9,16 +9,14 @@ import torch
 from torch import Tensor
 
 from bitsmith.calibration.beside import WindowStates
-from bitsmith.calibration.collect import advance, decoder_without_blocks, embed
+from bitsmith.calibration.collect import advance, block_loader, decoder_without_blocks, embed
 from bitsmith.calibration.distilled import LastStates
 from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.stored_embedding import StoredEmbedding
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.runtime.decoder import Decoder
-from bitsmith.runtime.torch.core_ops import pass_ops
-from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.products import with_rounded_products
-from bitsmith.runtime.weights import Linear, WeightLoader, weight_reader
+from bitsmith.runtime.weights import Linear, WeightLoader
 from bitsmith.system.progress import Progress, Report, silent
 from bitsmith.work.folder import WorkFolder
 
@@ -43,9 +41,7 @@ def predictions(
     """
     share = None if resources.memory is None else resources.memory // 2
     device = resources.device
-    loader = WeightLoader(
-        checkpoint.config, weight_reader(checkpoint), DenseKernel(device=device), pass_ops(device), device
-    )
+    loader = block_loader(checkpoint, device)
     decoder = with_ends(loader, decoder_without_blocks(loader), None)
     layers = checkpoint.config.layers
     with torch.inference_mode():

@@ -75,7 +75,7 @@ class BlockwiseWork:
             seed=seed,
             stored_offset=plan.target.is_folder,
             embedding=table,
-            calibrates_embedding=calibrates_embedding(table, method, config),
+            calibrates_embedding=calibrates_embedding(table, method),
         )
         changed = _rescaled_names(rescalings)
         if norms:
@@ -91,6 +91,11 @@ class BlockwiseWork:
             plan.target.is_folder,
         )
 
+    @property
+    def needs_head(self) -> bool:
+        """Whether the embedding needs statistics of the head's input, because it is the head, see `tied_head`."""
+        return self.task.calibrates_embedding and self.config.tied
+
     def rows(self, rounded: Rounded) -> Iterator[RoundedRows]:
         """The rows of a step under the output's names."""
         for rows in rounded.rows:
@@ -104,9 +109,9 @@ class BlockwiseWork:
             yield replace(rows, name=place.name, start=place.first + rows.start, weight=weight)
 
 
-def calibrates_embedding(format: Format | None, method: Method, config: ModelConfig) -> bool:
-    """Whether a method rounds an embedding in a format: not if it is the head too, or loses next to nothing."""
-    if format is None or config.tied or not method.row.needs_text:
+def calibrates_embedding(format: Format | None, method: Method) -> bool:
+    """Whether a method rounds an embedding in a format: not if that loses next to nothing."""
+    if format is None or not method.row.needs_text:
         return False
     return format.bits < FINE_BITS and not isinstance(format, NeedsExtent | Settled)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 
 from bitsmith.calibration.beside import WindowStates
 from bitsmith.calibration.blockwise import BlockStates, BlockSteps
-from bitsmith.calibration.collect import HEAD, decoder_without_blocks, embed, require_finite
+from bitsmith.calibration.collect import HEAD, block_loader, decoder_without_blocks, embed, require_finite
 from bitsmith.calibration.folding import with_tensors
 from bitsmith.calibration.inputs import advance_part, portions
 from bitsmith.calibration.kept_rows import reports_to_values, rows_from_arrays, rows_to_arrays
@@ -25,6 +25,7 @@ from bitsmith.calibration.method import Method
 from bitsmith.calibration.rounding import rounded_group, with_shared_extent
 from bitsmith.calibration.stats import Stats
 from bitsmith.calibration.stored_embedding import StoredEmbedding
+from bitsmith.calibration.tied_head import from_state
 from bitsmith.calibration.work import BlockwiseWork
 from bitsmith.models.arch.block import Part, parts_of
 from bitsmith.models.arch.operations.base import LinearGroup
@@ -32,10 +33,8 @@ from bitsmith.pipeline.planned import plan_of
 from bitsmith.quant.rounders.effort import EFFORTS
 from bitsmith.quant.rounders.gptq import SLAB_ROWS
 from bitsmith.recipe.rounded_rows import RoundedRows
-from bitsmith.runtime.torch.core_ops import pass_ops
-from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.products import fast_products, with_rounded_products
-from bitsmith.runtime.weights import Block, WeightLoader, weight_reader
+from bitsmith.runtime.weights import Block
 from bitsmith.scale.task import Function, Place, Result
 from bitsmith.work.state import State
 
@@ -61,17 +60,19 @@ class BlockPlace:
 class BlockWork:
     """What all tasks of a run share in one process: the plan, the decoder, and the block at hand."""
 
-    def __init__(self, told: Mapping[str, Any]) -> None:
-        """told: what `spread_blocks` says of the run. Raises FileError if the model or its plan is another here."""
+    def __init__(self, told: Mapping[str, Any], head: Stats | None = None) -> None:
+        """told: what `spread_blocks` says of the run; head: see `StoredEmbedding.of`
+
+        Raises FileError if the model or its plan is another here.
+        """
+        self.head = head
         plan = plan_of(json.dumps(told["plan"], sort_keys=True))
         self.config = plan.checkpoint.config
         work = BlockwiseWork.of(
             plan, Method.parse(told["method"]), effort=told["effort"], rescalings={}, seed=int(told["seed"])
         )
         self.task = work.task
-        self.loader = WeightLoader(
-            self.config, weight_reader(plan.checkpoint), DenseKernel(device=_CPU), pass_ops(_CPU), _CPU
-        )
+        self.loader = block_loader(plan.checkpoint, _CPU)
         self.steps = BlockSteps(decoder_without_blocks(self.loader), self.task)
         self.follows = self.task.method.hidden_state_buffers(self.task.effort) > 1
         self._block: tuple[int, Block] | None = None
@@ -79,7 +80,7 @@ class BlockWork:
     @cached_property
     def embedding(self) -> StoredEmbedding | None:
         """The embedding as the output stores it; None for floats."""
-        return StoredEmbedding.of_task(self.loader, self.task)
+        return StoredEmbedding.of_task(self.loader, self.task, self.head)
 
     def start(self, layer: int) -> Block:
         """The block as the model has it; the last one stays in memory."""
@@ -116,14 +117,16 @@ class BlockWork:
         return list(portions(wanted, self.start(at.layer)))[at.portion]
 
 
-@lru_cache(maxsize=1)
-def _work_of(text: str) -> BlockWork:
-    return BlockWork(json.loads(text))
+_last: dict[str, BlockWork] = {}  # of the last task in this process
 
 
 def _work(described: State, place: Place) -> BlockWork:
     torch.set_num_threads(place.threads)
-    return _work_of(json.dumps(described.values, sort_keys=True))
+    text = json.dumps(described.values, sort_keys=True)
+    if text not in _last:
+        _last.clear()
+        _last[text] = BlockWork(described.values, from_state(described))
+    return _last[text]
 
 
 def _states(work: BlockWork, arguments: Mapping[str, Any], tokens: State, hidden: State) -> BlockStates:

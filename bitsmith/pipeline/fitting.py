@@ -122,7 +122,8 @@ def fitted(
         if over <= 0:
             return pace.told(room.done(chosen, measured.expected(chosen, nbytes)), chosen)
         _log.info("%d bytes over the budget; another try", over)
-        nbytes -= over
+        taken = sum(unit.choices[at].nbytes for unit, at in zip(room.open.units, chosen, strict=True))
+        nbytes = min(nbytes, taken) - over  # less than this choice takes: it left room that no type fills
     raise UsageError(f"{budget.said}: no choice of types keeps it; give a slightly larger one.")
 
 

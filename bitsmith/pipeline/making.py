@@ -236,12 +236,15 @@ class _Making:
     def _blocks(self, writer: PlanWriter, plan: Plan, work: BlockwiseWork, reports: Reports) -> Trained | None:
         """Round and write all blocks and the head. Returns what a training gave; None without one."""
         from bitsmith.calibration.blockwise import BlockwiseRounding, Rounded
+        from bitsmith.calibration.tied_head import head_of
 
         assert self.prepared is not None
         assert self.prepared.tokens is not None
         if self.shared.spread is not None and self._spread(self.shared.spread, writer, plan, work, reports):
             return None
-        rounding = BlockwiseRounding(plan.checkpoint, self.prepared.tokens, work.task, self.shared.resources)
+        tokens, resources = self.prepared.tokens, self.shared.resources
+        head = head_of(work, plan.checkpoint, tokens.tokens, resources, self.report, folder=self.folder)
+        rounding = BlockwiseRounding(plan.checkpoint, tokens, work.task, resources, head)
         kept = KeptBlocks(self.folder, writer, reports, rounding)
         if self.output.training is None:
             begin = kept.resume()
@@ -268,7 +271,11 @@ class _Making:
             return False
         absmax = self.measured.input_absmax
         round_blocks(
-            writer, plan, work, tokens, spread, self.folder, reports=reports, input_absmax=absmax, report=self.report
+            *(writer, plan, work, tokens, spread, self.folder),
+            reports=reports,
+            input_absmax=absmax,
+            resources=self.shared.resources,
+            report=self.report,
         )
         return True
 

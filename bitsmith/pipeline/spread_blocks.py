@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitsmith.calibration.pieces import BATCH_TOKENS
+from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.calibration.work import BlockwiseWork, Reports
 from bitsmith.models.arch.block import parts_of
@@ -59,9 +60,11 @@ def round_blocks(
     *,
     reports: Reports,
     input_absmax: Mapping[str, float] | None,
+    resources: Resources,
     report: Report,
 ) -> None:
     """Round all blocks and the head, and write their rows. Raises as `results`."""
+    from bitsmith.calibration.tied_head import head_of, to_arrays
     from bitsmith.pipeline.block_tasks import BlockWork
 
     description = Description.of(plan, spread.model, spread.revision, input_absmax).to_dict(plan)
@@ -71,8 +74,10 @@ def round_blocks(
         "effort": work.task.effort,
         "seed": work.task.seed,
     }
-    own = BlockWork(told)
-    run, text = Given(told), Given({}, {"tokens": tokens.tokens})
+    head = head_of(work, plan.checkpoint, tokens.tokens, resources, report, folder=folder)
+    arrays = {} if head is None else to_arrays(head)
+    run, text = Given({**told, "head": Given({}, arrays).key}, arrays), Given({}, {"tokens": tokens.tokens})
+    own = BlockWork(told, head)
     graph = _Blocks(own, (run.key, text.key), parts_of_windows(tokens.tokens)).graph([run, text])
     _write_embedding(writer, own, work)
     name, layers = work.task.method.rounder, work.config.layers

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import bitsmith
+import bitsmith.reference
 from bitsmith.calibration.blockwise import BlockwiseRounding, BlockwiseTask
 from bitsmith.calibration.collect import decoder_without_blocks
 from bitsmith.calibration.method import Method
@@ -16,6 +20,7 @@ from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.rounding import gptq_rounder
 from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.calibration.stored_embedding import StoredEmbedding
+from bitsmith.calibration.tied_head import from_state, head_statistics, to_arrays
 from bitsmith.calibration.work import calibrates_embedding
 from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.quant.formats.base import Format
@@ -25,7 +30,7 @@ from bitsmith.quant.rounders.nearest import nearest
 from bitsmith.runtime.torch.dense import DenseKernel
 from bitsmith.runtime.torch.ops import TorchOps
 from bitsmith.runtime.weights import WeightLoader, weight_reader
-from tests.tiny import make_folder
+from bitsmith.work.state import State, write_state
 
 TABLE = "token_embd.weight"
 WORDS = {"calibration": "default", "calibration_tokens": 1024, "calibration_context": 128, "threads": 1}
@@ -111,17 +116,68 @@ def test_a_file_holds_these_rows(tmp_path: Path) -> None:
         np.testing.assert_array_equal(table_of(tmp_path / f"{method}.gguf"), rows)
 
 
-def test_the_embedding_that_is_the_head_keeps_its_nearest_codes(tmp_path: Path) -> None:
-    model = make_folder(tmp_path / "tied", tie_word_embeddings=True, num_hidden_layers=1)
-    for method in ("gptq", "nearest"):
-        bitsmith.quantize(model, to="q4_0", method=method, out=tmp_path / f"{method}.gguf", **WORDS)
-    np.testing.assert_array_equal(table_of(tmp_path / "gptq.gguf"), table_of(tmp_path / "nearest.gguf"))
+@pytest.fixture
+def tied(tmp_path: Path) -> Path:
+    """The reference model without its head, so that the embedding serves as one: real inputs, other logits."""
+    source = Path(bitsmith.reference.__file__).parent
+    folder = shutil.copytree(source, tmp_path / "tied", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    tensors = load_file(source / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    return folder
+
+
+def test_a_table_that_is_the_head_is_rounded_for_the_head(tied: Path, tmp_path: Path) -> None:
+    """GPTQ loses less of the logits than weighted nearest codes do, and these less than plain ones."""
+    checkpoint = open_checkpoint(tied)
+    original = checkpoint.source.rows("model.embed_tokens.weight", 0, checkpoint.config.vocab)
+    x = head_inputs(tied)
+    lost = {}
+    for name, words in (("gptq", WORDS), ("nearest", WORDS), ("plain", {"threads": 1})):
+        method = "gptq" if name == "gptq" else "nearest"
+        file = tmp_path / f"{name}.gguf"
+        bitsmith.quantize(tied, to="q4_0", rules=["token_embd=q4_0"], method=method, out=file, **words)
+        table = open_checkpoint(file).source.rows(TABLE, 0, len(original))
+        lost[name] = float(np.square(x @ (table - original).T).sum())
+    assert lost["gptq"] < 0.8 * lost["nearest"]
+    assert lost["nearest"] < 0.98 * lost["plain"]
+
+
+def head_inputs(model: Path) -> np.ndarray:
+    """Inputs of the head on other text than the calibration's, float32 [tokens, hidden], by transformers."""
+    transformers = pytest.importorskip("transformers")
+    with torch.inference_mode():
+        own = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).model
+        found: np.ndarray = own(torch.arange(256)[None]).last_hidden_state[0].numpy()
+    return found
+
+
+def test_the_head_s_input_is_that_of_transformers(tied: Path) -> None:
+    checkpoint = open_checkpoint(tied)
+    tokens = np.arange(256)[None]
+    found = head_statistics(checkpoint, tokens, Resources(threads=1))
+    x = head_inputs(tied)
+    assert found.count == 256
+    assert found.gram is not None
+    np.testing.assert_allclose(np.asarray(found.gram), x.T @ x, atol=2e-2 * float(np.square(x).sum()) / x.shape[1])
+
+
+def test_statistics_of_the_head_come_back_from_a_state(tied: Path, tmp_path: Path) -> None:
+    found = head_statistics(open_checkpoint(tied), np.arange(64)[None], Resources(threads=1))
+    write_state(tmp_path / "head.state", {}, to_arrays(found))
+    with State(tmp_path / "head.state") as state:
+        again = from_state(state)
+    assert again is not None
+    assert again.count == found.count
+    np.testing.assert_array_equal(np.asarray(again.gram), np.asarray(found.gram))
+    np.testing.assert_array_equal(again.square, found.square)
 
 
 def test_which_embeddings_are_calibrated() -> None:
-    config = open_checkpoint("reference").config
     found = {
-        (name, method): calibrates_embedding(GGML_FORMATS.get(name), Method.parse(method), config)
+        (name, method): calibrates_embedding(GGML_FORMATS.get(name), Method.parse(method))
         for name in ("q2_k", "q8_0", "")
         for method in ("gptq", "learned", "awq+gptq", "awq", "nearest")
     }

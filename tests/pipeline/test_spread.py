@@ -283,6 +283,12 @@ def test_blocks_on_workers(tmp_path: Path, to: str) -> None:
     assert made(model, tmp_path / "tasks", to, executor="local", **GPTQ) == alone  # one part of the windows
 
 
+def test_workers_round_a_table_that_is_the_head_for_the_head(tmp_path: Path) -> None:
+    model = make_folder(tmp_path / "m", tie_word_embeddings=True)
+    alone = made(model, tmp_path / "alone", "q4_0", pure=True, **GPTQ)
+    assert made(model, tmp_path / "tasks", "q4_0", pure=True, executor="local", **GPTQ) == alone
+
+
 def test_hessians_in_parts(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = made(tiny, tmp_path / "alone", "gptq/int4", **GPTQ)
     monkeypatch.setattr(spread_blocks, "PART_TOKENS", 256)

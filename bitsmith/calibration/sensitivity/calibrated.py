@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from bitsmith.calibration.collect import Wanted, collect
+from bitsmith.calibration.collect import HEAD, Wanted, block_loader, collect
 from bitsmith.calibration.importance import Importance
 from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.sensitivity.footprint import gram_bytes
 from bitsmith.calibration.sensitivity.rounded import rounded
 from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.calibration.stats import Stats
+from bitsmith.calibration.stored_embedding import EMBEDDING, first_readers
 from bitsmith.models.arch.block import linear_shapes
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.checkpoint import Checkpoint
@@ -137,11 +138,16 @@ def calibrated(
         device=resources.device,
         report=report,
     )
-    stats = {name: each for name, each in found.stats.items() if not (name == "output" and found.tied)}
-    gains = GptqGains(stats, report) if grams else None
-    return WeightedRounding({name: each.importance for name, each in stats.items()}, gains)
+    stats = dict(found.stats)
+    if found.tied:
+        stats[EMBEDDING] = stats.pop(HEAD)
+    importances = {name: each.importance for name, each in stats.items()}
+    readers = None if found.tied or not grams else first_readers(block_loader(checkpoint, resources.device))
+    if readers is not None:
+        stats[EMBEDDING] = readers
+    return WeightedRounding(importances, GptqGains(stats, report) if grams else None)
 
 
 def _linears(config: ModelConfig) -> list[str]:
     names = [f"blk.{layer}.{name}" for layer in range(config.layers) for name in linear_shapes(config, layer)]
-    return [*names, "output"]
+    return [*names, EMBEDDING if config.tied else HEAD]
