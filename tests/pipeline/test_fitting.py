@@ -16,7 +16,7 @@ from bitsmith.calibration.sensitivity.watched import WatchedModel
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.errors import BitsmithError, FileError, ResourceError, UsageError
 from bitsmith.models.checkpoint import open_checkpoint
-from bitsmith.pipeline import sensitivities, token_time
+from bitsmith.pipeline import fitting, sensitivities, token_time
 from bitsmith.pipeline.result import Quantized
 from bitsmith.pipeline.token_time import TokenTime
 from bitsmith.recipe.allocation.units import Allocatable
@@ -68,6 +68,25 @@ def test_a_size_is_never_exceeded_by_a_byte(model: Path, tmp_path: Path, over: i
     limit = 530_000 + over
     made = bitsmith.quantize(model, size=str(limit), out=tmp_path / "a.gguf")
     assert made.out.stat().st_size <= limit
+
+
+def test_a_choice_that_is_over_gives_way_although_it_left_room(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The header is larger than that of the smallest types, by more than the room that the choice left."""
+    best, over, taken = fitting.best, fitting._Room.over, list[int]()
+
+    def with_room(units: Any, costs: Any, nbytes: int, *more: Any) -> list[int]:
+        return best(units, costs, nbytes - nbytes % 4096, *more)
+
+    def with_header(room: Any, chosen: list[int]) -> int:
+        taken.append(sum(unit.choices[at].nbytes for unit, at in zip(room.open.units, chosen, strict=True)))
+        return 32 if taken[-1] == taken[0] else over(room, chosen)
+
+    assert bitsmith.quantize(model, size="540000", dry_run=True).size <= 540_000
+    monkeypatch.setattr(fitting, "best", with_room)
+    monkeypatch.setattr(fitting._Room, "over", with_header)
+    monkeypatch.setattr(fitting._Room, "_over_whole", lambda room: 1)
+    assert bitsmith.quantize(model, size="540000", dry_run=True).size <= 540_000
+    assert len(taken) == 2
 
 
 def test_a_second_budget_measures_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
