@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from bitsmith.calibration.accelerator import has_room
 from bitsmith.calibration.ahead import BlocksAhead
 from bitsmith.calibration.beside import WindowStates
+from bitsmith.calibration.block_states import BlockStates
 from bitsmith.calibration.collect import (
     HEAD,
     block_loader,
@@ -25,7 +26,7 @@ from bitsmith.calibration.compared import Compared
 from bitsmith.calibration.folding import block_tensors, folded, with_tensors, with_whole_stacks
 from bitsmith.calibration.gradients import joined_notes
 from bitsmith.calibration.inputs import advance_part, inputs_of, portions, watch
-from bitsmith.calibration.last_inputs import LastInputs, Store, input_bytes
+from bitsmith.calibration.last_inputs import Store, input_bytes
 from bitsmith.calibration.method import FINE_BITS, Method
 from bitsmith.calibration.pieces import Pieces
 from bitsmith.calibration.resources import Resources
@@ -49,23 +50,21 @@ from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.input_rounding import InputRounding
 from bitsmith.quant.rounders.effort import EFFORTS, Effort
-from bitsmith.quant.rounders.gptq import SLAB_ROWS
+from bitsmith.quant.rounders.slabs import SLAB_ROWS, WIDE
 from bitsmith.quant.tensor import QuantTensor
 from bitsmith.recipe.coverage import STARVED
 from bitsmith.recipe.rounded_rows import RoundedRows
 from bitsmith.runtime.decoder import Decoder, Routing
 from bitsmith.runtime.kernel import Weight
-from bitsmith.runtime.torch.products import fast_products, with_rounded_products
-from bitsmith.runtime.weights import Block
-from bitsmith.system.memory import available_memory
+from bitsmith.runtime.torch.products import RoundedProducts, fast_products, with_rounded_products
+from bitsmith.runtime.weights import Block, Linear
+from bitsmith.system.memory import available_memory, trim_memory
 from bitsmith.system.progress import Report, silent
 from bitsmith.work.folder import WorkFolder
 from bitsmith.work.state import State, Streamed
 
 if TYPE_CHECKING:
     from bitsmith.calibration.end_to_end import EndToEnd, Trained
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -246,40 +245,6 @@ class BlockwiseRounding:
             return train(student, teacher, lesson.tokens, task.seed, report, work=work, pieces=self._resources.steps)
 
 
-@dataclass(frozen=True)
-class BlockStates:
-    """Hidden states before a block.
-
-    hidden: from the rounded blocks
-    truth: from the original model; None if the method does not need them
-    stores: memory for the inputs of a part's last linear, one for each of them
-    last, last_truth: the kept inputs of the last linear of the present part
-    """
-
-    hidden: WindowStates
-    truth: WindowStates | None
-    stores: tuple[Store, Store] = field(default_factory=lambda: (Store(), Store()))
-    last: LastInputs = field(default_factory=LastInputs)
-    last_truth: LastInputs = field(default_factory=LastInputs)
-
-    def repeated(self, work: Callable[[], _T]) -> _T:
-        """What `work` returns; it is called again, with smaller pieces, where memory does not suffice."""
-        batch = next(self.hidden.batches())
-        return self.hidden.pieces.again(work, batch.stop - batch.start)
-
-    def pieces(self, compared: Collection[Compared]) -> Iterator[slice]:
-        """The pieces of all batches; after each batch its sums are those of the whole batch."""
-        for batch in self.hidden.batches():
-            yield from self.hidden.pieces.of(batch)
-            for each in compared:
-                each.end()
-
-    def before(self, part: Part, block: Block) -> BlockStates:
-        """The states before a part, with places for the inputs of its last linear."""
-        last, last_truth = (LastInputs.of(part, block, self.hidden, store) for store in self.stores)
-        return replace(self, last=last, last_truth=last_truth)
-
-
 def _share(memory: int | None, buffers: int) -> int | None:
     """Memory for each of `buffers` hidden-state buffers, in bytes."""
     room = available_memory() if memory is None else 2 * memory
@@ -321,11 +286,13 @@ class BlockSteps:
         start = with_tensors(original, changed)
         inputs = None if row.tuner is None else states.hidden.copy()
         routers = RouterCounts(self.decoder.config)
-        block, codes, reports = self._groups(layer, start, states, routers.routing)
+        codes, reports = self._groups(layer, start, states, routers.routing)
         weights = block_tensors(start)
         if inputs is not None and states.truth is not None and row.tuner is not None and codes:
             moving = {name: tensor for name, tensor in codes.items() if not reports[name].recovered}
             starts = {name: Start(weights[f"{name}.weight"], tensor) for name, tensor in moving.items()}
+            values = {f"{name}.weight": tensor.values() for name, tensor in codes.items()}
+            block = with_tensors(self.rounding_inputs(layer, start), values)
             tuner = row.tuner(self.decoder, layer, block, self._effort, self.task.seed, self.learning)
             tuned: Mapping[str, QuantTensor] = {}
             if starts:
@@ -346,32 +313,59 @@ class BlockSteps:
 
     def _groups(
         self, layer: int, start: Block, states: BlockStates, routing: Routing
-    ) -> tuple[Block, dict[str, QuantTensor], dict[str, RoundingReport]]:
-        """Round the linears of a block, group by group. Returns the rounded block, and codes and reports by name.
+    ) -> tuple[dict[str, QuantTensor], dict[str, RoundingReport]]:
+        """Round the linears of a block, group by group. Returns codes and reports by name.
 
-        Advances `states.hidden` through the rounded block, and `states.truth` through `start`.
+        Advances `states.hidden` through the rounded block, and `states.truth` through `start`. What the codes stand
+        for is in memory only while the rounded block computes.
         routing: told of the experts that the rounded block's routers choose
         """
         config = self.decoder.config
-        block = self.rounding_inputs(layer, start)
         codes, reports = dict[str, QuantTensor](), dict[str, RoundingReport]()
         for part in parts_of(config, layer):
-            states = states.before(part, start)
+            states, own = states.before(part, start), dict[str, QuantTensor]()
             for stage in part.operation.stages(config, layer, part.before):
                 groups = with_shared_inputs(stage) if self.every else stage
                 wanted = {group: formats for group in groups if (formats := self.formats_of(layer, group))}
+                before = dict(own)
                 for portion in portions(tuple(wanted), start):
                     each = {group: wanted[group] for group in portion}
-                    seen = states.repeated(partial(self.compared, layer, part, tuple(each), block, start, states))
+                    seen = self._seen(layer, part, each, (start, before), states)
                     found, said = self._portion(layer, each, start, seen)
-                    codes |= found
+                    own |= found
                     reports |= said
-                names = [name for formats in wanted.values() for name in formats]
-                block = with_tensors(block, {f"{name}.weight": codes[name].values() for name in names})
+            block = self.with_codes(layer, start, own)
             states.last.advance(self.decoder, layer, part, block, states.hidden, routing)
             if states.truth is not None:
                 states.last_truth.advance(self.decoder, layer, part, start, states.truth)
-        return block, codes, reports
+            codes |= own
+        return codes, reports
+
+    def _seen(
+        self,
+        layer: int,
+        part: Part,
+        groups: Collection[LinearGroup],
+        block: tuple[Block, Mapping[str, QuantTensor]],
+        states: BlockStates,
+    ) -> dict[LinearGroup, Compared]:
+        """`compared`, whatever the memory. block: as the model has it, and the codes of the part so far"""
+        start, codes = block
+        if any(int(start.linears[group.linears[0]].prepared.shape[1]) >= WIDE for group in groups):
+            trim_memory()
+        rounded = self.with_codes(layer, start, codes)
+        return states.repeated(partial(self.compared, layer, part, tuple(groups), rounded, start, states))
+
+    def with_codes(self, layer: int, start: Block, codes: Mapping[str, QuantTensor]) -> Block:
+        """A block whose products are those of codes, and of rounded inputs if the runtimes of the file round them."""
+        block = self.rounding_inputs(layer, start)
+        found: dict[str, Linear] = {}
+        for name, tensor in codes.items():
+            linear, values = block.linears[name], torch.as_tensor(tensor.values(), device=block.device)
+            kernel = linear.kernel
+            prepared = kernel.rounded(values) if isinstance(kernel, RoundedProducts) else values
+            found[name] = replace(linear, prepared=prepared)
+        return block.with_linears(found)
 
     def _portion(
         self,
@@ -474,7 +468,7 @@ class BlockSteps:
         )
 
     def _rounder(self, seen: Compared) -> LinearRounder:
-        return self.task.method.row.linear(seen.stats, seen.drift, self._effort)
+        return self.task.method.row.linear(*seen.taken(), self._effort)
 
     def _normed(self, hidden: WindowStates, at: slice) -> Tensor:
         """Input of the head: hidden states after the final norm."""

@@ -30,16 +30,13 @@ class Compared:
         """A batch of windows is whole."""
         self.meter.end()
 
-    @property
-    def stats(self) -> Stats:
-        """Raises TensorError, naming the linear, if a value is not finite."""
+    def taken(self) -> tuple[Stats, Tensor | None]:
+        """The statistics, and the drift, which nothing else holds then.
+
+        The drift is the sum of (x - x')^T x', [cols, cols]: x original inputs, x' inputs of the rounded block; None
+        without x. Raises TensorError, naming the linear, if a value is not finite.
+        """
         try:
-            return self.meter.result()
+            return self.meter.taken()
         except TensorError as error:
             raise not_finite(self.name, error) from error
-
-    @property
-    def drift(self) -> Tensor | None:
-        """Sum of (x - x')^T x', [cols, cols]: x original inputs, x' inputs of the rounded block; None without x."""
-        drift: Tensor | None = self.meter.drift
-        return drift

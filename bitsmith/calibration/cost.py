@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from bitsmith.models.arch.block import linear_groups, linear_shapes, parts_of, w
 from bitsmith.models.arch.config import LayerSpec, ModelConfig
 from bitsmith.models.arch.operations.base import LinearGroup
 from bitsmith.quant.rounders.effort import EFFORTS
+from bitsmith.quant.rounders.slabs import WIDE, slab_rows
 from bitsmith.recipe.calibration_record import CalibrationRecord
 from bitsmith.system.core import core
 from bitsmith.system.memory import available_memory
@@ -25,8 +27,7 @@ if TYPE_CHECKING:
 
 LONG_SECONDS = 600.0  # longer work is announced with a cheaper choice
 _FLOATS = 4  # bytes
-_HESSIANS, _DRIFTS = 2, 2  # a Hessian and its factor; the drift of its input and the correction for it
-_SLABS, _SLAB_ROWS = 10, 2048  # copies of the rows being rounded, see `rounders.gptq.SLAB_ROWS`
+_SLABS = 10  # copies of the rows being rounded
 _FIXED_WORK, _SWEEP_WORK = 1.5, 1.0  # rounding a row, and each sweep of descent, in products of a row and the Hessian
 _FACTOR_WORK, _CORRECTION_WORK = 0.7, 1.0  # in products of two matrices of the Hessian's size
 _COLUMN_SECONDS = 0.5e-5  # fixed time to round one column
@@ -96,19 +97,12 @@ def calibration_memory(
 ) -> tuple[int, int]:
     """Bytes of memory and of disk, see `Cost`. It measures nothing. memory: see `calibration_cost`"""
     hidden_states, on_disk = _hidden_states(config, method, effort, record.tokens, memory)
-    largest, widest, grams, slab = 0, config.hidden, 0, 0
+    kept = _kept_inputs(config, method, effort, record.tokens, memory) if method.needs_text else 0
+    blocks: dict[LayerSpec, int] = {}
     for layer in range(config.layers):
-        shapes = linear_shapes(config, layer)
-        largest = max(largest, sum(rows * cols for rows, cols in shapes.values()))
-        widest = max(widest, *(cols for _, cols in shapes.values()))
-        slab = max(slab, *(min(_SLAB_ROWS, rows) * cols for rows, cols in shapes.values()))
-        grams = max(grams, _gram_bytes(config, layer, method, record.all_experts))
-    needed = hidden_states + _FLOATS * 2 * largest
-    if method.needs_text:
-        kept = _kept_inputs(config, method, effort, record.tokens, memory)
-        matrices = _HESSIANS + _DRIFTS * method.row.follows_original(EFFORTS[effort])
-        needed += kept + _FLOATS * (matrices * widest**2 + _SLABS * slab)
-    return needed + grams, on_disk
+        if config.specs[layer] not in blocks:
+            blocks[config.specs[layer]] = _block_bytes(config, layer, method, effort, record.all_experts)
+    return hidden_states + kept + max(blocks.values()), on_disk
 
 
 def training_cost(config: ModelConfig, how: EndToEnd, context: int, *, teacher: ModelConfig) -> Cost:
@@ -206,6 +200,39 @@ def _gram_bytes(config: ModelConfig, layer: int, method: Method, every: bool) ->
         return 0
     stages = [stage for part in parts_of(config, layer) for stage in part.operation.stages(config, layer, part.before)]
     return min(max(map(size, stages)), MOST_GRAMS)
+
+
+def _block_bytes(config: ModelConfig, layer: int, method: Method, effort: str, every: bool) -> int:
+    """Bytes of a block's weights, and of what is alive beside them when most is: see `InputHessian`."""
+    shapes = linear_shapes(config, layer)
+    block = _FLOATS * sum(rows * cols for rows, cols in shapes.values())
+    grams = _gram_bytes(config, layer, method, every)
+    if not method.needs_text:
+        return 2 * block + grams
+    follows, most = method.row.follows_original(EFFORTS[effort]), 0
+    for part in parts_of(config, layer):
+        rounded = 0  # bytes of the part's linears that are rounded already
+        for stage in part.operation.stages(config, layer, part.before):
+            for group in stage:
+                rows, cols = [shapes[name][0] for name in group.linears], shapes[group.linears[0]][1]
+                most = max(most, _input_bytes(cols, rows, follows=follows, rounded=rounded))
+            rounded += _FLOATS * sum(math.prod(shapes[name]) for group in stage for name in group.linears)
+    twice = method.transform or method.row.tuner is not None
+    return block + max(most, block if twice else 0) + (block if method.transform else 0) + grams
+
+
+def _input_bytes(cols: int, rows: list[int], *, follows: bool, rounded: int) -> int:
+    """Bytes for the linears of an input, when its sums are taken, its Hessian is factored, or the linears are rounded.
+
+    rows: of each linear. rounded: bytes that are there when the sums are taken
+    """
+    square, largest = _FLOATS * cols * cols, _FLOATS * cols * max(rows)
+    slab = _SLABS * _FLOATS * cols * min(slab_rows(cols), max(rows))
+    if not follows:
+        return max(square + rounded, 2 * square + slab)
+    if cols >= WIDE and max(rows) <= cols:
+        return max(2 * square + rounded, 2 * square + _FLOATS * cols * sum(rows) + slab)
+    return max(2 * square + rounded, 4 * square + largest + slab)
 
 
 def _kept_inputs(config: ModelConfig, method: Method, effort: str, tokens: int, memory: int | None) -> int:

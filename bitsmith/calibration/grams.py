@@ -55,6 +55,12 @@ class GramSum:
         """(X0 - X)^T X so far, [cols, cols]; None if no X0 was given."""
         return self._drift
 
+    def taken(self) -> tuple[Array, Array]:
+        """`gram` and `drift`; nothing is kept, so that their memory is free once the caller lets go of them."""
+        found = self.gram, self._drift
+        self._gram = self._drift = None
+        return found
+
     def _add_in_core(self, rows: Array, before: Array) -> bool:
         """`add` in the C++ core; False where it cannot."""
         module = core()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from torch import Tensor
 
 from bitsmith.calibration.accelerator import accelerated_rows, on_accelerator, release
+from bitsmith.calibration.input_hessian import InputHessian
 from bitsmith.calibration.stats import Stats
 from bitsmith.calibration.transforms.awq import fit_clipped
 from bitsmith.errors import TensorError
@@ -17,8 +17,8 @@ from bitsmith.quant.formats.base import Format, NeedsExtent, Params, Settled, Sh
 from bitsmith.quant.formats.precision import as_numpy
 from bitsmith.quant.lattice import probe, probed_rows, recover
 from bitsmith.quant.rounders.effort import Effort
-from bitsmith.quant.rounders.gptq import EVEN_ROWS, SLAB_ROWS, GptqReport, Rounded, gptq_each, joined
-from bitsmith.quant.rounders.hessian import Factor, corrected, corrected_directly, correction, prepare
+from bitsmith.quant.rounders.gptq import EVEN_ROWS, GptqReport, Rounded, gptq_each, joined
+from bitsmith.quant.rounders.slabs import SLAB_ROWS, slab_rows
 from bitsmith.quant.tensor import QuantTensor
 from bitsmith.system.pressure import is_shortage
 
@@ -112,41 +112,27 @@ def clipped_nearest(stats: Stats) -> LinearRounder:
 
 
 def gptq_rounder(stats: Stats, drift: Tensor | None, effort: Effort) -> GptqRounder:
-    """GPTQ with the Hessian of the statistics, which is factored once.
+    """GPTQ with the Hessian of the statistics, which is factored once. It takes their Gram matrix and the drift over.
 
     drift: sum of (x - x')^T x', [cols, cols], where x are the original model's inputs and x' the inputs in `stats`;
         weights are first corrected for it, see `correction`
     """
     assert stats.gram is not None
-    count = max(stats.count, 1)
-    try:
-        return _rounder(stats.gram, drift, count, effort)
-    except (MemoryError, RuntimeError) as error:
-        if not on_accelerator(stats.gram) or not is_shortage(error):
-            raise
-    release(stats.gram.device)
-    return replace(_rounder(stats.gram.cpu(), None if drift is None else drift.cpu(), count, effort), moved=True)
-
-
-def _rounder(gram: Tensor, drift: Tensor | None, count: int, effort: Effort) -> GptqRounder:
-    hessian = gram / count
-    return GptqRounder(hessian, prepare(hessian), None if drift is None else drift / count, effort.sweeps)
+    return GptqRounder(InputHessian.of(stats.gram, drift, max(stats.count, 1)), effort.sweeps)
 
 
 @dataclass(frozen=True)
 class GptqRounder:
     """Rounds matrices that share an input by GPTQ: a `LinearRounder`, and on an accelerator several at once.
 
-    hessian, factor: of the input
-    drift: of the input, in the Hessian's units; None if weights are not corrected for it
-    moved: whether an accelerator had no memory for this, so that the CPU does it
+    hessian: of the input
+    sweeps: rounds of coordinate descent
+    product: of the one weight that is rounded and the drift, see `InputHessian.corrected`; None if it is not known yet
     """
 
-    hessian: Tensor
-    factor: Factor
-    drift: Tensor | None
+    hessian: InputHessian
     sweeps: int
-    moved: bool = False
+    product: Tensor | None = None
 
     def __call__(self, weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:
         """Round a matrix, float32 [rows, cols]."""
@@ -155,7 +141,12 @@ class GptqRounder:
     @property
     def accelerated(self) -> bool:
         """Whether rows are rounded on an accelerator."""
-        return on_accelerator(self.hessian)
+        return on_accelerator(self.hessian.matrix)
+
+    def each(self, weights: Mapping[str, Tensor]) -> dict[str, GptqRounder]:
+        """A rounder for each of all weights that are rounded with this Hessian, by name."""
+        products = self.hessian.products(weights)
+        return {name: replace(self, product=products.pop(name, None)) for name in weights}
 
     def together(self, weights: Sequence[Tensor], format: Format) -> list[tuple[QuantTensor, RoundingReport]]:
         """Round matrices, float32 [rows, cols] each, in slabs of rows of all of them; on the CPU if all else fails."""
@@ -164,15 +155,16 @@ class GptqRounder:
         except (MemoryError, RuntimeError) as error:
             if not self.accelerated or not is_shortage(error):
                 raise
-        release(self.hessian.device)
+        release(self.hessian.matrix.device)
         return self._on_host.together([weight.cpu() for weight in weights], format)
 
     def _together(self, weights: Sequence[Tensor], format: Format) -> list[tuple[QuantTensor, RoundingReport]]:
-        weights = [self._corrected(weight.to(self.hessian.device)) for weight in weights]
+        hessian = self.hessian
+        weights = [hessian.corrected(weight.to(hessian.matrix.device), self.product) for weight in weights]
         format = _with_extent(format, weights[0])
-        own = self._by_vectors if isinstance(format, VectorFormat) else self.factor
+        own = hessian.by_vectors if isinstance(format, VectorFormat) else hessian.factor
         pieces = [list[Rounded]() for _ in weights]
-        step = accelerated_rows(own) if self.accelerated else SLAB_ROWS
+        step = accelerated_rows(own) if self.accelerated else slab_rows(own.cols)
         cut = False
         for slab in slabs_of([len(weight) for weight in weights], step, apart=not self.accelerated):
 
@@ -185,41 +177,14 @@ class GptqRounder:
         return [
             (
                 _whole(format, [(piece.codes, piece.params) for piece in each]),
-                RoundingReport(joined(piece.report for piece in each), cut=cut, moved=self.moved),
+                RoundingReport(joined(piece.report for piece in each), cut=cut, moved=hessian.moved),
             )
             for each in pieces
         ]
 
-    @cached_property
+    @property
     def _on_host(self) -> GptqRounder:
-        own = self.factor
-        factor = replace(
-            own,
-            hessian=own.hessian.cpu(),
-            feedback=own.feedback.cpu(),
-            pivots=own.pivots.cpu(),
-            order=own.order.cpu(),
-            added=own.added.cpu(),
-        )
-        drift = None if self.drift is None else self.drift.cpu()
-        return GptqRounder(factor.hessian, factor, drift, self.sweeps, moved=True)
-
-    @cached_property
-    def _by_vectors(self) -> Factor:
-        return prepare(self.hessian, order="vectors")
-
-    @cached_property
-    def _moves(self) -> Tensor:
-        assert self.drift is not None
-        return correction(self.factor, self.drift)
-
-    def _corrected(self, weight: Tensor) -> Tensor:
-        if self.drift is None:
-            return weight
-        if self.accelerated and weight.shape[0] <= weight.shape[1]:  # without a matrix of the Hessian's size
-            return corrected_directly(weight, self.factor, self.drift)
-        corrected_weight: Tensor = corrected(weight, self._moves)
-        return corrected_weight
+        return GptqRounder(self.hessian.on_host, self.sweeps)
 
 
 def slabs_of(counts: Sequence[int], step: int, *, apart: bool) -> Iterator[list[tuple[int, slice]]]:
@@ -284,7 +249,10 @@ def rounded_group(
                 raise TensorError(error.message, tensor=prefix + names[0]) from error
             found |= zip(names, made, strict=True)
     rest = {name: given for name, given in matrices.items() if name not in found}
-    return found | {name: round_named(rounder, prefix + name, *given) for name, given in rest.items()}
+    rounders = dict.fromkeys(rest, rounder)
+    if isinstance(rounder, GptqRounder) and not any(_on_grid(*given) for given in rest.values()):
+        rounders = dict[str, LinearRounder](rounder.each({name: weight for name, (weight, _) in rest.items()}))
+    return found | {name: round_named(rounders.pop(name), prefix + name, *given) for name, given in rest.items()}
 
 
 def round_named(

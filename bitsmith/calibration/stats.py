@@ -75,18 +75,23 @@ class GramMeter:
             self._waiting = None
 
     @property
-    def drift(self) -> Array:
-        """Sum of (x0 - x)^T x, [cols, cols]: x0 inputs of the other model; None if there were none."""
-        return self._sum.drift
-
-    @property
     def count(self) -> int:
         """Number of tokens so far."""
         return self._count
 
+    def taken(self) -> tuple[Stats, Array]:
+        """The statistics, and the drift: the sum of (x0 - x)^T x, [cols, cols]; None without inputs x0.
+
+        Call `add` first. Nothing is kept. Raises TensorError if a value was NaN or infinite.
+        """
+        gram, drift = self._sum.taken()
+        return self._stats(gram), drift
+
     def result(self) -> Stats:
         """The statistics; call `add` first. Raises TensorError if a value was NaN or infinite."""
-        gram = self._sum.gram
+        return self._stats(self._sum.gram)
+
+    def _stats(self, gram: Array) -> Stats:
         xp = array_namespace(gram)
         square = _numpy(xp.asarray(xp.linalg.diagonal(gram))).astype(np.float64)
         if not np.isfinite(square).all():

@@ -26,8 +26,8 @@ from bitsmith.models.arch.block import parts_of
 from bitsmith.quant.formats.base import Format
 from bitsmith.quant.formats.precision import as_numpy
 from bitsmith.quant.rounders.effort import EFFORTS
-from bitsmith.quant.rounders.gptq import SLAB_ROWS
 from bitsmith.quant.rounders.nearest import nearest
+from bitsmith.quant.rounders.slabs import SLAB_ROWS
 from bitsmith.quant.tensor import QuantTensor
 from bitsmith.recipe.rounded_rows import RoundedRows
 from bitsmith.runtime.decoder import Decoder

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from bitsmith.calibration.beside import WindowStates
-from bitsmith.calibration.blockwise import BlockStates, BlockSteps
+from bitsmith.calibration.block_states import BlockStates
+from bitsmith.calibration.blockwise import BlockSteps
 from bitsmith.calibration.collect import HEAD, block_loader, decoder_without_blocks, embed, require_finite
-from bitsmith.calibration.folding import with_tensors
 from bitsmith.calibration.inputs import advance_part, portions
 from bitsmith.calibration.kept_rows import reports_to_values, rows_from_arrays, rows_to_arrays
 from bitsmith.calibration.method import Method
@@ -31,13 +31,15 @@ from bitsmith.models.arch.block import Part, parts_of
 from bitsmith.models.arch.operations.base import LinearGroup
 from bitsmith.pipeline.planned import plan_of
 from bitsmith.quant.rounders.effort import EFFORTS
-from bitsmith.quant.rounders.gptq import SLAB_ROWS
+from bitsmith.quant.rounders.slabs import SLAB_ROWS
+from bitsmith.quant.tensor import QuantTensor
 from bitsmith.recipe.rounded_rows import RoundedRows
 from bitsmith.runtime.torch.products import fast_products, with_rounded_products
 from bitsmith.runtime.weights import Block
 from bitsmith.scale.task import Function, Place, Result
 from bitsmith.work.state import State
 
+_ROWS = 512  # of a matrix of sums that are added at a time
 HEAD_SLABS = 8  # slabs of the head's rows that one task rounds
 _CPU = "cpu"
 
@@ -93,13 +95,11 @@ class BlockWork:
 
     def rounded(self, layer: int, made: Sequence[State]) -> Block:
         """The block with the linears that are rounded so far. made: the results of `round_linears`"""
-        block = self.steps.rounding_inputs(layer, self.start(layer))
-        values = {}
-        for state in made:
-            for rows in self.rows(state):
-                assert rows.tensor is not None
-                values[rows.name.removeprefix(f"blk.{layer}.")] = rows.tensor.values()
-        return with_tensors(block, values)
+        codes = dict[str, QuantTensor]()
+        for rows in (rows for state in made for rows in self.rows(state)):
+            assert rows.tensor is not None
+            codes[rows.name.removeprefix(f"blk.{layer}.").removesuffix(".weight")] = rows.tensor
+        return self.steps.with_codes(layer, self.start(layer), codes)
 
     def rows(self, state: State) -> list[RoundedRows]:
         """The rows of a result of `round_linears`, without their weights."""
@@ -171,9 +171,10 @@ def sum_inputs(arguments: Mapping[str, Any], inputs: Sequence[State], place: Pla
             compared = [found[group] for group in groups]
     arrays: dict[str, np.ndarray] = {}
     for number, seen in enumerate(compared):
-        arrays[f"{number}.gram"] = _numpy(seen.stats.gram)
-        if seen.drift is not None:
-            arrays[f"{number}.drift"] = _numpy(seen.drift)
+        stats, drift = seen.taken()
+        arrays[f"{number}.gram"] = _numpy(stats.gram)
+        if drift is not None:
+            arrays[f"{number}.drift"] = _numpy(drift)
     return {"counts": [seen.meter.count for seen in compared]}, arrays
 
 
@@ -183,18 +184,23 @@ def _numpy(x: Any) -> np.ndarray:
 
 def _total(inputs: Sequence[State], number: int) -> tuple[Stats, torch.Tensor | None]:
     """The statistics of an input over all windows, and its drift: sums of all parts, in their order."""
-    gram, drift = inputs[0].array(f"{number}.gram").copy(), None
+    gram, drift = _summed(inputs, f"{number}.gram"), None
     if f"{number}.drift" in inputs[0]:
-        drift = inputs[0].array(f"{number}.drift").copy()
-    for state in inputs[1:]:
-        gram += state.array(f"{number}.gram")
-        if drift is not None:
-            drift += state.array(f"{number}.drift")
+        drift = _summed(inputs, f"{number}.drift")
     count = sum(int(state.values["counts"][number]) for state in inputs)
     empty = np.zeros(0, np.float32)
     sample = np.zeros((0, len(gram)), np.float32)
     stats = Stats(count, np.diagonal(gram).astype(np.float64), empty, empty, torch.from_numpy(gram), sample)
     return stats, None if drift is None else torch.from_numpy(drift)
+
+
+def _summed(inputs: Sequence[State], name: str) -> np.ndarray:
+    """The sum of an array of all parts, in their order; of the later parts, some rows are in memory at a time."""
+    total = inputs[0].array(name)
+    for state in inputs[1:]:
+        for start in range(0, len(total), _ROWS):
+            total[start : start + _ROWS] += state.rows(name, start, min(start + _ROWS, len(total)))
+    return total
 
 
 def round_linears(arguments: Mapping[str, Any], inputs: Sequence[State], place: Place) -> Result:
@@ -205,8 +211,9 @@ def round_linears(arguments: Mapping[str, Any], inputs: Sequence[State], place: 
     """
     work, at = _work(inputs[0], place), BlockPlace.of(arguments)
     with fast_products(_CPU):
-        stats, drift = _total(inputs[1:], int(arguments.get("group", 0)))
-        rounder = work.task.method.row.linear(stats, drift, EFFORTS[work.task.effort])
+        rounder = work.task.method.row.linear(
+            *_total(inputs[1:], int(arguments.get("group", 0))), EFFORTS[work.task.effort]
+        )
     if at.layer == work.config.layers:
         weight = work.loader.read(f"{HEAD}.weight")
         slabs = range(int(arguments["first"]), int(arguments["last"]))

@@ -216,7 +216,7 @@ class _Blocks:
     def _head(self, config: ModelConfig, hidden: Sequence[Task]) -> Iterator[Task]:
         from bitsmith.calibration.collect import HEAD
         from bitsmith.pipeline.block_tasks import HEAD_SLABS
-        from bitsmith.quant.rounders.gptq import SLAB_ROWS
+        from bitsmith.quant.rounders.slabs import SLAB_ROWS
 
         if HEAD not in self.work.task.formats:
             return

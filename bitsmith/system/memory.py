@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -45,6 +46,14 @@ def give_freed_memory_back(least: int) -> None:
         return
     mallopt(_MMAP_THRESHOLD, least)
     trim(0)
+
+
+def trim_memory() -> None:
+    """Let the system have all freed memory that the C library keeps for later, where it is glibc."""
+    import ctypes
+
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class OwnMemoryPeak:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitsmith.calibration import accelerator, rounding
+from bitsmith.calibration import accelerator, input_hessian, rounding
 from bitsmith.calibration.accelerator import rows_within
 from bitsmith.calibration.notes import rounding_notes
 from bitsmith.calibration.rounding import GptqRounder, gptq_rounder, rounded_group, slabs_of
@@ -26,7 +26,7 @@ def seen(tokens: int = 300, cols: int = 64) -> tuple[Stats, torch.Tensor]:
     x = torch.from_numpy(random.standard_normal((tokens, cols)).astype(np.float32))
     meter = GramMeter()
     meter.add(x, x + 0.1 * torch.from_numpy(random.standard_normal((tokens, cols)).astype(np.float32)))
-    return meter.result(), meter.drift
+    return meter.taken()
 
 
 def matrices() -> dict:
@@ -40,11 +40,10 @@ def matrices() -> dict:
 @pytest.fixture
 def accelerated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors of the CPU are taken for those of an accelerator."""
-    monkeypatch.setattr(GptqRounder, "accelerated", property(lambda self: not self.moved))
+    monkeypatch.setattr(GptqRounder, "accelerated", property(lambda self: not self.hessian.moved))
 
 
 def test_matrices_of_a_format_are_rounded_at_once(accelerated: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    stats, _ = seen()
     sizes, original = [], rounding.gptq_each
 
     def counted(parts, *args, **words):
@@ -52,10 +51,10 @@ def test_matrices_of_a_format_are_rounded_at_once(accelerated: None, monkeypatch
         return original(parts, *args, **words)
 
     monkeypatch.setattr(rounding, "gptq_each", counted)
-    found = rounded_group(gptq_rounder(stats, None, EFFORTS["normal"]), "blk.0.", matrices())
+    found = rounded_group(gptq_rounder(seen()[0], None, EFFORTS["normal"]), "blk.0.", matrices())
     assert sizes == [[40, 16], [16]]
     monkeypatch.undo()
-    rounder = gptq_rounder(stats, None, EFFORTS["normal"])
+    rounder = gptq_rounder(seen()[0], None, EFFORTS["normal"])
     for name, (weight, format) in matrices().items():
         tensor, said = rounder(weight, format)
         assert np.array_equal(found[name][0].codes, tensor.codes)
@@ -74,8 +73,7 @@ def test_an_error_names_a_matrix_of_the_group(accelerated: None) -> None:
 
 @pytest.mark.parametrize("most", [40, 20, 16])
 def test_out_of_memory_halves_the_slabs(most: int, accelerated: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    stats, drift = seen()
-    rounder = gptq_rounder(stats, drift, EFFORTS["normal"])
+    rounder = gptq_rounder(*seen(), EFFORTS["normal"])
     plain = rounded_group(rounder, "blk.0.", matrices())
     original = rounding.gptq_each
 
@@ -101,13 +99,13 @@ def test_what_finds_no_memory_at_all_is_done_by_the_cpu(
     where: str, accelerated: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first calls run out of memory, whatever their size; then the same work is done where memory is."""
-    stats, drift = seen()
     given = matrices()
-    plain = gptq_rounder(stats, drift, EFFORTS["normal"])
+    plain = gptq_rounder(*seen(), EFFORTS["normal"])
     monkeypatch.setattr(GptqRounder, "accelerated", property(lambda self: False))
     expected = {name: plain(*pair) for name, pair in given.items()}
-    monkeypatch.setattr(GptqRounder, "accelerated", property(lambda self: not self.moved))
-    original, calls = getattr(rounding, where), count()
+    monkeypatch.setattr(GptqRounder, "accelerated", property(lambda self: not self.hessian.moved))
+    room = rounding if where == "gptq_each" else input_hessian
+    original, calls = getattr(room, where), count()
     failures = {"prepare": 1, "gptq_each": 6, "corrected_directly": 1}[where]
 
     def failing(*args, **words):
@@ -115,10 +113,10 @@ def test_what_finds_no_memory_at_all_is_done_by_the_cpu(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return original(*args, **words)
 
-    monkeypatch.setattr(rounding, where, failing)
-    if where == "prepare":  # the statistics lie on the device then
-        monkeypatch.setattr(rounding, "on_accelerator", lambda tensor: True)
-    found = rounded_group(gptq_rounder(stats, drift, EFFORTS["normal"]), "blk.0.", given)
+    monkeypatch.setattr(room, where, failing)
+    if where != "gptq_each":  # the statistics lie on the device then
+        monkeypatch.setattr(input_hessian, "on_accelerator", lambda tensor: True)
+    found = rounded_group(gptq_rounder(*seen(), EFFORTS["normal"]), "blk.0.", given)
     assert any(said.moved for _, said in found.values())
     for name, (tensor, _) in found.items():
         assert np.array_equal(tensor.codes, expected[name][0].codes)

@@ -109,7 +109,7 @@ def test_the_drift_is_what_inputs_moved_times_x() -> None:
     other = x + np.random.default_rng(4).standard_normal(x.shape).astype(np.float32)
     for start in (0, 25):
         meter.add(x[start : start + 25], other[start : start + 25])
-    np.testing.assert_allclose(meter.drift, (other - x).astype(np.float64).T @ x, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(meter.taken()[1], (other - x).astype(np.float64).T @ x, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -29,9 +29,9 @@ from bitsmith.quant.rounders.column_grid import STRIP, ColumnGrid, Slab, output_
 from bitsmith.quant.rounders.core_slab import CoreSlab
 from bitsmith.quant.rounders.descent import descend
 from bitsmith.quant.rounders.hessian import DAMPING, STEP, Factor, Order, prepare
+from bitsmith.quant.rounders.slabs import slab_rows
 from bitsmith.quant.rounders.triton_slab import TritonSlab
 
-SLAB_ROWS = 2048  # rows that `gptq` rounds at once; a slab takes about ten times the memory of its weights
 EVEN_ROWS = 16  # slabs are padded to a multiple; products with fewer rows are summed in another order
 SWEEPS = 3
 
@@ -78,9 +78,10 @@ def gptq(
     """Round `w`, float32 [rows, cols], with a small error of the outputs: `prepare`, then `gptq_rows` per slab."""
     order = "vectors" if isinstance(format, VectorFormat) else order
     factor = prepare(hessian, order=order, damping=damping)
+    step = slab_rows(w.shape[1])
     slabs = [
-        gptq_rows(w[start : start + SLAB_ROWS], format, factor, sweeps=sweeps, refit=refit)
-        for start in range(0, max(1, w.shape[0]), SLAB_ROWS)
+        gptq_rows(w[start : start + step], format, factor, sweeps=sweeps, refit=refit)
+        for start in range(0, max(1, w.shape[0]), step)
     ]
     join = torch.cat if isinstance(w, Tensor) else np.concatenate
     params = {name: join([slab.params[name] for slab in slabs]) for name in slabs[0].params}

@@ -27,6 +27,7 @@ Order = Literal["natural", "activation", "pivoted", "vectors"]
 
 STEP = 128  # columns processed together; products are summed over this many at a time, in a fixed order
 DAMPING = 0.03
+_SOLVED_ROWS = 512  # rows that are solved at a time
 _MOST_DAMPING = 1.0
 
 
@@ -268,6 +269,51 @@ def corrected_directly(rows: Tensor, factor: Factor, drift: Tensor) -> Tensor:
     """
     moved: Tensor = _solved(factor, rows @ drift)
     return moved.add_(rows)
+
+
+def drifted(w: Tensor, drift: Tensor) -> Tensor:
+    """w D of a drift D, see `correction`: float32 [rows, cols]. Sums have a fixed order, STEP columns at a time.
+
+    Raises TensorError if D is not finite.
+    """
+    out = torch.zeros_like(w)
+    for start in range(0, w.shape[1], STEP):
+        strip = drift[start : start + STEP]
+        if not math.isfinite(float(strip.abs().sum())):
+            raise TensorError("the drift of inputs must be finite. Calibrate again.")
+        out.addmm_(w[:, start : start + STEP], strip)
+    return out
+
+
+def solve_in_place(factor: Factor, given: Tensor) -> Tensor:
+    """given H^-1 of the damped Hessian in the place of `given`, float32 [n, cols], which is returned.
+
+    As `_solved`, but in slabs of rows and steps of columns, so that nothing of the size of `given` is made beside it.
+    """
+    u, cols = factor.feedback, factor.cols
+    starts = range(0, cols, STEP)
+    for first in range(0, given.shape[0], _SOLVED_ROWS):
+        rows = given[first : first + _SOLVED_ROWS]
+        x = rows[:, factor.order]
+        for start in reversed(starts):
+            stop = min(start + STEP, cols)
+            own = x[:, start:stop]
+            own.copy_(_small_solve(u[start:stop, start:stop].T, own, upper=False))
+            x[:, :start].addmm_(own, u[:start, start:stop].T, alpha=-1.0)
+        x /= factor.pivots
+        for start in starts:
+            stop = min(start + STEP, cols)
+            own = x[:, start:stop]
+            own.copy_(_small_solve(u[start:stop, start:stop], own, upper=True))
+            x[:, stop:].addmm_(own, u[start:stop, stop:], alpha=-1.0)
+        rows[:, factor.order] = x
+    return given
+
+
+def _small_solve(triangle: Tensor, given: Tensor, *, upper: bool) -> Tensor:
+    """given T^-1 for a triangular T with ones on its diagonal, [STEP, STEP] at most."""
+    solved: Tensor = torch.linalg.solve_triangular(triangle, given, upper=upper, left=False, unitriangular=True)
+    return solved
 
 
 def corrected(w: Array, moves: Tensor) -> Array:

@@ -76,6 +76,10 @@ class RoundedProducts(DenseKernel):
         matrix = self._rounded(prepared, id(prepared)) if prepared.numel() <= _KEPT_WEIGHTS else prepared.bfloat16()
         return functional.linear(self._rounded(x, 0), matrix).float()
 
+    def rounded(self, matrix: Tensor) -> Tensor:
+        """A large matrix as products round it: they are the same, and it takes half of the memory."""
+        return matrix if matrix.numel() <= _KEPT_WEIGHTS else matrix.bfloat16()
+
     def _rounded(self, x: Tensor, key: int) -> Tensor:
         found = self.kept.get(key)
         if found is not None and found[0]() is x:

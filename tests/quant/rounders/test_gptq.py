@@ -180,7 +180,7 @@ def test_no_rows() -> None:
 def test_slabs_cover_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     w, h = problem(rows=21, cols=64)
     whole = gptq(w, get_format("int4-g32"), h, sweeps=1)
-    monkeypatch.setattr("bitsmith.quant.rounders.gptq.SLAB_ROWS", 5)
+    monkeypatch.setattr("bitsmith.quant.rounders.gptq.slab_rows", lambda cols: 5)
     cut = gptq(w, get_format("int4-g32"), h, sweeps=1)
     assert same(whole, cut)
     assert (cut.report.rows, cut.report.kept) == (21, whole.report.kept)
