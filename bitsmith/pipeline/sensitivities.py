@@ -40,11 +40,15 @@ _FLOOR = 0.5  # of the plain sum of costs: what an expected loss is at least
 
 
 class Sensitivities:
-    """Costs of the choices of all units, kept in the user's cache folder."""
+    """Costs of the choices of all units, kept in the user's cache folder.
+
+    Matrices whose type is given (`Allocatable.fixed`) are rounded in every measurement, and part of every loss.
+    """
 
     def __init__(self, allocatable: Allocatable, measuring: Callable[[], Measuring], kept: Kept) -> None:
         """measuring: makes what measures; called when something is not kept yet"""
         self.units = allocatable.units
+        self._fixed = [0] * len(allocatable.fixed)  # their choices
         self._make, self._kept = measuring, kept
 
     @cached_property
@@ -54,6 +58,11 @@ class Sensitivities:
     @property
     def costs(self) -> list[np.ndarray]:
         """Expected divergence of each choice of each unit alone, nats a token: float64 [choices] each."""
+        return self._costs[: len(self.units)]
+
+    @property
+    def _costs(self) -> list[np.ndarray]:
+        """Those of all units, then of the matrices whose type is given."""
         found = self._kept.get("costs")
         if found is None:
             found = [each.tolist() for each in self._measuring.costs()]
@@ -67,18 +76,18 @@ class Sensitivities:
 
     def expected(self, chosen: Sequence[int], budget: int) -> float:
         """The expected true divergence of chosen types, nats a token."""
-        found, plain = self._anchor(budget), _total(self.costs, chosen)
+        found, plain = self._anchor(budget), self.total(chosen)
         if not found["better"]:
             return plain * float(found["scale"])
         return max(float(found["divergence"]) + _total(as_costs(found["changes"]), chosen), _FLOOR * plain)
 
     def total(self, chosen: Sequence[int]) -> float:
         """The sum of the costs of chosen types: their expected divergence, without what they do to each other."""
-        return _total(self.costs, chosen)
+        return _total(self._costs, [*chosen, *self._fixed])
 
     def true(self, chosen: Sequence[int]) -> float:
         """The true divergence of chosen types, nats a token. It is not kept."""
-        return float(self._measuring.divergence(chosen))
+        return float(self._measuring.divergence([*chosen, *self._fixed]))
 
     def _anchor(self, budget: int) -> dict[str, Any]:
         """The anchor next to a budget: its types, their true divergence, how it changes, and whether that helps."""
@@ -95,17 +104,22 @@ class Sensitivities:
         if not measuring.refines:
             return {"better": False, "scale": 1.0}
         chosen = best(self.units, costs, max(nbytes, smallest(self.units)))
-        true = measuring.divergence(chosen)
-        changes = measuring.changes(chosen, costs)
+        true = self.true(chosen)
+        changes = measuring.changes([*chosen, *self._fixed], self._costs)[: len(self.units)]
         second = best(self.units, changes, max(nbytes, smallest(self.units)))
-        refined = true if second == chosen else measuring.divergence(second)
+        refined = true if second == chosen else self.true(second)
         _log.info("anchor of %d bytes: divergence %.5f, after a second round %.5f", nbytes, true, refined)
         return {
             "better": refined < true,
-            "scale": true / max(_total(costs, chosen), 1e-300),
+            "scale": _scale(true, self.total(chosen)),
             "divergence": true,
             "changes": [each.tolist() for each in changes],
         }
+
+
+def _scale(true: float, plain: float) -> float:
+    """What the plain sum of costs is multiplied with. Near zero, true divergences are noise of float32."""
+    return max(true / plain, _FLOOR) if plain > 0 else 1.0
 
 
 def _total(costs: Sequence[np.ndarray], chosen: Sequence[int]) -> float:
@@ -124,8 +138,9 @@ def sensitivities_of(
 
     require_torch()
     from bitsmith.calibration.sensitivity.calibrated import WeightedRounding, calibrated
-    from bitsmith.calibration.sensitivity.footprint import Search, check_search
+    from bitsmith.calibration.sensitivity.footprint import Search, check_search, row_share
     from bitsmith.calibration.sensitivity.measuring import Measuring, Texts
+    from bitsmith.calibration.sensitivity.watched import gradients_of
     from bitsmith.runtime.torch.device import choose_device
 
     device = choose_device(config.device)
@@ -135,21 +150,23 @@ def sensitivities_of(
     texts = Texts(text.tokens[np.sort(windows[:share])], text.tokens[np.sort(windows[share:])])
     resources, checkpoint = resources_of(config, device), allocatable.checkpoint
     rounder = _rounder(allocatable, config, prepared)
+    gptq, counts = prepared is not None and rounder != "nearest", (len(texts.calibration), len(texts.measured_on))
+    units, item = (*allocatable.units, *allocatable.fixed), gradients_of(device).itemsize
+    search = Search(checkpoint.config, units, *counts, text.tokens.shape[1], not gptq, gptq, item)
     key = {
         "program": program_key(),
         "model": model_sha256(checkpoint),
         "merged": dict(checkpoint.merged),
         "text": text.record.to_dict(),
-        "units": [[unit.names, [choice.label for choice in unit.choices]] for unit in allocatable.units],
+        "units": [[unit.names, [choice.label for choice in unit.choices]] for unit in units],
         "device": device.partition(":")[0],
+        "error bytes": item,
+        "rows": row_share(item * search.errors, resources.memory),
         "rounder": rounder,
         "calibration": None if prepared is None else prepared.record.to_dict(),
     }
 
     def measuring() -> Measuring:
-        gptq = prepared is not None and rounder != "nearest"
-        counts = len(texts.calibration), len(texts.measured_on), text.tokens.shape[1]
-        search = Search(checkpoint.config, allocatable.units, *counts, anchors=not gptq, gptq=gptq)
         about = "" if config.force else check_search(search, resources)
         if about:
             _log.info("choosing types: about %s", about)
@@ -164,7 +181,7 @@ def sensitivities_of(
                 resources=resources,
                 report=report,
             )
-        return Measuring(checkpoint, allocatable.units, texts, rounding, resources, report)
+        return Measuring(checkpoint, units, texts, rounding, resources, report)
 
     return Sensitivities(allocatable, measuring, Kept(key))
 

@@ -11,7 +11,7 @@ import pytest
 
 import bitsmith
 from bitsmith.calibration import need
-from bitsmith.calibration.sensitivity import footprint, kept, measuring
+from bitsmith.calibration.sensitivity import calibrated, footprint, kept, measuring
 from bitsmith.calibration.sensitivity.watched import WatchedModel
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.errors import BitsmithError, FileError, ResourceError, UsageError
@@ -141,6 +141,55 @@ def test_a_stopped_search_goes_on_with_what_it_had_measured(model: Path, monkeyp
         bitsmith.quantize(model, **words)
     assert bitsmith.quantize(model, **words).size > 0
     assert measured == ["costs", "changes", "changes"]
+
+
+def _measured(model: Path, *rules: str, target: str = "q8_0", **words: Any) -> sensitivities.Sensitivities:
+    open_ = Allocatable(open_checkpoint(model), Target("gguf", target), PlanOptions(filename="x.gguf", rules=rules))
+    return sensitivities.sensitivities_of(open_, bitsmith.QuantizeConfig(**words), silent)
+
+
+def test_types_that_a_rule_gives_are_part_of_every_loss(model: Path) -> None:
+    """With all other matrices in 16 bits, the loss is that of the given types."""
+    free, given = _measured(model), _measured(model, "ffn_down=q4_0", "attn_k=f16")
+    widest = [[len(unit.choices) - 1 for unit in each.units] for each in (free, given)]
+    budgets = [sum(unit.choices[-1].nbytes for unit in each.units) for each in (free, given)]
+    assert free.true(widest[0]) == free.total(widest[0]) == free.expected(widest[0], budgets[0]) == 0
+    true = given.true(widest[1])
+    assert true > 1e-5
+    assert 0.5 < given.total(widest[1]) / true < 2
+    assert given.expected(widest[1], budgets[1]) == pytest.approx(true, rel=0.05)
+    assert given.expected([0] * len(given.units), 0) > given.expected(widest[1], budgets[1])
+
+
+def test_kept_costs_tell_given_types_apart(model: Path) -> None:
+    rules = ((), ("ffn_down=q4_0",), ("ffn_down=q5_0",), ("ffn_down=bf16",))
+    found = [_measured(model, *each)._kept.path for each in rules]
+    assert len(set(found)) == len(found)
+
+
+def test_a_matrix_with_one_type_only_is_rounded(tmp_path: Path) -> None:
+    """Rows of 48: no type of blocks fits them, so that embedding, head and others are stored as F16."""
+    folder = make_folder(tmp_path / "m", hidden_size=96, intermediate_size=48, num_attention_heads=2)
+    open_ = Allocatable(open_checkpoint(folder), Target("gguf", "q8_0"), PlanOptions(filename="x.gguf", rules=()))
+    fixed = [name for unit in open_.fixed for name in unit.names]
+    kept = {tensor.info.name for tensor in open_.base.tensors if tensor.info.layout == tensor.source_layout}
+    assert fixed == ["blk.0.ffn_down.weight", "blk.1.ffn_down.weight"]
+    assert not kept & set(fixed)
+
+
+def test_rows_that_are_sampled_depend_on_memory_given_not_on_memory_free(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Costs of fewer rows are kept apart, and what is free does not change the share."""
+    paths = []
+    for nbytes in (1 << 34, 1 << 38):
+        for module in (need, footprint, calibrated):
+            monkeypatch.setattr(module, "available_memory", lambda nbytes=nbytes: nbytes, raising=False)
+        paths += [_measured(model, seed=9, memory=memory)._kept.path for memory in (None, "20kB", "8GB")]
+    assert paths[:3] == paths[3:]
+    assert paths[0] == paths[2] != paths[1]
+    assert footprint.row_share(1 << 20, None) == 1.0
+    assert footprint.row_share(1 << 20, 1 << 18) == 0.25
 
 
 def test_a_search_that_does_not_fit_memory_is_refused_with_what_would_fit(

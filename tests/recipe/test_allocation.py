@@ -148,3 +148,33 @@ def test_the_solver_keeps_a_second_limit() -> None:
         assert sum(cost[at] for cost, at in zip(costs, found, strict=True)) == pytest.approx(least, rel=1e-4)
     with pytest.raises(ValueError, match="both limits"):
         solver.solve(costs, sizes, budget, solver.Time(seconds, 0.05))
+
+
+@pytest.mark.parametrize(
+    ("statuses", "said"),
+    [(("kInfeasible", "kUnboundedOrInfeasible"), ValueError), (("kTimeLimit", "kUnknown", "kSolveError"), UsageError)],
+)
+def test_an_end_without_a_solution_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, statuses: tuple[str, ...], said: type[Exception]
+) -> None:
+    """HiGHS that ends so, with columns of zeros that are no solution."""
+    pytest.importorskip("highspy")
+    for status in statuses:
+        task = tmp_path / f"{status}.py"
+        task.write_text(
+            "import highspy\n"
+            "class Ended(highspy.Highs):\n"
+            "    def run(self): return highspy.HighsStatus.kWarning\n"
+            f"    def getModelStatus(self): return highspy.HighsModelStatus.{status}\n"
+            "    def getInfo(self): return highspy.HighsInfo()\n"
+            "    def getSolution(self):\n"
+            "        found = highspy.HighsSolution()\n"
+            "        found.col_value = [0.0, 0.0, 0.0, 0.0]\n"
+            "        return found\n"
+            "highspy.Highs = Ended\n"
+            f"import runpy; runpy.run_path({str(solver._TASK)!r}, run_name='__main__')\n"
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(solver, "_TASK", task)
+            with pytest.raises(said, match="no choice"):
+                solver.solve([np.array([1.0, 0.0])] * 2, [np.array([1, 2])] * 2, 3)

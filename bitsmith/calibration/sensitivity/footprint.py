@@ -14,7 +14,6 @@ from bitsmith.models.arch.block import linear_groups, linear_shapes
 from bitsmith.models.arch.config import ModelConfig
 from bitsmith.recipe.allocation.units import Unit
 from bitsmith.system.machine import cores
-from bitsmith.system.memory import available_memory
 from bitsmith.system.pressure import Room, memory_now, rooms
 from bitsmith.system.sizes import human_bytes, human_seconds
 
@@ -25,7 +24,6 @@ KEPT = 1 << 30  # bytes of activations; with more, blocks are computed again in 
 ACTIVATIONS = 32  # numbers that a block keeps for the backward pass, for each token and hidden feature: an upper bound
 LEAST_ROWS = 32  # of each matrix, whose rounding errors are held
 _MOST_ERRORS = 4 << 30  # bytes of rounding errors that are held at a time; of larger models some rows of each matrix
-_SHARE = 0.25  # of the available memory
 _LOGITS_ALIVE = 5  # logits, their gradient, probabilities, their roots, random numbers: float32
 _GRADIENT = 10  # bytes a number of gradients that is held: itself, in float32, and squared
 _SHAPES = 370_000_000  # bytes of oneDNN's kernels for as many shapes as experts get numbers of tokens
@@ -36,8 +34,16 @@ _FACTOR_WORK = 2.0  # in products of two matrices of the Hessian's size
 
 
 def errors_limit(memory: int | None) -> int:
-    """Bytes of rounding errors that are held. memory: what the user gave; None: a share of what is free."""
-    return memory or min(_MOST_ERRORS, int(_SHARE * (available_memory() or _MOST_ERRORS)))
+    """Bytes of rounding errors that are held, whatever memory is free. memory: what the user gave, or None"""
+    return memory or _MOST_ERRORS
+
+
+def row_share(nbytes: int, memory: int | None) -> float:
+    """The share of the rows of each matrix whose rounding errors are held: 1.0 if all are.
+
+    nbytes: of all rounding errors; memory: see `errors_limit`
+    """
+    return min(1.0, errors_limit(memory) / max(nbytes, 1))
 
 
 def gram_bytes(config: ModelConfig) -> int:
@@ -59,6 +65,7 @@ class Search:
     context: tokens of a window
     anchors: whether there is a second round around chosen types
     gptq: whether the share of the error that GPTQ leaves is measured
+    error_bytes: of a number of a rounding error
     """
 
     config: ModelConfig
@@ -68,6 +75,7 @@ class Search:
     context: int
     anchors: bool
     gptq: bool
+    error_bytes: int = 2
 
     @property
     def weights(self) -> int:
@@ -98,7 +106,7 @@ class Search:
         batch = max(self.context, min(tokens, LOGITS // config.vocab))
         activations = min(ACTIVATIONS * 4 * tokens * config.hidden * config.layers, KEPT)
         widest = max(unit.choices[0].tensors[0].info.parameters for unit in self.units)
-        found = 4 * self.weights + min(limit, 2 * self.errors) + activations
+        found = 4 * self.weights + min(limit, self.error_bytes * self.errors) + activations
         found += _LOGITS_ALIVE * 4 * batch * config.vocab
         found += _GRADIENT * min(HELD, widest * max(1, tokens // self.context))
         found += 2 * 4 * (self.windows + self.measured_on) * self.context * config.hidden

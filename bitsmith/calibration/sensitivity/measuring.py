@@ -15,7 +15,7 @@ from torch import Tensor
 from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.sensitivity.divergence import Divergence
 from bitsmith.calibration.sensitivity.fisher import cost, fisher
-from bitsmith.calibration.sensitivity.footprint import LEAST_ROWS, errors_limit
+from bitsmith.calibration.sensitivity.footprint import LEAST_ROWS, row_share
 from bitsmith.calibration.sensitivity.joining import joined
 from bitsmith.calibration.sensitivity.watched import EMBEDDING, HEAD, WatchedModel
 from bitsmith.calibration.work import places_of
@@ -76,6 +76,8 @@ class _Matrix:
 class Measuring:
     """Measurements on one model, loaded in float32 when the first is asked for.
 
+    units: those with a choice, then those whose type is given; what the decoder does not multiply with is left out of
+        the latter
     refines: whether `changes` and `divergence` hold for the codes of the run; those of GPTQ are not chosen here
     """
 
@@ -109,7 +111,7 @@ class Measuring:
                 for tensor in choice.tensors:
                     for name in _matrices_of(tensor, self.model.matrices.keys()):
                         by_name.setdefault(name, []).append(tensor)
-            if not by_name:
+            if not by_name and len(unit.choices) > 1:
                 raise UnsupportedError(f"{unit.names[0]}: the decoder has no such matrix, so its cost is not known.")
             found += [_Matrix(name, number, tuple(tensors)) for name, tensors in by_name.items()]
         return found
@@ -193,7 +195,7 @@ class Measuring:
         """The rounding errors of all choices of all matrices; of some rows, if they would not fit into memory."""
         numbers = sum(len(matrix.tensors) * self.model.matrices[matrix.name].numel() for matrix in self._matrices)
         total = self.model.gradients.itemsize * numbers
-        share = min(1.0, errors_limit(self._resources.memory) / total)
+        share = row_share(total, self._resources.memory)
         done = 0
 
         def errors(matrix: _Matrix) -> _Errors:

@@ -101,6 +101,11 @@ class _Product(torch.autograd.Function):
         return (gradient @ matrix.to(ctx.dtype)).float(), None, None, None
 
 
+def gradients_of(device: str) -> torch.dtype:
+    """The dtype of the products of a backward pass, see `WatchedModel`."""
+    return torch.bfloat16 if device == "cpu" and multiplies_bfloat16() else torch.float32
+
+
 class WatchedModel:
     """The original in float32.
 
@@ -122,7 +127,7 @@ class WatchedModel:
             report=report,
         )
         self.config, self.device = config, device
-        self.gradients = torch.bfloat16 if device == "cpu" and multiplies_bfloat16() else torch.float32
+        self.gradients = gradients_of(device)
         self._shared = _Shared(self.gradients)
         self.matrices: dict[str, Tensor] = {}
         embedding = self._watch(EMBEDDING, loaded.embedding)

@@ -10,12 +10,15 @@ import numpy as np
 
 
 def main() -> None:
-    """Read a problem, solve it, print the choices."""
-    print(f"\n{json.dumps({'choices': solved(json.load(sys.stdin))})}")
+    """Read a problem, solve it, print the answer of `solved`."""
+    print(f"\n{json.dumps(solved(json.load(sys.stdin)))}")
 
 
-def solved(problem: dict[str, Any]) -> list[float]:
-    """1 at the choice of each unit: the least sum of costs, with a sum of sizes of at most the budget.
+def solved(problem: dict[str, Any]) -> dict[str, Any]:
+    """The least sum of costs, with a sum of sizes of at most the budget.
+
+    The answer has "choices", 1 at the choice of each unit; or, where HiGHS found none, "impossible" (no choice keeps
+    the limits) or "stopped" (it ended before it found one), with what it says.
 
     problem: "costs" and "sizes" of all choices, unit after unit; "counts", the number of choices of each unit;
         "budget"; "shares" of a second limit, whose sum is at most 1, or None; "options" of HiGHS
@@ -46,10 +49,14 @@ def solved(problem: dict[str, Any]) -> list[float]:
         solver.setOptionValue(option, value)
     solver.passModel(lp)
     solver.run()
-    found = [float(value) for value in solver.getSolution().col_value]
-    if solver.getModelStatus() == highspy.HighsModelStatus.kInfeasible or len(found) != total:
-        raise ValueError(solver.modelStatusToString(solver.getModelStatus()))
-    return found
+    status = solver.getModelStatus()
+    said = solver.modelStatusToString(status)
+    impossible = (highspy.HighsModelStatus.kInfeasible, highspy.HighsModelStatus.kUnboundedOrInfeasible)
+    if status in impossible:  # all columns have bounds, so that no sum is unbounded
+        return {"impossible": said}
+    if solver.getInfo().primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
+        return {"stopped": said}
+    return {"choices": [float(value) for value in solver.getSolution().col_value]}
 
 
 if __name__ == "__main__":

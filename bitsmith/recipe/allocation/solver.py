@@ -17,7 +17,6 @@ from bitsmith.errors import UsageError
 
 _GAP = 1e-5  # relative distance from the proven optimum at which the solver may stop
 _SECONDS = 60.0
-_IMPOSSIBLE = "Infeasible"  # what HiGHS says of such problems
 _TASK = Path(__file__).with_name("highs_task.py")
 
 
@@ -34,8 +33,8 @@ def solve(costs: Sequence[np.ndarray], sizes: Sequence[np.ndarray], budget: int,
 
     costs: float64 [choices] of each unit, in any measure; sizes: int64 [choices], bytes
     time: what choices take besides; the sum of it keeps its limit, too. None: nothing
-    Raises UsageError if highspy is not installed; ValueError if even the smallest choices take more than the budget, or
-    if no choice keeps both limits.
+    Raises UsageError if highspy is not installed, or if it finds no choice in the time that it has; ValueError if even
+    the smallest choices take more than the budget, or if no choice keeps both limits.
     """
     if sum(int(each.min()) for each in sizes) > budget:
         raise ValueError("the smallest choices take more than the budget")
@@ -83,16 +82,21 @@ def _integers(
         check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(each for each in sys.path if each)},
     )
-    answer = done.stdout.strip().rpartition("\n")[2]
-    if _IMPOSSIBLE in done.stderr:
-        raise ValueError("no choice keeps both limits")
     try:
-        return list(json.loads(answer)["choices"])
-    except (ValueError, KeyError, TypeError) as error:
-        said = (done.stderr.strip() or answer or f"it ended with code {done.returncode}").splitlines()[-1]
+        answer = dict(json.loads(done.stdout.strip().rpartition("\n")[2]))
+    except (ValueError, TypeError) as error:
+        said = (done.stderr.strip() or done.stdout.strip() or f"it ended with code {done.returncode}").splitlines()[-1]
         raise UsageError(
             f"HiGHS found no choice of types: {said:.200}; install it again: pip install highspy."
         ) from error
+    if "impossible" in answer:
+        raise ValueError("no choice keeps both limits")
+    if "choices" not in answer:
+        raise UsageError(
+            f"HiGHS found no choice of types within {_SECONDS:g} s ({answer.get('stopped')}); "
+            "give a slightly different budget."
+        )
+    return list(answer["choices"])
 
 
 def _undominated(cost: np.ndarray, size: np.ndarray, seconds: np.ndarray) -> np.ndarray:

@@ -61,7 +61,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Unit:
-    """Tensors that have the same type. choices: at least two, the smallest first; of equal bytes one only"""
+    """Tensors that have the same type.
+
+    choices: at least two, the smallest first; one, where the type is given (`Allocatable.fixed`)
+    """
 
     choices: tuple[Choice, ...]
 
@@ -95,9 +98,21 @@ class Allocatable:
         return self._assign(tuple(rules))
 
     def fixed_bytes(self) -> int:
-        """Bytes of the tensors that are in no unit."""
+        """Bytes of the tensors that have no choice."""
+        return sum(tensor.info.nbytes for tensor in self._without_choice())
+
+    @property
+    def fixed(self) -> tuple[Unit, ...]:
+        """Matrices that are rounded to a type that is given: by a rule of the user, or as the only one that fits.
+
+        Each is a unit of one choice. Matrices that keep their values are in none.
+        """
+        rounded = (tensor for tensor in self._without_choice() if tensor.info.rows > 1 and _rounds(tensor))
+        return tuple(Unit((Choice(BASE, (tensor,)),)) for tensor in rounded)
+
+    def _without_choice(self) -> Iterator[PlannedTensor]:
         open_ = {name for unit in self.units for name in unit.names}
-        return sum(tensor.info.nbytes for tensor in self.base.tensors if tensor.info.name not in open_)
+        return (tensor for tensor in self.base.tensors if tensor.info.name not in open_)
 
     def _types(self) -> tuple[str, ...]:
         """Types to try, as in rules."""
@@ -228,6 +243,12 @@ def _may_change(tensor: PlannedTensor, arch: str) -> bool:
     """Whether the tensor is a matrix that llama-quantize, too, would round: no router, nothing that steers."""
     own = TensorInfo(f"{linear_of(tensor)}.weight", tensor.info.shape, tensor.info.layout, tensor.info.nbytes)
     return tensor.info.rows > 1 and not tensor.outside and why_kept(own, arch) is None
+
+
+def _rounds(tensor: PlannedTensor) -> bool:
+    """Whether the values of the tensor change."""
+    exact = tensor.copied or tensor.constant is not None or tensor.info.layout in (tensor.source_layout, "f32")
+    return not (exact or tensor.outside)
 
 
 def _stack(name: str) -> str:
