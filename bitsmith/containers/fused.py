@@ -7,9 +7,14 @@ from collections.abc import Mapping
 
 from bitsmith.containers.container import Scheme
 
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+FUSED = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("in_proj_qkv", "in_proj_z"),  # of gated delta nets
+    ("in_proj_b", "in_proj_a"),
+)
 _EXPERT = re.compile(r"(.+\.experts)\.\d+\.")  # vLLM loads all matrices of all experts of a layer together
-_FUSED_NAMES = ("qkv_proj", "gate_up_proj")
+_FUSED_NAMES = ("qkv_proj", "gate_up_proj", "in_proj_qkvz", "in_proj_ba")
 
 
 def fused_with(module: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from bitsmith.planner.report import DeviceSet, context_of, device_sets_of
 from bitsmith.planner.runtimes import Workload, container_of, keeps_cache, usual_runtime
 from bitsmith.planner.verdict import FitCheck, Verdict
 from bitsmith.planner.weights import Stored, stored
+from bitsmith.recipe.target import Target
 from bitsmith.system.sizes import human_bytes, parse_size
 
 _MOST = 1000.0  # bits; more make no difference
@@ -120,7 +121,9 @@ class Fit:
         return f"--fit={quoted(self.text)}"
 
     def about(self, parameters: int) -> float:
-        return 8 * self.devices.count * self.devices.device.usable / max(parameters, 1)
+        verdict = self._judged(Target("gguf", "q4_k_m"), None)
+        beside = verdict.memory.cache + self.devices.count * verdict.memory.working
+        return 8 * max(0, verdict.room - beside) / max(parameters, 1)
 
     def over(self, planned: Quantized) -> int:
         verdict = self.verdict(planned)
@@ -129,14 +132,17 @@ class Fit:
 
     def verdict(self, planned: Quantized) -> Verdict:
         """What the planner says of a plan."""
-        target = planned.target
+        return self._judged(planned.target, self._stored(planned))
+
+    def _judged(self, target: Target, weights: Stored | None) -> Verdict:
+        """The verdict of weights, or of those that a target usually has."""
         runtime = usual_runtime(self.network, container_of(target, self.network), self.devices.device)
         if not keeps_cache(runtime, self.workload.kv, self.network):
             raise UsageError(
                 f"--kv={self.workload.kv}: {runtime.title} cannot keep such a cache for this model; give --kv=f16."
             )
-        weights = self._stored(planned)
-        return FitCheck(self.network, weights, self.workload, runtime, self.devices.device, self.devices.count).judged()
+        held = stored(self.network, target) if weights is None else weights
+        return FitCheck(self.network, held, self.workload, runtime, self.devices.device, self.devices.count).judged()
 
     def smallest(self, planned: Quantized) -> str:
         verdict = self.verdict(planned)
@@ -149,8 +155,8 @@ class Fit:
                 f"{human_bytes(verdict.room)} without any weight; give a smaller --context, or --kv=q8_0"
             )
         return (
-            f"the smallest output takes {human_bytes(memory.weights)} of {human_bytes(verdict.total)} in use, and "
-            f"there are {human_bytes(verdict.room)}; give a smaller --context, --kv=q8_0, or more memory"
+            f"with the smallest output, of {human_bytes(memory.weights)}, {verdict.total:,} bytes are in use, and "
+            f"there are {verdict.room:,}; give a smaller --context, --kv=q8_0, or more memory"
         )
 
     def _stored(self, planned: Quantized) -> Stored:
@@ -190,6 +196,8 @@ def _devices(text: str) -> DeviceSet:
         memory = parse_size(text)
     except UsageError:
         memory = 0
+    if not text.strip(" 0.").strip("KMGTkmgtiBb"):
+        raise UsageError(f"--fit={quoted(text)}: no model fits no memory; give more, such as --fit=24GB.")
     try:
         return device_sets_of((), text)[0] if memory else device_sets_of((text,), None)[0]
     except UsageError as error:

@@ -12,7 +12,8 @@ import numpy as np
 
 from bitsmith.calibration.resources import Resources
 from bitsmith.containers import find_container
-from bitsmith.errors import UnsupportedError, UsageError, Words
+from bitsmith.containers.destination import check_parent, followed
+from bitsmith.errors import FileError, UnsupportedError, UsageError, Words
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.models.naming import output_stem
 from bitsmith.pipeline.budget import WIDEST, Budget, budget_of
@@ -74,18 +75,38 @@ def open_target(to: Sequence[str], config: QuantizeConfig, checkpoint: Checkpoin
     return Target.parse(f"{text}/{_USUAL[text]}" if text in _USUAL else text)
 
 
-def from_recipe(to: Sequence[str], config: QuantizeConfig) -> tuple[list[str], QuantizeConfig]:
-    """The targets and options with the types of `--recipe`. The user's own rules come first."""
-    assert config.recipe is not None
-    found = RecipeFile.read(Path(config.recipe).expanduser())
-    changed = replace(
-        config,
-        rules=(*config.rules, *found.rules),
-        group_size=found.group_size if config.group_size is None else config.group_size,
-        symmetric=found.symmetric if config.symmetric is None else config.symmetric,
-        recipe=None,
-    )
-    return (list(to) or [found.to]), changed
+def named(config: QuantizeConfig, checkpoint: Checkpoint, target: Target) -> QuantizeConfig:
+    """The options with an output; one that the user did not name has the budget in its name."""
+    if config.out is not None:
+        return config
+    name = f"{output_stem(checkpoint.name)}-{budget_of(config, checkpoint, target.container).name}"
+    folder = find_container(target.container).is_folder
+    return replace(config, out=f"{name}-{target.container}" if folder else f"{name}.gguf")
+
+
+def about(config: QuantizeConfig, checkpoint: Checkpoint, budget: Budget) -> dict[str, object]:
+    """What a recipe file says of the run that found it."""
+    found: dict[str, object] = {"model": checkpoint.name, "budget": budget.said.removeprefix("--")}
+    found |= {"calibration": [Path(each).name for each in config.calibration_sources]} if config.calibration else {}
+    return found | ({} if config.method is None else {"method": config.method})
+
+
+def check_recipe(config: QuantizeConfig, checkpoint: Checkpoint, container: str) -> None:
+    """Raise UsageError if the recipe file of a run exists, unless it is of the same model and budget, FileError if it
+    cannot be written: before the search."""
+    if config.recipe is None:
+        return
+    place = followed(Path(config.recipe).expanduser(), force=config.force)
+    check_parent(place)
+    if config.force or not place.exists():
+        return
+    own = about(config, checkpoint, budget_of(config, checkpoint, container))
+    try:
+        known = RecipeFile.read(place).about
+    except FileError:
+        known = {}
+    if {name: known.get(name) for name in own} != own:
+        raise UsageError(f"{place} exists already; give --force to replace it, or choose another --recipe.")
 
 
 def fitted(
@@ -196,7 +217,7 @@ class _Room:
     ) -> None:
         """record: of the calibration; None without one"""
         self._checkpoint, self._target, self._planned, self._budget = checkpoint, target, planned, budget
-        self.config = self._named(config)
+        self.config = named(config, checkpoint, target)
         grouped = target.container not in ("gguf", "native")
         options = PlanOptions(
             rules=tuple(config.rules),
@@ -227,19 +248,20 @@ class _Room:
             return self.over([len(unit.choices) - 1 for unit in self.open.units])
         except UnsupportedError:
             parameters = sum(tensor.info.parameters for tensor in self.open.base.tensors)
-            if self._budget.about(parameters) >= WIDEST:
-                raise UsageError(
-                    f"{self._budget.said} leaves room for all weights in {WIDEST:g} bits, and {self._target.container} "
-                    "holds codes; give --to=native/bf16, or a smaller budget."
-                ) from None
-            return 1
+            return 0 if self._budget.about(parameters) >= WIDEST else 1
 
     def over(self, chosen: Sequence[int]) -> int:
         """By how many bytes the plan of these types is over the budget."""
         return self._budget.over(self._plan(chosen))
 
     def widest(self) -> Fitted:
-        """All units in their largest types."""
+        """All units in their largest types; a folder of floats, where the container holds codes alone."""
+        if find_container(self._target.container).is_folder and self._target.container != "native":
+            note = (
+                f"{self._budget.said} leaves room for all weights in {WIDEST:g} bits, and {self._target.container} "
+                "holds codes: this is native/bf16, a folder as the original's, which the same runtimes load"
+            )
+            return Fitted(Target("native", "bf16"), replace(self.config, keep=()), (Words(note),))
         found = self._fitted([len(unit.choices) - 1 for unit in self.open.units])
         note = f"{self._budget.said} leaves room for more than the largest types ({WIDEST:g} bits); they are used"
         return replace(found, notes=(Words(note),))
@@ -253,10 +275,12 @@ class _Room:
         )
         return replace(found, notes=(Words(note),))
 
-    def _fitted(self, chosen: Sequence[int], about: dict[str, object] | None = None) -> Fitted:
+    def _fitted(self, chosen: Sequence[int], further: dict[str, object] | None = None) -> Fitted:
         config = self._with(chosen)
-        told = {"model": self._checkpoint.name, "budget": self._budget.said.removeprefix("--"), **(about or {})}
-        file = RecipeFile(str(self._target), tuple(config.rules), config.group_size, config.symmetric, told)
+        told = {**about(self.config, self._checkpoint, self._budget), **(further or {})}
+        file = RecipeFile(
+            str(self._target), tuple(config.rules), config.group_size, config.symmetric, told, tuple(config.keep)
+        )
         return Fitted(self._target, config, (), file if config.recipe is not None else None)
 
     def _with(self, chosen: Sequence[int]) -> QuantizeConfig:
@@ -266,13 +290,6 @@ class _Room:
 
     def _plan(self, chosen: Sequence[int]) -> Quantized:
         return self._planned(self._target, self._with(chosen))
-
-    def _named(self, config: QuantizeConfig) -> QuantizeConfig:
-        if config.out is not None:
-            return config
-        name = f"{output_stem(self._checkpoint.name)}-{self._budget.name}"
-        folder = find_container(self._target.container).is_folder
-        return replace(config, out=f"{name}-{self._target.container}" if folder else f"{name}.gguf")
 
 
 def resources_of(config: QuantizeConfig, device: str) -> Resources:
@@ -287,7 +304,7 @@ def as_costs(values: Sequence[Sequence[float]]) -> list[np.ndarray]:
 
 def write_recipe(file: RecipeFile, path: str | Path, *, force: bool) -> Path:
     """Write a recipe file in one step. Raises UsageError if it exists, FileError if it cannot be written."""
-    from bitsmith.containers.destination import Destination, followed
+    from bitsmith.containers.destination import Destination
     from bitsmith.containers.layout import FileLayout
     from bitsmith.containers.output import OutputFiles
     from bitsmith.containers.reservation import Reservation
@@ -297,7 +314,7 @@ def write_recipe(file: RecipeFile, path: str | Path, *, force: bool) -> Path:
     if place.is_file() and place.read_bytes() == data:
         return place  # an earlier start of the same run has written it
     layout = FileLayout(place.name, data, (), len(data))
-    wanted = Destination(place, [layout])
+    wanted = Destination(place, [layout], option="--recipe")
     with Reservation([wanted], force=force) as reservation, OutputFiles(wanted, reservation) as output:
         output.commit([layout])
     return place

@@ -18,6 +18,7 @@ from bitsmith.pipeline.outputs import outputs_of
 from bitsmith.pipeline.result import Quantized
 from bitsmith.pipeline.sensitivities import Sensitivities, sensitivities_of
 from bitsmith.planner.figure import new_figure, save_figure
+from bitsmith.planner.model_spec import require_files
 from bitsmith.recipe.allocation.rules import rules_of
 from bitsmith.recipe.allocation.search import best, largest, smallest
 from bitsmith.recipe.allocation.units import Allocatable
@@ -101,6 +102,7 @@ def front(
     Raises UsageError for an unknown device, or a model without a choice; errors of the model.
     """
     config = QuantizeConfig(fit=fit, context=context, kv=kv, revision=revision)
+    require_files(model)
     checkpoint = open_checkpoint(model, revision=revision)
     target = open_target([] if to is None else [to], config, checkpoint)
     budget = budget_of(config, checkpoint, target.container)

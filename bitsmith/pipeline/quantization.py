@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Unpack
 
 from bitsmith.calibration.method import MAX_EFFORT
 from bitsmith.calibration.resources import Resources
-from bitsmith.containers.destination import folder_for
+from bitsmith.containers.destination import check_names, folder_for
 from bitsmith.containers.reservation import Reservation
-from bitsmith.containers.sources import files_of
+from bitsmith.containers.sources import SourceFiles, files_of
 from bitsmith.errors import UsageError, quoted
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
 from bitsmith.pipeline.config import QuantizeConfig
@@ -28,6 +29,7 @@ from bitsmith.pipeline.outputs import (
     with_importance,
 )
 from bitsmith.pipeline.preflight import check, need_of, refusal, with_needs, with_warning
+from bitsmith.pipeline.recipes import AppliedRecipe
 from bitsmith.pipeline.result import Quantized
 from bitsmith.pipeline.spread import Spread, spread_of
 from bitsmith.recipe.target import Target
@@ -89,11 +91,12 @@ def quantize_each(
     All outputs are checked before the first one is made. If an output fails, the outputs before it stay.
     """
     check_arguments(quantize_each, {"model": model, "to": to})
-    to, config = _with_recipe(to, config)
+    recipe = _recipe_of(config)
+    to, config = (to, config) if recipe is None else recipe.applied(to, config)
     targets = None if config.has_budget else _targets(to, config)
     checkpoint = open_checkpoint(model, revision=config.revision)
     targets = _budget_targets(to, config, checkpoint) if targets is None else targets
-    return _quantized(checkpoint, targets, config, report=report, on_plan=on_plan, on_done=on_done)
+    return _quantized(checkpoint, targets, config, recipe=recipe, report=report, on_plan=on_plan, on_done=on_done)
 
 
 def quantize_checkpoint(
@@ -109,9 +112,10 @@ def quantize_checkpoint(
 
     training: how the whole model is trained after its blocks were rounded; None: not at all
     """
-    to, config = _with_recipe(to, config)
+    recipe = _recipe_of(config)
+    to, config = (to, config) if recipe is None else recipe.applied(to, config)
     targets = _budget_targets(to, config, checkpoint) if config.has_budget else _targets(to, config)
-    return _quantized(checkpoint, targets, config, training=training, report=report, on_plan=on_plan)
+    return _quantized(checkpoint, targets, config, training=training, recipe=recipe, report=report, on_plan=on_plan)
 
 
 @dataclass(frozen=True)
@@ -127,13 +131,11 @@ class Training:
     start: Checkpoint | None = None
 
 
-def _with_recipe(to: Sequence[str], config: QuantizeConfig) -> tuple[Sequence[str], QuantizeConfig]:
-    """Targets and options with the types of a recipe file, if there is one to read."""
+def _recipe_of(config: QuantizeConfig) -> AppliedRecipe | None:
+    """The recipe whose types the run takes; None without one to read."""
     if config.recipe is None or config.has_budget:
-        return to, config
-    from bitsmith.pipeline.fitting import from_recipe
-
-    return from_recipe(to, config)
+        return None
+    return AppliedRecipe.read(Path(config.recipe).expanduser())
 
 
 def _budget_targets(to: Sequence[str], config: QuantizeConfig, checkpoint: Checkpoint) -> list[Target]:
@@ -141,6 +143,7 @@ def _budget_targets(to: Sequence[str], config: QuantizeConfig, checkpoint: Check
     from bitsmith.pipeline.fitting import open_target
 
     targets = [open_target(to, config, checkpoint)]
+    targets = doubly_quantized(targets) if config.double_quant else targets
     check_grouping(targets, config)
     return targets
 
@@ -161,6 +164,7 @@ def _quantized(
     config: QuantizeConfig,
     *,
     training: Training | None = None,
+    recipe: AppliedRecipe | None = None,
     report: Report,
     on_plan: Callable[[Quantized], None] | None,
     on_done: Callable[[Quantized], None] | None = None,
@@ -174,7 +178,10 @@ def _quantized(
     told: tuple[str, ...] = ()
     if config.has_budget:
         targets, config, told = _chosen(checkpoint, targets[0], config, (effort, prepared, device), report)
-    outputs = outputs_of(checkpoint, targets, config, effort=effort, prepared=prepared, device=device)
+    with nullcontext() if recipe is None else recipe.named():
+        outputs = outputs_of(checkpoint, targets, config, effort=effort, prepared=prepared, device=device)
+    if recipe is not None:
+        outputs = [each.warned(recipe.left_out(each.assignment)) for each in outputs]
     outputs = [each.warned(needed.get(str(each.assignment.target), ())) for each in outputs]
     outputs = _with_training(outputs, training, effort)
     expected = with_long_note([output.expected(threads) for output in outputs])
@@ -279,9 +286,16 @@ def _chosen(
 
     prepared: effort, calibration and its device
     """
-    from bitsmith.pipeline.fitting import fitted, write_recipe
+    from bitsmith.pipeline.fitting import check_recipe, fitted, named, write_recipe
 
     effort, calibration, device = prepared
+    config = named(config, checkpoint, target)
+    if not config.dry_run:
+        first = outputs_of(checkpoint, [target], config, effort=effort, prepared=calibration, device=device)[0]
+        place = first.destination()
+        if not place.names.work.exists():  # an interrupted run of this output may go on
+            check_names(place, SourceFiles(checkpoint.files), force=config.force)
+    check_recipe(config, checkpoint, target.container)
 
     def planned(target: Target, config: QuantizeConfig) -> Quantized:
         outputs = outputs_of(checkpoint, [target], config, effort=effort, prepared=calibration, device=device)

@@ -104,6 +104,16 @@ def find_model(model: str | Path, *, scratch: Path, revision: str | None = None,
     )
 
 
+def require_files(model: str | Path) -> None:
+    """Raise UsageError for a built-in shape or a count, where weights are needed."""
+    text = str(model)
+    if not Path(text).exists() and (_COUNT.fullmatch(text) or find_shape(text) is not None):
+        raise UsageError(
+            f"{text} is a shape without weights, and losses are measured on weights; give a folder, a file or a hub "
+            "name (owner/name), or leave --fit out."
+        )
+
+
 def _from_path(path: Path, text: str) -> ModelSpec:
     if path.is_file() and path.suffix == ".json":
         return _from_config(path, folder_name(path.parent), f"{path} alone")

@@ -11,7 +11,7 @@ from bitsmith.errors import FileError
 
 VERSION = 1
 _MOST_BYTES = 4 << 20
-_KEYS = {"bitsmith_recipe", "to", "rules", "group_size", "symmetric", "about"}
+_KEYS = {"bitsmith_recipe", "to", "rules", "keep", "group_size", "symmetric", "about"}
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class RecipeFile:
 
     to: the target, as in `--to`: the types of tensors that no rule names
     rules: "REGEX=TYPE", the first match wins
-    group_size, symmetric: see `QuantizeConfig`
+    group_size, symmetric, keep: see `QuantizeConfig`
     about: where it comes from; for people
     """
 
@@ -29,6 +29,7 @@ class RecipeFile:
     group_size: int | None = None
     symmetric: bool | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    keep: tuple[str, ...] = ()
 
     def text(self) -> str:
         """YAML."""
@@ -37,6 +38,7 @@ class RecipeFile:
         content: dict[str, Any] = {"bitsmith_recipe": VERSION, "about": dict(self.about), "to": self.to}
         content |= {} if self.group_size is None else {"group_size": self.group_size}
         content |= {} if self.symmetric is None else {"symmetric": self.symmetric}
+        content |= {"keep": list(self.keep)} if self.keep else {}
         content["rules"] = list(self.rules)
         head = (
             "# Types of tensors. `bitsmith quantize MODEL --recipe THIS` uses them. The first rule that matches wins.\n"
@@ -68,18 +70,20 @@ class RecipeFile:
         unknown = next((key for key in content if key not in _KEYS), None)
         if unknown is not None:
             raise FileError(f"{path}: {unknown!r:.40} is unknown; a recipe has {', '.join(sorted(_KEYS))}.")
-        to, rules = content.get("to"), content.get("rules", [])
+        to, rules, keep = content.get("to"), content.get("rules", []), content.get("keep", [])
         if not isinstance(to, str):
             raise FileError(f"{path}: `to` should be a target such as gguf/q4_k_m, found {to!r:.40}.")
         if not isinstance(rules, list) or not all(isinstance(each, str) for each in rules):
             raise FileError(f"{path}: `rules` should be a list of texts such as 'ffn_down=q6_k'.")
+        if not isinstance(keep, list) or not all(isinstance(each, str) for each in keep):
+            raise FileError(f"{path}: `keep` should be a list of regular expressions such as 'layers\\.0\\.'.")
         group, symmetric = content.get("group_size"), content.get("symmetric")
         if not (group is None or (isinstance(group, int) and not isinstance(group, bool))):
             raise FileError(f"{path}: `group_size` should be a whole number, found {group!r:.40}.")
         if not (symmetric is None or isinstance(symmetric, bool)):
             raise FileError(f"{path}: `symmetric` should be true or false, found {symmetric!r:.40}.")
         about = content.get("about")
-        return cls(to, tuple(rules), group, symmetric, about if isinstance(about, dict) else {})
+        return cls(to, tuple(rules), group, symmetric, about if isinstance(about, dict) else {}, tuple(keep))
 
 
 def _plain(path: Path, data: bytes) -> Any:
@@ -92,5 +96,13 @@ def _plain(path: Path, data: bytes) -> Any:
             raise FileError(f"{path}: a recipe has no aliases (*name); write the values out.")
         return yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileError(f"{path}: this is not YAML: {first:.120}") from error
+        raise FileError(f"{path}: this is not YAML: {_said(error):.120}") from error
+
+
+def _said(error: Exception) -> str:
+    """What is wrong with a text, and where."""
+    import yaml
+
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -18,7 +18,6 @@ template <Book B>
 class Levels {
  public:
   Levels() {
-    for (int i = 0; i < 16; ++i) table_[i] = kBook.levels[kBook.width == 8 ? std::min(i & 3, 2) : i & 7];
     for (int i = 0; i < 16; ++i) field_[i] = 16 / kBook.width * (i % 8), place_[i] = i % 8;
   }
 
@@ -31,7 +30,7 @@ class Levels {
       codes = in_second ? splat(code[1]) : codes;
       point = in_second ? splat(fields(code[1])) : point;
     }
-    Floats level = look_up(table_, point >> load<Ints>(field_ + at));
+    Floats level = look_up(kLevelTable<B>.of, point >> load<Ints>(field_ + at));
     if constexpr (kBook.shift == Shift::by_block) level += side ? -kShift : kShift;
     if constexpr (kBook.shift == Shift::by_code) level += (codes & 1 << kPoints) != 0 ? splat(-kShift) : splat(kShift);
     if constexpr (kBook.is_signed)
@@ -50,7 +49,6 @@ class Levels {
     return static_cast<int32_t>(fields);
   }
 
-  alignas(64) float table_[16];
   alignas(64) int32_t field_[16], place_[16], second_[16] = {0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, -1, -1, -1};
 };
 

@@ -25,6 +25,17 @@ constexpr int kBlocks = kSuper / facts(B).block;
 template <Book B>
 constexpr int kInBlock = facts(B).block / kVector;
 
+// Levels by the field of a point.
+template <Book B>
+struct LevelTable {
+  alignas(64) float of[16] = {};
+  constexpr LevelTable() {
+    for (int i = 0; i < 16; ++i) of[i] = facts(B).levels[facts(B).width == 8 ? ((i & 3) < 2 ? i & 3 : 2) : i & 7];
+  }
+};
+template <Book B>
+constexpr LevelTable<B> kLevelTable{};
+
 // To bytes, downwards; what is above 255 becomes 255.
 BITSMITH_INLINE void store_bytes(uint8_t *to, Floats a) {
 #if defined(__AVX512F__)
@@ -40,10 +51,7 @@ class Scan {
   static constexpr BookFacts kBook = facts(B);
   static constexpr int kWidth = kBook.width;
 
-  Scan() : program_(book_program(B)) {
-    for (int i = 0; i < 16; ++i) levels_[i] = kBook.levels[kWidth == 8 ? std::min(i & 3, 2) : i & 7];
-    std::memset(shift, 0, sizeof shift);
-  }
+  Scan() : program_(book_program(B)) { std::memset(shift, 0, sizeof shift); }
 
   // The 64 vectors (of signed books: magnitudes), their columns' weights, what is added to levels, and -1 where the
   // sign of one weight must flip
@@ -51,10 +59,7 @@ class Scan {
   alignas(64) int32_t odd[kScan];
 
   // What is found: numbers of points and their fields
-  struct Points {
-    alignas(64) int32_t number[kScan], fields[kScan];
-  };
-  Points best, plain;  // plain: without a flipped sign, where both are wanted (`kBoth`)
+  alignas(64) int32_t number[kScan], fields[kScan];
 
   // To be called when weights have changed.
   void set_units() {
@@ -67,42 +72,45 @@ class Scan {
     }
   }
 
-  // Finds the points that lose least at the scales 1 / inverse [64]. Flips: heeds `odd`
-  template <bool Flips>
-  void find(const float *inverse) {
+  // Finds the points that lose least at the scales 1 / inverse [64]. Where a sign must flip, it is that of the weight
+  // whose flip would cost least without the book, or, of lanes from `second` on, the one after it.
+  void find(const float *inverse, int second) {
+    for (int j = 0; j < kScan; j += kLanes) take(inverse, j);
+    if constexpr (kBook.even) turn(second);
     for (float &reach : reach_) reach = 1;
     for (int tries = 0; tries < kTries; ++tries) {
-      for (int j = 0; j < kScan; j += kLanes) measure<Flips>(inverse, j);
-      for (int j = 0; j < kScan; j += kByteLanes) scan<Flips>(j);
-      if (!grow<Flips>()) break;
+      for (int j = 0; j < kScan; j += kLanes) measure(j);
+      for (int j = 0; j < kScan; j += kByteLanes) scan(j);
+      if (!grow()) break;
     }
-    name(best, found_);
-    if constexpr (Flips && kBoth) name(plain, plain_);
+    for (int j = 0; j < kScan; ++j) {
+      number[j] = program_.numbers[static_cast<size_t>(found_.first[j] * program_.half + found_.second[j])];
+      fields[j] = kBook.points[number[j]];
+    }
   }
 
-  // Sums over the weights of what was found: of weight x level, and of weight level^2. cross, norm: [64]
-  template <bool Flips>
-  void sums(const Points &points, float *cross, float *norm) const {
+  // Sums over the weights of what was found: of weight x level, and of weight level^2; the least term of the first sum,
+  // of books with even signs. cross, norm, least: [64]
+  void sums(float *cross, float *norm, float *least) const {
     for (int j = 0; j < kScan; j += kLanes) {
-      const Ints point = load<Ints>(points.fields + j), flips = load<Ints>(odd + j);
+      const Ints point = load<Ints>(fields + j);
       const Floats shifted = load<Floats>(shift + j);
-      Floats crosses{}, norms{}, least = splat(__builtin_inff());
+      Floats crosses{}, norms{}, smallest = splat(__builtin_inff());
       for (int i = 0; i < kWidth; ++i) {
-        Floats level = look_up(levels_, point >> (16 / kWidth * i));
+        Floats level = look_up(kLevelTable<B>.of, point >> (16 / kWidth * i));
         if constexpr (kBook.shift != Shift::none) level += shifted;
         const Floats w = load<Floats>(weight[i] + j), term = w * load<Floats>(size[i] + j) * level;
         crosses += term;
         norms += w * (level * level);
-        if constexpr (Flips) least = min(least, term);
+        if constexpr (kBook.even) smallest = min(smallest, term);
       }
-      if constexpr (Flips) crosses -= as<Floats>(as<Ints>(2.0f * least) & flips);
       store(cross + j, crosses);
       store(norm + j, norms);
+      store(least + j, smallest);
     }
   }
 
  private:
-  static constexpr bool kBoth = kBook.even && kWidth == 4;
   static constexpr int kLevels = kWidth == 8 ? 3 : 8, kSide = kWidth == 8 ? 9 : 8, kHalf = kSide * kSide;
   static constexpr int kTries = 6;
   static constexpr float kReach = kWidth == 8 ? 1.25f : 3.0f;  // so that hardly any lane has to grow
@@ -113,37 +121,71 @@ class Scan {
     alignas(64) uint8_t value[kScan], first[kScan], second[kScan];
   };
 
+  // Weights over scales, for `kLanes` lanes.
+  void take(const float *inverses, int j) {
+    const Floats inverse = load<Floats>(inverses + j), shifted = load<Floats>(shift + j);
+    for (int i = 0; i < kWidth; ++i) {
+      Floats y = clip(load<Floats>(size[i] + j) * inverse, -kFar, kFar);
+      if constexpr (kBook.shift != Shift::none) y -= shifted;
+      store(ratio_[i] + j, y);
+    }
+  }
+
+  // Turns the sign of one weight of each vector that needs it. A weight below the least level l loses w 4 l y more with
+  // the wrong sign, and a larger one w (y + l)^2.
+  void turn(int second) {
+    constexpr float kLeast = kBook.levels[0];
+    for (int j = 0; j < (kWidth == 8 ? kScan : kVectors); j += kLanes) {
+      Floats cost[kVector], least = splat(__builtin_inff());
+      for (int i = 0; i < kVector; ++i) {
+        const int row = i % kWidth, at = j + i / kWidth * kVectors;
+        const Floats y = load<Floats>(ratio_[row] + at), beyond = max(y - kLeast, Floats{});
+        cost[i] = load<Floats>(weight[row] + at) * (y * (4 * kLeast) + beyond * beyond);
+        least = min(least, cost[i]);
+      }
+      if (j >= second) {
+        Floats next = splat(__builtin_inff());
+        Ints open = Ints{} - 1;
+        for (int i = 0; i < kVector; ++i) {
+          const Ints taken = open & (cost[i] == least);
+          open &= ~taken;
+          cost[i] = taken ? splat(__builtin_inff()) : cost[i];
+          next = min(next, cost[i]);
+        }
+        least = next;
+      }
+      Ints open = load<Ints>(odd + j);
+      for (int i = 0; i < kVector; ++i) {
+        const int row = i % kWidth, at = j + i / kWidth * kVectors;
+        const Ints turned = open & (cost[i] == least);
+        open &= ~turned;
+        flip(ratio_[row] + at, turned);
+      }
+    }
+  }
+
+  static BITSMITH_INLINE void flip(float *x, Ints where) {
+    store(x, as<Floats>(as<Ints>(load<Floats>(x)) ^ (where & INT32_MIN)));
+  }
+
   // Grows the units of lanes that do not hold what was found. Whether there are any
-  template <bool Flips>
   bool grow() {
     bool any = false;
     for (int j = 0; j < kScan; ++j) {
-      const bool full = found_.value[j] == 255 || (Flips && kBoth && plain_.value[j] == 255);
+      const bool full = found_.value[j] == 255;
       reach_[j] *= full ? 0.25f : 1.0f;
       any |= full;
     }
     return any;
   }
 
-  void name(Points &to, const Pairs &pairs) const {
-    for (int j = 0; j < kScan; ++j) {
-      to.number[j] = program_.numbers[static_cast<size_t>(pairs.first[j] * program_.half + pairs.second[j])];
-      to.fields[j] = kBook.points[to.number[j]];
-    }
-  }
-
   // Tables of the quarters for `kLanes` lanes.
-  template <bool Flips>
-  void measure(const float *inverses, int j) {
-    Floats excess[kWidth][kLevels], slope[kWidth];
-    const Floats inverse = load<Floats>(inverses + j), shifted = load<Floats>(shift + j),
-                 reach = load<Floats>(reach_ + j);
+  void measure(int j) {
+    Floats excess[kWidth][kLevels];
+    const Floats reach = load<Floats>(reach_ + j);
     constexpr float kRound = kWidth == 8 ? 0.25f : 0.5f;  // so that sums of a quarter are rounded half up
     for (int i = 0; i < kWidth; ++i) {
-      const Floats w = load<Floats>(units_[i] + j) * reach;
-      Floats y = clip(load<Floats>(size[i] + j) * inverse, -kFar, kFar);
-      if constexpr (kBook.shift != Shift::none) y -= shifted;
-      const Floats twice = y + y;
+      const Floats w = load<Floats>(units_[i] + j) * reach, y = load<Floats>(ratio_[i] + j), twice = y + y;
       Floats least = splat(__builtin_inff());
       for (int l = 0; l < kLevels; ++l) {
         excess[i][l] = (kBook.levels[l] - twice) * (kBook.levels[l] * w);
@@ -151,23 +193,13 @@ class Scan {
       }
       least -= kRound;
       for (int l = 0; l < kLevels; ++l) excess[i][l] -= least;
-      if constexpr (Flips) slope[i] = as<Floats>(as<Ints>(2.0f * w * twice) & load<Ints>(odd + j));
     }
-    quarters(quarter_, j, [&](int i, int l) { return excess[i][l]; }, [](Floats a, Floats b) { return a + b; });
-    if constexpr (Flips)
-      quarters(
-          flip_, j, [&](int i, int l) { return slope[i] * kBook.levels[l]; },
-          [](Floats a, Floats b) { return min(a, b); });
-  }
-
-  template <class Term, class Combine>
-  static BITSMITH_INLINE void quarters(uint8_t (&to)[4][9][kScan], int j, const Term &term, const Combine &combine) {
     for (int q = 0; q < 4; ++q) {
       for (int k = 0; k < kSide; ++k) {
         if constexpr (kWidth == 8)
-          store_bytes(to[q][k] + j, combine(term(2 * q, k % 3), term(2 * q + 1, k / 3)));
+          store_bytes(quarter_[q][k] + j, excess[2 * q][k % 3] + excess[2 * q + 1][k / 3]);
         else
-          store_bytes(to[q][k] + j, term(q, k));
+          store_bytes(quarter_[q][k] + j, excess[q][k]);
       }
     }
   }
@@ -175,79 +207,42 @@ class Scan {
   static BITSMITH_INLINE ByteLanes at(const uint8_t *from) { return load<ByteLanes>(from); }
 
   // The best pairs of `kByteLanes` lanes, from lane j on.
-  template <bool Flips>
   void scan(int j) {
-    uint8_t *mins = mins_ + j, *flipped = flipped_ + j;
+    uint8_t *mins = mins_ + j;
     for (int b = 0, k = 0; b < kSide; ++b) {
-      const ByteLanes outer = at(quarter_[3][b] + j), outer_flip = Flips ? at(flip_[3][b] + j) : ByteLanes{};
-      for (int a = 0; a < kSide; ++a, ++k) {
-        const ByteLanes sum = add_bounded(at(quarter_[2][a] + j), outer);
-        store(mins + k * kScan, sum);
-        if constexpr (Flips) store(flipped + k * kScan, add_bounded(sum, smaller(at(flip_[2][a] + j), outer_flip)));
-      }
+      const ByteLanes outer = at(quarter_[3][b] + j);
+      for (int a = 0; a < kSide; ++a, ++k) store(mins + k * kScan, add_bounded(at(quarter_[2][a] + j), outer));
     }
     int next = kHalf * kScan;
     for (const auto &step : program_.steps) {
       store(mins + next, smaller(at(mins + step.one), at(mins + step.two)));
-      if constexpr (Flips) store(flipped + next, smaller(at(flipped + step.one), at(flipped + step.two)));
       next += kScan;
     }
-    Best best, unflipped;
+    ByteLanes best = bytes_of(255), first{}, target{};
     for (const auto &row : program_.rows) {
       const uint16_t *entries = program_.mins.data() + row.begin;
-      ByteLanes least = at(mins + entries[0]), least_flipped = Flips ? at(flipped + entries[0]) : ByteLanes{};
-      for (int k = 1; k < row.count; ++k) {
-        least = smaller(least, at(mins + entries[k]));
-        if constexpr (Flips) least_flipped = smaller(least_flipped, at(flipped + entries[k]));
-      }
+      ByteLanes least = at(mins + entries[0]);
+      for (int k = 1; k < row.count; ++k) least = smaller(least, at(mins + entries[k]));
       const int a = row.first % kSide, b = row.first / kSide;
-      const auto first = static_cast<uint8_t>(row.first);
-      const ByteLanes own = add_bounded(at(quarter_[0][a] + j), at(quarter_[1][b] + j));
-      const ByteLanes total = add_bounded(own, least);
-      if constexpr (Flips) {
-        const ByteLanes own_flipped = add_bounded(own, smaller(at(flip_[0][a] + j), at(flip_[1][b] + j)));
-        const ByteLanes one = add_bounded(own_flipped, least), other = add_bounded(own, least_flipped);
-        const ByteMask in_second = below(other, one);
-        const ByteMask better = best.take(smaller(one, other), first, choose(in_second, least_flipped, least));
-        best.kind = choose(better, choose(in_second, bytes_of(255), ByteLanes{}), best.kind);
-        if constexpr (kBoth) unflipped.take(total, first, least);
-      } else {
-        best.take(total, first, least);
-      }
+      const ByteLanes total = add_bounded(add_bounded(at(quarter_[0][a] + j), at(quarter_[1][b] + j)), least);
+      const ByteMask better = below(total, best);
+      best = smaller(total, best);
+      first = choose(better, bytes_of(static_cast<uint8_t>(row.first)), first);
+      target = choose(better, least, target);
     }
-    keep<Flips>(found_, best, j);
-    if constexpr (Flips && kBoth) keep<false>(plain_, unflipped, j);
+    store(found_.value + j, best);
+    store(found_.first + j, first);
+    store(found_.second + j, second_of(j, first, target));
   }
 
-  // The best first half so far, what its second half loses, and whether that has the flipped sign.
-  struct Best {
-    ByteLanes value = bytes_of(255), first{}, target{}, kind{};
-
-    BITSMITH_INLINE ByteMask take(ByteLanes total, uint8_t number, ByteLanes second) {
-      const ByteMask better = below(total, value);
-      value = smaller(total, value);
-      first = choose(better, bytes_of(number), first);
-      target = choose(better, second, target);
-      return better;
-    }
-  };
-
-  template <bool Flips>
-  void keep(Pairs &to, const Best &best, int j) {
-    store(to.value + j, best.value);
-    store(to.first + j, best.first);
-    store(to.second + j, second_of<Flips>(j, best.first, best.target, best.kind));
-  }
-
-  // The second half beside `first` that loses `target`: with a flipped sign where `kind` is not 0.
-  template <bool Flips>
-  ByteLanes second_of(int j, ByteLanes first, ByteLanes target, ByteLanes kind) {
-    alignas(64) uint32_t words[kWordsOfHalf][kByteLanes];
+  // The second half beside `first` that loses `target`.
+  ByteLanes second_of(int j, ByteLanes first, ByteLanes target) {
+    constexpr int kWords = (kHalf + 31) / 32;
+    alignas(64) uint32_t words[kWords][kByteLanes];
     for (int lane = 0; lane < kByteLanes; ++lane) {
       const auto &member = program_.members[first[lane]];
-      for (int k = 0; k < kWordsOfHalf; ++k) words[k][lane] = member[k];
+      for (int k = 0; k < kWords; ++k) words[k][lane] = member[k];
     }
-    const ByteMask is_flipped = below(ByteLanes{}, kind);
     ByteLanes second{};
     for (int k = 0; 8 * k < kHalf; ++k) {
       alignas(64) uint8_t byte[kByteLanes];
@@ -256,8 +251,7 @@ class Scan {
       const ByteLanes members = load<ByteLanes>(byte);
       for (int bit = 0; bit < 8 && 8 * k + bit < kHalf; ++bit) {
         const int number = 8 * k + bit;
-        ByteLanes loss = at(mins_ + number * kScan + j);
-        if constexpr (Flips) loss = choose(is_flipped, at(flipped_ + number * kScan + j), loss);
+        const ByteLanes loss = at(mins_ + number * kScan + j);
         const ByteMask hit = any_bit(equal(loss, target), members, bytes_of(static_cast<uint8_t>(1 << bit)));
         second = choose(hit, bytes_of(static_cast<uint8_t>(number)), second);
       }
@@ -266,10 +260,9 @@ class Scan {
   }
 
   const BookProgram &program_;
-  alignas(64) float units_[kWidth][kScan], levels_[16], reach_[kScan];
-  alignas(64) uint8_t quarter_[4][9][kScan], flip_[4][9][kScan];
-  alignas(64) uint8_t mins_[kMostMins * kScan], flipped_[kMostMins * kScan];
-  Pairs found_, plain_;
+  alignas(64) float units_[kWidth][kScan], ratio_[kWidth][kScan], reach_[kScan];
+  alignas(64) uint8_t quarter_[4][9][kScan], mins_[kMostMins * kScan];
+  Pairs found_;
 };
 
 }  // namespace bitsmith::quantize::BITSMITH_ISA

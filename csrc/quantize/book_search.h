@@ -158,8 +158,8 @@ class SuperBlock {
   }
 
   // Adds the best codes at two scales (books of eight weights without shift), or at the first.
-  void add(const BlockValues &one, const BlockValues &two) {
-    alignas(64) float inverse[kScan], scale[kVectors];
+  void add(const BlockValues &one, const BlockValues &two, int second = kScan) {
+    alignas(64) float inverse[kScan];
     BlockValues inverses[2];
     for (int b = 0; b < kCount; ++b) {
       inverses[0].of[b] = inverted(one.of[b]);
@@ -167,51 +167,39 @@ class SuperBlock {
     }
     spread<B>(inverses[0].of, inverse);
     spread<B>(inverses[1].of, inverse + kVectors);
-    alignas(64) float cross[kScan], norm[kScan];
-    constexpr bool kFlips = kBook.even && kBook.width == 8;
-    scan_.template find<kBook.even>(inverse);
-    const auto &points = kBook.even && kBook.width == 4 ? scan_.plain : scan_.best;
-    scan_.template sums<kFlips>(points, cross, norm);
+    alignas(64) float cross[kScan], norm[kScan], least[kScan];
+    scan_.find(inverse, second);
+    scan_.sums(cross, norm, least);
     if constexpr (kBook.width == 8) {
       for (int part = 0; part < 2; ++part) {
         constexpr bool kApart = kBook.shift == Shift::by_block;
         Codes &to = codes_[kApart ? part : 0][count_ + (kApart ? 0 : part)];
-        std::memcpy(to.cross, cross + part * kVectors, sizeof to.cross);
-        std::memcpy(to.norm, norm + part * kVectors, sizeof to.norm);
         const int tag = kBook.shift == Shift::by_code ? part * kBook.count : 0;
-        for (int j = 0; j < kVectors; ++j) to.code[j] = points.number[part * kVectors + j] + tag;
+        for (int j = 0, k = part * kVectors; j < kVectors; ++j, ++k) {
+          to.cross[j] = cross[k];
+          to.norm[j] = norm[k];
+          to.code[j] = scan_.number[k] + tag;
+        }
+        if constexpr (kBook.even) turn(least + part * kVectors, to);
       }
       count_ += kBook.shift == Shift::by_block ? 1 : 2;
     } else {
       Codes &to = codes_[0][count_++];
-      for (int j = 0; j < kVectors; ++j) {
-        to.cross[j] = cross[j] + cross[kVectors + j];
-        to.norm[j] = norm[j] + norm[kVectors + j];
-        to.code[j] = points.number[j] | points.number[kVectors + j] << kBook.index_bits;
+      for (int j = 0, k = kVectors; j < kVectors; ++j, ++k) {
+        to.cross[j] = cross[j] + cross[k];
+        to.norm[j] = norm[j] + norm[k];
+        to.code[j] = scan_.number[j] | scan_.number[k] << kBook.index_bits;
+        least[j] = std::min(least[j], least[k]);
       }
-      if constexpr (kBook.even) {
-        spread<B>(one.of, scale);
-        flip(scale, cross, norm, to);
-      }
+      if constexpr (kBook.even) turn(least, to);
     }
   }
 
-  // Where the number of negative weights is odd, a sign of the first or of the second point is flipped.
-  void flip(const float *scale, const float *cross, const float *norm, Codes &to) {
-    alignas(64) float flipped[kScan], norms[kScan];
-    scan_.template sums<true>(scan_.best, flipped, norms);
-    const int32_t *number = scan_.plain.number, *other = scan_.best.number;
-    for (int j = 0, k = kVectors; j < kVectors; j += kLanes, k += kLanes) {
-      const auto floats = [](const float *from) { return load<Floats>(from); };
-      const auto ints = [](const int32_t *from) { return load<Ints>(from); };
-      const Floats s = floats(scale + j), one = floats(flipped + j) + floats(cross + k),
-                   two = floats(cross + j) + floats(flipped + k), norm_one = floats(norms + j) + floats(norm + k),
-                   norm_two = floats(norm + j) + floats(norms + k);
-      const Ints odd = ints(scan_.odd + j), second = s * norm_two - 2.0f * two < s * norm_one - 2.0f * one;
-      const Ints a = second ? ints(number + j) : ints(other + j), b = second ? ints(other + k) : ints(number + k);
-      store(to.cross + j, odd ? (second ? two : one) : floats(to.cross + j));
-      store(to.norm + j, odd ? (second ? norm_two : norm_one) : floats(to.norm + j));
-      store(to.code + j, odd ? a | b << kBook.index_bits | (1 - second) << 24 : ints(to.code + j));
+  // Where the number of negative weights is odd, the sign of the weight is flipped that costs least.
+  void turn(const float *least, Codes &to) {
+    for (int j = 0; j < kVectors; j += kLanes) {
+      const Floats flipped = as<Floats>(as<Ints>(2.0f * load<Floats>(least + j)) & load<Ints>(scan_.odd + j));
+      store(to.cross + j, load<Floats>(to.cross + j) - flipped);
     }
   }
 
@@ -391,6 +379,8 @@ class SuperBlock {
     const State start = best;
     for (int apart : {0, -1, 1})
       if (apart == 0 || kBook.width == 4) add(scales_of(start, apart), scales_of(start, 1));
+    if (kBook.even && kBook.width == 4) add(scales_of(start), scales_of(start), 0);
+    if (kBook.even && kBook.width == 8) add(scales_of(start, -1), scales_of(start), kVectors);
     lose(best);
     descend(best);
     refit(best);
@@ -437,53 +427,64 @@ class SuperBlock {
       scales[b] = static_cast<uint8_t>(best.q[b]);
       if constexpr (kBook.shift == Shift::by_block) shifts[b] = found.side[b];
     }
-    for (int v = 0; v < kVectors; ++v) {
-      const int j = lane_of(v), b = v / kInBlock<B>;
-      const Codes(&from)[kMostCodes] = codes_[kBook.shift == Shift::by_block ? found.side[b] : 0];
-      const float s = scale.of[b];
-      int best_code = 0;
-      float least = __builtin_inff();
-      for (int k = 0; k < count_; ++k) {
-        const float here = s * (s * from[k].norm[j] - (from[k].cross[j] + from[k].cross[j]));
-        if (!(here < least)) continue;
-        least = here;
-        best_code = from[k].code[j];
-      }
-      codes[v] = signed_code(best_code, j);
-    }
+    alignas(64) float lanes[kVectors];
+    alignas(64) int32_t side[kVectors], code[kVectors];
+    spread<B>(scale.of, lanes);
+    for (int i = 0; i < kVectors; ++i) side[i] = -found.side[i % 16 * kCount / 16];
+    for (int j = 0; j < kVectors; j += kLanes)
+      store(code + j, code_at(load<Floats>(lanes + j), load<Ints>(side + j), j));
+    if constexpr (kBook.is_signed) add_signs(code);
+    for (int v = 0; v < kVectors; ++v) codes[v] = code[lane_of(v)];
   }
 
-  // What is stored: the points, and the signs.
-  int32_t signed_code(int32_t code, int j) const {
-    if constexpr (!kBook.is_signed) return code;
-    constexpr int kPoints = kBook.index_bits * kHalves<B>;
-    int bits = signs_[j];
-    if (kBook.even && scan_.odd[j]) {
-      const int half = kBook.width == 4 ? (code >> 24) - 1 : 0;
-      bits ^= 1 << (half * kBook.width +
-                    cheapest(half, kBook.points[code >> (half * kBook.index_bits) & (kBook.count - 1)], j));
+  // The best codes of lanes j .. at scales s, without signs. side: -1 where levels are shifted to the other side
+  Ints code_at(Floats s, Ints side, int j) const {
+    Ints best_code{};
+    Floats least = splat(__builtin_inff());
+    for (int k = 0; k < count_; ++k) {
+      Floats cross = load<Floats>(codes_[0][k].cross + j), norm = load<Floats>(codes_[0][k].norm + j);
+      Ints code = load<Ints>(codes_[0][k].code + j);
+      if constexpr (kTried == 2) {
+        cross = side ? load<Floats>(codes_[1][k].cross + j) : cross;
+        norm = side ? load<Floats>(codes_[1][k].norm + j) : norm;
+        code = side ? load<Ints>(codes_[1][k].code + j) : code;
+      }
+      const Floats here = s * (s * norm - (cross + cross));
+      const Ints better = here < least;
+      least = better ? here : least;
+      best_code = better ? code : best_code;
     }
-    return (code & ((1 << kPoints) - 1)) | bits << kPoints;
+    return best_code;
   }
 
-  // The weight whose sign costs least to flip.
-  int cheapest(int half, int point, int j) const {
-    int best = 0;
-    float least = __builtin_inff();
-    for (int i = 0; i < kBook.width; ++i) {
-      const int at = half * kBook.width + i, field = kBook.width == 8 ? point >> (2 * i) & 3 : point >> (4 * i) & 7;
-      const float cost = weight_[at][j] * std::fabs(x_[at][j]) * kBook.levels[field];
-      if (cost < least) {
-        least = cost;
-        best = i;
+  // Adds the signs to codes [32]. Where the number of negative weights is odd, the sign is flipped that costs least.
+  void add_signs(int32_t *codes) const {
+    constexpr int kPoints = kBook.index_bits * kHalves<B>, kPerPoint = 16 / kBook.width;
+    alignas(64) int32_t fields[kHalves<B>][kVectors];
+    for (int half = 0; half < kHalves<B>; ++half)
+      for (int j = 0; j < kVectors; ++j)
+        fields[half][j] = kBook.points[codes[j] >> (half * kBook.index_bits) & (kBook.count - 1)];
+    for (int j = 0; j < kVectors; j += kLanes) {
+      Ints bits = load<Ints>(signs_ + j), cheapest{};
+      if constexpr (kBook.even) {
+        Floats least = splat(__builtin_inff());
+        for (int i = 0; i < kVector; ++i) {
+          const Ints field = load<Ints>(fields[i / kBook.width] + j) >> (i % kBook.width * kPerPoint);
+          const Floats cost =
+              load<Floats>(weight_[i] + j) * absolute(load<Floats>(x_[i] + j)) * look_up(kLevelTable<B>.of, field);
+          const Ints better = cost < least;
+          least = better ? cost : least;
+          cheapest = better ? splat(1 << i) : cheapest;
+        }
+        bits ^= cheapest & load<Ints>(scan_.odd + j);
       }
+      store(codes + j, load<Ints>(codes + j) | bits << kPoints);
     }
-    return best;
   }
 
   static constexpr int kTried = kBook.shift == Shift::by_block ? 2 : 1;
   // First scales that are scanned: their number, the first as a share of the guess, and from each to the next
-  static constexpr int kFirst = kBook.shift != Shift::none ? 1 : kBook.width == 8 ? 4 : 2;
+  static constexpr int kFirst = kBook.shift != Shift::none ? 1 : kBook.width == 8 ? 4 : 3;
   static constexpr float kLow = kBook.shift != Shift::none ? 1.0f : kBook.width == 8 ? 0.75f : 0.92f;
   static constexpr float kStep = kBook.width == 8 ? 1.35f : 1.2f;
   static constexpr bool kPairs = kBook.width == 8 && kBook.shift == Shift::none;  // a scan takes two scales

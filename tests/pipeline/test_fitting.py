@@ -298,9 +298,67 @@ def test_a_recipe_gives_the_same_types_again_and_to_a_sister(model: Path, tmp_pa
         bitsmith.quantize(model, bits=6.5, recipe=recipe, dry_run=True)
 
 
+def test_a_recipe_keeps_what_the_run_kept(model: Path, tmp_path: Path) -> None:
+    recipe, keep = tmp_path / "k.yaml", [r"layers\.0\."]
+    made = bitsmith.quantize(model, to="compressed", bits=15.5, keep=keep, recipe=recipe, dry_run=True)
+    again = bitsmith.quantize(model, recipe=recipe, dry_run=True)
+    assert [tensor.info.layout for tensor in again.plan.tensors] == [t.info.layout for t in made.plan.tensors]
+    assert any(
+        "layers.0." in t.info.name and t.format
+        for t in bitsmith.quantize(model, to="compressed/w4a16", dry_run=True).plan.tensors
+    )
+
+
+def test_layers_that_a_recipe_does_not_name_are_told(model: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    assert not bitsmith.quantize(model, bits=5.5, recipe=recipe, dry_run=True).warnings
+    own = bitsmith.quantize(model, recipe=recipe, dry_run=True)
+    assert not any("names a matrix" in each for each in own.warnings)
+    sister = make_folder(tmp_path / "sister", num_hidden_layers=4)
+    found = bitsmith.quantize(sister, recipe=recipe, dry_run=True)
+    assert any("names a matrix of layers 2 to 3; their types are those of gguf/" in each for each in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "said"),
+    [
+        ("to: gguf/q4_k_m\nrules: [ffn_down=q9_k]", {}, r"r\.yaml: rule 'ffn_down=q9_k': unknown type"),
+        ("to: gguf/nonsense\nrules: []", {}, r"r\.yaml: .*nonsense"),
+        ("to: gguf/q4_k_m\nrules: [ffn_down=q6_k]", {"to": "gptq/int4"}, r"r\.yaml are for gguf"),
+        ("to: gguf/q4_k_m\nrules: [ffn_down=q6_k]", {"pure": True}, r"r\.yaml gives each its own"),
+    ],
+)
+def test_recipes_that_cannot_be_applied(
+    model: Path, tmp_path: Path, text: str, words: dict[str, Any], said: str
+) -> None:
+    (tmp_path / "r.yaml").write_text(f"bitsmith_recipe: 1\n{text}\n")
+    with pytest.raises(UsageError, match=said):
+        bitsmith.quantize(model, recipe=tmp_path / "r.yaml", dry_run=True, **words)
+
+
+def test_places_are_checked_before_the_search(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensitivities, "sensitivities_of", None)
+    (tmp_path / "a.gguf").write_bytes(b"mine")
+    with pytest.raises(UsageError, match=r"a\.gguf exists already"):
+        bitsmith.quantize(model, bits=5.25, out=tmp_path / "a.gguf")
+    (tmp_path / "r.yaml").write_text("mine")
+    with pytest.raises(UsageError, match=r"r\.yaml exists already; .* another recipe"):
+        bitsmith.quantize(model, bits=5.25, out=tmp_path / "b.gguf", recipe=tmp_path / "r.yaml")
+    with pytest.raises(FileError, match="there is no folder"):
+        bitsmith.quantize(model, bits=5.25, out=tmp_path / "b.gguf", recipe=tmp_path / "none" / "r.yaml")
+
+
+def test_a_shape_has_no_losses(command: Command) -> None:
+    for name in ("llama-3-8b", "7B"):
+        found = command("plan", name, "--fit", "24GB")
+        assert found.code == 2
+        assert f"{name} is a shape without weights" in found.err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ({"fit": "0GB"}, "no model fits no memory"),
         ({"bits": 1.0}, r"bits=1: nothing so small can be written: the smallest file has \d\.\d+ bits"),
         ({"size": "10kB"}, "the smallest output has"),
         ({"fit": "no-such-card"}, "no device that bitsmith knows"),
@@ -327,9 +385,18 @@ def test_more_than_sixteen_bits_gives_the_largest_types(model: Path) -> None:
     assert {t.info.layout for t in found.plan.tensors} == {"bf16", "f32"}
 
 
-def test_a_container_of_codes_does_not_hold_sixteen_bits_alone(model: Path) -> None:
-    with pytest.raises(UsageError, match="native/bf16"):
-        bitsmith.quantize(model, to="compressed", bits=17, dry_run=True)
+@pytest.mark.parametrize("to", ["compressed", "mlx"])
+def test_beyond_sixteen_bits_a_container_of_codes_gives_way_to_floats(model: Path, to: str) -> None:
+    found = bitsmith.quantize(model, to=to, bits=17, dry_run=True)
+    assert str(found.target) == "native/bf16"
+    assert any(f"{to} holds codes: this is native/bf16" in note for note in found.told)
+    assert {tensor.info.layout for tensor in found.plan.tensors} == {"bf16"}
+
+
+def test_double_quantization_goes_with_a_budget(model: Path) -> None:
+    found = bitsmith.quantize(model, to="bnb", bits=15.5, double_quant=True, dry_run=True)
+    assert str(found.target) == "bnb/nf4-dq"
+    assert {t.info.layout for t in found.plan.tensors if t.format is not None} == {"bnb/nf4-dq"}
 
 
 def test_a_model_without_a_choice(tmp_path: Path) -> None:

@@ -58,6 +58,16 @@ def test_what_a_runtime_fuses_is_one_unit(container: str) -> None:
     assert all(choice.nbytes > 0 for unit in found.units for choice in unit.choices)
 
 
+@pytest.mark.parametrize("container", ["compressed/w4a16", "gptq/int4"])
+def test_shared_experts_and_delta_nets_are_fused_too(tmp_path: Path, container: str) -> None:
+    model = folder_of("qwen3_5_moe", tmp_path / "m")[0]
+    units = [{name.rpartition(".weight")[0] for name in unit.names} for unit in open_types(model, container).units]
+    for pair in (("shared_expert.gate_proj", "shared_expert.up_proj"), ("in_proj_qkv", "in_proj_z")):
+        found = [{name.split(".", 4)[-1] for name in unit} for unit in units if any(pair[0] in name for name in unit)]
+        assert found, pair
+        assert all(len(unit) == 2 and any(pair[1] in name for name in unit) for unit in found), pair
+
+
 def test_experts_of_a_layer_are_alike(tmp_path: Path) -> None:
     model = folder_of("mixtral", tmp_path / "m")[0]
     found = open_types(model, "native/int4")

@@ -12,7 +12,7 @@ from bitsmith.recipe.recipe_file import RecipeFile
 
 def test_a_recipe_is_read_as_it_was_written(tmp_path: Path) -> None:
     rules = (r"^blk\.(0|1)\.attn_q\.weight$=q4_k", "^output\\.weight$=q6_k")
-    recipe = RecipeFile("gguf/q4_k_m", rules, 64, True, {"model": "m", "budget": "bits=4.25"})
+    recipe = RecipeFile("gguf/q4_k_m", rules, 64, True, {"model": "m", "budget": "bits=4.25"}, (r"layers\.0\.",))
     path = tmp_path / "r.yaml"
     path.write_text(recipe.text())
     assert RecipeFile.read(path) == recipe
@@ -30,6 +30,8 @@ def test_a_recipe_is_read_as_it_was_written(tmp_path: Path) -> None:
         ("bitsmith_recipe: 1\nto: a\ngroup_size: yes\n", "`group_size`"),
         ("bitsmith_recipe: 1\nto: a\nsymmetric: 1\n", "`symmetric`"),
         ("bitsmith_recipe: 1\nto: a\nextra: 1\n", "'extra' is unknown"),
+        ("bitsmith_recipe: 1\nto: a\nkeep: x\n", "`keep` should be"),
+        ("bitsmith_recipe: 1\nto: a\nrules: [1\nkeep: []\n", "not YAML: line 4: "),
         ("bitsmith_recipe: [1\n", "not YAML"),
         ("a: &x [1]\nb: *x\n", "no aliases"),
         ("!!python/object/apply:os.system ['true']\n", "not YAML"),

@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from bitsmith.containers import find_container
 from bitsmith.containers.container import ModuleContainer
 from bitsmith.containers.floats import NUMBERS, WRITTEN_FLOATS
-from bitsmith.containers.fused import FUSED
+from bitsmith.containers.fused import fused_with
 from bitsmith.containers.schemes import parse
 from bitsmith.errors import BitsmithError
 from bitsmith.models.arch.block import linear_shapes
 from bitsmith.models.arch.names import in_stack
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.quant.tensor import TensorInfo
-from bitsmith.recipe.category import Category, category_of, layer_of, why_kept
+from bitsmith.recipe.category import Category, category_of, why_kept
 from bitsmith.recipe.gguf import assign_mix, gguf_keys, gguf_tensors
 from bitsmith.recipe.needs import NEEDY
 from bitsmith.recipe.plan import Assignment, PlannedTensor
@@ -182,7 +182,7 @@ def _units(base: Assignment, assigned: Assign, types: Sequence[str]) -> Iterator
                 found[name][type] = tensor
     groups: dict[str, list[str]] = {}
     for name, linear in open_.items():
-        groups.setdefault(linear if gguf else _together(linear, fused=fuses), []).append(name)
+        groups.setdefault(linear if gguf else _together(name, linear, fused=fuses), []).append(name)
     for names in groups.values():
         unit = _unit([found[name] for name in names])
         if unit is not None:
@@ -257,16 +257,13 @@ def _stack(name: str) -> str:
     return name if found is None else found[0].removesuffix(".weight")
 
 
-def _together(linear: str, *, fused: bool) -> str:
+def _together(name: str, linear: str, *, fused: bool) -> str:
     """A key that tensors share which have one type: experts of a layer and kind.
 
-    fused: all experts of a layer have one type, and so have q, k and v, and gate and up
+    name: in the output; linear: GGUF's
+    fused: all experts of a layer have one type, and so have modules that runtimes load as one matrix
     """
     expert = _EXPERTS.match(linear)
     if expert is not None:
         return f"blk.{expert[1]}.experts" if fused else f"blk.{expert[1]}.{expert[2]}"
-    if not fused:
-        return linear
-    groups = {"attn_q": 0, "attn_k": 0, "attn_v": 0, "ffn_gate": 1, "ffn_up": 1}
-    last = linear.rpartition(".")[2]
-    return f"blk.{layer_of(linear)}.{'+'.join(FUSED[groups[last]])}" if last in groups else linear
+    return fused_with(name.removesuffix(".weight"))[0] if fused else linear
