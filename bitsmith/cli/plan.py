@@ -60,7 +60,7 @@ _COLOURS = {
     metavar="WHERE",
     group="Machine",
     help="The best files for a device or its memory (rtx-4090, this, 24GB), types chosen tensor by tensor: their size "
-    "against their expected loss, with mixes beside them. Runs the model once to measure it.",
+    "against their expected loss, with mixes beside them. Runs the model to measure it.",
 )
 @option("--batch", "-b", type=int, default=1, help="Number of sequences at once.")
 @option(

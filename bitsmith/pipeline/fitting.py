@@ -14,7 +14,7 @@ import numpy as np
 from bitsmith.calibration.resources import Resources
 from bitsmith.containers import find_container
 from bitsmith.containers.destination import check_parent, followed
-from bitsmith.errors import FileError, UnsupportedError, UsageError, Words
+from bitsmith.errors import BitsmithError, FileError, UnsupportedError, UsageError, Words
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.models.naming import output_stem
 from bitsmith.pipeline.budget import WIDEST, Budget, budget_of
@@ -159,9 +159,14 @@ def choose(room: Room, measured: Sensitivities, pace: Pace | None = None) -> tup
         if over <= 0:
             return chosen, measured.expected(chosen, nbytes)
         _log.info("%d bytes over the budget; another try", over)
+        if nbytes == room.smallest_units:  # types of the same bytes, but of a larger header
+            break
         taken = sum(unit.choices[at].nbytes for unit, at in zip(units, chosen, strict=True))
-        # less than this choice takes: it left room that no type fills; the smallest types keep the budget
+        # less than this choice takes: it left room that no type fills
         nbytes = max(min(nbytes, taken) - over, room.smallest_units)
+    if pace.time is None and room.least <= 0:  # the smallest plan keeps the budget
+        smallest_types = [0] * len(units)
+        return smallest_types, measured.expected(smallest_types, room.smallest_units)
     raise UsageError(f"{room.budget.said}: no choice of types keeps it; give a slightly larger one.")
 
 
@@ -277,12 +282,15 @@ class Room:
         return [len(unit.choices) - 1 for unit in self.open.units]
 
     def _over_whole(self) -> int:
-        """By how many bytes the largest types are over the budget. Containers of codes refuse floats alone."""
+        """By how many bytes the largest types are over the budget, or what stands for them."""
         try:
             return self.over(self.widest_choice)
         except UnsupportedError:
-            parameters = sum(tensor.info.parameters for tensor in self.open.base.tensors)
-            return 0 if self.budget.about(parameters) >= WIDEST else 1
+            pass
+        try:
+            return self.budget.over(self._planned(*self._floats()))
+        except BitsmithError:  # a rule names a type of the container
+            return 1
 
     def over(self, chosen: Sequence[int]) -> int:
         """By how many bytes the plan of these types is over the budget."""
@@ -295,10 +303,14 @@ class Room:
                 f"{self.budget.said} leaves room for all weights in {WIDEST:g} bits, and {self._target.container} "
                 "holds codes: this is native/bf16, a folder as the original's, which the same runtimes load"
             )
-            return Fitted(Target("native", "bf16"), replace(self.config, keep=()), (Words(note),))
+            return Fitted(*self._floats(), (Words(note),))
         found = self._fitted(self.widest_choice)
         note = f"{self.budget.said} leaves room for more than the largest types ({WIDEST:g} bits); they are used"
         return replace(found, notes=(Words(note),))
+
+    def _floats(self) -> tuple[Target, QuantizeConfig]:
+        """What stands for the largest types of a container that holds codes alone."""
+        return Target("native", "bf16"), replace(self.config, keep=())
 
     def done(self, chosen: Sequence[int], expected: float) -> Fitted:
         """The result, with what it is expected to lose."""

@@ -156,7 +156,7 @@ class _Files:
                 return None
             chosen.append(labels.index(layouts[unit.names[0]]))
         taken = sum(unit.choices[at].nbytes for unit, at in zip(self.room.open.units, chosen, strict=True))
-        return self._point(name, planned, self.measured.expected(chosen, taken))
+        return self._point(name, planned, self.measured.measured(chosen, taken))
 
     def _widest(self) -> Quantized:
         found = self.room.widest()

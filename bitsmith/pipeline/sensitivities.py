@@ -9,6 +9,7 @@ other, there are no anchors.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -89,6 +90,17 @@ class Sensitivities:
         """The true divergence of chosen types, nats a token. It is not kept."""
         return float(self._measuring.divergence([*chosen, *self._fixed]))
 
+    def measured(self, chosen: Sequence[int], budget: int) -> float:
+        """The true divergence of chosen types that no budget chose, kept; with GPTQ's codes the expected one."""
+        if self._anchor(budget)["unknown"]:
+            return self.expected(chosen, budget)
+        name = "true " + hashlib.sha256(repr(list(chosen)).encode()).hexdigest()[:16]
+        found = self._kept.get(name)
+        if found is None:
+            found = self.true(chosen)
+            self._kept.put(name, found)
+        return float(found)
+
     def _anchor(self, budget: int) -> dict[str, Any]:
         """The anchor next to a budget: its types, their true divergence, how it changes, and whether that helps."""
         nbytes = anchor(self.units, budget)
@@ -102,7 +114,7 @@ class Sensitivities:
     def _new_anchor(self, nbytes: int) -> dict[str, Any]:
         costs, measuring = self.costs, self._measuring
         if not measuring.refines:
-            return {"better": False, "scale": 1.0}
+            return {"better": False, "scale": 1.0, "unknown": True}
         chosen = best(self.units, costs, max(nbytes, smallest(self.units)))
         true = self.true(chosen)
         changes = measuring.changes([*chosen, *self._fixed], self._costs)[: len(self.units)]
@@ -111,6 +123,7 @@ class Sensitivities:
         _log.info("anchor of %d bytes: divergence %.5f, after a second round %.5f", nbytes, true, refined)
         return {
             "better": refined < true,
+            "unknown": False,  # whether true divergences of the run's codes are
             "scale": _scale(true, self.total(chosen)),
             "divergence": true,
             "changes": [each.tolist() for each in changes],

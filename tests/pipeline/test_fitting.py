@@ -436,7 +436,61 @@ def test_the_front_has_mixes_beside_it(model: Path, command: Command, tmp_path: 
     losses = [each["loss"] for each in front["points"]]
     assert losses == sorted(losses, reverse=True)
     assert {each["name"] for each in front["mixes"]} >= {"q8_0"}
+    assert front["chosen"] == front["points"][-1]
+    assert losses[-1] == 0
+    assert front["chosen"]["nbytes"] == bitsmith.quantize(model, fit="24GB", dry_run=True).size
     assert command("plan", model, "--fit", "24GB", "--memory", "8GB").code == 2
+    assert "goes with" in command("plan", model, "--rule", "attn_v=q8_0").err
+
+
+@pytest.mark.parametrize(
+    ("to", "more"),
+    [
+        ("gguf", ("--rule", "ffn_down=q4_0")),
+        ("gguf", ("--method", "nearest", "--calibration", "default", "--calibration-tokens", "2048")),
+        ("compressed", ()),
+    ],
+)
+def test_the_front_shows_what_quantize_makes(
+    model: Path, command: Command, tmp_path: Path, to: str, more: tuple[str, ...]
+) -> None:
+    """The budget is a point of it, and so are the sizes around it: the same bytes, with the same expected loss."""
+    given = ("--fit", "343.8MB" if to == "gguf" else "1.05GB", "--context", 64, "--json", *more)
+    found = command("plan", model, "--format", to, *given)
+    assert found.code == 0, found.err
+    made = json.loads(command("quantize", model, "--to", to, "-o", tmp_path / "x.gguf", "--dry-run", *given).out)
+    front = json.loads(found.out)
+    own = front["chosen"]
+    assert own in front["points"]
+    assert own["nbytes"] == made["bytes"]
+    assert made["expected_kld"] == (own["loss"] if to == "gguf" else None)
+    assert not any(each["fits"] for each in front["points"] if each["nbytes"] > own["nbytes"])
+    middle = front["points"][len(front["points"]) // 2]
+    size = ("--size", str(middle["nbytes"]), "--dry-run", "--json", *more)
+    made = json.loads(command("quantize", model, "--to", to, "-o", tmp_path / "x.gguf", *size).out)
+    assert made["bytes"] <= middle["nbytes"]
+    assert made["expected_kld"] == pytest.approx(middle["loss"], rel=0.1)
+
+
+def test_the_result_has_the_expected_loss_as_a_number(model: Path) -> None:
+    found = [
+        bitsmith.quantize(model, dry_run=True, **words).to_dict()["expected_kld"]
+        for words in ({"bits": 6.5}, {"bits": 8.5})
+    ]
+    assert found[0] > found[1] > 0
+    for words in ({"bits": 17}, {"to": "q8_0"}):
+        assert bitsmith.quantize(model, dry_run=True, **words).to_dict()["expected_kld"] is None
+
+
+def test_a_choice_that_is_far_over_ends_with_the_smallest_types(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    over = fitting.Room.over
+
+    def far(room: fitting.Room, chosen: list[int]) -> int:
+        return 1 << 40 if any(chosen) else over(room, chosen)
+
+    monkeypatch.setattr(fitting.Room, "over", far)
+    found = bitsmith.quantize(model, size="540000", dry_run=True)
+    assert found.size < bitsmith.quantize(model, to="q8_0", dry_run=True).size
 
 
 def test_errors_of_a_calibrated_budget(model: Path, tmp_path: Path) -> None:
