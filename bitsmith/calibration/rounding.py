@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from bitsmith.calibration.accelerator import accelerated_rows, on_accelerator, release
+from bitsmith.calibration.drift import Drift
 from bitsmith.calibration.stats import Stats
 from bitsmith.calibration.transforms.awq import fit_clipped
 from bitsmith.errors import TensorError
@@ -111,11 +112,11 @@ def clipped_nearest(stats: Stats) -> LinearRounder:
     return round
 
 
-def gptq_rounder(stats: Stats, drift: Tensor | None, effort: Effort) -> GptqRounder:
+def gptq_rounder(stats: Stats, drift: Drift | None, effort: Effort) -> GptqRounder:
     """GPTQ with the Hessian of the statistics, which is factored once.
 
-    drift: sum of (x - x')^T x', [cols, cols], where x are the original model's inputs and x' the inputs in `stats`;
-        weights are first corrected for it, see `correction`
+    drift: how far the inputs in `stats` have moved from the original model's; weights are first corrected for it, as
+        far as the halves of the tokens agree, see `correction` and `Drift.share`
     """
     assert stats.gram is not None
     count = max(stats.count, 1)
@@ -128,9 +129,12 @@ def gptq_rounder(stats: Stats, drift: Tensor | None, effort: Effort) -> GptqRoun
     return replace(_rounder(stats.gram.cpu(), None if drift is None else drift.cpu(), count, effort), moved=True)
 
 
-def _rounder(gram: Tensor, drift: Tensor | None, count: int, effort: Effort) -> GptqRounder:
+def _rounder(gram: Tensor, drift: Drift | None, count: int, effort: Effort) -> GptqRounder:
     hessian = gram / count
-    return GptqRounder(hessian, prepare(hessian), None if drift is None else drift / count, effort.sweeps)
+    factor = prepare(hessian)
+    share = 0.0 if drift is None else drift.share(factor, count)
+    corrected_for = None if drift is None or not share else drift.total * (share / count)
+    return GptqRounder(hessian, factor, corrected_for, effort.sweeps)
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ class GptqRounder:
     """Rounds matrices that share an input by GPTQ: a `LinearRounder`, and on an accelerator several at once.
 
     hessian, factor: of the input
-    drift: of the input, in the Hessian's units; None if weights are not corrected for it
+    drift: what weights are corrected for, [cols, cols] in the Hessian's units; None for nothing
     moved: whether an accelerator had no memory for this, so that the CPU does it
     """
 
