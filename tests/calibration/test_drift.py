@@ -13,7 +13,7 @@ from bitsmith.calibration.rounding import gptq_rounder
 from bitsmith.calibration.stats import GramMeter, Stats
 from bitsmith.quant.formats import get_format
 from bitsmith.quant.rounders.effort import EFFORTS
-from bitsmith.quant.rounders.hessian import prepare, solved
+from bitsmith.quant.rounders.hessian import Factor, prepare, solved
 
 COLS = 64
 
@@ -29,9 +29,14 @@ def measured(x: Tensor, original: Tensor, weight: Tensor) -> tuple[Stats, Drift]
     return meter.result(), Drift(meter.drift, half.result())
 
 
+def factor_of(stats: Stats) -> Factor:
+    assert stats.gram is not None
+    return prepare(stats.gram / stats.count)
+
+
 def share(x: Tensor, original: Tensor, weight: Tensor) -> float:
     stats, drift = measured(x, original, weight)
-    return drift.share(prepare(stats.gram / stats.count), stats.count)
+    return drift.share(factor_of(stats), stats.count)
 
 
 def test_noise_is_not_corrected_for_and_a_change_is() -> None:
@@ -48,7 +53,7 @@ def test_the_share_is_the_best_one_on_other_tokens() -> None:
     x, other = numbers(4, 8, 128, COLS), numbers(5, 64, 128, COLS)
     original, expected = x + 0.01 * x @ mixing + 0.2 * noisy, other + 0.01 * other @ mixing
     stats, drift = measured(x, original, weight)
-    factor = prepare(stats.gram / stats.count)
+    factor = factor_of(stats)
     whole = weight.double() @ solved(factor, drift.total / stats.count).double()
     moved = (expected - other).double() @ weight.double().T
     errors = [float((moved - other.double() @ (s * whole).T).square().mean()) for s in np.linspace(0, 1, 101)]
