@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="types, separated by commas")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
-    w = np.float32(0.02) * rng.standard_normal((args.rows, args.cols), np.float32)
+    w = np.asarray(0.02 * rng.standard_normal((args.rows, args.cols)), np.float32)
     if args.model:
         w = np.ascontiguousarray(matrix(args.model, args.tensor)[: args.rows])
     importance = rng.gamma(1.0, 1.0, w.shape[1]).astype(np.float32)

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 import bitsmith
+from bitsmith.calibration import parts
 from bitsmith.errors import FileError, TensorError, UsageError
-from bitsmith.pipeline import chunks, planned, spread, spread_blocks, task_functions
+from bitsmith.pipeline import chunks, planned, spread, task_functions
 from bitsmith.scale.executors.local import Local
 from bitsmith.scale.store import FolderStore
 from bitsmith.scale.task import Graph, Task
@@ -291,8 +292,8 @@ def test_workers_round_a_table_that_is_the_head_for_the_head(tmp_path: Path) -> 
 
 def test_hessians_in_parts(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = made(tiny, tmp_path / "alone", "gptq/int4", **GPTQ)
-    monkeypatch.setattr(spread_blocks, "PART_TOKENS", 256)
-    monkeypatch.setattr(spread_blocks, "BATCH_TOKENS", 128)
+    monkeypatch.setattr(parts, "PART_TOKENS", 256)
+    monkeypatch.setattr(parts, "BATCH_TOKENS", 128)
     one = made(tiny, tmp_path / "one", "gptq/int4", executor="local", **GPTQ)
     assert made(tiny, tmp_path / "two", "gptq/int4", executor="local", workers=2, **GPTQ) == one
     assert one.keys() == alone.keys()
