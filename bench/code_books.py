@@ -77,7 +77,7 @@ def main() -> None:
     w = np.asarray(0.02 * rng.standard_normal((args.rows, args.cols)), np.float32)
     if args.model:
         w = np.ascontiguousarray(matrix(args.model, args.tensor)[: args.rows])
-    importance = rng.gamma(1.0, 1.0, w.shape[1]).astype(np.float32)
+    importance = np.asarray(rng.gamma(1.0, 1.0, w.shape[1]), np.float32)
     for format in CODE_BOOKS:
         if args.only and format.name not in args.only.split(","):
             continue
