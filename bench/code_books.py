@@ -50,8 +50,8 @@ def compare(name: str, w: np.ndarray, importance: np.ndarray | None, rounds: int
             lost[i] = float((np.square(decode_rows(name, data, w.shape[1]) - w) * weights).sum())
     label = "weighted" if importance is not None else "plain"
     print(
-        f"{name:8} {label:8} error {lost[0] / lost[1]:.3f} of theirs; "
-        f"ns a weight {times[0]:.1f}, theirs {times[1]:.0f}: {times[1] / times[0]:.1f} times",
+        f"{name:8} {label:8} error {lost[0] / lost[1]:.3f} of theirs; ns a weight {times[0]:.1f}, theirs "
+        f"{times[1]:.0f}, {times[1] / times[0]:.1f} times",
         flush=True,
     )
 
@@ -59,8 +59,7 @@ def compare(name: str, w: np.ndarray, importance: np.ndarray | None, rounds: int
 def matrix(path: str, name: str) -> np.ndarray:
     """A float32 matrix of a safetensors file."""
     with safe_open(path, "pt") as file:
-        found: np.ndarray = file.get_tensor(name).float().numpy()
-    return found
+        return np.asarray(file.get_tensor(name).float())
 
 
 def main() -> None:
