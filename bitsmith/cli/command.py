@@ -144,6 +144,30 @@ def config_options(config: type[Any], name: str = "config") -> Callable[[Callabl
     return decorate
 
 
+def some_options(
+    config: type[Any], names: Sequence[str], name: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command some options of a configuration; its function gets those that differ from their defaults as a
+    dict, called `name`."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        listed = [each for each in options.options_of(config) if each.name in names]
+
+        @wraps(function)
+        def called(**words: Any) -> None:
+            given = {each.name: words.pop(each.name) for each in listed}
+            defaults = {each.name: each.default for each in listed}
+            changed = {each: value for each, value in given.items() if value not in ((), defaults[each])}
+            function(**{name: changed}, **words)
+
+        result: Callable[..., None] = called
+        for each in reversed(listed):
+            result = _generated(each)(result)
+        return result
+
+    return decorate
+
+
 def _generated(each: options.Option) -> Callable[[F], F]:
     """The click option of a configuration's option."""
     value = _value_type(each.hint)

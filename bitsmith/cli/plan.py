@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitsmith.cli.command import command, flag, model_argument, option
+from bitsmith.cli.command import command, flag, model_argument, option, some_options
 from bitsmith.cli.options import as_json, revision
 from bitsmith.cli.plan_spread import spread_options
 from bitsmith.cli.say import print_json, warn
 from bitsmith.errors import in_flags
+from bitsmith.pipeline.config import QuantizeConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from bitsmith.planner.report import DeviceSet, PlanReport
     from bitsmith.planner.runtimes import Runtime
 
+_CHOOSING = (  # options of `quantize` that change what --fit chooses
+    *("method", "effort", "rules", "keep", "group_size", "symmetric"),
+    *("calibration", "calibration_tokens", "calibration_context", "seed", "calibration_all_experts"),
+)
 _COLOURS = {
     "fits": "green",
     "less context": "yellow",
@@ -91,6 +96,7 @@ _COLOURS = {
 @revision
 @as_json
 @spread_options
+@some_options(QuantizeConfig, _CHOOSING, "choosing")
 def plan(
     model: str | None,
     device: tuple[str, ...],
@@ -110,6 +116,7 @@ def plan(
     list_models: bool,
     revision: str | None,
     as_json: bool,
+    choosing: dict[str, Any],
 ) -> None:
     """What fits, what it costs, what to choose: before anything is downloaded or quantized."""
     if list_devices or list_models:
@@ -121,8 +128,13 @@ def plan(
         from bitsmith.cli.plan_front import show_front
 
         to = _container(format, device, memory, training)
-        show_front(model, fit, to=to, context=context, kv=kv, revision=revision, plot=plot, as_json=as_json)
+        config = QuantizeConfig(fit=fit, context=context, kv=kv, revision=revision, **choosing)
+        show_front(model, config, to=to, plot=plot, as_json=as_json)
         return
+    if choosing:
+        flags = {"rules": "--rule", "symmetric": "--sym"}
+        first = next(iter(choosing))
+        raise click.UsageError(f"{flags.get(first, '--' + first.replace('_', '-'))} goes with --fit; give both.")
     from bitsmith import api
     from bitsmith.planner.render import to_dict
     from bitsmith.planner.training import METHODS

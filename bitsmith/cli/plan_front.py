@@ -8,26 +8,17 @@ from typing import TYPE_CHECKING
 from bitsmith.cli.say import print_json, warn
 
 if TYPE_CHECKING:
+    from bitsmith.pipeline.config import QuantizeConfig
     from bitsmith.pipeline.front import Front
 
 
-def show_front(
-    model: str,
-    fit: str,
-    *,
-    to: str | None,
-    context: int | None,
-    kv: str | None,
-    revision: str | None,
-    plot: Path | None,
-    as_json: bool,
-) -> None:
+def show_front(model: str, config: QuantizeConfig, *, to: str | None, plot: Path | None, as_json: bool) -> None:
     """Find and print it."""
     from bitsmith.cli.drawing import progress_bar
     from bitsmith.pipeline.front import draw, front
 
     with progress_bar(as_json) as report:
-        found = front(model, fit=fit, to=to, context=context, kv=kv, revision=revision, report=report)
+        found = front(model, config, to=to, report=report)
     if plot is not None:
         draw(found, plot)
         warn([f"wrote {plot}"], before="Note")
@@ -47,15 +38,15 @@ def _print(found: Front) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("types", "size", "bits", "expected loss", "fits"):
         table.add_column(heading, justify="left" if heading in ("types", "fits") else "right")
-    best = found.chosen
+    own = found.chosen
     for each in found.sorted:
-        style = "green" if each is best else "" if each.name == "" else "dim"
+        style = "green" if each is own else "" if each.name == "" else "dim"
         cells = (human_bytes(each.nbytes), f"{each.bits_per_weight:.2f}", f"{each.loss:.4g}")
         table.add_row(each.name or "chosen by size", *cells, "yes" if each.fits else "no", style=style)
     console.print(table)
     console.print(
-        "expected loss: mean KLD in nats a token, from costs that were measured on this model and added up; it says "
-        "which file is better, and about by how much.",
+        "expected loss: mean KLD in nats a token, from costs that were measured on this model, as `quantize` says it. "
+        "The green file is the one that `quantize --fit` makes.",
         style="dim",
         soft_wrap=not console.is_terminal,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ from bitsmith.system.progress import Report, silent
 
 if TYPE_CHECKING:
     from bitsmith.calibration.run import Prepared
+    from bitsmith.pipeline.sensitivities import Sensitivities
     from bitsmith.pipeline.token_time import TokenTime
 
 _log = logging.getLogger(__name__)
@@ -52,12 +54,19 @@ Planned = Callable[[Target, QuantizeConfig], Quantized]  # the plan of an output
 
 @dataclass(frozen=True)
 class Fitted:
-    """Types that were chosen. config: with rules for them; notes: for the user; file: to write; None: none"""
+    """Types that were chosen.
+
+    config: with rules for them
+    notes: for the user
+    file: to write; None: none
+    expected: mean KLD from the original, nats a token; None where nothing was measured, since the largest types fit
+    """
 
     target: Target
     config: QuantizeConfig
     notes: tuple[str, ...] = ()
     file: RecipeFile | None = None
+    expected: float | None = None
 
 
 def open_target(to: Sequence[str], config: QuantizeConfig, checkpoint: Checkpoint) -> Target:
@@ -125,31 +134,39 @@ def fitted(
     Raises UsageError for a budget below the smallest legal output, or a model without a choice.
     """
     budget = budget_of(config, checkpoint, target.container)
-    room = _Room(checkpoint, target, config, planned, budget, None if prepared is None else prepared.record)
+    room = Room(checkpoint, target, config, planned, budget, None if prepared is None else prepared.record)
     if room.whole <= 0 and config.tokens_per_second is None:
         return room.widest()
-    low, high = room.smallest_units, largest(room.open.units)
     if room.least > 0:
         raise UsageError(f"{budget.said}: nothing so small can be written: {budget.smallest(room.smallest_plan)}.")
     from bitsmith.pipeline.sensitivities import sensitivities_of
 
-    nbytes = min(low - room.least, high)
-    pace = _Pace.of(room, config, nbytes, report)
+    pace = Pace.of(room, config, report)
     measured = sensitivities_of(room.open, config, report, prepared=prepared)
+    chosen, expected = choose(room, measured, pace)
+    return pace.told(room.done(chosen, expected), chosen)
+
+
+def choose(room: Room, measured: Sensitivities, pace: Pace | None = None) -> tuple[list[int], float]:
+    """The types of all units that lose least within the room, and their expected loss, nats a token.
+
+    Raises UsageError if no choice keeps the budget.
+    """
+    units, nbytes, pace = room.open.units, room.nbytes, pace or Pace("")
     for _ in range(_TRIES):
-        costs = measured.around(nbytes)
-        chosen = pace.best(room.open.units, costs, nbytes)
+        chosen = pace.best(units, measured.around(nbytes), nbytes)
         over = room.over(chosen)
         if over <= 0:
-            return pace.told(room.done(chosen, measured.expected(chosen, nbytes)), chosen)
+            return chosen, measured.expected(chosen, nbytes)
         _log.info("%d bytes over the budget; another try", over)
-        taken = sum(unit.choices[at].nbytes for unit, at in zip(room.open.units, chosen, strict=True))
-        nbytes = min(nbytes, taken) - over  # less than this choice takes: it left room that no type fills
-    raise UsageError(f"{budget.said}: no choice of types keeps it; give a slightly larger one.")
+        taken = sum(unit.choices[at].nbytes for unit, at in zip(units, chosen, strict=True))
+        # less than this choice takes: it left room that no type fills; the smallest types keep the budget
+        nbytes = max(min(nbytes, taken) - over, room.smallest_units)
+    raise UsageError(f"{room.budget.said}: no choice of types keeps it; give a slightly larger one.")
 
 
 @dataclass(frozen=True)
-class _Pace:
+class Pace:
     """The speed that was asked for. time: of a token; None: none was asked for"""
 
     said: str
@@ -157,8 +174,8 @@ class _Pace:
     time: TokenTime | None = None
 
     @classmethod
-    def of(cls, room: _Room, config: QuantizeConfig, nbytes: int, report: Report) -> _Pace:
-        """Measures what tokens take. Raises UsageError if no types within `nbytes` are fast enough."""
+    def of(cls, room: Room, config: QuantizeConfig, report: Report) -> Pace:
+        """Measures what tokens take. Raises UsageError if no types within the room are fast enough."""
         wanted = config.tokens_per_second
         if wanted is None:
             return cls("")
@@ -166,7 +183,7 @@ class _Pace:
 
         found, said = token_time(room.open, config, report), f"--tokens-per-second={wanted:g}"
         units = room.open.units
-        fastest = best(units, found.units, nbytes)
+        fastest = best(units, found.units, room.nbytes)
         rate = found.rate(fastest)
         if rate < MARGIN * wanted:
             raise UsageError(
@@ -203,7 +220,7 @@ def _threads(count: int) -> str:
     return "1 thread" if count == 1 else f"{count} threads"
 
 
-class _Room:
+class Room:
     """A model with open types, beside a budget."""
 
     def __init__(
@@ -216,7 +233,7 @@ class _Room:
         record: CalibrationRecord | None,
     ) -> None:
         """record: of the calibration; None without one"""
-        self._checkpoint, self._target, self._planned, self._budget = checkpoint, target, planned, budget
+        self._checkpoint, self._target, self._planned, self.budget = checkpoint, target, planned, budget
         self.config = named(config, checkpoint, target)
         grouped = target.container not in ("gguf", "native")
         options = PlanOptions(
@@ -239,31 +256,48 @@ class _Room:
             )
         self.smallest_units = smallest(self.open.units)
         self.whole = self._over_whole()
-        self.smallest_plan = self._plan([0] * len(self.open.units))
+        self.smallest_plan = self.planned([0] * len(self.open.units))
         self.least = budget.over(self.smallest_plan)
+
+    def within(self, budget: Budget) -> Room:
+        """The same model beside another budget."""
+        found = copy(self)
+        found.budget, found.least = budget, budget.over(self.smallest_plan)
+        found.whole = found._over_whole()
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of units that the budget has room for, if headers take what they take with the smallest types."""
+        return min(self.smallest_units - self.least, largest(self.open.units))
+
+    @property
+    def widest_choice(self) -> list[int]:
+        """The largest types of all units."""
+        return [len(unit.choices) - 1 for unit in self.open.units]
 
     def _over_whole(self) -> int:
         """By how many bytes the largest types are over the budget. Containers of codes refuse floats alone."""
         try:
-            return self.over([len(unit.choices) - 1 for unit in self.open.units])
+            return self.over(self.widest_choice)
         except UnsupportedError:
             parameters = sum(tensor.info.parameters for tensor in self.open.base.tensors)
-            return 0 if self._budget.about(parameters) >= WIDEST else 1
+            return 0 if self.budget.about(parameters) >= WIDEST else 1
 
     def over(self, chosen: Sequence[int]) -> int:
         """By how many bytes the plan of these types is over the budget."""
-        return self._budget.over(self._plan(chosen))
+        return self.budget.over(self.planned(chosen))
 
     def widest(self) -> Fitted:
         """All units in their largest types; a folder of floats, where the container holds codes alone."""
         if find_container(self._target.container).is_folder and self._target.container != "native":
             note = (
-                f"{self._budget.said} leaves room for all weights in {WIDEST:g} bits, and {self._target.container} "
+                f"{self.budget.said} leaves room for all weights in {WIDEST:g} bits, and {self._target.container} "
                 "holds codes: this is native/bf16, a folder as the original's, which the same runtimes load"
             )
             return Fitted(Target("native", "bf16"), replace(self.config, keep=()), (Words(note),))
-        found = self._fitted([len(unit.choices) - 1 for unit in self.open.units])
-        note = f"{self._budget.said} leaves room for more than the largest types ({WIDEST:g} bits); they are used"
+        found = self._fitted(self.widest_choice)
+        note = f"{self.budget.said} leaves room for more than the largest types ({WIDEST:g} bits); they are used"
         return replace(found, notes=(Words(note),))
 
     def done(self, chosen: Sequence[int], expected: float) -> Fitted:
@@ -273,11 +307,11 @@ class _Room:
             f"types were chosen tensor by tensor; expected loss: {expected:.4g} nats a token (mean KLD from the "
             "original, on text of the kind it was measured on)"
         )
-        return replace(found, notes=(Words(note),))
+        return replace(found, notes=(Words(note),), expected=expected)
 
     def _fitted(self, chosen: Sequence[int], further: dict[str, object] | None = None) -> Fitted:
         config = self._with(chosen)
-        told = {**about(self.config, self._checkpoint, self._budget), **(further or {})}
+        told = {**about(self.config, self._checkpoint, self.budget), **(further or {})}
         file = RecipeFile(
             str(self._target), tuple(config.rules), config.group_size, config.symmetric, told, tuple(config.keep)
         )
@@ -288,7 +322,8 @@ class _Room:
         rules = rules_of(unit.choices[at] for unit, at in zip(units, chosen, strict=True))
         return replace(self.config, rules=(*self.config.rules, *rules))
 
-    def _plan(self, chosen: Sequence[int]) -> Quantized:
+    def planned(self, chosen: Sequence[int]) -> Quantized:
+        """The exact plan of these types."""
         return self._planned(self._target, self._with(chosen))
 
 

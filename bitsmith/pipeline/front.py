@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bitsmith.errors import BitsmithError, UsageError, quoted
-from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
-from bitsmith.pipeline.budget import Budget, budget_of
+from bitsmith.errors import BitsmithError
+from bitsmith.models.checkpoint import open_checkpoint
+from bitsmith.pipeline.budget import Size, budget_of
 from bitsmith.pipeline.config import QuantizeConfig
-from bitsmith.pipeline.fitting import open_target
-from bitsmith.pipeline.outputs import outputs_of
+from bitsmith.pipeline.fitting import Planned, Room, choose, open_target
+from bitsmith.pipeline.outputs import check_grouping, outputs_of, with_importance
+from bitsmith.pipeline.quantization import calibration_of
 from bitsmith.pipeline.result import Quantized
 from bitsmith.pipeline.sensitivities import Sensitivities, sensitivities_of
 from bitsmith.planner.figure import new_figure, save_figure
 from bitsmith.planner.model_spec import require_files
-from bitsmith.recipe.allocation.rules import rules_of
-from bitsmith.recipe.allocation.search import best, largest, smallest
-from bitsmith.recipe.allocation.units import Allocatable
-from bitsmith.recipe.recipe import PlanOptions
+from bitsmith.recipe.allocation.search import largest, smallest
 from bitsmith.recipe.target import Target
 from bitsmith.system.progress import Report, silent
 from bitsmith.system.tables import html_table
 
-_POINTS = 14
+_POINTS = 12
 _MIXES = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "iq4_xs", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k", "q8_0")
 
 
@@ -44,13 +42,19 @@ class Point:
 
 @dataclass(frozen=True, repr=False)
 class Front:
-    """The best files of a model by size, and the usual mixes. room: the budget as the user gave it"""
+    """The best files of a model by size, and the usual mixes.
+
+    room: the budget as the user gave it
+    points: the smallest first
+    chosen: the one that `quantize` makes for the budget; None if none fits
+    """
 
     model: str
     target: Target
     room: str
     points: tuple[Point, ...]
     mixes: tuple[Point, ...]
+    chosen: Point | None
     files: tuple[Path, ...] = ()
 
     def __repr__(self) -> str:
@@ -69,11 +73,6 @@ class Front:
         """All files by size, the largest first."""
         return sorted((*self.points, *self.mixes), key=lambda each: -each.nbytes)
 
-    @property
-    def chosen(self) -> Point | None:
-        """The best file that fits; None if none does."""
-        return min((each for each in self.points if each.fits), key=lambda each: each.loss, default=None)
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
@@ -81,87 +80,90 @@ class Front:
             "container": self.target.container,
             "budget": self.room,
             "points": [asdict(each) for each in self.points],
+            "chosen": None if self.chosen is None else asdict(self.chosen),
             "mixes": [asdict(each) for each in self.mixes],
         }
 
 
-def front(
-    model: str | Path,
-    *,
-    fit: str,
-    to: str | None = None,
-    context: int | None = None,
-    kv: str | None = None,
-    revision: str | None = None,
-    report: Report = silent,
-) -> Front:
+def front(model: str | Path, config: QuantizeConfig, *, to: str | None = None, report: Report = silent) -> Front:
     """Find the front. Sensitivities are measured at the first call for a model, and kept.
 
-    fit, context, kv: as for `quantize`; the points are the sizes around what fits
+    config: options of `quantize`, with `fit`
     to: a container; None: gguf
     Raises UsageError for an unknown device, or a model without a choice; errors of the model.
     """
-    config = QuantizeConfig(fit=fit, context=context, kv=kv, revision=revision)
     require_files(model)
-    checkpoint = open_checkpoint(model, revision=revision)
+    checkpoint = open_checkpoint(model, revision=config.revision)
     target = open_target([] if to is None else [to], config, checkpoint)
+    check_grouping([target], config)
+    config, _ = with_importance(checkpoint, [target], config)
+    prepared, device = calibration_of(checkpoint, [target], config, report)
+
+    def planned(target: Target, config: QuantizeConfig) -> Quantized:
+        effort = config.effort or "normal"
+        return outputs_of(checkpoint, [target], config, effort=effort, prepared=prepared, device=device)[0].planned()
+
     budget = budget_of(config, checkpoint, target.container)
-    allocatable = Allocatable(checkpoint, target, PlanOptions(filename="plan.gguf"))
-    if not allocatable.units:
-        raise UsageError(
-            f"--fit={quoted(fit)}: no matrix of {checkpoint.name} has more than one type; there is no front."
-        )
-    measured = sensitivities_of(allocatable, config, report)
-    files = _Files(checkpoint, target, config, budget, allocatable, measured)
-    points = [files.point(size) for size in _sizes(allocatable)]
+    room = Room(checkpoint, target, config, planned, budget, None if prepared is None else prepared.record)
+    files = _Files(room, planned, sensitivities_of(room.open, config, report, prepared=prepared))
+    own = None if room.least > 0 else files.best(room)
+    points = {point.nbytes: point for point in map(files.of_size, files.sizes())}
+    points |= {} if own is None else {own.nbytes: own}
     mixes = [files.mix(name) for name in _MIXES] if target.container == "gguf" else []
     found = tuple(each for each in mixes if each is not None)
-    return Front(checkpoint.name, target, budget.said.removeprefix("--"), tuple(points), found, checkpoint.files)
-
-
-def _sizes(allocatable: Allocatable) -> list[int]:
-    """Bytes of units, in equal ratios from the smallest to half of the largest."""
-    low, high = smallest(allocatable.units), largest(allocatable.units)
-    return [int(each) for each in np.geomspace(low, max(0.55 * high, low), _POINTS)]
+    room_said, ordered = budget.said.removeprefix("--"), tuple(points[at] for at in sorted(points))
+    return Front(checkpoint.name, target, room_said, ordered, found, own, checkpoint.files)
 
 
 @dataclass(frozen=True)
 class _Files:
-    checkpoint: Checkpoint
-    target: Target
-    config: QuantizeConfig
-    budget: Budget
-    open: Allocatable
+    """The files of a front. room: of the budget; planned: gives the plan of an output"""
+
+    room: Room
+    planned: Planned
     measured: Sensitivities
 
-    def point(self, nbytes: int) -> Point:
-        """The best file whose units have `nbytes`."""
-        costs = self.measured.costs
-        chosen = best(self.open.units, costs, nbytes)
-        rules = rules_of(unit.choices[at] for unit, at in zip(self.open.units, chosen, strict=True))
-        planned = self._planned(self.target, replace(self.config, rules=rules))
-        return self._point("", planned, self.measured.total(chosen))
+    def sizes(self) -> list[int]:
+        """Bytes of files, in equal ratios from the smallest to that of the largest types."""
+        units, least = self.room.open.units, self.room.smallest_plan.size - self.room.smallest_units
+        steps = np.geomspace(smallest(units), largest(units), _POINTS)
+        return [least + int(each) for each in steps[:-1]] + [self._widest().size]
+
+    def of_size(self, nbytes: int) -> Point:
+        """The file that `quantize --size` makes of so many bytes."""
+        return self.best(self.room.within(Size(nbytes, f"{nbytes}")))
+
+    def best(self, room: Room) -> Point:
+        """The file that `quantize` makes for a budget."""
+        if room.whole <= 0:
+            return self._point("", self._widest(), self.measured.expected(room.widest_choice, largest(room.open.units)))
+        chosen, loss = choose(room, self.measured)
+        return self._point("", room.planned(chosen), loss)
 
     def mix(self, name: str) -> Point | None:
         """A mix; None if the model cannot be written in it, or if a tensor has a type that is no choice."""
         try:
-            planned = self._planned(Target("gguf", name), self.config)
+            planned = self.planned(Target("gguf", name), self.room.config)
         except BitsmithError:
             return None
         layouts = {tensor.info.name: tensor.info.layout for tensor in planned.plan.tensors}
+        if any(layouts.get(unit.names[0]) != unit.choices[0].label for unit in self.room.open.fixed):
+            return None
         chosen = []
-        for unit in self.open.units:
+        for unit in self.room.open.units:
             labels = [choice.label for choice in unit.choices]
             if layouts.get(unit.names[0]) not in labels:
                 return None
             chosen.append(labels.index(layouts[unit.names[0]]))
-        return self._point(name, planned, self.measured.total(chosen))
+        taken = sum(unit.choices[at].nbytes for unit, at in zip(self.room.open.units, chosen, strict=True))
+        return self._point(name, planned, self.measured.expected(chosen, taken))
 
-    def _planned(self, target: Target, config: QuantizeConfig) -> Quantized:
-        return outputs_of(self.checkpoint, [target], config, effort="normal", prepared=None, device="cpu")[0].planned()
+    def _widest(self) -> Quantized:
+        found = self.room.widest()
+        return self.planned(found.target, found.config)
 
     def _point(self, name: str, planned: Quantized, loss: float) -> Point:
-        return Point(name, planned.size, planned.bits_per_weight, loss, self.budget.over(planned) <= 0)
+        return Point(name, planned.size, planned.bits_per_weight, loss, self.room.budget.over(planned) <= 0)
 
 
 def draw(found: Front, path: Path) -> None:

@@ -172,12 +172,11 @@ def _quantized(
     spread = spread_of(config, checkpoint, targets, ("quantize",) if training is None else ("tune", "qat"))
     config, needed = with_importance(checkpoint, targets, config)
     effort, threads = config.effort or "normal", config.worker_threads
-    prepared = _prepared(checkpoint, targets, config, report)
-    runs = prepared is not None and prepared.request is not None
-    device = _device(config.device) if runs or config.device else "cpu"
+    prepared, device = calibration_of(checkpoint, targets, config, report)
     told: tuple[str, ...] = ()
+    loss: float | None = None
     if config.has_budget:
-        targets, config, told = _chosen(checkpoint, targets[0], config, (effort, prepared, device), report)
+        targets, config, told, loss = _chosen(checkpoint, targets[0], config, (effort, prepared, device), report)
     with nullcontext() if recipe is None else recipe.named():
         outputs = outputs_of(checkpoint, targets, config, effort=effort, prepared=prepared, device=device)
     if recipe is not None:
@@ -186,7 +185,7 @@ def _quantized(
     outputs = _with_training(outputs, training, effort)
     expected = with_long_note([output.expected(threads) for output in outputs])
     need = need_of(outputs, threads)
-    expected = [replace(each, told=told) for each in with_needs(expected, need)]
+    expected = [replace(each, told=told, expected_kld=loss) for each in with_needs(expected, need)]
     _log_plans(expected)
     if not config.force and not config.dry_run:
         check(outputs, need)
@@ -281,8 +280,10 @@ def _chosen(
     config: QuantizeConfig,
     prepared: tuple[str, Prepared | None, str],
     report: Report,
-) -> tuple[list[Target], QuantizeConfig, tuple[str, ...]]:
-    """Targets and options with types for the budget, and notes. The recipe file is written, if there is to be one.
+) -> tuple[list[Target], QuantizeConfig, tuple[str, ...], float | None]:
+    """Targets and options with types for the budget, notes, and the expected loss, see `fitting.Fitted`.
+
+    The recipe file is written, if there is to be one.
 
     prepared: effort, calibration and its device
     """
@@ -306,7 +307,7 @@ def _chosen(
     if found.file is not None and config.recipe is not None:
         path = write_recipe(found.file, config.recipe, force=config.force)
         notes = (*notes, f"wrote {path}")
-    return [found.target], found.config, notes
+    return [found.target], found.config, notes, found.expected
 
 
 def _with_most_effort(output: Output) -> Output:
@@ -384,6 +385,15 @@ def _with_fixed_scales(output: Output) -> str:
 def _log_plans(expected: Sequence[Quantized]) -> None:
     for each in expected:
         _log.info("plan of %s: %s, %d bytes, about %.0f s", each.target, each.method, each.size, each.expected_seconds)
+
+
+def calibration_of(
+    checkpoint: Checkpoint, targets: Sequence[Target], config: QuantizeConfig, report: Report
+) -> tuple[Prepared | None, str]:
+    """The calibration that the options ask for, None without one, and the device where the model runs for it."""
+    prepared = _prepared(checkpoint, targets, config, report)
+    runs = prepared is not None and prepared.request is not None
+    return prepared, _device(config.device) if runs or config.device else "cpu"
 
 
 def _prepared(

@@ -34,6 +34,8 @@ class Quantized:
     method: how codes are chosen
     notes: notes for the user about the run
     told: what a budget chose, and what it is expected to lose
+    expected_kld: mean KLD from the original that types chosen for a budget are expected to have, nats a token; None
+        without a budget, and where it has room for the largest types, so that nothing was measured
     coverage: tokens of the calibration text that each expert saw; None for a plan, and without experts or text
     recovered: names of the quantized tensors that lay on their format's grid already, and are kept exactly
     submitted: the script that goes on with the run, if its work was handed over (`--executor slurm`); else None
@@ -71,6 +73,7 @@ class Quantized:
     method: str = "nearest"
     notes: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
+    expected_kld: float | None = None
     coverage: Coverage | None = None
     recovered: tuple[str, ...] = ()
     submitted: Path | None = None
@@ -161,6 +164,7 @@ class Quantized:
             "bits_per_weight": self.bits_per_weight,
             "threads": self.threads,
             "expected_seconds": self.expected_seconds,
+            "expected_kld": self.expected_kld,
             "expected_memory_bytes": self.expected_memory,
             "expected_disk_bytes": self.size + self.calibration_disk,
             "corrected_seconds": dict(self.corrected_seconds),

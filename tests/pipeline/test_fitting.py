@@ -72,7 +72,7 @@ def test_a_size_is_never_exceeded_by_a_byte(model: Path, tmp_path: Path, over: i
 
 def test_a_choice_that_is_over_gives_way_although_it_left_room(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The header is larger than that of the smallest types, by more than the room that the choice left."""
-    best, over, taken = fitting.best, fitting._Room.over, list[int]()
+    best, over, taken = fitting.best, fitting.Room.over, list[int]()
 
     def with_room(units: Any, costs: Any, nbytes: int, *more: Any) -> list[int]:
         return best(units, costs, nbytes - nbytes % 4096, *more)
@@ -83,8 +83,8 @@ def test_a_choice_that_is_over_gives_way_although_it_left_room(model: Path, monk
 
     assert bitsmith.quantize(model, size="540000", dry_run=True).size <= 540_000
     monkeypatch.setattr(fitting, "best", with_room)
-    monkeypatch.setattr(fitting._Room, "over", with_header)
-    monkeypatch.setattr(fitting._Room, "_over_whole", lambda room: 1)
+    monkeypatch.setattr(fitting.Room, "over", with_header)
+    monkeypatch.setattr(fitting.Room, "_over_whole", lambda room: 1)
     assert bitsmith.quantize(model, size="540000", dry_run=True).size <= 540_000
     assert len(taken) == 2
 
