@@ -339,6 +339,7 @@ class BlockSteps:
             states.last.advance(self.decoder, layer, part, block, states.hidden, routing)
             if states.truth is not None:
                 states.last_truth.advance(self.decoder, layer, part, start, states.truth)
+            del block  # its memory is free in the next part
             codes |= own
         return codes, reports
 
@@ -352,7 +353,7 @@ class BlockSteps:
     ) -> dict[LinearGroup, Compared]:
         """`compared`, whatever the memory. block: as the model has it, and the codes of the part so far"""
         start, codes = block
-        if any(int(start.linears[group.linears[0]].prepared.shape[1]) >= WIDE for group in groups):
+        if _wide(groups, start):
             trim_memory()
         rounded = self.with_codes(layer, start, codes)
         return states.repeated(partial(self.compared, layer, part, tuple(groups), rounded, start, states))
@@ -420,7 +421,7 @@ class BlockSteps:
         found = {group: Compared.of(layer, group, start, rounded=coarse.issuperset(group.linears)) for group in groups}
         alike = tuple(group for group in groups if not group.routed)  # both models choose the same tokens for them
         routing, ending = Routing(self.every), states.last.among(groups)
-        for at in states.pieces(found.values()):
+        for at in states.pieces(found.values(), small=_wide(groups, start)):
             ys: Mapping[LinearGroup, Tensor] = {}
             if states.truth is not None and alike:
                 shared = states.truth.place(self.decoder, layer, at).watched(routing)
@@ -477,6 +478,11 @@ class BlockSteps:
 
     def _read(self, hidden: WindowStates, at: slice) -> Tensor:
         return hidden.read(at).to(self.decoder.weights.output_norm.device)
+
+
+def _wide(groups: Collection[LinearGroup], block: Block) -> bool:
+    """Whether an input of some groups has so many columns that memory counts most."""
+    return any(int(block.linears[group.linears[0]].prepared.shape[1]) >= WIDE for group in groups)
 
 
 def _rows(
