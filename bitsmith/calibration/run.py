@@ -291,10 +291,7 @@ def write_imatrix(
     checkpoint = open_checkpoint(model, revision=config.revision)
     check_importance_file(config)
     prepared = prepare(checkpoint, config, report=report)
-    if config.executor is not None:
-        if prepared.ready is not None:
-            raise UsageError(f"--executor={config.executor}: an importance file is only converted; leave it out.")
-        spread.check(config, checkpoint)
+    _check_executor(config, prepared)
     place = Destination(path, [FileLayout(path.name, b"", (), 0)])  # its size is not known yet
     sources = [*checkpoint.files, *files_of(*config.sources)]
     work = _work_on_imatrix(place, prepared, config, sources)
@@ -333,6 +330,16 @@ def write_imatrix(
     warnings += work.take_words()
     entries, windows = len(content.entries), content.chunks
     return ImatrixResult(checkpoint.name, path, record, entries, windows, layout.size, warnings, coverage)
+
+
+def _check_executor(config: ImatrixConfig, prepared: Prepared) -> None:
+    """Raise UsageError if several workers cannot share the pass."""
+    from bitsmith.calibration import spread
+
+    if config.executor is not None:
+        if prepared.ready is not None:
+            raise UsageError(f"--executor={config.executor}: an importance file is only converted; leave it out.")
+        spread.check(config, prepared.checkpoint)
 
 
 def _at_once(prepared: Prepared, config: ImatrixConfig) -> CalibrationRecord:
