@@ -152,14 +152,18 @@ def plan(
         revision=revision,
     )
     if plot is not None:
-        from bitsmith.planner.picture import draw
-
-        draw(report, plot)
-        warn([f"wrote {plot}"], before="Note")
+        _draw(report, plot)
     if as_json:
         print_json(to_dict(report))
     else:
         _print(report)
+
+
+def _draw(report: PlanReport, plot: Path) -> None:
+    from bitsmith.planner.picture import draw
+
+    draw(report, plot)
+    warn([f"wrote {plot}"], before="Note")
 
 
 def _refuse(choosing: dict[str, Any]) -> None:
