@@ -227,8 +227,8 @@ BITSMITH_INLINE void four_planes(const PlaneTable<2, N> &table, Words index, con
                                  int half, const CodeTable &third, const CodeTable &fourth, const CodeTable &fifth,
                                  Words *out) {
   const int at = 16 * half;
-  const Words low = bytes_from(signs, at - 3, at + 1, at + 5, at + 9);    // the first sign in bit 3
-  const Words high = bytes_from(signs, at - 2, at + 2, at + 6, at + 10);  // the fourth sign in bit 5
+  const Words low = bytes_from(signs, at - 3, at + 1, at + 5, at + 9);  // the first sign in bit 3
+  const Words high = low >> 1;                                          // the fourth sign in bit 5
   const Words one = as<Words>(entries<N>(table.bytes[0], as<__m512i>(index), masks));
   const Words two = as<Words>(entries<N>(table.bytes[1], as<__m512i>(index), masks));
   out[0] = third(join<7>(one, low));
