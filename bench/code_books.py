@@ -50,8 +50,8 @@ def compare(name: str, w: np.ndarray, importance: np.ndarray | None, rounds: int
             lost[i] = float((np.square(decode_rows(name, data, w.shape[1]) - w) * weights).sum())
     label = "weighted" if importance is not None else "plain"
     print(
-        f"{name:8} {label:8} error {lost[0] / lost[1]:.3f} of theirs; ns a weight {times[0]:.1f}, theirs {times[1]:.0f}: "
-        f"{times[1] / times[0]:.1f} times",
+        f"{name:8} {label:8} error {lost[0] / lost[1]:.3f} of theirs; ns a weight {times[0]:.1f}, theirs "
+        f"{times[1]:.0f}, {times[1] / times[0]:.1f} times",
         flush=True,
     )
 
@@ -59,7 +59,7 @@ def compare(name: str, w: np.ndarray, importance: np.ndarray | None, rounds: int
 def matrix(path: str, name: str) -> np.ndarray:
     """A float32 matrix of a safetensors file."""
     with safe_open(path, "pt") as file:
-        return file.get_tensor(name).float().numpy()
+        return np.asarray(file.get_tensor(name).float())
 
 
 def main() -> None:
@@ -73,10 +73,10 @@ def main() -> None:
     parser.add_argument("--only", default="", help="types, separated by commas")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
-    w = (0.02 * rng.standard_normal((args.rows, args.cols))).astype(np.float32)
+    w = np.asarray(0.02 * rng.standard_normal((args.rows, args.cols)), np.float32)
     if args.model:
         w = np.ascontiguousarray(matrix(args.model, args.tensor)[: args.rows])
-    importance = rng.gamma(1.0, 1.0, w.shape[1]).astype(np.float32)
+    importance = np.asarray(rng.gamma(1.0, 1.0, w.shape[1]), np.float32)
     for format in CODE_BOOKS:
         if args.only and format.name not in args.only.split(","):
             continue

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from bitsmith.calibration.beside import WindowStates
 from bitsmith.calibration.compared import Compared
+from bitsmith.calibration.grams import SUMMED_ROWS
 from bitsmith.calibration.last_inputs import LastInputs, Store
 from bitsmith.models.arch.block import Part
 from bitsmith.runtime.weights import Block
@@ -36,10 +37,16 @@ class BlockStates:
         batch = next(self.hidden.batches())
         return self.hidden.pieces.again(work, batch.stop - batch.start)
 
-    def pieces(self, compared: Collection[Compared]) -> Iterator[slice]:
-        """The pieces of all batches; after each batch its sums are those of the whole batch."""
+    def pieces(self, compared: Collection[Compared], *, small: bool = False) -> Iterator[slice]:
+        """The pieces of all batches; after each batch its sums are those of the whole batch.
+
+        small: whether a piece has one window, or `SUMMED_ROWS` tokens
+        """
+        most = max(1, SUMMED_ROWS // self.hidden.shape[1])
         for batch in self.hidden.batches():
-            yield from self.hidden.pieces.of(batch)
+            for piece in self.hidden.pieces.of(batch):
+                step = most if small else piece.stop - piece.start
+                yield from (slice(at, min(at + step, piece.stop)) for at in range(piece.start, piece.stop, step))
             for each in compared:
                 each.end()
 

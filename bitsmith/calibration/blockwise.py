@@ -23,6 +23,7 @@ from bitsmith.calibration.collect import (
     require_finite,
 )
 from bitsmith.calibration.compared import Compared
+from bitsmith.calibration.drift import HalfMeter, some_rows
 from bitsmith.calibration.folding import block_tensors, folded, with_tensors, with_whole_stacks
 from bitsmith.calibration.gradients import joined_notes
 from bitsmith.calibration.inputs import advance_part, inputs_of, portions, watch
@@ -211,7 +212,7 @@ class BlockwiseRounding:
         if first == len(self.head_slabs):
             return
         with fast_products(self._loader.device):
-            rounder = self._steps.head_rounder(self._states)
+            rounder = self._steps.head_rounder(self._states, weight)
         for start, _ in self.head_slabs[first:]:
             yield self._steps.head_slab(rounder, weight, start)
 
@@ -338,6 +339,7 @@ class BlockSteps:
             states.last.advance(self.decoder, layer, part, block, states.hidden, routing)
             if states.truth is not None:
                 states.last_truth.advance(self.decoder, layer, part, start, states.truth)
+            del block  # its memory is free in the next part
             codes |= own
         return codes, reports
 
@@ -351,7 +353,7 @@ class BlockSteps:
     ) -> dict[LinearGroup, Compared]:
         """`compared`, whatever the memory. block: as the model has it, and the codes of the part so far"""
         start, codes = block
-        if any(int(start.linears[group.linears[0]].prepared.shape[1]) >= WIDE for group in groups):
+        if _wide(groups, start):
             trim_memory()
         rounded = self.with_codes(layer, start, codes)
         return states.repeated(partial(self.compared, layer, part, tuple(groups), rounded, start, states))
@@ -387,13 +389,14 @@ class BlockSteps:
                 codes[name], reports[name] = tensor, said
         return codes, reports
 
-    def head_rounder(self, states: BlockStates) -> LinearRounder:
+    def head_rounder(self, states: BlockStates, weight: Weight) -> LinearRounder:
         """The rounder of the output matrix, from the statistics of its input."""
-        return self._rounder(self.head_compared(states))
+        return self._rounder(self.head_compared(states, weight))
 
-    def head_compared(self, states: BlockStates) -> Compared:
+    def head_compared(self, states: BlockStates, weight: Weight) -> Compared:
         """Statistics of the input of the output matrix."""
-        seen = Compared(HEAD, GramMeter(rounded=self.task.formats[HEAD].bits < FINE_BITS))
+        half = HalfMeter.of([self.decoder.ops.array(some_rows(weight))])
+        seen = Compared(HEAD, GramMeter(rounded=self.task.formats[HEAD].bits < FINE_BITS), half)
         for at in states.hidden.batches():
             seen.add(self._normed(states.hidden, at), None if states.truth is None else self._normed(states.truth, at))
             seen.end()
@@ -415,13 +418,10 @@ class BlockSteps:
     ) -> dict[LinearGroup, Compared]:
         """Statistics of the groups' inputs in the rounded block, and their drift from those in the original model."""
         coarse = self.coarse(layer)
-        found = {
-            group: Compared(f"blk.{layer}.{group.linears[0]}", GramMeter(rounded=coarse.issuperset(group.linears)))
-            for group in groups
-        }
+        found = {group: Compared.of(layer, group, start, rounded=coarse.issuperset(group.linears)) for group in groups}
         alike = tuple(group for group in groups if not group.routed)  # both models choose the same tokens for them
         routing, ending = Routing(self.every), states.last.among(groups)
-        for at in states.pieces(found.values()):
+        for at in states.pieces(found.values(), small=_wide(groups, start)):
             ys: Mapping[LinearGroup, Tensor] = {}
             if states.truth is not None and alike:
                 shared = states.truth.place(self.decoder, layer, at).watched(routing)
@@ -478,6 +478,11 @@ class BlockSteps:
 
     def _read(self, hidden: WindowStates, at: slice) -> Tensor:
         return hidden.read(at).to(self.decoder.weights.output_norm.device)
+
+
+def _wide(groups: Collection[LinearGroup], block: Block) -> bool:
+    """Whether an input of some groups has so many columns that memory counts most."""
+    return any(int(block.linears[group.linears[0]].prepared.shape[1]) >= WIDE for group in groups)
 
 
 def _rows(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitsmith.errors import UsageError
+from bitsmith.scale.config import ScaleConfig
 from bitsmith.system.machine import check_threads
 from bitsmith.system.options import REQUIRED, check_types, option
 from bitsmith.system.sizes import parse_size
@@ -99,7 +100,7 @@ class CalibrationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImatrixConfig(CalibrationConfig):
+class ImatrixConfig(CalibrationConfig, ScaleConfig):
     """All options of `imatrix` except the model."""
 
     out: str | Path = option(
@@ -109,6 +110,10 @@ class ImatrixConfig(CalibrationConfig):
         metavar="FILE",
         help="NAME.gguf, or NAME.dat for llama.cpp's older format.",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_executor()
 
 
 def size_in_bytes(flag: str, size: str | None) -> int | None:

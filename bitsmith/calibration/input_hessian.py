@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from bitsmith.calibration.accelerator import on_accelerator, release
+from bitsmith.calibration.drift import Drift, Split
 from bitsmith.quant.rounders.hessian import (
     Factor,
     corrected,
@@ -30,17 +32,20 @@ class InputHessian:
     matrix: mean of x^T x, float32 [cols, cols]
     drift: mean of (x0 - x)^T x, [cols, cols], where x0 are the original model's inputs; None if weights are not
         corrected for it, or no longer
+    split: of the drift, which says how much of it counts; None: all
     moved: whether an accelerator had no memory for this, so that the CPU does it
     """
 
     matrix: Tensor
     drift: Tensor | None
+    split: Split | None = None
     moved: bool = False
 
     @classmethod
-    def of(cls, gram: Tensor, drift: Tensor | None, count: int) -> InputHessian:
+    def of(cls, gram: Tensor, drift: Drift | None, count: int) -> InputHessian:
         """From sums over `count` tokens, which become means in place. On an accelerator it is factored at once."""
-        made = cls(gram.div_(count), None if drift is None else drift.div_(count))
+        split = None if drift is None else drift.split(count)
+        made = cls(gram.div_(count), None if drift is None else drift.total.div_(count), split)
         if not on_accelerator(gram):
             return made
         try:
@@ -56,7 +61,9 @@ class InputHessian:
     @cached_property
     def on_host(self) -> InputHessian:
         """The same in the host's memory."""
-        found = InputHessian(self.matrix.cpu(), None if self.drift is None else self.drift.cpu(), moved=True)
+        drift = None if self.drift is None else self.drift.cpu()
+        split = None if self.split is None else self.split.cpu()
+        found = InputHessian(self.matrix.cpu(), drift, split, moved=True)
         if (own := self.__dict__.get("factor")) is not None:
             found.__dict__["factor"] = replace(
                 own,
@@ -79,9 +86,15 @@ class InputHessian:
         return prepare(self.matrix, order="vectors")
 
     @cached_property
+    def share(self) -> float:
+        """How much of the correction counts, see `Split.share`."""
+        return 1.0 if self.split is None else self.split.share(self.factor)
+
+    @cached_property
     def _moves(self) -> Tensor:
         assert self.drift is not None
-        return solve_in_place(self.factor, self.drift.clone()) if self._wide else correction(self.factor, self.drift)
+        found = solve_in_place(self.factor, self.drift.clone()) if self._wide else correction(self.factor, self.drift)
+        return found.mul_(self.share)
 
     @property
     def _wide(self) -> bool:
@@ -108,10 +121,10 @@ class InputHessian:
         if product is None and self._wide and few and self.drift is not None:
             product = drifted(weight, self.drift)
         if product is not None:
-            return solve_in_place(self.factor, product).add_(weight)
+            return solve_in_place(self.factor, product).mul_(self.share).add_(weight)
         if self.drift is None:
             return weight
         if on_accelerator(self.matrix) and few:  # without a matrix of the Hessian's size
-            return corrected_directly(weight, self.factor, self.drift)
+            return torch.lerp(weight, corrected_directly(weight, self.factor, self.drift), self.share)
         found: Tensor = corrected(weight, self._moves)
         return found

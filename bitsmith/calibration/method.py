@@ -99,12 +99,9 @@ def default_method(formats: Iterable[Format], effort: str, *, inputs: Iterable[I
     inputs: how inputs of linears are rounded, for those that are
 
     Below 8 bits GPTQ chooses the codes, and high effort tunes them by gradients. From 8 bits on, nearest codes lose
-    almost nothing, so GPTQ needs high effort. SmoothQuant goes first if inputs become int8; weights of 8 bits are then
-    nearest codes, as GPTQ loses more than them on a real model. AWQ is never the default: on a model with outlying
-    features it beats GPTQ as published, but not GPTQ with corrected inputs and descent.
+    almost nothing, so GPTQ needs high effort. SmoothQuant goes first if inputs become int8. AWQ is never the default:
+    on a model with outlying features it beats GPTQ as published, but not GPTQ with corrected inputs and descent.
     """
     fine = all(format.bits >= FINE_BITS for format in formats)
     smooth = effort != "fast" and any(each.type == "int8" for each in inputs)
-    if smooth and fine:
-        return Method("nearest", "smoothquant")
     return Method(_DEFAULTS[effort][fine], "smoothquant" if smooth else "")

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from bitsmith.quant.rounders.effort import EFFORTS, Effort
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from bitsmith.calibration.drift import Drift
     from bitsmith.calibration.learned import BlockTuner
     from bitsmith.calibration.pieces import Pieces
     from bitsmith.calibration.rounding import LinearRounder
@@ -27,9 +26,8 @@ class Rounder:
     """One row of the table.
 
     name: as in --method
-    linear: (stats of a group's input, drift, effort) -> the rounder of that group's matrices. drift: sum of
-        (x - x')^T x', [cols, cols] float32, where x are the original model's inputs and x' the inputs in `stats`;
-        None if `follows_original` is False
+    linear: (stats of a group's input, drift, effort) -> the rounder of that group's matrices. drift: how
+        far that input has moved from the original model's; None if `follows_original` is False
     tuner: (decoder, layer, block, effort, seed, pieces of steps) -> the tuner of a block's codes, after `linear` chose
         them; None for no tuning
     needs_text: whether the model must run on calibration text even without a transform
@@ -39,7 +37,7 @@ class Rounder:
     """
 
     name: str
-    linear: Callable[[Stats, Tensor | None, Effort], LinearRounder]
+    linear: Callable[[Stats, Drift | None, Effort], LinearRounder]
     tuner: Callable[[Decoder, int, Block, Effort, int, Pieces], BlockTuner] | None = None
     needs_text: bool = True
     heeds_effort: bool = True
@@ -51,13 +49,13 @@ class Rounder:
         return 1 + self.follows_original(EFFORTS[effort]) + (self.tuner is not None)
 
 
-def _nearest(stats: Stats, drift: Tensor | None, effort: Effort) -> LinearRounder:
+def _nearest(stats: Stats, drift: Drift | None, effort: Effort) -> LinearRounder:
     from bitsmith.calibration.rounding import clipped_nearest
 
     return clipped_nearest(stats)
 
 
-def _gptq(stats: Stats, drift: Tensor | None, effort: Effort) -> LinearRounder:
+def _gptq(stats: Stats, drift: Drift | None, effort: Effort) -> LinearRounder:
     from bitsmith.calibration.rounding import gptq_rounder
 
     return gptq_rounder(stats, drift if effort.corrects else None, effort)

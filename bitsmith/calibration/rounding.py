@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from bitsmith.calibration.accelerator import accelerated_rows, on_accelerator, release
+from bitsmith.calibration.drift import Drift
 from bitsmith.calibration.input_hessian import InputHessian
 from bitsmith.calibration.stats import Stats
 from bitsmith.calibration.transforms.awq import fit_clipped
@@ -111,11 +112,11 @@ def clipped_nearest(stats: Stats) -> LinearRounder:
     return round
 
 
-def gptq_rounder(stats: Stats, drift: Tensor | None, effort: Effort) -> GptqRounder:
+def gptq_rounder(stats: Stats, drift: Drift | None, effort: Effort) -> GptqRounder:
     """GPTQ with the Hessian of the statistics, which is factored once. It takes their Gram matrix and the drift over.
 
-    drift: sum of (x - x')^T x', [cols, cols], where x are the original model's inputs and x' the inputs in `stats`;
-        weights are first corrected for it, see `correction`
+    drift: how far the inputs in `stats` have moved from the original model's; weights are first corrected for it, as
+        far as the halves of the tokens agree, see `correction` and `Drift.share`
     """
     assert stats.gram is not None
     return GptqRounder(InputHessian.of(stats.gram, drift, max(stats.count, 1)), effort.sweeps)

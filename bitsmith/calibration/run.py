@@ -18,6 +18,7 @@ from bitsmith.calibration.imatrix import imatrix_file, is_imatrix_name
 from bitsmith.calibration.importance import Importance, from_file, to_imatrix
 from bitsmith.calibration.method import Method
 from bitsmith.calibration.need import check_pass
+from bitsmith.calibration.parts import PART_TOKENS
 from bitsmith.calibration.pieces import Pieces
 from bitsmith.calibration.sources import SELF, CalibrationTokens, Request, own_text, read_tokens
 from bitsmith.containers.destination import Destination, followed
@@ -280,6 +281,7 @@ def write_imatrix(
 
     on_plan: called before the pass over the text with what it costs
     """
+    from bitsmith.calibration import spread
     from bitsmith.calibration.imatrix import Imatrix, read_imatrix
 
     check_arguments(write_imatrix, {"model": model})
@@ -289,6 +291,7 @@ def write_imatrix(
     checkpoint = open_checkpoint(model, revision=config.revision)
     check_importance_file(config)
     prepared = prepare(checkpoint, config, report=report)
+    _check_executor(config, prepared)
     place = Destination(path, [FileLayout(path.name, b"", (), 0)])  # its size is not known yet
     sources = [*checkpoint.files, *files_of(*config.sources)]
     work = _work_on_imatrix(place, prepared, config, sources)
@@ -309,12 +312,11 @@ def write_imatrix(
 
             if on_plan is not None:
                 on_plan(replace(prepared, told=work.notes()), _pass_cost(prepared, memory))
-            device = choose_device(config.device)
+            device = choose_device(config.device) if config.executor is None else "cpu"
             if not force:
-                one = Run(checkpoint.config, Method("nearest"), "normal", prepared.record, memory=memory)
+                one = Run(checkpoint.config, Method("nearest"), "normal", _at_once(prepared, config), memory=memory)
                 check_pass(one, threads or cores())
-            kept = (work, "pass")
-            found = prepared.run(rounded=True, memory=memory, threads=threads, device=device, work=kept, report=report)
+            found = _passed(prepared, config, device, work, report)
             content, record, coverage = to_imatrix(found), found.record, _told(found.coverage)
         layout, data = imatrix_file(content, path.name)
         if not there:
@@ -322,10 +324,44 @@ def write_imatrix(
                 for name, values in data.items():
                     output.write(name, "data", values.reshape(-1).view(np.uint8).data)
                 output.commit([layout], report, verified=lambda marks: keep_ending(work, marks, {}, {}))
+        if config.work is not None:
+            spread.store_of(config, work).remove()
     warnings = (*prepared.warnings, *([Words(coverage.note())] if coverage is not None and coverage.starved else []))
     warnings += work.take_words()
     entries, windows = len(content.entries), content.chunks
     return ImatrixResult(checkpoint.name, path, record, entries, windows, layout.size, warnings, coverage)
+
+
+def _check_executor(config: ImatrixConfig, prepared: Prepared) -> None:
+    """Raise UsageError if several workers cannot share the pass."""
+    from bitsmith.calibration import spread
+
+    if config.executor is not None:
+        if prepared.ready is not None:
+            raise UsageError(f"--executor={config.executor}: an importance file is only converted; leave it out.")
+        spread.check(config, prepared.checkpoint)
+
+
+def _at_once(prepared: Prepared, config: ImatrixConfig) -> CalibrationRecord:
+    """The record with the tokens that one process has in hand at a time."""
+    record = prepared.record
+    tokens = record.tokens if config.executor is None else min(record.tokens, max(PART_TOKENS, record.context))
+    return replace(record, tokens=tokens)
+
+
+def _passed(prepared: Prepared, config: ImatrixConfig, device: str, work: WorkFolder, report: Report) -> Calibration:
+    """The statistics pass, here or on the workers of an executor."""
+    memory, threads = config.memory_bytes, config.threads
+    if config.executor is None:
+        kept = (work, "pass")
+        return prepared.run(rounded=True, memory=memory, threads=threads, device=device, work=kept, report=report)
+    from bitsmith.calibration.spread import collect_spread
+
+    tokens = prepared.read(threads=threads, work=work, report=report).tokens
+    assert tokens is not None
+    found, notes = collect_spread(prepared.checkpoint, tokens, config, work, report)
+    work.words += notes
+    return found
 
 
 def _work_on_imatrix(

@@ -48,3 +48,14 @@ class ImatrixWords(TypedDict, total=False):
 
     fresh: bool
     """Start from the beginning, and remove what an interrupted run of this output has left."""
+
+    executor: str | None
+    """Where the tasks of the run are done: local (worker processes here), ray or ray://HOST:PORT (a cluster), slurm
+    (writes an array job); default: all in this process."""
+
+    workers: int | None
+    """With --executor: number of workers; default: 1 for local, all of a Ray cluster."""
+
+    work: str | None
+    """With --executor: where workers leave their results: a folder that all of them see, or s3://... and other storage
+    of fsspec; default: beside the output."""

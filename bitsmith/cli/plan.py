@@ -131,10 +131,7 @@ def plan(
         config = QuantizeConfig(fit=fit, context=context, kv=kv, revision=revision, **choosing)
         show_front(model, config, to=to, plot=plot, as_json=as_json)
         return
-    if choosing:
-        flags = {"rules": "--rule", "symmetric": "--sym"}
-        first = next(iter(choosing))
-        raise click.UsageError(f"{flags.get(first, '--' + first.replace('_', '-'))} goes with --fit; give both.")
+    _refuse(choosing)
     from bitsmith import api
     from bitsmith.planner.render import to_dict
     from bitsmith.planner.training import METHODS
@@ -155,14 +152,26 @@ def plan(
         revision=revision,
     )
     if plot is not None:
-        from bitsmith.planner.picture import draw
-
-        draw(report, plot)
-        warn([f"wrote {plot}"], before="Note")
+        _draw(report, plot)
     if as_json:
         print_json(to_dict(report))
     else:
         _print(report)
+
+
+def _draw(report: PlanReport, plot: Path) -> None:
+    from bitsmith.planner.picture import draw
+
+    draw(report, plot)
+    warn([f"wrote {plot}"], before="Note")
+
+
+def _refuse(choosing: dict[str, Any]) -> None:
+    """Raise UsageError for options that choose types: there is no budget."""
+    if choosing:
+        flags = {"rules": "--rule", "symmetric": "--sym"}
+        first = next(iter(choosing))
+        raise click.UsageError(f"{flags.get(first, '--' + first.replace('_', '-'))} goes with --fit; give both.")
 
 
 def _list(devices: bool, *, as_json: bool) -> None:

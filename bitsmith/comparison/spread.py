@@ -13,7 +13,7 @@ from bitsmith.comparison.task_functions import described
 from bitsmith.comparison.texts import DomainTokens
 from bitsmith.errors import UsageError
 from bitsmith.evaluation.measure import batch_of
-from bitsmith.pipeline.spread import name_for_workers
+from bitsmith.models.for_workers import name_for_workers
 from bitsmith.scale.executors import Site, executor_of
 from bitsmith.scale.results import results
 from bitsmith.scale.store import open_store

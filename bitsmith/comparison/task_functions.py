@@ -15,7 +15,7 @@ from bitsmith.comparison.reference_logits import ReferenceLogits, ReferenceWrite
 from bitsmith.errors import FileError
 from bitsmith.evaluation.windows import Windows
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
-from bitsmith.pipeline.planned import files_of
+from bitsmith.models.for_workers import files_of
 from bitsmith.scale.task import Function, Place, Result
 from bitsmith.work.state import State
 

@@ -19,6 +19,7 @@ from bitsmith.calibration.beside import WindowStates
 from bitsmith.calibration.block_states import BlockStates
 from bitsmith.calibration.blockwise import BlockSteps
 from bitsmith.calibration.collect import HEAD, block_loader, decoder_without_blocks, embed, require_finite
+from bitsmith.calibration.drift import Drift, Half
 from bitsmith.calibration.inputs import advance_part, portions
 from bitsmith.calibration.kept_rows import reports_to_values, rows_from_arrays, rows_to_arrays
 from bitsmith.calibration.method import Method
@@ -164,7 +165,7 @@ def sum_inputs(arguments: Mapping[str, Any], inputs: Sequence[State], place: Pla
     states = _states(work, arguments, inputs[1], inputs[2])
     with fast_products(_CPU):
         if at.layer == work.config.layers:
-            compared = [work.steps.head_compared(states)]
+            compared = [work.steps.head_compared(states, work.loader.read(f"{HEAD}.weight"))]
         else:
             block, groups = work.rounded(at.layer, inputs[3:]), work.groups(at)
             found = work.steps.compared(at.layer, work.part(at), groups, block, work.start(at.layer), states)
@@ -173,25 +174,31 @@ def sum_inputs(arguments: Mapping[str, Any], inputs: Sequence[State], place: Pla
     for number, seen in enumerate(compared):
         stats, drift = seen.taken()
         arrays[f"{number}.gram"] = _numpy(stats.gram)
-        if drift is not None:
-            arrays[f"{number}.drift"] = _numpy(drift)
-    return {"counts": [seen.meter.count for seen in compared]}, arrays
+        if drift is not None and drift.half is not None:
+            arrays[f"{number}.drift"] = _numpy(drift.total)
+            arrays[f"{number}.half"] = _numpy(drift.half.seen)
+            arrays[f"{number}.probe"] = _numpy(drift.half.probe)
+    counts, halves = [seen.meter.count for seen in compared], [seen.half.result().count for seen in compared]
+    return {"counts": counts, "halves": halves}, arrays
 
 
 def _numpy(x: Any) -> np.ndarray:
     return np.ascontiguousarray(x.numpy(), np.float32)
 
 
-def _total(inputs: Sequence[State], number: int) -> tuple[Stats, torch.Tensor | None]:
+def _total(inputs: Sequence[State], number: int) -> tuple[Stats, Drift | None]:
     """The statistics of an input over all windows, and its drift: sums of all parts, in their order."""
-    gram, drift = _summed(inputs, f"{number}.gram"), None
-    if f"{number}.drift" in inputs[0]:
-        drift = _summed(inputs, f"{number}.drift")
+    gram = _summed(inputs, f"{number}.gram")
     count = sum(int(state.values["counts"][number]) for state in inputs)
     empty = np.zeros(0, np.float32)
     sample = np.zeros((0, len(gram)), np.float32)
     stats = Stats(count, np.diagonal(gram).astype(np.float64), empty, empty, torch.from_numpy(gram), sample)
-    return stats, None if drift is None else torch.from_numpy(drift)
+    if f"{number}.drift" not in inputs[0]:
+        return stats, None
+    total, seen = (torch.from_numpy(_summed(inputs, f"{number}.{name}")) for name in ("drift", "half"))
+    probe = torch.from_numpy(inputs[0].array(f"{number}.probe").copy())
+    half = Half(probe, seen, sum(int(state.values["halves"][number]) for state in inputs))
+    return stats, Drift(total, half)
 
 
 def _summed(inputs: Sequence[State], name: str) -> np.ndarray:

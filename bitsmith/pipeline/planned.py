@@ -11,13 +11,13 @@ from typing import Any
 
 from bitsmith.errors import FileError
 from bitsmith.models.checkpoint import Checkpoint, open_checkpoint
+from bitsmith.models.for_workers import files_of
 from bitsmith.recipe.calibration_record import CalibrationRecord
 from bitsmith.recipe.copies import SAME, as_conversion, assign_copy
 from bitsmith.recipe.plan import Assignment, Plan
 from bitsmith.recipe.planners import assign
 from bitsmith.recipe.recipe import QUANTIZE, PlanOptions
 from bitsmith.recipe.target import Target
-from bitsmith.work.key import head_hash
 
 _FIELDS = ("source", "source_layout", "order", "copied", "together", "own", "outside")  # of tensors, beside their info
 
@@ -72,11 +72,6 @@ def digest_of(plan: Plan) -> str:
         known = [str(vars(each)[name]) for name in _FIELDS]
         digest.update(repr((each.info, known, each.inputs, str(dict(each.parts)))).encode())
     return digest.hexdigest()
-
-
-def files_of(checkpoint: Checkpoint) -> list[list[Any]]:
-    """Name, size and hash of the beginning of every file of the weights: the same wherever they lie."""
-    return [[path.name, path.stat().st_size, head_hash(path)] for path in checkpoint.source.files]
 
 
 @lru_cache(maxsize=2)

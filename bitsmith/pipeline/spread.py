@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from bitsmith.errors import UsageError
-from bitsmith.models.checkpoint import REFERENCE, Checkpoint
+from bitsmith.models.checkpoint import Checkpoint
+from bitsmith.models.for_workers import name_for_workers
 from bitsmith.pipeline.chunks import Chunk, chunks_of
 from bitsmith.pipeline.executor import PlanWriter
 from bitsmith.pipeline.planned import Description
@@ -26,7 +27,6 @@ from bitsmith.system.options import words_of
 from bitsmith.work.folder import WorkFolder
 from bitsmith.work.key import program
 
-PACKAGE = Path(__file__).parents[1]
 PIECE_WEIGHTS = 1 << 25  # of one task; its result is at most four times as many bytes
 
 
@@ -77,12 +77,6 @@ def spread_of(
     site = Site(config.executor, config.workers, vars(config).get("threads"), out, said)
     executor_of(site)
     return Spread(site, model, None, config.work)
-
-
-def name_for_workers(checkpoint: Checkpoint) -> str:
-    """How workers open a model: by its path, which must lead to the same files there."""
-    path = checkpoint.source.path.absolute()
-    return REFERENCE if checkpoint.name == REFERENCE and path.is_relative_to(PACKAGE) else str(path)
 
 
 def round_spread(

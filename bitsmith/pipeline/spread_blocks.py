@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitsmith.calibration.pieces import BATCH_TOKENS
+from bitsmith.calibration.parts import parts_of_windows
 from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.sources import CalibrationTokens
 from bitsmith.calibration.work import BlockwiseWork, Reports
@@ -33,8 +33,6 @@ from bitsmith.work.state import State
 
 if TYPE_CHECKING:
     from bitsmith.pipeline.block_tasks import BlockWork
-
-PART_TOKENS = 1 << 14  # of the windows that one task sums over
 
 
 def kept_on_the_head(work: BlockwiseWork, tokens: CalibrationTokens, device: str, *, trained: bool) -> str:
@@ -130,17 +128,6 @@ def _weight(own: BlockWork, rows: RoundedRows, layer: int) -> np.ndarray:
     linear = own.start(layer).linears[rows.name.removeprefix(f"blk.{layer}.").removesuffix(".weight")]
     values: np.ndarray = linear.prepared.numpy()
     return values
-
-
-def parts_of_windows(tokens: np.ndarray) -> list[tuple[int, int]]:
-    """First window, and the one behind the last, of each part: whole batches, about PART_TOKENS tokens.
-
-    tokens: int64 [windows, context]
-    """
-    windows, context = tokens.shape
-    batch = max(1, BATCH_TOKENS // context)
-    step = max(1, PART_TOKENS // (batch * context)) * batch
-    return [(start, min(start + step, windows)) for start in range(0, windows, step)]
 
 
 @dataclass(frozen=True)

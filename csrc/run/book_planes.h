@@ -2,9 +2,9 @@
 //
 // A word of each of 16 rows holds the indices of four vectors. One look-up finds a byte of all 64 points: a plane,
 // whose four bytes of a row belong to four vectors. So the inputs are brought into the order of planes, once for a row,
-// and the sums of integers are those of `dot`, to the bit. Points of eight weights have two planes, each of the 2-bit
-// level numbers of four weights: i, i + 2, i + 4, i + 6. Points of four weights have four planes of levels (IQ3_XXS),
-// or two of pairs of 4-bit levels: i, i + 2 (IQ3_S).
+// and the sums of integers are those of `dot`, to the bit. Points have two planes: those of eight weights have the
+// 2-bit level numbers of four weights in each, those of four weights the 3-bit level numbers of two. Beside a number
+// come the signs, so that one more look-up gives a signed level.
 #pragma once
 
 #include "fine.h"
@@ -18,17 +18,17 @@ struct Planes {
 };
 
 // The codes of 32 inputs in the order of planes: byte b of word i belongs to weight i of vector b. Where half a run has
-// a scale of its own, the words of the first half come first, then those of the second, with zeros for the other.
+// a scale of its own, bytes 0 and 1 of word 4 h + i belong to weight i of the vectors 2 h and 2 h + 1, bytes 2 and 3 to
+// weight 4 + i.
 struct alignas(64) PlaneBlock {
-  int8_t upper[64], lower[64];
+  int8_t upper[32], lower[32];
 };
 
 template <class T>
 void to_planes(const FineBlock *x, int count, PlaneBlock *out);
 
-// Products of a run, as `dot` gives them; half: of a run where each has its scale
-template <class T>
-Ints dot_planes(Ints acc, const Words (&planes)[8], const PlaneBlock &x, int half);
+// Products of the planes `first` .. `last` - 1 of a run, as `dot` gives them.
+Ints dot_planes(Ints acc, const Words (&planes)[8], const PlaneBlock &x, int first, int last);
 
 #if defined(__AVX512VBMI__)
 
@@ -45,31 +45,105 @@ struct PlaneTable {
   }
 };
 
-// Of eight weights: weight plane + 2 f in bits 2 f.
-constexpr uint8_t four_of_eight(uint16_t point, int plane) {
-  uint8_t byte = 0;
-  for (int f = 0; f < 4; ++f) byte |= (point >> (2 * (plane + 2 * f)) & 3) << (2 * f);
-  return byte;
-}
-// 64 plus the level of a weight of IQ3_XXS
-constexpr uint8_t raised_level(uint16_t point, int plane) { return 64 + kIq3XxsLevels[point >> (4 * plane) & 7]; }
-// Levels of the weights plane and plane + 2 of IQ3_S
-constexpr uint8_t two_levels(uint16_t point, int plane) {
-  return static_cast<uint8_t>(kIq3SLevels[point >> (4 * plane) & 7] | kIq3SLevels[point >> (4 * (plane + 2)) & 7] << 4);
+// Of eight weights: level numbers of weights 4 plane + f, in bits 2 f.
+constexpr uint8_t four_of_eight(uint16_t point, int plane) { return static_cast<uint8_t>(point >> (8 * plane)); }
+// Of four weights: level numbers of weights 2 plane and 2 plane + 1, in bits 0 and 3.
+constexpr uint8_t two_of_four(uint16_t point, int plane) {
+  return static_cast<uint8_t>((point >> (8 * plane) & 7) | (point >> (8 * plane + 4) & 7) << 3);
 }
 
 constexpr auto kIq1Planes = PlaneTable<2, 2048>::of(kIq1Points, four_of_eight);
 constexpr auto kIq2XxsPlanes = PlaneTable<2, 256>::of(kIq2XxsPoints, four_of_eight);
 constexpr auto kIq2XsPlanes = PlaneTable<2, 512>::of(kIq2XsPoints, four_of_eight);
 constexpr auto kIq2SPlanes = PlaneTable<2, 1024>::of(kIq2SPoints, four_of_eight);
-constexpr auto kIq3XxsPlanes = PlaneTable<4, 256>::of(kIq3XxsPoints, raised_level);
-constexpr auto kIq3SPlanes = PlaneTable<2, 512>::of(kIq3SPoints, two_levels);
+constexpr auto kIq3XxsPlanes = PlaneTable<2, 256>::of(kIq3XxsPoints, two_of_four);
+constexpr auto kIq3SPlanes = PlaneTable<2, 512>::of(kIq3SPoints, two_of_four);
 
-// Levels plus the type's zero, by the lower or the upper two bits of a nibble
-alignas(16) constexpr uint8_t kIq2Low[16] = {72, 89, 107, 0, 72, 89, 107, 0, 72, 89, 107};
-alignas(16) constexpr uint8_t kIq2High[16] = {72, 72, 72, 72, 89, 89, 89, 89, 107, 107, 107, 107};
-alignas(16) constexpr uint8_t kIq1Low[16] = {9, 17, 25, 0, 9, 17, 25, 0, 9, 17, 25};
-alignas(16) constexpr uint8_t kIq1High[16] = {9, 9, 9, 9, 17, 17, 17, 17, 25, 25, 25, 25};
+// Codes by six bits.
+struct CodeTable {
+  alignas(64) uint8_t codes[64] = {};
+
+  template <class Code>
+  static constexpr CodeTable of(const Code &code) {
+    CodeTable table;
+    for (int i = 0; i < 64; ++i) table.codes[i] = static_cast<uint8_t>(code(i));
+    return table;
+  }
+  BITSMITH_INLINE Words operator()(Words index) const {
+    return as<Words>(_mm512_permutexvar_epi8(as<__m512i>(index), load<__m512i>(codes)));
+  }
+};
+
+// By the level numbers of two weights, then their signs: codes of the first or of the second
+template <int which>
+constexpr CodeTable kIq2Codes = CodeTable::of([](int i) {
+  const int level = kIq2Levels[i >> (2 * which) & 3];
+  return 64 + (i >> (4 + which) & 1 ? -level : level);
+});
+// The same with one bit for both in place of signs, of smaller levels.
+template <int which>
+constexpr CodeTable kIq1Codes =
+    CodeTable::of([](int i) { return kIq1Levels[i >> (2 * which) & 3] - 2 * (i >> 4 & 1); });
+// By the level number of a weight, and a sign in bit `sign`
+template <int sign>
+constexpr CodeTable kIq3XxsCodes = CodeTable::of([](int i) {
+  const int level = kIq3XxsLevels[i & 7];
+  return 64 + (i >> sign & 1 ? -level : level);
+});
+template <int sign>
+constexpr CodeTable kIq3SCodes = CodeTable::of([](int i) {
+  const int level = kIq3SLevels[i & 7];
+  return 16 + (i >> sign & 1 ? -level : level);
+});
+
+// Seven signs and an eighth that makes their number even.
+struct EvenTable {
+  alignas(64) uint8_t bytes[128] = {};
+  constexpr EvenTable() {
+    for (int i = 0; i < 128; ++i) {
+      int odd = 0;
+      for (int bit = 0; bit < 7; ++bit) odd ^= i >> bit & 1;
+      bytes[i] = static_cast<uint8_t>(i | odd << 7);
+    }
+  }
+};
+constexpr EvenTable kEven;
+
+// Bits where the mask has them from a, elsewhere from b.
+template <int mask>
+BITSMITH_INLINE Words join(Words a, Words b) {
+  return as<Words>(_mm512_ternarylogic_epi32(_mm512_set1_epi8(mask), as<__m512i>(a), as<__m512i>(b), 0xca));
+}
+
+// Eight bits of each word from bit a, b, c, d on, as its bytes.
+BITSMITH_INLINE Words bytes_from(Words v, int a, int b, int c, int d) {
+  const auto at = [](int bit) { return static_cast<uint64_t>(bit & 63); };
+  const auto four = [&](int by) { return at(a + by) | at(b + by) << 8 | at(c + by) << 16 | at(d + by) << 24; };
+  const __m512i places = _mm512_set1_epi64(static_cast<long long>(four(0) | four(32) << 32));
+  return as<Words>(_mm512_multishift_epi64_epi8(places, as<__m512i>(v)));
+}
+
+// Bytes 0 and 2 of each word, then those of the same word of a second vector.
+struct PairPlaces {
+  alignas(64) uint8_t bytes[64] = {};
+  constexpr PairPlaces() {
+    for (int i = 0; i < 64; ++i) bytes[i] = static_cast<uint8_t>(i / 4 * 4 + 2 * (i & 1) + (i & 2 ? 64 : 0));
+  }
+};
+constexpr PairPlaces kPairs;
+
+// Half `half` of each word of a, then that of b.
+template <int half>
+BITSMITH_INLINE Words halves_of(Words a, Words b) {
+  return as<Words>(half ? _mm512_mask_blend_epi16(0xaaaaaaaau, as<__m512i>(a >> 16), as<__m512i>(b))
+                        : _mm512_mask_blend_epi16(0xaaaaaaaau, as<__m512i>(a), as<__m512i>(b << 16)));
+}
+
+// Bytes of seven signs, whose upper bits do not matter, as eight.
+BITSMITH_INLINE Words eight_signs(Words sevens) {
+  return as<Words>(
+      _mm512_permutex2var_epi8(load<__m512i>(kEven.bytes), as<__m512i>(sevens), load<__m512i>(kEven.bytes + 64)));
+}
 
 // Where the four bytes of a row's word find something in a word: bit numbers, 0 to 31.
 struct Bits {
@@ -108,33 +182,59 @@ BITSMITH_INLINE __m512i entries(const uint8_t *table, __m512i index, const __mma
   }
 }
 
-// twice zero - byte where the mask says so
-template <int zero>
-BITSMITH_INLINE Words turned(__m512i byte, __mmask64 minus) {
-  return as<Words>(_mm512_mask_sub_epi8(byte, minus, _mm512_set1_epi8(static_cast<char>(2 * zero)), byte));
-}
-
-// The eight planes of a run of vectors of eight, from those of four weights each: levels plus zero, without signs.
-template <int N>
+// The eight planes of a run of vectors of eight, from those of four weights each. beside: for the two weights of a
+// nibble at a time, what stands in bits 4 and 5 of the index of `first` and `second`
+template <bool apart, int N>
 BITSMITH_INLINE void eight_planes(const PlaneTable<2, N> &table, Words index, const __mmask64 *masks,
-                                  const uint8_t (&low)[16], const uint8_t (&high)[16], Words (&out)[8]) {
+                                  const Words (&beside)[4], const CodeTable &first, const CodeTable &second,
+                                  Words (&out)[8]) {
+  Words found[2];
 #pragma GCC unroll 2
-  for (int plane = 0; plane < 2; ++plane) {
-    const Words found = as<Words>(entries<N>(table.bytes[plane], as<__m512i>(index), masks));
-    const Words a = found & 0x0f0f0f0fu, b = found >> 4 & 0x0f0f0f0fu;
-    out[plane] = look_up(low, a);
-    out[plane + 2] = look_up(high, a);
-    out[plane + 4] = look_up(low, b);
-    out[plane + 6] = look_up(high, b);
+  for (int i = 0; i < 2; ++i) found[i] = as<Words>(entries<N>(table.bytes[i], as<__m512i>(index), masks));
+  if constexpr (apart) {
+    const Words one = found[0];
+    found[0] = halves_of<0>(one, found[1]);
+    found[1] = halves_of<1>(one, found[1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const Words a = join<15>(found[i], beside[2 * i]), b = join<15>(found[i] >> 4, beside[2 * i + 1]);
+    out[4 * i] = first(a);
+    out[4 * i + 1] = second(a);
+    out[4 * i + 2] = first(b);
+    out[4 * i + 3] = second(b);
   }
 }
 
-// Signs of weights: bit i of byte b is that of weight i of vector b.
-BITSMITH_INLINE void sign_planes(Words signs, Words (&out)[8]) {
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i)
-    out[i] = turned<64>(as<__m512i>(out[i]),
-                        _mm512_test_epi8_mask(as<__m512i>(signs), _mm512_set1_epi8(static_cast<char>(1 << i))));
+// The same with signs: bit i of byte b is that of weight i of vector b.
+template <bool apart, int N>
+BITSMITH_INLINE void signed_planes(const PlaneTable<2, N> &table, Words index, const __mmask64 *masks, Words signs,
+                                   Words (&out)[8]) {
+  if constexpr (apart)
+    eight_planes<true>(table, index, masks,
+                       {bytes_from(signs, -4, 4, 0, 8), bytes_from(signs, -2, 6, 2, 10),
+                        bytes_from(signs, 12, 20, 16, 24), bytes_from(signs, 14, 22, 18, 26)},
+                       kIq2Codes<0>, kIq2Codes<1>, out);
+  else
+    eight_planes<false>(table, index, masks, {signs << 4, signs << 2, signs, signs >> 2}, kIq2Codes<0>, kIq2Codes<1>,
+                        out);
+}
+
+// The four planes of half a run of vectors of four. signs: of the run, bit i of byte b is that of weight 8 b + i.
+// codes: by a sign in bit 3, 4 or 5
+template <int N>
+BITSMITH_INLINE void four_planes(const PlaneTable<2, N> &table, Words index, const __mmask64 *masks, Words signs,
+                                 int half, const CodeTable &third, const CodeTable &fourth, const CodeTable &fifth,
+                                 Words *out) {
+  const int at = 16 * half;
+  const Words low = bytes_from(signs, at - 3, at + 1, at + 5, at + 9);  // the first sign in bit 3
+  const Words high = low >> 1;                                          // the fourth sign in bit 5
+  const Words one = as<Words>(entries<N>(table.bytes[0], as<__m512i>(index), masks));
+  const Words two = as<Words>(entries<N>(table.bytes[1], as<__m512i>(index), masks));
+  out[0] = third(join<7>(one, low));
+  out[1] = third(join<7>(one >> 3, high));
+  out[2] = fourth(join<7>(two, high));
+  out[3] = fifth(join<7>(two >> 3, high));
 }
 
 // kOfFour: whether points have four weights; find: the planes of a run, as they are multiplied
@@ -150,8 +250,7 @@ struct Planes<IQ2_XXS> : OfEight {
   static BITSMITH_INLINE void find(const uint8_t *p, int run, Words (&out)[8]) {
     const Words index = word(p, 2 * run);
     const __mmask64 masks[] = {_mm512_movepi8_mask(as<__m512i>(index))};
-    eight_planes(kIq2XxsPlanes, index, masks, kIq2Low, kIq2High, out);
-    sign_planes(even_signs(word(p, 2 * run + 1)), out);
+    signed_planes<false>(kIq2XxsPlanes, index, masks, eight_signs(bytes_from(word(p, 2 * run + 1), 0, 7, 14, 21)), out);
   }
 };
 
@@ -159,12 +258,17 @@ template <>
 struct Planes<IQ2_XS> : OfEight {
   static BITSMITH_INLINE void find(const uint8_t *p, int run, Words (&out)[8]) {
     const Words a = word(p, 2 * run), b = word(p, 2 * run + 1);
-    const Words index = bytes_at(a, 0, 2, 128, 128) | bytes_at(b, 128, 128, 0, 2);
-    const Words upper = bytes_at(a, 1, 3, 128, 128) | bytes_at(b, 128, 128, 1, 3);  // a bit of the index, seven signs
-    const __mmask64 masks[] = {_mm512_movepi8_mask(as<__m512i>(index)), bits_at(upper, {{0, 8, 16, 24}})};
-    eight_planes(kIq2XsPlanes, index, masks, kIq2Low, kIq2High, out);
-    const Words sevens = upper >> 1 & 0x7f7f7f7fu;
-    sign_planes(with_eighth(sevens), out);
+    const Words index = both_bytes(a, b, 0), upper = both_bytes(a, b, 1);  // upper: a bit of the index, seven signs
+    const __mmask64 masks[] = {_mm512_movepi8_mask(as<__m512i>(index)),
+                               _mm512_test_epi8_mask(as<__m512i>(upper), _mm512_set1_epi8(1))};
+    signed_planes<true>(kIq2XsPlanes, index, masks, eight_signs(upper >> 1), out);
+  }
+
+ private:
+  // Bytes `first` and `first` + 2 of each word of a, then of b.
+  static BITSMITH_INLINE Words both_bytes(Words a, Words b, int first) {
+    const __m512i places = _mm512_add_epi8(load<__m512i>(kPairs.bytes), _mm512_set1_epi8(static_cast<char>(first)));
+    return as<Words>(_mm512_permutex2var_epi8(as<__m512i>(a), places, as<__m512i>(b)));
   }
 };
 
@@ -175,19 +279,20 @@ struct Planes<IQ2_S> : OfEight {
     const int at = 8 * (run & 3);
     const __mmask64 masks[] = {_mm512_movepi8_mask(as<__m512i>(index)), bits_at(high, {{at, at + 2, at + 4, at + 6}}),
                                bits_at(high, {{at + 1, at + 3, at + 5, at + 7}})};
-    eight_planes(kIq2SPlanes, index, masks, kIq2Low, kIq2High, out);
-    sign_planes(word(p, 8 + run), out);
+    signed_planes<true>(kIq2SPlanes, index, masks, word(p, 8 + run), out);
   }
 };
 
-// IQ1 has no signs; a bit makes the levels of a run or of a vector smaller by 2.
-template <int step>
-BITSMITH_INLINE void iq1_planes(Words index, Words high, int at, Words (&out)[8]) {
+// IQ1 has no signs; a bit makes the levels of a run or of a vector smaller by 2. lower: those of the first and second
+// four planes, in bit 4 of each byte
+template <bool apart, int step>
+BITSMITH_INLINE void iq1_planes(Words index, Words high, int at, const Words (&lower)[2], Words (&out)[8]) {
   const __mmask64 masks[] = {_mm512_movepi8_mask(as<__m512i>(index)),
                              bits_at(high, {{at, at + step, at + 2 * step, at + 3 * step}}),
                              bits_at(high, {{at + 1, at + step + 1, at + 2 * step + 1, at + 3 * step + 1}}),
                              bits_at(high, {{at + 2, at + step + 2, at + 2 * step + 2, at + 3 * step + 2}})};
-  eight_planes(kIq1Planes, index, masks, kIq1Low, kIq1High, out);
+  eight_planes<apart>(kIq1Planes, index, masks, {lower[0], lower[0], lower[1], lower[1]}, kIq1Codes<0>, kIq1Codes<1>,
+                      out);
 }
 
 template <>
@@ -195,10 +300,8 @@ struct Planes<IQ1_S> : OfEight {
   static BITSMITH_INLINE void find(const uint8_t *p, int run, Words (&out)[8]) {
     const Words high = word(p, 8 + run / 2);
     const int at = 16 * (run & 1);
-    iq1_planes<3>(word(p, run), high, at, out);
-    const Words lower = as<Words>(as<Ints>(high << (16 - at)) >> 31) & 0x02020202u;
-#pragma GCC unroll 8
-    for (Words &each : out) each -= lower;
+    const Words lower = as<Words>(as<Ints>(high << (16 - at)) >> 31);
+    iq1_planes<false, 3>(word(p, run), high, at, {lower, lower}, out);
   }
 };
 
@@ -207,32 +310,22 @@ struct Planes<IQ1_M> : OfEight {
   static BITSMITH_INLINE void find(const uint8_t *p, int run, Words (&out)[8]) {
     const Words high = word(p, 8 + run / 2);
     const int at = 16 * (run & 1);
-    iq1_planes<4>(word(p, run), high, at, out);
-    const Words lower =
-        as<Words>(_mm512_maskz_mov_epi8(bits_at(high, {{at + 3, at + 7, at + 11, at + 15}}), _mm512_set1_epi8(2)));
-#pragma GCC unroll 8
-    for (Words &each : out) each -= lower;  // no byte borrows from the next
+    iq1_planes<true, 4>(
+        word(p, run), high, at,
+        {bytes_from(high, at - 1, at + 3, at - 1, at + 3), bytes_from(high, at + 7, at + 11, at + 7, at + 11)}, out);
   }
 };
-
-// Signs of half a run, of four vectors of four: bit i of byte b is that of weight i of vector b.
-BITSMITH_INLINE Words half_signs(Words signs, int half) {
-  const Words both = bytes_at(signs, 2 * half, 2 * half, 2 * half + 1, 2 * half + 1);
-  return (both & 0x000f000fu) | (both >> 4 & 0x0f000f00u);
-}
 
 template <>
 struct Planes<IQ3_XXS> : OfFour {
   static BITSMITH_INLINE void find(const uint8_t *p, int run, Words (&out)[8]) {
-    const Words signs = even_signs(word(p, 16 + run));
+    const Words signs = eight_signs(bytes_from(word(p, 16 + run), 0, 7, 14, 21));
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      const __m512i index = as<__m512i>(word(p, 2 * run + half)), own = as<__m512i>(half_signs(signs, half));
-      const __mmask64 masks[] = {_mm512_movepi8_mask(index)};
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i)
-        out[4 * half + i] = turned<64>(entries<256>(kIq3XxsPlanes.bytes[i], index, masks),
-                                       _mm512_test_epi8_mask(own, _mm512_set1_epi8(static_cast<char>(1 << i))));
+      const Words index = word(p, 2 * run + half);
+      const __mmask64 masks[] = {_mm512_movepi8_mask(as<__m512i>(index))};
+      four_planes(kIq3XxsPlanes, index, masks, signs, half, kIq3XxsCodes<3>, kIq3XxsCodes<4>, kIq3XxsCodes<5>,
+                  out + 4 * half);
     }
   }
 };
@@ -244,15 +337,10 @@ struct Planes<IQ3_S> : OfFour {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       const int at = 8 * (run & 3) + 4 * half;
-      const __m512i index = as<__m512i>(word(p, 2 * run + half)), own = as<__m512i>(half_signs(signs, half));
-      const __mmask64 masks[] = {_mm512_movepi8_mask(index), bits_at(high, {{at, at + 1, at + 2, at + 3}})};
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        const Words two = as<Words>(entries<512>(kIq3SPlanes.bytes[i & 1], index, masks));
-        const Words raised = ((i < 2 ? two : two >> 4) & 0x0f0f0f0fu) | 0x10101010u;
-        out[4 * half + i] =
-            turned<16>(as<__m512i>(raised), _mm512_test_epi8_mask(own, _mm512_set1_epi8(static_cast<char>(1 << i))));
-      }
+      const Words index = word(p, 2 * run + half);
+      const __mmask64 masks[] = {_mm512_movepi8_mask(as<__m512i>(index)),
+                                 bits_at(high, {{at, at + 1, at + 2, at + 3}})};
+      four_planes(kIq3SPlanes, index, masks, signs, half, kIq3SCodes<3>, kIq3SCodes<4>, kIq3SCodes<5>, out + 4 * half);
     }
   }
 };
@@ -260,32 +348,25 @@ struct Planes<IQ3_S> : OfFour {
 template <class T>
 void to_planes(const FineBlock *x, int count, PlaneBlock *out) {
   alignas(32) int8_t places[32];
-  for (int i = 0; i < 8; ++i)
-    for (int b = 0; b < 4; ++b)
-      places[4 * i + b] = static_cast<int8_t>(Planes<T>::kOfFour ? 16 * (i / 4) + 4 * b + i % 4 : 8 * b + i);
-  const __m256i order = load<__m256i>(places);
-  const auto put = [&](const int8_t *from, int8_t *to) {
-    const __m256i all = _mm256_permutexvar_epi8(order, load<__m256i>(from));
-    if constexpr (T::kSub == 32) {
-      store(to, all);
-    } else {
-      store(to, _mm256_and_si256(all, _mm256_set1_epi32(0x0000ffff)));
-      store(to + 32, _mm256_and_si256(all, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  for (int i = 0; i < 8; ++i) {
+    for (int b = 0; b < 4; ++b) {
+      const int apart = 16 * (i / 4) + 8 * (b & 1) + 4 * (b / 2) + i % 4, quad = 16 * (i / 4) + 4 * b + i % 4;
+      places[4 * i + b] = static_cast<int8_t>(Planes<T>::kOfFour ? quad : T::kSub == 16 ? apart : 8 * b + i);
     }
-  };
+  }
+  const __m256i order = load<__m256i>(places);
   for (int block = 0; block < count; ++block) {
-    put(x[block].upper, out[block].upper);
-    put(x[block].lower, out[block].lower);
+    store(out[block].upper, _mm256_permutexvar_epi8(order, load<__m256i>(x[block].upper)));
+    store(out[block].lower, _mm256_permutexvar_epi8(order, load<__m256i>(x[block].lower)));
   }
 }
 
-template <class T>
-BITSMITH_INLINE Ints dot_planes(Ints acc, const Words (&planes)[8], const PlaneBlock &x, int half) {
+BITSMITH_INLINE Ints dot_planes(Ints acc, const Words (&planes)[8], const PlaneBlock &x, int first, int last) {
   Ints upper{};
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    upper = dot4<false>(upper, planes[i], four(x.upper + 32 * half + 4 * i));
-    acc = dot4<false>(acc, planes[i], four(x.lower + 32 * half + 4 * i));
+  for (int i = first; i < last; ++i) {
+    upper = dot4<false>(upper, planes[i], four(x.upper + 4 * i));
+    acc = dot4<false>(acc, planes[i], four(x.lower + 4 * i));
   }
   return acc + (upper << 7);
 }

@@ -14,7 +14,7 @@ BITSMITH_INLINE Floats products(const uint8_t *p, int run, const FineBlock &in, 
   if constexpr (Planes<T>::kThere) {
     Words found[8];
     Planes<T>::find(p, run, found);
-    return convert<Floats>(dot_planes<T>(begin, found, planes[run], 0));
+    return convert<Floats>(dot_planes(begin, found, planes[run], 0, 8));
   } else {
     static_cast<void>(planes);
     return convert<Floats>(dot<T>(begin, p, run, in, 0, 8));
@@ -29,7 +29,7 @@ BITSMITH_INLINE void half_products(const uint8_t *p, int run, const FineBlock &i
     Words found[8];
     Planes<T>::find(p, run, found);
     for (int i = 0; i < 2; ++i)
-      out[i] = convert<Floats>(dot_planes<T>(start<T>(in.negated_16[i], lifted), found, planes[run], i));
+      out[i] = convert<Floats>(dot_planes(start<T>(in.negated_16[i], lifted), found, planes[run], 4 * i, 4 * i + 4));
   } else {
     static_cast<void>(planes);
     for (int i = 0; i < 2; ++i)

@@ -10,6 +10,7 @@ import torch
 
 from bitsmith.calibration import accelerator, input_hessian, rounding
 from bitsmith.calibration.accelerator import rows_within
+from bitsmith.calibration.drift import Drift
 from bitsmith.calibration.notes import rounding_notes
 from bitsmith.calibration.rounding import GptqRounder, gptq_rounder, rounded_group, slabs_of
 from bitsmith.calibration.stats import GramMeter, Stats
@@ -21,12 +22,13 @@ from bitsmith.quant.rounders.hessian import corrected, corrected_directly, corre
 MATRICES = {"attn_q": (40, "int4-g32"), "attn_k": (16, "int4-g32"), "attn_v": (16, "int3-g32-asym")}
 
 
-def seen(tokens: int = 300, cols: int = 64) -> tuple[Stats, torch.Tensor]:
+def seen(tokens: int = 300, cols: int = 64) -> tuple[Stats, Drift]:
     random = np.random.default_rng(0)
     x = torch.from_numpy(random.standard_normal((tokens, cols)).astype(np.float32))
     meter = GramMeter()
     meter.add(x, x + 0.1 * torch.from_numpy(random.standard_normal((tokens, cols)).astype(np.float32)))
-    return meter.taken()
+    stats, drift = meter.taken()
+    return stats, Drift(drift)
 
 
 def matrices() -> dict:
@@ -128,8 +130,8 @@ def test_corrections_without_a_matrix_of_the_hessians_size() -> None:
     assert stats.gram is not None
     factor = prepare(stats.gram / stats.count)
     w = torch.from_numpy(np.random.default_rng(2).standard_normal((24, 64)).astype(np.float32))
-    expected = corrected(w, correction(factor, drift / stats.count))
-    torch.testing.assert_close(corrected_directly(w, factor, drift / stats.count), expected, rtol=1e-5, atol=1e-5)
+    expected = corrected(w, correction(factor, drift.total / stats.count))
+    torch.testing.assert_close(corrected_directly(w, factor, drift.total / stats.count), expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(w, expected, atol=1e-2)
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from bitsmith.calibration import input_hessian
+from bitsmith.calibration.drift import Drift
 from bitsmith.calibration.input_hessian import InputHessian
 from bitsmith.calibration.rounding import gptq_rounder, rounded_group
-from bitsmith.calibration.stats import GramMeter
+from bitsmith.calibration.stats import GramMeter, Stats
 from bitsmith.errors import TensorError
 from bitsmith.quant.formats import get_format
 from bitsmith.quant.rounders.effort import EFFORTS
@@ -30,9 +31,14 @@ def weights(rows: int, seed: int = 1) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((rows, COLS)).astype(np.float32))
 
 
+def taken() -> tuple[Stats, Drift]:
+    stats, total = meter().taken()
+    return stats, Drift(total)
+
+
 def hessian() -> InputHessian:
     stats, drift = meter().taken()
-    return InputHessian.of(stats.gram, drift, stats.count)
+    return InputHessian.of(stats.gram, Drift(drift), stats.count)
 
 
 @pytest.fixture
@@ -81,9 +87,9 @@ def test_products_are_not_taken_where_a_matrix_has_more_rows_than_columns(wide: 
 def test_a_group_is_rounded_to_the_same_codes(wide: None, monkeypatch: pytest.MonkeyPatch) -> None:
     format = get_format("int4-g64")
     given = {name: (weights(rows, rows), format) for name, rows in (("a", 40), ("b", 100))}
-    found = rounded_group(gptq_rounder(*meter().taken(), EFFORTS["normal"]), "blk.0.", given)
+    found = rounded_group(gptq_rounder(*taken(), EFFORTS["normal"]), "blk.0.", given)
     monkeypatch.setattr(input_hessian, "WIDE", 1 << 20)
-    narrow = rounded_group(gptq_rounder(*meter().taken(), EFFORTS["normal"]), "blk.0.", given)
+    narrow = rounded_group(gptq_rounder(*taken(), EFFORTS["normal"]), "blk.0.", given)
     for name, (tensor, said) in found.items():
         other, told = narrow[name]
         assert (tensor.codes != other.codes).mean() < 2e-3
@@ -103,7 +109,7 @@ def test_a_drift_that_is_not_finite(wide: None) -> None:
 def test_sums_are_taken_over() -> None:
     sums = meter()
     stats, drift = sums.taken()
-    own = InputHessian.of(stats.gram, drift, stats.count)
+    own = InputHessian.of(stats.gram, Drift(drift), stats.count)
     assert own.matrix.data_ptr() == stats.gram.data_ptr()
     assert own.drift is drift
     assert sums._sum.taken() == (None, None)

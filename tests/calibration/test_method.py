@@ -44,7 +44,7 @@ def test_the_default_follows_bits_and_effort() -> None:
     assert [str(default_method(fine, effort, inputs=int8)) for effort in efforts] == [
         "nearest",
         "smoothquant",
-        "smoothquant",
+        "smoothquant+gptq",
     ]
     assert str(default_method(fine, "normal", inputs=fp8)) == "nearest"
 

@@ -35,7 +35,10 @@ def test_flags_that_scripts_rely_on() -> None:
         "--calibration --calibration-tokens --calibration-context --calibration-all-experts --seed --memory --device"
     )
     shared += " --threads --revision"
-    assert flags_of(ImatrixConfig) == {*shared.split(), "--out", "-o", "--force", "--fresh"}
+    assert flags_of(ImatrixConfig) == {
+        *shared.split(),
+        *["--out", "-o", "--force", "--fresh", "--executor", "--workers", "--work"],
+    }
 
 
 def configured(bitsmith_command: Command, monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[Any, ...]:

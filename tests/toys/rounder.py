@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from bitsmith.calibration.drift import Drift
 from bitsmith.calibration.rounders import Rounder
 from bitsmith.calibration.rounding import LinearRounder, RoundingReport
 from bitsmith.calibration.stats import Stats
@@ -14,7 +15,7 @@ from bitsmith.quant.rounders.nearest import nearest
 from bitsmith.quant.tensor import QuantTensor
 
 
-def toy_rounder(stats: Stats, drift: Tensor | None, effort: Effort) -> LinearRounder:
+def toy_rounder(stats: Stats, drift: Drift | None, effort: Effort) -> LinearRounder:
     """What rounds the matrices of one group."""
 
     def round(weight: Tensor, format: Format) -> tuple[QuantTensor, RoundingReport]:

@@ -248,10 +248,10 @@ def correction(factor: Factor, drift: Array) -> Tensor:
             f"the drift of inputs must be finite, with the Hessian's shape {list(factor.hessian.shape)}; found shape "
             f"{list(given.shape)}. Calibrate again."
         )
-    return _solved(factor, given)
+    return solved(factor, given)
 
 
-def _solved(factor: Factor, given: Tensor) -> Tensor:
+def solved(factor: Factor, given: Tensor) -> Tensor:
     """given H^-1 of the damped Hessian: float32 [n, cols] -> [n, cols]."""
     u = factor.feedback  # the solvers read nothing but what lies above its diagonal
     solved = torch.linalg.solve_triangular(u.T, given[:, factor.order], upper=False, left=False, unitriangular=True)
@@ -267,7 +267,7 @@ def corrected_directly(rows: Tensor, factor: Factor, drift: Tensor) -> Tensor:
 
     Sums are taken in another order. It is less work where a matrix has fewer rows than columns. drift: see `correction`
     """
-    moved: Tensor = _solved(factor, rows @ drift)
+    moved: Tensor = solved(factor, rows @ drift)
     return moved.add_(rows)
 
 
