@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 TEXT = ("--calibration", "default", "--threads", "1")
@@ -61,7 +62,8 @@ class Found:
 
 def run(words: Sequence[str], folder: Path, *, kill_at: float | None = None) -> tuple[int, float]:
     """Run a command; its exit status, and its processor seconds. kill_at: kill it after so many processor seconds"""
-    name = "out" if words[0] == "tune" or any("/" in word for word in words) else "out.gguf"
+    targets = [word for before, word in pairwise(words) if before == "--to"]
+    name = "out" if words[0] == "tune" or any("/" in target for target in targets) else "out.gguf"
     command = [sys.executable, "-m", "bitsmith", *words, "--out", str(folder / name)]
     caches = {**os.environ, "XDG_CACHE_HOME": str(folder.with_name("cache"))}
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=caches)
