@@ -19,8 +19,9 @@ from bitsmith.quant.formats.precision import as_numpy
 from bitsmith.quant.lattice import probe, probed_rows, recover
 from bitsmith.quant.rounders.effort import Effort
 from bitsmith.quant.rounders.gptq import EVEN_ROWS, GptqReport, Rounded, gptq_each, joined
-from bitsmith.quant.rounders.slabs import SLAB_ROWS, slab_rows
+from bitsmith.quant.rounders.slabs import SLAB_ROWS, WIDE, slab_rows
 from bitsmith.quant.tensor import QuantTensor
+from bitsmith.system.memory import trim_memory
 from bitsmith.system.pressure import is_shortage
 
 
@@ -175,6 +176,8 @@ class GptqRounder:
             for place, halves in zip(slab, _in_slabs([weights[i][at] for i, at in slab], make), strict=True):
                 pieces[place[0]] += halves
                 cut |= len(halves) > 1
+            if own.cols >= WIDE and not self.accelerated:
+                trim_memory()
         return [
             (
                 _whole(format, [(piece.codes, piece.params) for piece in each]),
