@@ -24,7 +24,6 @@ from bitsmith.recipe.allocation.rules import rules_of
 from bitsmith.recipe.allocation.search import best, largest, smallest
 from bitsmith.recipe.allocation.solver import Time
 from bitsmith.recipe.allocation.units import Allocatable, Unit
-from bitsmith.recipe.calibration_record import CalibrationRecord
 from bitsmith.recipe.recipe import PlanOptions
 from bitsmith.recipe.recipe_file import RecipeFile
 from bitsmith.recipe.target import Target
@@ -134,7 +133,7 @@ def fitted(
     Raises UsageError for a budget below the smallest legal output, or a model without a choice.
     """
     budget = budget_of(config, checkpoint, target.container)
-    room = Room(checkpoint, target, config, planned, budget, None if prepared is None else prepared.record)
+    room = Room(checkpoint, target, config, planned, budget, prepared)
     if room.whole <= 0 and config.tokens_per_second is None:
         return room.widest()
     if room.least > 0:
@@ -235,9 +234,9 @@ class Room:
         config: QuantizeConfig,
         planned: Planned,
         budget: Budget,
-        record: CalibrationRecord | None,
+        prepared: Prepared | None,
     ) -> None:
-        """record: of the calibration; None without one"""
+        """prepared: the calibration; None without one"""
         self._checkpoint, self._target, self._planned, self.budget = checkpoint, target, planned, budget
         self.config = named(config, checkpoint, target)
         grouped = target.container not in ("gguf", "native")
@@ -249,11 +248,12 @@ class Room:
             pre=config.pre,
             requantize=config.requantize,
             filename="plan.gguf",
-            calibration=record,
+            calibration=None if prepared is None else prepared.record,
         )
         if config.pure:
             raise UsageError(f"--pure gives all matrices one type, and {budget.said} gives each its own; give one.")
-        self.open = Allocatable(checkpoint, target, options, for_speed=config.tokens_per_second is not None)
+        speed, weighted = config.tokens_per_second is not None, None if prepared is None else _weighted(prepared)
+        self.open = Allocatable(checkpoint, target, options, for_speed=speed, weighted=weighted)
         if not self.open.units:
             raise UsageError(
                 f"{budget.said}: no matrix of {checkpoint.name} has more than one type that fits its rows in "
@@ -283,10 +283,11 @@ class Room:
 
     def _over_whole(self) -> int:
         """By how many bytes the largest types are over the budget, or what stands for them."""
+        self._stands_in = False
         try:
             return self.over(self.widest_choice)
         except UnsupportedError:
-            pass
+            self._stands_in = True
         try:
             return self.budget.over(self._planned(*self._floats()))
         except BitsmithError:  # a rule names a type of the container
@@ -298,12 +299,15 @@ class Room:
 
     def widest(self) -> Fitted:
         """All units in their largest types; a folder of floats, where the container holds codes alone."""
-        if find_container(self._target.container).is_folder and self._target.container != "native":
+        if self._stands_in:
             note = (
                 f"{self.budget.said} leaves room for all weights in {WIDEST:g} bits, and {self._target.container} "
                 "holds codes: this is native/bf16, a folder as the original's, which the same runtimes load"
             )
-            return Fitted(*self._floats(), (Words(note),))
+            target, config = self._floats()
+            told = about(config, self._checkpoint, self.budget)
+            file = RecipeFile(str(target), tuple(config.rules), about=told) if config.recipe is not None else None
+            return Fitted(target, config, (Words(note),), file)
         found = self._fitted(self.widest_choice)
         note = f"{self.budget.said} leaves room for more than the largest types ({WIDEST:g} bits); they are used"
         return replace(found, notes=(Words(note),))
@@ -337,6 +341,12 @@ class Room:
     def planned(self, chosen: Sequence[int]) -> Quantized:
         """The exact plan of these types."""
         return self._planned(self._target, self._with(chosen))
+
+
+def _weighted(prepared: Prepared) -> Callable[[str], bool] | None:
+    """Whether a matrix has importance in a file, by GGUF name; None for a text, which all matrices see."""
+    ready = prepared.ready
+    return None if ready is None else lambda name: ready.of(name) is not None
 
 
 def resources_of(config: QuantizeConfig, device: str) -> Resources:

@@ -104,7 +104,7 @@ def front(model: str | Path, config: QuantizeConfig, *, to: str | None = None, r
         return outputs_of(checkpoint, [target], config, effort=effort, prepared=prepared, device=device)[0].planned()
 
     budget = budget_of(config, checkpoint, target.container)
-    room = Room(checkpoint, target, config, planned, budget, None if prepared is None else prepared.record)
+    room = Room(checkpoint, target, config, planned, budget, prepared)
     files = _Files(room, planned, sensitivities_of(room.open, config, report, prepared=prepared))
     own = None if room.least > 0 else files.best(room)
     points = {point.nbytes: point for point in map(files.of_size, files.sizes())}

@@ -177,6 +177,7 @@ def _quantized(
     loss: float | None = None
     if config.has_budget:
         targets, config, told, loss = _chosen(checkpoint, targets[0], config, (effort, prepared, device), report)
+        prepared = None if rounds_nothing(checkpoint, targets[0], config) else prepared
     with nullcontext() if recipe is None else recipe.named():
         outputs = outputs_of(checkpoint, targets, config, effort=effort, prepared=prepared, device=device)
     if recipe is not None:
@@ -409,7 +410,7 @@ def _prepared(
                 "give --calibration=default, or a text."
             )
         return None
-    if all(rounds_nothing(checkpoint, target, config) for target in targets):
+    if not config.has_budget and all(rounds_nothing(checkpoint, target, config) for target in targets):
         return None
     from bitsmith.calibration.run import check_importance_file, prepare
 

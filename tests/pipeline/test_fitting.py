@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 
 import bitsmith
 from bitsmith.calibration import need
+from bitsmith.calibration.imatrix import read_imatrix
 from bitsmith.calibration.sensitivity import calibrated, footprint, kept, measuring
 from bitsmith.calibration.sensitivity.watched import WatchedModel
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.errors import BitsmithError, FileError, ResourceError, UsageError
 from bitsmith.models.checkpoint import open_checkpoint
-from bitsmith.pipeline import fitting, sensitivities, token_time
+from bitsmith.pipeline import fitting, quantization, sensitivities, token_time
 from bitsmith.pipeline.result import Quantized
 from bitsmith.pipeline.token_time import TokenTime
 from bitsmith.recipe.allocation.units import Allocatable
@@ -25,6 +27,7 @@ from bitsmith.recipe.target import Target
 from bitsmith.system.core import core
 from bitsmith.system.pressure import Room
 from bitsmith.system.progress import silent
+from tests.calibration.test_imatrix import write
 from tests.cli.command import Command
 from tests.tiny import make_folder
 
@@ -284,70 +287,6 @@ def test_the_time_of_a_token_is_measured_once(model: Path, monkeypatch: pytest.M
     assert all((a == b).all() for a, b in zip(again.units, found.units, strict=True))
 
 
-def test_a_recipe_gives_the_same_types_again_and_to_a_sister(model: Path, tmp_path: Path) -> None:
-    recipe = tmp_path / "r.yaml"
-    made = bitsmith.quantize(model, bits=5.5, recipe=recipe, out=tmp_path / "a.gguf")
-    again = bitsmith.quantize(model, recipe=recipe, out=tmp_path / "b.gguf")
-    types = [tensor.info.layout for tensor in made.plan.tensors]
-    assert [tensor.info.layout for tensor in again.plan.tensors] == types
-    assert made.out.read_bytes() == again.out.read_bytes()
-    sister = make_folder(tmp_path / "sister", num_hidden_layers=3)
-    assert bitsmith.quantize(sister, recipe=recipe, out=tmp_path / "c.gguf").size > made.size
-    bitsmith.quantize(model, bits=5.5, recipe=recipe, out=tmp_path / "a.gguf", dry_run=True)  # as a run that goes on
-    with pytest.raises(UsageError, match="exists"):
-        bitsmith.quantize(model, bits=6.5, recipe=recipe, dry_run=True)
-
-
-def test_a_recipe_keeps_what_the_run_kept(model: Path, tmp_path: Path) -> None:
-    recipe, keep = tmp_path / "k.yaml", [r"layers\.0\."]
-    made = bitsmith.quantize(model, to="compressed", bits=15.5, keep=keep, recipe=recipe, dry_run=True)
-    again = bitsmith.quantize(model, recipe=recipe, dry_run=True)
-    assert [tensor.info.layout for tensor in again.plan.tensors] == [t.info.layout for t in made.plan.tensors]
-    assert any(
-        "layers.0." in t.info.name and t.format
-        for t in bitsmith.quantize(model, to="compressed/w4a16", dry_run=True).plan.tensors
-    )
-
-
-def test_layers_that_a_recipe_does_not_name_are_told(model: Path, tmp_path: Path) -> None:
-    recipe = tmp_path / "r.yaml"
-    assert not bitsmith.quantize(model, bits=5.5, recipe=recipe, dry_run=True).warnings
-    own = bitsmith.quantize(model, recipe=recipe, dry_run=True)
-    assert not any("names a matrix" in each for each in own.warnings)
-    sister = make_folder(tmp_path / "sister", num_hidden_layers=4)
-    found = bitsmith.quantize(sister, recipe=recipe, dry_run=True)
-    assert any("names a matrix of layers 2 to 3; their types are those of gguf/" in each for each in found.warnings)
-
-
-@pytest.mark.parametrize(
-    ("text", "words", "said"),
-    [
-        ("to: gguf/q4_k_m\nrules: [ffn_down=q9_k]", {}, r"r\.yaml: rule 'ffn_down=q9_k': unknown type"),
-        ("to: gguf/nonsense\nrules: []", {}, r"r\.yaml: .*nonsense"),
-        ("to: gguf/q4_k_m\nrules: [ffn_down=q6_k]", {"to": "gptq/int4"}, r"r\.yaml are for gguf"),
-        ("to: gguf/q4_k_m\nrules: [ffn_down=q6_k]", {"pure": True}, r"r\.yaml gives each its own"),
-    ],
-)
-def test_recipes_that_cannot_be_applied(
-    model: Path, tmp_path: Path, text: str, words: dict[str, Any], said: str
-) -> None:
-    (tmp_path / "r.yaml").write_text(f"bitsmith_recipe: 1\n{text}\n")
-    with pytest.raises(UsageError, match=said):
-        bitsmith.quantize(model, recipe=tmp_path / "r.yaml", dry_run=True, **words)
-
-
-def test_places_are_checked_before_the_search(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sensitivities, "sensitivities_of", None)
-    (tmp_path / "a.gguf").write_bytes(b"mine")
-    with pytest.raises(UsageError, match=r"a\.gguf exists already"):
-        bitsmith.quantize(model, bits=5.25, out=tmp_path / "a.gguf")
-    (tmp_path / "r.yaml").write_text("mine")
-    with pytest.raises(UsageError, match=r"r\.yaml exists already; .* another recipe"):
-        bitsmith.quantize(model, bits=5.25, out=tmp_path / "b.gguf", recipe=tmp_path / "r.yaml")
-    with pytest.raises(FileError, match="there is no folder"):
-        bitsmith.quantize(model, bits=5.25, out=tmp_path / "b.gguf", recipe=tmp_path / "none" / "r.yaml")
-
-
 def test_a_shape_has_no_losses(command: Command) -> None:
     for name in ("llama-3-8b", "7B"):
         found = command("plan", name, "--fit", "24GB")
@@ -391,6 +330,44 @@ def test_beyond_sixteen_bits_a_container_of_codes_gives_way_to_floats(model: Pat
     assert str(found.target) == "native/bf16"
     assert any(f"{to} holds codes: this is native/bf16" in note for note in found.told)
     assert {tensor.info.layout for tensor in found.plan.tensors} == {"bf16"}
+
+
+def test_floats_in_place_of_codes_keep_the_budget(model: Path) -> None:
+    whole = bitsmith.quantize(model, to="mlx", bits=17, dry_run=True).size
+    found = bitsmith.quantize(model, to="mlx", size=str(whole - 1), dry_run=True)
+    assert found.size < whole
+    assert str(found.target) != "native/bf16"
+    assert str(bitsmith.quantize(model, to="mlx", size=str(whole), dry_run=True).target) == "native/bf16"
+
+
+def test_rules_that_leave_codes_keep_the_container(model: Path, tmp_path: Path) -> None:
+    found = bitsmith.quantize(model, to="mlx", bits=20, rules=["mlp=8bit"], dry_run=True)
+    assert found.target.container == "mlx"
+    layouts = {tensor.info.name: tensor.info.layout for tensor in found.plan.tensors}
+    coded = {name for name, layout in layouts.items() if layout.startswith("mlx")}
+    assert coded == {name for name in layouts if ".mlp." in name}
+    bitsmith.quantize(model, to="mlx", bits=20, recipe=tmp_path / "r.yaml", dry_run=True)
+    assert str(bitsmith.quantize(model, recipe=tmp_path / "r.yaml", dry_run=True).target) == "native/bf16"
+
+
+def test_a_calibration_counts_although_the_budget_has_room_for_floats(model: Path) -> None:
+    """The front of a model that fits its device is that of the calibrated rounding."""
+    config = bitsmith.QuantizeConfig(fit="24GB", calibration="default", method="gptq")
+    target = Target("gguf", "bf16")
+    assert quantization.calibration_of(open_checkpoint(model), [target], config, silent)[0] is not None
+    found = bitsmith.quantize(model, fit="24GB", calibration="default", method="gptq", dry_run=True)
+    assert {t.info.layout for t in found.plan.tensors} == {"bf16", "f32"}
+
+
+def test_types_that_need_importance_are_left_out_where_a_file_has_none(model: Path, tmp_path: Path) -> None:
+    bitsmith.imatrix(model, out=tmp_path / "im.gguf", calibration_tokens=256, calibration_context=64)
+    known = read_imatrix(tmp_path / "im.gguf")
+    name = "blk.1.ffn_down.weight"
+    write(
+        replace(known, entries={at: each for at, each in known.entries.items() if at != name}), tmp_path / "part.gguf"
+    )
+    found = bitsmith.quantize(model, bits=5.5, calibration=str(tmp_path / "part.gguf"), dry_run=True)
+    assert found.bits_per_weight <= 5.5
 
 
 def test_double_quantization_goes_with_a_budget(model: Path) -> None:

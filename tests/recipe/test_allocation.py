@@ -68,6 +68,29 @@ def test_shared_experts_and_delta_nets_are_fused_too(tmp_path: Path, container: 
         assert all(len(unit) == 2 and any(pair[1] in name for name in unit) for unit in found), pair
 
 
+def test_experts_of_the_model_are_alike_where_runtimes_fuse_them(tmp_path: Path) -> None:
+    """transformers has one scheme for the experts of all layers."""
+    model = folder_of("mixtral", tmp_path / "m")[0]
+    units = [unit for unit in open_types(model, "compressed/w4a16").units if any(".experts." in n for n in unit.names)]
+    assert len(units) == 1
+    assert len({name.split(".")[2] for name in units[0].names}) > 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"rules": ("q_proj=w8a16",)}, r"q_proj.weight: w8a16, .*k_proj.weight: open.*name all of them"),
+        ({"keep": ("v_proj",)}, r"v_proj.weight: 16 bits"),
+    ],
+)
+def test_rules_that_divide_a_fused_matrix_are_refused(words: dict[str, tuple[str, ...]], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        open_types("reference", "compressed/w4a16", **words)
+    whole = open_types("reference", "compressed/w4a16", rules=("[qkv]_proj=w8a16",))
+    assert not any("q_proj" in name for unit in whole.units for name in unit.names)
+    open_types("reference", "mlx/4bit", rules=("q_proj=8bit",))  # each module has its own
+
+
 def test_experts_of_a_layer_are_alike(tmp_path: Path) -> None:
     model = folder_of("mixtral", tmp_path / "m")[0]
     found = open_types(model, "native/int4")

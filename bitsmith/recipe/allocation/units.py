@@ -15,7 +15,7 @@ from bitsmith.containers.container import ModuleContainer
 from bitsmith.containers.floats import NUMBERS, WRITTEN_FLOATS
 from bitsmith.containers.fused import fused_with
 from bitsmith.containers.schemes import parse
-from bitsmith.errors import BitsmithError
+from bitsmith.errors import BitsmithError, UsageError
 from bitsmith.models.arch.block import linear_shapes
 from bitsmith.models.arch.names import in_stack
 from bitsmith.models.checkpoint import Checkpoint
@@ -38,6 +38,7 @@ _EXPERTS = re.compile(r"^blk\.(\d+)\.ffn_(gate|up|down|gate_up)_exps")
 _ENDS = ("token_embd", "output")
 BASE = ""  # as a choice's type: the base's own, which needs no rule
 
+Weighted = Callable[[str], bool]
 Assign = Callable[[tuple[str, ...]], Assignment]  # rules before the user's own -> the assignment
 
 
@@ -78,19 +79,29 @@ class Allocatable:
     """A model in a container, with types that are open. It gives units, and assignments for chosen types."""
 
     def __init__(
-        self, checkpoint: Checkpoint, target: Target, options: PlanOptions, *, for_speed: bool = False
+        self,
+        checkpoint: Checkpoint,
+        target: Target,
+        options: PlanOptions,
+        *,
+        for_speed: bool = False,
+        weighted: Weighted | None = None,
     ) -> None:
         """Headers are read once.
 
         target: the types of tensors that are in no unit, and the name in the file
         for_speed: whether types are choices, too, for which only their speed speaks
-        Raises what `assign` raises.
+        weighted: whether a matrix has importance, by GGUF name; None: all have it, if there is a calibration
+        Raises what `assign` raises; UsageError for rules that divide modules which runtimes load as one matrix.
         """
         self.target = target
         self._assign = _assigner(checkpoint, target, options)
         self.base = self._assign(())
         self.checkpoint = self.base.checkpoint
-        found = _units(self.base, self._assign, self._types())
+        row = find_container(target.container)
+        if isinstance(row, ModuleContainer) and row.fuses:
+            _check_fused(self.base)
+        found = _units(self.base, self._assign, self._types(), weighted or (lambda name: True))
         self.units = tuple(found if for_speed else filter(None, map(_without_older, found)))
 
     def assignment(self, rules: Sequence[str]) -> Assignment:
@@ -153,7 +164,25 @@ def _assigner(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> A
     return of_rules
 
 
-def _units(base: Assignment, assigned: Assign, types: Sequence[str]) -> Iterator[Unit]:
+def _check_fused(base: Assignment) -> None:
+    """Raise UsageError if the user's rules divide modules that runtimes load as one matrix."""
+    texts = [*(f"{each}=16 bits" for each in base.options.keep), *base.options.rules]
+    rules = [(re.compile(pattern), type.strip()) for pattern, _, type in (text.rpartition("=") for text in texts)]
+    given = {
+        each.info.name: next((type for pattern, type in rules if pattern.search(each.info.name)), "")
+        for each in base.tensors
+    }
+    for name in given:
+        names = [f"{module}.weight" for module in fused_with(name.removesuffix(".weight"))]
+        found = {each: given[each] for each in names if each in given}
+        if len(set(found.values())) > 1:
+            said = ", ".join(f"{each}: {type or 'open'}" for each, type in found.items())
+            raise UsageError(
+                f"rules divide modules that runtimes load as one matrix ({said}); name all of them in a rule, or none."
+            )
+
+
+def _units(base: Assignment, assigned: Assign, types: Sequence[str], weighted: Weighted) -> Iterator[Unit]:
     """The units of all matrices that a decoder multiplies with, and of its embedding."""
     config = base.checkpoint.config
     linears = {f"blk.{layer}.{name}" for layer in range(config.layers) for name in linear_shapes(config, layer)}
@@ -178,7 +207,8 @@ def _units(base: Assignment, assigned: Assign, types: Sequence[str]) -> Iterator
     for type in types:
         for tensor in _planned(assigned, type, base.tensors):
             name = tensor.info.name
-            if name in open_ and not (gguf and (tensor.info.layout != type or _needs_more(tensor, base.options))):
+            other = gguf and (tensor.info.layout != type or _needs_more(tensor, base.options, weighted))
+            if name in open_ and not other:
                 found[name][type] = tensor
     groups: dict[str, list[str]] = {}
     for name, linear in open_.items():
@@ -189,11 +219,11 @@ def _units(base: Assignment, assigned: Assign, types: Sequence[str]) -> Iterator
             yield unit
 
 
-def _needs_more(tensor: PlannedTensor, options: PlanOptions) -> bool:
+def _needs_more(tensor: PlannedTensor, options: PlanOptions, weighted: Weighted) -> bool:
     """Whether the type needs importance, and there is none."""
     ends = (Category.EMBEDDING, Category.OUTPUT)
     needy = tensor.info.layout in NEEDY and category_of(f"{linear_of(tensor)}.weight") not in ends
-    return needy and options.calibration is None
+    return needy and (options.calibration is None or not weighted(f"{linear_of(tensor)}.weight"))
 
 
 def _planned(assigned: Assign, type: str, tensors: Sequence[PlannedTensor]) -> Sequence[PlannedTensor]:
@@ -261,9 +291,9 @@ def _together(name: str, linear: str, *, fused: bool) -> str:
     """A key that tensors share which have one type: experts of a layer and kind.
 
     name: in the output; linear: GGUF's
-    fused: all experts of a layer have one type, and so have modules that runtimes load as one matrix
+    fused: all experts of the model have one type, and so have modules that runtimes load as one matrix
     """
     expert = _EXPERTS.match(linear)
-    if expert is not None:
-        return f"blk.{expert[1]}.experts" if fused else f"blk.{expert[1]}.{expert[2]}"
+    if expert is not None:  # transformers has one scheme for the experts of all layers
+        return "experts" if fused else f"blk.{expert[1]}.{expert[2]}"
     return fused_with(name.removesuffix(".weight"))[0] if fused else linear
