@@ -127,7 +127,7 @@ def plan(
     if fit is not None:
         from bitsmith.cli.plan_front import show_front
 
-        to = _container(format, device, memory, training)
+        to = _container(format, device, memory, training, bool(batch != 1 or runtime or tokenizer))
         config = QuantizeConfig(fit=fit, context=context, kv=kv, revision=revision, **choosing)
         show_front(model, config, to=to, plot=plot, as_json=as_json)
         return
@@ -183,12 +183,16 @@ def _list(devices: bool, *, as_json: bool) -> None:
 
 
 def _container(
-    format: tuple[str, ...], device: tuple[str, ...], memory: str | None, training: tuple[str, ...]
+    format: tuple[str, ...], device: tuple[str, ...], memory: str | None, training: tuple[str, ...], further: bool
 ) -> str | None:
-    """The container of `--fit`. Raises UsageError for options that do not go with it."""
+    """The container of `--fit`. Raises UsageError for options that do not go with it. further: others are given"""
     for name, given in (("--device", device), ("--memory", memory), ("--training", training)):
         if given:
             raise click.UsageError(f"{name} does not go with --fit, which names the device itself.")
+    if further:
+        raise click.UsageError(
+            "--batch, --runtime and --tokenizer do not go with --fit, which plans one sequence and the usual runtime."
+        )
     if len(format) > 1:
         raise click.UsageError("--format is given several times; --fit is for one container.")
     return format[0] if format else None

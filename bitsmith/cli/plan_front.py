@@ -33,6 +33,8 @@ def _print(found: Front) -> None:
 
     from bitsmith.cli.drawing import clean, human_bytes, stdout
 
+    if found.reason:
+        warn([f"nothing fits {found.room}: {found.reason}"])
     console = stdout()
     console.print(f"{clean(found.model)}, {clean(found.room)}", style="bold", markup=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -42,11 +44,16 @@ def _print(found: Front) -> None:
     for each in found.sorted:
         style = "green" if each is own else "" if each.name == "" else "dim"
         cells = (human_bytes(each.nbytes), f"{each.bits_per_weight:.2f}", f"{each.loss:.4g}")
-        table.add_row(each.name or "chosen by size", *cells, "yes" if each.fits else "no", style=style)
+        table.add_row(
+            each.name or ("for the budget" if each is own else "chosen by size"),
+            *cells,
+            "yes" if each.fits else "no",
+            style=style,
+        )
     console.print(table)
     console.print(
         "expected loss: mean KLD in nats a token, from costs that were measured on this model, as `quantize` says it. "
-        "The green file is the one that `quantize --fit` makes.",
+        "The file for the budget is the one that `quantize --fit` makes.",
         style="dim",
         soft_wrap=not console.is_terminal,
     )

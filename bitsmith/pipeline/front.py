@@ -46,7 +46,7 @@ class Front:
 
     room: the budget as the user gave it
     points: the smallest first
-    chosen: the one that `quantize` makes for the budget; None if none fits
+    chosen: the one that `quantize` makes for the budget; None if none fits, for `reason`
     """
 
     model: str
@@ -56,6 +56,7 @@ class Front:
     mixes: tuple[Point, ...]
     chosen: Point | None
     files: tuple[Path, ...] = ()
+    reason: str = ""
 
     def __repr__(self) -> str:
         """One line."""
@@ -81,6 +82,7 @@ class Front:
             "budget": self.room,
             "points": [asdict(each) for each in self.points],
             "chosen": None if self.chosen is None else asdict(self.chosen),
+            "reason": self.reason,
             "mixes": [asdict(each) for each in self.mixes],
         }
 
@@ -112,7 +114,8 @@ def front(model: str | Path, config: QuantizeConfig, *, to: str | None = None, r
     mixes = [files.mix(name) for name in _MIXES] if target.container == "gguf" else []
     found = tuple(each for each in mixes if each is not None)
     room_said, ordered = budget.said.removeprefix("--"), tuple(points[at] for at in sorted(points))
-    return Front(checkpoint.name, target, room_said, ordered, found, own, checkpoint.files)
+    reason = "" if own is not None else budget.smallest(room.smallest_plan)
+    return Front(checkpoint.name, target, room_said, ordered, found, own, checkpoint.files, reason)
 
 
 @dataclass(frozen=True)
