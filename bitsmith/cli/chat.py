@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -92,9 +94,26 @@ def _talk(session: ChatSession, read: Read, note: Callable[[str], None]) -> None
             note(f"({_LEAVING})")
             continue
         try:
-            session.take(text)
+            with _heard(session):
+                session.take(text)
         except KeyboardInterrupt:
             note("(stopped)")
+
+
+@contextmanager
+def _heard(session: ChatSession) -> Iterator[None]:
+    """Tell the session of Ctrl-C, too: an exception that is raised within a callback can be lost."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        session.stopped = True
+        raise KeyboardInterrupt
+
+    session.stopped = False
+    usual = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _listen(session: ChatSession, read: Read) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -37,6 +37,7 @@ class ChatSession:
 
     note: shows a line that is not the model's
     open: becomes False when the user leaves
+    stopped: whether the user has stopped the answer that is being written
     """
 
     def __init__(self, conversation: Conversation, note: Callable[[str], None]) -> None:
@@ -44,6 +45,7 @@ class ChatSession:
         self._note = note
         self._saved: set[Path] = set()  # files of this session, which /save may replace
         self.open = True
+        self.stopped = False
 
     def take(self, text: str) -> None:
         """Answer a message, or carry out a command. Errors are shown, and the conversation goes on.
@@ -69,7 +71,7 @@ class ChatSession:
 
     def _answer(self, stream: Generator[str]) -> None:
         try:
-            write_pieces(stream)
+            write_pieces(self._until_stopped(stream))
         finally:
             stream.close()
             for note in self._conversation.take_notes():
@@ -81,6 +83,13 @@ class ChatSession:
         why = cut(stats)
         if why:
             self._note(f"({why})")
+
+    def _until_stopped(self, stream: Generator[str]) -> Iterator[str]:
+        """The pieces of an answer. Raises KeyboardInterrupt behind the piece during which the user stopped it."""
+        for piece in stream:
+            yield piece
+            if self.stopped:
+                raise KeyboardInterrupt
 
     def help(self, _argument: str) -> None:
         """List commands and keys."""
