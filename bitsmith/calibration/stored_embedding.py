@@ -159,7 +159,7 @@ def _readers(loader: WeightLoader, head: Stats | None) -> Stats | None:
     if head is None or not head.square.sum() > 0:
         return first
     if first is None:
-        return head
+        return replace(head, gram=torch.as_tensor(head.gram).clone())  # a rounder takes it over
     of_head = 1 / float(head.square.sum())
     of_first = _FIRST / float(first.square.sum())
     gram = torch.as_tensor(head.gram) * of_head

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from bitsmith.recipe.target import Target
 from bitsmith.system.sizes import human_bytes, parse_size
 
 _MOST = 1000.0  # bits; more make no difference
+_NOTHING = re.compile(r"\s*[0.]+\s*[KMGT]?i?B?\s*", re.IGNORECASE)  # a size of zero
 WIDEST = 16.0  # bits of the types beyond which nothing is gained
 
 
@@ -196,7 +198,7 @@ def _devices(text: str) -> DeviceSet:
         memory = parse_size(text)
     except UsageError:
         memory = 0
-    if not text.strip(" 0.").strip("KMGTkmgtiBb"):
+    if _NOTHING.fullmatch(text):
         raise UsageError(f"--fit={quoted(text)}: no model fits no memory; give more, such as --fit=24GB.")
     try:
         return device_sets_of((), text)[0] if memory else device_sets_of((text,), None)[0]

@@ -14,20 +14,7 @@ from tests.tiny import make_folder
 
 pytest.importorskip("highspy")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A cache of our own, and few windows."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(sensitivities, "_WINDOWS", 8)
-        patch.setattr(sensitivities, "_MEASURED_ON", 4)
-        yield  # type: ignore[misc]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("fit") / "model")
+pytestmark = pytest.mark.usefixtures("few_windows")
 
 
 def test_a_recipe_gives_the_same_types_again_and_to_a_sister(model: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from bitsmith.recipe.needs import NEEDY
 from bitsmith.recipe.plan import Assignment, PlannedTensor
 from bitsmith.recipe.planners import assign
 from bitsmith.recipe.recipe import PlanOptions
-from bitsmith.recipe.rules import GGUF_RULE_TYPES
+from bitsmith.recipe.rules import GGUF_RULE_TYPES, Rule, first_match
 from bitsmith.recipe.target import Target
 
 # types for models that were trained in them; other weights lose more in them than in types of the same size
@@ -167,16 +167,14 @@ def _assigner(checkpoint: Checkpoint, target: Target, options: PlanOptions) -> A
 def _check_fused(base: Assignment) -> None:
     """Raise UsageError if the user's rules divide modules that runtimes load as one matrix."""
     texts = [*(f"{each}=16 bits" for each in base.options.keep), *base.options.rules]
-    rules = [(re.compile(pattern), type.strip()) for pattern, _, type in (text.rpartition("=") for text in texts)]
-    given = {
-        each.info.name: next((type for pattern, type in rules if pattern.search(each.info.name)), "")
-        for each in base.tensors
-    }
+    rules = [Rule(re.compile(pattern), type.strip()) for pattern, _, type in (each.rpartition("=") for each in texts)]
+    found = {each.info.name: first_match(rules, each.info.name) for each in base.tensors}
+    given = {name: "open" if rule is None else rule.type for name, rule in found.items()}
     for name in given:
         names = [f"{module}.weight" for module in fused_with(name.removesuffix(".weight"))]
-        found = {each: given[each] for each in names if each in given}
-        if len(set(found.values())) > 1:
-            said = ", ".join(f"{each}: {type or 'open'}" for each, type in found.items())
+        types = {each: given[each] for each in names if each in given}
+        if len(set(types.values())) > 1:
+            said = ", ".join(f"{each}: {type}" for each, type in types.items())
             raise UsageError(
                 f"rules divide modules that runtimes load as one matrix ({said}); name all of them in a rule, or none."
             )
