@@ -288,7 +288,7 @@ def drifted(w: Tensor, drift: Tensor) -> Tensor:
 def solve_in_place(factor: Factor, given: Tensor) -> Tensor:
     """given H^-1 of the damped Hessian in the place of `given`, float32 [n, cols], which is returned.
 
-    As `_solved`, but in slabs of rows and steps of columns, so that nothing of the size of `given` is made beside it.
+    As `solved`, but in slabs of rows and steps of columns, so that nothing of the size of `given` is made beside it.
     """
     u, cols = factor.feedback, factor.cols
     starts = range(0, cols, STEP)
