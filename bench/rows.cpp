@@ -2,21 +2,27 @@
 // reading alone takes in, the two in turns.
 //
 //   g++ -O3 -std=c++17 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wno-psabi -w -Icsrc \
-//       -DBITSMITH_ISA=avx512bf16 -mavx2 -mfma -mf16c -mbmi2 -mavx512f -mavx512bw -mavx512dq -mavx512vl \
+//       -pthread -DBITSMITH_ISA=avx512bf16 -mavx2 -mfma -mf16c -mbmi2 -mavx512f -mavx512bw -mavx512dq -mavx512vl \
 //       -mavx512vnni -mavx512vbmi -mavx512bf16 -mprefer-vector-width=512 bench/rows.cpp -o rows
 //   ./rows 1 1500 iq3_xxs,iq3_s   (megabytes, repeats, types or all; 1 MB stays in the cache, 800 come from memory)
+//   ./rows 800 21 all 2           (two threads)
 //
-// One thread; the best of the repeats and of the ways to read (run/reading.h). Build the same file in two checkouts and
-// run them in turns to compare.
+// The best of the repeats and of the ways to read (run/reading.h). Build the same file in two checkouts and run them in
+// turns to compare. One thread, in the processor's time, so that other programs count little; or, by a fourth argument,
+// as many as it says, each with its own part of the matrix, in seconds of the clock: generation uses all threads, and
+// they share the memory's bandwidth.
 #include "run/rows.cpp"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
 #include <iterator>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "run/panels_row.cpp"
@@ -28,22 +34,40 @@ using namespace bitsmith::BITSMITH_ISA;
 
 namespace {
 
-// Seconds of the processor, so that other programs count little.
+// Seconds that call(thread) takes for all threads, which begin together: of the processor for one, else of the clock.
 template <class Call>
-double seconds(const Call &call) {
-  const std::clock_t start = std::clock();
-  call();
-  return static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
+double seconds(int threads, const Call &call) {
+  if (threads == 1) {
+    const std::clock_t start = std::clock();
+    call(0);
+    return static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
+  }
+  using Clock = std::chrono::steady_clock;
+  std::atomic<int> waiting{threads};
+  std::vector<Clock::time_point> starts(threads), ends(threads);
+  std::vector<std::thread> all;
+  for (int i = 0; i < threads; ++i)
+    all.emplace_back([&, i] {
+      for (--waiting; waiting > 0;) {
+      }
+      starts[i] = Clock::now();
+      call(i);
+      ends[i] = Clock::now();
+    });
+  for (std::thread &thread : all) thread.join();
+  const auto first = *std::min_element(starts.begin(), starts.end());
+  return std::chrono::duration<double>(*std::max_element(ends.begin(), ends.end()) - first).count();
 }
 
 }  // namespace
 
 int main(int argc, char **argv) {
   constexpr int kCols = 2048;
-  if (argc < 3) return std::puts("usage: rows MEGABYTES REPEATS [TYPE,..]"), 2;
+  if (argc < 3) return std::puts("usage: rows MEGABYTES REPEATS [TYPE,.. or all [THREADS]]"), 2;
   const size_t bytes = static_cast<size_t>(std::atoi(argv[1])) << 20;
   const int repeats = std::atoi(argv[2]);
-  const std::string wanted = argc > 3 ? "," + std::string(argv[3]) + "," : "";
+  const std::string wanted = argc > 3 && std::string(argv[3]) != "all" ? "," + std::string(argv[3]) + "," : "";
+  const int threads = argc > 4 ? std::max(1, std::atoi(argv[4])) : 1;
   std::mt19937 random(1);
   std::vector<uint32_t> words(bytes / 4 + 16384);                            // the rest is fetched ahead
   for (uint32_t &word : words) word = (random() & 0x03ff03ff) | 0x38003800;  // float16 of ordinary size
@@ -53,24 +77,27 @@ int main(int argc, char **argv) {
   std::vector<FineBlock> blocks(kCols / 32);
   std::vector<FineSums> sums(kCols / 256);
   round_fine(x.data(), kCols, blocks.data(), sums.data());
-  uint64_t total = 0;
+  std::vector<uint64_t> totals(8 * threads);
   for (int type = 0; type < kPanelTypes; ++type) {
     const PanelRows w{static_cast<PanelType>(type), data, kCols};
     const char *name = layout_of(w.type).name;
     if (!wanted.empty() && wanted.find("," + std::string(name) + ",") == std::string::npos) continue;
-    const int panels = static_cast<int>(bytes / w.panel_bytes());
-    const size_t size = panels * w.panel_bytes();
+    const int part = static_cast<int>(bytes / w.panel_bytes() / threads), panels = part * threads;
+    const size_t share = part * w.panel_bytes(), size = share * threads;
     std::vector<float> y(static_cast<size_t>(panels) * kPanelRows);
     double reads = 1e9, product = 1e9;
     for (int repeat = 0; repeat < repeats; ++repeat) {
       const Reading &reading = kReadings[repeat % std::size(kReadings)];
-      reads = std::min(reads, seconds([&] { total += read(data, size, reading); }));
-      product = std::min(product,
-                         seconds([&] { panels_row(w, 0, panels, {blocks.data(), sums.data()}, reading, y.data()); }));
+      reads = std::min(
+          reads, seconds(threads, [&](int thread) { totals[8 * thread] += read(data + thread * share, share, reading); }));
+      product = std::min(product, seconds(threads, [&](int thread) {
+                           float *out = y.data() + static_cast<size_t>(thread) * part * kPanelRows;
+                           panels_row(w, thread * part, part, {blocks.data(), sums.data()}, reading, out);
+                         }));
     }
     const double weights = static_cast<double>(panels) * kPanelRows * kCols;
     std::printf("%-10s %6.2f GB/s, reading %6.2f: %.2f; %.3f ns for 16 weights\n", name, size / product / 1e9,
                 size / reads / 1e9, reads / product, 16e9 * product / weights);
   }
-  return total ? 0 : 1;  // so that reading is not optimised away
+  return totals[0] ? 0 : 1;  // so that reading is not optimised away
 }
