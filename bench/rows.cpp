@@ -88,8 +88,9 @@ int main(int argc, char **argv) {
     double reads = 1e9, product = 1e9;
     for (int repeat = 0; repeat < repeats; ++repeat) {
       const Reading &reading = kReadings[repeat % std::size(kReadings)];
-      reads = std::min(
-          reads, seconds(threads, [&](int thread) { totals[8 * thread] += read(data + thread * share, share, reading); }));
+      reads = std::min(reads, seconds(threads, [&](int thread) {
+                         totals[8 * thread] += read(data + thread * share, share, reading);
+                       }));
       product = std::min(product, seconds(threads, [&](int thread) {
                            float *out = y.data() + static_cast<size_t>(thread) * part * kPanelRows;
                            panels_row(w, thread * part, part, {blocks.data(), sums.data()}, reading, out);

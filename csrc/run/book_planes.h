@@ -47,9 +47,9 @@ struct PlaneTable {
 
 // Of eight weights: level numbers of weights 4 plane + f, in bits 2 f.
 constexpr uint8_t four_of_eight(uint16_t point, int plane) { return static_cast<uint8_t>(point >> (8 * plane)); }
-// Of four weights: level numbers of weights 2 plane and 2 plane + 1, in bits 0 and 3.
+// Of four weights: level numbers of weights plane + 2 and plane, in bits 0 and 3.
 constexpr uint8_t two_of_four(uint16_t point, int plane) {
-  return static_cast<uint8_t>((point >> (8 * plane) & 7) | (point >> (8 * plane + 4) & 7) << 3);
+  return static_cast<uint8_t>((point >> (4 * plane + 8) & 7) | (point >> (4 * plane) & 7) << 3);
 }
 
 constexpr auto kIq1Planes = PlaneTable<2, 2048>::of(kIq1Points, four_of_eight);
@@ -84,17 +84,16 @@ constexpr CodeTable kIq2Codes = CodeTable::of([](int i) {
 template <int which>
 constexpr CodeTable kIq1Codes =
     CodeTable::of([](int i) { return kIq1Levels[i >> (2 * which) & 3] - 2 * (i >> 4 & 1); });
-// By the level number of a weight, and a sign in bit `sign`
-template <int sign>
-constexpr CodeTable kIq3XxsCodes = CodeTable::of([](int i) {
-  const int level = kIq3XxsLevels[i & 7];
-  return 64 + (i >> sign & 1 ? -level : level);
-});
-template <int sign>
-constexpr CodeTable kIq3SCodes = CodeTable::of([](int i) {
-  const int level = kIq3SLevels[i & 7];
-  return 16 + (i >> sign & 1 ? -level : level);
-});
+// Of weight `weight` of four, whose sign is in bit weight + 1: by a level number in bit 3 (weights 0 and 1) or 0. So
+// neither numbers nor signs are shifted.
+constexpr uint8_t signed_code(const uint8_t (&levels)[8], int zero, int weight, int i) {
+  const int level = levels[weight < 2 ? i >> 3 : i & 7];
+  return static_cast<uint8_t>(zero + (i >> (weight + 1) & 1 ? -level : level));
+}
+template <int weight>
+constexpr CodeTable kIq3XxsCodes = CodeTable::of([](int i) { return signed_code(kIq3XxsLevels, 64, weight, i); });
+template <int weight>
+constexpr CodeTable kIq3SCodes = CodeTable::of([](int i) { return signed_code(kIq3SLevels, 16, weight, i); });
 
 // Seven signs and an eighth that makes their number even.
 struct EvenTable {
@@ -221,20 +220,18 @@ BITSMITH_INLINE void signed_planes(const PlaneTable<2, N> &table, Words index, c
 }
 
 // The four planes of half a run of vectors of four. signs: of the run, bit i of byte b is that of weight 8 b + i.
-// codes: by a sign in bit 3, 4 or 5
+// codes: of the weights 0 to 3
 template <int N>
 BITSMITH_INLINE void four_planes(const PlaneTable<2, N> &table, Words index, const __mmask64 *masks, Words signs,
-                                 int half, const CodeTable &third, const CodeTable &fourth, const CodeTable &fifth,
-                                 Words *out) {
+                                 int half, const CodeTable *const (&codes)[4], Words *out) {
   const int at = 16 * half;
-  const Words low = bytes_from(signs, at - 3, at + 1, at + 5, at + 9);  // the first sign in bit 3
-  const Words high = low >> 1;                                          // the fourth sign in bit 5
-  const Words one = as<Words>(entries<N>(table.bytes[0], as<__m512i>(index), masks));
-  const Words two = as<Words>(entries<N>(table.bytes[1], as<__m512i>(index), masks));
-  out[0] = third(join<7>(one, low));
-  out[1] = third(join<7>(one >> 3, high));
-  out[2] = fourth(join<7>(two, high));
-  out[3] = fifth(join<7>(two >> 3, high));
+  const Words beside = bytes_from(signs, at - 1, at + 3, at + 7, at + 11);  // the first sign in bit 1
+  const Words even = as<Words>(entries<N>(table.bytes[0], as<__m512i>(index), masks));
+  const Words odd = as<Words>(entries<N>(table.bytes[1], as<__m512i>(index), masks));
+  out[0] = (*codes[0])(join<0x38>(even, beside));
+  out[1] = (*codes[1])(join<0x38>(odd, beside));
+  out[2] = (*codes[2])(join<7>(even, beside));
+  out[3] = (*codes[3])(join<7>(odd, beside));
 }
 
 // kOfFour: whether points have four weights; find: the planes of a run, as they are multiplied
@@ -324,8 +321,8 @@ struct Planes<IQ3_XXS> : OfFour {
     for (int half = 0; half < 2; ++half) {
       const Words index = word(p, 2 * run + half);
       const __mmask64 masks[] = {_mm512_movepi8_mask(as<__m512i>(index))};
-      four_planes(kIq3XxsPlanes, index, masks, signs, half, kIq3XxsCodes<3>, kIq3XxsCodes<4>, kIq3XxsCodes<5>,
-                  out + 4 * half);
+      four_planes(kIq3XxsPlanes, index, masks, signs, half,
+                  {&kIq3XxsCodes<0>, &kIq3XxsCodes<1>, &kIq3XxsCodes<2>, &kIq3XxsCodes<3>}, out + 4 * half);
     }
   }
 };
@@ -340,7 +337,8 @@ struct Planes<IQ3_S> : OfFour {
       const Words index = word(p, 2 * run + half);
       const __mmask64 masks[] = {_mm512_movepi8_mask(as<__m512i>(index)),
                                  bits_at(high, {{at, at + 1, at + 2, at + 3}})};
-      four_planes(kIq3SPlanes, index, masks, signs, half, kIq3SCodes<3>, kIq3SCodes<4>, kIq3SCodes<5>, out + 4 * half);
+      four_planes(kIq3SPlanes, index, masks, signs, half,
+                  {&kIq3SCodes<0>, &kIq3SCodes<1>, &kIq3SCodes<2>, &kIq3SCodes<3>}, out + 4 * half);
     }
   }
 };
