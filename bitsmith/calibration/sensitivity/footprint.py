@@ -114,9 +114,10 @@ class Search:
         return found + (gram_bytes(config) if self.gptq else 0)
 
 
-def check_search(search: Search, resources: Resources) -> str:
+def check_search(search: Search, resources: Resources, *, options: bool = True) -> str:
     """What the search is expected to take, in words.
 
+    options: whether the command has --memory and --force
     Raises ResourceError if it takes more memory than is free, with options that would fit.
     """
     threads, now = resources.threads or cores(), memory_now()
@@ -128,7 +129,8 @@ def check_search(search: Search, resources: Resources) -> str:
     found = wanted.missing()
     if found is None:
         return f"{human_seconds(search.seconds(threads))}, {human_bytes(wanted.peak)}"
-    raise ResourceError(f"choosing types: {wanted.said(found)} {_offer(need(0), found[0])}")
+    offer = _offer(need(0), found[0]) if options else "Close other programs, raise the limit, or take a larger machine."
+    raise ResourceError(f"choosing types: {wanted.said(found)} {offer}")
 
 
 def _offer(least: Need, room: Room) -> str:
