@@ -14,7 +14,7 @@ from bitsmith.calibration.stats import GramMeter, Stats
 from bitsmith.errors import TensorError
 from bitsmith.quant.formats import get_format
 from bitsmith.quant.rounders.effort import EFFORTS
-from bitsmith.quant.rounders.hessian import corrected, correction, prepare, solve_in_place
+from bitsmith.quant.rounders.hessian import DAMPING, corrected, correction, damping_for, prepare, solve_in_place
 
 COLS = 320  # more than two steps
 
@@ -59,11 +59,20 @@ def test_solving_in_place() -> None:
 @pytest.mark.parametrize("rows", [24, COLS, 500])
 def test_the_weights_are_corrected_as_by_a_matrix(rows: int, wide: None) -> None:
     stats, drift = meter().taken()
-    factor = prepare(stats.gram / stats.count)
+    factor = prepare(stats.gram / stats.count, damping=damping_for(COLS, stats.count))
     w = weights(rows)
     expected = corrected(w, correction(factor, drift / stats.count))
     torch.testing.assert_close(hessian().corrected(w), expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(w, expected, atol=1e-2)
+
+
+def test_few_tokens_for_many_columns_give_more_damping() -> None:
+    stats, drift = meter().taken()
+    own = InputHessian.of(stats.gram, Drift(drift), stats.count)
+    assert own.factor.damping == own.by_vectors.damping == pytest.approx(min(DAMPING + COLS / stats.count, 1.0))
+    assert not own.factor.raised
+    assert damping_for(4096, 1 << 30) == pytest.approx(DAMPING, rel=1e-3)
+    assert damping_for(4096, 8) == 1.0
 
 
 def test_products_that_are_taken_before_the_hessian_is_factored(wide: None) -> None:

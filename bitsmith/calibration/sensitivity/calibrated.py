@@ -26,7 +26,7 @@ from bitsmith.models.arch.config import ModelConfig
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.quant.formats.base import Format, NeedsExtent, Settled, VectorFormat
 from bitsmith.quant.rounders.gptq import gptq_rows
-from bitsmith.quant.rounders.hessian import Factor, prepare
+from bitsmith.quant.rounders.hessian import Factor, damping_for, prepare
 from bitsmith.recipe.plan import PlannedTensor
 from bitsmith.system.memory import available_memory
 from bitsmith.system.progress import Progress, Report, silent
@@ -93,7 +93,9 @@ class GptqGains:
         factor = self._factors.get(id(stats))
         if factor is None:
             self._factors.clear()  # groups come one after the other
-            factor = self._factors[id(stats)] = prepare(torch.from_numpy(np.array(stats.gram)) / max(stats.count, 1))
+            count = max(stats.count, 1)
+            gram = torch.from_numpy(np.array(stats.gram)) / count
+            factor = self._factors[id(stats)] = prepare(gram, damping=damping_for(len(gram), count))
         said = gptq_rows(torch.from_numpy(np.ascontiguousarray(rows)), format, factor).report
         return min(said.error / said.nearest, 1.0) if said.nearest > 0 else 1.0
 

@@ -44,7 +44,7 @@ class GptqReport:
     error: error of the returned codes
     nearest: error of the nearest codes with weighted scales
     kept: number of rows that kept the nearest codes because GPTQ's were worse
-    damping: see `Factor.damping`
+    damping, raised: see `Factor`
     dead: number of columns without input
     """
 
@@ -53,6 +53,7 @@ class GptqReport:
     nearest: float
     kept: int
     damping: float
+    raised: bool
     dead: int
 
 
@@ -130,6 +131,7 @@ def gptq_each(
             nearest=float(plain.error[at].sum()),
             kept=int((tried.error > plain.error)[at].sum()),
             damping=factor.damping,
+            raised=factor.raised,
             dead=factor.dead,
         )
         codes, params = chosen.codes[at].contiguous(), {name: p[at] for name, p in chosen.params.items()}
@@ -196,6 +198,7 @@ def joined(reports: Iterable[GptqReport]) -> GptqReport:
         nearest=sum(part.nearest for part in parts),
         kept=sum(part.kept for part in parts),
         damping=max(part.damping for part in parts),
+        raised=any(part.raised for part in parts),
         dead=parts[0].dead,
     )
 

@@ -26,7 +26,7 @@ from bitsmith.system.core import core
 Order = Literal["natural", "activation", "pivoted", "vectors"]
 
 STEP = 128  # columns processed together; products are summed over this many at a time, in a fixed order
-DAMPING = 0.03
+DAMPING = 0.03  # of a Hessian of very many tokens
 _SOLVED_ROWS = 512  # rows that are solved at a time
 _MOST_DAMPING = 1.0
 
@@ -40,7 +40,8 @@ class Factor:
     pivots: [cols], D of the damped Hessian, in the order of rounding
     order: [cols] int64, the column that is rounded first, second, ...
     added: [cols], added to the diagonal by damping; dead columns, whose input was always zero, get the diagonal's mean
-    damping: the share of the diagonal's mean that was added; larger than requested if that was not enough
+    damping: the share of the diagonal's mean that was added
+    raised: whether it is larger than requested, because that was not enough
     natural: whether columns are rounded from left to right
     dead: number of dead columns
     """
@@ -51,6 +52,7 @@ class Factor:
     order: Tensor
     added: Tensor
     damping: float
+    raised: bool
     natural: bool
     dead: int
 
@@ -73,6 +75,16 @@ class Factor:
         by_column = torch.empty_like(self.pivots)
         by_column[self.order] = self.pivots
         return by_column
+
+
+def damping_for(cols: int, tokens: int) -> float:
+    """The damping of a Hessian that is a mean over so many tokens.
+
+    The feedback is a regression of each column on those before it. By chance it explains about columns / tokens of
+    what is left, which other text does not repeat; the ridge that predicts best grows with that share (Hoerl and
+    Kennard 1970: noise times unknowns, over the energy of what is explained). Measured figures: docs/LOG.md
+    """
+    return min(DAMPING + cols / tokens, _MOST_DAMPING)
 
 
 def prepare(hessian: Array, *, order: Order = "pivoted", damping: float = DAMPING) -> Factor:
@@ -101,7 +113,7 @@ def prepare(hessian: Array, *, order: Order = "pivoted", damping: float = DAMPIN
             factored = _factored(h, columns, added, dtype)
             if factored is not None:
                 feedback, pivots = (part.float() for part in factored)
-                return Factor(h, feedback, pivots, columns, added, share, order == "natural", dead)
+                return Factor(h, feedback, pivots, columns, added, share, share > damping, order == "natural", dead)
         if share >= _MOST_DAMPING:
             raise TensorError(
                 f"the Hessian of {h.shape[0]} columns is not positive definite even with {share:g} of its diagonal's "
