@@ -30,7 +30,7 @@ from bitsmith.system.progress import Progress, Report
 
 if TYPE_CHECKING:
     from bitsmith.calibration.run import Prepared
-    from bitsmith.calibration.sensitivity.measuring import Costs, Measuring
+    from bitsmith.calibration.sensitivity.measuring import Measuring
 
 _log = logging.getLogger(__name__)
 
@@ -64,32 +64,20 @@ class Sensitivities:
     @property
     def _costs(self) -> list[np.ndarray]:
         """Those of all units, then of the matrices whose type is given."""
-        return self._both.run
-
-    @property
-    def _both(self) -> Costs:
-        from bitsmith.calibration.sensitivity.measuring import Costs
-
         found = self._kept.get("costs")
         if found is None:
-            measured = self._measuring.costs()
-            found = [[each.tolist() for each in kind] for kind in (measured.nearest, measured.run)]
+            found = [each.tolist() for each in self._measuring.costs()]
             self._kept.put("costs", found)
-        return Costs(*map(as_costs, found))
+        return as_costs(found)
 
     def around(self, budget: int) -> list[np.ndarray]:
         """The costs that hold for about `budget` bytes of units. They may lack a constant that all choices share."""
         found = self._anchor(budget)
-        return as_costs(found["changes"]) if found["better"] else self._checked(found)[: len(self.units)]
-
-    def _checked(self, found: dict[str, Any]) -> list[np.ndarray]:
-        """The costs of all units, times the factors of an anchor."""
-        return [own * factor for own, factor in zip(self._costs, found["factors"], strict=True)]
+        return as_costs(found["changes"]) if found["better"] else self.costs
 
     def expected(self, chosen: Sequence[int], budget: int) -> float:
         """The expected true divergence of chosen types, nats a token."""
-        found = self._anchor(budget)
-        plain = _total(self._checked(found), [*chosen, *self._fixed])
+        found, plain = self._anchor(budget), self.total(chosen)
         if not found["better"]:
             return plain * float(found["scale"])
         return max(float(found["divergence"]) + _total(as_costs(found["changes"]), chosen), _FLOOR * plain)
@@ -124,22 +112,19 @@ class Sensitivities:
         return dict(found)
 
     def _new_anchor(self, nbytes: int) -> dict[str, Any]:
-        measuring = self._measuring
-        found = {"factors": measuring.factors(self._both, nbytes)}
+        costs, measuring = self.costs, self._measuring
         if not measuring.refines:
-            return {**found, "better": False, "scale": 1.0, "unknown": True}
-        costs = self._checked(found)
-        chosen = best(self.units, costs[: len(self.units)], max(nbytes, smallest(self.units)))
+            return {"better": False, "scale": 1.0, "unknown": True}
+        chosen = best(self.units, costs, max(nbytes, smallest(self.units)))
         true = self.true(chosen)
-        changes = measuring.changes([*chosen, *self._fixed], costs)[: len(self.units)]
+        changes = measuring.changes([*chosen, *self._fixed], self._costs)[: len(self.units)]
         second = best(self.units, changes, max(nbytes, smallest(self.units)))
         refined = true if second == chosen else self.true(second)
         _log.info("anchor of %d bytes: divergence %.5f, after a second round %.5f", nbytes, true, refined)
         return {
-            **found,
             "better": refined < true,
             "unknown": False,  # whether true divergences of the run's codes are
-            "scale": _scale(true, _total(costs, [*chosen, *self._fixed])),
+            "scale": _scale(true, self.total(chosen)),
             "divergence": true,
             "changes": [each.tolist() for each in changes],
         }

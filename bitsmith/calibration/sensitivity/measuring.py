@@ -16,7 +16,6 @@ from bitsmith.calibration.resources import Resources
 from bitsmith.calibration.sensitivity.divergence import Divergence
 from bitsmith.calibration.sensitivity.fisher import cost, fisher
 from bitsmith.calibration.sensitivity.footprint import LEAST_ROWS, row_share
-from bitsmith.calibration.sensitivity.groups import groups, types_of_size
 from bitsmith.calibration.sensitivity.joining import joined
 from bitsmith.calibration.sensitivity.watched import EMBEDDING, HEAD, WatchedModel
 from bitsmith.calibration.work import places_of
@@ -51,9 +50,6 @@ class Gains(Protocol):
         ...
 
 
-_CHECKED_EVERY = 4  # one window of so many for factors
-_LEAST_FACTOR, _MOST_FACTOR = 0.05, 4.0
-_NOISE = 1e-6  # nats a token: float32's
 _EVERY = 2  # one window of so many for the gradient around chosen types: a slope is less noisy than a second order
 
 
@@ -66,17 +62,6 @@ class Texts:
 
     calibration: np.ndarray
     measured_on: np.ndarray
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Expected divergences of the choices of each unit: float64 [choices] each.
-
-    nearest: of the codes that `Rounding` gives; run: of those that the run will choose
-    """
-
-    nearest: list[np.ndarray]
-    run: list[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -131,8 +116,8 @@ class Measuring:
             found += [_Matrix(name, number, tuple(tensors)) for name, tensors in by_name.items()]
         return found
 
-    def costs(self) -> Costs:
-        """Expected divergence of each choice of each unit alone, nats a token."""
+    def costs(self) -> list[np.ndarray]:
+        """Expected divergence of each choice of each unit alone, nats a token: float64 [choices] each."""
         errors, tokens, gains = self._errors, self._texts.calibration, self._rounding.gains
         with fast_products(self._resources.device):
             passed = fisher(self.model, self._stacked(errors), tokens, report=self._report)
@@ -143,47 +128,13 @@ class Measuring:
             whole = kept.values if kept.whole else self._all_errors(matrix)
             measured.append(cost(seen[matrix.name], kept.values, tokens.size, whole=whole, rows=kept.rows))
         types = [[tensor.info.layout for tensor in matrix.tensors] for matrix in self._matrices]
-        nearest, run = ([np.zeros(len(unit.choices)) for unit in self._units] for _ in range(2))
+        found = [np.zeros(len(unit.choices)) for unit in self._units]
         alone = [matrix.name in (EMBEDDING, HEAD) for matrix in self._matrices]
         for matrix, own in zip(self._matrices, joined(measured, types, alone), strict=True):
-            nearest[matrix.unit] += own
-            gain = 1.0 if gains is None else gains.of(matrix.name, self._own(matrix), matrix.tensors)
-            run[matrix.unit] += own * gain
-        return Costs(nearest, run)
-
-    def factors(self, costs: Costs, nbytes: int) -> list[float]:
-        """The true divergence over the expected one, by unit, at about `nbytes` bytes of all units.
-
-        Costs are of the second order around the original: of matrices whose errors later norms or softmaxes take away
-        they say too much, up to five times. Groups of units are rounded alone, and the model runs. Errors of nearest
-        codes are made smaller by the root of the gain, where the codes of the run are others.
-        """
-        chosen = types_of_size(self._units, costs.run, nbytes)
-        expected = [float(own[at]) for own, at in zip(costs.run, chosen, strict=True)]
-        found = [1.0] * len(self._units)
-        hidden = None if self._hidden is None else self._hidden[:: _CHECKED_EVERY // _EVERY]
-        sets = groups(self._units, expected)
-        with fast_products(self._resources.device):
-            measure = Divergence(self.model, self._texts.calibration[::_CHECKED_EVERY], hidden)
-            for done, units in enumerate(sets):
-                self._report(Progress("check", done, len(sets), "passes", self._units[units[0]].names[0]))
-                true = measure.of(self._smaller(costs, chosen, units))
-                said = sum(expected[at] for at in units)
-                for at in units:
-                    found[at] = min(max(true / said, _LEAST_FACTOR), _MOST_FACTOR) if true > _NOISE else 1.0
+            found[matrix.unit] += (
+                own if gains is None else own * gains.of(matrix.name, self._own(matrix), matrix.tensors)
+            )
         return found
-
-    def _smaller(self, costs: Costs, chosen: Sequence[int], units: Collection[int]) -> dict[str, Tensor]:
-        """The rounded matrices of some units, with errors of the size that those of the run have."""
-        wanted = set(units)
-        values = self._values(chosen, wanted)
-        for matrix in self._matrices:
-            at = matrix.unit
-            if at in wanted and costs.nearest[at][chosen[at]] > 0:
-                gain = costs.run[at][chosen[at]] / costs.nearest[at][chosen[at]]
-                if gain < 1.0:
-                    values[matrix.name] = torch.lerp(self.model.matrices[matrix.name], values[matrix.name], gain**0.5)
-        return values
 
     def changes(self, chosen: Sequence[int], costs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """How the divergence changes with each choice of a unit, if the others are as chosen: float64 [choices] each.
@@ -216,17 +167,16 @@ class Measuring:
     def _measured_on(self) -> Divergence:
         return Divergence(self.model, self._texts.measured_on)
 
-    def _values(self, chosen: Sequence[int], units: Collection[int] | None = None) -> dict[str, Tensor]:
-        """The rounded matrices of chosen types, by name; those of some units, or of all."""
-        wanted = [matrix for matrix in self._matrices if units is None or matrix.unit in units]
+    def _values(self, chosen: Sequence[int]) -> dict[str, Tensor]:
+        """The rounded matrices of chosen types, by name."""
 
         def values(matrix: _Matrix) -> Tensor:
             own = self.model.matrices[matrix.name]
             return torch.from_numpy(self._round(matrix, own, matrix.tensors[chosen[matrix.unit]])).to(own.device)
 
         with ThreadPoolExecutor(self._resources.threads or cores()) as pool:
-            found = list(pool.map(values, wanted))
-        return {matrix.name: each for matrix, each in zip(wanted, found, strict=True)}
+            found = list(pool.map(values, self._matrices))
+        return {matrix.name: each for matrix, each in zip(self._matrices, found, strict=True)}
 
     def _round(self, matrix: _Matrix, own: Tensor, planned: PlannedTensor) -> np.ndarray:
         return self._rounding(matrix.name, own.cpu().numpy(), planned)
