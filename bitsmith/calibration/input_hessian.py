@@ -16,7 +16,6 @@ from bitsmith.quant.rounders.hessian import (
     corrected,
     corrected_directly,
     correction,
-    damping_for,
     drifted,
     prepare,
     solve_in_place,
@@ -31,7 +30,7 @@ class InputHessian:
     """Of the input that some linears share. It is made of sums in their place.
 
     matrix: mean of x^T x, float32 [cols, cols]
-    count: number of tokens
+    damping: of its factor
     drift: mean of (x0 - x)^T x, [cols, cols], where x0 are the original model's inputs; None if weights are not
         corrected for it, or no longer
     split: of the drift, which says how much of it counts; None: all
@@ -39,16 +38,16 @@ class InputHessian:
     """
 
     matrix: Tensor
-    count: int
+    damping: float
     drift: Tensor | None
     split: Split | None = None
     moved: bool = False
 
     @classmethod
-    def of(cls, gram: Tensor, drift: Drift | None, count: int) -> InputHessian:
+    def of(cls, gram: Tensor, drift: Drift | None, count: int, damping: float) -> InputHessian:
         """From sums over `count` tokens, which become means in place. On an accelerator it is factored at once."""
         split = None if drift is None else drift.split(count)
-        made = cls(gram.div_(count), count, None if drift is None else drift.total.div_(count), split)
+        made = cls(gram.div_(count), damping, None if drift is None else drift.total.div_(count), split)
         if not on_accelerator(gram):
             return made
         try:
@@ -66,7 +65,7 @@ class InputHessian:
         """The same in the host's memory."""
         drift = None if self.drift is None else self.drift.cpu()
         split = None if self.split is None else self.split.cpu()
-        found = InputHessian(self.matrix.cpu(), self.count, drift, split, moved=True)
+        found = InputHessian(self.matrix.cpu(), self.damping, drift, split, moved=True)
         if (own := self.__dict__.get("factor")) is not None:
             found.__dict__["factor"] = replace(
                 own,
@@ -81,16 +80,12 @@ class InputHessian:
     @cached_property
     def factor(self) -> Factor:
         """The factored Hessian."""
-        return prepare(self.matrix, damping=self._damping)
+        return prepare(self.matrix, damping=self.damping)
 
     @cached_property
     def by_vectors(self) -> Factor:
         """The Hessian, factored for codes of vectors."""
-        return prepare(self.matrix, order="vectors", damping=self._damping)
-
-    @property
-    def _damping(self) -> float:
-        return damping_for(len(self.matrix), self.count)
+        return prepare(self.matrix, order="vectors", damping=self.damping)
 
     @cached_property
     def share(self) -> float:

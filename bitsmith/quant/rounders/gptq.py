@@ -27,8 +27,9 @@ from bitsmith.quant.grid import Array, Grid
 from bitsmith.quant.rounders import vectors
 from bitsmith.quant.rounders.column_grid import STRIP, ColumnGrid, Slab, output_error, product
 from bitsmith.quant.rounders.core_slab import CoreSlab
+from bitsmith.quant.rounders.damping import DAMPING
 from bitsmith.quant.rounders.descent import descend
-from bitsmith.quant.rounders.hessian import DAMPING, STEP, Factor, Order, prepare
+from bitsmith.quant.rounders.hessian import STEP, Factor, Order, prepare
 from bitsmith.quant.rounders.slabs import slab_rows
 from bitsmith.quant.rounders.triton_slab import TritonSlab
 

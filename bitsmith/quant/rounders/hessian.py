@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bitsmith.errors import TensorError
 from bitsmith.quant.grid import Array
+from bitsmith.quant.rounders.damping import DAMPING, MOST_DAMPING
 from bitsmith.quant.vector_grid import VECTOR
 from bitsmith.system.accelerators import runs_triton
 from bitsmith.system.core import core
@@ -26,9 +27,7 @@ from bitsmith.system.core import core
 Order = Literal["natural", "activation", "pivoted", "vectors"]
 
 STEP = 128  # columns processed together; products are summed over this many at a time, in a fixed order
-DAMPING = 0.03  # of a Hessian of very many tokens
 _SOLVED_ROWS = 512  # rows that are solved at a time
-_MOST_DAMPING = 1.0
 
 
 @dataclass(frozen=True)
@@ -77,16 +76,6 @@ class Factor:
         return by_column
 
 
-def damping_for(cols: int, tokens: int) -> float:
-    """The damping of a Hessian that is a mean over so many tokens.
-
-    The feedback is a regression of each column on those before it. By chance it explains about columns / tokens of
-    what is left, which other text does not repeat; the ridge that predicts best grows with that share (Hoerl and
-    Kennard 1970: noise times unknowns, over the energy of what is explained). Measured figures: docs/LOG.md
-    """
-    return min(DAMPING + cols / tokens, _MOST_DAMPING)
-
-
 def prepare(hessian: Array, *, order: Order = "pivoted", damping: float = DAMPING) -> Factor:
     """Factor a Hessian: the mean or sum of x^T x, [cols, cols], numpy or torch; its scale does not matter.
 
@@ -114,12 +103,12 @@ def prepare(hessian: Array, *, order: Order = "pivoted", damping: float = DAMPIN
             if factored is not None:
                 feedback, pivots = (part.float() for part in factored)
                 return Factor(h, feedback, pivots, columns, added, share, share > damping, order == "natural", dead)
-        if share >= _MOST_DAMPING:
+        if share >= MOST_DAMPING:
             raise TensorError(
                 f"the Hessian of {h.shape[0]} columns is not positive definite even with {share:g} of its diagonal's "
                 "mean added; it is not a sum of x^T x. Calibrate again, or round without it (--method=nearest)."
             )
-        share = min(max(share, 1e-4) * 10.0, _MOST_DAMPING)
+        share = min(max(share, 1e-4) * 10.0, MOST_DAMPING)
 
 
 def _checked(hessian: Array) -> Tensor:

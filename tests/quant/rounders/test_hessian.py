@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from bitsmith.errors import TensorError
-from bitsmith.quant.rounders.hessian import DAMPING, Factor, corrected, correction, prepare
+from bitsmith.quant.rounders.damping import DAMPING
+from bitsmith.quant.rounders.hessian import Factor, corrected, correction, prepare
 from tests.quant.rounders.problems import problem
 
 
