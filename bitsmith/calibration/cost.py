@@ -69,10 +69,12 @@ def calibration_cost(
     record: CalibrationRecord,
     *,
     fine: bool = False,
+    table: bool = False,
     memory: int | None = None,
 ) -> Cost:
     """Cost of calibrating on the tokens of a record. The time is right within a factor of two.
 
+    table: whether the embedding is rounded too
     fine: whether all formats have 8 bits or more; their products are float32
     memory: bytes that hidden states may take in memory; None: half of the memory that is available now
     """
@@ -88,6 +90,9 @@ def calibration_cost(
             known[kind] = _block_products(config, layer, method, effort, record)
         products += known[kind]
         seconds += known[kind] / (rate * reached) + _fixed_seconds(config, layer, method, effort)
+    if table:
+        further = _table_products(config, method, effort, record)
+        products, seconds = products + further, seconds + further / (rate * reached)
     needed, on_disk = calibration_memory(config, method, effort, record, memory=memory)
     return Cost(seconds, needed, on_disk, products, rate)
 
@@ -168,6 +173,16 @@ def _block_products(config: ModelConfig, layer: int, method: Method, effort: str
     if row.tuner is not None:  # three products per window
         products += passed + 3.0 * (block + attention) * how.steps * how.batch * record.context
     return products
+
+
+def _table_products(config: ModelConfig, method: Method, effort: str, record: CalibrationRecord) -> float:
+    """Products to round the embedding; if it is the head too, also those of a pass through the original."""
+    how, found = EFFORTS[effort], 0.0
+    if config.tied:
+        found += sum(_passed_weights(config, layer) for layer in range(config.layers)) * record.tokens
+        found += config.hidden**2 * record.tokens / 2
+    work = _FIXED_WORK + _SWEEP_WORK * how.sweeps if method.row.by_column else 0.0
+    return found + config.vocab * config.hidden * (work * config.hidden + 2 * _FIT_WORK)
 
 
 def _fixed_seconds(config: ModelConfig, layer: int, method: Method, effort: str) -> float:

@@ -30,6 +30,7 @@ class InputHessian:
     """Of the input that some linears share. It is made of sums in their place.
 
     matrix: mean of x^T x, float32 [cols, cols]
+    damping: of its factor
     drift: mean of (x0 - x)^T x, [cols, cols], where x0 are the original model's inputs; None if weights are not
         corrected for it, or no longer
     split: of the drift, which says how much of it counts; None: all
@@ -37,15 +38,16 @@ class InputHessian:
     """
 
     matrix: Tensor
+    damping: float
     drift: Tensor | None
     split: Split | None = None
     moved: bool = False
 
     @classmethod
-    def of(cls, gram: Tensor, drift: Drift | None, count: int) -> InputHessian:
+    def of(cls, gram: Tensor, drift: Drift | None, count: int, damping: float) -> InputHessian:
         """From sums over `count` tokens, which become means in place. On an accelerator it is factored at once."""
         split = None if drift is None else drift.split(count)
-        made = cls(gram.div_(count), None if drift is None else drift.total.div_(count), split)
+        made = cls(gram.div_(count), damping, None if drift is None else drift.total.div_(count), split)
         if not on_accelerator(gram):
             return made
         try:
@@ -63,7 +65,7 @@ class InputHessian:
         """The same in the host's memory."""
         drift = None if self.drift is None else self.drift.cpu()
         split = None if self.split is None else self.split.cpu()
-        found = InputHessian(self.matrix.cpu(), drift, split, moved=True)
+        found = InputHessian(self.matrix.cpu(), self.damping, drift, split, moved=True)
         if (own := self.__dict__.get("factor")) is not None:
             found.__dict__["factor"] = replace(
                 own,
@@ -78,12 +80,12 @@ class InputHessian:
     @cached_property
     def factor(self) -> Factor:
         """The factored Hessian."""
-        return prepare(self.matrix)
+        return prepare(self.matrix, damping=self.damping)
 
     @cached_property
     def by_vectors(self) -> Factor:
         """The Hessian, factored for codes of vectors."""
-        return prepare(self.matrix, order="vectors")
+        return prepare(self.matrix, order="vectors", damping=self.damping)
 
     @cached_property
     def share(self) -> float:

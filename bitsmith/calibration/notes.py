@@ -31,10 +31,9 @@ def rounding_notes(reports: Mapping[str, RoundingReport]) -> tuple[str, ...]:
     kept = [f"{name} {one.kept} of {one.rows}" for name, one in gptq.items() if one.kept]
     if kept:
         notes.append(f"rows that kept the nearest codes, because GPTQ's codes were worse: {_few(kept)}")
-    usual = min(one.damping for one in gptq.values())
-    damped = [f"{name} {one.damping:g}" for name, one in gptq.items() if one.damping > usual]
+    damped = [f"{name} {one.damping:.2g}" for name, one in gptq.items() if one.raised]
     if damped:
-        notes.append(f"Hessians that were not positive definite got more damping than {usual:g}: {_few(damped)}")
+        notes.append(f"Hessians that were not positive definite got more damping: {_few(damped)}")
     dead = [f"{name} {one.dead}" for name, one in gptq.items() if one.dead]
     if dead:
         notes.append(f"columns that the calibration text never used: {_few(dead)}")

@@ -120,7 +120,7 @@ def gptq_rounder(stats: Stats, drift: Drift | None, effort: Effort) -> GptqRound
         far as the halves of the tokens agree, see `correction` and `Drift.share`
     """
     assert stats.gram is not None
-    return GptqRounder(InputHessian.of(stats.gram, drift, max(stats.count, 1)), effort.sweeps)
+    return GptqRounder(InputHessian.of(stats.gram, drift, max(stats.count, 1), stats.damping), effort.sweeps)
 
 
 @dataclass(frozen=True)

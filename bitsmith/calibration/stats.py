@@ -10,6 +10,7 @@ from array_api_compat import array_namespace
 from bitsmith.calibration.grams import SUMMED_ROWS, GramSum, accelerated
 from bitsmith.errors import TensorError
 from bitsmith.quant.grid import Array
+from bitsmith.quant.rounders.damping import DAMPING, damping_for
 from bitsmith.system.core import core
 
 _CHUNK = 1 << 20  # values summed at once: bounds the float64 temporaries
@@ -24,6 +25,7 @@ class Stats:
     mean_abs, max_abs: [cols] float32, mean and largest |x|; empty from a `GramMeter`
     gram: [cols, cols] float32, sum of x^T x; None if not requested. A `GramMeter` returns its input's kind of array
     sample: [tokens, cols] float32, rows drawn with a seed; empty if not requested
+    exact: whether the sums are no sample, as they are known from weights and not from a text
     """
 
     count: int
@@ -32,11 +34,17 @@ class Stats:
     max_abs: np.ndarray
     gram: Array | None
     sample: np.ndarray
+    exact: bool = False
 
     @property
     def importance(self) -> np.ndarray:
         """Mean of x^2 per column, float32 [cols]: the importance that `Format.fit` takes."""
         return (self.square / max(self.count, 1)).astype(np.float32)
+
+    @property
+    def damping(self) -> float:
+        """The damping that the mean of the Gram matrix needs, see `damping_for`."""
+        return DAMPING if self.exact else damping_for(len(self.square), max(self.count, 1))
 
 
 class GramMeter:

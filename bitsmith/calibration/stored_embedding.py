@@ -160,11 +160,11 @@ def _readers(loader: WeightLoader, head: Stats | None) -> Stats | None:
         return first
     if first is None:
         return replace(head, gram=torch.as_tensor(head.gram).clone())  # a rounder takes it over
-    of_head = 1 / float(head.square.sum())
-    of_first = _FIRST / float(first.square.sum())
+    of_head = head.count / float(head.square.sum())
+    of_first = _FIRST * head.count / float(first.square.sum())
     gram = torch.as_tensor(head.gram) * of_head
     gram = gram + torch.as_tensor(first.gram).to(gram.device) * of_first
-    return replace(first, count=1, square=head.square * of_head + first.square * of_first, gram=gram)
+    return replace(head, square=head.square * of_head + first.square * of_first, gram=gram)
 
 
 def first_readers(loader: WeightLoader) -> Stats | None:
@@ -188,4 +188,4 @@ def first_readers(loader: WeightLoader) -> Stats | None:
         return None
     grams = [torch.as_tensor(stats.gram) / float(stats.square.sum()) for stats in found]
     squares = [stats.square / stats.square.sum() for stats in found]
-    return replace(found[0], count=1, square=np.sum(squares, axis=0), gram=sum(grams[1:], grams[0]))
+    return replace(found[0], count=1, square=np.sum(squares, axis=0), gram=sum(grams[1:], grams[0]), exact=True)

@@ -16,7 +16,10 @@ def show_front(model: str, config: QuantizeConfig, *, to: str | None, plot: Path
     """Find and print it."""
     from bitsmith.cli.drawing import progress_bar
     from bitsmith.pipeline.front import draw, front
+    from bitsmith.planner.figure import check_picture
 
+    if plot is not None:
+        check_picture(plot)
     with progress_bar(as_json) as report:
         found = front(model, config, to=to, report=report)
     if plot is not None:

@@ -46,6 +46,7 @@ _MIXES = (
     ("bf16", 15.9),
 )
 _USUAL = {"native": "int4", "compressed": "w4a16", "gptq": "int4", "awq": "int4", "bnb": "nf4", "mlx": "4bit"}
+_EXPECTED = "expected_kld"  # what a recipe file says of the loss
 _TRIES = 12
 
 Planned = Callable[[Target, QuantizeConfig], Quantized]  # the plan of an output, as it will be written
@@ -96,12 +97,14 @@ def about(config: QuantizeConfig, checkpoint: Checkpoint, budget: Budget) -> dic
     """What a recipe file says of the run that found it."""
     found: dict[str, object] = {"model": checkpoint.name, "budget": budget.said.removeprefix("--")}
     found |= {"calibration": [Path(each).name for each in config.calibration_sources]} if config.calibration else {}
-    return found | ({} if config.method is None else {"method": config.method})
+    found |= {} if config.method is None else {"method": config.method}
+    found |= {"rules": list(config.rules)} if config.rules else {}
+    return found | ({"keep": list(config.keep)} if config.keep else {})
 
 
 def check_recipe(config: QuantizeConfig, checkpoint: Checkpoint, container: str) -> None:
-    """Raise UsageError if the recipe file of a run exists, unless it is of the same model and budget, FileError if it
-    cannot be written: before the search."""
+    """Raise UsageError if the recipe file of a run exists, unless a run like this one found it, FileError if it cannot
+    be written: before the search."""
     if config.recipe is None:
         return
     place = followed(Path(config.recipe).expanduser(), force=config.force)
@@ -110,10 +113,11 @@ def check_recipe(config: QuantizeConfig, checkpoint: Checkpoint, container: str)
         return
     own = about(config, checkpoint, budget_of(config, checkpoint, container))
     try:
-        known = RecipeFile.read(place).about
+        known = dict(RecipeFile.read(place).about)
     except FileError:
         known = {}
-    if {name: known.get(name) for name in own} != own:
+    known.pop(_EXPECTED, None)
+    if known != own:
         raise UsageError(f"{place} exists already; give --force to replace it, or choose another --recipe.")
 
 
@@ -318,7 +322,7 @@ class Room:
 
     def done(self, chosen: Sequence[int], expected: float) -> Fitted:
         """The result, with what it is expected to lose."""
-        found = self._fitted(chosen, {"expected_kld": float(f"{expected:.3g}")})
+        found = self._fitted(chosen, {_EXPECTED: float(f"{expected:.3g}")})
         note = (
             f"types were chosen tensor by tensor; expected loss: {expected:.4g} nats a token (mean KLD from the "
             "original, on text of the kind it was measured on)"

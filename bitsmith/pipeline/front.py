@@ -107,7 +107,8 @@ def front(model: str | Path, config: QuantizeConfig, *, to: str | None = None, r
 
     budget = budget_of(config, checkpoint, target.container)
     room = Room(checkpoint, target, config, planned, budget, prepared)
-    files = _Files(room, planned, sensitivities_of(room.open, config, report, prepared=prepared))
+    measured = sensitivities_of(room.open, config, report, prepared=prepared, options=False)
+    files = _Files(room, planned, measured)
     own = None if room.least > 0 else files.best(room)
     points = {point.nbytes: point for point in map(files.of_size, files.sizes())}
     points |= {} if own is None else {own.nbytes: own}

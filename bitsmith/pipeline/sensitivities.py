@@ -140,11 +140,17 @@ def _total(costs: Sequence[np.ndarray], chosen: Sequence[int]) -> float:
 
 
 def sensitivities_of(
-    allocatable: Allocatable, config: QuantizeConfig, report: Report, *, prepared: Prepared | None = None
+    allocatable: Allocatable,
+    config: QuantizeConfig,
+    report: Report,
+    *,
+    prepared: Prepared | None = None,
+    options: bool = True,
 ) -> Sensitivities:
     """The sensitivities of a model. The model is loaded when something is not kept yet.
 
     prepared: the calibration of the run; None without one
+    options: whether the command has --memory and --force, which an error may name
     Raises UsageError without torch, or if the text is too short.
     """
     from bitsmith.calibration.run import require_torch
@@ -180,7 +186,7 @@ def sensitivities_of(
     }
 
     def measuring() -> Measuring:
-        about = "" if config.force else check_search(search, resources)
+        about = "" if config.force else check_search(search, resources, options=options)
         if about:
             _log.info("choosing types: about %s", about)
         report(Progress("sensitivity", 0, counts[0], "windows", about and f"about {about}"))

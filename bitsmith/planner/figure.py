@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from bitsmith.containers.destination import check_parent
 from bitsmith.containers.output import write_file
 from bitsmith.errors import UsageError, quoted
 
 
-def new_figure(path: Path) -> Any:
-    """An empty figure for a file. Raises UsageError without matplotlib or if the name does not end in .png."""
+def check_picture(path: Path) -> None:
+    """Raise UsageError without matplotlib or if the name does not end in .png, FileError if its folder
+    cannot be written."""
     if path.suffix.lower() != ".png":
         raise UsageError(f"--plot={quoted(path)}: expected a name that ends in .png.")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError("--plot needs matplotlib: pip install 'bitsmith[plot]'.") from None
+    if find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib: pip install 'bitsmith[plot]'.")
+    check_parent(path)
+
+
+def new_figure(path: Path) -> Any:
+    """An empty figure for a file. Raises as `check_picture`."""
+    check_picture(path)
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(9, 5.5), layout="constrained")
 
 

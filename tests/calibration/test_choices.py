@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from bitsmith.calibration.cost import calibration_cost
 from bitsmith.calibration.method import Method
 from bitsmith.calibration.run import make_imatrix
 from bitsmith.errors import UsageError
+from bitsmith.models.arch.block import linear_shapes
 from bitsmith.models.checkpoint import open_checkpoint
 from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.calibration_record import CalibrationRecord
@@ -140,6 +142,21 @@ def test_memory_bounds_what_is_printed(bitsmith_command: Command, tiny: Path, tm
     words = ("--calibration-tokens", 640, "--calibration-context", 64, "--memory", "1kB", "--dry-run")
     done = bitsmith_command("quantize", tiny, "--to", "q4_0", "--effort", "normal", "--out", tmp_path / "x", *words)
     assert "of memory beside torch, and 328 kB of disk for temporary files" in done.out
+
+
+def test_a_table_that_is_the_head_costs_a_pass_more(tiny: Path) -> None:
+    config = open_checkpoint(tiny).config
+
+    def products(tied: bool, table: bool) -> float:
+        own = replace(config, tied=tied)
+        return calibration_cost(own, Method("gptq"), "normal", RECORD, table=table).products
+
+    rounded = products(False, True) - products(False, False)
+    passed = products(True, True) - products(True, False) - rounded
+    shapes = [linear_shapes(config, layer).values() for layer in range(config.layers)]
+    weights = sum(rows * cols for each in shapes for rows, cols in each)
+    assert rounded > 0
+    assert passed == pytest.approx(RECORD.tokens * (weights + config.hidden**2 / 2))
 
 
 def test_the_cost_shares_the_memory_among_buffers(tiny: Path) -> None:

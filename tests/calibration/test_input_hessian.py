@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from bitsmith.calibration.rounding import gptq_rounder, rounded_group
 from bitsmith.calibration.stats import GramMeter, Stats
 from bitsmith.errors import TensorError
 from bitsmith.quant.formats import get_format
+from bitsmith.quant.rounders.damping import DAMPING, damping_for
 from bitsmith.quant.rounders.effort import EFFORTS
 from bitsmith.quant.rounders.hessian import corrected, correction, prepare, solve_in_place
 
@@ -38,7 +41,7 @@ def taken() -> tuple[Stats, Drift]:
 
 def hessian() -> InputHessian:
     stats, drift = meter().taken()
-    return InputHessian.of(stats.gram, Drift(drift), stats.count)
+    return InputHessian.of(stats.gram, Drift(drift), stats.count, stats.damping)
 
 
 @pytest.fixture
@@ -59,11 +62,21 @@ def test_solving_in_place() -> None:
 @pytest.mark.parametrize("rows", [24, COLS, 500])
 def test_the_weights_are_corrected_as_by_a_matrix(rows: int, wide: None) -> None:
     stats, drift = meter().taken()
-    factor = prepare(stats.gram / stats.count)
+    factor = prepare(stats.gram / stats.count, damping=stats.damping)
     w = weights(rows)
     expected = corrected(w, correction(factor, drift / stats.count))
     torch.testing.assert_close(hessian().corrected(w), expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(w, expected, atol=1e-2)
+
+
+def test_few_tokens_for_many_columns_give_more_damping() -> None:
+    stats, drift = meter().taken()
+    own = InputHessian.of(stats.gram, Drift(drift), stats.count, stats.damping)
+    assert own.factor.damping == own.by_vectors.damping == pytest.approx(min(DAMPING + COLS / stats.count, 1.0))
+    assert not own.factor.raised
+    assert replace(stats, exact=True).damping == DAMPING
+    assert damping_for(4096, 1 << 30) == pytest.approx(DAMPING, rel=1e-3)
+    assert damping_for(4096, 8) == 1.0
 
 
 def test_products_that_are_taken_before_the_hessian_is_factored(wide: None) -> None:
@@ -109,7 +122,7 @@ def test_a_drift_that_is_not_finite(wide: None) -> None:
 def test_sums_are_taken_over() -> None:
     sums = meter()
     stats, drift = sums.taken()
-    own = InputHessian.of(stats.gram, Drift(drift), stats.count)
+    own = InputHessian.of(stats.gram, Drift(drift), stats.count, stats.damping)
     assert own.matrix.data_ptr() == stats.gram.data_ptr()
     assert own.drift is drift
     assert sums._sum.taken() == (None, None)

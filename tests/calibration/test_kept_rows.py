@@ -15,7 +15,7 @@ from bitsmith.quant.rounders.gptq import GptqReport
 
 
 def test_reports_keep_all_that_notes_are_made_of() -> None:
-    found = GptqReport(rows=8, error=0.25, nearest=0.5, kept=1, damping=0.01, dead=2)
+    found = GptqReport(rows=8, error=0.25, nearest=0.5, kept=1, damping=0.01, raised=False, dead=2)
     reports = {"blk.0.attn_q": RoundingReport(found, cut=True), "blk.0.attn_k": RoundingReport(recovered=True)}
     kept = reports_from_values(json.loads(json.dumps(reports_to_values(reports))))
     assert kept == reports

@@ -18,7 +18,7 @@ from bitsmith.calibration.sensitivity.watched import WatchedModel
 from bitsmith.containers.safetensors import SafetensorsSource
 from bitsmith.errors import BitsmithError, FileError, ResourceError, UsageError
 from bitsmith.models.checkpoint import open_checkpoint
-from bitsmith.pipeline import fitting, quantization, sensitivities, token_time
+from bitsmith.pipeline import fitting, front, quantization, sensitivities, token_time
 from bitsmith.pipeline.result import Quantized
 from bitsmith.pipeline.token_time import TokenTime
 from bitsmith.recipe.allocation.units import Allocatable
@@ -396,13 +396,13 @@ def test_fit_counts_cache_and_runtime(model: Path, command: Command) -> None:
 def test_the_front_has_mixes_beside_it(model: Path, command: Command, tmp_path: Path) -> None:
     found = command("plan", model, "--fit", "24GB", "--json")
     assert found.code == 0, found.err
-    front = json.loads(found.out)
-    losses = [each["loss"] for each in front["points"]]
+    shown = json.loads(found.out)
+    losses = [each["loss"] for each in shown["points"]]
     assert losses == sorted(losses, reverse=True)
-    assert {each["name"] for each in front["mixes"]} >= {"q8_0"}
-    assert front["chosen"] == front["points"][-1]
+    assert {each["name"] for each in shown["mixes"]} >= {"q8_0"}
+    assert shown["chosen"] == shown["points"][-1]
     assert losses[-1] == 0
-    assert front["chosen"]["nbytes"] == bitsmith.quantize(model, fit="24GB", dry_run=True).size
+    assert shown["chosen"]["nbytes"] == bitsmith.quantize(model, fit="24GB", dry_run=True).size
     assert command("plan", model, "--fit", "24GB", "--memory", "8GB").code == 2
     assert "goes with" in command("plan", model, "--rule", "attn_v=q8_0").err
 
@@ -423,17 +423,35 @@ def test_the_front_shows_what_quantize_makes(
     found = command("plan", model, "--format", to, *given)
     assert found.code == 0, found.err
     made = json.loads(command("quantize", model, "--to", to, "-o", tmp_path / "x.gguf", "--dry-run", *given).out)
-    front = json.loads(found.out)
-    own = front["chosen"]
-    assert own in front["points"]
+    shown = json.loads(found.out)
+    own = shown["chosen"]
+    assert own in shown["points"]
     assert own["nbytes"] == made["bytes"]
     assert made["expected_kld"] == (own["loss"] if to == "gguf" else None)
-    assert not any(each["fits"] for each in front["points"] if each["nbytes"] > own["nbytes"])
-    middle = front["points"][len(front["points"]) // 2]
+    assert not any(each["fits"] for each in shown["points"] if each["nbytes"] > own["nbytes"])
+    middle = shown["points"][len(shown["points"]) // 2]
     size = ("--size", str(middle["nbytes"]), "--dry-run", "--json", *more)
     made = json.loads(command("quantize", model, "--to", to, "-o", tmp_path / "x.gguf", *size).out)
     assert made["bytes"] <= middle["nbytes"]
     assert made["expected_kld"] == pytest.approx(middle["loss"], rel=0.1)
+
+
+def test_a_front_is_refused_before_its_search(
+    model: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture that cannot be written; memory that is not free, without options that `plan` lacks."""
+    with monkeypatch.context() as patch:
+        patch.setattr(front, "sensitivities_of", lambda *_, **__: pytest.fail("searched"))
+        for name, said in (("a.jpg", "a name that ends in"), ("none/a.png", "there is no folder")):
+            found = command("plan", model, "--fit", "24GB", "--plot", tmp_path / name)
+            assert found.code != 0
+            assert said in " ".join(found.err.split())
+    for module in (need, footprint):
+        monkeypatch.setattr(module, "rooms", lambda: (Room(1 << 20, "free"),))
+    found = command("plan", model, "--fit", "343.8MB", "--context", 64, "--seed", 7)
+    assert found.code == 1
+    assert "take a larger machine" in " ".join(found.err.split())
+    assert "--force" not in found.err
 
 
 def test_the_result_has_the_expected_loss_as_a_number(model: Path) -> None:

@@ -27,8 +27,17 @@ def test_a_recipe_gives_the_same_types_again_and_to_a_sister(model: Path, tmp_pa
     sister = make_folder(tmp_path / "sister", num_hidden_layers=3)
     assert bitsmith.quantize(sister, recipe=recipe, out=tmp_path / "c.gguf").size > made.size
     bitsmith.quantize(model, bits=5.5, recipe=recipe, out=tmp_path / "a.gguf", dry_run=True)  # as a run that goes on
+    for other in ({"bits": 6.5}, {"bits": 5.5, "rules": ["ffn_down=q8_0"]}, {"bits": 5.5, "method": "nearest"}):
+        with pytest.raises(UsageError, match="exists"):
+            bitsmith.quantize(model, recipe=recipe, dry_run=True, **other)
+
+
+def test_a_recipe_of_a_run_with_rules_goes_on_with_them_alone(model: Path, tmp_path: Path) -> None:
+    words: dict[str, Any] = {"recipe": tmp_path / "r.yaml", "bits": 7.5, "dry_run": True}
+    first = bitsmith.quantize(model, rules=["ffn_down=q8_0"], **words)
+    assert bitsmith.quantize(model, rules=["ffn_down=q8_0"], **words).size == first.size
     with pytest.raises(UsageError, match="exists"):
-        bitsmith.quantize(model, bits=6.5, recipe=recipe, dry_run=True)
+        bitsmith.quantize(model, **words)
 
 
 def test_a_recipe_keeps_what_the_run_kept(model: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -46,18 +47,19 @@ def fisher(
     meter = GradientMeter(errors, model.counts)
     random = torch.Generator().manual_seed(seed)
 
-    def gradient_of(logits: Tensor) -> Tensor:
-        p = logits.softmax(-1)
-        root = p.sqrt()
-        v = torch.randn(p.shape, generator=random).to(p.device).mul_(root)
-        return v.sub_(p.mul_(root.mul_(v).sum(-1, keepdim=True)))
-
     hidden = []
     for start, batch in batches(tokens, model.config.vocab):
         report(Progress("sensitivity", start, len(tokens), "windows"))
         meter.begin(len(batch))
-        hidden.append(model.backward(batch, gradient_of, meter))
+        hidden.append(model.backward(batch, partial(direction, random=random), meter))
     return Fisher(meter.seen(), torch.cat(hidden))
+
+
+def direction(logits: Tensor, *, random: torch.Generator) -> Tensor:
+    """A random gradient of each token's logits, float32 [..., vocab], with covariance diag(p) - p p^T; it sums to 0."""
+    p = logits.softmax(-1)
+    v = torch.randn(p.shape, generator=random).to(p.device).mul_(p.sqrt())
+    return v.sub_(p.mul_(v.sum(-1, keepdim=True)))
 
 
 def batches(tokens: np.ndarray, vocab: int) -> list[tuple[int, np.ndarray]]:

@@ -29,7 +29,8 @@ _GRADIENT = 10  # bytes a number of gradients that is held: itself, in float32, 
 _SHAPES = 370_000_000  # bytes of oneDNN's kernels for as many shapes as experts get numbers of tokens
 _PASSES = 3  # products of a forward and a backward pass, in those of a forward pass
 _ROUND_SECONDS = 16e-9  # to round a weight to a type, one thread
-_GPTQ_ROWS, _GPTQ_WORK = 2 * 32, 4.5  # rows of a matrix, in two types; products of each in those with the Hessian
+_GPTQ_ROWS = 8 * 32  # rows of a matrix that GPTQ rounds, in about eight types
+_GPTQ_WORK = 4.5  # products of each in those with the Hessian
 _FACTOR_WORK = 2.0  # in products of two matrices of the Hessian's size
 
 
@@ -114,9 +115,10 @@ class Search:
         return found + (gram_bytes(config) if self.gptq else 0)
 
 
-def check_search(search: Search, resources: Resources) -> str:
+def check_search(search: Search, resources: Resources, *, options: bool = True) -> str:
     """What the search is expected to take, in words.
 
+    options: whether the command has --memory and --force
     Raises ResourceError if it takes more memory than is free, with options that would fit.
     """
     threads, now = resources.threads or cores(), memory_now()
@@ -128,7 +130,8 @@ def check_search(search: Search, resources: Resources) -> str:
     found = wanted.missing()
     if found is None:
         return f"{human_seconds(search.seconds(threads))}, {human_bytes(wanted.peak)}"
-    raise ResourceError(f"choosing types: {wanted.said(found)} {_offer(need(0), found[0])}")
+    offer = _offer(need(0), found[0]) if options else "Close other programs, raise the limit, or take a larger machine."
+    raise ResourceError(f"choosing types: {wanted.said(found)} {offer}")
 
 
 def _offer(least: Need, room: Room) -> str:

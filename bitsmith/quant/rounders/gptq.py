@@ -27,8 +27,9 @@ from bitsmith.quant.grid import Array, Grid
 from bitsmith.quant.rounders import vectors
 from bitsmith.quant.rounders.column_grid import STRIP, ColumnGrid, Slab, output_error, product
 from bitsmith.quant.rounders.core_slab import CoreSlab
+from bitsmith.quant.rounders.damping import DAMPING
 from bitsmith.quant.rounders.descent import descend
-from bitsmith.quant.rounders.hessian import DAMPING, STEP, Factor, Order, prepare
+from bitsmith.quant.rounders.hessian import STEP, Factor, Order, prepare
 from bitsmith.quant.rounders.slabs import slab_rows
 from bitsmith.quant.rounders.triton_slab import TritonSlab
 
@@ -44,7 +45,7 @@ class GptqReport:
     error: error of the returned codes
     nearest: error of the nearest codes with weighted scales
     kept: number of rows that kept the nearest codes because GPTQ's were worse
-    damping: see `Factor.damping`
+    damping, raised: see `Factor`
     dead: number of columns without input
     """
 
@@ -53,6 +54,7 @@ class GptqReport:
     nearest: float
     kept: int
     damping: float
+    raised: bool
     dead: int
 
 
@@ -130,6 +132,7 @@ def gptq_each(
             nearest=float(plain.error[at].sum()),
             kept=int((tried.error > plain.error)[at].sum()),
             damping=factor.damping,
+            raised=factor.raised,
             dead=factor.dead,
         )
         codes, params = chosen.codes[at].contiguous(), {name: p[at] for name, p in chosen.params.items()}
@@ -196,6 +199,7 @@ def joined(reports: Iterable[GptqReport]) -> GptqReport:
         nearest=sum(part.nearest for part in parts),
         kept=sum(part.kept for part in parts),
         damping=max(part.damping for part in parts),
+        raised=any(part.raised for part in parts),
         dead=parts[0].dead,
     )
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bitsmith.errors import TensorError
 from bitsmith.quant.grid import Array
+from bitsmith.quant.rounders.damping import DAMPING, MOST_DAMPING
 from bitsmith.quant.vector_grid import VECTOR
 from bitsmith.system.accelerators import runs_triton
 from bitsmith.system.core import core
@@ -26,9 +27,7 @@ from bitsmith.system.core import core
 Order = Literal["natural", "activation", "pivoted", "vectors"]
 
 STEP = 128  # columns processed together; products are summed over this many at a time, in a fixed order
-DAMPING = 0.03
 _SOLVED_ROWS = 512  # rows that are solved at a time
-_MOST_DAMPING = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,8 @@ class Factor:
     pivots: [cols], D of the damped Hessian, in the order of rounding
     order: [cols] int64, the column that is rounded first, second, ...
     added: [cols], added to the diagonal by damping; dead columns, whose input was always zero, get the diagonal's mean
-    damping: the share of the diagonal's mean that was added; larger than requested if that was not enough
+    damping: the share of the diagonal's mean that was added
+    raised: whether it is larger than requested, because that was not enough
     natural: whether columns are rounded from left to right
     dead: number of dead columns
     """
@@ -51,6 +51,7 @@ class Factor:
     order: Tensor
     added: Tensor
     damping: float
+    raised: bool
     natural: bool
     dead: int
 
@@ -101,13 +102,13 @@ def prepare(hessian: Array, *, order: Order = "pivoted", damping: float = DAMPIN
             factored = _factored(h, columns, added, dtype)
             if factored is not None:
                 feedback, pivots = (part.float() for part in factored)
-                return Factor(h, feedback, pivots, columns, added, share, order == "natural", dead)
-        if share >= _MOST_DAMPING:
+                return Factor(h, feedback, pivots, columns, added, share, share > damping, order == "natural", dead)
+        if share >= MOST_DAMPING:
             raise TensorError(
                 f"the Hessian of {h.shape[0]} columns is not positive definite even with {share:g} of its diagonal's "
                 "mean added; it is not a sum of x^T x. Calibrate again, or round without it (--method=nearest)."
             )
-        share = min(max(share, 1e-4) * 10.0, _MOST_DAMPING)
+        share = min(max(share, 1e-4) * 10.0, MOST_DAMPING)
 
 
 def _checked(hessian: Array) -> Tensor:

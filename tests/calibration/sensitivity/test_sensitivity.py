@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bitsmith.calibration.sensitivity.divergence import Divergence
-from bitsmith.calibration.sensitivity.fisher import cost, fisher
+from bitsmith.calibration.sensitivity.fisher import cost, direction, fisher
 from bitsmith.calibration.sensitivity.joining import Cost, joined
 from bitsmith.calibration.sensitivity.meter import GradientMeter
 from bitsmith.calibration.sensitivity.watched import WatchedModel
@@ -71,6 +71,29 @@ def test_costs_are_near_true_divergences(model: WatchedModel) -> None:
         true = [measure.of({name: model.matrices[name] + each}) for each in held]
         assert found == pytest.approx(true, rel=0.45)
         assert found[1] > 2 * found[0]
+
+
+def test_directions_have_the_covariance_of_predictions() -> None:
+    """diag(p) - p p^T, so that what is added to all logits alike, which changes no prediction, counts for nothing."""
+    logits = torch.tensor([2.0, 0.5, -1.0, 0.0])
+    found = direction(logits.expand(200_000, 4), random=torch.Generator().manual_seed(0))
+    p = logits.softmax(-1)
+    torch.testing.assert_close(found.T @ found / len(found), torch.diag(p) - torch.outer(p, p), rtol=0, atol=3e-3)
+    assert found.sum(-1).abs().max() < 1e-5
+
+
+def test_what_is_added_to_all_logits_costs_nothing(model: WatchedModel) -> None:
+    """A head whose rows share a large part: costs of the matrices before it are those without this part."""
+    text, given = tokens(64), {"blk.1.ffn_down": errors(model, 0.004)["blk.1.ffn_down"]}
+
+    def energy() -> float:
+        return float(fisher(model, given, text).seen["blk.1.ffn_down"].rows.sum())
+
+    before, head = energy(), model.matrices["output"]
+    shared = torch.randn(head.shape[1], generator=torch.Generator().manual_seed(1)) * 10 * head.std()
+    model.exchange({"output": head + shared})
+    assert energy() == pytest.approx(before, rel=0.05)
+    model.exchange({})
 
 
 def test_what_matrices_and_types_share_is_found_in_noise() -> None:

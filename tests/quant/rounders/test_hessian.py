@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from bitsmith.errors import TensorError
-from bitsmith.quant.rounders.hessian import DAMPING, Factor, corrected, correction, prepare
+from bitsmith.quant.rounders.damping import DAMPING
+from bitsmith.quant.rounders.hessian import Factor, corrected, correction, prepare
 from tests.quant.rounders.problems import problem
 
 
@@ -26,7 +27,7 @@ def test_it_factors_the_damped_hessian(cols: int, order: str) -> None:
     mean = np.diagonal(h).mean()
     wanted = h.astype(np.float64) + DAMPING * mean * np.eye(cols)
     assert np.abs(restored(factor) - wanted).max() < 1e-6 * np.abs(h).max()
-    assert factor.damping == DAMPING
+    assert (factor.damping, factor.raised) == (DAMPING, False)
     assert factor.natural == (order == "natural")
     diagonal = np.diagonal(h)[factor.order.numpy()]
     assert order != "activation" or (np.diff(diagonal) <= 0).all()
@@ -61,7 +62,7 @@ def test_damping_grows_until_the_matrix_is_positive_definite() -> None:
     values[0] = -0.5 * np.diagonal(h).mean()
     broken = (vectors * values @ vectors.T).astype(np.float32)
     factor = prepare(broken)
-    assert factor.damping == 1.0
+    assert (factor.damping, factor.raised) == (1.0, True)
     wanted = broken + np.diag(factor.added.numpy())
     assert np.abs(restored(factor) - wanted).max() < 1e-4 * np.abs(h).max()
     opposed = np.full((64, 64), -0.05, np.float32) + 1.05 * np.eye(64, dtype=np.float32)  # least eigenvalue -2.15
