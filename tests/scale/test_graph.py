@@ -98,7 +98,7 @@ def test_what_storage_loses_is_made_again(tmp_path: Path, damage: str) -> None:
     assert all("is damaged" in note and "made again" in note for note in told)
     for key in (made.tasks[2].key, GIVEN.key):  # what it reads, too
         (tmp_path / f"{key}.state").unlink()
-    (tmp_path / f"{made.tasks[1].key}.state").write_bytes(b"bitsmith work 1\n")
+    (tmp_path / f"{made.tasks[1].key}.state").write_bytes(b"bitsmith work 2\n")
     assert sums(made, store) == [8, 9, 17]
 
 
