@@ -159,7 +159,8 @@ class PlanWriter:
 
     def rows_of(self, name: str) -> int:
         """Number of rows of a tensor that are written."""
-        return self._by_name[name].info.rows if name in self._records else self._sums(name).rows
+        begun = self._begun.get(name)
+        return self._by_name[name].info.rows if name in self._records else 0 if begun is None else begun.rows
 
     def append(self, rows: MadeRows) -> bool:
         """Write the next rows of a tensor, which were rounded elsewhere. False if the bytes are not what was made."""

@@ -26,7 +26,7 @@ from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.coverage import Coverage
 from bitsmith.recipe.plan import Plan
 from bitsmith.recipe.rounded_rows import RoundedRows
-from bitsmith.system.machine import peak_memory
+from bitsmith.system.machine import cores, peak_memory
 from bitsmith.system.progress import Progress, Report
 from bitsmith.work.folder import WorkFolder
 
@@ -68,6 +68,11 @@ class Work:
     reservation: Reservation
     kept: Kept
     spread: Spread | None = None
+
+    @property
+    def verifiers(self) -> int:
+        """Number of threads that read outputs back: all of this machine where `threads` are those of one worker."""
+        return self.threads if self.spread is None else max(self.threads, cores())
 
 
 def make_all(
@@ -169,7 +174,7 @@ class _Making:
         ) as writer:
             self._round_nearest(writer, plan)
             written = writer.finish(
-                threads=self.shared.threads, coverage=coverage, verified=self._keeping(notes, coverage)
+                threads=self.shared.verifiers, coverage=coverage, verified=self._keeping(notes, coverage)
             )
         return Made(plan, written, notes(written), coverage)
 
@@ -229,7 +234,7 @@ class _Making:
                 return (*found, *rounding_notes(reports.by_name))
 
             written = writer.finish(
-                threads=self.shared.threads, coverage=coverage, verified=self._keeping(notes, coverage)
+                threads=self.shared.verifiers, coverage=coverage, verified=self._keeping(notes, coverage)
             )
         return Made(plan, written, notes(written), coverage)
 

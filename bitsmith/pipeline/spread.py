@@ -110,9 +110,11 @@ def _begin_at_pieces(
     writer: PlanWriter, tensors: Sequence[PlannedTensor], importance: Mapping[str, np.ndarray]
 ) -> None:
     """Begin tensors again that an earlier start, in one process, has left within a piece."""
-    stops = {(each.tensor.info.name, each.stop) for pieces, _ in _pieces(tensors, importance) for each in pieces}
-    rows = {each.info.name: writer.rows_of(each.info.name) for each in tensors}
-    writer.restart(name for name, stop in rows.items() if stop and (name, stop) not in stops)
+    begun = [each for each in tensors if 0 < writer.rows_of(each.info.name) < each.info.rows]
+    if begun:
+        stops = {(each.tensor.info.name, each.stop) for pieces, _ in _pieces(tensors, importance) for each in pieces}
+        names = (each.info.name for each in begun)
+        writer.restart(name for name in names if (name, writer.rows_of(name)) not in stops)
 
 
 class _Writing:
