@@ -71,19 +71,20 @@ class _Meter:
     def __enter__(self) -> _Meter:
         self._head = time.process_time()
         self._before, self._last = self._seen(), dict[int, tuple[str, float]]()
-        self._ended = threading.Event()
+        self._ended, self._own = threading.Event(), 0.0
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._head = time.process_time() - self._head
         self._ended.set()
         self._thread.join()
+        self._head = time.process_time() - self._head - self._own
 
     def _watch(self) -> None:
-        while not self._ended.wait(0.1):
+        while not self._ended.wait(0.3):
             self._last |= self._seen()
+        self._own = time.thread_time()
 
     def __str__(self) -> str:
         sums = {"worker": 0.0, "ray": 0.0}
