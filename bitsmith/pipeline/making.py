@@ -89,6 +89,8 @@ def make_all(
     """
     clock = time.monotonic()
     done = []
+    if shared.spread is not None:
+        shared.spread.begin(shared.kept.folders)
     endings = [finished_output(*each) for each in zip(shared.kept.folders, shared.kept.destinations, strict=True)]
     measured = _measured(outputs, shared, report)
     for at, (output, promised, found) in enumerate(zip(outputs, expected, measured, strict=True)):

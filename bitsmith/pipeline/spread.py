@@ -50,6 +50,10 @@ class Spread:
         """The store of one output's results."""
         return open_store(work.tasks if self.where is None else f"{self.where.rstrip('/')}/{work.path.name}")
 
+    def begin(self, folders: Iterable[WorkFolder]) -> None:
+        """Remove results of earlier starts of the outputs that are to be made afresh."""
+        self.remove(work for work in folders if work.fresh)
+
     def remove(self, folders: Iterable[WorkFolder]) -> None:
         """Remove all results of outputs that are done."""
         for work in folders:

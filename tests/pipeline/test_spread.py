@@ -116,6 +116,30 @@ def test_a_head_that_is_stopped_goes_on(tiny: Path, tmp_path: Path, monkeypatch:
     assert len(set(ran)) == len(ran) - 1  # only the one that was stopped ran twice
 
 
+def test_fresh_work_takes_nothing_from_storage(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitsmith.scale import results
+    from bitsmith.scale.working import run_task
+
+    alone = made(tiny, tmp_path / "alone", "q4_k_m")
+    ran: list[str] = []
+
+    def counted(task: Task, *rest: Any) -> None:
+        ran.append(task.key)
+        if len(ran) == 5:
+            raise KeyboardInterrupt
+        run_task(task, *rest)
+
+    monkeypatch.setattr(results, "run_task", counted)
+    words: dict[str, Any] = {"executor": "local", "work": str(tmp_path / "storage")}
+    with pytest.raises(KeyboardInterrupt):
+        made(tiny, tmp_path / "tasks", "q4_k_m", **words)
+    assert list((tmp_path / "storage").rglob("*.state"))
+    bitsmith.quantize(tiny, to="q4_k_m", out=tmp_path / "tasks" / "out.gguf", threads=1, fresh=True, **words)
+    assert tree(tmp_path / "tasks") == alone
+    assert set(ran[:5]) <= set(ran[5:])  # all are made again
+    assert not list((tmp_path / "storage").rglob("*.state"))
+
+
 def test_workers_that_are_killed(tmp_path: Path) -> None:
     model = make_folder(tmp_path / "m", num_hidden_layers=4)
     alone = made(model, tmp_path / "alone", "q4_k_m")
