@@ -5,6 +5,9 @@
 It makes a model of random weights in several shards. Each node is a raylet of its own with one processor; Ray's
 `Cluster` starts them. Times are wall-clock seconds of `quantize`, without the start of the cluster; the first run on a
 cluster starts its workers, so each is timed the second time. The kill is in a cluster of two nodes.
+
+On a machine with other work compare processor seconds: of this process (the head), of workers (their start too), and of
+Ray's own processes.
 """
 
 from __future__ import annotations
@@ -48,10 +51,11 @@ def main() -> None:
         for count in map(int, arguments.nodes.split(",")):
             with _cluster(count):
                 _run(model, folder, arguments.to, executor="ray")
-                seconds, found = _run(model, folder, arguments.to, executor="ray")
+                with _Meter() as meter:
+                    seconds, found = _run(model, folder, arguments.to, executor="ray")
             first = first or seconds
             same = "same bytes" if found == wanted else "OTHER BYTES"
-            print(f"{count} nodes: {seconds:.1f} s, {first / seconds:.2f} times the first, {same}", flush=True)
+            print(f"{count} nodes: {seconds:.1f} s, {first / seconds:.2f} times the first, {same}; {meter}", flush=True)
         if arguments.no_kill:
             return
         with _cluster(2) as (cluster, nodes):
@@ -59,6 +63,48 @@ def main() -> None:
             seconds, found = _run(model, folder, arguments.to, executor="ray")
         same = "same bytes" if found == wanted else "OTHER BYTES"
         print(f"2 nodes, one killed: {seconds:.1f} s, {same}", flush=True)
+
+
+class _Meter:
+    """Processor seconds of this process, of Ray's workers and of Ray itself, by looking at all processes in turn."""
+
+    def __enter__(self) -> _Meter:
+        self._head = time.process_time()
+        self._before, self._last = self._seen(), dict[int, tuple[str, float]]()
+        self._ended, self._own = threading.Event(), 0.0
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._head = time.process_time() - self._head - self._own
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.3):
+            self._last |= self._seen()
+        self._own = time.thread_time()
+
+    def __str__(self) -> str:
+        sums = {"worker": 0.0, "ray": 0.0}
+        for pid, (kind, seconds) in self._last.items():
+            sums[kind] += seconds - self._before.get(pid, (kind, 0.0))[1]
+        return f"processor: head {self._head:.1f} s, workers {sums['worker']:.1f} s, Ray {sums['ray']:.1f} s"
+
+    @staticmethod
+    def _seen() -> dict[int, tuple[str, float]]:
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (folder / "cmdline").read_bytes()
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            kind = "worker" if words.startswith(b"ray::") else "ray" if b"ray" in words else None
+            if kind is not None and int(folder.name) != os.getpid():
+                found[int(folder.name)] = (kind, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
+        return found
 
 
 @contextmanager

@@ -3,6 +3,7 @@
     python bench/kills.py                          200 runs over seven kinds
     python bench/kills.py --runs 20 --kind gptq --seed 1 --json
     python bench/kills.py --kind qat --model FOLDER --tokens 2048    a small model
+    python bench/kills.py --kind qat -- --steps 8 --batch 1          more options of the command, behind "--"
 
 Each kind is first run without a break. Then it is killed at a random point of its processor time and started again, in
 a folder of its own. Times are processor seconds, which do not depend on what else the machine does. Repeated work is
@@ -120,6 +121,7 @@ def killed_and_continued(words: Sequence[str], kind: str, runs: int, draw: rando
             second = found.start if ended else run(words, again)[1]
             extra = first + second - found.whole - found.start
             found.repeated.append(max(0.0, extra) / max(found.whole - found.start, 1e-9))
+            print(f"{kind}: kill {found.kills}, repeated {found.repeated[-1]:.1%}", file=sys.stderr, flush=True)
         there = tree(again)
         found.left += there.keys() != expected.keys()
         found.different += any(there.get(name) != data for name, data in expected.items())
@@ -150,6 +152,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16384, help="of the calibration; a training takes twice as many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("more", nargs="*", help="options of all commands, behind --")
     options = parser.parse_args()
     kinds, draw, all_found = options.kind or list(KINDS), random.Random(options.seed), []
     for kind in kinds:
@@ -158,6 +161,7 @@ def main() -> None:
             words += [] if kind in UNCALIBRATED else ["--calibration-tokens", str(options.tokens)]
             if kind == "qat":
                 words[words.index("--training-tokens") + 1] = str(2 * options.tokens)
+            words += options.more  # the last of an option counts
             found = killed_and_continued(words, kind, -(-options.runs // len(kinds)), draw, Path(folder))
         all_found.append(found)
         if options.json:

@@ -45,13 +45,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--memory", help="as of quantize")
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
+    parser.add_argument("--words", type=int, help="a smaller vocabulary than the shape has")
     parser.add_argument("--folder", type=Path, help="where the checkpoint lies; made there if it is missing")
     parser.add_argument("--keep", action="store_true", help="do not remove the checkpoint")
     options = parser.parse_args()
     with _folder(options.folder, keep=options.keep) as folder:
         model = folder / "model"
         if not (model / INDEX_NAME).is_file():
-            make_model(model, options.shape, options.layers)
+            make_model(model, options.shape, options.layers, options.words)
         size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
         out = folder / ("out" if "/" in options.to else "out.gguf")
         words = [sys.executable, "-m", "bitsmith", "quantize", str(model), "--to", options.to, "--out", str(out)]
@@ -86,10 +87,10 @@ def _folder(given: Path | None, *, keep: bool) -> Iterator[Path]:
             shutil.rmtree(given / "model", ignore_errors=True)
 
 
-def make_model(folder: Path, shape: str, layers: int | None = None) -> None:
+def make_model(folder: Path, shape: str, layers: int | None = None, words: int | None = None) -> None:
     """Write the checkpoint: a shard with the embedding and the head, and one for every four layers."""
     hidden, inner, usual, heads, kv_heads, vocab, tied = _SHAPES[shape]
-    count, head = layers or usual, hidden // heads
+    count, head, vocab = layers or usual, hidden // heads, words or vocab
     folder.mkdir(parents=True)
     reference = Path(bitsmith.__file__).parent / "reference"
     for name in ("tokenizer.json", "tokenizer_config.json"):

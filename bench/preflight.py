@@ -6,8 +6,9 @@
 
 Each kind runs in a process of its own. Memory: what the plan says, and the largest the process had. Time: what the
 plan says and what the first block says, beside wall-clock and processor seconds; on a machine with other work compare
-the processor seconds that the first block said ("corrected") with those of its stage. Fails where a peak is off by
-more than --most (15 %).
+the processor seconds that the first block said ("corrected") with those of its stage, or give --cpu: the plan then
+measures this machine by the processor's clock, one thread works, and what it says is compared with the run's processor
+seconds. Fails where a peak is off by more than --most (15 %).
 """
 
 from __future__ import annotations
@@ -44,13 +45,16 @@ def main() -> None:
     parser.add_argument("--model", default="reference")
     parser.add_argument("--tokens", type=int, default=16384, help="to calibrate on")
     parser.add_argument("--most", type=float, default=15.0, help="largest error of a peak accepted, %%")
+    parser.add_argument("--cpu", action="store_true", help="compare processor seconds")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--child", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.cpu:
+        time.perf_counter = time.process_time  # before bitsmith is imported
     if args.child is not None:
         print(json.dumps(run(args.child)))
         return
-    rows = [measured(kind, args.model, args.tokens, show=not args.json) for kind in args.kind or KINDS]
+    rows = [measured(kind, args.model, args.tokens, cpu=args.cpu) for kind in args.kind or KINDS]
     if args.json:
         print(json.dumps(rows, indent=2))
     off = [row["kind"] for row in rows if abs(row["memory"] / row["peak"] - 1) > args.most / 100]
@@ -58,7 +62,7 @@ def main() -> None:
         raise SystemExit(f"peak memory is off by more than {args.most:g} %: {', '.join(off)}")
 
 
-def measured(kind: str, model: str, tokens: int, *, show: bool) -> dict[str, Any]:
+def measured(kind: str, model: str, tokens: int, *, cpu: bool) -> dict[str, Any]:
     """One kind, in a process of its own."""
     count = 2 if KINDS[kind][0] == "tune" else 1
     command, words = KINDS[kind][:count], KINDS[kind][count:]
@@ -66,14 +70,13 @@ def measured(kind: str, model: str, tokens: int, *, show: bool) -> dict[str, Any
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / ("out.gguf" if kind in (*PLAIN, "iq2_xs") else "out")
         call = [*command, model, *words, *further, "--out", str(out), "--json", "--quiet"]
-        done = subprocess.run(
-            [sys.executable, __file__, "--child", *call], stdout=subprocess.PIPE, text=True, check=False
-        )
+        call += ["--threads", "1"] if cpu else []
+        own = [sys.executable, __file__, *(["--cpu"] if cpu else []), "--child"]
+        done = subprocess.run([*own, *call], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{kind}: exit code {done.returncode}")
     row = {"kind": kind, **json.loads(done.stdout.splitlines()[-1])}
-    if show:
-        print(as_line(row), flush=True)
+    print(as_line(row), file=sys.stderr, flush=True)
     return row
 
 
@@ -101,7 +104,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
 
     found: dict[str, float] = {}
     Course.__call__ = timed  # type: ignore[method-assign]
-    began, worked, said = time.monotonic(), time.process_time(), io.StringIO()
+    began, worked, said = time.monotonic(), time.process_time(), io.StringIO()  # modules are imported by now
     with contextlib.redirect_stdout(said), contextlib.suppress(click.exceptions.Exit):
         _bitsmith.main(arguments, prog_name="bitsmith", standalone_mode=False)
     result = json.loads(said.getvalue())
@@ -125,7 +128,8 @@ def as_line(row: dict[str, Any]) -> str:
     off = 100 * (row["memory"] / row["peak"] - 1)
     return (
         f"{row['kind']:<13} memory {row['memory'] / 1e6:6.0f} of {row['peak'] / 1e6:6.0f} MB ({off:+5.1f} %), "
-        f"plan {row['expected_seconds']:6.1f} s, wall {row['seconds']:6.1f} s, CPU {row['cpu_seconds']:6.1f} s"
+        f"plan {row['expected_seconds']:6.1f} s, wall {row['seconds']:6.1f} s, CPU {row['cpu_seconds']:6.1f} s "
+        f"({100 * (row['expected_seconds'] / row['cpu_seconds'] - 1):+.0f} %)"
         + (f"; first block: {stages}" if stages else "")
     )
 

@@ -59,12 +59,15 @@ def collect_spread(
     """
     from bitsmith.calibration.collect import Calibration
 
-    graph = _graph(checkpoint, tokens)
+    graph, store = _graph(checkpoint, tokens), store_of(config, work)
+    if work.fresh:
+        store.remove()
+        store = store_of(config, work)
     notes: list[str] = []
     sums: dict[str, Stats] = {}
     routed: dict[int, np.ndarray] = {}
     done, tied = 0, False
-    for task, state in results(graph, store_of(config, work), executor_of(_site(config)), told=notes.append):
+    for task, state in results(graph, store, executor_of(_site(config)), told=notes.append):
         _add(sums, routed, state)
         tied = state.values["tied"] is True
         done += int(task.cost)

@@ -7,9 +7,10 @@ import hashlib
 import os
 import stat
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -25,6 +26,15 @@ from bitsmith.system.progress import Progress, Report, silent
 
 _READ_BACK_BYTES = 1 << 20
 Marks = Mapping[str, list[int]]  # of the entries of an output, see `mark_of`
+
+
+@dataclass(frozen=True)
+class HashedBytes:
+    """Bytes that come in pieces, each used before the next. sha256: of all, in hexadecimal, as it should be"""
+
+    pieces: Callable[[], Iterable[memoryview]]
+    nbytes: int
+    sha256: str
 
 
 class OutputFiles:
@@ -78,6 +88,38 @@ class OutputFiles:
             raise self._cannot_write(error) from error
         self._hashes.setdefault(key, hashlib.sha256()).update(data)
         self._cursor[key] = cursor + len(data)
+
+    def append(self, tensor: str, parts: Mapping[str, HashedBytes]) -> bool:
+        """Append to some parts of a tensor what others have made and hashed; nothing if any does not have its hash.
+
+        Returns whether it was appended. Raises FileError if it cannot be written.
+        """
+        found = {(tensor, part): self._copied((tensor, part), data) for part, data in parts.items()}
+        if not all(found.values()):
+            return False
+        for (key, digest), data in zip(found.items(), parts.values(), strict=True):
+            assert digest is not None
+            self._hashes[key], self._cursor[key] = digest, self._cursor.get(key, 0) + data.nbytes
+        return True
+
+    def _copied(self, key: tuple[str, str], data: HashedBytes) -> hashlib._Hash | None:
+        """Write bytes behind those of a part. Returns the hash of all; None if they do not have theirs."""
+        (filename, region), cursor = self._where[key], self._cursor.get(key, 0)
+        if cursor + data.nbytes > region.nbytes:
+            raise ValueError(f"{key}: {cursor + data.nbytes} bytes for a region of {region.nbytes}")
+        own = hashlib.sha256()
+        whole = self._hashes[key].copy() if cursor else own
+        left = data.nbytes
+        try:
+            for piece in data.pieces():
+                own.update(piece)
+                if whole is not own:
+                    whole.update(piece)
+                _write_all(self._handles[filename], piece[:left], region.offset + cursor + data.nbytes - left)
+                left -= len(piece[:left])
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        return whole if own.hexdigest() == data.sha256 and not left else None
 
     def written(self, tensor: str, part: str) -> int:
         """Number of bytes that were written to one part of one tensor."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from bitsmith.containers.base import WholeTensorCodec
 from bitsmith.containers.manifest import Manifest, TensorRecord, joined_hash
-from bitsmith.containers.output import Marks, OutputFiles
+from bitsmith.containers.output import HashedBytes, Marks, OutputFiles
 from bitsmith.containers.reservation import Reservation
 from bitsmith.pipeline.chunks import Chunk, chunks_of, rows_of
 from bitsmith.pipeline.encode import Encoded, encode_chunk, encode_rounded, prepared
@@ -36,6 +36,21 @@ class Written:
 
     manifest: Manifest
     recovered: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MadeRows:
+    """The next rows of a tensor as they were made elsewhere.
+
+    name: output name; stop: the row behind the last
+    parts: bytes in file order
+    chunks: sums of squares of error and weight, and whether all weights were kept, of each chunk in order
+    """
+
+    name: str
+    stop: int
+    parts: Mapping[str, HashedBytes]
+    chunks: Sequence[tuple[float, float, bool]]
 
 
 def execute(
@@ -144,12 +159,18 @@ class PlanWriter:
 
     def rows_of(self, name: str) -> int:
         """Number of rows of a tensor that are written."""
-        return self._by_name[name].info.rows if name in self._records else self._sums(name).rows
+        begun = self._begun.get(name)
+        return self._by_name[name].info.rows if name in self._records else 0 if begun is None else begun.rows
 
-    def write_encoded(self, chunk: Chunk, encoded: Encoded) -> None:
-        """Write the next rows of a tensor, which were rounded elsewhere."""
-        self._sums(chunk.planned.info.name)
-        self._write(chunk, encoded, ends=False)
+    def append(self, rows: MadeRows) -> bool:
+        """Write the next rows of a tensor, which were rounded elsewhere. False if the bytes are not what was made."""
+        planned, sums = self._by_name[rows.name], self._sums(rows.name)
+        if not self._output.append(rows.name, rows.parts):
+            return False
+        for error, weight, kept in rows.chunks:
+            sums.add(error, weight, kept=kept)
+        self._count(planned, rows.stop)
+        return True
 
     def end_encoded(self, name: str, source: str) -> None:
         """End a tensor whose rows were rounded elsewhere. source: hash of the stored bytes of its source"""
@@ -292,19 +313,22 @@ class PlanWriter:
     def _sums(self, name: str) -> _TensorSums:
         return self._begun.setdefault(name, _TensorSums())
 
-    def _write(self, chunk: Chunk, encoded: Encoded, *, ends: bool = True) -> None:
+    def _write(self, chunk: Chunk, encoded: Encoded) -> None:
         planned, name = chunk.planned, chunk.planned.info.name
         sums = self._begun[name]
         for part, data in sums.in_file_order(chunk, encoded.parts).items():
             self._output.write(name, part, _bytes_of(data))
-        sums.error += encoded.squared_error
-        sums.weight += encoded.squared_weight
-        sums.kept = sums.kept and encoded.kept
-        sums.rows = chunk.stop
-        self._done += (chunk.stop - chunk.start) * planned.info.cols
-        self._report(Progress(self._plan.recipe.command, self._done, self._total, "weights", name))
-        if ends and chunk.stop == planned.info.rows:
+        sums.add(encoded.squared_error, encoded.squared_weight, kept=encoded.kept)
+        self._count(planned, chunk.stop)
+        if chunk.stop == planned.info.rows:
             self._finished(planned, sums.source.hexdigest())
+
+    def _count(self, planned: PlannedTensor, stop: int) -> None:
+        """Count the rows of a tensor before `stop` as written."""
+        sums = self._begun[planned.info.name]
+        self._done += (stop - sums.rows) * planned.info.cols
+        sums.rows = stop
+        self._report(Progress(self._plan.recipe.command, self._done, self._total, "weights", planned.info.name))
 
     def _finished(self, planned: PlannedTensor, source: str) -> None:
         """Record a tensor that this start has written to its end, for the ledger too."""
@@ -336,6 +360,12 @@ class _TensorSums:
         self.error = self.weight = 0.0
         self.kept = True
         self._slabs: list[Mapping[str, np.ndarray]] = []
+
+    def add(self, error: float, weight: float, *, kept: bool) -> None:
+        """Count a chunk in."""
+        self.error += error
+        self.weight += weight
+        self.kept = self.kept and kept
 
     def in_file_order(self, chunk: Chunk, parts: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """The parts that can be written now. A `WholeTensorCodec` gives nothing before the tensor's last chunk."""

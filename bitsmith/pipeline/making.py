@@ -26,7 +26,7 @@ from bitsmith.pipeline.result import Quantized
 from bitsmith.recipe.coverage import Coverage
 from bitsmith.recipe.plan import Plan
 from bitsmith.recipe.rounded_rows import RoundedRows
-from bitsmith.system.machine import peak_memory
+from bitsmith.system.machine import cores, peak_memory
 from bitsmith.system.progress import Progress, Report
 from bitsmith.work.folder import WorkFolder
 
@@ -69,6 +69,11 @@ class Work:
     kept: Kept
     spread: Spread | None = None
 
+    @property
+    def verifiers(self) -> int:
+        """Number of threads that read outputs back: all of this machine where `threads` are those of one worker."""
+        return self.threads if self.spread is None else max(self.threads, cores())
+
 
 def make_all(
     outputs: Sequence[Output],
@@ -84,6 +89,8 @@ def make_all(
     """
     clock = time.monotonic()
     done = []
+    if shared.spread is not None:
+        shared.spread.begin(shared.kept.folders)
     endings = [finished_output(*each) for each in zip(shared.kept.folders, shared.kept.destinations, strict=True)]
     measured = _measured(outputs, shared, report)
     for at, (output, promised, found) in enumerate(zip(outputs, expected, measured, strict=True)):
@@ -169,7 +176,7 @@ class _Making:
         ) as writer:
             self._round_nearest(writer, plan)
             written = writer.finish(
-                threads=self.shared.threads, coverage=coverage, verified=self._keeping(notes, coverage)
+                threads=self.shared.verifiers, coverage=coverage, verified=self._keeping(notes, coverage)
             )
         return Made(plan, written, notes(written), coverage)
 
@@ -229,7 +236,7 @@ class _Making:
                 return (*found, *rounding_notes(reports.by_name))
 
             written = writer.finish(
-                threads=self.shared.threads, coverage=coverage, verified=self._keeping(notes, coverage)
+                threads=self.shared.verifiers, coverage=coverage, verified=self._keeping(notes, coverage)
             )
         return Made(plan, written, notes(written), coverage)
 

@@ -8,24 +8,26 @@ from pathlib import Path
 
 import numpy as np
 
+from bitsmith.containers.base import WholeTensorCodec
 from bitsmith.errors import UsageError
 from bitsmith.models.checkpoint import Checkpoint
 from bitsmith.models.for_workers import name_for_workers
-from bitsmith.pipeline.chunks import Chunk, chunks_of
+from bitsmith.pipeline.chunks import chunks_of
 from bitsmith.pipeline.executor import PlanWriter
 from bitsmith.pipeline.planned import Description
-from bitsmith.pipeline.task_functions import encoded_of
+from bitsmith.pipeline.task_functions import made_rows
 from bitsmith.quant.formats.base import NeedsExtent, Settled
 from bitsmith.recipe.plan import Plan, PlannedTensor
 from bitsmith.recipe.target import Target
 from bitsmith.scale.config import ScaleConfig
 from bitsmith.scale.executors import Site, executor_of
-from bitsmith.scale.results import results
+from bitsmith.scale.results import deliver
 from bitsmith.scale.store import Store, open_store
 from bitsmith.scale.task import Given, Graph, Task
 from bitsmith.system.options import words_of
 from bitsmith.work.folder import WorkFolder
 from bitsmith.work.key import program
+from bitsmith.work.state import DamagedError, State
 
 PIECE_WEIGHTS = 1 << 25  # of one task; its result is at most four times as many bytes
 
@@ -47,6 +49,10 @@ class Spread:
     def store(self, work: WorkFolder) -> Store:
         """The store of one output's results."""
         return open_store(work.tasks if self.where is None else f"{self.where.rstrip('/')}/{work.path.name}")
+
+    def begin(self, folders: Iterable[WorkFolder]) -> None:
+        """Remove results of earlier starts of the outputs that are to be made afresh."""
+        self.remove(work for work in folders if work.fresh)
 
     def remove(self, folders: Iterable[WorkFolder]) -> None:
         """Remove all results of outputs that are done."""
@@ -94,50 +100,49 @@ def round_spread(
     tensors = [each for each in plan.tensors if each.info.name not in left_out]
     run = Given(Description.of(plan, spread.model, spread.revision, input_absmax).to_dict(plan))
     writer.take_over_begun(tensors)
+    _begin_at_pieces(writer, tensors, importance)
     graph = round_graph(tensors, importance, run, wanted=writer.wants)
     if not graph.tasks:
         return
     store = spread.store(work)
-    written = _Writing(writer, tensors, importance, lambda keys: _drop(store, keys))
-    for task, state in results(graph, store, executor_of(spread.site), told=spread.notes.append):
-        sources = {str(name): str(sha256) for name, sha256 in state.values["sources"].items()}
-        for at, told in enumerate(state.values["chunks"]):
-            chunk = written.chunk(told["tensor"], int(told["start"]), int(told["stop"]))
-            if chunk is not None:
-                writer.write_encoded(chunk, encoded_of(state, at))
-        for name, sha256 in sources.items():
-            writer.end_encoded(name, sha256)
+    written = _Writing(writer, store)
+    for task in deliver(graph, store, executor_of(spread.site), written.take, told=spread.notes.append):
         written.done(task.key)
 
 
-def _drop(store: Store, keys: Sequence[str]) -> None:
-    for key in keys:
-        store.drop(key)
+def _begin_at_pieces(
+    writer: PlanWriter, tensors: Sequence[PlannedTensor], importance: Mapping[str, np.ndarray]
+) -> None:
+    """Begin tensors again that an earlier start, in one process, has left within a piece."""
+    begun = [each for each in tensors if 0 < writer.rows_of(each.info.name) < each.info.rows]
+    if begun:
+        stops = {(each.tensor.info.name, each.stop) for pieces, _ in _pieces(tensors, importance) for each in pieces}
+        names = (each.info.name for each in begun)
+        writer.restart(name for name in names if (name, writer.rows_of(name)) not in stops)
 
 
 class _Writing:
-    """The chunks of all tensors, and the results that are not needed any more once the ledger knows their rows."""
+    """Writes results; those whose rows the ledger knows are not needed any more, and dropped."""
 
-    def __init__(
-        self,
-        writer: PlanWriter,
-        tensors: Sequence[PlannedTensor],
-        importance: Mapping[str, np.ndarray],
-        drop: Callable[[Sequence[str]], None],
-    ) -> None:
-        self._writer, self._drop = writer, drop
-        self._by_name = {each.info.name: each for each in tensors}
+    def __init__(self, writer: PlanWriter, store: Store) -> None:
+        self._writer, self._store = writer, store
         self._written: list[str] = []
 
-    def chunk(self, name: str, start: int, stop: int) -> Chunk | None:
-        """The next chunk of a tensor; None if it is written already."""
-        return None if stop <= self._writer.rows_of(name) and stop else Chunk(self._by_name[name], start, stop)
+    def take(self, state: State) -> None:
+        """Write what a result holds. Raises DamagedError if its bytes do not have their hashes."""
+        for rows in made_rows(state):
+            there = self._writer.rows_of(rows.name)
+            if (rows.stop > there or not rows.stop) and not self._writer.append(rows):
+                raise DamagedError("its content does not have its hash")
+        for name, sha256 in state.values["sources"].items():
+            self._writer.end_encoded(str(name), str(sha256))
 
     def done(self, key: str) -> None:
         """All of a result is written."""
         self._written.append(key)
         if self._writer.keep_if_due():
-            self._drop(self._written)
+            for each in self._written:
+                self._store.drop(each)
             self._written = []
 
 
@@ -162,20 +167,19 @@ def round_graph(
         kept = [each for each in pieces if wanted(each.tensor, each.stop)]
         if kept:
             names = dict.fromkeys((kept[0].tensor.info.name, kept[-1].tensor.info.name))
-            plain = [[each.tensor.info.name, each.first, each.last] for each in pieces]
+            plain = [[each.tensor.info.name, each.start, each.stop] for each in pieces]
             tasks.append(Task("pipeline.round", " to ".join(names), {"pieces": plain}, inputs, cost))
-        for name in (each.tensor.info.name for each in kept if each.first and each.stop == each.tensor.info.rows):
+        for name in (each.tensor.info.name for each in kept if each.start and each.stop == each.tensor.info.rows):
             tasks.append(Task("pipeline.hash", f"hash of {name}", {"tensor": name}, (run.key,), cost / 20))
     return Graph(tasks, given, program=program())
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some chunks of a tensor. first, last: number of the first and of the one behind the last; stop: row behind it"""
+    """Some rows of a tensor: those of whole chunks. stop: the row behind the last"""
 
     tensor: PlannedTensor
-    first: int
-    last: int
+    start: int
     stop: int
 
 
@@ -186,15 +190,15 @@ def _pieces(
     group: list[_Piece] = []
     size = 0
     for tensor in tensors:
-        first, chunks = 0, list(chunks_of([tensor], importance))
-        whole = isinstance(tensor.format, NeedsExtent | Settled)
+        start, chunks = 0, list(chunks_of([tensor], importance))
+        whole = isinstance(tensor.format, NeedsExtent | Settled) or isinstance(tensor.codec, WholeTensorCodec)
         for at, chunk in enumerate(chunks, 1):
             size += (chunk.stop - chunk.start) * tensor.info.cols
             ends = at == len(chunks)
             if ends or (size >= PIECE_WEIGHTS and not whole):
-                group.append(_Piece(tensor, first, at, chunk.stop))
-                first = at
-            if size >= PIECE_WEIGHTS and first == at:
+                group.append(_Piece(tensor, start, chunk.stop))
+                start = chunk.stop
+            if size >= PIECE_WEIGHTS and start == chunk.stop:
                 yield group, size
                 group, size = [], 0
     if group:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from bitsmith.containers.base import WholeTensorCodec
+from bitsmith.containers.output import HashedBytes
 from bitsmith.pipeline.chunks import Chunk, chunks_of
 from bitsmith.pipeline.encode import Encoded, encode_chunk, prepared
+from bitsmith.pipeline.executor import MadeRows
 from bitsmith.pipeline.planned import plan_of
 from bitsmith.quant.tensor import PackedTensor
 from bitsmith.recipe.plan import Plan, PlannedTensor
 from bitsmith.scale.task import Function, Place, Result
-from bitsmith.work.state import State, dtype_of
+from bitsmith.work.state import State, Streamed
 
 
 def _plan(described: State) -> Plan:
@@ -26,25 +30,40 @@ def _plan(described: State) -> Plan:
 
 
 def round_pieces(arguments: Mapping[str, Any], inputs: Sequence[State], place: Place) -> Result:
-    """Nearest codes of some chunks of some tensors, as stored bytes.
+    """Nearest codes of some rows of some tensors, as stored bytes.
 
-    arguments: pieces: [tensor, first chunk, the one behind the last] each
+    arguments: pieces: [tensor, first row, the one behind the last] each
     inputs: the description of the plan; then the importance, by output name, if there is one
+    Arrays are the bytes of each part of each piece, in file order.
     """
     plan = _plan(inputs[0])
     found: list[dict[str, Any]] = []
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Streamed] = {}
     sources: dict[str, str] = {}
     by_name = {each.info.name: each for each in plan.tensors}
-    for name, first, last in arguments["pieces"]:
+    for name, start, stop in arguments["pieces"]:
+        planned = by_name[name]
         columns = inputs[1].array(name) if len(inputs) > 1 and name in inputs[1] else None
         digest = hashlib.sha256()
-        for chunk, encoded in _encoded(plan, by_name[name], columns, (first, last), digest, place):
-            found.append(_told(chunk, encoded))
-            arrays |= {f"{len(found) - 1}.{part}": _bytes(data) for part, data in encoded.parts.items()}
-        if first == 0 and chunk.stop == chunk.planned.info.rows:
+        made = list(_encoded(plan, planned, columns, (start, stop), digest, place))
+        for part, data in _in_file_order(planned, [each.parts for each in made]).items():
+            arrays[f"{len(found)}.{part}"] = _streamed(data)
+        sums = [[each.squared_error.hex(), each.squared_weight.hex(), bool(each.kept)] for each in made]
+        found.append({"tensor": name, "stop": stop, "parts": list(planned.parts), "chunks": sums})
+        if start == 0 and stop == planned.info.rows:
             sources[name] = digest.hexdigest()
-    return {"chunks": found, "sources": sources}, arrays
+    return {"rows": found, "sources": sources}, arrays
+
+
+def _in_file_order(planned: PlannedTensor, slabs: list[Mapping[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
+    """The stored bytes of each part of some rows; a codec that does not keep the order of rows joins its slabs."""
+    if isinstance(planned.codec, WholeTensorCodec):
+        return {part: [data] for part, data in planned.codec.join(slabs).items()}
+    return {part: [slab[part] for slab in slabs] for part in planned.parts}
+
+
+def _streamed(data: list[np.ndarray]) -> Streamed:
+    return Streamed((sum(each.nbytes for each in data),), np.dtype(np.uint8), lambda: map(_bytes, data))
 
 
 def _encoded(
@@ -54,11 +73,11 @@ def _encoded(
     span: tuple[int, int],
     digest: Any,
     place: Place,
-) -> Iterator[tuple[Chunk, Encoded]]:
-    """Some chunks of a tensor, rounded; the bytes of their source are added to `digest`."""
+) -> Iterator[Encoded]:
+    """Some rows of a tensor, rounded chunk by chunk; the bytes of their source are added to `digest`."""
     reader = plan.checkpoint.reader
     ready = prepared(reader, planned, columns)
-    chunks = islice(chunks_of([ready], {} if columns is None else {planned.info.name: columns}), *span)
+    chunks = _within(span, chunks_of([ready], {} if columns is None else {planned.info.name: columns}))
 
     def read(chunk: Chunk) -> PackedTensor | None:
         if planned.source is None:
@@ -68,37 +87,36 @@ def _encoded(
             digest.update(_bytes(data).data)
         return packed
 
-    waiting: deque[tuple[Chunk, Future[Encoded]]] = deque()
+    waiting: deque[Future[Encoded]] = deque()
     with ThreadPoolExecutor(place.threads) as pool:
         for chunk in chunks:
-            waiting.append((chunk, pool.submit(encode_chunk, reader, chunk, read(chunk))))
+            waiting.append(pool.submit(encode_chunk, reader, chunk, read(chunk)))
             if len(waiting) > 2 * place.threads:
-                oldest, future = waiting.popleft()
-                yield oldest, future.result()
-        for oldest, future in waiting:
-            yield oldest, future.result()
+                yield waiting.popleft().result()
+        for future in waiting:
+            yield future.result()
 
 
-def _told(chunk: Chunk, encoded: Encoded) -> dict[str, Any]:
-    return {
-        "tensor": chunk.planned.info.name,
-        "start": chunk.start,
-        "stop": chunk.stop,
-        "error": encoded.squared_error.hex(),
-        "weight": encoded.squared_weight.hex(),
-        "kept": bool(encoded.kept),
-        "parts": {part: [str(data.dtype), list(data.shape)] for part, data in encoded.parts.items()},
-    }
+def _within(span: tuple[int, int], chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """What chunks have of the rows of `span`; the one chunk of a tensor without rows."""
+    for chunk in chunks:
+        start, stop = max(chunk.start, span[0]), min(chunk.stop, span[1])
+        if start < stop or span == (0, 0):
+            yield replace(chunk, start=start, stop=stop)
 
 
-def encoded_of(state: State, at: int) -> Encoded:
-    """Chunk number `at` of a result of `round_pieces`."""
-    told = state.values["chunks"][at]
-    parts = {
-        part: state.array(f"{at}.{part}").view(dtype_of(dtype)).reshape(shape)
-        for part, (dtype, shape) in told["parts"].items()
-    }
-    return Encoded(parts, float.fromhex(told["error"]), float.fromhex(told["weight"]), told["kept"] is True)
+def made_rows(state: State) -> list[MadeRows]:
+    """What a result of `round_pieces` holds, each with the hashes that its bytes should have."""
+    found = []
+    for at, told in enumerate(state.values["rows"]):
+        names = {part: f"{at}.{part}" for part in told["parts"]}
+        parts = {
+            part: HashedBytes(partial(state.pieces, name), state.shape(name)[0], state.sha256(name))
+            for part, name in names.items()
+        }
+        sums = [(float.fromhex(error), float.fromhex(weight), kept is True) for error, weight, kept in told["chunks"]]
+        found.append(MadeRows(str(told["tensor"]), int(told["stop"]), parts, sums))
+    return found
 
 
 def hash_source(arguments: Mapping[str, Any], inputs: Sequence[State], place: Place) -> Result:
@@ -114,7 +132,7 @@ def hash_source(arguments: Mapping[str, Any], inputs: Sequence[State], place: Pl
     for chunk in chunks_of([planned], {}):
         for data in plan.checkpoint.reader.packed(planned.source, chunk.start, chunk.stop).parts.values():
             digest.update(_bytes(data).data)
-    return {"sources": {name: digest.hexdigest()}, "chunks": []}, {}
+    return {"sources": {name: digest.hexdigest()}, "rows": []}, {}
 
 
 def _bytes(data: np.ndarray) -> np.ndarray:

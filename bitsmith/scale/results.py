@@ -10,7 +10,7 @@ from bitsmith.scale.executors import Executor
 from bitsmith.scale.store import LostError, Store
 from bitsmith.scale.task import Graph, Place, Task
 from bitsmith.scale.working import forget_errors, run_task
-from bitsmith.work.state import State
+from bitsmith.work.state import DamagedError, State
 
 GRAPH = "graph"  # the name of the graph itself in its store
 _ATTEMPTS = 3
@@ -26,23 +26,42 @@ def results(
     told: gets a note for the user about what was made again
     Raises as `Executor.run`; FileError if the storage loses a file again and again.
     """
+    for task in _done(graph, store, executor):
+        if task.key in graph.ends:
+            with _whole(graph, task, store, told, State.check) as state:
+                yield task, state
+
+
+def deliver(
+    graph: Graph,
+    store: Store,
+    executor: Executor,
+    take: Callable[[State], None],
+    *,
+    told: Callable[[str], None] = lambda note: None,
+) -> Iterator[Task]:
+    """The same for results that are read once: each task whose result is wanted, when `take` has taken it.
+
+    take: gets a state whose arrays are not checked; raises DamagedError if it finds them damaged, and is called again
+    """
+    for task in _done(graph, store, executor):
+        if task.key in graph.ends:
+            _whole(graph, task, store, told, take).close()
+            yield task
+
+
+def _done(graph: Graph, store: Store, executor: Executor) -> Iterator[Task]:
+    """Each task when it is done, in the graph's order. What only tasks read is dropped behind the last of them."""
     forget_errors(store)
     put_given(graph, store)
     store.write(GRAPH, graph.to_dict(), {})
-    readers = _readers(graph)
+    readers = Counter(key for task in graph.tasks for key in task.inputs)
     for task in executor.run(graph, store):
-        if task.key in graph.ends:
-            with _read(graph, task, store, told) as state:
-                yield task, state
+        yield task
         for key in task.inputs:
             readers[key] -= 1
             if not readers[key] and key in graph.by_key and key not in graph.ends:
                 store.drop(key)
-
-
-def _readers(graph: Graph) -> Counter[str]:
-    """How many tasks read each result."""
-    return Counter(key for task in graph.tasks for key in task.inputs)
 
 
 def put_given(graph: Graph, store: Store) -> None:
@@ -80,10 +99,20 @@ def mend(graph: Graph, key: str, store: Store, place: Place) -> None:
         raise LostError(key, "is lost")
 
 
-def _read(graph: Graph, task: Task, store: Store, told: Callable[[str], None]) -> State:
+def _whole(graph: Graph, task: Task, store: Store, told: Callable[[str], None], use: Callable[[State], None]) -> State:
+    """The result of a task behind its `use`, which tells by a DamagedError that it must be made again."""
     for _ in range(_ATTEMPTS):
         try:
-            return store.read(task.key)
+            state = store.read(task.key)
+            try:
+                use(state)
+                return state
+            except DamagedError as error:
+                state.close()
+                raise LostError(task.key, f"is damaged ({error})") from error
+            except BaseException:
+                state.close()
+                raise
         except LostError as lost:
             told(f"the result of {task.name} in {store.url} {lost.why}; it is made again")
             mend(graph, task.key, store, Place())

@@ -45,7 +45,7 @@ class Store(Protocol):
         ...
 
     def read(self, key: str) -> State:
-        """A result, whose hash was checked. Raises LostError."""
+        """A result, whose arrays are checked when they are read. Raises LostError."""
         ...
 
     def drop(self, key: str) -> None:
@@ -97,7 +97,7 @@ class FolderStore:
     def read(self, key: str) -> State:
         """See `Store`."""
         try:
-            return State(self._path(key))
+            return State(self._path(key), lazily=True)
         except FileNotFoundError:
             raise LostError(key, "is not there") from None
         except (DamagedError, FileError, OSError) as error:
@@ -162,7 +162,7 @@ class RemoteStore:
             path = Path(folder) / f"{key}{_SUFFIX}"
             try:
                 self._files.get_file(self._path(key), str(path))
-                return State(path)  # stays readable after the file has lost its name
+                return State(path, lazily=True)  # stays readable after the file has lost its name
             except FileNotFoundError:
                 raise LostError(key, "is not there") from None
             except (DamagedError, FileError, OSError) as error:

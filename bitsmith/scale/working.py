@@ -7,20 +7,51 @@ from contextlib import ExitStack
 from typing import Any
 
 from bitsmith import errors
-from bitsmith.errors import BitsmithError, UsageError
-from bitsmith.scale.store import Store
+from bitsmith.errors import BitsmithError, ResourceError, UsageError
+from bitsmith.scale.store import LostError, Store
 from bitsmith.scale.task import Place, Task, function_of
+from bitsmith.system.pressure import is_shortage, memory_now
 from bitsmith.work.key import program
+from bitsmith.work.state import DamagedError, State
 
 _ERROR = "error-"  # names of what is kept of a task that failed
 
 
 def run_task(task: Task, store: Store, place: Place) -> None:
-    """Run a task and keep its result. Raises LostError for an input that is not there, and as its function."""
+    """Run a task and keep its result.
+
+    Raises LostError for an input that is not there; ResourceError if memory runs out; and as its function.
+    """
+    try:
+        _run(task, store, place)
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_shortage(error):
+            raise
+        why = str(error).strip().splitlines()[:1]
+        raise ResourceError(
+            f"{task.name}: a worker found no memory for it ({why[0] if why else 'MemoryError'}; it has "
+            f"{memory_now().resident / 1e6:,.0f} MB). Let fewer --workers run on a machine, or raise what limits each."
+        ) from error
+
+
+def _run(task: Task, store: Store, place: Place) -> None:
     with ExitStack() as stack:
-        inputs = [stack.enter_context(store.read(key)) for key in task.inputs]
-        values, arrays = function_of(task.kind)(task.arguments, inputs, place)
+        inputs = {key: stack.enter_context(store.read(key)) for key in task.inputs}
+        try:
+            values, arrays = function_of(task.kind)(task.arguments, [*inputs.values()], place)
+        except DamagedError as error:
+            raise _damaged(inputs) from error
         store.write(task.key, values, arrays)
+
+
+def _damaged(inputs: Mapping[str, State]) -> LostError:
+    """Which of some states is damaged."""
+    for key, state in inputs.items():
+        try:
+            state.check()
+        except DamagedError as error:
+            return LostError(key, f"is damaged ({error})")
+    return LostError(next(iter(inputs)), "could not be read")
 
 
 def check_program(wanted: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from bitsmith.containers.output_names import OutputNames
 from bitsmith.containers.renames import remove
-from bitsmith.errors import BitsmithError, FileError, Words
+from bitsmith.errors import BitsmithError, FileError, ResourceError, Words
 from bitsmith.version import __version__
 from bitsmith.work.key import KEY
 from bitsmith.work.ledger import WorkLedger
@@ -53,7 +53,8 @@ class WorkFolder:
     """The work of one run on one output. Use it as a context manager inside of the output's reservation.
 
     Leaving it after success removes it. After an interrupt or an error of the disk it stays, if it holds anything that
-    another start can use, and the error says so. After any other error it goes, since the same error would come again.
+    another start can use, and the error says so; after one of memory too, which another start may have. After any
+    other error it goes, since the same error would come again.
 
     words: what the user should know of work that could not be used
     """
@@ -162,7 +163,8 @@ class WorkFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        lost = error is None or (isinstance(error, BitsmithError) and not isinstance(error, FileError))
+        passing = isinstance(error, FileError | ResourceError)
+        lost = error is None or (isinstance(error, BitsmithError) and not passing)
         if lost or not self.worth:
             self.remove()
         elif error is not None and not any(_KEPT in note for note in getattr(error, "__notes__", ())):

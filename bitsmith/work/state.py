@@ -1,9 +1,9 @@
 """State files: named arrays and plain values in one file, which is there whole or not at all, and is never trusted.
 
-A state file is written under another name, flushed to the disk, and renamed. It ends with the SHA-256 of everything
-before, so that a file that is torn or damaged is found when it is opened.
+A state file is written under another name, flushed to the disk, and renamed. Each array has a SHA-256 in the header,
+and the header has one at the end, so that a file that is torn or damaged is found when it is opened or read.
 
-    magic (16 bytes), length of the header (8 bytes, little endian), header (JSON), arrays, SHA-256 (32 bytes)
+    magic (16 bytes), arrays, header (JSON), its length (8 bytes, little endian), SHA-256 of both (32 bytes)
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,9 +24,10 @@ import numpy as np
 from bitsmith.containers.model_files import open_regular
 from bitsmith.containers.renames import sync
 
-_MAGIC = b"bitsmith work 1\n"
+_MAGIC = b"bitsmith work 2\n"
 _BUFFER = 1 << 20
 _LARGEST_HEADER = 1 << 30
+_END = 8 + 32  # bytes behind the header
 _DTYPES = ("uint8", "int8", "uint16", "int32", "int64", "float16", "float32", "float64", "bfloat16", "float8_e4m3fn")
 
 
@@ -59,21 +59,25 @@ def write_state(path: Path, values: Mapping[str, Any], arrays: Arrays, *, durabl
     """Write a state file; once it has its name, it is whole and on the disk. Raises OSError.
 
     values: plain values for JSON
-    durable: whether to wait for the disk; without it, a file may be torn after a power cut, which its hash tells
+    durable: whether to wait for the disk; without it, a file may be torn after a power cut, which its hashes tell
     """
     temporary = path.with_name(f"{path.name}.part")
-    places, offset = {}, 0
-    for name, array in arrays.items():
-        places[name] = {"dtype": str(array.dtype), "shape": list(array.shape), "offset": offset}
-        offset += array.nbytes
-    header = json.dumps({"values": values, "arrays": places}).encode()
-    digest = hashlib.sha256()
+    places, offset = {}, len(_MAGIC)
     try:
         with temporary.open("wb") as file:
-            for data in chain((_MAGIC, len(header).to_bytes(8, "little"), header), _pieces(arrays)):
-                digest.update(data)
-                file.write(data)
-            file.write(digest.digest())
+            file.write(_MAGIC)
+            for name, array in arrays.items():
+                digest = hashlib.sha256()
+                for data in _pieces(name, array):
+                    digest.update(data)
+                    file.write(data)
+                hashed = digest.hexdigest()
+                shape = list(array.shape)
+                places[name] = {"dtype": str(array.dtype), "shape": shape, "offset": offset, "sha256": hashed}
+                offset += array.nbytes
+            header = json.dumps({"values": values, "arrays": places}).encode()
+            header += len(header).to_bytes(8, "little")
+            file.write(header + hashlib.sha256(header).digest())
             file.flush()
             if durable:
                 os.fsync(file.fileno())
@@ -97,27 +101,32 @@ def dtype_of(name: str) -> np.dtype:
     return found
 
 
-def _pieces(arrays: Arrays) -> Iterator[bytes]:
-    for name, array in arrays.items():
-        if str(array.dtype) not in _DTYPES:
-            raise ValueError(f"{name}: {array.dtype} is not a type of state files.")
-        for piece in array.pieces() if isinstance(array, Streamed) else (array,):
-            yield np.ascontiguousarray(piece, array.dtype).reshape(-1).view(np.uint8).data  # type: ignore[misc]
+def _pieces(name: str, array: np.ndarray | Streamed) -> Iterator[memoryview]:
+    if str(array.dtype) not in _DTYPES:
+        raise ValueError(f"{name}: {array.dtype} is not a type of state files.")
+    for piece in array.pieces() if isinstance(array, Streamed) else (array,):
+        yield np.ascontiguousarray(piece, array.dtype).reshape(-1).view(np.uint8).data
 
 
 class State:
-    """An open state file whose hash was checked.
+    """An open state file. What is read from it has its hash.
 
     values: its plain values
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open and check a file. Raises FileNotFoundError; DamagedError if it is not whole; OSError."""
+    def __init__(self, path: Path, *, lazily: bool = False) -> None:
+        """Open and check a file. Raises FileNotFoundError; DamagedError if it is not whole; OSError.
+
+        lazily: check each array when it is first read, which raises DamagedError then
+        """
         self._handle = open_regular(path)
+        self._checked: set[str] = set()
         try:
-            header, self._first = self._checked()
+            header = self._header()
             self.values: dict[str, Any] = header["values"]
             self._places: dict[str, Any] = header["arrays"]
+            if not lazily:
+                self.check()
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             os.close(self._handle)
             raise DamagedError("its header cannot be read") from error
@@ -125,22 +134,37 @@ class State:
             os.close(self._handle)
             raise
 
-    def _checked(self) -> tuple[dict[str, Any], int]:
-        """The header, and the place of the first array."""
-        size = os.fstat(self._handle).st_size
-        start = self._bytes(0, min(size, len(_MAGIC) + 8))
-        length = int.from_bytes(start[len(_MAGIC) :], "little")
-        first = len(_MAGIC) + 8 + length
-        if start[: len(_MAGIC)] != _MAGIC or length > _LARGEST_HEADER or first + 32 > size:
-            raise DamagedError("it is cut short, or of another version")
-        digest, at = hashlib.sha256(), 0
-        while at < size - 32:
-            data = self._bytes(at, min(_BUFFER, size - 32 - at))
-            digest.update(data)
-            at += len(data)
-        if digest.digest() != self._bytes(size - 32, 32):
+    def check(self) -> None:
+        """Check the arrays that were not checked yet. Raises DamagedError."""
+        for name in self._places:
+            self._check(name)
+
+    def _check(self, name: str) -> None:
+        if name not in self._checked:
+            digest = hashlib.sha256()
+            for data in self.pieces(name):
+                digest.update(data)
+            self._compare(name, digest.hexdigest())
+
+    def _compare(self, name: str, found: str) -> None:
+        if found != self.sha256(name):
             raise DamagedError("its content does not have its hash")
-        return json.loads(self._bytes(len(_MAGIC) + 8, length)), first
+        self._checked.add(name)
+
+    def _header(self) -> dict[str, Any]:
+        size = os.fstat(self._handle).st_size
+        if size < len(_MAGIC) + _END or self._bytes(0, len(_MAGIC)) != _MAGIC:
+            raise DamagedError("it is cut short, or of another version")
+        end = self._bytes(size - _END, _END)
+        length = int.from_bytes(end[:8], "little")
+        start = size - _END - length
+        if length > _LARGEST_HEADER or start < len(_MAGIC):
+            raise DamagedError("it is cut short, or of another version")
+        header = self._bytes(start, length)
+        if hashlib.sha256(header + end[:8]).digest() != end[8:]:
+            raise DamagedError("its content does not have its hash")
+        found: dict[str, Any] = json.loads(header)
+        return found
 
     def _bytes(self, at: int, count: int) -> bytes:
         found = b""
@@ -163,7 +187,10 @@ class State:
     def array(self, name: str) -> np.ndarray:
         """An array, in memory of its own. Raises KeyError."""
         shape = tuple(self._places[name]["shape"])
-        return self.rows(name, 0, shape[0]).reshape(shape) if shape else self.rows(name, 0, 1).reshape(())
+        found = (self._rows(name, 0, shape[0]) if shape else self._rows(name, 0, 1)).reshape(shape)
+        if name not in self._checked:
+            self._compare(name, hashlib.sha256(found.reshape(-1).view(np.uint8).data).hexdigest())
+        return found
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of an array. Raises KeyError."""
@@ -173,13 +200,33 @@ class State:
         """The type of an array's values. Raises KeyError."""
         return dtype_of(self._places[name]["dtype"])
 
+    def sha256(self, name: str) -> str:
+        """The hash that the bytes of an array should have, in hexadecimal. Raises KeyError."""
+        return str(self._places[name]["sha256"])
+
+    def pieces(self, name: str) -> Iterator[memoryview]:
+        """The bytes of an array in order, each piece until the next; whoever reads them compares `sha256`."""
+        place = self._places[name]
+        left = int(np.prod(place["shape"], dtype=np.int64)) * dtype_of(place["dtype"]).itemsize
+        buffer, at = memoryview(bytearray(min(left, _BUFFER))), int(place["offset"])
+        while left:
+            got = os.preadv(self._handle, [buffer[:left]], at)
+            if not got:
+                raise DamagedError("it is cut short")
+            yield buffer[:got]
+            at, left = at + got, left - got
+
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows start..stop of an array: [stop - start, *shape[1:]]. Raises KeyError."""
+        self._check(name)
+        return self._rows(name, start, stop)
+
+    def _rows(self, name: str, start: int, stop: int) -> np.ndarray:
         place = self._places[name]
         dtype, inner = dtype_of(place["dtype"]), tuple(place["shape"][1:])
         row = int(np.prod(inner, dtype=np.int64)) * dtype.itemsize
         found = np.empty((stop - start, *inner), dtype)
-        buffer, at = found.reshape(-1).view(np.uint8).data, self._first + place["offset"] + start * row
+        buffer, at = found.reshape(-1).view(np.uint8).data, int(place["offset"]) + start * row
         while buffer:
             got = os.preadv(self._handle, [buffer], at)
             if not got:

@@ -18,7 +18,7 @@ import pytest
 import bitsmith
 from bitsmith.calibration import parts
 from bitsmith.errors import FileError, TensorError, UsageError
-from bitsmith.pipeline import chunks, planned, spread, task_functions
+from bitsmith.pipeline import chunks, executor, planned, spread, task_functions
 from bitsmith.scale.executors.local import Local
 from bitsmith.scale.store import FolderStore
 from bitsmith.scale.task import Graph, Task
@@ -116,6 +116,30 @@ def test_a_head_that_is_stopped_goes_on(tiny: Path, tmp_path: Path, monkeypatch:
     assert len(set(ran)) == len(ran) - 1  # only the one that was stopped ran twice
 
 
+def test_fresh_work_takes_nothing_from_storage(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitsmith.scale import results
+    from bitsmith.scale.working import run_task
+
+    alone = made(tiny, tmp_path / "alone", "q4_k_m")
+    ran: list[str] = []
+
+    def counted(task: Task, *rest: Any) -> None:
+        ran.append(task.key)
+        if len(ran) == 5:
+            raise KeyboardInterrupt
+        run_task(task, *rest)
+
+    monkeypatch.setattr(results, "run_task", counted)
+    words: dict[str, Any] = {"executor": "local", "work": str(tmp_path / "storage")}
+    with pytest.raises(KeyboardInterrupt):
+        made(tiny, tmp_path / "tasks", "q4_k_m", **words)
+    assert list((tmp_path / "storage").rglob("*.state"))
+    bitsmith.quantize(tiny, to="q4_k_m", out=tmp_path / "tasks" / "out.gguf", threads=1, fresh=True, **words)
+    assert tree(tmp_path / "tasks") == alone
+    assert set(ran[:5]) <= set(ran[5:])  # all are made again
+    assert not list((tmp_path / "storage").rglob("*.state"))
+
+
 def test_workers_that_are_killed(tmp_path: Path) -> None:
     model = make_folder(tmp_path / "m", num_hidden_layers=4)
     alone = made(model, tmp_path / "alone", "q4_k_m")
@@ -171,8 +195,13 @@ bitsmith.quantize({str(model)!r}, to="q4_k_m", out=out, threads=1, executor="loc
     assert tree(folder) == alone
 
 
-def test_results_that_are_lost(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = made(tiny, tmp_path / "alone", "q4_k_m")
+@pytest.mark.parametrize("to", ["q4_k_m", "gptq/int4"])
+@pytest.mark.parametrize("at", [20, -40])
+def test_results_that_are_damaged(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, at: int
+) -> None:
+    """at: in an array, or in what says where arrays are"""
+    alone = made(tiny, tmp_path / "alone", to)
     write, count = FolderStore.write, [0]
 
     def damaging(self: FolderStore, key: str, values: Any, arrays: Any) -> None:
@@ -180,10 +209,38 @@ def test_results_that_are_lost(tiny: Path, tmp_path: Path, monkeypatch: pytest.M
         count[0] += 1
         if count[0] % 4 == 0:
             path = self.folder / f"{key}.state"
-            path.write_bytes(path.read_bytes()[:-40] + b"?" * 40)
+            data = bytearray(path.read_bytes())
+            data[at] ^= 1
+            path.write_bytes(data)
 
     monkeypatch.setattr(FolderStore, "write", damaging)
-    assert made(tiny, tmp_path / "tasks", "q4_k_m", executor="local") == alone
+    assert made(tiny, tmp_path / "tasks", to, executor="local") == alone
+    assert count[0] > 8
+
+
+@pytest.mark.parametrize("chunks_done", [1, 2, 3, 4, 5])
+def test_workers_go_on_where_one_process_stopped(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunks_done: int
+) -> None:
+    alone = made(tiny, tmp_path / "alone", "q4_k_m")
+    monkeypatch.setattr(Pace, "due", True)
+    keep, left = executor.PlanWriter.keep_if_due, [chunks_done]
+
+    def stopping(self: executor.PlanWriter) -> bool:
+        found = keep(self)
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(executor.PlanWriter, "keep_if_due", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        made(tiny, tmp_path / "tasks", "q4_k_m")
+    (left_there,) = find_leftovers(tmp_path / "tasks")
+    assert left_there.kind == "work"
+    out = tmp_path / "tasks" / "out.gguf"
+    bitsmith.quantize(tiny, to="q4_k_m", out=out, executor="local", threads=1)
+    assert tree(tmp_path / "tasks") == alone
 
 
 def test_slurm_scripts_run(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitsmith.errors import FileError, TensorError, UsageError
+from bitsmith.errors import FileError, ResourceError, TensorError, UsageError
 from bitsmith.scale import task_functions, worker
-from bitsmith.scale.executors import Site, executor_of
+from bitsmith.scale.executors import Site, executor_of, local
 from bitsmith.scale.executors.local import Local
-from bitsmith.scale.results import GRAPH, results
+from bitsmith.scale.results import GRAPH, deliver, results
 from bitsmith.scale.store import FolderStore, LostError, RemoteStore, Store, open_store
 from bitsmith.scale.task import Given, Graph, Place, Result, Task, graph_of
 from bitsmith.scale.worker import Worker, read_graph, work
@@ -98,7 +99,7 @@ def test_what_storage_loses_is_made_again(tmp_path: Path, damage: str) -> None:
     assert all("is damaged" in note and "made again" in note for note in told)
     for key in (made.tasks[2].key, GIVEN.key):  # what it reads, too
         (tmp_path / f"{key}.state").unlink()
-    (tmp_path / f"{made.tasks[1].key}.state").write_bytes(b"bitsmith work 1\n")
+    (tmp_path / f"{made.tasks[1].key}.state").write_bytes(b"bitsmith work 2\n")
     assert sums(made, store) == [8, 9, 17]
 
 
@@ -161,6 +162,65 @@ def test_errors_of_tasks_reach_the_head(tmp_path: Path) -> None:
     with pytest.raises(TensorError, match=r"blk\.0: the number is negative"):
         raise_errors(store, store.present())
     assert store.present() == {GRAPH, GIVEN.key}  # told once
+
+
+@pytest.mark.parametrize(
+    "shortage",
+    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), OSError(12, "")],
+)
+def test_memory_that_runs_out_in_a_worker_reaches_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shortage: Exception
+) -> None:
+    def short(arguments: Mapping[str, Any], inputs: Sequence[State], place: Place) -> Result:
+        if arguments["number"] == 2:
+            raise shortage
+        return add(arguments, inputs, place)
+
+    made, store = graph(1, 2), FolderStore(tmp_path)
+    monkeypatch.setitem(task_functions.TASKS, "add", short)
+    put(made, store)
+    with pytest.raises(ResourceError, match=r"^number 2: a worker found no memory for it"):
+        Worker(read_graph(store), store, Place(), 0, 1).work()
+    with pytest.raises(ResourceError, match=r"number 2: a worker found no memory for it .* fewer workers="):
+        raise_errors(store, store.present())
+    monkeypatch.setitem(task_functions.TASKS, "add", add)
+    assert sums(made, store) == [8, 9, 17]
+
+
+def test_other_errors_of_tasks_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Result:
+        raise RuntimeError("a mistake in a task")
+
+    monkeypatch.setitem(task_functions.TASKS, "add", broken)
+    with pytest.raises(RuntimeError, match="a mistake in a task"):
+        sums(graph(1), FolderStore(tmp_path))
+
+
+def test_workers_that_always_die(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_STARTS", 3)
+    popen = subprocess.Popen
+    dies = ["-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]
+    monkeypatch.setattr(subprocess, "Popen", lambda words, **more: popen([words[0], *dies], **more))
+    with pytest.raises(ResourceError, match=r"died 3 times in a row, the last time killed by the system.* workers="):
+        list(results(graph(1), FolderStore(tmp_path), Local(Site("local", 2))))
+
+
+def test_what_is_damaged_is_made_again_when_it_is_taken(tmp_path: Path) -> None:
+    made, store, told = graph(1, 2), FolderStore(tmp_path), list[str]()
+    sums(made, store)
+    path = tmp_path / f"{made.tasks[1].key}.state"
+    data = bytearray(path.read_bytes())
+    data[16] ^= 1  # the first byte of its array
+    path.write_bytes(data)
+    taken: list[int] = []
+
+    def take(state: State) -> None:
+        taken.append(int(state.array("row")[0]))
+
+    assert list(deliver(made, store, Local(Site("local")), take, told=told.append)) == [*made.tasks]
+    assert taken == [8, 9, 17]
+    assert len(told) == 1
+    assert told[0].startswith("the result of number 2 in")
 
 
 def test_worker_processes(tmp_path: Path) -> None:

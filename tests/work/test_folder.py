@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bitsmith.containers.output_names import OutputNames
-from bitsmith.errors import FileError, TensorError, UsageError
+from bitsmith.errors import FileError, ResourceError, TensorError, UsageError
 from bitsmith.work.folder import ABOUT, About, WorkFolder
 from bitsmith.work.key import work_key
 from bitsmith.work.leftovers import find_leftovers, remove_leftovers
@@ -60,11 +60,12 @@ def test_an_error_that_would_come_again_removes_it(error: Exception, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_of_the_disk_keeps_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [FileError("the disk is full"), ResourceError("no memory"), MemoryError()])
+def test_an_error_that_may_pass_keeps_it(error: Exception, tmp_path: Path) -> None:
     work = folder(tmp_path)
-    with pytest.raises(FileError), work:
+    with pytest.raises(type(error)), work:
         work.write("blocks", {}, {})
-        raise FileError("the disk is full")
+        raise error
     assert work.worth
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from bitsmith.quant.tensor import TensorInfo
 VERSION = 3
 MAX_TENSOR_NAME = 63  # bytes: llama.cpp's GGML_MAX_NAME without the final zero
 MAX_SPLITS = 0xFFFF  # split.count is 16 bits wide
+_VOCABULARY = 2000  # items of an array that is kept as bytes: the tokens of a vocabulary, or its merges
 _MORE = "Give a larger --max-shard-size."
 
 
@@ -203,9 +205,16 @@ def key_bytes(name: str, value: Value) -> bytes:
 
 
 def _array_bytes(value: GgufArray) -> bytes:
-    parts = [struct.pack("<IQ", value.item, len(value))]
-    if isinstance(value.items, np.ndarray):
-        parts.append(np.ascontiguousarray(value.items, DTYPES[value.item]).tobytes())
-    else:
-        parts += [_array_bytes(item) if isinstance(item, GgufArray) else _string_bytes(item) for item in value.items]
-    return b"".join(parts)
+    head, items = struct.pack("<IQ", value.item, len(value)), value.items
+    if isinstance(items, np.ndarray):
+        return head + np.ascontiguousarray(items, DTYPES[value.item]).tobytes()
+    return head + (_items_bytes(items) if len(items) < _VOCABULARY else _vocabulary_bytes(items))
+
+
+def _items_bytes(items: tuple[str, ...] | tuple[GgufArray, ...]) -> bytes:
+    return b"".join([_array_bytes(item) if isinstance(item, GgufArray) else _string_bytes(item) for item in items])
+
+
+@lru_cache(maxsize=4)  # asked for whenever a plan tells its size
+def _vocabulary_bytes(items: tuple[str, ...] | tuple[GgufArray, ...]) -> bytes:
+    return _items_bytes(items)

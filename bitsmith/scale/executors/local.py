@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from bitsmith.scale.worker import ATTENDED
 from bitsmith.scale.working import raise_errors
 from bitsmith.system.machine import cores
 
-_STARTS = 20  # of one worker
+_STARTS = 10  # of one worker while nothing gets done
 
 
 class Local:
@@ -45,7 +46,7 @@ class Local:
                     raise_errors(store, keys)
                     put_given(graph, store)
                     for worker in workers:
-                        worker.keep_alive()
+                        worker.keep_alive(len(keys))
                     wait_a_moment(store)
                 yield task
         finally:
@@ -58,25 +59,29 @@ class _Worker:
 
     def __init__(self, url: str, number: int, of: int, threads: int) -> None:
         self._words = [sys.executable, "-m", "bitsmith", "worker", url, f"{number}/{of}", f"--threads={threads}"]
-        self._starts = 0
+        self._starts = self._results = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self.keep_alive()
+        self.keep_alive(0)
 
-    def keep_alive(self) -> None:
-        """Start it again if it has died. Raises ResourceError if it dies again and again."""
+    def keep_alive(self, results: int) -> None:
+        """Start it again if it has died. Raises ResourceError if it dies again and again.
+
+        results: in the store; whether anything gets done
+        """
         code = None if self._process is None else self._process.poll()
         if self._process is not None and (code is None or code == 0):
             return
+        if results > self._results:
+            self._starts, self._results = 0, results
         if self._starts == _STARTS:
             raise ResourceError(
-                f"a worker died {_STARTS} times, the last time with exit code {code}; look at its messages, or use "
-                "fewer --workers."
+                f"a worker died {_STARTS} times in a row{_how(code)}; look at its messages, or use fewer --workers."
             )
         self._starts += 1
         self._process = subprocess.Popen(self._words, stdin=subprocess.PIPE, env={**os.environ, ATTENDED: "1"})
 
     def stop(self) -> None:
-        """End it."""
+        """End the process."""
         if self._process is None:
             return
         with suppress(OSError):
@@ -84,3 +89,10 @@ class _Worker:
         self._process.wait()
         if self._process.stdin is not None:
             self._process.stdin.close()
+
+
+def _how(code: int | None) -> str:
+    """How a process ended, in words."""
+    if code == -signal.SIGKILL:
+        return ", the last time killed by the system, as it does where memory runs out"
+    return "" if code is None else f", the last time with exit code {code}"

@@ -14,6 +14,7 @@ from bitsmith.scale.task import Graph, Place, Task
 from bitsmith.scale.working import check_program, error_of, run_task
 
 _ATTEMPTS = 20  # of one task, each on another worker after one has died
+_SHORT_ATTEMPTS = 4  # of one task for which memory runs out
 _AHEAD = 2  # tasks in flight for each processor of the cluster
 
 
@@ -104,6 +105,8 @@ class _Handing:
             if kind == "lost":
                 mend(self._graph, message, self._store, Place(self._threads))
                 self._again(task, None)
+            elif kind == ResourceError.__name__:  # another worker may have more memory
+                self._again(task, error_of(kind, message))
             elif kind:
                 raise error_of(kind, message)
             else:
@@ -112,6 +115,8 @@ class _Handing:
     def _again(self, task: Task, error: Exception | None) -> None:
         """Put a task that was not done before all others."""
         self._tries[task.key] = self._tries.get(task.key, 0) + 1
+        if isinstance(error, ResourceError) and self._tries[task.key] >= _SHORT_ATTEMPTS:
+            raise error
         if self._tries[task.key] == _ATTEMPTS:
             why = "storage loses what it reads" if error is None else str(error).strip().splitlines()[0]
             raise ResourceError(f"{task.name} failed {_ATTEMPTS} times on the cluster ({why}); look at its workers.")
