@@ -1,8 +1,8 @@
 """Calibrated rounding, for costs: scales weighted by the inputs, and what GPTQ gains over such codes.
 
 Whole runs of GPTQ for every type would take far too long. Rows do not depend on each other, given the inputs, so GPTQ
-rounds some rows of each matrix in every type, and its gain holds for the other rows. Types with code books take longer;
-one of them stands for all.
+rounds some rows of each matrix, in one type with a code book and one of 4 bits, and its gain holds for the other rows
+and for types of the same kind. Where no type has a code book, one of 2 bits is the other.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from bitsmith.system.progress import Progress, Report, silent
 _ROWS = 32
 _FINE = 8  # bits from which GPTQ is not used
 _SHARE = 0.25  # of the memory, for Gram matrices
-_USUAL = 2  # bits of the type with a code book that stands for all of them
+_FEW, _SOME = 2, 4  # bits of the types that GPTQ rounds
 _HOLDS = 0.75  # share of a gain's logarithm that counts: on another text than that of the calibration, GPTQ gains less
 
 
@@ -70,16 +70,21 @@ class GptqGains:
         stats = self.stats.get(name)
         if stats is None or stats.gram is None:
             return np.ones(len(tensors))
-        rows = w[np.linspace(0, len(w) - 1, min(_ROWS, len(w))).round().astype(np.int64)]
         formats = [None if each.format is None or each.format.bits >= _FINE else each.format for each in tensors]
-        books = [each for each in formats if isinstance(each, VectorFormat)]
-        books.sort(key=lambda each: each.bits != _USUAL)
-        of_books = self._gain(rows, books[0], stats) if books else 1.0
+        rows = w[np.linspace(0, len(w) - 1, min(_ROWS, len(w))).round().astype(np.int64)]
+        books = next((each for each in formats if isinstance(each, VectorFormat) and each.bits == _FEW), None)
+        known: dict[int, float] = {}
+        for bits in (_SOME,) if books else (_FEW, _SOME):
+            format = next((each for each in formats if each and each.bits == bits), None)
+            if format is not None:
+                known[bits] = self._gain(rows, format, stats)
+        of_books = None if books is None else self._gain(rows, books, stats)
+        self.report(Progress("gptq", 0, 1, "matrices", name))
         found = np.ones(len(formats))
         for at, each in enumerate(formats):
             if each is not None:
-                found[at] = of_books if isinstance(each, VectorFormat) else self._gain(rows, each, stats)
-        self.report(Progress("gptq", 0, 1, "matrices", name))
+                books_gain = of_books if isinstance(each, VectorFormat) else None
+                found[at] = _between(known, each.bits) if books_gain is None else books_gain
         return np.asarray(found**_HOLDS)
 
     def _gain(self, rows: np.ndarray, format: Format, stats: Stats) -> float:
@@ -92,6 +97,17 @@ class GptqGains:
             factor = self._factors[id(stats)] = prepare(gram, damping=stats.damping)
         said = gptq_rows(torch.from_numpy(np.ascontiguousarray(rows)), format, factor).report
         return min(said.error / said.nearest, 1.0) if said.nearest > 0 else 1.0
+
+
+def _between(known: Mapping[int, float], bits: int) -> float:
+    """The gain of a type, from those of two widths, or of one."""
+    if not known:
+        return 1.0
+    if bits <= _FEW:
+        return known.get(_FEW, next(iter(known.values())))
+    if bits >= _SOME:
+        return known.get(_SOME, next(iter(known.values())))
+    return float(np.sqrt(np.prod([known.get(each, next(iter(known.values()))) for each in (_FEW, _SOME)])))
 
 
 def calibrated(

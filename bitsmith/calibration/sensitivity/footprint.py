@@ -29,8 +29,7 @@ _GRADIENT = 10  # bytes a number of gradients that is held: itself, in float32, 
 _SHAPES = 370_000_000  # bytes of oneDNN's kernels for as many shapes as experts get numbers of tokens
 _PASSES = 3  # products of a forward and a backward pass, in those of a forward pass
 _ROUND_SECONDS = 16e-9  # to round a weight to a type, one thread
-_GPTQ_ROWS = 8 * 32  # rows of a matrix that GPTQ rounds, in about eight types
-_GPTQ_WORK = 4.5  # products of each in those with the Hessian
+_GPTQ_ROWS, _GPTQ_WORK = 2 * 32, 4.5  # rows of a matrix, in two types; products of each in those with the Hessian
 _FACTOR_WORK = 2.0  # in products of two matrices of the Hessian's size
 
 
