@@ -180,8 +180,6 @@ def _needs(
     graph: Graph, tensors: list[PlannedTensor], seconds: Mapping[str, float], threads: int
 ) -> Iterator[tuple[str, Need]]:
     """What each task takes, by its key."""
-    from bitsmith.pipeline.chunks import chunk_rows
-
     by_name = {each.info.name: each for each in tensors}
     for task in graph.tasks:
         if task.kind == "pipeline.hash":
@@ -189,9 +187,8 @@ def _needs(
             yield task.key, Need(size, 0.0, 0.0)
             continue
         need = Need(0.0, 0.0, 0.0)
-        for name, first, last in task.arguments["pieces"]:
-            info, step = by_name[name].info, chunk_rows(by_name[name])
-            rows = min(last * step, info.rows) - first * step
+        for name, start, stop in task.arguments["pieces"]:
+            info, rows = by_name[name].info, stop - start
             weights, share = rows * info.cols, rows / max(info.rows, 1)
             need = Need(
                 need.read + SOURCE_BYTES * weights,
