@@ -92,20 +92,26 @@ def test_tasks_are_of_even_size_and_cut_tensors_have_a_hash(tiny: Path) -> None:
     assert all(task.cost <= (1 << 15) + (1 << 14) for task in rounds)
 
 
-def test_a_head_that_is_stopped_goes_on(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = made(tiny, tmp_path / "alone", "q4_k_m")
-    ran: list[str] = []
-
-    def counted(task: Task, *rest: Any) -> None:
-        ran.append(task.key)
-        if len(ran) == 5:
-            raise KeyboardInterrupt
-        run_task(task, *rest)
-
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of tasks that this process runs. The fifth is stopped, as by Ctrl-C."""
     from bitsmith.scale import results
     from bitsmith.scale.working import run_task
 
+    found: list[str] = []
+
+    def counted(task: Task, *rest: Any) -> None:
+        found.append(task.key)
+        if len(found) == 5:
+            raise KeyboardInterrupt
+        run_task(task, *rest)
+
     monkeypatch.setattr(results, "run_task", counted)
+    return found
+
+
+def test_a_head_that_is_stopped_goes_on(tiny: Path, tmp_path: Path, ran: list[str]) -> None:
+    alone = made(tiny, tmp_path / "alone", "q4_k_m")
     with pytest.raises(KeyboardInterrupt):
         made(tiny, tmp_path / "tasks", "q4_k_m", executor="local")
     (left,) = find_leftovers(tmp_path / "tasks")
@@ -116,20 +122,8 @@ def test_a_head_that_is_stopped_goes_on(tiny: Path, tmp_path: Path, monkeypatch:
     assert len(set(ran)) == len(ran) - 1  # only the one that was stopped ran twice
 
 
-def test_fresh_work_takes_nothing_from_storage(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bitsmith.scale import results
-    from bitsmith.scale.working import run_task
-
+def test_fresh_work_takes_nothing_from_storage(tiny: Path, tmp_path: Path, ran: list[str]) -> None:
     alone = made(tiny, tmp_path / "alone", "q4_k_m")
-    ran: list[str] = []
-
-    def counted(task: Task, *rest: Any) -> None:
-        ran.append(task.key)
-        if len(ran) == 5:
-            raise KeyboardInterrupt
-        run_task(task, *rest)
-
-    monkeypatch.setattr(results, "run_task", counted)
     words: dict[str, Any] = {"executor": "local", "work": str(tmp_path / "storage")}
     with pytest.raises(KeyboardInterrupt):
         made(tiny, tmp_path / "tasks", "q4_k_m", **words)
