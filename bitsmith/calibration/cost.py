@@ -74,8 +74,8 @@ def calibration_cost(
 ) -> Cost:
     """Cost of calibrating on the tokens of a record. The time is right within a factor of two.
 
-    table: whether the embedding is rounded too
     fine: whether all formats have 8 bits or more; their products are float32
+    table: whether the embedding is rounded too
     memory: bytes that hidden states may take in memory; None: half of the memory that is available now
     """
     rounded = None if fine else _rounded_products_per_second()

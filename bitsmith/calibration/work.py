@@ -64,7 +64,7 @@ class BlockwiseWork:
         outputs = places_of(plan.tensors)
         config = plan.checkpoint.config
         formats = linears_of(plan.tensors, config)
-        table = next((each.format for each in plan.tensors if own_name(each) == EMBEDDING), None)
+        table = embedding_format(plan.tensors)
         task = BlockwiseTask(
             formats,
             method,
@@ -107,6 +107,11 @@ class BlockwiseWork:
             if offset:
                 weight = weight - np.float32(offset)
             yield replace(rows, name=place.name, start=place.first + rows.start, weight=weight)
+
+
+def embedding_format(tensors: Iterable[PlannedTensor]) -> Format | None:
+    """The format of the embedding; None if it keeps its values."""
+    return next((each.format for each in tensors if own_name(each) == EMBEDDING), None)
 
 
 def calibrates_embedding(format: Format | None, method: Method) -> bool:

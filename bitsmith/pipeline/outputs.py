@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bitsmith.calibration.cost import LONG_SECONDS, Cost, calibration_cost, training_cost
 from bitsmith.calibration.method import FINE_BITS, Method, default_method
-from bitsmith.calibration.work import EMBEDDING, calibrates_embedding, own_name
+from bitsmith.calibration.work import calibrates_embedding, embedding_format
 from bitsmith.containers import module_containers
 from bitsmith.containers.destination import Destination, followed
 from bitsmith.errors import BitsmithError, UsageError, quoted
@@ -168,8 +168,7 @@ class Output:
             return Cost(0.0, 0)
         record, config = self.prepared.record, self.assignment.checkpoint.config
         fine = all(format.bits >= FINE_BITS for format in self.assignment.formats)
-        table = next((each.format for each in self.assignment.tensors if own_name(each) == EMBEDDING), None)
-        rounded = calibrates_embedding(table, method)
+        rounded = calibrates_embedding(embedding_format(self.assignment.tensors), method)
         cost = calibration_cost(config, method, effort, record, fine=fine, table=rounded, memory=self.memory)
         if self.training is None or method != self.method:
             return cost

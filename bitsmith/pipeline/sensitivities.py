@@ -164,9 +164,7 @@ def sensitivities_of(
 
     device = choose_device(config.device)
     text = _text(allocatable, config, report)
-    windows = np.random.default_rng(config.seed).permutation(len(text.tokens))
-    share = len(windows) * _WINDOWS // (_WINDOWS + _MEASURED_ON)
-    texts = Texts(text.tokens[np.sort(windows[:share])], text.tokens[np.sort(windows[share:])])
+    texts = Texts(*_parted(text.tokens, config.seed))
     resources, checkpoint = resources_of(config, device), allocatable.checkpoint
     rounder = _rounder(allocatable, config, prepared)
     gptq, counts = prepared is not None and rounder != "nearest", (len(texts.calibration), len(texts.measured_on))
@@ -203,6 +201,13 @@ def sensitivities_of(
         return Measuring(checkpoint, units, texts, rounding, resources, report)
 
     return Sensitivities(allocatable, measuring, Kept(key))
+
+
+def _parted(tokens: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows of a text that costs are measured on, and the others: int64 [windows, n] each."""
+    windows = np.random.default_rng(seed).permutation(len(tokens))
+    share = len(windows) * _WINDOWS // (_WINDOWS + _MEASURED_ON)
+    return tokens[np.sort(windows[:share])], tokens[np.sort(windows[share:])]
 
 
 def _rounder(allocatable: Allocatable, config: QuantizeConfig, prepared: Prepared | None) -> str:
