@@ -8,7 +8,7 @@ from pathlib import Path
 
 import bitsmith
 
-HEAVY = ("torch", "transformers", "gguf", "huggingface_hub", "tokenizers", "jinja2", "matplotlib")
+HEAVY = ("torch", "transformers", "gguf", "huggingface_hub", "tokenizers", "jinja2", "matplotlib", "ml_dtypes")
 MODULES = (
     *(
         "bitsmith.api",
@@ -27,7 +27,7 @@ MODULES = (
 )
 # beyond these, what running a GGUF file on the core has no use for; each costs a tenth of the start or more
 UNUSED = (
-    *("torch", "transformers", "gguf", "huggingface_hub", "jinja2", "rich", "pydantic", "prompt_toolkit"),
+    *("torch", "transformers", "gguf", "huggingface_hub", "jinja2", "rich", "pydantic", "prompt_toolkit", "ml_dtypes"),
     "bitsmith.quant.formats",
 )
 

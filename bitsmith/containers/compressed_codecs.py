@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 
 from bitsmith.containers.base import RowAxis, cut, join_slabs
@@ -28,8 +27,9 @@ from bitsmith.quant.formats.codebook import Codebook
 from bitsmith.quant.formats.precision import as_numpy
 from bitsmith.quant.formats.tensorwide import TensorWide
 from bitsmith.quant.tensor import QuantTensor
+from bitsmith.system.number_types import number_type
 
-_E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
+_E4M3 = "float8_e4m3fn"
 _SHAPE = np.dtype("<i8")
 Layout = dict[str, tuple[tuple[int, ...], np.dtype]]
 
@@ -230,14 +230,14 @@ class FloatCodec:
         """Stored shape and dtype of each part of a weight [out, in]. Raises UnsupportedError for other shapes."""
         rows, cols = _matrix(shape)
         scale = self.scale_shape if isinstance(self.format, TensorWide) else (rows, 1)
-        return {"weight": ((rows, cols), _E4M3), "weight_scale": (scale, self._row.scale_dtype)}
+        return {"weight": ((rows, cols), number_type(_E4M3)), "weight_scale": (scale, self._row.scale_dtype)}
 
     def encode(self, tensor: QuantTensor) -> dict[str, np.ndarray]:
         """Parts of a slab of whole rows."""
         scale = checked_scale(as_numpy(tensor.params["scale"]), self._row.scale_dtype)
         if isinstance(self.format, TensorWide):
             scale = scale[0].reshape(self.scale_shape)
-        weight = to_patterns(as_numpy(tensor.codes), self.format).view(_E4M3)
+        weight = to_patterns(as_numpy(tensor.codes), self.format).view(number_type(_E4M3))
         return {"weight": weight, "weight_scale": scale}
 
     def decode(self, parts: Mapping[str, np.ndarray], cols: int) -> QuantTensor:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 
 from bitsmith.containers.base import RowAxis, cut, join_slabs
@@ -22,8 +21,9 @@ from bitsmith.quant.formats.byte_scaled import NVFP4_TENSOR, ByteScaled
 from bitsmith.quant.formats.microscale import MXFP4, MicroScaled
 from bitsmith.quant.formats.precision import as_numpy
 from bitsmith.quant.tensor import QuantTensor
+from bitsmith.system.number_types import number_type
 
-_E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
+_E4M3 = "float8_e4m3fn"
 _UINT8 = np.dtype(np.uint8)
 _NAN = 0x7F  # of E4M3, and everything above it, which is negative
 Layout = dict[str, tuple[tuple[int, ...], np.dtype]]
@@ -70,7 +70,7 @@ class Nvfp4Codec:
         rows, cols = _matrix(shape, NVFP4_TENSOR.block)
         return {
             self.weight: ((rows, cols // 2), _UINT8),
-            "weight_scale": ((rows, cols // NVFP4_TENSOR.block), _E4M3),
+            "weight_scale": ((rows, cols // NVFP4_TENSOR.block), number_type(_E4M3)),
             self.wide: (self.wide_shape, np.dtype("<f4")),
         }
 
@@ -80,7 +80,7 @@ class Nvfp4Codec:
         wide = np.float32(1.0) / divisor if self.inverse else divisor
         return {
             self.weight: pack_e2m1(as_numpy(tensor.codes)),
-            "weight_scale": np.ascontiguousarray(as_numpy(tensor.params["scale"])).view(_E4M3),
+            "weight_scale": np.ascontiguousarray(as_numpy(tensor.params["scale"])).view(number_type(_E4M3)),
             self.wide: np.full(self.wide_shape, wide, np.float32),
         }
 

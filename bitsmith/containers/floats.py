@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 
 from bitsmith.errors import UnsupportedError
+from bitsmith.system.number_types import NumberTypes
 
-NUMBERS: dict[str, np.dtype] = {
-    "f32": np.dtype("<f4"),
-    "f16": np.dtype("<f2"),
-    "bf16": np.dtype(ml_dtypes.bfloat16),
-    "f64": np.dtype("<f8"),
-    "i8": np.dtype("<i1"),
-    "i16": np.dtype("<i2"),
-    "i32": np.dtype("<i4"),
-    "i64": np.dtype("<i8"),
-}
+NUMBERS = NumberTypes(
+    {
+        "f32": "<f4",
+        "f16": "<f2",
+        "bf16": "bfloat16",
+        "f64": "<f8",
+        "i8": "<i1",
+        "i16": "<i2",
+        "i32": "<i4",
+        "i64": "<i8",
+    }
+)
 WRITTEN_FLOATS = ("f32", "f16", "bf16")  # layouts of written weights that are not quantized
 FLOATS = frozenset({*WRITTEN_FLOATS, "f64"})  # layouts of source weights that are not quantized
 
@@ -26,8 +28,11 @@ FP8_PREFIX = "fp8/"  # of layouts of FP8 weights with scales, as many models are
 
 def decode_numbers(name: str, data: np.ndarray) -> np.ndarray:
     """uint8 [rows, bytes per row] of one of NUMBERS -> float32 [rows, cols]; f64 beyond float32 becomes infinite."""
+    data = np.ascontiguousarray(data)
+    if name == "bf16":  # the upper half of a float32
+        return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.ascontiguousarray(data).view(NUMBERS[name]).astype(np.float32)
+        return data.view(NUMBERS[name]).astype(np.float32)
 
 
 def encode_float(name: str, w: np.ndarray) -> np.ndarray:

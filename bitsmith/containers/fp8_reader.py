@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from bitsmith.containers.base import RowAxis, join_slabs
@@ -25,10 +24,11 @@ from bitsmith.quant.formats.codebook import Codebook
 from bitsmith.quant.formats.fp8 import fp8
 from bitsmith.quant.formats.precision import PRECISIONS
 from bitsmith.quant.tensor import QuantTensor, TensorInfo
+from bitsmith.system.number_types import number_type
 
 _SCALES = (".weight_scale_inv", ".weight_scale")
 _BESIDE = ("input_scale", "activation_scale", "input_scale_ub", "k_scale", "v_scale")
-_E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
+_E4M3 = "float8_e4m3fn"
 _USUAL_BLOCK = (128, 128)
 
 
@@ -74,7 +74,7 @@ class Fp8Codec:
         if len(shape) != 2:
             raise UnsupportedError(f"FP8 weights are matrices, not of {len(shape)} dimensions")
         scales = tuple(-(-size // block) if block else 1 for size, block in zip(shape, self.block, strict=True))
-        return {"weight": (shape, _E4M3), "scale": (scales[: self.rank], PRECISIONS[self.precision])}
+        return {"weight": (shape, number_type(_E4M3)), "scale": (scales[: self.rank], PRECISIONS[self.precision])}
 
     def encode(self, tensor: QuantTensor) -> dict[str, np.ndarray]:
         """Not supported: `--to compressed/fp8` writes FP8."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from bitsmith.containers.base import Extent, RowAxis, WholeTensorCodec
 from bitsmith.containers.composite import CompositeTensor
+from bitsmith.containers.floats import NUMBERS, decode_numbers
 from bitsmith.containers.hf_folder import read_object
 from bitsmith.containers.hf_reader import fold_quantized
 from bitsmith.containers.manifest import SET_KEY, check_one_set
@@ -173,6 +174,8 @@ class SafetensorsSource:
             values: np.ndarray = codec.decode(packed.parts, cols).values()
             return values
         data = packed.parts["data"]
+        if packed.layout in NUMBERS:
+            return decode_numbers(packed.layout, data).reshape(len(data), cols)
         with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and is then refused by name
             return data.view(DTYPES[packed.layout.upper()]).reshape(len(data), cols).astype(np.float32)
 

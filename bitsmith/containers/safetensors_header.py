@@ -14,37 +14,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 from bitsmith.containers.bounded_json import parse_json
 from bitsmith.containers.model_files import open_regular
 from bitsmith.errors import FileError
+from bitsmith.system.number_types import NumberTypes
 
 HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors package
 _LARGEST_DIMENSION = 1 << 48
 _MOST_ENTRIES = 1 << 18  # as many as a GGUF file may have here; the largest known file has 90,000
 _FIELDS = ("dtype", "shape", "data_offsets")
 
-DTYPES: dict[str, np.dtype] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U64": np.dtype("<u8"),
-    "U32": np.dtype("<u4"),
-    "U16": np.dtype("<u2"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("?"),
-}
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DTYPES = NumberTypes(
+    {
+        "F64": "<f8",
+        "F32": "<f4",
+        "F16": "<f2",
+        "BF16": "bfloat16",
+        "F8_E4M3": "float8_e4m3fn",
+        "F8_E5M2": "float8_e5m2",
+        "F8_E8M0": "float8_e8m0fnu",
+        "I64": "<i8",
+        "I32": "<i4",
+        "I16": "<i2",
+        "I8": "i1",
+        "U64": "<u8",
+        "U32": "<u4",
+        "U16": "<u2",
+        "U8": "u1",
+        "BOOL": "?",
+    }
+)
 
 
 FileState = tuple[int, int]  # size in bytes, time of the last change in seconds
@@ -86,7 +87,7 @@ def file_state(handle: int) -> FileState:
 
 def dtype_name(dtype: np.dtype) -> str:
     """The safetensors name of a numpy dtype."""
-    return _NAMES[np.dtype(dtype)]
+    return DTYPES.name_of(np.dtype(dtype))
 
 
 class _Fields(NamedTuple):
@@ -172,7 +173,7 @@ def _entry(path: Path, name: str, value: object, start: int) -> HeaderEntry:
         raise wrong(f"shape must be a list of sizes, not {str(shape)[:80]}")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise wrong(f"data_offsets must be [begin, end], not {str(offsets)[:80]}")
-    expected = math.prod(shape) * DTYPES[dtype].itemsize
+    expected = math.prod(shape) * DTYPES.width(dtype)
     if offsets[1] - offsets[0] != expected:
         raise wrong(f"{dtype} of shape {shape} takes {expected} bytes, data_offsets give {offsets[1] - offsets[0]}")
     return HeaderEntry(name, dtype, tuple(shape), start + offsets[0], expected)

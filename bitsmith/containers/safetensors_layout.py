@@ -115,7 +115,7 @@ def _split(parts: Sequence[Entry], limit: int | None) -> list[list[Entry]]:
 
 
 def _itemsize(entry: Entry) -> int:
-    dtype = DTYPES.get(entry.dtype.upper())
-    if dtype is None:
+    name = entry.dtype.upper()
+    if name not in DTYPES:
         raise UsageError(f"{entry.name}: safetensors has no dtype {entry.dtype!r}; known: {', '.join(DTYPES)}")
-    return dtype.itemsize
+    return DTYPES.width(name)

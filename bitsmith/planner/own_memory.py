@@ -8,7 +8,7 @@ from bitsmith.quant.formats.base import Format
 from bitsmith.quant.tensor import TensorInfo
 
 # Fitted to the peak memory of `bitsmith run` by bench/plan.py, which also checks them on other runs (docs/LOG.md).
-BASE = 57_000_000  # bytes: Python, numpy, the core and tokenizers, before a model is opened
+BASE = 56_000_000  # bytes: Python, numpy, the core and tokenizers, before a model is opened
 TOKEN = 380  # bytes for each token of the vocabulary: the tokenizer's tables, and sampling
 
 CODES = 14_500_000  # bytes that stay in use after codes of a safetensors folder were read: imported modules

@@ -136,7 +136,7 @@ def rule_of_thumb(network: Network, target: Target, count: int) -> Stored:
     if target.container == "gguf" and target.name not in WRITTEN_FLOATS:
         bits = 8 * like.total / network.parameters
     elif target.name in WRITTEN_FLOATS:
-        bits = 8.0 * NUMBERS[target.name].itemsize
+        bits = 8.0 * NUMBERS.width(target.name)
     elif target.container == "native":
         bits = float(get_format(target.name).bits)
     else:
@@ -216,9 +216,9 @@ def _whole(tensor: TensorInfo) -> bool:
 
 
 def _float_bytes(tensor: TensorInfo, target: Target) -> int:
-    own = NUMBERS[tensor.layout].itemsize if tensor.layout in WRITTEN_FLOATS else 2
+    own = NUMBERS.width(tensor.layout) if tensor.layout in WRITTEN_FLOATS else 2
     if target.name in WRITTEN_FLOATS and len(tensor.shape) > 1:
-        own = NUMBERS[target.name].itemsize
+        own = NUMBERS.width(target.name)
     elif target.container != "native" and len(tensor.shape) > 1:
         own = 2
     return tensor.parameters * own

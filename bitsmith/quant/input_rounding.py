@@ -13,12 +13,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from array_api_compat import array_namespace, is_torch_array
 
 from bitsmith.errors import UsageError, quoted
 from bitsmith.quant.grid import Array
+from bitsmith.system.number_types import number_type
 
 EPSILON = float(np.finfo(np.float32).eps)  # the scale of an input of zeros
 LLM_INT8 = "llm.int8"
@@ -112,4 +112,4 @@ class InputRounding:
 
 
 def _e4m3(xp: Any, x: Array) -> Any:
-    return xp.float8_e4m3fn if is_torch_array(x) else ml_dtypes.float8_e4m3fn
+    return xp.float8_e4m3fn if is_torch_array(x) else number_type("float8_e4m3fn")

@@ -14,9 +14,10 @@ import numpy as np
 
 from bitsmith.quant.formats.affine import Affine
 from bitsmith.quant.formats.base import Format, NeedsExtent, Refittable, Settled, VectorFormat
-from bitsmith.quant.formats.precision import BFLOAT16, FLOAT16, FLOAT32
+from bitsmith.quant.formats.precision import FLOAT16, FLOAT32
 from bitsmith.quant.grid import Grid
 from bitsmith.quant.tensor import QuantTensor
+from bitsmith.system.number_types import number_type
 
 _PROBED_ROWS = 4  # rows that are tried before a whole tensor is,
 _PROBED_WEIGHTS = 1024  # and weights of each
@@ -25,8 +26,8 @@ _MOST_SHIFTED = 16  # where offsets are free (Q4_1, not Q5_1), which takes sever
 _MANY_BLOCKS = 1024  # more than share a parameter of a format with two levels of scales
 _SLAB = 1 << 18  # weights that are solved for at once
 _SHARES = tuple(np.arange(9) / 8)  # the float16 numbers that round to a bfloat16 one
-_SIGNIFICANT = {BFLOAT16: 8, FLOAT16: 11, FLOAT32: 24}  # binary digits of a number
-_SMALLEST = {BFLOAT16: -133, FLOAT16: -24, FLOAT32: -149}  # exponent of the smallest number
+_SIGNIFICANT = {"bfloat16": 8, "float16": 11, "float32": 24}  # binary digits of a number
+_SMALLEST = {"bfloat16": -133, "float16": -24, "float32": -149}  # exponent of the smallest number
 
 
 def has_lattice(format: Format) -> bool:
@@ -88,7 +89,7 @@ def precision_of(w: np.ndarray) -> np.dtype:
     with np.errstate(over="ignore"):
         halves = bool((bits & 0xFFFF).any()) and bool((w.astype(np.float16).astype(np.float32) == w).all())
     found: np.dtype = FLOAT16 if halves else FLOAT32
-    return found if (bits & 0xFFFF).any() else BFLOAT16
+    return found if (bits & 0xFFFF).any() else number_type("bfloat16")
 
 
 def _block(format: Format, cols: int) -> int:
@@ -116,9 +117,11 @@ class _Blocks:
         """x: float32 [blocks, block]"""
         wide = x.astype(np.float64)
         mantissa, exponent = np.frexp(wide)
-        exponent = exponent - _SIGNIFICANT[precision]
-        half = np.ldexp(0.5, np.maximum(exponent, _SMALLEST[precision]))  # of a step of the precision
-        inner = np.where(np.abs(mantissa) == 0.5, np.ldexp(0.25, np.maximum(exponent, _SMALLEST[precision] + 1)), half)
+        exponent = exponent - _SIGNIFICANT[precision.name]
+        half = np.ldexp(0.5, np.maximum(exponent, _SMALLEST[precision.name]))  # of a step of the precision
+        inner = np.where(
+            np.abs(mantissa) == 0.5, np.ldexp(0.25, np.maximum(exponent, _SMALLEST[precision.name] + 1)), half
+        )
         return cls(
             wide, wide - np.where(wide > 0, inner, half), wide + np.where(wide < 0, inner, half), format, precision
         )
@@ -244,7 +247,9 @@ def _with_free_offset(blocks: _Blocks, steps: float) -> Iterator[_Try]:
     yield _Try(slope, middle - slope * mean)
     at = x.argmin(axis=1)[:, None]
     low, high = (np.take_along_axis(each, at, axis=1)[:, 0] for each in (blocks.low, blocks.high))
-    for share in _SHARES if blocks.precision == BFLOAT16 else (0.5,):  # offsets are more precise than the weights
+    for share in (
+        _SHARES if blocks.precision.name == "bfloat16" else (0.5,)
+    ):  # offsets are more precise than the weights
         offset = low + (high - low) * share
         moved = replace(blocks, low=blocks.low - offset[:, None], high=blocks.high - offset[:, None])
         yield _Try(moved.scale(levels), offset)

@@ -145,7 +145,7 @@ def own_float(tensor: PlannedTensor, otherwise: str) -> str:
 
 def as_float(tensor: PlannedTensor, name: str, reason: str) -> PlannedTensor:
     """The tensor in a float type of WRITTEN_FLOATS."""
-    width = NUMBERS[name].itemsize
+    width = NUMBERS.width(name)
     info = replace(tensor.info, layout=name, nbytes=tensor.info.parameters * width)
     parts = {"data": ((info.rows, info.cols * width), np.dtype(np.uint8))}
     return replace(tensor, info=info, parts=parts, reason=reason)

@@ -75,7 +75,7 @@ def assign_mmproj(checkpoint: Checkpoint, target: Target, options: PlanOptions) 
 
 def _planned(tensor: TowerTensor, stored: TensorInfo) -> PlannedTensor:
     layout = "f32" if tensor.floats else "f16"
-    width = NUMBERS[layout].itemsize
+    width = NUMBERS.width(layout)
     info = TensorInfo(tensor.name, stored.shape, layout, stored.parameters * width)
     parts = {"data": ((info.rows, info.cols * width), np.dtype(np.uint8))}
     order = RowOrder(tensor.heads, interleave=True) if tensor.heads else None

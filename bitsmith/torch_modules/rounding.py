@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor
@@ -59,7 +58,7 @@ def _check_params(params: Mapping[str, Any], format: Format, name: str) -> None:
     """Raises TensorError, with `name`, where a scale does not fit its stored type."""
     for key, value in params.items():
         kind = as_numpy(value).dtype
-        if kind in (np.float16, np.float32, ml_dtypes.bfloat16) and not np.isfinite(as_numpy(value)).all():
+        if kind.name in ("float16", "float32", "bfloat16") and not np.isfinite(as_numpy(value)).all():
             raise TensorError(
                 f"its weights are too large for {format.name}: a {key} does not fit {kind}. Scale the weights down, "
                 "or choose a format with float32 scales, such as nf4.",
@@ -90,6 +89,6 @@ def _rounded(w: Tensor, format: Format, name: str) -> QuantTensor:
 
 def as_tensor(value: np.ndarray) -> Tensor:
     """An array as a tensor, bfloat16 too."""
-    if value.dtype == ml_dtypes.bfloat16:
+    if value.dtype.name == "bfloat16":
         return torch.from_numpy(np.ascontiguousarray(value).view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(np.ascontiguousarray(value))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -28,12 +27,12 @@ from bitsmith.torch_modules.panels import Layout
 from bitsmith.torch_modules.rounding import as_tensor, check_finite, rounded_slabs
 
 _DTYPES = {
-    np.dtype(np.float32): torch.float32,
-    np.dtype(np.float16): torch.float16,
-    np.dtype(ml_dtypes.bfloat16): torch.bfloat16,
-    np.dtype(np.uint8): torch.uint8,
-    np.dtype(np.int8): torch.int8,
-}
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "uint8": torch.uint8,
+    "int8": torch.int8,
+}  # by the name of numpy's type
 PANELS = "panels"
 
 
@@ -60,7 +59,7 @@ class StoredWeight(nn.Module):
         name = grid_layout(format, shape[-1])
         self.layout = Layout.named(name) if name is not None and panels.known(name) else None
         for part, (stored_shape, stored_dtype) in NativeCodec(format).layout(tuple(shape)).items():
-            self.register_buffer(part, torch.empty(stored_shape, dtype=_DTYPES[stored_dtype], device=device))
+            self.register_buffer(part, torch.empty(stored_shape, dtype=_DTYPES[stored_dtype.name], device=device))
         self._parts = tuple(self._buffers)
         self.register_buffer(PANELS, None)  # saved as parts; transformers forgets what is said not to be persistent
 
@@ -269,9 +268,9 @@ class StoredWeight(nn.Module):
             value = state_dict.get(prefix + part)
             if value is None:
                 missing_keys.append(prefix + part)
-            elif tuple(value.shape) != tuple(shape) or value.dtype != _DTYPES[dtype]:
+            elif tuple(value.shape) != tuple(shape) or value.dtype != _DTYPES[dtype.name]:
                 error_msgs.append(
-                    f"{prefix}{part}: {self.format.name} stores {tuple(shape)} {_DTYPES[dtype]}, "
+                    f"{prefix}{part}: {self.format.name} stores {tuple(shape)} {_DTYPES[dtype.name]}, "
                     f"found {tuple(value.shape)} {value.dtype}."
                 )
             else:
@@ -325,7 +324,7 @@ def _from_blocks(blocks: Tensor, layout: Layout, format: Format, cols: int, kept
     plain = format
     step = (plain.group or cols) // layout.width
     scale = scale[:, ::step]
-    params: dict[str, Any] = {"scale": scale.to(_DTYPES[plain.scale_dtype])}
+    params: dict[str, Any] = {"scale": scale.to(_DTYPES[plain.scale_dtype.name])}
     if plain.asymmetric:
         assert offset is not None
         divisor = torch.where(scale > 0, scale, torch.ones_like(scale))

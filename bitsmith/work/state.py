@@ -18,11 +18,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import ml_dtypes
 import numpy as np
 
 from bitsmith.containers.model_files import open_regular
 from bitsmith.containers.renames import sync
+from bitsmith.system.number_types import number_type
 
 _MAGIC = b"bitsmith work 2\n"
 _BUFFER = 1 << 20
@@ -97,8 +97,7 @@ def state_bytes(arrays: Arrays) -> int:
 
 def dtype_of(name: str) -> np.dtype:
     """The type of a name in `_DTYPES`. Raises TypeError for others."""
-    found: np.dtype = np.dtype(vars(ml_dtypes).get(name, name))
-    return found
+    return number_type(name)
 
 
 def _pieces(name: str, array: np.ndarray | Streamed) -> Iterator[memoryview]:

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-import ml_dtypes
 import numpy as np
 from array_api_compat import array_namespace, device
 
 from bitsmith.errors import UsageError
 from bitsmith.quant.formats.base import Params, StoredScales, check_row
+from bitsmith.quant.formats.e4m3 import e4m3_values
 from bitsmith.quant.formats.fp8 import fp8
 from bitsmith.quant.formats.precision import FLOAT32, UINT8, constant
 from bitsmith.quant.formats.search import search, usable
@@ -144,7 +144,7 @@ def _as_array(values: tuple[float, ...]) -> np.ndarray:
     return array
 
 
-_E4M3 = np.arange(0x7F, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)  # 0 up to 448
+_E4M3 = e4m3_values()[:0x7F]  # 0 up to 448
 _E8M0 = np.ldexp(np.float32(1.0), np.arange(255) - 127).astype(np.float32)
 
 NVFP4_TENSOR = ByteScaled("nvfp4-tensor", 4, E2M1, 16, tuple(_E4M3.tolist()), True, shares_extent=True)

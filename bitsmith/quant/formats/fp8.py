@@ -8,15 +8,13 @@ the lower one, while a cast takes the even mantissa; otherwise `nearest` equals 
 
 from __future__ import annotations
 
-import ml_dtypes
-import numpy as np
-
 from bitsmith.quant.formats.codebook import Codebook
+from bitsmith.quant.formats.e4m3 import e4m3_values
 
 
 def fp8(precision: str = "f32") -> Codebook:
     """E4M3 with one scale per row, absmax / 448. The name is for instance "fp8-bf16" if scales are not float32."""
-    values = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    values = e4m3_values()
     negative = range(0xFE, 0x80, -1)  # -448 up to the last below zero; 0xFF is NaN, 0x80 is minus zero
     patterns = (*negative, *range(0x7F))  # 0x7F is NaN
     name = "fp8" if precision == "f32" else f"fp8-{precision}"

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from array_api_compat import array_namespace, is_torch_array
 
 from bitsmith.quant.grid import Array
+from bitsmith.system.number_types import NumberTypes, number_type
 
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT16 = np.dtype(np.float16)
 FLOAT32 = np.dtype(np.float32)
 UINT8 = np.dtype(np.uint8)
-PRECISIONS: dict[str, np.dtype[Any]] = {"f32": FLOAT32, "f16": FLOAT16, "bf16": BFLOAT16}  # by name
+PRECISIONS = NumberTypes({"f32": "float32", "f16": "float16", "bf16": "bfloat16"})
 
 
 def stored(x: Array, dtype: np.dtype) -> Array:
@@ -23,8 +22,17 @@ def stored(x: Array, dtype: np.dtype) -> Array:
     xp = array_namespace(x)
     if dtype == FLOAT32:
         return x
-    largest = float(ml_dtypes.finfo(dtype).max)
+    largest = _largest(dtype)
     return xp.astype(xp.clip(x, -largest, largest), _dtype(xp, x, dtype))
+
+
+@cache
+def _largest(dtype: np.dtype) -> float:
+    if dtype == FLOAT16:
+        return float(np.finfo(np.float16).max)
+    import ml_dtypes
+
+    return float(ml_dtypes.finfo(dtype).max)
 
 
 def to_float32(x: Array) -> Array:
@@ -58,7 +66,7 @@ def as_numpy(x: Array) -> np.ndarray:
     x = x.detach().cpu()
     if x.dtype == xp.bfloat16:
         bits: np.ndarray = x.contiguous().view(xp.int16).numpy()
-        return bits.view(BFLOAT16)
+        return bits.view(number_type("bfloat16"))
     return np.asarray(x.numpy())
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor
@@ -259,7 +258,7 @@ def _fitted(format: Format, rows: Tensor, importance: Tensor) -> dict[str, Tenso
 
 
 def _as_torch(p: np.ndarray) -> Tensor:
-    if p.dtype == ml_dtypes.bfloat16:
+    if p.dtype.name == "bfloat16":
         return torch.from_numpy(p.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(p)
 
