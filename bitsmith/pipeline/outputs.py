@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from bitsmith.calibration.cost import LONG_SECONDS, Cost, calibration_cost, training_cost
 from bitsmith.calibration.method import FINE_BITS, Method, default_method
+from bitsmith.calibration.search_time import search_seconds
 from bitsmith.calibration.work import calibrates_embedding, embedding_format
 from bitsmith.containers import module_containers
 from bitsmith.containers.destination import Destination, followed
@@ -95,14 +96,16 @@ class Output:
         self.assignment.census  # noqa: B018 - raises where a weight would be lost
         found = self.planned()
         plan = found.plan
-        cost = self._cost(self.method, self.effort)
+        cost = self._cost(self.method, self.effort, threads)
         weighted = self.prepared is not None
         seconds = cost.seconds
         if not self.method.needs_text:
             seconds += expected_seconds(plan, threads, importance=weighted)
         fast = None
         if seconds > LONG_SECONDS and self.method.needs_text and not self.method.transform:
-            fast = self._cost(Method("nearest"), "fast").seconds + expected_seconds(plan, threads, importance=weighted)
+            fast = self._cost(Method("nearest"), "fast", threads).seconds + expected_seconds(
+                plan, threads, importance=weighted
+            )
         return replace(
             found,
             threads=threads,
@@ -162,7 +165,7 @@ class Output:
             size += 5 * rounded + kept_bytes(self.training.tokens, config.hidden)  # float32 weights and codes
         return size
 
-    def _cost(self, method: Method, effort: str) -> Cost:
+    def _cost(self, method: Method, effort: str, threads: int) -> Cost:
         """Cost of the calibration with a method."""
         if self.prepared is None or self.prepared.request is None:
             return Cost(0.0, 0)
@@ -170,6 +173,8 @@ class Output:
         fine = all(format.bits >= FINE_BITS for format in self.assignment.formats)
         rounded = calibrates_embedding(embedding_format(self.assignment.tensors), method)
         cost = calibration_cost(config, method, effort, record, fine=fine, table=rounded, memory=self.memory)
+        searched = search_seconds(self.assignment.tensors, method, effort, threads)
+        cost = replace(cost, seconds=cost.seconds + searched)
         if self.training is None or method != self.method:
             return cost
         taught = config if self.teacher is None else self.teacher.config
