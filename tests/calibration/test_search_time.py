@@ -1,4 +1,4 @@
-"""Expected time of GPTQ's searches in code books and integer scales."""
+"""Expected time of GPTQ's searches in code books and of K types."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def test_nothing_to_search(tmp_path: Path) -> None:
 
 
 def test_it_grows_with_weights_and_sweeps_and_falls_with_threads(tmp_path: Path) -> None:
-    books, integers = tensors("iq2_xs", tmp_path), tensors("q2_k", tmp_path)
+    books, k_types = tensors("iq2_xs", tmp_path), tensors("q2_k", tmp_path)
     normal = search_seconds(books, Method("gptq"), "normal", 1)
     assert search_seconds(books, Method("gptq"), "normal", 4) == pytest.approx(normal / 4)
     assert search_seconds((*books, *books), Method("learned"), "normal", 1) == pytest.approx(2 * normal)
     per_sweep = [search_seconds(books, Method("gptq"), name, 1) for name in ("fast", "normal", "high")]
     steps = [EFFORTS[name].sweeps for name in ("fast", "normal", "high")]
     assert (per_sweep[1] - per_sweep[0]) * steps[2] == pytest.approx((per_sweep[2] - per_sweep[0]) * steps[1])
-    assert 0 < search_seconds(integers, Method("gptq"), "normal", 1) < normal
+    assert 0 < search_seconds(k_types, Method("gptq"), "normal", 1) < normal
