@@ -1,8 +1,9 @@
 """Calibrated rounding, for costs: scales weighted by the inputs, and what GPTQ gains over such codes.
 
 Whole runs of GPTQ for every type would take far too long. Rows do not depend on each other, given the inputs, so GPTQ
-rounds some rows of each matrix, in one type with a code book and one of 4 bits, and its gain holds for the other rows
-and for types of the same kind. Where no type has a code book, one of 2 bits is the other.
+rounds some rows of the matrices of one block in three, in each type, and its gain holds for the other rows and for the
+same matrices of the next two blocks. Types differ: GPTQ gains most where weights share a scale alone (Q5_0), and less
+where they share an offset too (Q4_1). All code books count as the first of them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from bitsmith.system.progress import Progress, Report, silent
 _ROWS = 32
 _FINE = 8  # bits from which GPTQ is not used
 _SHARE = 0.25  # of the memory, for Gram matrices
-_FEW, _SOME = 2, 4  # bits of the types that GPTQ rounds
+_EVERY = 3  # one block of so many is measured; the gains of a type hardly differ between neighbours
+_BOOKS = "books"  # one gain for all types with code books
 _HOLDS = 0.75  # share of a gain's logarithm that counts: on another text than that of the calibration, GPTQ gains less
 
 
@@ -64,27 +66,26 @@ class GptqGains:
     stats: Mapping[str, Stats]
     report: Report = silent
     _factors: dict[int, Factor] = field(default_factory=dict)
+    _known: dict[str, dict[str, float]] = field(default_factory=dict)  # by matrix of a block, by type
 
     def of(self, name: str, w: np.ndarray, tensors: tuple[PlannedTensor, ...]) -> np.ndarray:
         """float64 [types], for a matrix float32 [rows, cols] in each of its types."""
         stats = self.stats.get(name)
         if stats is None or stats.gram is None:
             return np.ones(len(tensors))
-        formats = [None if each.format is None or each.format.bits >= _FINE else each.format for each in tensors]
+        block, kind = _place(name)
+        known = self._known.setdefault(kind, {})
+        if block % _EVERY == 0:
+            known.clear()
         rows = w[np.linspace(0, len(w) - 1, min(_ROWS, len(w))).round().astype(np.int64)]
-        books = next((each for each in formats if isinstance(each, VectorFormat) and each.bits == _FEW), None)
-        known: dict[int, float] = {}
-        for bits in (_SOME,) if books else (_FEW, _SOME):
-            format = next((each for each in formats if each and each.bits == bits), None)
-            if format is not None:
-                known[bits] = self._gain(rows, format, stats)
-        of_books = None if books is None else self._gain(rows, books, stats)
+        found = np.ones(len(tensors))
+        for at, each in enumerate(tensors):
+            if each.format is not None and each.format.bits < _FINE:
+                label = _BOOKS if isinstance(each.format, VectorFormat) else each.info.layout
+                if label not in known:
+                    known[label] = self._gain(rows, each.format, stats)
+                found[at] = known[label]
         self.report(Progress("gptq", 0, 1, "matrices", name))
-        found = np.ones(len(formats))
-        for at, each in enumerate(formats):
-            if each is not None:
-                books_gain = of_books if isinstance(each, VectorFormat) else None
-                found[at] = _between(known, each.bits) if books_gain is None else books_gain
         return np.asarray(found**_HOLDS)
 
     def _gain(self, rows: np.ndarray, format: Format, stats: Stats) -> float:
@@ -99,15 +100,10 @@ class GptqGains:
         return min(said.error / said.nearest, 1.0) if said.nearest > 0 else 1.0
 
 
-def _between(known: Mapping[int, float], bits: int) -> float:
-    """The gain of a type, from those of two widths, or of one."""
-    if not known:
-        return 1.0
-    if bits <= _FEW:
-        return known.get(_FEW, next(iter(known.values())))
-    if bits >= _SOME:
-        return known.get(_SOME, next(iter(known.values())))
-    return float(np.sqrt(np.prod([known.get(each, next(iter(known.values()))) for each in (_FEW, _SOME)])))
+def _place(name: str) -> tuple[int, str]:
+    """The block, and which of its matrices, of "blk.3.ffn_up"; others are in block 0."""
+    first, _, rest = name.removeprefix("blk.").partition(".")
+    return (int(first), rest) if first.isdigit() else (0, name)
 
 
 def calibrated(
