@@ -178,6 +178,25 @@ def test_every_layout_on_every_instruction_set(layout: str, isa: str, folder: Pa
         )
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_scale_byte_of_nvfp4(isa: str, folder: Path) -> None:
+    """One row, rows that share an unpacking, many rows, and rows that are not rounded: inputs of one column each."""
+    tensors: dict[str, Any] = dict(random_tensors(CONFIG).items())
+    blocks = np.full((CONFIG.vocab, 4, 36), 0x97, np.uint8)  # codes 7 and 9: 6 and -0.5
+    blocks[..., :4] = (np.arange(CONFIG.vocab * 16) % 256).reshape(-1, 4, 4)
+    name = "output.weight"
+    tensors[name] = Stored("nvfp4", (CONFIG.vocab, CONFIG.hidden), blocks.reshape(CONFIG.vocab, -1))
+    write_gguf(folder / "scales.gguf", {}, tensors)
+    source = GgufSource(folder / "scales.gguf")
+    w = np.asarray(Weight.of(source, name).rows(0, CONFIG.vocab), np.float64)
+    hidden = np.eye(CONFIG.hidden, dtype=np.float32)[::8]  # both columns of each sub-block
+    for exact in (True, False):
+        decoder = on_core(CONFIG, source, exact=exact, isa=isa)
+        for rows in (hidden[:1], hidden, np.tile(hidden, (3, 1))):
+            expected = np.asarray(decoder.normed(rows), np.float64) @ w.T
+            np.testing.assert_allclose(decoder.logits(rows), expected, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("layout", ["q4_0", "q6_k", "f16", "f32"])
 def test_the_way_of_reading_changes_no_result(layout: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = source_of(CONFIG, layout, folder)
