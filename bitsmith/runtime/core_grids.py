@@ -116,12 +116,9 @@ def _mxfp4_rows(tensor: QuantTensor) -> np.ndarray:
 
 
 def _nvfp4_rows(tensor: QuantTensor) -> np.ndarray:
-    params = tensor.params
-    plain = QuantTensor(NVFP4, tensor.codes, {"scales": params["scale"]})
-    blocks = CODECS[NVFP4.name].encode(plain)["data"]
-    rows, size = blocks.shape
-    with np.errstate(divide="ignore"):  # a file may hold 0
-        scale = (np.float32(1) / np.asarray(params["divisor"], "<f4")).reshape(rows, 1, 1)
-    blocks = blocks.reshape(rows, -1, TYPES[NVFP4.name].block_bytes)
-    heads = np.broadcast_to(scale, (rows, blocks.shape[1], 1)).copy().view(np.uint8)
+    plain = QuantTensor(NVFP4, tensor.codes, {"scales": tensor.params["scale"]})
+    rows, cols = tensor.codes.shape
+    blocks = CODECS[NVFP4.name].encode(plain)["data"].reshape(rows, cols // 64, -1)
+    scale = 1 / np.asarray(tensor.params["divisor"], "<f4")
+    heads = np.repeat(scale, cols // 64, axis=1)[:, :, None].view(np.uint8)
     return np.concatenate([heads, blocks], axis=2).reshape(rows, -1)

@@ -1,4 +1,4 @@
-"""Integers by groups, NF4, FP4 and NVFP4 with a scale of the tensor on the C++ core: packed, and as near the reference as ggml's types."""
+"""Integers by groups, NF4, FP4, NVFP4 with a tensor's scale on the C++ core: packed, as near the reference as others."""
 
 from __future__ import annotations
 
