@@ -1,4 +1,4 @@
-"""Integers by groups, NF4, FP4, NVFP4 with a tensor's scale on the C++ core: packed, as near the reference as others."""
+"""Integers by groups, NF4, FP4, NVFP4 with a tensor's scale on the C++ core: packed, near the reference."""
 
 from __future__ import annotations
 
