@@ -28,6 +28,7 @@
 #include "run/panels_row.cpp"
 #include "run/read.cpp"
 #include "run/reading.h"
+#include "run/repack.cpp"
 
 using namespace bitsmith;
 using namespace bitsmith::BITSMITH_ISA;
@@ -71,7 +72,6 @@ int main(int argc, char **argv) {
   std::mt19937 random(1);
   std::vector<uint32_t> words(bytes / 4 + 16384);                            // the rest is fetched ahead
   for (uint32_t &word : words) word = (random() & 0x03ff03ff) | 0x38003800;  // float16 of ordinary size
-  const auto *data = reinterpret_cast<const uint8_t *>(words.data());
   std::vector<float> x(kCols);
   for (float &value : x) value = static_cast<float>(random() % 1000) / 500 - 1;
   std::vector<FineBlock> blocks(kCols / 32);
@@ -79,11 +79,14 @@ int main(int argc, char **argv) {
   round_fine(x.data(), kCols, blocks.data(), sums.data());
   std::vector<uint64_t> totals(8 * threads);
   for (int type = 0; type < kPanelTypes; ++type) {
+    const std::string name = kBlocks[type].name;
+    if (!wanted.empty() && wanted.find("," + name + ",") == std::string::npos) continue;
+    std::vector<uint32_t> own = words;
+    auto *data = reinterpret_cast<uint8_t *>(own.data());
     const PanelRows w{static_cast<PanelType>(type), data, kCols};
-    const char *name = layout_of(w.type).name;
-    if (!wanted.empty() && wanted.find("," + std::string(name) + ",") == std::string::npos) continue;
     const int part = static_cast<int>(bytes / w.panel_bytes() / threads), panels = part * threads;
     const size_t share = part * w.panel_bytes(), size = share * threads;
+    for (int panel = 0; panel < panels; ++panel) repack(w.type, w.blocks(), data + panel * w.panel_bytes());
     std::vector<float> y(static_cast<size_t>(panels) * kPanelRows);
     double reads = 1e9, product = 1e9;
     for (int repeat = 0; repeat < repeats; ++repeat) {
@@ -97,7 +100,7 @@ int main(int argc, char **argv) {
                          }));
     }
     const double weights = static_cast<double>(panels) * kPanelRows * kCols;
-    std::printf("%-10s %6.2f GB/s, reading %6.2f: %.2f; %.3f ns for 16 weights\n", name, size / product / 1e9,
+    std::printf("%-10s %6.2f GB/s, reading %6.2f: %.2f; %.3f ns for 16 weights\n", name.c_str(), size / product / 1e9,
                 size / reads / 1e9, reads / product, 16e9 * product / weights);
   }
   return totals[0] ? 0 : 1;  // so that reading is not optimised away

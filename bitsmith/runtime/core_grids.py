@@ -10,8 +10,10 @@ from bitsmith.containers.nibbles import sign_magnitude
 from bitsmith.quant.formats.affine import Affine
 from bitsmith.quant.formats.affine_bias import AffineBias
 from bitsmith.quant.formats.base import Format
+from bitsmith.quant.formats.byte_scaled import NVFP4_TENSOR
 from bitsmith.quant.formats.fourbit import DoublyQuantized, FourBit, fp4, nf4
 from bitsmith.quant.formats.ggml import GGML_FORMATS
+from bitsmith.quant.formats.microscale import NVFP4
 from bitsmith.quant.formats.rowabsmax import RowAbsmax
 from bitsmith.quant.formats.tensorwide import TensorWide
 from bitsmith.quant.grid import Grid
@@ -22,6 +24,7 @@ TABLES = {"nf4": nf4().table, "fp4": fp4().table}  # kinds with a table of 16 va
 _WIDTHS = (128, 64, 32)  # columns of a block
 _RUN = 32  # columns whose nibbles lie together
 _MXFP4 = "mxfp4"
+_NVFP4 = "nvfp4_64"  # with a scale of the tensor
 
 
 def grid_layout(format: Format, cols: int) -> str | None:
@@ -31,6 +34,8 @@ def grid_layout(format: Format, cols: int) -> str | None:
     """
     if format.name == _MXFP4:
         return _MXFP4 if cols % 32 == 0 else None
+    if format == NVFP4_TENSOR:
+        return _NVFP4 if cols % 64 == 0 else None
     if format.name in GGML_FORMATS:
         return format.name if format.name in PACKED and cols % format.multiple == 0 else None
     while isinstance(format, TensorWide | DoublyQuantized):
@@ -50,7 +55,10 @@ def grid_layout(format: Format, cols: int) -> str | None:
 
 
 def block_bytes(layout: str, cols: int) -> int:
-    """Bytes of a row in such a layout: codes, and for each block a scale and, of integers, an offset."""
+    """Bytes of a row in such a layout: codes, and for each block a scale and, of integers, an offset.
+
+    Of NVFP4 with a scale of the tensor: codes, this scale, and four bytes of scales.
+    """
     if layout == _MXFP4:
         return cols // 32 * 18
     if layout in TYPES:
@@ -63,13 +71,16 @@ def block_bytes(layout: str, cols: int) -> int:
 def grid_rows(tensor: QuantTensor, layout: str) -> np.ndarray:
     """Rows of blocks: uint8 [rows, bytes per row]. The tensor's format must have this layout, see `grid_layout`.
 
-    ggml's formats become ggml's blocks, but for MXFP4: its scale takes two bytes, as bfloat16.
+    ggml's formats become ggml's blocks, but for MXFP4: its scale takes two bytes, as bfloat16. NVFP4 with a scale of
+    the tensor becomes ggml's blocks, each behind this scale in float32.
 
-    A block: float32 scale; for integers float32 offset; codes, a byte each or two nibbles, of column j and j + 16 of
+    Others: float32 scale; for integers float32 offset; codes, a byte each or two nibbles, of column j and j + 16 of
     a run. Integers of fewer than 4 bits are stored as those of 4, all with half of the range added.
     """
     if layout == _MXFP4:
         return _mxfp4_rows(tensor)
+    if layout == _NVFP4:
+        return _nvfp4_rows(tensor)
     if layout in GGML_FORMATS:
         return CODECS[layout].encode(tensor)["data"]
     kind, _, width = layout.partition("_")
@@ -102,3 +113,12 @@ def _mxfp4_rows(tensor: QuantTensor) -> np.ndarray:
     bits = np.ascontiguousarray(scale, "<f4").view("<u4") >> 16  # a power of two: nothing is lost
     head = bits.astype("<u2").reshape(rows, -1, 1).view(np.uint8)
     return np.concatenate([head, halves[:, :, 0] | halves[:, :, 1] << 4], axis=2).reshape(rows, -1)
+
+
+def _nvfp4_rows(tensor: QuantTensor) -> np.ndarray:
+    plain = QuantTensor(NVFP4, tensor.codes, {"scales": tensor.params["scale"]})
+    rows, cols = tensor.codes.shape
+    blocks = CODECS[NVFP4.name].encode(plain)["data"].reshape(rows, cols // 64, -1)
+    scale = 1 / np.asarray(tensor.params["divisor"], "<f4")
+    heads = np.repeat(scale, cols // 64, axis=1)[:, :, None].view(np.uint8)
+    return np.concatenate([heads, blocks], axis=2).reshape(rows, -1)

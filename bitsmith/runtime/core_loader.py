@@ -39,8 +39,8 @@ def load_core(
 ) -> CoreDecoder:
     """Read every tensor and make it ready for products.
 
-    Matrices of ggml's block types (PACKED), integers by groups, NF4 and FP4 stay packed, interleaved by 16 rows; floats
-    are mapped from their file where they lie in one piece; everything else is decoded to float32.
+    Matrices of ggml's block types (PACKED), integers by groups, NF4, FP4, MXFP4 and NVFP4 stay packed, interleaved by
+    16 rows; floats are mapped from their file where they lie in one piece; everything else is decoded to float32.
 
     exact: inputs of products stay float32; otherwise those of packed matrices are rounded in blocks of 32, to int8 in
         prompts and to 15 bits where a single row is computed

@@ -75,7 +75,7 @@ BITSMITH_INLINE Words even_signs(Words v) {
 }
 
 struct NoScales {
-  static constexpr bool kTable = false;
+  static constexpr bool kTable = false, kFloats = false;
   static constexpr int lift(int) { return 0; }
   static BITSMITH_INLINE Floats d(const uint8_t *, const uint8_t *half) { return load_half(half); }
 };
@@ -129,7 +129,7 @@ struct TQ1_0 : NoScales {
 // Types whose blocks have integer scales and a float16 in front.
 template <int shift>
 struct BookScale {
-  static constexpr bool kTable = false, kWide = false, kAffine = false, kPlain = false;
+  static constexpr bool kTable = false, kWide = false, kAffine = false, kPlain = false, kFloats = false;
   static constexpr int lift(int) { return 0; }
   static BITSMITH_INLINE Floats d(const uint8_t *, const uint8_t *half) {
     return load_half(half) * (1.0f / (1 << shift));

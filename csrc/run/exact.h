@@ -48,15 +48,7 @@ BITSMITH_INLINE Floats block_scale(const uint8_t *p, const uint8_t *half) {
     return T::d(p, half);
 }
 
-// Of a sub-block of a block: d and dmin are the block's.
-template <class T>
-BITSMITH_INLINE Floats scale_in(const uint8_t *p, Floats d, int sub) {
-  if constexpr (kScaled<T>)
-    return d * convert<Floats>(scale_of<T>(p, sub));
-  else
-    return d;
-}
-
+// Of a sub-block of a block, whose dmin this is.
 template <class T>
 BITSMITH_INLINE Floats low_in(const uint8_t *p, Floats dmin, int sub) {
   if constexpr (kScaled<T>)

@@ -65,6 +65,26 @@ BITSMITH_INLINE Floats byte_of(Words v, int b) {
   return convert<Floats>(as<Ints>(v));
 }
 
+// The scale of a sub-block, as it is added up: integers times 2^24, floats times 2^-116. What these factors are paid
+// back with: floats first with the inputs' scale, and the rest with d, so that no product leaves the range of a float.
+template <class T>
+BITSMITH_INLINE Floats sub_scale(const uint8_t *p, int sub) {
+  if constexpr (T::kFloats)
+    return T::float_scale(p, sub);
+  else
+    return byte_of(T::scales(p, sub / 4), sub & 3);
+}
+
+template <class T>
+BITSMITH_INLINE Floats input_scale(const FineBlock &in) {
+  return splat(T::kFloats ? in.scale * 0x1p58f : in.scale);
+}
+
+template <class T>
+BITSMITH_INLINE Floats rest_of_scale(const uint8_t *p, const uint8_t *half) {
+  return kScaled<T> ? T::d(p, half) * (T::kFloats ? 0x1p58f : 0x1p-24f) : T::d(p, half);
+}
+
 // The mins of a block times the sums of the inputs they belong to.
 template <class T>
 BITSMITH_INLINE Floats lows(const uint8_t *p, const FineSums &sums) {

@@ -4,11 +4,13 @@
 // side, so that one vector instruction works on 16 rows. Types whose blocks are no whole number of words carry a
 // float16 at the front or the end; those of a panel lie behind its words. A panel takes exactly the bytes of its rows.
 // The codes of q3_k, q5_k and q6_k are packed in another way than in files (repack.cpp). The scale of mxfp4, a byte in
-// files, is bfloat16 in place of the float16.
+// files, is bfloat16 in place of the float16. Those of nvfp4 have five bits of exponent in place of four, so that they
+// are the upper bits of a float.
 //
 // A grid, value = table[code] * scale + offset, comes in blocks of 32, 64 or 128 columns (int4_128): a word with the
 // scale, for integers one with the offset, both float32, then the codes in runs of 32 columns: a byte each, or nibbles,
-// of column j and j + 16 in byte j.
+// of column j and j + 16 in byte j. A block of nvfp4_64 is one of nvfp4 behind a float32 that its scales are multiplied
+// with.
 #pragma once
 
 #include <cstddef>
@@ -30,6 +32,7 @@ enum class PanelType {
   q6_k,
   iq4_xs,
   mxfp4,
+  nvfp4,
   q1_0,
   q2_0,
   tq1_0,
@@ -53,10 +56,11 @@ enum class PanelType {
   fp4_32,
   fp4_64,
   fp4_128,
+  nvfp4_64,
 };
 
 constexpr int kPanelRows = 16;
-constexpr int kPanelTypes = 36;
+constexpr int kPanelTypes = 38;
 
 // half: where the block's float16 outside its words stands
 enum class Half { none, front, back };
@@ -70,18 +74,19 @@ struct BlockLayout {
 };
 
 constexpr BlockLayout kBlocks[kPanelTypes] = {
-    {"q4_0", 32, 4, Half::front},    {"q4_1", 32, 5, Half::none},       {"q5_0", 32, 5, Half::front},
-    {"q5_1", 32, 6, Half::none},     {"q8_0", 32, 8, Half::front},      {"iq4_nl", 32, 4, Half::front},
-    {"q2_k", 256, 21, Half::none},   {"q3_k", 256, 27, Half::back},     {"q4_k", 256, 36, Half::none},
-    {"q5_k", 256, 44, Half::none},   {"q6_k", 256, 52, Half::back},     {"iq4_xs", 256, 34, Half::none},
-    {"mxfp4", 32, 4, Half::front},   {"q1_0", 128, 4, Half::front},     {"q2_0", 64, 4, Half::front},
-    {"tq1_0", 256, 13, Half::back},  {"tq2_0", 256, 16, Half::back},    {"iq1_s", 256, 12, Half::front},
-    {"iq1_m", 256, 14, Half::none},  {"iq2_xxs", 256, 16, Half::front}, {"iq2_xs", 256, 18, Half::front},
-    {"iq2_s", 256, 20, Half::front}, {"iq3_xxs", 256, 24, Half::front}, {"iq3_s", 256, 27, Half::front},
-    {"int4_32", 32, 6, Half::none},  {"int4_64", 64, 10, Half::none},   {"int4_128", 128, 18, Half::none},
-    {"int8_32", 32, 10, Half::none}, {"int8_64", 64, 18, Half::none},   {"int8_128", 128, 34, Half::none},
-    {"nf4_32", 32, 5, Half::none},   {"nf4_64", 64, 9, Half::none},     {"nf4_128", 128, 17, Half::none},
-    {"fp4_32", 32, 5, Half::none},   {"fp4_64", 64, 9, Half::none},     {"fp4_128", 128, 17, Half::none},
+    {"q4_0", 32, 4, Half::front},      {"q4_1", 32, 5, Half::none},      {"q5_0", 32, 5, Half::front},
+    {"q5_1", 32, 6, Half::none},       {"q8_0", 32, 8, Half::front},     {"iq4_nl", 32, 4, Half::front},
+    {"q2_k", 256, 21, Half::none},     {"q3_k", 256, 27, Half::back},    {"q4_k", 256, 36, Half::none},
+    {"q5_k", 256, 44, Half::none},     {"q6_k", 256, 52, Half::back},    {"iq4_xs", 256, 34, Half::none},
+    {"mxfp4", 32, 4, Half::front},     {"nvfp4", 64, 9, Half::none},     {"q1_0", 128, 4, Half::front},
+    {"q2_0", 64, 4, Half::front},      {"tq1_0", 256, 13, Half::back},   {"tq2_0", 256, 16, Half::back},
+    {"iq1_s", 256, 12, Half::front},   {"iq1_m", 256, 14, Half::none},   {"iq2_xxs", 256, 16, Half::front},
+    {"iq2_xs", 256, 18, Half::front},  {"iq2_s", 256, 20, Half::front},  {"iq3_xxs", 256, 24, Half::front},
+    {"iq3_s", 256, 27, Half::front},   {"int4_32", 32, 6, Half::none},   {"int4_64", 64, 10, Half::none},
+    {"int4_128", 128, 18, Half::none}, {"int8_32", 32, 10, Half::none},  {"int8_64", 64, 18, Half::none},
+    {"int8_128", 128, 34, Half::none}, {"nf4_32", 32, 5, Half::none},    {"nf4_64", 64, 9, Half::none},
+    {"nf4_128", 128, 17, Half::none},  {"fp4_32", 32, 5, Half::none},    {"fp4_64", 64, 9, Half::none},
+    {"fp4_128", 128, 17, Half::none},  {"nvfp4_64", 64, 10, Half::none},
 };
 
 constexpr const BlockLayout &layout_of(PanelType type) { return kBlocks[static_cast<int>(type)]; }

@@ -41,20 +41,19 @@ BITSMITH_INLINE void add_run(const uint8_t *p, const FineBlock *x, size_t stride
       totals[i] = fma(product<T>(start<T>(in.negated, 0), words, in, 0, 8), splat(in.scale), totals[i]);
     }
   } else if constexpr (T::kSub == 32) {
-    const Floats scale = byte_of(T::scales(p, run / 4), run & 3);
+    const Floats scale = sub_scale<T>(p, run);
     for (int i = 0; i < rows; ++i) {
       const FineBlock &in = x[i * stride];
       const Floats sum = product<T>(start<T>(in.negated, lifted), words, in, 0, 8);
-      totals[i] = fma(sum, scale * splat(in.scale), totals[i]);
+      totals[i] = fma(sum, scale * input_scale<T>(in), totals[i]);
     }
   } else {
-    const Words scales = T::scales(p, run / 2);
-    const Floats first = byte_of(scales, 2 * (run & 1)), second = byte_of(scales, 2 * (run & 1) + 1);
+    const Floats first = sub_scale<T>(p, 2 * run), second = sub_scale<T>(p, 2 * run + 1);
     for (int i = 0; i < rows; ++i) {
       const FineBlock &in = x[i * stride];
       const Floats a = product<T>(start<T>(in.negated_16[0], lifted), words, in, 0, 4),
                    b = product<T>(start<T>(in.negated_16[1], lifted), words, in, 4, 8);
-      totals[i] = fma(fma(a, first, b * second), splat(in.scale), totals[i]);
+      totals[i] = fma(fma(a, first, b * second), input_scale<T>(in), totals[i]);
     }
   }
 }
@@ -94,7 +93,7 @@ BITSMITH_INLINE void add_block(const uint8_t *p, const uint8_t *half, const Fine
     if (lifted == 0 || has_lift<T>(lifted)) std::fill(to.totals[lifted], to.totals[lifted] + rows, Floats{});
   const FineBlock *in = x.blocks + at * kRuns;
   add_runs<T, 0>(p, in, x.block_stride, rows, to);
-  const Floats d = kScaled<T> ? T::d(p, half) * 0x1p-24f : T::d(p, half);
+  const Floats d = rest_of_scale<T>(p, half);
   Floats dmin{};
   if constexpr (T::kAffine) dmin = T::dmin(p);
   for (int i = 0; i < rows; ++i) {

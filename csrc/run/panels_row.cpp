@@ -37,36 +37,37 @@ BITSMITH_INLINE void half_products(const uint8_t *p, int run, const FineBlock &i
   }
 }
 
-// What one block of kLanes rows, with integer scales, adds to each row's sum. group: of its rows in their panel
+// What one block of kLanes rows, whose sub-blocks have scales, adds to each row's sum. sums: those of the block's 256
+// columns; group: of its rows in their panel
 template <class T>
-BITSMITH_INLINE Floats scaled_block(const uint8_t *p, const uint8_t *half, const FineBlock *x, const FineSums &sums,
+BITSMITH_INLINE Floats scaled_block(const uint8_t *p, const uint8_t *half, const FineBlock *x, const FineSums *sums,
                                     const PlaneBlock *planes, const Ahead &ahead, int group) {
+  constexpr int kRuns = layout_of(T::kType).weights / 32;
   Floats totals[8] = {};  // of the runs of each lift
 #pragma GCC unroll kUnrolled
-  for (int run = 0; run < 8; ++run) {
-    fetch<layout_of(T::kType).words>(ahead, 8 * group + run, 8 * kVectors);
+  for (int run = 0; run < kRuns; ++run) {
+    fetch<layout_of(T::kType).words>(ahead, kRuns * group + run, kRuns * kVectors);
     const FineBlock &in = x[run];
     Floats &total = totals[lift<T>(run)];
     if constexpr (T::kSub == 32) {
       const Floats sum = products<T>(p, run, in, planes);
-      total = fma(sum, byte_of(T::scales(p, run / 4), run & 3) * splat(in.scale), total);
+      total = fma(sum, sub_scale<T>(p, run) * input_scale<T>(in), total);
     } else {
-      const Words scales = T::scales(p, run / 2);
       Floats halves[2];
       half_products<T>(p, run, in, planes, halves);
-      const Floats sum = fma(halves[0], byte_of(scales, 2 * (run & 1)), halves[1] * byte_of(scales, 2 * (run & 1) + 1));
-      total = fma(sum, splat(in.scale), total);
+      const Floats sum = fma(halves[0], sub_scale<T>(p, 2 * run), halves[1] * sub_scale<T>(p, 2 * run + 1));
+      total = fma(sum, input_scale<T>(in), total);
     }
   }
 #pragma GCC unroll kUnrolled
   for (int lifted = 1; lifted < 8; ++lifted)
     if (has_lift<T>(lifted)) totals[0] = fma(totals[lifted], splat(1.0f / (1 << lifted)), totals[0]);
-  Floats total = totals[0] * (T::d(p, half) * 0x1p-24f);
-  if constexpr (T::kAffine) total -= T::dmin(p) * lows<T>(p, sums);
+  Floats total = totals[0] * rest_of_scale<T>(p, half);
+  if constexpr (T::kAffine) total -= T::dmin(p) * lows<T>(p, *sums);
   return total;
 }
 
-// The same without integer scales.
+// The same without such scales.
 template <class T>
 BITSMITH_INLINE Floats plain_block(const uint8_t *p, const uint8_t *half, const FineBlock *x, const Ahead &ahead,
                                    int group) {
@@ -109,7 +110,7 @@ void rows_of(const PanelRows &w, int first, int count, const FineRow &x, const R
         const uint8_t *words = p + 4 * kLanes * g, *halves = half + 2 * kLanes * g;
         const FineBlock *in = x.blocks + at * (layout.weights / 32);
         if constexpr (kScaled<T>)
-          sums[g] += scaled_block<T>(words, halves, in, x.sums[at],
+          sums[g] += scaled_block<T>(words, halves, in, x.sums + at,
                                      planes ? planes + at * (layout.weights / 32) : nullptr, ahead, g);
         else
           sums[g] += plain_block<T>(words, halves, in, ahead, g);

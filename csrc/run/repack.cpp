@@ -1,7 +1,10 @@
-// Codes of q3_k, q5_k and q6_k, packed anew for products.
+// Codes of q3_k, q5_k and q6_k, and scales of nvfp4, packed anew for products.
 //
 // Files split each code into lower and upper bits in different words. Here most codes lie whole in a byte, and the bits
 // that are left over hold the other codes: see `lifted` in types.h.
+//
+// A scale of nvfp4 is a byte of E4M3 without a sign, whose smallest values have no exponent. With five bits of exponent
+// all have one, and the byte is the upper bits of a float: the scale's half (levels are doubled) times 2^-116.
 #include "products.h"
 #include "types.h"
 
@@ -72,6 +75,31 @@ void each_block(int blocks, int words, uint8_t *panel, const Get &get, const Put
   }
 }
 
+struct ScaleTable {
+  uint8_t bytes[256] = {};
+  constexpr ScaleTable() {
+    for (int i = 0; i < 256; ++i) {
+      int exponent = (i >> 3 & 15) + 3, mantissa = i & 7;
+      if (exponent > 3) {
+        bytes[i] = static_cast<uint8_t>(exponent << 3 | mantissa);
+      } else if (mantissa) {
+        for (exponent = 4; mantissa < 8; --exponent) mantissa *= 2;
+        bytes[i] = static_cast<uint8_t>(exponent << 3 | (mantissa & 7));
+      }
+    }
+    bytes[0x7f] = 0;  // as ggml reads it
+  }
+};
+constexpr ScaleTable kScales;
+
+// index: the word of a block that holds the scales
+void put_scales(int blocks, int words, int index, uint8_t *panel) {
+  for (int block = 0; block < blocks; ++block) {
+    uint8_t *p = panel + (static_cast<size_t>(block) * words + index) * 64;
+    for (int i = 0; i < 64; ++i) p[i] = kScales.bytes[p[i]];
+  }
+}
+
 }  // namespace
 
 void repack(PanelType type, int blocks, uint8_t *panel) {
@@ -80,6 +108,8 @@ void repack(PanelType type, int blocks, uint8_t *panel) {
     case PanelType::q3_k: return each_block(blocks, words, panel, q3_k, put_q3_k);
     case PanelType::q5_k: return each_block(blocks, words, panel, q5_k, put_q5_k);
     case PanelType::q6_k: return each_block(blocks, words, panel, q6_k, put_q6_k);
+    case PanelType::nvfp4: return put_scales(blocks, words, 0, panel);
+    case PanelType::nvfp4_64: return put_scales(blocks, words, 1, panel);
     default: return;
   }
 }

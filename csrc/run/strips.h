@@ -56,7 +56,7 @@ void unpack(const PanelRows &w, int panel, int col, int cols, const Strip &out) 
             store(out.scales + s, d);
             if constexpr (T::kAffine) store(out.lows + s, dmin);
           } else {
-            store(out.scales + s, d * convert<Floats>(scale_of<T>(p, run * kSubs + sub)));
+            store(out.scales + s, scale_in<T>(p, d, run * kSubs + sub));
             if constexpr (T::kAffine) store(out.lows + s, dmin * convert<Floats>(min_of<T>(p, run * kSubs + sub)));
           }
         }

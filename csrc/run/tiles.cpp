@@ -82,8 +82,7 @@ void decode_panel(const PanelRows &w, int panel, int col, int cols, const Strip 
       for (int j = 0; j < 8; ++j) {
         if (j % (8 / kSubs) == 0) {
           const int sub = run * kSubs + j / 4;
-          scale = d;
-          if constexpr (kScaled<T>) scale *= convert<Floats>(scale_of<T>(p, sub));
+          scale = scale_in<T>(p, d, sub);
           low = scale * splat(-zero);
           if constexpr (T::kAffine) {
             if constexpr (kScaled<T>)

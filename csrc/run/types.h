@@ -11,6 +11,7 @@
 //   kWide     codes reach beyond 127
 //   kAffine   value = d * scale * code - dmin * min
 //   kPlain    blocks of 256 have no integer scales all the same
+//   kFloats   sub-blocks have scales of their own that are floats: `float_scale`, times 2^-116; d is one for the block
 //   kTable    codes are rounded entries of a table of 16 floats, which exact products look up (`Table`)
 //   scales    four integer scales, signed bytes; `mins` likewise, unsigned. Byte b of word i: of sub-block 4 i + b
 #pragma once
@@ -23,7 +24,7 @@
 namespace bitsmith::BITSMITH_ISA {
 
 struct NoLift {
-  static constexpr bool kTable = false, kPlain = false;
+  static constexpr bool kTable = false, kPlain = false, kFloats = false;
   static constexpr int lift(int) { return 0; }
 };
 
@@ -107,6 +108,30 @@ struct MXFP4 : NoLift {  // the scale, a power of two, is kept as bfloat16
     return look_up(kMxfp4Table, nibbles(word(p, j & 3), j > 3));
   }
   static BITSMITH_INLINE Floats d(const uint8_t *, const uint8_t *half) { return load_bfloat(half); }
+};
+
+// Codes of MXFP4, and four scales of 16 columns each in word `first`, see repack.cpp.
+template <int first>
+struct FloatScales : NoLift {
+  static constexpr int kSub = 16, kZero = 4, kBits = 5;
+  static constexpr bool kWide = false, kAffine = false, kFloats = true;
+  static BITSMITH_INLINE Words lifted(const uint8_t *p, int run, int j) {
+    return look_up(kMxfp4Table, nibbles(word(p, first + 1 + 4 * run + 2 * (j / 4) + (j & 1)), (j & 2) != 0));
+  }
+  static BITSMITH_INLINE Floats float_scale(const uint8_t *p, int sub) {
+    const Words all = word(p, first);  // five bits of exponent and three of mantissa
+    return as<Floats>((sub < 3 ? all << (20 - 8 * sub) : all >> 4) & 0x0ff00000u);
+  }
+};
+
+struct NVFP4 : FloatScales<0> {
+  static constexpr PanelType kType = PanelType::nvfp4;
+  static BITSMITH_INLINE Floats d(const uint8_t *, const uint8_t *) { return splat(1.0f); }
+};
+
+struct NVFP4_64 : FloatScales<1> {
+  static constexpr PanelType kType = PanelType::nvfp4_64;
+  static BITSMITH_INLINE Floats d(const uint8_t *p, const uint8_t *) { return real(p, 0); }
 };
 
 struct IQ4_XS : WordScale {
@@ -305,9 +330,9 @@ struct TableCodes : NoLift {
 template <class Codes, int weights>
 struct GridOf : Codes, GridBlock<Codes, weights> {};
 
-// Whether blocks of a type have integer scales.
+// Whether sub-blocks of a type have scales of their own.
 template <class T>
-constexpr bool kScaled = layout_of(T::kType).weights == 256 && !T::kPlain;
+constexpr bool kScaled = T::kFloats || (layout_of(T::kType).weights == 256 && !T::kPlain);
 
 template <class T>
 BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) {
@@ -318,6 +343,17 @@ BITSMITH_INLINE Words codes(const uint8_t *p, int run, int j) {
 template <class T>
 BITSMITH_INLINE Ints scale_of(const uint8_t *p, int sub) {
   return as<Ints>(T::scales(p, sub / 4) << (24 - 8 * (sub & 3))) >> 24;
+}
+
+// The scale of a sub-block, with that of its block: d.
+template <class T>
+BITSMITH_INLINE Floats scale_in(const uint8_t *p, Floats d, int sub) {
+  if constexpr (T::kFloats)
+    return d * (T::float_scale(p, sub) * 0x1p116f);
+  else if constexpr (kScaled<T>)
+    return d * convert<Floats>(scale_of<T>(p, sub));
+  else
+    return d;
 }
 
 template <class T>
@@ -369,6 +405,8 @@ BITSMITH_INLINE auto with_type(PanelType type, const Visit &visit) {
     case PanelType::q5_k: return visit(Q5_K{});
     case PanelType::q6_k: return visit(Q6_K{});
     case PanelType::mxfp4: return visit(MXFP4{});
+    case PanelType::nvfp4: return visit(NVFP4{});
+    case PanelType::nvfp4_64: return visit(NVFP4_64{});
     case PanelType::q1_0: return visit(Q1_0{});
     case PanelType::q2_0: return visit(Q2_0{});
     case PanelType::tq1_0: return visit(TQ1_0{});

@@ -1,4 +1,4 @@
-"""Integers by groups, NF4 and FP4 on the C++ core: packed, and as near the reference as ggml's types."""
+"""Integers by groups, NF4, FP4, NVFP4 with a tensor's scale on the C++ core: packed, near the reference."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 import bitsmith
 from bitsmith.quant.formats import get_format
+from bitsmith.quant.formats.byte_scaled import NVFP4_TENSOR
 from bitsmith.quant.rounders.nearest import nearest
 from bitsmith.quant.tensor import QuantTensor, TensorInfo
 from bitsmith.runtime.core_grids import grid_layout, grid_rows
@@ -41,11 +42,18 @@ LAYOUTS = {
     "fp4": "fp4_64",
     "fp4-g256": "fp4_128",
     "fp4-dq": "fp4_64",
+    NVFP4_TENSOR.name: "nvfp4_64",
 }
 BITS = {"int4_32": 6, "int4_64": 5, "int4_128": 4.5, "int8_32": 10, "int8_128": 8.5, "nf4_64": 4.5} | {
     "fp4_64": 4.5,
     "fp4_128": 4.25,
+    "nvfp4_64": 5,
 }
+
+
+def named(name: str) -> Any:
+    """A format; also that of other tools' NVFP4, which users cannot ask for by a name of its own."""
+    return NVFP4_TENSOR if name == NVFP4_TENSOR.name else get_format(name)
 
 
 def weights(name: str) -> Any:
@@ -57,7 +65,7 @@ def weights(name: str) -> Any:
         if w.ndim == 1:
             read[tensor] = Weight(info, lambda start, stop, w=w: w[None])
             continue
-        format: Any = get_format(name)
+        format: Any = named(name)
         if hasattr(format, "with_extent"):
             format = format.with_extent(float(w.min()), float(w.max()))
         made = QuantTensor(format, *nearest(w, format, None))
@@ -88,7 +96,7 @@ def test_every_format_on_every_instruction_set(name: str, isa: str) -> None:
 
 @pytest.mark.parametrize(("name", "layout"), LAYOUTS.items())
 def test_matrices_stay_packed(name: str, layout: str) -> None:
-    assert grid_layout(get_format(name), 256) == layout
+    assert grid_layout(named(name), 256) == layout
     matrices = [s for n, s in ((n, v.shape) for n, v in random_tensors(CONFIG).items()) if len(s) > 1]
     count = sum(rows * cols for rows, cols in matrices) - CONFIG.vocab * CONFIG.hidden  # the embedding: one row
     decoder = load_core(CONFIG, weights(name), threads=1, exact=False)
@@ -99,6 +107,7 @@ def test_formats_without_a_layout_are_decoded() -> None:
     assert grid_layout(get_format("fp8"), 256) is None
     assert grid_layout(get_format("int4-channel"), 48) is None
     assert grid_layout(get_format("int4-g32"), 96) == "int4_32"
+    assert grid_layout(NVFP4_TENSOR, 96) is None
     read = weights("fp8")
     decoder = load_core(CONFIG, read, threads=1, exact=True)
     assert decoder.token_bytes > 4 * CONFIG.vocab * CONFIG.hidden
@@ -115,7 +124,11 @@ def test_rows_hold_scale_offset_and_codes() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["native/int4", "native/nf4", "bnb/fp4", "bnb/nf4-dq", "gptq/int4", "awq/int4", "compressed/w4a16"]
+    "target",
+    [
+        *("native/int4", "native/nf4", "bnb/fp4", "bnb/nf4-dq", "gptq/int4", "awq/int4", "compressed/w4a16"),
+        *("compressed/nvfp4", "modelopt/nvfp4a16", "mlx/nvfp4"),
+    ],
 )
 def test_files_run_packed(target: str, tmp_path: Path) -> None:
     made = bitsmith.quantize("reference", to=target, out=tmp_path / "made", group_size=None)
@@ -126,7 +139,7 @@ def test_files_run_packed(target: str, tmp_path: Path) -> None:
     assert int8.token_bytes < 1.2 * made.size
 
 
-@pytest.mark.parametrize("name", ["q4_k", "q6_k", "q8_0", "q2_k"])
+@pytest.mark.parametrize("name", ["q4_k", "q6_k", "q8_0", "q2_k", "nvfp4"])
 def test_ggml_formats_in_other_folders_stay_packed(name: str, tmp_path: Path) -> None:
     made = bitsmith.quantize("reference", to=f"native/{name}", out=tmp_path / "made")
     int8, reference = (bitsmith.load(made.out, kernel=kernel) for kernel in ("int8", "torch"))

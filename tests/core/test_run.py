@@ -178,7 +178,26 @@ def test_every_layout_on_every_instruction_set(layout: str, isa: str, folder: Pa
         )
 
 
-@pytest.mark.parametrize("layout", ["q4_0", "q6_k", "f16", "f32"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_scale_byte_of_nvfp4(isa: str, folder: Path) -> None:
+    """One row, rows that share an unpacking, many rows, and rows that are not rounded: inputs of one column each."""
+    tensors: dict[str, Any] = dict(random_tensors(CONFIG).items())
+    blocks = np.full((CONFIG.vocab, 4, 36), 0x97, np.uint8)  # codes 7 and 9: 6 and -0.5
+    blocks[..., :4] = (np.arange(CONFIG.vocab * 16) % 256).reshape(-1, 4, 4)
+    name = "output.weight"
+    tensors[name] = Stored("nvfp4", (CONFIG.vocab, CONFIG.hidden), blocks.reshape(CONFIG.vocab, -1))
+    write_gguf(folder / "scales.gguf", {}, tensors)
+    source = GgufSource(folder / "scales.gguf")
+    w = np.asarray(Weight.of(source, name).rows(0, CONFIG.vocab), np.float64)
+    hidden = np.eye(CONFIG.hidden, dtype=np.float32)[::8]  # both columns of each sub-block
+    for exact in (True, False):
+        decoder = on_core(CONFIG, source, exact=exact, isa=isa)
+        for rows in (hidden[:1], hidden, np.tile(hidden, (3, 1))):
+            expected = np.asarray(decoder.normed(rows), np.float64) @ w.T
+            np.testing.assert_allclose(decoder.logits(rows), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("layout", ["q4_0", "q6_k", "nvfp4", "f16", "f32"])
 def test_the_way_of_reading_changes_no_result(layout: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = source_of(CONFIG, layout, folder)
     module = core()
@@ -266,8 +285,9 @@ def test_few_sequences_share_a_step_and_change_no_bit(layout: str, fine: bool, f
         np.testing.assert_array_equal(together, np.concatenate([steps[i] for steps in alone]))
 
 
-def test_threads_do_not_change_a_bit(folder: Path) -> None:
-    source = source_of(CONFIG, "q4_k", folder)
+@pytest.mark.parametrize("layout", ["q4_k", "nvfp4"])
+def test_threads_do_not_change_a_bit(layout: str, folder: Path) -> None:
+    source = source_of(CONFIG, layout, folder)
     for exact in (True, False):
         one, *others = (on_core(CONFIG, source, threads=threads, exact=exact) for threads in (1, 2, 7))
         for other in others:
@@ -359,8 +379,9 @@ def test_a_file_that_shrinks_is_named(tmp_path: Path) -> None:
         on_core(CONFIG, source)
 
 
-def test_matrices_are_as_large_as_in_the_file(folder: Path) -> None:
-    source = source_of(CONFIG, "q4_k", folder)
+@pytest.mark.parametrize("layout", ["q4_k", "nvfp4"])
+def test_matrices_are_as_large_as_in_the_file(layout: str, folder: Path) -> None:
+    source = source_of(CONFIG, layout, folder)
     linears = [info for name, info in source.tensors.items() if len(info.shape) > 1 and name != "token_embd.weight"]
     row = source.tensors["token_embd.weight"].nbytes // CONFIG.vocab
     assert on_core(CONFIG, source).token_bytes == sum(info.nbytes for info in linears) + row
