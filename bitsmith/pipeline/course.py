@@ -140,7 +140,8 @@ class Course:
 
     def _told(self, progress: Progress, stage: _Stage, now: _Mark) -> Progress:
         """The report, with the time that is left of the run."""
-        left = max(stage.began.clock + stage.seconds - now.clock, 0.0) + self._behind * stage.seconds
+        least = stage.seconds * max(progress.total - progress.done - 1, 0) / progress.total  # of blocks that wait
+        left = max(stage.began.clock + stage.seconds - now.clock, least) + self._behind * stage.seconds
         said = f"{human_seconds(left)} left" + (" in all" if self._behind else "")
         return replace(progress, detail=f"{progress.detail}, {said}".removeprefix(", "), left=left)
 
