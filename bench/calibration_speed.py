@@ -85,6 +85,7 @@ class Bench:
         if args.autoround_python and (name, seed) not in done:
             steps = ["--iterations", str(args.iterations)]
             steps += ["--gguf", args.autoround_gguf] if args.autoround_gguf else []
+            steps += ["--blocks", str(args.blocks)] if args.blocks else []
             self._peer(name, args.autoround_python, "autoround_driver.py", steps, seed)
         if (args.imatrix or args.llama_cpp) and ("imatrix", seed) not in done:
             out = self.work / "ours.gguf"
@@ -104,12 +105,20 @@ class Bench:
     def _threads(self) -> list[str]:
         return ["--threads", str(self.args.threads)] if self.args.threads else []
 
+    def _others(self) -> list[str]:
+        """A rule that leaves the blocks behind the first ones as they are, if that is wanted."""
+        if not self.args.blocks:
+            return []
+        layers = json.loads((self.folder / "config.json").read_text())["num_hidden_layers"]
+        left = "|".join(map(str, range(self.args.blocks, layers)))
+        return ["--rule", rf"layers\.({left})\.=bf16"]
+
     def _ours(self, name: str, seed: int) -> None:
         to, method, effort = OURS[name]
         to = to.format(bits=self.args.bits, group=self.args.group_size)
         how = ["--method", method, *(["--effort", effort] if effort else [])]
         out = self.work / f"{name.replace(' ', '-')}-{seed}{'' if '/' in to else '.gguf'}"
-        end = [*self._threads(), "--out", str(out), "--quiet"]
+        end = [*self._others(), *self._threads(), "--out", str(out), "--quiet"]
         command = [*self._bitsmith("quantize"), "--to", to, *how, *self._size(seed), *end]
         self._add(self._timed(name, seed, command), out)
 
@@ -183,6 +192,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--autoround-python", metavar="PATH", help="a Python that has auto-round")
     parser.add_argument("--autoround-gguf", metavar="MIX", help="AutoRound writes a GGUF file: q2_k_s ...")
     parser.add_argument("--iterations", type=int, default=200, help="of AutoRound, for each block")
+    parser.add_argument("--blocks", type=int, help="round the first blocks alone, by ours and AutoRound")
     parser.add_argument("--llama-cpp", type=Path, metavar="DIR", help="folder of llama-imatrix")
     parser.add_argument("--characters", type=float, default=5.0, help="of the text for each token (default: 5)")
     parser.add_argument("--held-out", type=Path, help="UTF-8 text on which files are measured")

@@ -34,6 +34,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--gguf", metavar="MIX", help="a GGUF file in this mix: q2_k_s ...")
     parser.add_argument("--alg-ext", action="store_true", help="what the tool recommends for GGUF")
     parser.add_argument("--iterations", type=int, default=200, help="a block")
+    parser.add_argument("--blocks", type=int, help="quantize the first blocks alone (default: all)")
     parser.add_argument("--calibration", type=Path, required=True, help="UTF-8 text")
     parser.add_argument("--tokens", type=int, default=65536)
     parser.add_argument("--context", type=int, default=256)
@@ -69,10 +70,12 @@ def main() -> None:
     rows = calibration_windows(tokenizer, args.calibration, args.tokens, args.context, args.seed)
     made = args.out.with_name(f"{args.out.name}-made")  # the tool adds a folder of its own naming
     integers = {"bits": args.bits, "group_size": args.group_size, "sym": not args.asym}
+    left = range(model.config.num_hidden_layers)[args.blocks :] if args.blocks else ()
     AutoRound(
         model,
         tokenizer,
         **({"scheme": f"gguf:{args.gguf}"} if args.gguf else integers),
+        ignore_layers=",".join(f"model.layers.{layer}." for layer in left),
         enable_alg_ext=args.alg_ext,
         iters=args.iterations,
         nsamples=len(rows),

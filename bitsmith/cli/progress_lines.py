@@ -27,6 +27,7 @@ class ProgressLines:
         self._ended: Progress | None = None  # the end of a stage that a line has told
         self._begun: dict[str, tuple[float, int]] = {}  # stage -> when it began, and what was done then
         self._moved: dict[str, tuple[float, int]] = {}  # stage -> the same for the last step that ended
+        self._told = now()  # when the latest report came
         self._lines = 0
         self._due = now() + FIRST
 
@@ -37,7 +38,7 @@ class ProgressLines:
             self._begun[progress.stage] = self._moved[progress.stage] = self._now(), progress.done
         if progress.done != self._moved[progress.stage][1]:
             self._moved[progress.stage] = self._now(), progress.done
-        self._latest = progress
+        self._latest, self._told = progress, self._now()
         self.tick()
 
     def tick(self) -> float:
@@ -66,7 +67,12 @@ class ProgressLines:
         return " ".join(words)
 
     def _left(self, progress: Progress) -> float | None:
-        """Seconds left, if they can be told: by the steps that ended, less what the present one has taken so far."""
+        """Seconds left, if they can be told: the run's own figure, or by the steps that ended of this stage.
+
+        What has passed since the report, or since the last step, is taken off.
+        """
+        if progress.left is not None:
+            return max(progress.left - (self._now() - self._told), 0.0)
         since, before = self._begun.get(progress.stage, (self._now(), progress.done))
         ended, _ = self._moved.get(progress.stage, (since, before))
         gone, missing = progress.done - before, progress.total - progress.done

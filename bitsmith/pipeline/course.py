@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from bitsmith.calibration.need import Need
 from bitsmith.errors import ResourceError
+from bitsmith.pipeline.phases import Phase
 from bitsmith.pipeline.result import Quantized
 from bitsmith.system.pressure import MemoryNow, Room, is_shortage, memory_now
 from bitsmith.system.progress import Progress, Report
@@ -72,9 +73,13 @@ class Course:
     It raises ResourceError there if the memory of the other blocks would not be free.
     """
 
-    def __init__(self, report: Report, need: Need, refusal: Refusal, *, force: bool = False) -> None:
-        """force: whether the run goes on whatever it needs"""
+    def __init__(
+        self, report: Report, need: Need, refusal: Refusal, *, phases: Sequence[Phase] = (), force: bool = False
+    ) -> None:
+        """phases: stages that follow each other, so that the time left is the run's; force: go on whatever it needs"""
         self._report, self._need, self._refusal, self._force = report, need, refusal, force
+        self._phases = tuple(phases)  # those that have not begun
+        self._behind = 0.0  # expected time of the phases behind the present stage, in times of this stage
         self._stages: dict[str, _Stage] = {}
         self.corrected: dict[str, Corrected] = {}
         self.latest: Progress | None = None
@@ -105,6 +110,7 @@ class Course:
         if stage is None or progress.done < max(stage.began.done, stage.done):  # the first, or that of the next output
             self._stages[progress.stage] = _Stage(now)
             self.corrected.pop(progress.stage, None)
+            self._enter(progress.stage)
             return progress
         if progress.done in (stage.began.done, progress.total):
             return progress
@@ -122,11 +128,22 @@ class Course:
             )
         return self._told(progress, stage, now)
 
-    @staticmethod
-    def _told(progress: Progress, stage: _Stage, now: _Mark) -> Progress:
-        """The report, with the time that is left."""
-        left = max(stage.began.clock + stage.seconds - now.clock, 0.0)
-        return replace(progress, detail=f"{progress.detail}, {human_seconds(left)} left".removeprefix(", "))
+    def _enter(self, stage: str) -> None:
+        """Begin a stage: look up how long the phases behind it take beside it."""
+        self._behind = 0.0
+        for at, phase in enumerate(self._phases):
+            if phase.stage == stage:
+                self._phases = self._phases[at + 1 :]
+                if phase.seconds > 0:
+                    self._behind = sum(each.seconds for each in self._phases) / phase.seconds
+                return
+
+    def _told(self, progress: Progress, stage: _Stage, now: _Mark) -> Progress:
+        """The report, with the time that is left of the run."""
+        least = stage.seconds * max(progress.total - progress.done - 1, 0) / progress.total  # of blocks that wait
+        left = max(stage.began.clock + stage.seconds - now.clock, least) + self._behind * stage.seconds
+        said = f"{human_seconds(left)} left" + (" in all" if self._behind else "")
+        return replace(progress, detail=f"{progress.detail}, {said}".removeprefix(", "), left=left)
 
     def _check(self, stage: str) -> int:
         """The peak that is expected after a stage's first block. Raises ResourceError if it would not be free."""

@@ -206,7 +206,7 @@ def outputs_of(
             if len(targets) == 1:
                 raise
             raise error.at(f"--to={quoted(target)}") from error
-        warnings = (*_of_calibration(assignment, own), *_unused(assignment, config, method))
+        warnings = (*_of_calibration(assignment, own, method), *_unused(assignment, config, method))
         link = given if path != given else None
         found.append(Output(path, assignment, method, effort, own, device, config.memory_bytes, warnings, link))
     _check_distinct([str(each.assignment.target) for each in found])
@@ -252,11 +252,18 @@ def rounds_nothing(checkpoint: Checkpoint, target: Target, config: QuantizeConfi
         return False
 
 
-def _of_calibration(assignment: Assignment, prepared: Prepared | None) -> Iterator[str]:
+def _of_calibration(assignment: Assignment, prepared: Prepared | None, method: Method) -> Iterator[str]:
     """Warnings of the calibration for one output."""
     if prepared is None:
         return
     yield from prepared.warnings
+    tokens = prepared.record.tokens
+    widest = max((each.info.shape[-1] for each in assignment.tensors if each.format is not None), default=0)
+    if method.row.needs_text and tokens < widest:
+        yield (
+            f"{tokens:,} tokens are fewer than the {widest:,} columns of the widest matrix: codes fit this text by "
+            "chance, so the error on it is too low; with more text the file loses less"
+        )
     if prepared.ready is not None:
         _check_needs(assignment, prepared.ready)
         yield from prepared.ready.without(each for each in assignment.tensors if each.format is not None)

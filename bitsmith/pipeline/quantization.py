@@ -28,6 +28,7 @@ from bitsmith.pipeline.outputs import (
     rounds_nothing,
     with_importance,
 )
+from bitsmith.pipeline.phases import phases_of
 from bitsmith.pipeline.preflight import check, need_of, refusal, with_needs, with_warning
 from bitsmith.pipeline.recipes import AppliedRecipe
 from bitsmith.pipeline.result import Quantized
@@ -260,7 +261,8 @@ class _Run:
             prepared = prepared.read(threads=threads, work=kept.folders[0], report=report)
         resources = Resources(config.memory_bytes, threads, self.outputs[0].device)
         work = Work(prepared, resources, threads, reservation, kept, spread)
-        course = Course(report, self.need, partial(refusal, self.outputs), force=config.force)
+        phases = phases_of(self.outputs) if spread is None else ()
+        course = Course(report, self.need, partial(refusal, self.outputs), phases=phases, force=config.force)
         with naming_step(course):
             made = make_all(self.outputs, self.expected, work, report=course, on_done=on_done)
         if spread is not None:

@@ -14,6 +14,7 @@ class Progress:
     done, total: in `unit`s
     unit: "weights", "B" (bytes), "layers", "windows"
     detail: the present tensor or file
+    left: seconds until the whole run ends, where that is known; None: not known
     """
 
     stage: str
@@ -21,6 +22,7 @@ class Progress:
     total: int
     unit: str
     detail: str = ""
+    left: float | None = None
 
 
 Report = Callable[[Progress], None]

@@ -31,7 +31,7 @@ from bitsmith.quant.tensor import QuantTensor
 from tests.calibration.test_imatrix import write
 from tests.cli.command import Command
 from tests.gguf_files import write_gguf
-from tests.tiny import CONFIG, HIDDEN, make_folder, weights
+from tests.tiny import CONFIG, HIDDEN, INNER, make_folder, weights
 
 LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 WORDS = {"calibration": "default", "calibration_tokens": 640, "calibration_context": 64, "method": "nearest"}
@@ -215,6 +215,15 @@ def test_the_importance_of_another_model(
     other = edited(imatrix, tmp_path / "other.gguf", changes)
     with pytest.raises(FileError, match=rf"other\.gguf.*{named}.*another model"):
         bitsmith.quantize(tiny, to="q4_0", out=tmp_path / "x.gguf", calibration=str(other), dry_run=True)
+
+
+@pytest.mark.parametrize(("method", "tokens", "told"), [("gptq", 16, 1), ("gptq", 512, 0), ("nearest", 16, 0)])
+def test_fewer_tokens_than_columns_are_told(tiny: Path, tmp_path: Path, method: str, tokens: int, told: int) -> None:
+    words = {"calibration_tokens": tokens, "calibration_context": 16, "group_size": 32, "dry_run": True}
+    words["calibration"] = "default"
+    planned = bitsmith.quantize(tiny, to="gptq/int4", out=tmp_path / "x", method=method, **words)
+    said = f"{tokens} tokens are fewer than the {INNER} columns of the widest matrix"
+    assert len([each for each in planned.warnings if each.startswith(said)]) == told
 
 
 def test_what_a_file_leaves_out_is_told(tiny: Path, tmp_path: Path, imatrix: Path) -> None:

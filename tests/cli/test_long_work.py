@@ -69,6 +69,17 @@ def test_a_line(progress: Progress, line: str) -> None:
     assert ProgressLines(print, Clock()).line(progress) == line
 
 
+def test_the_time_left_that_a_run_knows_is_told() -> None:
+    clock, written = Clock(), list[str]()
+    lines = ProgressLines(written.append, clock)
+    lines(Progress("calibrate", 0, 4, "blocks"))
+    clock.now += 10
+    lines(Progress("calibrate", 1, 4, "blocks", left=75.0))
+    clock.now += 10
+    lines.tick()
+    assert [line.rpartition(", ")[2] for line in written] == ["about 75 s left\n", "about 65 s left\n"]
+
+
 def test_stages_that_take_turns_keep_their_time_left() -> None:
     clock, written = Clock(), []
     lines = ProgressLines(written.append, clock)

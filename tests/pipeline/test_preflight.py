@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ import bitsmith
 from bitsmith.calibration import need as calibration_need
 from bitsmith.calibration.need import Need
 from bitsmith.errors import ResourceError
-from bitsmith.pipeline import course, preflight
+from bitsmith.pipeline import course, preflight, quantization
 from bitsmith.pipeline.course import Course
+from bitsmith.pipeline.outputs import Output
+from bitsmith.pipeline.phases import Phase, phases_of
 from bitsmith.system.pressure import MemoryNow, Room, memory_now
 from bitsmith.system.progress import Progress, silent
 
@@ -140,6 +143,54 @@ def test_the_first_block_corrects(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [each.detail for each in told] == [
         *("block 0", "block 1, 9.0 s left", "block 2, 4.0 s left", "block 3, 2.5 s left")
     ]
+
+
+def test_the_time_left_is_that_of_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two stages the second is expected to take one and a half times as long as the first."""
+    clock = iter([100.0, 102.0, 104.0, 108.0, 110.0, 113.0])
+    monkeypatch.setattr(course.time, "monotonic", lambda: next(clock))
+    only(monkeypatch, 1 << 40)
+    told: list[Progress] = []
+    phases = (Phase("calibrate", 20.0), Phase("gptq", 30.0))
+    run = Course(told.append, Need(120, 0, 1, memory_now()), lambda need, found: "no", phases=phases)
+    for done in (0, 1, 2, 4):
+        run(Progress("calibrate", done, 4, "blocks"))
+    for done in (0, 1):
+        run(blocks(done))
+    assert [each.left for each in told] == [None, 6.0 + 12.0, 4.0 + 12.0, None, None, 9.0]
+    assert [each.detail for each in told][1:3] == ["18 s left in all", "16 s left in all"]
+    assert told[-1].detail == "block 1, 9.0 s left"
+
+
+@pytest.mark.parametrize(
+    ("method", "to", "stages"),
+    [
+        ("gptq", "gptq/int4", ["gptq"]),
+        ("awq+gptq", "gptq/int4", ["calibrate", "gptq"]),
+        ("awq", "gptq/int4", ["calibrate", "nearest"]),
+        ("nearest", "gptq/int4", []),
+    ],
+)
+def test_the_phases_are_the_stages_that_a_run_reports(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, to: str, stages: list[str]
+) -> None:
+    pytest.importorskip("torch")
+    known: list[str] = []
+
+    def kept(outputs: Sequence[Output]) -> tuple[Phase, ...]:
+        found = phases_of(outputs)
+        assert all(phase.seconds > 0 for phase in found)
+        known.extend(phase.stage for phase in found)
+        return found
+
+    monkeypatch.setattr(quantization, "phases_of", kept)
+    reported: list[Progress] = []
+    words = {**CALIBRATED, "to": to, "method": method, "calibration_tokens": 256, "calibration_context": 64}
+    words["calibration"] = "default"
+    bitsmith.quantize(tiny, out=tmp_path / "x", report=reported.append, **words)
+    assert known == stages
+    seen = dict.fromkeys(each.stage for each in reported if each.unit == "blocks")
+    assert [stage for stage in seen if stage in stages] == stages
 
 
 def test_a_stage_that_begins_again_is_that_of_the_next_output(monkeypatch: pytest.MonkeyPatch) -> None:
