@@ -18,6 +18,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <ctime>
 #include <iterator>
 #include <random>
@@ -25,6 +26,7 @@
 #include <thread>
 #include <vector>
 
+#include "run/buffer.h"
 #include "run/panels_row.cpp"
 #include "run/read.cpp"
 #include "run/reading.h"
@@ -81,8 +83,9 @@ int main(int argc, char **argv) {
   for (int type = 0; type < kPanelTypes; ++type) {
     const std::string name = kBlocks[type].name;
     if (!wanted.empty() && wanted.find("," + name + ",") == std::string::npos) continue;
-    std::vector<uint32_t> own = words;
-    auto *data = reinterpret_cast<uint8_t *>(own.data());
+    Buffer own(4 * words.size());  // in large pages, as the weights of a model
+    uint8_t *data = own.data();
+    std::memcpy(data, words.data(), own.size());
     const PanelRows w{static_cast<PanelType>(type), data, kCols};
     const int part = static_cast<int>(bytes / w.panel_bytes() / threads), panels = part * threads;
     const size_t share = part * w.panel_bytes(), size = share * threads;

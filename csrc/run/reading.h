@@ -10,7 +10,8 @@ namespace bitsmith {
 
 // The first is taken where nothing was measured.
 constexpr Reading kReadings[] = {
-    {2048, 8192, 1}, {2048, 8192, 2}, {1024, 4096, 1}, {1024, 3072, 1}, {16384, 16384, 4}, {0, 0, 1}, {0, 0, 4},
+    {2048, 8192, 1},   {2048, 8192, 2}, {1024, 4096, 1}, {1024, 3072, 1},
+    {16384, 16384, 4}, {0, 0, 1},       {0, 0, 4},       {4096, 16384, 1},
 };
 
 // Groups of 16 rows of the next piece of a product with a single row, of those that are left. It waits for memory,
