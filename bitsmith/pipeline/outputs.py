@@ -103,9 +103,8 @@ class Output:
             seconds += expected_seconds(plan, threads, importance=weighted)
         fast = None
         if seconds > LONG_SECONDS and self.method.needs_text and not self.method.transform:
-            fast = self._cost(Method("nearest"), "fast", threads).seconds + expected_seconds(
-                plan, threads, importance=weighted
-            )
+            fast = self._cost(Method("nearest"), "fast", threads).seconds
+            fast += expected_seconds(plan, threads, importance=weighted)
         return replace(
             found,
             threads=threads,
@@ -165,20 +164,28 @@ class Output:
             size += 5 * rounded + kept_bytes(self.training.tokens, config.hidden)  # float32 weights and codes
         return size
 
-    def _cost(self, method: Method, effort: str, threads: int) -> Cost:
-        """Cost of the calibration with a method."""
+    def rounds_embedding(self, method: Method) -> bool:
+        """Whether a method rounds the embedding of this output by its inputs."""
+        return calibrates_embedding(embedding_format(self.assignment.tensors), method)
+
+    def calibration_cost(self, method: Method, effort: str, threads: int, *, table: bool) -> Cost:
+        """Cost of the calibration alone; nothing without a text. table: whether the embedding is rounded too"""
         if self.prepared is None or self.prepared.request is None:
             return Cost(0.0, 0)
         record, config = self.prepared.record, self.assignment.checkpoint.config
         fine = all(format.bits >= FINE_BITS for format in self.assignment.formats)
-        rounded = calibrates_embedding(embedding_format(self.assignment.tensors), method)
-        cost = calibration_cost(config, method, effort, record, fine=fine, table=rounded, memory=self.memory)
+        cost = calibration_cost(config, method, effort, record, fine=fine, table=table, memory=self.memory)
         searched = search_seconds(self.assignment.tensors, method, effort, threads)
-        cost = replace(cost, seconds=cost.seconds + searched)
-        if self.training is None or method != self.method:
+        return replace(cost, seconds=cost.seconds + searched)
+
+    def _cost(self, method: Method, effort: str, threads: int) -> Cost:
+        """Cost of the calibration with a method, and of the training after it."""
+        cost = self.calibration_cost(method, effort, threads, table=self.rounds_embedding(method))
+        if self.prepared is None or self.prepared.request is None or self.training is None or method != self.method:
             return cost
-        taught = config if self.teacher is None else self.teacher.config
-        further = training_cost(config, self.training, record.context, teacher=taught)
+        taught = (self.assignment.checkpoint if self.teacher is None else self.teacher).config
+        context = self.prepared.record.context
+        further = training_cost(self.assignment.checkpoint.config, self.training, context, teacher=taught)
         seconds = further.seconds + (cost.seconds if self.start is None else 0.0)
         return replace(cost, seconds=seconds, memory=cost.memory + further.memory)
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bitsmith.calibration.cost import calibration_cost
-from bitsmith.calibration.method import FINE_BITS, Method
-from bitsmith.calibration.work import calibrates_embedding, embedding_format
+from bitsmith.calibration.method import Method
 from bitsmith.pipeline.outputs import Output
 
 
@@ -19,24 +17,20 @@ class Phase:
     seconds: float
 
 
-def phases_of(outputs: Sequence[Output]) -> tuple[Phase, ...]:
+def phases_of(outputs: Sequence[Output], threads: int) -> tuple[Phase, ...]:
     """The phases of a run, in order; none if it has several outputs, or is not rounded block by block only."""
     if len(outputs) != 1:
         return ()
     (output,) = outputs
     if output.prepared is None or not output.method.needs_text or output.training is not None:
         return ()
-    record, config = output.prepared.record, output.assignment.checkpoint.config
-    fine = all(format.bits >= FINE_BITS for format in output.assignment.formats)
 
     def seconds(method: Method, table: bool = False) -> float:
-        return calibration_cost(
-            config, method, output.effort, record, fine=fine, table=table, memory=output.memory
-        ).seconds
+        return output.calibration_cost(method, output.effort, threads, table=table).seconds
 
     alone = Method(output.method.rounder)
     rounding = seconds(alone)
     found = [Phase("calibrate", seconds(output.method) - rounding)] if output.method.transform else []
-    if config.tied and calibrates_embedding(embedding_format(output.assignment.tensors), output.method):
+    if output.assignment.checkpoint.config.tied and output.rounds_embedding(output.method):
         found.append(Phase("calibrate", seconds(alone, table=True) - rounding))
     return (*found, Phase(output.method.rounder, rounding))

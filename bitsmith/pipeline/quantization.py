@@ -261,7 +261,7 @@ class _Run:
             prepared = prepared.read(threads=threads, work=kept.folders[0], report=report)
         resources = Resources(config.memory_bytes, threads, self.outputs[0].device)
         work = Work(prepared, resources, threads, reservation, kept, spread)
-        phases = phases_of(self.outputs) if spread is None else ()
+        phases = phases_of(self.outputs, threads) if spread is None else ()
         course = Course(report, self.need, partial(refusal, self.outputs), phases=phases, force=config.force)
         with naming_step(course):
             made = make_all(self.outputs, self.expected, work, report=course, on_done=on_done)

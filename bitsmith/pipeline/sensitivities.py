@@ -190,14 +190,8 @@ def sensitivities_of(
         report(Progress("sensitivity", 0, counts[0], "windows", about and f"about {about}"))
         rounding = WeightedRounding()
         if prepared is not None:
-            rounding = calibrated(
-                checkpoint,
-                replace(text, tokens=texts.calibration),
-                importance=prepared.ready,
-                gptq=gptq,
-                resources=resources,
-                report=report,
-            )
+            seen, ready = replace(text, tokens=texts.calibration), prepared.ready
+            rounding = calibrated(checkpoint, seen, importance=ready, gptq=gptq, resources=resources, report=report)
         return Measuring(checkpoint, units, texts, rounding, resources, report)
 
     return Sensitivities(allocatable, measuring, Kept(key))

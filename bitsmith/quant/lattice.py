@@ -117,11 +117,9 @@ class _Blocks:
         """x: float32 [blocks, block]"""
         wide = x.astype(np.float64)
         mantissa, exponent = np.frexp(wide)
-        exponent = exponent - _SIGNIFICANT[precision.name]
-        half = np.ldexp(0.5, np.maximum(exponent, _SMALLEST[precision.name]))  # of a step of the precision
-        inner = np.where(
-            np.abs(mantissa) == 0.5, np.ldexp(0.25, np.maximum(exponent, _SMALLEST[precision.name] + 1)), half
-        )
+        exponent, smallest = exponent - _SIGNIFICANT[precision.name], _SMALLEST[precision.name]
+        half = np.ldexp(0.5, np.maximum(exponent, smallest))  # of a step of the precision
+        inner = np.where(np.abs(mantissa) == 0.5, np.ldexp(0.25, np.maximum(exponent, smallest + 1)), half)
         return cls(
             wide, wide - np.where(wide > 0, inner, half), wide + np.where(wide < 0, inner, half), format, precision
         )
@@ -247,9 +245,8 @@ def _with_free_offset(blocks: _Blocks, steps: float) -> Iterator[_Try]:
     yield _Try(slope, middle - slope * mean)
     at = x.argmin(axis=1)[:, None]
     low, high = (np.take_along_axis(each, at, axis=1)[:, 0] for each in (blocks.low, blocks.high))
-    for share in (
-        _SHARES if blocks.precision.name == "bfloat16" else (0.5,)
-    ):  # offsets are more precise than the weights
+    coarse = blocks.precision.name == "bfloat16"  # offsets are more precise than such weights
+    for share in _SHARES if coarse else (0.5,):
         offset = low + (high - low) * share
         moved = replace(blocks, low=blocks.low - offset[:, None], high=blocks.high - offset[:, None])
         yield _Try(moved.scale(levels), offset)

@@ -177,8 +177,8 @@ def test_the_phases_are_the_stages_that_a_run_reports(
     pytest.importorskip("torch")
     known: list[str] = []
 
-    def kept(outputs: Sequence[Output]) -> tuple[Phase, ...]:
-        found = phases_of(outputs)
+    def kept(outputs: Sequence[Output], threads: int) -> tuple[Phase, ...]:
+        found = phases_of(outputs, threads)
         assert all(phase.seconds > 0 for phase in found)
         known.extend(phase.stage for phase in found)
         return found

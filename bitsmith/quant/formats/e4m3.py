@@ -6,10 +6,16 @@ import numpy as np
 
 
 def e4m3_values() -> np.ndarray:
-    """float32 [256]: of each byte. A sign, four bits of exponent (bias 7), three of mantissa; 0x7F and 0xFF are NaN."""
-    byte = np.arange(256)
-    exponent, mantissa = byte >> 3 & 15, byte & 7
-    magnitude = np.where(exponent > 0, np.ldexp(8.0 + mantissa, exponent - 10), np.ldexp(1.0 * mantissa, -9))
-    values: np.ndarray = np.where(byte & 0x80, -magnitude, magnitude).astype(np.float32)
+    """float32 [256]: of each byte, whose first bit is the sign; 0x7F and 0xFF are NaN."""
+    values = e4m3_magnitudes()
+    values[0x80:] *= -1
     values[[0x7F, 0xFF]] = np.nan
     return values
+
+
+def e4m3_magnitudes() -> np.ndarray:
+    """float32 [256]: of each byte by its four bits of exponent (bias 7) and three of mantissa; 480 in place of NaN."""
+    exponent, mantissa = np.arange(256) >> 3 & 15, np.arange(256) & 7
+    normal, small = np.ldexp(8.0 + mantissa, exponent - 10), np.ldexp(1.0 * mantissa, -9)
+    found: np.ndarray = np.where(exponent > 0, normal, small).astype(np.float32)
+    return found

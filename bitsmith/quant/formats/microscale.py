@@ -14,6 +14,7 @@ from array_api_compat import array_namespace, device
 
 from bitsmith.quant.formats.base import Params, StoredScales
 from bitsmith.quant.formats.core_fit import Search, fitted
+from bitsmith.quant.formats.e4m3 import e4m3_magnitudes
 from bitsmith.quant.formats.precision import UINT8
 from bitsmith.quant.grid import Array, Grid
 from bitsmith.quant.scale_search import Levels, fit_chunks, grid_error
@@ -33,11 +34,7 @@ def _half_ue4m3() -> np.ndarray:
 
     Bytes 0x80..0xff have the values of 0x00..0x7f. 0x7f is NaN in E4M3 and 0 here, as in ggml, but 0xff is 480 / 2.
     """
-    byte = np.arange(256)
-    exponent, mantissa = (byte >> 3) & 15, byte & 7
-    small = np.ldexp(mantissa.astype(np.float32), -9)
-    normal = np.ldexp((1.0 + mantissa / 8.0).astype(np.float32), exponent - 7)
-    values = np.where(exponent == 0, small, normal).astype(np.float32) * np.float32(0.5)
+    values = e4m3_magnitudes() * np.float32(0.5)
     values[0x7F] = 0.0
     return values
 
